@@ -1,0 +1,53 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs, once.
+#
+#   PYTHON   interpreter to build the virtual environment with (3.11 or 3.12)
+#   DEVICE   cpu | cuda | auto: which vLLM to install; auto looks for a GPU
+
+PYTHON ?= python3
+DEVICE ?= auto
+VENV   ?= .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+FLAVOUR := $(if $(filter auto,$(DEVICE)),$(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu),$(DEVICE))
+STAMP  := $(VENV)/.installed-$(FLAVOUR)
+SHELL  := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lint types fast slow wheel gpu-check clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(STAMP)  ## virtual environment with pinned dependencies
+
+$(STAMP): pyproject.toml requirements/cpu.lock requirements/dev.lock scripts/setup.sh
+	@PYTHON=$(PYTHON) VENV=$(VENV) FLAVOUR=$(FLAVOUR) bash scripts/setup.sh
+	@touch $@
+
+demo: $(STAMP)  ## train the embedded toy model with the whole system (a few minutes on 2 cores)
+	@$(BIN)/python -m fr3e_async.main config=configs/toy.yaml $(ARGS)
+
+test: $(STAMP)  ## all tests: fast ones, real engines, and the end-to-end run
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## what every commit passes: format, lint, types, fast tests
+	@$(BIN)/ruff format --check fr3e_async tests benchmarks
+	@$(BIN)/ruff check fr3e_async tests benchmarks
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -m "not slow and not engine and not ray" $(ARGS)
+
+format: $(STAMP)  ## rewrite files in the house format
+	@$(BIN)/ruff format fr3e_async tests benchmarks
+	@$(BIN)/ruff check --fix fr3e_async tests benchmarks
+
+fast: $(STAMP)  ## fast tests only
+	@$(BIN)/python -m pytest -m "not slow and not engine and not ray" $(ARGS)
+
+slow: $(STAMP)  ## the tests that `check` leaves out
+	@$(BIN)/python -m pytest -m "slow or engine or ray" $(ARGS)
+
+wheel: $(STAMP)  ## build the wheel into dist/
+	@$(BIN)/python -m build --wheel
+
+clean:  ## remove the virtual environment and build products
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,77 @@
+"""A generator or explorer as a Ray actor: builds its engine in its own process and forwards to a ``Roller``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+from fr3e_async.config import AlgorithmConfig
+from fr3e_async.control.ports import Delivery
+from fr3e_async.observe.logs import redirect_output
+from fr3e_async.rollout.port import Engine, EngineDead, EngineSpec, EngineStats
+from fr3e_async.rollout.roller import Roller, TokenTexts
+from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBundle
+
+T = TypeVar("T")
+
+
+class EngineActor:
+    """Async actor: many calls run at once on one engine. A dead engine core ends the process, so that Ray sees a corpse."""
+
+    def __init__(self, spec: EngineSpec, algorithm: AlgorithmConfig, log_path: str) -> None:
+        redirect_output(log_path)
+        self._spec, self._algorithm = spec, algorithm
+        self._engine: Engine | None = None
+        self._roller: Roller | None = None
+
+    async def start(self) -> None:
+        """Load the model. Slow; called once, before anything else."""
+        from transformers import AutoTokenizer
+
+        from fr3e_async.rollout.vllm_engine import VllmEngine
+
+        self._engine = await VllmEngine.start(self._spec)
+        tokenizer = AutoTokenizer.from_pretrained(
+            self._spec.model, revision=self._spec.revision or None, trust_remote_code=self._spec.trust_remote_code
+        )
+        self._roller = Roller(self._engine, TokenTexts(tokenizer), self._algorithm, seed=self._spec.seed)
+
+    async def sample(
+        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool
+    ) -> tuple[Delivery, RolloutBatch]:
+        assert self._roller is not None
+        batch = await _or_die(self._roller.sample(prompts, ids, draw, trunk=trunk))
+        return Delivery(notes=_notes(batch), anchors=batch.anchors if trunk else None), batch
+
+    async def branch(self, trunk: RolloutBatch, ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, RolloutBatch]:
+        assert self._roller is not None
+        batch = await _or_die(self._roller.branch(trunk, ids, draw))
+        return Delivery(notes=_notes(batch)), batch
+
+    async def load_weights(self, bundle: WeightBundle) -> WeightAck:
+        assert self._engine is not None
+        return await _or_die(self._engine.load_weights(bundle))
+
+    async def stats(self) -> EngineStats:
+        assert self._engine is not None
+        return await _or_die(self._engine.stats())
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            await self._engine.close()
+
+
+def _notes(batch: RolloutBatch) -> tuple:
+    return tuple(batch.note(row) for row in range(len(batch)))
+
+
+async def _or_die(work: Awaitable[T]) -> T:
+    """Await it; if the engine's core is dead, exit hard: Ray would otherwise retry on the same corpse."""
+    try:
+        return await work
+    except* EngineDead as error:
+        print(f"engine core died: {error.exceptions[0]}", file=sys.stderr, flush=True)
+        os._exit(1)
+    raise AssertionError("unreachable: other errors pass through")

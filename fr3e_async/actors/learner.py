@@ -1,0 +1,59 @@
+"""A learner rank as a Ray actor: fetches its rows from the object store and forwards to a ``LearnerRank``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ray
+
+from fr3e_async.algorithm.batching import train_sample
+from fr3e_async.learner.spec import LearnerSpec
+from fr3e_async.observe.logs import redirect_output
+from fr3e_async.types import StepReport, WeightBundle
+
+CHECKPOINT_TAG = "state"  # one tag a folder: versions are told apart by the folders that hold whole checkpoints
+
+
+class Pick(NamedTuple):
+    """One row of one of the payloads that came with the call."""
+
+    payload: int
+    row: int
+    advantage: float
+    minibatch: int
+
+
+class LearnerActor:
+    """One data-parallel rank. The group is the unit of restart: a rank that dies takes the others with it."""
+
+    def __init__(self, spec: LearnerSpec, log_path: str) -> None:
+        redirect_output(log_path)
+        from fr3e_async.learner.rank import LearnerRank
+
+        self._rank = LearnerRank(spec)
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks meet: this node's address and a free port."""
+        return self._rank.address(ray.util.get_node_ip_address())
+
+    def start(self, rank: int, world: int, host: str, port: int, resume_from: str) -> None:
+        self._rank.setup(rank, world, host, port)
+        if resume_from:
+            self._rank.load(Path(resume_from), CHECKPOINT_TAG)
+
+    def train(self, payloads: Sequence[ray.ObjectRef], picks: Sequence[Pick], version: int) -> StepReport:
+        batches = ray.get(list(payloads))
+        samples = [train_sample(batches[p.payload], p.row, advantage=p.advantage, minibatch=p.minibatch) for p in picks]
+        return self._rank.train(samples, version=version)
+
+    def export(self, version: int) -> tuple[bool, WeightBundle | None]:
+        """(done, bundle): the first is for waiting, the second stays in the object store."""
+        return True, self._rank.export(version)
+
+    def save(self, folder: str) -> None:
+        self._rank.save(Path(folder), CHECKPOINT_TAG)
+
+    def save_model(self, folder: str) -> None:
+        self._rank.save_hf(Path(folder))

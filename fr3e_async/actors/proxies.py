@@ -1,0 +1,127 @@
+"""Ray actors behind the ports of the control loop: calls become awaits, Ray's deaths become ``WorkerLost``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
+
+from fr3e_async.actors.learner import Pick
+from fr3e_async.algorithm.batching import balanced_shards
+from fr3e_async.control.ports import Delivery, Payload, TrainRow, WorkerLost
+from fr3e_async.errors import RunFailed
+from fr3e_async.rollout.port import EngineStats
+from fr3e_async.types import Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck
+
+T = TypeVar("T")
+
+
+async def reach(name: str, call: Awaitable[T]) -> T:
+    """Await a Ray call; a dead or unreachable actor, or an object that died with its owner, becomes ``WorkerLost``."""
+    try:
+        return await call
+    except (RayActorError, ActorUnavailableError, ObjectLostError) as error:
+        raise WorkerLost(f"{name}: {type(error).__name__}") from error
+    except RayTaskError as error:
+        raise RunFailed(f"{name}: {_last_line(error)}") from error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+class RayEngine:
+    """Port ``EngineWorker``. Payloads are the second return value: owned by the caller, so they outlive the actor."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name, self.actor = name, actor
+
+    async def sample(
+        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
+    ) -> tuple[Delivery, Payload]:
+        delivery, payload = self.actor.sample.options(num_returns=2).remote(list(prompts), list(ids), draw, trunk)
+        return await reach(self.name, delivery), payload
+
+    async def branch(self, trunk: Payload, ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
+        delivery, payload = self.actor.branch.options(num_returns=2).remote(trunk, list(ids), draw)
+        return await reach(self.name, delivery), payload
+
+    async def load_weights(self, weights: Payload) -> WeightAck:
+        """An engine that refuses the weights is as good as lost: it would go on serving an older version."""
+        try:
+            return await self.actor.load_weights.remote(weights)
+        except (RayActorError, ActorUnavailableError, ObjectLostError, RayTaskError) as error:
+            raise WorkerLost(f"{self.name}: {_last_line(error)}") from error
+
+    async def stats(self) -> EngineStats:
+        return await reach(self.name, self.actor.stats.remote())
+
+    async def close(self) -> None:
+        ray.kill(self.actor)
+
+
+class RayVerifier:
+    """Port ``VerifierWorker``."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name, self.actor = name, actor
+
+    async def judge(self, payload: Payload, rows: Sequence[int], golds: Sequence[str]) -> list[Verdict]:
+        return await reach(self.name, self.actor.judge.remote(payload, list(rows), list(golds)))
+
+    async def close(self) -> None:
+        ray.kill(self.actor)
+
+
+class RayLearner:
+    """Port ``LearnerPort``: shards a batch over the ranks by length and lets them act together."""
+
+    def __init__(self, ranks: Sequence[Any], placement_group: Any) -> None:
+        self._ranks, self._placement_group = list(ranks), placement_group
+
+    async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
+        shards = balanced_shards([row.length for row in rows], len(self._ranks))
+        calls = []
+        for rank, shard in zip(self._ranks, shards, strict=True):
+            payloads, picks = _picks([rows[i] for i in shard])
+            calls.append(rank.train.remote(payloads, picks, version))
+        reports = await self._together(calls)
+        return reports[0]
+
+    async def export(self, version: int) -> Payload:
+        calls = [rank.export.options(num_returns=2).remote(version) for rank in self._ranks]
+        await self._together([done for done, _ in calls])
+        return calls[0][1]
+
+    async def save(self, folder: Path) -> None:
+        await self._together([rank.save.remote(str(folder)) for rank in self._ranks])
+
+    async def save_model(self, folder: Path) -> None:
+        await self._together([rank.save_model.remote(str(folder)) for rank in self._ranks])
+
+    async def close(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        ray.util.remove_placement_group(self._placement_group)
+
+    async def _together(self, calls: Sequence[Awaitable[T]]) -> list[T]:
+        """All ranks or none: the first death ends the wait, since the others would hang in a collective."""
+        try:
+            return list(await asyncio.gather(*(reach(f"learner rank {i}", call) for i, call in enumerate(calls))))
+        except WorkerLost as error:
+            raise RunFailed(f"{error}; restart the same command with resume=auto to go on from the last checkpoint") from error
+
+
+def _picks(rows: Sequence[TrainRow]) -> tuple[list[Payload], list[Pick]]:
+    """The distinct payloads of a shard and where each row lies in them."""
+    index: dict[Payload, int] = {}
+    picks = []
+    for row in rows:
+        place = index.setdefault(row.payload, len(index))
+        picks.append(Pick(place, row.row, row.advantage, row.minibatch))
+    return list(index), picks

@@ -1,0 +1,42 @@
+"""From credited groups to a training batch: minibatches by group, shards by load. Pure.
+
+The split must not change the update: losses are normalised by global token counts, so any assignment of samples to
+ranks gives the same gradient; this only balances the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fr3e_async.types import RolloutBatch, TrainSample
+
+
+def minibatch_of(group_index: int, *, groups: int, minibatches: int) -> int:
+    """Which of the equal parts of a batch the group at ``group_index`` (admission order) belongs to."""
+    return group_index * minibatches // groups
+
+
+def balanced_shards(lengths: Sequence[int], shards: int) -> list[list[int]]:
+    """Indices of the items of each shard: longest first to the least loaded shard (LPT), ties to the lower shard."""
+    loads = [0] * shards
+    parts: list[list[int]] = [[] for _ in range(shards)]
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        shard = loads.index(min(loads))
+        parts[shard].append(index)
+        loads[shard] += lengths[index]
+    return [sorted(part) for part in parts]
+
+
+def train_sample(batch: RolloutBatch, row: int, *, advantage: float, minibatch: int) -> TrainSample:
+    """Row ``row`` with everything the loss needs. Copies: arrays from the object store are read-only."""
+    context, completion = batch.context(row), batch.completion(row)
+    return TrainSample(
+        tokens=np.concatenate([context, completion.tokens]),
+        context_len=len(context),
+        behaviour_logprobs=completion.logprobs.copy(),
+        versions=completion.versions.copy(),
+        advantage=advantage,
+        minibatch=minibatch,
+    )

@@ -1,0 +1,75 @@
+"""Accuracy on held-out problems, on the engines that serve training, without a barrier."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from fr3e_async.config import Config
+from fr3e_async.control.crew import Crew
+from fr3e_async.control.pool import TaskLost
+from fr3e_async.errors import RunFailed
+from fr3e_async.evaluation.accuracy import EvaluationResult, Judgement, evaluate
+from fr3e_async.types import Draw, Finish, Prompt, RolloutId
+
+ROLLOUTS_PER_TASK = 64  # large enough to keep calls few, small enough to spread over engines
+EVALUATION_PRIORITY = -1  # before training work: an evaluation is short, and its versions should not spread
+
+
+def pick_problems(heldout: Sequence[Prompt], config: Config) -> list[Prompt]:
+    """The same ``evaluation.problems`` held-out problems at every evaluation of a run (0: all of them)."""
+    count = config.evaluation.problems
+    if not count or count >= len(heldout):
+        return list(heldout)
+    chosen = np.random.default_rng([config.run.seed, 7]).permutation(len(heldout))[:count]
+    return [heldout[i] for i in sorted(chosen)]
+
+
+class Evaluator:
+    """Samples every problem ``evaluation.samples`` times and has the answers judged."""
+
+    def __init__(self, crew: Crew, problems: Sequence[Prompt]) -> None:
+        self._crew, self._problems = crew, list(problems)
+        self.tokens = 0
+
+    async def run(self, label: str) -> EvaluationResult:
+        """Raises ``RunFailed`` if a part of it was lost ``flow.max_attempts`` times."""
+        config = self._crew.config
+        samples = config.evaluation.samples
+        work = [(problem, RolloutId(f"{label}:{problem.uid}", 0, k)) for problem in self._problems for k in range(samples)]
+        parts = [work[i : i + ROLLOUTS_PER_TASK] for i in range(0, len(work), ROLLOUTS_PER_TASK)]
+        judgements = await asyncio.gather(*(self._part(part) for part in parts))
+        return evaluate([j for part in judgements for j in part])
+
+    async def _part(self, part: list[tuple[Prompt, RolloutId]]) -> list[Judgement]:
+        attempts = self._crew.config.flow.max_attempts
+        for _ in range(attempts):
+            try:
+                return await self._attempt([p for p, _ in part], [id for _, id in part])
+            except TaskLost as error:
+                reason = str(error)
+        raise RunFailed(f"evaluation: a part was lost {attempts} times (flow.max_attempts): {reason}")
+
+    async def _attempt(self, prompts: list[Prompt], ids: list[RolloutId]) -> list[Judgement]:
+        config = self._crew.config
+        draw = Draw(
+            max_tokens=config.sampling.max_response,
+            temperature=config.evaluation.temperature,
+            top_p=config.evaluation.top_p,
+        )
+        delivery, payload = await self._crew.sample(prompts, ids, draw, priority=EVALUATION_PRIORITY)
+        verdicts = await self._crew.judge(payload, range(len(ids)), [p.gold for p in prompts])
+        self.tokens += sum(note.length for note in delivery.notes)
+        return [
+            Judgement(
+                problem=prompt.uid,
+                outcome=verdict.outcome,
+                length=note.length,
+                truncated=note.finish is not Finish.STOP,
+                oldest_version=note.oldest_version,
+                newest_version=note.newest_version,
+            )
+            for prompt, note, verdict in zip(prompts, delivery.notes, verdicts, strict=True)
+        ]

@@ -1,0 +1,104 @@
+"""What the control loop needs of the world: Protocols that Ray proxies, in-process objects and fakes all fit.
+
+``Payload`` is an opaque handle (with Ray an object reference): the loop passes it on and never looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fr3e_async.rollout.port import EngineStats
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, RolloutNote, StepReport, Verdict, WeightAck
+
+Payload = Any  # an opaque handle; see the module's docstring
+
+
+class WorkerLost(Exception):
+    """The actor behind a port is gone or refuses to answer. Its tasks are given to others, and it is replaced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """What a sampling task returns by value: one note a row, and a trunk's anchors."""
+
+    notes: tuple[RolloutNote, ...]
+    anchors: tuple[Anchor, ...] | None = None
+
+
+class EngineWorker(Protocol):
+    """A generator or an explorer: both serve both calls, so that idle ones can take the other's work."""
+
+    name: str
+
+    async def sample(
+        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
+    ) -> tuple[Delivery, Payload]:
+        """One rollout for each id from the prompt beside it; with ``trunk`` the anchors of the first are chosen."""
+
+    async def branch(self, trunk: Payload, ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
+        """Continuations of the anchors that the trunk's payload carries; ``id.node`` names the anchor."""
+
+    async def load_weights(self, weights: Payload) -> WeightAck: ...
+
+    async def stats(self) -> EngineStats: ...
+
+    async def close(self) -> None: ...
+
+
+class VerifierWorker(Protocol):
+    name: str
+
+    async def judge(self, payload: Payload, rows: Sequence[int], golds: Sequence[str]) -> list[Verdict]:
+        """A verdict for each row's response against the reference answer beside it."""
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRow:
+    """A row to train with its payload's handle: what ``messages.TrainItem`` becomes when it leaves the loop."""
+
+    payload: Payload
+    row: int
+    length: int  # tokens
+    advantage: float
+    minibatch: int
+
+
+class LearnerPort(Protocol):
+    """The learner group as one object; its ranks act together."""
+
+    async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport: ...
+
+    async def export(self, version: int) -> Payload:
+        """The weights as a ``WeightBundle`` that outlives the next update."""
+
+    async def save(self, folder: Path) -> None: ...
+
+    async def save_model(self, folder: Path) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Reporter(Protocol):
+    """Where a run's numbers go. Called from the loop; must not block for long."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None:
+        """One line about an event that a person should see: a replaced actor, a checkpoint, an evaluation."""
+
+
+class Checkpoints(Protocol):
+    """Whole-system checkpoints: a temporary folder that becomes visible only when it is complete."""
+
+    def begin(self, step: int) -> Path: ...
+
+    def commit(self, folder: Path, step: int) -> Path: ...
+
+
+Clock = Callable[[], float]  # seconds since the epoch, comparable between machines
+Sleep = Callable[[float], Awaitable[None]]

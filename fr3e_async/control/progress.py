@@ -1,0 +1,141 @@
+"""What a run has achieved so far: the numbers of the summary, kept over resumes; and the control part of a checkpoint.
+
+The control part is one JSON file: books, consumed prompts, progress. No pickles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fr3e_async.control.ledger import LedgerState
+from fr3e_async.control.messages import Retire
+from fr3e_async.errors import StorageError
+from fr3e_async.evaluation.accuracy import EvaluationResult
+from fr3e_async.types import StepReport
+
+CONTROL_FILE = "control.json"
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Progress:
+    """Totals over the whole run. Times in seconds; ``*_at`` are points in time and are not kept over a resume."""
+
+    wall_before_s: float = 0.0  # of earlier sessions of this run
+    first_step_s: float | None = None  # from the start of the first session to its first finished update
+    tokens_generated: int = 0
+    tokens_trained: int = 0
+    optimiser_steps: int = 0
+    staleness_max: int = 0
+    staleness_weighted: float = 0.0  # Σ over batches of mean staleness · tokens
+    accuracy_before: float | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    resumed_from: int | None = None
+    began_at: float = 0.0
+    utilisation: dict[str, float] = field(default_factory=dict)  # of this session's training, by metric name
+    syncs: list[tuple[float, float]] = field(default_factory=list)  # of this session: (s to hand over, s an engine paused)
+    times: dict[str, float] = field(default_factory=dict)
+    _step_metrics: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, now: float) -> None:
+        """``began_at`` may have been set earlier, to count the start-up in."""
+        self.began_at = self.began_at or now
+
+    def wall_s(self, now: float) -> float:
+        return self.wall_before_s + now - self.began_at
+
+    def trained(self, report: StepReport, *, first_at: float) -> None:
+        """Take in an update's report; its metrics wait for ``take_step_metrics``."""
+        if self.first_step_s is None:
+            self.first_step_s = first_at - self.began_at
+        self.tokens_trained += report.tokens
+        self.optimiser_steps += report.optimiser_steps
+        self.staleness_max = max(self.staleness_max, int(report.metrics.get("lag/versions_max", 0)))
+        self.staleness_weighted += report.metrics.get("lag/versions_mean", 0.0) * report.tokens
+        self._step_metrics = dict(report.metrics)
+
+    def synced(self, *, time_s: float, pause_s: float) -> None:
+        self.times |= {"time/sync_s": time_s, "time/pause_s": pause_s}
+        self.syncs.append((time_s, pause_s))
+
+    def retired(self, group: Retire) -> None:
+        self.tokens_generated += group.tokens
+        wrong = group.rollouts - group.right - group.unknown - group.given_up
+        self.verdicts.update(right=group.right, wrong=wrong, unknown=group.unknown, given_up=group.given_up)
+
+    def take_step_metrics(self) -> dict[str, float]:
+        """The update's metrics and the times measured since the last step."""
+        taken = {**self._step_metrics, **self.times}
+        self._step_metrics, self.times = {}, {}
+        return taken
+
+    def measured(self, label: str, result: EvaluationResult) -> None:
+        low, high = result.interval
+        record = {"label": label, "accuracy": result.accuracy, "low": low, "high": high, **asdict(result)}
+        self.evaluations.append(record)
+        if label == "before":
+            self.accuracy_before = result.accuracy
+
+    @property
+    def accuracy_after(self) -> float | None:
+        return next((e["accuracy"] for e in reversed(self.evaluations) if e["label"] == "after"), None)
+
+    @property
+    def staleness_mean(self) -> float:
+        return self.staleness_weighted / self.tokens_trained if self.tokens_trained else 0.0
+
+    def to_dict(self, now: float) -> dict[str, Any]:
+        kept = (
+            "first_step_s", "tokens_generated", "tokens_trained", "optimiser_steps", "staleness_max",
+            "staleness_weighted", "accuracy_before", "evaluations", "verdicts",
+        )  # fmt: skip
+        return {"wall_before_s": self.wall_s(now), **{name: getattr(self, name) for name in kept}}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], *, resumed_from: int) -> Progress:
+        progress = cls(**{**data, "verdicts": Counter(data["verdicts"])}, resumed_from=resumed_from)
+        progress.evaluations = [e for e in progress.evaluations if e["label"] != "after"]
+        return progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlState:
+    """The control part of a checkpoint, as read back."""
+
+    ledger: LedgerState
+    stream: dict[str, Any]
+    progress: Progress
+
+
+def control_state(*, ledger: LedgerState, stream: dict[str, Any], progress: Progress, now: float) -> dict[str, Any]:
+    return {"format": FORMAT, "ledger": asdict(ledger), "stream": stream, "progress": progress.to_dict(now)}
+
+
+def save_control_state(state: dict[str, Any], folder: Path) -> None:
+    """Write and fsync; the folder becomes visible only when the caller commits it."""
+    with open(folder / CONTROL_FILE, "w") as file:
+        json.dump(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_control_state(folder: Path) -> ControlState:
+    """Raises ``StorageError`` if the file is missing or of another format."""
+    path = folder / CONTROL_FILE
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise StorageError(f"{path}: not a readable checkpoint ({error})") from error
+    if data.get("format") != FORMAT:
+        raise StorageError(f"{path}: checkpoint format {data.get('format')}, this version reads {FORMAT}")
+    return ControlState(
+        ledger=LedgerState(**data["ledger"]),
+        stream=data["stream"],
+        progress=Progress.from_dict(data["progress"], resumed_from=data["ledger"]["version"]),
+    )

@@ -1,0 +1,191 @@
+"""How DeepSpeed is configured, started and asked for weights. The only module that imports it.
+
+Knows nothing of samples, losses or Ray. Set ``spec.rank_environment`` before this module is imported.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from fr3e_async.config import LearnerConfig
+from fr3e_async.errors import StorageError
+from fr3e_async.learner.policy import PolicyModel
+from fr3e_async.learner.spec import LearnerSpec
+
+EXPORT_BUCKET = 1 << 28  # weights gathered at once under ZeRO-3: 1 GiB in float32
+
+
+def deep_merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``override``; two dicts are merged in turn, None removes a key. Neither is changed."""
+    merged = dict(base)
+    for key, value in override.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = deep_merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def deepspeed_config(learner: LearnerConfig, *, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's settings for this learner, ``learner.ds_config`` merged in last.
+
+    Accumulation is unmanaged: any number of backward passes, then one ``step`` reduces and updates.
+    """
+    adamw = {"lr": learner.lr, "betas": list(learner.betas), "weight_decay": learner.weight_decay}
+    ours = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": learner.grad_clip,
+        "zero_optimization": {
+            "stage": learner.zero_stage,
+            "overlap_comm": False,
+            # A buffer of this many numbers is allocated; DeepSpeed's own default is 5e8 for any model.
+            "reduce_bucket_size": min(500_000_000, parameters),
+        },
+        # torch's fused AdamW: DeepSpeed's own kernels are compiled on first use, which takes minutes and a compiler.
+        "optimizer": {"type": "AdamW", "params": {**adamw, "torch_adam": True, "fused": True}},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": learner.dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    return deep_merge(ours, learner.ds_config)
+
+
+def join_group(learner: LearnerConfig, *, rank: int, world: int, host: str, port: int) -> torch.device:
+    """Meet the other ranks (gloo, or NCCL with a GPU) and return this rank's device. A second call is harmless.
+
+    Raises:
+        torch.distributed.DistStoreError: the others did not come within ``learner.start_timeout_s``.
+    """
+    # Each rank sees one device, numbered 0: Ray hides the others.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR=host, MASTER_PORT=str(port))
+    if learner.gpus == 0:
+        # Compiled by a C++ compiler on first use, for a minute and more; gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        torch.set_num_threads(learner.threads)
+    else:
+        torch.cuda.set_device(0)
+    deepspeed.init_distributed(
+        "nccl" if learner.gpus else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=max(learner.start_timeout_s, learner.step_timeout_s)),
+    )
+    return torch.device("cuda:0" if learner.gpus else "cpu")
+
+
+class TrainingEngine:
+    """A DeepSpeed engine whose every stage reports its gradient norm and refuses an update that is not finite."""
+
+    def __init__(self, spec: LearnerSpec, model: PolicyModel) -> None:
+        learner = spec.learner
+        self.model = model
+        self.grad_norm = 0.0  # of the last step, before clipping
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameter_count = sum(p.numel() for p in parameters)
+        config = deepspeed_config(learner, parameters=self.parameter_count)
+        # Plain float32 data parallelism clips without telling the norm, so there we clip (in ``_before_step``).
+        self._own_clip = float(config["gradient_clipping"])
+        self._clips = config["zero_optimization"]["stage"] == 0 and not config["bf16"]["enabled"]
+        if self._clips:
+            config["gradient_clipping"] = 0.0
+        warmup = learner.warmup_steps
+        self.engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameters,
+            config=config,
+            lr_scheduler=None if "scheduler" in config else lambda optimiser: linear_warmup(optimiser, steps=warmup),
+        )
+        if self._clips:
+            self.engine.basic_optimizer.register_step_pre_hook(self._before_step)
+
+    @property
+    def stage(self) -> int:
+        return int(self.engine.zero_optimization_stage())
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken, counted over resumes."""
+        return self.engine.global_steps
+
+    @property
+    def lr(self) -> float:
+        """Learning rate that the next step uses."""
+        return float(self.engine.get_lr()[0])
+
+    def forward(self, tokens: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.engine(tokens, rows, targets)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss``, which counts 1/world: DeepSpeed averages over the ranks."""
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """Reduce, clip and update; ``grad_norm`` is then the global norm before clipping.
+
+        Raises:
+            FloatingPointError: the norm is not finite. The weights are those before the step, on every rank.
+        """
+        self.engine.step()
+        if not self._clips:
+            norm = self.engine.get_global_grad_norm()
+            # A gradient that is not finite makes DeepSpeed's optimisers skip the step, and only count it.
+            self._accept(float(norm) if norm is not None and self.engine.was_step_applied() else math.nan)
+
+    def _before_step(self, *_: Any) -> None:
+        """Runs inside ``engine.step``, when gradients are reduced and weights untouched."""
+        limit = self._own_clip if self._own_clip > 0 else math.inf
+        self._accept(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+
+    def _accept(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm is {norm}")
+        self.grad_norm = norm
+
+    def save(self, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
+        """Write DeepSpeed's files under ``folder/tag``. All ranks."""
+        self.engine.save_checkpoint(str(folder), tag=tag, client_state=client_state, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> dict[str, Any]:
+        """Read what ``save`` wrote and return its client state. All ranks. Raises ``StorageError`` if DeepSpeed refuses."""
+        path, client_state = self.engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise StorageError(f"{folder / tag}: DeepSpeed finds no checkpoint of {self.engine.world_size} ranks in it")
+        return client_state
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, whole weight), valid until the next one is asked for. All ranks must run to the end."""
+        bucket: list[tuple[str, torch.nn.Parameter]] = []
+        size = 0
+        for name, parameter in self.model.named_weights():
+            bucket.append((name, parameter))
+            # A weight that ZeRO-3 has partitioned is empty itself and carries its true size.
+            size += getattr(parameter, "ds_numel", parameter.numel())
+            if size >= EXPORT_BUCKET:
+                yield from self._gathered(bucket)
+                bucket, size = [], 0
+        yield from self._gathered(bucket)
+
+    def _gathered(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+        with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket], enabled=self.stage == 3):
+            for name, parameter in bucket:
+                yield name, parameter.detach()
+
+
+def linear_warmup(optimiser: torch.optim.Optimizer, *, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """lr · min(1, (n + 1) / (steps + 1)) at the n-th optimiser step, counted from 0; constant at once for 0 steps."""
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / (steps + 1)))

@@ -1,0 +1,49 @@
+"""What a learner rank is told at birth, and the process environment that it needs. Imports nothing heavy.
+
+Knows nothing of torch or DeepSpeed, so that the process that starts the ranks need not load them.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from fr3e_async.config import LearnerConfig, LossConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec:
+    """Everything a rank needs but its number. Equal for all ranks of a group."""
+
+    path: str  # local Hugging Face folder or hub id
+    learner: LearnerConfig
+    loss: LossConfig
+    revision: str = ""
+    trust_remote_code: bool = False
+    temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)
+    max_staleness: int | None = None  # versions; an older token stops the run. None: not checked here
+    seed: int = 0
+    verbose: bool = False  # let the libraries' own logs through
+
+
+def rank_environment(spec: LearnerSpec) -> dict[str, str]:
+    """Environment variables of a rank's process. They must be set before torch and DeepSpeed are imported."""
+    environment = {"OMP_NUM_THREADS": str(spec.learner.threads), "TOKENIZERS_PARALLELISM": "false"}
+    if spec.learner.gpus == 0:
+        # DeepSpeed's ZeRO imports an optimiser that runs torch.compile at import: seconds of CPU for nothing.
+        environment |= {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
+    if not spec.verbose:
+        environment |= {
+            "DEEPSPEED_LOG_LEVEL": "error",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+    return environment
+
+
+def free_address(host: str) -> tuple[str, int]:
+    """``host`` and a TCP port that is free there now, for the group's rendezvous. Call it on rank 0's machine."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return host, probe.getsockname()[1]

@@ -1,0 +1,73 @@
+"""Which settings make a run what it is: two configs may share a run directory if those agree. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fr3e_async.config import Config
+
+# Settings that may change from one resume to the next: how long, how many actors, where, what is shown; not what is learned.
+CHANGEABLE = (
+    "resume",
+    "run.dir",
+    "run.name",
+    "run.steps",
+    "run.max_wall_s",
+    "run.stop_grace_s",
+    "run.keep_checkpoints",
+    "run.checkpoint_every",
+    "observe.*",
+    "ray.*",
+    "watchdog.*",
+    "evaluation.*",
+    "generators.*",
+    "explorers.*",
+    "verifiers.count",
+    "verifiers.cpus",
+    "verifiers.resources",
+    "verifiers.workers",
+    "verifiers.wall_limit_s",
+    "learner.ranks",  # the learner's own checkpoint says whether it can be loaded by another number
+    "learner.cpus",
+    "learner.resources",
+    "learner.step_timeout_s",
+    "*.start_timeout_s",
+    "weights.ack_timeout_s",
+    "flow.lease_s",
+    "toy.cache_dir",
+)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Settings by dotted path; lists and free-form mappings are one value."""
+    settings: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        if isinstance(value, dict):
+            settings |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            settings[name] = value
+    return settings
+
+
+def lasting(config: Config) -> dict[str, Any]:
+    """The settings that must not change over resumes."""
+    return {path: value for path, value in flat(config).items() if not any(fnmatch.fnmatch(path, p) for p in CHANGEABLE)}
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """16 hex digits of the settings, whatever their order."""
+    return hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``path: old -> new`` for each setting that differs, by path. A setting that one side lacks counts as differing."""
+    paths = sorted(old.keys() | new.keys())
+    missing = "(none)"
+    return [
+        f"{p}: {old.get(p, missing)!r} -> {new.get(p, missing)!r}" for p in paths if old.get(p, missing) != new.get(p, missing)
+    ]

@@ -1,0 +1,85 @@
+"""Third-party log noise: off the console, kept in files. Standard library only, so that it can run before anything heavy loads.
+
+Our own words to a person go through ``console``; this module only moves the others' out of the way.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+# Read by the libraries when they are imported, and inherited by actors. Levels stay as they are: files may hold everything.
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONWARNINGS": "ignore",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning of every actor without GPUs, and is Ray's future default
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_NOISY = ("deepspeed", "DeepSpeed", "ray", "transformers", "vllm", "urllib3", "filelock", "tensorboard")
+
+
+def quiet_environment(*, verbose: bool) -> dict[str, str]:
+    """Settings for this process and its actors that a person has not set already; none with ``verbose``."""
+    return {} if verbose else {name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ}
+
+
+def quiet_driver(log_path: Path, *, verbose: bool) -> None:
+    """Send all ``logging`` records and warnings of this process to a file; with ``verbose`` to stderr as well.
+
+    Call it before Ray, vLLM or DeepSpeed are imported. A file that cannot be opened costs the records, not the run.
+    """
+    os.environ.update(quiet_environment(verbose=verbose))
+    handlers: list[logging.Handler] = [logging.StreamHandler()] if verbose else []
+    try:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_path, encoding="utf-8"))
+    except OSError:
+        handlers = handlers or [logging.NullHandler()]
+    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=layout, handlers=handlers, force=True)
+    logging.captureWarnings(True)
+    for name in _NOISY:  # drop handlers that write to the console by themselves; the root's stay
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+def redirect_output(path: str | Path) -> bool:
+    """Send this process' stdout and stderr, C libraries and children included, to the end of a file. True if done.
+
+    An empty path, or a file that cannot be opened (an actor on a node without the shared folder), leaves them as they are.
+    """
+    if not str(path):
+        return False
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        return False
+    for stream, standard in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        for descriptor in {standard, _descriptor(stream, standard)}:  # Ray may have put another file under the stream
+            os.dup2(file, descriptor)
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True, errors="backslashreplace")
+    os.close(file)
+    faulthandler.enable(file=2)
+    return True
+
+
+def _descriptor(stream: TextIO, default: int) -> int:
+    try:
+        return stream.fileno()
+    except (AttributeError, OSError, ValueError):  # replaced by an object without a file
+        return default

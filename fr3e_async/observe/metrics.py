@@ -1,0 +1,110 @@
+"""Every metric that a run may report: name, unit, meaning. A name that is not here is an error where it is recorded.
+
+Names are ``group/what_unit``; a plain count has no suffix. ``metrics.jsonl``, TensorBoard and the console use these names,
+and the table in the documentation is made from them. Knows nothing of how the values come about.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fr3e_async.errors import RunFailed
+
+
+class MetricError(RunFailed):
+    """A metric is not declared here, or its value is not a finite number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    name: str
+    unit: str  # "" for a pure number
+    meaning: str
+
+
+_TABLE = """
+reward/accuracy            | fraction   | right answers among judged base rollouts: the policy's accuracy on fresh training problems
+reward/mean                | fraction   | right answers among all judged rollouts, branches included
+rollout/entropy_nats       | nats       | mean entropy of the sampling distribution over generated tokens
+rollout/length_tokens      | tokens     | mean length of a completion
+rollout/truncated_fraction | fraction   | completions that ran into sampling.max_response
+rollout/anchors            | count      | mean number of anchors of a group
+groups/trained             | groups     | prompt groups trained
+groups/all_right           | groups     | rejected: every rollout right, nothing to learn
+groups/all_wrong           | groups     | rejected: every rollout wrong, nothing to learn
+groups/no_spread           | groups     | rejected: right and wrong occur, but within no state
+groups/too_few             | groups     | rejected: too few judged rollouts in every state
+groups/failed              | groups     | given up: their rollouts were lost flow.max_attempts times
+groups/dropped_states      | states     | states of retired groups left out because their rewards are all equal
+verify/right               | rollouts   | judged right
+verify/wrong               | rollouts   | judged wrong, a missing answer included
+verify/unknown             | rollouts   | could not be judged: a limit was reached, or the answer or gold is not readable
+verify/given_up            | rollouts   | never judged, lost flow.max_attempts times
+tokens/generated           | tokens     | generated for the groups that ended since the last step, rejected ones included
+tokens/rate_per_s          | tokens/s   | generated tokens per second since the last step
+queue/generators           | tasks      | tasks waiting for a generator
+queue/explorers            | tasks      | tasks waiting for an explorer
+queue/verifiers            | tasks      | tasks waiting for a verifier
+queue/ready_groups         | groups     | groups complete and waiting to be trained
+time/step_s                | s          | wall time since the last step
+time/train_s               | s          | one batch in the learner, all optimiser steps
+time/export_s              | s          | gathering the new weights into one bundle
+time/sync_s                | s          | handing a version to all engines, until the last acknowledgement
+time/pause_s               | s          | mean time that an engine stood still for it
+time/checkpoint_s          | s          | writing the last checkpoint
+idle/generators_fraction   | fraction   | time of the generators without a request
+idle/explorers_fraction    | fraction   | time of the explorers without a request
+idle/verifiers_fraction    | fraction   | time of the verifiers without an answer to judge
+idle/learner_fraction      | fraction   | time of the learner without a batch
+overlap/fraction           | fraction   | part of the learner's working time during which engines were generating
+cache/hit_fraction         | fraction   | context tokens taken from the engines' prefix caches
+actors/replaced            | actors     | actors replaced since the run began
+train/loss                 |            | mean token loss over all optimiser steps
+train/grad_norm            |            | global gradient norm before clipping, mean over optimiser steps
+train/grad_norm_max        |            | the largest of them
+train/clip_low_fraction    | fraction   | tokens with A < 0 that the lower clip bound stopped
+train/clip_high_fraction   | fraction   | tokens with A > 0 that the upper clip bound stopped
+train/dual_clip_fraction   | fraction   | tokens with A < 0 that dual clip stopped
+train/ratio_mean           |            | mean of the ratio current / proximal policy
+train/ratio_max            |            | the largest such ratio of any token
+train/importance_mean      |            | mean importance weight, as applied
+train/importance_capped_fraction | fraction | tokens whose weight was above loss.importance_cap
+train/ess_fraction         | fraction   | effective sample size of the importance weights, (sum w)^2 / (n sum w^2)
+train/mismatch_nats        | nats       | mean |log proximal - log behaviour|: staleness and trainer-sampler difference together
+train/kl_nats              | nats       | mean k3 estimate of KL(current, proximal)
+train/entropy_nats         | nats       | mean entropy of the current policy at trained tokens
+train/tokens               | tokens     | trainable tokens of the batch
+train/padding_fraction     | fraction   | places of the forward passes that were padding
+train/lr                   |            | learning rate of the last optimiser step
+lag/versions_mean          | versions   | mean age of the trained tokens
+lag/versions_max           | versions   | age of the oldest trained token; at most flow.max_staleness
+"""
+
+
+def _parse(table: str) -> dict[str, Metric]:
+    rows = [[cell.strip() for cell in line.split("|", 2)] for line in table.strip().splitlines()]
+    return {name: Metric(name=name, unit=unit, meaning=meaning) for name, unit, meaning in rows}
+
+
+METRICS: dict[str, Metric] = _parse(_TABLE)
+
+
+def checked(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics as plain floats. Raises ``MetricError`` for a name that is not declared or a value that is not finite."""
+    for name, value in metrics.items():
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise MetricError(f"metric {name} is not declared in observe/metrics.py{hint}")
+        if not math.isfinite(value):
+            raise MetricError(f"metric {name} is {value}")
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def metrics_table() -> str:
+    """All metrics as a Markdown table, for the documentation."""
+    rows = [f"| `{m.name}` | {m.unit} | {m.meaning.replace('|', chr(92) + '|')} |" for m in METRICS.values()]
+    return "\n".join(["| name | unit | meaning |", "| --- | --- | --- |", *rows]) + "\n"

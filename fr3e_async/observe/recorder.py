@@ -1,0 +1,70 @@
+"""One place that a run reports to; it fans out to metrics.jsonl, TensorBoard, the console and the events log.
+
+Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fr3e_async.config import ObserveConfig
+from fr3e_async.observe.console import ConsoleView
+from fr3e_async.observe.jsonl import JsonlWriter
+from fr3e_async.observe.metrics import checked
+from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.observe.summary import Summary
+from fr3e_async.observe.tensorboard import TensorBoardWriter
+
+Clock = Callable[[], float]  # seconds since the epoch
+
+
+class Recorder:
+    """Rows are ``{"step", "time_s", **metrics}``, ``time_s`` being seconds since the epoch."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        *,
+        config: ObserveConfig,
+        view: ConsoleView,
+        clock: Clock,
+        resumed_from: int = 0,
+    ) -> None:
+        """``resumed_from``: the last step of the checkpoint; what was recorded of later ones goes. Raises ``StorageError``."""
+        self._run_dir, self._view, self._clock = run_dir, view, clock
+        run_dir.cut_metrics(resumed_from)
+        self._metrics = JsonlWriter(run_dir.metrics)
+        self._events = JsonlWriter(run_dir.logs / "events.jsonl")
+        self._tensorboard = TensorBoardWriter(run_dir.tensorboard, first_step=resumed_from + 1) if config.tensorboard else None
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record a finished training batch.
+
+        Raises:
+            MetricError: a name is not declared, or a value is not finite.
+            StorageError: the disk is full.
+        """
+        values = checked(metrics)
+        self._metrics.write({"step": step, "time_s": self._clock(), **values})
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, values)
+        self._view.step(step, values)
+
+    def note(self, text: str) -> None:
+        """One line about an event that a person should see; kept with its time in ``logs/events.jsonl``."""
+        self._events.write({"time_s": self._clock(), "text": text})
+        self._view.note(text)
+
+    def finish(self, summary: Summary) -> None:
+        """Write summary.json and show the result. Raises ``StorageError``."""
+        self._run_dir.write_summary(summary.to_json())
+        self._view.finish(summary)
+
+    def close(self) -> None:
+        """Flush everything, whatever way the run ended. Idempotent."""
+        self._view.stop()
+        self._metrics.close()
+        self._events.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None

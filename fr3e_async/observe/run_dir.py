@@ -1,0 +1,161 @@
+"""The run directory: made, opened again, refused. Where things lie in it is said here only.
+
+    run.json       fingerprint and lasting settings       config.yaml    the resolved config of the latest session
+    metrics.jsonl  one row a step                         summary.json   the result
+    checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
+    tensorboard/   events                                 logs/          third-party output, one file an actor
+
+Refuses to know what is in config.yaml beyond the ``Config`` it comes from, or what the other files mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from fr3e_async.config import Config
+from fr3e_async.errors import StorageError
+from fr3e_async.observe import jsonl
+from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.observe.fingerprint import differences, fingerprint, lasting
+from fr3e_async.observe.storage import make_folders, probe, remove_made, storage_errors, write_atomically
+
+FORMAT = 1
+_SHOWN = 3  # differing settings in an error message
+
+
+def default_path(name: str, now: float) -> Path:
+    """``runs/<name>-<local date and time>``, for an empty ``run.dir``."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
+
+
+class RunDir:
+    """An open run directory. It is locked against a second process until ``close`` or the end of this one."""
+
+    def __init__(self, path: Path, *, keep_checkpoints: int, resumed: bool, lock: IO[str], made: list[Path]) -> None:
+        """Use ``open``."""
+        self.path = path
+        self.resumed = resumed  # it held a run of this config already
+        self.checkpoints = CheckpointStore(path / "checkpoints", keep=keep_checkpoints)
+        self._lock, self._made = lock, made
+
+    @classmethod
+    def open(cls, path: Path, *, config: Config, config_yaml: str) -> RunDir:
+        """Make the directory, or with ``resume=auto`` open it again.
+
+        Raises ``StorageError`` in one line, leaving nothing behind: it holds a run and ``resume`` is never, or a run of
+        another config, or something else; it is in use; the disk is full, read-only or otherwise refuses.
+        """
+        path = path.absolute()
+        resumed = _check_reuse(path, config)
+        with storage_errors(path):
+            made = make_folders(path)
+        lock: IO[str] | None = None
+        fresh = [] if resumed else [path / name for name in ("run.json", "config.yaml", "run.lock", "logs")]
+        try:
+            with storage_errors(path):
+                probe(path)
+                lock = _locked(path)
+                if not resumed:
+                    write_atomically(path / "run.json", _identity(config))
+                write_atomically(path / "config.yaml", config_yaml)
+                (path / "logs").mkdir(exist_ok=True)
+        except StorageError:
+            if lock is not None:
+                lock.close()
+                _remove(fresh)
+            remove_made(made)
+            raise
+        return cls(path, keep_checkpoints=config.run.keep_checkpoints, resumed=resumed, lock=lock, made=[*made, *fresh])
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def cut_metrics(self, step: int) -> int:
+        """Drop the metrics of steps after the one that the run goes on from; how many lines went."""
+        return jsonl.cut_after(self.metrics, step)
+
+    def write_summary(self, text: str) -> None:
+        """Raises ``StorageError``."""
+        with storage_errors(self.path):
+            write_atomically(self.summary, text)
+
+    def close(self) -> None:
+        """Give the lock back. Idempotent."""
+        self._lock.close()
+
+    def discard(self) -> None:
+        """Close it and remove what ``open`` made, for a run that could not start. A resumed run's directory stays as it is."""
+        self.close()
+        if not self.resumed:
+            remove_made([p for p in self._made if p.is_dir() and p.name != "logs"])
+            _remove([p for p in self._made if p.parent == self.path])
+
+
+def _check_reuse(path: Path, config: Config) -> bool:
+    """True if the directory holds a run that this config may go on with, False if it is new. Else ``StorageError``."""
+    try:
+        content = {item.name for item in path.iterdir()} if path.is_dir() else set()
+        identity: dict[str, Any] = json.loads((path / "run.json").read_text()) if "run.json" in content else {}
+    except (OSError, ValueError) as error:
+        raise StorageError(f"run.dir: cannot read {path}: {error}") from error
+    if not identity:
+        if any(name != "run.lock" and not name.endswith(".tmp") for name in content):  # those an attempt may have left
+            raise StorageError(f"run.dir: {path} is not empty and holds no run; choose another folder")
+        return False
+    if config.resume == "never":
+        raise StorageError(f"run.dir: {path} holds a run already; go on with it by resume=auto, or choose another run.dir")
+    changed = differences(identity["settings"], json.loads(json.dumps(lasting(config))))
+    if changed:
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise StorageError(
+            f"run.dir: {path} holds a run of another config: {'; '.join(changed[:_SHOWN])}{more}; "
+            "use the same settings or choose another run.dir"
+        )
+    return True
+
+
+def _identity(config: Config) -> str:
+    settings = lasting(config)
+    return json.dumps({"format": FORMAT, "fingerprint": fingerprint(settings), "settings": settings}, indent=1)
+
+
+def _locked(path: Path) -> IO[str]:
+    """An open file that holds the directory's lock. Raises ``StorageError`` if another process has it."""
+    lock = open(path / "run.lock", "a")  # noqa: SIM115 - held until close
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            lock.close()
+            raise StorageError(f"run.dir: {path} is in use by another process") from error
+        # Some network file systems have no locks; two runs in one folder are then the user's care.
+    return lock
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()

@@ -1,0 +1,114 @@
+"""Durable writes: what is on disk is either the old content or the new, and survives a power cut. And errors in words.
+
+Knows nothing of runs or checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fr3e_async.errors import StorageError
+
+_CAUSES = {
+    errno.ENOSPC: "the disk is full (ENOSPC)",
+    errno.EDQUOT: "the disk quota is used up (EDQUOT)",
+    errno.EROFS: "the file system is read-only (EROFS)",
+    errno.EACCES: "no permission (EACCES)",
+    errno.EPERM: "no permission (EPERM)",
+    errno.ENOTDIR: "a part of the path is a file (ENOTDIR)",
+}
+PROBE_BYTES = 1 << 20
+
+
+def cause(error: OSError) -> str:
+    """An OSError in words that name what a person can mend."""
+    return _CAUSES.get(error.errno or 0) or error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, setting: str = "run.dir") -> Iterator[None]:
+    """Turn an OSError of the block into a one-line ``StorageError`` that names the setting and the path."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{setting}: cannot write to {path}: {cause(error)}") from error
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or a folder's list of names, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make everything below ``folder`` durable, files before the folders that name them."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            fsync_path(Path(parent) / name)
+        fsync_path(Path(parent))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content in one durable step. Raises ``OSError``; then the old content stands and no other file is left."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync_path(path.parent)
+
+
+def probe(folder: Path) -> None:
+    """Prove by a write of ``PROBE_BYTES`` that the folder takes data. Raises ``OSError``; leaves nothing behind."""
+    path = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        with open(path, "wb") as file:
+            file.write(b"\1" * PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Make a folder and its missing parents; those that were made, outermost first. Raises ``OSError`` and undoes it then."""
+    missing = []
+    for folder in (path, *path.parents):
+        if folder.exists():
+            break
+        missing.append(folder)
+    made: list[Path] = []
+    try:
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    except OSError:
+        remove_made(made)
+        raise
+    return made
+
+
+def remove_made(made: list[Path]) -> None:
+    """Undo ``make_folders``: remove what it made, with what has come into the innermost one since."""
+    if made:
+        shutil.rmtree(made[-1], ignore_errors=True)
+    for folder in reversed(made[:-1]):
+        with contextlib.suppress(OSError):  # somebody else has put something there: leave it
+            folder.rmdir()

@@ -1,0 +1,62 @@
+"""The result of a run as one object: ``summary.json``. Each key carries its unit and meaning; the documentation's table is made here.
+
+Knows nothing of how the numbers were measured. None means: not measured, e.g. no evaluation configured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+def key(meaning: str, unit: str = "") -> Any:
+    """A required field with its documentation."""
+    return field(metadata={"meaning": meaning, "unit": unit})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """See the module's docstring. Numbers cover all sessions of the run unless their meaning says otherwise."""
+
+    name: str = key("run.name")
+    exit_reason: str = key("'finished', or why the run stopped before its last step")
+    steps: int = key("training batches consumed", "batches")
+    optimiser_steps: int = key("optimiser steps made", "optimiser steps")
+    version: int = key("weight version of the final model")
+    resumed_from: int | None = key("step of the checkpoint that the last session went on from; null: it began the run", "batches")
+    wall_s: float = key("wall time from the start of the program, start-up included, summed over sessions", "s")
+    first_step_s: float | None = key("from the start of the program to the first finished batch", "s")
+    accuracy_before: float | None = key("held-out accuracy before training (avg@k; unknown counts as not right)", "fraction")
+    accuracy_after: float | None = key("held-out accuracy of the final weights", "fraction")
+    accuracy_intervals: dict[str, list[float]] = key(
+        "95 % Wilson intervals of the two: {before: [low, high], after: [low, high]}"
+    )
+    evaluations: list[dict[str, Any]] = key("every evaluation in order, with label, counts and interval")
+    overlap_fraction: float = key("part of the learner's working time during which engines generated (last session)", "fraction")
+    idle_fraction: dict[str, float] = key("by role: part of the training window without work (last session)", "fraction")
+    staleness_max: int = key("age of the oldest trained token", "versions")
+    staleness_mean: float = key("mean age of trained tokens", "versions")
+    tokens_generated: int = key("tokens generated for settled groups, rejected ones included", "tokens")
+    tokens_trained: int = key("tokens with a gradient, summed over batches", "tokens")
+    groups: dict[str, int] = key("prompt groups by fate: trained, rejected_<reason>, failed_<reason>, in_flight", "groups")
+    verdicts: dict[str, int] = key("training rollouts by verdict: right, wrong, unknown, given_up", "rollouts")
+    replaced: dict[str, int] = key("by role: actors that were lost and replaced (last session)", "actors")
+    cache_hit_fraction: float | None = key("context tokens taken from the engines' prefix caches (last session)", "fraction")
+    sync_s: float | None = key("mean time to hand a version to all engines (last session)", "s")
+    pause_s: float | None = key("mean time that an engine stood still for it (last session)", "s")
+
+    def to_json(self) -> str:
+        """Raises ``ValueError`` if a number is not finite."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Summary:
+        """Raises ``TypeError`` naming a key that is missing or unknown."""
+        return cls(**json.loads(text))
+
+
+def summary_table() -> str:
+    """All keys as a Markdown table, for the documentation."""
+    rows = [f"| `{f.name}` | {f.metadata['unit']} | {f.metadata['meaning']} |" for f in fields(Summary)]
+    return "\n".join(["| key | unit | meaning |", "| --- | --- | --- |", *rows]) + "\n"

@@ -1,0 +1,88 @@
+"""Sets of time intervals: how long roles were busy, idle, or busy at once. Pure arithmetic on (start, end) pairs.
+
+Refuses to know where the times come from. All times in seconds on one clock; an interval whose end is not after its start
+is empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+
+Interval = tuple[float, float]
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same points as disjoint intervals in order; those that touch become one."""
+    merged: list[Interval] = []
+    for start, end in sorted(interval for interval in intervals if interval[1] > interval[0]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def intersection(first: Iterable[Interval], second: Iterable[Interval]) -> list[Interval]:
+    """The points in both sets, as disjoint intervals in order."""
+    a, b = union(first), union(second)
+    common: list[Interval] = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        start, end = max(a[i][0], b[j][0]), min(a[i][1], b[j][1])
+        if end > start:
+            common.append((start, end))
+        if a[i][1] < b[j][1]:
+            i += 1
+        else:
+            j += 1
+    return common
+
+
+def measure(intervals: Iterable[Interval]) -> float:
+    """Total length of the set in seconds; what is covered twice counts once."""
+    return math.fsum(end - start for start, end in union(intervals))
+
+
+def clip(intervals: Iterable[Interval], window: Interval) -> list[Interval]:
+    """Each interval's part inside the window, empty ones left out; overlaps stay as they are."""
+    parts = ((max(start, window[0]), min(end, window[1])) for start, end in intervals)
+    return [(start, end) for start, end in parts if end > start]
+
+
+def overlap_fraction(generating: Iterable[Interval], learning: Iterable[Interval]) -> float:
+    """Share of the learning time during which generation went on as well; 0 without learning."""
+    learning = union(learning)
+    total = measure(learning)
+    return min(1.0, measure(intersection(generating, learning)) / total) if total else 0.0
+
+
+def busy_time(intervals: Iterable[Interval], *, actors: int) -> float:
+    """Actor-seconds of work: the number of intervals that cover a moment, at most ``actors``, summed over time.
+
+    The cap makes the intervals of one actor that works on many things at once count as that one actor.
+    """
+    steps: list[tuple[float, int]] = []
+    for start, end in intervals:
+        if end > start:
+            steps += [(start, 1), (end, -1)]
+    steps.sort()
+    parts, active = [], 0
+    for (moment, change), (following, _) in pairwise(steps):
+        active += change
+        parts.append(min(active, actors) * (following - moment))
+    return math.fsum(parts)
+
+
+def idle_fraction(intervals: Iterable[Interval], window: Interval, *, actors: int = 1) -> float:
+    """Share of the window's actor-time without work. ``intervals``: the busy times of all actors of a role together.
+
+    An empty window gives 0. Raises ``ValueError`` for fewer than one actor.
+    """
+    if actors < 1:
+        raise ValueError(f"idle_fraction: actors must be at least 1, got {actors}")
+    available = actors * (window[1] - window[0])
+    if available <= 0:
+        return 0.0
+    return min(1.0, max(0.0, 1 - busy_time(clip(intervals, window), actors=actors) / available))

@@ -1,0 +1,150 @@
+"""What a run would occupy: actors × resources, whether a cluster offers as much, and the text of ``--dry-run``.
+
+Arithmetic on a config; starts nothing and knows nothing of Ray. The numbers of bytes come from ``memory``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fr3e_async.config import Config
+from fr3e_async.errors import ConfigError
+from fr3e_async.memory import ModelShape, memory_estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """One role's actors and what Ray reserves for each."""
+
+    role: str  # the section of the config
+    count_setting: str
+    actors: int
+    cpus: float  # each
+    gpus: int  # each
+    resources: dict[str, float] = field(default_factory=dict)  # custom ones, each
+
+    def total(self, resource: str) -> float:
+        each = {"CPU": self.cpus, "GPU": float(self.gpus)} | self.resources
+        return self.actors * each.get(resource, 0.0)
+
+
+def placement(config: Config) -> list[Placement]:
+    """One row for each role that has actors, in the order of the pipeline."""
+    pools = [("generators", config.generators), ("explorers", config.explorers)]
+    rows = [
+        Placement(role=role, count_setting=f"{role}.count", actors=p.count, cpus=p.cpus, gpus=p.gpus, resources=p.resources)
+        for role, p in pools
+    ]
+    v, n = config.verifiers, config.learner
+    rows.append(
+        Placement(role="verifiers", count_setting="verifiers.count", actors=v.count, cpus=v.cpus, gpus=0, resources=v.resources)
+    )
+    rows.append(
+        Placement(role="learner", count_setting="learner.ranks", actors=n.ranks, cpus=n.cpus, gpus=n.gpus, resources=n.resources)
+    )
+    return [row for row in rows if row.actors]
+
+
+def totals(rows: Sequence[Placement]) -> dict[str, float]:
+    """Resource → what all actors need together. CPU and GPU are always in it."""
+    names = ["CPU", "GPU", *sorted({name for row in rows for name in row.resources})]
+    return {name: sum(row.total(name) for row in rows) for name in names}
+
+
+def local_resources(config: Config, *, machine_cpus: int, machine_gpus: int) -> dict[str, float]:
+    """What a cluster of this machine alone would offer.
+
+    CPUs: ray.num_cpus, or with 0 the larger of the machine's and what the actors need; GPUs: the machine's; custom
+    resources: what is asked for, because on one node they have nothing to tell apart.
+    """
+    need = totals(placement(config))
+    cpus = config.ray.num_cpus or max(machine_cpus, math.ceil(need["CPU"] - 1e-9))
+    return need | {"CPU": float(cpus), "GPU": float(machine_gpus)}
+
+
+def check_resources(config: Config, available: Mapping[str, float]) -> None:
+    """ConfigError unless ``available`` (resource → amount, as Ray names them) holds all actors at once.
+
+    For a cluster that grows, ``available`` is what it may grow to, not what it has now.
+    """
+    rows = placement(config)
+    for resource, need in totals(rows).items():
+        offer = available.get(resource, 0.0)
+        if need <= offer + 1e-6:
+            continue
+        users = [row for row in rows if row.total(resource)]
+        sums = " + ".join(f"{row.role} {row.actors}×{row.total(resource) / row.actors:g}" for row in users)
+        label = {"CPU": "CPUs", "GPU": "GPUs"}.get(resource, f"of the custom resource {resource!r}")
+        field_name = {"CPU": "cpus", "GPU": "gpus"}.get(resource, "resources")
+        raise ConfigError(
+            f"more actors than resources: {need:g} {label} needed ({sums}) but the cluster offers {offer:g}; "
+            f"lower {' or '.join(row.count_setting for row in users)}, or {' or '.join(f'{r.role}.{field_name}' for r in users)}"
+            + (", or raise ray.num_cpus" if resource == "CPU" and config.ray.num_cpus else "")
+        )
+
+
+# --- the text of --dry-run --------------------------------------------------------------------------------------------
+
+
+def render_plan(config: Config, *, yaml: str = "", model: ModelShape | None = None) -> str:
+    """The whole output of ``--dry-run``: resolved settings (``yaml``), placement, batch sizes, memory. Plain text."""
+    blocks = [f"settings\n{_indented(yaml)}"] if yaml else []
+    blocks += [_render_placement(config), _render_batch(config), _render_memory(config, model)]
+    return "\n\n".join([*blocks, "dry run: nothing was started or written"])
+
+
+def _render_placement(config: Config) -> str:
+    rows = placement(config)
+    need = totals(rows)
+    custom = [name for name in need if name not in ("CPU", "GPU")]
+    header = ["role", "actors", "CPUs each", "GPUs each", "resources each"]
+    body = [
+        [row.role, str(row.actors), f"{row.cpus:g}", str(row.gpus), ", ".join(f"{k} {v:g}" for k, v in row.resources.items())]
+        for row in rows
+    ]
+    extra = ", ".join(f"{name} {need[name]:g}" for name in custom)
+    body.append(["together", str(sum(row.actors for row in rows)), f"{need['CPU']:g}", f"{need['GPU']:g}", extra])
+    return "placement\n" + _table([header, *body], left=(0, 4))
+
+
+def _render_batch(config: Config) -> str:
+    groups, each = config.flow.groups_per_step, config.algorithm.rollouts_per_group
+    lines = [
+        f"{groups} groups × {each} rollouts = {groups * each} rollouts, {config.learner.optimiser_steps} optimiser steps a batch",
+        f"at most {config.flow.capacity} groups alive at once: no token is older than {config.flow.max_staleness} versions",
+        f"longest sequence {config.context_length} tokens; {config.run.steps} batches",
+    ]
+    for name, value in (("data.train", config.data.train), ("data.heldout", config.data.heldout)):
+        if value not in ("", "toy") and not Path(value).is_file():
+            lines.append(f"{name}={value}: no such file here; a run would stop at once")
+    return "batch\n" + _indented("\n".join(lines))
+
+
+def _render_memory(config: Config, model: ModelShape | None) -> str:
+    if model is None:
+        lead = f"model.path={config.model.path} is not on this disk; set model.parameters for an estimate"
+    else:
+        lead = f"model of {model.parameters:,} weights; estimate in GiB, without Python and its libraries"
+    header = ["role", "copies", "on", "each", "parts"]
+    body = []
+    for row in memory_estimate(config, model):
+        parts = " + ".join(f"{name} {gib:.2f}" for name, gib in row.parts.items())
+        text = "; ".join(filter(None, [parts, row.note]))
+        body.append([row.role, str(row.copies), row.where, f"{row.gib:.2f}" if row.parts else "-", text])
+    return f"memory\n  {lead}\n" + _table([header, *body], left=(0, 2, 4))
+
+
+def _table(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = (
+        "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+    return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.rstrip().splitlines())

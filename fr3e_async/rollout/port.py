@@ -1,0 +1,128 @@
+"""The engine as everybody else sees it: requests and completions as token ids, weights in, numbers out.
+
+Knows nothing of vLLM, Ray, groups or rewards. ``vllm_engine.VllmEngine`` is the real one, ``fake_engine.FakeEngine``
+stands in for it in control-plane tests.
+
+Example::
+
+    completion = await engine.sample(SampleRequest(request_id="q1@0/0/3", context=ids, max_tokens=64))
+    ack = await engine.load_weights(bundle)  # while requests run; their later tokens carry the new version
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fr3e_async.types import Completion, WeightAck, WeightBundle
+
+
+class EngineDead(RuntimeError):
+    """The engine cannot serve any more and will not recover; its process should end, so that a new one is started."""
+
+
+class WeightsRefused(ValueError):
+    """The bundle is damaged or does not fit the model. Nothing was changed: the engine serves the version it had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """One continuation to draw. ``top_k`` 0 means off; ``temperature`` 0 means greedy.
+
+    The completion's log-probs and entropies are those of the distribution that was sampled; for a greedy request, whose
+    distribution is a point, they are those of the model's distribution at temperature 1.
+    """
+
+    request_id: str
+    context: NDArray[np.int32]  # [C] prompt + prefix
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.context.ndim != 1 or self.context.size == 0:
+            raise ValueError(f"request {self.request_id}: context must be a non-empty vector, got shape {self.context.shape}")
+        if self.max_tokens < 1:
+            raise ValueError(f"request {self.request_id}: max_tokens must be at least 1, got {self.max_tokens}")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"request {self.request_id}: temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k} is no distribution"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """Everything an engine needs to start. 0 means the engine's own default where a comment says so."""
+
+    model: str  # folder or hub id
+    end_token_ids: tuple[int, ...]  # sampling one of these ends a completion, as its last token
+    max_model_len: int  # tokens, context + completion
+    revision: str = ""  # of a hub id; empty: the default branch
+    trust_remote_code: bool = False
+    dtype: str = "auto"  # "auto" | "float32" | "bfloat16" | "float16"
+    eager: bool = True  # no torch.compile, no CUDA graphs
+    kv_cache_gib: float = 0.0  # 0: by gpu_memory_utilization
+    gpu_memory_utilization: float = 0.9
+    block_size: int = 0  # tokens; 0: default
+    max_running: int = 256  # sequences decoded at once
+    threads: int = 1  # CPU only
+    prefix_caching: bool = True
+    clear_cache_on_update: bool = True  # running requests recompute their keys and values under new weights
+    tensor_parallel: int = 1
+    seed: int = 0
+    version: int = 0  # of the weights in the model folder
+    verbose: bool = False
+    options: dict[str, Any] = field(default_factory=dict)  # further engine arguments by vLLM's names; they win
+
+    def __post_init__(self) -> None:
+        if not self.end_token_ids:
+            raise ValueError("engine spec: end_token_ids is empty; completions would never end by themselves")
+        if self.max_model_len < 2 or self.max_running < 1 or self.tensor_parallel < 1 or self.threads < 1:
+            raise ValueError(
+                f"engine spec: max_model_len={self.max_model_len}, max_running={self.max_running}, "
+                f"tensor_parallel={self.tensor_parallel}, threads={self.threads} must be positive"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """An engine's counters. Totals count from its start; ``busy`` covers the time since the previous call of ``stats``."""
+
+    version: int  # weights that new tokens are sampled with
+    running: int  # requests in the engine, waiting ones included
+    tokens_generated: int  # total, of finished requests
+    prompt_tokens: int  # total context tokens of finished requests
+    cached_prompt_tokens: int  # total, of these: taken from the prefix cache
+    pause_s: float  # total time paused for weight updates
+    busy: tuple[tuple[float, float], ...]  # (start, end) seconds since the epoch: at least one request, not paused
+
+
+class Engine(Protocol):
+    """One inference engine. All methods may run concurrently on one event loop."""
+
+    async def sample(self, request: SampleRequest) -> Completion:
+        """One completion. Cancelling the call aborts the request.
+
+        Raises ``EngineDead`` if the engine is lost, ``ValueError`` for a request that the model cannot take.
+        """
+
+    async def generate(self, requests: Sequence[SampleRequest]) -> list[Completion]:
+        """All completions, in the order of the requests; they run together."""
+
+    async def abort(self, request_id: str) -> None:
+        """End a request now: its ``sample`` returns what there is, with ``Finish.ABORT``. Unknown ids are ignored."""
+
+    async def load_weights(self, bundle: WeightBundle) -> WeightAck:
+        """Serve the bundle from the next token on; requests in flight continue. Calls are done one after another.
+
+        Raises ``WeightsRefused`` if nothing was changed, ``EngineDead`` if the model may be half-loaded.
+        """
+
+    async def stats(self) -> EngineStats: ...
+
+    async def close(self) -> None: ...

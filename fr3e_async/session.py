@@ -1,0 +1,210 @@
+"""One session of a run in the driver process: check everything, connect, train, leave a result.
+
+prepare   settings, data rows, vLLM, model, prompts, run directory: bad input ends here, with nothing left behind
+connect   join or start the Ray cluster
+run       actors up ─► controller ─► final model, summary, before/after table; signals end in a checkpoint
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.config import Config
+from fr3e_async.control.controller import Controller
+from fr3e_async.control.evaluator import Evaluator, pick_problems
+from fr3e_async.control.ledger import Ledger
+from fr3e_async.control.progress import ControlState, Progress, load_control_state
+from fr3e_async.data.prompts import Datasets, load_datasets, load_tokenizer, read_rows, resolve_model
+from fr3e_async.data.stream import PromptStream
+from fr3e_async.loader import LoadedConfig
+from fr3e_async.observe.console import ConsoleView, make_console
+from fr3e_async.observe.logs import quiet_driver
+from fr3e_async.observe.recorder import Recorder
+from fr3e_async.observe.run_dir import RunDir, default_path
+from fr3e_async.observe.summary import Summary
+from fr3e_async.rollout import check_installed
+from fr3e_async.wiring import Deployment, Model, connect, disconnect
+
+
+class Session:
+    """See the module's docstring. A context manager: leaving it gives back the cluster connection and the directory's lock."""
+
+    def __init__(self, config: Config, model: Model, datasets: Datasets, run_dir: RunDir, *, started_at: float) -> None:
+        """Use ``prepare``."""
+        self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
+        self._started_at = started_at
+        self._connected = False
+        self._reached_actors = False
+
+    @classmethod
+    def prepare(cls, loaded: LoadedConfig) -> Session:
+        """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds."""
+        started_at = process_start()
+        config = loaded.config
+        check_installed()
+        rows = read_rows(config)
+        model_path = resolve_model(config)
+        tokenizer = load_tokenizer(config, model_path)
+        datasets = load_datasets(config, tokenizer, rows)
+        run_path = Path(config.run.dir) if config.run.dir else default_path(config.run.name, time.time())
+        run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml)
+        quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
+        model = Model(path=str(model_path), end_token_ids=(int(tokenizer.eos_token_id),))
+        return cls(config, model, datasets, run_dir, started_at=started_at)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._connected:
+            disconnect()
+        if not self._reached_actors:
+            self._run_dir.discard()
+        self._run_dir.close()
+
+    def connect(self) -> None:
+        """Join or start the cluster. Raises ``ConfigError`` if the actors do not fit."""
+        self._connected = True
+        connect(self._config)
+
+    def run(self) -> int:
+        """Train to the end or to a signal; returns the exit code. Raises ``RunFailed``."""
+        self._reached_actors = True
+        return asyncio.run(self._run())
+
+    # ---- inside the event loop ----
+
+    async def _run(self) -> int:
+        resumed = self._resume_state()
+        version = resumed.ledger.version if resumed else 0
+        mode, screen = make_console(self._config.observe.console)
+        view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
+        recorder = Recorder(self._run_dir, config=self._config.observe, view=view, clock=time.time, resumed_from=version)
+        deployment = Deployment(self._config, self._model, log_folder=self._run_dir.logs, clock=time.time)
+        view.start()
+        stop = Stop(grace_s=self._config.run.stop_grace_s)
+        stop.task = asyncio.create_task(self._train(deployment, recorder, resumed, stop))
+        stop.listen()
+        try:
+            await stop.task
+        except asyncio.CancelledError:
+            if not stop.reason:
+                raise
+            recorder.note(f"{stop.reason}; nothing new to save" + (", the last checkpoint stands" if version else ""))
+        finally:
+            recorder.close()
+            await deployment.close()
+        return 0
+
+    def _resume_state(self) -> ControlState | None:
+        """The control part of the newest whole checkpoint, if this session goes on with a run."""
+        self._resume_from = self._run_dir.checkpoints.latest() if self._run_dir.resumed else None
+        return load_control_state(self._resume_from) if self._resume_from else None
+
+    async def _train(self, deployment: Deployment, recorder: Recorder, resumed: ControlState | None, stop: Stop) -> None:
+        version = resumed.ledger.version if resumed else 0
+        recorder.note(f"run directory {self._run_dir.path}" + (f", going on from step {version}" if resumed else ""))
+        await deployment.start(version=version, resume_from=self._resume_from)
+        recorder.note(f"all actors up after {time.time() - self._started_at:.0f} s")
+        controller = self._controller(deployment, recorder, resumed)
+        stop.controller = controller
+        reason = await controller.run()
+        if reason == "finished":
+            await deployment.crew.learner.save_model(self._run_dir.model)
+        recorder.finish(self._summary(controller, reason))
+
+    def _controller(self, deployment: Deployment, recorder: Recorder, resumed: ControlState | None) -> Controller:
+        config = self._config
+        progress = resumed.progress if resumed else Progress()
+        progress.began_at = self._started_at
+        heldout = pick_problems(self._datasets.heldout, config)
+        return Controller(
+            config=config,
+            crew=deployment.crew,
+            ledger=Ledger(config, make_strategy(config.algorithm), state=resumed.ledger if resumed else None),
+            stream=PromptStream(self._datasets.train, config.run.seed, state=resumed.stream if resumed else None),
+            publisher=deployment.publisher,
+            evaluator=Evaluator(deployment.crew, heldout) if heldout else None,
+            reporter=recorder,
+            checkpoints=self._run_dir.checkpoints,
+            progress=progress,
+            clock=time.time,
+        )
+
+    def _summary(self, controller: Controller, reason: str) -> Summary:
+        progress, ledger, used = controller.progress, controller.ledger, controller.progress.utilisation
+        by_label = {e["label"]: e for e in progress.evaluations}
+        syncs = progress.syncs
+        return Summary(
+            name=self._config.run.name,
+            exit_reason=reason,
+            steps=ledger.version,
+            optimiser_steps=progress.optimiser_steps,
+            version=ledger.version,
+            resumed_from=progress.resumed_from,
+            wall_s=progress.wall_s(time.time()),
+            first_step_s=progress.first_step_s,
+            accuracy_before=progress.accuracy_before,
+            accuracy_after=progress.accuracy_after,
+            accuracy_intervals={
+                label: [by_label[label]["low"], by_label[label]["high"]] for label in ("before", "after") if label in by_label
+            },
+            evaluations=progress.evaluations,
+            overlap_fraction=used["overlap/fraction"],
+            idle_fraction={
+                name.removeprefix("idle/").removesuffix("_fraction"): value
+                for name, value in used.items()
+                if name.startswith("idle/")
+            },
+            staleness_max=progress.staleness_max,
+            staleness_mean=progress.staleness_mean,
+            tokens_generated=progress.tokens_generated,
+            tokens_trained=progress.tokens_trained,
+            groups={**ledger.fates, "in_flight": ledger.in_flight},
+            verdicts=dict(progress.verdicts),
+            replaced=controller.watch.replaced(),
+            cache_hit_fraction=used.get("cache/hit_fraction"),
+            sync_s=sum(s for s, _ in syncs) / len(syncs) if syncs else None,
+            pause_s=sum(p for _, p in syncs) / len(syncs) if syncs else None,
+        )
+
+
+@dataclass(slots=True)
+class Stop:
+    """A person's or the cluster's wish to end: first politely, through the controller; after the grace time for good."""
+
+    grace_s: float
+    reason: str = ""
+    task: asyncio.Task[None] | None = None
+    controller: Controller | None = None
+
+    def listen(self) -> None:
+        """SIGTERM (``ray job stop``) and Ctrl-C. After ``ray.init``, which puts its own handler in place."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.ask, f"stopped by {signal.Signals(number).name}")
+
+    def ask(self, reason: str) -> None:
+        again, self.reason = bool(self.reason), reason
+        if self.controller is None or again:
+            self._give_up()
+            return
+        self.controller.stop(reason)
+        asyncio.get_running_loop().call_later(self.grace_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+def process_start() -> float:
+    """When this process was started, in seconds since the epoch: imports are part of a run's start-up."""
+    import psutil
+
+    return psutil.Process().create_time()

@@ -1,0 +1,276 @@
+"""The only place that names concrete classes and resources: from a config to a running crew, and back to nothing.
+
+Everything else sees ports. Actors of all roles start side by side, since starting is most of a short run's set-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fr3e_async.actors.engine import EngineActor
+from fr3e_async.actors.learner import LearnerActor
+from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
+from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.config import Config, EnginePoolConfig
+from fr3e_async.control.crew import Crew
+from fr3e_async.control.pool import Pool
+from fr3e_async.control.ports import Clock, EngineWorker, VerifierWorker, WorkerLost
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.errors import ConfigError, RunFailed
+from fr3e_async.learner.spec import LearnerSpec, rank_environment
+from fr3e_async.plan import check_resources, local_resources
+from fr3e_async.rollout import EngineSpec, engine_environment
+
+T = TypeVar("T")
+
+CALLS_AT_ONCE = 10_000  # an async actor queues calls beyond this; the pools bound the work long before
+NAMESPACE = "fr3e"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The policy as the actors need to know it."""
+
+    path: str
+    end_token_ids: tuple[int, ...]
+
+
+def connect(config: Config) -> None:
+    """Join the cluster of ``ray.address``, ``ray job submit`` or RAY_ADDRESS; else start a local one. Checks its size.
+
+    Raises ``ConfigError`` when the actors cannot fit, and when the address does not answer.
+    """
+    address = config.ray.address or ("" if os.environ.get("RAY_ADDRESS") else "local")
+    settings: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": config.observe.verbose,
+        "logging_level": logging.INFO if config.observe.verbose else logging.ERROR,
+    }
+    if address == "local":
+        offered = local_resources(config, machine_cpus=os.cpu_count() or 1, machine_gpus=_machine_gpus())
+        check_resources(config, offered)
+        settings |= {
+            "num_cpus": int(offered.pop("CPU")),
+            "num_gpus": int(offered.pop("GPU")),
+            "resources": offered,
+            "include_dashboard": False,
+            "object_store_memory": int(config.ray.object_store_gib * 2**30),
+        }
+    try:
+        ray.init(**({"address": address} if address else {}), **settings)
+    except (ConnectionError, TimeoutError) as error:
+        raise ConfigError(f"ray.address={address or os.environ.get('RAY_ADDRESS')}: no cluster answers ({error})") from error
+    if not config.ray.autoscaling:
+        check_resources(config, ray.cluster_resources())
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends with it."""
+    ray.shutdown()
+
+
+def _machine_gpus() -> int:
+    """NVIDIA GPUs of this machine, without loading a GPU library."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() and part.strip() != "-1"])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+class Deployment:
+    """The actors of a run. ``start`` brings them all up; ``crew`` and ``publisher`` are what the controller works with."""
+
+    def __init__(self, config: Config, model: Model, *, log_folder: Path, clock: Clock) -> None:
+        self._config, self._model, self._logs, self._clock = config, model, log_folder, clock
+        self._names: dict[str, int] = {}
+        self.crew: Crew
+        self.publisher: Publisher
+
+    async def start(self, *, version: int, resume_from: Path | None) -> None:
+        """Start every actor and wait for all; the first failure ends the start.
+
+        With ``resume_from`` the learner continues from that folder and the engines get its weights before any request.
+        """
+        config = self._config
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                learner = tasks.create_task(self._learner(resume_from))
+                generators = [tasks.create_task(self._engine("generator")) for _ in range(config.generators.count)]
+                explorers = [
+                    tasks.create_task(self._engine("explorer"))
+                    for _ in range(config.explorers.count if config.algorithm.branching else 0)
+                ]
+                verifiers = [tasks.create_task(self._verifier()) for _ in range(config.verifiers.count)]
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
+        engine_pools = [
+            self._pool(role, [t.result() for t in members], width=pool.rollouts_in_flight, start=self._bring_up)
+            for role, members, pool in (
+                ("generator", generators, config.generators),
+                ("explorer", explorers, config.explorers),
+            )
+        ]
+        verifier_pool: Pool[VerifierWorker] = self._pool(
+            "verifier",
+            [t.result() for t in verifiers],
+            width=max(4 * config.verifiers.workers, 8),
+            start=lambda _: self._verifier(),
+        )
+        self.crew = Crew(
+            config=config,
+            generators=engine_pools[0],
+            explorers=engine_pools[1],
+            verifiers=verifier_pool,
+            learner=learner.result(),
+        )
+        self.publisher = Publisher(engine_pools, ack_timeout_s=config.weights.ack_timeout_s, clock=self._clock)
+        if resume_from is not None:
+            await self.publisher.publish(version, await self.crew.learner.export(version))
+
+    async def close(self) -> None:
+        """End what was started; actors that a failed start left behind die with the driver's connection."""
+        if hasattr(self, "crew"):
+            await self.crew.close()
+
+    def _pool(self, role: str, workers: list[Any], *, width: int, start: Callable[[str], Awaitable[Any]]) -> Pool[Any]:
+        async def replace(lost: Any) -> Any:
+            await lost.close()
+            return await start(role)
+
+        return Pool(role, workers, width=width, replace=replace, clock=self._clock)
+
+    async def _bring_up(self, role: str) -> EngineWorker:
+        """A new engine with the current weights."""
+        worker = await self._engine(role)
+        await self.publisher.bring_up(worker)
+        return worker
+
+    def _name(self, role: str) -> str:
+        """``generator-0``, ``generator-1``, ...; a replacement gets a new number."""
+        self._names[role] = self._names.get(role, -1) + 1
+        return f"{role}-{self._names[role]}"
+
+    def _log(self, name: str) -> str:
+        return str(self._logs / f"{name}.log")
+
+    # ---- engines ----
+
+    async def _engine(self, role: str) -> RayEngine:
+        pool = self._config.generators if role == "generator" else self._config.explorers
+        name = self._name(role)
+        spec = self._engine_spec(pool, seed=self._config.run.seed * 1000 + sum(self._names.values()))
+        actor = (
+            ray.remote(EngineActor)
+            .options(
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+                resources=pool.resources,
+                max_concurrency=CALLS_AT_ONCE,
+                runtime_env={"env_vars": engine_environment(spec)},
+            )
+            .remote(spec, self._config.algorithm, self._log(name))
+        )
+        await self._started(name, actor.start.remote(), self._config.engine.start_timeout_s, "engine.start_timeout_s")
+        return RayEngine(name, actor)
+
+    def _engine_spec(self, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
+        engine, model = self._config.engine, self._config.model
+        return EngineSpec(
+            model=self._model.path,
+            end_token_ids=self._model.end_token_ids,
+            max_model_len=self._config.context_length,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            dtype=engine.dtype,
+            eager=engine.eager,
+            kv_cache_gib=engine.kv_cache_gib,
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            block_size=engine.block_size,
+            max_running=engine.max_running,
+            threads=engine.threads,
+            prefix_caching=engine.prefix_caching,
+            clear_cache_on_update=engine.clear_cache_on_update,
+            tensor_parallel=max(pool.gpus, 1),
+            seed=seed,
+            verbose=self._config.observe.verbose,
+            options=dict(engine.options),
+        )
+
+    # ---- verifiers ----
+
+    async def _verifier(self) -> RayVerifier:
+        pool, model, name = self._config.verifiers, self._config.model, self._name("verifier")
+        actor = (
+            ray.remote(VerifierActor)
+            .options(num_cpus=pool.cpus, resources=pool.resources, max_concurrency=CALLS_AT_ONCE)
+            .remote(pool, self._model.path, model.revision, model.trust_remote_code, self._log(name))
+        )
+        await self._started(name, actor.start.remote(), self._config.engine.start_timeout_s, "engine.start_timeout_s")
+        return RayVerifier(name, actor)
+
+    # ---- the learner group ----
+
+    async def _learner(self, resume_from: Path | None) -> RayLearner:
+        """All ranks in one placement group, packed: the gang that a cluster must have room for at once."""
+        learner = self._config.learner
+        spec = self._learner_spec()
+        bundle = {"CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {}), **learner.resources}
+        group = placement_group([bundle] * learner.ranks, strategy="PACK")
+        await self._started("learner", group.ready(), learner.start_timeout_s, "learner.start_timeout_s")
+        ranks = [
+            ray.remote(LearnerActor)
+            .options(
+                num_cpus=learner.cpus,
+                num_gpus=learner.gpus,
+                resources=learner.resources,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                runtime_env={"env_vars": rank_environment(spec)},
+            )
+            .remote(spec, self._log(f"learner-{rank}"))
+            for rank in range(learner.ranks)
+        ]
+        host, port = await reach("learner rank 0", ranks[0].address.remote())
+        folder = str(resume_from / "learner") if resume_from else ""
+        await asyncio.gather(
+            *(
+                self._started(
+                    f"learner rank {i}",
+                    rank.start.remote(i, learner.ranks, host, port, folder),
+                    learner.start_timeout_s,
+                    "learner.start_timeout_s",
+                )
+                for i, rank in enumerate(ranks)
+            )
+        )
+        return RayLearner(ranks, group)
+
+    def _learner_spec(self) -> LearnerSpec:
+        model = self._config.model
+        return LearnerSpec(
+            path=self._model.path,
+            learner=self._config.learner,
+            loss=self._config.loss,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            temperature=self._config.sampling.temperature,
+            seed=self._config.run.seed,
+            verbose=self._config.observe.verbose,
+        )
+
+    async def _started(self, name: str, call: Awaitable[T], limit: float, knob: str) -> T:
+        try:
+            return await asyncio.wait_for(reach(name, call), limit)
+        except TimeoutError:
+            raise RunFailed(f"{name} did not start within {limit:.0f} s ({knob}); its log: {self._logs}") from None
+        except WorkerLost as error:
+            raise RunFailed(f"{name} died while starting ({error}); its log: {self._logs}") from error

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Creates the virtual environment $VENV and installs exactly what requirements/*.lock pin, for $FLAVOUR (cpu or cuda).
+# Called by make; safe to run again.
+set -euo pipefail
+
+fail() { echo "setup: $1" >&2; exit 2; }
+
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+  || fail "$("$PYTHON" --version) found; Python 3.11 or 3.12 is needed (set PYTHON=/path/to/python3.11)"
+
+[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --quiet "$@" 2> >(grep -v "^WARNING: Location" >&2); }
+
+echo "setup: installing the pinned dependencies ($FLAVOUR) into $VENV; a few minutes the first time" >&2
+case "$FLAVOUR" in
+  cpu)
+    # torch without CUDA carries the local version +cpu, which the plain registry does not have.
+    if ! pip install --no-deps -r requirements/cpu.lock -r requirements/dev.lock; then
+      fail "the pinned set could not be installed; if it was torch: 2.13.0's CPU build was not found, put PyTorch's CPU package index (shown at pytorch.org, 'Get started locally') into PIP_EXTRA_INDEX_URL and run make again"
+    fi
+    ;;
+  cuda)
+    pip install -e ".[cuda,dev]"
+    ;;
+  *) fail "DEVICE must be auto, cpu or cuda, got $FLAVOUR" ;;
+esac
+pip install --no-deps --no-build-isolation -e .
+"$VENV/bin/python" - <<'PY'
+import sys
+import torch
+if sys.argv[1:] != ["cuda"] and torch.version.cuda:
+    print("setup: note: a CUDA build of torch was installed; it works, but is large", file=sys.stderr)
+PY

@@ -1,0 +1,135 @@
+"""A tiny model, ragged samples, and an update written out in plain torch, for the learner's tests."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fr3e_async.config import LearnerConfig, LossConfig
+from fr3e_async.learner.spec import LearnerSpec, rank_environment
+from fr3e_async.types import TrainSample
+
+VOCABULARY = 64
+TEMPERATURE = 0.8
+LEARNER = LearnerConfig(lr=1e-3, weight_decay=0.01, grad_clip=0.5, minibatches=2, epochs=2, micro_batch_tokens=80)
+LOSS = LossConfig(dual_clip=3.0, kl_coef=0.01, entropy_coef=0.01)
+
+
+def build_model(folder: Path, *, tied: bool = True) -> Path:
+    """A Qwen2 model of 2 layers with a tokenizer of ``VOCABULARY`` entries."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=tied, attention_dropout=0.1,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1", pad_token="w0").save_pretrained(folder)
+    return folder
+
+
+def make_spec(path: Path, *, loss: LossConfig = LOSS, **learner: Any) -> LearnerSpec:
+    return LearnerSpec(path=str(path), learner=replace(LEARNER, **learner), loss=loss, temperature=TEMPERATURE, seed=3)
+
+
+def make_samples(seed: int, *, count: int = 11, version: int = 0) -> list[TrainSample]:
+    """Ragged samples of 3 to 39 tokens in minibatches 0 and 1 by turns, their tokens 0 or 1 versions old."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(count):
+        context, completion = int(rng.integers(1, 16)), int(rng.integers(2, 25))
+        samples.append(
+            TrainSample(
+                tokens=rng.integers(2, VOCABULARY, context + completion).astype(np.int32),
+                context_len=context,
+                behaviour_logprobs=rng.normal(-4.2, 0.4, completion).astype(np.float32),
+                versions=rng.integers(max(0, version - 1), version + 1, completion).astype(np.int32),
+                advantage=float(rng.normal()),
+                minibatch=i % 2,
+            )
+        )
+    return samples
+
+
+def start_rank(spec: LearnerSpec) -> Any:
+    """A group of one, in this process."""
+    os.environ.update(rank_environment(spec))
+    from fr3e_async.learner.rank import LearnerRank
+
+    rank = LearnerRank(spec)
+    rank.setup(0, 1, *rank.address())
+    return rank
+
+
+def weights_of(bundle: Any) -> dict[str, torch.Tensor]:
+    from fr3e_async.weights.bundle import unpack
+
+    return dict(unpack(bundle))
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).detach().abs().max()) for name in left)
+
+
+class PlainLearner:
+    """The same update, one unpadded sequence at a time, with transformers and torch alone."""
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.spec = spec
+        self.model = AutoModelForCausalLM.from_pretrained(spec.path, dtype=torch.float32, attn_implementation="eager").eval()
+        c = spec.learner
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=c.lr, betas=(c.betas[0], c.betas[1]), weight_decay=c.weight_decay
+        )
+
+    def log_p(self, model: Any, sample: TrainSample) -> torch.Tensor:
+        """[completion, vocabulary]"""
+        logits = model(input_ids=torch.from_numpy(sample.tokens.astype(np.int64))[None]).logits[0]
+        return torch.log_softmax(logits[sample.context_len - 1 : -1] / self.spec.temperature, dim=-1)
+
+    def _loss(self, sample: TrainSample, prox_model: Any) -> torch.Tensor:
+        config, a = self.spec.loss, sample.advantage
+        targets = torch.from_numpy(sample.tokens[sample.context_len :].astype(np.int64))[:, None]
+        log_p = self.log_p(self.model, sample)
+        current = log_p.gather(1, targets)[:, 0]
+        behaviour = torch.from_numpy(sample.behaviour_logprobs)
+        with torch.no_grad():
+            prox = behaviour if config.prox == "behaviour" else self.log_p(prox_model, sample).gather(1, targets)[:, 0]
+            weight = torch.exp(prox - behaviour).clamp(max=config.importance_cap)
+        ratio = torch.exp(current - prox)
+        gain = torch.minimum(ratio * a, torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high) * a)
+        if config.dual_clip and a < 0:
+            gain = torch.clamp(gain, min=config.dual_clip * a)
+        kl = torch.exp(prox - current) - (prox - current) - 1
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        return (-weight * gain + config.kl_coef * kl - config.entropy_coef * entropy).sum()
+
+    def train(self, samples: list[TrainSample]) -> list[float]:
+        """Gradient norms of the optimiser steps."""
+        prox_model, norms, config = copy.deepcopy(self.model), [], self.spec.learner
+        for _ in range(config.epochs):
+            for index in range(config.minibatches):
+                part = [s for s in samples if s.minibatch == index]
+                total = sum(len(s.tokens) - s.context_len for s in part)
+                self.optimiser.zero_grad()
+                for sample in part:
+                    (self._loss(sample, prox_model) / total).backward()
+                norms.append(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)))
+                self.optimiser.step()
+        return norms
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: weight.detach() for name, weight in self.model.named_parameters()}

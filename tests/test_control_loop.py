@@ -1,0 +1,238 @@
+"""The loop with fakes: whole runs, losses of every kind of worker, stop and resume, and what a stall looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from builders import prompt, small_config
+from fr3e_async.data.stream import PromptStream
+
+from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.control.controller import Controller
+from fr3e_async.control.crew import Crew
+from fr3e_async.control.evaluator import Evaluator
+from fr3e_async.control.ledger import Ledger
+from fr3e_async.control.pool import Pool, TaskLost
+from fr3e_async.control.ports import WorkerLost
+from fr3e_async.control.progress import Progress, load_control_state
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.errors import RunFailed
+from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.observe.metrics import checked
+from fr3e_async.testing import FakeEngineWorker, FakeLearner, FakeVerifier, Faults
+
+
+class Notes:
+    """Port ``Reporter`` that keeps what it is told, and refuses undeclared metrics as the real one does."""
+
+    def __init__(self):
+        self.steps: dict[int, dict[str, float]] = {}
+        self.lines: list[str] = []
+
+    def step(self, step, metrics):
+        self.steps[step] = checked(metrics)
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+class World:
+    """A run of fakes, wired as the real one is."""
+
+    def __init__(self, tmp_path, *, faults=None, resume=None, evaluate=False, prompts=40, **sections):
+        flow = {"groups_per_step": 4, "max_staleness": 1, "lease_s": 1.0} | sections.pop("flow", {})
+        run = {"steps": 8, "checkpoint_every": 0} | sections.pop("run", {})
+        self.config = small_config(
+            flow=flow,
+            run=run,
+            algorithm={"anchors": 2, "branches": 2, "bases": 3},
+            observe={"heartbeat_s": 0.05},
+            **sections,
+        )
+        faults = faults or {}
+        self.replaced: list[str] = []
+        self.engines = {
+            role: [FakeEngineWorker(f"{role}-{i}", faults=faults.get(role) if i == 0 else None) for i in range(2)]
+            for role in ("generator", "explorer")
+        }
+        self.learner = FakeLearner()
+        verifiers = [FakeVerifier("verifier-0", faults=faults.get("verifier"))]
+        pools = {role: self.pool(role, members) for role, members in self.engines.items()}
+        self.crew = Crew(
+            config=self.config,
+            generators=pools["generator"],
+            explorers=pools["explorer"],
+            verifiers=self.pool("verifier", verifiers),
+            learner=self.learner,
+        )
+        self.publisher = Publisher(self.crew.engines, ack_timeout_s=0.3, clock=time.time)
+        self.ledger = Ledger(self.config, make_strategy(self.config.algorithm), state=resume.ledger if resume else None)
+        problems = [prompt(f"p{i}") for i in range(prompts)]
+        self.stream = PromptStream(problems, self.config.run.seed, state=resume.stream if resume else None)
+        self.notes = Notes()
+        self.store = CheckpointStore(tmp_path / "checkpoints")
+        self.controller = Controller(
+            config=self.config,
+            crew=self.crew,
+            ledger=self.ledger,
+            stream=self.stream,
+            publisher=self.publisher,
+            evaluator=Evaluator(self.crew, problems[:10]) if evaluate else None,
+            reporter=self.notes,
+            checkpoints=self.store,
+            progress=resume.progress if resume else Progress(),
+            clock=time.time,
+        )
+
+    def pool(self, role, members):
+        async def replace(lost):
+            self.replaced.append(lost.name)
+            if role == "verifier":
+                return FakeVerifier("verifier-new")
+            worker = FakeEngineWorker(f"{role}-new")
+            self.engines[role].append(worker)
+            await self.publisher.bring_up(worker)
+            return worker
+
+        return Pool(role, members, width=16, replace=replace, clock=time.time)
+
+    def run(self, timeout=20.0):
+        return asyncio.run(asyncio.wait_for(self.controller.run(), timeout))
+
+    def trained_groups(self):
+        return [row.payload.ids[row.row].group for batch in self.learner.trained for row in batch]
+
+
+def test_a_whole_run(tmp_path):
+    world = World(tmp_path, evaluate=True)
+    assert world.run() == "finished"
+    assert (world.ledger.version, world.ledger.in_flight, sorted(world.notes.steps)) == (8, 0, list(range(1, 9)))
+    assert all(w.version == 8 for pool in world.engines.values() for w in pool)
+    assert world.controller.progress.staleness_max <= 1
+    assert [e["label"] for e in world.controller.progress.evaluations] == ["before", "after"]
+    assert world.controller.progress.evaluations[0]["newest_version"] == 0
+    assert not world.controller._payloads, "payloads of retired groups must be released"
+    assert world.store.latest() is not None
+
+
+def test_staleness_zero_is_synchronous(tmp_path):
+    world = World(tmp_path, flow={"max_staleness": 0})
+    world.run()
+    for number, batch in enumerate(world.learner.trained):
+        versions = {int(v) for row in batch for v in row.payload.completion(row.row).versions}
+        assert versions == {number}
+
+
+@pytest.mark.parametrize("role", ["generator", "explorer", "verifier"])
+def test_a_lost_worker_costs_nothing_but_time(tmp_path, role):
+    world = World(tmp_path, faults={role: Faults(die_at={3})})
+    assert world.run() == "finished"
+    assert world.replaced == [f"{role}-0"]
+    assert world.ledger.version == 8
+    assert world.ledger.given_up == 0
+
+
+def test_a_call_that_hangs_is_leased_out_again(tmp_path):
+    world = World(tmp_path, faults={"explorer": Faults(hang_at={2})}, flow={"lease_s": 0.3})
+    assert world.run() == "finished"
+    assert world.ledger.retries > 0
+    assert world.replaced == []
+
+
+def test_an_engine_that_does_not_acknowledge_is_replaced_and_the_new_one_is_current(tmp_path):
+    world = World(tmp_path, run={"steps": 6})
+    world.engines["explorer"][1].refuse_weights = True
+    assert world.run() == "finished"
+    assert world.replaced == ["explorer-1"]
+    new = world.engines["explorer"][-1]
+    assert new.name == "explorer-new"
+    assert new.version == 6
+    assert any("explorer-1 did not acknowledge" in line for line in world.notes.lines)
+
+
+def test_stop_writes_a_checkpoint_and_resume_trains_every_prompt_once(tmp_path):
+    first = World(tmp_path, prompts=200)
+
+    async def interrupted():
+        run = asyncio.create_task(first.controller.run())
+        while first.ledger.version < 3:
+            await asyncio.sleep(0.001)
+        first.controller.stop("stopped by a test")
+        return await run
+
+    assert asyncio.run(interrupted()) == "stopped by a test"
+    folder = first.store.latest()
+    assert folder is not None
+    state = load_control_state(folder)
+    assert (state.ledger.version, state.progress.resumed_from) == (first.ledger.version, first.ledger.version)
+    second = World(tmp_path, prompts=200, resume=state)
+    for pool in second.engines.values():
+        for worker in pool:
+            worker.version = state.ledger.version
+    second.learner.version = state.ledger.version
+    assert second.run() == "finished"
+    assert second.ledger.version == 8
+    assert sorted(second.notes.steps) == list(range(state.ledger.version + 1, 9))
+    assert not set(first.trained_groups()) & set(second.trained_groups())
+
+
+def test_periodic_checkpoints_hold_a_consistent_cut(tmp_path):
+    world = World(tmp_path, run={"steps": 6, "checkpoint_every": 2})
+    world.run()
+    assert [int(folder.parent.name.split("-")[1].split(".")[0]) for folder in world.learner.saved] == [2, 4, 6]
+    assert (world.store.latest() / "learner" / "version").read_text() == "6"
+
+
+def test_nothing_moving_ends_the_run_with_a_diagnosis(tmp_path):
+    hang = Faults(hang_at=set(range(1, 100)))
+    world = World(tmp_path, faults={"verifier": hang}, watchdog={"timeout_s": 0.5}, flow={"lease_s": 60.0})
+    with pytest.raises(RunFailed, match=r"nothing moved for .*watchdog.timeout_s") as caught:
+        world.run()
+    assert "verifiers: " in str(caught.value)
+    assert "sampled" in str(caught.value)
+
+
+def test_the_wall_limit_stops_with_a_checkpoint(tmp_path):
+    world = World(tmp_path, run={"steps": 100_000, "max_wall_s": 0.3})
+    assert world.run().startswith("run.max_wall_s")
+    assert world.store.latest() is not None
+
+
+def test_a_pool_gives_work_to_the_least_loaded_and_bounds_it():
+    async def story():
+        workers = [FakeEngineWorker("a"), FakeEngineWorker("b")]
+        pool = Pool("engine", workers, width=2, replace=None, clock=time.time)
+        gate, seen = asyncio.Event(), []
+
+        async def call(worker):
+            seen.append(worker.name)
+            await gate.wait()
+
+        tasks = [asyncio.create_task(pool.run(call, weight=1, lease_s=5)) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        assert (sorted(seen), pool.queued, pool.in_flight) == (["a", "a", "b", "b"], 1, 4)
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert (pool.queued, pool.in_flight) == (0, 0)
+
+    asyncio.run(story())
+
+
+def test_a_pool_stops_replacing_a_worker_that_always_dies():
+    async def story():
+        async def replace(lost):
+            return lost
+
+        async def call(worker):
+            raise WorkerLost("again")
+
+        pool = Pool("engine", [FakeEngineWorker("a")], width=2, replace=replace, clock=time.time, max_replacements=2)
+        for _ in range(3):
+            with pytest.raises(TaskLost):
+                await pool.run(call, weight=1, lease_s=5)
+            await asyncio.sleep(0.01)
+        assert isinstance(pool.failure, RunFailed)
+
+    asyncio.run(story())

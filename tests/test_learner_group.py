@@ -1,0 +1,137 @@
+"""Two learner ranks over gloo, ZeRO 0 to 3, ragged and unequal shares: the weights of one process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learner_support import LOSS, PlainLearner, build_model, largest_difference, make_samples, make_spec, weights_of
+
+from fr3e_async.learner.spec import free_address, rank_environment
+from fr3e_async.types import TrainSample
+
+pytestmark = pytest.mark.slow
+
+STAGES = (0, 1, 2, 3)
+TOLERANCE = 5e-5  # the stages sum gradients in different orders; measured up to 2e-5 at stage 3
+
+
+def share(samples: list[TrainSample], rank: int) -> list[TrainSample]:
+    """Rank 0 gets 3 of 11 samples, and none of minibatch 1."""
+    mine = [s for s in samples if s.minibatch == 0][:3]
+    return mine if rank == 0 else [s for s in samples if all(s is not other for other in mine)]
+
+
+def exercise(rank: Any, folder: Path, spec: Any, stage: int) -> dict[str, Any]:
+    from fr3e_async.learner.rank import LearnerRank
+
+    reports = [rank.train(share(make_samples(v, version=v - 1), rank.rank), version=v) for v in (1, 2)]
+    bundle = rank.export(2)
+    rank.save(folder, f"stage{stage}")
+    rank.save_hf(folder / f"hf{stage}")
+    again = LearnerRank(spec)
+    again.setup(rank.rank, 2, "127.0.0.1", 0)
+    again.load(folder, f"stage{stage}")
+    continued = [r.train(share(make_samples(3, version=2), rank.rank), version=3).metrics for r in (rank, again)]
+    ends = [r.export(3) for r in (rank, again)]
+    out: dict[str, Any] = {"reports": reports, "continued": continued}
+    if rank.rank == 0:
+        out |= {"weights": weights_of(bundle), "ends": [weights_of(end) for end in ends]}
+    return out | {"none_elsewhere": bundle is None and ends == [None, None]}
+
+
+def failure(rank: Any) -> str:
+    samples = share(make_samples(4, version=3), rank.rank)
+    if rank.rank == 1:
+        samples[0] = replace(samples[0], behaviour_logprobs=samples[0].behaviour_logprobs * float("inf"))
+    try:
+        rank.train(samples, version=4)
+    except FloatingPointError as error:
+        return str(error)
+    return "no error"
+
+
+def run_rank(index: int, path: str, folder: str, port: int) -> None:
+    """All stages in one process: imports cost more than everything else."""
+    os.environ.update(rank_environment(make_spec(Path(path))))
+    from fr3e_async.learner.rank import LearnerRank
+
+    results = {}
+    for stage in STAGES:
+        spec = make_spec(Path(path), zero_stage=stage)
+        rank = LearnerRank(spec)
+        rank.setup(index, 2, "127.0.0.1", port)
+        results[stage] = exercise(rank, Path(folder), spec, stage)
+        if stage in (0, 3):
+            results[stage]["failure"] = failure(rank)
+    torch.save(results, Path(folder) / f"rank{index}.pt")
+    rank.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
+    learner = PlainLearner(make_spec(model, loss=LOSS))
+    norms = [learner.train(make_samples(v, version=v - 1)) for v in (1, 2)]
+    return learner.weights(), norms
+
+
+@pytest.fixture(scope="module")
+def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("group")
+    torch.multiprocessing.spawn(run_rank, (str(model), str(folder), free_address("")[1]), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> list[dict[int, dict[str, Any]]]:
+    return [torch.load(folder / f"rank{index}.pt", weights_only=False) for index in (0, 1)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_equals_plain_torch(results: Any, plain: Any, stage: int) -> None:
+    weights, norms = plain
+    assert largest_difference(results[0][stage]["weights"], weights) < TOLERANCE
+    for report, expected in zip(results[0][stage]["reports"], norms, strict=True):
+        assert report.optimiser_steps == len(expected)
+        assert report.metrics["train/grad_norm"] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_reports_are_global(results: Any, stage: int) -> None:
+    for version, (left, right) in enumerate(zip(*(r[stage]["reports"] for r in results), strict=True), start=1):
+        samples = make_samples(version, version=version - 1)
+        assert left.metrics == right.metrics
+        assert left.tokens == right.tokens == sum(len(s.tokens) - s.context_len for s in samples)
+        assert left.metrics["lag/versions_max"] == max(version - 1 - int(s.versions.min()) for s in samples)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_continues_identically(results: Any, stage: int) -> None:
+    on, again = results[0][stage]["continued"]
+    assert on == again
+    assert largest_difference(*results[0][stage]["ends"]) == 0
+    assert results[1][stage]["none_elsewhere"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_saved_model_loads_in_transformers(folder: Path, results: Any, stage: int) -> None:
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(folder / f"hf{stage}", dtype=torch.float32)
+    assert largest_difference(dict(loaded.named_parameters()), results[0][stage]["weights"]) == 0
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_broken_data_on_one_rank_stops_all_with_one_cause(results: Any, stage: int) -> None:
+    left, right = (r[stage]["failure"] for r in results)
+    assert left == right
+    assert "the sampler's log-probs are broken" in left

@@ -1,0 +1,239 @@
+"""One learner rank with real DeepSpeed in this process, against an update written out in plain torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learner_support import (
+    LOSS,
+    PlainLearner,
+    build_model,
+    largest_difference,
+    make_samples,
+    make_spec,
+    start_rank,
+    weights_of,
+)
+
+from fr3e_async.config import LossConfig
+from fr3e_async.errors import ConfigError, StorageError
+from fr3e_async.learner.metrics import METRICS, StalenessError
+from fr3e_async.types import TrainSample
+
+TOLERANCE = 3e-5  # Adam divides by the gradient's size, so float noise in tiny gradients shows; a step moves weights by 1e-3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+def on_policy(plain: PlainLearner, samples: list[TrainSample]) -> list[TrainSample]:
+    """The same samples with the behaviour log-probs that the model itself gives."""
+    out = []
+    for sample in samples:
+        with torch.no_grad():
+            log_p = plain.log_p(plain.model, sample).numpy()
+        behaviour = log_p[np.arange(len(log_p)), sample.tokens[sample.context_len :]]
+        out.append(replace(sample, behaviour_logprobs=behaviour))
+    return out
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [LOSS, LossConfig(prox="behaviour"), LossConfig(importance_cap=1.1)],
+    ids=["all terms", "prox behaviour", "plain"],
+)
+def test_equals_plain_torch(model: Path, loss: LossConfig) -> None:
+    spec = make_spec(model, loss=loss)
+    rank, plain = start_rank(spec), PlainLearner(spec)
+    for version in (1, 2):
+        samples = make_samples(version, version=version - 1)
+        report = rank.train(samples, version=version)
+        norms = plain.train(samples)
+        assert report.optimiser_steps == len(norms) == 4
+        assert report.metrics["train/grad_norm"] == pytest.approx(np.mean(norms), rel=1e-4)
+        assert report.metrics["train/grad_norm_max"] == pytest.approx(max(norms), rel=1e-4)
+    assert largest_difference(weights_of(rank.export(2)), plain.weights()) < TOLERANCE
+
+
+@pytest.mark.parametrize("change", [{"micro_batch_tokens": 1000}, {"activation_checkpointing": True}])
+def test_memory_settings_do_not_change_the_update(model: Path, change: dict[str, Any]) -> None:
+    samples = make_samples(1)
+    ranks = [start_rank(make_spec(model)), start_rank(make_spec(model, **change))]
+    reports = [rank.train(samples, version=1) for rank in ranks]
+    assert largest_difference(*(weights_of(rank.export(1)) for rank in ranks)) < TOLERANCE
+    assert reports[0].metrics["train/loss"] == pytest.approx(reports[1].metrics["train/loss"], abs=1e-6)
+
+
+def test_report_of_one_on_policy_step(model: Path) -> None:
+    spec = make_spec(model, minibatches=1, epochs=1, loss=LossConfig())
+    samples = [replace(s, minibatch=0) for s in on_policy(PlainLearner(spec), make_samples(5, version=3))]
+    report = start_rank(spec).train(samples, version=4)
+    tokens = sum(len(s.tokens) - s.context_len for s in samples)
+    ages = np.concatenate([3 - s.versions for s in samples])
+    metrics = report.metrics
+    assert metrics.keys() == METRICS.keys()
+    assert (report.version, report.tokens, report.optimiser_steps) == (4, tokens, 1)
+    assert report.time_s > 0
+    # With one step the current policy is the proximal one, and here the behaviour policy too.
+    assert metrics["train/ratio_mean"] == metrics["train/ratio_max"] == 1.0
+    assert metrics["train/mismatch_nats"] == pytest.approx(0, abs=1e-5)
+    assert metrics["train/ess_fraction"] == pytest.approx(1, abs=1e-6)
+    assert metrics["train/kl_nats"] == metrics["train/clip_low_fraction"] == metrics["train/clip_high_fraction"] == 0
+    expected_loss = -sum(s.advantage * (len(s.tokens) - s.context_len) for s in samples) / tokens
+    assert metrics["train/loss"] == pytest.approx(expected_loss, abs=1e-5)
+    assert metrics["lag/versions_mean"] == pytest.approx(ages.mean())
+    assert metrics["lag/versions_max"] == ages.max() == 1
+    assert 0 < metrics["train/entropy_nats"] <= math.log(64)
+    assert 0 <= metrics["train/padding_fraction"] < 0.5
+
+
+def test_a_later_step_clips_on_both_sides(model: Path) -> None:
+    spec = make_spec(model, lr=3e-2, epochs=3, loss=LossConfig())
+    report = start_rank(spec).train(make_samples(2), version=1)
+    assert report.metrics["train/clip_low_fraction"] > 0
+    assert report.metrics["train/clip_high_fraction"] > 0
+    assert report.metrics["train/ratio_max"] > 1.28
+
+
+def test_learning_rate_warms_up_and_stays(model: Path) -> None:
+    rank = start_rank(make_spec(model, warmup_steps=3, epochs=1, minibatches=2))
+    rates = [rank.train(make_samples(v), version=v).metrics["train/lr"] for v in (1, 2, 3)]  # of steps 2, 4 and 6
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3])
+
+
+def test_a_minibatch_without_tokens_is_skipped(model: Path) -> None:
+    spec = make_spec(model, epochs=1)
+    rank, plain = start_rank(spec), PlainLearner(replace(spec, learner=replace(spec.learner, minibatches=1)))
+    samples = [s for s in make_samples(1) if s.minibatch == 1]
+    report = rank.train(samples, version=1)
+    plain.train([replace(s, minibatch=0) for s in samples])
+    assert report.optimiser_steps == 1
+    assert largest_difference(weights_of(rank.export(1)), plain.weights()) < TOLERANCE
+
+
+def test_an_empty_batch_changes_no_weight(model: Path) -> None:
+    rank = start_rank(make_spec(model))
+    before = weights_of(rank.export(0))
+    report = rank.train([], version=1)
+    assert (report.version, report.tokens, report.optimiser_steps) == (1, 0, 0)
+    assert largest_difference(weights_of(rank.export(1)), before) == 0
+    assert all(math.isfinite(value) for value in report.metrics.values())
+
+
+def test_export_is_the_state_dict_with_tied_weights_once(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for path in (model, build_model(tmp_path / "untied", tied=False)):
+        bundle = start_rank(make_spec(path)).export(7)
+        state = AutoModelForCausalLM.from_pretrained(path).state_dict()
+        if path == model:
+            del state["lm_head.weight"]
+        assert bundle.version == 7
+        assert bundle.dtype == "float32"
+        assert largest_difference(weights_of(bundle), state) == 0
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bfloat16_trains_and_exports_its_bits(model: Path, stage: int) -> None:
+    spec = make_spec(model, dtype="bfloat16", zero_stage=stage)
+    rank, plain = start_rank(spec), PlainLearner(spec)
+    report = rank.train(make_samples(1), version=1)
+    plain.train(make_samples(1))
+    bundle = rank.export(1)
+    assert (bundle.dtype, bundle.flat.dtype) == ("bfloat16", np.uint16)
+    assert report.optimiser_steps == 4
+    exported = {name: weight.float() for name, weight in weights_of(bundle).items()}
+    assert largest_difference(exported, plain.weights()) < 2e-2
+
+
+def test_save_load_continues_identically(model: Path, tmp_path: Path) -> None:
+    spec = make_spec(model, warmup_steps=6)
+    first = start_rank(spec)
+    first.train(make_samples(1), version=1)
+    first.save(tmp_path, "state")
+    second = start_rank(spec)
+    state = second.load(tmp_path, "state")
+    assert (state["version"], second.version) == (1, 1)
+    reports = [rank.train(make_samples(2), version=2) for rank in (first, second)]
+    assert reports[0].metrics == reports[1].metrics
+    assert largest_difference(*(weights_of(rank.export(2)) for rank in (first, second))) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_load_refuses_what_does_not_fit(model: Path, tmp_path: Path) -> None:
+    rank = start_rank(make_spec(model))
+    with pytest.raises(StorageError, match="holds no learner checkpoint"):
+        rank.load(tmp_path, "state")
+    rank.save(tmp_path, "state")
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage is 1"):
+        start_rank(make_spec(model, zero_stage=1)).load(tmp_path, "state")
+
+
+def test_save_hf_loads_in_transformers(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rank = start_rank(make_spec(model))
+    rank.train(make_samples(1), version=1)
+    rank.save_hf(tmp_path / "final")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
+    assert largest_difference(dict(loaded.named_parameters()), weights_of(rank.export(1))) == 0
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert AutoTokenizer.from_pretrained(tmp_path / "final").convert_ids_to_tokens([5, 9]) == ["w5", "w9"]
+    assert loaded.config.use_cache is True
+    assert list((tmp_path / "final").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, "float32"), (1, "float32"), (3, "float32"), (0, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")]
+)
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(model: Path, stage: int, dtype: str) -> None:
+    rank = start_rank(make_spec(model, zero_stage=stage, dtype=dtype, loss=LossConfig()))
+    before = {name: value.float() for name, value in weights_of(rank.export(0)).items()}
+    weight = next(rank._engine.model.parameters())
+    weight.register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(FloatingPointError, match=r"optimiser step 1 \(epoch 1 of 2, minibatch 1 of 2, .*gradient norm is"):
+        rank.train(make_samples(1), version=1)
+    now = {name: value.float() for name, value in rank._engine.weights()}
+    assert largest_difference(now, before) == 0
+    with pytest.raises(RuntimeError, match="the last update failed"):
+        rank.export(1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"), [("model", "logits are not finite"), ("sampler", "log-probs are broken"), ("ratio", "ran away")]
+)
+def test_a_loss_that_is_not_finite_names_step_and_cause(model: Path, damage: str, cause: str) -> None:
+    loss = LossConfig(prox="behaviour") if damage == "ratio" else LossConfig()
+    rank = start_rank(make_spec(model, loss=loss))
+    samples = make_samples(1)
+    if damage == "model":
+        with torch.no_grad():
+            next(rank._engine.model.parameters()).fill_(math.nan)
+    else:
+        value = -math.inf if damage == "sampler" else -200.0
+        samples[0] = replace(samples[0], behaviour_logprobs=np.full_like(samples[0].behaviour_logprobs, value))
+    with pytest.raises(FloatingPointError, match=rf"optimiser step 1 \(epoch 1 of 2, minibatch 1 of 2.*{cause}"):
+        rank.train(samples, version=1)
+
+
+def test_refusals(model: Path) -> None:
+    from fr3e_async.learner.rank import LearnerRank
+
+    spec = replace(make_spec(model), max_staleness=1)
+    with pytest.raises(RuntimeError, match=r"setup\(\) has not been called"):
+        LearnerRank(spec).export(0)
+    rank = start_rank(spec)
+    with pytest.raises(ValueError, match=r"minibatch 5 of learner\.minibatches=2"):
+        rank.train([replace(make_samples(1)[0], minibatch=5)], version=1)
+    with pytest.raises(StalenessError, match=r"flow\.max_staleness is 1"):
+        rank.train(make_samples(1), version=3)
+    with pytest.raises(StalenessError, match="does not exist yet"):
+        rank.train(make_samples(1, version=9), version=9)

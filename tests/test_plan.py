@@ -1,0 +1,189 @@
+"""Placement, resource checks and the memory formulas, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from fr3e_async.config import Config
+from fr3e_async.errors import ConfigError, ModelError
+from fr3e_async.loader import load_config
+from fr3e_async.memory import (
+    GIB,
+    KNOWN_SHAPES,
+    ModelShape,
+    activation_bytes,
+    dense_parameters,
+    kv_bytes_per_token,
+    logits_bytes,
+    memory_estimate,
+    model_shape,
+    state_bytes,
+)
+from fr3e_async.plan import check_resources, local_resources, placement, render_plan, totals
+
+
+def config(*overrides: str, base: str = "toy") -> Config:
+    return load_config([f"config={base}", *overrides]).config
+
+
+SMALL = ModelShape(
+    parameters=1000, layers=2, hidden=8, intermediate=16, heads=4, kv_heads=2, head_dim=2, vocabulary=10, dtype="float32"
+)
+
+
+def test_placement_rows_and_totals() -> None:
+    rows = placement(config("generators.count=3", "verifiers.resources={verifier: 2}", "verifiers.count=2", "learner.ranks=2"))
+    assert [(r.role, r.actors, r.cpus, r.gpus) for r in rows] == [
+        ("generators", 3, 0.5, 0),
+        ("explorers", 1, 0.5, 0),
+        ("verifiers", 2, 0.25, 0),
+        ("learner", 2, 0.5, 0),
+    ]
+    assert totals(rows) == {"CPU": 3.5, "GPU": 0, "verifier": 4}
+
+
+def test_a_role_without_actors_has_no_row() -> None:
+    assert [row.role for row in placement(config(base="toy_grpo"))] == ["generators", "verifiers", "learner"]
+
+
+def test_local_cluster_grows_to_the_need_unless_told_otherwise() -> None:
+    big = config("generators.cpus=4.5", "generators.resources={engine: 1}")  # 4.5 + 0.5 + 0.25 + 0.5 = 5.75
+    assert local_resources(big, machine_cpus=2, machine_gpus=0) == {"CPU": 6, "GPU": 0, "engine": 1}
+    assert local_resources(big, machine_cpus=16, machine_gpus=1)["CPU"] == 16
+    check_resources(big, local_resources(big, machine_cpus=2, machine_gpus=0))
+    told = config("generators.cpus=4.5", "ray.num_cpus=4")
+    with pytest.raises(ConfigError, match=r"5\.75 CPUs needed .* offers 4; .*or raise ray\.num_cpus"):
+        check_resources(told, local_resources(told, machine_cpus=64, machine_gpus=0))
+
+
+def test_too_few_resources_name_the_sum_and_the_settings() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_resources(config("generators.count=4", "learner.ranks=2"), {"CPU": 2})
+    assert str(caught.value) == (
+        "more actors than resources: 3.75 CPUs needed (generators 4×0.5 + explorers 1×0.5 + verifiers 1×0.25 + learner 2×0.5) "
+        "but the cluster offers 2; lower generators.count or explorers.count or verifiers.count or learner.ranks, "
+        "or generators.cpus or explorers.cpus or verifiers.cpus or learner.cpus"
+    )
+
+
+def test_gpus_and_custom_resources_are_checked_too() -> None:
+    seven = config(base="paper/qwen2.5-7b")
+    plenty = {"CPU": 1000, "GPU": 24, "engine": 16, "verifier": 4, "learner": 8}
+    check_resources(seven, plenty)
+    with pytest.raises(ConfigError, match=r"24 GPUs needed .* offers 23; lower .*generators\.gpus or .*learner\.gpus$"):
+        check_resources(seven, plenty | {"GPU": 23})
+    with pytest.raises(ConfigError, match=r"8 of the custom resource 'learner' needed \(learner 8×1\) but the cluster offers 0"):
+        check_resources(seven, {k: v for k, v in plenty.items() if k != "learner"})
+
+
+def test_fractions_that_add_up_exactly_fit() -> None:
+    check_resources(config("generators.count=7", "generators.cpus=0.1"), {"CPU": 0.1 * 7 + 0.5 + 0.25 + 0.5})
+
+
+def test_parameters_by_hand_and_of_published_models() -> None:
+    # embedding 10·8; a layer: q, o 2·8·8, k, v 2·8·4, biases 8 + 8, mlp 3·8·16, norms 2·8 = 608; last norm 8
+    sizes = {"layers": 2, "hidden": 8, "intermediate": 16, "heads": 4, "kv_heads": 2, "head_dim": 2, "vocabulary": 10}
+    assert dense_parameters(**sizes, tied=True, attention_bias=True) == 80 + 2 * 608 + 8
+    assert dense_parameters(**sizes, tied=False, attention_bias=False) == 160 + 2 * 592 + 8
+    assert KNOWN_SHAPES["Qwen/Qwen2.5-7B"].parameters == 7_615_616_512
+    assert KNOWN_SHAPES["Qwen/Qwen2.5-32B"].parameters == 32_763_876_352
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stage", "expected"),  # 1000 weights on 4 ranks: (weights, gradients, optimiser)
+    [
+        ("float32", 0, (4000, 4000, 8000)),
+        ("float32", 1, (4000, 4000, 3000)),
+        ("bfloat16", 0, (2000, 2000, 12000)),
+        ("bfloat16", 1, (2000, 2000, 3000)),
+        ("bfloat16", 2, (2000, 500, 3000)),
+        ("bfloat16", 3, (500, 500, 3000)),
+    ],
+)
+def test_learner_state_by_zero_stage(dtype: str, stage: int, expected: tuple[float, ...]) -> None:
+    assert tuple(state_bytes(1000, dtype=dtype, zero_stage=stage, ranks=4).values()) == expected
+
+
+def test_activations_logits_and_cache_by_hand() -> None:
+    # a token and layer: 4·8 + 2·8 + 2·4 + 4·16 = 120 numbers
+    assert activation_bytes(SMALL, tokens=5, bytes_each=2, checkpointing=False) == 5 * 2 * 120 * 2
+    assert activation_bytes(SMALL, tokens=5, bytes_each=2, checkpointing=True) == 5 * (2 * 8 + 120) * 2
+    assert logits_bytes(SMALL, tokens=5, bytes_each=4) == 2 * 5 * 10 * 4
+    assert kv_bytes_per_token(SMALL, 4) == 2 * 2 * 2 * 2 * 4
+
+
+def test_estimate_of_a_run_on_cpu() -> None:
+    toy = config("generators.count=2")
+    rows = {row.role: row for row in memory_estimate(toy, SMALL)}
+    assert list(rows) == ["generators", "explorers", "verifiers", "learner", "weights"]
+    engine = rows["generators"]
+    assert (engine.where, engine.copies) == ("host", 2)
+    assert engine.gib == pytest.approx(0.25 + 4000 / GIB)
+    tokens = GIB // 4 // 64
+    assert engine.note == f"{tokens:,} tokens, {tokens // 112:,} sequences of full length"
+    assert rows["learner"].gib == pytest.approx((16000 + 8192 * 2 * 120 * 4 + 2 * 8192 * 10 * 4) / GIB)
+    assert rows["weights"].gib == pytest.approx(4000 / GIB)
+
+
+def test_tensor_parallel_engines_divide_weights() -> None:
+    rows = memory_estimate(config(base="paper/qwen2.5-32b"), KNOWN_SHAPES["Qwen/Qwen2.5-32B"])
+    engine = rows[0]
+    assert (engine.where, engine.copies) == ("GPU", 16)
+    assert engine.parts == {"weights": pytest.approx(32_763_876_352 * 2 / 4 / GIB)}
+    assert "up to 90% of the GPU" in engine.note
+
+
+def test_shape_comes_from_a_local_folder(tmp_path: Path) -> None:
+    raw = {
+        "model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 10, "tie_word_embeddings": True, "dtype": "float32",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    local = config(f"model.path={tmp_path}")
+    assert model_shape(local) == dataclasses.replace(SMALL, parameters=80 + 2 * 608 + 8)
+    (tmp_path / "model.safetensors").write_bytes(bytes(4 * 1500))
+    shape = model_shape(local)
+    assert shape is not None
+    assert shape.parameters == 1500
+
+
+def test_shape_of_an_unfamiliar_architecture_has_its_number_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"n_embd": 8}))
+    shape = model_shape(config(f"model.path={tmp_path}", "model.parameters=77"))
+    assert shape == ModelShape(parameters=77, dtype="float32")
+    rows = {row.role: row for row in memory_estimate(config(), shape)}
+    assert rows["learner"].note == "activations and logits unknown"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_broken_config_json_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        model_shape(config(f"model.path={tmp_path}"))
+
+
+def test_an_unknown_hub_model_is_said_to_be_unknown() -> None:
+    unknown = config("model.path=some/model")
+    assert model_shape(unknown) is None
+    assert "model.path=some/model is not on this disk; set model.parameters" in render_plan(unknown)
+    assert model_shape(config("model.path=some/model", "model.parameters=5")) == ModelShape(parameters=5)
+
+
+def test_plan_text(tmp_path: Path) -> None:
+    loaded = load_config(["config=toy", f"data.heldout={tmp_path}/none.jsonl"])
+    text = render_plan(loaded.config, yaml=loaded.yaml, model=model_shape(loaded.config))
+    for part in (
+        "settings\n  resume: never",
+        "  together         4       1.75          0",
+        "32 groups × 16 rollouts = 512 rollouts, 2 optimiser steps a batch",
+        "at most 64 groups alive at once",
+        f"data.heldout={tmp_path}/none.jsonl: no such file here",
+        "model of ",
+        "nothing was started",
+    ):
+        assert part in text
+    assert "data.train=" not in text

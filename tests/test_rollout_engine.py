@@ -1,0 +1,403 @@
+"""The real engine on tiny random models, against a float32 forward pass of transformers.
+
+Two engines (head untied and tied) start once for the module. Every test leaves the engine with the weights that its
+``World`` knows, so that the order of the tests does not matter; the last ones kill an engine and run last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused, engine_environment
+from fr3e_async.types import Completion, Finish, WeightBundle
+from fr3e_async.weights import pack_tensors
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(240)]
+
+END = 2
+VOCABULARY = 100
+TOLERANCE = 1e-4
+
+
+def build_model(folder: Path, *, tied: bool) -> Any:
+    """A random Qwen2, saved to the folder. Uneven weights: its distributions are far from uniform, its biases not 0."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(1 + tied)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=256, tie_word_embeddings=tied,
+        bos_token_id=1, eos_token_id=END, pad_token_id=0,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return model
+
+
+@dataclass
+class World:
+    """An engine, the model it should serve, and the weights of every version that it has served."""
+
+    runner: asyncio.Runner
+    engine: Any
+    model: Any
+    spec: EngineSpec
+    version: int = 0
+    history: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    serial: int = 0
+
+    def run(self, coroutine: Any) -> Any:
+        return self.runner.run(coroutine)
+
+    def request(self, *context: int, **settings: Any) -> SampleRequest:
+        self.serial += 1
+        settings = {"max_tokens": 24} | settings
+        return SampleRequest(request_id=f"r{self.serial}", context=np.array(context, dtype=np.int32), **settings)
+
+    def sample(self, *requests: SampleRequest) -> list[Completion]:
+        return self.run(self.engine.generate(requests))
+
+    def next_bundle(self, change: str = "") -> WeightBundle:
+        """Disturb the model (all weights, or those whose name contains ``change``) and pack it as the next version."""
+        self.version += 1
+        generator = torch.Generator().manual_seed(self.version)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if change in name:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        self.remember()
+        return pack_tensors(self.model.named_parameters(), version=self.version)
+
+    def remember(self) -> None:
+        self.history[self.version] = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+
+    def logits(self, request: SampleRequest, completion: Completion, version: int) -> torch.Tensor:
+        """[L, V] what transformers predicts at each token of the completion, under a version's weights."""
+        ids = torch.tensor([[*request.context.tolist(), *completion.tokens.tolist()]])
+        with torch.no_grad():
+            out = torch.func.functional_call(self.model, self.history[version], (ids,), {"use_cache": False})
+        return out.logits[0, len(request.context) - 1 : -1]
+
+    def error(self, request: SampleRequest, completion: Completion) -> float:
+        """Largest difference of log-probs and entropies from transformers, each token under the version it names."""
+        worst = 0.0
+        for version in np.unique(completion.versions):
+            mine = completion.versions == version
+            logprobs = sampling_logprobs(self.logits(request, completion, int(version)), request)
+            picked = logprobs.gather(-1, torch.from_numpy(completion.tokens).long()[:, None])[:, 0].numpy()
+            entropies = torch.distributions.Categorical(logits=logprobs).entropy().numpy()
+            worst = max(worst, np.abs(picked - completion.logprobs)[mine].max())
+            worst = max(worst, np.abs(entropies - completion.entropies)[mine].max())
+        return worst
+
+
+def sampling_logprobs(logits: torch.Tensor, request: SampleRequest) -> torch.Tensor:
+    """[L, V] log-probs after temperature, top-k and top-p; greedy: at temperature 1."""
+    logits = logits / (request.temperature or 1.0)
+    if request.top_k:
+        least = logits.topk(request.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if request.top_p < 1:
+        ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= request.top_p  # the mass before the token already suffices
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    return logits.log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, World]]:
+    folders = {tied: tmp_path_factory.mktemp("tied" if tied else "untied") for tied in (False, True)}
+    models = {tied: build_model(folder, tied=tied) for tied, folder in folders.items()}
+    specs = {
+        tied: EngineSpec(
+            model=str(folder), end_token_ids=(END,), max_model_len=160, dtype="float32", kv_cache_gib=0.05, block_size=32,
+            max_running=32,
+        )
+        for tied, folder in folders.items()
+    }  # fmt: skip
+    before = dict(os.environ)
+    os.environ.update(engine_environment(specs[False]))
+    from fr3e_async.rollout.vllm_engine import VllmEngine
+
+    async def start() -> list[Any]:
+        return await asyncio.gather(*(VllmEngine.start(spec) for spec in specs.values()))
+
+    with asyncio.Runner() as runner:
+        engines = dict(zip(specs, runner.run(start()), strict=True))
+        found = {tied: World(runner, engines[tied], models[tied], specs[tied]) for tied in specs}
+        for world in found.values():
+            world.remember()
+        yield found
+        for engine in engines.values():
+            runner.run(engine.close())
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def world(worlds: dict[bool, World]) -> World:
+    return worlds[False]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_k": 7}, {"top_p": 0.8}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}],
+)
+def test_logprobs_and_entropies_are_those_of_the_sampled_distribution(worlds, tied, settings):
+    world = worlds[tied]
+    requests = [world.request(5, 6, 7 + i, **settings) for i in range(6)]
+    for request, completion in zip(requests, world.sample(*requests), strict=True):
+        assert world.error(request, completion) < TOLERANCE
+
+
+def test_requests_of_all_kinds_mix_in_one_batch(world):
+    kinds = [{}, {"temperature": 0.0}, {"temperature": 0.5}, {"top_k": 3}]
+    requests = [world.request(9, 8, 7, i, **kind) for i, kind in enumerate(kinds)]
+    for request, completion in zip(requests, world.sample(*requests), strict=True):
+        assert world.error(request, completion) < TOLERANCE
+
+
+def test_greedy_takes_the_likeliest_token(world):
+    request = world.request(11, 12, 13, temperature=0.0)
+    (completion,) = world.sample(request)
+    assert completion.tokens.tolist() == world.logits(request, completion, world.version).argmax(-1).tolist()
+
+
+def test_the_end_token_is_kept_with_its_logprob(world):
+    requests = [world.request(3, 4, i, max_tokens=100) for i in range(32)]
+    completions = world.sample(*requests)
+    finishes = {completion.finish for completion in completions}
+    assert finishes == {Finish.STOP, Finish.LENGTH}
+    for request, completion in zip(requests, completions, strict=True):
+        assert END not in completion.tokens[:-1]
+        assert (completion.finish is Finish.STOP) == (completion.tokens[-1] == END)
+        assert (completion.finish is Finish.LENGTH) == (len(completion) == 100 and completion.tokens[-1] != END)
+        assert world.error(request, completion) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("tied", "part"),
+    [(False, part) for part in (
+        "embed_tokens", "q_proj.weight", "k_proj.weight", "v_proj.weight", "q_proj.bias", "v_proj.bias", "o_proj", "layernorm",
+        "gate_proj", "up_proj", "down_proj", "model.norm", "lm_head",
+    )] + [(True, "embed_tokens"), (True, "")],
+)  # fmt: skip
+def test_an_update_of_each_tensor_arrives(worlds, tied, part):
+    world = worlds[tied]
+    before = world.version
+    bundle = world.next_bundle(part)
+    ack = world.run(world.engine.load_weights(bundle))
+    assert (ack.version, ack.checksum, ack.verified_tensors) == (world.version, bundle.checksum, len(bundle.names))
+    request = world.request(20, 21, 22)
+    (completion,) = world.sample(request)
+    assert set(completion.versions.tolist()) == {world.version}
+    assert world.error(request, completion) < TOLERANCE
+    stale = replace_versions(completion, before)
+    assert world.error(request, stale) > 10 * TOLERANCE  # else the test could not tell
+
+
+def replace_versions(completion: Completion, version: int) -> Completion:
+    return replace(completion, versions=np.full(len(completion), version, dtype=np.int32))
+
+
+def test_bfloat16_weights_arrive(world):
+    with torch.no_grad():
+        for parameter in world.model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    world.version += 1
+    world.remember()
+    bundle = pack_tensors(world.model.named_parameters(), version=world.version, dtype="bfloat16")
+    assert world.run(world.engine.load_weights(bundle)).verified_tensors == len(bundle.names)
+    request = world.request(20, 21, 22)
+    assert world.error(request, world.sample(request)[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_updates_in_flight_switch_at_the_right_token(worlds, tied):
+    """Requests run and arrive during three updates; every token agrees with the version that it names."""
+    world = worlds[tied]
+    first = world.version
+    early = [world.request(30, 31, i, max_tokens=120) for i in range(12)]
+    late = [world.request(*range(40, 80), i, max_tokens=40) for i in range(12)]
+
+    async def arrive() -> list[Completion]:
+        async def one(i: int, request: SampleRequest) -> Completion:
+            await asyncio.sleep(0.02 * i)
+            return await world.engine.sample(request)
+
+        return await asyncio.gather(*(one(i, request) for i, request in enumerate(late)))
+
+    async def update() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            await world.engine.load_weights(world.next_bundle())
+
+    async def main() -> list[Completion]:
+        groups = await asyncio.gather(world.engine.generate(early), arrive(), update())
+        return [*groups[0], *groups[1]]
+
+    completions = world.run(main())
+    seen: set[int] = set()
+    for request, completion in zip([*early, *late], completions, strict=True):
+        assert (np.diff(completion.versions) >= 0).all()
+        assert world.error(request, completion) < TOLERANCE
+        seen.update(completion.versions.tolist())
+    assert len(seen) >= 3
+    assert seen <= {first, first + 1, first + 2, first + 3}
+    assert any(len(set(completion.versions.tolist())) > 1 for completion in completions)
+    assert world.run(world.engine.stats()).version == first + 3
+
+
+def test_concurrent_updates_are_done_one_after_another(world):
+    bundles = [world.next_bundle() for _ in range(3)]
+
+    async def main() -> Any:
+        return await asyncio.gather(*(world.engine.load_weights(bundle) for bundle in bundles))
+
+    assert [ack.version for ack in world.run(main())] == [bundle.version for bundle in bundles]
+    request = world.request(50, 51)
+    (completion,) = world.sample(request)
+    assert set(completion.versions.tolist()) == {world.version}
+    assert world.error(request, completion) < TOLERANCE
+
+
+def test_a_cancelled_update_is_finished(world):
+    bundle = world.next_bundle()
+
+    async def main() -> None:
+        update = asyncio.create_task(world.engine.load_weights(bundle))
+        await asyncio.sleep(0.01)
+        update.cancel()
+        await asyncio.wait([update])
+        while (await world.engine.stats()).version != bundle.version:
+            await asyncio.sleep(0.01)
+
+    world.run(asyncio.wait_for(main(), timeout=20))
+    request = world.request(50, 51)
+    assert world.error(request, world.sample(request)[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("wrong", ["checksum", "part of a fused parameter"])
+def test_a_wrong_bundle_is_refused_and_the_old_version_goes_on(world, wrong):
+    good = pack_tensors(world.model.named_parameters(), version=999)
+    if wrong == "checksum":
+        bad, message = replace(good, checksum=good.checksum ^ 1), "weights v999 are damaged"
+    else:
+        kept = [(name, p) for name, p in world.model.named_parameters() if "1.self_attn.k_proj.weight" not in name]
+        bad, message = pack_tensors(kept, version=999), "is made of .*k_proj.weight.* has only"
+    running = world.request(60, 61, max_tokens=60)
+
+    async def main() -> Completion:
+        sampling = asyncio.create_task(world.engine.sample(running))
+        with pytest.raises(WeightsRefused, match=message):
+            await world.engine.load_weights(bad)
+        return await sampling
+
+    for request, completion in [(running, world.run(main())), (again := world.request(62), world.sample(again)[0])]:
+        assert set(completion.versions.tolist()) == {world.version}
+        assert world.error(request, completion) < TOLERANCE
+
+
+def test_the_prefix_cache_serves_one_version_only(world):
+    prefix = range(10, 80)
+    world.sample(world.request(*prefix, 1))
+    again = world.request(*prefix, 2)
+    (hit,) = world.sample(again)
+    assert hit.cached_tokens == 64  # two blocks of 32
+    assert world.error(again, hit) < TOLERANCE
+    world.run(world.engine.load_weights(world.next_bundle()))
+    fresh = world.request(*prefix, 3)
+    (miss,) = world.sample(fresh)
+    assert miss.cached_tokens == 0
+    assert world.error(fresh, miss) < TOLERANCE
+
+
+def test_abort_returns_the_tokens_so_far(world):
+    request = world.request(70, 71, max_tokens=150)
+
+    async def main() -> Completion:
+        sampling = asyncio.create_task(world.engine.sample(request))
+        await asyncio.sleep(0.05)
+        await world.engine.abort(request.request_id)
+        await world.engine.abort("nobody")
+        return await sampling
+
+    completion = world.run(main())
+    assert completion.finish is Finish.ABORT or completion.tokens[-1] == END
+    assert len(completion) < 150
+    if len(completion):
+        assert world.error(request, completion) < TOLERANCE
+
+
+def test_stats_add_up(world):
+    before = world.run(world.engine.stats())
+    requests = [world.request(*range(5, 20), i, max_tokens=9) for i in range(4)]
+    completions = world.sample(*requests)
+    after = world.run(world.engine.stats())
+    assert after.tokens_generated - before.tokens_generated == sum(len(completion) for completion in completions)
+    assert after.prompt_tokens - before.prompt_tokens == 64
+    assert after.running == 0
+    assert len(after.busy) == 1
+    assert 0 < after.busy[0][1] - after.busy[0][0] < 10
+
+
+def test_a_context_that_is_too_long_is_the_callers_error(world):
+    with pytest.raises(ValueError, match="160"):
+        world.run(world.engine.sample(world.request(*[5] * 200)))
+    assert world.run(world.engine.stats()).running == 0
+
+
+def test_columns_of_the_second_model_runner():
+    """Model runner V2 serves on GPUs; its patched function is plain torch and can be called anywhere."""
+    from vllm.v1.worker.gpu.sample import sampler
+
+    from fr3e_async.rollout import entropy_columns
+
+    entropy_columns.install(second_runner=True)
+    entropy_columns.install(second_runner=True)
+    assert entropy_columns.installed(second_runner=True)
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0], [5.0, 0.0, 0.0, 0.0]])
+    out = sampler.compute_topk_scores(logits, entropy_columns.COLUMNS - 1, torch.tensor([3, 0]), [0, 1, 2])
+    expected = torch.distributions.Categorical(logits=logits)
+    assert torch.allclose(out.logprobs[:, 0], expected.log_prob(torch.tensor([3, 0])))
+    assert torch.allclose(out.logprobs[:, 1], expected.entropy())
+    assert out.cu_num_generated_tokens == [0, 1, 2]
+
+
+def test_the_death_of_the_core_ends_every_call(worlds):
+    world = worlds[True]
+
+    async def main() -> None:
+        sampling = [asyncio.create_task(world.engine.sample(world.request(5, i, max_tokens=150))) for i in range(8)]
+        await asyncio.sleep(0.02)
+        os.kill(core_of(world), signal.SIGKILL)
+        for outcome in await asyncio.gather(*sampling, return_exceptions=True):
+            assert isinstance(outcome, EngineDead | Completion)
+        with pytest.raises(EngineDead):
+            await world.engine.sample(world.request(5))
+        with pytest.raises(EngineDead):
+            await world.engine.load_weights(world.next_bundle())
+        with pytest.raises(EngineDead):
+            await world.engine.stats()
+
+    world.run(asyncio.wait_for(main(), timeout=30))
+
+
+def core_of(world: World) -> int:
+    """Process id of the engine's core."""
+    (process,) = world.engine._llm.engine_core.resources.engine_manager.processes
+    return process.pid

@@ -1,0 +1,215 @@
+"""The verifier pool with its real processes: verdicts, limits, threads, and what becomes of the processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.errors import RunFailed
+from fr3e_async.types import Outcome, Verdict
+from fr3e_async.verify import process
+from fr3e_async.verify.pool import VerifierPool
+
+BOMB = r"\boxed{9^{9^9}}"
+HALF = r"\boxed{\frac{1}{2}}"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[VerifierPool]:
+    with VerifierPool(VerifierPoolConfig(cpu_limit_s=1.0)) as pool:
+        yield pool
+
+
+def wait_until(condition: Callable[[], bool], *, limit_s: float = 15.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_integers_need_no_process() -> None:
+    with VerifierPool(VerifierPoolConfig()) as pool:
+        assert pool.judge(r"so it is \boxed{1,200}", "1200.0") == Verdict(outcome=Outcome.RIGHT, reason="integer")
+        assert pool.judge(r"so it is \boxed{1,201}", "1200.0") == Verdict(outcome=Outcome.WRONG, reason="integer")
+        assert pool.judge("I do not know", "1200") == Verdict(outcome=Outcome.WRONG, reason="no answer")
+        assert pool._nursery is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (r"\frac{1}{2}", "0.5"), ("0.5", r"$\frac{1}{2}$"), (r"x=5", "5"), (r"2\pi", r"$2\pi$"), (r"3,-3", r"\pm 3"),
+        (r"x^2+2x+1", "(x+1)^2"), (r"\{2,1\}", r"\{1,2\}"), (r"12\text{ cm}", "12"), (r"\sqrt{8}", r"2\sqrt{2}"),
+        (r"\text{Even}", r"\text{even}"), (r"(1,2]", r"1<x\le 2"), ("0.333333", r"\frac13"), (r"\frac12", r"so \boxed{\frac{1}{2}}"),
+    ],
+)  # fmt: skip
+def test_equal_answers_are_right(pool: VerifierPool, answer: str, gold: str) -> None:
+    assert pool.judge(f"It is $\\boxed{{{answer}}}$.", gold).outcome is Outcome.RIGHT
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (r"\frac{1}{3}", "0.5"), (r"\pi", r"2\pi"), ("3", r"\pm 3"), (r"x^2+1", "x^2"), (r"(2,1)", "(1,2)"), ("0.5", "50"),
+        (r"\text{odd}", r"\text{even}"), ("[1,2]", "(1,2]"), ("3.14", r"\pi"), (r"41\text{ or }42", "42"),
+    ],
+)  # fmt: skip
+def test_other_answers_are_wrong(pool: VerifierPool, answer: str, gold: str) -> None:
+    assert pool.judge(f"It is $\\boxed{{{answer}}}$.", gold).outcome is Outcome.WRONG
+
+
+def test_a_bomb_is_unknown_by_its_cpu_limit_and_the_pool_goes_on(pool: VerifierPool) -> None:
+    replaced = pool.replaced
+    assert pool.judge(BOMB, "5") == Verdict(outcome=Outcome.UNKNOWN, reason="cpu limit")
+    assert pool.replaced == replaced + 1
+    started = time.monotonic()
+    assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+    assert time.monotonic() - started < 5
+
+
+def test_a_gold_that_is_no_mathematics_makes_other_texts_unknown(pool: VerifierPool) -> None:
+    assert pool.judge(r"\boxed{1,2}", "1或2") == Verdict(outcome=Outcome.UNKNOWN, reason="gold is not mathematics")
+    assert pool.judge(r"\boxed{1或2}", "1或2").outcome is Outcome.RIGHT
+
+
+def test_memory_beyond_the_limit_is_unknown() -> None:
+    with VerifierPool(VerifierPoolConfig(workers=1, memory_gib=0.25, cpu_limit_s=60, wall_limit_s=60)) as pool:
+        verdict = pool.judge(r"\boxed{(a+b+c+d+e+f+g)^{60}}", "x+1")
+        assert verdict == Verdict(outcome=Outcome.UNKNOWN, reason="memory limit")
+        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+
+
+def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
+    with VerifierPool(VerifierPoolConfig(workers=1, wall_limit_s=1.0)) as pool:
+        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        worker = pool._free.queue[0]
+        assert worker is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        assert pool.judge(HALF, "0.5") == Verdict(outcome=Outcome.UNKNOWN, reason="wall limit")
+        assert not running(worker.pid)
+        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+
+
+def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
+    with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
+        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        worker = pool._free.queue[0]
+        assert worker is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_until(lambda: not running(worker.pid))
+        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        assert pool.replaced == 1
+
+
+def test_a_killed_nursery_is_replaced() -> None:
+    with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
+        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        worker, nursery = pool._free.queue[0], pool._nursery
+        assert worker is not None
+        assert nursery is not None
+        nursery._process.kill()
+        wait_until(lambda: not running(worker.pid))
+        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+
+
+def test_threads_share_the_pool(pool: VerifierPool) -> None:
+    pairs = [(rf"\boxed{{\frac{{{i}}}{{7}}}}", rf"\frac{{{i + i % 2}}}{{7}}") for i in range(1, 41)]
+    with ThreadPoolExecutor(8) as threads:
+        verdicts = list(threads.map(lambda pair: pool.judge(*pair), pairs))
+    assert [v.outcome is Outcome.RIGHT for v in verdicts] == [i % 2 == 0 for i in range(1, 41)]
+
+
+def test_judge_many_keeps_the_order_and_the_event_loop_free(pool: VerifierPool) -> None:
+    async def run() -> tuple[list[Verdict], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.02)
+                ticks += 1
+
+        ticker = asyncio.create_task(tick())
+        verdicts = await pool.judge_many([(BOMB, "5"), (r"\boxed{3}", "3"), (HALF, "0.5"), ("", "1"), (HALF, "0.75")])
+        ticker.cancel()
+        return verdicts, ticks
+
+    verdicts, ticks = asyncio.run(run())
+    assert [v.outcome.value for v in verdicts] == ["unknown", "right", "right", "wrong", "wrong"]
+    assert ticks >= 10
+
+
+def test_processes_hold_none_of_the_parents_files() -> None:
+    with socket.socket() as held:
+        held.set_inheritable(True)
+        with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
+            pool.judge(HALF, "0.5")
+            worker, nursery = pool._free.queue[0], pool._nursery
+            assert worker is not None
+            assert nursery is not None
+            mine = os.readlink(f"/proc/self/fd/{held.fileno()}")
+            for pid in (worker.pid, nursery._process.pid):
+                files = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+                assert mine not in files
+            sockets = [os.readlink(f"/proc/{worker.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{worker.pid}/fd") if int(fd) > 2]
+            assert len(sockets) == 1
+
+
+def test_closing_ends_all_processes_and_later_use_is_an_error() -> None:
+    pool = VerifierPool(VerifierPoolConfig(workers=1))
+    pool.warm()
+    pool.judge(HALF, "0.5")
+    worker, nursery = pool._free.queue[0], pool._nursery
+    assert worker is not None
+    assert nursery is not None
+    pool.close()
+    pool.close()
+    assert not running(worker.pid)
+    assert not running(nursery._process.pid)
+    with pytest.raises(RuntimeError):
+        pool.judge(HALF, "0.5")
+
+
+PARENT = """
+import json, sys, threading
+from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.verify.pool import VerifierPool
+pool = VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=600, wall_limit_s=600))
+pool.judge(r"\\boxed{\\frac12}", "0.5")
+print(json.dumps([pool._nursery._process.pid, pool._free.queue[0].pid]), flush=True)
+pool.judge(r"\\boxed{9^{9^9}}", "5")
+"""
+
+
+def test_processes_die_with_a_parent_that_is_killed_even_in_the_middle_of_a_bomb() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = json.loads(parent.stdout.readline())
+        wait_until(lambda: int(Path(f"/proc/{pids[1]}/stat").read_text().rpartition(")")[2].split()[11]) > 20)  # it computes
+        parent.kill()
+    wait_until(lambda: not any(running(pid) for pid in pids))
+
+
+def test_a_nursery_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process.sys, "executable", "/bin/false")
+    with VerifierPool(VerifierPoolConfig(workers=1)) as pool, pytest.raises(RunFailed, match="do not start"):
+        pool.judge(HALF, "0.5")
