@@ -344,7 +344,7 @@ class ToyConfig:
     steps_min: int = knob(3, "fewest arithmetic steps of a problem")
     steps_max: int = knob(4, "most arithmetic steps of a problem")
     slip_rate: float = knob(0.28, "part of the warm start's steps that go a wrong way")
-    warm_start_steps: int = knob(500, "optimiser steps of the supervised warm start", "optimiser steps")
+    warm_start_steps: int = knob(150, "optimiser steps of the supervised warm start", "optimiser steps")
     cache_dir: str = knob("", "where the built model is kept; empty: ~/.cache/fr3e_async", "path")
 
     def __post_init__(self) -> None:

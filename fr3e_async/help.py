@@ -33,7 +33,7 @@ usage: python -m fr3e_async.main config=FILE[,FILE ...] [key=value ...] [--dry-r
   generators.resources={engine: 1}  learner.betas=[0.9, 0.95]  data.heldout=   (empty)
   --dry-run                       print settings, placement and memory estimate; start nothing
 
-A file may begin with `base: other.yaml` (or a list), relative to itself or shipped, to be laid over that.
+A file may begin with `base: other.yaml` (or a list), relative to itself or shipped.
 """
 
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}

@@ -69,7 +69,7 @@ _QWEN_32B = _qwen2(
 # Models that shipped configs name: their dry run needs no download.
 KNOWN_SHAPES: Mapping[str, ModelShape] = {
     "toy": _qwen2(
-        layers=4, hidden=128, intermediate=384, heads=4, kv_heads=2, head_dim=32, vocabulary=213, tied=True, dtype="float32"
+        layers=3, hidden=128, intermediate=512, heads=4, kv_heads=4, head_dim=32, vocabulary=213, tied=False, dtype="float32"
     ),
     "Qwen/Qwen2.5-7B": _QWEN_7B,
     "Qwen/Qwen2.5-Math-7B": _QWEN_7B,

@@ -20,7 +20,9 @@ from fr3e_async.control.controller import Controller
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.ledger import Ledger
 from fr3e_async.control.progress import ControlState, Progress, load_control_state
-from fr3e_async.data.prompts import Datasets, load_datasets, load_tokenizer, read_rows, resolve_model
+from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
+from fr3e_async.data.prompts import Datasets, load_datasets
+from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.console import ConsoleView, make_console
@@ -48,6 +50,7 @@ class Session:
         started_at = process_start()
         config = loaded.config
         check_installed()
+        check_model(config)
         rows = read_rows(config)
         model_path = resolve_model(config)
         tokenizer = load_tokenizer(config, model_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,7 +245,7 @@ class Deployment:
         await asyncio.gather(
             *(
                 self._started(
-                    f"learner rank {i}",
+                    f"learner-{i}",
                     rank.start.remote(i, learner.ranks, host, port, folder),
                     learner.start_timeout_s,
                     "learner.start_timeout_s",
@@ -263,6 +264,7 @@ class Deployment:
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
             temperature=self._config.sampling.temperature,
+            max_staleness=self._config.flow.max_staleness,
             seed=self._config.run.seed,
             verbose=self._config.observe.verbose,
         )
@@ -271,6 +273,19 @@ class Deployment:
         try:
             return await asyncio.wait_for(reach(name, call), limit)
         except TimeoutError:
-            raise RunFailed(f"{name} did not start within {limit:.0f} s ({knob}); its log: {self._logs}") from None
+            cause = f"{name} did not start within {limit:.0f} s ({knob})"
         except WorkerLost as error:
-            raise RunFailed(f"{name} died while starting ({error}); its log: {self._logs}") from error
+            cause = f"{name} died while starting ({error})"
+        except RunFailed as error:
+            cause = f"{name} could not start: {error}"
+        raise RunFailed(f"{cause}{_last_error(Path(self._log(name)))}; logs: {self._logs}")
+
+
+def _last_error(log: Path) -> str:
+    """The last line of a log that names an error, if the file is here: libraries bury the cause in the middle."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    named = [line.strip() for line in lines if re.match(r"^[\w.]*(Error|Exception): ", line.strip())]
+    return f": {named[0]}" if named else ""

@@ -79,7 +79,8 @@ def weights_of(bundle: Any) -> dict[str, torch.Tensor]:
 
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
     assert left.keys() == right.keys()
-    return max(float((left[name] - right[name]).detach().abs().max()) for name in left)
+    # torch's max passes NaN on; Python's would drop it
+    return float(torch.stack([(left[name] - right[name]).detach().abs().max() for name in left]).max())
 
 
 class PlainLearner:

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "fr3e_async"
 # Unit (top-level module or package of fr3e_async) → its layer. A unit imports from its own layer or a lower one, never upwards.
 LAYERS = [
     {"main"},
+    {"session"},
     {"wiring"},
     {"loader", "help", "plan", "memory"},  # the front end: main's helpers
     {"actors", "control"},

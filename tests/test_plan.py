@@ -93,6 +93,17 @@ def test_parameters_by_hand_and_of_published_models() -> None:
     assert KNOWN_SHAPES["Qwen/Qwen2.5-32B"].parameters == 32_763_876_352
 
 
+def test_the_toy_models_sizes_are_those_of_the_model_that_is_built(tmp_path: Path) -> None:
+    from fr3e_async.data.toy.tokenizer import build_tokenizer
+    from fr3e_async.data.toy.warm_start import build_model
+
+    model = build_model(build_tokenizer())
+    model.config.save_pretrained(tmp_path)
+    read = model_shape(config(f"model.path={tmp_path}"))
+    assert read == KNOWN_SHAPES["toy"]
+    assert read.parameters == sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("dtype", "stage", "expected"),  # 1000 weights on 4 ranks: (weights, gradients, optimiser)
     [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -36,7 +37,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateResult:
-    """Global over ranks, but for the token counts' padding, which is too."""
+    """What the update did; every number is global over ranks."""
 
     sums: LossSums | None  # over all optimiser steps; None if there was nothing to train on
     grad_norms: tuple[float, ...]  # one for each optimiser step, before clipping
@@ -57,6 +58,15 @@ class _Loaded:
         self.advantages = tensor(batch.advantages)
         self.mask = tensor(batch.mask)
         self.prox: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Minibatch:
+    """One optimiser step of an epoch."""
+
+    index: int
+    tokens: int  # trainable, over all ranks
+    parts: list[_Loaded]  # as many on every rank
 
 
 def all_reduced(values: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
@@ -93,57 +103,60 @@ class BatchUpdate:
         Raises:
             FloatingPointError: a loss or gradient norm that is not finite; names the optimiser step and the cause.
         """
-        minibatches = split(samples, self.learner)
-        sizes = torch.tensor(
-            [[sum(b.trainable for b in part), sum(b.tokens.size for b in part)] for part in minibatches], dtype=torch.int64
-        )
-        counts = torch.tensor([len(part) for part in minibatches], dtype=torch.int64)
-        real = torch.tensor([sum(len(s.tokens) for s in samples)], dtype=torch.int64)
-        totals = all_reduced(torch.cat([sizes.flatten(), real]).to(self.device)).tolist()
-        longest = all_reduced(counts.to(self.device), dist.ReduceOp.MAX).tolist()
-
-        # Ranks with fewer micro-batches run dummies: under ZeRO-2 and 3 each backward pass is a collective.
-        active = [
-            (index, int(totals[2 * index]), [_Loaded(b, self.device) for b in part + [DUMMY] * (longest[index] - len(part))])
-            for index, part in enumerate(minibatches)
-            if totals[2 * index] > 0
-        ]
-        self._set_prox([parts for _, _, parts in active])
+        minibatches, padded, real = self._schedule(samples)
+        self._set_prox(minibatches)
         sums: LossSums | None = None
         norms = []
         lr = 0.0
         for epoch in range(self.learner.epochs):
-            for index, total, parts in active:
+            for minibatch in minibatches:
                 lr = self.engine.lr
                 where = (
                     f"optimiser step {self.engine.steps + 1} (epoch {epoch + 1} of {self.learner.epochs}, "
-                    f"minibatch {index + 1} of {self.learner.minibatches}, {total} tokens)"
+                    f"minibatch {minibatch.index + 1} of {self.learner.minibatches}, {minibatch.tokens} tokens)"
                 )
-                step_sums = self._optimise(parts, total=total, where=where)
+                step_sums = self._optimise(minibatch, where)
                 sums = step_sums if sums is None else sums + step_sums
                 norms.append(self.engine.grad_norm)
-        return UpdateResult(
-            sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=sum(totals[1:-1:2]), real_tokens=totals[-1]
-        )  # fmt: skip
+        return UpdateResult(sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, real_tokens=real)
 
-    def _set_prox(self, minibatches: list[list[_Loaded]]) -> None:
+    def _schedule(self, samples: Sequence[TrainSample]) -> tuple[list[_Minibatch], int, int]:
+        """The minibatches that have tokens on any rank, and the global numbers of places and of sample tokens."""
+        minibatches = split(samples, self.learner)
+        trainable = [sum(batch.trainable for batch in part) for part in minibatches]
+        places = sum(batch.tokens.size for part in minibatches for batch in part)
+        sizes = torch.tensor([*trainable, places, sum(len(sample.tokens) for sample in samples)], device=self.device)
+        *totals, padded, real = all_reduced(sizes).tolist()
+        counts = torch.tensor([len(part) for part in minibatches], device=self.device)
+        # Ranks with fewer micro-batches run dummies: under ZeRO-2 and 3 each backward pass is a collective.
+        for part, count in zip(minibatches, all_reduced(counts, dist.ReduceOp.MAX).tolist(), strict=True):
+            part += [DUMMY] * (count - len(part))
+        active = [
+            _Minibatch(index=index, tokens=total, parts=[_Loaded(batch, self.device) for batch in part])
+            for index, (part, total) in enumerate(zip(minibatches, totals, strict=True))
+            if total > 0
+        ]
+        return active, padded, real
+
+    def _set_prox(self, minibatches: list[_Minibatch]) -> None:
         """Give every micro-batch its proximal log-probs, but for the first minibatch when they are recomputed.
 
         The policy that the first optimiser step differentiates *is* the proximal one: its own forward pass gives them.
         """
         if self.loss.prox == "behaviour":
-            for part in minibatches:
-                for batch in part:
+            for minibatch in minibatches:
+                for batch in minibatch.parts:
                     batch.prox = batch.behaviour
             return
         with torch.no_grad():
-            for part in minibatches[1:]:
-                for batch in part:
+            for minibatch in minibatches[1:]:
+                for batch in minibatch.parts:
                     batch.prox = self.engine.forward(*batch.inputs)[0]
 
-    def _optimise(self, parts: list[_Loaded], *, total: int, where: str) -> LossSums:
-        sums: LossSums | None = None
-        for batch in parts:
+    def _optimise(self, minibatch: _Minibatch, where: str) -> LossSums:
+        """One optimiser step. Returns its sums over all ranks."""
+        joined: list[LossSums] = []
+        for batch in minibatch.parts:
             logprobs, entropies = self.engine.forward(*batch.inputs)
             if batch.prox is None:
                 batch.prox = logprobs.detach()
@@ -154,15 +167,14 @@ class BatchUpdate:
                 behaviour_logprobs_T=batch.behaviour,
                 advantages_T=batch.advantages,
                 mask_T=batch.mask,
-                total_tokens=total,
+                total_tokens=minibatch.tokens,
                 entropies_T=entropies,
             )
             self.engine.backward(loss * self.world)
-            sums = part_sums if sums is None else sums + part_sums
-        if sums is None:
-            raise ValueError(f"{where}: no micro-batch")
+            joined.append(part_sums)
         # Reduced before the check, so that either every rank goes on or every rank stops, none waiting for another.
-        sums = LossSums.from_parts(all_reduced(sums.additive()), all_reduced(sums.ratio_max, dist.ReduceOp.MAX))
+        local = reduce(LossSums.__add__, joined)
+        sums = LossSums.from_parts(all_reduced(local.additive()), all_reduced(local.ratio_max, dist.ReduceOp.MAX))
         require_finite(sums, where)
         try:
             self.engine.step()
@@ -177,6 +189,7 @@ def require_finite(sums: LossSums, where: str) -> None:
         ("entropy", "the model's logits are not finite: its weights are broken or its precision overflows"),
         ("mismatch", "proximal or behaviour log-probs are not finite: the sampler's log-probs are broken"),
         ("ratio", "an importance ratio overflowed: the policy ran away from the proximal one; lower learner.lr"),
+        ("kl", "a trained token became impossible: the policy ran away from the proximal one; lower learner.lr"),
         ("weight", "an importance weight overflowed; set loss.importance to truncate or mask"),
         ("loss", "the sum of token losses overflowed"),
     )

@@ -184,7 +184,7 @@ class ConsoleView:
         top.add_row(Text(f"step {line.step}", style="bold"), bar, f"{line.step_s}/step   ETA {self._eta.text(self._step)}")
         parts: list[RenderableType] = [top, Text(), _numbers(line, self._metrics), Text(), _idle(self._metrics)]
         if len(self._trend) > 1:
-            parts += [Text("accuracy by step  ", style="dim") + Text(sparkline(self._trend), style="green")]
+            parts += [Text.assemble(("accuracy by step  ", "dim"), (sparkline(self._trend), "green"))]
         if self._notes:
             parts += [Text(), *(Text(f"- {note}", style="dim", overflow="ellipsis", no_wrap=True) for note in self._notes)]
         return Panel(Group(*parts), title=f"FR3E  {self._name}", title_align="left", border_style="cyan")
@@ -217,7 +217,7 @@ def _idle(metrics: Mapping[str, float]) -> Text:
     shares = [(role, metrics.get(f"idle/{role}_fraction")) for role in ROLES]
     shown = "   ".join(f"{role} {'-' if share is None else f'{share:.0%}'}" for role, share in shares)
     overlap = metrics.get("overlap/fraction")
-    return Text("idle  ", style="dim") + Text(shown) + Text("" if overlap is None else f"   overlap {overlap:.0%}")
+    return Text.assemble(("idle  ", "dim"), shown, "" if overlap is None else f"   overlap {overlap:.0%}")
 
 
 def result_table(summary: Summary) -> RenderableType:

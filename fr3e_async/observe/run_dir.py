@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -37,12 +38,14 @@ def default_path(name: str, now: float) -> Path:
 class RunDir:
     """An open run directory. It is locked against a second process until ``close`` or the end of this one."""
 
-    def __init__(self, path: Path, *, keep_checkpoints: int, resumed: bool, lock: IO[str], made: list[Path]) -> None:
-        """Use ``open``."""
+    def __init__(
+        self, path: Path, *, keep_checkpoints: int, resumed: bool, lock: IO[str], folders: list[Path], inside: list[Path]
+    ) -> None:
+        """Use ``open``. ``folders`` and ``inside``: what it made, for ``discard``."""
         self.path = path
         self.resumed = resumed  # it held a run of this config already
         self.checkpoints = CheckpointStore(path / "checkpoints", keep=keep_checkpoints)
-        self._lock, self._made = lock, made
+        self._lock, self._folders, self._inside = lock, folders, inside
 
     @classmethod
     def open(cls, path: Path, *, config: Config, config_yaml: str) -> RunDir:
@@ -71,7 +74,8 @@ class RunDir:
                 _remove(fresh)
             remove_made(made)
             raise
-        return cls(path, keep_checkpoints=config.run.keep_checkpoints, resumed=resumed, lock=lock, made=[*made, *fresh])
+        keep = config.run.keep_checkpoints
+        return cls(path, keep_checkpoints=keep, resumed=resumed, lock=lock, folders=made, inside=fresh)
 
     @property
     def logs(self) -> Path:
@@ -109,9 +113,8 @@ class RunDir:
     def discard(self) -> None:
         """Close it and remove what ``open`` made, for a run that could not start. A resumed run's directory stays as it is."""
         self.close()
-        if not self.resumed:
-            remove_made([p for p in self._made if p.is_dir() and p.name != "logs"])
-            _remove([p for p in self._made if p.parent == self.path])
+        _remove(self._inside)
+        remove_made(self._folders)
 
 
 def _check_reuse(path: Path, config: Config) -> bool:
@@ -157,5 +160,8 @@ def _locked(path: Path) -> IO[str]:
 
 def _remove(paths: list[Path]) -> None:
     for path in paths:
-        with contextlib.suppress(OSError):
-            path.rmdir() if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # a disk that refused the write may refuse this as well
+                path.unlink()

@@ -2,6 +2,7 @@
 
 from fr3e_async.rollout.install import check_installed, engine_environment
 from fr3e_async.rollout.port import Engine, EngineDead, EngineSpec, EngineStats, SampleRequest, WeightsRefused
+from fr3e_async.rollout.start import start_engine
 
 __all__ = [
     "Engine",
@@ -12,4 +13,5 @@ __all__ = [
     "WeightsRefused",
     "check_installed",
     "engine_environment",
+    "start_engine",
 ]

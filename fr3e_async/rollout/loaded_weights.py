@@ -104,7 +104,7 @@ def _compare_probes(place: Place, weight: torch.Tensor, expected: list[torch.Ten
     chosen = torch.linspace(0, wide.shape[1] - 1, PROBES).long()
     units = torch.zeros(PROBES, wide.shape[1], dtype=weight.dtype)
     units[torch.arange(PROBES), chosen] = 1.0
-    answer = place.layer.cpu_linear(units, weight, None)  # type: ignore[operator]  # [PROBES, N or more]
+    answer = place.layer.cpu_linear(units, weight, None)  # [PROBES, N or more]
     if not torch.equal(answer[:, : wide.shape[0]], wide[:, chosen].T):
         raise RuntimeError(f"the packed copy of {place.parameter} differs from {', '.join(place.names)} after loading")
     return True

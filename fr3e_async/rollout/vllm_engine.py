@@ -109,6 +109,11 @@ class VllmEngine:
     async def sample(self, request: SampleRequest) -> Completion:
         """See ``port.Engine.sample``."""
         self._require_alive()
+        if len(request.context) >= self._spec.max_model_len:
+            raise ValueError(
+                f"request {request.request_id}: a context of {len(request.context)} tokens leaves no room in a model length "
+                f"of {self._spec.max_model_len}"
+            )
         self._meter.enter(time.time())
         try:
             async with self._gate:
@@ -154,7 +159,9 @@ class VllmEngine:
         """End the engine's processes. Requests in flight fail. Doing it twice is harmless."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            self._broken = self._broken or "closed"
+            self._broken = self._broken or "the engine is closed"
+            if llm.output_handler is not None and self._meter.running == 0:
+                llm.output_handler.cancel()  # else it takes the end of the core for a crash, and logs it
             await asyncio.to_thread(llm.shutdown)
 
     async def _run(self, request: SampleRequest, salt: str) -> RequestOutput:
@@ -231,19 +238,18 @@ class VllmEngine:
         """The workers' replies; the new version is in force when this returns."""
         shapes = [list(shape) for shape in bundle.shapes]
         args = (buffer.path, buffer.dtype, bundle.dtype, list(bundle.names), shapes)
-        sound = False
         try:
             replies = await llm.collective_rpc("fr3e_load_weights", args=args)
-            refusals = [reply["refused"] for reply in replies if "refused" in reply]
-            if refusals:
-                sound = len(refusals) == len(replies)  # else some ranks have loaded and some have not
-                raise WeightsRefused(f"weights v{bundle.version}: {refusals[0]}")
-            await llm.update_weight_version(str(bundle.version))
-            self._version = bundle.version
-            sound = True
-        finally:
-            if not sound:
-                self._broken = f"weights v{bundle.version} were not loaded to the end"
+        except EngineDeadError:
+            raise
+        except Exception as error:  # the type that vLLM gives to whatever a worker raised
+            self._broken = f"weights v{bundle.version} were not loaded to the end: {error}"
+            raise EngineDead(self._broken) from error
+        refusals = [reply["refused"] for reply in replies if "refused" in reply]
+        if refusals:
+            raise WeightsRefused(f"weights v{bundle.version}: {refusals[0]}")  # every rank judges the same names alike
+        await llm.update_weight_version(str(bundle.version))
+        self._version = bundle.version
         return replies
 
     def _require_alive(self) -> None:

@@ -1,0 +1,78 @@
+"""The cached toy model: built once for each toy configuration and seed, whole or not at all.
+
+Knows how folders are locked and moved into place; what is in them is the warm start's business.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from fr3e_async.config import Config
+from fr3e_async.data.toy.task import toy_task
+from fr3e_async.errors import StorageError
+
+BUILDER_VERSION = 1  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone
+
+
+def toy_path(config: Config) -> Path:
+    """Where ``ensure_toy`` keeps the model of this configuration, built or not."""
+    root = Path(config.toy.cache_dir).expanduser() if config.toy.cache_dir else Path.home() / ".cache" / "fr3e_async"
+    parts = {key: value for key, value in asdict(config.toy).items() if key != "cache_dir"}
+    identity = json.dumps([BUILDER_VERSION, config.run.seed, parts], sort_keys=True)
+    return root / f"toy-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def ensure_toy(config: Config) -> Path:
+    """The folder of the toy model (config, float32 safetensors, tokenizer), built first if it is not there.
+
+    Safe against other processes doing the same: one builds, the others wait for it. A killed build leaves no model.
+    ``StorageError`` when the cache cannot be written.
+    """
+    target = toy_path(config)
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_suffix(".lock")):
+            if not target.is_dir():
+                _build(config, target)
+    except OSError as error:
+        raise StorageError(f"toy.cache_dir: the toy model cannot be kept in {target.parent}: {error}") from error
+    return target
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``path``; the kernel drops it when the process dies."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _build(config: Config, target: Path) -> None:
+    from fr3e_async.data.toy.warm_start import (
+        save_model,
+        warm_start,
+    )  # torch and transformers, only when there is something to build
+
+    unfinished = target.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed; we hold the lock
+    unfinished.mkdir()
+    try:
+        _, heldout = toy_task(config.toy, config.run.seed)
+        model, tokenizer = warm_start(config.toy, seed=config.run.seed, heldout=heldout)
+        save_model(model, tokenizer, unfinished)
+        for file in unfinished.iterdir():  # the move must not become durable before what it moves
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
