@@ -194,12 +194,13 @@ class Stop:
             loop.add_signal_handler(number, self.ask, f"stopped by {signal.Signals(number).name}")
 
     def ask(self, reason: str) -> None:
+        """A second Ctrl-C ends at once; a second SIGTERM does not, since launchers like to send it twice."""
         again, self.reason = bool(self.reason), reason
-        if self.controller is None or again:
+        if self.controller is None or (again and "SIGINT" in reason):
             self._give_up()
-            return
-        self.controller.stop(reason)
-        asyncio.get_running_loop().call_later(self.grace_s, self._give_up)
+        elif not again:
+            self.controller.stop(reason)
+            asyncio.get_running_loop().call_later(self.grace_s, self._give_up)
 
     def _give_up(self) -> None:
         if self.task is not None:

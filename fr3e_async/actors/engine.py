@@ -10,7 +10,7 @@ from typing import TypeVar
 from fr3e_async.config import AlgorithmConfig
 from fr3e_async.control.ports import Delivery
 from fr3e_async.observe.logs import redirect_output
-from fr3e_async.rollout.port import Engine, EngineDead, EngineSpec, EngineStats
+from fr3e_async.rollout import Engine, EngineDead, EngineSpec, EngineStats, start_engine
 from fr3e_async.rollout.roller import Roller, TokenTexts
 from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBundle
 
@@ -28,11 +28,9 @@ class EngineActor:
 
     async def start(self) -> None:
         """Load the model. Slow; called once, before anything else."""
-        from transformers import AutoTokenizer
+        self._engine = await start_engine(self._spec)
+        from transformers import AutoTokenizer  # loaded by the engine anyway; its start is the quicker way to load it
 
-        from fr3e_async.rollout.vllm_engine import VllmEngine
-
-        self._engine = await VllmEngine.start(self._spec)
         tokenizer = AutoTokenizer.from_pretrained(
             self._spec.model, revision=self._spec.revision or None, trust_remote_code=self._spec.trust_remote_code
         )
