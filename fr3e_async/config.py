@@ -334,7 +334,7 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         require_at_least_0("ray", num_cpus=self.num_cpus)
-        require_positive("ray", object_store_gib=self.object_store_gib)
+        require(self.object_store_gib >= 0.075, f"ray.object_store_gib must be at least 0.075, got {self.object_store_gib}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,8 +343,8 @@ class ToyConfig:
     heldout_problems: int = knob(1024, "distinct held-out problems", "problems")
     steps_min: int = knob(3, "fewest arithmetic steps of a problem")
     steps_max: int = knob(4, "most arithmetic steps of a problem")
-    slip_rate: float = knob(0.28, "part of the warm start's steps that go a wrong way")
-    warm_start_steps: int = knob(150, "optimiser steps of the supervised warm start", "optimiser steps")
+    slip_rate: float = knob(0.26, "part of the warm start's steps that go a wrong way")
+    warm_start_steps: int = knob(180, "optimiser steps of the supervised warm start", "optimiser steps")
     cache_dir: str = knob("", "where the built model is kept; empty: ~/.cache/fr3e_async", "path")
 
     def __post_init__(self) -> None:

@@ -24,6 +24,8 @@ from fr3e_async.errors import ConfigError
 from fr3e_async.help import Knob, knobs, sections
 
 PACKAGED = Path(__file__).parent / "configs"  # in a checkout a link to the repository's configs/
+OPTIONS = ("--help", "-h", "--dry-run")  # what ``main`` understands besides settings
+OPTIONS_IN_WORDS = "--help and --dry-run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +46,14 @@ class _Layer:
 def load_config(argv: Sequence[str]) -> LoadedConfig:
     """Arguments ``config=a.yaml[,b.yaml]`` and ``key=value`` → a checked config. ConfigError names the cause and the setting."""
     names, overrides = _split(argv)
+    typed = [_override_layer(text) for text in overrides]  # first: `confg=toy` is a misspelling, not a missing file
+    if not names:
+        raise ConfigError("config: no file given; start with config=toy for the embedded example, see --help")
     files: dict[Path, _Layer] = {}
     for name in names:
         for path, layer in _file_layers(_find(name, folder=Path.cwd(), origin="config="), ()):
             files.setdefault(path, layer)  # a base that two files share is laid once, below both
-    values, origins = _lay([*files.values(), *(_override_layer(text) for text in overrides)])
+    values, origins = _lay([*files.values(), *typed])
     config, text = _build(values, origins)
     return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides))
 
@@ -66,17 +71,22 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     for argument in argv:
         key, equals, value = argument.partition("=")
         if argument.startswith("-"):
-            raise ConfigError(f"unknown option {argument}; the options are --help and --dry-run, settings are written key=value")
+            hint = _did_you_mean(argument, OPTIONS)
+            raise ConfigError(f"unknown option {argument}{hint}; the options are {OPTIONS_IN_WORDS}, settings are key=value")
         if not equals:
-            hint = f"config={argument}" if argument.endswith((".yaml", ".yml")) else f"{argument}=VALUE"
-            raise ConfigError(f"{argument}: an argument is written key=value, perhaps {hint}")
+            raise ConfigError(f"{argument}: an argument is written key=value, perhaps {_meant(argument)}")
         if key == "config":
-            names += [name.strip() for name in value.split(",")]
+            names += [name.strip() for name in value.split(",") if name.strip()]
         else:
             overrides.append(argument)
-    if not any(names):
-        raise ConfigError("config: no file given; start with config=toy for the embedded example, see --help")
-    return [name for name in names if name], overrides
+    return names, overrides
+
+
+def _meant(word: str) -> str:
+    """What a bare word on the command line may stand for."""
+    if f"--{word}" in OPTIONS:
+        return f"--{word}"
+    return f"config={word}" if word.endswith((".yaml", ".yml")) or word in _shipped() else f"{word}=VALUE"
 
 
 def _override_layer(text: str) -> _Layer:
@@ -107,12 +117,17 @@ def _override_layer(text: str) -> _Layer:
 def _find(name: str, *, folder: Path, origin: str) -> Path:
     """A file relative to ``folder``, or else of the shipped configs; ``.yaml`` may be left out."""
     shipped = name.removeprefix("configs/")
-    candidates = [folder / name, folder / f"{name}.yaml", PACKAGED / shipped, PACKAGED / f"{shipped}.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
+    own = folder / os.path.expanduser(name)
+    for candidate in (own, Path(f"{own}.yaml"), PACKAGED / shipped, PACKAGED / f"{shipped}.yaml"):
+        if os.path.isfile(candidate):  # unlike Path.is_file, False for a name too long and a folder without permission
             return candidate.resolve()
-    ours = sorted(str(p.relative_to(PACKAGED).with_suffix("")) for p in PACKAGED.rglob("*.yaml"))
+    ours = _shipped()
     raise ConfigError(f"{origin}{name}: no such file{_did_you_mean(name, ours)}; shipped configs: {', '.join(ours)}")
+
+
+def _shipped() -> list[str]:
+    """Names of the configs that come with the package, as ``config=`` takes them."""
+    return sorted(str(p.relative_to(PACKAGED).with_suffix("")) for p in PACKAGED.rglob("*.yaml"))
 
 
 def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[tuple[Path, _Layer]]:
@@ -290,7 +305,7 @@ def _nearest(path: str) -> str:
     same = [known for known in knobs() if known.rpartition(".")[2] == leaf]
     if same:
         return f" (did you mean {' or '.join(same)}?)"
-    near = _did_you_mean(path, list(knobs()) + list(sections()))
+    near = _did_you_mean(path, ["config", *knobs(), *sections()])
     if near:
         return near
     by_leaf = {known.rpartition(".")[2]: known for known in knobs()}

@@ -1,20 +1,23 @@
 """``python -m fr3e_async.main config=FILE [key=value ...]``: the entry. Reads as a table of contents.
 
-Exit codes: 0 the run finished or was stopped with a checkpoint; 1 it failed after it had started; 2 bad input.
+Exit codes: 0 the run finished or was stopped with a checkpoint; 1 it failed after it had started; 2 bad input, and nothing
+was started or written; 130 Ctrl-C before it had started.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from fr3e_async.errors import RunFailed, UserError
-from fr3e_async.loader import LoadedConfig, load_config
+from fr3e_async.loader import OPTIONS, LoadedConfig, load_config
+from fr3e_async.observe.logs import quiet_environment
 
 
 def main(argv: Sequence[str]) -> int:
     """Do what the arguments ask for; returns the exit code. Every error that a person can mend is one line on stderr."""
-    words = [word for word in argv if word not in ("--help", "-h", "--dry-run")]
+    words = [word for word in argv if word not in OPTIONS]
     try:
         if "--help" in argv or "-h" in argv:
             return show_help()
@@ -23,14 +26,17 @@ def main(argv: Sequence[str]) -> int:
             return show_plan(loaded)
         return train(loaded)
     except (UserError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def show_help() -> int:
     from fr3e_async.help import render_help
 
-    print(render_help())
+    _show(render_help())
     return 0
 
 
@@ -39,11 +45,20 @@ def show_plan(loaded: LoadedConfig) -> int:
     from fr3e_async.memory import model_shape
     from fr3e_async.plan import render_plan
 
-    print(render_plan(loaded.config, yaml=loaded.yaml, model=model_shape(loaded.config)))
+    _show(render_plan(loaded.config, yaml=loaded.yaml, model=model_shape(loaded.config)))
     return 0
 
 
+def _show(text: str) -> None:
+    """Print to the end, or until the reader has seen enough (``--help | head``)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
+
+
 def train(loaded: LoadedConfig) -> int:
+    os.environ.update(quiet_environment(verbose=loaded.config.observe.verbose))  # libraries read it when they are imported
     # Imported here: Ray takes a second to load, and neither help nor a dry run needs it.
     from fr3e_async.session import Session
 

@@ -7,6 +7,7 @@ this disk. The memory of Python and its libraries (about 1 GiB an actor) is not 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ _QWEN_32B = _qwen2(
 # Models that shipped configs name: their dry run needs no download.
 KNOWN_SHAPES: Mapping[str, ModelShape] = {
     "toy": _qwen2(
-        layers=3, hidden=128, intermediate=512, heads=4, kv_heads=4, head_dim=32, vocabulary=213, tied=False, dtype="float32"
+        layers=3, hidden=128, intermediate=512, heads=4, kv_heads=4, head_dim=32, vocabulary=399, tied=False, dtype="float32"
     ),
     "Qwen/Qwen2.5-7B": _QWEN_7B,
     "Qwen/Qwen2.5-Math-7B": _QWEN_7B,
@@ -86,8 +87,9 @@ def model_shape(config: Config) -> ModelShape | None:
     path = config.model.path
     if path in KNOWN_SHAPES:
         return KNOWN_SHAPES[path]
-    if Path(path).is_dir():
-        return _read_shape(Path(path), config.model.parameters)
+    folder = os.path.expanduser(path)
+    if os.path.isdir(folder):
+        return _read_shape(Path(folder), config.model.parameters)
     return ModelShape(parameters=config.model.parameters) if config.model.parameters else None
 
 

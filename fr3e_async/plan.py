@@ -6,9 +6,9 @@ Arithmetic on a config; starts nothing and knows nothing of Ray. The numbers of 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
@@ -118,7 +118,7 @@ def _render_batch(config: Config) -> str:
         f"longest sequence {config.context_length} tokens; {config.run.steps} batches",
     ]
     for name, value in (("data.train", config.data.train), ("data.heldout", config.data.heldout)):
-        if value not in ("", "toy") and not Path(value).is_file():
+        if value not in ("", "toy") and not os.path.isfile(os.path.expanduser(value)):
             lines.append(f"{name}={value}: no such file here; a run would stop at once")
     return "batch\n" + _indented("\n".join(lines))
 

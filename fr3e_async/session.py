@@ -1,6 +1,6 @@
 """One session of a run in the driver process: check everything, connect, train, leave a result.
 
-prepare   settings, data rows, vLLM, model, prompts, run directory: bad input ends here, with nothing left behind
+prepare   vLLM, model, cluster, data rows, prompts, run directory: bad input ends here, with nothing left behind
 connect   join or start the Ray cluster
 run       actors up ─► controller ─► final model, summary, before/after table; signals end in a checkpoint
 """
@@ -8,8 +8,10 @@ run       actors up ─► controller ─► final model, summary, before/after 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,18 +22,20 @@ from fr3e_async.control.controller import Controller
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.ledger import Ledger
 from fr3e_async.control.progress import ControlState, Progress, load_control_state
-from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
+from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
+from fr3e_async.data.toy import toy_path
+from fr3e_async.errors import RunFailed, UserError
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.console import ConsoleView, make_console
-from fr3e_async.observe.logs import quiet_driver
+from fr3e_async.observe.logs import quiet_driver, stderr_in
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.run_dir import RunDir, default_path
 from fr3e_async.observe.summary import Summary
 from fr3e_async.rollout import check_installed
-from fr3e_async.wiring import Deployment, Model, connect, disconnect
+from fr3e_async.wiring import Deployment, Model, check_cluster, connect, disconnect
 
 
 class Session:
@@ -51,14 +55,20 @@ class Session:
         config = loaded.config
         check_installed()
         check_model(config)
+        check_cluster(config)
         rows = read_rows(config)
-        model_path = resolve_model(config)
-        tokenizer = load_tokenizer(config, model_path)
+        check_context(config)
+        tokenizer = load_tokenizer(config)
         datasets = load_datasets(config, tokenizer, rows)
-        run_path = Path(config.run.dir) if config.run.dir else default_path(config.run.name, time.time())
+        named = os.path.expanduser(config.run.dir)
+        run_path = Path(named) if named else default_path(config.run.name, time.time())
         run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml)
-        quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
-        model = Model(path=str(model_path), end_token_ids=(int(tokenizer.eos_token_id),))
+        with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
+            undo.callback(run_dir.discard)
+            quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
+            _announce_build(config)
+            model = Model(path=str(resolve_model(config)), end_token_ids=(int(tokenizer.eos_token_id),))
+            undo.pop_all()
         return cls(config, model, datasets, run_dir, started_at=started_at)
 
     def __enter__(self) -> Session:
@@ -74,12 +84,17 @@ class Session:
     def connect(self) -> None:
         """Join or start the cluster. Raises ``ConfigError`` if the actors do not fit."""
         self._connected = True
-        connect(self._config)
+        verbose = self._config.observe.verbose
+        with nullcontext() if verbose else stderr_in(self._run_dir.logs / "driver.log"):
+            connect(self._config)
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code. Raises ``RunFailed``."""
         self._reached_actors = True
-        return asyncio.run(self._run())
+        try:
+            return asyncio.run(self._run())
+        except UserError as error:  # a disk that has become full, say: not bad input any more
+            raise RunFailed(str(error)) from error
 
     # ---- inside the event loop ----
 
@@ -205,6 +220,12 @@ class Stop:
     def _give_up(self) -> None:
         if self.task is not None:
             self.task.cancel()
+
+
+def _announce_build(config: Config) -> None:
+    """A minute without a word looks like a hang."""
+    if config.model.path == "toy" and not toy_path(config).is_dir() and config.observe.console != "off":
+        print(f"building the toy model in {toy_path(config)} (once, up to a minute)", flush=True)
 
 
 def process_start() -> float:

@@ -9,11 +9,13 @@ import asyncio
 import logging
 import os
 import re
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -36,6 +38,7 @@ T = TypeVar("T")
 
 CALLS_AT_ONCE = 10_000  # an async actor queues calls beyond this; the pools bound the work long before
 NAMESPACE = "fr3e"
+KNOCK_S = 10.0  # time for a cluster's address to accept a connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,20 +49,58 @@ class Model:
     end_token_ids: tuple[int, ...]
 
 
+def check_cluster(config: Config) -> None:
+    """What can be known of the cluster before anything is started: does this machine hold the actors, does the address answer?
+
+    Raises ``ConfigError``. ``connect`` checks the size of a cluster that is joined.
+    """
+    address, setting = _destination(config)
+    if address == "local":
+        check_resources(config, _local_offer(config))
+        memory = psutil.virtual_memory().total / 2**30
+        if config.ray.object_store_gib >= memory:
+            raise ConfigError(
+                f"ray.object_store_gib={config.ray.object_store_gib:g}: this machine has {memory:.1f} GiB of memory"
+            )
+    elif address != "auto":
+        _knock(address, setting)
+
+
+def _destination(config: Config) -> tuple[str, str]:
+    """('local', or a cluster's address; the setting it comes from). `ray job submit` sets RAY_ADDRESS."""
+    if config.ray.address:
+        return config.ray.address, "ray.address"
+    return os.environ.get("RAY_ADDRESS") or "local", "RAY_ADDRESS"
+
+
+def _local_offer(config: Config) -> dict[str, float]:
+    return local_resources(config, machine_cpus=os.cpu_count() or 1, machine_gpus=_machine_gpus())
+
+
+def _knock(address: str, setting: str) -> None:
+    """Ray itself tries for minutes, and complains on stderr meanwhile."""
+    parts = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d{1,5})", address)
+    if parts is None:
+        raise ConfigError(f"{setting}={address}: an address is written host:port (6379 unless the head was told otherwise)")
+    try:
+        socket.create_connection((parts[1], int(parts[2])), timeout=KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"{setting}={address}: no cluster answers ({error})") from error
+
+
 def connect(config: Config) -> None:
     """Join the cluster of ``ray.address``, ``ray job submit`` or RAY_ADDRESS; else start a local one. Checks its size.
 
     Raises ``ConfigError`` when the actors cannot fit, and when the address does not answer.
     """
-    address = config.ray.address or ("" if os.environ.get("RAY_ADDRESS") else "local")
+    address, setting = _destination(config)
     settings: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": config.observe.verbose,
         "logging_level": logging.INFO if config.observe.verbose else logging.ERROR,
     }
     if address == "local":
-        offered = local_resources(config, machine_cpus=os.cpu_count() or 1, machine_gpus=_machine_gpus())
-        check_resources(config, offered)
+        offered = _local_offer(config)
         settings |= {
             "num_cpus": int(offered.pop("CPU")),
             "num_gpus": int(offered.pop("GPU")),
@@ -68,9 +109,11 @@ def connect(config: Config) -> None:
             "object_store_memory": int(config.ray.object_store_gib * 2**30),
         }
     try:
-        ray.init(**({"address": address} if address else {}), **settings)
+        ray.init(address=address, **settings)
     except (ConnectionError, TimeoutError) as error:
-        raise ConfigError(f"ray.address={address or os.environ.get('RAY_ADDRESS')}: no cluster answers ({error})") from error
+        raise ConfigError(f"{setting}={address}: no cluster answers, or it wants another token ({error})") from error
+    except (OSError, ValueError) as error:  # its folder cannot be written; a setting is beyond what the machine has
+        raise ConfigError(f"{setting}={address}: Ray cannot start: {error}") from error
     if not config.ray.autoscaling:
         check_resources(config, ray.cluster_resources())
 

@@ -220,6 +220,31 @@ def test_a_pool_gives_work_to_the_least_loaded_and_bounds_it():
     asyncio.run(story())
 
 
+def test_a_pool_tries_again_when_a_replacement_does_not_start():
+    async def story():
+        attempts = []
+
+        async def replace(lost):
+            attempts.append(lost.name)
+            if len(attempts) < 3:
+                raise RunFailed("no room")
+            return FakeEngineWorker("new")
+
+        async def fail(worker):
+            raise WorkerLost("gone")
+
+        async def work(worker):
+            return worker.name
+
+        pool = Pool("engine", [FakeEngineWorker("a")], width=2, replace=replace, clock=time.time)
+        with pytest.raises(TaskLost):
+            await pool.run(fail, weight=1, lease_s=5)
+        assert await pool.run(work, weight=1, lease_s=5) == "new"
+        assert (len(attempts), pool.replacements, pool.failure) == (3, 3, None)
+
+    asyncio.run(story())
+
+
 def test_a_pool_stops_replacing_a_worker_that_always_dies():
     async def story():
         async def replace(lost):
@@ -228,7 +253,7 @@ def test_a_pool_stops_replacing_a_worker_that_always_dies():
         async def call(worker):
             raise WorkerLost("again")
 
-        pool = Pool("engine", [FakeEngineWorker("a")], width=2, replace=replace, clock=time.time, max_replacements=2)
+        pool = Pool("engine", [FakeEngineWorker("a")], width=2, replace=replace, clock=time.time, max_deaths_in_a_row=2)
         for _ in range(3):
             with pytest.raises(TaskLost):
                 await pool.run(call, weight=1, lease_s=5)

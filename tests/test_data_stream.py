@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fr3e_async.data.stream import PromptStream, group_id
@@ -116,6 +116,7 @@ def test_no_prompts_and_equal_ids_are_refused():
         PromptStream(prompts(2) + prompts(1), 0)
 
 
+@settings(suppress_health_check=[HealthCheck.large_base_example], max_examples=60)
 @given(st.data())
 def test_any_kills_and_resumes_consume_what_an_uninterrupted_run_does(data):
     """Checkpoints may be older than the kill: what was consumed after the checkpoint is undone, as the weights are."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fr3e_async.config import Config, EngineConfig, RunConfig, ToyConfig
 from fr3e_async.data.toy import cache, ensure_toy, toy_path, warm_start
 from fr3e_async.data.toy.task import toy_task, write_solution
-from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example, vocabulary
+from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example
 from fr3e_async.errors import StorageError
 
 TOKENIZER = build_tokenizer()
@@ -27,19 +29,20 @@ def tiny(folder: Path, *, seed: int = 0, steps: int = 2) -> Config:
     return Config(run=RunConfig(seed=seed), toy=toy, engine=EngineConfig(kv_cache_gib=0.1))
 
 
-@given(st.text(st.characters(min_codepoint=32, max_codepoint=126) | st.just("\n"), max_size=60))
-def test_ascii_text_survives_the_tokenizer(text):
+@given(st.text(st.characters(codec="utf-8"), max_size=40) | st.text("0123456789+-*=) \n\\{}", max_size=40))
+def test_any_text_survives_the_tokenizer(text):
+    text = unicodedata.normalize("NFC", text)  # as Qwen2 tokenizers do
     ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
     assert TOKENIZER.decode(ids) == text
 
 
-def test_a_number_a_label_and_the_box_are_one_token_each():
+def test_a_number_a_label_a_term_and_the_box_are_one_token_each():
     ids = TOKENIZER("1) 12-4=8\n\\boxed{8}", add_special_tokens=False)["input_ids"]
-    assert TOKENIZER.convert_ids_to_tokens(ids) == ["1) ", "12", "-", "4", "=", "8", "\n\\boxed{", "8", "}"]
+    assert TOKENIZER.convert_ids_to_tokens(ids) == ["1) ", "12", "-4", "=", "8", "\n\\boxed{", "8", "}"]
 
 
-def test_vocabulary_has_no_token_twice():
-    assert len(set(vocabulary())) == len(vocabulary()) == len(TOKENIZER)
+def test_ids_are_dense():
+    assert sorted(TOKENIZER.get_vocab().values()) == list(range(len(TOKENIZER)))
 
 
 def test_chat_template_has_roles_and_matches_the_warm_start():
@@ -50,17 +53,14 @@ def test_chat_template_has_roles_and_matches_the_warm_start():
     prompt, solution = encode_example(TOKENIZER, "Start with 3.", "\\boxed{3}")
     assert TOKENIZER(text, add_special_tokens=False)["input_ids"] == prompt
     assert solution[-1] == TOKENIZER.eos_token_id
-    assert TOKENIZER.unk_token_id not in prompt + solution
 
 
 def test_problems_and_solutions_are_short():
-    import random
-
     train, _ = toy_task(ToyConfig(), seed=0)
     lengths = [encode_example(TOKENIZER, p.text, write_solution(p, random.Random(0), 0.0)) for p in train]
-    assert max(len(prompt) for prompt, _ in lengths) <= 24
-    assert max(len(solution) for _, solution in lengths) <= 32
-    assert min(len(solution) for _, solution in lengths) >= 20
+    assert max(len(prompt) for prompt, _ in lengths) <= 16
+    assert max(len(solution) for _, solution in lengths) <= 24
+    assert min(len(solution) for _, solution in lengths) >= 18
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_others(tmp_path):
@@ -80,7 +80,9 @@ def test_the_folder_loads_in_transformers_as_float32(tmp_path):
     assert model.config.architectures == ["Qwen2ForCausalLM"]
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.chat_template == TOKENIZER.chat_template
-    assert tokenizer.decode(tokenizer("2) 12*2=24\n")["input_ids"]) == "2) 12*2=24\n"
+    for text in ("2) 12*2=24\n", "<|user|>Start with 12.\n1) +5<|end|><|assistant|>"):  # transformers picks a class by model type
+        assert tokenizer(text)["input_ids"] == TOKENIZER(text)["input_ids"]
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
 def test_a_cached_model_is_not_built_again(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ A background task that fails fails the run: all of them live in one ``asyncio.Ta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
 
 from fr3e_async.config import Config
 from fr3e_async.control.crew import Crew
@@ -46,6 +46,8 @@ from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
 
+T = TypeVar("T")
+
 
 class Controller:
     """One run. ``run`` returns when all steps are trained and live, the wall limit is reached, or ``stop`` was asked for."""
@@ -67,11 +69,11 @@ class Controller:
         self._config, self._crew, self.ledger, self._stream = config, crew, ledger, stream
         self._publisher, self._evaluator, self._reporter = publisher, evaluator, reporter
         self._checkpoints, self.progress, self._clock = checkpoints, progress, clock
-        self.watch = Watch(crew, clock=clock, waiting=ledger.waiting)
         self._tally = Tally()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._weights: asyncio.Queue[tuple[int, Payload]] = asyncio.Queue()
         self._learner = asyncio.Lock()  # FIFO: train, checkpoint and export in the order they were asked for
+        self.watch = Watch(crew, clock=clock, waiting=ledger.waiting, learner_busy=self._learner.locked)
         self._payloads: dict[int, Payload] = {}
         self._payloads_of: dict[str, list[int]] = {}
         self._next_payload = 0
@@ -222,18 +224,21 @@ class Controller:
         ]
         async with self._learner:
             started = self._clock()
-            limit = self._config.learner.step_timeout_s
-            try:
-                report = await asyncio.wait_for(self._crew.learner.train(rows, version=command.version), limit)
-                trained = self._clock()
-                weights = await asyncio.wait_for(self._crew.learner.export(command.version), limit)
-            except TimeoutError:
-                raise RunFailed(f"the learner took longer than learner.step_timeout_s ({limit:.0f} s)") from None
+            report = await self._of_learner(self._crew.learner.train(rows, version=command.version))
+            trained = self._clock()
+            weights = await self._of_learner(self._crew.learner.export(command.version))
             self.watch.learned((started, self._clock()))
             self.progress.trained(report, first_at=trained)
             self._tally_times(trained - started, self._clock() - trained)
             self._weights.put_nowait((command.version, weights))
             self._emit(Trained(version=command.version))
+
+    async def _of_learner(self, work: Awaitable[T]) -> T:
+        limit = self._config.learner.step_timeout_s
+        try:
+            return await asyncio.wait_for(work, limit)
+        except TimeoutError:
+            raise RunFailed(f"the learner took longer than learner.step_timeout_s ({limit:g} s)") from None
 
     def _tally_times(self, train_s: float, export_s: float) -> None:
         self.progress.times |= {"time/train_s": train_s, "time/export_s": export_s}
@@ -288,7 +293,7 @@ class Controller:
         async with self._learner:
             started = self._clock()
             folder = self._checkpoints.begin(state["ledger"]["version"])
-            await self._crew.learner.save(folder / "learner")
+            await self._of_learner(self._crew.learner.save(folder / "learner"))
             save_control_state(state, folder)
             final = self._checkpoints.commit(folder, state["ledger"]["version"])
             self.progress.times["time/checkpoint_s"] = self._clock() - started

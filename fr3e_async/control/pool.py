@@ -46,12 +46,14 @@ class Pool(Generic[W]):
         width: int,
         replace: Callable[[W], Awaitable[W]],
         clock: Clock,
-        max_replacements: int = 10,
+        max_deaths_in_a_row: int = 5,
     ) -> None:
         self.role, self._width, self._replace, self._clock = role, width, replace, clock
         self.seats = [Seat(worker) for worker in workers]
         self.replacements = 0
-        self._max_replacements = max_replacements
+        self._max_deaths_in_a_row = max_deaths_in_a_row
+        self._last_words = ""
+        self._deaths_in_a_row = 0  # workers lost, or not started, since the last task that was done
         self._queue: list[tuple[int, int, int, asyncio.Future[Seat[W]]]] = []
         self._order = itertools.count()
         self._repairs: set[asyncio.Task[None]] = set()
@@ -79,7 +81,9 @@ class Pool(Generic[W]):
         """
         seat = await self._take(weight, priority)
         try:
-            return await asyncio.wait_for(call(seat.worker), lease_s)
+            result = await asyncio.wait_for(call(seat.worker), lease_s)
+            self._deaths_in_a_row = 0
+            return result
         except WorkerLost as error:
             self._lose(seat)
             raise TaskLost(f"{self.role} lost: {error}") from error
@@ -155,15 +159,22 @@ class Pool(Generic[W]):
         task.add_done_callback(self._repairs.discard)
 
     async def _repair(self, seat: Seat[W]) -> None:
-        self.replacements += 1
-        if self.replacements > self._max_replacements:
-            self.failure = RunFailed(f"{self.role}: {self.replacements - 1} workers were replaced and died again")
-            return
-        try:
-            worker = await self._replace(seat.worker)
-        except (WorkerLost, TimeoutError) as error:
-            self.failure = RunFailed(f"{self.role}: a replacement could not be started: {error}")
-            return
+        """Replace the seat's worker. A replacement that dies while starting is a normal event on a cluster that loses nodes."""
         self._past_busy += seat.busy
-        self.seats[self.seats.index(seat)] = Seat(worker)
-        self._dispatch()
+        worker = seat.worker
+        while self.failure is None:
+            self.replacements += 1
+            self._deaths_in_a_row += 1
+            if self._deaths_in_a_row > self._max_deaths_in_a_row:
+                self.failure = RunFailed(
+                    f"{self.role}: {self._max_deaths_in_a_row} workers in a row died without finishing a task{self._last_words}"
+                )
+                return
+            try:
+                worker = await self._replace(worker)
+            except (WorkerLost, TimeoutError, RunFailed) as error:
+                self._last_words = f"; the last one: {error}"
+                continue
+            self.seats[self.seats.index(seat)] = Seat(worker)
+            self._dispatch()
+            return

@@ -20,8 +20,9 @@ DIAGNOSIS_LINES = 8
 class Watch:
     """Collects busy times and counters by role: the raw material of idle fractions, overlap and cache hits."""
 
-    def __init__(self, crew: Crew, *, clock: Clock, waiting: Callable[[], list[str]]) -> None:
-        self._crew, self._clock, self._waiting = crew, clock, waiting
+    def __init__(self, crew: Crew, *, clock: Clock, waiting: Callable[[], list[str]], learner_busy: Callable[[], bool]) -> None:
+        """``learner_busy``: while it is, ``learner.step_timeout_s`` bounds the wait and the watchdog does not."""
+        self._crew, self._clock, self._waiting, self._learner_busy = crew, clock, waiting, learner_busy
         self._began = clock()
         self._busy_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role
         self._generating: list[Interval] = []  # any engine at work; merged, so that it stays short over a long run
@@ -91,6 +92,8 @@ class Watch:
         self._cached_tokens[worker.name] = stats.cached_prompt_tokens
 
     def _check_stall(self) -> None:
+        if self._learner_busy():
+            self.progress()
         stalled = self._clock() - self.last_progress
         limit = self._crew.config.watchdog.timeout_s
         if stalled > limit:

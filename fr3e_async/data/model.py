@@ -1,13 +1,15 @@
 """Which model folder a run uses, and its tokenizer: found, checked and loaded, or refused with the setting's name.
 
-Knows file names and transformers' tokenizers; loads no weights and knows nothing of problems.
+Knows file names, config.json and transformers' tokenizers; loads no weights and knows nothing of problems.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fr3e_async.config import Config
 from fr3e_async.data.toy import ensure_toy
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # "name" or "owner/name"
+INDEX = "model.safetensors.index.json"  # lists the files of weights that are stored in several
+TOY_POSITIONS = 4096  # the toy model's max_position_embeddings, known before it is built
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
 
 
@@ -25,9 +29,9 @@ def check_model(config: Config) -> None:
     path = config.model.path
     if path == "toy":
         return
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        if folder.exists():
+    folder = _folder(config)
+    if not os.path.isdir(folder):
+        if os.path.exists(folder):
             raise ModelError(f"model.path: {path} is a file; a model folder was expected")
         if not HUB_ID.fullmatch(path):
             raise ModelError(f"model.path: there is no folder {path}, and it is not a hub id (owner/name)")
@@ -38,6 +42,69 @@ def check_model(config: Config) -> None:
         raise ModelError(f"model.path: {path} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model.path: {path} has no weights (*.safetensors; other formats can carry code and are not read)")
+    if (folder / INDEX).is_file():
+        listed = _json(folder / INDEX, path).get("weight_map") or {}
+        missing = sorted({name for name in listed.values() if not (folder / name).is_file()})
+        if missing:
+            raise ModelError(f"model.path: {path} lacks weights: {missing[0]} of {INDEX} is not there ({len(missing)} missing)")
+
+
+def check_context(config: Config) -> None:
+    """Refuse sequences that are longer than the model has positions. Of a hub model it fetches config.json. ``ModelError``.
+
+    Models whose rope is stretched by a factor are left to the engine, which knows the kinds.
+    """
+    raw = _model_config(config)
+    overrides = config.engine.options.get("hf_overrides")  # vLLM's own way to change a model's config
+    raw |= _text_part(overrides) if isinstance(overrides, dict) else {}
+    stretched = any('"factor"' in json.dumps(raw.get(key)) for key in ("rope_scaling", "rope_parameters"))
+    limit = raw.get("max_position_embeddings") or raw.get("n_positions")
+    if isinstance(limit, int) and not stretched and config.context_length > limit:
+        raise ModelError(
+            f"data.max_prompt + sampling.max_response = {config.context_length} tokens, "
+            f"but model.path={config.model.path} has {limit} positions (max_position_embeddings in its config.json)"
+        )
+
+
+def _model_config(config: Config) -> dict[str, Any]:
+    """What config.json says of the language model."""
+    path, folder = config.model.path, _folder(config)
+    if path == "toy":
+        return {"max_position_embeddings": TOY_POSITIONS}
+    if os.path.isdir(folder):
+        raw = _json(folder / "config.json", path)
+    else:
+        from transformers import PreTrainedConfig
+
+        try:
+            raw, _ = PreTrainedConfig.get_config_dict(path, revision=config.model.revision or "main")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model.path: no config.json could be loaded from {path}: {_first_line(error)}") from error
+    return _text_part(raw)
+
+
+def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the part for text, of a model that has others."""
+    text = raw.get("text_config")
+    return dict(text if isinstance(text, dict) else raw)
+
+
+def _json(file: Path, path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path: {file.name} of {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"model.path: {file.name} of {path} holds no JSON object")
+    return content
+
+
+def _folder(config: Config) -> Path:
+    return Path(os.path.expanduser(config.model.path))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def resolve_model(config: Config) -> Path | str:
@@ -45,8 +112,8 @@ def resolve_model(config: Config) -> Path | str:
     check_model(config)
     if config.model.path == "toy":
         return ensure_toy(config)
-    folder = Path(config.model.path).expanduser()
-    return folder.resolve() if folder.is_dir() else config.model.path
+    folder = _folder(config)
+    return folder.resolve() if os.path.isdir(folder) else config.model.path
 
 
 def load_tokenizer(config: Config, model_dir: Path | str | None = None) -> PreTrainedTokenizerBase:
@@ -61,15 +128,14 @@ def load_tokenizer(config: Config, model_dir: Path | str | None = None) -> PreTr
     check_model(config)
     from transformers import AutoTokenizer
 
-    source = str(Path(config.model.path).expanduser() if model_dir is None else model_dir)
-    source = source if Path(source).is_dir() else config.model.path
+    source = str(_folder(config) if model_dir is None else model_dir)
+    source = source if os.path.isdir(source) else config.model.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=config.model.revision or "main", trust_remote_code=config.model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise ModelError(f"model.path: no tokenizer could be loaded from {source}: {first_line}") from error
+    except Exception as error:  # whatever is wrong with its files; the Rust library raises no narrower class
+        raise ModelError(f"model.path: no tokenizer could be loaded from {source}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path: the tokenizer of {source} has no end token (eos_token), so no response would end")
     return tokenizer

@@ -5,6 +5,7 @@ Knows files and columns; knows nothing of tokenizers and tokens.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +26,16 @@ class Rows:
 def read_rows(config: Config) -> Rows:
     """Read and check both problem sets. ``DataError`` names file and line, also of a problem that is in both."""
     toy_train, toy_heldout = toy_problems(config) if "toy" in (config.data.train, config.data.heldout) else ([], [])
-    train = toy_train if config.data.train == "toy" else read_jsonl(Path(config.data.train), config.data)
+    train = toy_train if config.data.train == "toy" else read_jsonl(_path(config.data.train), config.data)
     if not config.data.heldout:
         return Rows(train=tuple(train), heldout=())
-    heldout = toy_heldout if config.data.heldout == "toy" else read_jsonl(Path(config.data.heldout), config.data)
+    heldout = toy_heldout if config.data.heldout == "toy" else read_jsonl(_path(config.data.heldout), config.data)
     _require_disjoint(train, heldout)
     return Rows(train=tuple(train), heldout=tuple(heldout))
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
 
 
 def toy_problems(config: Config) -> tuple[list[Row], list[Row]]:

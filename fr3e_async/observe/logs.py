@@ -5,10 +5,12 @@ Our own words to a person go through ``console``; this module only moves the oth
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -17,6 +19,7 @@ QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",  # its retries are told with the error that they end in
     "PYTHONWARNINGS": "ignore",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning of every actor without GPUs, and is Ray's future default
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -76,6 +79,26 @@ def redirect_output(path: str | Path) -> bool:
     os.close(file)
     faulthandler.enable(file=2)
     return True
+
+
+@contextlib.contextmanager
+def stderr_in(path: Path) -> Iterator[None]:
+    """For the block, what C libraries write to stderr goes to the end of a file; a file that cannot be opened changes nothing."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        yield
+        return
+    sys.stderr.flush()
+    console = os.dup(2)
+    os.dup2(file, 2)
+    os.close(file)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(console, 2)
+        os.close(console)
 
 
 def _descriptor(stream: TextIO, default: int) -> int:

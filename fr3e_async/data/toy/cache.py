@@ -19,12 +19,12 @@ from fr3e_async.config import Config
 from fr3e_async.data.toy.task import toy_task
 from fr3e_async.errors import StorageError
 
-BUILDER_VERSION = 1  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone
+BUILDER_VERSION = 2  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone
 
 
 def toy_path(config: Config) -> Path:
     """Where ``ensure_toy`` keeps the model of this configuration, built or not."""
-    root = Path(config.toy.cache_dir).expanduser() if config.toy.cache_dir else Path.home() / ".cache" / "fr3e_async"
+    root = Path(os.path.expanduser(config.toy.cache_dir or "~/.cache/fr3e_async"))
     parts = {key: value for key, value in asdict(config.toy).items() if key != "cache_dir"}
     identity = json.dumps([BUILDER_VERSION, config.run.seed, parts], sort_keys=True)
     return root / f"toy-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"

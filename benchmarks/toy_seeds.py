@@ -1,0 +1,81 @@
+"""The toy run on several seeds, as a user starts it: one process each, one after another; prints the table of docs/LOG.md.
+
+    python benchmarks/toy_seeds.py --seeds 0 1 2 [key=value ...]
+
+Each seed has its own task, model and order of prompts. Caches are made warm first, so that the times are those of a
+second run; run it on an idle machine. Exits with 1 if a run misses a target of the embedded default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TARGETS = {"accuracy_before": ("<=", 0.45), "accuracy_after": (">=", 0.85), "wall_s": ("<=", 300.0), "first_step_s": ("<=", 90.0)}
+HEADER = "| seed | before | after | wall s | first step s | overlap | idle gen / expl / ver / learn | staleness mean / max | tokens | groups trained / rejected |"
+
+
+def run(seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
+    """Start the main job and return its summary, with the wall time as seen from outside."""
+    run_dir = folder / f"seed-{seed}"
+    command = [sys.executable, "-m", "fr3e_async.main", "config=toy", f"run.seed={seed}", f"run.dir={run_dir}", *overrides]
+    started = time.time()
+    subprocess.run([*command, "observe.console=off"], check=True)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return summary | {"wall_s": time.time() - started}
+
+
+def warm(seed: int, overrides: list[str]) -> float:
+    """Build the toy model of a seed if it is not cached; returns the seconds that took."""
+    started = time.time()
+    code = "import sys; from fr3e_async.loader import load_config; from fr3e_async.data.model import resolve_model; resolve_model(load_config(sys.argv[1:]).config)"
+    subprocess.run([sys.executable, "-c", code, "config=toy", f"run.seed={seed}", *overrides], check=True)
+    return time.time() - started
+
+
+def row(seed: int, s: dict[str, Any]) -> str:
+    idle = " / ".join(f"{s['idle_fraction'].get(role, 0):.2f}" for role in ("generators", "explorers", "verifiers", "learner"))
+    rejected = sum(count for fate, count in s["groups"].items() if fate.startswith("rejected"))
+    intervals = {k: f"{s[f'accuracy_{k}']:.3f} [{low:.3f}, {high:.3f}]" for k, (low, high) in s["accuracy_intervals"].items()}
+    return (
+        f"| {seed} | {intervals['before']} | {intervals['after']} | {s['wall_s']:.0f} | {s['first_step_s']:.0f} | "
+        f"{s['overlap_fraction']:.2f} | {idle} | {s['staleness_mean']:.2f} / {s['staleness_max']} | "
+        f"{s['tokens_generated']:,} | {s['groups']['trained']} / {rejected} |"
+    )
+
+
+def misses(summary: dict[str, Any]) -> list[str]:
+    wrong = []
+    for key, (relation, bound) in TARGETS.items():
+        value = summary[key]
+        if (value > bound) if relation == "<=" else (value < bound):
+            wrong.append(f"{key} is {value:.3g}, target {relation} {bound:g}")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    failures = []
+    builds = {seed: warm(seed, args.overrides) for seed in args.seeds}
+    print("model build s:", ", ".join(f"seed {seed} {seconds:.0f}" for seed, seconds in builds.items()), flush=True)
+    print(HEADER, "|" + " --- |" * HEADER.count("| "), sep="\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in args.seeds:
+            summary = run(seed, args.overrides, Path(folder))
+            print(row(seed, summary), flush=True)
+            failures += [f"seed {seed}: {miss}" for miss in misses(summary)]
+    print("\n".join(failures) if failures else "every target met")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

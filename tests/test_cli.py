@@ -1,0 +1,198 @@
+"""The command line from a user's view: help, dry run, first steps, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from cli_support import Cli, assert_one_line, everything_below, guarded_cli, make_model, process
+
+from fr3e_async.config import Config
+from fr3e_async.errors import RunFailed, StorageError
+from fr3e_async.help import knobs
+from fr3e_async.session import Session
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    with guarded_cli(tmp_path, monkeypatch, capsys) as guarded:
+        yield guarded
+
+
+@pytest.fixture
+def ready(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a run that passes every check; it ends where the cluster would be started."""
+    monkeypatch.setattr("fr3e_async.session.connect", lambda _: None)
+    model = make_model(tmp_path / "model")
+    return ["config=toy", f"model.path={model}", "run.dir=run", "toy.train_problems=20", "toy.heldout_problems=5"]
+
+
+# ---- help ----
+
+
+def test_help_from_an_empty_folder_lists_every_setting(tmp_path: Path) -> None:
+    done = process("--help", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python -m fr3e_async.main config=FILE")
+    first_words = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert [path for path in knobs() if path not in first_words] == []
+    text = " ".join(done.stdout.split())
+    for row in knobs().values():
+        assert row.meaning in text
+        assert (f"{row.unit}; default {row.default_text}]" if row.unit else f"default {row.default_text}]") in text
+    assert everything_below(tmp_path) == {}
+
+
+@pytest.mark.parametrize("argv", [["-h"], ["--help", "nonsense"], ["config=toy", "--help"], ["--dry-run", "--help"]])
+def test_help_wins_over_everything_else(cli: Cli, argv: list[str]) -> None:
+    code, out, err = cli(*argv)
+    assert (code, err, out.splitlines()[0].partition(" ")[0]) == (0, "", "usage:")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--dry-run", "config=toy"]])
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path, argv: list[str]) -> None:
+    command = [sys.executable, "-m", "fr3e_async.main", *argv]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    with running.stderr:
+        assert running.stderr.read() == b""
+    assert running.wait(timeout=60) == 0
+
+
+# ---- dry run ----
+
+
+def test_a_dry_run_shows_settings_placement_and_memory_and_writes_nothing(cli: Cli) -> None:
+    code, out, err = cli("--dry-run", "config=toy", "generators.count=3", "run.dir=run", "learner.lr=5e-4")
+    assert (code, err) == (0, "")
+    blocks = out.split("\n\n")
+    assert [block.splitlines()[0] for block in blocks[:-1]] == ["settings", "placement", "batch", "memory"]
+    assert "    lr: 0.0005" in blocks[0]
+    rows = {line.split()[0]: line.split()[1:4] for line in blocks[1].splitlines()[2:]}
+    assert rows["generators"] == ["3", "0.5", "0"]
+    assert rows["together"] == ["6", "2.75", "0"]
+    assert "GiB" in blocks[3]
+    assert blocks[-1] == "dry run: nothing was started or written\n"
+    assert everything_below(cli.folder) == everything_below(cli.home) == {}
+
+
+def test_a_dry_run_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from fr3e_async.main import main; main(['--dry-run', 'config=toy']);"
+        "print({m.partition('.')[0] for m in sys.modules} & {'ray', 'vllm', 'deepspeed', 'torch', 'transformers'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert done.stderr == ""
+
+
+def test_a_dry_run_of_a_cluster_needs_neither_cluster_nor_gpu_nor_files(cli: Cli) -> None:
+    code, out, err = cli("config=paper/qwen2.5-7b", "--dry-run", "ray.address=head.example:6379", "data.train=nosuch.jsonl")
+    assert (code, err) == (0, "")
+    assert "data.train=nosuch.jsonl: no such file here; a run would stop at once" in out
+
+
+def test_a_dry_run_finds_settings_that_cannot_work(cli: Cli) -> None:
+    cli.refused("--dry-run", "config=toy", "sampling.top_p=0.9", says=["sampling.top_p=0.9", "loss.importance"])
+
+
+# ---- first steps of a newcomer ----
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], ["config: no file given", "config=toy", "--help"]),
+        (["config="], ["config: no file given", "config=toy"]),
+        (["run.steps=3"], ["config: no file given", "config=toy"]),
+        (["confg=toy"], ["unknown setting confg (did you mean config?)"]),
+        (["config=nosuch"], ["config=nosuch: no such file; shipped configs: ", "toy"]),
+        (["config=tyo"], ["config=tyo: no such file (did you mean toy?)"]),
+        (["config=" + "x" * 300], ["no such file"]),
+        (["toy"], ["perhaps config=toy"]),
+        (["mine.yaml"], ["perhaps config=mine.yaml"]),
+        (["help"], ["perhaps --help"]),
+        (["-x"], ["unknown option -x; the options are --help and --dry-run"]),
+        (["--dryrun", "config=toy"], ["unknown option --dryrun (did you mean --dry-run?)"]),
+        (["config=toy", "--run.steps=3"], ["unknown option --run.steps=3", "key=value"]),
+    ],
+)
+def test_first_steps_that_go_wrong(cli: Cli, argv: list[str], says: list[str]) -> None:
+    cli.refused(*argv, says=says)
+
+
+def test_without_arguments_the_real_process_says_how_to_begin(tmp_path: Path) -> None:
+    done = process(folder=tmp_path)
+    assert_one_line(done.stderr, ["config=toy", "--help"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert everything_below(tmp_path) == {}
+
+
+def test_a_config_file_in_the_home_folder_is_found(cli: Cli) -> None:
+    (cli.home / "mine.yaml").write_text("base: toy\nrun: {name: mine}\n")
+    code, out, _ = cli("--dry-run", "config=~/mine.yaml")
+    assert (code, "    name: mine\n" in out) == (0, True)
+
+
+# ---- exit codes of a session ----
+
+
+def test_a_session_returns_what_its_run_returns(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def finished(_: Session) -> int:
+        return 0
+
+    monkeypatch.setattr(Session, "_run", finished)
+    assert cli(*ready) == (0, "", "")
+    assert {"run.json", "config.yaml", "logs"} <= {path.name for path in (cli.folder / "run").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "error", [RunFailed("generator-0 died\nand took its words along"), StorageError("run.dir: the disk is full (ENOSPC)")]
+)
+def test_a_failure_after_the_start_is_exit_code_1_and_keeps_the_run_directory(
+    cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def failing(_: Session) -> int:
+        raise error
+
+    monkeypatch.setattr(Session, "_run", failing)
+    code, _, err = cli(*ready)
+    assert_one_line(err, str(error).splitlines())
+    assert code == 1
+    assert (cli.folder / "run" / "config.yaml").is_file()
+
+
+def test_ctrl_c_before_the_start_leaves_nothing(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Config) -> Path:
+        assert (cli.folder / "run").is_dir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fr3e_async.session.resolve_model", interrupted)
+    assert cli(*ready) == (130, "", "interrupted\n")
+    assert everything_below(cli.folder) == {}
+
+
+def test_a_defect_keeps_its_traceback_and_still_leaves_nothing(
+    cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defective(_: Config) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("fr3e_async.session.connect", defective)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli(*ready)
+    assert everything_below(cli.folder) == {}
+
+
+def test_the_toy_model_is_announced_before_it_is_built(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fr3e_async.session.resolve_model", mock.Mock(side_effect=KeyboardInterrupt))
+    code, out, _ = cli(*ready, "model.path=toy")
+    assert code == 130
+    assert out.startswith(f"building the toy model in {cli.home}")
+    assert cli(*ready, "model.path=toy", "observe.console=off")[1] == ""

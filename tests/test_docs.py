@@ -1,0 +1,189 @@
+"""The documentation against the code: links, settings, tests and files that it names exist; its tables are what the code says.
+
+``python tests/test_docs.py`` makes the tables of docs/outputs.md anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from fr3e_async.help import knobs, sections
+from fr3e_async.observe.metrics import METRICS, metrics_table
+from fr3e_async.observe.summary import summary_table
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUTS = ROOT / "docs" / "outputs.md"
+PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TABLES = {"metrics": metrics_table, "summary": summary_table}
+REFRESH = "python tests/test_docs.py"
+
+LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
+CODE_SPAN = re.compile(r"`([^`\n]+)`")
+TEST_NAME = re.compile(r"(test_\w+\.py)::(\w+)")
+FILE_SUFFIXES = ("json", "jsonl", "lock", "log", "md", "py", "sh", "safetensors", "tmp", "yaml")
+
+
+def with_fresh_tables(text: str) -> str:
+    """``text`` with what stands between the marker lines of each table made anew. ValueError if a marker is missing."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- begin of the {name}: {REFRESH} -->", f"<!-- end of the {name} -->"
+        head, found_begin, rest = text.partition(begin)
+        _, found_end, tail = rest.partition(end)
+        if not (found_begin and found_end):
+            raise ValueError(f"the text must hold the lines {begin!r} and {end!r}")
+        text = f"{head}{begin}\n\n{table()}\n{end}{tail}"
+    return text
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def slug(heading: str) -> str:
+    """The fragment that names a heading in a link."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def dead_links(text: str, folder: Path) -> list[str]:
+    """Relative links of a page in ``folder`` that lead to no file, or to no heading of it."""
+    dead = []
+    for target in LINK.findall(without_fences(text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, fragment = unquote(target).partition("#")
+        file = folder / path
+        if not file.exists() or (path and fragment and fragment not in map(slug, headings(file))):
+            dead.append(target)
+    return dead
+
+
+def headings(file: Path) -> list[str]:
+    return re.findall(r"^#+ (.+)$", without_fences(file.read_text(encoding="utf-8")), flags=re.MULTILINE)
+
+
+def settings_named(text: str) -> Iterator[str]:
+    """Dotted settings that a text names in a code span (`flow.max_staleness`), or sets anywhere (flow.max_staleness=0)."""
+    for span in CODE_SPAN.findall(without_fences(text)):
+        for word in span.split():
+            name = word.partition("=")[0].rstrip(",;:")
+            if re.fullmatch(r"[a-z]+\.[\w.]+", name) and not name.endswith(tuple(f".{suffix}" for suffix in FILE_SUFFIXES)):
+                yield name
+    yield from re.findall(r"(?<![\w./-])([a-z]+\.[\w.]+)=", text)
+
+
+def unknown_settings(text: str) -> list[str]:
+    """Settings of known sections that do not exist. A name below a free-form mapping exists."""
+    unknown = []
+    for name in settings_named(text):
+        parts = name.split(".")
+        knob = knobs().get(".".join(parts[:2]))
+        known = knob is not None and (len(parts) == 2 or knob.is_mapping)
+        if parts[0] in sections() and not known:
+            unknown.append(name)
+    return unknown
+
+
+def missing_tests(text: str) -> list[str]:
+    """Tests that a text names as file::name and that are not there."""
+    return [f"{file}::{name}" for file, name in TEST_NAME.findall(text) if name not in names_of(ROOT / "tests" / file)]
+
+
+def names_of(file: Path) -> set[str]:
+    """Functions, classes and variables of a module."""
+    if not file.is_file():
+        return set()
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    assigned = {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+    return defined | assigned
+
+
+def missing_sources(text: str) -> list[str]:
+    """Paths in code spans that name a file of the repository or of the package, and are not there."""
+    paths = re.findall(r"`((?:\w[\w.-]*/)+[\w.-]+\.(?:py|md|yaml|sh|lock))`", text)
+    return [path for path in paths if not (ROOT / path).exists() and not (ROOT / "fr3e_async" / path).exists()]
+
+
+def unknown_metrics(text: str) -> list[str]:
+    """Names in code spans that look like a metric of a known group and are not declared; ``idle/*`` stands for a group."""
+    groups = {name.partition("/")[0] for name in METRICS}
+    named = re.findall(r"`([a-z]+)/([\w*]+)`", text)
+    return [f"{g}/{n}" for g, n in named if g in groups and "*" not in n and f"{g}/{n}" not in METRICS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert dead_links(text, page.parent) == []
+    assert unknown_settings(text) == []
+    assert missing_tests(text) == []
+    assert missing_sources(text) == []
+    assert unknown_metrics(text) == []
+
+
+def test_the_checks_find_what_is_wrong() -> None:
+    assert dead_links("[a](outputs.md) [b](nowhere.md) [c](https://x.org/y)", OUTPUTS.parent) == ["nowhere.md"]
+    assert dead_links("[a](outputs.md#exit-codes) [b](outputs.md#no-such)", OUTPUTS.parent) == ["outputs.md#no-such"]
+    assert unknown_settings("`flow.max_staleness` `flow.max_stale`, `run.json`, `torch.load`") == ["flow.max_stale"]
+    assert unknown_settings("set flow.max_stale=1 engine.options.seed=2 run.dir=/x") == ["flow.max_stale"]
+    assert missing_tests("`test_docs.py::test_absent`, `test_docs.py::PAGES`, `test_none.py::test_x`") == [
+        "test_docs.py::test_absent",
+        "test_none.py::test_x",
+    ]
+    assert missing_sources("`control/ledger.py`, `tests/test_docs.py`, `control/absent.py`") == ["control/absent.py"]
+    assert unknown_metrics("`train/loss`, `train/lost`, `idle/*`, `model/x`") == ["train/lost"]
+
+
+def test_the_pages_name_settings_and_tests_at_all() -> None:
+    """Else the checks above could pass because they find nothing."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert len(set(settings_named(text)) & set(knobs())) > 60
+    assert len(set(TEST_NAME.findall(text))) > 30
+
+
+def test_the_tables_of_outputs_are_up_to_date() -> None:
+    text = OUTPUTS.read_text(encoding="utf-8")
+    assert with_fresh_tables(text) == text, f"run: {REFRESH}"
+
+
+def test_the_tables_need_their_markers() -> None:
+    with pytest.raises(ValueError, match="must hold the lines"):
+        with_fresh_tables("no markers")
+
+
+def test_the_index_lists_every_decision() -> None:
+    folder = ROOT / "docs" / "adr"
+    pages = sorted(path.name for path in folder.glob("[0-9]*.md"))
+    assert LINK.findall((folder / "README.md").read_text(encoding="utf-8")) == pages
+    for number, name in enumerate(pages, start=1):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert name.startswith(f"{number:04}-")
+        assert text.startswith(f"# {number}. ")
+        assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
+
+
+def test_the_example_of_a_strategy_works() -> None:
+    from builders import small_config
+
+    from fr3e_async.algorithm.strategies import GroupOutcome
+    from fr3e_async.types import RolloutId
+
+    text = (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^   ```python\n(.*?)^   ```", text, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, type] = {}
+    exec("\n".join(line.removeprefix("   ") for line in block.splitlines()), names)
+    ids = [RolloutId("g", 0, branch) for branch in range(2)]
+    strategy = names["Half"](small_config().algorithm)
+    credit = strategy.credit(GroupOutcome(group="g", trunk=None, rewards=dict(zip(ids, (1.0, 0.0), strict=True))))
+    assert credit.advantages == {ids[0]: 0.5, ids[1]: -0.5}
+    assert strategy.credit(GroupOutcome(group="g", trunk=None, rewards=dict.fromkeys(ids, 1.0))).rejected == "all_right"
+
+
+if __name__ == "__main__":
+    OUTPUTS.write_text(with_fresh_tables(OUTPUTS.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,121 @@
+"""The main job on the real engine, learner and verifier: the reward rises, and what the run leaves can be used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
+
+
+def fr3e(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fr3e_async.main", "config=toy", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of the embedded default, shorter than the demo: 12 of its 30 batches."""
+    run_dir = tmp_path_factory.mktemp("e2e") / "run"
+    done = fr3e(f"run.dir={run_dir}", "run.steps=12", "run.checkpoint_every=5", "evaluation.problems=512")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run_dir / "stdout.txt").write_text(done.stdout)
+    assert done.stderr == "", "third-party noise belongs into the log files"
+    return run_dir
+
+
+def summary_of(run_dir: Path) -> dict:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+@pytest.mark.timeout(600)
+def test_accuracy_rises(finished):
+    summary = summary_of(finished)
+    assert summary["exit_reason"] == "finished"
+    assert 0.2 <= summary["accuracy_before"] <= 0.45
+    # The interval of the gain, not its point estimate, must be clear of nothing.
+    assert summary["accuracy_intervals"]["after"][0] > summary["accuracy_intervals"]["before"][1] + 0.1
+
+
+def test_every_role_worked_and_they_overlapped(finished):
+    summary = summary_of(finished)
+    assert summary["overlap_fraction"] > 0.5
+    assert all(0 <= idle < 1 for idle in summary["idle_fraction"].values())
+    assert set(summary["idle_fraction"]) == {"generators", "explorers", "verifiers", "learner"}
+    assert summary["staleness_max"] <= 1
+    assert summary["optimiser_steps"] == 24
+    assert summary["groups"]["trained"] == 12 * 32
+    assert summary["groups"]["in_flight"] == 0
+    assert summary["verdicts"]["right"] > 0
+    assert summary["verdicts"]["wrong"] > 0
+    assert summary["replaced"] == {"generators": 0, "explorers": 0, "verifiers": 0}
+
+
+def test_metrics_have_a_row_for_each_step(finished):
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert all(row["lag/versions_max"] <= 1 for row in rows)
+    assert all(row["train/ratio_max"] > 1 for row in rows), "the second optimiser step of a batch must be off-policy"
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_the_console_is_quiet_and_plain(finished):
+    lines = (finished / "stdout.txt").read_text().splitlines()
+    assert sum(line.startswith("step ") for line in lines) == 12
+    assert not any(word in line for line in lines for word in ("WARNING", "INFO", "Traceback"))
+
+
+def test_checkpoints_are_there_and_the_newest_is_the_last_step(finished):
+    names = sorted(path.name for path in (finished / "checkpoints").glob("step-*"))
+    assert names == ["step-00000010", "step-00000012"]  # run.keep_checkpoints is 2
+    assert (finished / "checkpoints" / "latest").read_text().strip() == "step-00000012"
+
+
+def accuracy_in_transformers(model_folder: Path, problems: list) -> float:
+    """Accuracy at T = 1 by plain transformers and string comparison: none of the system's own code but the problems."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
+    chats = [[{"role": "user", "content": p.problem}] for p in problems]
+    inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)
+    torch.manual_seed(0)
+    done = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=64)
+    texts = tokenizer.batch_decode(done[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    answers = [text.rpartition("\\boxed{")[2].partition("}")[0].strip() for text in texts]
+    return sum(answer == p.answer for answer, p in zip(answers, problems, strict=True)) / len(problems)
+
+
+def test_the_final_model_is_as_good_in_plain_transformers(finished):
+    from fr3e_async.data.rows import read_rows
+    from fr3e_async.loader import load_config
+
+    heldout = read_rows(load_config(["config=toy"]).config).heldout[:512]
+    measured = accuracy_in_transformers(finished / "model", heldout)
+    low, high = summary_of(finished)["accuracy_intervals"]["after"]
+    half = (high - low) / 2
+    # Both are estimates from 512 samples: allow the difference of two such numbers, three standard errors wide.
+    assert measured == pytest.approx((low + high) / 2, abs=half * 3 / 1.96 * 2**0.5)
+
+
+@pytest.mark.timeout(600)
+def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(finished, tmp_path):
+    """vLLM loads the final model; two learner ranks with ZeRO-2 train it; a second command goes on from the checkpoint."""
+    common = (
+        f"run.dir={tmp_path / 'next'}", f"model.path={finished / 'model'}", "learner.ranks=2", "learner.zero_stage=2",
+        "flow.groups_per_step=4", "data.heldout=", "resume=auto",
+    )  # fmt: skip
+    first = fr3e(*common, "run.steps=2")
+    assert first.returncode == 0, first.stdout + first.stderr
+    second = fr3e(*common, "run.steps=4")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "going on from step 2" in second.stdout
+    summary = summary_of(tmp_path / "next")
+    assert (summary["steps"], summary["resumed_from"], summary["optimiser_steps"]) == (4, 2, 8)
+    rows = [json.loads(line)["step"] for line in (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3, 4]
