@@ -13,7 +13,7 @@ STAMP  := $(VENV)/.installed-$(FLAVOUR)
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow wheel gpu-check clean
+.PHONY: help setup demo test check format lint types fast slow wheel seeds docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -48,6 +48,13 @@ slow: $(STAMP)  ## the tests that `check` leaves out
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel
+
+seeds: $(STAMP)  ## the demo on three seeds, one after another: the table of docs/LOG.md
+	@$(BIN)/python benchmarks/toy_seeds.py
+
+docs: $(STAMP)  ## refresh the generated tables of docs/
+	@$(BIN)/python -m fr3e_async.help docs/configuration.md
+	@$(BIN)/python tests/test_docs.py
 
 clean:  ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist *.egg-info

@@ -25,8 +25,11 @@ def main(argv: Sequence[str]) -> int:
         if "--dry-run" in argv:
             return show_plan(loaded)
         return train(loaded)
-    except (UserError, RunFailed) as error:
+    except UserError as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        return error.exit_code
+    except RunFailed as error:  # may be a diagnosis of several lines
+        print("error:", error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -114,7 +114,12 @@ class Session:
         except asyncio.CancelledError:
             if not stop.reason:
                 raise
-            recorder.note(f"{stop.reason}; nothing new to save" + (", the last checkpoint stands" if version else ""))
+            if stop.controller is not None and stop.controller.ledger.version > version:
+                raise RunFailed(
+                    f"{stop.reason}: the last checkpoint could not be written within run.stop_grace_s "
+                    f"({self._config.run.stop_grace_s:g} s); the one before it stands"
+                ) from None
+            recorder.note(f"{stop.reason}; nothing new to save")
         finally:
             recorder.close()
             await deployment.close()

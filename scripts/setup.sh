@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Creates the virtual environment $VENV and installs exactly what requirements/*.lock pin, for $FLAVOUR (cpu or cuda).
-# Called by make; safe to run again.
+# Called by make; by hand: PYTHON=python3.11 VENV=.venv FLAVOUR=cpu bash scripts/setup.sh. Safe to run again.
 set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+VENV=${VENV:-.venv}
+FLAVOUR=${FLAVOUR:-cpu}
 
 fail() { echo "setup: $1" >&2; exit 2; }
 

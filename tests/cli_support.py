@@ -18,16 +18,34 @@ import pytest
 from fr3e_async.main import main
 
 POSITIONS = 128  # of the model that ``make_model`` makes
+# The embedded default with the lengths that tests count on, and few problems to read.
+TOY = (
+    "config=toy", "data.max_prompt=48", "sampling.max_response=64", "toy.train_problems=20", "toy.heldout_problems=5",
+)  # fmt: skip
 ROWS = tuple(f'{{"problem": "{i}+1", "answer": "{i + 1}"}}' for i in range(3))
 
 
 def make_model(folder: Path, **changes: Any) -> Path:
-    """A model folder that passes all checks; nothing reads its weights. ``changes`` go into config.json."""
-    from fr3e_async.data.toy.tokenizer import build_tokenizer
+    """A model folder that passes all checks; nothing reads its weights, and its tokens are characters.
 
+    ``changes`` go into config.json; None takes an entry out.
+    """
+    vocabulary = {"<end>": 0, "<unknown>": 1} | {character: i for i, character in enumerate("0123456789+\n", start=2)}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unknown>"},
+    }
+    config = {"model_type": "unheard-of", "max_position_embeddings": POSITIONS, "vocab_size": len(vocabulary)} | changes
+    contents = {
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"},
+        "config.json": {name: value for name, value in config.items() if value is not None},
+    }
     folder.mkdir(parents=True)
-    build_tokenizer().save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "max_position_embeddings": POSITIONS} | changes))
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
     (folder / "model.safetensors").write_bytes(b"")
     return folder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from cli_support import Cli, assert_one_line, everything_below, guarded_cli, make_model, process
+from cli_support import TOY, Cli, assert_one_line, everything_below, guarded_cli, make_model, process
 
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed, StorageError
@@ -28,7 +28,7 @@ def ready(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str
     """Arguments of a run that passes every check; it ends where the cluster would be started."""
     monkeypatch.setattr("fr3e_async.session.connect", lambda _: None)
     model = make_model(tmp_path / "model")
-    return ["config=toy", f"model.path={model}", "run.dir=run", "toy.train_problems=20", "toy.heldout_problems=5"]
+    return [*TOY, f"model.path={model}", "run.dir=run"]
 
 
 # ---- help ----
@@ -162,9 +162,7 @@ def test_a_failure_after_the_start_is_exit_code_1_and_keeps_the_run_directory(
         raise error
 
     monkeypatch.setattr(Session, "_run", failing)
-    code, _, err = cli(*ready)
-    assert_one_line(err, str(error).splitlines())
-    assert code == 1
+    assert cli(*ready) == (1, "", f"error: {error}\n")
     assert (cli.folder / "run" / "config.yaml").is_file()
 
 

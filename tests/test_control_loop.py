@@ -7,7 +7,6 @@ import time
 
 import pytest
 from builders import prompt, small_config
-from fr3e_async.data.stream import PromptStream
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.control.controller import Controller
@@ -18,6 +17,7 @@ from fr3e_async.control.pool import Pool, TaskLost
 from fr3e_async.control.ports import WorkerLost
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
 from fr3e_async.observe.checkpoints import CheckpointStore
 from fr3e_async.observe.metrics import checked

@@ -135,7 +135,7 @@ def test_estimate_of_a_run_on_cpu() -> None:
     assert (engine.where, engine.copies) == ("host", 2)
     assert engine.gib == pytest.approx(0.25 + 4000 / GIB)
     tokens = GIB // 4 // 64
-    assert engine.note == f"{tokens:,} tokens, {tokens // 112:,} sequences of full length"
+    assert engine.note == f"{tokens:,} tokens, {tokens // toy.context_length:,} sequences of full length"
     assert rows["learner"].gib == pytest.approx((16000 + 4096 * 2 * 120 * 4 + 2 * 4096 * 10 * 4) / GIB)
     assert rows["weights"].gib == pytest.approx(4000 / GIB)
 

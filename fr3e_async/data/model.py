@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def _model_config(config: Config) -> dict[str, Any]:
         try:
             raw, _ = PreTrainedConfig.get_config_dict(path, revision=config.model.revision or "main")
         except (OSError, ValueError) as error:
-            raise ModelError(f"model.path: no config.json could be loaded from {path}: {_first_line(error)}") from error
+            raise ModelError(f"model.path: no config.json could be loaded from {path}: {_brief(error)}") from error
     return _text_part(raw)
 
 
@@ -103,8 +104,8 @@ def _folder(config: Config) -> Path:
     return Path(os.path.expanduser(config.model.path))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _brief(error: Exception) -> str:
+    return textwrap.shorten(str(error), width=300, placeholder=" …")
 
 
 def resolve_model(config: Config) -> Path | str:
@@ -135,7 +136,13 @@ def load_tokenizer(config: Config, model_dir: Path | str | None = None) -> PreTr
             source, revision=config.model.revision or "main", trust_remote_code=config.model.trust_remote_code
         )
     except Exception as error:  # whatever is wrong with its files; the Rust library raises no narrower class
-        raise ModelError(f"model.path: no tokenizer could be loaded from {source}: {_first_line(error)}") from error
+        raise ModelError(f"model.path: no tokenizer could be loaded from {source}: {_brief(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path: the tokenizer of {source} has no end token (eos_token), so no response would end")
+    vocabulary = _model_config(config).get("vocab_size")
+    if isinstance(vocabulary, int) and tokenizer.eos_token_id >= vocabulary:  # a tokenizer class has made up its default
+        raise ModelError(
+            f"model.path: the end token {tokenizer.eos_token!r} of {source} is none of the model's: its id is "
+            f"{tokenizer.eos_token_id}, vocab_size in config.json is {vocabulary}"
+        )
     return tokenizer

@@ -70,6 +70,7 @@ def load_policy(spec: LearnerSpec) -> PolicyModel:
         config=config,
         dtype=getattr(torch, spec.learner.dtype),
         attn_implementation=spec.learner.attention,
+        use_safetensors=True,  # other formats are pickles, which can carry code
         **hub_options(spec),
     )
     if spec.learner.activation_checkpointing:
