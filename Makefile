@@ -11,6 +11,8 @@ BIN    := $(VENV)/bin
 FLAVOUR := $(if $(filter auto,$(DEVICE)),$(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu),$(DEVICE))
 STAMP  := $(VENV)/.installed-$(FLAVOUR)
 SHELL  := /bin/bash
+FAST   := -m "not slow and not engine and not ray"
+SLOW   := -m "slow or engine or ray"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lint types fast slow wheel seeds docs clean
@@ -27,24 +29,25 @@ $(STAMP): pyproject.toml requirements/cpu.lock requirements/dev.lock scripts/set
 demo: $(STAMP)  ## train the embedded toy model with the whole system (a few minutes on 2 cores)
 	@$(BIN)/python -m fr3e_async.main config=configs/toy.yaml $(ARGS)
 
-test: $(STAMP)  ## all tests: fast ones, real engines, and the end-to-end run
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## all tests: fast ones, then real engines, learner groups and end-to-end runs
+	@$(BIN)/python -m pytest -n auto $(FAST)
+	@$(BIN)/python -m pytest $(SLOW) --durations=15
 
 check: $(STAMP)  ## what every commit passes: format, lint, types, fast tests
 	@$(BIN)/ruff format --check fr3e_async tests benchmarks
 	@$(BIN)/ruff check fr3e_async tests benchmarks
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not slow and not engine and not ray" $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(FAST) $(ARGS)
 
 format: $(STAMP)  ## rewrite files in the house format
 	@$(BIN)/ruff format fr3e_async tests benchmarks
 	@$(BIN)/ruff check --fix fr3e_async tests benchmarks
 
 fast: $(STAMP)  ## fast tests only
-	@$(BIN)/python -m pytest -m "not slow and not engine and not ray" $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(FAST) $(ARGS)
 
 slow: $(STAMP)  ## the tests that `check` leaves out
-	@$(BIN)/python -m pytest -m "slow or engine or ray" $(ARGS)
+	@$(BIN)/python -m pytest $(SLOW) $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel

@@ -367,6 +367,7 @@ def test_a_folder_that_holds_something_else(cli: Cli, model: Path, resume: str) 
     cli.refused(*RUN, f"resume={resume}", says=["run.dir: ", "run is not empty and holds no run; choose another folder"])
 
 
+@pytest.mark.slow
 def test_the_real_process_says_one_line_about_the_run_directory(tmp_path: Path) -> None:
     make_model(tmp_path / "model")
     a_run(tmp_path / "run").close()

@@ -122,6 +122,7 @@ def _build_and_report(folder: str, queue: multiprocessing.Queue) -> None:
     queue.put(str(ensure_toy(tiny(Path(folder)))))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_give_one_whole_model(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue: multiprocessing.Queue = context.Queue()

@@ -91,6 +91,7 @@ def test_a_gold_that_is_no_mathematics_makes_other_texts_unknown(pool: VerifierP
     assert pool.judge(r"\boxed{1或2}", "1或2").outcome is Outcome.RIGHT
 
 
+@pytest.mark.slow
 def test_memory_beyond_the_limit_is_unknown() -> None:
     with VerifierPool(VerifierPoolConfig(workers=1, memory_gib=0.25, cpu_limit_s=60, wall_limit_s=60)) as pool:
         verdict = pool.judge(r"\boxed{(a+b+c+d+e+f+g)^{60}}", "x+1")
@@ -98,6 +99,7 @@ def test_memory_beyond_the_limit_is_unknown() -> None:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
 
 
+@pytest.mark.slow
 def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
     with VerifierPool(VerifierPoolConfig(workers=1, wall_limit_s=1.0)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT

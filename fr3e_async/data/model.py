@@ -37,15 +37,15 @@ def check_model(config: Config) -> None:
         if not HUB_ID.fullmatch(path):
             raise ModelError(f"model.path: there is no folder {path}, and it is not a hub id (owner/name)")
         return
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise ModelError(f"model.path: {path} has no config.json; it is not a Hugging Face model folder")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any(os.path.isfile(folder / name) for name in TOKENIZER_FILES):
         raise ModelError(f"model.path: {path} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model.path: {path} has no weights (*.safetensors; other formats can carry code and are not read)")
-    if (folder / INDEX).is_file():
+    if os.path.isfile(folder / INDEX):
         listed = _json(folder / INDEX, path).get("weight_map") or {}
-        missing = sorted({name for name in listed.values() if not (folder / name).is_file()})
+        missing = sorted({name for name in listed.values() if not os.path.isfile(folder / name)})
         if missing:
             raise ModelError(f"model.path: {path} lacks weights: {missing[0]} of {INDEX} is not there ({len(missing)} missing)")
 
