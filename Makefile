@@ -15,7 +15,7 @@ FAST   := -m "not slow and not engine and not ray"
 SLOW   := -m "slow or engine or ray"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow wheel seeds docs clean
+.PHONY: help setup demo test check format lint types fast slow wheel gpu-check seeds docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -51,6 +51,9 @@ slow: $(STAMP)  ## the tests that `check` leaves out
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel
+
+gpu-check: $(STAMP)  ## the checks that need an NVIDIA GPU
+	@$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 seeds: $(STAMP)  ## the demo on three seeds, one after another: the table of docs/LOG.md
 	@$(BIN)/python benchmarks/toy_seeds.py

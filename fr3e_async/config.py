@@ -225,6 +225,7 @@ class VerifierPoolConfig:
     cpu_limit_s: float = knob(2.0, "CPU time for one answer; beyond it the verdict is unknown", "s")
     wall_limit_s: float = knob(10.0, "wall time for one answer; beyond it the process is killed", "s")
     memory_gib: float = knob(4.0, "address space of one process", "GiB")
+    exact_integers: bool = knob(True, "compare plain integers at once and exactly, without math-verify")
     max_answer_chars: int = knob(2000, "longest answer that is parsed; a longer one is unknown", "characters")
     on_unknown: Literal["drop", "zero"] = knob(
         "drop", "an answer that cannot be judged: leave the rollout out, or count it as wrong"
@@ -391,9 +392,10 @@ class Config:
             "explorers.count must be at least 1 with algorithm.strategy=fr3e and algorithm.anchors > 0",
         )
         require(
-            not (self.sampling.filtered and self.loss.importance != "off"),
-            f"sampling.top_p={self.sampling.top_p} / sampling.top_k={self.sampling.top_k} with loss.importance={self.loss.importance}: "
-            "log-probs of a truncated distribution bias the importance ratio; set top_p=1 and top_k=0, or loss.importance=off",
+            not (self.sampling.filtered and (self.loss.importance != "off" or self.loss.prox == "behaviour")),
+            f"sampling.top_p={self.sampling.top_p} / sampling.top_k={self.sampling.top_k} with loss.importance={self.loss.importance} and "
+            f"loss.prox={self.loss.prox}: log-probs of a truncated distribution bias the ratio; set top_p=1 and top_k=0, or "
+            "loss.importance=off with loss.prox=recompute",
         )
         require(
             self.flow.groups_per_step >= self.learner.minibatches,
@@ -418,6 +420,11 @@ class Config:
     def context_length(self) -> int:
         """Longest sequence in tokens: data.max_prompt + sampling.max_response."""
         return self.data.max_prompt + self.sampling.max_response
+
+    @property
+    def explorer_count(self) -> int:
+        """Explorers that are started: none where the strategy does not branch."""
+        return self.explorers.count if self.algorithm.branching else 0
 
     @property
     def uses_toy(self) -> bool:

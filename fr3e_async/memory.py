@@ -187,7 +187,11 @@ def logits_bytes(model: ModelShape, *, tokens: int, bytes_each: int) -> float:
 def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
     """One row for each role, per GPU or per process, and one for a version of the weights under way. GiB."""
     pools = (("generators", config.generators), ("explorers", config.explorers))
-    rows = [_engine_memory(config, role, pool, model) for role, pool in pools if pool.count]
+    rows = [
+        _engine_memory(config, role, pool, model)
+        for role, pool in pools
+        if pool.count and (role == "generators" or config.explorer_count)
+    ]
     v = config.verifiers
     rows.append(
         Memory(

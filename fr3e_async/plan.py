@@ -33,10 +33,13 @@ class Placement:
 
 def placement(config: Config) -> list[Placement]:
     """One row for each role that has actors, in the order of the pipeline."""
-    pools = [("generators", config.generators), ("explorers", config.explorers)]
+    pools = [
+        ("generators", config.generators, config.generators.count),
+        ("explorers", config.explorers, config.explorer_count),
+    ]
     rows = [
-        Placement(role=role, count_setting=f"{role}.count", actors=p.count, cpus=p.cpus, gpus=p.gpus, resources=p.resources)
-        for role, p in pools
+        Placement(role=role, count_setting=f"{role}.count", actors=count, cpus=p.cpus, gpus=p.gpus, resources=p.resources)
+        for role, p, count in pools
     ]
     v, n = config.verifiers, config.learner
     rows.append(

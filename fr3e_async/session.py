@@ -133,14 +133,23 @@ class Session:
     async def _train(self, deployment: Deployment, recorder: Recorder, resumed: ControlState | None, stop: Stop) -> None:
         version = resumed.ledger.version if resumed else 0
         recorder.note(f"run directory {self._run_dir.path}" + (f", going on from step {version}" if resumed else ""))
+        if self._datasets.dropped:
+            recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped")
         await deployment.start(version=version, resume_from=self._resume_from)
         recorder.note(f"all actors up after {time.time() - self._started_at:.0f} s")
         controller = self._controller(deployment, recorder, resumed)
         stop.controller = controller
         reason = await controller.run()
         if reason == "finished":
-            await deployment.crew.learner.save_model(self._run_dir.model)
+            await self._save_model(deployment)
         recorder.finish(self._summary(controller, reason))
+
+    async def _save_model(self, deployment: Deployment) -> None:
+        limit = self._config.learner.step_timeout_s
+        try:
+            await asyncio.wait_for(deployment.crew.learner.save_model(self._run_dir.model), limit)
+        except TimeoutError:
+            raise RunFailed(f"the final model was not written within learner.step_timeout_s ({limit:g} s)") from None
 
     def _controller(self, deployment: Deployment, recorder: Recorder, resumed: ControlState | None) -> Controller:
         config = self._config
@@ -191,6 +200,9 @@ class Session:
             tokens_trained=progress.tokens_trained,
             groups={**ledger.fates, "in_flight": ledger.in_flight},
             verdicts=dict(progress.verdicts),
+            verdict_reasons=dict(progress.reasons),
+            retries=ledger.retries,
+            duplicates=ledger.duplicates,
             replaced=controller.watch.replaced(),
             cache_hit_fraction=used.get("cache/hit_fraction"),
             sync_s=sum(s for s, _ in syncs) / len(syncs) if syncs else None,

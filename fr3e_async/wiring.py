@@ -150,10 +150,7 @@ class Deployment:
             async with asyncio.TaskGroup() as tasks:
                 learner = tasks.create_task(self._learner(resume_from))
                 generators = [tasks.create_task(self._engine("generator")) for _ in range(config.generators.count)]
-                explorers = [
-                    tasks.create_task(self._engine("explorer"))
-                    for _ in range(config.explorers.count if config.algorithm.branching else 0)
-                ]
+                explorers = [tasks.create_task(self._engine("explorer")) for _ in range(config.explorer_count)]
                 verifiers = [tasks.create_task(self._verifier()) for _ in range(config.verifiers.count)]
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
@@ -212,7 +209,7 @@ class Deployment:
     async def _engine(self, role: str) -> RayEngine:
         pool = self._config.generators if role == "generator" else self._config.explorers
         name = self._name(role)
-        spec = self._engine_spec(pool, seed=self._config.run.seed * 1000 + sum(self._names.values()))
+        spec = self._engine_spec(pool, seed=self._config.run.seed * 1000 + sum(number + 1 for number in self._names.values()))
         actor = (
             ray.remote(EngineActor)
             .options(
@@ -283,7 +280,9 @@ class Deployment:
             .remote(spec, self._log(f"learner-{rank}"))
             for rank in range(learner.ranks)
         ]
-        host, port = await reach("learner rank 0", ranks[0].address.remote())
+        host, port = await self._started(
+            "learner-0", ranks[0].address.remote(), learner.start_timeout_s, "learner.start_timeout_s"
+        )
         folder = str(resume_from / "learner") if resume_from else ""
         await asyncio.gather(
             *(
@@ -325,7 +324,7 @@ class Deployment:
 
 
 def _last_error(log: Path) -> str:
-    """The last line of a log that names an error, if the file is here: libraries bury the cause in the middle."""
+    """The first line of a log that names an error, if the file is here: what follows is usually its consequence."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

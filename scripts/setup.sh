@@ -29,7 +29,7 @@ case "$FLAVOUR" in
   *) fail "DEVICE must be auto, cpu or cuda, got $FLAVOUR" ;;
 esac
 pip install --no-deps --no-build-isolation -e .
-"$VENV/bin/python" - <<'PY'
+"$VENV/bin/python" - "$FLAVOUR" <<'PY'
 import sys
 import torch
 if sys.argv[1:] != ["cuda"] and torch.version.cuda:

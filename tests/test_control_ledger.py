@@ -149,7 +149,7 @@ def test_an_aborted_rollout_is_owed_again_and_a_duplicate_is_not():
     assert ledger.duplicates == 1
 
 
-def test_a_lost_score_is_asked_for_again_then_unknown():
+def test_a_lost_score_is_asked_for_again_then_given_up():
     ledger = make_ledger(strategy="grpo_pp", attempts=2)
     (sample,) = admit(ledger, "a")
     (score,) = ledger.handle(Delivered(task=sample.task, group="a@0", payload=1, notes=tuple(note(id) for id in sample.ids)))
@@ -157,7 +157,7 @@ def test_a_lost_score_is_asked_for_again_then_unknown():
     (again,) = ledger.handle(lost)
     assert (again.ids, again.rows) == (score.ids, score.rows)
     (retired,) = ledger.handle(lost)
-    assert (retired.fate, retired.unknown) == ("rejected_too_few", 2)
+    assert (retired.fate, retired.unknown, retired.given_up) == ("failed_given_up", 0, 2)
 
 
 def test_starvation_is_an_error_with_the_knob():

@@ -41,13 +41,13 @@ class Notes:
 class World:
     """A run of fakes, wired as the real one is."""
 
-    def __init__(self, tmp_path, *, faults=None, resume=None, evaluate=False, prompts=40, **sections):
+    def __init__(self, tmp_path, *, faults=None, resume=None, evaluate=False, prompts=40, strategy="fr3e", **sections):
         flow = {"groups_per_step": 4, "max_staleness": 1, "lease_s": 1.0} | sections.pop("flow", {})
         run = {"steps": 8, "checkpoint_every": 0} | sections.pop("run", {})
         self.config = small_config(
             flow=flow,
             run=run,
-            algorithm={"anchors": 2, "branches": 2, "bases": 3},
+            algorithm={"anchors": 2, "branches": 2, "bases": 3, "strategy": strategy},
             observe={"heartbeat_s": 0.05},
             **sections,
         )
@@ -259,5 +259,76 @@ def test_a_pool_stops_replacing_a_worker_that_always_dies():
                 await pool.run(call, weight=1, lease_s=5)
             await asyncio.sleep(0.01)
         assert isinstance(pool.failure, RunFailed)
+
+    asyncio.run(story())
+
+
+def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
+    world = World(tmp_path, evaluate=True, run={"steps": 2})
+
+    async def story():
+        run = asyncio.create_task(world.controller.run())
+        while world.ledger.version < 2 or world.store.latest() is None:
+            await asyncio.sleep(0.001)
+        for engine in world.engines["generator"]:
+            engine.faults.hang_at = set(range(engine.faults.calls + 1, engine.faults.calls + 100))
+        while not world.controller._evaluations:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        world.controller.stop("stopped by a test")
+        return await asyncio.wait_for(run, 5)
+
+    world.engines["generator"][0]._delay = world.engines["generator"][1]._delay = 0.05  # so that the evaluation takes a while
+    assert asyncio.run(story()) == "stopped by a test"
+    assert load_control_state(world.store.latest()).ledger.version == 2
+    assert world.controller.progress.accuracy_after is None
+
+
+def test_a_run_with_one_engine_survives_its_loss_while_weights_are_published(tmp_path):
+    world = World(tmp_path, strategy="grpo_pp", faults={"generator": Faults(die_at={9})})
+    world.crew.generators.seats.pop()  # one generator, no explorer
+    world.crew.explorers.seats.clear()
+    assert world.run() == "finished"
+    assert world.replaced == ["generator-0"]
+    assert world.engines["generator"][-1].version == 8
+
+
+def test_losing_many_proven_workers_at_once_is_no_reason_to_end():
+    async def story():
+        async def replace(lost):
+            return FakeEngineWorker(f"{lost.name}-new")
+
+        async def work(worker):
+            await asyncio.sleep(0.01)
+
+        async def die(worker):
+            await asyncio.sleep(0.01)
+            raise WorkerLost("the node is gone")
+
+        workers = [FakeEngineWorker(f"w{i}") for i in range(8)]
+        pool = Pool("engine", workers, width=1, replace=replace, clock=time.time)
+        await asyncio.gather(*(pool.run(work, weight=1, lease_s=5) for _ in range(8)))
+        lost = await asyncio.gather(*(pool.run(die, weight=1, lease_s=5) for _ in range(8)), return_exceptions=True)
+        assert all(isinstance(error, TaskLost) for error in lost)
+        await asyncio.gather(*(pool.run(work, weight=1, lease_s=5) for _ in range(8)))
+        assert (pool.failure, pool.replacements) == (None, 8)
+
+    asyncio.run(story())
+
+
+def test_an_unforeseen_error_in_a_replacement_is_not_silent():
+    async def story():
+        async def replace(lost):
+            raise KeyError("unforeseen")
+
+        async def die(worker):
+            raise WorkerLost("gone")
+
+        pool = Pool("engine", [FakeEngineWorker("a")], width=1, replace=replace, clock=time.time)
+        with pytest.raises(TaskLost):
+            await pool.run(die, weight=1, lease_s=5)
+        await asyncio.sleep(0.01)
+        assert isinstance(pool.failure, RunFailed)
+        assert "unforeseen" in str(pool.failure)
 
     asyncio.run(story())

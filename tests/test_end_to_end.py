@@ -20,9 +20,9 @@ def fr3e(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A run of the embedded default, shorter than the demo: 12 of its 30 batches."""
+    """A run of the embedded default, shorter than the demo, and with every answer judged by math-verify."""
     run_dir = tmp_path_factory.mktemp("e2e") / "run"
-    done = fr3e(f"run.dir={run_dir}", "run.steps=12", "run.checkpoint_every=5", "evaluation.problems=512")
+    done = fr3e(f"run.dir={run_dir}", "run.steps=12", "run.checkpoint_every=5", "verifiers.exact_integers=false")
     assert done.returncode == 0, done.stdout + done.stderr
     (run_dir / "stdout.txt").write_text(done.stdout)
     assert done.stderr == "", "third-party noise belongs into the log files"
@@ -53,6 +53,8 @@ def test_every_role_worked_and_they_overlapped(finished):
     assert summary["groups"]["in_flight"] == 0
     assert summary["verdicts"]["right"] > 0
     assert summary["verdicts"]["wrong"] > 0
+    assert summary["verdict_reasons"]["math-verify"] > 500  # the wrong ones; right ones are mostly the same text
+    assert "integer" not in summary["verdict_reasons"]
     assert summary["replaced"] == {"generators": 0, "explorers": 0, "verifiers": 0}
 
 

@@ -51,7 +51,8 @@ def example_summary() -> Summary:
         overlap_fraction=0.91, idle_fraction={"generators": 0.1, "learner": 0.25}, staleness_max=1, staleness_mean=0.8,
         tokens_generated=412_345, tokens_trained=250_000,
         groups={"trained": 768, "rejected_all_right": 70, "failed_given_up": 0, "in_flight": 3},
-        verdicts={"right": 10, "wrong": 5, "unknown": 1, "given_up": 0}, replaced={"generators": 0},
+        verdicts={"right": 10, "wrong": 5, "unknown": 1, "given_up": 0}, verdict_reasons={"integer": 15},
+            retries=2, duplicates=0, replaced={"generators": 0},
         cache_hit_fraction=None, sync_s=0.2, pause_s=0.1,
     )  # fmt: skip
 

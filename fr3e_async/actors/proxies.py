@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    TaskCancelledError,
+)
 
 from fr3e_async.actors.learner import Pick
 from fr3e_async.algorithm.batching import balanced_shards
+from fr3e_async.control.pool import TaskLost
 from fr3e_async.control.ports import Delivery, Payload, TrainRow, WorkerLost
 from fr3e_async.errors import RunFailed
 from fr3e_async.rollout.port import EngineStats
@@ -19,20 +29,36 @@ from fr3e_async.types import Draw, Prompt, RolloutId, StepReport, Verdict, Weigh
 
 T = TypeVar("T")
 
+LOST = (RayActorError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, TaskCancelledError)
+
 
 async def reach(name: str, call: Awaitable[T]) -> T:
-    """Await a Ray call; a dead or unreachable actor, or an object that died with its owner, becomes ``WorkerLost``."""
+    """Await a Ray call. If the wait is cancelled (a lease that ran out), so is the call, and an engine aborts its requests.
+
+    Raises:
+        WorkerLost: the actor is dead or cannot be reached.
+        TaskLost: an argument is gone from the object store; nothing is wrong with the actor.
+        RunFailed: the actor's code raised, or Ray cannot do what is asked.
+    """
     try:
         return await call
-    except (RayActorError, ActorUnavailableError, ObjectLostError) as error:
+    except asyncio.CancelledError:
+        if isinstance(call, ray.ObjectRef):
+            ray.cancel(call)
+        raise
+    except ObjectLostError as error:
+        raise TaskLost(f"{name}: a payload is gone ({type(error).__name__})") from error
+    except LOST as error:
         raise WorkerLost(f"{name}: {type(error).__name__}") from error
-    except RayTaskError as error:
+    except RayError as error:
         raise RunFailed(f"{name}: {_last_line(error)}") from error
 
 
 def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    """The line of a remote traceback that names the innermost error; a group of errors is drawn with bars around it."""
+    lines = [line.strip(" |+-") for line in str(error).splitlines()]
+    named = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Refused|Dead|Failed)\b.*: ", line)]
+    return (named or [line for line in lines if line] or [type(error).__name__])[-1]
 
 
 class RayEngine:
@@ -55,7 +81,7 @@ class RayEngine:
         """An engine that refuses the weights is as good as lost: it would go on serving an older version."""
         try:
             return await self.actor.load_weights.remote(weights)
-        except (RayActorError, ActorUnavailableError, ObjectLostError, RayTaskError) as error:
+        except RayError as error:
             raise WorkerLost(f"{self.name}: {_last_line(error)}") from error
 
     async def stats(self) -> EngineStats:
@@ -113,7 +139,7 @@ class RayLearner:
         """All ranks or none: the first death ends the wait, since the others would hang in a collective."""
         try:
             return list(await asyncio.gather(*(reach(f"learner rank {i}", call) for i, call in enumerate(calls))))
-        except WorkerLost as error:
+        except (WorkerLost, TaskLost) as error:
             raise RunFailed(f"{error}; restart the same command with resume=auto to go on from the last checkpoint") from error
 
 

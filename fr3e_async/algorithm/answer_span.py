@@ -25,22 +25,12 @@ def answer_end(pieces: Sequence[str]) -> int | None:
 
 
 def _last_close(text: str) -> int | None:
-    """Index of the brace that closes the last complete box of ``text``."""
-    last, start = None, text.find(BOX)
-    while start >= 0:
-        close = _closing_brace(text, start + len(BOX))
-        last = last if close is None else close
-        start = text.find(BOX, start + 1)
+    """Index of the brace that closes the last complete box of ``text``; one pass, however many boxes are left open."""
+    last: int | None = None
+    boxes: list[bool] = []  # for every open brace: does a box begin with it?
+    for index, character in enumerate(text):
+        if character == "{":
+            boxes.append(text.endswith(BOX, 0, index + 1))
+        elif character == "}" and boxes and boxes.pop():
+            last = index
     return last
-
-
-def _closing_brace(text: str, begin: int) -> int | None:
-    depth = 1
-    for index in range(begin, len(text)):
-        if text[index] == "{":
-            depth += 1
-        elif text[index] == "}":
-            depth -= 1
-            if depth == 0:
-                return index
-    return None

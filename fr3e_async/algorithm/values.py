@@ -9,7 +9,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
+
+
+def wilson(right: float, total: float, *, z: float = Z_95) -> tuple[float, float]:
+    """Wilson score interval of a proportion; (0, 1) without samples. Fractions are allowed (effective sample sizes)."""
+    if total <= 0:
+        return 0.0, 1.0
+    p, shrink = right / total, 1 + z * z / total
+    centre = (p + z * z / (2 * total)) / shrink
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / shrink
+    return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))  # rounding must not push p outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +47,7 @@ class StateValue:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of V."""
-        n, p, z2 = self.judged, self.value, Z95**2
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-        return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))  # rounding must not exclude p itself
+        return wilson(self.right, self.judged)
 
 
 def state_values(rewards_by_node: Mapping[int, Sequence[float]]) -> dict[int, StateValue]:

@@ -43,7 +43,7 @@ from fr3e_async.control.progress import Progress, control_state, save_control_st
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.tally import Tally
 from fr3e_async.control.watch import Watch
-from fr3e_async.data.stream import PromptStream
+from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.errors import RunFailed
 
 T = TypeVar("T")
@@ -88,6 +88,8 @@ class Controller:
         """Ask the run to end with a checkpoint after the batch in training. Safe to call more than once, from the loop."""
         self._stop_reason = self._stop_reason or reason
         self.ledger.stop()
+        for task in self._evaluations:
+            task.cancel()
         self._events.put_nowait(None)
 
     async def run(self) -> str:
@@ -104,8 +106,7 @@ class Controller:
                 self._spawn(self._publish())
                 self._spawn(self._measure_first())
                 await self._pump()
-                if not self._stop_reason:
-                    await asyncio.gather(*self._evaluations)
+                await self._evaluations_done()
                 await self.watch.beat()
                 self.progress.utilisation = self.watch.utilisation()
                 await self._finish()
@@ -137,7 +138,7 @@ class Controller:
     def _fill(self) -> None:
         while self.ledger.admissible() > 0:
             prompt, epoch = self._stream.take()
-            group = f"{prompt.uid}@{epoch}"
+            group = group_id(prompt.uid, epoch)
             self._payloads_of[group] = []
             self._apply(Admitted(group=group, prompt=prompt))
 
@@ -283,7 +284,7 @@ class Controller:
             self._spawn(self._checkpoint(self._control_state()))
         measure_every = self._config.evaluation.every
         if self._evaluator and measure_every and version % measure_every == 0 and version < self._config.run.steps:
-            self._evaluations.add(self._spawn(self._measure(f"step {version}", version)))
+            self._evaluate(f"step {version}", version)
 
     def _control_state(self) -> dict[str, Any]:
         """A consistent cut, taken between two events: what is in flight is left out and will be admitted again."""
@@ -308,29 +309,39 @@ class Controller:
                 version, weights = self._weights.get_nowait()
             sync = await self._publisher.publish(version, weights)
             self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
-            for name in sync.quarantined:
-                self._reporter.note(f"{name} did not acknowledge weights v{version} and is replaced")
+            for name, why in sync.quarantined.items():
+                self._reporter.note(f"{name} did not acknowledge weights v{version} and is replaced: {why}")
             self._emit(Published(version=version))
 
     async def _measure_first(self) -> None:
-        if self._evaluator and self.progress.accuracy_before is None:
+        if self._evaluator and self.ledger.version == 0:
             await self._measure("before", self.ledger.version)
         self._measured_first.set()
 
     async def _measure(self, label: str, version: int) -> None:
         assert self._evaluator is not None
-        result = await self._evaluator.run(label)
-        self.watch.progress()
+        result = await self._evaluator.run(label, on_progress=self.watch.progress)
         self.progress.measured(label, result)
         low, high = result.interval
         self._reporter.note(f"held-out accuracy, {label}: {result.accuracy:.3f} [{low:.3f}, {high:.3f}] at v{version}")
 
+    def _evaluate(self, label: str, version: int) -> None:
+        """Begin an evaluation; ``stop`` ends it."""
+        task = self._spawn(self._measure(label, version))
+        self._evaluations.add(task)
+        task.add_done_callback(self._evaluations.discard)
+
+    async def _evaluations_done(self) -> None:
+        if self._evaluations:
+            await asyncio.wait(self._evaluations)
+
     async def _finish(self) -> None:
-        """The last evaluation and the last checkpoint; after a stop only the checkpoint, which must fit the grace time."""
-        if not self._stop_reason and self._evaluator:
-            await self._measure("after", self.ledger.version)
+        """The last checkpoint, and only then the last evaluation, which may take long; after a stop there is none."""
         if self.ledger.version > 0:
             await self._checkpoint(self._control_state())
+        if not self._stop_reason and self._evaluator:
+            self._evaluate("after", self.ledger.version)
+            await self._evaluations_done()
 
     async def _heartbeat(self) -> None:
         while True:

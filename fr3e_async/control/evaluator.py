@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,22 +32,23 @@ class Evaluator:
 
     def __init__(self, crew: Crew, problems: Sequence[Prompt]) -> None:
         self._crew, self._problems = crew, list(problems)
-        self.tokens = 0
 
-    async def run(self, label: str) -> EvaluationResult:
-        """Raises ``RunFailed`` if a part of it was lost ``flow.max_attempts`` times."""
+    async def run(self, label: str, *, on_progress: Callable[[], None]) -> EvaluationResult:
+        """``on_progress`` is called for every part that is done. Raises ``RunFailed`` if a part of it was lost ``flow.max_attempts`` times."""
         config = self._crew.config
         samples = config.evaluation.samples
         work = [(problem, RolloutId(f"{label}:{problem.uid}", 0, k)) for problem in self._problems for k in range(samples)]
         parts = [work[i : i + ROLLOUTS_PER_TASK] for i in range(0, len(work), ROLLOUTS_PER_TASK)]
-        judgements = await asyncio.gather(*(self._part(part) for part in parts))
+        judgements = await asyncio.gather(*(self._part(part, on_progress) for part in parts))
         return evaluate([j for part in judgements for j in part])
 
-    async def _part(self, part: list[tuple[Prompt, RolloutId]]) -> list[Judgement]:
+    async def _part(self, part: list[tuple[Prompt, RolloutId]], on_progress: Callable[[], None]) -> list[Judgement]:
         attempts = self._crew.config.flow.max_attempts
         for _ in range(attempts):
             try:
-                return await self._attempt([p for p, _ in part], [id for _, id in part])
+                judgements = await self._attempt([p for p, _ in part], [id for _, id in part])
+                on_progress()
+                return judgements
             except TaskLost as error:
                 reason = str(error)
         raise RunFailed(f"evaluation: a part was lost {attempts} times (flow.max_attempts): {reason}")
@@ -60,8 +61,9 @@ class Evaluator:
             top_p=config.evaluation.top_p,
         )
         delivery, payload = await self._crew.sample(prompts, ids, draw, priority=EVALUATION_PRIORITY)
+        if any(note.finish is Finish.ABORT for note in delivery.notes):
+            raise TaskLost("the engine gave up a sample")
         verdicts = await self._crew.judge(payload, range(len(ids)), [p.gold for p in prompts])
-        self.tokens += sum(note.length for note in delivery.notes)
         return [
             Judgement(
                 problem=prompt.uid,

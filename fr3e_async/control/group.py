@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -28,6 +29,7 @@ class Rollout:
     row: int = -1
     reward: float | None = None
     unknown: bool = False
+    reason: str = ""  # the verifier's
 
 
 @dataclass(slots=True)
@@ -83,12 +85,19 @@ class Group:
         rollout = self.rollouts[id]
         if rollout.status is not Status.SAMPLED:
             return
-        rollout.status = Status.JUDGED
+        rollout.status, rollout.reason = Status.JUDGED, verdict.reason
         rollout.unknown = verdict.outcome is Outcome.UNKNOWN
         if not rollout.unknown:
             rollout.reward = float(verdict.outcome is Outcome.RIGHT)
         elif unknown_is_zero:
             rollout.reward = 0.0
+
+    def give_up(self, ids: Iterable[RolloutId]) -> int:
+        """Their verdicts will never come; they count as given up. Returns how many were still owed."""
+        owed = [self.rollouts[id] for id in ids if self.rollouts[id].status is Status.SAMPLED]
+        for rollout in owed:
+            rollout.status = Status.GIVEN_UP
+        return len(owed)
 
     def outcome(self) -> GroupOutcome:
         rewards = {id: r.reward for id, r in self.rollouts.items()}
@@ -111,5 +120,6 @@ class Group:
             entropy_sum=sum(n.entropy_sum for n in notes),
             truncated=sum(n.finish is Finish.LENGTH for n in notes),
             anchors=len(self.anchors or ()),
+            reasons=Counter(r.reason for r in self.rollouts.values() if r.status is Status.JUDGED),
             dropped_states=self.credit.dropped_states if self.credit else 0,
         )

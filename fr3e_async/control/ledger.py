@@ -46,7 +46,7 @@ from fr3e_async.control.messages import (
     TrainItem,
 )
 from fr3e_async.errors import RunFailed
-from fr3e_async.types import Anchor, Outcome, RolloutId, Verdict
+from fr3e_async.types import Anchor, RolloutId, Verdict
 
 
 class StalenessError(RunFailed):
@@ -251,8 +251,8 @@ class Ledger:
         if attempts < self._config.flow.max_attempts:
             group.scoring_attempts[event.payload] = attempts + 1
             return [self._score(group, event.payload)]
-        verdict = Verdict(outcome=Outcome.UNKNOWN, reason=event.reason)
-        return self._record(group, dict.fromkeys(event.ids, verdict))
+        self.given_up += group.give_up(event.ids)
+        return self._settle(group)
 
     def _judged(self, event: Judged) -> list[Command]:
         group = self._open.get(event.group)

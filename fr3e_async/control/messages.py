@@ -5,6 +5,7 @@ A *payload key* names a rollout batch that lies in the object store; only the lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fr3e_async.types import Anchor, Prompt, RolloutId, RolloutNote, Verdict
@@ -81,6 +82,7 @@ class Retire:
     truncated: int
     anchors: int
     dropped_states: int
+    reasons: Mapping[str, int]  # verdicts by the verifier's reason
 
 
 Command = Sample | Branch | Score | Train | Retire

@@ -33,10 +33,11 @@ class Seat(Generic[W]):
     busy_since: float | None = None
     busy: list[Interval] = field(default_factory=list)
     alive: bool = True
+    proven: bool = False  # it has finished a task
 
 
 class Pool(Generic[W]):
-    """Tasks wait in admission order (lower ``priority`` first) until a seat has room; each call has a lease."""
+    """Tasks wait in order of arrival (lower ``priority`` first) until a seat has room; each call has a lease."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Pool(Generic[W]):
         self.replacements = 0
         self._max_deaths_in_a_row = max_deaths_in_a_row
         self._last_words = ""
-        self._deaths_in_a_row = 0  # workers lost, or not started, since the last task that was done
+        self._deaths_in_a_row = 0  # workers that died before they finished a task, or did not start; a lost node is no such death
         self._queue: list[tuple[int, int, int, asyncio.Future[Seat[W]]]] = []
         self._order = itertools.count()
         self._repairs: set[asyncio.Task[None]] = set()
@@ -82,7 +83,7 @@ class Pool(Generic[W]):
         seat = await self._take(weight, priority)
         try:
             result = await asyncio.wait_for(call(seat.worker), lease_s)
-            self._deaths_in_a_row = 0
+            self._deaths_in_a_row, seat.proven = 0, True
             return result
         except WorkerLost as error:
             self._lose(seat)
@@ -156,15 +157,21 @@ class Pool(Generic[W]):
         seat.alive = False
         task = asyncio.get_running_loop().create_task(self._repair(seat), name=f"replace {self.role}")
         self._repairs.add(task)
-        task.add_done_callback(self._repairs.discard)
+        task.add_done_callback(self._repaired)
+
+    def _repaired(self, task: asyncio.Task[None]) -> None:
+        self._repairs.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure = RunFailed(f"{self.role}: a worker could not be replaced: {type(error).__name__}: {error}")
 
     async def _repair(self, seat: Seat[W]) -> None:
         """Replace the seat's worker. A replacement that dies while starting is a normal event on a cluster that loses nodes."""
         self._past_busy += seat.busy
-        worker = seat.worker
+        worker, proven = seat.worker, seat.proven
         while self.failure is None:
             self.replacements += 1
-            self._deaths_in_a_row += 1
+            self._deaths_in_a_row += not proven
+            proven = False
             if self._deaths_in_a_row > self._max_deaths_in_a_row:
                 self.failure = RunFailed(
                     f"{self.role}: {self._max_deaths_in_a_row} workers in a row died without finishing a task{self._last_words}"

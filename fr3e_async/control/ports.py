@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,4 +101,3 @@ class Checkpoints(Protocol):
 
 
 Clock = Callable[[], float]  # seconds since the epoch, comparable between machines
-Sleep = Callable[[float], Awaitable[None]]

@@ -5,6 +5,7 @@ The control part is one JSON file: books, consumed prompts, progress. No pickles
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections import Counter
@@ -16,6 +17,7 @@ from fr3e_async.control.ledger import LedgerState
 from fr3e_async.control.messages import Retire
 from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.accuracy import EvaluationResult
+from fr3e_async.observe.storage import storage_errors
 from fr3e_async.types import StepReport
 
 CONTROL_FILE = "control.json"
@@ -36,6 +38,7 @@ class Progress:
     accuracy_before: float | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     verdicts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)  # of verdicts
     resumed_from: int | None = None
     began_at: float = 0.0
     utilisation: dict[str, float] = field(default_factory=dict)  # of this session's training, by metric name
@@ -68,6 +71,7 @@ class Progress:
         self.tokens_generated += group.tokens
         wrong = group.rollouts - group.right - group.unknown - group.given_up
         self.verdicts.update(right=group.right, wrong=wrong, unknown=group.unknown, given_up=group.given_up)
+        self.reasons.update(group.reasons)
 
     def take_step_metrics(self) -> dict[str, float]:
         """The update's metrics and the times measured since the last step."""
@@ -93,13 +97,16 @@ class Progress:
     def to_dict(self, now: float) -> dict[str, Any]:
         kept = (
             "first_step_s", "tokens_generated", "tokens_trained", "optimiser_steps", "staleness_max",
-            "staleness_weighted", "accuracy_before", "evaluations", "verdicts",
+            "staleness_weighted", "accuracy_before", "evaluations", "verdicts", "reasons",
         )  # fmt: skip
-        return {"wall_before_s": self.wall_s(now), **{name: getattr(self, name) for name in kept}}
+        return {"wall_before_s": self.wall_s(now), **{name: copy.copy(getattr(self, name)) for name in kept}}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], *, resumed_from: int) -> Progress:
-        progress = cls(**{**data, "verdicts": Counter(data["verdicts"])}, resumed_from=resumed_from)
+        progress = cls(
+            **{**data, "verdicts": Counter(data["verdicts"]), "reasons": Counter(data["reasons"])},
+            resumed_from=resumed_from,
+        )
         progress.evaluations = [e for e in progress.evaluations if e["label"] != "after"]
         return progress
 
@@ -119,7 +126,7 @@ def control_state(*, ledger: LedgerState, stream: dict[str, Any], progress: Prog
 
 def save_control_state(state: dict[str, Any], folder: Path) -> None:
     """Write and fsync; the folder becomes visible only when the caller commits it."""
-    with open(folder / CONTROL_FILE, "w") as file:
+    with storage_errors(folder), open(folder / CONTROL_FILE, "w") as file:
         json.dump(state, file)
         file.flush()
         os.fsync(file.fileno())

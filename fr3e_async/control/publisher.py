@@ -23,7 +23,7 @@ class Sync:
     time_s: float
     pause_s: float  # mean over the engines
     acks: int
-    quarantined: tuple[str, ...]
+    quarantined: dict[str, str]  # engine -> why
 
 
 class Publisher:
@@ -34,45 +34,46 @@ class Publisher:
         self._current: tuple[int, Payload] | None = None
 
     async def publish(self, version: int, weights: Payload) -> Sync:
-        """Returns when every engine has acknowledged or is quarantined.
+        """Returns when every engine has acknowledged or is quarantined. Those being replaced meanwhile get it in ``bring_up``.
 
-        Raises:
-            RunFailed: no engine is left, or an engine acknowledged another version.
+        Raises ``RunFailed`` if an engine acknowledged another version.
         """
         started = self._clock()
         self._current = (version, weights)
         members = [(pool, worker) for pool in self._pools for worker in pool.workers]
-        acks = await asyncio.gather(*(self._load(worker, version, weights) for _, worker in members))
-        quarantined = []
-        for (pool, worker), ack in zip(members, acks, strict=True):
-            if ack is None:
-                quarantined.append(worker.name)
+        replies = await asyncio.gather(*(self._load(worker, version, weights) for _, worker in members))
+        quarantined = {}
+        for (pool, worker), reply in zip(members, replies, strict=True):
+            if isinstance(reply, str):
+                quarantined[worker.name] = reply
                 pool.retire(worker)
-        good = [ack for ack in acks if ack is not None]
-        if not good:
-            raise RunFailed(f"no engine acknowledged weights v{version} within {self._timeout} s (weights.ack_timeout_s)")
+        acks = [reply for reply in replies if isinstance(reply, WeightAck)]
         return Sync(
             version=version,
             time_s=self._clock() - started,
-            pause_s=sum(ack.pause_s for ack in good) / len(good),
-            acks=len(good),
-            quarantined=tuple(quarantined),
+            pause_s=sum(ack.pause_s for ack in acks) / len(acks) if acks else 0.0,
+            acks=len(acks),
+            quarantined=quarantined,
         )
 
     async def bring_up(self, worker: EngineWorker) -> None:
         """Give a new engine the current weights; raises ``WorkerLost`` if it does not take them."""
         while self._current is not None:
             version, weights = self._current
-            if await self._load(worker, version, weights) is None:
-                raise WorkerLost(f"{worker.name} did not take weights v{version}")
+            reply = await self._load(worker, version, weights)
+            if isinstance(reply, str):
+                raise WorkerLost(f"{worker.name} did not take weights v{version}: {reply}")
             if self._current[0] == version:
                 return
 
-    async def _load(self, worker: EngineWorker, version: int, weights: Payload) -> WeightAck | None:
+    async def _load(self, worker: EngineWorker, version: int, weights: Payload) -> WeightAck | str:
+        """The acknowledgement, or why there is none."""
         try:
             ack = await asyncio.wait_for(worker.load_weights(weights), self._timeout)
-        except (TimeoutError, WorkerLost):
-            return None
+        except TimeoutError:
+            return f"no answer within weights.ack_timeout_s ({self._timeout:g} s)"
+        except WorkerLost as error:
+            return str(error)
         if ack.version != version:
             raise RunFailed(f"{worker.name} acknowledged v{ack.version} instead of v{version}")
         return ack

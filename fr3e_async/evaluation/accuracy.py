@@ -12,19 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fr3e_async.algorithm.values import wilson
 from fr3e_async.types import Outcome
-
-Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
-
-
-def wilson(right: float, total: float, *, z: float = Z_95) -> tuple[float, float]:
-    """Wilson score interval of a proportion; (0, 1) without samples. Fractions are allowed (effective sample sizes)."""
-    if total <= 0:
-        return 0.0, 1.0
-    p, shrink = right / total, 1 + z * z / total
-    centre = (p + z * z / (2 * total)) / shrink
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / shrink
-    return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))  # rounding must not push p outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,7 @@ class VllmEngine:
         self._spec = spec
         self._version = spec.version
         self._broken = ""  # why nothing that this engine says can be used any more
+        self._unfinished: set[asyncio.Future[WeightAck]] = set()  # updates whose caller may be gone
         self._updates = asyncio.Lock()  # one update at a time
         self._gate = asyncio.Lock()  # held while paused: requests that arrive wait and get the new version's cache salt
         self._meter = BusyMeter()
@@ -142,7 +143,10 @@ class VllmEngine:
 
     async def load_weights(self, bundle: WeightBundle) -> WeightAck:
         """See ``port.Engine.load_weights``. Once begun it is finished even if the caller is cancelled."""
-        return await asyncio.shield(asyncio.ensure_future(self._update(bundle)))
+        update = asyncio.ensure_future(self._update(bundle))
+        self._unfinished.add(update)  # the loop itself holds tasks weakly
+        update.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(update)
 
     async def stats(self) -> EngineStats:
         self._require_alive()

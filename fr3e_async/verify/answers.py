@@ -71,7 +71,7 @@ def plain_integer(text: str) -> str | None:
     return "-" + digits if match["sign"] == "-" and digits != "0" else digits
 
 
-def quick_verdict(answer: str | None, gold: str, *, max_chars: int) -> Verdict | None:
+def quick_verdict(answer: str | None, gold: str, *, max_chars: int, exact_integers: bool = True) -> Verdict | None:
     """The verdict where no mathematics is needed, else None.
 
     A response without an answer is *wrong*: the prompt asks for a box, so a missing one is a failure that training should
@@ -82,6 +82,8 @@ def quick_verdict(answer: str | None, gold: str, *, max_chars: int) -> Verdict |
         return Verdict(outcome=Outcome.WRONG, reason=NO_ANSWER)
     if max(len(answer), len(gold)) > max_chars:
         return Verdict(outcome=Outcome.UNKNOWN, reason=TOO_LONG)
+    if not exact_integers:
+        return None
     said, meant = plain_integer(answer), plain_integer(gold)
     if said is None or meant is None:
         return None

@@ -79,7 +79,9 @@ class VerifierPool:
 
     def _judge_quickly(self, response: str, gold: str) -> Verdict | None:
         """The verdict if it takes no process, else None."""
-        return answers.quick_verdict(*_stripped(response, gold), max_chars=self._config.max_answer_chars)
+        config = self._config
+        answer, gold = _stripped(response, gold)
+        return answers.quick_verdict(answer, gold, max_chars=config.max_answer_chars, exact_integers=config.exact_integers)
 
     def _judge_slowly(self, response: str, gold: str) -> Verdict:
         answer, gold = _stripped(response, gold)

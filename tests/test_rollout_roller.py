@@ -1,0 +1,123 @@
+"""What an actor does with its engine: branches are slices of ids, rows keep their own numbers, prefixes count in the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from builders import prompt, small_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fr3e_async.data.toy.tokenizer import build_tokenizer
+from fr3e_async.rollout.port import SampleRequest
+from fr3e_async.rollout.roller import Roller, TokenTexts
+from fr3e_async.types import Completion, Draw, Finish, RolloutId
+
+TOKENIZER = build_tokenizer()
+TEXTS = TokenTexts(TOKENIZER)
+ALGORITHM = small_config(algorithm={"anchors": 3, "min_gap": 2}).algorithm
+
+
+class ScriptedEngine:
+    """Gives each request what a function of its id says, and remembers the requests."""
+
+    def __init__(self, script) -> None:
+        self.script, self.requests = script, []
+
+    async def generate(self, requests: Sequence[SampleRequest]) -> list[Completion]:
+        self.requests += requests
+        return [self.script(request.request_id.split("#")[0]) for request in requests]
+
+
+def completion(tokens, entropies=None, finish=Finish.STOP) -> Completion:
+    length = len(tokens)
+    return Completion(
+        tokens=np.asarray(tokens, dtype=np.int32),
+        logprobs=np.full(length, -0.5, dtype=np.float32),
+        entropies=np.asarray(entropies if entropies is not None else [0.1] * length, dtype=np.float32),
+        versions=np.zeros(length, dtype=np.int32),
+        finish=finish,
+    )
+
+
+def roller(script) -> tuple[Roller, ScriptedEngine]:
+    engine = ScriptedEngine(script)
+    return Roller(engine, TEXTS, ALGORITHM, seed=0), engine
+
+
+def ids_of(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+def bases(count: int) -> list[RolloutId]:
+    return [RolloutId("q@0", 0, branch) for branch in range(count)]
+
+
+@given(st.permutations(range(5)))
+def test_anchors_and_entropies_stay_with_their_row_in_any_order(order):
+    """Fault 1: each row's profile peaks at a place of its own; the anchors must follow the row, not the place in the batch."""
+
+    def script(request_id):
+        branch = int(request_id.split("/")[2])
+        entropies = np.full(12, 0.1)
+        entropies[1 + 2 * branch] = 2.0
+        return completion(ids_of("1) 2+3=5")[:1] * 12, entropies)
+
+    ids = [bases(5)[i] for i in order]
+    batch = asyncio.run(roller(script)[0].sample([prompt("q")] * 5, ids, Draw(max_tokens=40), trunk=True))
+    for row, id in enumerate(ids):
+        assert batch.ids[row] == id
+        assert int(batch.completion(row).entropies.argmax()) == 1 + 2 * id.branch
+    best = max(batch.anchors, key=lambda anchor: anchor.score)
+    assert best.position == 1 + 2 * ids[0].branch
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=3, max_size=20)
+
+
+@given(texts, st.data())
+def test_a_branch_continues_the_parents_ids_even_inside_a_character(text, data):
+    """Fault 7: with a byte-level tokenizer a cut may fall between the bytes of one character; ids know nothing of that."""
+    tokens = ids_of(text)
+    if len(tokens) < 3:
+        return
+    entropies = data.draw(st.lists(st.floats(0, 3, width=32), min_size=len(tokens), max_size=len(tokens)))
+    maker, engine = roller(lambda id: completion(tokens, entropies))
+    trunk = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
+    engine.requests.clear()
+    branches = [RolloutId("q@0", anchor.node, m) for anchor in trunk.anchors for m in range(2)]
+    batch = asyncio.run(maker.branch(trunk, branches, Draw(max_tokens=40)))
+    positions = {anchor.node: anchor.position for anchor in trunk.anchors}
+    for row, (request, id) in enumerate(zip(engine.requests, branches, strict=True)):
+        expected = [*prompt("q").token_ids, *tokens[: positions[id.node]]]
+        assert request.context.tolist() == expected == batch.context(row).tolist()
+        assert request.max_tokens == 40 - positions[id.node], "prefix + branch must fit the budget of a base"
+        assert batch.response(row).tolist() == [*tokens[: positions[id.node]], *tokens]
+
+
+def test_an_answer_in_the_prefix_is_part_of_the_response():
+    """The released code scores the continuation alone and loses it."""
+    spine = ids_of("\\boxed{7}\n1) 2+3=5")
+    entropies = [0.0] * (len(spine) - 2) + [3.0, 0.0]
+    maker, _ = roller(lambda id: completion(spine, entropies) if "/0/0" in id else completion(ids_of("3=5")))
+    maker._algorithm = small_config(algorithm={"anchors": 1, "min_gap": 1}).algorithm
+    trunk = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
+    assert all(a.position < len(ids_of("\\boxed{7}")) for a in trunk.anchors), "no anchor after the answer is complete"
+    early = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40)))
+    assert "\\boxed{7}" in TOKENIZER.decode(early.response(0))
+
+
+def test_an_aborted_trunk_has_no_anchors():
+    maker, _ = roller(lambda id: completion([5] * 9, finish=Finish.ABORT))
+    batch = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
+    assert batch.anchors == ()
+    assert batch.note(0).finish is Finish.ABORT
+
+
+def test_rows_of_one_prompt_share_its_context():
+    maker, _ = roller(lambda id: completion([5, 6]))
+    batch = asyncio.run(maker.sample([prompt("a"), prompt("b"), prompt("a")], bases(3), Draw(max_tokens=9)))
+    assert len(batch.prompt_lens) == 2
+    assert batch.context_of.tolist() == [0, 1, 0]
