@@ -22,7 +22,7 @@ from fr3e_async.control.controller import Controller
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.ledger import Ledger
 from fr3e_async.control.progress import ControlState, Progress, load_control_state
-from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model
+from fr3e_async.data.model import check_context, check_model, end_tokens, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
@@ -67,7 +67,7 @@ class Session:
             undo.callback(run_dir.discard)
             quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
             _announce_build(config)
-            model = Model(path=str(resolve_model(config)), end_token_ids=(int(tokenizer.eos_token_id),))
+            model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
             undo.pop_all()
         return cls(config, model, datasets, run_dir, started_at=started_at)
 

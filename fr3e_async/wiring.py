@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -112,6 +113,8 @@ def connect(config: Config) -> None:
         ray.init(address=address, **settings)
     except (ConnectionError, TimeoutError) as error:
         raise ConfigError(f"{setting}={address}: no cluster answers, or it wants another token ({error})") from error
+    except RayError as error:
+        raise ConfigError(f"{setting}={address}: the cluster refuses us: {error}") from error
     except (OSError, ValueError) as error:  # its folder cannot be written; a setting is beyond what the machine has
         raise ConfigError(f"{setting}={address}: Ray cannot start: {error}") from error
     if not config.ray.autoscaling:

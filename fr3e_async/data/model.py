@@ -67,6 +67,25 @@ def check_context(config: Config) -> None:
         )
 
 
+def end_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end a response: the tokenizer's end token, and those that the model's generation config adds to it.
+
+    Chat models often have two, one for the turn and one for the text; without both, responses run into their budget.
+    """
+    listed: Any = None
+    if config.model.path != "toy":
+        from transformers.utils import cached_file
+
+        try:
+            file = cached_file(config.model.path, "generation_config.json", revision=config.model.revision or None)
+        except OSError:
+            file = None  # a model need not have one
+        if file is not None:
+            listed = _json(Path(file), config.model.path).get("eos_token_id")
+    more = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *(int(token) for token in more)]))
+
+
 def _model_config(config: Config) -> dict[str, Any]:
     """What config.json says of the language model."""
     path, folder = config.model.path, _folder(config)
