@@ -104,7 +104,7 @@ class Session:
         mode, screen = make_console(self._config.observe.console)
         view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
         recorder = Recorder(self._run_dir, config=self._config.observe, view=view, clock=time.time, resumed_from=version)
-        deployment = Deployment(self._config, self._model, log_folder=self._run_dir.logs, clock=time.time)
+        deployment = Deployment(self._config, self._model, log_folder=self._run_dir.logs, clock=time.time, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s)
         stop.task = asyncio.create_task(self._train(deployment, recorder, resumed, stop))

@@ -137,8 +137,9 @@ def _machine_gpus() -> int:
 class Deployment:
     """The actors of a run. ``start`` brings them all up; ``crew`` and ``publisher`` are what the controller works with."""
 
-    def __init__(self, config: Config, model: Model, *, log_folder: Path, clock: Clock) -> None:
-        self._config, self._model, self._logs, self._clock = config, model, log_folder, clock
+    def __init__(self, config: Config, model: Model, *, log_folder: Path, clock: Clock, note: Callable[[str], None]) -> None:
+        """``note`` is told, in one line, of every actor that is replaced."""
+        self._config, self._model, self._logs, self._clock, self._note = config, model, log_folder, clock, note
         self._names: dict[str, int] = {}
         self.crew: Crew
         self.publisher: Publisher
@@ -188,6 +189,7 @@ class Deployment:
 
     def _pool(self, role: str, workers: list[Any], *, width: int, start: Callable[[str], Awaitable[Any]]) -> Pool[Any]:
         async def replace(lost: Any) -> Any:
+            self._note(f"{lost.name} is lost; a new {role} takes its place")
             await lost.close()
             return await start(role)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -121,3 +122,32 @@ def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(fini
     assert (summary["steps"], summary["resumed_from"], summary["optimiser_steps"]) == (4, 2, 8)
     rows = [json.loads(line)["step"] for line in (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()]
     assert rows == [1, 2, 3, 4]
+
+
+def engine_processes(driver: int) -> list[psutil.Process]:
+    """The engine actors of the cluster that a driver has started for itself."""
+    below = psutil.Process(driver).children(recursive=True)
+    return [process for process in below if "ray::EngineActor" in " ".join(process.cmdline())]
+
+
+@pytest.mark.timeout(300)
+def test_an_engine_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
+    """kill -9 of an engine's process, the whole of vLLM's core with it, in the middle of the run."""
+    run_dir, steps = tmp_path / "run", 40
+    words = ("flow.groups_per_step=4", "evaluation.problems=32", f"run.steps={steps}", f"run.dir={run_dir}")
+    command = [sys.executable, "-m", "fr3e_async.main", "config=toy", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
+        seen = []
+        for line in driver.stdout:
+            seen.append(line)
+            if line.startswith("step 2/"):
+                victim = engine_processes(driver.pid)[0]
+                victim.kill()
+        assert driver.wait(timeout=60) == 0, "".join(seen)
+    assert any("is lost; a new" in line for line in seen)
+    summary = summary_of(run_dir)
+    assert (summary["exit_reason"], summary["steps"]) == ("finished", steps)
+    assert sum(summary["replaced"].values()) == 1
+    assert summary["verdicts"]["given_up"] == 0
+    assert summary["staleness_max"] <= 1
+    assert not victim.is_running()
