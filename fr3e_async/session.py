@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from fr3e_async.actors.learner import CHECKPOINT_TAG
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.control.controller import Controller
@@ -28,6 +29,7 @@ from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.toy import toy_path
 from fr3e_async.errors import RunFailed, UserError
+from fr3e_async.learner.checkpoint import Manifest
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.logs import quiet_driver, stderr_in
@@ -66,6 +68,7 @@ class Session:
         with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
             undo.callback(run_dir.discard)
             quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
+            check_resume(config, datasets, run_dir)
             _announce_build(config)
             model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
             undo.pop_all()
@@ -208,6 +211,17 @@ class Session:
             sync_s=sum(s for s, _ in syncs) / len(syncs) if syncs else None,
             pause_s=sum(p for _, p in syncs) / len(syncs) if syncs else None,
         )
+
+
+def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> None:
+    """Does the newest checkpoint of a run that is gone on with fit these problems and this learner group? Raises ``UserError`` kinds."""
+    folder = run_dir.checkpoints.latest() if run_dir.resumed else None
+    if folder is None:
+        return
+    PromptStream(datasets.train, config.run.seed, state=load_control_state(folder).stream)
+    Manifest.read(folder / "learner" / CHECKPOINT_TAG).require_fits(
+        ranks=config.learner.ranks, zero_stage=config.learner.zero_stage, dtype=config.learner.dtype
+    )
 
 
 @dataclass(slots=True)
