@@ -17,6 +17,7 @@ from fr3e_async.control.pool import Pool, TaskLost
 from fr3e_async.control.ports import WorkerLost
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
 from fr3e_async.observe.checkpoints import CheckpointStore
@@ -332,3 +333,24 @@ def test_an_unforeseen_error_in_a_replacement_is_not_silent():
         assert "unforeseen" in str(pool.failure)
 
     asyncio.run(story())
+
+
+def test_idle_and_overlap_of_a_timeline_made_by_hand():
+    """Generator at work 0-4 and 5-8, learner 2-6, looked at from 0 to 10."""
+    now = 0.0
+
+    def pool(workers):
+        return Pool("engine", workers, width=1, replace=None, clock=lambda: now)
+
+    worker = FakeEngineWorker("generator-0")
+    crew = Crew(config=small_config(), generators=pool([worker]), explorers=pool([]), verifiers=pool([]), learner=FakeLearner())
+    watch = Watch(crew, clock=lambda: now, waiting=list, learner_busy=lambda: False)
+    worker._busy = [(0.0, 3.0), (3.0, 4.0), (5.0, 8.0)]
+    watch.learned((2.0, 6.0))
+    asyncio.run(watch.beat())
+    now = 10.0
+    measured = watch.utilisation()
+    assert measured["idle/generators_fraction"] == pytest.approx(0.3)
+    assert measured["idle/learner_fraction"] == pytest.approx(0.6)
+    assert measured["overlap/fraction"] == pytest.approx(0.75)
+    assert "idle/explorers_fraction" not in measured

@@ -25,6 +25,8 @@ class VerifierActor:
         model, revision, trust = self._source
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
         self._pool = VerifierPool(self._config)
+        if not self._config.exact_integers:
+            self._pool.warm()  # every answer will need math-verify: load it while the engines start
 
     async def judge(self, batch: RolloutBatch, rows: Sequence[int], golds: Sequence[str]) -> list[Verdict]:
         """Decoding is for judging only: the text never goes back to an engine or the learner."""

@@ -38,11 +38,9 @@ class Group:
 
     name: str
     prompt: Prompt
-    order: int  # of admission
     trunk: RolloutId | None
     rollouts: dict[RolloutId, Rollout] = field(default_factory=dict)
     anchors: tuple[Anchor, ...] | None = None
-    payloads: set[int] = field(default_factory=set)
     context_lens: dict[int, int] = field(default_factory=dict)  # node -> prompt + prefix tokens
     credit: Credit | None = None
     scoring_attempts: dict[int, int] = field(default_factory=dict)  # payload -> attempts
@@ -109,7 +107,6 @@ class Group:
         return Retire(
             group=self.name,
             fate=fate,
-            payloads=tuple(sorted(self.payloads)),
             bases_right=sum(reward > 0 for reward in bases),
             bases_judged=len(bases),
             rollouts=len(self.rollouts),

@@ -174,7 +174,7 @@ class Ledger:
             raise LedgerError(f"group {event.group} is admitted already")
         bases = [RolloutId(event.group, 0, branch) for branch in range(self._config.algorithm.bases)]
         trunk = bases[self._trunk_index()] if self._config.algorithm.branching else None
-        group = Group(name=event.group, prompt=event.prompt, order=self.admitted, trunk=trunk)
+        group = Group(name=event.group, prompt=event.prompt, trunk=trunk)
         group.context_lens[0] = len(event.prompt.token_ids)
         group.issue(bases)
         if trunk is None:
@@ -205,7 +205,6 @@ class Ledger:
         self.duplicates += len(event.notes) - len(taken) - len(owed)
         commands: list[Command] = []
         if taken:
-            group.payloads.add(event.payload)
             commands.append(self._score(group, event.payload))
         if event.anchors is not None and group.trunk in taken:
             commands += self._branch_all(group, event.anchors, event.payload)

@@ -70,7 +70,6 @@ class Retire:
 
     group: str
     fate: str  # "trained" or the reason: "rejected_all_right", ..., "failed_given_up"
-    payloads: tuple[int, ...]
     bases_right: int
     bases_judged: int
     rollouts: int

@@ -11,7 +11,7 @@ from fr3e_async.control.crew import Crew
 from fr3e_async.control.pool import Interval, Pool
 from fr3e_async.control.ports import Clock, EngineWorker, WorkerLost
 from fr3e_async.errors import RunFailed
-from fr3e_async.observe.timeline import overlap_fraction, union
+from fr3e_async.observe.timeline import idle_share, measure, overlap_fraction, union
 
 MISSED_BEATS = 15  # heartbeats without an answer before an engine is replaced
 DIAGNOSIS_LINES = 8
@@ -39,10 +39,10 @@ class Watch:
 
     def utilisation(self) -> dict[str, float]:
         """Metrics since the run began: idle fractions by role, overlap of generation and learning, prefix-cache hits."""
-        window = max(self._clock() - self._began, 1e-9)
+        window = self._clock() - self._began
         actors = {role: len(pool.seats) for role, pool in self._roles()} | {"learner": 1}
         metrics = {
-            f"idle/{role}_fraction": min(1.0, max(0.0, 1 - self._busy_s[role] / (window * count)))
+            f"idle/{role}_fraction": idle_share(self._busy_s[role], available_s=window * count)
             for role, count in actors.items()
             if count
         }
@@ -65,6 +65,7 @@ class Watch:
                 raise pool.failure
         self._busy_s["verifiers"] += sum(end - start for start, end in self._crew.verifiers.drain_busy())
         await asyncio.gather(*(self._ask(role, pool, w) for role, pool in self._engine_pools() for w in list(pool.workers)))
+        self._generating = union(self._generating)  # once a round, however many engines there are
         self._check_stall()
 
     def _roles(self) -> list[tuple[str, Pool[Any]]]:
@@ -86,8 +87,8 @@ class Watch:
             pool.retire(worker)
             return
         self._missed.pop(worker.name, None)
-        self._busy_s[role] += sum(end - start for start, end in stats.busy)
-        self._generating = union([*self._generating, *stats.busy])
+        self._busy_s[role] += measure(stats.busy)
+        self._generating += stats.busy
         self._prompt_tokens[worker.name] = stats.prompt_tokens
         self._cached_tokens[worker.name] = stats.cached_prompt_tokens
 

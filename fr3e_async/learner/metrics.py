@@ -13,28 +13,6 @@ import numpy as np
 from fr3e_async.learner.update import UpdateResult
 from fr3e_async.types import TrainSample
 
-METRICS: dict[str, str] = {
-    "train/loss": "mean token loss over all optimiser steps",
-    "train/grad_norm": "global gradient norm before clipping, mean over optimiser steps",
-    "train/grad_norm_max": "the largest of them",
-    "train/clip_low_fraction": "tokens with A < 0 that the lower clip bound stopped",
-    "train/clip_high_fraction": "tokens with A > 0 that the upper clip bound stopped",
-    "train/dual_clip_fraction": "tokens with A < 0 that dual clip stopped",
-    "train/ratio_mean": "mean of π_θ / π_prox",
-    "train/ratio_max": "largest π_θ / π_prox of any token",
-    "train/importance_mean": "mean importance weight, as applied",
-    "train/importance_capped_fraction": "tokens whose weight was above loss.importance_cap",
-    "train/ess_fraction": "effective sample size of the weights, (Σw)² / (n Σw²)",
-    "train/mismatch_nats": "mean |log π_prox − log π_behaviour|: staleness and trainer-sampler difference together",
-    "train/kl_nats": "mean k3 estimate of KL(π_θ || π_prox)",
-    "train/entropy_nats": "mean entropy of π_θ at trained tokens",
-    "train/tokens": "trainable tokens of the batch",
-    "train/padding_fraction": "places of the forward pass that were padding",
-    "train/lr": "learning rate of the last optimiser step",
-    "lag/versions_mean": "mean age of the trained tokens, in weight versions",
-    "lag/versions_max": "age of the oldest trained token, in weight versions",
-}
-
 
 class StalenessError(RuntimeError):
     """A token is older than the admission bound allows, or newer than the learner: a defect of the control loop."""
@@ -78,7 +56,7 @@ def check_staleness(samples: Sequence[TrainSample], *, learner_version: int, bou
 
 
 def step_metrics(result: UpdateResult, ages: Ages) -> dict[str, float]:
-    """Values by the names of ``METRICS``; without a trainable token, those that are not a mean over tokens."""
+    """Values by the names that ``observe.metrics`` declares under train/ and lag/; without a trainable token, those that are not a mean over tokens."""
     metrics = {"train/tokens": float(ages.tokens), "train/lr": result.lr, "lag/versions_max": float(ages.oldest)}
     if result.sums is None:
         return metrics

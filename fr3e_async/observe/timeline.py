@@ -82,7 +82,9 @@ def idle_fraction(intervals: Iterable[Interval], window: Interval, *, actors: in
     """
     if actors < 1:
         raise ValueError(f"idle_fraction: actors must be at least 1, got {actors}")
-    available = actors * (window[1] - window[0])
-    if available <= 0:
-        return 0.0
-    return min(1.0, max(0.0, 1 - busy_time(clip(intervals, window), actors=actors) / available))
+    return idle_share(busy_time(clip(intervals, window), actors=actors), available_s=actors * (window[1] - window[0]))
+
+
+def idle_share(busy_s: float, *, available_s: float) -> float:
+    """Share of the available actor-seconds without work, in [0, 1]; 0 if none were available."""
+    return min(1.0, max(0.0, 1 - busy_s / available_s)) if available_s > 0 else 0.0
