@@ -15,10 +15,10 @@ FAST   := -m "not slow and not engine and not ray"
 SLOW   := -m "slow or engine or ray"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow wheel gpu-check seeds docs clean
+.PHONY: help setup demo test check format lint types fast slow wheel gpu-check seeds bench-entropy bench-branching bench-verifier docs clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 setup: $(STAMP)  ## virtual environment with pinned dependencies
 
@@ -57,6 +57,15 @@ gpu-check: $(STAMP)  ## the checks that need an NVIDIA GPU
 
 seeds: $(STAMP)  ## the demo on three seeds, one after another: the table of docs/LOG.md
 	@$(BIN)/python benchmarks/toy_seeds.py
+
+bench-entropy: $(STAMP)  ## exact entropy in the engine against plain log-probs
+	@$(BIN)/python benchmarks/entropy.py $(ARGS)
+
+bench-branching: $(STAMP)  ## prefix reuse and time of a branching group against independent rollouts
+	@$(BIN)/python benchmarks/branching.py $(ARGS)
+
+bench-verifier: $(STAMP)  ## pairs per second of the verifier pool against bare math-verify
+	@$(BIN)/python benchmarks/verifier.py $(ARGS)
 
 docs: $(STAMP)  ## refresh the generated tables of docs/
 	@$(BIN)/python -m fr3e_async.help docs/configuration.md

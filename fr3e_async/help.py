@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fr3e_async.algorithm.strategies import REGISTRY
 from fr3e_async.config import Config
 
 WIDTH = 100  # columns of --help
@@ -36,6 +37,8 @@ usage: python -m fr3e_async.main config=FILE[,FILE ...] [key=value ...] [--dry-r
 A file may begin with `base: other.yaml` (or a list), relative to itself or shipped.
 """
 
+REGISTRIES = {"algorithm.strategy": tuple(REGISTRY)}  # settings whose words are not in their type
+
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
@@ -51,7 +54,9 @@ class Knob:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed words of a ``Literal``, else nothing."""
+        """The allowed words of a ``Literal`` or a registry, else nothing."""
+        if self.path in REGISTRIES:
+            return REGISTRIES[self.path]
         return get_args(self.type) if get_origin(self.type) is Literal else ()
 
     @property

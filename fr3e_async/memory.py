@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fr3e_async.algorithm.strategies import explorer_count
 from fr3e_async.config import Config, EnginePoolConfig
 from fr3e_async.errors import ModelError
 
@@ -190,7 +191,7 @@ def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
     rows = [
         _engine_memory(config, role, pool, model)
         for role, pool in pools
-        if pool.count and (role == "generators" or config.explorer_count)
+        if pool.count and (role == "generators" or explorer_count(config))
     ]
     v = config.verifiers
     rows.append(

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.memory import ModelShape, memory_estimate
@@ -35,7 +36,7 @@ def placement(config: Config) -> list[Placement]:
     """One row for each role that has actors, in the order of the pipeline."""
     pools = [
         ("generators", config.generators, config.generators.count),
-        ("explorers", config.explorers, config.explorer_count),
+        ("explorers", config.explorers, explorer_count(config)),
     ]
     rows = [
         Placement(role=role, count_setting=f"{role}.count", actors=count, cpus=p.cpus, gpus=p.gpus, resources=p.resources)
@@ -114,7 +115,7 @@ def _render_placement(config: Config) -> str:
 
 
 def _render_batch(config: Config) -> str:
-    groups, each = config.flow.groups_per_step, config.algorithm.rollouts_per_group
+    groups, each = config.flow.groups_per_step, make_strategy(config.algorithm).plan.rollouts
     lines = [
         f"{groups} groups × {each} rollouts = {groups * each} rollouts, {config.learner.optimiser_steps} optimiser steps a batch",
         f"at most {config.flow.capacity} groups alive at once: no token is older than {config.flow.max_staleness} versions",

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +38,26 @@ from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.run_dir import RunDir, default_path
 from fr3e_async.observe.summary import Summary
 from fr3e_async.rollout import check_installed
+from fr3e_async.verify.golds import screen_golds
+from fr3e_async.verify.rewards import check_reward
 from fr3e_async.wiring import Deployment, Model, check_cluster, connect, disconnect
 
 
 class Session:
     """See the module's docstring. A context manager: leaving it gives back the cluster connection and the directory's lock."""
 
-    def __init__(self, config: Config, model: Model, datasets: Datasets, run_dir: RunDir, *, started_at: float) -> None:
-        """Use ``prepare``."""
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        datasets: Datasets,
+        run_dir: RunDir,
+        *,
+        started_at: float,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Use ``prepare``. ``notes``: what a person should read once the console is there; empty ones are passed over."""
+        self._notes = tuple(filter(None, notes))
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
         self._started_at = started_at
         self._connected = False
@@ -55,13 +68,15 @@ class Session:
         """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds."""
         started_at = process_start()
         config = loaded.config
-        check_installed()
+        check_installed(config.engine.entropy)
         check_model(config)
         check_cluster(config)
         rows = read_rows(config)
         check_context(config)
+        check_reward(config.reward)
+        screened = screen_golds(rows, config, announce=_say(config))
         tokenizer = load_tokenizer(config)
-        datasets = load_datasets(config, tokenizer, rows)
+        datasets = load_datasets(config, tokenizer, screened.rows)
         named = os.path.expanduser(config.run.dir)
         run_path = Path(named) if named else default_path(config.run.name, time.time())
         run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml)
@@ -72,7 +87,7 @@ class Session:
             _announce_build(config)
             model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
             undo.pop_all()
-        return cls(config, model, datasets, run_dir, started_at=started_at)
+        return cls(config, model, datasets, run_dir, started_at=started_at, notes=(screened.note,))
 
     def __enter__(self) -> Session:
         return self
@@ -104,9 +119,12 @@ class Session:
     async def _run(self) -> int:
         resumed = self._resume_state()
         version = resumed.ledger.version if resumed else 0
+        settled = sum(resumed.ledger.fates.values()) if resumed else 0
         mode, screen = make_console(self._config.observe.console)
         view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
-        recorder = Recorder(self._run_dir, config=self._config.observe, view=view, clock=time.time, resumed_from=version)
+        recorder = Recorder(
+            self._run_dir, config=self._config.observe, view=view, clock=time.time, resumed_from=version, settled=settled
+        )
         deployment = Deployment(self._config, self._model, log_folder=self._run_dir.logs, clock=time.time, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s)
@@ -136,6 +154,8 @@ class Session:
     async def _train(self, deployment: Deployment, recorder: Recorder, resumed: ControlState | None, stop: Stop) -> None:
         version = resumed.ledger.version if resumed else 0
         recorder.note(f"run directory {self._run_dir.path}" + (f", going on from step {version}" if resumed else ""))
+        for note in self._notes:
+            recorder.note(note)
         if self._datasets.dropped:
             recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped")
         await deployment.start(version=version, resume_from=self._resume_from)
@@ -200,6 +220,10 @@ class Session:
             staleness_max=progress.staleness_max,
             staleness_mean=progress.staleness_mean,
             tokens_generated=progress.tokens_generated,
+            tokens_prefilled=progress.tokens_prefilled,
+            tokens_reused=progress.tokens_reused,
+            tokens_useful=progress.tokens_useful,
+            tokens_per_prompt=progress.tokens_generated / ledger.settled if ledger.settled else None,
             tokens_trained=progress.tokens_trained,
             groups={**ledger.fates, "in_flight": ledger.in_flight},
             verdicts=dict(progress.verdicts),
@@ -255,8 +279,13 @@ class Stop:
 
 def _announce_build(config: Config) -> None:
     """A minute without a word looks like a hang."""
-    if config.model.path == "toy" and not toy_path(config).is_dir() and config.observe.console != "off":
-        print(f"building the toy model in {toy_path(config)} (once, up to a minute)", flush=True)
+    if config.model.path == "toy" and not toy_path(config).is_dir():
+        _say(config)(f"building the toy model in {toy_path(config)} (once, up to a minute)")
+
+
+def _say(config: Config) -> Callable[[str], None]:
+    """Print, unless the console is off."""
+    return lambda text: None if config.observe.console == "off" else print(text, flush=True)
 
 
 def process_start() -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fr3e_async.control.ports import Delivery, Payload, TrainRow, WorkerLost
+from fr3e_async.control.ports import Delivery, Payload, TrainRow, Trunk, WorkerLost
 from fr3e_async.rollout.port import EngineStats
 from fr3e_async.types import (
     Anchor,
@@ -51,6 +51,18 @@ class Faults:
             await asyncio.Event().wait()
 
 
+FAKE_ANCHORS = 2  # algorithm.anchors of a config for these fakes
+
+
+def fake_anchors(trunk: int) -> tuple[Anchor, ...]:
+    """Anchors at tokens 1 and 2 of any trunk: fake responses are at least 4 tokens long."""
+    first = trunk * FAKE_ANCHORS
+    return tuple(
+        Anchor(node=first + j, parent=first + j - 1 if j > 1 else 0, trunk=trunk, position=j, score=1.0)
+        for j in range(1, FAKE_ANCHORS + 1)
+    )
+
+
 class FakeEngineWorker:
     """Port ``EngineWorker``. Responses are 4 to 8 tokens long; right with a chance that grows with the version."""
 
@@ -60,6 +72,7 @@ class FakeEngineWorker:
         self.version = 0
         self.loaded: list[int] = []
         self.refuse_weights = False
+        self.rescored = False  # leave the choice of anchors to the learner
         self._busy: list[tuple[float, float]] = []
         self._tokens = 0
 
@@ -67,23 +80,24 @@ class FakeEngineWorker:
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
     ) -> tuple[Delivery, Payload]:
         contexts = [p.token_ids for p in prompts]
-        anchors = tuple(Anchor(node=j, position=j, score=1.0) for j in (1, 2)) if trunk else ()
-        return await self._make(ids, contexts, [len(c) for c in contexts], anchors, trunk=trunk)
+        anchors = tuple(a for id in ids for a in fake_anchors(id.branch)) if trunk and not self.rescored else None
+        return await self._make(ids, contexts, [len(c) for c in contexts], anchors)
 
-    async def branch(self, trunk: Payload, ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
-        prompt, spine = trunk.context(0), trunk.completion(0).tokens
-        positions = {a.node: a.position for a in trunk.anchors}
+    async def branch(
+        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> tuple[Delivery, Payload]:
+        row = payload.row_of(trunk)
+        prompt, spine = payload.context(row), payload.completion(row).tokens
+        positions = {a.node: a.position for a in anchors}
         contexts = [np.concatenate([prompt, spine[: positions[id.node]]]) for id in ids]
-        return await self._make(ids, contexts, [len(prompt)] * len(ids), (), trunk=False)
+        return await self._make(ids, contexts, [len(prompt)] * len(ids), None)
 
     async def _make(
         self,
         ids: Sequence[RolloutId],
         contexts: Sequence[np.ndarray],
         prompt_lens: Sequence[int],
-        anchors: tuple[Anchor, ...],
-        *,
-        trunk: bool,
+        anchors: tuple[Anchor, ...] | None,
     ) -> tuple[Delivery, Payload]:
         started = time.time()
         await self.faults.strike(self.name)
@@ -94,11 +108,10 @@ class FakeEngineWorker:
             prompt_lens=list(prompt_lens),
             context_of=list(range(len(ids))),
             completions=[self._completion() for _ in ids],
-            anchors=anchors,
         )
         self._busy.append((started, time.time()))
         notes = tuple(batch.note(row) for row in range(len(batch)))
-        return Delivery(notes=notes, anchors=anchors if trunk else None), batch
+        return Delivery(notes=notes, anchors=anchors), batch
 
     def _completion(self) -> Completion:
         length = self._rng.randint(4, 8)
@@ -110,6 +123,7 @@ class FakeEngineWorker:
             tokens=tokens,
             logprobs=np.full(length, -1.0, dtype=np.float32),
             entropies=np.full(length, 0.5, dtype=np.float32),
+            entropy_errors=np.zeros(length, dtype=np.float32),
             versions=np.full(length, self.version, dtype=np.int32),
             finish=Finish.STOP,
         )
@@ -143,7 +157,7 @@ class FakeVerifier:
     def __init__(self, name: str, *, faults: Faults | None = None) -> None:
         self.name, self.faults = name, faults or Faults()
 
-    async def judge(self, payload: Payload, rows: Sequence[int], golds: Sequence[str]) -> list[Verdict]:
+    async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         await self.faults.strike(self.name)
         last = [payload.completion(row).tokens[-1] for row in rows]
         return [Verdict(outcome=Outcome.RIGHT if t == RIGHT else Outcome.WRONG) for t in last]
@@ -159,6 +173,7 @@ class FakeLearner:
         self._delay = delay_s
         self.version = 0
         self.trained: list[list[TrainRow]] = []
+        self.rescored = 0  # trunks
         self.saved: list[Path] = []
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
@@ -172,6 +187,11 @@ class FakeLearner:
             "train/loss": 0.0,
         }
         return StepReport(version=version, tokens=len(rows), optimiser_steps=1, metrics=dict(metrics), time_s=self._delay)
+
+    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
+        await asyncio.sleep(self._delay)
+        self.rescored += len(trunks)
+        return [fake_anchors(trunk.id.branch) for trunk in trunks]
 
     async def export(self, version: int) -> Payload:
         return WeightBundle(

@@ -6,6 +6,7 @@ indices into a completion, so ``completion[:position]`` is the prefix that ends 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
@@ -25,8 +26,8 @@ class Finish(IntEnum):
 class RolloutId(NamedTuple):
     """Names one rollout for ever: the n-th branch of a node of a prompt group. Retries share it (see ``attempt``).
 
-    ``group`` is ``"<prompt uid>@<epoch>"``; node 0 is the prompt (its branches are the base trajectories), node j >= 1
-    is the j-th anchor of the trunk by position.
+    ``group`` is ``"<prompt uid>@<epoch>"``; node 0 is the prompt (its branches are the base trajectories), the others are
+    anchors (see ``Anchor``).
     """
 
     group: str
@@ -60,20 +61,31 @@ class Draw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled continuation of a context. ``entropies`` and ``logprobs`` are of the distribution that was sampled."""
+    """One sampled continuation of a context, with what the engine knew of every token when it was drawn.
+
+    An entropy is known to lie in ``entropies ± entropy_errors``: 0 where it is exact, half the width of a certified
+    interval where the engine gave the likeliest tokens only, and half of ln(vocabulary) where it gave nothing.
+    The raw distribution is the model's at temperature 1 without filters.
+    """
 
     tokens: NDArray[np.int32]  # [L]
-    logprobs: NDArray[np.float32]  # [L] log π_behaviour(token), nats
+    logprobs: NDArray[np.float32]  # [L] log π_behaviour(token), nats: of the distribution that was sampled
     entropies: NDArray[np.float32]  # [L] H(π_behaviour(· | prefix)), nats, full vocabulary
+    entropy_errors: NDArray[np.float32]  # [L] nats, >= 0
     versions: NDArray[np.int32]  # [L] weight version that sampled each token
     finish: Finish
+    raw_logprobs: NDArray[np.float32] | None = None  # [L] nats; None: not measured apart from ``logprobs``
+    raw_entropies: NDArray[np.float32] | None = None  # [L] nats; None: not measured apart from ``entropies``
     cached_tokens: int = 0  # context tokens whose key-values were taken from the prefix cache
 
     def __post_init__(self) -> None:
         length = len(self.tokens)
-        for name in ("logprobs", "entropies", "versions"):
-            if len(getattr(self, name)) != length:
-                raise ValueError(f"completion: {name} has {len(getattr(self, name))} entries for {length} tokens")
+        for name in ("logprobs", "entropies", "entropy_errors", "versions", "raw_logprobs", "raw_entropies"):
+            column = getattr(self, name)
+            if column is not None and len(column) != length:
+                raise ValueError(f"completion: {name} has {len(column)} entries for {length} tokens")
+        if (self.raw_logprobs is None) != (self.raw_entropies is None):
+            raise ValueError("completion: raw_logprobs and raw_entropies come together")
         if length and not np.isfinite(self.logprobs).all():
             raise ValueError("completion: a behaviour log-prob is not finite")
 
@@ -83,11 +95,26 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """A position of the trunk to branch from; ``node`` counts anchors by position from 1."""
+    """A position of a trunk to branch from: a node of the group's tree.
+
+    Nodes are numbered so that every process names the same one alike: anchor j = 1..K of base b is node b·K + j, and
+    node 0 is the prompt. ``parent`` is the anchor before it on the same trunk, or the prompt.
+    """
 
     node: int
+    parent: int
+    trunk: int  # branch index of the base that it lies on
     position: int  # prefix = trunk[:position]; the token at this position is sampled anew
     score: float  # what the rule ranked by: nats for entropy and surprisal
+    certain: bool = True  # no other choice of anchors agrees with the intervals that the entropies are known to lie in
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.parent < self.node or self.position < 1:
+            raise ValueError(f"anchor {self.node}: parent {self.parent}, position {self.position}")
+
+
+RAW_COLUMNS = ("raw_logprobs", "raw_entropies")
+FLOAT_COLUMNS = ("logprobs", "entropies", "entropy_errors", *RAW_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,58 +133,75 @@ class RolloutBatch:
     tokens: NDArray[np.int32]  # [Σ L]
     logprobs: NDArray[np.float32]  # [Σ L] nats
     entropies: NDArray[np.float32]  # [Σ L] nats
+    entropy_errors: NDArray[np.float32]  # [Σ L] nats
     versions: NDArray[np.int32]  # [Σ L]
     offsets: NDArray[np.int64]  # [R + 1]
     finish: NDArray[np.int8]  # [R] Finish
-    anchors: tuple[Anchor, ...] = ()  # of row 0, if it is a trunk; explorers branch from these
+    cached_tokens: NDArray[np.int32]  # [R] context tokens taken from the prefix cache
+    raw_logprobs: NDArray[np.float32] | None = None  # [Σ L] nats
+    raw_entropies: NDArray[np.float32] | None = None  # [Σ L] nats
+    eligible: NDArray[np.bool_] | None = None  # [Σ L] places that may become anchors; None: no row is a trunk
 
     def __post_init__(self) -> None:
         rows, contexts, total = len(self.ids), len(self.prompt_lens), len(self.tokens)
-        sizes = {
-            "offsets": (len(self.offsets), rows + 1),
-            "finish": (len(self.finish), rows),
-            "context_of": (len(self.context_of), rows),
-            "context_offsets": (len(self.context_offsets), contexts + 1),
-            "logprobs": (len(self.logprobs), total),
-            "entropies": (len(self.entropies), total),
-            "versions": (len(self.versions), total),
-        }
-        for name, (got, expected) in sizes.items():
-            if got != expected:
-                raise ValueError(f"rollout batch: {name} has {got} entries, expected {expected}")
+        expected = {
+            "offsets": rows + 1, "finish": rows, "context_of": rows, "cached_tokens": rows, "context_offsets": contexts + 1,
+            "versions": total, "eligible": total, **dict.fromkeys(FLOAT_COLUMNS, total),
+        }  # fmt: skip
+        for name, size in expected.items():
+            column = getattr(self, name)
+            if column is not None and len(column) != size:
+                raise ValueError(f"rollout batch: {name} has {len(column)} entries, expected {size}")
         if self.offsets[-1] != total or self.context_offsets[-1] != len(self.context_tokens):
             raise ValueError("rollout batch: the last offset must be the number of tokens")
 
     @classmethod
     def build(
         cls,
-        ids: list[RolloutId],
-        contexts: list[NDArray[np.int32]],
-        prompt_lens: list[int],
-        context_of: list[int],
-        completions: list[Completion],
-        anchors: tuple[Anchor, ...] = (),
+        *,
+        ids: Sequence[RolloutId],
+        contexts: Sequence[NDArray[np.int32]],
+        prompt_lens: Sequence[int],
+        context_of: Sequence[int],
+        completions: Sequence[Completion],
+        eligible: Sequence[NDArray[np.bool_]] | None = None,
     ) -> RolloutBatch:
-        def flat(name: str, dtype: type) -> NDArray:
-            return np.concatenate([getattr(c, name) for c in completions] or [np.zeros(0)]).astype(dtype, copy=False)
+        """One batch of a completion a row. Raw columns are kept only if they say something that the others do not."""
 
+        def flat(parts: Sequence[NDArray], dtype: type) -> NDArray:
+            return np.concatenate([*parts, np.zeros(0, dtype=dtype)]).astype(dtype, copy=False)
+
+        columns = {name: flat([getattr(c, name) for c in completions], np.float32) for name in FLOAT_COLUMNS[:3]}
+        if any(c.raw_entropies is not None for c in completions):
+            for name in RAW_COLUMNS:
+                plain = name.removeprefix("raw_")
+                parts = [getattr(c, plain if getattr(c, name) is None else name) for c in completions]
+                columns[name] = flat(parts, np.float32)
         return cls(
             ids=tuple(ids),
-            context_tokens=np.concatenate(contexts).astype(np.int32, copy=False),
+            context_tokens=flat(contexts, np.int32),
             context_offsets=np.cumsum([0, *(len(c) for c in contexts)], dtype=np.int64),
             prompt_lens=np.asarray(prompt_lens, dtype=np.int32),
             context_of=np.asarray(context_of, dtype=np.int32),
-            tokens=flat("tokens", np.int32),
-            logprobs=flat("logprobs", np.float32),
-            entropies=flat("entropies", np.float32),
-            versions=flat("versions", np.int32),
+            tokens=flat([c.tokens for c in completions], np.int32),
+            versions=flat([c.versions for c in completions], np.int32),
             offsets=np.cumsum([0, *(len(c) for c in completions)], dtype=np.int64),
             finish=np.asarray([c.finish for c in completions], dtype=np.int8),
-            anchors=anchors,
+            cached_tokens=np.asarray([c.cached_tokens for c in completions], dtype=np.int32),
+            eligible=None if eligible is None else flat(eligible, np.bool_),
+            **columns,
         )
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def row_of(self, id: RolloutId) -> int:
+        """The row of a rollout, wherever it stands. ``ValueError`` if it is not here."""
+        return self.ids.index(id)
+
+    def span(self, row: int) -> slice:
+        """Where row ``row`` lies in the token columns."""
+        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
 
     def context(self, row: int) -> NDArray[np.int32]:
         """[prompt + prefix] the ids that row ``row`` continues."""
@@ -168,13 +212,17 @@ class RolloutBatch:
         return int(self.prompt_lens[self.context_of[row]])
 
     def completion(self, row: int) -> Completion:
-        span = slice(self.offsets[row], self.offsets[row + 1])
+        span = self.span(row)
         return Completion(
             tokens=self.tokens[span],
-            logprobs=self.logprobs[span],
-            entropies=self.entropies[span],
             versions=self.versions[span],
             finish=Finish(self.finish[row]),
+            cached_tokens=int(self.cached_tokens[row]),
+            logprobs=self.logprobs[span],
+            entropies=self.entropies[span],
+            entropy_errors=self.entropy_errors[span],
+            raw_logprobs=None if self.raw_logprobs is None else self.raw_logprobs[span],
+            raw_entropies=None if self.raw_entropies is None else self.raw_entropies[span],
         )
 
     def note(self, row: int) -> RolloutNote:
@@ -183,7 +231,10 @@ class RolloutBatch:
         return RolloutNote(
             id=self.ids[row],
             length=len(done),
+            context=len(self.context(row)),
+            cached=done.cached_tokens,
             entropy_sum=float(done.entropies.sum()),
+            entropy_error_sum=float(done.entropy_errors.sum()),
             finish=done.finish,
             oldest_version=int(done.versions.min(initial=np.iinfo(np.int32).max)),
             newest_version=int(done.versions.max(initial=-1)),
@@ -200,7 +251,10 @@ class RolloutNote:
 
     id: RolloutId
     length: int  # tokens
+    context: int  # tokens of prompt + prefix
+    cached: int  # of these, taken from the prefix cache; the others were prefilled
     entropy_sum: float  # nats, over the completion
+    entropy_error_sum: float  # nats, over the completion: how far entropy_sum may be off
     finish: Finish
     oldest_version: int  # lowest weight version among its tokens
     newest_version: int
@@ -218,6 +272,29 @@ class Verdict:
 
     outcome: Outcome
     reason: str = ""
+    score: float | None = None  # a user's reward in [0, 1]; None: 1 for right, 0 for wrong, nothing for unknown
+    attempts: int = 1  # how often it was judged; above 1 with verifiers.on_unknown=retry
+
+    def __post_init__(self) -> None:
+        if self.score is not None and (self.outcome is Outcome.UNKNOWN or not 0 <= self.score <= 1):
+            raise ValueError(f"verdict: score {self.score} with outcome {self.outcome}")
+
+    @property
+    def reward(self) -> float | None:
+        """r of the rollout; None where nobody could tell."""
+        if self.outcome is Outcome.UNKNOWN:
+            return None
+        return float(self.outcome is Outcome.RIGHT) if self.score is None else self.score
+
+
+class Stretch(NamedTuple):
+    """From completion token ``start`` on, to the next stretch or the end, every token has this advantage."""
+
+    start: int
+    value: float
+
+
+Advantage = tuple[Stretch, ...]  # the first begins at 0; one stretch: the whole completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,18 +305,17 @@ class TrainSample:
     context_len: int
     behaviour_logprobs: NDArray[np.float32]  # [T - context_len] nats
     versions: NDArray[np.int32]  # [T - context_len]
-    advantage: float
+    advantages: NDArray[np.float32]  # [T - context_len]
     minibatch: int  # which optimiser step of an epoch it belongs to
 
     def __post_init__(self) -> None:
         if not 0 < self.context_len < len(self.tokens):
             raise ValueError(f"train sample: context of {self.context_len} in {len(self.tokens)} tokens leaves nothing to train")
-        if len(self.behaviour_logprobs) != len(self.tokens) - self.context_len or len(self.versions) != len(
-            self.behaviour_logprobs
-        ):
-            raise ValueError("train sample: behaviour_logprobs and versions must match the completion")
-        if not np.isfinite(self.advantage):
-            raise ValueError(f"train sample: advantage is {self.advantage}")
+        for name in ("behaviour_logprobs", "versions", "advantages"):
+            if len(getattr(self, name)) != len(self.tokens) - self.context_len:
+                raise ValueError(f"train sample: {name} must match the completion")
+        if not np.isfinite(self.advantages).all():
+            raise ValueError("train sample: an advantage is not finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

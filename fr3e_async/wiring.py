@@ -25,6 +25,7 @@ from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.learner import LearnerActor
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config, EnginePoolConfig
 from fr3e_async.control.crew import Crew
 from fr3e_async.control.pool import Pool
@@ -154,7 +155,7 @@ class Deployment:
             async with asyncio.TaskGroup() as tasks:
                 learner = tasks.create_task(self._learner(resume_from))
                 generators = [tasks.create_task(self._engine("generator")) for _ in range(config.generators.count)]
-                explorers = [tasks.create_task(self._engine("explorer")) for _ in range(config.explorer_count)]
+                explorers = [tasks.create_task(self._engine("explorer")) for _ in range(explorer_count(config))]
                 verifiers = [tasks.create_task(self._verifier()) for _ in range(config.verifiers.count)]
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
@@ -224,7 +225,7 @@ class Deployment:
                 max_concurrency=CALLS_AT_ONCE,
                 runtime_env={"env_vars": engine_environment(spec)},
             )
-            .remote(spec, self._config.algorithm, self._log(name))
+            .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._config.run.seed, self._log(name))
         )
         await self._started(name, actor.start.remote(), self._config.engine.start_timeout_s, "engine.start_timeout_s")
         return RayEngine(name, actor)
@@ -246,6 +247,8 @@ class Deployment:
             threads=engine.threads,
             prefix_caching=engine.prefix_caching,
             clear_cache_on_update=engine.clear_cache_on_update,
+            entropy=engine.entropy,
+            entropy_top_k=engine.entropy_top_k,
             tensor_parallel=max(pool.gpus, 1),
             seed=seed,
             verbose=self._config.observe.verbose,
@@ -259,7 +262,7 @@ class Deployment:
         actor = (
             ray.remote(VerifierActor)
             .options(num_cpus=pool.cpus, resources=pool.resources, max_concurrency=CALLS_AT_ONCE)
-            .remote(pool, self._model.path, model.revision, model.trust_remote_code, self._log(name))
+            .remote(pool, self._model.path, model.revision, model.trust_remote_code, self._log(name), self._config.reward)
         )
         await self._started(name, actor.start.remote(), self._config.engine.start_timeout_s, "engine.start_timeout_s")
         return RayVerifier(name, actor)
@@ -282,7 +285,7 @@ class Deployment:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
                 runtime_env={"env_vars": rank_environment(spec)},
             )
-            .remote(spec, self._log(f"learner-{rank}"))
+            .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._log(f"learner-{rank}"))
             for rank in range(learner.ranks)
         ]
         host, port = await self._started(

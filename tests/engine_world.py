@@ -82,16 +82,35 @@ class World:
         return out.logits[0, len(request.context) - 1 : -1]
 
     def error(self, request: SampleRequest, completion: Completion) -> float:
-        """Largest difference of log-probs and entropies from transformers, each token under the version it names."""
+        """Largest difference of log-probs and entropies from transformers, each token under the version it names.
+
+        Of both distributions, where the raw one was measured.
+        """
         worst = 0.0
         for version in np.unique(completion.versions):
             mine = completion.versions == version
-            logprobs = sampling_logprobs(self.logits(request, completion, int(version)), request)
-            picked = logprobs.gather(-1, torch.from_numpy(completion.tokens).long()[:, None])[:, 0].numpy()
-            entropies = torch.distributions.Categorical(logits=logprobs).entropy().numpy()
-            worst = max(worst, np.abs(picked - completion.logprobs)[mine].max())
-            worst = max(worst, np.abs(entropies - completion.entropies)[mine].max())
+            for exact, found in self.columns(request, completion, int(version)):
+                worst = max(worst, np.abs(exact - found)[mine].max())
         return worst
+
+    def columns(self, request: SampleRequest, completion: Completion, version: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """[L] pairs of what transformers says under a version's weights and what the completion says."""
+        logits = self.logits(request, completion, version)
+        pairs = list(
+            zip(
+                expected(sampling_logprobs(logits, request), completion), (completion.logprobs, completion.entropies), strict=True
+            )
+        )
+        if completion.raw_logprobs is not None:
+            found = (completion.raw_logprobs, completion.raw_entropies)
+            pairs += zip(expected(logits.log_softmax(-1), completion), found, strict=True)
+        return pairs
+
+
+def expected(logprobs: torch.Tensor, completion: Completion) -> tuple[np.ndarray, np.ndarray]:
+    """([L] log-probs of the completion's tokens, [L] entropies) of [L, V] log-probs."""
+    picked = logprobs.gather(-1, torch.from_numpy(completion.tokens).long()[:, None])[:, 0]
+    return picked.numpy(), torch.distributions.Categorical(logits=logprobs).entropy().numpy()
 
 
 def sampling_logprobs(logits: torch.Tensor, request: SampleRequest) -> torch.Tensor:

@@ -54,7 +54,7 @@ def make_samples(seed: int, *, count: int = 11, version: int = 0) -> list[TrainS
                 context_len=context,
                 behaviour_logprobs=rng.normal(-4.2, 0.4, completion).astype(np.float32),
                 versions=rng.integers(max(0, version - 1), version + 1, completion).astype(np.int32),
-                advantage=float(rng.normal()),
+                advantages=rng.normal(size=completion).astype(np.float32),
                 minibatch=i % 2,
             )
         )
@@ -102,7 +102,7 @@ class PlainLearner:
         return torch.log_softmax(logits[sample.context_len - 1 : -1] / self.spec.temperature, dim=-1)
 
     def _loss(self, sample: TrainSample, prox_model: Any) -> torch.Tensor:
-        config, a = self.spec.loss, sample.advantage
+        config, a = self.spec.loss, torch.from_numpy(sample.advantages)
         targets = torch.from_numpy(sample.tokens[sample.context_len :].astype(np.int64))[:, None]
         log_p = self.log_p(self.model, sample)
         current = log_p.gather(1, targets)[:, 0]
@@ -112,8 +112,8 @@ class PlainLearner:
             weight = torch.exp(prox - behaviour).clamp(max=config.importance_cap)
         ratio = torch.exp(current - prox)
         gain = torch.minimum(ratio * a, torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high) * a)
-        if config.dual_clip and a < 0:
-            gain = torch.clamp(gain, min=config.dual_clip * a)
+        if config.dual_clip:
+            gain = torch.where(a < 0, torch.maximum(gain, config.dual_clip * a), gain)
         kl = torch.exp(prox - current) - (prox - current) - 1
         entropy = -(log_p.exp() * log_p).sum(-1)
         return (-weight * gain + config.kl_coef * kl - config.entropy_coef * entropy).sum()

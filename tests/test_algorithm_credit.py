@@ -1,159 +1,202 @@
-"""Credit: hand-computed groups, an independent oracle on random trees, and invariance to order."""
+"""Values, intervals, alpha and its noise, what a credit may be, and the way from advantages to a batch."""
 
 from __future__ import annotations
 
 import math
-import random
 
+import numpy as np
 import pytest
-from builders import small_config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fr3e_async.algorithm.batching import balanced_shards, minibatch_of
-from fr3e_async.algorithm.strategies import GroupOutcome, make_strategy
-from fr3e_async.algorithm.values import StateValue, alpha, state_values
-from fr3e_async.types import RolloutId
+from fr3e_async.algorithm.batching import advantages_of, balanced_shards, minibatch_of, train_sample
+from fr3e_async.algorithm.strategies import Credit, GroupOutcome, StateCredit
+from fr3e_async.algorithm.strategies.base import STD_FLOOR, centred, no_spread, whole
+from fr3e_async.algorithm.values import StateValue, alpha, state_values, wilson
+from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch, RolloutId, Stretch
 
 
-def outcome(*nodes: list[float | None]) -> GroupOutcome:
-    rewards = {RolloutId("g", j, m): r for j, node in enumerate(nodes) for m, r in enumerate(node)}
-    return GroupOutcome(group="g", trunk=RolloutId("g", 0, 0), rewards=rewards)
+def state(right: float, judged: int) -> StateValue:
+    return StateValue(node=1, right=right, judged=judged)
 
 
-def credit(*nodes, **algorithm):
-    return make_strategy(small_config(algorithm=algorithm).algorithm).credit(outcome(*nodes))
+# ---- values ----
 
 
-def by_place(result) -> dict[tuple[int, int], float]:
-    return {(id.node, id.branch): a for id, a in result.advantages.items()}
-
-
-def test_fr3e_by_hand():
-    # V = 1/2, 3/4, 1/4: alpha_1 = exp(-1/4), alpha_2 = exp(1/2)
-    result = credit([1, 0, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1])
-    got = by_place(result)
-    assert got[0, 0] == pytest.approx(0.5)
-    assert got[1, 3] == pytest.approx(math.exp(-0.25) * -0.75)
-    assert got[2, 3] == pytest.approx(math.exp(0.5) * 0.75)
-    assert len(got) == 12
-
-
-def test_a_state_without_spread_is_dropped_after_alpha_used_it():
-    # State 1 is all right and dropped; state 2's alpha still compares with V(S_1) = 1, not with V(S_0).
-    result = credit([1, 0, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0])
-    got = by_place(result)
-    assert {node for node, _ in got} == {0, 2}
-    assert got[2, 0] == pytest.approx(math.exp(0.75) * 0.75)
-    assert result.dropped_states == 1
-
-
-def test_an_all_right_state_has_value_one():
-    assert credit([1, 0], [1, 1]).values[1].value == 1.0
-
-
-@pytest.mark.parametrize(
-    ("nodes", "reason"),
-    [
-        (([1, 1], [1, 1]), "all_right"),
-        (([0, 0], [0, 0]), "all_wrong"),
-        (([1, 1], [0, 0]), "no_spread"),
-        (([None, None], [None]), "too_few"),
-        (([1, None], [None, None]), "too_few"),
-    ],
-)
-def test_rejection_reasons(nodes, reason):
-    assert credit(*nodes).rejected == reason
-
-
-def test_a_state_without_verdicts_is_no_neighbour():
-    got = by_place(credit([1, 0], [None, None], [1, 0]))
-    assert got[2, 0] == pytest.approx(0.5)  # alpha is 1: V(S_1) is unknown, not 0 and not V(S_0)
-
-
-def test_alpha_off_std_and_shrink():
-    assert by_place(credit([1, 0], [1, 1, 1, 0], alpha=False))[1, 3] == pytest.approx(-0.75)
-    assert by_place(credit([1, 0], std_normalise=True))[0, 0] == pytest.approx(0.5 / (0.5 + 1e-6))
-    close = {0: StateValue(node=0, right=2, judged=4), 1: StateValue(node=1, right=3, judged=4)}
-    assert alpha(close, 1, shrink=True) == 1.0  # a difference of 1/4 is within the standard error of 0.33
-
-
-def test_include_trunk_counts_but_does_not_train_twice():
-    result = credit([1, 0], [0, 0], include_trunk=True)
-    got = by_place(result)
-    assert result.values[1].judged == 3
-    assert result.values[1].value == pytest.approx(1 / 3)
-    assert set(got) == {(0, 0), (0, 1), (1, 0), (1, 1)}
-
-
-def test_flat_strategies():
-    assert by_place(credit([1, 0, 0, 0], strategy="rloo"))[0, 0] == pytest.approx(1.0)
-    assert by_place(credit([1, 0, 0, 0], strategy="rloo"))[0, 1] == pytest.approx(-1 / 3)
-    std = math.sqrt(3 / 16)
-    assert by_place(credit([1, 0, 0, 0], strategy="grpo"))[0, 0] == pytest.approx(0.75 / (std + 1e-6))
-    assert set(by_place(credit([1, 1], strategy="grpo")).values()) == {0.0}
-    assert credit([1, 1], strategy="grpo_pp").rejected == "all_right"
-    assert credit([0, 0], strategy="rloo").rejected == "all_wrong"
-
-
-reward = st.sampled_from([0.0, 1.0, None])
-trees = st.lists(st.lists(reward, min_size=1, max_size=6), min_size=1, max_size=5)
-
-
-def oracle(nodes: list[list[float | None]]) -> dict[tuple[int, int], float]:
-    """FR3E again, by plain loops over the definition."""
-    values = []
-    for node in nodes:
-        known = [r for r in node if r is not None]
-        values.append(sum(known) / len(known) if known else None)
-    advantages = {}
-    for j, node in enumerate(nodes):
-        known = {r for r in node if r is not None}
-        if len(known) < 2:
-            continue
-        factor = 1.0
-        if j > 0 and values[j - 1] is not None:
-            factor = math.exp(-(values[j] - values[j - 1]))
-        for m, r in enumerate(node):
-            if r is not None:
-                advantages[j, m] = factor * (r - values[j])
-    return advantages
-
-
-@given(trees)
-def test_fr3e_agrees_with_the_oracle(nodes):
-    result = credit(*nodes)
-    expected = oracle(nodes)
-    assert by_place(result) == pytest.approx(expected, abs=1e-9)
-    assert bool(result.rejected) == (not expected)
-
-
-@given(trees, st.randoms())
-def test_arrival_order_changes_nothing(nodes, rng: random.Random):
-    whole = outcome(*nodes)
-    items = list(whole.rewards.items())
-    rng.shuffle(items)
-    strategy = make_strategy(small_config().algorithm)
-    shuffled = GroupOutcome(group="g", trunk=whole.trunk, rewards=dict(items))
-    assert strategy.credit(shuffled) == strategy.credit(whole)
-
-
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 40))
 def test_wilson_interval_holds_the_value(right, judged):
     right = min(right, judged)
-    low, high = StateValue(node=0, right=right, judged=judged).interval
+    low, high = state(right, judged).interval
     assert 0 <= low <= right / judged <= high <= 1
+    assert low < high
 
 
 def test_wilson_interval_by_hand():
-    low, high = StateValue(node=0, right=2, judged=4).interval
-    assert (low, high) == pytest.approx((0.15003898915, 0.84996101085), abs=1e-9)
+    # z = 1.96: (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    assert state(2, 4).interval == pytest.approx((0.15003898915, 0.84996101085), abs=1e-9)
+    assert state(0, 4).interval == pytest.approx((0.0, 0.48989083645), abs=1e-9)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(2, 5))
+def test_wilson_interval_narrows_with_more_samples(judged, times):
+    half = judged / 2
+    narrow, wide = wilson(half * times, judged * times), wilson(half, judged)
+    assert narrow[1] - narrow[0] < wide[1] - wide[0]
 
 
 def test_states_without_rewards_have_no_value():
     assert set(state_values({0: [1.0], 1: []})) == {0}
 
 
+@pytest.mark.parametrize(("right", "judged"), [(0, 0), (3, 2), (-1, 2)])
+def test_impossible_values_are_refused(right, judged):
+    with pytest.raises(ValueError, match="judged"):
+        state(right, judged)
+
+
+# ---- alpha ----
+
+
+@pytest.mark.parametrize(
+    ("here", "before", "shrink", "expected"),
+    [
+        ((3, 4), (2, 4), False, math.exp(-0.25)),
+        ((0, 4), (4, 4), False, math.e),
+        ((4, 4), (0, 4), False, 1 / math.e),
+        ((3, 4), (2, 4), True, 1.0),  # 1/4 is within the standard error of 0.33
+        ((0, 4), (4, 4), True, math.e),  # two values without variance: nothing to take off
+        ((3, 4), (0, 4), True, math.exp(-(0.75 - math.sqrt(3 / 64)))),
+        ((0, 4), (3, 4), True, math.exp(0.75 - math.sqrt(3 / 64))),
+    ],
+)
+def test_alpha_by_hand(here, before, shrink, expected):
+    assert alpha(state(*here), state(*before), shrink=shrink) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+def test_alpha_is_one_without_a_value(shrink):
+    assert alpha(None, state(1, 2), shrink=shrink) == alpha(state(1, 2), None, shrink=shrink) == 1.0
+
+
+values = st.builds(lambda judged, part: state(part * judged, judged), st.integers(1, 40), st.floats(0, 1))
+
+
+@settings(deadline=None)
+@given(values, values)
+def test_alpha_is_bounded_and_shrinking_only_brings_it_nearer_to_one(here, before):
+    plain, shrunk = (math.log(alpha(here, before, shrink=s)) for s in (False, True))
+    assert abs(plain) <= 1 + 1e-12
+    assert abs(shrunk) <= abs(plain) + 1e-12
+    assert plain * shrunk >= 0
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(4, 0.38), (8, 0.26), (16, 0.18)])
+def test_noise_of_alpha(samples, expected):
+    """Its standard deviation with no true difference and p = 1/2, summed exactly over both binomials."""
+    chance = [math.comb(samples, k) / 2**samples for k in range(samples + 1)]
+    table = [
+        (chance[k] * chance[n], alpha(state(k, samples), state(n, samples), shrink=False))
+        for k in range(samples + 1)
+        for n in range(samples + 1)
+    ]
+    mean = sum(p * a for p, a in table)
+    assert math.sqrt(sum(p * (a - mean) ** 2 for p, a in table)) == pytest.approx(expected, abs=0.006)
+
+
+# ---- advantages of one state ----
+
+
+def test_centred_by_hand():
+    assert centred([1, 0, 0.5, 0.5], std_normalise=False) == [0.5, -0.5, 0.0, 0.0]
+    assert centred([1, 0], std_normalise=True) == pytest.approx([0.5 / (0.5 + STD_FLOOR), -0.5 / (0.5 + STD_FLOOR)])
+    assert centred([1, 1], std_normalise=True) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason"),
+    [([], "too_few"), ([1], "too_few"), ([1, 1], "all_right"), ([0, 0], "all_wrong"), ([0.3, 0.3], "no_spread"), ([0, 0.1], "")],
+)
+def test_no_spread(rewards, reason):
+    assert no_spread([float(r) for r in rewards]) == reason
+
+
+ID = RolloutId("g", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("advantages", "rejected", "message"),
+    [
+        ({}, "", "either trained or rejected"),
+        ({ID: whole(1.0)}, "all_right", "either trained or rejected"),
+        ({ID: whole(math.nan)}, "", "not finite"),
+        ({ID: (Stretch(0, 1.0), Stretch(3, math.inf))}, "", "not finite"),
+        ({ID: (Stretch(1, 1.0),)}, "", "begin at 0"),
+        ({ID: (Stretch(0, 1.0), Stretch(3, 1.0), Stretch(3, 2.0))}, "", "in order"),
+        ({ID: ()}, "", "begin at 0"),
+    ],
+)
+def test_impossible_credits_are_refused(advantages, rejected, message):
+    with pytest.raises(ValueError, match=message):
+        Credit(advantages=advantages, rejected=rejected)
+
+
+def test_dropped_states_are_counted_by_reason():
+    states = {n: StateCredit(value=None, dropped=why) for n, why in enumerate(["", "all_right", "too_few", "all_right"])}
+    assert Credit(advantages={ID: whole(1.0)}, states=states).dropped_states == {"all_right": 2, "too_few": 1}
+
+
+def test_an_outcome_lists_nodes_without_rewards_and_leaves_out_what_nobody_judged():
+    anchor = Anchor(node=4, parent=0, trunk=1, position=3, score=1.0)
+    rewards = {RolloutId("g", 0, 1): 0.0, ID: 1.0, RolloutId("g", 0, 2): None}
+    nodes = GroupOutcome(group="g", rewards=rewards, anchors={4: anchor}).by_node()
+    assert nodes == {0: {ID: 1.0, RolloutId("g", 0, 1): 0.0}, 4: {}}
+    assert list(nodes[0]) == sorted(nodes[0])
+
+
+# ---- to a batch ----
+
+
+def test_stretches_become_one_number_a_token():
+    advantage = (Stretch(0, 0.5), Stretch(2, -1.0), Stretch(5, 0.25))
+    assert advantages_of(advantage, 6).tolist() == [0.5, 0.5, -1.0, -1.0, -1.0, 0.25]
+    assert advantages_of(whole(2.0), 3).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_stretch_beyond_the_completion_is_refused():
+    with pytest.raises(ValueError, match="token 4 of 4"):
+        advantages_of((Stretch(0, 1.0), Stretch(4, 1.0)), 4)
+
+
+def test_a_train_sample_holds_its_own_row_and_copies():
+    completions = [
+        Completion(
+            tokens=np.full(3 + n, 10 * n, dtype=np.int32),
+            logprobs=np.full(3 + n, -0.5 - n, dtype=np.float32),
+            entropies=np.zeros(3 + n, dtype=np.float32),
+            entropy_errors=np.zeros(3 + n, dtype=np.float32),
+            versions=np.full(3 + n, 7 + n, dtype=np.int32),
+            finish=Finish.STOP,
+        )
+        for n in range(2)
+    ]
+    contexts = [np.asarray([1, 2], dtype=np.int32), np.asarray([3], dtype=np.int32)]
+    batch = RolloutBatch.build(
+        ids=[ID, RolloutId("g", 0, 1)], contexts=contexts, prompt_lens=[2, 1], context_of=[1, 0], completions=completions
+    )
+    sample = train_sample(batch, 1, advantage=(Stretch(0, 1.0), Stretch(3, -1.0)), minibatch=1)
+    assert sample.tokens.tolist() == [1, 2, 10, 10, 10, 10]
+    assert (sample.context_len, sample.minibatch) == (2, 1)
+    assert sample.advantages.tolist() == [1.0, 1.0, 1.0, -1.0]
+    assert sample.behaviour_logprobs.tolist() == [-1.5] * 4
+    assert sample.versions.tolist() == [8] * 4
+    assert not np.shares_memory(sample.behaviour_logprobs, batch.logprobs)
+    assert not np.shares_memory(sample.versions, batch.versions)
+
+
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 500), max_size=40), st.integers(1, 5))
 def test_shards_hold_every_item_once_and_are_balanced(lengths, shards):
     parts = balanced_shards(lengths, shards)

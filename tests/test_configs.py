@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.help import PATH_COLUMNS, WIDTH, knobs, render_help, with_fresh_tables
 from fr3e_async.loader import PACKAGED, LoadedConfig, load_config
 from fr3e_async.memory import memory_estimate, model_shape
@@ -17,7 +19,8 @@ PAPER = [name for name in SHIPPED if name.startswith("paper/qwen")]
 
 
 def load(name: str) -> LoadedConfig:
-    return load_config([f"config={ROOT / 'configs' / name}"])
+    below = f"{ROOT / 'configs' / 'toy.yaml'}," if name.startswith("presets/") else ""  # a preset is laid over a run
+    return load_config([f"config={below}{ROOT / 'configs' / name}"])
 
 
 def test_the_package_ships_the_same_files() -> None:
@@ -39,14 +42,14 @@ def test_toy_runs_fit_two_cores(name: str) -> None:
     config = load(name).config
     check_resources(config, local_resources(config, machine_cpus=2, machine_gpus=0))
     assert local_resources(config, machine_cpus=2, machine_gpus=0)["CPU"] == 2
-    assert config.algorithm.rollouts_per_group * config.flow.groups_per_step == 512
+    assert make_strategy(config.algorithm).plan.rollouts * config.flow.groups_per_step == 512
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_numbers(name: str) -> None:
     config = load(name).config
-    assert config.algorithm.rollouts_per_group == 16
-    assert config.flow.groups_per_step * config.algorithm.rollouts_per_group == 512
+    assert make_strategy(config.algorithm).plan.rollouts == 16
+    assert config.flow.groups_per_step * make_strategy(config.algorithm).plan.rollouts == 512
     assert (config.learner.lr, config.loss.clip_low, config.loss.clip_high) == (1e-6, 0.22, 0.28)
     assert (config.sampling.temperature, config.sampling.filtered, config.learner.optimiser_steps) == (1.0, False, 2)
     assert (config.learner.dtype, config.engine.dtype) == ("bfloat16", "bfloat16")
@@ -61,6 +64,22 @@ def test_the_papers_lengths_and_parallelism() -> None:
     assert (seven.sampling.max_response, large.sampling.max_response) == (16384, 16384)
     assert math.context_length == 4096  # what the model was trained for
     assert (large.learner.zero_stage, large.generators.gpus, large.explorers.gpus) == (3, 4, 4)
+
+
+def test_the_preset_of_the_paper_holds_the_defaults() -> None:
+    preset = yaml.safe_load((ROOT / "configs" / "presets" / "paper.yaml").read_text())
+    given = {f"{section}.{name}": value for section, values in preset.items() for name, value in values.items()}
+    differing = {path: value for path, value in given.items() if value != knobs()[path].default}
+    assert differing == {"algorithm.anchor_rule": "entropy"}, "auto is entropy for fr3e"
+
+
+def test_the_preset_of_the_released_code() -> None:
+    config = load("presets/reference.yaml").config
+    plan = make_strategy(config.algorithm).plan
+    assert (plan.bases, plan.trunks, plan.anchors, plan.branches, plan.rollouts) == (4, 2, 5, 16, 164)
+    assert plan.rule is not None
+    assert plan.rule.name == "surprisal"
+    assert (config.algorithm.train_bases, config.learner.optimiser_steps) == (False, 1)
 
 
 @pytest.mark.parametrize("name", PAPER)

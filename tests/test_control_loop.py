@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -22,7 +23,7 @@ from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
 from fr3e_async.observe.checkpoints import CheckpointStore
 from fr3e_async.observe.metrics import checked
-from fr3e_async.testing import FakeEngineWorker, FakeLearner, FakeVerifier, Faults
+from fr3e_async.testing import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakeVerifier, Faults
 
 
 class Notes:
@@ -31,9 +32,13 @@ class Notes:
     def __init__(self):
         self.steps: dict[int, dict[str, float]] = {}
         self.lines: list[str] = []
+        self.groups: list[dict] = []
 
     def step(self, step, metrics):
         self.steps[step] = checked(metrics)
+
+    def group(self, record):
+        self.groups.append(json.loads(json.dumps(record)))  # what goes into groups.jsonl must be plain
 
     def note(self, text):
         self.lines.append(text)
@@ -42,13 +47,15 @@ class Notes:
 class World:
     """A run of fakes, wired as the real one is."""
 
-    def __init__(self, tmp_path, *, faults=None, resume=None, evaluate=False, prompts=40, strategy="fr3e", **sections):
+    def __init__(
+        self, tmp_path, *, faults=None, resume=None, evaluate=False, prompts=40, strategy="fr3e", rescored=False, **sections
+    ):
         flow = {"groups_per_step": 4, "max_staleness": 1, "lease_s": 1.0} | sections.pop("flow", {})
         run = {"steps": 8, "checkpoint_every": 0} | sections.pop("run", {})
         self.config = small_config(
             flow=flow,
             run=run,
-            algorithm={"anchors": 2, "branches": 2, "bases": 3, "strategy": strategy},
+            algorithm={"anchors": FAKE_ANCHORS, "branches": 2, "bases": 3, "strategy": strategy} | sections.pop("algorithm", {}),
             observe={"heartbeat_s": 0.05},
             **sections,
         )
@@ -58,6 +65,8 @@ class World:
             role: [FakeEngineWorker(f"{role}-{i}", faults=faults.get(role) if i == 0 else None) for i in range(2)]
             for role in ("generator", "explorer")
         }
+        for worker in self.engines["generator"]:
+            worker.rescored = rescored
         self.learner = FakeLearner()
         verifiers = [FakeVerifier("verifier-0", faults=faults.get("verifier"))]
         pools = {role: self.pool(role, members) for role, members in self.engines.items()}
@@ -354,3 +363,42 @@ def test_idle_and_overlap_of_a_timeline_made_by_hand():
     assert measured["idle/learner_fraction"] == pytest.approx(0.6)
     assert measured["overlap/fraction"] == pytest.approx(0.75)
     assert "idle/explorers_fraction" not in measured
+
+
+@pytest.mark.parametrize("trunk", ["random", "all", "one_right_one_wrong"])
+@pytest.mark.parametrize("rescored", [False, True])
+def test_every_way_to_choose_trunks_runs_to_the_end(tmp_path, trunk, rescored):
+    world = World(tmp_path, algorithm={"trunk": trunk}, engine={"entropy": "learner"} if rescored else {}, rescored=rescored)
+    assert world.run() == "finished"
+    assert (world.ledger.version, world.ledger.in_flight, world.ledger.duplicates) == (8, 0, 0)
+    assert (world.learner.rescored > 0) == rescored
+    branched = [record for record in world.notes.groups if len(record["states"]) > 1]
+    assert branched, "no group was branched"
+    if trunk == "all":
+        assert {len(record["states"]) for record in world.notes.groups} == {1 + 3 * FAKE_ANCHORS}
+
+
+def test_vineppo_trains_trunks_in_stretches(tmp_path):
+    world = World(tmp_path, strategy="vineppo")
+    assert world.run() == "finished"
+    rows = [row for batch in world.learner.trained for row in batch]
+    assert {row.payload.ids[row.row][1:] for row in rows} == {(0, 0)}
+    assert {tuple(stretch.start for stretch in row.advantage) for row in rows} == {(0, 1, 2)}
+
+
+def test_every_settled_group_leaves_a_row(tmp_path):
+    world = World(tmp_path)
+    world.run()
+    fates = [record["fate"] for record in world.notes.groups]
+    assert len(fates) == world.ledger.settled
+    row = next(record for record in world.notes.groups if record["fate"] == "trained")
+    assert row["tokens"]["generated"] >= row["tokens"]["trained"] >= row["tokens"]["useful"] > 0
+    assert {"node", "value", "low", "high", "alpha", "dropped"} <= row["states"][0].keys()
+
+
+def test_a_token_budget_sizes_the_groups(tmp_path):
+    world = World(tmp_path, strategy="grpo_pp", budget={"tokens_per_prompt": 60}, run={"steps": 20})
+    world.run()
+    costs = [record["tokens"]["generated"] for record in world.notes.groups]
+    assert sum(costs) / len(costs) == pytest.approx(60, rel=0.1)
+    assert max(record["rollouts"] for record in world.notes.groups) > 8, "fake responses have 6 tokens: 3 bases cost 18"

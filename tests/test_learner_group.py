@@ -38,7 +38,9 @@ def exercise(rank: Any, folder: Path, spec: Any, stage: int) -> dict[str, Any]:
     again.load(folder, f"stage{stage}")
     continued = [r.train(share(make_samples(3, version=2), rank.rank), version=3).metrics for r in (rank, again)]
     ends = [r.export(3) for r in (rank, again)]
-    out: dict[str, Any] = {"reports": reports, "continued": continued}
+    samples = make_samples(9) if rank.rank == 0 else []  # the other one takes part with nothing of its own
+    entropies = rank.entropies([(s.tokens[: s.context_len], s.tokens[s.context_len :]) for s in samples])
+    out: dict[str, Any] = {"reports": reports, "continued": continued, "entropies": entropies}
     if rank.rank == 0:
         out |= {"weights": weights_of(bundle), "ends": [weights_of(end) for end in ends]}
     return out | {"none_elsewhere": bundle is None and ends == [None, None]}
@@ -128,6 +130,16 @@ def test_the_saved_model_loads_in_transformers(folder: Path, results: Any, stage
 
     loaded = AutoModelForCausalLM.from_pretrained(folder / f"hf{stage}", dtype=torch.float32)
     assert largest_difference(dict(loaded.named_parameters()), results[0][stage]["weights"]) == 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_entropies_of_a_rank_alone(results: Any, stage: int) -> None:
+    """Under the weights of version 3, which are the same whatever the stage."""
+    mine, others = results[0][stage]["entropies"], results[1][stage]["entropies"]
+    assert others == []
+    for entropies, reference, sample in zip(mine, results[0][0]["entropies"], make_samples(9), strict=True):
+        assert len(entropies) == len(sample.versions)
+        assert entropies == pytest.approx(reference, abs=1e-3)
 
 
 @pytest.mark.parametrize("stage", [0, 3])

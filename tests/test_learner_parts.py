@@ -32,7 +32,12 @@ def sample(context: list[int], completion: list[int], **fields: object) -> Train
         tokens=np.asarray(context + completion, dtype=np.int32),
         context_len=len(context),
         behaviour_logprobs=np.full(len(completion), -0.5, dtype=np.float32),
-        **{"versions": np.zeros(len(completion), dtype=np.int32), "advantage": 1.5, "minibatch": 0} | fields,  # type: ignore[arg-type]
+        **{  # type: ignore[arg-type]
+            "versions": np.zeros(len(completion), dtype=np.int32),
+            "advantages": np.full(len(completion), 1.5, dtype=np.float32),
+            "minibatch": 0,
+        }
+        | fields,
     )
 
 
@@ -56,11 +61,11 @@ def test_plan_refuses_a_sample_above_the_budget() -> None:
 
 
 def test_collate_gathers_the_places_that_predict_completion_tokens() -> None:
-    batch = collate([sample([7, 8], [5]), sample([9], [6, 4, 3], advantage=-2.0)])
+    batch = collate([sample([7, 8], [5]), sample([9], [6, 4, 3], advantages=np.asarray([-2.0, 0.5, 0.0], dtype=np.float32))])
     assert batch.tokens.tolist() == [[7, 8, 5, 0], [9, 6, 4, 3]]
     assert batch.rows.tolist() == [1, 4, 5, 6]
     assert batch.targets.tolist() == [5, 6, 4, 3]
-    assert batch.advantages.tolist() == [1.5, -2.0, -2.0, -2.0]
+    assert batch.advantages.tolist() == [1.5, -2.0, 0.5, 0.0]
     assert batch.behaviour_logprobs.tolist() == [-0.5] * 4
     assert batch.trainable == 4
 

@@ -88,12 +88,24 @@ def test_report_of_one_on_policy_step(model: Path) -> None:
     assert metrics["train/mismatch_nats"] == pytest.approx(0, abs=1e-5)
     assert metrics["train/ess_fraction"] == pytest.approx(1, abs=1e-6)
     assert metrics["train/kl_nats"] == metrics["train/clip_low_fraction"] == metrics["train/clip_high_fraction"] == 0
-    expected_loss = -sum(s.advantage * (len(s.tokens) - s.context_len) for s in samples) / tokens
+    expected_loss = -sum(float(s.advantages.sum()) for s in samples) / tokens
     assert metrics["train/loss"] == pytest.approx(expected_loss, abs=1e-5)
     assert metrics["lag/versions_mean"] == pytest.approx(ages.mean())
     assert metrics["lag/versions_max"] == ages.max() == 1
     assert 0 < metrics["train/entropy_nats"] <= math.log(64)
     assert 0 <= metrics["train/padding_fraction"] < 0.5
+
+
+def test_entropies_are_those_of_the_whole_vocabulary_and_stay_with_their_row(model: Path) -> None:
+    spec = make_spec(model, micro_batch_tokens=60)  # several passes, in an order of their own
+    rank, plain = start_rank(spec), PlainLearner(spec)
+    rows = [(s.tokens[: s.context_len], s.tokens[s.context_len :]) for s in make_samples(6)]
+    for sample, entropies in zip(make_samples(6), rank.entropies(rows), strict=True):
+        with torch.no_grad():
+            log_p = plain.log_p(plain.model, sample).double()
+        exact = -(log_p.exp() * log_p).sum(-1)
+        assert entropies == pytest.approx(exact.numpy(), abs=1e-4)
+    assert rank.entropies([]) == []
 
 
 def test_a_later_step_clips_on_both_sides(model: Path) -> None:

@@ -69,14 +69,24 @@ def test_logprobs_and_entropies_are_those_of_the_sampled_distribution(worlds, ti
     world = worlds[tied]
     requests = [world.request(5, 6, 7 + i, **settings) for i in range(6)]
     for request, completion in zip(requests, world.sample(*requests), strict=True):
+        assert (completion.raw_logprobs is None) == (settings == {})
         assert world.error(request, completion) < TOLERANCE
+        assert not completion.entropy_errors.any()
 
 
 def test_requests_of_all_kinds_mix_in_one_batch(world):
-    kinds = [{}, {"temperature": 0.0}, {"temperature": 0.5}, {"top_k": 3}]
-    requests = [world.request(9, 8, 7, i, **kind) for i, kind in enumerate(kinds)]
-    for request, completion in zip(requests, world.sample(*requests), strict=True):
+    kinds = [{}, {"temperature": 0.0}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"temperature": 0.9, "top_p": 0.9}]
+    requests = [world.request(9, 8, 7, i, **kinds[i % len(kinds)], max_tokens=4 + 3 * i) for i in range(12)]
+    for i, (request, completion) in enumerate(zip(requests, world.sample(*requests), strict=True)):
+        assert (completion.raw_entropies is None) == (i % len(kinds) < 2)
         assert world.error(request, completion) < TOLERANCE
+
+
+def test_the_two_distributions_differ_where_they_should(world):
+    """Else the comparison of both with transformers could not tell them apart."""
+    (cold,) = world.sample(world.request(9, 8, 7, temperature=0.5))
+    assert np.median(cold.raw_entropies - cold.entropies) > 10 * TOLERANCE
+    assert np.abs(cold.raw_logprobs - cold.logprobs).max() > 10 * TOLERANCE
 
 
 def test_greedy_takes_the_likeliest_token(world):
@@ -272,23 +282,6 @@ def test_a_context_that_is_too_long_is_the_callers_error(world):
     with pytest.raises(ValueError, match="leaves no room in a model length of 160"):
         world.run(world.engine.sample(world.request(*[5] * 160)))
     assert world.run(world.engine.stats()).running == 0
-
-
-def test_columns_of_the_second_model_runner():
-    """Model runner V2 serves on GPUs; its patched function is plain torch and can be called anywhere."""
-    from vllm.v1.worker.gpu.sample import sampler
-
-    from fr3e_async.rollout import entropy_columns
-
-    entropy_columns.install(second_runner=True)
-    entropy_columns.install(second_runner=True)
-    assert entropy_columns.installed(second_runner=True)
-    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0], [5.0, 0.0, 0.0, 0.0]])
-    out = sampler.compute_topk_scores(logits, entropy_columns.COLUMNS - 1, torch.tensor([3, 0]), [0, 1, 2])
-    expected = torch.distributions.Categorical(logits=logits)
-    assert torch.allclose(out.logprobs[:, 0], expected.log_prob(torch.tensor([3, 0])))
-    assert torch.allclose(out.logprobs[:, 1], expected.entropy())
-    assert out.cu_num_generated_tokens == [0, 1, 2]
 
 
 def test_the_death_of_the_core_ends_every_call(worlds):

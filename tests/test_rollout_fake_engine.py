@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -143,3 +144,15 @@ def test_busy_interval_that_still_lasts_is_cut():
     assert meter.take(2.0) == ()
     meter.leave(5.0)
     assert meter.take(9.0) == ((2.0, 5.0),)
+
+
+@pytest.mark.parametrize(("provider", "errors"), [("engine", 0.0), ("topk", 0.1), ("learner", math.log(64) / 2)])
+def test_it_knows_of_entropies_what_its_provider_can_tell(provider, errors):
+    async def main():
+        engine = FakeEngine(replace(SPEC, entropy=provider), FakeBehaviour(mean_length=30))
+        plain, cold = await engine.generate([request(), replace(request("b"), temperature=0.7)])
+        assert plain.entropy_errors == pytest.approx(errors)
+        assert plain.raw_entropies is None
+        assert (cold.raw_entropies is not None) == (provider == "engine")
+
+    asyncio.run(main())

@@ -59,6 +59,7 @@ def test_another_release_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"vLLM 0\.20\.1 is installed; fr3e_async needs vLLM 0\.32\.x"):
         check_installed()
+    assert check_installed("topk") == check_installed("learner") == "0.20.1"  # they do not reach into the sampler
 
 
 def test_the_package_imports_without_vllm_or_ray():

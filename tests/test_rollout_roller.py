@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Sequence
 
 import numpy as np
-from builders import prompt, small_config
+from builders import prompt
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.rollout.port import SampleRequest
 from fr3e_async.rollout.roller import Roller, TokenTexts
@@ -17,7 +18,7 @@ from fr3e_async.types import Completion, Draw, Finish, RolloutId
 
 TOKENIZER = build_tokenizer()
 TEXTS = TokenTexts(TOKENIZER)
-ALGORITHM = small_config(algorithm={"anchors": 3, "min_gap": 2}).algorithm
+RULE = AnchorRule(name="entropy", count=3, min_gap=2)
 
 
 class ScriptedEngine:
@@ -37,14 +38,15 @@ def completion(tokens, entropies=None, finish=Finish.STOP) -> Completion:
         tokens=np.asarray(tokens, dtype=np.int32),
         logprobs=np.full(length, -0.5, dtype=np.float32),
         entropies=np.asarray(entropies if entropies is not None else [0.1] * length, dtype=np.float32),
+        entropy_errors=np.zeros(length, dtype=np.float32),
         versions=np.zeros(length, dtype=np.int32),
         finish=finish,
     )
 
 
-def roller(script) -> tuple[Roller, ScriptedEngine]:
+def roller(script, rule=RULE) -> tuple[Roller, ScriptedEngine]:
     engine = ScriptedEngine(script)
-    return Roller(engine, TEXTS, ALGORITHM, seed=0), engine
+    return Roller(engine, TEXTS, rule, seed=0), engine
 
 
 def ids_of(text: str) -> list[int]:
@@ -66,12 +68,17 @@ def test_anchors_and_entropies_stay_with_their_row_in_any_order(order):
         return completion(ids_of("1) 2+3=5")[:1] * 12, entropies)
 
     ids = [bases(5)[i] for i in order]
-    batch = asyncio.run(roller(script)[0].sample([prompt("q")] * 5, ids, Draw(max_tokens=40), trunk=True))
+    maker, _ = roller(script)
+    in_order = maker.anchors(asyncio.run(maker.sample([prompt("q")] * 5, bases(5), Draw(max_tokens=40), trunk=True)))
+    batch = asyncio.run(maker.sample([prompt("q")] * 5, ids, Draw(max_tokens=40), trunk=True))
     for row, id in enumerate(ids):
         assert batch.ids[row] == id
         assert int(batch.completion(row).entropies.argmax()) == 1 + 2 * id.branch
-    best = max(batch.anchors, key=lambda anchor: anchor.score)
-    assert best.position == 1 + 2 * ids[0].branch
+    anchors = maker.anchors(batch)
+    for branch in range(5):
+        best = max((a for a in anchors if a.trunk == branch), key=lambda anchor: anchor.score)
+        assert best.position == 1 + 2 * branch
+    assert sorted(anchors, key=lambda a: a.node) == list(in_order), "node ids and anchors do not depend on the order"
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=3, max_size=20)
@@ -87,10 +94,12 @@ def test_a_branch_continues_the_parents_ids_even_inside_a_character(text, data):
     maker, engine = roller(lambda id: completion(tokens, entropies))
     trunk = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
     engine.requests.clear()
-    branches = [RolloutId("q@0", anchor.node, m) for anchor in trunk.anchors for m in range(2)]
-    batch = asyncio.run(maker.branch(trunk, branches, Draw(max_tokens=40)))
-    positions = {anchor.node: anchor.position for anchor in trunk.anchors}
-    for row, (request, id) in enumerate(zip(engine.requests, branches, strict=True)):
+    anchors = maker.anchors(trunk)
+    branches = [RolloutId("q@0", anchor.node, m) for anchor in anchors for m in range(2)]
+    batch = asyncio.run(maker.branch(trunk, trunk.ids[0], anchors, branches, Draw(max_tokens=40)))
+    positions = {anchor.node: anchor.position for anchor in anchors}
+    assert sorted(batch.ids) == branches
+    for row, (request, id) in enumerate(zip(engine.requests, batch.ids, strict=True)):
         expected = [*prompt("q").token_ids, *tokens[: positions[id.node]]]
         assert request.context.tolist() == expected == batch.context(row).tolist()
         assert request.max_tokens == 40 - positions[id.node], "prefix + branch must fit the budget of a base"
@@ -101,10 +110,10 @@ def test_an_answer_in_the_prefix_is_part_of_the_response():
     """The released code scores the continuation alone and loses it."""
     spine = ids_of("\\boxed{7}\n1) 2+3=5")
     entropies = [0.0] * (len(spine) - 2) + [3.0, 0.0]
-    maker, _ = roller(lambda id: completion(spine, entropies) if "/0/0" in id else completion(ids_of("3=5")))
-    maker._algorithm = small_config(algorithm={"anchors": 1, "min_gap": 1}).algorithm
+    script = lambda id: completion(spine, entropies) if "/0/0" in id else completion(ids_of("3=5"))  # noqa: E731
+    maker, _ = roller(script, AnchorRule(name="entropy", count=1, min_gap=1))
     trunk = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
-    assert all(a.position < len(ids_of("\\boxed{7}")) for a in trunk.anchors), "no anchor after the answer is complete"
+    assert all(a.position < len(ids_of("\\boxed{7}")) for a in maker.anchors(trunk)), "no anchor after the answer is complete"
     early = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40)))
     assert "\\boxed{7}" in TOKENIZER.decode(early.response(0))
 
@@ -112,7 +121,7 @@ def test_an_answer_in_the_prefix_is_part_of_the_response():
 def test_an_aborted_trunk_has_no_anchors():
     maker, _ = roller(lambda id: completion([5] * 9, finish=Finish.ABORT))
     batch = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
-    assert batch.anchors == ()
+    assert maker.anchors(batch) == ()
     assert batch.note(0).finish is Finish.ABORT
 
 
@@ -121,3 +130,40 @@ def test_rows_of_one_prompt_share_its_context():
     batch = asyncio.run(maker.sample([prompt("a"), prompt("b"), prompt("a")], bases(3), Draw(max_tokens=9)))
     assert len(batch.prompt_lens) == 2
     assert batch.context_of.tolist() == [0, 1, 0]
+
+
+def test_a_batch_of_trunks_branches_each_from_its_own_row():
+    """Several trunks in one batch, in any order: prefixes come from the row that the id names."""
+    spines = {branch: [10 + branch] * 9 for branch in range(3)}
+
+    def script(request_id):
+        _, node, branch = request_id.split("/")
+        return completion(spines[int(branch)] if node == "0" else [5], [0, 0, 0, 1, 0, 0, 0, 0, 0] if node == "0" else None)
+
+    maker, engine = roller(script, AnchorRule(name="entropy", count=1, min_gap=1))
+    ids = [bases(3)[i] for i in (2, 0, 1)]
+    batch = asyncio.run(maker.sample([prompt("q")] * 3, ids, Draw(max_tokens=20), trunk=True))
+    for anchor in maker.anchors(batch):
+        engine.requests.clear()
+        ids = [RolloutId("q@0", anchor.node, 0)]
+        asyncio.run(maker.branch(batch, RolloutId("q@0", 0, anchor.trunk), [anchor], ids, Draw(max_tokens=20)))
+        assert engine.requests[0].context.tolist() == [*prompt("q").token_ids, *spines[anchor.trunk][:3]]
+
+
+def test_the_rule_newline_takes_line_starts_only():
+    tokens = ids_of("1) 2+3=5\n2) 5+1=6\n3) 6*2=12\n\\boxed{12}")
+    maker, _ = roller(lambda id: completion(tokens), AnchorRule(name="newline", count=9, min_gap=1))
+    batch = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=60), trunk=True))
+    starts = [i for i in range(1, len(tokens)) if "\n" in TOKENIZER.decode([tokens[i - 1]])]
+    assert [anchor.position for anchor in maker.anchors(batch)] == starts
+    assert len(starts) == 3
+
+
+def test_a_rule_gives_the_same_anchors_in_every_engine():
+    rule = AnchorRule(name="random", count=3, min_gap=2)
+    chosen = []
+    for _ in range(2):
+        maker, _ = roller(lambda id: completion([5] * 30), rule)
+        batch = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=60), trunk=True))
+        chosen.append(maker.anchors(batch))
+    assert chosen[0] == chosen[1]

@@ -29,7 +29,7 @@ def run_dir(tmp_path: Path) -> SimpleNamespace:
     learner = folder / "learner" / CHECKPOINT_TAG
     learner.mkdir(parents=True)
     Manifest(version=3, ranks=2, zero_stage=1, dtype="float32").write(learner)
-    ledger = LedgerState(version=3, admitted=0, fates={})
+    ledger = LedgerState(version=3, admitted=0, fates={}, budget={})
     stream = PromptStream(PROMPTS, 0).state()
     save_control_state(control_state(ledger=ledger, stream=stream, progress=Progress(), now=1.0), folder)
     store.commit(folder, 3)

@@ -15,7 +15,12 @@ from fr3e_async.verify import answers
     [
         (r"so \boxed{42}.", "42"),
         (r"\boxed{ 42 }", "42"),
-        (r"\boxed{41} or \boxed{42}", "42"),
+        (r"\boxed{41}. Wait, it is \boxed{42}", "42"),
+        (r"\boxed{41} or \boxed{42}", "41, 42"),
+        (r"$\boxed{41}$ and $\boxed{42}$", "41, 42"),
+        (r"\(x = \boxed{1}\), \(y = \boxed{2}\)", "1, 2"),
+        (r"**\boxed{42}**" "\n\n" r"$\boxed{42}$", "42"),
+        (r"\boxed{600}, \boxed{400}", "600, 400"),
         (r"\boxed{\boxed{42}}", "42"),
         (r"\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
@@ -51,15 +56,53 @@ def test_no_closed_box_is_no_answer(response: str) -> None:
     assert answers.final_answer(response) is None
 
 
-def test_a_hundred_thousand_open_boxes_take_no_time() -> None:
+def test_a_hundred_thousand_boxes_take_no_time() -> None:
     assert answers.final_answer("\\boxed{" * 15_000) is None
+    assert answers.final_answer(" ".join(f"\\boxed{{{number}}}" for number in range(15_000))) == ", ".join(
+        map(str, range(15_000 - 16, 15_000))
+    )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "kind", "expected"),
+    [
+        (r"so \boxed{42}.", "full", "42"),
+        (r"<think>\boxed{42}</think> no box", "full", None),
+        ("The answer is 42.", "full", "42"),
+        ("Step 1\nFinal answer: 42", "full", "42"),
+        ("Final answer: 41. I hope it is correct. The answer is 42", "full", "41"),
+        ("some <<6*7=42>>42 ducks\nA: 42", "full", "42"),
+        ("work\n#### 1,200", "full", "1,200"),
+        (r"The answer is $\frac{5}{6}$", "full", r"\frac{5}{6}"),
+        ("The volume of $ABC$ is 120.", "full", None),
+        ("Final Answer: The volume of $ABC$ is 120.", "full", "120"),
+        ("First try [30], second try [45].", "full", "45"),
+        (r"$\sqrt{4} = 2$", "full", r"$\sqrt{4} = 2$"),
+        ("答案是42。", "full", "42"),
+        ("41 42 43 44", "full", "41 42 43 44"),
+        ("I cannot tell, perhaps 42", "full", None),
+        ("I cannot tell, perhaps 42", "raw", "42"),
+        (r"Here is a matrix: $ (1,2) $ of 3 parts", "raw", "3"),
+        ("AZYUK2A", "raw", "AZYUK2A"),
+        (r" x^2 ", "bare", "x^2"),
+        (r"\boxed{x^2}", "bare", "x^2"),
+        ("", "bare", None),
+    ],
+)
+def test_the_answer_of_a_row_of_a_file(prediction: str, kind: answers.Kind, expected: str | None) -> None:
+    assert answers.answer_of(prediction, kind) == expected
+
+
+def test_only_the_gold_of_a_raw_row_is_looked_for() -> None:
+    assert answers.gold_of(r"so $n = \boxed{1,-2}.$", "raw") == "1,-2"
+    assert answers.gold_of("the answer is 3", "bare") == "the answer is 3"
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("42", "42"), (" $42$ ", "42"), ("$$-7$$", "-7"), ("+7", "7"), ("007", "7"), ("0", "0"), ("-0", "0"), ("-0.0", "0"),
-        ("1,234,567", "1234567"), ("1{,}234", "1234"), ("\\$1,200.00", "1200"), ("1\\,200", "1200"), ("42.", "42"), ("−5", "-5"),
+        ("1,234,567", "1234567"), ("1{,}234", "1234"), ("\\$1,200.00", "1200"), ("1\\,200", "1200"), ("42.", "42"), ("−5", "-5"), ("1 234 567", "1234567"), ("32,\\! 349", "32349"), ("- 5", "-5"),
         ("9" * 9000, "9" * 9000),
     ],
 )  # fmt: skip
@@ -74,6 +117,9 @@ def test_plain_integers_are_understood(text: str, expected: str) -> None:
         "x",
         "1,2",
         "1,2345",
+        "32, 349",
+        "4 2",
+        "1 2 3",
         "12,34,567",
         "4.2",
         "42%",

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,10 @@ from fr3e_async.errors import RunFailed
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import process
 from fr3e_async.verify.pool import VerifierPool
+from fr3e_async.verify.tasks import Result
 
-BOMB = r"\boxed{9^{9^9}}"
+# A comparison that takes math-verify for ever. Its policies know some bombs by sight; the machinery is tested with BLUNT below.
+BOMB, BOMB_GOLD = r"\boxed{x^{9^{9^9}}}", "x+1"
 HALF = r"\boxed{\frac{1}{2}}"
 
 
@@ -51,7 +53,7 @@ def test_integers_need_no_process() -> None:
         assert pool.judge(r"so it is \boxed{1,200}", "1200.0") == Verdict(outcome=Outcome.RIGHT, reason="integer")
         assert pool.judge(r"so it is \boxed{1,201}", "1200.0") == Verdict(outcome=Outcome.WRONG, reason="integer")
         assert pool.judge("I do not know", "1200") == Verdict(outcome=Outcome.WRONG, reason="no answer")
-        assert pool._nursery is None
+        assert pool._tasks._nursery is None
 
 
 @pytest.mark.parametrize(
@@ -79,16 +81,105 @@ def test_other_answers_are_wrong(pool: VerifierPool, answer: str, gold: str) -> 
 
 def test_a_bomb_is_unknown_by_its_cpu_limit_and_the_pool_goes_on(pool: VerifierPool) -> None:
     replaced = pool.replaced
-    assert pool.judge(BOMB, "5") == Verdict(outcome=Outcome.UNKNOWN, reason="cpu limit")
+    assert pool.judge(BOMB, BOMB_GOLD) == Verdict(outcome=Outcome.UNKNOWN, reason="cpu limit")
     assert pool.replaced == replaced + 1
-    started = time.monotonic()
     assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
-    assert time.monotonic() - started < 5
+
+
+BLUNT = """
+def equal(response, gold, prompt):
+    while response == "bomb":
+        9**9**9
+    return response == gold
+"""
+
+
+@pytest.fixture
+def blunt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A reward that compares texts, and never comes back from a bomb: what the pool does is then not the judge's doing."""
+    (tmp_path / "blunt.py").write_text(BLUNT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "blunt:equal"
+
+
+def test_a_worker_that_a_limit_ended_is_replaced_within_a_second(blunt: str) -> None:
+    """Until the next verdict; the best of three, since the machine may be busy with other tests."""
+    waits = []
+    with VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=0.3), blunt) as pool:
+        assert pool.judge("a", "a").outcome is Outcome.RIGHT
+        for replaced in (1, 2, 3):
+            assert pool.judge("bomb", "a").reason == "cpu limit"
+            assert pool.replaced == replaced
+            started = time.monotonic()
+            assert pool.judge("a", "a").outcome is Outcome.RIGHT
+            waits.append(time.monotonic() - started)
+    assert min(waits) < 1.0
+
+
+def test_with_retry_what_a_limit_ended_is_judged_once_more(blunt: str) -> None:
+    with VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=0.3, on_unknown="retry"), blunt) as pool:
+        verdicts = asyncio.run(pool.judge_many([("a", "a"), ("bomb", "a"), ("bomb", "b"), ("b", "a"), ("a", "b")]))
+        assert [verdict.outcome.value for verdict in verdicts] == ["right", "unknown", "unknown", "wrong", "wrong"]
+        assert [verdict.attempts for verdict in verdicts] == [1, 2, 2, 1, 1]
+        assert pool.replaced == 4
+
+
+def test_without_retry_it_is_not(blunt: str) -> None:
+    with VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=0.3, on_unknown="zero"), blunt) as pool:
+        assert pool.judge("bomb", "a") == Verdict(outcome=Outcome.UNKNOWN, reason="cpu limit", attempts=1)
+        assert pool.replaced == 1
+
+
+def test_what_is_no_limits_doing_is_not_tried_again() -> None:
+    with VerifierPool(VerifierPoolConfig(workers=1, on_unknown="retry")) as pool:
+        verdict = pool.judge(r"\boxed{x^2}", "是")
+    assert (verdict.outcome, verdict.attempts) == (Outcome.UNKNOWN, 1)
+
+
+def test_a_batch_goes_on_behind_an_answer_that_ends_its_worker(blunt: str) -> None:
+    """One worker gets eight questions at once; those behind a bomb are put to the next one, in order."""
+    bombs = (0, 10, 11, 30)
+    items = [("bomb" if i in bombs else f"{i}", f"{i + i % 2}") for i in range(40)]
+    with VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=0.2), blunt) as pool:
+        verdicts = asyncio.run(pool.judge_many(items))
+        assert pool.replaced == len(bombs)
+    expected = ["unknown" if i in bombs else "right" if i % 2 == 0 else "wrong" for i in range(40)]
+    assert [verdict.outcome.value for verdict in verdicts] == expected
+
+
+def test_equal_answers_to_one_gold_are_judged_once(pool: VerifierPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[process.Task] = []
+    submit = pool._tasks.submit
+
+    def overheard(tasks: Sequence[process.Task]) -> Future[list[Result]]:
+        asked.extend(tasks)
+        return submit(tasks)
+
+    monkeypatch.setattr(pool._tasks, "submit", overheard)
+    items = [(HALF, "0.5"), (f"so {HALF}", "$0.5$"), (HALF, "0.75"), (r"\boxed{$\frac{1}{2}$}", "0.5")]
+    verdicts = asyncio.run(pool.judge_many(items))
+    assert [verdict.outcome.value for verdict in verdicts] == ["right", "right", "wrong", "right"]
+    assert sorted(asked) == [(r"\frac{1}{2}", "0.5"), (r"\frac{1}{2}", "0.75")]
+
+
+def test_an_answer_alone_is_judged_like_one_in_a_box(pool: VerifierPool) -> None:
+    assert pool.judge_answer("$0.5$", r"\frac12").outcome is Outcome.RIGHT
+    assert pool.judge_answer("5", "5") == Verdict(outcome=Outcome.RIGHT, reason="integer")
+    assert pool.judge_answer("0.6", r"\frac12").outcome is Outcome.WRONG
+
+
+def test_workers_that_cannot_live_are_reported_and_not_made_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(*_: object, **__: object) -> list[process.Reply]:
+        raise process.WorkerGone
+
+    monkeypatch.setattr(process.Worker, "ask", dead)
+    with VerifierPool(VerifierPoolConfig(workers=1)) as pool, pytest.raises(RunFailed, match=r"verifiers\.memory_gib"):
+        pool.judge(HALF, "0.5")
 
 
 def test_a_gold_that_is_no_mathematics_makes_other_texts_unknown(pool: VerifierPool) -> None:
-    assert pool.judge(r"\boxed{1,2}", "1或2") == Verdict(outcome=Outcome.UNKNOWN, reason="gold is not mathematics")
-    assert pool.judge(r"\boxed{1或2}", "1或2").outcome is Outcome.RIGHT
+    assert pool.judge(r"\boxed{x^2}", "是").outcome is Outcome.UNKNOWN
+    assert pool.judge(r"\boxed{是}", "是").outcome is Outcome.RIGHT
 
 
 @pytest.mark.slow
@@ -103,7 +194,7 @@ def test_memory_beyond_the_limit_is_unknown() -> None:
 def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
     with VerifierPool(VerifierPoolConfig(workers=1, wall_limit_s=1.0)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
-        worker = pool._free.queue[0]
+        worker = pool._tasks._free.queue[0]
         assert worker is not None
         os.kill(worker.pid, signal.SIGSTOP)
         assert pool.judge(HALF, "0.5") == Verdict(outcome=Outcome.UNKNOWN, reason="wall limit")
@@ -114,7 +205,7 @@ def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
 def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
     with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
-        worker = pool._free.queue[0]
+        worker = pool._tasks._free.queue[0]
         assert worker is not None
         os.kill(worker.pid, signal.SIGKILL)
         wait_until(lambda: not running(worker.pid))
@@ -125,7 +216,7 @@ def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
 def test_a_killed_nursery_is_replaced() -> None:
     with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
-        worker, nursery = pool._free.queue[0], pool._nursery
+        worker, nursery = pool._tasks._free.queue[0], pool._tasks._nursery
         assert worker is not None
         assert nursery is not None
         nursery._process.kill()
@@ -151,7 +242,7 @@ def test_judge_many_keeps_the_order_and_the_event_loop_free(pool: VerifierPool) 
                 ticks += 1
 
         ticker = asyncio.create_task(tick())
-        verdicts = await pool.judge_many([(BOMB, "5"), (r"\boxed{3}", "3"), (HALF, "0.5"), ("", "1"), (HALF, "0.75")])
+        verdicts = await pool.judge_many([(BOMB, BOMB_GOLD), (r"\boxed{3}", "3"), (HALF, "0.5"), ("", "1"), (HALF, "0.75")])
         ticker.cancel()
         return verdicts, ticks
 
@@ -165,7 +256,7 @@ def test_processes_hold_none_of_the_parents_files() -> None:
         held.set_inheritable(True)
         with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
             pool.judge(HALF, "0.5")
-            worker, nursery = pool._free.queue[0], pool._nursery
+            worker, nursery = pool._tasks._free.queue[0], pool._tasks._nursery
             assert worker is not None
             assert nursery is not None
             mine = os.readlink(f"/proc/self/fd/{held.fileno()}")
@@ -180,7 +271,7 @@ def test_closing_ends_all_processes_and_later_use_is_an_error() -> None:
     pool = VerifierPool(VerifierPoolConfig(workers=1))
     pool.warm()
     pool.judge(HALF, "0.5")
-    worker, nursery = pool._free.queue[0], pool._nursery
+    worker, nursery = pool._tasks._free.queue[0], pool._tasks._nursery
     assert worker is not None
     assert nursery is not None
     pool.close()
@@ -197,8 +288,8 @@ from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.verify.pool import VerifierPool
 pool = VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=600, wall_limit_s=600))
 pool.judge(r"\\boxed{\\frac12}", "0.5")
-print(json.dumps([pool._nursery._process.pid, pool._free.queue[0].pid]), flush=True)
-pool.judge(r"\\boxed{9^{9^9}}", "5")
+print(json.dumps([pool._tasks._nursery._process.pid, pool._tasks._free.queue[0].pid]), flush=True)
+pool.judge(r"\\boxed{x^{9^{9^9}}}", "x+1")
 """
 
 

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
-from fr3e_async.config import AlgorithmConfig
+from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.control.ports import Delivery
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.rollout import Engine, EngineDead, EngineSpec, EngineStats, start_engine
 from fr3e_async.rollout.roller import Roller, TokenTexts
-from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBundle
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBundle
 
 T = TypeVar("T")
 
@@ -20,9 +20,11 @@ T = TypeVar("T")
 class EngineActor:
     """Async actor: many calls run at once on one engine. A dead engine core ends the process, so that Ray sees a corpse."""
 
-    def __init__(self, spec: EngineSpec, algorithm: AlgorithmConfig, log_path: str) -> None:
+    def __init__(self, spec: EngineSpec, rule: AnchorRule | None, seed: int, log_path: str) -> None:
+        """``rule`` and ``seed``: how anchors are picked, the same in every engine; None: never."""
         redirect_output(log_path)
-        self._spec, self._algorithm = spec, algorithm
+        self._spec, self._rule, self._seed = spec, rule, seed
+        self._rescored = rule is not None and rule.needs_entropies and spec.entropy == "learner"
         self._engine: Engine | None = None
         self._roller: Roller | None = None
 
@@ -34,18 +36,21 @@ class EngineActor:
         tokenizer = AutoTokenizer.from_pretrained(
             self._spec.model, revision=self._spec.revision or None, trust_remote_code=self._spec.trust_remote_code
         )
-        self._roller = Roller(self._engine, TokenTexts(tokenizer), self._algorithm, seed=self._spec.seed)
+        self._roller = Roller(self._engine, TokenTexts(tokenizer), self._rule, seed=self._seed)
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool
     ) -> tuple[Delivery, RolloutBatch]:
         assert self._roller is not None
         batch = await _or_die(self._roller.sample(prompts, ids, draw, trunk=trunk))
-        return Delivery(notes=_notes(batch), anchors=batch.anchors if trunk else None), batch
+        anchors = self._roller.anchors(batch) if trunk and not self._rescored else None
+        return Delivery(notes=_notes(batch), anchors=anchors), batch
 
-    async def branch(self, trunk: RolloutBatch, ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, RolloutBatch]:
+    async def branch(
+        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> tuple[Delivery, RolloutBatch]:
         assert self._roller is not None
-        batch = await _or_die(self._roller.branch(trunk, ids, draw))
+        batch = await _or_die(self._roller.branch(payload, trunk, anchors, ids, draw))
         return Delivery(notes=_notes(batch)), batch
 
     async def load_weights(self, bundle: WeightBundle) -> WeightAck:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import ray
 
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, with_entropies
 from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.observe.logs import redirect_output
-from fr3e_async.types import StepReport, WeightBundle
+from fr3e_async.types import Advantage, Anchor, RolloutId, StepReport, WeightBundle
 
 CHECKPOINT_TAG = "state"  # one tag a folder: versions are told apart by the folders that hold whole checkpoints
 
@@ -21,15 +22,16 @@ class Pick(NamedTuple):
 
     payload: int
     row: int
-    advantage: float
+    advantage: Advantage
     minibatch: int
 
 
 class LearnerActor:
     """One data-parallel rank. The group is the unit of restart: a rank that dies takes the others with it."""
 
-    def __init__(self, spec: LearnerSpec, log_path: str) -> None:
+    def __init__(self, spec: LearnerSpec, rule: AnchorRule | None, log_path: str) -> None:
         redirect_output(log_path)
+        self._rule, self._seed = rule, spec.seed
         from fr3e_async.learner.rank import LearnerRank
 
         self._rank = LearnerRank(spec)
@@ -47,6 +49,17 @@ class LearnerActor:
         batches = ray.get(list(payloads))
         samples = [train_sample(batches[p.payload], p.row, advantage=p.advantage, minibatch=p.minibatch) for p in picks]
         return self._rank.train(samples, version=version)
+
+    def rescore(self, payloads: Sequence[ray.ObjectRef], trunks: Sequence[tuple[int, RolloutId]]) -> list[tuple[Anchor, ...]]:
+        """The anchors of each trunk (payload index, id), by the entropies of the weights as they are."""
+        batches = ray.get(list(payloads))
+        rows = [(batches[place], batches[place].row_of(id)) for place, id in trunks]
+        entropies = self._rank.entropies([(batch.context(row), batch.completion(row).tokens) for batch, row in rows])
+        assert self._rule is not None
+        return [
+            anchors_of_row(self._rule, with_entropies(batch.completion(row), exact), batch, row, seed=self._seed)
+            for (batch, row), exact in zip(rows, entropies, strict=True)
+        ]
 
     def export(self, version: int) -> tuple[bool, WeightBundle | None]:
         """(done, bundle): the first is for waiting, the second stays in the object store."""

@@ -22,10 +22,10 @@ from ray.exceptions import (
 from fr3e_async.actors.learner import Pick
 from fr3e_async.algorithm.batching import balanced_shards
 from fr3e_async.control.pool import TaskLost
-from fr3e_async.control.ports import Delivery, Payload, TrainRow, WorkerLost
+from fr3e_async.control.ports import Delivery, Payload, TrainRow, Trunk, WorkerLost
 from fr3e_async.errors import RunFailed
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck
 
 T = TypeVar("T")
 
@@ -73,9 +73,12 @@ class RayEngine:
         delivery, payload = self.actor.sample.options(num_returns=2).remote(list(prompts), list(ids), draw, trunk)
         return await reach(self.name, delivery), payload
 
-    async def branch(self, trunk: Payload, ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
-        delivery, payload = self.actor.branch.options(num_returns=2).remote(trunk, list(ids), draw)
-        return await reach(self.name, delivery), payload
+    async def branch(
+        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> tuple[Delivery, Payload]:
+        call = self.actor.branch.options(num_returns=2)
+        delivery, branches = call.remote(payload, trunk, tuple(anchors), list(ids), draw)
+        return await reach(self.name, delivery), branches
 
     async def load_weights(self, weights: Payload) -> WeightAck:
         """An engine that refuses the weights is as good as lost: it would go on serving an older version."""
@@ -97,8 +100,9 @@ class RayVerifier:
     def __init__(self, name: str, actor: Any) -> None:
         self.name, self.actor = name, actor
 
-    async def judge(self, payload: Payload, rows: Sequence[int], golds: Sequence[str]) -> list[Verdict]:
-        return await reach(self.name, self.actor.judge.remote(payload, list(rows), list(golds)))
+    async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
+        golds, texts = [p.gold for p in prompts], [p.text for p in prompts]
+        return await reach(self.name, self.actor.judge.remote(payload, list(rows), golds, texts))
 
     async def close(self) -> None:
         ray.kill(self.actor)
@@ -118,6 +122,17 @@ class RayLearner:
             calls.append(rank.train.remote(payloads, picks, version))
         reports = await self._together(calls)
         return reports[0]
+
+    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
+        shards = balanced_shards([trunk.length for trunk in trunks], len(self._ranks))
+        calls = []
+        for rank, shard in zip(self._ranks, shards, strict=True):
+            payloads, places = _distinct([trunks[i].payload for i in shard])
+            calls.append(rank.rescore.remote(payloads, [(place, trunks[i].id) for place, i in zip(places, shard, strict=True)]))
+        chosen: dict[int, tuple[Anchor, ...]] = {}
+        for shard, anchors in zip(shards, await self._together(calls), strict=True):
+            chosen |= dict(zip(shard, anchors, strict=True))
+        return [chosen[i] for i in range(len(trunks))]
 
     async def export(self, version: int) -> Payload:
         calls = [rank.export.options(num_returns=2).remote(version) for rank in self._ranks]
@@ -145,9 +160,12 @@ class RayLearner:
 
 def _picks(rows: Sequence[TrainRow]) -> tuple[list[Payload], list[Pick]]:
     """The distinct payloads of a shard and where each row lies in them."""
+    payloads, places = _distinct([row.payload for row in rows])
+    return payloads, [Pick(place, row.row, row.advantage, row.minibatch) for place, row in zip(places, rows, strict=True)]
+
+
+def _distinct(payloads: Sequence[Payload]) -> tuple[list[Payload], list[int]]:
+    """Each payload once, and which one stands at each place."""
     index: dict[Payload, int] = {}
-    picks = []
-    for row in rows:
-        place = index.setdefault(row.payload, len(index))
-        picks.append(Pick(place, row.row, row.advantage, row.minibatch))
-    return list(index), picks
+    places = [index.setdefault(payload, len(index)) for payload in payloads]
+    return list(index), places

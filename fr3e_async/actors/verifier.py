@@ -1,4 +1,4 @@
-"""A verifier as a Ray actor: decodes responses and forwards them to killable math-verify processes."""
+"""A verifier as a Ray actor: decodes responses and forwards them to killable processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from fr3e_async.types import RolloutBatch, Verdict
 class VerifierActor:
     """Async actor: judging waits on worker processes, so many payloads are in hand at once."""
 
-    def __init__(self, config: VerifierPoolConfig, model: str, revision: str, trust_remote_code: bool, log_path: str) -> None:
+    def __init__(
+        self,
+        config: VerifierPoolConfig,
+        model: str,
+        revision: str,
+        trust_remote_code: bool,
+        log_path: str,
+        reward: str = "math",
+    ) -> None:
         redirect_output(log_path)
-        self._config = config
+        self._config, self._reward = config, reward
         self._source = (model, revision or None, trust_remote_code)
 
     async def start(self) -> None:
@@ -24,14 +32,22 @@ class VerifierActor:
 
         model, revision, trust = self._source
         self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
-        self._pool = VerifierPool(self._config)
-        if not self._config.exact_integers:
-            self._pool.warm()  # every answer will need math-verify: load it while the engines start
+        self._pool = VerifierPool(self._config, self._reward)
+        if self._reward != "math" or not self._config.exact_integers:
+            self._pool.warm()  # every response will need a process: load what it needs while the engines start
 
-    async def judge(self, batch: RolloutBatch, rows: Sequence[int], golds: Sequence[str]) -> list[Verdict]:
-        """Decoding is for judging only: the text never goes back to an engine or the learner."""
+    async def judge(
+        self, batch: RolloutBatch, rows: Sequence[int], golds: Sequence[str], prompts: Sequence[str] = ()
+    ) -> list[Verdict]:
+        """Verdicts in the order of ``rows``. ``prompts``: the problems' texts, one a row, for a user's reward; none: all empty.
+
+        Decoding is for judging only: the text never goes back to an engine or the learner.
+        """
+        from fr3e_async.verify.pool import Question
+
         responses = [self._tokenizer.decode(batch.response(row), skip_special_tokens=True) for row in rows]
-        return await self._pool.judge_many(list(zip(responses, golds, strict=True)))
+        texts = zip(responses, golds, prompts or [""] * len(rows), strict=True)
+        return await self._pool.judge_many(Question(*text) for text in texts)
 
     async def close(self) -> None:
         self._pool.close()

@@ -6,71 +6,128 @@ Refuses to know text and tokenizers: the caller says which positions hold specia
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.config import AlgorithmConfig
-from fr3e_async.types import Anchor
+from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch
 
 
-def eligible_positions(
-    length: int, *, max_response: int, special: NDArray[np.bool_], answer_end: int | None
-) -> NDArray[np.int64]:
-    """Positions of a completion that may become anchors.
+def eligible_places(
+    length: int,
+    *,
+    max_response: int,
+    special: NDArray[np.bool_],  # [L] True at special and end tokens
+    answer_end: int | None,  # first token after the complete answer
+) -> NDArray[np.bool_]:
+    """[L] True where a token of a completion may become an anchor.
 
     Not the first token (that state is the prompt itself), no special or end token, none after the answer is complete,
     and at least one token of budget left: ``position < max_response``.
     """
-    stop = min(length, max_response, length if answer_end is None else answer_end)
-    positions = np.arange(1, max(stop, 1))
-    return positions[~special[positions]]
+    places = ~special
+    places[:1] = False
+    places[min(length, max_response, length if answer_end is None else answer_end) :] = False
+    return places
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorRule:
+    """How anchors are ranked. ``name`` is a rule by name: "auto" is resolved by the strategy before it comes here."""
+
+    name: str
+    count: int  # K
+    min_gap: int  # tokens
+    raw: bool = False  # rank by the distribution at temperature 1 instead of the one that was sampled
+
+    @property
+    def needs_entropies(self) -> bool:
+        return self.name == "entropy"
+
+    @classmethod
+    def of(cls, config: AlgorithmConfig, default: str) -> AnchorRule:
+        """``default``: what "auto" stands for."""
+        name = default if config.anchor_rule == "auto" else config.anchor_rule
+        return cls(name=name, count=config.anchors, min_gap=config.min_gap, raw=config.entropy_of == "raw")
 
 
 def select_anchors(
-    config: AlgorithmConfig,
+    rule: AnchorRule,
     *,
-    entropies: NDArray[np.float32],  # [L] nats
-    logprobs: NDArray[np.float32],  # [L] nats
-    special: NDArray[np.bool_],  # [L] True at special and end tokens
-    after_newline: NDArray[np.bool_],  # [L] True where the token before ends a line
-    answer_end: int | None,
-    max_response: int,
+    trunk: int,
+    completion: Completion,
+    eligible: NDArray[np.bool_],
     seed: Sequence[int],
 ) -> tuple[Anchor, ...]:
-    """At most K anchors, sorted by position; fewer where fewer positions are eligible, none if there is none.
+    """At most K anchors, sorted by position; fewer where fewer places are eligible, none if there is none.
 
     Ranked by the rule's score, highest first, ties to the earlier position; a position closer than ``min_gap`` to one
     already taken is passed over.
+
+    Args:
+        trunk: branch index of the base that ``completion`` is.
+        eligible: [L] from ``eligible_places``; for the rule "newline" also true only where a line begins.
+        seed: of the rule "random".
     """
-    positions = eligible_positions(len(entropies), max_response=max_response, special=special, answer_end=answer_end)
-    if config.anchor_rule == "newline":
-        positions = positions[after_newline[positions]]
-    scores = _scores(config, positions, entropies=entropies, logprobs=logprobs, seed=seed)
-    chosen = _take_apart(positions, scores, count=config.anchors, min_gap=config.min_gap)
+    positions = np.flatnonzero(eligible)
+    scores, errors = _scores(rule, positions, completion, seed)
+    chosen = _take_apart(positions, scores, count=rule.count, min_gap=rule.min_gap)
+    certain = not errors.any() or _certain(rule, positions, scores - errors, scores + errors, chosen)
+    first = trunk * rule.count
     return tuple(
-        Anchor(node=node, position=int(positions[i]), score=float(scores[i]))
-        for node, i in enumerate(sorted(chosen, key=lambda i: positions[i]), start=1)
+        Anchor(
+            node=first + j,
+            parent=first + j - 1 if j > 1 else 0,
+            trunk=trunk,
+            position=int(positions[i]),
+            score=float(scores[i]),
+            certain=certain,
+        )
+        for j, i in enumerate(sorted(chosen), start=1)
     )
 
 
+def anchors_of_row(rule: AnchorRule, completion: Completion, batch: RolloutBatch, row: int, *, seed: int) -> tuple[Anchor, ...]:
+    """The anchors of a trunk that lies in a batch. ``seed``: of the run; the same trunk gets the same anchors anywhere."""
+    if completion.finish is Finish.ABORT:
+        return ()
+    assert batch.eligible is not None, "not a batch of trunks"
+    id = batch.ids[row]
+    eligible = batch.eligible[batch.span(row)]
+    return select_anchors(
+        rule, trunk=id.branch, completion=completion, eligible=eligible, seed=(seed, id.branch, *id.group.encode())
+    )
+
+
+def with_entropies(completion: Completion, entropies: NDArray[np.float32]) -> Completion:
+    """The completion with exact entropies from elsewhere (engine.entropy: learner)."""
+    return replace(completion, entropies=entropies, entropy_errors=np.zeros_like(entropies))
+
+
 def _scores(
-    config: AlgorithmConfig,
-    positions: NDArray[np.int64],
-    *,
-    entropies: NDArray[np.float32],
-    logprobs: NDArray[np.float32],
-    seed: Sequence[int],
-) -> NDArray[np.float64]:
-    match config.anchor_rule:
+    rule: AnchorRule, positions: NDArray[np.int64], completion: Completion, seed: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[P] scores of the eligible positions, and how far each may be off."""
+    exact = np.zeros(len(positions))
+    raw = rule.raw and completion.raw_entropies is not None
+    match rule.name:
         case "entropy":
-            return entropies[positions].astype(np.float64)
+            entropies = completion.raw_entropies if raw else completion.entropies
+            assert entropies is not None
+            errors = completion.entropy_errors[positions].astype(np.float64)
+            return entropies[positions].astype(np.float64), errors
         case "surprisal":
-            return -logprobs[positions].astype(np.float64)
+            logprobs = completion.raw_logprobs if raw else completion.logprobs
+            assert logprobs is not None
+            return -logprobs[positions].astype(np.float64), exact
         case "random":
-            return np.random.default_rng(list(seed)).random(len(positions))
+            return np.random.default_rng(list(seed)).random(len(positions)), exact
         case "uniform" | "newline":
-            return _spread(len(positions), config.anchors)
+            return _spread(len(positions), rule.count), exact
+        case name:
+            raise ValueError(f"unknown anchor rule {name!r}")
 
 
 def _spread(count: int, parts: int) -> NDArray[np.float64]:
@@ -89,3 +146,21 @@ def _take_apart(positions: NDArray[np.int64], scores: NDArray[np.float64], *, co
         if all(abs(int(positions[i]) - int(positions[j])) >= min_gap for j in chosen):
             chosen.append(int(i))
     return chosen
+
+
+def _certain(
+    rule: AnchorRule, positions: NDArray[np.int64], low: NDArray[np.float64], high: NDArray[np.float64], chosen: list[int]
+) -> bool:
+    """True if the same anchors are chosen whatever the scores are within [low, high].
+
+    Each position q that was left out must lose for certain: to a chosen one within ``min_gap`` of it, or, if there are K
+    chosen ones, to all of them. Then the greedy choice can never take a q first: while the chosen one that beats it is
+    still free it is preferred (chosen ones do not block each other), and once that one is taken q is blocked, or the
+    choice is complete.
+    """
+    worst = min((low[i] for i in chosen), default=-np.inf) if len(chosen) == rule.count else -np.inf
+    for q in set(range(len(positions))) - set(chosen):
+        blockers = [low[i] for i in chosen if abs(int(positions[i]) - int(positions[q])) < rule.min_gap]
+        if not (worst > high[q] or max(blockers, default=-np.inf) > high[q]):
+            return False
+    return True

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fr3e_async.types import RolloutBatch, TrainSample
+from fr3e_async.types import Advantage, RolloutBatch, TrainSample
 
 
 def minibatch_of(group_index: int, *, groups: int, minibatches: int) -> int:
@@ -29,7 +30,18 @@ def balanced_shards(lengths: Sequence[int], shards: int) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
-def train_sample(batch: RolloutBatch, row: int, *, advantage: float, minibatch: int) -> TrainSample:
+def advantages_of(advantage: Advantage, length: int) -> NDArray[np.float32]:
+    """[length] each token's advantage. Raises ``ValueError`` if a stretch begins beyond the completion."""
+    if advantage[-1].start >= length:
+        raise ValueError(f"a stretch begins at token {advantage[-1].start} of {length}")
+    ends = [*(stretch.start for stretch in advantage[1:]), length]
+    return np.repeat(
+        np.asarray([stretch.value for stretch in advantage], dtype=np.float32),
+        [end - stretch.start for stretch, end in zip(advantage, ends, strict=True)],
+    )
+
+
+def train_sample(batch: RolloutBatch, row: int, *, advantage: Advantage, minibatch: int) -> TrainSample:
     """Row ``row`` with everything the loss needs. Copies: arrays from the object store are read-only."""
     context, completion = batch.context(row), batch.completion(row)
     return TrainSample(
@@ -37,6 +49,6 @@ def train_sample(batch: RolloutBatch, row: int, *, advantage: float, minibatch: 
         context_len=len(context),
         behaviour_logprobs=completion.logprobs.copy(),
         versions=completion.versions.copy(),
-        advantage=advantage,
+        advantages=advantages_of(advantage, len(completion)),
         minibatch=minibatch,
     )

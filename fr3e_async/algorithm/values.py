@@ -1,6 +1,6 @@
 """State values from verified rewards, their intervals, and the factor alpha between neighbouring states. Pure.
 
-Sources: ALGORITHM in docs/algorithm.md; paper section 3.2 (V, alpha). Everything is keyed by node, never by row order.
+Source: paper section 3.2 (V, alpha); docs/fr3e.md. Everything is keyed by node, never by row order.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def wilson(right: float, total: float, *, z: float = Z_95) -> tuple[float, float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateValue:
-    """What is known of one state: how many of its continuations were judged, and how many were right."""
+    """What is known of one state: how many of its continuations were judged, and the sum of their rewards."""
 
     node: int
-    right: float
+    right: float  # Σ r, each in [0, 1]
     judged: int
 
     def __post_init__(self) -> None:
@@ -41,12 +41,12 @@ class StateValue:
 
     @property
     def variance(self) -> float:
-        """Variance of V's estimate under a binomial model: V(1 - V) / n."""
+        """Variance of V's estimate under a binomial model, V(1 - V) / n: for graded rewards an upper bound."""
         return self.value * (1 - self.value) / self.judged
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of V."""
+        """Wilson 95 % interval of V; for graded rewards wider than it need be."""
         return wilson(self.right, self.judged)
 
 
@@ -59,14 +59,13 @@ def state_values(rewards_by_node: Mapping[int, Sequence[float]]) -> dict[int, St
     }
 
 
-def alpha(values: Mapping[int, StateValue], node: int, *, shrink: bool) -> float:
-    """exp(-(V(S_j) - V(S_j-1))) between *true* neighbours j-1 and j; 1 for the prompt or where a neighbour has no value.
+def alpha(here: StateValue | None, before: StateValue | None, *, shrink: bool) -> float:
+    """exp(-(V(S_j) - V(S_j-1))) between a state and its *true* parent; 1 where one of them has no value.
 
     With ``shrink`` the difference is pulled towards 0 by its standard error (soft threshold), against the noise of
     small M: with no true difference and V = 0.5, alpha's standard deviation is 0.38 at M = 4.
     """
-    here, before = values.get(node), values.get(node - 1)
-    if node == 0 or here is None or before is None:
+    if here is None or before is None:
         return 1.0
     difference = here.value - before.value
     if shrink:

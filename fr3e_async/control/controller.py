@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fr3e_async.config import Config
@@ -31,6 +32,8 @@ from fr3e_async.control.messages import (
     Judged,
     Lost,
     Published,
+    Rescore,
+    Rescored,
     Retire,
     Sample,
     Score,
@@ -38,7 +41,7 @@ from fr3e_async.control.messages import (
     Trained,
 )
 from fr3e_async.control.pool import TaskLost
-from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TrainRow
+from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TrainRow, Trunk
 from fr3e_async.control.progress import Progress, control_state, save_control_state
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.tally import Tally
@@ -72,6 +75,7 @@ class Controller:
         self._tally = Tally()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._weights: asyncio.Queue[tuple[int, Payload]] = asyncio.Queue()
+        self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
         self._learner = asyncio.Lock()  # FIFO: train, checkpoint and export in the order they were asked for
         self.watch = Watch(crew, clock=clock, waiting=ledger.waiting, learner_busy=self._learner.locked)
         self._payloads: dict[int, Payload] = {}
@@ -104,6 +108,7 @@ class Controller:
             async with asyncio.TaskGroup() as self._tasks:
                 self._spawn(self._heartbeat())
                 self._spawn(self._publish())
+                self._spawn(self._rescore())
                 self._spawn(self._measure_first())
                 await self._pump()
                 await self._evaluations_done()
@@ -158,6 +163,8 @@ class Controller:
                 self._spawn(self._sample(command))
             case Branch():
                 self._spawn(self._branch(command))
+            case Rescore():
+                self._rescores.put_nowait(command)
             case Score():
                 self._spawn(self._score(command))
             case Train():
@@ -194,7 +201,9 @@ class Controller:
 
     async def _branch(self, command: Branch) -> None:
         try:
-            delivery, payload = await self._crew.branch(self._payloads[command.trunk_payload], command.ids)
+            delivery, payload = await self._crew.branch(
+                self._payloads[command.trunk_payload], command.trunk, command.anchors, command.ids
+            )
         except TaskLost as error:
             self._emit(Lost(task=command.task, group=command.group, ids=command.ids, reason=str(error)))
             return
@@ -203,9 +212,9 @@ class Controller:
 
     async def _score(self, command: Score) -> None:
         group = command.ids[0].group
-        golds = [command.prompt.gold] * len(command.ids)
+        prompts = [command.prompt] * len(command.ids)
         try:
-            verdicts = await self._crew.judge(self._payloads[command.payload], command.rows, golds)
+            verdicts = await self._crew.judge(self._payloads[command.payload], command.rows, prompts)
         except TaskLost as error:
             lost = Lost(task=command.task, group=group, ids=command.ids, reason=str(error), scoring=True, payload=command.payload)
             self._emit(lost)
@@ -234,6 +243,26 @@ class Controller:
             self._weights.put_nowait((command.version, weights))
             self._emit(Trained(version=command.version))
 
+    async def _rescore(self) -> None:
+        """All trunks that wait when the learner is free go to it in one call; those of groups that have retired do not."""
+        while True:
+            waiting = [await self._rescores.get()]
+            async with self._learner:
+                while not self._rescores.empty():
+                    waiting.append(self._rescores.get_nowait())
+                commands = [command for command in waiting if command.payload in self._payloads]
+                trunks = [
+                    Trunk(payload=self._payloads[command.payload], id=id, length=length)
+                    for command in commands
+                    for id, length in zip(command.trunks, command.lengths, strict=True)
+                ]
+                started = self._clock()
+                chosen = iter(await self._of_learner(self._crew.learner.rescore(trunks)))
+                self.watch.learned((started, self._clock()))
+            for command in commands:
+                anchors = tuple(anchor for _ in command.trunks for anchor in next(chosen))
+                self._emit(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
+
     async def _of_learner(self, work: Awaitable[T]) -> T:
         limit = self._config.learner.step_timeout_s
         try:
@@ -258,6 +287,7 @@ class Controller:
     def _retire(self, group: Retire) -> None:
         self._tally.add(group)
         self.progress.retired(group)
+        self._reporter.group(asdict(group))
         self._stream.mark_consumed(group.group)
         for key in self._payloads_of.pop(group.group, []):
             del self._payloads[key]

@@ -9,7 +9,7 @@ from typing import Any
 from fr3e_async.config import Config
 from fr3e_async.control.pool import Pool
 from fr3e_async.control.ports import Delivery, EngineWorker, LearnerPort, Payload, VerifierWorker
-from fr3e_async.types import Draw, Prompt, RolloutId, Verdict
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +46,18 @@ class Crew:
             priority=priority,
         )
 
-    async def branch(self, trunk: Payload, ids: Sequence[RolloutId], *, priority: int = 0) -> tuple[Delivery, Payload]:
+    async def branch(
+        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId]
+    ) -> tuple[Delivery, Payload]:
         return await self.explorers.run(
-            lambda worker: worker.branch(trunk, ids, self.training_draw),
+            lambda worker: worker.branch(payload, trunk, anchors, ids, self.training_draw),
             weight=len(ids),
             lease_s=self.config.flow.lease_s,
-            priority=priority,
         )
 
-    async def judge(self, payload: Payload, rows: Sequence[int], golds: Sequence[str]) -> list[Verdict]:
+    async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         return await self.verifiers.run(
-            lambda worker: worker.judge(payload, rows, golds), weight=1, lease_s=self.config.flow.lease_s
+            lambda worker: worker.judge(payload, rows, prompts), weight=1, lease_s=self.config.flow.lease_s
         )
 
     async def close(self) -> None:

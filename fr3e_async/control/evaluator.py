@@ -63,7 +63,7 @@ class Evaluator:
         delivery, payload = await self._crew.sample(prompts, ids, draw, priority=EVALUATION_PRIORITY)
         if any(note.finish is Finish.ABORT for note in delivery.notes):
             raise TaskLost("the engine gave up a sample")
-        verdicts = await self._crew.judge(payload, range(len(ids)), [p.gold for p in prompts])
+        verdicts = await self._crew.judge(payload, range(len(ids)), prompts)
         return [
             Judgement(
                 problem=prompt.uid,

@@ -2,8 +2,9 @@
 
 Events in, commands out. No clock, no Ray, no tokens: the same sequence of events gives the same sequence of commands.
 
-    Admitted ─► Sample(trunk), Sample(other bases)
+    Admitted ─► Sample(trunk), …, Sample(other bases)
     Delivered(trunk) ─► Branch(all anchors), Score        a branch waits for its own trunk only
+    Delivered(trunk) ─► Rescore, Score; Rescored ─► Branch     where the learner knows the entropies
     Delivered ─► Score                                     Lost ─► the same ids again, or given up
     Judged ─► group complete ─► credited ─► ready | Retire(rejected_…)
     head of the queue ready ─► Train                       in admission order: that is what bounds staleness
@@ -21,14 +22,14 @@ version v + η at most, and no token of the group is older than v. A rejection b
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from fr3e_async.algorithm.batching import minibatch_of
 from fr3e_async.algorithm.strategies import Strategy
 from fr3e_async.config import Config
-from fr3e_async.control.group import Group, Status
+from fr3e_async.control.batch import train_items
+from fr3e_async.control.budget import TokenBudget
+from fr3e_async.control.group import Group, Status, choose_trunks
 from fr3e_async.control.messages import (
     Admitted,
     Branch,
@@ -38,19 +39,16 @@ from fr3e_async.control.messages import (
     Judged,
     Lost,
     Published,
+    Rescore,
+    Rescored,
     Retire,
     Sample,
     Score,
     Train,
     Trained,
-    TrainItem,
 )
 from fr3e_async.errors import RunFailed
-from fr3e_async.types import Anchor, RolloutId, Verdict
-
-
-class StalenessError(RunFailed):
-    """A token is older than the bound allows: a defect of the control plane, never silently trained."""
+from fr3e_async.types import RolloutId, Verdict
 
 
 class StarvedError(RunFailed):
@@ -68,6 +66,7 @@ class LedgerState:
     version: int
     admitted: int
     fates: dict[str, int]
+    budget: dict[str, float]  # the account of ``budget.TokenBudget``
 
 
 class Ledger:
@@ -75,6 +74,7 @@ class Ledger:
 
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config, self._strategy = config, strategy
+        self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, state=state.budget if state else None)
         self.version = state.version if state else 0
         self.live = self.version
         self.admitted = state.admitted if state else 0
@@ -123,7 +123,17 @@ class Ledger:
 
     def state(self) -> LedgerState:
         """Books without what is in flight, as if those groups had never been admitted."""
-        return LedgerState(version=self.version, admitted=self.admitted - self.in_flight, fates=dict(self.fates))
+        return LedgerState(
+            version=self.version,
+            admitted=self.admitted - self.in_flight,
+            fates=dict(self.fates),
+            budget=self._budget.state(),
+        )
+
+    @property
+    def settled(self) -> int:
+        """Groups that have retired, over the whole run."""
+        return sum(self.fates.values())
 
     def waiting(self) -> list[str]:
         """Who waits for what, oldest group first: for the watchdog's diagnosis."""
@@ -142,6 +152,8 @@ class Ledger:
                 commands = self._admit(event)
             case Delivered():
                 commands = self._delivered(event)
+            case Rescored():
+                commands = self._rescored(event)
             case Lost():
                 commands = self._lost(event)
             case Judged():
@@ -172,27 +184,22 @@ class Ledger:
     def _admit(self, event: Admitted) -> list[Command]:
         if event.group in self._open or event.group in self._training:
             raise LedgerError(f"group {event.group} is admitted already")
-        bases = [RolloutId(event.group, 0, branch) for branch in range(self._config.algorithm.bases)]
-        trunk = bases[self._trunk_index()] if self._config.algorithm.branching else None
-        group = Group(name=event.group, prompt=event.prompt, trunk=trunk)
-        group.context_lens[0] = len(event.prompt.token_ids)
+        plan = self._budget.admit(event.group)
+        bases = [RolloutId(event.group, 0, branch) for branch in range(plan.bases)]
+        seed = (self._config.run.seed, self.admitted)
+        candidates, trunks = choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
+        group = Group(name=event.group, prompt=event.prompt, plan=plan, candidates=candidates, trunks=trunks)
         group.issue(bases)
-        if trunk is None:
-            group.anchors = ()
         self._open[event.group] = group
         self.admitted += 1
-        others = tuple(id for id in bases if id != trunk)
-        trunks: list[Command] = [] if trunk is None else [self._sample(group, (trunk,))]
-        return [*trunks, self._sample(group, others)]
+        return self._sample(group, bases)
 
-    def _trunk_index(self) -> int:
-        """Chosen before any reward is known, else V would be biased."""
-        if self._config.algorithm.trunk == "first":
-            return 0
-        return int(np.random.default_rng([self._config.run.seed, self.admitted]).integers(self._config.algorithm.bases))
-
-    def _sample(self, group: Group, ids: tuple[RolloutId, ...]) -> Sample:
-        return Sample(task=self._task(), prompt=group.prompt, ids=ids, trunk=group.trunk in ids)
+    def _sample(self, group: Group, ids: list[RolloutId]) -> list[Command]:
+        """A task for each base that may be a trunk, so that nothing waits for another one, and one for the others."""
+        parts: list[tuple[tuple[RolloutId, ...], bool]] = [((id,), True) for id in ids if id in group.candidates]
+        if others := tuple(id for id in ids if id not in group.candidates):
+            parts.append((others, False))
+        return [Sample(task=self._task(), prompt=group.prompt, ids=part, trunk=trunk) for part, trunk in parts]
 
     def _delivered(self, event: Delivered) -> list[Command]:
         group = self._open.get(event.group)
@@ -203,55 +210,81 @@ class Ledger:
         # Of rows that were not taken, a duplicate leaves nothing owed, an aborted or empty one does.
         owed = [n.id for n in event.notes if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
         self.duplicates += len(event.notes) - len(taken) - len(owed)
-        commands: list[Command] = []
-        if taken:
-            commands.append(self._score(group, event.payload))
-        if event.anchors is not None and group.trunk in taken:
-            commands += self._branch_all(group, event.anchors, event.payload)
-        return commands + self._again(group, owed)
+        if event.task in group.ended:
+            owed = []  # that failure was counted when the task ended; these ids are with another task
+        group.ended.add(event.task)
+        trunks = tuple(id for id in taken if id in group.candidates)
+        commands = self._score(group, event.payload) if taken else []
+        if trunks and event.anchors is None:
+            notes = {note.id: note for note in event.notes}
+            lengths = tuple(notes[id].context + notes[id].length for id in trunks)
+            commands.append(Rescore(task=self._task(), group=group.name, payload=event.payload, trunks=trunks, lengths=lengths))
+        elif event.anchors is not None:
+            group.learn_anchors(trunks, event.anchors)
+        return [*commands, *self._again(group, owed)]
 
-    def _score(self, group: Group, payload: int) -> Score:
+    def _rescored(self, event: Rescored) -> list[Command]:
+        group = self._open.get(event.group)
+        if group is None:
+            return []
+        group.learn_anchors(event.trunks, event.anchors)
+        return self._advance(group)
+
+    def _score(self, group: Group, payload: int) -> list[Command]:
         due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
+        if not due:
+            return []
         ids, rows = tuple(r.id for r in due), tuple(r.row for r in due)
-        return Score(task=self._task(), payload=payload, prompt=group.prompt, ids=ids, rows=rows)
+        return [Score(task=self._task(), payload=payload, prompt=group.prompt, ids=ids, rows=rows)]
 
-    def _branch_all(self, group: Group, anchors: tuple[Anchor, ...], payload: int) -> list[Command]:
-        group.anchors = anchors
-        for anchor in anchors:
-            group.context_lens[anchor.node] = len(group.prompt.token_ids) + anchor.position
-        ids = tuple(RolloutId(group.name, a.node, m) for a in anchors for m in range(self._config.algorithm.branches))
-        group.issue(ids)
-        return [Branch(task=self._task(), group=group.name, ids=ids, trunk_payload=payload)] if ids else []
+    def _advance(self, group: Group) -> list[Command]:
+        """Pick and branch trunks as soon as that is possible, then settle the group if nothing is owed any more."""
+        group.pick_trunks()
+        commands: list[Command] = []
+        for trunk in group.open_trunks():
+            commands += self._branch(group, group.branch(trunk))
+        return commands + self._settle(group)
+
+    def _branch(self, group: Group, ids: Sequence[RolloutId]) -> list[Command]:
+        """One task for each trunk that these branches grow from."""
+        commands: list[Command] = []
+        for trunk in sorted({group.trunk_of(id.node) for id in ids}):
+            own = tuple(id for id in ids if group.trunk_of(id.node) == trunk)
+            commands.append(
+                Branch(
+                    task=self._task(),
+                    group=group.name,
+                    ids=own,
+                    trunk=trunk,
+                    trunk_payload=group.rollouts[trunk].payload,
+                    anchors=group.anchors_of[trunk],
+                )
+            )
+        return commands
 
     def _again(self, group: Group, ids: list[RolloutId]) -> list[Command]:
-        """Issue failed rollouts again, or give them up; a group whose trunk is given up keeps its bases only."""
+        """Issue failed rollouts again, or give them up; a group whose trunk is given up keeps its other rollouts."""
         before = sum(r.status is Status.GIVEN_UP for r in group.rollouts.values())
         again = group.fail(ids, max_attempts=self._config.flow.max_attempts)
         self.given_up += sum(r.status is Status.GIVEN_UP for r in group.rollouts.values()) - before
         self.retries += len(again)
-        if group.trunk is not None and group.rollouts[group.trunk].status is Status.GIVEN_UP and group.anchors is None:
-            group.anchors = ()
-        trunk = tuple(id for id in again if id == group.trunk)
-        bases = tuple(id for id in again if id.node == 0 and id != group.trunk)
-        branches = tuple(id for id in again if id.node > 0)
-        commands: list[Command] = [self._sample(group, ids) for ids in (trunk, bases) if ids]
-        if branches and group.trunk is not None:
-            payload = group.rollouts[group.trunk].payload
-            commands.append(Branch(task=self._task(), group=group.name, ids=branches, trunk_payload=payload))
-        return commands + self._settle(group)
+        commands = self._sample(group, [id for id in again if id.node == 0])
+        commands += self._branch(group, [id for id in again if id.node > 0])
+        return commands + self._advance(group)
 
     def _lost(self, event: Lost) -> list[Command]:
         group = self._open.get(event.group)
-        if group is None:
+        if group is None or event.task in group.ended:
             return []
+        group.ended.add(event.task)
         if not event.scoring:
             return self._again(group, list(event.ids))
         attempts = group.scoring_attempts.get(event.payload, 1)
         if attempts < self._config.flow.max_attempts:
             group.scoring_attempts[event.payload] = attempts + 1
-            return [self._score(group, event.payload)]
+            return self._score(group, event.payload)
         self.given_up += group.give_up(event.ids)
-        return self._settle(group)
+        return self._advance(group)
 
     def _judged(self, event: Judged) -> list[Command]:
         group = self._open.get(event.group)
@@ -261,7 +294,7 @@ class Ledger:
         zero = self._config.verifiers.on_unknown == "zero"
         for id, verdict in verdicts.items():
             group.judge(id, verdict, unknown_is_zero=zero)
-        return self._settle(group)
+        return self._advance(group)
 
     # ---- complete groups ----
 
@@ -290,6 +323,9 @@ class Ledger:
 
     def _close(self, group: Group, fate: str) -> Retire:
         self.fates[fate] += 1
+        self._budget.settle(
+            group.name, group.plan, base_lengths=group.lengths(bases=True), branch_lengths=group.lengths(bases=False)
+        )
         return group.retire(fate)
 
     def _train(self) -> list[Command]:
@@ -300,29 +336,13 @@ class Ledger:
             return []
         for group in head:
             self._training[group.name] = self._open.pop(group.name)
-        items = [item for index, group in enumerate(head) for item in self._items(group, index)]
+        items = train_items(
+            head,
+            version=self.version,
+            max_staleness=self._config.flow.max_staleness,
+            minibatches=self._config.learner.minibatches,
+        )
         return [Train(version=self.version + 1, groups=tuple(g.name for g in head), items=tuple(items))]
-
-    def _items(self, group: Group, index: int) -> list[TrainItem]:
-        assert group.credit is not None
-        minibatches = self._config.learner.minibatches
-        part = minibatch_of(index, groups=self._config.flow.groups_per_step, minibatches=minibatches)
-        items = []
-        for id, advantage in sorted(group.credit.advantages.items()):
-            rollout = group.rollouts[id]
-            assert rollout.note is not None
-            self._check_staleness(id, rollout.note.oldest_version)
-            length = group.context_lens[id.node] + rollout.note.length
-            items.append(TrainItem(payload=rollout.payload, row=rollout.row, length=length, advantage=advantage, minibatch=part))
-        return items
-
-    def _check_staleness(self, id: RolloutId, oldest: int) -> None:
-        bound = self._config.flow.max_staleness
-        if self.version - oldest > bound:
-            raise StalenessError(
-                f"rollout {id} is {self.version - oldest} versions old (v{oldest}, learner at v{self.version}); "
-                f"flow.max_staleness is {bound}"
-            )
 
     def _trained(self, event: Trained) -> list[Command]:
         if event.version != self.version + 1:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fr3e_async.types import Anchor, Prompt, RolloutId, RolloutNote, Verdict
+from fr3e_async.types import Advantage, Anchor, Prompt, RolloutId, RolloutNote, Verdict
 
 # ---- commands: what the ledger wants done ----
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Draw these rollouts from the prompt. With ``trunk`` (a single id) anchors are chosen from it as soon as it ends."""
+    """Draw these rollouts from the prompt. With ``trunk`` anchors are chosen on each of them as soon as it ends."""
 
     task: int
     prompt: Prompt
@@ -25,12 +25,25 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """Draw these continuations of the trunk's anchors (``id.node`` names the anchor). One explorer gets the whole task."""
+    """Draw these continuations of one trunk's anchors (``id.node`` names the anchor). One explorer gets the whole task."""
 
     task: int
     group: str
     ids: tuple[RolloutId, ...]
+    trunk: RolloutId
     trunk_payload: int
+    anchors: tuple[Anchor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescore:
+    """Have the learner work out the entropies of these trunks and choose their anchors (``engine.entropy: learner``)."""
+
+    task: int
+    group: str
+    payload: int
+    trunks: tuple[RolloutId, ...]
+    lengths: tuple[int, ...]  # tokens of each, context included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +64,7 @@ class TrainItem:
     payload: int
     row: int
     length: int  # tokens, context included
-    advantage: float
+    advantage: Advantage
     minibatch: int
 
 
@@ -65,26 +78,60 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateRecord:
+    """One state of a group as it ended: a row's ``states`` in groups.jsonl."""
+
+    node: int
+    parent: int | None  # None: the prompt
+    trunk: int | None  # branch index of the base that it lies on
+    position: int  # tokens of the response before it
+    score: float | None  # what the anchor rule ranked by
+    right: float  # Σ r of its judged rollouts
+    judged: int
+    value: float | None  # V(S); None: nothing was judged
+    low: float  # 95 % Wilson interval of V
+    high: float
+    alpha: float
+    dropped: str  # why it is not trained; "" if it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What a group cost and what came of it, in tokens."""
+
+    generated: int = 0  # sampled by the engines
+    prefilled: int = 0  # context that engines computed
+    reused: int = 0  # context that engines took from their prefix caches
+    trained: int = 0  # with a gradient
+    useful: int = 0  # of these, with an advantage that is not 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retire:
-    """A group has left the ledger: its payloads can go, its prompt counts as consumed, its numbers as final."""
+    """A group has left the ledger: its payloads can go, its prompt counts as consumed, its numbers are final."""
 
     group: str
     fate: str  # "trained" or the reason: "rejected_all_right", ..., "failed_given_up"
+    tokens: Tokens
+    states: tuple[StateRecord, ...]
     bases_right: int
     bases_judged: int
     rollouts: int
     right: int
+    reward_sum: float  # Σ r
+    rewarded: int  # rollouts with an r
     unknown: int
     given_up: int
-    tokens: int  # generated for this group
-    entropy_sum: float  # nats, over those tokens
+    judged_again: int  # verdicts that took more than one attempt
+    entropy_sum: float  # nats, over the generated tokens
+    entropy_error_sum: float  # nats: how far that may be off
     truncated: int
     anchors: int
-    dropped_states: int
+    anchors_certain: int  # of these, chosen whatever the entropies are within what is known of them
     reasons: Mapping[str, int]  # verdicts by the verifier's reason
 
 
-Command = Sample | Branch | Score | Train | Retire
+Command = Sample | Branch | Rescore | Score | Train | Retire
 
 
 # ---- events: what has happened ----
@@ -100,13 +147,23 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """A sampling task came back. ``anchors`` is set for a trunk (perhaps empty), None for others."""
+    """A sampling task came back. ``anchors``: of the trunks in it (perhaps none); None: not chosen in this task."""
 
     task: int
     group: str
     payload: int
     notes: tuple[RolloutNote, ...]  # by row of the payload
     anchors: tuple[Anchor, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescored:
+    """The learner has chosen the anchors of these trunks."""
+
+    task: int
+    group: str
+    trunks: tuple[RolloutId, ...]
+    anchors: tuple[Anchor, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,4 +202,4 @@ class Published:
     version: int
 
 
-Event = Admitted | Delivered | Lost | Judged | Trained | Published
+Event = Admitted | Delivered | Rescored | Lost | Judged | Trained | Published

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, RolloutNote, StepReport, Verdict, WeightAck
+from fr3e_async.types import Advantage, Anchor, Draw, Prompt, RolloutId, RolloutNote, StepReport, Verdict, WeightAck
 
 Payload = Any  # an opaque handle; see the module's docstring
 
@@ -22,7 +22,7 @@ class WorkerLost(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What a sampling task returns by value: one note a row, and a trunk's anchors."""
+    """What a sampling task returns by value: one note a row, and the anchors of its trunks if they were chosen there."""
 
     notes: tuple[RolloutNote, ...]
     anchors: tuple[Anchor, ...] | None = None
@@ -36,10 +36,12 @@ class EngineWorker(Protocol):
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
     ) -> tuple[Delivery, Payload]:
-        """One rollout for each id from the prompt beside it; with ``trunk`` the anchors of the first are chosen."""
+        """One rollout for each id from the prompt beside it; with ``trunk`` anchors are chosen on each of them."""
 
-    async def branch(self, trunk: Payload, ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
-        """Continuations of the anchors that the trunk's payload carries; ``id.node`` names the anchor."""
+    async def branch(
+        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> tuple[Delivery, Payload]:
+        """Continuations of these anchors of a trunk that lies in the payload; ``id.node`` names the anchor."""
 
     async def load_weights(self, weights: Payload) -> WeightAck: ...
 
@@ -51,8 +53,8 @@ class EngineWorker(Protocol):
 class VerifierWorker(Protocol):
     name: str
 
-    async def judge(self, payload: Payload, rows: Sequence[int], golds: Sequence[str]) -> list[Verdict]:
-        """A verdict for each row's response against the reference answer beside it."""
+    async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
+        """A verdict for each row's response to the prompt beside it."""
 
     async def close(self) -> None: ...
 
@@ -64,14 +66,26 @@ class TrainRow:
     payload: Payload
     row: int
     length: int  # tokens
-    advantage: float
+    advantage: Advantage
     minibatch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trunk:
+    """A base whose anchors the learner is to choose."""
+
+    payload: Payload
+    id: RolloutId
+    length: int  # tokens, context included
 
 
 class LearnerPort(Protocol):
     """The learner group as one object; its ranks act together."""
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport: ...
+
+    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
+        """The anchors of each trunk, by the entropies of the weights as they are now."""
 
     async def export(self, version: int) -> Payload:
         """The weights as a ``WeightBundle`` that outlives the next update."""
@@ -87,6 +101,9 @@ class Reporter(Protocol):
     """Where a run's numbers go. Called from the loop; must not block for long."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def group(self, record: Mapping[str, Any]) -> None:
+        """A group has settled: its row for groups.jsonl."""
 
     def note(self, text: str) -> None:
         """One line about an event that a person should see: a replaced actor, a checkpoint, an evaluation."""

@@ -21,7 +21,7 @@ from fr3e_async.observe.storage import storage_errors
 from fr3e_async.types import StepReport
 
 CONTROL_FILE = "control.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(slots=True)
@@ -31,6 +31,9 @@ class Progress:
     wall_before_s: float = 0.0  # of earlier sessions of this run
     first_step_s: float | None = None  # from the start of the first session to its first finished update
     tokens_generated: int = 0
+    tokens_prefilled: int = 0
+    tokens_reused: int = 0
+    tokens_useful: int = 0
     tokens_trained: int = 0
     optimiser_steps: int = 0
     staleness_max: int = 0
@@ -68,7 +71,10 @@ class Progress:
         self.syncs.append((time_s, pause_s))
 
     def retired(self, group: Retire) -> None:
-        self.tokens_generated += group.tokens
+        self.tokens_generated += group.tokens.generated
+        self.tokens_prefilled += group.tokens.prefilled
+        self.tokens_reused += group.tokens.reused
+        self.tokens_useful += group.tokens.useful
         wrong = group.rollouts - group.right - group.unknown - group.given_up
         self.verdicts.update(right=group.right, wrong=wrong, unknown=group.unknown, given_up=group.given_up)
         self.reasons.update(group.reasons)
@@ -96,7 +102,7 @@ class Progress:
 
     def to_dict(self, now: float) -> dict[str, Any]:
         kept = (
-            "first_step_s", "tokens_generated", "tokens_trained", "optimiser_steps", "staleness_max",
+            "first_step_s", "tokens_generated", "tokens_prefilled", "tokens_reused", "tokens_useful", "tokens_trained", "optimiser_steps", "staleness_max",
             "staleness_weighted", "accuracy_before", "evaluations", "verdicts", "reasons",
         )  # fmt: skip
         return {"wall_before_s": self.wall_s(now), **{name: copy.copy(getattr(self, name)) for name in kept}}

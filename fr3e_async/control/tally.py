@@ -1,9 +1,9 @@
-"""Counts over retired groups, per training step and over the run. Pure."""
+"""Counts over retired groups, per training step. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from fr3e_async.control.messages import Retire
 
@@ -13,29 +13,30 @@ class Tally:
     """Sums over groups since the last ``take``; ``take`` turns them into a step's metrics and starts afresh."""
 
     fates: Counter[str] = field(default_factory=Counter)
-    sums: Counter[str] = field(default_factory=Counter)
-    entropy_sum: float = 0.0
+    dropped: Counter[str] = field(default_factory=Counter)  # states, by reason
+    sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, group: Retire) -> None:
         self.fates[group.fate] += 1
-        self.entropy_sum += group.entropy_sum
-        self.sums.update(
-            groups=1,
-            bases_right=group.bases_right,
-            bases_judged=group.bases_judged,
-            rollouts=group.rollouts,
-            right=group.right,
-            unknown=group.unknown,
-            given_up=group.given_up,
-            tokens=group.tokens,
-            truncated=group.truncated,
-            anchors=group.anchors,
-            dropped_states=group.dropped_states,
-        )
+        self.dropped.update(state.dropped for state in group.states)
+        values = {
+            "groups": 1,
+            "interval_width": sum(state.high - state.low for state in group.states),
+            "states": len(group.states),
+            **asdict(group.tokens),
+            **{
+                name: getattr(group, name)
+                for name in (
+                    "bases_right", "bases_judged", "rollouts", "right", "reward_sum", "rewarded", "unknown", "given_up",
+                    "judged_again", "entropy_sum", "entropy_error_sum", "truncated", "anchors", "anchors_certain",
+                )
+            },
+        }  # fmt: skip
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in values.items()}
 
     def take(self) -> dict[str, float]:
         """Metrics by name; ratios whose denominator is 0 are left out rather than shown as 0."""
-        s, fates = self.sums, self.fates
+        s, fates = Counter(self.sums), self.fates
         metrics: dict[str, float] = {
             "groups/trained": fates["trained"],
             "groups/all_right": fates["rejected_all_right"],
@@ -43,21 +44,35 @@ class Tally:
             "groups/no_spread": fates["rejected_no_spread"],
             "groups/too_few": fates["rejected_too_few"],
             "groups/failed": fates["failed_given_up"],
-            "groups/dropped_states": s["dropped_states"],
-            "tokens/generated": s["tokens"],
+            "states/kept": self.dropped[""],
+            "states/all_right": self.dropped["all_right"],
+            "states/all_wrong": self.dropped["all_wrong"],
+            "states/no_spread": self.dropped["no_spread"],
+            "states/too_few": self.dropped["too_few"],
+            "states/not_trained": self.dropped["not_trained"],
+            "tokens/generated": s["generated"],
             "verify/right": s["right"],
             "verify/unknown": s["unknown"],
             "verify/wrong": s["rollouts"] - s["right"] - s["unknown"] - s["given_up"],
             "verify/given_up": s["given_up"],
+            "verify/judged_again": s["judged_again"],
         }
         ratios = {
             "reward/accuracy": (s["bases_right"], s["bases_judged"]),
-            "reward/mean": (s["right"], s["rollouts"] - s["unknown"] - s["given_up"]),
-            "rollout/entropy_nats": (self.entropy_sum, s["tokens"]),
-            "rollout/length_tokens": (s["tokens"], s["rollouts"]),
+            "reward/mean": (s["reward_sum"], s["rewarded"]),
+            "states/interval_width": (s["interval_width"], s["states"]),
+            "rollout/entropy_nats": (s["entropy_sum"], s["generated"]),
+            "rollout/entropy_error_nats": (s["entropy_error_sum"], s["generated"]),
+            "rollout/length_tokens": (s["generated"], s["rollouts"]),
             "rollout/truncated_fraction": (s["truncated"], s["rollouts"]),
             "rollout/anchors": (s["anchors"], s["groups"]),
+            "rollout/anchors_certain_fraction": (s["anchors_certain"], s["anchors"]),
+            "prompt/generated_tokens": (s["generated"], s["groups"]),
+            "prompt/prefilled_tokens": (s["prefilled"], s["groups"]),
+            "prompt/reused_tokens": (s["reused"], s["groups"]),
+            "prompt/trained_tokens": (s["trained"], s["groups"]),
+            "prompt/useful_fraction": (s["useful"], s["generated"]),
         }
         metrics |= {name: above / below for name, (above, below) in ratios.items() if below}
-        self.fates, self.sums, self.entropy_sum = Counter(), Counter(), 0.0
+        self.fates, self.dropped, self.sums = Counter(), Counter(), {}
         return metrics

@@ -78,10 +78,7 @@ def collate(samples: Sequence[TrainSample]) -> MicroBatch:
         rows=flat_rows,
         targets=tokens.reshape(-1)[flat_rows + 1],
         behaviour_logprobs=np.concatenate([sample.behaviour_logprobs for sample in samples]).astype(np.float32),
-        advantages=np.repeat(
-            np.asarray([sample.advantage for sample in samples], dtype=np.float32),
-            [len(sample.tokens) - sample.context_len for sample in samples],
-        ),
+        advantages=np.concatenate([sample.advantages for sample in samples]),
         mask=np.ones(len(flat_rows), dtype=np.bool_),
     )
 

@@ -1,7 +1,7 @@
 """One data-parallel rank of the learner group: set up, train, export, save, load.
 
 A plain object. Knows nothing of Ray: whoever holds the ranks calls the same method on all of them at the same time, for
-each of ``setup``, ``train``, ``export``, ``save``, ``load`` and ``save_hf`` is a meeting of the whole group. A rank that
+each of ``setup``, ``train``, ``entropies``, ``export``, ``save``, ``load`` and ``save_hf`` is a meeting of the whole group. A rank that
 raises leaves its peers to their own errors or time-outs: the group is the unit of restart.
 """
 
@@ -14,11 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from fr3e_async.learner.checkpoint import Manifest
 from fr3e_async.learner.metrics import Ages, check_staleness, step_metrics, token_ages
+from fr3e_async.learner.scoring import entropies, unscored
 from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, all_reduced
 from fr3e_async.types import StepReport, TrainSample, WeightBundle
@@ -104,6 +107,15 @@ class LearnerRank:
             metrics=step_metrics(result, ages),
             time_s=time.perf_counter() - started,
         )
+
+    def entropies(self, rows: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> list[NDArray[np.float32]]:
+        """Exact entropies [L], nats, of each (context, completion [L]) of this rank's share, under the weights as they are.
+
+        A meeting of the whole group: a rank without rows takes part.
+        """
+        engine = self._require_sound()
+        samples = [unscored(context, tokens) for context, tokens in rows]
+        return entropies(engine, samples, budget=self.spec.learner.micro_batch_tokens, device=self._device)
 
     def export(self, version: int) -> WeightBundle | None:
         """All weights, by their Hugging Face names, in training precision; None on every rank but 0."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,19 @@ def cut_after(path: Path, step: int) -> int:
 
     For a resumed run, which will write those steps again. A missing file is an empty one.
     """
+    return _keep(path, lambda lines: [line for line in lines if _stays(line, step)])
+
+
+def keep_first(path: Path, count: int) -> int:
+    """Drop all but the first ``count`` rows; how many lines went. A missing file is an empty one."""
+    return _keep(path, lambda lines: lines[:count])
+
+
+def _keep(path: Path, choose: Callable[[list[str]], list[str]]) -> int:
     if not path.is_file():
         return 0
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if _stays(line, step)]
+    kept = choose(lines)
     if len(kept) < len(lines):
         with storage_errors(path):
             temporary = path.with_name(f".{path.name}.tmp")

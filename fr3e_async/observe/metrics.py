@@ -29,19 +29,33 @@ _TABLE = """
 reward/accuracy            | fraction   | right answers among judged base rollouts: the policy's accuracy on fresh training problems
 reward/mean                | fraction   | right answers among all judged rollouts, branches included
 rollout/entropy_nats       | nats       | mean entropy of the sampling distribution over generated tokens
+rollout/entropy_error_nats | nats       | how far that may be off: 0 with engine.entropy=engine
 rollout/length_tokens      | tokens     | mean length of a completion
 rollout/truncated_fraction | fraction   | completions that ran into sampling.max_response
 rollout/anchors            | count      | mean number of anchors of a group
+rollout/anchors_certain_fraction | fraction | anchors that are the same whatever the entropies are within what is known of them
+prompt/generated_tokens    | tokens     | generated for one prompt, mean over the groups that ended since the last step
+prompt/prefilled_tokens    | tokens     | context that engines computed for it
+prompt/reused_tokens       | tokens     | context that engines took from their prefix caches for it
+prompt/trained_tokens      | tokens     | tokens of it with a gradient
+prompt/useful_fraction     | fraction   | part of the generated tokens that were trained with an advantage that is not 0
 groups/trained             | groups     | prompt groups trained
 groups/all_right           | groups     | rejected: every rollout right, nothing to learn
 groups/all_wrong           | groups     | rejected: every rollout wrong, nothing to learn
 groups/no_spread           | groups     | rejected: right and wrong occur, but within no state
 groups/too_few             | groups     | rejected: too few judged rollouts in every state
 groups/failed              | groups     | given up: their rollouts were lost flow.max_attempts times
-groups/dropped_states      | states     | states of retired groups left out because their rewards are all equal
+states/kept                | states     | states of the groups that ended since the last step whose rewards differ: those that can teach
+states/all_right           | states     | dropped: every judged continuation right
+states/all_wrong           | states     | dropped: every judged continuation wrong
+states/no_spread           | states     | dropped: all rewards alike, neither 0 nor 1 (rewards of a user's function)
+states/too_few             | states     | dropped: fewer than two judged continuations
+states/not_trained         | states     | left out by algorithm.train_bases=false
+states/interval_width      | fraction   | mean width of the 95 % Wilson intervals of V: how well the states are known
 verify/right               | rollouts   | judged right
 verify/wrong               | rollouts   | judged wrong, a missing answer included
 verify/unknown             | rollouts   | could not be judged: a limit was reached, or the answer or gold is not readable
+verify/judged_again        | rollouts   | judged more than once (verifiers.on_unknown=retry)
 verify/given_up            | rollouts   | never judged, lost flow.max_attempts times
 tokens/generated           | tokens     | generated for the groups that ended since the last step, rejected ones included
 tokens/rate_per_s          | tokens/s   | generated tokens per second since the last step

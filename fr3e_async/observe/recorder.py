@@ -1,4 +1,4 @@
-"""One place that a run reports to; it fans out to metrics.jsonl, TensorBoard, the console and the events log.
+"""One place that a run reports to; it fans out to metrics.jsonl, groups.jsonl, TensorBoard, the console and the events log.
 
 Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing of what they mean.
 """
@@ -6,6 +6,7 @@ Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from fr3e_async.config import ObserveConfig
 from fr3e_async.observe.console import ConsoleView
@@ -29,11 +30,15 @@ class Recorder:
         view: ConsoleView,
         clock: Clock,
         resumed_from: int = 0,
+        settled: int = 0,
     ) -> None:
-        """``resumed_from``: the last step of the checkpoint; what was recorded of later ones goes. Raises ``StorageError``."""
+        """``resumed_from`` and ``settled``: last step of the checkpoint and groups settled by then; what was recorded of
+        later ones goes. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock = run_dir, view, clock
         run_dir.cut_metrics(resumed_from)
+        run_dir.cut_groups(settled)
         self._metrics = JsonlWriter(run_dir.metrics)
+        self._groups = JsonlWriter(run_dir.groups)
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self._tensorboard = TensorBoardWriter(run_dir.tensorboard, first_step=resumed_from + 1) if config.tensorboard else None
 
@@ -50,6 +55,10 @@ class Recorder:
             self._tensorboard.write(step, values)
         self._view.step(step, values)
 
+    def group(self, record: Mapping[str, Any]) -> None:
+        """Keep a settled group's row. Raises ``StorageError``."""
+        self._groups.write(record)
+
     def note(self, text: str) -> None:
         """One line about an event that a person should see; kept with its time in ``logs/events.jsonl``."""
         self._events.write({"time_s": self._clock(), "text": text})
@@ -64,6 +73,7 @@ class Recorder:
         """Flush everything, whatever way the run ended. Idempotent."""
         self._view.stop()
         self._metrics.close()
+        self._groups.close()
         self._events.close()
         if self._tensorboard is not None:
             self._tensorboard.close()

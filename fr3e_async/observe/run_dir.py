@@ -2,6 +2,7 @@
 
     run.json       fingerprint and lasting settings       config.yaml    the resolved config of the latest session
     metrics.jsonl  one row a step                         summary.json   the result
+    groups.jsonl   one row a settled prompt group: its fate, its states with V and alpha, its tokens
     checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
     tensorboard/   events                                 logs/          third-party output, one file an actor
 
@@ -86,6 +87,10 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def groups(self) -> Path:
+        return self.path / "groups.jsonl"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -100,6 +105,10 @@ class RunDir:
     def cut_metrics(self, step: int) -> int:
         """Drop the metrics of steps after the one that the run goes on from; how many lines went."""
         return jsonl.cut_after(self.metrics, step)
+
+    def cut_groups(self, settled: int) -> int:
+        """Drop the groups that settled after the checkpoint that the run goes on from; how many lines went."""
+        return jsonl.keep_first(self.groups, settled)
 
     def write_summary(self, text: str) -> None:
         """Raises ``StorageError``."""

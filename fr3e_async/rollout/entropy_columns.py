@@ -1,18 +1,24 @@
-"""Exact entropy from inside the engine: the sampler's log-prob columns carry [log π(token), H(π)] of the sampled distribution.
+"""Exact entropy from inside the engine: vLLM's log-prob columns carry log-probs and entropies instead of alternatives.
 
 vLLM returns the log-probs of the likeliest tokens, never the entropy of the whole vocabulary, and shipping the whole
-distribution is out of the question. So a request for ``COLUMNS - 1`` alternatives gets, in the same shapes and through
-the same transport, the log-prob of the sampled token and the entropy of the distribution that it was drawn from:
-after temperature, top-k and top-p (the engine must run with ``LOGPROBS_MODE``). For greedy requests both are of the
-model's distribution at temperature 1.
+distribution is out of the question. So a request gets, in the shapes and by the road of an ordinary answer::
 
-``install`` replaces one function of each of vLLM's two samplers, in the worker process; ``check_interfaces`` refuses a
-vLLM whose functions look different, before an engine is started. Knows nothing of weights, requests or versions.
+    logprobs=1   [log π(token), H(π)]                                π is what is sampled, at temperature 1 without filters
+    logprobs=3   [log π(token), H(π), log raw(token), H(raw)]        π after temperature, top-k and top-p; raw before
+
+vLLM gives a step as many columns as the request that asks for the most, and each request the first of them that it asked
+for. So whether a step needs the second distribution is known on the host, without a look at the device's tensors.
+
+With ``LOGPROBS_MODE`` vLLM hands over logits and computes no log-probs of its own: the columns replace that work, they do
+not come on top. ``install`` replaces two functions of each of vLLM's two samplers, in the worker process;
+``check_interfaces`` refuses a vLLM whose functions look different, before an engine is started; ``decode`` refuses an
+answer that was not made here. Knows nothing of weights, requests or versions.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,52 +27,73 @@ import torch
 from numpy.typing import NDArray
 
 from fr3e_async.errors import UserError
+from fr3e_async.rollout.distribution import logprob_and_entropy
 
-COLUMNS = 2  # log-prob and entropy, nats
-LOGPROBS_MODE = "processed_logprobs"  # the engine argument with which vLLM's log-probs are of the sampled distribution
+ONE, BOTH = 2, 4  # columns of a request: of one distribution, or of the sampled and the raw one
+LOGPROBS_MODE = "processed_logits"  # vLLM hands over what is sampled from: after temperature and filters, unnormalised
 MARK = "fr3e_entropy_columns"  # attribute of the functions that were put in place
-MOST_NEGATIVE = -1e4  # stands in for -inf where a filter removed a token: its probability is 0, and 0 · -1e4 adds nothing
+NO_RANK = -1  # stands where vLLM puts the token's rank, which is at least 1: tells the columns from an ordinary answer
+TOLERANCE = 1e-3  # nats by which rounding may carry a value out of its range
 
+FORWARD = ("self", "logits", "sampling_metadata", "predict_bonus_token", "logprobs_mode_override")
 GATHER_LOGPROBS = ("logprobs", "num_logprobs", "token_ids")
+SAMPLE = (
+    "self", "logits", "expanded_idx_mapping", "idx_mapping", "idx_mapping_np", "pos", "input_ids", "expanded_local_pos",
+    "seq_lens_upper_bound_np", "return_logprobs",
+)  # fmt: skip
 COMPUTE_TOPK_SCORES = (
     "logits", "num_logprobs", "sampled_token_ids", "cu_num_logits", "logprob_token_ids_state", "expanded_idx_mapping",
     "max_per_req_token_ids", "logits_mode",
 )  # fmt: skip
 
 
-def entropy(logprobs: torch.Tensor) -> torch.Tensor:
-    """[N] H = -Σ p log p in nats, of [N, V] log-probs; -inf is allowed and counts 0."""
-    return -(logprobs.exp() * logprobs.clamp_min(MOST_NEGATIVE)).sum(-1)
+def columns(
+    logits: torch.Tensor, raw: torch.Tensor | None, token_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """([N, c] ids, [N, c] values, [N] ranks) in the form of vLLM's log-prob tensors, from [N, V] logits and [N] ids.
 
-
-def columns(logprobs: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """([N, 2] ids, [N, 2] values, [N] ranks) in the form of vLLM's log-prob tensors, from [N, V] log-probs and [N] ids.
-
-    The second id only has to be valid and different from the first (vLLM's containers key by id); ranks are not used.
+    c is ``ONE``, or ``BOTH`` with raw logits. The ids after the first only have to be valid and distinct (vLLM's
+    containers key by id).
     """
-    sampled = token_ids.view(-1, 1).long()
-    values = torch.stack((logprobs.gather(-1, sampled).squeeze(-1), entropy(logprobs)), dim=1)
-    ids = torch.cat((sampled, (sampled + 1) % logprobs.shape[-1]), dim=1)
-    return ids.to(torch.int32), values, torch.zeros_like(sampled).view(-1)
+    values = list(logprob_and_entropy(logits, token_ids))
+    if raw is not None:
+        values.extend(logprob_and_entropy(raw, token_ids))
+    offsets = torch.arange(len(values), device=token_ids.device)
+    ids = (token_ids.view(-1, 1) + offsets) % logits.shape[-1]
+    return ids.to(torch.int32), torch.stack(values, dim=1), torch.full_like(token_ids, NO_RANK, dtype=torch.int64).view(-1)
 
 
-def decode(logprobs: Any, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """([length] log-probs, [length] entropies) from vLLM's ``FlatLogprobs`` of a finished completion."""
+def decode(logprobs: Any, *, length: int, width: int, vocabulary: int) -> tuple[NDArray[np.float32], ...]:
+    """The ``width`` columns of ``length`` tokens, each in memory of its own, from vLLM's ``FlatLogprobs``.
+
+    Raises ``RuntimeError`` if another sampler made them or if a value cannot be a log-prob or an entropy.
+    """
     flat = np.asarray(logprobs.logprobs, dtype=np.float32)
-    if flat.size != length * COLUMNS:
-        raise RuntimeError(f"the engine returned {flat.size} log-prob columns for {length} tokens, expected {length * COLUMNS}")
-    table = flat.reshape(length, COLUMNS)
-    return table[:, 0].copy(), table[:, 1].copy()
+    if flat.size != length * width:
+        raise RuntimeError(f"the engine returned {flat.size} log-prob columns for {length} tokens, expected {length * width}")
+    if not all(rank == NO_RANK for rank in logprobs.ranks[::width]):
+        raise RuntimeError("the engine's log-probs are vLLM's own: the entropy columns are not at work in its sampler")
+    table = flat.reshape(length, width)
+    logs, entropies = table[:, 0::2], table[:, 1::2]
+    most = math.log(vocabulary) + TOLERANCE
+    if not ((logs <= TOLERANCE) & (entropies >= -TOLERANCE) & (entropies <= most)).all():  # false for a NaN, too
+        raise RuntimeError(
+            f"the engine's entropy columns hold what is no log-prob or no entropy of {vocabulary} tokens: "
+            f"log-probs up to {logs.max():g}, entropies {entropies.min():g} to {entropies.max():g}"
+        )
+    return tuple(table[:, column].copy() for column in range(width))
 
 
 def check_interfaces(*, second_runner: bool) -> None:
     """Raise ``UserError`` if the functions that ``install`` replaces are not those it was written for."""
     from vllm.v1.sample.sampler import Sampler
 
+    _check_signature("Sampler.forward", Sampler.forward, FORWARD)
     _check_signature("Sampler.gather_logprobs", Sampler.gather_logprobs, GATHER_LOGPROBS)
     if second_runner:
         from vllm.v1.worker.gpu.sample import sampler
 
+        _check_signature("Sampler.sample", sampler.Sampler.sample, SAMPLE)
         _check_signature("compute_topk_scores", sampler.compute_topk_scores, COMPUTE_TOPK_SCORES)
 
 
@@ -86,36 +113,99 @@ def installed(*, second_runner: bool) -> bool:
     if second_runner:
         from vllm.v1.worker.gpu.sample import sampler
 
-        return hasattr(sampler.compute_topk_scores, MARK)
+        return hasattr(sampler.Sampler.sample, MARK) and hasattr(sampler.compute_topk_scores, MARK)
     from vllm.v1.sample.sampler import Sampler
 
-    return hasattr(Sampler.gather_logprobs, MARK)
+    return hasattr(Sampler.forward, MARK) and hasattr(Sampler.gather_logprobs, MARK)
+
+
+class RawLogits:
+    """The logits of the step under way, before temperature and filters."""
+
+    def __init__(self) -> None:
+        self._logits: torch.Tensor | None = None
+        self._buffer = torch.empty(0)
+
+    def hold(self, logits: torch.Tensor) -> None:
+        """Keep a tensor that nobody changes."""
+        self._logits = logits
+
+    def copy(self, logits: torch.Tensor) -> None:
+        """Keep the values of a tensor that will be changed, in a buffer that serves every step."""
+        if self._buffer.numel() < logits.numel() or self._buffer.device != logits.device or self._buffer.dtype != logits.dtype:
+            self._buffer = torch.empty_like(logits, memory_format=torch.contiguous_format).view(-1)
+        self._logits = self._buffer[: logits.numel()].view(logits.shape).copy_(logits)
+
+    def take(self) -> torch.Tensor:
+        """What was kept, once."""
+        logits, self._logits = self._logits, None
+        if logits is None:
+            raise RuntimeError("the sampler asks for the raw distribution's columns but did not pass its logits by")
+        return logits
+
+    def drop(self) -> None:
+        self._logits = None
 
 
 def _install_first() -> None:
     from vllm.v1.outputs import LogprobsTensors
     from vllm.v1.sample.sampler import Sampler
 
-    original = Sampler.gather_logprobs
-    if hasattr(original, MARK):
+    forward_of_vllm, gather_of_vllm = Sampler.forward, Sampler.gather_logprobs
+    if hasattr(gather_of_vllm, MARK):
         return
+    raw = RawLogits()
+
+    def forward(
+        self: Any,
+        logits: torch.Tensor,
+        sampling_metadata: Any,
+        predict_bonus_token: bool = False,
+        logprobs_mode_override: Any = None,
+    ) -> Any:
+        if sampling_metadata.max_num_logprobs == BOTH - 1:
+            # vLLM divides float32 logits by the temperature in place; of other types it makes a float32 copy itself.
+            (raw.copy if logits.dtype == torch.float32 else raw.hold)(logits)
+        try:
+            return forward_of_vllm(self, logits, sampling_metadata, predict_bonus_token, logprobs_mode_override)
+        finally:
+            raw.drop()
 
     def gather_logprobs(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> Any:
-        if num_logprobs != COLUMNS - 1:
-            return original(logprobs, num_logprobs, token_ids)
-        return LogprobsTensors(*columns(logprobs, token_ids))
+        if num_logprobs + 1 not in (ONE, BOTH):
+            return gather_of_vllm(logprobs, num_logprobs, token_ids)
+        return LogprobsTensors(*columns(logprobs, raw.take() if num_logprobs + 1 == BOTH else None, token_ids))
 
-    setattr(gather_logprobs, MARK, True)
-    Sampler.gather_logprobs = staticmethod(gather_logprobs)
+    _put(Sampler, forward=forward, gather_logprobs=staticmethod(gather_logprobs))
 
 
 def _install_second() -> None:
     from vllm.v1.outputs import LogprobsTensors
     from vllm.v1.worker.gpu.sample import sampler
 
-    original = sampler.compute_topk_scores
-    if hasattr(original, MARK):
+    sample_of_vllm, scores_of_vllm = sampler.Sampler.sample, sampler.compute_topk_scores
+    if hasattr(scores_of_vllm, MARK):
         return
+    raw = RawLogits()
+
+    def sample(
+        self: Any,
+        logits: torch.Tensor,
+        expanded_idx_mapping: torch.Tensor,
+        idx_mapping: torch.Tensor,
+        idx_mapping_np: Any,
+        pos: torch.Tensor,
+        input_ids: torch.Tensor,
+        expanded_local_pos: torch.Tensor,
+        seq_lens_upper_bound_np: Any,
+        return_logprobs: bool = False,
+    ) -> Any:
+        if return_logprobs:
+            raw.hold(logits)  # this runner works on a copy of its own where there is anything to do
+        return sample_of_vllm(
+            self, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
+            seq_lens_upper_bound_np, return_logprobs,
+        )  # fmt: skip
 
     def compute_topk_scores(
         logits: torch.Tensor,
@@ -127,13 +217,14 @@ def _install_second() -> None:
         max_per_req_token_ids: int = 0,
         logits_mode: bool = False,
     ) -> Any:
-        if num_logprobs != COLUMNS - 1 or max_per_req_token_ids or logits_mode:
-            return original(
+        if num_logprobs + 1 not in (ONE, BOTH) or max_per_req_token_ids or not logits_mode:
+            raw.drop()
+            return scores_of_vllm(
                 logits, num_logprobs, sampled_token_ids, cu_num_logits, logprob_token_ids_state, expanded_idx_mapping,
                 max_per_req_token_ids, logits_mode,
             )  # fmt: skip
-        # ``logits`` are the processed ones here (LOGPROBS_MODE): divided by the temperature, filtered tokens at -inf.
-        ids, values, ranks = columns(logits.log_softmax(-1, dtype=torch.float32), sampled_token_ids)
+        ids, values, ranks = columns(logits, raw.take() if num_logprobs + 1 == BOTH else None, sampled_token_ids)
+        raw.drop()
         on_device = isinstance(cu_num_logits, torch.Tensor)
         return LogprobsTensors(
             logprob_token_ids=ids,
@@ -143,8 +234,15 @@ def _install_second() -> None:
             cu_num_generated_tokens_tensor=cu_num_logits if on_device else None,
         )
 
-    setattr(compute_topk_scores, MARK, True)
-    sampler.compute_topk_scores = compute_topk_scores
+    _put(sampler.Sampler, sample=sample)
+    _put(sampler, compute_topk_scores=compute_topk_scores)
+
+
+def _put(owner: Any, **functions: Any) -> None:
+    """Set attributes of a class or module to functions that carry the mark."""
+    for name, function in functions.items():
+        setattr(getattr(function, "__func__", function), MARK, True)
+        setattr(owner, name, function)
 
 
 def _check_signature(name: str, function: Callable, expected: tuple[str, ...]) -> None:
@@ -152,5 +250,5 @@ def _check_signature(name: str, function: Callable, expected: tuple[str, ...]) -
     if found != expected:
         raise UserError(
             f"this vLLM's {name} takes {', '.join(found)}; the entropy columns are written for {', '.join(expected)}. "
-            "Install a supported release (see fr3e_async.rollout.check_installed)."
+            "Install a supported release, or set engine.entropy=topk or engine.entropy=learner, which do without them."
         )

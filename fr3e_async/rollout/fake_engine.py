@@ -1,7 +1,8 @@
 """An engine without a model, for tests of everything around one: seeded tokens, chosen delays, chosen failures.
 
-Same port and same promises as ``vllm_engine`` (versions per token, refused bundles, pauses, death); no vLLM, no torch
-model. Tokens depend on the seed, the request id and the context only, never on timing; versions do depend on timing.
+Same port and same promises as ``vllm_engine`` (versions per token, what ``EngineSpec.entropy`` can tell, refused bundles,
+pauses, death); no vLLM, no torch model. Tokens depend on the seed, the request id and the context only, never on timing;
+versions do depend on timing.
 
 Example::
 
@@ -22,10 +23,14 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from fr3e_async.algorithm.entropy_bounds import nothing_known
 from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.rollout.entropy import one_distribution
 from fr3e_async.rollout.port import EngineDead, EngineSpec, EngineStats, SampleRequest, WeightsRefused
 from fr3e_async.types import Completion, Finish, WeightAck, WeightBundle
 from fr3e_async.weights import verify
+
+TOP_K_ERROR = 0.1  # nats by which entropies from the likeliest tokens may be off
 
 
 class Fault(Enum):
@@ -181,12 +186,23 @@ class FakeEngine:
         return tokens, Finish.STOP
 
     def _completion(self, request: SampleRequest, tokens: NDArray[np.int32], versions: list[int], finish: Finish) -> Completion:
-        rng = self._rng(request)
-        most = math.log(self._behaviour.vocabulary)
+        rng, size, most = self._rng(request), len(tokens), math.log(self._behaviour.vocabulary)
+        logprobs, raw_logprobs = -rng.uniform(0.01, 2 * most, size=(2, size)).astype(np.float32)
+        entropies, raw_entropies = rng.uniform(0.0, most, size=(2, size)).astype(np.float32)
+        errors = np.zeros(size, dtype=np.float32)
+        match self._spec.entropy:
+            case "topk":
+                errors += TOP_K_ERROR
+            case "learner":
+                entropies, errors = nothing_known(size, vocabulary=self._behaviour.vocabulary)
+        exact = self._spec.entropy == "engine" and not one_distribution(request)
         return Completion(
             tokens=tokens,
-            logprobs=-rng.uniform(0.01, 2 * most, size=len(tokens)).astype(np.float32),
-            entropies=rng.uniform(0.0, most, size=len(tokens)).astype(np.float32),
+            logprobs=logprobs,
+            entropies=entropies,
+            entropy_errors=errors,
+            raw_logprobs=raw_logprobs if exact else None,
+            raw_entropies=raw_entropies if exact else None,
             versions=np.asarray(versions, dtype=np.int32),
             finish=finish,
         )

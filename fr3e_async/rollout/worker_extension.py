@@ -1,7 +1,8 @@
-"""Runs inside vLLM's worker process: installs the entropy columns, loads weights, and ends with its owner.
+"""Runs inside vLLM's worker process: loads weights, and ends with its owner.
 
 vLLM imports this module there and mixes ``WorkerExtension`` into its worker class, so that ``collective_rpc`` can call
-the methods. A load is one call between two steps: no step ever sees half of it. Knows nothing of requests and versions.
+the methods. A load is one call between two steps: no step ever sees half of it. Knows nothing of requests, versions and
+entropies (``columns_extension`` adds those).
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ import torch
 from torch import nn
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.triton_utils import HAS_TRITON
 
-from fr3e_async.rollout import entropy_columns
 from fr3e_async.rollout.loaded_weights import misfit, verify_loaded
 from fr3e_async.rollout.owner import die_with_owner
 from fr3e_async.weights import named_tensors, open_shared
@@ -28,10 +27,6 @@ class WorkerExtension:
     model_config: Any
     model_runner: Any
     use_v2_model_runner: bool
-
-    def fr3e_columns_installed(self) -> bool:
-        """True if this worker's sampler returns the entropy columns."""
-        return entropy_columns.installed(second_runner=self.use_v2_model_runner)
 
     def fr3e_load_weights(
         self, path: str, array_dtype: str, dtype: str, names: list[str], shapes: list[list[int]]
@@ -70,4 +65,3 @@ def _load(model: nn.Module, model_config: Any, tensors: dict[str, torch.Tensor])
 
 
 die_with_owner()
-entropy_columns.install(second_runner=HAS_TRITON)

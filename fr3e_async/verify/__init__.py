@@ -1,7 +1,7 @@
-"""Judging answers: what counts as the answer of a response, and math-verify behind killable processes.
+"""Judging responses: what counts as an answer, math-verify or a user's reward behind killable processes, and checks of golds.
 
-Only this package imports math_verify, and only ``judge`` does. ``VerifierPool`` is loaded when asked for: a worker process,
-which starts inside this package too, must carry neither numpy nor our types.
+Only this package imports math_verify. ``VerifierPool`` is loaded when asked for: a worker process, which starts inside this
+package too, must carry neither numpy nor our types.
 """
 
 from __future__ import annotations

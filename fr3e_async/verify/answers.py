@@ -1,13 +1,15 @@
-r"""Which part of a response is its answer, and the comparison of plain integers. Pure text.
+r"""Which part of a text is its answer, and the comparison of plain integers. Pure text.
 
-The answer is the content of the last ``\boxed{}`` after the last ``</think>``. Earlier boxes are ignored: math-verify
-would join them into a set, so that listing many numbers or thinking aloud would change the verdict.
+The answer of a response is the content of its last ``\boxed{}`` after the last ``</think>``. Boxes joined only by "or", "and" or a comma
+are one answer of several parts, so that ``\boxed{41} or \boxed{42}`` is not 42. Earlier boxes are ignored: math-verify would join
+them into a set, so that listing many numbers or thinking aloud would change the verdict.
 Knows nothing of mathematics beyond whole numbers; that is ``judge``.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from fr3e_async.types import Outcome, Verdict
 
@@ -17,30 +19,72 @@ TOO_LONG = "answer too long"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE_ARGUMENT = re.compile(r"\\[a-zA-Z]+|[-+]?[0-9][0-9.,]*|\S")
-_PLAIN_INTEGER = re.compile(r"(?P<sign>[+-]?)(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.0*)?")
+_JOINED = re.compile(
+    r"(?:[\s$,;.*]|\\[()\[\],;:! ]|\\q?quad(?![a-zA-Z])|\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))*"
+    r"(?:(?<=[\s$,;(])[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?"  # and y =
+)
+_MAX_JOINED = 16  # boxes read backwards; nobody's answer has more parts
+_PLAIN_INTEGER = re.compile(
+    r"(?P<sign>[+-]?)(?P<digits>[0-9]{1,3}(?:(?P<comma>[ ,])[0-9]{3}(?:(?P=comma)[0-9]{3})*)?|[0-9]+)(?:\.0*)?"
+)
 _DOLLARS = re.compile(r"\\?\$")
-_SPACING = re.compile(r"\\[,!;: ]|~|\s")
+_SPACING = re.compile(r"\\[,;: ]|~|\s+")
+
+Kind = Literal["full", "bare", "raw"]
+# Where a response that was not asked for a box states its answer; the first that occurs counts, at its last occurrence.
+_STATED = (
+    re.compile(r"final answer(?:\s+is)?\s*:?\s*(?:the final answer is)?\s*(?P<answer>[^\n]+)", re.IGNORECASE),
+    re.compile(r"####\s*(?P<answer>[^\n]+)"),
+    re.compile(r"^A:\s*(?P<answer>[^\n]+)", re.MULTILINE),
+    re.compile(r"(?:answer|result)(?:\s+is\s*:?|\s*:)\s*(?P<answer>[^\n]+)", re.IGNORECASE),
+    re.compile(r"答案(?:是|为)?[:：]?\s*(?P<answer>[^\n。]+)"),
+)
+_MATHS = re.compile(r"\$\$(?P<a>.+?)\$\$|\$(?P<b>[^$]+)\$|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\]", re.DOTALL)
+_BRACKETED = re.compile(r"(?<![\w\\^{])\[(?P<answer>[^\[\],]+)\]")
+_LAST_NUMBER = re.compile(r"(?<![A-Za-z\d.])[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
+_WORD = re.compile(r"[A-Za-z]{3,}|[\u0590-\u0fff\u3040-\u9fff]{2,}")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_STOP = re.compile(r"(?<=[^.\d])\.\s.*|(?<=\d)\.(?:\s.*)?$|\s*I hope it is correct.*|<\|.*", re.DOTALL)
+_MAX_STATED_CHARS = 20_000  # an answer stands at the end
 
 
 def final_answer(response: str) -> str | None:
-    r"""The content of the response's last box, or None without one.
+    r"""The content of the response's last box, or of the boxes that it is joined to; None without one.
 
     A box that is never closed is no answer (the response was cut off in it), and neither is one inside a
-    ``<think>`` that is never closed. Example: ``final_answer(r"<think>\boxed{1}</think> so \boxed{\frac12}.")`` is ``\frac12``.
+    ``<think>`` that is never closed. Examples: ``<think>\boxed{1}</think> so \boxed{\frac12}.`` has the answer ``\frac12``, and
+    ``\boxed{1} or \boxed{2}`` has ``1, 2``.
     """
     spoken = response.rpartition("</think>")[2].partition("<think>")[0]
-    start = max(spoken.rfind("\\boxed"), spoken.rfind("\\fbox"))
-    match = _BOX.match(spoken, start) if start >= 0 else None
+    box = _last_box(spoken, len(spoken))
+    if box is None:
+        return None
+    parts: list[str] = []
+    while box is not None and len(parts) < _MAX_JOINED:
+        content, start, _ = box
+        if content not in parts:
+            parts.insert(0, content)
+        box = _last_box(spoken, start)
+        if box is None or not _JOINED.fullmatch(spoken, box[2], start):
+            break
+    return ", ".join(parts)
+
+
+def _last_box(text: str, end: int) -> tuple[str, int, int] | None:
+    """(content, where it starts, where it ends) of the last box in ``text[:end]``; None if there is none or it is not closed."""
+    start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+    match = _BOX.match(text, start) if start >= 0 else None
     if match is None:
         return None
-    if not spoken.startswith("{", match.end()):
-        bare = _BARE_ARGUMENT.match(spoken, match.end())
-        return bare.group() if bare else None
-    return _braced(spoken, match.end())
+    if not text.startswith("{", match.end()):
+        bare = _BARE_ARGUMENT.match(text, match.end())
+        return (bare.group(), start, bare.end()) if bare else None
+    inside = _braced(text, match.end())
+    return (inside[0], start, inside[1]) if inside else None
 
 
-def _braced(text: str, start: int) -> str | None:
-    """The text between the brace at ``start`` and its partner, stripped; None if it has no partner or nothing inside."""
+def _braced(text: str, start: int) -> tuple[str, int] | None:
+    """The text between the brace at ``start`` and its partner, stripped, and where that is; None if it has no partner or nothing inside."""
     depth = 0
     for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):  # an escaped brace is a set's, not a group's
         if brace.group() == "{":
@@ -48,8 +92,84 @@ def _braced(text: str, start: int) -> str | None:
         elif brace.group() == "}":
             depth -= 1
             if depth == 0:
-                return text[start + 1 : start + brace.start()].strip() or None
+                inside = text[start + 1 : start + brace.start()].strip()
+                return (inside, start + brace.end()) if inside else None
     return None
+
+
+def answer_of(prediction: str, kind: Kind = "full") -> str | None:
+    r"""The answer in a row of a file of predictions; more forgiving than ``final_answer``, as such files were not made for us.
+
+    * ``full``, a response: its box; without any box what it states as its answer ("The answer is", "#### ", "A: ", ...), else a
+      text in square brackets or a formula at its end. None if it says none of these.
+    * ``bare``, an answer alone: its box if it has one, else all of it.
+    * ``raw``, text with mathematics somewhere, as math-verify takes it: like ``full``, else the last formula or number, else all of it.
+    """
+    if "\\boxed" in prediction or "\\fbox" in prediction:
+        boxed = final_answer(prediction)
+        if boxed is not None or kind == "full":
+            return boxed
+    if kind == "bare":
+        return prediction.strip() or None
+    stated = _stated(prediction.rpartition("</think>")[2][-_MAX_STATED_CHARS:].strip())
+    if stated is not None or kind == "full":
+        return stated
+    return _somewhere(prediction)
+
+
+def gold_of(gold: str, kind: Kind = "full") -> str:
+    """The gold of a row of such a file: of a ``raw`` one what ``answer_of`` finds in it, of the others all of it."""
+    return (answer_of(gold, kind) if kind == "raw" else None) or gold
+
+
+def _stated(text: str) -> str | None:
+    if not _WORD.search(re.sub(r"\\[a-zA-Z]+|\band\b", "", _MATHS.sub("", text))):  # formulas and nothing else
+        return re.sub(r"^\[([^\[\],]*)\]$", r"\1", text) or None
+    for pattern in _STATED:
+        found = [match["answer"] for match in pattern.finditer(text)]
+        if found:
+            return _cut(found[-1])
+    bracketed = [match["answer"] for match in _BRACKETED.finditer(text)]
+    return bracketed[-1].strip() if bracketed else None
+
+
+def _cut(stated: str) -> str | None:
+    """What is said after "the answer is": its formula or number if it has one, else the words up to the end of the sentence."""
+    sentence = _STOP.sub("", stated).strip(" .:*")
+    *before, last = re.split(r"\b(?:is|are)\b|是|为", sentence)
+    if before:
+        return _last_formula_or_number(last) or _clause(last)
+    formulas = _formulas(sentence)
+    return formulas[-1][1] if formulas else _clause(sentence)
+
+
+def _clause(sentence: str) -> str | None:
+    """The first clause, or the last number of one that is a sentence: "Jane started 3 hours ago"."""
+    clause = re.split(r"[,，。] *(?=[^\d\s])", sentence)[0].strip()
+    numbers = _LAST_NUMBER.findall(clause)
+    if numbers and "\\" not in clause and len(_WORD.findall(clause)) > 2:
+        return numbers[-1]
+    return clause or None
+
+
+def _formulas(text: str) -> list[tuple[int, str]]:
+    """(where it starts, what it is) of each formula between dollars or in TeX's brackets."""
+    return [(match.start(), next(filter(None, match.groups())).strip()) for match in _MATHS.finditer(text)]
+
+
+def _last_formula_or_number(text: str) -> str | None:
+    formulas = _formulas(text)
+    numbers = [
+        (match.start(), match.group())
+        for match in _LAST_NUMBER.finditer(_MATHS.sub(lambda found: " " * len(found.group()), text))
+    ]
+    return max(formulas + numbers)[1] if formulas or numbers else None
+
+
+def _somewhere(text: str) -> str | None:
+    if _WORD.search(_COMMAND.sub("", _MATHS.sub("", text))) is None and not _formulas(text):
+        return text.strip() or None
+    return _last_formula_or_number(text) or text.strip() or None
 
 
 def strip_dollars(text: str) -> str:
@@ -60,14 +180,15 @@ def strip_dollars(text: str) -> str:
 def plain_integer(text: str) -> str | None:
     """A whole number in its shortest digits, or None if the text is anything else.
 
-    Understood: ``$``, spaces and LaTeX spacing, thousands commas, a sign, a decimal point followed by zeros only.
-    It stays a string, so that a number of a thousand digits costs nothing. ``plain_integer(r"\\$1,200.00")`` is ``"1200"``.
+    Understood: ``$``, LaTeX spacing, thousands set off by commas or spaces, a sign, a decimal point followed by zeros only. "32, 349" and
+    "4 2" are lists. It stays a string, so that a number of a thousand digits costs nothing. ``plain_integer(r"\\$1,200.00")`` is ``"1200"``.
     """
-    squeezed = _SPACING.sub("", strip_dollars(text)).replace("−", "-").replace("{,}", ",")
-    match = _PLAIN_INTEGER.fullmatch(squeezed)
+    spaced = _SPACING.sub(" ", re.sub(r"\\! ?", "", strip_dollars(text))).strip()
+    spaced = re.sub(r"\{,\} ?|,(?=$)", ",", re.sub(r"^([+−-]) ", r"\1", spaced)).replace("−", "-")
+    match = _PLAIN_INTEGER.fullmatch(spaced)
     if match is None:
         return None
-    digits = match["digits"].replace(",", "").lstrip("0") or "0"
+    digits = match["digits"].replace(",", "").replace(" ", "").lstrip("0") or "0"
     return "-" + digits if match["sign"] == "-" and digits != "0" else digits
 
 

@@ -1,43 +1,52 @@
 """``VerifierPool``: verdicts on responses, from any thread or from an asyncio actor, whatever the responses contain.
 
-Plain integers are compared here and now; everything else goes to one of ``workers`` killable processes, which are made
-when they are first needed. Knows nothing of rollouts, Ray or what is done with an unknown verdict.
+Plain integers are compared here and now; everything else goes to one of ``workers`` killable processes. With a user's reward
+everything goes there, as it is. Knows nothing of rollouts, Ray or what is done with an unknown verdict.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import answers
-from fr3e_async.verify.limits import Limits
-from fr3e_async.verify.process import Nursery, NurseryGone, Reply, Worker, WorkerGone, start_failed
+from fr3e_async.verify.limits import Limits, Setup
+from fr3e_async.verify.policies import Policies
+from fr3e_async.verify.process import Task
+from fr3e_async.verify.rewards import MATH, MAX_RESPONSE_CHARS, search_path
+from fr3e_async.verify.tasks import Result, TaskPool
+
+RESPONSE_TOO_LONG = "response too long"
+# Questions given to a worker at once: enough to make the hand-over cheap, few enough that nobody waits long behind them, and
+# so many batches for each worker that none idles for long when the last ones end.
+_BATCH = 8
+_BATCHES_EACH = 4
+
+
+class Question(NamedTuple):
+    """One response to judge against a gold; the problem's text is for a user's reward. *Example*: ``Question("\\\\boxed{5}", "5")``."""
+
+    response: str
+    gold: str
+    prompt: str = ""
 
 
 class VerifierPool:
-    """Judges answers in killable processes. Close it, or use it in a ``with`` block.
+    """Judges responses in killable processes. Close it, or use it in a ``with`` block.
 
     Example: ``pool.judge("so \\\\boxed{0.50}", "1/2")`` is right with the reason "math-verify".
     """
 
-    def __init__(self, config: VerifierPoolConfig) -> None:
-        """Starts nothing; see ``warm``."""
-        self._config = config
-        self._limits = Limits(cpu_s=config.cpu_limit_s, memory_bytes=int(config.memory_gib * 2**30))
-        self._nursery: Nursery | None = None
-        self._nursery_lock = threading.Lock()
-        self._closed = False
-        # None stands for a worker still to be made. Last in, first out: made ones are used before another is made.
-        self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
-        for _ in range(config.workers):
-            self._free.put(None)
-        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="verify")
-        self.replaced = 0  # workers that were ended by a limit or died, ever
+    def __init__(self, config: VerifierPoolConfig, reward: str = MATH) -> None:
+        """Starts nothing; see ``warm``. ``reward``: 'math' or package.module:function, as ``check_reward`` has let pass."""
+        self._config, self._reward = config, reward
+        self._tasks = task_pool(config, job=reward)
+        self._complained = False
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -45,91 +54,91 @@ class VerifierPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def replaced(self) -> int:
+        """Worker processes that were ended by a limit or died, ever."""
+        return self._tasks.replaced
+
     def warm(self) -> None:
         """Start the process that holds math-verify, in the background; without this the first answer that needs it waits."""
-        self._threads.submit(self._running_nursery)
+        self._tasks.warm()
 
-    def judge(self, response: str, gold: str) -> Verdict:
-        """The verdict on one response; once a worker is free it takes at most about ``verifiers.wall_limit_s``.
+    def judge(self, response: str, gold: str, prompt: str = "") -> Verdict:
+        """The verdict on one response; once a worker is free it takes at most about ``verifiers.wall_limit_s`` an attempt.
 
         Questions wait for a worker in the order in which they came. Raises ``RunFailed`` if no worker can be started.
         """
-        return self._judge_quickly(response, gold) or self._threads.submit(self._judge_slowly, response, gold).result()
+        return self._finished(self._prepared(Question(response, gold, prompt)))
 
-    async def judge_many(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts on (response, gold) pairs, in their order, without blocking the event loop on a worker."""
-        loop = asyncio.get_running_loop()
+    def judge_answer(self, answer: str | None, gold: str) -> Verdict:
+        """Like ``judge``, for what ``answers.answer_of`` found. Not for a user's reward."""
+        return self._finished(self._prepared_answer(answer, gold))
 
-        async def judge(response: str, gold: str) -> Verdict:
-            quick = self._judge_quickly(response, gold)
-            if quick is not None:
-                return quick
-            return await loop.run_in_executor(self._threads, self._judge_slowly, response, gold)
+    async def judge_many(self, questions: Iterable[Question | tuple[str, str]]) -> list[Verdict]:
+        """Verdicts on all questions, in their order, without blocking the event loop on a worker.
 
-        return await asyncio.gather(*(judge(response, gold) for response, gold in items))
+        Equal answers to one gold are judged once: when a policy answers ``9^{9^9}`` in every rollout, the limit is paid once.
+        Answers to one gold go to one worker as far as that keeps all of them busy, because it parses the gold once.
+        """
+        verdicts: list[Verdict | None] = []
+        places: dict[Any, tuple[Task, list[int]]] = {}
+        for index, question in enumerate(questions):
+            prepared = self._prepared(Question(*question))
+            if isinstance(prepared, Verdict):
+                verdicts.append(prepared)
+                continue
+            verdicts.append(None)
+            key = prepared if self._reward == MATH else index  # a user's function may well not say the same thing twice
+            places.setdefault(key, (prepared, []))[1].append(index)
+        jobs = sorted(places.values(), key=lambda job: job[0][1])  # by gold
+        size = min(math.ceil(len(jobs) / self._config.workers / _BATCHES_EACH), _BATCH)
+        batches = [jobs[start : start + size] for start in range(0, len(jobs), size or 1)]
+        futures = [asyncio.wrap_future(self._tasks.submit([task for task, _ in batch])) for batch in batches]
+        for batch, results in zip(batches, await asyncio.gather(*futures), strict=True):
+            for (_, indices), result in zip(batch, results, strict=True):
+                for index in indices:
+                    verdicts[index] = self._verdict(result)
+        return [verdict for verdict in verdicts if verdict is not None]
 
     def close(self) -> None:
         """Finish what is being judged and end all processes. Idempotent."""
-        self._closed = True
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        with self._nursery_lock:
-            nursery, self._nursery = self._nursery, None
-        if nursery is not None:
-            nursery.close()
+        self._tasks.close()
 
-    def _judge_quickly(self, response: str, gold: str) -> Verdict | None:
-        """The verdict if it takes no process, else None."""
+    def _prepared(self, question: Question) -> Verdict | Task:
+        """The verdict if it takes no process, else the task for one."""
+        if self._reward == MATH:
+            return self._prepared_answer(answers.final_answer(question.response), question.gold)
+        if len(question.response) > MAX_RESPONSE_CHARS:
+            return Verdict(outcome=Outcome.UNKNOWN, reason=RESPONSE_TOO_LONG)
+        return tuple(question)
+
+    def _prepared_answer(self, answer: str | None, gold: str) -> Verdict | Task:
         config = self._config
-        answer, gold = _stripped(response, gold)
-        return answers.quick_verdict(answer, gold, max_chars=config.max_answer_chars, exact_integers=config.exact_integers)
+        answer, gold = answer if answer is None else answers.strip_dollars(answer), bare_gold(gold)
+        quick = answers.quick_verdict(answer, gold, max_chars=config.max_answer_chars, exact_integers=config.exact_integers)
+        return quick or (answer or "", gold)
 
-    def _judge_slowly(self, response: str, gold: str) -> Verdict:
-        answer, gold = _stripped(response, gold)
-        reply = self._ask(answer or "", gold)
-        return Verdict(outcome=Outcome(reply.outcome), reason=reply.reason)
+    def _finished(self, prepared: Verdict | Task) -> Verdict:
+        return prepared if isinstance(prepared, Verdict) else self._verdict(self._tasks.submit([prepared]).result()[0])
 
-    def _ask(self, answer: str, gold: str) -> Reply:
-        """Put the question to a free worker; to another if that one turns out to be dead."""
-        worker = self._free.get()
-        kept: Worker | None = None
-        try:
-            while True:
-                worker = worker or self._new_worker()
-                try:
-                    reply = worker.ask(answer, gold, wall_limit_s=self._config.wall_limit_s)
-                except WorkerGone:  # killed while idle, e.g. by the kernel for memory
-                    worker = None
-                    self.replaced += 1
-                    continue
-                if reply.usable:
-                    kept = worker
-                else:
-                    self.replaced += 1
-                return reply
-        finally:
-            self._free.put(kept)
-
-    def _new_worker(self) -> Worker:
-        for _ in range(2):  # the nursery itself may have been killed since it was last used
-            try:
-                return self._running_nursery().fork()
-            except NurseryGone:
-                continue
-        raise start_failed()
-
-    def _running_nursery(self) -> Nursery:
-        with self._nursery_lock:
-            if self._closed:
-                raise RuntimeError("verifier pool: used after close")
-            if self._nursery is None or not self._nursery.alive:
-                if self._nursery is not None:
-                    self._nursery.close()
-                self._nursery = Nursery(self._limits)
-            return self._nursery
+    def _verdict(self, result: Result) -> Verdict:
+        outcome, reason, score, complaint = result.ruling
+        if complaint and not self._complained:
+            self._complained = True
+            logging.getLogger(__name__).error(
+                "reward=%s: %s (later errors of it are only counted)\n%s", self._reward, reason, complaint
+            )
+        return Verdict(outcome=Outcome(outcome), reason=reason, score=score, attempts=result.attempts)
 
 
-def _stripped(response: str, gold: str) -> tuple[str | None, str]:
-    """(answer, gold), both without box and dollar signs; the answer is None if the response has none."""
-    answer = answers.final_answer(response)
-    meant = answers.final_answer(gold) or gold
-    return answer if answer is None else answers.strip_dollars(answer), answers.strip_dollars(meant)
+def bare_gold(gold: str) -> str:
+    """A gold without box and dollar signs."""
+    return answers.strip_dollars(answers.final_answer(gold) or gold)
+
+
+def task_pool(config: VerifierPoolConfig, *, job: str) -> TaskPool:
+    """Killable processes for a job, under the limits of ``verifiers``."""
+    limits = Limits(cpu_s=config.cpu_limit_s, memory_bytes=int(config.memory_gib * 2**30))
+    options = Policies.of(config).options() if job == MATH else {}
+    setup = Setup(job=job, limits=limits, sys_path=search_path(), options=options)
+    return TaskPool(setup, workers=config.workers, wall_limit_s=config.wall_limit_s, retry=config.on_unknown == "retry")

@@ -1,28 +1,29 @@
 """The parent's view of the nursery and of one worker: start, ask with a wall limit, end.
 
-Knows nothing of answers: texts go in, a worker's word or the reason for its silence comes out.
+Knows nothing of answers: tasks go in, a worker's ruling or the reason for its silence comes out.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import fr3e_async
 from fr3e_async.errors import RunFailed
-from fr3e_async.verify.limits import Limits
+from fr3e_async.verify.jobs import UNKNOWN, Ruling
+from fr3e_async.verify.limits import Setup
+from fr3e_async.verify.rewards import child_environment
+from fr3e_async.verify.wire import Channel
 
 _START_LIMIT_S = 120.0  # for the import of math-verify on a machine that is busy starting engines
-_REPLY_BYTES = 4096
+WALL_LIMIT = "wall limit"
 _ENDINGS = {-signal.SIGPROF: "cpu limit", -signal.SIGKILL: "killed, perhaps for memory", -signal.SIGSEGV: "crashed"}
+
+Task = tuple[str, ...]
 
 
 class NurseryGone(Exception):
@@ -34,30 +35,27 @@ class WorkerGone(Exception):
 
 
 class Reply(NamedTuple):
-    outcome: str
-    reason: str
+    ruling: Ruling
     usable: bool  # False: the worker has ended; take another
 
 
 class Nursery:
     """One nursery process. Starting returns at once; the first ``fork`` waits for its imports. Thread-safe."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, setup: Setup) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(_START_LIMIT_S)
         self._lock = threading.Lock()
         self.alive = True
-        root = str(Path(fr3e_async.__file__).parents[1])  # a Ray job's code may be on sys.path only
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        command = [sys.executable, "-m", "fr3e_async.verify.nursery", str(theirs.fileno()), limits.to_json().decode()]
+        command = [sys.executable, "-m", "fr3e_async.verify.nursery", str(theirs.fileno()), setup.to_json()]
         with theirs:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if setup.built_in else 2,  # what a user's function prints belongs into the log
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C must not reach it
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+                env=child_environment(),
             )
 
     def _request(self, message: str, files: list[int]) -> int:
@@ -78,9 +76,13 @@ class Nursery:
     def fork(self) -> Worker:
         """A new worker. Raises ``NurseryGone``."""
         ours, theirs = socket.socketpair()
-        with ours, theirs:
-            pid = self._request("fork", [theirs.fileno()])
-            return Worker(nursery=self, pid=pid, connection=Connection(ours.detach()))
+        with theirs:
+            try:
+                pid = self._request("fork", [theirs.fileno()])
+            except NurseryGone:
+                ours.close()
+                raise
+        return Worker(nursery=self, pid=pid, channel=Channel(ours))
 
     def end(self, pid: int) -> int:
         """Kill a worker that may have ended already; its exit status, negative for a signal."""
@@ -104,41 +106,57 @@ class Nursery:
 class Worker:
     """One killable process. Not thread-safe: the pool gives it to one thread at a time."""
 
-    def __init__(self, *, nursery: Nursery, pid: int, connection: Connection) -> None:
+    def __init__(self, *, nursery: Nursery, pid: int, channel: Channel) -> None:
         self._nursery = nursery
-        self._connection = connection
+        self._channel = channel
         self.pid = pid
 
-    def ask(self, answer: str, gold: str, *, wall_limit_s: float) -> Reply:
-        """Judge one answer. Beyond the wall limit, or if the process dies of it, the reply is unknown and names the limit.
+    def ask(self, tasks: Sequence[Task], *, wall_limit_s: float) -> list[Reply]:
+        """Replies to the first of the tasks, at least one, and to all of them unless the last reply says that the worker has ended.
 
-        Raises ``WorkerGone`` if the process was dead already.
+        A task that exceeds the wall limit, or that the process dies of, is unknown and names the limit. Raises
+        ``WorkerGone`` if the process was dead already.
         """
+        replies: list[Reply] = []
         try:
-            self._connection.send_bytes(json.dumps([answer, gold]).encode())
+            self._channel.send(tasks, limit_s=wall_limit_s)
         except (BrokenPipeError, ConnectionResetError) as error:
             self.end()
             raise WorkerGone from error
-        try:
-            if not self._connection.poll(wall_limit_s):
+        except TimeoutError:
+            return [self._ended(WALL_LIMIT)]
+        while len(replies) < len(tasks):
+            try:
+                ruling, retire = self._channel.receive(limit_s=wall_limit_s)
+            except TimeoutError:
+                return [*replies, self._ended(WALL_LIMIT)]
+            except (EOFError, ConnectionResetError):
+                return [*replies, self._ended("")]
+            replies.append(Reply(Ruling(*ruling), usable=not retire))
+            if retire:
                 self.end()
-                return Reply("unknown", "wall limit", usable=False)
-            outcome, reason, retire = json.loads(self._connection.recv_bytes(_REPLY_BYTES))
-        except (EOFError, ConnectionResetError):
-            status = self.end()
-            return Reply("unknown", _ENDINGS.get(status, f"worker ended with status {status}"), usable=False)
-        if retire:
-            self.end()
-        return Reply(outcome, reason, usable=not retire)
+                break
+        return replies
+
+    def _ended(self, reason: str) -> Reply:
+        """End the process; the reply to the task that it had in hand. Without a reason its exit status tells it."""
+        status = self.end()
+        reason = reason or _ENDINGS.get(status, f"worker ended with status {status}")
+        return Reply(Ruling(UNKNOWN, reason), usable=False)
 
     def end(self) -> int:
         """Kill it if need be and give its resources back; its exit status. Call once."""
-        self._connection.close()
+        self._channel.close()
         return self._nursery.end(self.pid)
 
 
-def start_failed() -> RunFailed:
+def start_failed(setup: Setup) -> RunFailed:
+    where = "their error is in the log of the process that needs them"
+    if setup.built_in:
+        return RunFailed(
+            f"the math-verify processes do not start; {where}. Is math-verify installed there, and verifiers.memory_gib large enough?"
+        )
     return RunFailed(
-        "the math-verify processes do not start (twice in a row); their error is in this actor's log. "
-        "Is math-verify installed in the environment of the verifier actors?"
+        f"the processes of reward={setup.job} do not start; {where}. Can its module be imported there, "
+        "and is verifiers.memory_gib large enough?"
     )

@@ -1,20 +1,21 @@
-"""The inside of a killable process: take a pair from the socket, judge it under limits, answer, repeat.
+"""The inside of a killable process: take tasks from the socket, do each under limits, answer, repeat.
 
-Knows nothing of pools or of who asks. The CPU limit is a profiling timer left at its default action, so the kernel ends the
-process even inside one endless big-integer operation; a Python-level signal handler would wait for that operation.
+Knows nothing of pools or of who asks, nor what its job is. The CPU limit is a profiling timer left at its default action, so
+the kernel ends the process even inside one endless big-integer operation; a Python-level signal handler would wait for that
+operation.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import resource
 import signal
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 
-from fr3e_async.verify import judge
+from fr3e_async.verify import jobs
 from fr3e_async.verify.limits import Limits
+from fr3e_async.verify.wire import Channel
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,27 +27,38 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def serve(connection: Connection, limits: Limits) -> None:
-    """Answer ``[answer, gold]`` with ``[outcome, reason, retire]`` until the other end closes. JSON, never pickle."""
+def serve(channel: Channel, job: jobs.Job, limits: Limits, *, hides_memory_errors: bool) -> None:
+    """Answer a list of tasks with ``[ruling, retire]`` for each, one message a task, until the other end closes.
+
+    After a retire the process ends, and the tasks behind it are not looked at. ``hides_memory_errors``: the job swallows
+    ``MemoryError`` and goes on as if the answer were unequal, as sympy and math-verify do.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
         try:
-            answer, gold = json.loads(connection.recv_bytes())
+            tasks = channel.receive()
         except EOFError:
             return
-        before = _peak_bytes()
-        signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
-        outcome, reason = judge.judge(answer, gold)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        # sympy and math-verify swallow MemoryError and go on as if the answer were unequal. A peak that this very job drove
-        # near the limit is what is left of it to see.
-        near_limit = _peak_bytes() > limits.memory_bytes / 2
-        if near_limit and before <= limits.memory_bytes / 2 and outcome != judge.RIGHT:
-            outcome, reason = judge.UNKNOWN, judge.MEMORY_LIMIT
-        connection.send_bytes(json.dumps([outcome, reason, near_limit]).encode())
-        if near_limit:  # a fresh process is cheaper than one that keeps gigabytes
-            return
+        for task in tasks:
+            ruling, retire = rule(task, job, limits, hides_memory_errors=hides_memory_errors)
+            channel.send([ruling, retire])
+            if retire:  # a fresh process is cheaper than one that keeps gigabytes
+                return
+
+
+def rule(task: Sequence[str], job: jobs.Job, limits: Limits, *, hides_memory_errors: bool) -> tuple[jobs.Ruling, bool]:
+    """One task under the CPU limit; and whether the process has come near its memory limit."""
+    half = limits.memory_bytes / 2
+    before = _peak_bytes()
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
+    ruling = job(task)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    near_limit = _peak_bytes() > half
+    # A peak that this very task drove near the limit is what is left to see of a memory error that was swallowed.
+    if hides_memory_errors and near_limit and before <= half and ruling.outcome != jobs.RIGHT:
+        ruling = jobs.Ruling(jobs.UNKNOWN, jobs.MEMORY_LIMIT)
+    return ruling, near_limit
 
 
 def _peak_bytes() -> int:

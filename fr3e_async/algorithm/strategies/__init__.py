@@ -1,24 +1,48 @@
-"""The registry of strategies: a new one is a file beside this and a line here."""
+"""The registry of strategies: a new one is a file beside this and a line here (docs/strategies.md)."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
-from fr3e_async.algorithm.strategies.base import Credit, GroupOutcome, Strategy
-from fr3e_async.algorithm.strategies.flat import Grpo, Rloo
+from fr3e_async.algorithm.strategies.base import Credit, GroupOutcome, GroupPlan, StateCredit, Strategy
 from fr3e_async.algorithm.strategies.fr3e import Fr3e
-from fr3e_async.config import AlgorithmConfig
+from fr3e_async.algorithm.strategies.grpo import Grpo
+from fr3e_async.algorithm.strategies.grpo_pp import GrpoPlusPlus
+from fr3e_async.algorithm.strategies.rloo import Rloo
+from fr3e_async.algorithm.strategies.vineppo import VinePpo
+from fr3e_async.config import AlgorithmConfig, Config
+from fr3e_async.errors import ConfigError
 
 REGISTRY: dict[str, Callable[[AlgorithmConfig], Strategy]] = {
     "fr3e": Fr3e,
     "grpo": Grpo,
-    "grpo_pp": lambda config: Grpo(config, reject=True),
+    "grpo_pp": GrpoPlusPlus,
     "rloo": Rloo,
+    "vineppo": VinePpo,
 }
 
 
 def make_strategy(config: AlgorithmConfig) -> Strategy:
+    """The strategy that ``algorithm.strategy`` names. Raises ``ConfigError`` for a name that is not registered."""
+    if config.strategy not in REGISTRY:
+        near = difflib.get_close_matches(config.strategy, REGISTRY, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"algorithm.strategy must be one of {', '.join(REGISTRY)}, got {config.strategy!r}{hint}")
     return REGISTRY[config.strategy](config)
 
 
-__all__ = ["REGISTRY", "Credit", "GroupOutcome", "Strategy", "make_strategy"]
+def explorer_count(config: Config) -> int:
+    """Explorers that are started: none where the strategy does not branch. Raises ``ConfigError``, also if there are too few."""
+    plan = make_strategy(config.algorithm).plan
+    if plan.rule is None:
+        return 0
+    if config.explorers.count == 0:
+        raise ConfigError(
+            f"explorers.count must be at least 1: algorithm.strategy={config.algorithm.strategy} branches "
+            f"(algorithm.anchors={plan.anchors})"
+        )
+    return config.explorers.count
+
+
+__all__ = ["REGISTRY", "Credit", "GroupOutcome", "GroupPlan", "StateCredit", "Strategy", "explorer_count", "make_strategy"]

@@ -1,19 +1,55 @@
-"""The interface of a strategy: from a prompt group's rewards to advantages by rollout id.
+"""The interface of a strategy: what a prompt group is made of, and from its rewards to advantages by rollout id.
 
-A strategy is one file and one line in the registry. It sees ids and rewards only; never rows, ranks or arrival order.
+A strategy is one file and one line in the registry (docs/strategies.md). It sees ids and rewards only; never rows, ranks
+or arrival order.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.values import StateValue
-from fr3e_async.types import RolloutId
+from fr3e_async.config import AlgorithmConfig
+from fr3e_async.types import Advantage, Anchor, RolloutId, Stretch
 
 STD_FLOOR = 1e-6  # added to the standard deviation, as GRPO implementations do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlan:
+    """What a group is made of; fixed when it is admitted, before anything is known of its rollouts."""
+
+    bases: int  # N rollouts of the prompt
+    trunks: int = 0  # most bases that are branched from
+    branches: int = 0  # M continuations of an anchor
+    rule: AnchorRule | None = None  # how anchors are picked on a trunk; None: nothing is branched
+
+    @property
+    def anchors(self) -> int:
+        """K: most anchors of a trunk."""
+        return self.rule.count if self.rule else 0
+
+    @property
+    def rollouts(self) -> int:
+        """N + trunks · K · M: the most that a group can have."""
+        return self.bases + self.trunks * self.anchors * self.branches
+
+
+def flat_plan(config: AlgorithmConfig) -> GroupPlan:
+    return GroupPlan(bases=config.bases)
+
+
+def tree_plan(config: AlgorithmConfig, *, rule: str) -> GroupPlan:
+    """Branches on as many trunks as ``algorithm.trunk`` says; without anchors it is a flat one. ``rule``: the default one."""
+    if not config.anchors:
+        return flat_plan(config)
+    trunks = {"first": 1, "random": 1, "one_right_one_wrong": 2, "all": config.bases}[config.trunk]
+    return GroupPlan(bases=config.bases, trunks=trunks, branches=config.branches, rule=AnchorRule.of(config, rule))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,51 +57,70 @@ class GroupOutcome:
     """A complete prompt group. ``rewards`` holds every rollout that was issued; None: given up or unknown verdict."""
 
     group: str
-    trunk: RolloutId | None
     rewards: Mapping[RolloutId, float | None]
+    anchors: Mapping[int, Anchor] = field(default_factory=dict)  # by node, of every trunk that was branched
+    trunks: Sequence[RolloutId] = ()  # in id order; one without an eligible place is a trunk too
 
     def by_node(self) -> dict[int, dict[RolloutId, float]]:
-        """Judged rewards of each node, in id order."""
-        nodes: dict[int, dict[RolloutId, float]] = {}
+        """Judged rewards of each node that was branched from (the prompt included), in id order."""
+        nodes: dict[int, dict[RolloutId, float]] = {node: {} for node in sorted({0, *self.anchors})}
         for id in sorted(self.rewards):
-            nodes.setdefault(id.node, {})
             reward = self.rewards[id]
             if reward is not None:
                 nodes[id.node][id] = reward
         return nodes
 
+    def base(self, branch: int) -> RolloutId:
+        return RolloutId(self.group, 0, branch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateCredit:
+    """What became of one state of a group."""
+
+    value: StateValue | None  # None: none of its rollouts was judged
+    alpha: float = 1.0
+    dropped: str = ""  # why its rollouts are not trained: "all_right", "all_wrong", "no_spread", "too_few", "not_trained"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """What a group is worth: advantages of the rollouts to train, or the reason it was rejected; never both.
+    """What a group is worth: advantages of the rollouts to train, or the reason it was rejected; never both."""
 
-    ``dropped_states`` counts states without spread; ``alphas`` are those of the states that were kept.
-    """
-
-    advantages: Mapping[RolloutId, float]
+    advantages: Mapping[RolloutId, Advantage]
     rejected: str = ""  # "", "all_right", "all_wrong", "no_spread", "too_few"
-    values: Mapping[int, StateValue] = field(default_factory=dict)
-    alphas: Mapping[int, float] = field(default_factory=dict)
-    dropped_states: int = 0
+    states: Mapping[int, StateCredit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if bool(self.advantages) == bool(self.rejected):
             raise ValueError(
                 f"a group is either trained or rejected, got {len(self.advantages)} advantages and {self.rejected!r}"
             )
-        if not all(math.isfinite(a) for a in self.advantages.values()):
-            raise ValueError("an advantage is not finite")
+        for id, stretches in self.advantages.items():
+            starts = [s.start for s in stretches]
+            if starts[:1] != [0] or starts != sorted(set(starts)):
+                raise ValueError(f"{id}: stretches must begin at 0 and go on in order, got {starts}")
+            if not all(math.isfinite(s.value) for s in stretches):
+                raise ValueError(f"{id}: an advantage is not finite: {stretches}")
+
+    @property
+    def dropped_states(self) -> Counter[str]:
+        """States that are not trained, by reason."""
+        return Counter(state.dropped for state in self.states.values() if state.dropped)
 
 
 class Strategy(Protocol):
-    """Credits complete groups. ``credit`` must be a pure function of its argument."""
+    """Plans groups and credits complete ones. ``credit`` must be a pure function of its argument."""
+
+    @property
+    def plan(self) -> GroupPlan: ...
 
     def credit(self, outcome: GroupOutcome) -> Credit: ...
 
 
-def has_spread(rewards: Sequence[float]) -> bool:
-    """True if the rewards differ, so that at least one advantage is not zero."""
-    return len(rewards) >= 2 and min(rewards) < max(rewards)
+def whole(advantage: float) -> Advantage:
+    """One advantage for a whole completion."""
+    return (Stretch(0, advantage),)
 
 
 def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:
@@ -78,10 +133,31 @@ def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:
     return [d / (std + STD_FLOOR) for d in differences]
 
 
-def rejection_reason(rewards: Sequence[float], *, groups: int = 1) -> str:
-    """Why a group without any spread is dropped: ``rewards`` of all its judged rollouts, in ``groups`` states."""
+def no_spread(rewards: Sequence[float]) -> str:
+    """Why these rewards have nothing to teach ("too_few", "all_right", "all_wrong", "no_spread"); "" if they differ."""
     if len(rewards) < 2:
         return "too_few"
-    if min(rewards) == max(rewards):
-        return "all_right" if rewards[0] > 0 else "all_wrong"
-    return "no_spread" if groups > 1 else "too_few"
+    if min(rewards) < max(rewards):
+        return ""
+    return {1.0: "all_right", 0.0: "all_wrong"}.get(rewards[0], "no_spread")
+
+
+def rejection(outcome: GroupOutcome, *, enough: bool) -> str:
+    """Why a group is dropped: its rewards are all alike, or alike wherever they are compared; else nothing could be compared.
+
+    ``enough``: there was something that could have been trained, had its rewards differed.
+    """
+    rewards = [reward for judged in outcome.by_node().values() for reward in judged.values()]
+    return no_spread(rewards) or ("no_spread" if enough else "too_few")
+
+
+def flat_credit(outcome: GroupOutcome, advantages: Sequence[float] | None) -> Credit:
+    """A group of one state. ``advantages`` of its judged rollouts in id order; None: there is nothing to train."""
+    judged = outcome.by_node()[0]
+    rewards = list(judged.values())
+    value = StateValue(node=0, right=math.fsum(rewards), judged=len(rewards)) if rewards else None
+    if advantages is None:
+        reason = no_spread(rewards)
+        return Credit(advantages={}, rejected=reason, states={0: StateCredit(value=value, dropped=reason)})
+    by_id = {id: whole(a) for id, a in zip(judged, advantages, strict=True)}
+    return Credit(advantages=by_id, states={0: StateCredit(value=value)})

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fr3e_async.algorithm.strategies.base import Credit, GroupOutcome, centred, has_spread, rejection_reason
+from fr3e_async.algorithm.strategies.base import (
+    Credit,
+    GroupOutcome,
+    GroupPlan,
+    StateCredit,
+    centred,
+    no_spread,
+    rejection,
+    tree_plan,
+    whole,
+)
 from fr3e_async.algorithm.values import alpha, state_values
 from fr3e_async.config import AlgorithmConfig
+from fr3e_async.errors import ConfigError
 from fr3e_async.types import RolloutId
 
 
@@ -16,33 +27,51 @@ class Fr3e:
 
     config: AlgorithmConfig
 
+    def __post_init__(self) -> None:
+        if not self.config.anchors and not self.config.train_bases:
+            raise ConfigError("algorithm.anchors=0 with algorithm.train_bases=false leaves nothing to train")
+
+    @property
+    def plan(self) -> GroupPlan:
+        return tree_plan(self.config, rule="entropy")
+
     def credit(self, outcome: GroupOutcome) -> Credit:
-        nodes = outcome.by_node()
-        members = {node: {**judged, **self._trunk_member(outcome, node)} for node, judged in nodes.items()}
+        own = outcome.by_node()
+        members = {node: {**judged, **self._trunk_member(outcome, node)} for node, judged in own.items()}
         values = state_values({node: list(judged.values()) for node, judged in members.items()})
-        alphas = {node: alpha(values, node, shrink=self.config.alpha_shrink) if self.config.alpha else 1.0 for node in values}
-        kept = [node for node in values if has_spread(list(members[node].values()))]
+        states = {
+            node: StateCredit(
+                value=values.get(node),
+                alpha=self._alpha(outcome, values, node),
+                dropped=no_spread(list(judged.values())) or self._not_trained(node),
+            )
+            for node, judged in members.items()
+        }
         advantages = {
-            id: alphas[node] * advantage
-            for node in kept
+            id: whole(state.alpha * advantage)
+            for node, state in states.items()
+            if not state.dropped
             for id, advantage in self._advantages(members[node]).items()
             if id.node == node  # the trunk counts as a member but is trained in its own state, once
         }
-        rejected = "" if advantages else rejection_reason([r for j in nodes.values() for r in j.values()], groups=len(values))
-        return Credit(
-            advantages=advantages,
-            rejected=rejected,
-            values=values,
-            alphas={node: alphas[node] for node in kept},
-            dropped_states=len(nodes) - len(kept),
-        )
+        enough = any(state.dropped not in ("too_few", "not_trained") for state in states.values())
+        return Credit(advantages=advantages, rejected="" if advantages else rejection(outcome, enough=enough), states=states)
+
+    def _alpha(self, outcome: GroupOutcome, values: dict, node: int) -> float:
+        if node == 0 or not self.config.alpha:
+            return 1.0
+        return alpha(values.get(node), values.get(outcome.anchors[node].parent), shrink=self.config.alpha_shrink)
+
+    def _not_trained(self, node: int) -> str:
+        return "not_trained" if node == 0 and not self.config.train_bases else ""
 
     def _advantages(self, judged: dict[RolloutId, float]) -> dict[RolloutId, float]:
         return dict(zip(judged, centred(list(judged.values()), std_normalise=self.config.std_normalise), strict=True))
 
     def _trunk_member(self, outcome: GroupOutcome, node: int) -> dict[RolloutId, float]:
         """The trunk's own continuation as a sample of an anchor's state, if ``include_trunk``."""
-        if not self.config.include_trunk or node == 0 or outcome.trunk is None:
+        if not self.config.include_trunk or node == 0:
             return {}
-        reward = outcome.rewards.get(outcome.trunk)
-        return {} if reward is None else {outcome.trunk: reward}
+        trunk = outcome.base(outcome.anchors[node].trunk)
+        reward = outcome.rewards.get(trunk)
+        return {} if reward is None else {trunk: reward}

@@ -1,0 +1,42 @@
+"""What all benchmarks share: the two arguments, facts of the machine, the JSON file. Knows nothing of what is measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with ``--quick`` and ``--json OUT``. ``doc``: the benchmark's docstring; its first line describes it."""
+    made = argparse.ArgumentParser(description=doc.strip().splitlines()[0])
+    made.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    made.add_argument("--json", metavar="OUT", type=Path, help="write the figures to this file")
+    return made
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on: processor, cores, load when it was called, Python."""
+    names = [line.split(":", 1)[1].strip() for line in cpu_info().splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def cpu_info() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def finish(args: argparse.Namespace, figures: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write ``--json`` if it was asked for. ``facts``: of ``machine()``, taken before the measurement."""
+    if args.json is not None:
+        args.json.write_text(json.dumps({"machine": facts, "quick": args.quick, **figures}, indent=1) + "\n")

@@ -1,0 +1,128 @@
+"""Every knob of the system: frozen dataclasses with meaning, unit and default, checked alone and against each other.
+
+Knows nothing of YAML, files or the command line (that is ``loader``) and nothing of Ray, vLLM or DeepSpeed.
+Derived sizes are properties; nothing is ever written back into a config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConfig, VerifierPoolConfig, WeightsConfig
+from fr3e_async.config.knobs import knob, require, section
+from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, FlowConfig, LossConfig, SamplingConfig
+from fr3e_async.config.run import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObserveConfig,
+    RayConfig,
+    RunConfig,
+    ToyConfig,
+    WatchdogConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole of a run's settings. Cross-field rules live here; each message names the settings it is about."""
+
+    resume: Literal["never", "auto"] = knob(
+        "never", "auto: go on from run.dir's newest whole checkpoint if there is one; never: run.dir must be new"
+    )
+    reward: str = knob(
+        "math",
+        "what judges a response: 'math' (math-verify on the last box), or package.module:function, "
+        "called as function(response, gold, prompt) in a limited process; it gives a number in [0, 1], a bool, or None for unknown",
+    )
+    run: RunConfig = section(RunConfig, "the run as a whole")
+    model: ModelConfig = section(ModelConfig, "the policy")
+    data: DataConfig = section(DataConfig, "problems and how they become prompts")
+    sampling: SamplingConfig = section(SamplingConfig, "how training rollouts are drawn")
+    algorithm: AlgorithmConfig = section(AlgorithmConfig, "groups, anchors and advantages")
+    budget: BudgetConfig = section(BudgetConfig, "equal-token comparisons")
+    loss: LossConfig = section(LossConfig, "the off-policy Clip-Higher objective")
+    flow: FlowConfig = section(FlowConfig, "admission, staleness, leases")
+    engine: EngineConfig = section(EngineConfig, "vLLM settings shared by generators and explorers")
+    generators: EnginePoolConfig = section(EnginePoolConfig, "actors that sample base trajectories")
+    explorers: EnginePoolConfig = section(EnginePoolConfig, "actors that branch from anchors")
+    verifiers: VerifierPoolConfig = section(VerifierPoolConfig, "actors that judge answers with math-verify")
+    learner: LearnerConfig = section(LearnerConfig, "the DeepSpeed group")
+    weights: WeightsConfig = section(WeightsConfig, "hand-over of new weights to the engines")
+    evaluation: EvaluationConfig = section(EvaluationConfig, "accuracy on held-out problems")
+    observe: ObserveConfig = section(ObserveConfig, "console, metrics, logs")
+    watchdog: WatchdogConfig = section(WatchdogConfig, "what a stall leads to")
+    ray: RayConfig = section(RayConfig, "where the cluster comes from")
+    toy: ToyConfig = section(ToyConfig, "the embedded default task and model")
+
+    def __post_init__(self) -> None:
+        self.generators.check("generators")
+        self.explorers.check("explorers")
+        require(self.generators.count > 0, "generators.count must be at least 1")
+        require(
+            not (self.sampling.filtered and (self.loss.importance != "off" or self.loss.prox == "behaviour")),
+            f"sampling.top_p={self.sampling.top_p} / sampling.top_k={self.sampling.top_k} with loss.importance={self.loss.importance} and "
+            f"loss.prox={self.loss.prox}: log-probs of a truncated distribution bias the ratio; set top_p=1 and top_k=0, or "
+            "loss.importance=off with loss.prox=recompute",
+        )
+        require(
+            self.algorithm.entropy_of == "sampling" or self.engine.entropy == "engine" or self.sampling.plain,
+            f"algorithm.entropy_of=raw with engine.entropy={self.engine.entropy}: only the engine's own entropies know the raw "
+            "distribution apart from the one that is sampled; set engine.entropy=engine",
+        )
+        require(
+            not (self.engine.entropy == "learner" and self.sampling.filtered),
+            f"engine.entropy=learner with sampling.top_p={self.sampling.top_p} / sampling.top_k={self.sampling.top_k}: the learner "
+            "knows the whole distribution only; set engine.entropy=engine, or top_p=1 and top_k=0",
+        )
+        require(
+            self.flow.groups_per_step >= self.learner.minibatches,
+            f"learner.minibatches ({self.learner.minibatches}) is above flow.groups_per_step ({self.flow.groups_per_step})",
+        )
+        require(
+            self.learner.micro_batch_tokens >= self.context_length,
+            f"learner.micro_batch_tokens ({self.learner.micro_batch_tokens}) cannot hold one trajectory of data.max_prompt + "
+            f"sampling.max_response = {self.context_length} tokens",
+        )
+        for pool, path in ((self.generators, "generators"), (self.explorers, "explorers")):
+            require(
+                pool.gpus > 0 or self.engine.kv_cache_gib > 0 or pool.count == 0,
+                f"engine.kv_cache_gib must be set when {path}.gpus is 0 (a CPU engine would take most of the memory)",
+            )
+        require(
+            not (self.learner.gpus == 0 and self.learner.dtype == "bfloat16"),
+            "learner.dtype=bfloat16 needs learner.gpus=1 (on CPU it is slower and less exact); use float32",
+        )
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence in tokens: data.max_prompt + sampling.max_response."""
+        return self.data.max_prompt + self.sampling.max_response
+
+    @property
+    def uses_toy(self) -> bool:
+        return "toy" in (self.model.path, self.data.train, self.data.heldout)
+
+
+__all__ = [
+    "AlgorithmConfig",
+    "BudgetConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "EnginePoolConfig",
+    "EvaluationConfig",
+    "FlowConfig",
+    "LearnerConfig",
+    "LossConfig",
+    "ModelConfig",
+    "ObserveConfig",
+    "RayConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "ToyConfig",
+    "VerifierPoolConfig",
+    "WatchdogConfig",
+    "WeightsConfig",
+]

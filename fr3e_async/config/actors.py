@@ -1,0 +1,135 @@
+"""Settings of the actors: engines, verifiers, the learner group, and the weights between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "type of weights and activations in the engines")
+    eager: bool = knob(True, "no torch.compile and no CUDA graphs: quick start, right for CPU and small models")
+    kv_cache_gib: float = knob(0.0, "key-value cache of one engine; on CPU it must be set; 0: by gpu_memory_utilization", "GiB")
+    gpu_memory_utilization: float = knob(0.9, "part of a GPU that an engine may use")
+    block_size: int = knob(0, "tokens of a key-value block; 0: the engine's own default", "tokens")
+    max_running: int = knob(256, "sequences that an engine decodes at once", "sequences")
+    threads: int = knob(1, "CPU threads of one engine (CPU only)")
+    prefix_caching: bool = knob(True, "share key-value blocks between rollouts of one prompt or trunk")
+    clear_cache_on_update: bool = knob(
+        True, "recompute the cache of running requests after new weights, so that one policy made it"
+    )
+    entropy: Literal["engine", "topk", "learner"] = knob(
+        "engine",
+        "where token entropies come from: exact, inside the engine's sampler; certified bounds from the likeliest tokens; "
+        "exact, re-scored by the learner with its weights before a trunk is branched",
+    )
+    entropy_top_k: int = knob(20, "likeliest tokens that the bounds are made of (engine.entropy=topk)", "tokens")
+    start_timeout_s: float = knob(600.0, "time for an engine to load its model", "s")
+    options: dict[str, Any] = knob({}, "further vLLM engine arguments, by vLLM's own names")
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "engine", max_running=self.max_running, threads=self.threads, start_timeout_s=self.start_timeout_s,
+            entropy_top_k=self.entropy_top_k,
+        )  # fmt: skip
+        require_at_least_0("engine", kv_cache_gib=self.kv_cache_gib, block_size=self.block_size)
+        require(
+            0 < self.gpu_memory_utilization <= 1,
+            f"engine.gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePoolConfig:
+    count: int = knob(1, "actors (engines) of this role")
+    cpus: float = knob(1.0, "Ray CPUs of one actor")
+    gpus: int = knob(0, "GPUs of one actor; also its tensor-parallel size")
+    resources: dict[str, float] = knob({}, "custom Ray resources of one actor, to place the role on certain nodes")
+    rollouts_in_flight: int = knob(256, "rollouts given to one actor at once; more wait in the control loop", "rollouts")
+
+    def check(self, path: str) -> None:
+        require_at_least_0(path, count=self.count, cpus=self.cpus, gpus=self.gpus)
+        require_positive(path, rollouts_in_flight=self.rollouts_in_flight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifierPoolConfig:
+    count: int = knob(1, "verifier actors")
+    cpus: float = knob(1.0, "Ray CPUs of one actor")
+    resources: dict[str, float] = knob({}, "custom Ray resources of one actor")
+    workers: int = knob(2, "killable math-verify processes of one actor", "processes")
+    cpu_limit_s: float = knob(2.0, "CPU time for one answer; beyond it the verdict is unknown", "s")
+    wall_limit_s: float = knob(10.0, "wall time for one answer; beyond it the process is killed", "s")
+    memory_gib: float = knob(4.0, "address space of one process", "GiB")
+    exact_integers: bool = knob(True, "compare plain integers at once and exactly, without math-verify")
+    max_answer_chars: int = knob(2000, "longest answer that is parsed; a longer one is unknown", "characters")
+    unfinished: Literal["wrong", "right"] = knob(
+        "wrong", "an answer that leaves the computing to the reader, such as 17\\cdot 23 where the gold is 391"
+    )
+    units: Literal["checked", "ignored"] = knob(
+        "checked", "are 12 m and 12 cm different? A unit missing on one side is fine either way"
+    )
+    percent: Literal["optional", "exact"] = knob("optional", "may the sign % be missing on one side (42 for 42 %)?")
+    decimal_digits: int = knob(4, "significant digits from which a rounded decimal stands for an exact value", "digits")
+    on_unknown: Literal["retry", "drop", "zero"] = knob(
+        "drop",
+        "an answer that cannot be judged: judge it once more and then leave the rollout out; leave it out; count it as wrong",
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "verifiers", count=self.count, workers=self.workers, cpu_limit_s=self.cpu_limit_s,
+            wall_limit_s=self.wall_limit_s, memory_gib=self.memory_gib, max_answer_chars=self.max_answer_chars,
+            decimal_digits=self.decimal_digits,
+        )  # fmt: skip
+        require_at_least_0("verifiers", cpus=self.cpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    ranks: int = knob(1, "data-parallel ranks; each is a Ray actor")
+    cpus: float = knob(1.0, "Ray CPUs of one rank")
+    gpus: int = knob(0, "GPUs of one rank: 0 (gloo) or 1 (NCCL)")
+    resources: dict[str, float] = knob({}, "custom Ray resources of one rank")
+    threads: int = knob(1, "CPU threads of one rank (CPU only)")
+    zero_stage: int = knob(0, "DeepSpeed ZeRO stage, 0 to 3")
+    dtype: Literal["float32", "bfloat16"] = knob("float32", "training precision")
+    lr: float = knob(1e-6, "AdamW learning rate, constant after the warm-up")
+    warmup_steps: int = knob(0, "optimiser steps of linear warm-up", "optimiser steps")
+    betas: list[float] = knob([0.9, 0.95], "AdamW betas")
+    weight_decay: float = knob(0.0, "AdamW weight decay")
+    grad_clip: float = knob(1.0, "largest global gradient norm; 0: off")
+    minibatches: int = knob(2, "parts of a batch, one optimiser step each")
+    epochs: int = knob(1, "passes over a batch")
+    micro_batch_tokens: int = knob(16384, "padded tokens in one forward and backward pass", "tokens")
+    activation_checkpointing: bool = knob(False, "recompute activations in the backward pass to save memory")
+    attention: str = knob("sdpa", "attention implementation of the Hugging Face model")
+    start_timeout_s: float = knob(1800.0, "time for the group to load the model", "s")
+    step_timeout_s: float = knob(3600.0, "time for one training batch", "s")
+    ds_config: dict[str, Any] = knob({}, "further DeepSpeed settings, by DeepSpeed's own names; they win over ours")
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "learner", ranks=self.ranks, lr=self.lr, minibatches=self.minibatches, epochs=self.epochs, threads=self.threads,
+            micro_batch_tokens=self.micro_batch_tokens, start_timeout_s=self.start_timeout_s, step_timeout_s=self.step_timeout_s,
+        )  # fmt: skip
+        require_at_least_0("learner", cpus=self.cpus, warmup_steps=self.warmup_steps, grad_clip=self.grad_clip)
+        require(self.gpus in (0, 1), f"learner.gpus must be 0 or 1 (add ranks for more), got {self.gpus}")
+        require(0 <= self.zero_stage <= 3, f"learner.zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}")
+        require(len(self.betas) == 2, f"learner.betas must be two numbers, got {self.betas}")
+
+    @property
+    def optimiser_steps(self) -> int:
+        """Optimiser steps of one batch: epochs · minibatches. With 1 the ratio is 1 everywhere and Clip-Higher never acts."""
+        return self.epochs * self.minibatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    ack_timeout_s: float = knob(120.0, "time for an engine to acknowledge new weights before it is replaced", "s")
+
+    def __post_init__(self) -> None:
+        require_positive("weights", ack_timeout_s=self.ack_timeout_s)

@@ -1,0 +1,123 @@
+"""Settings of the method: how rollouts are drawn, how groups are built and credited, what is optimised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    temperature: float = knob(1.0, "softmax temperature of training rollouts")
+    top_p: float = knob(1.0, "nucleus mass; below 1 the importance correction must be off")
+    top_k: int = knob(0, "keep only the k likeliest tokens; 0: off; otherwise the importance correction must be off")
+    max_response: int = knob(1024, "longest response, and prefix + continuation of a branch", "tokens")
+
+    def __post_init__(self) -> None:
+        require_positive("sampling", temperature=self.temperature, max_response=self.max_response)
+        require(0 < self.top_p <= 1, f"sampling.top_p must be in (0, 1], got {self.top_p}")
+        require_at_least_0("sampling", top_k=self.top_k)
+
+    @property
+    def filtered(self) -> bool:
+        """True if the sampler renormalises a truncated distribution, which biases importance ratios."""
+        return self.top_p < 1 or self.top_k > 0
+
+    @property
+    def plain(self) -> bool:
+        """True if what is sampled is the model's own distribution."""
+        return self.temperature == 1 and not self.filtered
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    strategy: str = knob("fr3e", "how groups are built and credited")
+    bases: int = knob(4, "N: base trajectories of a prompt; for the flat strategies the whole group (G)")
+    anchors: int = knob(3, "K: most anchors of a trunk (branching strategies)")
+    branches: int = knob(4, "M: continuations of each anchor (branching strategies)")
+    anchor_rule: Literal["auto", "entropy", "surprisal", "random", "uniform", "newline"] = knob(
+        "auto", "what picks the anchors; auto: the strategy's own rule, entropy for fr3e and newline for vineppo"
+    )
+    entropy_of: Literal["sampling", "raw"] = knob(
+        "sampling", "distribution that entropy and surprisal are of: the one sampled from, or the model's at temperature 1"
+    )
+    min_gap: int = knob(8, "least distance between two anchors of a trunk", "tokens")
+    trunk: Literal["first", "random", "all", "one_right_one_wrong"] = knob(
+        "first",
+        "which bases are trunks: the first, a random one, every one, or the first right and the first wrong one; the last "
+        "picks states by their reward, and branching waits for the verdicts",
+    )
+    include_trunk: bool = knob(False, "count the trunk's own continuation as a member of each of its anchors' groups")
+    train_bases: bool = knob(True, "train the bases as the group of the prompt; off: they only give its value (fr3e)")
+    alpha: bool = knob(True, "scale advantages by alpha_j = exp(-(V(S_j) - V(S_j-1)))")
+    alpha_shrink: bool = knob(False, "shrink V(S_j) - V(S_j-1) by its standard error before alpha")
+    std_normalise: bool = knob(False, "divide advantages by the group's standard deviation + 1e-6")
+
+    def __post_init__(self) -> None:
+        require(self.bases >= 2, f"algorithm.bases must be at least 2 (one rollout has no advantage), got {self.bases}")
+        require_at_least_0("algorithm", anchors=self.anchors)
+        require_positive("algorithm", min_gap=self.min_gap)
+        least = 1 if self.include_trunk else 2
+        require(self.branches >= least, f"algorithm.branches must be at least {least}, got {self.branches}")
+        require(
+            not (self.include_trunk and self.trunk == "one_right_one_wrong"),
+            "algorithm.include_trunk with algorithm.trunk=one_right_one_wrong: a trunk picked by its reward would bias V",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    tokens_per_prompt: int = knob(
+        0,
+        "generated tokens that a prompt may cost on average; group sizes follow it (algorithm.branches of a branching strategy, "
+        "else algorithm.bases), so that strategies compare at equal tokens; 0: sizes as configured",
+        "tokens",
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least_0("budget", tokens_per_prompt=self.tokens_per_prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    clip_low: float = knob(0.22, "epsilon_low of Clip-Higher")
+    clip_high: float = knob(0.28, "epsilon_high of Clip-Higher")
+    dual_clip: float = knob(0.0, "c of dual clip, for negative advantages; 0: off")
+    prox: Literal["recompute", "behaviour"] = knob(
+        "recompute", "proximal policy: recomputed before the update, or the sampler's own log-probs"
+    )
+    importance: Literal["truncate", "mask", "off"] = knob(
+        "truncate", "weight exp(log prox - log behaviour): cut at importance_cap, zeroed above it, or 1"
+    )
+    importance_cap: float = knob(2.0, "c_is: largest importance weight")
+    kl_coef: float = knob(0.0, "weight of the k3 estimate of KL(current || proximal) per token")
+    entropy_coef: float = knob(0.0, "weight of the entropy bonus per token")
+
+    def __post_init__(self) -> None:
+        require(0 < self.clip_low < 1, f"loss.clip_low must be in (0, 1), got {self.clip_low}")
+        require_positive("loss", clip_high=self.clip_high, importance_cap=self.importance_cap)
+        require(self.dual_clip == 0 or self.dual_clip > 1, f"loss.dual_clip must be 0 (off) or above 1, got {self.dual_clip}")
+        require_at_least_0("loss", kl_coef=self.kl_coef, entropy_coef=self.entropy_coef)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    groups_per_step: int = knob(32, "prompt groups in one training batch", "groups")
+    max_staleness: int = knob(1, "most weight versions that a token may be old when trained; 0: synchronous", "versions")
+    lease_s: float = knob(120.0, "time an actor has for one task before it is given to another", "s")
+    max_attempts: int = knob(3, "attempts at one rollout before it is given up and counted as failed")
+    max_rejected_in_a_row: int = knob(1000, "degenerate groups in a row before the run stops as starved", "groups")
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "flow", groups_per_step=self.groups_per_step, lease_s=self.lease_s,
+            max_attempts=self.max_attempts, max_rejected_in_a_row=self.max_rejected_in_a_row,
+        )  # fmt: skip
+        require_at_least_0("flow", max_staleness=self.max_staleness)
+
+    @property
+    def capacity(self) -> int:
+        """(max_staleness + 1) · groups_per_step: groups alive at once so that no token is older than the bound when trained."""
+        return (self.max_staleness + 1) * self.groups_per_step

@@ -1,0 +1,42 @@
+"""From the groups of a batch to the rows that are trained: which optimiser step, which advantage, and is it fresh enough? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fr3e_async.algorithm.batching import minibatch_of
+from fr3e_async.control.group import Group
+from fr3e_async.control.messages import TrainItem
+from fr3e_async.errors import RunFailed
+from fr3e_async.types import RolloutNote
+
+
+class StalenessError(RunFailed):
+    """A token is older than the bound allows: a defect of the control plane, never silently trained."""
+
+
+def train_items(head: Sequence[Group], *, version: int, max_staleness: int, minibatches: int) -> list[TrainItem]:
+    """The rows of credited groups, in admission order and by rollout id within a group.
+
+    ``version``: of the learner. Raises ``StalenessError``.
+    """
+    items = []
+    for index, group in enumerate(head):
+        assert group.credit is not None, "only credited groups are trained"
+        part = minibatch_of(index, groups=len(head), minibatches=minibatches)
+        for id, advantage in sorted(group.credit.advantages.items()):
+            rollout = group.rollouts[id]
+            assert rollout.note is not None
+            _require_fresh(rollout.note, version=version, max_staleness=max_staleness)
+            length = rollout.note.context + rollout.note.length
+            items.append(TrainItem(payload=rollout.payload, row=rollout.row, length=length, advantage=advantage, minibatch=part))
+    return items
+
+
+def _require_fresh(note: RolloutNote, *, version: int, max_staleness: int) -> None:
+    age = version - note.oldest_version
+    if age > max_staleness:
+        raise StalenessError(
+            f"rollout {note.id} is {age} versions old (v{note.oldest_version}, learner at v{version}); "
+            f"flow.max_staleness is {max_staleness}"
+        )

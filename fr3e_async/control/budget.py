@@ -1,0 +1,110 @@
+"""Group sizes that make a prompt cost a set number of generated tokens on average. Pure, private to control.
+
+For comparisons of strategies at equal tokens (``budget.tokens_per_prompt``). One number of a group follows the budget:
+the branches of an anchor where the strategy branches, else the rollouts of the prompt. It is fixed when the group is
+admitted, from what *earlier* groups cost, so it does not depend on the group's own rollouts and no value is biased by it.
+
+The account: every admission adds the budget, every group takes what it cost; while a group is open, what it is expected
+to cost. The next group is sized so that the account comes back to 0; what rounding to whole rollouts leaves is carried on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from fr3e_async.algorithm.strategies import GroupPlan
+from fr3e_async.errors import RunFailed
+
+MEMORY = 256  # groups after which an old length counts 1/e: lengths change as the policy learns
+TRUSTED = 32  # settled groups before a budget is called too small,
+DEBT = 16  # and budgets that the account must be short of: lengths vary, and a mean that looks too high may be luck
+SWING = 0.5  # part of the budget by which one group may make up for others
+GROWTH = 2  # times the largest size settled so far that a size may be: a few short answers must not make a huge group
+
+
+class BudgetError(RunFailed):
+    """The smallest group costs more than the budget."""
+
+
+@dataclass(slots=True)
+class Account:
+    """Running sums: decayed ones for mean lengths, exact ones for the balance. What a checkpoint keeps."""
+
+    balance: float = 0.0  # tokens: budget of the settled groups minus their cost
+    settled: int = 0
+    base_tokens: float = 0.0
+    bases: float = 0.0
+    branch_tokens: float = 0.0
+    branches: float = 0.0  # that were drawn
+    possible: float = 0.0  # trunks · K · M of the plans: fewer places are eligible than asked for
+    largest: int = 0  # size of a settled group
+
+
+class TokenBudget:
+    """``admit`` gives the plan of the next group, ``settle`` takes what one has cost."""
+
+    def __init__(self, plan: GroupPlan, tokens_per_prompt: int, *, state: Mapping[str, float] | None = None) -> None:
+        """``plan``: of the configuration; followed as it is with a budget of 0."""
+        self._plan, self._budget = plan, tokens_per_prompt
+        self._account = Account(**state) if state else Account()  # type: ignore[arg-type]
+        self._expected: dict[str, float] = {}  # open groups
+
+    def state(self) -> dict[str, float]:
+        return asdict(self._account)
+
+    def admit(self, group: str) -> GroupPlan:
+        """The plan of a group that is admitted now. Raises ``BudgetError`` if even the smallest is beyond the budget for good."""
+        if not self._budget:
+            return self._plan
+        if not self._account.bases:  # nothing is known yet: as configured, and the account will tell
+            self._expected[group] = float(self._budget)
+            return self._plan
+        balance = self._account.balance + sum(self._budget - cost for cost in self._expected.values())
+        swing = SWING * self._budget
+        size = self._size_for(self._budget + max(-swing, min(swing, balance)))
+        plan = self._sized(size)
+        self._expected[group] = self._cost(plan)
+        return plan
+
+    def settle(self, group: str, plan: GroupPlan, *, base_lengths: list[int], branch_lengths: list[int]) -> None:
+        """Take the lengths of the rollouts that were drawn for an admitted group."""
+        if not self._budget:
+            return
+        del self._expected[group]
+        account, keep = self._account, 1 - 1 / MEMORY
+        account.settled += 1
+        account.balance += self._budget - sum(base_lengths) - sum(branch_lengths)
+        account.base_tokens = keep * account.base_tokens + sum(base_lengths)
+        account.bases = keep * account.bases + len(base_lengths)
+        account.branch_tokens = keep * account.branch_tokens + sum(branch_lengths)
+        account.branches = keep * account.branches + len(branch_lengths)
+        account.possible = keep * account.possible + plan.rollouts - plan.bases
+        account.largest = max(account.largest, self._size(plan))
+
+    def _size(self, plan: GroupPlan) -> int:
+        """The number of a plan that follows the budget."""
+        return plan.branches if plan.rule else plan.bases
+
+    def _sized(self, size: int) -> GroupPlan:
+        return replace(self._plan, branches=size) if self._plan.rule else replace(self._plan, bases=size)
+
+    def _cost(self, plan: GroupPlan) -> float:
+        """Expected tokens of a group."""
+        account = self._account
+        cost = plan.bases * account.base_tokens / account.bases
+        if account.branches and account.possible:
+            cost += (plan.rollouts - plan.bases) * account.branch_tokens / account.possible
+        return cost
+
+    def _size_for(self, target: float) -> int:
+        """The size whose expected cost is nearest to ``target``; at least 2, since one rollout has no advantage."""
+        smallest, each = self._cost(self._sized(2)), self._cost(self._sized(3)) - self._cost(self._sized(2))
+        account = self._account
+        if smallest > self._budget and account.settled >= TRUSTED and account.balance < -DEBT * self._budget:
+            raise BudgetError(
+                f"budget.tokens_per_prompt is {self._budget}, but the smallest group ({self._sized(2).rollouts} rollouts) "
+                f"costs about {smallest:.0f} tokens; raise it, or lower algorithm.bases or algorithm.anchors"
+            )
+        most = GROWTH * max(account.largest, self._size(self._plan))
+        return min(most, 2 + max(0, round((target - smallest) / each))) if each > 0 else 2

@@ -1,0 +1,47 @@
+"""Exact entropies of given completions under the policy as it is: for engines that cannot give them.
+
+Knows nothing of groups or anchors. Every rank runs the same number of forward passes, since under ZeRO-3 each is a collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from fr3e_async.learner.packing import DUMMY, collate, plan
+from fr3e_async.learner.update import Engine, all_reduced
+from fr3e_async.types import TrainSample
+
+
+def unscored(context: NDArray[np.int32], tokens: NDArray[np.int32]) -> TrainSample:
+    """A sample with nothing to learn: context and completion only."""
+    return TrainSample(
+        tokens=np.concatenate([context, tokens]),
+        context_len=len(context),
+        behaviour_logprobs=np.zeros(len(tokens), dtype=np.float32),
+        versions=np.zeros(len(tokens), dtype=np.int32),
+        advantages=np.zeros(len(tokens), dtype=np.float32),
+        minibatch=0,
+    )
+
+
+@torch.no_grad()
+def entropies(engine: Engine, samples: Sequence[TrainSample], *, budget: int, device: torch.device) -> list[NDArray[np.float32]]:
+    """For each sample of this rank the [completion] entropies, nats, at the sampling temperature, full vocabulary.
+
+    ``budget``: padded tokens of one forward pass (learner.micro_batch_tokens).
+    """
+    parts = plan([len(sample.tokens) for sample in samples], budget=budget)
+    rounds = int(all_reduced(torch.tensor(len(parts), device=device), dist.ReduceOp.MAX))
+    found: dict[int, NDArray[np.float32]] = {}
+    for part in [*parts, *[[]] * (rounds - len(parts))]:
+        batch = collate([samples[i] for i in part]) if part else DUMMY
+        inputs = (torch.from_numpy(values).to(device) for values in (batch.tokens, batch.rows, batch.targets))
+        flat = engine.forward(*inputs)[1].float().cpu().numpy()
+        ends = np.cumsum([len(samples[i].versions) for i in part])
+        found |= dict(zip(part, np.split(flat, ends[:-1]), strict=True)) if part else {}
+    return [found[i] for i in range(len(samples))]

@@ -1,0 +1,152 @@
+"""Where token entropies come from: three providers behind one interface, chosen by ``EngineSpec.entropy``.
+
+| provider | asks vLLM for | entropies | needs |
+| --- | --- | --- | --- |
+| ``engine`` | columns made in the sampler (``entropy_columns``) | exact, of both distributions | a vLLM with the known sampler |
+| ``topk`` | the k likeliest tokens | certified interval | public interfaces only |
+| ``learner`` | the sampled token's log-prob | [0, ln V], until the learner has re-scored them | public interfaces only |
+
+A provider knows how to start the engine, what a request asks for and what its answer means; nothing of the engine itself,
+of weights or of versions. Importing this module does not import vllm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fr3e_async.algorithm.entropy_bounds import entropy_interval, midpoint, nothing_known
+from fr3e_async.rollout import entropy_columns
+from fr3e_async.rollout.entropy_columns import BOTH, LOGPROBS_MODE, ONE
+from fr3e_async.rollout.port import EngineSpec, SampleRequest
+
+EXTENSION = "fr3e_async.rollout.worker_extension.WorkerExtension"
+COLUMNS_EXTENSION = "fr3e_async.rollout.columns_extension.ColumnsExtension"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What is known of the tokens of a completion; the fields are those of ``types.Completion``."""
+
+    logprobs: NDArray[np.float32]  # [L] nats, of the distribution that was sampled
+    entropies: NDArray[np.float32]  # [L] nats
+    entropy_errors: NDArray[np.float32]  # [L] nats
+    raw_logprobs: NDArray[np.float32] | None = None  # [L] nats
+    raw_entropies: NDArray[np.float32] | None = None  # [L] nats
+
+
+class EntropyProvider(Protocol):
+    """How an engine comes to know entropies. ``vocabulary`` is the number of tokens that the model can sample."""
+
+    confirmation: str  # method of the workers that must return True once they run; empty: nothing to confirm
+
+    def check(self) -> None:
+        """Raise ``UserError`` if the installed vLLM cannot serve this provider. Imports vllm if it has to look."""
+
+    def engine_args(self) -> dict[str, Any]:
+        """vLLM's engine arguments."""
+
+    def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
+        """The ``logprobs`` of the request's sampling parameters."""
+
+    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> Measured:
+        """The meaning of the ``FlatLogprobs`` of a finished completion. ``RuntimeError`` if they are not what was asked for."""
+
+
+def provider_of(spec: EngineSpec) -> EntropyProvider:
+    """The provider that a spec names."""
+    match spec.entropy:
+        case "engine":
+            return ColumnsProvider()
+        case "topk":
+            return TopKProvider(spec.entropy_top_k)
+        case "learner":
+            return LearnerProvider()
+        case name:
+            raise ValueError(f"no entropy provider {name!r}")
+
+
+def one_distribution(request: SampleRequest) -> bool:
+    """True if what is reported of the sampled distribution also holds for the model's own, at temperature 1 without filters.
+
+    So for a greedy request, of which the model's distribution is reported (the sampled one is a point).
+    """
+    return request.temperature == 0 or (request.temperature == 1 and request.top_p == 1 and request.top_k == 0)
+
+
+class ColumnsProvider:
+    """Exact, from the sampler's columns."""
+
+    confirmation = "fr3e_columns_installed"
+
+    def check(self) -> None:
+        from vllm.triton_utils import HAS_TRITON
+
+        entropy_columns.check_interfaces(second_runner=HAS_TRITON)
+
+    def engine_args(self) -> dict[str, Any]:
+        return {"logprobs_mode": LOGPROBS_MODE, "worker_extension_cls": COLUMNS_EXTENSION}
+
+    def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
+        return self._width(request) - 1
+
+    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> Measured:
+        found = entropy_columns.decode(logprobs, length=length, width=self._width(request), vocabulary=vocabulary)
+        raw = dict(zip(("raw_logprobs", "raw_entropies"), found[2:], strict=False))
+        return Measured(logprobs=found[0], entropies=found[1], entropy_errors=np.zeros(length, dtype=np.float32), **raw)
+
+    def _width(self, request: SampleRequest) -> int:
+        return ONE if one_distribution(request) else BOTH
+
+
+class TopKProvider:
+    """Certified intervals, from the log-probs of the k likeliest tokens of the sampled distribution."""
+
+    confirmation = ""
+
+    def __init__(self, count: int) -> None:
+        self._count = count  # k; never more than the vocabulary are asked for
+
+    def check(self) -> None:
+        pass
+
+    def engine_args(self) -> dict[str, Any]:
+        return {"logprobs_mode": "processed_logprobs", "max_logprobs": self._count, "worker_extension_cls": EXTENSION}
+
+    def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
+        return min(self._count, vocabulary)
+
+    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> Measured:
+        table = _table(logprobs, length, 1 + self.asks(request, vocabulary=vocabulary))
+        centres, errors = midpoint(*entropy_interval(table[:, 1:], vocabulary=vocabulary))
+        return Measured(logprobs=table[:, 0].copy(), entropies=centres, entropy_errors=errors)
+
+
+class LearnerProvider:
+    """Nothing from the engine but the sampled token's log-prob: entropies lie in [0, ln V] until the learner has looked."""
+
+    confirmation = ""
+
+    def check(self) -> None:
+        pass
+
+    def engine_args(self) -> dict[str, Any]:
+        return {"logprobs_mode": "processed_logprobs", "worker_extension_cls": EXTENSION}
+
+    def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
+        return 0
+
+    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> Measured:
+        centres, errors = nothing_known(length, vocabulary=vocabulary)
+        return Measured(logprobs=_table(logprobs, length, 1)[:, 0].copy(), entropies=centres, entropy_errors=errors)
+
+
+def _table(logprobs: Any, length: int, width: int) -> NDArray[np.float32]:
+    """[length, width] an ordinary answer of vLLM: the sampled token's log-prob, then those of the likeliest tokens."""
+    flat = np.asarray(logprobs.logprobs, dtype=np.float32)
+    if flat.size != length * width:
+        raise RuntimeError(f"the engine returned {flat.size} log-probs for {length} tokens, expected {length * width}")
+    return flat.reshape(length, width)

@@ -1,0 +1,102 @@
+"""``python -m fr3e_async.verify CASES.jsonl``: judge gold/prediction pairs by the judge and limits of a run, and print tables.
+
+Each line of the file is an object with ``gold`` and ``prediction``, and perhaps ``kind`` (full: a whole response; bare: an answer
+alone; raw: text with an answer somewhere), ``correct`` (a label), ``source``, ``label_by``, ``category``, ``id`` and ``problem``. Where a
+run demands a box, ``answers.answer_of`` takes other statements of an answer as well. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError
+from fr3e_async.types import Verdict
+from fr3e_async.verify import answers
+from fr3e_async.verify.cases import Case, Judged, read_cases, report
+from fr3e_async.verify.pool import VerifierPool
+from fr3e_async.verify.rewards import MATH, check_reward
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code. Every error that a person can mend is one line on stderr."""
+    try:
+        return score(arguments(argv))
+    except (UserError, RunFailed) as error:
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m fr3e_async.verify", description="Judge gold/prediction pairs by the judge and limits of a run."
+    )
+    parser.add_argument("cases", type=Path, metavar="CASES.jsonl", help="one object a line with gold and prediction")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write a row for each case: id, outcome, reason, time, …")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="killable processes (default 2)")
+    parser.add_argument("--reward", default=MATH, help="'math' (default) or package.module:function, as in a run")
+    return parser.parse_args(argv)
+
+
+def score(args: argparse.Namespace) -> int:
+    config = VerifierPoolConfig(workers=args.workers)
+    check_reward(args.reward)
+    cases = read_cases(args.cases)
+    if args.json is not None:
+        write(args.json, [])  # before the work and not after it, should it not be possible
+    started = time.monotonic()
+    judged = judge_cases(cases, config, args.reward)
+    seconds = time.monotonic() - started
+    print(report(judged))
+    print(f"\n{len(cases)} cases in {seconds:.1f} s, {len(cases) / seconds:.0f} a second, {args.workers} worker(s)")
+    if args.json is not None:
+        write(args.json, judged)
+    return 0
+
+
+def judge_cases(cases: Sequence[Case], config: VerifierPoolConfig, reward: str = MATH) -> list[Judged]:
+    """One case after another for each worker, so that the time of a case is its own."""
+    with VerifierPool(config, reward) as pool:
+        if reward == MATH:  # the first case shall not wait for imports
+            pool.judge_answer("\\frac12", "0.5")
+
+        def one(case: Case) -> Judged:
+            started = time.perf_counter()
+            verdict = _verdict(pool, case, reward)
+            return Judged(case=case, verdict=verdict, time_s=time.perf_counter() - started)
+
+        with ThreadPoolExecutor(config.workers) as threads:
+            return list(threads.map(one, cases))
+
+
+def _verdict(pool: VerifierPool, case: Case, reward: str) -> Verdict:
+    if reward != MATH:
+        return pool.judge(case.prediction, case.gold, case.problem)
+    return pool.judge_answer(answers.answer_of(case.prediction, case.kind), answers.gold_of(case.gold, case.kind))
+
+
+def write(path: Path, judged: Sequence[Judged]) -> None:
+    """The rows as one JSON list. Raises ``StorageError``."""
+    try:
+        path.write_text(json.dumps([one.row() for one in judged], indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror or error}); see --json") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

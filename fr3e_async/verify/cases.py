@@ -1,0 +1,151 @@
+"""Gold/prediction pairs of a file, their verdicts, and the table of how far they agree with labels.
+
+Knows files and counts; judging is the pool's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from fr3e_async.errors import DataError
+from fr3e_async.types import Outcome, Verdict
+from fr3e_async.verify.answers import Kind
+
+_COMMIT = re.compile(r"@[0-9a-f]{7,40}\b.*")  # github:owner/name@commit:path → github:owner/name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row. *Example*: ``Case(id="7", gold="1/2", prediction="\\\\boxed{0.5}", kind="full", correct=True)``."""
+
+    id: str
+    gold: str
+    prediction: str
+    kind: Kind  # see ``answers.answer_of``
+    correct: bool | None = None  # a label; None: nobody says
+    source: str = ""
+    label_by: str = ""  # who says
+    category: str = ""
+    problem: str = ""  # for a user's reward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A case with its verdict and how long it took."""
+
+    case: Case
+    verdict: Verdict
+    time_s: float
+
+    @property
+    def right(self) -> bool:
+        return self.verdict.outcome is Outcome.RIGHT
+
+    def row(self) -> dict[str, Any]:
+        """What ``--json`` keeps of it."""
+        verdict, case = self.verdict, self.case
+        return {
+            "id": case.id,
+            "source": case.source,
+            "category": case.category,
+            "correct": case.correct,
+            "outcome": verdict.outcome.value,
+            "reason": verdict.reason,
+            "score": verdict.reward,
+            "attempts": verdict.attempts,
+            "time_s": round(self.time_s, 5),
+        }
+
+
+def read_cases(path: Path) -> list[Case]:
+    """All rows of a JSONL file; ``gold`` and ``prediction`` must be there. ``DataError`` names file and line."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    cases = [_case(line, f"{path}:{number}", number) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not cases:
+        raise DataError(f"{path}: the file is empty, it holds no cases")
+    return cases
+
+
+def _case(line: bytes, source: str, number: int) -> Case:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{source}: not JSON in UTF-8: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{source}: a JSON object was expected, got {type(row).__name__}")
+    gold, prediction = (_text(row, field, source) for field in ("gold", "prediction"))
+    kind: Any = row.get("kind") or ("full" if "\\boxed" in prediction else "bare")
+    if kind not in get_args(Kind):
+        raise DataError(f"{source}: kind must be bare, raw or full, got {kind!r}")
+    correct = row.get("correct")
+    if not (correct is None or isinstance(correct, bool)):
+        raise DataError(f"{source}: correct must be true or false, got {correct!r}")
+    return Case(
+        id=str(row.get("id", number)),
+        gold=gold,
+        prediction=prediction,
+        kind=kind,
+        correct=correct,
+        source=str(row.get("source") or ""),
+        label_by=str(row.get("label_by") or ""),
+        category=str(row.get("category") or ""),
+        problem=str(row.get("problem") or ""),
+    )
+
+
+def _text(row: dict[str, Any], field: str, source: str) -> str:
+    value = row.get(field)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{source}: no text in field {field!r}; the row has {', '.join(sorted(map(repr, row))) or 'no fields'}")
+    return str(value)
+
+
+def report(judged: Sequence[Judged]) -> str:
+    """Counts by source, agreement where there are labels; the same by label and kind, and by category; reasons of what is unknown."""
+    parts = [_table("source", judged, lambda case: _COMMIT.sub("", case.source) or "-")]
+    if any(j.case.label_by for j in judged):
+        parts.append(_table("label, kind", judged, lambda case: f"{case.label_by or '-'}, {case.kind}"))
+    if any(j.case.category for j in judged):
+        parts.append(_table("category", judged, lambda case: case.category or "-"))
+    unknown = Counter(j.verdict.reason for j in judged if j.verdict.outcome is Outcome.UNKNOWN)
+    if unknown:
+        parts.append("unknown: " + ", ".join(f"{reason} {count}" for reason, count in unknown.most_common()))
+    return "\n\n".join(parts)
+
+
+def _table(name: str, judged: Sequence[Judged], key: Callable[[Case], str]) -> str:
+    groups: dict[str, list[Judged]] = {}
+    for one in sorted(judged, key=lambda one: key(one.case)):
+        groups.setdefault(key(one.case), []).append(one)
+    labelled = any(one.case.correct is not None for one in judged)
+    head = [name, "cases", "right", "wrong", "unknown"] + ["agree", "agree %", "false +", "false -"] * labelled
+    lines = [head, *([group, *_counts(members, labelled)] for group, members in groups.items())]
+    if len(groups) > 1:
+        lines.append(["all", *_counts(judged, labelled)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def _counts(judged: Sequence[Judged], labelled: bool) -> list[str]:
+    """Cells of one line. A verdict agrees with a label if it is right just where the label is; unknown is not right."""
+    by_outcome = Counter(j.verdict.outcome for j in judged)
+    cells = [len(judged), *(by_outcome[outcome] for outcome in (Outcome.RIGHT, Outcome.WRONG, Outcome.UNKNOWN))]
+    if not labelled:
+        return [str(cell) for cell in cells]
+    known = [j for j in judged if j.case.correct is not None]
+    agree = sum(j.right == j.case.correct for j in known)
+    false_positives = sum(j.right and not j.case.correct for j in known)
+    share = f"{100 * agree / len(known):.1f}" if known else "-"
+    return [*map(str, cells), str(agree), share, str(false_positives), str(len(known) - agree - false_positives)]

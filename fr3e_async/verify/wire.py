@@ -1,0 +1,52 @@
+"""Messages between a pool and its worker: JSON values over a stream socket, each with its length in front.
+
+JSON and never pickle, because what comes back was made next to a model's output. Both directions can have a time limit: a
+worker that is stopped must not hold up the thread that writes to it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from typing import Any
+
+_LENGTH = struct.Struct("!I")
+_CHUNK = 65536  # bytes asked of the kernel at once
+
+
+class Channel:
+    """One end of a connection. Not thread-safe."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._received = bytearray()
+
+    def send(self, value: Any, *, limit_s: float | None = None) -> None:
+        """Raises ``TimeoutError`` (a part may have been sent) and ``BrokenPipeError``."""
+        data = json.dumps(value).encode()
+        self._socket.settimeout(limit_s)
+        self._socket.sendall(_LENGTH.pack(len(data)) + data)
+
+    def receive(self, *, limit_s: float | None = None) -> Any:
+        """The next value. Raises ``TimeoutError``, ``EOFError`` if the other end has closed, ``ConnectionResetError``."""
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        while True:
+            if len(self._received) >= _LENGTH.size:
+                end = _LENGTH.size + _LENGTH.unpack_from(self._received)[0]
+                if len(self._received) >= end:
+                    data = bytes(self._received[_LENGTH.size : end])
+                    del self._received[:end]
+                    return json.loads(data)
+            if deadline is None:
+                self._socket.settimeout(None)
+            else:
+                self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
+            chunk = self._socket.recv(_CHUNK)
+            if not chunk:
+                raise EOFError
+            self._received += chunk
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,269 @@
+"""A user's reward function: the names that are refused, what its return values mean, and that the limits hold for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_support import TOY, Cli, guarded_cli, make_model
+
+from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.errors import ConfigError, RunFailed
+from fr3e_async.types import Outcome, Verdict
+from fr3e_async.verify import rewards
+from fr3e_async.verify.pool import RESPONSE_TOO_LONG, Question, VerifierPool
+
+MODULE = '''
+import os, subprocess, sys, time
+import numpy as np
+
+print("imported")
+number = 3
+
+def length(response, gold, prompt):
+    return min(len(response) / 10, 1.0)
+
+def says(response, gold, prompt):
+    """What the response asks for."""
+    return eval(response, {"np": np, "os": os, "sys": sys, "time": time})
+
+def told(response, gold, prompt):
+    assert (response, gold, prompt) == ("r" * 5000, "g", "p"), (response, gold, prompt)
+    return True
+
+def starts_a_child(response, gold, prompt):
+    child = subprocess.Popen(["sleep", "600"])
+    open(gold, "w").write(str(child.pid))
+    while True:
+        time.sleep(1)
+
+def two(response, gold):
+    return 1
+
+async def later(response, gold, prompt):
+    return 1
+
+class Group:
+    @staticmethod
+    def inner(response, gold, prompt, strict=False):
+        return 1
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an importable module that is not imported here."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "my_rewards.py").write_text(MODULE)
+    (folder / "broken.py").write_text("import not_there\n")
+    (folder / "raising.py").write_text("raise ValueError('bad\\nluck')\n")
+    (folder / "leaving.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.syspath_prepend(str(folder))
+    return "my_rewards"
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    with guarded_cli(tmp_path, monkeypatch, capsys) as guarded:
+        yield guarded
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize("function", ["length", "Group.inner"])
+def test_a_function_that_can_be_called_passes_and_is_not_imported_here(module: str, function: str) -> None:
+    rewards.check_reward(f"{module}:{function}")
+    assert module not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("maths", "reward must be 'math' or package.module:function, got 'maths'"),
+        ("my_rewards.length", "reward must be 'math' or package.module:function"),
+        ("my_rewards:", "reward must be 'math' or package.module:function"),
+        ("my rewards:length", "reward must be 'math' or package.module:function"),
+        ("", "reward must be 'math' or package.module:function"),
+        ("nowhere.at_all:length", "reward=nowhere.at_all:length: no module named nowhere "),
+        ("my_rewards.inner:length", "no module named my_rewards.inner "),
+        ("my_rewards:width", "my_rewards has no width"),
+        ("my_rewards:number", "number is not callable, it is int"),
+        ("my_rewards:two", "two must take (response, gold, prompt): too many positional arguments"),
+        ("my_rewards:later", "later is asynchronous"),
+        ("broken:f", "importing broken failed: no module named not_there"),
+        ("raising:f", "importing raising failed: ValueError: bad luck"),
+        ("leaving:f", "importing its module ended the process (exit status 3)"),
+    ],
+)
+def test_a_bad_name_is_refused_in_one_line(module: str, name: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        rewards.check_reward(name)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_import_that_hangs_is_refused(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "modules" / "sleeping.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(rewards, "_IMPORT_LIMIT_S", 0.5)
+    with pytest.raises(ConfigError, match=r"takes more than 0\.5 s"):
+        rewards.check_reward("sleeping:f")
+
+
+def test_the_command_line_refuses_a_bad_name_before_anything_starts(cli: Cli) -> None:
+    model = make_model(cli.folder / "model")
+    cli.refused(*TOY, f"model.path={model}", "reward=nowhere:f", says=["reward=nowhere:f: no module named nowhere"])
+
+
+# ---- verdicts ----
+
+
+def verdict_on(response: str, reward: str, **changes: float | str) -> Verdict:
+    with VerifierPool(VerifierPoolConfig(workers=1, **changes), reward) as pool:  # type: ignore[arg-type]
+        return pool.judge(response, "g", "p")
+
+
+def test_what_it_returns_is_the_reward(module: str, caplog: pytest.LogCaptureFixture) -> None:
+    expected = {
+        "1": ("right", "reward", 1.0), "True": ("right", "reward", 1.0), "1.0": ("right", "reward", 1.0),
+        "0": ("wrong", "reward", 0.0), "False": ("wrong", "reward", 0.0), "0.25": ("wrong", "reward", 0.25),
+        "np.float32(0.5)": ("wrong", "reward", 0.5), "np.bool_(True)": ("right", "reward", 1.0),
+        "None": ("unknown", "reward said unknown", None),
+        "'1'": ("unknown", "reward returned str", None), "[1]": ("unknown", "reward returned list", None),
+        "1.01": ("unknown", "reward outside [0, 1]", None), "-1": ("unknown", "reward outside [0, 1]", None),
+        "float('nan')": ("unknown", "reward outside [0, 1]", None),
+        "1/0": ("unknown", "reward raised ZeroDivisionError", None),
+        "np.zeros(2)": ("unknown", "reward raised ValueError", None),
+        "bytearray(1 << 40)": ("unknown", "memory limit", None),
+        "sys.exit(3)": ("unknown", "reward raised SystemExit", None),
+        "os._exit(3)": ("unknown", "worker ended with status 3", None),
+        "0.75": ("wrong", "reward", 0.75),  # and the pool goes on
+    }  # fmt: skip
+    with VerifierPool(VerifierPoolConfig(), f"{module}:says") as pool:
+        verdicts = asyncio.run(pool.judge_many([Question(response, "g") for response in expected]))
+    assert {r: (v.outcome, v.reason, v.score) for r, v in zip(expected, verdicts, strict=True)} == expected
+    assert {r: v.reward for r, v in zip(expected, verdicts, strict=True)} == {r: score for r, (_, _, score) in expected.items()}
+
+
+def test_its_first_error_is_logged_once_with_the_traceback(module: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR), VerifierPool(VerifierPoolConfig(workers=1), f"{module}:says") as pool:
+        for response in ("1", "1/0", "unheard_of", "'text'"):
+            pool.judge(response, "g")
+    (record,) = caplog.records
+    assert "reward=my_rewards:says" in record.getMessage()
+    assert "ZeroDivisionError: division by zero" in record.getMessage()
+    assert "my_rewards.py" in record.getMessage()
+
+
+def test_it_sees_the_whole_response_the_gold_and_the_prompt(module: str) -> None:
+    """No box is looked for, no integer is compared at once, and verifiers.max_answer_chars is about answers only."""
+    assert verdict_on("r" * 5000, f"{module}:told", max_answer_chars=10).score == 1.0
+
+
+def test_a_response_beyond_a_million_characters_is_unknown(module: str) -> None:
+    verdict = verdict_on("r" * (rewards.MAX_RESPONSE_CHARS + 1), f"{module}:length")
+    assert verdict == Verdict(outcome=Outcome.UNKNOWN, reason=RESPONSE_TOO_LONG)
+    assert verdict_on("r" * rewards.MAX_RESPONSE_CHARS, f"{module}:length").score == 1.0
+
+
+def test_equal_responses_are_all_put_to_it(module: str, tmp_path: Path) -> None:
+    with VerifierPool(VerifierPoolConfig(), f"{module}:says") as pool:
+        counting = f"os.write(os.open({str(tmp_path / 'calls')!r}, os.O_CREAT | os.O_APPEND | os.O_WRONLY), b'x') - 1"
+        verdicts = asyncio.run(pool.judge_many([Question(counting, "g")] * 20))
+    assert [verdict.score for verdict in verdicts] == [0.0] * 20
+    assert len((tmp_path / "calls").read_text()) == 20
+
+
+def test_its_cpu_and_wall_time_are_limited(module: str) -> None:
+    assert verdict_on("9**9**9 > 1", f"{module}:says", cpu_limit_s=0.3).reason == "cpu limit"
+    started = time.monotonic()
+    assert verdict_on("time.sleep(60)", f"{module}:says", wall_limit_s=0.5).reason == "wall limit"
+    assert time.monotonic() - started < 10
+
+
+def test_with_retry_it_is_called_again_in_a_fresh_process(module: str, tmp_path: Path) -> None:
+    """A response that kills the process the first time only."""
+    flag = tmp_path / "flag"
+    once = f"0.5 if os.path.exists({str(flag)!r}) else (os.mkdir({str(flag)!r}), os.kill(os.getpid(), 9))"
+    verdict = verdict_on(once, f"{module}:says", on_unknown="retry")
+    assert verdict == Verdict(outcome=Outcome.WRONG, reason="reward", score=0.5, attempts=2)
+
+
+def test_the_processes_that_it_starts_end_with_it(module: str, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with VerifierPool(VerifierPoolConfig(workers=1, wall_limit_s=1.0), f"{module}:starts_a_child") as pool:
+        assert pool.judge("", str(pid_file)).reason == "wall limit"
+        pid = int(pid_file.read_text())
+        stat = Path(f"/proc/{pid}/stat")
+        deadline = time.monotonic() + 5
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, "the child still runs"
+            time.sleep(0.02)
+
+
+def test_a_module_that_is_missing_where_the_pool_runs_is_reported() -> None:
+    with VerifierPool(VerifierPoolConfig(workers=1), "nowhere:f") as pool, pytest.raises(RunFailed, match="reward=nowhere:f"):
+        pool.judge("a", "b")
+
+
+def test_the_example_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "rewards_of_the_page.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "rewards_of_the_page:in_few_words"
+    rewards.check_reward(name)
+    with VerifierPool(VerifierPoolConfig(workers=1), name) as pool:
+        scores = [pool.judge(response, "7").reward for response in ("it is 7", "it is 8", " ", "7 " * 51)]
+    assert scores == [1.0, 0.0, None, 0.5]
+
+
+# ---- the actor ----
+
+
+ACTOR = """
+from pathlib import Path
+import numpy as np
+import ray
+from cli_support import make_model
+from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.types import Completion, Finish, RolloutBatch, RolloutId
+
+floats, versions = np.zeros(2, np.float32), np.zeros(2, np.int32)
+completion = Completion(
+    tokens=np.array([5, 0], np.int32), logprobs=floats, entropies=floats, entropy_errors=floats, versions=versions, finish=Finish.STOP
+)
+batch = RolloutBatch.build(  # "1" behind the prompt, then "3" and the end token; this tokenizer writes "1 3"
+    ids=[RolloutId("g", 0, 0)], contexts=[np.array([3, 3], np.int32)], prompt_lens=[1], context_of=[0], completions=[completion]
+)
+model = str(make_model(Path("model").absolute()))
+ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000)
+actor = ray.remote(VerifierActor).remote(VerifierPoolConfig(workers=1), model, "", False, str(Path("log").absolute()), "beside:echo")
+ray.get(actor.start.remote())
+asked = [actor.judge.remote(batch, [0], ["gold"], texts) for texts in (["what?"], ())]
+print([verdict.score for (verdict,) in ray.get(asked)])
+"""
+
+
+@pytest.mark.ray
+def test_an_actor_finds_it_in_the_working_directory_and_gives_it_decoded_text_and_prompts(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text(
+        "def echo(*texts):\n    print('heard', texts)\n    return texts == ('1 3', 'gold', 'what?')\n"
+    )
+    (tmp_path / "program.py").write_text(ACTOR)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": paths}
+    command = [sys.executable, "-m", "program"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines()[-1:] == ["[1.0, 0.0]"], done.stderr
+    assert "heard ('1 3', 'gold', 'what?')" in (tmp_path / "log").read_text()
