@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fr3e_async.algorithm.strategies import explorer_count
+from fr3e_async.algorithm.strategies import check_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.help import Knob, knobs, sections
@@ -56,7 +56,7 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
             files.setdefault(path, layer)  # a base that two files share is laid once, below both
     values, origins = _lay([*files.values(), *typed])
     config, text = _build(values, origins)
-    explorer_count(config)  # the rules that need to know the strategy
+    check_strategy(config)  # the rules that need to know the strategy
     return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides))
 
 

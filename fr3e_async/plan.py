@@ -14,6 +14,7 @@ from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.memory import ModelShape, memory_estimate
+from fr3e_async.verify.rewards import check_reward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,10 @@ def _render_batch(config: Config) -> str:
     for name, value in (("data.train", config.data.train), ("data.heldout", config.data.heldout)):
         if value not in ("", "toy") and not os.path.isfile(os.path.expanduser(value)):
             lines.append(f"{name}={value}: no such file here; a run would stop at once")
+    try:
+        check_reward(config.reward)
+    except ConfigError as error:
+        lines.append(f"{error}; a run would stop at once")
     return "batch\n" + _indented("\n".join(lines))
 
 

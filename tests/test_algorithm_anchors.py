@@ -15,6 +15,7 @@ from oracle import equal_parts
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places, select_anchors, with_entropies
 from fr3e_async.algorithm.answer_span import answer_end
 from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch, RolloutId
+from fr3e_async.verify.answers import final_answer
 
 RULES = ("entropy", "surprisal", "random", "uniform", "newline")
 
@@ -379,7 +380,24 @@ def test_an_aborted_trunk_has_no_anchors():
         (["\\boxed{", "4"], None),
         (["nothing"], None),
         ([], None),
+        (["\\boxed{\\left\\{", "5", "\\right.}", " more"], 3),  # an escaped brace opens no group
+        (["\\fbox {5}", " more"], 1),
+        (["\\boxed 5", " more"], 1),
+        (["<think>", "\\boxed{5}", " no, wait"], None),  # a draft is not the answer
+        (["<think>\\boxed{5}", "</think>", " so 7"], None),
+        (["<think>\\boxed{5}</think>", " so ", "\\boxed{7}", "."], 3),
+        (["\\boxed{5}", " or ", "\\boxed{"], None),  # the judge finds no answer either
     ],
 )
 def test_answer_end(pieces, expected):
     assert answer_end(pieces) == expected
+
+
+@given(st.lists(st.sampled_from(["\\boxed", "\\fbox", "{", "}", "\\{", "7", " ", "<think>", "</think>", "x"]), max_size=14))
+def test_the_answer_ends_where_the_judge_has_read_it(pieces):
+    """Cut there and the verdict's text is the same; there is an end just where there is an answer."""
+    end = answer_end(pieces)
+    answer = final_answer("".join(pieces))
+    assert (end is None) == (answer is None)
+    if end is not None:
+        assert final_answer("".join(pieces[:end])) == answer

@@ -9,21 +9,24 @@ import time
 import pytest
 from builders import prompt, small_config
 
-from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.algorithm.strategies import GroupPlan, make_strategy
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.crew import Crew
 from fr3e_async.control.evaluator import Evaluator
+from fr3e_async.control.group import Group
 from fr3e_async.control.ledger import Ledger
 from fr3e_async.control.pool import Pool, TaskLost
 from fr3e_async.control.ports import WorkerLost
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.tally import Tally
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
 from fr3e_async.observe.checkpoints import CheckpointStore
 from fr3e_async.observe.metrics import checked
 from fr3e_async.testing import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakeVerifier, Faults
+from fr3e_async.types import Finish, RolloutNote
 
 
 class Notes:
@@ -402,3 +405,18 @@ def test_a_token_budget_sizes_the_groups(tmp_path):
     costs = [record["tokens"]["generated"] for record in world.notes.groups]
     assert sum(costs) / len(costs) == pytest.approx(60, rel=0.1)
     assert max(record["rollouts"] for record in world.notes.groups) > 8, "fake responses have 6 tokens: 3 bases cost 18"
+
+
+def test_entropies_that_no_engine_knows_are_not_reported():
+    known, unknown = Tally(), Tally()
+    group = Group(name="q@0", prompt=prompt("q"), plan=GroupPlan(bases=1), candidates=frozenset(), trunks=())
+    group.issue([group.base(0)])
+    for tally, error in ((known, 0.1), (unknown, 2.0)):
+        note = RolloutNote(
+            id=group.base(0), length=4, context=3, cached=0, entropy_sum=2.0, entropy_error_sum=error, finish=Finish.STOP,
+            oldest_version=0, newest_version=0,
+        )  # fmt: skip
+        group.rollouts[group.base(0)].note = note
+        tally.add(group.retire("rejected_too_few"))
+    assert known.take()["rollout/entropy_nats"] == pytest.approx(0.5)
+    assert "rollout/entropy_nats" not in unknown.take()

@@ -34,6 +34,10 @@ def summary_of(run_dir: Path) -> dict:
     return json.loads((run_dir / "summary.json").read_text())
 
 
+def group_rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "groups.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.timeout(600)
 def test_accuracy_rises(finished):
     summary = summary_of(finished)
@@ -54,7 +58,7 @@ def test_every_role_worked_and_they_overlapped(finished):
     assert summary["groups"]["in_flight"] == 0
     assert summary["verdicts"]["right"] > 0
     assert summary["verdicts"]["wrong"] > 0
-    assert summary["verdict_reasons"]["math-verify"] > 500  # the wrong ones; right ones are mostly the same text
+    assert summary["verdict_reasons"]["number"] > 500  # compared in a process; right ones are mostly the same text
     assert "integer" not in summary["verdict_reasons"]
     assert summary["replaced"] == {"generators": 0, "explorers": 0, "verifiers": 0}
 
@@ -108,10 +112,11 @@ def test_the_final_model_is_as_good_in_plain_transformers(finished):
 
 @pytest.mark.timeout(600)
 def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(finished, tmp_path):
-    """vLLM loads the final model; two learner ranks with ZeRO-2 train it; a second command goes on from the checkpoint."""
+    """vLLM loads the final model; two learner ranks with ZeRO-2 train it and re-score trunks; a second command goes on."""
     common = (
         f"run.dir={tmp_path / 'next'}", f"model.path={finished / 'model'}", "learner.ranks=2", "learner.zero_stage=2",
         "flow.groups_per_step=4", "data.heldout=", "resume=auto",
+        "engine.entropy=learner", "algorithm.trunk=one_right_one_wrong",
     )  # fmt: skip
     first = fr3e(*common, "run.steps=2")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -122,6 +127,37 @@ def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(fini
     assert (summary["steps"], summary["resumed_from"], summary["optimiser_steps"]) == (4, 2, 8)
     rows = [json.loads(line)["step"] for line in (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()]
     assert rows == [1, 2, 3, 4]
+    groups = group_rows(tmp_path / "next")
+    assert (
+        len({row["group"] for row in groups}) == len(groups) == sum(summary["groups"].values()) - summary["groups"]["in_flight"]
+    )
+    assert any(len(row["states"]) > 1 for row in groups), "no trunk was branched"
+    assert all(row["anchors"] == row["anchors_certain"] for row in groups), "the learner's entropies are exact"
+
+
+OWN_REWARD = """
+def short_and_right(response, gold, prompt):
+    right = response.rpartition("\\\\boxed{")[2].partition("}")[0] == gold
+    assert prompt.startswith("Start with")
+    return 0.5 + 0.5 / len(response.split()) if right else 0.0
+"""
+
+
+@pytest.mark.timeout(300)
+def test_vineppo_with_a_reward_of_ones_own_within_a_token_budget(tmp_path, monkeypatch):
+    (tmp_path / "own_reward.py").write_text(OWN_REWARD)
+    monkeypatch.chdir(tmp_path)
+    done = fr3e(
+        "run.dir=run", "run.steps=3", "flow.groups_per_step=8", "data.heldout=", "algorithm.strategy=vineppo", "algorithm.trunk=all",
+        "algorithm.branches=2", "reward=own_reward:short_and_right", "budget.tokens_per_prompt=500",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    groups = [row for row in group_rows(tmp_path / "run") if row["fate"] == "trained"]
+    assert len(groups) == 24
+    assert 0 < sum(row["tokens"]["trained"] for row in groups) < 0.5 * sum(row["tokens"]["generated"] for row in groups)
+    values = {state["right"] % 1 for row in groups for state in row["states"]}
+    assert len(values) > 2, "graded rewards reach the values of the states"
+    assert len({row["rollouts"] for row in groups}) > 1, "the budget sizes the groups"
 
 
 def engine_processes(driver: int) -> list[psutil.Process]:

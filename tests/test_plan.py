@@ -198,3 +198,9 @@ def test_plan_text(tmp_path: Path) -> None:
     ):
         assert part in text
     assert "data.train=" not in text
+
+
+def test_a_reward_that_a_run_would_refuse_is_named() -> None:
+    text = render_plan(config("reward=no_such_module:function"), yaml="", model=None)
+    assert "no_such_module" in text
+    assert "a run would stop at once" in text

@@ -1,36 +1,71 @@
-"""Where the final answer of a token sequence is complete. Works on token texts, so that ids are never re-encoded."""
+r"""Where the boxed answer of a text is, and with which token it is complete. Pure text; ids are never re-encoded.
+
+One reading for both who need it: the judge (``verify.answers``), and the choice of anchors, which must not stand behind the
+answer. What counts is said after the last ``</think>`` and outside of a ``<think>`` that is never closed.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-BOX = "\\boxed{"
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_BARE_ARGUMENT = re.compile(r"\\[a-zA-Z]+|[-+]?[0-9][0-9.,]*|\S")
+
+
+class Box(NamedTuple):
+    content: str  # stripped
+    start: int  # of the command
+    end: int  # first character after it
 
 
 def answer_end(pieces: Sequence[str]) -> int | None:
-    """Index of the first token after the last complete ``\\boxed{...}`` (the one that is judged), or None if no box closes.
+    r"""Index of the first token after the box that is judged, or None if the text has no answer.
 
     ``pieces[i]`` is the text of token i. Example: ``["so ", "\\boxed{", "4", "}", "<end>"]`` gives 4.
-    Tokens from there on cannot change what is judged, so they are no anchors.
     """
-    close = _last_close("".join(pieces))
-    if close is None:
+    text = "".join(pieces)
+    start, end = spoken(text)
+    box = last_box(text[start:end], end - start)
+    if box is None:
         return None
     length = 0
     for index, piece in enumerate(pieces):
         length += len(piece)
-        if length > close:
+        if length >= start + box.end:
             return index + 1
     return None
 
 
-def _last_close(text: str) -> int | None:
-    """Index of the brace that closes the last complete box of ``text``; one pass, however many boxes are left open."""
-    last: int | None = None
-    boxes: list[bool] = []  # for every open brace: does a box begin with it?
-    for index, character in enumerate(text):
-        if character == "{":
-            boxes.append(text.endswith(BOX, 0, index + 1))
-        elif character == "}" and boxes and boxes.pop():
-            last = index
-    return last
+def spoken(text: str) -> tuple[int, int]:
+    """(start, end) of what is said aloud: after the last ``</think>``, before a ``<think>`` that is still open."""
+    thought = text.rfind("</think>")
+    start = thought + len("</think>") if thought >= 0 else 0
+    again = text.find("<think>", start)
+    return start, again if again >= 0 else len(text)
+
+
+def last_box(text: str, end: int) -> Box | None:
+    """The last box of ``text[:end]``; None if there is none or the last one is empty or not closed."""
+    start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+    match = _BOX.match(text, start) if start >= 0 else None
+    if match is None:
+        return None
+    if not text.startswith("{", match.end()):
+        bare = _BARE_ARGUMENT.match(text, match.end())
+        return Box(bare.group(), start, bare.end()) if bare else None
+    return _braced(text, start, match.end())
+
+
+def _braced(text: str, start: int, brace: int) -> Box | None:
+    depth = 0
+    for found in re.finditer(r"\\.|[{}]", text[brace:], re.DOTALL):  # an escaped brace is a set's, not a group's
+        if found.group() == "{":
+            depth += 1
+        elif found.group() == "}":
+            depth -= 1
+            if depth == 0:
+                inside = text[brace + 1 : brace + found.start()].strip()
+                return Box(inside, start, brace + found.end()) if inside else None
+    return None

@@ -33,7 +33,7 @@ class Config:
     )
     reward: str = knob(
         "math",
-        "what judges a response: 'math' (math-verify on the last box), or package.module:function, "
+        "what judges a response: 'math' (the last box against the reference answer, docs/verifier.md), or package.module:function, "
         "called as function(response, gold, prompt) in a limited process; it gives a number in [0, 1], a bool, or None for unknown",
     )
     run: RunConfig = section(RunConfig, "the run as a whole")
@@ -47,7 +47,7 @@ class Config:
     engine: EngineConfig = section(EngineConfig, "vLLM settings shared by generators and explorers")
     generators: EnginePoolConfig = section(EnginePoolConfig, "actors that sample base trajectories")
     explorers: EnginePoolConfig = section(EnginePoolConfig, "actors that branch from anchors")
-    verifiers: VerifierPoolConfig = section(VerifierPoolConfig, "actors that judge answers with math-verify")
+    verifiers: VerifierPoolConfig = section(VerifierPoolConfig, "actors that judge answers")
     learner: LearnerConfig = section(LearnerConfig, "the DeepSpeed group")
     weights: WeightsConfig = section(WeightsConfig, "hand-over of new weights to the engines")
     evaluation: EvaluationConfig = section(EvaluationConfig, "accuracy on held-out problems")

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
 
+# vLLM arguments that decide what a log-prob means: with others the importance weights would be silently wrong.
+OURS = ("logprobs_mode", "max_logprobs", "worker_extension_cls", "generation_config", "model", "revision", "skip_tokenizer_init")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -31,6 +34,8 @@ class EngineConfig:
     options: dict[str, Any] = knob({}, "further vLLM engine arguments, by vLLM's own names")
 
     def __post_init__(self) -> None:
+        taken = [name for name in self.options if name in OURS]
+        require(not taken, f"engine.options must not set {', '.join(taken)}: the system sets it (see engine.entropy, model)")
         require_positive(
             "engine", max_running=self.max_running, threads=self.threads, start_timeout_s=self.start_timeout_s,
             entropy_top_k=self.entropy_top_k,
@@ -60,11 +65,11 @@ class VerifierPoolConfig:
     count: int = knob(1, "verifier actors")
     cpus: float = knob(1.0, "Ray CPUs of one actor")
     resources: dict[str, float] = knob({}, "custom Ray resources of one actor")
-    workers: int = knob(2, "killable math-verify processes of one actor", "processes")
+    workers: int = knob(2, "killable processes of one actor", "processes")
     cpu_limit_s: float = knob(2.0, "CPU time for one answer; beyond it the verdict is unknown", "s")
     wall_limit_s: float = knob(10.0, "wall time for one answer; beyond it the process is killed", "s")
     memory_gib: float = knob(4.0, "address space of one process", "GiB")
-    exact_integers: bool = knob(True, "compare plain integers at once and exactly, without math-verify")
+    exact_integers: bool = knob(True, "compare plain integers at once and exactly, without a process")
     max_answer_chars: int = knob(2000, "longest answer that is parsed; a longer one is unknown", "characters")
     unfinished: Literal["wrong", "right"] = knob(
         "wrong", "an answer that leaves the computing to the reader, such as 17\\cdot 23 where the gold is 391"

@@ -10,15 +10,17 @@ to cost. The next group is sized so that the account comes back to 0; what round
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from fr3e_async.algorithm.strategies import GroupPlan
 from fr3e_async.errors import RunFailed
 
+SMALLEST = 2  # rollouts of a state: one alone has no advantage
 MEMORY = 256  # groups after which an old length counts 1/e: lengths change as the policy learns
-TRUSTED = 32  # settled groups before a budget is called too small,
-DEBT = 16  # and budgets that the account must be short of: lengths vary, and a mean that looks too high may be luck
+TRUSTED = 32  # groups of the smallest size that settle before a budget is called too small,
+DOUBT = 4.0  # and standard errors by which their mean cost must exceed it: lengths vary, and a high mean may be luck
 SWING = 0.5  # part of the budget by which one group may make up for others
 GROWTH = 2  # times the largest size settled so far that a size may be: a few short answers must not make a huge group
 
@@ -39,6 +41,9 @@ class Account:
     branches: float = 0.0  # that were drawn
     possible: float = 0.0  # trunks · K · M of the plans: fewer places are eligible than asked for
     largest: int = 0  # size of a settled group
+    smallest_groups: int = 0  # that settled with the smallest size,
+    smallest_cost: float = 0.0  # their tokens,
+    smallest_squares: float = 0.0  # and the sum of the squares
 
 
 class TokenBudget:
@@ -81,6 +86,11 @@ class TokenBudget:
         account.branches = keep * account.branches + len(branch_lengths)
         account.possible = keep * account.possible + plan.rollouts - plan.bases
         account.largest = max(account.largest, self._size(plan))
+        if self._size(plan) <= SMALLEST:
+            cost = sum(base_lengths) + sum(branch_lengths)
+            account.smallest_groups += 1
+            account.smallest_cost += cost
+            account.smallest_squares += cost * cost
 
     def _size(self, plan: GroupPlan) -> int:
         """The number of a plan that follows the budget."""
@@ -98,13 +108,22 @@ class TokenBudget:
         return cost
 
     def _size_for(self, target: float) -> int:
-        """The size whose expected cost is nearest to ``target``; at least 2, since one rollout has no advantage."""
-        smallest, each = self._cost(self._sized(2)), self._cost(self._sized(3)) - self._cost(self._sized(2))
-        account = self._account
-        if smallest > self._budget and account.settled >= TRUSTED and account.balance < -DEBT * self._budget:
+        """The size whose expected cost is nearest to ``target``; not below the smallest."""
+        smallest = self._cost(self._sized(SMALLEST))
+        each = self._cost(self._sized(SMALLEST + 1)) - smallest
+        self._require_enough()
+        most = GROWTH * max(self._account.largest, self._size(self._plan))
+        return min(most, SMALLEST + max(0, round((target - smallest) / each))) if each > 0 else SMALLEST
+
+    def _require_enough(self) -> None:
+        """Raise ``BudgetError`` once groups of the smallest size have cost more than the budget beyond doubt."""
+        account, count = self._account, self._account.smallest_groups
+        if count < TRUSTED:
+            return
+        mean = account.smallest_cost / count
+        error = math.sqrt(max(0.0, account.smallest_squares / count - mean * mean) / count)
+        if mean - DOUBT * error > self._budget:
             raise BudgetError(
-                f"budget.tokens_per_prompt is {self._budget}, but the smallest group ({self._sized(2).rollouts} rollouts) "
-                f"costs about {smallest:.0f} tokens; raise it, or lower algorithm.bases or algorithm.anchors"
+                f"budget.tokens_per_prompt is {self._budget}, but the smallest group ({self._sized(SMALLEST).rollouts} rollouts) "
+                f"costs {mean:.0f} tokens on average; raise it, or lower algorithm.bases or algorithm.anchors"
             )
-        most = GROWTH * max(account.largest, self._size(self._plan))
-        return min(most, 2 + max(0, round((target - smallest) / each))) if each > 0 else 2

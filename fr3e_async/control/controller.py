@@ -257,7 +257,7 @@ class Controller:
                     for id, length in zip(command.trunks, command.lengths, strict=True)
                 ]
                 started = self._clock()
-                chosen = iter(await self._of_learner(self._crew.learner.rescore(trunks)))
+                chosen = iter(await self._of_learner(self._crew.learner.rescore(trunks)) if trunks else ())
                 self.watch.learned((started, self._clock()))
             for command in commands:
                 anchors = tuple(anchor for _ in command.trunks for anchor in next(chosen))

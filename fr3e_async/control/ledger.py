@@ -86,6 +86,7 @@ class Ledger:
         self._training: dict[str, Group] = {}
         self._unlive: dict[int, list[str]] = {}  # version -> groups whose slots it will free
         self._rejected_in_a_row = 0
+        self._reasons: Counter[str] = Counter()  # of the verdicts in these groups
         self._next_task = 0
         self.closed = False  # set by stop(): nothing is admitted or trained any more
 
@@ -186,7 +187,7 @@ class Ledger:
             raise LedgerError(f"group {event.group} is admitted already")
         plan = self._budget.admit(event.group)
         bases = [RolloutId(event.group, 0, branch) for branch in range(plan.bases)]
-        seed = (self._config.run.seed, self.admitted)
+        seed = (self._config.run.seed, *event.group.encode())  # by name: the same trunk after a resume
         candidates, trunks = choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
         group = Group(name=event.group, prompt=event.prompt, plan=plan, candidates=candidates, trunks=trunks)
         group.issue(bases)
@@ -305,19 +306,23 @@ class Ledger:
         group.credit = self._strategy.credit(group.outcome())
         if not group.credit.rejected:
             self._rejected_in_a_row = 0
+            self._reasons.clear()
             return self._train()
         lost_all = all(r.status is Status.GIVEN_UP for r in group.rollouts.values())
         fate = "failed_given_up" if lost_all else f"rejected_{group.credit.rejected}"
         del self._open[group.name]
-        self._count_rejection()
-        return [self._close(group, fate), *self._train()]
+        retired = self._close(group, fate)
+        self._count_rejection(retired)
+        return [retired, *self._train()]
 
-    def _count_rejection(self) -> None:
+    def _count_rejection(self, group: Retire) -> None:
         self._rejected_in_a_row += 1
+        self._reasons.update(group.reasons)
         bound = self._config.flow.max_rejected_in_a_row
         if self._rejected_in_a_row > bound:
             raise StarvedError(
-                f"{self._rejected_in_a_row} groups in a row taught nothing (fates so far: {dict(self.fates)}); "
+                f"{self._rejected_in_a_row} groups in a row taught nothing (fates so far: {dict(self.fates)}; "
+                f"their verdicts: {', '.join(f'{count} {reason}' for reason, count in self._reasons.most_common(3))}); "
                 f"flow.max_rejected_in_a_row is {bound}. Are the problems far too easy or too hard, or answers unreadable?"
             )
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 
 from fr3e_async.control.messages import Retire
 
+MEASURED = 0.99  # with an error nearly as large as the value itself (engine.entropy=learner), nothing was measured
+
 
 @dataclass(slots=True)
 class Tally:
@@ -73,6 +75,8 @@ class Tally:
             "prompt/trained_tokens": (s["trained"], s["groups"]),
             "prompt/useful_fraction": (s["useful"], s["generated"]),
         }
+        if s["entropy_error_sum"] > MEASURED * s["entropy_sum"]:
+            del ratios["rollout/entropy_nats"], ratios["rollout/entropy_error_nats"]
         metrics |= {name: above / below for name, (above, below) in ratios.items() if below}
         self.fates, self.dropped, self.sums = Counter(), Counter(), {}
         return metrics

@@ -28,7 +28,7 @@ class Metric:
 _TABLE = """
 reward/accuracy            | fraction   | right answers among judged base rollouts: the policy's accuracy on fresh training problems
 reward/mean                | fraction   | right answers among all judged rollouts, branches included
-rollout/entropy_nats       | nats       | mean entropy of the sampling distribution over generated tokens
+rollout/entropy_nats       | nats       | mean entropy of the sampling distribution over generated tokens; absent where the engines know none (engine.entropy=learner)
 rollout/entropy_error_nats | nats       | how far that may be off: 0 with engine.entropy=engine
 rollout/length_tokens      | tokens     | mean length of a completion
 rollout/truncated_fraction | fraction   | completions that ran into sampling.max_response

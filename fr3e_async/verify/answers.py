@@ -11,14 +11,13 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from fr3e_async.algorithm.answer_span import last_box, spoken
 from fr3e_async.types import Outcome, Verdict
 
 NO_ANSWER = "no answer"
 INTEGER = "integer"
 TOO_LONG = "answer too long"
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_BARE_ARGUMENT = re.compile(r"\\[a-zA-Z]+|[-+]?[0-9][0-9.,]*|\S")
 _JOINED = re.compile(
     r"(?:[\s$,;.*]|\\[()\[\],;:! ]|\\q?quad(?![a-zA-Z])|\\text\s*\{\s*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))*"
     r"(?:(?<=[\s$,;(])[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?"  # and y =
@@ -55,46 +54,20 @@ def final_answer(response: str) -> str | None:
     ``<think>`` that is never closed. Examples: ``<think>\boxed{1}</think> so \boxed{\frac12}.`` has the answer ``\frac12``, and
     ``\boxed{1} or \boxed{2}`` has ``1, 2``.
     """
-    spoken = response.rpartition("</think>")[2].partition("<think>")[0]
-    box = _last_box(spoken, len(spoken))
+    start, end = spoken(response)
+    text = response[start:end]
+    box = last_box(text, len(text))
     if box is None:
         return None
     parts: list[str] = []
-    while box is not None and len(parts) < _MAX_JOINED:
-        content, start, _ = box
-        if content not in parts:
-            parts.insert(0, content)
-        box = _last_box(spoken, start)
-        if box is None or not _JOINED.fullmatch(spoken, box[2], start):
+    while len(parts) < _MAX_JOINED:
+        if box.content not in parts:
+            parts.insert(0, box.content)
+        before = last_box(text, box.start)
+        if before is None or not _JOINED.fullmatch(text, before.end, box.start):
             break
+        box = before
     return ", ".join(parts)
-
-
-def _last_box(text: str, end: int) -> tuple[str, int, int] | None:
-    """(content, where it starts, where it ends) of the last box in ``text[:end]``; None if there is none or it is not closed."""
-    start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
-    match = _BOX.match(text, start) if start >= 0 else None
-    if match is None:
-        return None
-    if not text.startswith("{", match.end()):
-        bare = _BARE_ARGUMENT.match(text, match.end())
-        return (bare.group(), start, bare.end()) if bare else None
-    inside = _braced(text, match.end())
-    return (inside[0], start, inside[1]) if inside else None
-
-
-def _braced(text: str, start: int) -> tuple[str, int] | None:
-    """The text between the brace at ``start`` and its partner, stripped, and where that is; None if it has no partner or nothing inside."""
-    depth = 0
-    for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):  # an escaped brace is a set's, not a group's
-        if brace.group() == "{":
-            depth += 1
-        elif brace.group() == "}":
-            depth -= 1
-            if depth == 0:
-                inside = text[start + 1 : start + brace.start()].strip()
-                return (inside, start + brace.end()) if inside else None
-    return None
 
 
 def answer_of(prediction: str, kind: Kind = "full") -> str | None:

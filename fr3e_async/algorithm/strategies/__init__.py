@@ -32,6 +32,15 @@ def make_strategy(config: AlgorithmConfig) -> Strategy:
     return REGISTRY[config.strategy](config)
 
 
+def check_strategy(config: Config) -> None:
+    """The rules between settings that need to know the strategy. Raises ``ConfigError``."""
+    explorer_count(config)
+    plan, tokens = make_strategy(config.algorithm).plan, config.budget.tokens_per_prompt
+    least = plan.bases if plan.rule else 2
+    if 0 < tokens < least:
+        raise ConfigError(f"budget.tokens_per_prompt is {tokens}, but a group has at least {least} rollouts; 0: no budget")
+
+
 def explorer_count(config: Config) -> int:
     """Explorers that are started: none where the strategy does not branch. Raises ``ConfigError``, also if there are too few."""
     plan = make_strategy(config.algorithm).plan
@@ -45,4 +54,14 @@ def explorer_count(config: Config) -> int:
     return config.explorers.count
 
 
-__all__ = ["REGISTRY", "Credit", "GroupOutcome", "GroupPlan", "StateCredit", "Strategy", "explorer_count", "make_strategy"]
+__all__ = [
+    "REGISTRY",
+    "Credit",
+    "GroupOutcome",
+    "GroupPlan",
+    "StateCredit",
+    "Strategy",
+    "check_strategy",
+    "explorer_count",
+    "make_strategy",
+]
