@@ -59,9 +59,9 @@ class Load:
 
 
 FULL = (
-    Load(name="long", prompt=200, response=1000, groups=12, in_flight=8, rounds=3),
-    Load(name="long, one at a time", prompt=200, response=1000, groups=2, in_flight=1, rounds=1),
-    Load(name="short", prompt=60, response=120, groups=24, in_flight=8, rounds=5),
+    Load(name="long", prompt=200, response=1000, groups=8, in_flight=8, rounds=2),
+    Load(name="long, one at a time", prompt=200, response=1000, groups=1, in_flight=1, rounds=1),
+    Load(name="short", prompt=60, response=120, groups=16, in_flight=8, rounds=3),
 )
 QUICK = (
     Load(name="long", prompt=200, response=200, groups=4, in_flight=4, rounds=1),
