@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import finish, machine, parser
+from common import finish, machine, parser, quiet
 from prefill import Known, Prefill, rounding
 
 from fr3e_async.algorithm.anchors import AnchorRule
@@ -347,7 +347,7 @@ async def run(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 def main() -> int:
     args = parser(__doc__).parse_args()
     facts = machine()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         figures = asyncio.run(run(args, folder))
     finish(args, figures, facts)
     return 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,24 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="less of everything: under a minute")
     made.add_argument("--json", metavar="OUT", type=Path, help="write the figures to this file")
     return made
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries and their processes say on stderr out of the tables; it is shown if the benchmark fails."""
+    with tempfile.TemporaryFile() as noise:
+        kept = os.dup(2)
+        os.dup2(noise.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            noise.seek(0)
+            os.write(kept, noise.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def machine() -> dict[str, Any]:

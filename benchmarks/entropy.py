@@ -235,7 +235,8 @@ def main() -> int:
     models = [model for model in MODELS if model.name in args.models]
     if args.quick:
         models = [replace(model, tokens=model.quick_tokens) for model in models if model.quick_tokens]
-    rows = asyncio.run(run(models, quick=args.quick, repetitions=args.repetitions or (7 if args.quick else 15)))
+    with common.quiet():
+        rows = asyncio.run(run(models, quick=args.quick, repetitions=args.repetitions or (7 if args.quick else 15)))
     print(table(rows))
     common.finish(args, {"rows": [asdict(row) for row in rows]}, facts)
     return int(any("MISSED" in row.verdict for row in rows))
