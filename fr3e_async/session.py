@@ -119,7 +119,7 @@ class Session:
     async def _run(self) -> int:
         resumed = self._resume_state()
         version = resumed.ledger.version if resumed else 0
-        settled = sum(resumed.ledger.fates.values()) if resumed else 0
+        settled = resumed.ledger.settled if resumed else 0
         mode, screen = make_console(self._config.observe.console)
         view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
         recorder = Recorder(

@@ -302,7 +302,7 @@ def test_state_leaves_out_what_is_in_flight():
     drive(ledger, admit(ledger, "a"), rewards=lambda id: 1)
     admit(ledger, "b")
     state = ledger.state()
-    assert (state.version, state.admitted, state.fates, state.budget["settled"]) == (0, 1, {"rejected_all_right": 1}, 1)
+    assert (state.version, state.admitted, state.fates, state.budget["bases"]) == (0, 1, {"rejected_all_right": 1}, 2)
     again = make_ledger(groups=1, budget=50, state=LedgerState(**json.loads(json.dumps(asdict(state)))))
     again.check()
     assert again.admissible() == 2

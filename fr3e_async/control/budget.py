@@ -34,7 +34,6 @@ class Account:
     """Running sums: decayed ones for mean lengths, exact ones for the balance. What a checkpoint keeps."""
 
     balance: float = 0.0  # tokens: budget of the settled groups minus their cost
-    settled: int = 0
     base_tokens: float = 0.0
     bases: float = 0.0
     branch_tokens: float = 0.0
@@ -78,7 +77,6 @@ class TokenBudget:
             return
         del self._expected[group]
         account, keep = self._account, 1 - 1 / MEMORY
-        account.settled += 1
         account.balance += self._budget - sum(base_lengths) - sum(branch_lengths)
         account.base_tokens = keep * account.base_tokens + sum(base_lengths)
         account.bases = keep * account.bases + len(base_lengths)

@@ -68,6 +68,11 @@ class LedgerState:
     fates: dict[str, int]
     budget: dict[str, float]  # the account of ``budget.TokenBudget``
 
+    @property
+    def settled(self) -> int:
+        """Groups that had retired: the rows of groups.jsonl."""
+        return sum(self.fates.values())
+
 
 class Ledger:
     """See the module's docstring. ``version`` is the learner's; ``live`` is the one that every engine serves."""
@@ -172,8 +177,7 @@ class Ledger:
 
     def check(self) -> None:
         """The conservation law; raises ``LedgerError`` with the numbers."""
-        settled = sum(self.fates.values())
-        if self.admitted != settled + self.in_flight:
+        if self.admitted != self.settled + self.in_flight:
             raise LedgerError(f"admitted {self.admitted} != settled {dict(self.fates)} + in flight {self.in_flight}")
         if self.slots_held > self._config.flow.capacity:
             raise LedgerError(f"{self.slots_held} slots held of {self._config.flow.capacity}")
