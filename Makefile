@@ -15,7 +15,7 @@ FAST   := -m "not slow and not engine and not ray"
 SLOW   := -m "slow or engine or ray"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow wheel gpu-check seeds bench-entropy bench-branching bench-verifier docs clean
+.PHONY: help setup demo test check format lint types fast slow wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -66,6 +66,12 @@ bench-branching: $(STAMP)  ## prefix reuse and time of a branching group against
 
 bench-verifier: $(STAMP)  ## pairs per second of the verifier pool against bare math-verify
 	@$(BIN)/python benchmarks/verifier.py $(ARGS)
+
+bench-weights: $(STAMP)  ## hand-over of weights from a learner to engines against a plain copy
+	@$(BIN)/python benchmarks/weights.py $(ARGS)
+
+bench-learner: $(STAMP)  ## a learner's pass over trees against padded rows, flat rows and the bare model
+	@$(BIN)/python benchmarks/learner.py $(ARGS)
 
 docs: $(STAMP)  ## refresh the generated tables of docs/
 	@$(BIN)/python -m fr3e_async.help docs/configuration.md

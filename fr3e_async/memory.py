@@ -16,6 +16,7 @@ from typing import Any
 from fr3e_async.algorithm.strategies import explorer_count
 from fr3e_async.config import Config, EnginePoolConfig
 from fr3e_async.errors import ModelError
+from fr3e_async.learner.spec import SLICE_ELEMENTS
 
 GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -177,12 +178,16 @@ def activation_bytes(model: ModelShape, *, tokens: int, bytes_each: int, checkpo
     return float(tokens * numbers * bytes_each)
 
 
-def logits_bytes(model: ModelShape, *, tokens: int, bytes_each: int) -> float:
-    """Logits [tokens, V] and their gradient, both in training precision; float32 is used a slice at a time only.
+def logits_bytes(model: ModelShape, *, tokens: int, bytes_each: int, kept_mib: float, gpu: bool) -> float:
+    """Logits [tokens, V] in training precision while they fit into ``kept_mib``, else none; three float32 copies of a slice of
+    them; and the float32 gradient of the projection, V·h.
 
     ``tokens`` is the whole micro-batch: the case in which hardly any of it is context.
     """
-    return float(2 * tokens * model.vocabulary * bytes_each)
+    logits = tokens * model.vocabulary * bytes_each
+    kept = logits if logits <= kept_mib * 2**20 else 0
+    slices = 3 * 4 * min(SLICE_ELEMENTS["cuda" if gpu else "cpu"], tokens * model.vocabulary)
+    return float(kept + slices + 4 * model.vocabulary * model.hidden)
 
 
 def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
@@ -245,6 +250,6 @@ def _learner_memory(config: Config, model: ModelShape | None) -> Memory:
     if model.known:
         size = {"tokens": n.micro_batch_tokens, "bytes_each": _BYTES[n.dtype]}
         parts["activations"] = activation_bytes(model, **size, checkpointing=n.activation_checkpointing)
-        parts["logits"] = logits_bytes(model, **size)
+        parts["logits"] = logits_bytes(model, **size, kept_mib=n.logits_mib, gpu=n.gpus > 0)
         note = f"micro-batch of {n.micro_batch_tokens:,} tokens"
     return Memory(role="learner", where=where, copies=n.ranks, parts={k: v / GIB for k, v in parts.items()}, note=note)

@@ -30,7 +30,7 @@ from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.toy import toy_path
 from fr3e_async.errors import RunFailed, UserError
-from fr3e_async.learner.checkpoint import Manifest
+from fr3e_async.export import write_run_card
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.logs import quiet_driver, stderr_in
@@ -53,13 +53,14 @@ class Session:
         datasets: Datasets,
         run_dir: RunDir,
         *,
+        resume_from: Path | None,
         started_at: float,
         notes: Sequence[str] = (),
     ) -> None:
         """Use ``prepare``. ``notes``: what a person should read once the console is there; empty ones are passed over."""
         self._notes = tuple(filter(None, notes))
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
-        self._started_at = started_at
+        self._started_at, self._resume_from = started_at, resume_from
         self._connected = False
         self._reached_actors = False
 
@@ -83,11 +84,12 @@ class Session:
         with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
             undo.callback(run_dir.discard)
             quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
-            check_resume(config, datasets, run_dir)
+            resume_from = check_resume(config, datasets, run_dir)
             _announce_build(config)
             model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
             undo.pop_all()
-        return cls(config, model, datasets, run_dir, started_at=started_at, notes=(screened.note,))
+        notes = (screened.note, *run_dir.checkpoints.skipped)
+        return cls(config, model, datasets, run_dir, resume_from=resume_from, started_at=started_at, notes=notes)
 
     def __enter__(self) -> Session:
         return self
@@ -125,7 +127,7 @@ class Session:
         recorder = Recorder(
             self._run_dir, config=self._config.observe, view=view, clock=time.time, resumed_from=version, settled=settled
         )
-        deployment = Deployment(self._config, self._model, log_folder=self._run_dir.logs, clock=time.time, note=recorder.note)
+        deployment = Deployment(self._config, self._model, self._run_dir, clock=time.time, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s)
         stop.task = asyncio.create_task(self._train(deployment, recorder, resumed, stop))
@@ -147,8 +149,7 @@ class Session:
         return 0
 
     def _resume_state(self) -> ControlState | None:
-        """The control part of the newest whole checkpoint, if this session goes on with a run."""
-        self._resume_from = self._run_dir.checkpoints.latest() if self._run_dir.resumed else None
+        """The control part of the checkpoint that this session goes on from, if it does."""
         return load_control_state(self._resume_from) if self._resume_from else None
 
     async def _train(self, deployment: Deployment, recorder: Recorder, resumed: ControlState | None, stop: Stop) -> None:
@@ -166,6 +167,8 @@ class Session:
         if reason == "finished":
             await self._save_model(deployment)
         recorder.finish(self._summary(controller, reason))
+        if reason == "finished":
+            write_run_card(self._run_dir.path, dtype=self._config.learner.dtype)
 
     async def _save_model(self, deployment: Deployment) -> None:
         limit = self._config.learner.step_timeout_s
@@ -237,15 +240,21 @@ class Session:
         )
 
 
-def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> None:
-    """Does the newest checkpoint of a run that is gone on with fit these problems and this learner group? Raises ``UserError`` kinds."""
-    folder = run_dir.checkpoints.latest() if run_dir.resumed else None
-    if folder is None:
-        return
-    PromptStream(datasets.train, config.run.seed, state=load_control_state(folder).stream)
-    Manifest.read(folder / "learner" / CHECKPOINT_TAG).require_fits(
-        ranks=config.learner.ranks, zero_stage=config.learner.zero_stage, dtype=config.learner.dtype
-    )
+def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | None:
+    """The newest whole checkpoint of a run that is gone on with, every byte of it checked; None for a new run.
+
+    The learner group may be another one. Raises ``UserError`` kinds: the problems are others, or no checkpoint is whole.
+    """
+    if not run_dir.resumed:
+        return None
+    # Imported here: torch takes a second, and a new run does not need it in this process.
+    from fr3e_async.learner.checkpoint import damage
+
+    run_dir.checkpoints.recover()
+    folder = run_dir.checkpoints.latest(lambda folder: damage(folder / "learner" / CHECKPOINT_TAG))
+    if folder is not None:
+        PromptStream(datasets.train, config.run.seed, state=load_control_state(folder).stream)
+    return folder
 
 
 @dataclass(slots=True)

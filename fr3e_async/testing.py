@@ -30,6 +30,7 @@ from fr3e_async.types import (
     Verdict,
     WeightAck,
     WeightBundle,
+    WeightManifest,
 )
 
 RIGHT, WRONG = 1, 2  # the last token of a fake response says whether it is right
@@ -128,12 +129,15 @@ class FakeEngineWorker:
             finish=Finish.STOP,
         )
 
-    async def load_weights(self, weights: Payload) -> WeightAck:
+    async def load_weights(self, weights: WeightBundle) -> WeightAck:
         if self.refuse_weights:
             await asyncio.Event().wait()
         self.version = weights.version
         self.loaded.append(weights.version)
-        return WeightAck(version=weights.version, checksum=weights.checksum, verified_tensors=1, pause_s=0.001, load_s=0.001)
+        return WeightAck(
+            version=weights.version, checksum=weights.checksum, verified_tensors=1, loaded_tensors=1, copied_bytes=4,
+            skipped_bytes=0, copy_s=0.001, load_s=0.001, verify_s=0.0, pause_s=0.001,
+        )  # fmt: skip
 
     async def stats(self) -> EngineStats:
         busy, self._busy = tuple(self._busy), []
@@ -193,10 +197,11 @@ class FakeLearner:
         self.rescored += len(trunks)
         return [fake_anchors(trunk.id.branch) for trunk in trunks]
 
-    async def export(self, version: int) -> Payload:
-        return WeightBundle(
-            version=version, names=("w",), shapes=((1,),), dtype="float32", flat=np.ones(1, np.float32), checksum=version
-        )
+    async def export(self, version: int) -> WeightBundle:
+        manifest = WeightManifest(
+            version=version, dtype="float32", names=("w",), shapes=((1,),), checksums=(version,), buckets=(1,)
+        )  # fmt: skip
+        return WeightBundle(manifest=manifest, buckets=((np.ones(1, np.float32),),), sent_bytes=4)
 
     async def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.learner import LearnerActor
+from fr3e_async.actors.native import NativeLearner
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
@@ -33,6 +34,7 @@ from fr3e_async.control.ports import Clock, EngineWorker, VerifierWorker, Worker
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.errors import ConfigError, RunFailed
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
+from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.plan import check_resources, local_resources
 from fr3e_async.rollout import EngineSpec, engine_environment
 
@@ -138,9 +140,10 @@ def _machine_gpus() -> int:
 class Deployment:
     """The actors of a run. ``start`` brings them all up; ``crew`` and ``publisher`` are what the controller works with."""
 
-    def __init__(self, config: Config, model: Model, *, log_folder: Path, clock: Clock, note: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, model: Model, run_dir: RunDir, *, clock: Clock, note: Callable[[str], None]) -> None:
         """``note`` is told, in one line, of every actor that is replaced."""
-        self._config, self._model, self._logs, self._clock, self._note = config, model, log_folder, clock, note
+        self._config, self._model, self._clock, self._note = config, model, clock, note
+        self._logs, self._dumps = run_dir.logs, run_dir.dumps
         self._names: dict[str, int] = {}
         self.crew: Crew
         self.publisher: Publisher
@@ -179,7 +182,10 @@ class Deployment:
             verifiers=verifier_pool,
             learner=learner.result(),
         )
-        self.publisher = Publisher(engine_pools, ack_timeout_s=config.weights.ack_timeout_s, clock=self._clock)
+        direct = self.crew.learner if isinstance(self.crew.learner, NativeLearner) else None
+        self.publisher = Publisher(
+            engine_pools, ack_timeout_s=config.weights.ack_timeout_s, clock=self._clock, direct=direct
+        )  # fmt: skip
         if resume_from is not None:
             await self.publisher.publish(version, await self.crew.learner.export(version))
 
@@ -250,6 +256,7 @@ class Deployment:
             entropy=engine.entropy,
             entropy_top_k=engine.entropy_top_k,
             tensor_parallel=max(pool.gpus, 1),
+            transfer=_backend(self._config) if self._config.weights.transfer == "native" else "",
             seed=seed,
             verbose=self._config.observe.verbose,
             options=dict(engine.options),
@@ -303,7 +310,16 @@ class Deployment:
                 for i, rank in enumerate(ranks)
             )
         )
-        return RayLearner(ranks, group)
+        weights = self._config.weights
+        if weights.transfer == "native":
+            return NativeLearner(
+                ranks,
+                group,
+                bucket_bytes=weights.bucket_mib << 20,
+                backend=_backend(self._config),
+                timeout_s=weights.ack_timeout_s,
+            )
+        return RayLearner(ranks, group, bucket_bytes=weights.bucket_mib << 20)
 
     def _learner_spec(self) -> LearnerSpec:
         model = self._config.model
@@ -316,6 +332,7 @@ class Deployment:
             temperature=self._config.sampling.temperature,
             max_staleness=self._config.flow.max_staleness,
             seed=self._config.run.seed,
+            dump_folder=str(self._dumps),
             verbose=self._config.observe.verbose,
         )
 
@@ -329,6 +346,11 @@ class Deployment:
         except RunFailed as error:
             cause = f"{name} could not start: {error}"
         raise RunFailed(f"{cause}{_last_error(Path(self._log(name)))}; logs: {self._logs}")
+
+
+def _backend(config: Config) -> str:
+    """Of vLLM's own weight transfer."""
+    return "nccl" if config.learner.gpus else "gloo"
 
 
 def _last_error(log: Path) -> str:

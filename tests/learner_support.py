@@ -21,7 +21,7 @@ LEARNER = LearnerConfig(lr=1e-3, weight_decay=0.01, grad_clip=0.5, minibatches=2
 LOSS = LossConfig(dual_clip=3.0, kl_coef=0.01, entropy_coef=0.01)
 
 
-def build_model(folder: Path, *, tied: bool = True) -> Path:
+def build_model(folder: Path, *, tied: bool = True, head_dim: int = 8) -> Path:
     """A Qwen2 model of 2 layers with a tokenizer of ``VOCABULARY`` entries."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -29,7 +29,7 @@ def build_model(folder: Path, *, tied: bool = True) -> Path:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=tied, attention_dropout=0.1,
+        num_key_value_heads=2, head_dim=head_dim, max_position_embeddings=128, tie_word_embeddings=tied, attention_dropout=0.1,
     )  # fmt: skip
     Qwen2ForCausalLM(config).save_pretrained(folder)
     words = {f"w{i}": i for i in range(VOCABULARY)}
@@ -43,14 +43,22 @@ def make_spec(path: Path, *, loss: LossConfig = LOSS, **learner: Any) -> Learner
 
 
 def make_samples(seed: int, *, count: int = 11, version: int = 0) -> list[TrainSample]:
-    """Ragged samples of 3 to 39 tokens in minibatches 0 and 1 by turns, their tokens 0 or 1 versions old."""
+    """Ragged samples of 3 to 39 tokens in minibatches 0 and 1 by turns, their tokens 0 or 1 versions old.
+
+    Every other one continues a sample of its minibatch: its context is cut out of it, as a branch's is out of its trunk.
+    """
     rng = np.random.default_rng(seed)
-    samples = []
+    samples: list[TrainSample] = []
     for i in range(count):
         context, completion = int(rng.integers(1, 16)), int(rng.integers(2, 25))
+        tokens = rng.integers(2, VOCABULARY, context + completion).astype(np.int32)
+        if i >= 2 and i // 2 % 2:
+            trunk = samples[i - 2].tokens
+            context = min(context, len(trunk) - 1)
+            tokens = np.concatenate([trunk[:context], tokens[-completion:]])
         samples.append(
             TrainSample(
-                tokens=rng.integers(2, VOCABULARY, context + completion).astype(np.int32),
+                tokens=tokens,
                 context_len=context,
                 behaviour_logprobs=rng.normal(-4.2, 0.4, completion).astype(np.float32),
                 versions=rng.integers(max(0, version - 1), version + 1, completion).astype(np.int32),
@@ -71,10 +79,20 @@ def start_rank(spec: LearnerSpec) -> Any:
     return rank
 
 
-def weights_of(bundle: Any) -> dict[str, torch.Tensor]:
-    from fr3e_async.weights.bundle import unpack
+def exported(rank: Any, version: int, **settings: Any) -> Any:
+    """The bundle that ``LearnerRank.export`` sends, copied; None if it sends nothing."""
+    from fr3e_async.weights import collect
 
-    return dict(unpack(bundle))
+    stream = rank.export(version, **settings)
+    return collect(stream) if rank.rank == 0 else next(stream, None)
+
+
+def weights_of(sent: Any) -> dict[str, torch.Tensor]:
+    """Copies of the tensors of a bundle, or of what ``LearnerRank.export`` sends."""
+    from fr3e_async.types import WeightBundle
+    from fr3e_async.weights import collect, unpack
+
+    return dict(unpack(sent if isinstance(sent, WeightBundle) else collect(sent)))
 
 
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:

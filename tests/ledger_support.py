@@ -261,7 +261,10 @@ class Player:
             case Score():
                 self._judge(command)
             case Train():
-                items = {self.where[i.payload, i.row]: (i.advantage, i.minibatch, i.length) for i in command.items}
+                items = {
+                    self.where[i.payload, i.row]: (i.advantage, i.load.minibatch, i.load.context + i.load.completion)
+                    for i in command.items
+                }
                 assert len(items) == len(command.items), "a rollout is trained twice"
                 self.trained.append(items)
                 self.batches.append(command.groups)

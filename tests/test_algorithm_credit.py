@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fr3e_async.algorithm.batching import advantages_of, balanced_shards, minibatch_of, train_sample
+from fr3e_async.algorithm.batching import (
+    Load,
+    advantages_of,
+    balanced_shards,
+    minibatch_of,
+    shard_trees,
+    train_sample,
+    tree_tokens,
+)
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, StateCredit
 from fr3e_async.algorithm.strategies.base import STD_FLOOR, centred, no_spread, whole
 from fr3e_async.algorithm.values import StateValue, alpha, state_values, wilson
@@ -208,3 +216,46 @@ def test_shards_hold_every_item_once_and_are_balanced(lengths, shards):
 def test_minibatches_are_equal_parts_in_order():
     assert [minibatch_of(i, groups=8, minibatches=2) for i in range(8)] == [0] * 4 + [1] * 4
     assert [minibatch_of(i, groups=5, minibatches=2) for i in range(5)] == [0, 0, 0, 1, 1]
+
+
+LOADS = st.builds(
+    lambda minibatch, group, context, completion: Load(
+        minibatch=minibatch, group=2 * group + minibatch, context=context, completion=completion
+    ),
+    st.integers(0, 1), st.integers(0, 5), st.integers(1, 200), st.integers(1, 300),
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(LOADS, max_size=40), st.integers(1, 5))
+def test_tree_shards_hold_every_row_once_and_tear_groups_only_to_even_out(rows, shards):
+    parts = shard_trees(rows, shards)
+    assert sorted(i for part in parts for i in part) == list(range(len(rows)))
+    if shards == 1:
+        return
+    for minibatch in (0, 1):
+        groups = {row.group for row in rows if row.minibatch == minibatch}
+        mine = [[i for i in part if rows[i].minibatch == minibatch] for part in parts]
+        torn = {g for g in groups if sum(any(rows[i].group == g for i in part) for part in mine) > 1}
+        whole = [tree_tokens([row for row in rows if row.group == g]) for g in groups]
+        loads = [
+            sum(tree_tokens([rows[i] for i in part if rows[i].group == g]) for g in {rows[i].group for i in part})
+            for part in mine
+        ]
+        if groups:
+            # never worse than whole groups dealt out, longest first
+            dealt = [sum(whole[i] for i in part) for part in balanced_shards(whole, shards)]
+            assert max(loads) <= max(dealt)
+            if max(dealt) <= 1.1 * sum(whole) / shards:
+                assert not torn
+
+
+def test_a_group_alone_is_shared_by_the_ranks():
+    rows = [Load(minibatch=0, group=0, context=10, completion=100) for _ in range(8)]
+    assert sorted(shard_trees(rows, 2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [len(part) for part in shard_trees(rows, 4)] == [2, 2, 2, 2]
+
+
+def test_the_context_of_a_group_counts_once():
+    rows = [Load(minibatch=0, group=0, context=c, completion=5) for c in (10, 12, 40)]
+    assert tree_tokens(rows) == 40 + 15

@@ -74,3 +74,19 @@ def test_branching_recomputes_nothing_but_partial_blocks(repository, tmp_path):
         assert set(load["time"]["branches cached / uncached"]) == {"busy", "wall", "cpu"}
     for row in found["rounding"].values():
         assert (np.diff(list(row.values())) < 0).all(), "the longer the responses, the less whole blocks matter"
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_weights_are_handed_over_to_one_and_two_engines(repository, tmp_path):
+    found = quick(repository, "weights", tmp_path / "out.json")["sizes"]["1M"]
+    assert set(found["engines"]) == {"1", "2"}
+    for engines, rows in found["engines"].items():
+        assert set(rows) == {"all", "half", "none"}
+        for row in rows.values():
+            assert row["ratio"] * (1 + int(engines)) == pytest.approx(row["ratio_model"])
+            assert row["ratio_model"] == pytest.approx((row["export"] + row["transfer"]) / row["memcpy"])
+            assert row["whole"] > row["pause"] >= row["load"] + row["verify"]
+        assert rows["all"]["sent"] == rows["all"]["copied"] == found["bytes"]
+        assert rows["half"]["copied"] == pytest.approx(found["bytes"] / 2, rel=0.2)
+        assert rows["none"]["sent"] == rows["none"]["copied"] == rows["none"]["load"] == 0

@@ -255,7 +255,7 @@ def test_minibatches_follow_admission_order():
     (a,), (b,) = admit(ledger, "a"), admit(ledger, "b")
     assert drive(ledger, [b], rewards=lambda id: id.branch, payload=10) == []
     (train,) = drive(ledger, [a], rewards=lambda id: id.branch, payload=20)
-    assert [(item.payload, item.minibatch) for item in train.items] == [(21, 0), (21, 0), (11, 1), (11, 1)]
+    assert [(item.payload, item.load.minibatch) for item in train.items] == [(21, 0), (21, 0), (11, 1), (11, 1)]
 
 
 def test_a_degenerate_group_gives_its_slot_back_at_once():

@@ -16,7 +16,7 @@ LAYERS = [
     {"main"},
     {"session"},
     {"wiring"},
-    {"loader", "help", "plan", "memory"},  # the front end: main's helpers
+    {"loader", "help", "plan", "memory", "export"},  # the front end: main's helpers, and the command beside it
     {"actors", "control"},
     {"rollout", "learner", "verify", "weights", "evaluation", "observe", "data"},
     {"algorithm"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from learner_support import LOSS, PlainLearner, build_model, largest_difference, make_samples, make_spec, weights_of
+from learner_support import LOSS, PlainLearner, build_model, exported, largest_difference, make_samples, make_spec, weights_of
 
 from fr3e_async.learner.spec import free_address, rank_environment
 from fr3e_async.types import TrainSample
@@ -30,19 +30,21 @@ def exercise(rank: Any, folder: Path, spec: Any, stage: int) -> dict[str, Any]:
     from fr3e_async.learner.rank import LearnerRank
 
     reports = [rank.train(share(make_samples(v, version=v - 1), rank.rank), version=v) for v in (1, 2)]
-    bundle = rank.export(2)
+    bundle = exported(rank, 2, bucket_bytes=8 << 10)  # several buckets, one of them gathered at a time
+    again_nothing = list(rank.export(3, held=bundle and bundle.manifest, bucket_bytes=8 << 10))
     rank.save(folder, f"stage{stage}")
     rank.save_hf(folder / f"hf{stage}")
     again = LearnerRank(spec)
     again.setup(rank.rank, 2, "127.0.0.1", 0)
     again.load(folder, f"stage{stage}")
     continued = [r.train(share(make_samples(3, version=2), rank.rank), version=3).metrics for r in (rank, again)]
-    ends = [r.export(3) for r in (rank, again)]
+    ends = [exported(r, 3) for r in (rank, again)]
     samples = make_samples(9) if rank.rank == 0 else []  # the other one takes part with nothing of its own
     entropies = rank.entropies([(s.tokens[: s.context_len], s.tokens[s.context_len :]) for s in samples])
     out: dict[str, Any] = {"reports": reports, "continued": continued, "entropies": entropies}
     if rank.rank == 0:
         out |= {"weights": weights_of(bundle), "ends": [weights_of(end) for end in ends]}
+    out |= {"buckets": bundle and len(bundle.buckets), "sent_again": again_nothing}
     return out | {"none_elsewhere": bundle is None and ends == [None, None]}
 
 
@@ -122,6 +124,14 @@ def test_a_checkpoint_continues_identically(results: Any, stage: int) -> None:
     assert on == again
     assert largest_difference(*results[0][stage]["ends"]) == 0
     assert results[1][stage]["none_elsewhere"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_leave_by_the_bucket_and_unchanged_ones_not_again(results: Any, stage: int) -> None:
+    assert results[0][stage]["buckets"] > 3
+    (manifest,) = results[0][stage]["sent_again"]
+    assert manifest.version == 3
+    assert results[1][stage]["sent_again"] == []
 
 
 @pytest.mark.parametrize("stage", STAGES)

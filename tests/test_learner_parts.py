@@ -1,28 +1,18 @@
-"""The learner's parts that need no model: packing, log-probs out of logits, ages, settings, checkpoint manifest."""
+"""The learner's parts that need no model: ages, settings, checkpoint manifest."""
 
 from __future__ import annotations
 
-import json
-import math
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from learner_support import LEARNER, make_samples, make_spec
+from learner_support import LEARNER, make_spec
 
 from fr3e_async.config import LearnerConfig
-from fr3e_async.errors import ConfigError, StorageError
-from fr3e_async.learner.checkpoint import Manifest
-from fr3e_async.learner.logprobs import token_logprobs
 from fr3e_async.learner.metrics import StalenessError, check_staleness, token_ages
-from fr3e_async.learner.packing import DUMMY, collate, pack, plan
 from fr3e_async.learner.spec import free_address, rank_environment
 from fr3e_async.types import TrainSample
 
@@ -39,90 +29,6 @@ def sample(context: list[int], completion: list[int], **fields: object) -> Train
         }
         | fields,
     )
-
-
-# ---- packing ----
-
-
-@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 300))
-def test_plan_holds_every_sample_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    parts = plan(lengths, budget=budget)
-    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
-    for part in parts:
-        assert max(lengths[i] for i in part) * len(part) <= budget
-    for before, after in pairwise(parts):  # none could have taken the next sample as well
-        assert lengths[before[0]] * (len(before) + 1) > budget
-        assert min(lengths[i] for i in before) >= max(lengths[i] for i in after)
-
-
-def test_plan_refuses_a_sample_above_the_budget() -> None:
-    with pytest.raises(ValueError, match=r"51 tokens is above learner\.micro_batch_tokens \(50\)"):
-        plan([3, 51], budget=50)
-
-
-def test_collate_gathers_the_places_that_predict_completion_tokens() -> None:
-    batch = collate([sample([7, 8], [5]), sample([9], [6, 4, 3], advantages=np.asarray([-2.0, 0.5, 0.0], dtype=np.float32))])
-    assert batch.tokens.tolist() == [[7, 8, 5, 0], [9, 6, 4, 3]]
-    assert batch.rows.tolist() == [1, 4, 5, 6]
-    assert batch.targets.tolist() == [5, 6, 4, 3]
-    assert batch.advantages.tolist() == [1.5, -2.0, 0.5, 0.0]
-    assert batch.behaviour_logprobs.tolist() == [-0.5] * 4
-    assert batch.trainable == 4
-
-
-def test_token_id_0_is_a_token_and_not_padding() -> None:
-    batch = collate([sample([1], [0, 0]), sample([2, 3], [4, 5])])
-    assert batch.trainable == 4
-    assert batch.targets.tolist() == [0, 0, 4, 5]
-
-
-def test_pack_of_nothing_is_nothing_and_the_dummy_trains_nothing() -> None:
-    assert pack([], budget=10) == []
-    assert DUMMY.trainable == 0
-
-
-@given(st.integers(0, 1000), st.integers(64, 200))
-def test_pack_keeps_every_trainable_token(seed: int, budget: int) -> None:
-    samples = make_samples(seed)
-    batches = pack(samples, budget=budget)
-    targets = np.concatenate([batch.targets for batch in batches])
-    assert sorted(targets) == sorted(np.concatenate([s.tokens[s.context_len :] for s in samples]))
-
-
-# ---- log-probs ----
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_and_entropies_equal_torch(temperature: float) -> None:
-    torch.manual_seed(0)
-    logits, targets = torch.randn(5, 11) * 3, torch.tensor([0, 10, 3, 3, 7])
-    logprobs, entropies = token_logprobs(logits, targets, temperature=temperature)
-    expected = torch.distributions.Categorical(logits=logits / temperature)
-    torch.testing.assert_close(logprobs, expected.log_prob(targets))
-    torch.testing.assert_close(entropies, expected.entropy())
-
-
-def test_gradients_equal_autograd_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fr3e_async.learner.logprobs.SLICE_ELEMENTS", 22)  # 2 rows of 11
-    torch.manual_seed(1)
-    logits, targets = torch.randn(5, 11, requires_grad=True), torch.tensor([0, 10, 3, 3, 7])
-    left, right = torch.randn(5), torch.randn(5)
-    logprobs, entropies = token_logprobs(logits, targets, temperature=0.7)
-    (got,) = torch.autograd.grad((logprobs * left + entropies * right).sum(), logits)
-    expected = torch.distributions.Categorical(logits=logits / 0.7)
-    (want,) = torch.autograd.grad((expected.log_prob(targets) * left + expected.entropy() * right).sum(), logits)
-    torch.testing.assert_close(got, want)
-    expected = torch.distributions.Categorical(logits=logits / 0.7)
-    (only,) = torch.autograd.grad(token_logprobs(logits, targets, temperature=0.7)[0].sum(), logits)
-    torch.testing.assert_close(only, torch.autograd.grad(expected.log_prob(targets).sum(), logits)[0])
-
-
-def test_a_token_that_the_model_rules_out_leaves_the_entropy_finite() -> None:
-    logits = torch.tensor([[0.0, 0.0, -math.inf]], requires_grad=True)
-    logprobs, entropies = token_logprobs(logits, torch.tensor([1]), temperature=1.0)
-    (grad,) = torch.autograd.grad((logprobs + entropies).sum(), logits)
-    assert entropies.item() == pytest.approx(math.log(2))
-    assert grad.tolist() == [pytest.approx([-0.5, 0.5, 0.0])]
 
 
 # ---- ages ----
@@ -183,20 +89,3 @@ def test_null_in_ds_config_takes_a_setting_of_ours_out() -> None:
     learner = LearnerConfig(ds_config={"optimizer": {"params": {"torch_adam": None, "fused": None}}})
     params = deepspeed_config(learner, parameters=1000)["optimizer"]["params"]
     assert params == {"lr": 1e-6, "betas": [0.9, 0.95], "weight_decay": 0.0}
-
-
-# ---- checkpoint manifest ----
-
-
-def test_manifest_round_trip_and_refusals(tmp_path: Path) -> None:
-    manifest = Manifest(version=4, ranks=2, zero_stage=1, dtype="float32")
-    with pytest.raises(StorageError, match="holds no learner checkpoint"):
-        Manifest.read(tmp_path)
-    manifest.write(tmp_path)
-    assert Manifest.read(tmp_path) == manifest
-    assert json.loads((tmp_path / "learner.json").read_text())["version"] == 4
-    manifest.require_fits(ranks=2, zero_stage=1, dtype="float32")
-    for change, setting in (({"ranks": 1}, "ranks"), ({"zero_stage": 2}, "zero_stage"), ({"dtype": "bfloat16"}, "dtype")):
-        with pytest.raises(ConfigError, match=rf"learner\.{setting} is"):
-            manifest.require_fits(**{"ranks": 2, "zero_stage": 1, "dtype": "float32"} | change)  # type: ignore[arg-type]
-    Manifest(version=4, ranks=2, zero_stage=0, dtype="float32").require_fits(ranks=3, zero_stage=0, dtype="float32")

@@ -181,13 +181,22 @@ def test_an_atomic_write_keeps_the_old_content_when_it_fails(tmp_path: Path, mon
 
 @pytest.mark.parametrize("pattern", CHANGEABLE)
 def test_every_changeable_setting_exists(pattern: str) -> None:
-    assert any(fnmatch.fnmatch(path, pattern) for path in flat(CONFIG))
+    config = replace(CONFIG, learner=LearnerConfig(ds_config={"zero_optimization": {"round_robin_gradients": True}}))
+    assert any(fnmatch.fnmatch(path, pattern) for path in flat(config))
 
 
 def test_what_is_learned_may_not_change() -> None:
     fixed = lasting(CONFIG)
     assert {"run.seed", "model.path", "algorithm.anchors", "learner.lr", "flow.max_staleness", "loss.clip_high"} <= fixed.keys()
     assert not {"run.steps", "generators.count", "resume", "learner.start_timeout_s"} & fixed.keys()
+
+
+def test_deepspeeds_partition_may_change_and_its_optimiser_may_not() -> None:
+    fixed = lasting(
+        replace(CONFIG, learner=LearnerConfig(ds_config={"zero_optimization": {"stage": 0}, "optimizer": {"type": "Adam"}}))
+    )
+    assert fixed["learner.ds_config.optimizer"] == {"type": "Adam"}
+    assert not {"learner.ranks", "learner.zero_stage", "learner.dtype", "learner.ds_config.zero_optimization"} & fixed.keys()
 
 
 def test_a_fingerprint_is_of_the_content_not_the_order() -> None:

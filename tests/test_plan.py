@@ -123,7 +123,11 @@ def test_activations_logits_and_cache_by_hand() -> None:
     # a token and layer: 4·8 + 2·8 + 2·4 + 4·16 = 120 numbers
     assert activation_bytes(SMALL, tokens=5, bytes_each=2, checkpointing=False) == 5 * 2 * 120 * 2
     assert activation_bytes(SMALL, tokens=5, bytes_each=2, checkpointing=True) == 5 * (2 * 8 + 120) * 2
-    assert logits_bytes(SMALL, tokens=5, bytes_each=4) == 2 * 5 * 10 * 4
+    size = {"tokens": 5, "bytes_each": 4, "gpu": False}
+    head = 4 * 10 * SMALL.hidden
+    assert logits_bytes(SMALL, **size, kept_mib=1) == 5 * 10 * 4 + 3 * 5 * 10 * 4 + head
+    assert logits_bytes(SMALL, **size, kept_mib=0) == 3 * 5 * 10 * 4 + head
+    assert logits_bytes(SMALL, tokens=10**9, bytes_each=2, gpu=True, kept_mib=256) == 3 * 4 * 2**25 + head
     assert kv_bytes_per_token(SMALL, 4) == 2 * 2 * 2 * 2 * 4
 
 
@@ -136,7 +140,7 @@ def test_estimate_of_a_run_on_cpu() -> None:
     assert engine.gib == pytest.approx(0.25 + 4000 / GIB)
     tokens = GIB // 4 // 64
     assert engine.note == f"{tokens:,} tokens, {tokens // toy.context_length:,} sequences of full length"
-    assert rows["learner"].gib == pytest.approx((16000 + 4096 * 2 * 120 * 4 + 2 * 4096 * 10 * 4) / GIB)
+    assert rows["learner"].gib == pytest.approx((16000 + 4096 * 2 * 120 * 4 + 4 * 4096 * 10 * 4 + 4 * 10 * 8) / GIB)
     assert rows["weights"].gib == pytest.approx(4000 / GIB)
 
 

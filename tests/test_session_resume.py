@@ -1,20 +1,19 @@
-"""A checkpoint that does not fit is refused before anything is started, in one line that names the setting."""
+"""What a run goes on from is settled before anything is started: the newest whole checkpoint, or one line that says why not."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from builders import prompt, small_config
+from checkpoint_support import TAG, save_whole, small_base
 
-from fr3e_async.actors.learner import CHECKPOINT_TAG
-from fr3e_async.control.ledger import LedgerState
-from fr3e_async.control.progress import Progress, control_state, save_control_state
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
-from fr3e_async.errors import UserError
-from fr3e_async.learner.checkpoint import Manifest
+from fr3e_async.errors import StorageError, UserError
 from fr3e_async.observe.checkpoints import CheckpointStore
 from fr3e_async.session import check_resume
 
@@ -23,39 +22,92 @@ PROMPTS = tuple(prompt(f"p{i}") for i in range(4))
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> SimpleNamespace:
-    """What ``check_resume`` sees of a run directory, with one checkpoint by two ranks of ZeRO-1."""
+    """What ``check_resume`` sees of a run directory, with checkpoints of steps 3 and 5."""
     store = CheckpointStore(tmp_path / "checkpoints")
-    folder = store.begin(3)
-    learner = folder / "learner" / CHECKPOINT_TAG
-    learner.mkdir(parents=True)
-    Manifest(version=3, ranks=2, zero_stage=1, dtype="float32").write(learner)
-    ledger = LedgerState(version=3, admitted=0, fates={}, budget={})
-    stream = PromptStream(PROMPTS, 0).state()
-    save_control_state(control_state(ledger=ledger, stream=stream, progress=Progress(), now=1.0), folder)
-    store.commit(folder, 3)
+    for step in (3, 5):
+        save_whole(store, step, base=small_base(tmp_path / "base"), stream=PromptStream(PROMPTS, 0).state())
     return SimpleNamespace(resumed=True, checkpoints=store)
 
 
-def check(run_dir: SimpleNamespace, *, prompts=PROMPTS, seed: int = 0, **learner) -> None:
-    settings = {"ranks": 2, "zero_stage": 1} | learner
-    config = small_config(learner=settings, run={"seed": seed})
-    check_resume(config, Datasets(train=prompts, heldout=(), dropped=0), run_dir)
+def check(run_dir: SimpleNamespace, *, prompts=PROMPTS, seed: int = 0, **learner) -> Path | None:
+    config = small_config(learner=learner, run={"seed": seed})
+    return check_resume(config, Datasets(train=prompts, heldout=(), dropped=0), run_dir)
 
 
-def test_a_checkpoint_that_fits_passes_and_a_new_run_has_none(run_dir):
-    check(run_dir)
-    check(SimpleNamespace(resumed=False, checkpoints=None), ranks=7)
+def test_the_newest_is_taken_whatever_the_learner_group_is_now(run_dir):
+    for learner in ({}, {"ranks": 7}, {"zero_stage": 3}, {"ranks": 4, "zero_stage": 2}):
+        assert check(run_dir, **learner).name == "step-00000005"
+    assert run_dir.checkpoints.skipped == []
+
+
+def test_a_new_run_has_none(tmp_path):
+    assert check(SimpleNamespace(resumed=False, checkpoints=None)) is None
+    assert check(SimpleNamespace(resumed=True, checkpoints=CheckpointStore(tmp_path / "none"))) is None
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"ranks": 1}, r"learner\.ranks is 1"),
-        ({"zero_stage": 2}, r"learner\.zero_stage is 2"),
-        ({"prompts": PROMPTS[:3]}, r"data\.train"),
-        ({"seed": 1}, r"run\.seed is 1"),
-    ],
-)
-def test_what_does_not_fit_is_refused(run_dir, changes, says):
+    ("changes", "says"), [({"prompts": PROMPTS[:3]}, r"data\.train"), ({"seed": 1}, r"run\.seed is 1")]
+)  # fmt: skip
+def test_other_problems_are_refused(run_dir, changes, says):
     with pytest.raises(UserError, match=says):
         check(run_dir, **changes)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    """Change a byte near the end, which leaves the size as it was."""
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+
+
+FILES = (
+    "checkpoint.json",
+    "control.json",
+    str(TAG / "learner.json"),
+    str(TAG / "rank-00000.000.safetensors"),
+    str(TAG / "base" / "config.json"),
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", [truncate, flip, Path.unlink])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(run_dir, name: str, harm: Callable[[Path], None]):
+    harm(run_dir.checkpoints.root / "step-00000005" / name)
+    assert check(run_dir).name == "step-00000003"
+    (skipped,) = run_dir.checkpoints.skipped
+    assert "step-00000005 is skipped: " in skipped
+    assert Path(name).name in skipped
+    assert "\n" not in skipped
+
+
+def test_a_large_file_is_checked_by_what_the_learner_knows_of_it(run_dir, monkeypatch):
+    """Large files carry no checksum in the list of files; those inside of them are looked at."""
+    monkeypatch.setattr("fr3e_async.observe.checkpoints.SUMMED_BYTES", 100)
+    base = run_dir.checkpoints.root.parent / "base"
+    newest = save_whole(run_dir.checkpoints, 7, base=base, stream=PromptStream(PROMPTS, 0).state())
+    assert check(run_dir) == newest
+    flip(newest / TAG / "rank-00000.000.safetensors")
+    assert check(run_dir).name == "step-00000005"
+    assert "rank-00000.000.safetensors is damaged" in run_dir.checkpoints.skipped[0]
+
+
+def test_nothing_is_lost_silently(run_dir):
+    for folder in run_dir.checkpoints.root.glob("step-*"):
+        truncate(folder / "control.json")
+    with pytest.raises(StorageError, match=r"run\.dir: none of the checkpoints in .* is whole.*control\.json has"):
+        check(run_dir)
+    for folder in list(run_dir.checkpoints.root.glob("step-*")):
+        shutil.rmtree(folder)
+    with pytest.raises(StorageError, match="step-00000005 is gone"):
+        check(run_dir)
+
+
+def test_a_commit_of_the_same_step_that_was_cut_short_gives_the_former_one_back(run_dir):
+    root = run_dir.checkpoints.root
+    (root / "step-00000005").rename(root / "step-00000005.old.tmp")
+    (root / "step-00000005.tmp").mkdir()
+    assert check(run_dir).name == "step-00000005"

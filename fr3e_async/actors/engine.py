@@ -7,12 +7,15 @@ import sys
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
+import ray
+
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.control.ports import Delivery
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.rollout import Engine, EngineDead, EngineSpec, EngineStats, start_engine
+from fr3e_async.rollout.port import TransferMeeting
 from fr3e_async.rollout.roller import Roller, TokenTexts
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBundle
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBucket, WeightBundle, WeightManifest
 
 T = TypeVar("T")
 
@@ -54,8 +57,17 @@ class EngineActor:
         return Delivery(notes=_notes(batch)), batch
 
     async def load_weights(self, bundle: WeightBundle) -> WeightAck:
+        """The bundle's buckets are object references; a node fetches each of them once for all its engines."""
         assert self._engine is not None
-        return await _or_die(self._engine.load_weights(bundle))
+        return await _or_die(self._engine.load_weights(bundle, fetch=_fetch))
+
+    async def join_transfer(self, meeting: TransferMeeting, place: int) -> None:
+        assert self._engine is not None
+        await self._engine.join_transfer(meeting, place=place)
+
+    async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
+        assert self._engine is not None
+        return await _or_die(self._engine.receive_weights(manifest))
 
     async def stats(self) -> EngineStats:
         assert self._engine is not None
@@ -64,6 +76,10 @@ class EngineActor:
     async def close(self) -> None:
         if self._engine is not None:
             await self._engine.close()
+
+
+async def _fetch(reference: ray.ObjectRef) -> WeightBucket:
+    return await reference
 
 
 def _notes(batch: RolloutBatch) -> tuple:

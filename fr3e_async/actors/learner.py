@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, with_entrop
 from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.observe.logs import redirect_output
-from fr3e_async.types import Advantage, Anchor, RolloutId, StepReport, WeightBundle
+from fr3e_async.rollout.port import TransferMeeting
+from fr3e_async.types import Advantage, Anchor, RolloutId, StepReport, WeightBucket, WeightManifest
 
 CHECKPOINT_TAG = "state"  # one tag a folder: versions are told apart by the folders that hold whole checkpoints
 
@@ -61,9 +62,20 @@ class LearnerActor:
             for (batch, row), exact in zip(rows, entropies, strict=True)
         ]
 
-    def export(self, version: int) -> tuple[bool, WeightBundle | None]:
-        """(done, bundle): the first is for waiting, the second stays in the object store."""
-        return True, self._rank.export(version)
+    def describe(self, version: int | None) -> WeightManifest | None:
+        return self._rank.describe(version)
+
+    def open_transfer(self, meeting: TransferMeeting, manifest: WeightManifest) -> None:
+        self._rank.open_transfer(meeting, manifest)
+
+    def send(self) -> None:
+        self._rank.send()
+
+    def export(
+        self, version: int | None, held: WeightManifest | None, bucket_bytes: int
+    ) -> Iterator[WeightBucket | WeightManifest]:
+        """Called with ``num_returns="streaming"``: the caller owns each bucket as soon as it is made, and keeps it when we die."""
+        yield from self._rank.export(version, held=held, bucket_bytes=bucket_bytes)
 
     def save(self, folder: str) -> None:
         self._rank.save(Path(folder), CHECKPOINT_TAG)

@@ -20,12 +20,13 @@ from ray.exceptions import (
 )
 
 from fr3e_async.actors.learner import Pick
-from fr3e_async.algorithm.batching import balanced_shards
+from fr3e_async.algorithm.batching import balanced_shards, shard_trees
 from fr3e_async.control.pool import TaskLost
 from fr3e_async.control.ports import Delivery, Payload, TrainRow, Trunk, WorkerLost
 from fr3e_async.errors import RunFailed
-from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck
+from fr3e_async.rollout.port import EngineStats, TransferMeeting
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck, WeightBundle, WeightManifest
+from fr3e_async.weights import joined
 
 T = TypeVar("T")
 
@@ -80,12 +81,18 @@ class RayEngine:
         delivery, branches = call.remote(payload, trunk, tuple(anchors), list(ids), draw)
         return await reach(self.name, delivery), branches
 
-    async def load_weights(self, weights: Payload) -> WeightAck:
+    async def load_weights(self, weights: WeightBundle) -> WeightAck:
         """An engine that refuses the weights is as good as lost: it would go on serving an older version."""
         try:
             return await self.actor.load_weights.remote(weights)
         except RayError as error:
             raise WorkerLost(f"{self.name}: {_last_line(error)}") from error
+
+    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
+        await reach(self.name, self.actor.join_transfer.remote(meeting, place))
+
+    async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
+        return await reach(self.name, self.actor.receive_weights.remote(manifest))
 
     async def stats(self) -> EngineStats:
         return await reach(self.name, self.actor.stats.remote())
@@ -109,13 +116,16 @@ class RayVerifier:
 
 
 class RayLearner:
-    """Port ``LearnerPort``: shards a batch over the ranks by length and lets them act together."""
+    """Port ``LearnerPort``: shards a batch over the ranks by group and load, and lets them act together."""
 
-    def __init__(self, ranks: Sequence[Any], placement_group: Any) -> None:
+    def __init__(self, ranks: Sequence[Any], placement_group: Any, *, bucket_bytes: int) -> None:
+        """``bucket_bytes``: about how much of the weights is gathered, sent and fetched at once."""
         self._ranks, self._placement_group = list(ranks), placement_group
+        self._bucket_bytes = bucket_bytes
+        self._exported: WeightBundle | None = None
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
-        shards = balanced_shards([row.length for row in rows], len(self._ranks))
+        shards = shard_trees([row.load for row in rows], len(self._ranks))
         calls = []
         for rank, shard in zip(self._ranks, shards, strict=True):
             payloads, picks = _picks([rows[i] for i in shard])
@@ -134,10 +144,17 @@ class RayLearner:
             chosen |= dict(zip(shard, anchors, strict=True))
         return [chosen[i] for i in range(len(trunks))]
 
-    async def export(self, version: int) -> Payload:
-        calls = [rank.export.options(num_returns=2).remote(version) for rank in self._ranks]
-        await self._together([done for done, _ in calls])
-        return calls[0][1]
+    async def export(self, version: int | None) -> WeightBundle:
+        """Buckets that did not change since the last export keep their objects, so that no node fetches them again.
+
+        ``None``: under the version that the learner itself gives the weights.
+        """
+        held = self._exported
+        told = held.manifest if held is not None else None
+        streams = [rank.export.options(num_returns="streaming").remote(version, told, self._bucket_bytes) for rank in self._ranks]
+        sent, *_ = await self._together([_drained(stream) for stream in streams])
+        self._exported = joined(await reach("learner rank 0", sent[-1]), sent[:-1], held)
+        return self._exported
 
     async def save(self, folder: Path) -> None:
         await self._together([rank.save.remote(str(folder)) for rank in self._ranks])
@@ -158,10 +175,18 @@ class RayLearner:
             raise RunFailed(f"{error}; restart the same command with resume=auto to go on from the last checkpoint") from error
 
 
+async def _drained(stream: ray.ObjectRefGenerator) -> list[ray.ObjectRef]:
+    """References of all items of a stream; nothing but the last one is fetched, which holds the error of a failed stream."""
+    items = [item async for item in stream]
+    if items:
+        await items[-1]
+    return items
+
+
 def _picks(rows: Sequence[TrainRow]) -> tuple[list[Payload], list[Pick]]:
     """The distinct payloads of a shard and where each row lies in them."""
     payloads, places = _distinct([row.payload for row in rows])
-    return payloads, [Pick(place, row.row, row.advantage, row.minibatch) for place, row in zip(places, rows, strict=True)]
+    return payloads, [Pick(place, row.row, row.advantage, row.load.minibatch) for place, row in zip(places, rows, strict=True)]
 
 
 def _distinct(payloads: Sequence[Payload]) -> tuple[list[Payload], list[int]]:

@@ -7,6 +7,7 @@ ranks gives the same gradient; this only balances the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,67 @@ def balanced_shards(lengths: Sequence[int], shards: int) -> list[list[int]]:
         parts[shard].append(index)
         loads[shard] += lengths[index]
     return [sorted(part) for part in parts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a row costs the rank that trains it: its completion, and its context unless a row beside it shares it."""
+
+    minibatch: int
+    group: int  # rows of one group share prefixes
+    context: int  # tokens
+    completion: int  # tokens
+
+
+def tree_tokens(rows: Sequence[Load]) -> int:
+    """About the tokens that the rows of one group are computed with: every completion, and the longest context once."""
+    return max(row.context for row in rows) + sum(row.completion for row in rows)
+
+
+UNEVEN = 1.1  # a rank may have so much more than the mean before a group is torn apart
+
+
+def shard_trees(rows: Sequence[Load], shards: int) -> list[list[int]]:
+    """Indices of the rows of each shard, balanced within every minibatch, since ranks meet at each optimiser step.
+
+    Groups stay whole, for what they share is computed once on one rank, unless that leaves a rank with more than
+    ``UNEVEN`` times the mean: then the largest group of the fullest rank is halved, again and again, if this helps.
+    """
+    parts: list[list[int]] = [[] for _ in range(shards)]
+    for minibatch in sorted({row.minibatch for row in rows}):
+        groups: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            if row.minibatch == minibatch:
+                groups.setdefault(row.group, []).append(index)
+        for part, units in zip(parts, _balanced_units(list(groups.values()), rows, shards), strict=True):
+            part.extend(index for unit in units for index in unit)
+    return [sorted(part) for part in parts]
+
+
+def _balanced_units(units: list[list[int]], rows: Sequence[Load], shards: int) -> list[list[list[int]]]:
+    """The units (whole groups or pieces of them) of each shard."""
+
+    def cost(unit: list[int]) -> int:
+        return tree_tokens([rows[i] for i in unit])
+
+    def assigned(units: list[list[int]]) -> list[list[list[int]]]:
+        return [[units[i] for i in part] for part in balanced_shards([cost(unit) for unit in units], shards)]
+
+    def fullest(parts: list[list[list[int]]]) -> tuple[int, list[list[int]]]:
+        return max(((sum(map(cost, part)), part) for part in parts), key=lambda found: found[0])
+
+    best = found = assigned(units)
+    fair = sum(map(cost, units)) / shards
+    for _ in range(4 * shards):  # halving one of two equally full ranks helps only when the other follows
+        load, part = fullest(found)
+        largest = max(part, key=cost, default=[])
+        if load <= UNEVEN * fair or len(largest) < 2:
+            break
+        middle = len(largest) // 2
+        units = [unit for unit in units if unit is not largest] + [largest[:middle], largest[middle:]]
+        found = assigned(units)
+        best = min(best, found, key=lambda parts: fullest(parts)[0])
+    return best
 
 
 def advantages_of(advantage: Advantage, length: int) -> NDArray[np.float32]:

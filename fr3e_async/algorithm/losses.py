@@ -6,54 +6,89 @@ whichever micro-batch or rank it lands, so the parts of a batch add up to the lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fr3e_async.algorithm.ages import AGE_BUCKETS, age_bucket
 from fr3e_async.config import LossConfig
+
+SUMS = (
+    "tokens", "loss", "clip_low", "clip_high", "dual_clip", "ratio", "weight", "weight_squares", "capped", "sequence_masked",
+    "mismatch", "mismatch_signed", "behaviour_kl", "kl", "entropy",
+)  # fmt: skip
+
+
+class _Sum:
+    """A row of ``LossSums.by_age``, read as its total over the ages: a float64 scalar."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._row = SUMS.index(name)
+
+    def __get__(self, sums: LossSums, owner: type) -> Tensor:
+        return sums.by_age[self._row].sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LossSums:
-    """Sums over trainable tokens, each a float64 scalar without gradient. ``+`` joins parts of a batch."""
+    """Sums over trainable tokens, kept apart by the age of the token. ``+`` joins parts of a batch.
 
-    tokens: Tensor
-    loss: Tensor  # numerator of the loss, KL and entropy terms included
-    clip_low: Tensor  # tokens whose gradient the lower bound stopped (A < 0)
-    clip_high: Tensor  # tokens whose gradient the upper bound stopped (A > 0)
-    dual_clip: Tensor  # tokens whose gradient dual clip stopped (A < 0)
-    ratio: Tensor  # Σ π_θ / π_prox
-    weight: Tensor  # Σ w, the importance weight as applied
-    weight_squares: Tensor  # Σ w²
-    capped: Tensor  # tokens whose raw importance weight was above the cap
-    mismatch: Tensor  # Σ |log π_prox − log π_behaviour|, nats
-    kl: Tensor  # Σ k3 estimate of KL(π_θ || π_prox), nats
-    entropy: Tensor  # Σ H(π_θ), nats; 0 if entropies were not given
-    ratio_max: Tensor  # the one field that is joined by max
+    Example: ``sums.clip_low / sums.tokens`` is the clipped share of all tokens, and with ``old = sums.bucket(4)``
+    ``old.clip_low / old.tokens`` that of the tokens in ``AGE_BUCKETS[4]``.
+    """
+
+    by_age: Tensor  # [SUMS, BUCKETS] float64 without gradient
+    ratio_max: Tensor  # [BUCKETS] float64, largest π_θ / π_prox; 0 without tokens. Joined by max, all else by addition
+
+    tokens = _Sum()
+    loss = _Sum()  # numerator of the loss, KL and entropy terms included
+    clip_low = _Sum()  # tokens whose gradient the lower bound stopped (A < 0)
+    clip_high = _Sum()  # tokens whose gradient the upper bound stopped (A > 0)
+    dual_clip = _Sum()  # tokens whose gradient dual clip stopped (A < 0)
+    ratio = _Sum()  # Σ π_θ / π_prox
+    weight = _Sum()  # Σ w, the importance weight as applied
+    weight_squares = _Sum()  # Σ w²
+    capped = _Sum()  # tokens whose π_prox / π_behaviour lies above the cap or below the floor
+    sequence_masked = _Sum()  # tokens of completions that the sequence mask left out
+    mismatch = _Sum()  # Σ |log π_prox − log π_behaviour|, nats
+    mismatch_signed = _Sum()  # Σ (log π_prox − log π_behaviour), nats
+    behaviour_kl = _Sum()  # Σ k3 estimate of KL(π_behaviour || π_prox), nats
+    kl = _Sum()  # Σ k3 estimate of KL(π_θ || π_prox), nats
+    entropy = _Sum()  # Σ H(π_θ), nats; 0 if entropies were not given
 
     def __add__(self, other: LossSums) -> LossSums:
-        return LossSums.from_parts(self.additive() + other.additive(), torch.maximum(self.ratio_max, other.ratio_max))
+        return LossSums(by_age=self.by_age + other.by_age, ratio_max=torch.maximum(self.ratio_max, other.ratio_max))
+
+    @property
+    def largest_ratio(self) -> Tensor:
+        """Largest π_θ / π_prox of any token."""
+        return self.ratio_max.max()
+
+    def bucket(self, index: int) -> LossSums:
+        """The sums of the tokens in ``AGE_BUCKETS[index]`` alone."""
+        return LossSums(by_age=self.by_age[:, index, None], ratio_max=self.ratio_max[index, None])
 
     def additive(self) -> Tensor:
-        """[12] every field but ``ratio_max``: what ranks reduce with SUM."""
-        return torch.stack([getattr(self, field.name) for field in fields(self)[:-1]])
+        """[SUMS · BUCKETS] everything but ``ratio_max``: what ranks reduce with SUM."""
+        return self.by_age.flatten()
 
     @classmethod
     def from_parts(cls, additive: Tensor, ratio_max: Tensor) -> LossSums:
-        """The inverse of ``additive``, after a reduction over ranks."""
-        names = [field.name for field in fields(cls)[:-1]]
-        return cls(**dict(zip(names, additive.unbind(), strict=True)), ratio_max=ratio_max)
+        """The inverse of ``additive``, after a reduction over ranks (``ratio_max`` with MAX)."""
+        return cls(by_age=additive.reshape(len(SUMS), -1), ratio_max=ratio_max)
 
 
-def importance_weights(config: LossConfig, log_weights_T: Tensor) -> Tensor:
-    """[T] w = exp(log π_prox − log π_behaviour), cut at the cap, zeroed above it, or 1. A constant of the update."""
-    weights = log_weights_T.detach().exp()
-    if config.importance == "truncate":
-        return weights.clamp(max=config.importance_cap)
-    if config.importance == "mask":
-        return torch.where(weights <= config.importance_cap, weights, 0.0)
-    return torch.ones_like(weights)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Tokens:
+    """Columns of one part, each [T] and 0 where the mask is False: junk there must not meet exp, for 0 · inf is NaN."""
+
+    mask: Tensor  # bool
+    log_ratio: Tensor  # log π_θ − log π_prox, nats; the only one with a gradient besides the entropies
+    log_weight: Tensor  # log π_prox − log π_behaviour, nats
+    advantages: Tensor
+    entropies: Tensor  # nats
 
 
 def policy_loss(
@@ -66,21 +101,22 @@ def policy_loss(
     mask_T: Tensor,
     total_tokens: float,
     entropies_T: Tensor | None = None,
+    ages_T: Tensor | None = None,
+    sequences_T: Tensor | None = None,
 ) -> tuple[Tensor, LossSums]:
     """Σ over masked tokens of −w · min(ρA, clip(ρ, 1−ε_low, 1+ε_high)A), plus KL and entropy terms, / ``total_tokens``.
 
-    ρ = exp(logprobs − prox_logprobs) carries the gradient. Under dual clip the surrogate of a negative advantage is at
-    least c·A, which bounds the loss of a token that has become much likelier.
-
     Args:
         logprobs_T: [T] log π_θ of the sampled tokens, nats, at the sampling temperature.
-        prox_logprobs_T: [T] the same under the policy at the start of the update. With ``prox: behaviour`` the caller
-            passes the behaviour log-probs here, and every importance weight is 1.
+        prox_logprobs_T: [T] the same under the policy at the start of the update; with ``prox: behaviour`` the
+            behaviour log-probs, and every importance weight w is 1.
         behaviour_logprobs_T: [T] the same as the sampler reported them.
         advantages_T: [T] A'.
-        mask_T: [T] bool, trainable tokens. Whatever stands at the others has no effect.
+        mask_T: [T] bool, trainable tokens. Whatever number stands at the others has no effect.
         total_tokens: trainable tokens of the whole (global) minibatch, not of this part.
         entropies_T: [T] H(π_θ), nats. Required if ``entropy_coef`` is not 0, else only a metric.
+        ages_T: [T] integers ≥ 0, see ``ages``: they sort the sums and never change the loss. None: all 0.
+        sequences_T: [T] integers in [0, T), the completion of each token. None spans two parts. None given: all of one.
 
     Returns:
         The scalar loss and the sums for metrics.
@@ -92,42 +128,117 @@ def policy_loss(
         raise ValueError(f"policy loss over {total_tokens} tokens in total")
     if config.entropy_coef and entropies_T is None:
         raise ValueError(f"loss.entropy_coef is {config.entropy_coef} but no entropies were given")
-    # Masked before exp: 0 · inf would be NaN, in the gradient too.
-    log_ratio = torch.where(mask_T, logprobs_T - prox_logprobs_T.detach(), 0.0)
-    log_weight = torch.where(mask_T, prox_logprobs_T.detach() - behaviour_logprobs_T, 0.0)
-    advantages = torch.where(mask_T, advantages_T, 0.0)
-    ratio = log_ratio.exp()
-    weights = importance_weights(config, log_weight)
+    prox_T = prox_logprobs_T.detach()
+    tokens = _Tokens(
+        mask=mask_T,
+        log_ratio=torch.where(mask_T, logprobs_T - prox_T, 0.0),
+        log_weight=torch.where(mask_T, prox_T - behaviour_logprobs_T.detach(), 0.0),
+        advantages=torch.where(mask_T, advantages_T, 0.0),
+        entropies=torch.zeros_like(logprobs_T) if entropies_T is None else torch.where(mask_T, entropies_T, 0.0),
+    )
+    kept_T = kept_completions(config, tokens.log_weight, mask_T=mask_T, sequences_T=sequences_T)
+    weights_T = importance_weights(config, tokens.log_weight) * kept_T
+    losses_T = _token_losses(config, tokens, weights_T)
+    columns = _columns(config, tokens, weights_T=weights_T, kept_T=kept_T, losses_T=losses_T)
+    return losses_T.sum() / total_tokens, _sum_by_age(columns, mask_T=mask_T, ages_T=ages_T)
 
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages)
-    if config.dual_clip:
-        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, config.dual_clip * advantages), surrogate)
-    per_token = -weights * surrogate
-    kl = torch.expm1(-log_ratio) + log_ratio
+
+def importance_weights(config: LossConfig, log_weights_T: Tensor) -> Tensor:
+    """[T] w of each token from log π_prox − log π_behaviour: cut at the cap, zeroed outside of [floor, cap], or 1.
+
+    ``truncate`` is the clipped weight of IMPALA (arXiv 1802.01561) at each token. ``mask`` is masked importance sampling, and
+    with a floor the double-sided M(k) = k · 1[α ≤ k ≤ β] of IcePop (Ring-1T, arXiv 2510.18855), α the floor and β the cap.
+    """
+    weights = log_weights_T.detach().exp()
+    if config.importance == "truncate":
+        return weights.clamp(max=config.importance_cap)
+    if config.importance == "mask":
+        return torch.where(_capped(config, weights), 0.0, weights)
+    return torch.ones_like(weights)
+
+
+def kept_completions(config: LossConfig, log_weights_T: Tensor, *, mask_T: Tensor, sequences_T: Tensor | None) -> Tensor:
+    """[T] bool: False at the tokens of completions whose geometric mean weight is outside of [1/x, x], x = ``sequence_mask``.
+
+    The geometric mean of π_prox/π_behaviour over a completion's tokens does not depend on its length, as their product
+    would. It is the filter of Liu, Li et al., "When Speed Kills Stability" (2025); DeepSeek-V3.2 (arXiv 2512.02556) uses one
+    side of it, for negative advantages only. It judges raw weights, so it works with every ``importance``.
+
+    What is left out still counts in the loss's denominator: that one is known before any forward pass, the same for every rank
+    and part; and a batch of which half is left out has half the gradient, where a mean over the rest would weigh the rest
+    double.
+    """
+    if not config.sequence_mask:
+        return torch.ones_like(mask_T)
+    sequences = torch.zeros_like(mask_T, dtype=torch.int64) if sequences_T is None else sequences_T
+    # As many places as tokens: their true number would have to be fetched from the device.
+    empty = torch.zeros(len(mask_T), dtype=torch.float64, device=mask_T.device)
+    sums = empty.index_add(0, sequences, log_weights_T.detach().double())
+    counts = empty.index_add(0, sequences, mask_T.double())
+    means = sums / counts.clamp(min=1)
+    return means.abs()[sequences] <= math.log(config.sequence_mask)
+
+
+def clipped_surrogate(config: LossConfig, ratio_T: Tensor, advantages_T: Tensor) -> Tensor:
+    """[T] min(ρA, clip(ρ, 1−ε_low, 1+ε_high)A); with dual clip at least c·A where A < 0.
+
+    Dual clip (arXiv 1912.09729) bounds the loss of a bad token that has become much likelier.
+    """
+    clipped = ratio_T.clamp(1 - config.clip_low, 1 + config.clip_high)
+    surrogate = torch.minimum(ratio_T * advantages_T, clipped * advantages_T)
+    if not config.dual_clip:
+        return surrogate
+    return torch.where(advantages_T < 0, torch.maximum(surrogate, config.dual_clip * advantages_T), surrogate)
+
+
+def k3(log_ratio_T: Tensor) -> Tensor:
+    """[T] e^x − 1 − x ≥ 0: with x = log q − log p of tokens drawn from p, its mean estimates KL(p || q), nats, without bias."""
+    return torch.expm1(log_ratio_T) - log_ratio_T
+
+
+def _capped(config: LossConfig, weights_T: Tensor) -> Tensor:
+    return (weights_T > config.importance_cap) | (weights_T < config.importance_floor)
+
+
+def _token_losses(config: LossConfig, tokens: _Tokens, weights_T: Tensor) -> Tensor:
+    """[T] the summands of the loss, 0 where the mask is False. The weight is of the surrogate alone: KL and entropy have none."""
+    losses = -weights_T * clipped_surrogate(config, tokens.log_ratio.exp(), tokens.advantages)
     if config.kl_coef:
-        per_token = per_token + config.kl_coef * kl
-    entropies = torch.zeros_like(log_ratio) if entropies_T is None else torch.where(mask_T, entropies_T, 0.0)
+        losses = losses + config.kl_coef * k3(-tokens.log_ratio)
     if config.entropy_coef:
-        per_token = per_token - config.entropy_coef * entropies
-    loss_sum = torch.where(mask_T, per_token, 0.0).sum()
+        losses = losses - config.entropy_coef * tokens.entropies
+    return losses
 
-    def total(values: Tensor) -> Tensor:
-        return torch.where(mask_T, values.detach(), 0).sum(dtype=torch.float64)
 
-    with torch.no_grad():
-        sums = LossSums(
-            tokens=mask_T.sum(dtype=torch.float64),
-            loss=loss_sum.detach().double(),
-            clip_low=total((ratio < 1 - config.clip_low) & (advantages < 0)),
-            clip_high=total((ratio > 1 + config.clip_high) & (advantages > 0)),
-            dual_clip=total((ratio > config.dual_clip) & (advantages < 0) & (config.dual_clip > 0)),
-            ratio=total(ratio),
-            weight=total(weights),
-            weight_squares=total(weights.square()),
-            capped=total(log_weight.exp() > config.importance_cap),
-            mismatch=total(log_weight.abs()),
-            kl=total(kl),
-            entropy=total(entropies),
-            ratio_max=torch.where(mask_T, ratio, 0.0).max().double() if mask_T.numel() else torch.zeros((), dtype=torch.float64),
-        )
-    return loss_sum / total_tokens, sums
+@torch.no_grad()
+def _columns(config: LossConfig, tokens: _Tokens, *, weights_T: Tensor, kept_T: Tensor, losses_T: Tensor) -> dict[str, Tensor]:
+    """What ``LossSums`` is the sum of: [T] by name."""
+    ratio, bad, good = tokens.log_ratio.exp(), tokens.advantages < 0, tokens.advantages > 0
+    return {
+        "tokens": tokens.mask,
+        "loss": losses_T,
+        "clip_low": (ratio < 1 - config.clip_low) & bad,
+        "clip_high": (ratio > 1 + config.clip_high) & good,
+        "dual_clip": (ratio > config.dual_clip) & bad & bool(config.dual_clip),
+        "ratio": ratio,
+        "weight": weights_T,
+        "weight_squares": weights_T.square(),
+        "capped": _capped(config, tokens.log_weight.exp()),
+        "sequence_masked": ~kept_T,
+        "mismatch": tokens.log_weight.abs(),
+        "mismatch_signed": tokens.log_weight,
+        # One token that a truncated weight makes harmless must not turn this mean into infinity, as it would in float32.
+        "behaviour_kl": k3(tokens.log_weight.double()),
+        "kl": k3(-tokens.log_ratio),
+        "entropy": tokens.entropies,
+    }
+
+
+@torch.no_grad()
+def _sum_by_age(columns: dict[str, Tensor], *, mask_T: Tensor, ages_T: Tensor | None) -> LossSums:
+    """The columns, where the mask is True, summed over the tokens of each age bucket."""
+    rows = torch.stack([torch.where(mask_T, columns[name], 0).double() for name in SUMS])
+    buckets = torch.zeros_like(mask_T, dtype=torch.int64) if ages_T is None else age_bucket(ages_T.long())
+    by_age = rows.new_zeros(len(SUMS), len(AGE_BUCKETS)).index_add_(1, buckets, rows)
+    largest = rows.new_zeros(len(AGE_BUCKETS)).scatter_reduce_(0, buckets, rows[SUMS.index("ratio")], reduce="amax")
+    return LossSums(by_age=by_age, ratio_max=largest)

@@ -61,10 +61,10 @@ class Config:
         self.explorers.check("explorers")
         require(self.generators.count > 0, "generators.count must be at least 1")
         require(
-            not (self.sampling.filtered and (self.loss.importance != "off" or self.loss.prox == "behaviour")),
-            f"sampling.top_p={self.sampling.top_p} / sampling.top_k={self.sampling.top_k} with loss.importance={self.loss.importance} and "
-            f"loss.prox={self.loss.prox}: log-probs of a truncated distribution bias the ratio; set top_p=1 and top_k=0, or "
-            "loss.importance=off with loss.prox=recompute",
+            not (self.sampling.filtered and self.loss.uses_behaviour),
+            f"sampling.top_p={self.sampling.top_p} / sampling.top_k={self.sampling.top_k} with loss.importance={self.loss.importance}, "
+            f"loss.prox={self.loss.prox} and loss.sequence_mask={self.loss.sequence_mask:g}: log-probs of a truncated distribution "
+            "bias the ratio; set top_p=1 and top_k=0, or loss.importance=off, loss.prox=recompute and loss.sequence_mask=0",
         )
         require(
             self.algorithm.entropy_of == "sampling" or self.engine.entropy == "engine" or self.sampling.plain,
@@ -93,6 +93,14 @@ class Config:
         require(
             not (self.learner.gpus == 0 and self.learner.dtype == "bfloat16"),
             "learner.dtype=bfloat16 needs learner.gpus=1 (on CPU it is slower and less exact); use float32",
+        )
+
+        engines = {pool.gpus for pool in (self.generators, self.explorers) if pool.count}
+        require(
+            self.weights.transfer != "native" or engines == {self.learner.gpus},
+            f"weights.transfer=native: learner.gpus, generators.gpus and explorers.gpus must all be 0 or all be 1 (got "
+            f"{self.learner.gpus} and {', '.join(map(str, sorted(engines)))}): one backend, and a sharded model cannot be compared; "
+            "set weights.transfer=object_store",
         )
 
     @property

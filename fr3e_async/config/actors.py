@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fr3e_async.config.deepspeed import check_ds_config
 from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
 
 # vLLM arguments that decide what a log-prob means: with others the importance weights would be silently wrong.
@@ -109,9 +110,29 @@ class LearnerConfig:
     grad_clip: float = knob(1.0, "largest global gradient norm; 0: off")
     minibatches: int = knob(2, "parts of a batch, one optimiser step each")
     epochs: int = knob(1, "passes over a batch")
-    micro_batch_tokens: int = knob(16384, "padded tokens in one forward and backward pass", "tokens")
+    micro_batch_tokens: int = knob(16384, "places (tokens and padding) in one forward and backward pass", "tokens")
+    packing: Literal["tree", "flat", "padded"] = knob(
+        "tree",
+        "how samples share a pass: tree: each shared prefix once; flat: one after another, for models whose attention "
+        "cannot follow a tree; padded: a row each, for any model",
+    )
+    tree_attention: Literal["auto", "flex", "blocks"] = knob(
+        "auto",
+        "kernel of learner.packing=tree: FlexAttention, stacked blocks of plain attention; auto: flex on CUDA, else blocks",
+    )
+    logits_mib: float = knob(
+        256.0, "logits that a pass may keep for its backward pass; above it they are made again, a slice at a time", "MiB"
+    )
+    stop_above_grad_norm: float = knob(
+        1000.0, "a gradient norm above it, before clipping, stops the run with a dump of the step; 0: only one that is not finite"
+    )
+    stop_above_ratio: float = knob(
+        10000.0, "a token that became so many times as likely within one batch stops the run with a dump of the step; 0: off"
+    )
     activation_checkpointing: bool = knob(False, "recompute activations in the backward pass to save memory")
-    attention: str = knob("sdpa", "attention implementation of the Hugging Face model")
+    attention: str = knob(
+        "sdpa", "attention implementation of the Hugging Face model (learner.packing flat or padded; tree has its own)"
+    )
     start_timeout_s: float = knob(1800.0, "time for the group to load the model", "s")
     step_timeout_s: float = knob(3600.0, "time for one training batch", "s")
     ds_config: dict[str, Any] = knob({}, "further DeepSpeed settings, by DeepSpeed's own names; they win over ours")
@@ -121,10 +142,23 @@ class LearnerConfig:
             "learner", ranks=self.ranks, lr=self.lr, minibatches=self.minibatches, epochs=self.epochs, threads=self.threads,
             micro_batch_tokens=self.micro_batch_tokens, start_timeout_s=self.start_timeout_s, step_timeout_s=self.step_timeout_s,
         )  # fmt: skip
-        require_at_least_0("learner", cpus=self.cpus, warmup_steps=self.warmup_steps, grad_clip=self.grad_clip)
+        require_at_least_0(
+            "learner",
+            cpus=self.cpus,
+            warmup_steps=self.warmup_steps,
+            grad_clip=self.grad_clip,
+            logits_mib=self.logits_mib,
+            stop_above_grad_norm=self.stop_above_grad_norm,
+            stop_above_ratio=self.stop_above_ratio,
+        )
         require(self.gpus in (0, 1), f"learner.gpus must be 0 or 1 (add ranks for more), got {self.gpus}")
         require(0 <= self.zero_stage <= 3, f"learner.zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}")
+        require(
+            self.tree_attention != "flex" or self.gpus > 0,
+            "learner.tree_attention=flex with learner.gpus=0: FlexAttention has no backward pass on CPU; set auto or blocks",
+        )
         require(len(self.betas) == 2, f"learner.betas must be two numbers, got {self.betas}")
+        check_ds_config(self.ds_config, zero_stage=self.zero_stage, dtype=self.dtype, warmup_steps=self.warmup_steps)
 
     @property
     def optimiser_steps(self) -> int:
@@ -134,7 +168,16 @@ class LearnerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig:
+    transfer: Literal["auto", "object_store", "native"] = knob(
+        "auto",
+        "how weights reach the engines: through the object store, an engine at a time; native: by vLLM's own transfer in one "
+        "group (NCCL between GPUs, gloo between CPUs; one GPU an engine), and the learner waits until they are sent; auto: object_store, "
+        "until native has been measured on GPUs",
+    )
     ack_timeout_s: float = knob(120.0, "time for an engine to acknowledge new weights before it is replaced", "s")
+    bucket_mib: int = knob(
+        256, "weights gathered, sent and fetched at once; one in which nothing changed is not sent again", "MiB"
+    )
 
     def __post_init__(self) -> None:
-        require_positive("weights", ack_timeout_s=self.ack_timeout_s)
+        require_positive("weights", ack_timeout_s=self.ack_timeout_s, bucket_mib=self.bucket_mib)

@@ -89,17 +89,52 @@ class LossConfig:
         "recompute", "proximal policy: recomputed before the update, or the sampler's own log-probs"
     )
     importance: Literal["truncate", "mask", "off"] = knob(
-        "truncate", "weight exp(log prox - log behaviour): cut at importance_cap, zeroed above it, or 1"
+        "truncate",
+        "weight exp(log prox - log behaviour): cut at importance_cap, zeroed outside of [importance_floor, importance_cap], or 1",
     )
-    importance_cap: float = knob(2.0, "c_is: largest importance weight")
+    importance_cap: float = knob(2.0, "c_is: largest importance weight, at least 1")
+    importance_floor: float = knob(
+        0.0,
+        "with importance=mask: smallest importance weight, below 1; a positive one makes the mask double-sided (IcePop); 0: off",
+    )
+    sequence_mask: float = knob(
+        0.0,
+        "x > 1: a completion whose geometric mean of exp(log prox - log behaviour) lies outside of [1/x, x] gets weight 0; 0: off",
+    )
     kl_coef: float = knob(0.0, "weight of the k3 estimate of KL(current || proximal) per token")
     entropy_coef: float = knob(0.0, "weight of the entropy bonus per token")
 
     def __post_init__(self) -> None:
         require(0 < self.clip_low < 1, f"loss.clip_low must be in (0, 1), got {self.clip_low}")
-        require_positive("loss", clip_high=self.clip_high, importance_cap=self.importance_cap)
+        require_positive("loss", clip_high=self.clip_high)
         require(self.dual_clip == 0 or self.dual_clip > 1, f"loss.dual_clip must be 0 (off) or above 1, got {self.dual_clip}")
         require_at_least_0("loss", kl_coef=self.kl_coef, entropy_coef=self.entropy_coef)
+        self._check_importance()
+
+    @property
+    def uses_behaviour(self) -> bool:
+        """True if the sampler's log-probs have a part in the loss."""
+        return self.importance != "off" or self.prox == "behaviour" or self.sequence_mask > 0
+
+    def _check_importance(self) -> None:
+        # Bounds that hold 1 between them: on fresh tokens every switch must give the same update.
+        require(self.importance_cap >= 1, f"loss.importance_cap must be at least 1, got {self.importance_cap}")
+        require(0 <= self.importance_floor < 1, f"loss.importance_floor must be in [0, 1), got {self.importance_floor}")
+        require(
+            self.sequence_mask == 0 or self.sequence_mask > 1,
+            f"loss.sequence_mask must be 0 (off) or above 1, got {self.sequence_mask}",
+        )
+        require(
+            self.importance_floor == 0 or self.importance == "mask",
+            f"loss.importance_floor={self.importance_floor} with loss.importance={self.importance} would do nothing; "
+            "set loss.importance=mask or loss.importance_floor=0",
+        )
+        for name in ("importance_floor", "sequence_mask"):
+            require(
+                getattr(self, name) == 0 or self.prox == "recompute",
+                f"loss.{name}={getattr(self, name)} with loss.prox={self.prox} would do nothing, for every importance weight is 1; "
+                f"set loss.prox=recompute or loss.{name}=0",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fr3e_async.algorithm.batching import minibatch_of
+from fr3e_async.algorithm.batching import Load, minibatch_of
 from fr3e_async.control.group import Group
 from fr3e_async.control.messages import TrainItem
 from fr3e_async.errors import RunFailed
@@ -28,8 +28,8 @@ def train_items(head: Sequence[Group], *, version: int, max_staleness: int, mini
             rollout = group.rollouts[id]
             assert rollout.note is not None
             _require_fresh(rollout.note, version=version, max_staleness=max_staleness)
-            length = rollout.note.context + rollout.note.length
-            items.append(TrainItem(payload=rollout.payload, row=rollout.row, length=length, advantage=advantage, minibatch=part))
+            load = Load(minibatch=part, group=index, context=rollout.note.context, completion=rollout.note.length)
+            items.append(TrainItem(payload=rollout.payload, row=rollout.row, advantage=advantage, load=load))
     return items
 
 

@@ -48,6 +48,7 @@ from fr3e_async.control.tally import Tally
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.errors import RunFailed
+from fr3e_async.types import WeightBundle
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class Controller:
         self._checkpoints, self.progress, self._clock = checkpoints, progress, clock
         self._tally = Tally()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._weights: asyncio.Queue[tuple[int, Payload]] = asyncio.Queue()
+        self._weights: asyncio.Queue[tuple[int, WeightBundle]] = asyncio.Queue()
         self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
         self._learner = asyncio.Lock()  # FIFO: train, checkpoint and export in the order they were asked for
         self.watch = Watch(crew, clock=clock, waiting=ledger.waiting, learner_busy=self._learner.locked)
@@ -223,13 +224,7 @@ class Controller:
 
     async def _train(self, command: Train) -> None:
         rows = [
-            TrainRow(
-                payload=self._payloads[item.payload],
-                row=item.row,
-                length=item.length,
-                advantage=item.advantage,
-                minibatch=item.minibatch,
-            )
+            TrainRow(payload=self._payloads[item.payload], row=item.row, advantage=item.advantage, load=item.load)
             for item in command.items
         ]
         async with self._learner:
@@ -339,6 +334,7 @@ class Controller:
                 version, weights = self._weights.get_nowait()
             sync = await self._publisher.publish(version, weights)
             self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
+            self.progress.times |= sync.metrics
             for name, why in sync.quarantined.items():
                 self._reporter.note(f"{name} did not acknowledge weights v{version} and is replaced: {why}")
             self._emit(Published(version=version))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fr3e_async.algorithm.batching import Load
 from fr3e_async.types import Advantage, Anchor, Prompt, RolloutId, RolloutNote, Verdict
 
 # ---- commands: what the ledger wants done ----
@@ -59,13 +60,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainItem:
-    """One row to train: where it lies, its advantage, which optimiser step it belongs to."""
+    """One row to train: where it lies, its advantage, which optimiser step it belongs to and what it costs."""
 
     payload: int
     row: int
-    length: int  # tokens, context included
     advantage: Advantage
-    minibatch: int
+    load: Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

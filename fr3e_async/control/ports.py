@@ -10,8 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fr3e_async.algorithm.batching import Load
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import Advantage, Anchor, Draw, Prompt, RolloutId, RolloutNote, StepReport, Verdict, WeightAck
+from fr3e_async.types import (
+    Advantage,
+    Anchor,
+    Draw,
+    Prompt,
+    RolloutId,
+    RolloutNote,
+    StepReport,
+    Verdict,
+    WeightAck,
+    WeightBundle,
+    WeightManifest,
+)
 
 Payload = Any  # an opaque handle; see the module's docstring
 
@@ -43,7 +56,7 @@ class EngineWorker(Protocol):
     ) -> tuple[Delivery, Payload]:
         """Continuations of these anchors of a trunk that lies in the payload; ``id.node`` names the anchor."""
 
-    async def load_weights(self, weights: Payload) -> WeightAck: ...
+    async def load_weights(self, weights: WeightBundle) -> WeightAck: ...
 
     async def stats(self) -> EngineStats: ...
 
@@ -65,9 +78,8 @@ class TrainRow:
 
     payload: Payload
     row: int
-    length: int  # tokens
     advantage: Advantage
-    minibatch: int
+    load: Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +99,24 @@ class LearnerPort(Protocol):
     async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
         """The anchors of each trunk, by the entropies of the weights as they are now."""
 
-    async def export(self, version: int) -> Payload:
-        """The weights as a ``WeightBundle`` that outlives the next update."""
+    async def export(self, version: int) -> WeightBundle:
+        """The weights in a form that outlives the next update, and the learner."""
 
     async def save(self, folder: Path) -> None: ...
 
     async def save_model(self, folder: Path) -> None: ...
 
     async def close(self) -> None: ...
+
+
+class DirectTransfer(Protocol):
+    """A learner that hands weights over by itself, to all engines at once (weights.transfer=native)."""
+
+    async def hand_over(self, engines: Sequence[Any], manifest: WeightManifest) -> list[WeightAck | str]:
+        """For each engine its acknowledgement, or why there is none."""
+
+    async def stored(self) -> WeightBundle:
+        """The weights as they are now, for an engine that comes alone."""
 
 
 class Reporter(Protocol):

@@ -1,46 +1,223 @@
-"""Learner checkpoints in one folder and tag, and what must fit before one is read.
+"""Learner checkpoints: one folder that any number of ranks, any ZeRO stage and either precision can go on from.
 
-Knows nothing of temporary names, ``latest`` or what else a run saves: the caller moves folders.
+    learner.json               what wrote it, names and shapes, step counts, schedule, and where every number lies
+    rank-00000.000.safetensors masters and optimiser state, cut as the ranks that wrote them were; see ``checkpoint_pieces``
+    base/                      config and tokenizer of the model, so that the weights can be exported from here alone
+
+No pickles. Knows nothing of ``latest`` or what else a run saves. A folder is whole or not there: it is filled under a
+temporary name.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
 
 from fr3e_async.errors import ConfigError, StorageError
+from fr3e_async.learner.checkpoint_pieces import BUFFER, Piece, Pieces, Run, write_pieces
+from fr3e_async.observe.checked import checked_json, read_checked_json
+from fr3e_async.observe.storage import fsync_path, fsync_tree, storage_errors
 
+FORMAT = 1
 MANIFEST = "learner.json"
+BASE = "base"
+RANDOM = "random"  # role of the ranks' random states, whose "weight" is the rank and device
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What wrote a checkpoint: DeepSpeed's own files do not say it before they fail to load."""
+    """What ``learner.json`` says."""
 
-    version: int
+    version: int  # of the weights
     ranks: int
     zero_stage: int
-    dtype: str
+    dtype: str  # of training; masters are float32 whatever it was
+    model: str = ""  # path or hub id, and revision, that the run began with
+    revision: str = ""
+    shapes: dict[str, list[int]] = field(default_factory=dict)  # of every weight, by its Hugging Face name
+    buffers: dict[str, list[int]] = field(default_factory=dict)  # shapes of what the model keeps beside its weights
+    state: dict[str, Any] = field(default_factory=dict)  # see ``TrainingState.describe``
+    pieces: tuple[Piece, ...] = ()
+    files: dict[str, int] = field(default_factory=dict)  # bytes, by name
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        content = {**asdict(self), "format": FORMAT, "pieces": [piece.to_row() for piece in self.pieces]}
+        (folder / MANIFEST).write_text(checked_json(content), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises ``StorageError`` if the folder holds no learner checkpoint."""
-        try:
-            return cls(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise StorageError(f"{folder} holds no learner checkpoint ({MANIFEST} is missing)") from error
+        """Raises ``StorageError`` if the folder holds no learner checkpoint that this version reads."""
+        if not (folder / MANIFEST).is_file():
+            raise StorageError(f"{folder} holds no learner checkpoint ({MANIFEST} is missing)")
+        content = read_checked_json(folder / MANIFEST)
+        found = content.pop("format", None)
+        if found != FORMAT:
+            raise StorageError(f"{folder}: learner checkpoint of format {found}, this version reads {FORMAT}")
+        return cls(**{**content, "pieces": tuple(Piece.from_row(row) for row in content["pieces"])})
 
-    def require_fits(self, *, ranks: int, zero_stage: int, dtype: str) -> None:
-        """Partitioned optimiser states load only into the same partition. Raises ``ConfigError`` naming the setting."""
-        if self.zero_stage != zero_stage:
-            raise ConfigError(f"learner.zero_stage is {zero_stage}, but the checkpoint was written with {self.zero_stage}")
-        if self.dtype != dtype:
-            raise ConfigError(f"learner.dtype is {dtype}, but the checkpoint was written with {self.dtype}")
-        if self.ranks != ranks and zero_stage > 0:
-            raise ConfigError(
-                f"learner.ranks is {ranks}, but the checkpoint was written by {self.ranks} (learner.zero_stage > 0)"
-            )
+    def require_model(self, shapes: dict[str, list[int]]) -> None:
+        """Raise ``ConfigError`` naming the first weight in which a model differs from the one that was trained."""
+        for name in sorted(self.shapes.keys() | shapes.keys()):
+            ours, theirs = shapes.get(name), self.shapes.get(name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"model.path: the checkpoint is of another model: {name} has shape {theirs or '(none)'} in it "
+                    f"and {ours or '(none)'} in the model"
+                )
+
+
+class State(Protocol):
+    """What is saved of ``checkpoint_state.TrainingState``."""
+
+    @property
+    def shapes(self) -> dict[str, list[int]]: ...
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]: ...
+    def runs(self, rank: int, world: int) -> Iterator[Run]: ...
+    def describe(self) -> dict[str, Any]: ...
+    def restore(self, described: dict[str, Any], read: Any) -> None: ...
+
+
+def save(folder: Path, state: State, manifest: Manifest, *, rank: int, base: Path) -> None:
+    """Write a checkpoint; it stands durable under its name when this returns. All ranks.
+
+    ``manifest``: what wrote it; the rest is filled in. ``base``: folder of the model that the run began with.
+
+    Raises ``StorageError`` on every rank if one of them could not write.
+    """
+    filled = folder.with_name(folder.name + ".tmp")
+
+    def begin() -> None:
+        clear(filled)
+        filled.mkdir(parents=True)
+        copy_base(base, filled / BASE)
+
+    def write_share() -> tuple[list[Piece], dict[str, int]]:
+        fixed = state.buffers if rank == 0 else {}
+        beside = (Run(BUFFER, name, 0, buffer.flatten()) for name, buffer in fixed.items())
+        runs = chain(state.runs(rank, manifest.ranks), beside, _random_runs(rank))
+        pieces = write_pieces(filled, f"rank-{rank:05d}", runs)
+        fsync_path(filled)  # the names, on this rank's machine
+        return pieces, {name: (filled / name).stat().st_size for name in {piece.file for piece in pieces}}
+
+    def finish() -> None:
+        pieces = tuple(piece for part, _ in shares for piece in part)
+        files = {name: size for _, part in shares for name, size in sorted(part.items())}
+        buffers = {name: list(buffer.shape) for name, buffer in state.buffers.items()}
+        whole = replace(manifest, shapes=state.shapes, buffers=buffers, state=described, pieces=pieces, files=files)
+        whole.write(filled)
+        fsync_tree(filled)
+        put(filled, folder)
+
+    described = state.describe()
+    _together(begin if rank == 0 else None, folder)
+    shares = _together(write_share, folder)
+    _together(finish if rank == 0 else None, folder)
+
+
+def load(folder: Path, state: State, *, rank: int, world: int, seed: int) -> Manifest:
+    """Go on from a checkpoint, whatever group wrote it. All ranks.
+
+    Random states come back if as many ranks wrote it; otherwise each rank draws a new one from ``seed`` and the version.
+
+    Raises:
+        StorageError: there is none, it is damaged, or of another format.
+        ConfigError: it is of another model, or its optimiser is another.
+    """
+    manifest = Manifest.read(folder)
+    manifest.require_model(state.shapes)
+    with Pieces(folder, manifest.pieces) as pieces:
+
+        def read(role: str, name: str, start: int, stop: int) -> torch.Tensor | None:
+            return pieces.read(role, name, start, stop) if pieces.has(role, name) else None
+
+        state.restore(manifest.state, read)
+        _set_random(pieces, rank=rank, same=world == manifest.ranks, seed=seed, version=manifest.version)
+    return manifest
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint, or an empty text. Reads every byte once (1 to 2 GB/s from memory)."""
+    try:
+        manifest = Manifest.read(folder)
+        for name, size in manifest.files.items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if found != size:
+                return f"{name} is missing" if found is None else f"{name} has {found} bytes instead of {size}"
+        Pieces(folder, manifest.pieces).check()
+    except StorageError as error:
+        return str(error)
+    return ""
+
+
+def copy_base(source: Path, target: Path) -> None:
+    """Copy the small files of a model folder: config, tokenizer, chat template, code; no weights. Raises ``OSError``."""
+    target.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if (
+            path.is_file()
+            and not path.name.endswith(WEIGHT_SUFFIXES)
+            and path.suffix in (".json", ".txt", ".model", ".jinja", ".py")
+        ):
+            shutil.copyfile(path, target / path.name)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an attempt that was cut short has left. Raises ``OSError``."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def put(filled: Path, folder: Path) -> None:
+    """Give a filled folder its name, in place of one that may stand there."""
+    former = folder.with_name(folder.name + ".old.tmp")
+    clear(former)
+    if folder.exists():
+        os.replace(folder, former)
+    os.replace(filled, folder)
+    fsync_path(folder.parent)
+    clear(former)
+
+
+def _together(act: Any, folder: Path) -> list[Any]:
+    """What ``act`` returned on each rank (None: nothing to do here), after all have done it. Raises ``StorageError`` on all."""
+    result, problem = None, ""
+    try:
+        with storage_errors(folder):
+            result = act() if act else None
+    except StorageError as error:
+        problem = str(error)
+    outcomes: list[Any] = [(result, problem)]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        outcomes = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, (result, problem))
+    problems = [text for _, text in outcomes if text]
+    if problems:
+        raise StorageError(problems[0])
+    return [value for value, _ in outcomes]
+
+
+def _random_runs(rank: int) -> Iterator[Run]:
+    yield Run(RANDOM, f"{rank}.cpu", 0, torch.get_rng_state())
+    if torch.cuda.is_available():
+        yield Run(RANDOM, f"{rank}.cuda", 0, torch.cuda.get_rng_state())
+
+
+def _set_random(pieces: Pieces, *, rank: int, same: bool, seed: int, version: int) -> None:
+    if not same:
+        digest = hashlib.sha256(f"{seed}/{version}/{rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return
+    torch.set_rng_state(pieces.whole(RANDOM, f"{rank}.cpu"))
+    if torch.cuda.is_available() and pieces.has(RANDOM, f"{rank}.cuda"):
+        torch.cuda.set_rng_state(pieces.whole(RANDOM, f"{rank}.cuda"))

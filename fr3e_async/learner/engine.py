@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -17,9 +16,11 @@ import torch
 from torch import Tensor
 
 from fr3e_async.config import LearnerConfig
-from fr3e_async.errors import StorageError
+from fr3e_async.learner.checkpoint_state import TrainingState
+from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.policy import PolicyModel
 from fr3e_async.learner.spec import LearnerSpec
+from fr3e_async.learner.update import UnsoundGradient
 
 EXPORT_BUCKET = 1 << 28  # weights gathered at once under ZeRO-3: 1 GiB in float32
 
@@ -96,7 +97,7 @@ class TrainingEngine:
         self.model = model
         self.grad_norm = 0.0  # of the last step, before clipping
         parameters = [p for p in model.parameters() if p.requires_grad]
-        self.parameter_count = sum(p.numel() for p in parameters)
+        self.parameter_count = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)  # partitioned ones are empty
         config = deepspeed_config(learner, parameters=self.parameter_count)
         # Plain float32 data parallelism clips without telling the norm, so there we clip (in ``_before_step``).
         self._own_clip = float(config["gradient_clipping"])
@@ -110,8 +111,10 @@ class TrainingEngine:
             config=config,
             lr_scheduler=None if "scheduler" in config else lambda optimiser: linear_warmup(optimiser, steps=warmup),
         )
-        if self._clips:
-            self.engine.basic_optimizer.register_step_pre_hook(self._before_step)
+        self._limit = learner.stop_above_grad_norm or math.inf
+        self.engine.basic_optimizer.register_step_pre_hook(self._before_step)
+        trained = {p: name for name, p in model.named_weights() if p.requires_grad}
+        self.state = TrainingState(self.engine, trained, stored_buffers(model.causal_lm))
 
     @property
     def stage(self) -> int:
@@ -127,8 +130,8 @@ class TrainingEngine:
         """Learning rate that the next step uses."""
         return float(self.engine.get_lr()[0])
 
-    def forward(self, tokens: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return self.engine(tokens, rows, targets)
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        return self.engine(inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, which counts 1/world: DeepSpeed averages over the ranks."""
@@ -138,7 +141,8 @@ class TrainingEngine:
         """Reduce, clip and update; ``grad_norm`` is then the global norm before clipping.
 
         Raises:
-            FloatingPointError: the norm is not finite. The weights are those before the step, on every rank.
+            UnsoundGradient: the norm is not finite, or above ``learner.stop_above_grad_norm``. The weights are those before
+                the step, on every rank.
         """
         self.engine.step()
         if not self._clips:
@@ -148,42 +152,58 @@ class TrainingEngine:
 
     def _before_step(self, *_: Any) -> None:
         """Runs inside ``engine.step``, when gradients are reduced and weights untouched."""
-        limit = self._own_clip if self._own_clip > 0 else math.inf
-        self._accept(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        if self.state.restoring:  # a step of no gradients, which makes the optimiser's state
+            return
+        if self._clips:
+            limit = self._own_clip if self._own_clip > 0 else math.inf
+            self._accept(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        elif (norm := reduced_norm(self.engine.optimizer)) is not None:
+            self._accept(norm)
 
     def _accept(self, norm: float) -> None:
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm is {norm}")
+        if not math.isfinite(norm) or norm < 0:  # some of DeepSpeed's helpers report a norm that is not finite as -1
+            raise UnsoundGradient(math.nan, f"the gradient norm is {norm}")
+        if norm > self._limit:
+            raise UnsoundGradient(norm, f"the gradient norm is {norm:.6g} (learner.stop_above_grad_norm is {self._limit:g})")
         self.grad_norm = norm
-
-    def save(self, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
-        """Write DeepSpeed's files under ``folder/tag``. All ranks."""
-        self.engine.save_checkpoint(str(folder), tag=tag, client_state=client_state, save_latest=False)
-
-    def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Read what ``save`` wrote and return its client state. All ranks. Raises ``StorageError`` if DeepSpeed refuses."""
-        path, client_state = self.engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise StorageError(f"{folder / tag}: DeepSpeed finds no checkpoint of {self.engine.world_size} ranks in it")
-        return client_state
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole weight), valid until the next one is asked for. All ranks must run to the end."""
+        for bucket in self.weight_buckets(EXPORT_BUCKET):
+            yield from bucket
+
+    def weight_buckets(self, numbers: int) -> Iterator[list[tuple[str, Tensor]]]:
+        """``weights`` in buckets of about ``numbers`` numbers, which ZeRO-3 gathers at once; valid until the next bucket."""
         bucket: list[tuple[str, torch.nn.Parameter]] = []
         size = 0
         for name, parameter in self.model.named_weights():
             bucket.append((name, parameter))
             # A weight that ZeRO-3 has partitioned is empty itself and carries its true size.
             size += getattr(parameter, "ds_numel", parameter.numel())
-            if size >= EXPORT_BUCKET:
+            if size >= numbers:
                 yield from self._gathered(bucket)
                 bucket, size = [], 0
-        yield from self._gathered(bucket)
+        if bucket:
+            yield from self._gathered(bucket)
 
-    def _gathered(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    def _gathered(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> Iterator[list[tuple[str, Tensor]]]:
         with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket], enabled=self.stage == 3):
-            for name, parameter in bucket:
-                yield name, parameter.detach()
+            yield [(name, parameter.detach()) for name, parameter in bucket]
+
+
+def stored_buffers(model: torch.nn.Module) -> dict[str, Tensor]:
+    """What a model stores beside its weights, by name."""
+    stored = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in stored}
+
+
+def reduced_norm(optimiser: Any) -> float | None:
+    """The global gradient norm inside a step of one of DeepSpeed's optimisers, before weights change; None: not computed.
+
+    ``get_global_grad_norm`` knows it only after the step. This is the attribute that it is copied from.
+    """
+    norm = optimiser._global_grad_norm
+    return None if norm is None else float(norm)
 
 
 def linear_warmup(optimiser: torch.optim.Optimizer, *, steps: int) -> torch.optim.lr_scheduler.LambdaLR:

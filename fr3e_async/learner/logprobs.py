@@ -1,65 +1,140 @@
-"""Log-probs and entropies of sampled tokens out of logits, exact over the vocabulary, a slice at a time.
+"""Log-probs and entropies of sampled tokens out of the model's last hidden states, exact over the vocabulary.
 
-Knows nothing of models. Only the logits themselves, in the model's own precision, stay alive for the backward pass:
-float32 copies of [tokens, vocabulary] would be the largest tensors of the whole update.
+Logits exist for a slice of the tokens at a time. Those of a whole batch are kept for the backward pass only while they fit
+into a limit; otherwise the backward pass makes them again, slice by slice. Knows nothing of models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-SLICE_ELEMENTS = 1 << 24  # numbers of a float32 slice: 64 MiB
+from fr3e_async.learner.spec import SLICE_ELEMENTS
+
+LEAST_ROWS = 128  # of a slice, whatever the vocabulary: fewer would read the projection too often
+MIB = 1 << 20
+IMPOSSIBLE = -1e20  # nats, in place of the log-prob −inf: 0 · (−1e20) is 0, where 0 · (−inf) is NaN
 
 
-class _TokenLogprobs(torch.autograd.Function):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOptions:
+    """``temperature`` of the sampler; ``kept_mib``: memory for logits between the forward and the backward pass."""
+
+    temperature: float = 1.0
+    kept_mib: float = 256.0
+
+
+class _HeadLogprobs(torch.autograd.Function):
     """With x = logits / τ, p = softmax(x), H = −Σ p log p: ∂ log p_t/∂x = 1_t − p and ∂H/∂x = −p (log p + H)."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logprobs = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: HeadOptions
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = torch.empty(len(hidden), dtype=_wide(hidden.dtype), device=hidden.device)
         entropies = torch.empty_like(logprobs)
-        for span in _slices(logits):
-            log_p = torch.log_softmax(logits[span].float() / temperature, dim=-1)
+        size_mib = len(hidden) * len(weight) * hidden.element_size() / MIB
+        kept: list[Tensor] | None = [] if options.kept_mib and size_mib <= options.kept_mib else None
+        for span in _slices(len(hidden), weight):
+            logits = linear(hidden[span], weight, bias)
+            log_p = torch.log_softmax(_scaled(logits, logprobs.dtype, options), dim=-1)
             logprobs[span] = log_p.gather(-1, targets[span, None]).squeeze(-1)
-            entropies[span] = torch.special.entr(log_p.exp()).sum(-1)  # entr(0) is 0, where p · log p would be NaN
-        ctx.save_for_backward(logits, targets, entropies)
-        ctx.temperature = temperature
+            entropies[span] = _entropy(log_p)
+            if kept is not None:
+                kept.append(logits)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies, *(kept or ()))
+        ctx.options = options
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
-        logits, targets, entropies = ctx.saved_tensors
-        of_logprobs, of_entropies = grads
-        out = torch.zeros_like(logits)
-        for span in _slices(logits):
-            p = torch.softmax(logits[span].float() / ctx.temperature, dim=-1)
-            grad = torch.zeros_like(p)
-            if of_entropies is not None:
-                grad += of_entropies[span, None] * (torch.special.entr(p) - p * entropies[span, None])
-            if of_logprobs is not None:
-                grad -= of_logprobs[span, None] * p
-                grad.scatter_add_(-1, targets[span, None], of_logprobs[span, None])
-            out[span] = (grad / ctx.temperature).to(out.dtype)
-        return out, None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        if grads == (None, None):
+            return None, None, None, None, None
+        hidden, weight, bias, targets, entropies, *kept = ctx.saved_tensors
+        wide = entropies.dtype
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # Summed over slices in float32 or better: one product over all tokens would be rounded once only.
+        of_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros(bias.shape, dtype=wide, device=weight.device) if bias is not None else None
+        for number, span in enumerate(_slices(len(hidden), weight)):
+            logits = kept[number] if kept else linear(hidden[span], weight, bias)
+            slope = _slope(logits, targets[span], entropies[span], [g if g is None else g[span] for g in grads], ctx.options)
+            narrow = slope.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(narrow, weight, out=of_hidden[span])
+            if of_weight is not None:
+                _add_product(of_weight, narrow.T, hidden[span])
+            if of_bias is not None:
+                of_bias += slope.sum(0)
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if bias is None or of_bias is None else of_bias.to(bias.dtype),
+            None,
+            None,
+        )
 
 
-def _slices(logits: Tensor) -> list[slice]:
-    rows = max(1, SLICE_ELEMENTS // logits.shape[-1])
-    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
+def _slope(logits: Tensor, targets: Tensor, entropies: Tensor, grads: list[Tensor | None], options: HeadOptions) -> Tensor:
+    """[n, V] the loss by the logits, from the loss by log-probs and by entropies, [n] each."""
+    of_logprobs, of_entropies = (None if grad is None else grad[:, None] / options.temperature for grad in grads)
+    scaled = _scaled(logits, entropies.dtype, options)
+    if of_entropies is None:
+        assert of_logprobs is not None  # autograd calls backward for at least one of the two
+        slope = torch.softmax(scaled, dim=-1).mul_(-of_logprobs)
+    else:
+        log_p = torch.log_softmax(scaled, dim=-1)
+        towards = of_entropies * (log_p.clamp(min=IMPOSSIBLE) + entropies[:, None])
+        slope = log_p.exp_().mul_(-(towards if of_logprobs is None else towards + of_logprobs))
+    return slope if of_logprobs is None else slope.scatter_add_(-1, targets[:, None], of_logprobs)
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Of softmax(logits / temperature): the targets' log-probs and the entropies, both differentiable.
+def _scaled(logits: Tensor, dtype: torch.dtype, options: HeadOptions) -> Tensor:
+    wide = logits.to(dtype)
+    return wide if options.temperature == 1 else wide / options.temperature
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in one pass where the types allow it."""
+    if total.dtype is right.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    """[n] −Σ p log p, where an impossible token (−inf) adds 0 and not NaN."""
+    return -(log_p.exp() * log_p.clamp(min=IMPOSSIBLE)).sum(-1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _slices(rows: int, weight: Tensor) -> Iterator[slice]:
+    step = max(LEAST_ROWS, SLICE_ELEMENTS.get(weight.device.type, SLICE_ELEMENTS["cuda"]) // len(weight))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def head_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, options: HeadOptions
+) -> tuple[Tensor, Tensor]:
+    """Of softmax((hidden · weightᵀ + bias) / temperature): the targets' log-probs and the entropies, both differentiable.
 
     Args:
-        logits: [N, V], any floating type.
+        hidden: [N, h], any floating type.
+        weight: [V, h]; ``bias``: [V] or None.
         targets: [N] int64.
 
     Returns:
-        ([N] float32 nats, [N] float32 nats).
+        ([N], [N]) nats, float32 (float64 for float64 inputs).
     """
-    return _TokenLogprobs.apply(logits, targets, temperature)
+    if not torch.is_grad_enabled():  # there will be no backward pass to keep anything for
+        options = replace(options, kept_mib=0)
+    return _HeadLogprobs.apply(hidden, weight, bias, targets, options)

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
+from fr3e_async.algorithm.ages import AGE_BUCKETS
+from fr3e_async.algorithm.losses import LossSums
 from fr3e_async.learner.update import UpdateResult
 from fr3e_async.types import TrainSample
 
@@ -56,28 +59,72 @@ def check_staleness(samples: Sequence[TrainSample], *, learner_version: int, bou
 
 
 def step_metrics(result: UpdateResult, ages: Ages) -> dict[str, float]:
-    """Values by the names that ``observe.metrics`` declares under train/ and lag/; without a trainable token, those that are not a mean over tokens."""
+    """Values by the names that ``observe.metrics`` declares under train/, staleness/ and lag/.
+
+    Without a trainable token those that are not a mean over tokens.
+    """
     metrics = {"train/tokens": float(ages.tokens), "train/lr": result.lr, "lag/versions_max": float(ages.oldest)}
     if result.sums is None:
         return metrics
-    sums = result.sums
-    tokens = float(sums.tokens)
-    weight, squares = float(sums.weight), float(sums.weight_squares)
-    return metrics | {
-        "train/loss": float(sums.loss) / tokens,
+    return metrics | loss_metrics(result.sums) | age_metrics(result.sums) | {
         "train/grad_norm": sum(result.grad_norms) / len(result.grad_norms),
         "train/grad_norm_max": max(result.grad_norms),
-        "train/clip_low_fraction": float(sums.clip_low) / tokens,
-        "train/clip_high_fraction": float(sums.clip_high) / tokens,
-        "train/dual_clip_fraction": float(sums.dual_clip) / tokens,
-        "train/ratio_mean": float(sums.ratio) / tokens,
-        "train/ratio_max": float(sums.ratio_max),
-        "train/importance_mean": weight / tokens,
-        "train/importance_capped_fraction": float(sums.capped) / tokens,
-        "train/ess_fraction": weight**2 / (tokens * squares) if squares else 0.0,  # all weights masked away
-        "train/mismatch_nats": float(sums.mismatch) / tokens,
-        "train/kl_nats": float(sums.kl) / tokens,
-        "train/entropy_nats": float(sums.entropy) / tokens,
-        "train/padding_fraction": 1 - result.real_tokens / result.padded_tokens,
+        "train/padding_fraction": 1 - result.computed_tokens / result.padded_tokens,
+        "train/shared_fraction": 1 - result.computed_tokens / result.real_tokens,
         "lag/versions_mean": ages.total / ages.tokens,
+    }  # fmt: skip
+
+
+def loss_metrics(sums: LossSums) -> dict[str, float]:
+    """Means over all tokens, train/."""
+    fresh = sums.bucket(0)
+    mismatch = {}
+    if float(fresh.tokens):
+        mismatch = {
+            "train/mismatch_nats": _mean(fresh, fresh.mismatch),
+            "train/mismatch_kl_nats": _mean(fresh, fresh.behaviour_kl),
+        }
+    return mismatch | {f"train/{name}": value for name, value in _means(sums).items()} | {
+        "train/loss": _mean(sums, sums.loss),
+        "train/dual_clip_fraction": _mean(sums, sums.dual_clip),
+        "train/importance_capped_fraction": _mean(sums, sums.capped),
+        "train/sequence_masked_fraction": _mean(sums, sums.sequence_masked),
+        "train/offpolicy_signed_nats": _mean(sums, sums.mismatch_signed),
+        "train/kl_nats": _mean(sums, sums.kl),
+        "train/entropy_nats": _mean(sums, sums.entropy),
+    }  # fmt: skip
+
+
+def age_metrics(sums: LossSums) -> dict[str, float]:
+    """Means over the tokens of each age bucket that holds any, staleness/."""
+    metrics = {}
+    for index, label in enumerate(AGE_BUCKETS):
+        bucket = sums.bucket(index)
+        if float(bucket.tokens):
+            metrics[f"staleness/{label}_tokens_fraction"] = _mean(sums, bucket.tokens)
+            metrics |= {f"staleness/{label}_{name}": value for name, value in _means(bucket).items()}
+    return metrics
+
+
+def _means(sums: LossSums) -> dict[str, float]:
+    """What is reported both of all tokens and of each age bucket. There must be tokens."""
+    return {
+        "ess_fraction": _ess_fraction(sums),
+        "importance_mean": _mean(sums, sums.weight),
+        "offpolicy_nats": _mean(sums, sums.mismatch),
+        "offpolicy_kl_nats": _mean(sums, sums.behaviour_kl),
+        "ratio_mean": _mean(sums, sums.ratio),
+        "ratio_max": float(sums.largest_ratio),
+        "clip_low_fraction": _mean(sums, sums.clip_low),
+        "clip_high_fraction": _mean(sums, sums.clip_high),
     }
+
+
+def _mean(sums: LossSums, total: Tensor) -> float:
+    return float(total) / float(sums.tokens)
+
+
+def _ess_fraction(sums: LossSums) -> float:
+    """(Σw)² / (n Σw²): 1 if all weights are alike, 1/n if one is all there is, 0 if all were masked away."""
+    weight, squares = float(sums.weight), float(sums.weight_squares)
+    return weight**2 / (float(sums.tokens) * squares) if squares else 0.0

@@ -1,34 +1,53 @@
 """From ragged samples to micro-batches that fit a token budget. Pure numpy.
 
-Knows nothing of models or ranks. Rows are padded on the right: under causal attention no real token sees the padding,
-so neither an attention mask nor position ids are needed, and the fastest attention kernels apply.
+Three layouts of the same samples, chosen by ``learner.packing``:
+
+- tree: samples merged over their shared prefixes, each token once; needs ``attention``'s mask of ancestors;
+- flat: samples one after another in one row, told apart by positions that begin again;
+- padded: one row a sample, padded on the right; under causal attention no token sees the padding, so any model will do.
+
+Knows nothing of models or ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fr3e_async.algorithm.trees import Forest, build_forest, split_rows
 from fr3e_async.types import TrainSample
+
+Packing = Literal["tree", "flat", "padded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """B sequences padded to length P, and their N completion tokens one after another.
+    """B rows of W places that go through the model together, and the N trained tokens of S samples among them.
 
-    Example: contexts [7 8] and [9], completions [5] and [6 4] give ``tokens=[[7, 8, 5], [9, 6, 4]]``,
-    ``rows=[1, 3, 4]`` (the places that predict them) and ``targets=[5, 6, 4]``.
+    Log-probs are wanted for P pairs of a place and the token after it. Samples that share a prefix may both train a
+    token of it: such a pair is computed once, and ``pick`` leads each trained token to its pair.
+
+    Example (padded): contexts [7 8] and [9], completions [5] and [6 4] give ``tokens=[[7, 8, 5], [9, 6, 4]]``,
+    ``rows=[1, 3, 4]`` (the places that predict them), ``targets=[5, 6, 4]`` and ``pick=[0, 1, 2]``.
     """
 
-    tokens: NDArray[np.int64]  # [B, P]
-    rows: NDArray[np.int64]  # [N] index into the B·P places: the one before the token
-    targets: NDArray[np.int64]  # [N]
+    tokens: NDArray[np.int64]  # [B, W]
+    positions: NDArray[np.int64] | None  # [B, W]; None: 0, 1, 2 … in every row
+    forest: Forest | None  # of the one row, if the layout is a tree
+    rows: NDArray[np.int64]  # [P] index into the B·W places: the one before the token
+    targets: NDArray[np.int64]  # [P]
+    pick: NDArray[np.int64]  # [N] index into the pairs
     behaviour_logprobs: NDArray[np.float32]  # [N] nats
     advantages: NDArray[np.float32]  # [N]
+    versions: NDArray[np.int64]  # [N] weight version that sampled each token
+    sequences: NDArray[np.int64]  # [N] number of the sample, from 0, that each token belongs to
     mask: NDArray[np.bool_]  # [N] False only in a dummy
+    computed: int  # places that hold a token
+    samples: tuple[TrainSample, ...]  # in the order of the trained tokens
 
     @property
     def trainable(self) -> int:
@@ -37,26 +56,30 @@ class MicroBatch:
 
 
 # Runs the model and trains nothing: keeps the collectives of a rank that has less work in step with the others.
-DUMMY = MicroBatch(
-    tokens=np.zeros((1, 2), dtype=np.int64),
-    rows=np.zeros(1, dtype=np.int64),
-    targets=np.zeros(1, dtype=np.int64),
+_DUMMY_SAMPLE = TrainSample(
+    tokens=np.zeros(2, dtype=np.int32),
+    context_len=1,
     behaviour_logprobs=np.zeros(1, dtype=np.float32),
+    versions=np.zeros(1, dtype=np.int32),
     advantages=np.zeros(1, dtype=np.float32),
-    mask=np.zeros(1, dtype=np.bool_),
+    minibatch=0,
 )
 
 
-def plan(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
-    """Indices of each micro-batch, longest first, so that (longest · count) ≤ budget and little is padding.
+def dummy(packing: Packing) -> MicroBatch:
+    """The smallest micro-batch of a layout, with an empty mask."""
+    return collate([_DUMMY_SAMPLE], packing=packing, trained=False)
+
+
+def pad_plan(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Indices of each padded micro-batch, longest first, so that (longest · count) ≤ budget and little is padding.
 
     Raises:
         ValueError: one sequence alone is above the budget.
     """
     parts: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[index] > budget:
-            raise ValueError(f"a sample of {lengths[index]} tokens is above learner.micro_batch_tokens ({budget})")
+        _require_fits(lengths[index], budget)
         if parts and lengths[parts[-1][0]] * (len(parts[-1]) + 1) <= budget:
             parts[-1].append(index)
         else:
@@ -64,26 +87,84 @@ def plan(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
     return parts
 
 
-def collate(samples: Sequence[TrainSample]) -> MicroBatch:
-    """One micro-batch of these samples. Every array is a fresh copy."""
-    width = max(len(sample.tokens) for sample in samples)
-    tokens = np.zeros((len(samples), width), dtype=np.int64)
-    rows = []
-    for i, sample in enumerate(samples):
-        tokens[i, : len(sample.tokens)] = sample.tokens
-        rows.append(np.arange(sample.context_len - 1, len(sample.tokens) - 1) + i * width)
-    flat_rows = np.concatenate(rows)
+def flat_plan(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Indices of each flat micro-batch: longest first into the first that has room (first-fit decreasing).
+
+    Raises:
+        ValueError: one sequence alone is above the budget.
+    """
+    parts: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        _require_fits(lengths[index], budget)
+        place = next((i for i, free in enumerate(room) if free >= lengths[index]), len(parts))
+        if place == len(parts):
+            parts.append([])
+            room.append(budget)
+        parts[place].append(index)
+        room[place] -= lengths[index]
+    return parts
+
+
+def _require_fits(length: int, budget: int) -> None:
+    if length > budget:
+        raise ValueError(f"a sample of {length} tokens is above learner.micro_batch_tokens ({budget})")
+
+
+def plan(samples: Sequence[TrainSample], *, packing: Packing, budget: int) -> list[list[int]]:
+    """Indices of the samples of each micro-batch of at most ``budget`` places. Raises ``ValueError`` for one that is too long."""
+    if packing == "tree":
+        return split_rows([sample.tokens for sample in samples], budget=budget)
+    lengths = [len(sample.tokens) for sample in samples]
+    return flat_plan(lengths, budget=budget) if packing == "flat" else pad_plan(lengths, budget=budget)
+
+
+def collate(samples: Sequence[TrainSample], *, packing: Packing, trained: bool = True, share: bool = True) -> MicroBatch:
+    """One micro-batch of these samples. Every array is a fresh copy. ``share`` off: trees of one sample each, for comparison."""
+    tokens, positions, forest, paths = _layout([sample.tokens for sample in samples], packing, share=share)
+    wanted = np.concatenate([path[sample.context_len :] for path, sample in zip(paths, samples, strict=True)])
+    before = np.concatenate([path[sample.context_len - 1 : -1] for path, sample in zip(paths, samples, strict=True)])
+    # A place is one prefix, so the place of a token names the pair: the same place, the same predecessor.
+    places, first, pick = np.unique(wanted, return_index=True, return_inverse=True)
+    lengths = [len(sample.versions) for sample in samples]
     return MicroBatch(
         tokens=tokens,
-        rows=flat_rows,
-        targets=tokens.reshape(-1)[flat_rows + 1],
+        positions=positions,
+        forest=forest,
+        rows=before[first],
+        targets=tokens.reshape(-1)[places],
+        pick=pick,
         behaviour_logprobs=np.concatenate([sample.behaviour_logprobs for sample in samples]).astype(np.float32),
         advantages=np.concatenate([sample.advantages for sample in samples]),
-        mask=np.ones(len(flat_rows), dtype=np.bool_),
+        versions=np.concatenate([sample.versions for sample in samples]).astype(np.int64),
+        sequences=np.repeat(np.arange(len(samples)), lengths),
+        mask=np.full(len(wanted), trained),
+        computed=len(forest) if forest is not None else sum(len(sample.tokens) for sample in samples),
+        samples=tuple(samples),
     )
 
 
-def pack(samples: Sequence[TrainSample], *, budget: int) -> list[MicroBatch]:
-    """Micro-batches of at most ``budget`` padded tokens that hold every sample once. Empty for no samples."""
-    parts = plan([len(sample.tokens) for sample in samples], budget=budget)
-    return [collate([samples[i] for i in part]) for part in parts]
+def _layout(
+    rows: Sequence[NDArray[np.int32]], packing: Packing, *, share: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None, Forest | None, Sequence[NDArray[np.int64]]]:
+    """Tokens [B, W], positions, forest, and the places of each row's tokens."""
+    if packing == "tree":
+        forest = build_forest(rows, share=share)
+        return forest.tokens[None], forest.depth[None], forest, forest.paths
+    if packing == "flat":
+        starts = np.cumsum([0, *(len(row) for row in rows)])
+        flat = np.concatenate(rows).astype(np.int64)
+        positions = np.concatenate([np.arange(len(row)) for row in rows])
+        return flat[None], positions[None], None, [start + np.arange(len(row)) for start, row in zip(starts, rows, strict=False)]
+    width = max(map(len, rows))
+    padded = np.zeros((len(rows), width), dtype=np.int64)
+    for out, row in zip(padded, rows, strict=True):
+        out[: len(row)] = row
+    return padded, None, None, [i * width + np.arange(len(row)) for i, row in enumerate(rows)]
+
+
+def pack(samples: Sequence[TrainSample], *, packing: Packing, budget: int) -> list[MicroBatch]:
+    """Micro-batches of at most ``budget`` places that hold every sample once. Empty for no samples."""
+    if not samples:
+        return []
+    return [collate([samples[i] for i in part], packing=packing) for part in plan(samples, packing=packing, budget=budget)]

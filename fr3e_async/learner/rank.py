@@ -19,16 +19,20 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from fr3e_async.learner.checkpoint import Manifest
+from fr3e_async.learner import checkpoint
+from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
+from fr3e_async.learner.export import model_folder, write_model
 from fr3e_async.learner.metrics import Ages, check_staleness, step_metrics, token_ages
 from fr3e_async.learner.scoring import entropies, unscored
 from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
-from fr3e_async.learner.update import BatchUpdate, all_reduced
-from fr3e_async.types import StepReport, TrainSample, WeightBundle
-from fr3e_async.weights.bundle import pack_tensors
+from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
+from fr3e_async.types import StepReport, TrainSample, WeightBucket, WeightManifest
+from fr3e_async.weights import checksum_of_tensor
+from fr3e_async.weights.bundle import BUCKET_BYTES, stream
 
 if TYPE_CHECKING:
     from fr3e_async.learner.engine import TrainingEngine
+    from fr3e_async.rollout.port import TransferMeeting
 
 
 class LearnerRank:
@@ -39,6 +43,7 @@ class LearnerRank:
         self.rank, self.world = 0, 1
         self.version = 0  # of the weights as they are
         self._engine: TrainingEngine | None = None
+        self._sender: Any = None  # of vLLM's weight transfer
         self._broken = ""  # why the weights must not be used any more
 
     def address(self, host: str = "127.0.0.1") -> tuple[str, int]:
@@ -56,6 +61,7 @@ class LearnerRank:
         # Imported here because they read the environment as they load.
         from fr3e_async.learner import engine
         from fr3e_async.learner.policy import load_policy
+        from fr3e_async.learner.suitability import check_model
 
         imported = time.perf_counter()
         learner = self.spec.learner
@@ -64,6 +70,7 @@ class LearnerRank:
         torch.manual_seed(self.spec.seed)
         joined = time.perf_counter()
         model = load_policy(self.spec)
+        check_model(model, packing=learner.packing, kernel=learner.tree_attention)
         loaded = time.perf_counter()
         self._engine = engine.TrainingEngine(self.spec, model)
         self._update = BatchUpdate(
@@ -95,10 +102,11 @@ class LearnerRank:
             check_staleness(samples, learner_version=version - 1, bound=self.spec.max_staleness)
         ages = self._global_ages(token_ages(samples, learner_version=version - 1))
         try:
-            result = self._update.run(samples)
-        except FloatingPointError as error:
+            result = self._update.run(samples, version=version - 1)
+        except UnsoundStep as error:
+            dumped = self._dump(error.step)
             self._broken = str(error)
-            raise
+            raise FloatingPointError(f"{error}{dumped}") from error
         self.version = version
         return StepReport(
             version=version,
@@ -108,6 +116,20 @@ class LearnerRank:
             time_s=time.perf_counter() - started,
         )
 
+    def _dump(self, step: FailedStep) -> str:
+        """Write a failed step for ``python -m fr3e_async.learner``; returns what to tell about it. All ranks."""
+        if not self.spec.dump_folder:
+            return ""
+        folder = Path(self.spec.dump_folder) / f"step-{step.optimiser_step:06d}"
+        try:
+            write_share(folder, step.share, rank=self.rank)
+            self.save_hf(folder / MODEL)  # a meeting of the ranks, so that all shares are there now
+            if self.rank == 0:
+                write_step(folder, step, self.spec, ranks=self.world)
+        except OSError as error:
+            return f"; its dump could not be written: {error}"
+        return f"; `python -m fr3e_async.learner {folder}` repeats it"
+
     def entropies(self, rows: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> list[NDArray[np.float32]]:
         """Exact entropies [L], nats, of each (context, completion [L]) of this rank's share, under the weights as they are.
 
@@ -115,52 +137,97 @@ class LearnerRank:
         """
         engine = self._require_sound()
         samples = [unscored(context, tokens) for context, tokens in rows]
-        return entropies(engine, samples, budget=self.spec.learner.micro_batch_tokens, device=self._device)
+        return entropies(engine, samples, learner=self.spec.learner, device=self._device)
 
-    def export(self, version: int) -> WeightBundle | None:
-        """All weights, by their Hugging Face names, in training precision; None on every rank but 0."""
-        engine = self._require_sound()
-        if self.rank == 0:
-            return pack_tensors(engine.weights(), version=version, dtype=self.spec.learner.dtype)
-        _take_part(engine.weights())
-        return None
+    def export(
+        self, version: int | None, *, held: WeightManifest | None = None, bucket_bytes: int = BUCKET_BYTES
+    ) -> Iterator[WeightBucket | WeightManifest]:
+        """A stream (``weights.stream``) of all weights in training precision, on rank 0; on the others it is empty.
 
-    def save(self, folder: str | Path, tag: str) -> None:
-        """Write model, optimiser, schedule, version and random state under ``folder/tag``."""
-        engine = self._require_sound()
-        client_state = {"version": self.version, "rng": torch.get_rng_state()}
-        engine.save(Path(folder), tag, client_state)
-        if self.rank == 0:
-            Manifest(
-                version=self.version, ranks=self.world, zero_stage=engine.stage, dtype=self.spec.learner.dtype
-            ).write(Path(folder) / tag)  # fmt: skip
-        if self.world > 1:
-            dist.barrier()
-
-    def load(self, folder: str | Path, tag: str) -> dict[str, Any]:
-        """Continue from ``folder/tag``. Returns the state saved with it: ``version`` and ``rng``.
-
-        The files are pickles that an earlier part of this run wrote: never load a checkpoint from elsewhere.
-
-        Raises:
-            StorageError: there is no checkpoint.
-            ConfigError: it was written with other ``learner`` settings.
+        ``version`` None: the rank's own. Buckets that are as in ``held`` are left out. The arrays are views of the weights and of what ZeRO-3 has gathered:
+        each must be used before the next one is asked for, and all ranks must run to the end.
         """
         engine = self._require_sound()
-        manifest = Manifest.read(Path(folder) / tag)
-        manifest.require_fits(ranks=self.world, zero_stage=engine.stage, dtype=self.spec.learner.dtype)
-        state = engine.load(Path(folder), tag)
-        self.version = int(state["version"])
-        torch.set_rng_state(state["rng"])
-        return state
+        buckets = engine.weight_buckets(bucket_bytes // (4 if self.spec.learner.dtype == "float32" else 2))
+        if self.rank == 0:
+            return stream(buckets, version=self.version if version is None else version, dtype=self.spec.learner.dtype, held=held)
+        return _taking_part(buckets)
 
-    def save_hf(self, folder: str | Path) -> None:
-        """Rank 0 writes safetensors, config and tokenizer, which transformers and vLLM load."""
-        from fr3e_async.learner.policy import save_pretrained
+    def describe(self, version: int | None) -> WeightManifest | None:
+        """What ``send`` will send, with checksums found where the weights are; None on every rank but 0. All ranks."""
+        engine = self._require_sound()
+        if self.rank != 0:
+            _take_part(engine.weights())
+            return None
+        told = [(name, tuple(weight.shape), checksum_of_tensor(weight)) for name, weight in engine.weights()]
+        names, shapes, checksums = zip(*told, strict=True)
+        return WeightManifest(
+            version=self.version if version is None else version,
+            dtype=self.spec.learner.dtype,
+            names=names,
+            shapes=shapes,
+            checksums=checksums,
+            buckets=(len(told),),
+        )
+
+    def open_transfer(self, meeting: TransferMeeting, manifest: WeightManifest) -> None:
+        """Meet the engines to hand over weights directly; leaves the group before. All ranks; rank 0 waits for the engines."""
+        from fr3e_async.rollout.transfer import open_sender
 
         engine = self._require_sound()
+        if self._sender is not None:
+            self._sender.shutdown()
+        self._sender = open_sender(meeting, rank=self.rank, manifest=manifest, weights=engine.weights)
+
+    def send(self) -> None:
+        """Broadcast all weights to the engines, which must be in ``receive_weights``. All ranks."""
+        self._require_sound()
+        if self._sender is None:
+            raise RuntimeError("learner rank: open_transfer() has not been called")
+        self._sender.send_weights()
+
+    def save(self, folder: str | Path, tag: str) -> None:
+        """Write weights, optimiser, schedule, version and random state as ``folder/tag``, which is whole or not there.
+
+        Raises:
+            StorageError: one of the ranks could not write; the former content of ``folder/tag`` stands.
+        """
+        engine = self._require_sound()
+        manifest = checkpoint.Manifest(
+            version=self.version,
+            ranks=self.world,
+            zero_stage=engine.stage,
+            dtype=self.spec.learner.dtype,
+            model=self.spec.path,
+            revision=self.spec.revision,
+        )
+        base = model_folder(self.spec.path, revision=self.spec.revision)
+        checkpoint.save(Path(folder) / tag, engine.state, manifest, rank=self.rank, base=base)
+
+    def load(self, folder: str | Path, tag: str) -> None:
+        """Continue from ``folder/tag``, whatever number of ranks, ZeRO stage and precision it was written with.
+
+        Raises:
+            StorageError: there is no checkpoint, or it is damaged.
+            ConfigError: it is of another model or another optimiser.
+        """
+        engine = self._require_sound()
+        seed = self.spec.seed
+        manifest = checkpoint.load(Path(folder) / tag, engine.state, rank=self.rank, world=self.world, seed=seed)
+        self.version = manifest.version
+
+    def save_hf(self, folder: str | Path) -> None:
+        """Rank 0 writes safetensors, config and tokenizer, which transformers and vLLM load. Memory: one file of weights."""
+        engine = self._require_sound()
         if self.rank == 0:
-            save_pretrained(engine.model, self.spec, {name: w.cpu().clone() for name, w in engine.weights()}, Path(folder))
+            write_model(
+                Path(folder),
+                engine.weights(),
+                dtype=self.spec.learner.dtype,
+                base=model_folder(self.spec.path, revision=self.spec.revision),
+                model=engine.model.causal_lm,
+                buffers=engine.state.buffers,
+            )
         else:
             _take_part(engine.weights())
         if self.world > 1:
@@ -185,7 +252,13 @@ class LearnerRank:
         return self._engine
 
 
-def _take_part(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+def _take_part(weights: Iterator[Any]) -> None:
     """Run the gathering collectives of a rank that wants no weights itself."""
     for _ in weights:
         pass
+
+
+def _taking_part(weights: Iterator[Any]) -> Iterator[Any]:
+    """The same as a stream, of nothing: it runs when its reader asks for the first item."""
+    _take_part(weights)
+    yield from ()

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from fr3e_async.learner.packing import DUMMY, collate, plan
+from fr3e_async.config import LearnerConfig
+from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.packing import collate, dummy, plan
 from fr3e_async.learner.update import Engine, all_reduced
 from fr3e_async.types import TrainSample
 
@@ -30,18 +32,17 @@ def unscored(context: NDArray[np.int32], tokens: NDArray[np.int32]) -> TrainSamp
 
 
 @torch.no_grad()
-def entropies(engine: Engine, samples: Sequence[TrainSample], *, budget: int, device: torch.device) -> list[NDArray[np.float32]]:
-    """For each sample of this rank the [completion] entropies, nats, at the sampling temperature, full vocabulary.
-
-    ``budget``: padded tokens of one forward pass (learner.micro_batch_tokens).
-    """
-    parts = plan([len(sample.tokens) for sample in samples], budget=budget)
+def entropies(
+    engine: Engine, samples: Sequence[TrainSample], *, learner: LearnerConfig, device: torch.device
+) -> list[NDArray[np.float32]]:
+    """For each sample of this rank the [completion] entropies, nats, at the sampling temperature, full vocabulary."""
+    packing = learner.packing
+    parts = plan(samples, packing=packing, budget=learner.micro_batch_tokens) if samples else []
     rounds = int(all_reduced(torch.tensor(len(parts), device=device), dist.ReduceOp.MAX))
     found: dict[int, NDArray[np.float32]] = {}
     for part in [*parts, *[[]] * (rounds - len(parts))]:
-        batch = collate([samples[i] for i in part]) if part else DUMMY
-        inputs = (torch.from_numpy(values).to(device) for values in (batch.tokens, batch.rows, batch.targets))
-        flat = engine.forward(*inputs)[1].float().cpu().numpy()
+        batch = collate([samples[i] for i in part], packing=packing) if part else dummy(packing)
+        flat = engine.forward(Inputs.of(batch, device, kernel=learner.tree_attention))[1].float().cpu().numpy()[batch.pick]
         ends = np.cumsum([len(samples[i].versions) for i in part])
         found |= dict(zip(part, np.split(flat, ends[:-1]), strict=True)) if part else {}
     return [found[i] for i in range(len(samples))]

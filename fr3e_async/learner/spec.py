@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from fr3e_async.config import LearnerConfig, LossConfig
 
+SLICE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}  # logits made at once: on a CPU a slice stays in its cache
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec:
@@ -23,6 +25,7 @@ class LearnerSpec:
     temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)
     max_staleness: int | None = None  # versions; an older token stops the run. None: not checked here
     seed: int = 0
+    dump_folder: str = ""  # where a step that must not be taken is written to; empty: nowhere
     verbose: bool = False  # let the libraries' own logs through
 
 

@@ -5,7 +5,7 @@ Knows nothing of DeepSpeed beyond forward, backward and step, and nothing of che
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
@@ -17,8 +17,19 @@ from torch import Tensor
 
 from fr3e_async.algorithm.losses import LossSums, policy_loss
 from fr3e_async.config import LearnerConfig, LossConfig
-from fr3e_async.learner.packing import DUMMY, MicroBatch, pack
+from fr3e_async.learner.dump import FailedStep, Measured
+from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.layout import Kernel
+from fr3e_async.learner.packing import MicroBatch, dummy, pack
 from fr3e_async.types import TrainSample
+
+
+class UnsoundGradient(FloatingPointError):
+    """The global gradient norm, ``norm``, is not finite or too large; the weights are those before the step, on every rank."""
+
+    def __init__(self, norm: float, reason: str) -> None:
+        super().__init__(reason)
+        self.norm = norm
 
 
 class Engine(Protocol):
@@ -30,7 +41,7 @@ class Engine(Protocol):
     def steps(self) -> int: ...
     @property
     def lr(self) -> float: ...
-    def forward(self, tokens: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self) -> None: ...
 
@@ -43,21 +54,42 @@ class UpdateResult:
     grad_norms: tuple[float, ...]  # one for each optimiser step, before clipping
     lr: float  # of the last optimiser step; 0 without one
     padded_tokens: int  # places that went through the model in one epoch, over all ranks
-    real_tokens: int  # of these, tokens of samples
+    computed_tokens: int  # of these, those that held a token
+    real_tokens: int  # tokens of the samples: more than are computed where prefixes are shared
 
 
 class _Loaded:
     """A micro-batch on the device, and its proximal log-probs once they are known."""
 
-    def __init__(self, batch: MicroBatch, device: torch.device) -> None:
+    def __init__(self, batch: MicroBatch, *, version: int, device: torch.device, kernel: Kernel) -> None:
+        """``version``: of the weights that the update starts from."""
+
         def tensor(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values).to(device)
 
-        self.inputs = (tensor(batch.tokens), tensor(batch.rows), tensor(batch.targets))
+        self.batch = batch
+        self.inputs = Inputs.of(batch, device, kernel=kernel)
+        self.pick = tensor(batch.pick)
         self.behaviour = tensor(batch.behaviour_logprobs)
         self.advantages = tensor(batch.advantages)
+        self.ages = tensor(version - batch.versions)
+        self.sequences = tensor(batch.sequences)
         self.mask = tensor(batch.mask)
         self.prox: Tensor | None = None
+
+    def measured(self, engine: Engine) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the N tokens under the policy as it is."""
+        logprobs, entropies = engine.forward(self.inputs)
+        return logprobs[self.pick], entropies[self.pick]
+
+    def share(self) -> Iterator[Measured]:
+        """The samples with their proximal log-probs (NaN where they are not known); none for a dummy."""
+        if not self.batch.trainable:
+            return
+        prox = np.full(len(self.batch.mask), np.nan) if self.prox is None else self.prox.float().cpu().numpy()
+        ends = np.cumsum([len(sample.versions) for sample in self.batch.samples])[:-1]
+        for sample, values in zip(self.batch.samples, np.split(prox, ends), strict=True):
+            yield Measured(sample=sample, prox=values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +120,7 @@ def split(samples: Sequence[TrainSample], learner: LearnerConfig) -> list[list[M
         if not 0 <= sample.minibatch < learner.minibatches:
             raise ValueError(f"a sample belongs to minibatch {sample.minibatch} of learner.minibatches={learner.minibatches}")
         parts[sample.minibatch].append(sample)
-    return [pack(part, budget=learner.micro_batch_tokens) for part in parts]
+    return [pack(part, packing=learner.packing, budget=learner.micro_batch_tokens) for part in parts]
 
 
 class BatchUpdate:
@@ -97,13 +129,13 @@ class BatchUpdate:
     def __init__(self, engine: Engine, *, learner: LearnerConfig, loss: LossConfig, world: int, device: torch.device) -> None:
         self.engine, self.learner, self.loss, self.world, self.device = engine, learner, loss, world, device
 
-    def run(self, samples: Sequence[TrainSample]) -> UpdateResult:
-        """All epochs and minibatches over this rank's share.
+    def run(self, samples: Sequence[TrainSample], *, version: int) -> UpdateResult:
+        """All epochs and minibatches over this rank's share, starting from the weights ``version``.
 
         Raises:
-            FloatingPointError: a loss or gradient norm that is not finite; names the optimiser step and the cause.
+            UnsoundStep: a loss, ratio or gradient that is not finite or explodes; names the optimiser step and the cause.
         """
-        minibatches, padded, real = self._schedule(samples)
+        minibatches, places = self._schedule(samples, version)
         self._set_prox(minibatches)
         sums: LossSums | None = None
         norms = []
@@ -115,28 +147,35 @@ class BatchUpdate:
                     f"optimiser step {self.engine.steps + 1} (epoch {epoch + 1} of {self.learner.epochs}, "
                     f"minibatch {minibatch.index + 1} of {self.learner.minibatches}, {minibatch.tokens} tokens)"
                 )
-                step_sums = self._optimise(minibatch, where)
+                step_sums = self._optimise(minibatch, where, version)
                 sums = step_sums if sums is None else sums + step_sums
                 norms.append(self.engine.grad_norm)
-        return UpdateResult(sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, real_tokens=real)
+        padded, computed, real = places
+        return UpdateResult(
+            sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, computed_tokens=computed, real_tokens=real
+        )  # fmt: skip
 
-    def _schedule(self, samples: Sequence[TrainSample]) -> tuple[list[_Minibatch], int, int]:
-        """The minibatches that have tokens on any rank, and the global numbers of places and of sample tokens."""
+    def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[_Minibatch], tuple[int, int, int]]:
+        """The minibatches that have tokens on any rank, and the global numbers of places, of those filled, of sample tokens."""
         minibatches = split(samples, self.learner)
+        every = [batch for part in minibatches for batch in part]
         trainable = [sum(batch.trainable for batch in part) for part in minibatches]
-        places = sum(batch.tokens.size for part in minibatches for batch in part)
-        sizes = torch.tensor([*trainable, places, sum(len(sample.tokens) for sample in samples)], device=self.device)
-        *totals, padded, real = all_reduced(sizes).tolist()
+        filled = sum(batch.computed for batch in every)
+        sizes = [*trainable, sum(batch.tokens.size for batch in every), filled, sum(len(sample.tokens) for sample in samples)]
+        *totals, padded, computed, real = all_reduced(torch.tensor(sizes, device=self.device)).tolist()
         counts = torch.tensor([len(part) for part in minibatches], device=self.device)
         # Ranks with fewer micro-batches run dummies: under ZeRO-2 and 3 each backward pass is a collective.
         for part, count in zip(minibatches, all_reduced(counts, dist.ReduceOp.MAX).tolist(), strict=True):
-            part += [DUMMY] * (count - len(part))
+            part += [dummy(self.learner.packing)] * (count - len(part))
         active = [
-            _Minibatch(index=index, tokens=total, parts=[_Loaded(batch, self.device) for batch in part])
+            _Minibatch(index=index, tokens=total, parts=[self._loaded(batch, version) for batch in part])
             for index, (part, total) in enumerate(zip(minibatches, totals, strict=True))
             if total > 0
         ]
-        return active, padded, real
+        return active, (padded, computed, real)
+
+    def _loaded(self, batch: MicroBatch, version: int) -> _Loaded:
+        return _Loaded(batch, version=version, device=self.device, kernel=self.learner.tree_attention)
 
     def _set_prox(self, minibatches: list[_Minibatch]) -> None:
         """Give every micro-batch its proximal log-probs, but for the first minibatch when they are recomputed.
@@ -151,13 +190,13 @@ class BatchUpdate:
         with torch.no_grad():
             for minibatch in minibatches[1:]:
                 for batch in minibatch.parts:
-                    batch.prox = self.engine.forward(*batch.inputs)[0]
+                    batch.prox = batch.measured(self.engine)[0]
 
-    def _optimise(self, minibatch: _Minibatch, where: str) -> LossSums:
-        """One optimiser step. Returns its sums over all ranks."""
+    def _optimise(self, minibatch: _Minibatch, where: str, version: int) -> LossSums:
+        """One optimiser step. Returns its sums over all ranks. Raises ``UnsoundStep``."""
         joined: list[LossSums] = []
         for batch in minibatch.parts:
-            logprobs, entropies = self.engine.forward(*batch.inputs)
+            logprobs, entropies = batch.measured(self.engine)
             if batch.prox is None:
                 batch.prox = logprobs.detach()
             loss, part_sums = policy_loss(
@@ -169,22 +208,42 @@ class BatchUpdate:
                 mask_T=batch.mask,
                 total_tokens=minibatch.tokens,
                 entropies_T=entropies,
+                ages_T=batch.ages,
+                sequences_T=batch.sequences,
             )
             self.engine.backward(loss * self.world)
             joined.append(part_sums)
         # Reduced before the check, so that either every rank goes on or every rank stops, none waiting for another.
         local = reduce(LossSums.__add__, joined)
         sums = LossSums.from_parts(all_reduced(local.additive()), all_reduced(local.ratio_max, dist.ReduceOp.MAX))
-        require_finite(sums, where)
-        try:
-            self.engine.step()
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{where}: {error}, though the loss is finite; the weights were not changed") from error
+        grad_norm, number = None, self.engine.steps + 1
+        cause = unsound(sums, self.learner)
+        if not cause:
+            try:
+                self.engine.step()
+            except UnsoundGradient as error:
+                grad_norm, cause = error.norm, f"{error}, though the loss is finite; the weights were not changed"
+        if cause:
+            loss_value = float(sums.loss) / minibatch.tokens
+            raise UnsoundStep(
+                FailedStep(
+                    optimiser_step=number, where=where, cause=cause, version=version, total_tokens=minibatch.tokens, loss=loss_value, grad_norm=grad_norm,
+                    share=tuple(measured for batch in minibatch.parts for measured in batch.share()),
+                )
+            )  # fmt: skip
         return sums
 
 
-def require_finite(sums: LossSums, where: str) -> None:
-    """Raise ``FloatingPointError`` with the likeliest cause if any of the sums is not finite."""
+class UnsoundStep(FloatingPointError):
+    """An optimiser step that was not taken, on every rank alike."""
+
+    def __init__(self, step: FailedStep) -> None:
+        super().__init__(f"{step.where}: {step.cause}")
+        self.step = step
+
+
+def unsound(sums: LossSums, learner: LearnerConfig) -> str:
+    """The likeliest cause why these sums, over all ranks, must not become an update; empty if they may."""
     causes = (
         ("entropy", "the model's logits are not finite: its weights are broken or its precision overflows"),
         ("mismatch", "proximal or behaviour log-probs are not finite: the sampler's log-probs are broken"),
@@ -196,4 +255,11 @@ def require_finite(sums: LossSums, where: str) -> None:
     for name, cause in causes:
         value = float(getattr(sums, name))
         if not np.isfinite(value):
-            raise FloatingPointError(f"{where}: loss is {float(sums.loss)}: {cause} (sum of {name} is {value})")
+            return f"loss is {float(sums.loss)}: {cause} (sum of {name} is {value})"
+    largest = float(sums.largest_ratio)
+    if learner.stop_above_ratio and largest > learner.stop_above_ratio:
+        return (
+            f"a token became {largest:.3g} times as likely as under the proximal policy: the policy ran away; lower learner.lr "
+            f"(learner.stop_above_ratio is {learner.stop_above_ratio:g})"
+        )
+    return ""

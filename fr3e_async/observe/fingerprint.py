@@ -32,7 +32,14 @@ CHANGEABLE = (
     "verifiers.resources",
     "verifiers.workers",
     "verifiers.wall_limit_s",
-    "learner.ranks",  # the learner's own checkpoint says whether it can be loaded by another number
+    "learner.ranks",  # a learner's checkpoint is loaded by any number of ranks, in any stage and precision
+    "learner.zero_stage",
+    "learner.dtype",
+    "learner.ds_config.zero_optimization",
+    "learner.gpus",
+    "learner.threads",
+    "learner.micro_batch_tokens",
+    "learner.activation_checkpointing",
     "learner.cpus",
     "learner.resources",
     "learner.step_timeout_s",
@@ -44,13 +51,14 @@ CHANGEABLE = (
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Settings by dotted path; lists and free-form mappings are one value."""
+    """Settings by dotted path; lists and free-form mappings are one value, but DeepSpeed's are told apart by their first key."""
     settings: dict[str, Any] = {}
     for name, value in asdict(config).items():
         if isinstance(value, dict):
             settings |= {f"{name}.{key}": item for key, item in value.items()}
         else:
             settings[name] = value
+    settings |= {f"learner.ds_config.{key}": value for key, value in settings.pop("learner.ds_config").items()}
     return settings
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fr3e_async.algorithm.ages import AGE_BUCKETS
 from fr3e_async.errors import RunFailed
 
 
@@ -65,9 +66,14 @@ queue/verifiers            | tasks      | tasks waiting for a verifier
 queue/ready_groups         | groups     | groups complete and waiting to be trained
 time/step_s                | s          | wall time since the last step
 time/train_s               | s          | one batch in the learner, all optimiser steps
-time/export_s              | s          | gathering the new weights into one bundle
+time/export_s              | s          | gathering the new weights and putting what changed into the object store
 time/sync_s                | s          | handing a version to all engines, until the last acknowledgement
 time/pause_s               | s          | mean time that an engine stood still for it
+time/pause_max_s           | s          | longest time that an engine stood still for it
+time/copy_s                | s          | mean time for an engine to fetch, copy and check the weights, while it generates
+weights/sent_bytes         | bytes      | weights of the version that were put into the object store
+weights/skipped_bytes      | bytes      | weights in buckets that had not changed and were not sent again
+weights/copied_bytes       | bytes      | weights that an engine copied, mean over the engines
 time/checkpoint_s          | s          | writing the last checkpoint
 idle/generators_fraction   | fraction   | time of the generators without a request
 idle/explorers_fraction    | fraction   | time of the explorers without a request
@@ -85,16 +91,36 @@ train/dual_clip_fraction   | fraction   | tokens with A < 0 that dual clip stopp
 train/ratio_mean           |            | mean of the ratio current / proximal policy
 train/ratio_max            |            | the largest such ratio of any token
 train/importance_mean      |            | mean importance weight, as applied
-train/importance_capped_fraction | fraction | tokens whose weight was above loss.importance_cap
+train/importance_capped_fraction | fraction | tokens whose weight exp(log proximal - log behaviour) was above loss.importance_cap or below loss.importance_floor
+train/sequence_masked_fraction | fraction | tokens of completions that loss.sequence_mask left out
 train/ess_fraction         | fraction   | effective sample size of the importance weights, (sum w)^2 / (n sum w^2)
-train/mismatch_nats        | nats       | mean |log proximal - log behaviour|: staleness and trainer-sampler difference together
+train/mismatch_nats        | nats       | mean |log proximal - log behaviour|: of tokens of age 0, so one set of weights, computed by trainer and sampler; absent without such tokens; 0 with loss.prox=behaviour, which compares nothing
+train/mismatch_kl_nats     | nats       | mean k3 estimate of KL(behaviour, proximal) of tokens of age 0; absent without such tokens
+train/offpolicy_nats       | nats       | mean |log proximal - log behaviour| of all tokens: staleness and mismatch together
+train/offpolicy_signed_nats | nats      | mean log proximal - log behaviour: minus the plain (k1) estimate of KL(behaviour, proximal)
+train/offpolicy_kl_nats    | nats       | mean k3 estimate of KL(behaviour, proximal)
 train/kl_nats              | nats       | mean k3 estimate of KL(current, proximal)
 train/entropy_nats         | nats       | mean entropy of the current policy at trained tokens
 train/tokens               | tokens     | trainable tokens of the batch
 train/padding_fraction     | fraction   | places of the forward passes that were padding
+train/shared_fraction      | fraction   | tokens of the samples that the forward passes had not to compute, since prefixes are shared
 train/lr                   |            | learning rate of the last optimiser step
 lag/versions_mean          | versions   | mean age of the trained tokens
 lag/versions_max           | versions   | age of the oldest trained token; at most flow.max_staleness
+"""
+
+
+# Of the tokens of one age bucket, absent without such tokens; ``staleness/<bucket>_<name>``.
+_BY_AGE = """
+tokens_fraction     | fraction | share of the trained tokens
+ess_fraction        | fraction | effective sample size of their importance weights
+importance_mean     |          | mean importance weight, as applied
+offpolicy_nats      | nats     | mean |log proximal - log behaviour|
+offpolicy_kl_nats   | nats     | mean k3 estimate of KL(behaviour, proximal)
+ratio_mean          |          | mean of the ratio current / proximal policy
+ratio_max           |          | the largest such ratio
+clip_low_fraction   | fraction | part with A < 0 that the lower clip bound stopped
+clip_high_fraction  | fraction | part with A > 0 that the upper clip bound stopped
 """
 
 
@@ -103,7 +129,17 @@ def _parse(table: str) -> dict[str, Metric]:
     return {name: Metric(name=name, unit=unit, meaning=meaning) for name, unit, meaning in rows}
 
 
-METRICS: dict[str, Metric] = _parse(_TABLE)
+def _by_age() -> dict[str, Metric]:
+    metrics = {}
+    for bucket in AGE_BUCKETS:
+        ages = bucket.replace("_up", " or more").replace("_", " to ")
+        for metric in _parse(_BY_AGE).values():
+            name = f"staleness/{bucket}_{metric.name}"
+            metrics[name] = Metric(name=name, unit=metric.unit, meaning=f"tokens {ages} versions old: {metric.meaning}")
+    return metrics
+
+
+METRICS: dict[str, Metric] = _parse(_TABLE) | _by_age()
 
 
 def checked(metrics: Mapping[str, float]) -> dict[str, float]:

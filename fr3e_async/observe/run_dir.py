@@ -99,6 +99,11 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def dumps(self) -> Path:
+        """Optimiser steps that were refused. Made by the learner when there is one."""
+        return self.path / "dumps"
+
+    @property
     def model(self) -> Path:
         return self.path / "model"
 

@@ -26,9 +26,18 @@ from numpy.typing import NDArray
 from fr3e_async.algorithm.entropy_bounds import nothing_known
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.entropy import one_distribution
-from fr3e_async.rollout.port import EngineDead, EngineSpec, EngineStats, SampleRequest, WeightsRefused
-from fr3e_async.types import Completion, Finish, WeightAck, WeightBundle
-from fr3e_async.weights import verify
+from fr3e_async.rollout.held_weights import HeldWeights
+from fr3e_async.rollout.port import (
+    EngineDead,
+    EngineSpec,
+    EngineStats,
+    Fetch,
+    SampleRequest,
+    TransferMeeting,
+    WeightsRefused,
+    in_hand,
+)
+from fr3e_async.types import Completion, Finish, WeightAck, WeightBundle, WeightManifest
 
 TOP_K_ERROR = 0.1  # nats by which entropies from the likeliest tokens may be off
 
@@ -69,6 +78,7 @@ class FakeEngine:
         self._clock = clock
         self._version = spec.version
         self._updates = asyncio.Lock()  # held during an update: tokens wait for it
+        self._held = HeldWeights()
         self._death = asyncio.Event()
         self._aborts: dict[str, asyncio.Event] = {}
         self._attempts: Counter[str] = Counter()
@@ -112,29 +122,42 @@ class FakeEngine:
         if event := self._aborts.get(request_id):
             event.set()
 
-    async def load_weights(self, bundle: WeightBundle) -> WeightAck:
+    async def load_weights(self, bundle: WeightBundle, fetch: Fetch = in_hand) -> WeightAck:
         """See ``port.Engine.load_weights``."""
         self._require_alive()
-        try:
-            verify(bundle)
-        except ValueError as error:
-            raise WeightsRefused(str(error)) from error
         async with self._updates:
+            try:
+                copied = await self._held.receive(bundle, fetch)
+            except ValueError as error:
+                raise WeightsRefused(str(error)) from error
             started = self._clock()
             self._meter.pause(started)
             await self._sleep(self._behaviour.load_s)
             self._version = bundle.version
             self.loaded.append(bundle.version)
+            changed = self._held.changed(bundle.manifest)
+            self._held.loaded(bundle.manifest, [changed])
             paused = self._clock() - started
             self._meter.resume(started + paused)
         self._require_alive()
         return WeightAck(
             version=bundle.version,
-            checksum=bundle.checksum,
-            verified_tensors=len(bundle.names),
-            pause_s=paused,
+            checksum=self._held.checksum(bundle.manifest),
+            verified_tensors=self._held.verified,
+            loaded_tensors=len(changed),
+            copied_bytes=copied.copied_bytes,
+            skipped_bytes=copied.skipped_bytes,
+            copy_s=copied.time_s,
             load_s=self._behaviour.load_s,
+            verify_s=0.0,
+            pause_s=paused,
         )
+
+    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
+        raise NotImplementedError("the fake engine takes weights from bundles only")
+
+    async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
+        raise NotImplementedError("the fake engine takes weights from bundles only")
 
     async def stats(self) -> EngineStats:
         self._require_alive()
@@ -150,6 +173,7 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.die()
+        self._held.close()
 
     async def _draw(self, request: SampleRequest, fault: Fault | None, abort: asyncio.Event) -> Completion:
         if fault is Fault.DEATH:

@@ -11,16 +11,23 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.types import Completion, WeightAck, WeightBundle
+from fr3e_async.types import Completion, WeightAck, WeightBucket, WeightBundle, WeightManifest
+
+Fetch = Callable[[Any], Awaitable[WeightBucket]]  # a bucket behind the handle that a bundle has of it
 
 ENTROPY_PROVIDERS = ("engine", "topk", "learner")
+
+
+async def in_hand(bucket: WeightBucket) -> WeightBucket:
+    """``Fetch`` for bundles that hold the buckets themselves."""
+    return bucket
 
 
 class EngineDead(RuntimeError):
@@ -29,6 +36,17 @@ class EngineDead(RuntimeError):
 
 class WeightsRefused(ValueError):
     """The bundle is damaged or does not fit the model. Nothing was changed: the engine serves the version it had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferMeeting:
+    """Where the learner and its engines meet to hand over weights without the object store."""
+
+    backend: str  # "nccl" | "gloo"
+    host: str
+    port: int
+    world: int  # the learner's rank 0 and every engine
+    timeout_s: float  # for gloo to meet, and for each tensor; NCCL has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +98,7 @@ class EngineSpec:
     tensor_parallel: int = 1
     entropy: str = "engine"  # where entropies come from, one of ENTROPY_PROVIDERS; see rollout/entropy.py
     entropy_top_k: int = 20  # likeliest tokens that certified bounds are made of ("topk")
+    transfer: str = ""  # backend of vLLM's own weight transfer, "nccl" or "gloo"; empty: not set up
     seed: int = 0
     version: int = 0  # of the weights in the model folder
     verbose: bool = False
@@ -128,10 +147,21 @@ class Engine(Protocol):
     async def abort(self, request_id: str) -> None:
         """End a request now: its ``sample`` returns what there is, with ``Finish.ABORT``. Unknown ids are ignored."""
 
-    async def load_weights(self, bundle: WeightBundle) -> WeightAck:
+    async def load_weights(self, bundle: WeightBundle, fetch: Fetch = in_hand) -> WeightAck:
         """Serve the bundle from the next token on; requests in flight continue. Calls are done one after another.
 
+        Buckets with nothing new for this engine are not fetched, and tensors that it holds already are not loaded.
+
         Raises ``WeightsRefused`` if nothing was changed, ``EngineDead`` if the model may be half-loaded.
+        """
+
+    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
+        """Be rank ``place`` of the group that hands over weights directly; leaves the one before. Needs ``EngineSpec.transfer``."""
+
+    async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
+        """``load_weights`` with the bytes coming from the group: requests stand still until they are all here.
+
+        Raises ``WeightsRefused`` before anything has changed, ``EngineDead`` afterwards.
         """
 
     async def stats(self) -> EngineStats: ...

@@ -3,9 +3,12 @@
 Each completion carries entropies (``entropy``), the weight version that sampled each token (vLLM's own
 spans) and the prefix-cache hits. New weights are loaded while requests run::
 
-    load_weights: copy to shared memory, check crc32   requests run
-                  pause (keep) ── load ── new label     no token is made; requests that arrive now wait
-                  resume                               running requests go on, their next tokens carry the new version
+    load_weights: fetch, copy to shared memory, check    requests run
+                  pause (keep) ── load, compare ── label  no token is made; requests that arrive now wait
+                  resume                                 running requests go on, their next tokens carry the new version
+
+The comparison is inside the pause because it must be: the core makes steps and answers calls by turns, and no token of a
+model that nobody has looked at may leave.
 
 Knows nothing of prompts, groups, Ray or the learner. Importing this module imports vllm.
 """
@@ -15,59 +18,39 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.entropy import EntropyProvider, provider_of
+from fr3e_async.rollout.held_weights import HeldWeights
 from fr3e_async.rollout.owner import claim_children
-from fr3e_async.rollout.port import EngineDead, EngineSpec, EngineStats, SampleRequest, WeightsRefused
-from fr3e_async.types import Completion, Finish, WeightAck, WeightBundle
-from fr3e_async.weights import SharedBuffer, verify
+from fr3e_async.rollout.port import (
+    EngineDead,
+    EngineSpec,
+    EngineStats,
+    Fetch,
+    SampleRequest,
+    TransferMeeting,
+    WeightsRefused,
+    in_hand,
+)
+from fr3e_async.rollout.settings import engine_args
+from fr3e_async.rollout.transfer import engine_init_info, update_info
+from fr3e_async.types import Completion, Finish, WeightAck, WeightBundle, WeightManifest
+from fr3e_async.weights.bundle import tensor_bytes
 
-GIB = 1 << 30
+Load = Callable[[AsyncLLM, WeightManifest], Awaitable[dict[str, Any]]]
 FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT, "error": Finish.ABORT}
-
-
-def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
-    """vLLM's settings for a spec; ``spec.options`` win."""
-    args: dict[str, Any] = {
-        "model": spec.model,
-        "revision": spec.revision or None,
-        "trust_remote_code": spec.trust_remote_code,
-        "skip_tokenizer_init": True,
-        "load_format": "safetensors",  # other formats are pickles, which can carry code
-        "generation_config": "vllm",  # the model folder's sampling defaults and end tokens must not creep in
-        "dtype": spec.dtype,
-        "enforce_eager": spec.eager,
-        "gpu_memory_utilization": spec.gpu_memory_utilization,
-        "kv_cache_memory_bytes": int(spec.kv_cache_gib * GIB) or None,
-        "max_num_seqs": spec.max_running,
-        "max_model_len": spec.max_model_len,
-        "tensor_parallel_size": spec.tensor_parallel,
-        "seed": spec.seed,
-        "enable_prefix_caching": spec.prefix_caching,
-        "disable_log_stats": not spec.verbose,
-        "use_tqdm_on_load": spec.verbose,
-        **provider_of(spec).engine_args(),
-    }
-    if spec.block_size:
-        args["block_size"] = spec.block_size
-    if current_platform.is_cpu() and spec.tensor_parallel == 1:
-        # Else vLLM gives a CPU worker a process of its own besides the core's: 6 s of imports and 600 MB for nothing.
-        args["distributed_executor_backend"] = UniProcExecutor
-    return AsyncEngineArgs(**(args | spec.options))
 
 
 class VllmEngine:
@@ -82,6 +65,7 @@ class VllmEngine:
         self._broken = ""  # why nothing that this engine says can be used any more
         self._unfinished: set[asyncio.Future[WeightAck]] = set()  # updates whose caller may be gone
         self._updates = asyncio.Lock()  # one update at a time
+        self._held = HeldWeights()
         self._gate = asyncio.Lock()  # held while paused: requests that arrive wait and get the new version's cache salt
         self._meter = BusyMeter()
         self._serial = itertools.count()  # makes vLLM's request ids unique when a rollout is sampled again
@@ -141,10 +125,25 @@ class VllmEngine:
         if inner := self._live.get(request_id):
             await self._alive().abort(inner)
 
-    async def load_weights(self, bundle: WeightBundle) -> WeightAck:
+    async def load_weights(self, bundle: WeightBundle, fetch: Fetch = in_hand) -> WeightAck:
         """See ``port.Engine.load_weights``. Once begun it is finished even if the caller is cancelled."""
-        update = asyncio.ensure_future(self._update(bundle))
+        update = asyncio.ensure_future(self._update(bundle, fetch))
         self._unfinished.add(update)  # the loop itself holds tasks weakly
+        update.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(update)
+
+    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
+        """See ``port.Engine.join_transfer``."""
+        async with self._updates:
+            self._require_alive()
+            await self._alive().shutdown_weight_transfer_engine()
+            request = WeightTransferInitRequest(init_info=engine_init_info(meeting, place=place))
+            await self._alive().init_weight_transfer_engine(request)
+
+    async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
+        """See ``port.Engine.receive_weights``. Once begun it is finished even if the caller is cancelled."""
+        update = asyncio.ensure_future(self._receive(manifest))
+        self._unfinished.add(update)
         update.add_done_callback(self._unfinished.discard)
         return await asyncio.shield(update)
 
@@ -168,6 +167,7 @@ class VllmEngine:
             if llm.output_handler is not None and self._meter.running == 0:
                 llm.output_handler.cancel()  # else it takes the end of the core for a crash, and logs it
             await asyncio.to_thread(llm.shutdown)
+            self._held.close()
 
     async def _run(self, request: SampleRequest, salt: str) -> RequestOutput:
         inner = f"{request.request_id}#{next(self._serial)}"
@@ -220,26 +220,83 @@ class VllmEngine:
             cached_tokens=output.num_cached_tokens or 0,
         )
 
-    async def _update(self, bundle: WeightBundle) -> WeightAck:
+    async def _update(self, bundle: WeightBundle, fetch: Fetch) -> WeightAck:
         async with self._updates:
             self._require_alive()
             try:
-                buffer = await asyncio.to_thread(_share, bundle)
+                copied = await self._held.receive(bundle, fetch)
             except ValueError as error:
                 raise WeightsRefused(str(error)) from error
-            with buffer:
+            if self._held.same(bundle.manifest):  # the model is right as it is, and so is what its cache holds
+                reply: dict[str, Any] = {"loaded": [], "load_s": 0.0, "verify_s": 0.0}
+                pause_s = 0.0
+                await self._label(self._alive(), bundle.version)
+            else:
                 async with self._gate:
-                    return await self._switch(bundle, buffer)
+                    reply, pause_s = await self._switch(bundle.manifest, self._load)
+            return WeightAck(
+                version=bundle.version,
+                checksum=self._held.checksum(bundle.manifest),
+                verified_tensors=self._held.verified,
+                loaded_tensors=len(reply["loaded"]),
+                copied_bytes=copied.copied_bytes,
+                skipped_bytes=copied.skipped_bytes,
+                copy_s=copied.time_s,
+                load_s=reply["load_s"],
+                verify_s=reply["verify_s"],
+                pause_s=pause_s,
+            )
 
-    async def _switch(self, bundle: WeightBundle, buffer: SharedBuffer) -> WeightAck:
-        """Pause, load, label, resume. Whatever goes wrong after the pause, requests are not left hanging."""
+    async def _receive(self, manifest: WeightManifest) -> WeightAck:
+        async with self._updates:
+            self._require_alive()
+            held = str(self._alive().model_config.dtype).removeprefix("torch.")
+            if held != manifest.dtype:
+                raise WeightsRefused(f"weights.transfer=native: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
+            async with self._gate:
+                reply, pause_s = await self._switch(manifest, self._take_over)
+            return WeightAck(
+                version=manifest.version,
+                checksum=self._held.checksum(manifest),
+                verified_tensors=self._held.verified,
+                loaded_tensors=len(manifest.names),
+                copied_bytes=sum(tensor_bytes(manifest, index) for index in range(len(manifest.names))),
+                skipped_bytes=0,
+                copy_s=0.0,
+                load_s=reply["load_s"],
+                verify_s=reply["verify_s"],
+                pause_s=pause_s,
+            )
+
+    async def _take_over(self, llm: AsyncLLM, manifest: WeightManifest) -> dict[str, Any]:
+        """vLLM's three calls and our comparison; the new version is in force when this returns."""
+        shapes = [list(shape) for shape in manifest.shapes]
+        told = (manifest.dtype, list(manifest.names), shapes, list(manifest.checksums))
+        started = time.perf_counter()
+        try:
+            await llm.start_weight_update()
+            await llm.update_weights(WeightTransferUpdateRequest(update_info=update_info(manifest)))
+            await llm.finish_weight_update()
+            loaded = time.perf_counter()
+            verified = await llm.collective_rpc("fr3e_confirm_weights", args=told)
+        except EngineDeadError:
+            raise
+        except Exception as error:  # the type that vLLM gives to whatever a worker raised
+            self._broken = f"weights v{manifest.version} did not arrive to the end: {error}"
+            raise EngineDead(self._broken) from error
+        self._held.loaded(manifest, verified)
+        await self._label(llm, manifest.version)
+        return {"load_s": loaded - started, "verify_s": time.perf_counter() - loaded}
+
+    async def _switch(self, manifest: WeightManifest, load: Load) -> tuple[dict[str, Any], float]:
+        """Pause, load, label, resume; (what ``load`` returns, seconds). Whatever goes wrong, requests are not left hanging."""
         llm = self._alive()
         started = time.time()
         self._meter.pause(started)
         try:
             await llm.pause_generation(mode="keep", clear_cache=self._spec.clear_cache_on_update)
             try:
-                replies = await self._load(llm, bundle, buffer)
+                reply = await load(llm, manifest)
             finally:
                 await llm.resume_generation()
         except EngineDeadError as error:
@@ -247,31 +304,28 @@ class VllmEngine:
         finally:
             now = time.time()
             self._meter.resume(now)
-        return WeightAck(
-            version=bundle.version,
-            checksum=bundle.checksum,
-            verified_tensors=min(reply["verified"] for reply in replies),
-            pause_s=now - started,
-            load_s=max(reply["load_s"] for reply in replies),
-        )
+        return reply, now - started
 
-    async def _load(self, llm: AsyncLLM, bundle: WeightBundle, buffer: SharedBuffer) -> list[dict[str, Any]]:
-        """The workers' replies; the new version is in force when this returns."""
-        shapes = [list(shape) for shape in bundle.shapes]
-        args = (buffer.path, buffer.dtype, bundle.dtype, list(bundle.names), shapes)
+    async def _load(self, llm: AsyncLLM, manifest: WeightManifest) -> dict[str, Any]:
+        """The slowest worker's reply; the new version is in force when this returns."""
         try:
-            replies = await llm.collective_rpc("fr3e_load_weights", args=args)
+            replies = await llm.collective_rpc("fr3e_load_weights", args=self._held.load_call(manifest))
         except EngineDeadError:
             raise
         except Exception as error:  # the type that vLLM gives to whatever a worker raised
-            self._broken = f"weights v{bundle.version} were not loaded to the end: {error}"
+            self._broken = f"weights v{manifest.version} were not loaded to the end: {error}"
             raise EngineDead(self._broken) from error
         refusals = [reply["refused"] for reply in replies if "refused" in reply]
         if refusals:
-            raise WeightsRefused(f"weights v{bundle.version}: {refusals[0]}")  # every rank judges the same names alike
-        await llm.update_weight_version(str(bundle.version))
-        self._version = bundle.version
-        return replies
+            raise WeightsRefused(f"weights v{manifest.version}: {refusals[0]}")  # every rank judges the same names alike
+        self._held.loaded(manifest, [reply["verified"] for reply in replies])
+        await self._label(llm, manifest.version)
+        return max(replies, key=lambda reply: reply["load_s"] + reply["verify_s"])
+
+    async def _label(self, llm: AsyncLLM, version: int) -> None:
+        """Tokens sampled from now on carry the version."""
+        await llm.update_weight_version(str(version))
+        self._version = version
 
     def _require_alive(self) -> None:
         if self._broken or self._alive().errored:
@@ -281,17 +335,6 @@ class VllmEngine:
         if self._llm is None:
             raise EngineDead(self._broken)
         return self._llm
-
-
-def _share(bundle: WeightBundle) -> SharedBuffer:
-    """A shared copy of the bundle's buffer, checked after copying. Raises ``ValueError`` for a wrong checksum."""
-    buffer = SharedBuffer(bundle.flat)
-    try:
-        verify(bundle, buffer.array)
-    except ValueError:
-        buffer.close()
-        raise
-    return buffer
 
 
 def _versions(sampled: CompletionOutput, length: int) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""Packs named tensors into a ``WeightBundle`` and takes them out again. numpy and torch only.
+"""Named tensors as buckets of flat arrays with a manifest, and back. numpy and torch only.
 
 Refuses to know who trains, who serves and how the bytes travel. bfloat16 has no numpy type: its bits travel as uint16.
 
@@ -6,90 +6,164 @@ Example::
 
     bundle = pack_tensors(model.named_parameters(), version=7, dtype="bfloat16")
     model.load_state_dict(dict(unpack(bundle)), strict=False)
+
+A learner that must not hold all weights twice sends them as a stream of buckets, ending with the manifest (``stream``);
+who receives it puts it together with what is left of the version before (``joined``).
 """
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fr3e_async.types import WeightBundle
+from fr3e_async.types import WeightBucket, WeightBundle, WeightManifest
+from fr3e_async.weights.checksum import checksum
 
-WIRE_TYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
+WIRE_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
+BUCKET_BYTES = 256 << 20
 
-
-def checksum(flat: NDArray) -> int:
-    """crc32 of the buffer's bytes. About 1 ms for 1 MB; the interpreter lock is free meanwhile."""
-    return zlib.crc32(np.ascontiguousarray(flat).data)
-
-
-def verify(bundle: WeightBundle, flat: NDArray | None = None) -> None:
-    """Raise ``ValueError`` unless the buffer (the bundle's own, or a copy of it) has the bundle's checksum."""
-    found = checksum(bundle.flat if flat is None else flat)
-    if found != bundle.checksum:
-        raise ValueError(f"weights v{bundle.version} are damaged: crc32 is {found:#010x}, not {bundle.checksum:#010x}")
+Named = tuple[str, torch.Tensor | NDArray]
 
 
-def pack_tensors(tensors: Iterable[tuple[str, torch.Tensor | NDArray]], *, version: int, dtype: str = "float32") -> WeightBundle:
-    """One bundle of all tensors, copied. Runs through them once, so each may be freed as soon as the next is asked for.
+def stream(
+    buckets: Iterable[Sequence[Named]], *, version: int, dtype: str, held: WeightManifest | None = None
+) -> Iterator[WeightBucket | WeightManifest]:
+    """Each bucket in which a checksum differs from ``held``, in order, then the manifest of all.
 
+    Runs through ``buckets`` once, and one of them may be freed as soon as the next is asked for. The arrays are views of
+    the tensors wherever type and place allow it: copy or send them before you ask for the next one.
     ``dtype`` is the type on the wire, ``"float32"`` or ``"bfloat16"``; tensors of another float type are converted. A
     numpy array of uint16 is taken as bfloat16 bits. Name tied weights once (``named_parameters`` does).
 
     Raises ``ValueError`` for a name that comes twice, for no tensors, and for uint16 bits where float32 is asked for.
     """
     if dtype not in WIRE_TYPES:
-        raise ValueError(f"weight bundle: dtype must be one of {sorted(WIRE_TYPES)}, got {dtype!r}")
+        raise ValueError(f"weights v{version}: dtype must be one of {sorted(WIRE_TYPES)}, got {dtype!r}")
+    known = _known(held, dtype)
     names: list[str] = []
     shapes: list[tuple[int, ...]] = []
-    parts: list[NDArray] = []
-    for name, tensor in tensors:
-        names.append(name)
-        shapes.append(tuple(int(n) for n in tensor.shape))
-        parts.append(_to_wire(tensor, dtype))
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"weight bundle v{version}: {len(names)} tensors of {len(set(names))} names")
-    flat = np.concatenate(parts)
-    return WeightBundle(
-        version=version, names=tuple(names), shapes=tuple(shapes), dtype=dtype, flat=flat, checksum=checksum(flat)
-    )  # fmt: skip
+    checksums: list[int] = []
+    sizes: list[int] = []
+    for bucket in buckets:
+        arrays = tuple(_to_wire(tensor, dtype) for _, tensor in bucket)
+        found = [checksum(array) for array in arrays]
+        told = [(name, tuple(int(n) for n in tensor.shape)) for name, tensor in bucket]
+        names += [name for name, _ in told]
+        shapes += [shape for _, shape in told]
+        checksums += found
+        sizes.append(len(arrays))
+        if (tuple(told), tuple(found)) not in known:
+            yield arrays
+    yield WeightManifest(
+        version=version, dtype=dtype, names=tuple(names), shapes=tuple(shapes), checksums=tuple(checksums), buckets=tuple(sizes)
+    )
 
 
-def named_tensors(
-    flat: NDArray, names: Sequence[str], shapes: Sequence[Sequence[int]], dtype: str
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) views into a bundle's buffer, in order; nothing is copied. The buffer must be writable (torch insists)."""
-    start = 0
-    for name, shape in zip(names, shapes, strict=True):
-        size = math.prod(shape)
-        yield name, _from_wire(flat[start : start + size], dtype).view(tuple(shape))
-        start += size
+def changed_buckets(manifest: WeightManifest, held: WeightManifest | None) -> list[bool]:
+    """[B] which of the manifest's buckets ``stream`` sent to someone who held ``held``."""
+    known = _known(held, manifest.dtype)
+    return [content not in known for content in _contents(manifest)]
+
+
+def joined(manifest: WeightManifest, sent: Sequence[Any], held: WeightBundle | None = None) -> WeightBundle:
+    """The bundle of a stream: ``sent`` are the changed buckets or handles of them, the others are those of ``held``."""
+    known = {} if held is None else dict(zip(_contents(held.manifest), held.buckets, strict=True))
+    changed = changed_buckets(manifest, held.manifest if held is not None else None)
+    if sum(changed) != len(sent):
+        raise ValueError(f"weights v{manifest.version}: {len(sent)} buckets arrived, {sum(changed)} have changed")
+    arrived = iter(sent)
+    buckets = [next(arrived) if new else known[content] for new, content in zip(changed, _contents(manifest), strict=True)]
+    sizes = [sum(tensor_bytes(manifest, i) for i in span) for span in manifest.spans]
+    fresh = sum(size for size, new in zip(sizes, changed, strict=True) if new)
+    return WeightBundle(manifest=manifest, buckets=tuple(buckets), sent_bytes=fresh, skipped_bytes=sum(sizes) - fresh)
+
+
+def collect(parts: Iterable[WeightBucket | WeightManifest], held: WeightBundle | None = None) -> WeightBundle:
+    """The bundle of a whole stream, in this process: every bucket is copied as it comes."""
+    buckets: list[WeightBucket] = []
+    for part in parts:
+        if isinstance(part, WeightManifest):
+            return joined(part, buckets, held)
+        buckets.append(tuple(array.copy() for array in part))
+    raise ValueError("weights: the stream ended without a manifest")
+
+
+def pack_tensors(
+    tensors: Iterable[Named], *, version: int, dtype: str = "float32", bucket_bytes: int = BUCKET_BYTES
+) -> WeightBundle:
+    """One bundle of all tensors, copied. See ``stream``."""
+    return collect(stream(_grouped(tensors, bucket_bytes // 4), version=version, dtype=dtype))
 
 
 def unpack(bundle: WeightBundle) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of a checked copy of the bundle's buffer. Raises ``ValueError`` if the checksum is wrong."""
-    flat = bundle.flat.copy()  # arrays from an object store are read-only
-    verify(bundle, flat)
-    yield from named_tensors(flat, bundle.names, bundle.shapes, bundle.dtype)
+    """(name, tensor) of a checked copy of every array. Raises ``ValueError`` if a checksum is wrong."""
+    manifest = bundle.manifest
+    for span, bucket in zip(manifest.spans, bundle.buckets, strict=True):
+        for index, array in zip(span, bucket, strict=True):
+            copy = array.copy()  # arrays from an object store are read-only
+            verify(manifest, index, copy)
+            yield manifest.names[index], from_wire(copy, manifest.dtype).view(manifest.shapes[index])
+
+
+def verify(manifest: WeightManifest, index: int, array: NDArray) -> None:
+    """Raise ``ValueError`` unless the array has the size and checksum of the manifest's tensor ``index``."""
+    if array.nbytes != tensor_bytes(manifest, index):
+        found = f"{array.nbytes} bytes, not {tensor_bytes(manifest, index)}"
+    elif (told := checksum(array)) != manifest.checksums[index]:
+        found = f"checksum {told:#018x}, not {manifest.checksums[index]:#018x}"
+    else:
+        return
+    raise ValueError(f"weights v{manifest.version} are damaged: {manifest.names[index]} has {found}")
+
+
+def tensor_bytes(manifest: WeightManifest, index: int) -> int:
+    """Bytes on the wire of the manifest's tensor ``index``."""
+    return int(np.prod(manifest.shapes[index], dtype=np.int64)) * WIRE_TYPES[manifest.dtype].itemsize
+
+
+def from_wire(flat: NDArray, dtype: str) -> torch.Tensor:
+    """[size] the numbers as a tensor on the same memory. uint16 goes through int16, which every torch supports."""
+    return torch.from_numpy(flat.view(np.int16)).view(torch.bfloat16) if dtype == "bfloat16" else torch.from_numpy(flat)
 
 
 def _to_wire(tensor: torch.Tensor | NDArray, dtype: str) -> NDArray:
-    """[size] a copy of the numbers in the wire type."""
+    """[size] the numbers in the wire type: a view if they are in it, in order and on the CPU."""
     if isinstance(tensor, np.ndarray):
         if tensor.dtype == np.uint16 and dtype == "bfloat16":
-            return tensor.reshape(-1).copy()
+            return np.ascontiguousarray(tensor).reshape(-1)
         if tensor.dtype.kind != "f":
-            raise ValueError(f"weight bundle: an array of {tensor.dtype} cannot travel as {dtype}")
+            raise ValueError(f"weights: an array of {tensor.dtype} cannot travel as {dtype}")
         tensor = torch.from_numpy(tensor.copy())
-    flat = tensor.detach().to(device="cpu", dtype=getattr(torch, dtype), copy=True).contiguous().view(-1)
+    flat = tensor.detach().to(device="cpu", dtype=getattr(torch, dtype)).contiguous().view(-1)
     return flat.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else flat.numpy()
 
 
-def _from_wire(flat: NDArray, dtype: str) -> torch.Tensor:
-    """[size] the numbers as a tensor on the same memory. uint16 goes through int16, which every torch supports."""
-    return torch.from_numpy(flat.view(np.int16)).view(torch.bfloat16) if dtype == "bfloat16" else torch.from_numpy(flat)
+def _grouped(tensors: Iterable[Named], numbers: int) -> Iterator[list[Named]]:
+    """Consecutive tensors of about so many numbers: the last one may overfill a bucket."""
+    bucket: list[Named] = []
+    size = 0
+    for name, tensor in tensors:
+        bucket.append((name, tensor))
+        size += int(np.prod(tensor.shape, dtype=np.int64))
+        if size >= numbers:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+Content = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[int, ...]]
+
+
+def _contents(manifest: WeightManifest) -> list[Content]:
+    """[B] what each bucket holds: names and shapes, and checksums."""
+    named = tuple(zip(manifest.names, manifest.shapes, strict=True))
+    return [(named[span.start : span.stop], manifest.checksums[span.start : span.stop]) for span in manifest.spans]
+
+
+def _known(held: WeightManifest | None, dtype: str) -> set[Content]:
+    return set(_contents(held)) if held is not None and held.dtype == dtype else set()

@@ -1,0 +1,165 @@
+"""``python -m fr3e_async.learner DUMP``: repeat an optimiser step that a run refused to take.
+
+One process, transformers and torch; no DeepSpeed, Ray or vLLM, and no need for the run's number of ranks. Prints what was
+recorded beside what is found now, and the tokens that matter most. Exit code 0: it happened again; 1: it did not; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+
+from fr3e_async.algorithm.losses import LossSums, policy_loss
+from fr3e_async.config import LearnerConfig
+from fr3e_async.errors import UserError
+from fr3e_async.learner.dump import MODEL, Dump, Measured, read_dump
+from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.packing import collate, plan
+from fr3e_async.learner.policy import PolicyModel, load_policy
+from fr3e_async.learner.spec import LearnerSpec
+from fr3e_async.learner.suitability import set_attention
+from fr3e_async.learner.update import unsound
+
+CLOSE = 1e-3  # relative: another order of sums, another number of ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One trained token of the step."""
+
+    sample: int
+    position: int  # in the completion
+    token: int
+    logprob: float
+    prox: float
+    behaviour: float
+    advantage: float
+
+    @property
+    def alarm(self) -> float:
+        """How far it is from ordinary: infinite if a number is broken, else its distance from both other policies."""
+        distance = abs(self.logprob - self.prox) + abs(self.prox - self.behaviour)
+        return distance if math.isfinite(distance) and math.isfinite(self.advantage) else math.inf
+
+    def __str__(self) -> str:
+        return (
+            f"  sample {self.sample:4d} token {self.position:5d} (id {self.token}): log-prob {self.logprob:.4f}, proximal "
+            f"{self.prox:.4f}, behaviour {self.behaviour:.4f}, advantage {self.advantage:.4f}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """The step as it is found now."""
+
+    loss: float
+    grad_norm: float
+    cause: str  # empty: nothing is wrong with it
+    tokens: tuple[Token, ...]
+
+
+def replay(folder: Path, *, device: str = "cpu") -> tuple[Dump, Replay]:
+    """Run the dumped step again, forward and backward. Raises ``UserError`` kinds if the dump or its model cannot be read."""
+    dump = read_dump(folder)
+    learner = LearnerConfig(
+        dtype=dump.dtype,  # type: ignore[arg-type]  # checked by the config itself
+        packing=dump.packing,  # type: ignore[arg-type]
+        micro_batch_tokens=dump.micro_batch_tokens,
+    )
+    spec = LearnerSpec(path=str(folder / MODEL), learner=learner, loss=dump.loss_config, temperature=dump.temperature)
+    model = load_policy(spec)
+    set_attention(model, learner.packing)  # without a check: the weights may be what is broken
+    model.to(device)
+    sums: list[LossSums] = []
+    tokens: list[Token] = []
+    for part in plan([measured.sample for measured in dump.samples], packing=learner.packing, budget=learner.micro_batch_tokens):
+        found, seen = _pass(model, dump, part, learner)
+        sums.append(found)
+        tokens += seen
+    total = reduce(LossSums.__add__, sums)
+    squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
+    norm = math.sqrt(sum(squares)) if all(map(math.isfinite, squares)) else math.nan
+    cause = unsound(total, learner) or ("" if math.isfinite(norm) else f"the gradient norm is {norm}")
+    return dump, Replay(loss=float(total.loss) / dump.total_tokens, grad_norm=norm, cause=cause, tokens=tuple(tokens))
+
+
+def _pass(model: PolicyModel, dump: Dump, part: list[int], learner: LearnerConfig) -> tuple[LossSums, list[Token]]:
+    """One micro-batch: its gradient is added to the model's, its sums and tokens are returned."""
+    members = [dump.samples[i] for i in part]
+    batch = collate([measured.sample for measured in members], packing=learner.packing)
+    device = next(model.parameters()).device
+    pick = torch.from_numpy(batch.pick).to(device)
+    logprobs, entropies = (column[pick] for column in model(Inputs.of(batch, device)))
+    # A first minibatch that failed before its proximal log-probs were known is measured against itself, as it was.
+    prox = torch.cat([torch.from_numpy(measured.prox) for measured in members]).to(device)
+    prox = torch.where(prox.isnan(), logprobs.detach(), prox)
+    loss, sums = policy_loss(
+        dump.loss_config,
+        logprobs_T=logprobs,
+        prox_logprobs_T=prox,
+        behaviour_logprobs_T=torch.from_numpy(batch.behaviour_logprobs).to(device),
+        advantages_T=torch.from_numpy(batch.advantages).to(device),
+        mask_T=torch.from_numpy(batch.mask).to(device),
+        total_tokens=dump.total_tokens,
+        entropies_T=entropies,
+        sequences_T=torch.from_numpy(batch.sequences).to(device),
+    )
+    loss.backward()
+    return sums, _tokens(members, part, logprobs.detach().cpu(), prox.cpu())
+
+
+def _tokens(members: list[Measured], part: list[int], logprobs: torch.Tensor, prox: torch.Tensor) -> list[Token]:
+    found, at = [], 0
+    for number, measured in zip(part, members, strict=True):
+        sample = measured.sample
+        for position, token in enumerate(sample.tokens[sample.context_len :]):
+            found.append(
+                Token(
+                    sample=number, position=position, token=int(token), logprob=float(logprobs[at]), prox=float(prox[at]),
+                    behaviour=float(sample.behaviour_logprobs[position]), advantage=float(sample.advantages[position]),
+                )
+            )  # fmt: skip
+            at += 1
+    return found
+
+
+def same(recorded: float | None, found: float) -> bool:
+    """Two numbers as far as another order of sums can tell; what was not recorded agrees with anything."""
+    if recorded is None:
+        return True
+    if not math.isfinite(recorded) or not math.isfinite(found):
+        return math.isfinite(recorded) == math.isfinite(found)
+    return math.isclose(recorded, found, rel_tol=CLOSE, abs_tol=1e-6)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fr3e_async.learner", description=__doc__.splitlines()[0])
+    parser.add_argument("dump", type=Path, help="folder that the run wrote, e.g. RUN/dumps/step-000012")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--tokens", type=int, default=10, help="how many tokens to print, the most alarming first")
+    options = parser.parse_args(argv)
+    try:
+        dump, found = replay(options.dump, device=options.device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    again = same(dump.loss, found.loss) and same(dump.grad_norm, found.grad_norm)
+    print(f"{dump.where}\n  {dump.cause}")
+    print(f"  {'':12}{'recorded':>14}{'now':>14}")
+    print(f"  {'loss':12}{dump.loss:14.6g}{found.loss:14.6g}")
+    print(f"  {'grad norm':12}{'' if dump.grad_norm is None else format(dump.grad_norm, '.6g'):>14}{found.grad_norm:14.6g}")
+    print("now: " + (found.cause or "every number is finite"))
+    for token in sorted(found.tokens, key=lambda token: -token.alarm)[: options.tokens]:
+        print(token)
+    print("it happened again" if again else "it did not happen again: the cause was not in the samples or the weights")
+    return 0 if again else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""A failed optimiser step on disk: its samples, the policy that they are measured against, and what went wrong.
+
+The weights lie beside it as an ordinary model folder, so that one process can repeat the step without DeepSpeed, at any
+world size (``python -m fr3e_async.learner DUMP``). No pickles. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fr3e_async.config import LossConfig
+from fr3e_async.errors import StorageError
+from fr3e_async.learner.spec import LearnerSpec
+from fr3e_async.types import TrainSample
+
+MODEL = "model"  # the weights as they were before the step
+STEP = "step.json"  # written last: a folder without it is no dump
+COLUMNS = ("behaviour_logprobs", "versions", "advantages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A sample and its proximal log-probs."""
+
+    sample: TrainSample
+    prox: NDArray[np.float32]  # [completion] nats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedStep:
+    """One optimiser step that must not be taken, seen from one rank."""
+
+    optimiser_step: int  # of the run, from 1
+    where: str  # which step of the run, and of the batch
+    cause: str
+    version: int  # of the weights that the batch's update started from
+    total_tokens: int  # trainable, over all ranks: the loss's denominator
+    loss: float  # global, as it was found
+    grad_norm: float | None  # global, before clipping; None: it did not come to that
+    share: tuple[Measured, ...]  # of this rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dump:
+    """A failed step, read back."""
+
+    where: str
+    cause: str
+    version: int
+    total_tokens: int
+    loss: float
+    grad_norm: float | None
+    temperature: float
+    dtype: str
+    packing: str
+    micro_batch_tokens: int
+    loss_config: LossConfig
+    samples: tuple[Measured, ...]  # of all ranks
+
+
+def write_share(folder: Path, share: Sequence[Measured], *, rank: int) -> None:
+    """One rank's samples as ``rank-R.npz``: flat columns and lengths."""
+    samples = [measured.sample for measured in share]
+    columns: dict[str, NDArray] = {
+        "lengths": np.asarray([len(sample.tokens) for sample in samples], dtype=np.int64),
+        "contexts": np.asarray([sample.context_len for sample in samples], dtype=np.int64),
+        "tokens": _joined([sample.tokens for sample in samples], np.int32),
+        "prox_logprobs": _joined([measured.prox for measured in share], np.float32),
+    }
+    for name in COLUMNS:
+        columns[name] = _joined([getattr(sample, name) for sample in samples], np.int32 if name == "versions" else np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"rank-{rank}.npz").open("wb") as file:
+        np.savez(file, **columns)  # type: ignore[arg-type]
+
+
+def _joined(parts: Sequence[NDArray], dtype: type) -> NDArray:
+    return np.concatenate([*parts, np.zeros(0, dtype=dtype)]).astype(dtype, copy=False)
+
+
+def write_step(folder: Path, step: FailedStep, spec: LearnerSpec, *, ranks: int) -> None:
+    """What is the same for all ranks. Call it last."""
+    record = {
+        "where": step.where, "cause": step.cause, "version": step.version, "total_tokens": step.total_tokens,
+        "loss": step.loss, "grad_norm": step.grad_norm, "ranks": ranks, "base_model": spec.path,
+        "temperature": spec.temperature, "dtype": spec.learner.dtype, "packing": spec.learner.packing,
+        "micro_batch_tokens": spec.learner.micro_batch_tokens, "loss_config": asdict(spec.loss),
+    }  # fmt: skip
+    (folder / STEP).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def read_dump(folder: Path) -> Dump:
+    """The dump in ``folder``. Raises ``StorageError`` if there is none, or not all of it."""
+    try:
+        record: dict[str, Any] = json.loads((folder / STEP).read_text(encoding="utf-8"))
+        ranks = record.pop("ranks")
+        record.pop("base_model")
+        loss_config = LossConfig(**record.pop("loss_config"))
+        samples = [measured for rank in range(ranks) for measured in _read_share(folder / f"rank-{rank}.npz")]
+        return Dump(loss_config=loss_config, samples=tuple(samples), **record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{folder} holds no whole dump of a failed step: {error}") from error
+
+
+def _read_share(path: Path) -> list[Measured]:
+    with np.load(path, allow_pickle=False) as columns:
+        lengths, contexts = columns["lengths"], columns["contexts"]
+        rows = np.split(columns["tokens"], np.cumsum(lengths)[:-1]) if len(lengths) else []
+        ends = np.cumsum(lengths - contexts)[:-1]
+        parts = {name: np.split(columns[name], ends) for name in (*COLUMNS, "prox_logprobs")}
+    found = []
+    for i, tokens in enumerate(rows):
+        prox = parts["prox_logprobs"][i]
+        fields = {name: parts[name][i] for name in COLUMNS}
+        found.append(Measured(sample=TrainSample(tokens=tokens, context_len=int(contexts[i]), minibatch=0, **fields), prox=prox))
+    return found

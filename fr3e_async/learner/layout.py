@@ -1,0 +1,145 @@
+"""A forest as the attention kernels want it: who sees whom, on a device. Torch only.
+
+A place sees its ancestors and itself. Two forms of that one mask: *blocks*, runs of queries with the keys of their whole
+path gathered beside them, alike ones stacked, for plain scaled dot-product attention; and FlexAttention's block mask of
+``j <= i < end[j]``, whose empty blocks are skipped, on CUDA. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fr3e_async.algorithm.trees import Forest
+
+QUERY_BLOCK = 256  # most queries of a block: what lies above its diagonal is computed for nothing
+FREE_PAIRS = 1 << 16  # query-key pairs that cost less than one more call
+WASTE = 1.3  # how much padding may add to the pairs of a stack
+FLEX_BLOCK = 128  # places are padded to a multiple of it for FlexAttention
+Kernel = Literal["auto", "flex", "blocks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Blocks of similar shape, attended to in one call. Padded entries point at place 0 and are never read."""
+
+    queries: Tensor  # [n, Lq] places
+    keys: Tensor  # [n, Lk] places, by depth
+    depth: Tensor  # [n, Lq] of the queries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A forest on a device: made once for a micro-batch and used by every pass over it."""
+
+    stacks: tuple[Stack, ...] = ()
+    back: Tensor | None = None  # [U] where each place's output stands among the stacked queries
+    blocks: Any = None  # FlexAttention's BlockMask
+
+    def mask(self, dtype: torch.dtype) -> ForestMask:
+        """What one forward pass needs beside the places; its biases are the size of all pairs and live no longer than it."""
+        return ForestMask(layout=self, biases=tuple(_bias(stack, dtype) for stack in self.stacks))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForestMask:
+    """Who sees whom, as every layer of one forward pass uses it."""
+
+    layout: Layout
+    biases: tuple[Tensor, ...]  # [n, 1, Lq, Lk] of each stack: 0 where the query may see the key, else -inf
+
+
+def _bias(stack: Stack, dtype: torch.dtype) -> Tensor:
+    # Keys stand by depth, so a query sees those that are no deeper than itself; padding is deeper than any.
+    hidden = torch.arange(stack.keys.shape[1], device=stack.keys.device) > stack.depth[:, :, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    queries: NDArray[np.int64]
+    keys: NDArray[np.int64]
+
+
+def _query_blocks(forest: Forest) -> list[_Block]:
+    """Every run cut into at most ``QUERY_BLOCK`` queries; largest first, so that neighbours are of similar shape."""
+    blocks = []
+    for run in forest.runs:
+        above = len(run.path) - (run.stop - run.start)
+        for start in range(above, len(run.path), QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, len(run.path))
+            blocks.append(_Block(run.path[start:stop], run.path[:stop]))
+    return sorted(blocks, key=lambda block: (-len(block.queries), -len(block.keys)))
+
+
+def _stacks(blocks: list[_Block]) -> list[list[_Block]]:
+    """Neighbours together while the padding is free or small."""
+    stacks: list[list[_Block]] = []
+    pairs = 0
+    for block in blocks:
+        mine = len(block.queries) * len(block.keys)
+        if stacks:
+            longest = max(len(block.keys), max(len(other.keys) for other in stacks[-1]))
+            padded = (len(stacks[-1]) + 1) * len(stacks[-1][0].queries) * longest
+            if padded <= max(WASTE * (pairs + mine), FREE_PAIRS):
+                stacks[-1].append(block)
+                pairs += mine
+                continue
+        stacks.append([block])
+        pairs = mine
+    return stacks
+
+
+def _padded(vectors: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    out = np.zeros((len(vectors), max(map(len, vectors))), dtype=np.int64)
+    for row, vector in zip(out, vectors, strict=True):
+        row[: len(vector)] = vector
+    return out
+
+
+def kernel_for(device: torch.device, kernel: Kernel) -> Kernel:
+    """``auto`` settled: flex on CUDA, blocks elsewhere."""
+    return ("flex" if device.type == "cuda" else "blocks") if kernel == "auto" else kernel
+
+
+def make_layout(forest: Forest, *, places: int, device: torch.device, kernel: Kernel) -> Layout:
+    """The forest on its device, ``places`` >= U places wide (see ``places_of``). ``kernel``: flex or blocks."""
+    return flex_layout(forest, places=places, device=device) if kernel == "flex" else blockwise_layout(forest, device=device)
+
+
+def places_of(forest: Forest, kernel: Kernel) -> int:
+    """Places that the model is run on: a whole number of FlexAttention's blocks, or one a token."""
+    return -(-len(forest) // FLEX_BLOCK) * FLEX_BLOCK if kernel == "flex" else len(forest)
+
+
+def blockwise_layout(forest: Forest, *, device: torch.device) -> Layout:
+    """Stacks of query blocks. Pairs that are computed: about those that are seen, whatever the forest's size."""
+    stacks, offset = [], 0
+    back = np.zeros(len(forest), dtype=np.int64)
+    for members in _stacks(_query_blocks(forest)):
+        width = len(members[0].queries)
+        for i, block in enumerate(members):
+            back[block.queries] = offset + i * width + np.arange(len(block.queries))
+        offset += len(members) * width
+        queries = _padded([block.queries for block in members])
+        arrays = {"queries": queries, "keys": _padded([block.keys for block in members]), "depth": forest.depth[queries]}
+        stacks.append(Stack(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()}))
+    return Layout(stacks=tuple(stacks), back=torch.from_numpy(back).to(device))
+
+
+def flex_layout(forest: Forest, *, places: int, device: torch.device) -> Layout:
+    """The mask for FlexAttention; places after the forest see themselves only."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    ends = torch.arange(1, places + 1, device=device)
+    ends[: len(forest)] = torch.from_numpy(forest.end).to(device)
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < ends[key])
+
+    return Layout(blocks=create_block_mask(sees, None, None, places, places, device=str(device), BLOCK_SIZE=FLEX_BLOCK))

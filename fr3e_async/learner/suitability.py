@@ -1,0 +1,114 @@
+"""Can this model be trained in this layout? Asked of its config, and of its numbers on a few short rows.
+
+A model that mixes tokens in a way that the layout does not respect would learn from wrong gradients without a word.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fr3e_async.errors import ModelError
+from fr3e_async.learner.attention import NAME, UNFIT
+from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.layout import Kernel
+from fr3e_async.learner.packing import Packing, collate
+from fr3e_async.learner.policy import PolicyModel
+from fr3e_async.types import TrainSample
+
+# Rows that share prefixes: what the layouts must not be able to change.
+_PROBE = ([1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 7, 8, 3], [2, 1, 4])
+# Largest error of a log-prob, in standard deviations of the logits: a wrong mask is off by about one.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-7}
+_COARSE = 0.2  # bfloat16
+
+LAYERS = {"tree": {"full_attention"}, "flat": {"full_attention", "sliding_attention"}}  # by packing: what may be in a model
+REFUSALS = {"tree": UNFIT, "flat": "learner.packing=flat does not work with this model (set padded)"}
+
+
+def set_attention(model: PolicyModel, packing: Packing) -> None:
+    """Trees have attention of their own; the other layouts go with what the model was loaded with."""
+    if packing == "tree":
+        model.causal_lm.set_attn_implementation(NAME)
+
+
+def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto") -> None:
+    """Leaves the layout's attention in place.
+
+    Raises:
+        ModelError: log-probs, and so gradients, would not be those of rows one at a time.
+    """
+    _check_rotary(model)
+    _check_softcap(model)
+    _check_layers(model, packing)
+    plain, spread = _plain_logprobs(model)
+    _compare(
+        _logprobs(model, "padded", kernel), plain, spread, model=model,
+        reason="model.path: this model changes its logits after the vocabulary projection, or rows see each other",
+    )  # fmt: skip
+    if packing != "padded":
+        set_attention(model, packing)
+        _compare(_logprobs(model, packing, kernel), plain, spread, model=model, reason=REFUSALS[packing])
+
+
+def _check_rotary(model: PolicyModel) -> None:
+    """Angles that depend on the longest position in a batch give a row other numbers in every batch."""
+    config = model.causal_lm.config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (parameters, *parameters.values()) if isinstance(part, dict)}
+    for kind in kinds & {"dynamic", "longrope"}:
+        raise ModelError(f"model.path: rope_type={kind} depends on the longest row of a batch, which is not supported")
+
+
+def _check_softcap(model: PolicyModel) -> None:
+    """transformers' function for plain scaled dot-product attention passes over a cap of the scores without a word."""
+    config = model.causal_lm.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        raise ModelError("learner.attention=sdpa ignores this model's attn_logit_softcapping; set learner.attention=eager")
+
+
+def _check_layers(model: PolicyModel, packing: Packing) -> None:
+    """Short rows cannot show a window or a chunk."""
+    kinds = set(getattr(model.causal_lm.config.get_text_config(), "layer_types", None) or ())
+    for kind in sorted(kinds - LAYERS[packing]) if packing in LAYERS else ():
+        raise ModelError(f"{REFUSALS[packing]}: it has layers of type {kind}")
+
+
+def _rows(model: PolicyModel) -> list[np.ndarray]:
+    vocabulary = model.causal_lm.config.get_text_config().vocab_size
+    return [np.asarray(row, dtype=np.int64) % vocabulary for row in _PROBE]
+
+
+@torch.no_grad()
+def _plain_logprobs(model: PolicyModel) -> tuple[Tensor, float]:
+    """[N] float64 of the model's own forward pass, one row at a time; and the mean standard deviation of its logits."""
+    found, spreads = [], []
+    for row in _rows(model):
+        tokens = torch.from_numpy(row)[None].to(model.causal_lm.device)
+        logits = model.causal_lm(input_ids=tokens, use_cache=False).logits[0, :-1].double() / model.options.temperature
+        found.append(torch.log_softmax(logits, dim=-1).gather(-1, tokens[0, 1:, None]).squeeze(-1))
+        spreads.append(float(logits.std(-1).mean()))
+    return torch.cat(found), sum(spreads) / len(spreads)
+
+
+@torch.no_grad()
+def _logprobs(model: PolicyModel, packing: Packing, kernel: Kernel) -> Tensor:
+    """[N] float64 of the same tokens in a layout."""
+    device = model.causal_lm.device
+    batch = collate([_sample(row) for row in _rows(model)], packing=packing)
+    return model(Inputs.of(batch, device, kernel=kernel))[0][torch.from_numpy(batch.pick).to(device)].double()
+
+
+def _sample(row: np.ndarray) -> TrainSample:
+    blank = np.zeros(len(row) - 1, dtype=np.float32)
+    return TrainSample(
+        tokens=row.astype(np.int32), context_len=1, behaviour_logprobs=blank, versions=blank.astype(np.int32),
+        advantages=blank, minibatch=0,
+    )  # fmt: skip
+
+
+def _compare(found: Tensor, plain: Tensor, spread: float, *, model: PolicyModel, reason: str) -> None:
+    error = float((found - plain).abs().max())
+    if not error <= _TOLERANCE.get(model.causal_lm.dtype, _COARSE) * spread:
+        raise ModelError(f"{reason}: log-probs differ by {error:.2g} nats from those of single rows")

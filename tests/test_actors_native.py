@@ -1,0 +1,136 @@
+"""The driver's side of vLLM's own transfer: who meets whom, what a lost engine leads to, and what the learner waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from test_weights_bundle import named
+
+from fr3e_async.actors.native import NativeLearner
+from fr3e_async.control.ports import WorkerLost
+from fr3e_async.errors import RunFailed
+from fr3e_async.types import WeightAck, WeightManifest
+from fr3e_async.weights import pack_tensors
+
+
+def manifest(version: int) -> WeightManifest:
+    return pack_tensors(named(version), version=version).manifest
+
+
+class Engine:
+    """An engine's proxy. ``join`` and ``receive``: what these calls do instead of going well."""
+
+    def __init__(self, name: str, *, join: str = "", receive: str = "") -> None:
+        self.name, self.join, self.receive = name, join, receive
+        self.places: list[tuple[int, int]] = []  # (place, world) of each meeting
+
+    async def _act(self, how: str) -> None:
+        if how == "hang":
+            await asyncio.Event().wait()
+        if how:
+            raise WorkerLost(f"{self.name}: {how}")
+
+    async def join_transfer(self, meeting: Any, *, place: int) -> None:
+        await self._act(self.join)
+        self.places.append((place, meeting.world))
+
+    async def receive_weights(self, told: WeightManifest) -> WeightAck:
+        await self._act(self.receive)
+        return WeightAck(
+            version=told.version, checksum=told.checksum, verified_tensors=6, loaded_tensors=6, copied_bytes=84, skipped_bytes=0,
+            copy_s=0.0, load_s=0.0, verify_s=0.0, pause_s=0.0,
+        )  # fmt: skip
+
+
+class Call:
+    """``actor.method.remote(...)`` of a rank that is no actor."""
+
+    def __init__(self, rank: Rank, name: str) -> None:
+        self._rank, self._name = rank, name
+
+    def remote(self, *args: Any) -> Any:
+        return self._rank.act(self._name, *args)
+
+
+class Rank:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.hang = ""
+
+    def __getattr__(self, name: str) -> Call:
+        return Call(self, name)
+
+    async def act(self, name: str, *args: Any) -> Any:
+        self.calls.append(name)
+        if name == self.hang:
+            await asyncio.Event().wait()
+        return {"describe": lambda: manifest(args[0]), "address": lambda: ("here", 5)}.get(name, lambda: None)()
+
+
+def learner(rank: Rank) -> NativeLearner:
+    return NativeLearner([rank], None, bucket_bytes=1, backend="gloo", timeout_s=0.1)
+
+
+def hand_over(native: NativeLearner, engines: list[Engine], version: int) -> list[WeightAck | str]:
+    return asyncio.run(native.hand_over(engines, manifest(version)))
+
+
+def test_one_group_serves_all_updates_of_the_same_engines():
+    rank = Rank()
+    native, engines = learner(rank), [Engine("a"), Engine("b")]
+    for version in (1, 2):
+        assert [ack.version for ack in hand_over(native, engines, version)] == [version] * 2
+    assert [engine.places for engine in engines] == [[(1, 3)], [(2, 3)]]
+    assert rank.calls == ["address", "open_transfer", "send", "send"]
+
+
+def test_the_group_is_made_again_when_the_engines_change():
+    native, (a, b, c) = learner(Rank()), (Engine(name) for name in "abc")
+    for version, engines in enumerate([[a, b], [a], [a, c]], start=1):
+        hand_over(native, engines, version)
+    assert a.places == [(1, 3), (1, 2), (1, 3)]
+    assert (b.places, c.places) == ([(2, 3)], [(2, 3)])
+
+
+@pytest.mark.parametrize("how", ["died", "hang"])
+def test_an_engine_that_does_not_join_is_left_out_and_the_others_go_on(how):
+    native, good, bad = learner(Rank()), Engine("good"), Engine("bad", join=how)
+    lost, ack = hand_over(native, [bad, good], 1)
+    assert lost == ("bad: died" if how == "died" else "no answer within weights.ack_timeout_s (0.1 s)")
+    assert ack.version == 1
+    assert good.places == [(2, 3), (1, 2)]
+
+
+def test_after_a_loss_on_the_way_the_group_is_made_again():
+    native, good, bad = learner(Rank()), Engine("good"), Engine("bad", receive="died")
+    ack, lost = hand_over(native, [good, bad], 1)
+    assert (ack.version, lost) == (1, "bad: died")
+    bad.receive = ""
+    assert all(isinstance(reply, WeightAck) for reply in hand_over(native, [good, bad], 2))
+    assert good.places == [(1, 3)] * 2
+
+
+def test_a_learner_that_is_stuck_fails_the_run():
+    rank = Rank()
+    rank.hang = "send"
+    with pytest.raises(RunFailed, match=r"stuck in a hand-over of weights for 0\.2 s .*resume=auto"):
+        hand_over(learner(rank), [Engine("a")], 1)
+
+
+def test_training_waits_until_the_exported_weights_are_sent():
+    rank = Rank()
+    native = learner(rank)
+
+    async def main() -> None:
+        bundle = await native.export(1)
+        assert (bundle.manifest, bundle.buckets) == (manifest(1), (None,))
+        training = asyncio.create_task(native.train([], version=2))
+        await asyncio.sleep(0.02)
+        assert "train" not in rank.calls
+        await native.hand_over([Engine("a")], bundle.manifest)
+        await training
+
+    asyncio.run(main())
+    assert rank.calls == ["describe", "address", "open_transfer", "send", "train"]
