@@ -34,14 +34,14 @@ test: $(STAMP)  ## all tests: fast ones, then real engines, learner groups and e
 	@$(BIN)/python -m pytest $(SLOW) --durations=15
 
 check: $(STAMP)  ## what every commit passes: format, lint, types, fast tests
-	@$(BIN)/ruff format --check fr3e_async tests benchmarks
-	@$(BIN)/ruff check fr3e_async tests benchmarks
+	@$(BIN)/ruff format --check fr3e_async tests benchmarks scripts
+	@$(BIN)/ruff check fr3e_async tests benchmarks scripts
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -n auto $(FAST) $(ARGS)
 
 format: $(STAMP)  ## rewrite files in the house format
-	@$(BIN)/ruff format fr3e_async tests benchmarks
-	@$(BIN)/ruff check --fix fr3e_async tests benchmarks
+	@$(BIN)/ruff format fr3e_async tests benchmarks scripts
+	@$(BIN)/ruff check --fix fr3e_async tests benchmarks scripts
 
 fast: $(STAMP)  ## fast tests only
 	@$(BIN)/python -m pytest -n auto $(FAST) $(ARGS)

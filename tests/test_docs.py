@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -187,3 +189,9 @@ def test_the_example_of_a_strategy_works() -> None:
 
 if __name__ == "__main__":
     OUTPUTS.write_text(with_fresh_tables(OUTPUTS.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def test_the_picture_of_the_tree_mask_is_the_mask_that_trains(tmp_path: Path) -> None:
+    drawn = tmp_path / "mask.svg"
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "draw_tree_mask.py"), str(drawn)], check=True)
+    assert drawn.read_text() == (ROOT / "docs" / "images" / "tree_mask.svg").read_text()

@@ -87,13 +87,13 @@ def test_how_blocks_are_cut_and_stacked_changes_nothing(
     batch = collate(samples, packing="tree")
     assert batch.forest is not None
     stacks = blockwise_layout(batch.forest, device=CPU).stacks
-    assert max(stack.queries.shape[1] for stack in stacks) == min(query_block, 40)
+    assert max(stack.queries for stack in stacks) == min(query_block, 40)
     if free_pairs or waste > 1:
         assert len(stacks) == 1
     else:  # without padding only blocks of one shape share a stack
         assert len(stacks) > 3
-        assert sum(stack.queries.numel() for stack in stacks) == len(batch.forest)
-        assert all(stack.depth[:, -1].max() == stack.depth[:, -1].min() == stack.keys.shape[1] - 1 for stack in stacks)
+        assert sum(stack.count * stack.queries for stack in stacks) == len(batch.forest)
+        assert all(stack.depth[:, -1].max() == stack.depth[:, -1].min() == stack.keys - 1 for stack in stacks)
     policy = policy_model("qwen2 tied", torch.float64, "tree")
     assert_equal(packed(policy, [batch], EVERYTHING), want, dtype=torch.float64)
 

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from fr3e_async.errors import ModelError
-from fr3e_async.learner.layout import ForestMask, Stack
+from fr3e_async.learner.layout import ForestMask
 
 NAME = "fr3e_forest"  # under which the interface knows it
 UNFIT = "learner.packing=tree does not work with this model (set flat or padded)"
@@ -48,30 +48,43 @@ def forest_attention(
     if layout.blocks is not None:
         out = _flex()(query, key, value, block_mask=layout.blocks, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2), None
+    return _stacked_attention(forest_mask, query, key, value, scaling=scaling)[None], None
+
+
+def _stacked_attention(mask: ForestMask, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None) -> Tensor:
+    """[U, heads, d]"""
+    layout = mask.layout
+    assert layout.queries is not None
+    assert layout.keys is not None
     assert layout.back is not None
-    rows = tuple(tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [U, heads, d] each
-    outs = [
-        _stack_attention(stack, bias, rows, scaling=scaling).flatten(0, 1)
-        for stack, bias in zip(layout.stacks, forest_mask.biases, strict=True)
-    ]
-    joined = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return joined.index_select(0, layout.back)[None], None
-
-
-def _stack_attention(stack: Stack, bias: Tensor, rows: tuple[Tensor, ...], *, scaling: float | None) -> Tensor:
-    """[n, Lq, heads, d]"""
-    query, key, value = rows
     groups = query.shape[1] // key.shape[1]
-    keys, values = (_gather(tensor, stack.keys) for tensor in (key, value))
-    if groups > 1:
-        keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-    out = scaled_dot_product_attention(_gather(query, stack.queries), keys, values, attn_mask=bias, scale=scaling)
-    return out.transpose(1, 2)
+    # One gather for all stacks, since the backward pass of each fills a tensor of all places.
+    parts = zip(
+        layout.stacks,
+        mask.biases,
+        _gathered(query, layout.queries, [stack.count * stack.queries for stack in layout.stacks]),
+        _gathered(key, layout.keys, [stack.count * stack.keys for stack in layout.stacks]),
+        _gathered(value, layout.keys, [stack.count * stack.keys for stack in layout.stacks]),
+        strict=True,
+    )
+    outs = []
+    for stack, bias, q, k, v in parts:
+        keys, values = (_heads_first(part, stack.count) for part in (k, v))
+        if groups > 1:
+            keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+        out = scaled_dot_product_attention(_heads_first(q, stack.count), keys, values, attn_mask=bias, scale=scaling)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs).index_select(0, layout.back)
 
 
-def _gather(rows: Tensor, places: Tensor) -> Tensor:
-    """[U, heads, d] by [n, L] → [n, heads, L, d]"""
-    return rows.index_select(0, places.flatten()).view(*places.shape, *rows.shape[1:]).transpose(1, 2)
+def _gathered(heads: Tensor, places: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """[1, heads, U, d] at these places, [Σ sizes], as a part [size, heads, d] for each stack."""
+    return heads[0].transpose(0, 1).index_select(0, places).split(sizes)
+
+
+def _heads_first(rows: Tensor, count: int) -> Tensor:
+    """[n·L, heads, d] → [n, heads, L, d]"""
+    return rows.unflatten(0, (count, -1)).transpose(1, 2)
 
 
 @cache

@@ -26,19 +26,26 @@ Kernel = Literal["auto", "flex", "blocks"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Blocks of similar shape, attended to in one call. Padded entries point at place 0 and are never read."""
+    """Blocks of similar shape, attended to in one call: n blocks of ``queries`` by ``keys``, padding included."""
 
-    queries: Tensor  # [n, Lq] places
-    keys: Tensor  # [n, Lk] places, by depth
+    count: int
+    queries: int
+    keys: int
     depth: Tensor  # [n, Lq] of the queries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A forest on a device: made once for a micro-batch and used by every pass over it."""
+    """A forest on a device: made once for a micro-batch and used by every pass over it.
+
+    Queries and keys of all stacks are gathered at once, one stack after another. Padded entries point at place 0 and are
+    never read.
+    """
 
     stacks: tuple[Stack, ...] = ()
-    back: Tensor | None = None  # [U] where each place's output stands among the stacked queries
+    queries: Tensor | None = None  # [Σ n·Lq] places
+    keys: Tensor | None = None  # [Σ n·Lk] places, those of a block by depth
+    back: Tensor | None = None  # [U] where each place's output stands among the queries
     blocks: Any = None  # FlexAttention's BlockMask
 
     def mask(self, dtype: torch.dtype) -> ForestMask:
@@ -56,7 +63,7 @@ class ForestMask:
 
 def _bias(stack: Stack, dtype: torch.dtype) -> Tensor:
     # Keys stand by depth, so a query sees those that are no deeper than itself; padding is deeper than any.
-    hidden = torch.arange(stack.keys.shape[1], device=stack.keys.device) > stack.depth[:, :, None]
+    hidden = torch.arange(stack.keys, device=stack.depth.device) > stack.depth[:, :, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None]
 
 
@@ -119,17 +126,22 @@ def places_of(forest: Forest, kernel: Kernel) -> int:
 
 def blockwise_layout(forest: Forest, *, device: torch.device) -> Layout:
     """Stacks of query blocks. Pairs that are computed: about those that are seen, whatever the forest's size."""
-    stacks, offset = [], 0
+    stacks, queries, keys, offset = [], [], [], 0
     back = np.zeros(len(forest), dtype=np.int64)
     for members in _stacks(_query_blocks(forest)):
         width = len(members[0].queries)
         for i, block in enumerate(members):
             back[block.queries] = offset + i * width + np.arange(len(block.queries))
         offset += len(members) * width
-        queries = _padded([block.queries for block in members])
-        arrays = {"queries": queries, "keys": _padded([block.keys for block in members]), "depth": forest.depth[queries]}
-        stacks.append(Stack(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()}))
-    return Layout(stacks=tuple(stacks), back=torch.from_numpy(back).to(device))
+        queries.append(_padded([block.queries for block in members]))
+        keys.append(_padded([block.keys for block in members]))
+        depth = torch.from_numpy(forest.depth[queries[-1]]).to(device)
+        stacks.append(Stack(count=len(members), queries=width, keys=keys[-1].shape[1], depth=depth))
+    joined = {
+        name: np.concatenate([part.reshape(-1) for part in parts]) for name, parts in (("queries", queries), ("keys", keys))
+    }
+    places = {name: torch.from_numpy(array).to(device) for name, array in (joined | {"back": back}).items()}
+    return Layout(stacks=tuple(stacks), **places)
 
 
 def flex_layout(forest: Forest, *, places: int, device: torch.device) -> Layout:

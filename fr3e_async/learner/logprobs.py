@@ -37,17 +37,19 @@ class _HeadLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: HeadOptions
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(hidden), dtype=_wide(hidden.dtype), device=hidden.device)
-        entropies = torch.empty_like(logprobs)
+        entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
         size_mib = len(hidden) * len(weight) * hidden.element_size() / MIB
         kept: list[Tensor] | None = [] if options.kept_mib and size_mib <= options.kept_mib else None
         for span in _slices(len(hidden), weight):
             logits = linear(hidden[span], weight, bias)
-            log_p = torch.log_softmax(_scaled(logits, logprobs.dtype, options), dim=-1)
-            logprobs[span] = log_p.gather(-1, targets[span, None]).squeeze(-1)
-            entropies[span] = _entropy(log_p)
+            x = _scaled(logits, bias, logprobs.dtype, options)
+            normalisers[span] = torch.logsumexp(x, dim=-1)
+            logprobs[span] = x.gather(-1, targets[span, None]).squeeze(-1) - normalisers[span]
+            p = torch.sub(x, normalisers[span, None]).exp_()
+            entropies[span] = normalisers[span] - torch.linalg.vecdot(p, x)  # H = log Z − Σ p x
             if kept is not None:
                 kept.append(logits)
-        ctx.save_for_backward(hidden, weight, bias, targets, entropies, *(kept or ()))
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies, normalisers, *(kept or ()))
         ctx.options = options
         ctx.set_materialize_grads(False)
         return logprobs, entropies
@@ -56,7 +58,7 @@ class _HeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         if grads == (None, None):
             return None, None, None, None, None
-        hidden, weight, bias, targets, entropies, *kept = ctx.saved_tensors
+        hidden, weight, bias, targets, entropies, normalisers, *kept = ctx.saved_tensors
         wide = entropies.dtype
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # Summed over slices in float32 or better: one product over all tokens would be rounded once only.
@@ -64,7 +66,9 @@ class _HeadLogprobs(torch.autograd.Function):
         of_bias = torch.zeros(bias.shape, dtype=wide, device=weight.device) if bias is not None else None
         for number, span in enumerate(_slices(len(hidden), weight)):
             logits = kept[number] if kept else linear(hidden[span], weight, bias)
-            slope = _slope(logits, targets[span], entropies[span], [g if g is None else g[span] for g in grads], ctx.options)
+            x = _scaled(logits, bias, wide, ctx.options)
+            parts = [None if g is None else g[span, None] / ctx.options.temperature for g in grads]
+            slope = _slope(x, targets[span], entropies[span], normalisers[span], *parts)
             narrow = slope.to(hidden.dtype)
             if of_hidden is not None:
                 torch.mm(narrow, weight, out=of_hidden[span])
@@ -81,23 +85,25 @@ class _HeadLogprobs(torch.autograd.Function):
         )
 
 
-def _slope(logits: Tensor, targets: Tensor, entropies: Tensor, grads: list[Tensor | None], options: HeadOptions) -> Tensor:
-    """[n, V] the loss by the logits, from the loss by log-probs and by entropies, [n] each."""
-    of_logprobs, of_entropies = (None if grad is None else grad[:, None] / options.temperature for grad in grads)
-    scaled = _scaled(logits, entropies.dtype, options)
+def _slope(
+    x: Tensor, targets: Tensor, entropies: Tensor, normalisers: Tensor, of_logprobs: Tensor | None, of_entropies: Tensor | None
+) -> Tensor:
+    """[n, V] the loss by the logits, from the loss by log-probs and by entropies, [n, 1] each and over the temperature."""
+    log_p = x - normalisers[:, None]
     if of_entropies is None:
-        assert of_logprobs is not None  # autograd calls backward for at least one of the two
-        slope = torch.softmax(scaled, dim=-1).mul_(-of_logprobs)
+        assert of_logprobs is not None
+        slope = log_p.exp_().mul_(-of_logprobs)
     else:
-        log_p = torch.log_softmax(scaled, dim=-1)
-        towards = of_entropies * (log_p.clamp(min=IMPOSSIBLE) + entropies[:, None])
+        towards = of_entropies * (log_p + entropies[:, None])
         slope = log_p.exp_().mul_(-(towards if of_logprobs is None else towards + of_logprobs))
     return slope if of_logprobs is None else slope.scatter_add_(-1, targets[:, None], of_logprobs)
 
 
-def _scaled(logits: Tensor, dtype: torch.dtype, options: HeadOptions) -> Tensor:
+def _scaled(logits: Tensor, bias: Tensor | None, dtype: torch.dtype, options: HeadOptions) -> Tensor:
+    """[n, V] x; never the logits themselves where it is changed. Only a bias can rule a token out, with −inf."""
     wide = logits.to(dtype)
-    return wide if options.temperature == 1 else wide / options.temperature
+    scaled = wide if options.temperature == 1 else wide / options.temperature
+    return scaled if bias is None else scaled.clamp(min=IMPOSSIBLE)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -106,11 +112,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += left @ right
-
-
-def _entropy(log_p: Tensor) -> Tensor:
-    """[n] −Σ p log p, where an impossible token (−inf) adds 0 and not NaN."""
-    return -(log_p.exp() * log_p.clamp(min=IMPOSSIBLE)).sum(-1)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

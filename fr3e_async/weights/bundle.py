@@ -111,13 +111,22 @@ def unpack(bundle: WeightBundle) -> Iterator[tuple[str, torch.Tensor]]:
 
 def verify(manifest: WeightManifest, index: int, array: NDArray) -> None:
     """Raise ``ValueError`` unless the array has the size and checksum of the manifest's tensor ``index``."""
+    require_size(manifest, index, array)
+    require_checksum(manifest, index, checksum(array))
+
+
+def require_size(manifest: WeightManifest, index: int, array: NDArray) -> None:
     if array.nbytes != tensor_bytes(manifest, index):
-        found = f"{array.nbytes} bytes, not {tensor_bytes(manifest, index)}"
-    elif (told := checksum(array)) != manifest.checksums[index]:
-        found = f"checksum {told:#018x}, not {manifest.checksums[index]:#018x}"
-    else:
-        return
-    raise ValueError(f"weights v{manifest.version} are damaged: {manifest.names[index]} has {found}")
+        raise _damaged(manifest, index, f"{array.nbytes} bytes, not {tensor_bytes(manifest, index)}")
+
+
+def require_checksum(manifest: WeightManifest, index: int, found: int) -> None:
+    if found != manifest.checksums[index]:
+        raise _damaged(manifest, index, f"checksum {found:#018x}, not {manifest.checksums[index]:#018x}")
+
+
+def _damaged(manifest: WeightManifest, index: int, found: str) -> ValueError:
+    return ValueError(f"weights v{manifest.version} are damaged: {manifest.names[index]} has {found}")
 
 
 def tensor_bytes(manifest: WeightManifest, index: int) -> int:

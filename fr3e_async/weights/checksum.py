@@ -32,9 +32,21 @@ def checksum(array: NDArray) -> int:
     """64 bits of a contiguous array of any type. ``ValueError`` if it is not contiguous."""
     if not array.flags.c_contiguous:
         raise ValueError("checksum: the array is not contiguous")
-    flat = array.reshape(-1).view(np.uint8)
+    return _summed(array.reshape(-1).view(np.uint8), None)
+
+
+def copy_checked(target: NDArray[np.uint8], source: NDArray[np.uint8]) -> int:
+    """Copy the bytes, and give the checksum of the copy: of each block while it is in the cache. Both [n], contiguous."""
+    return _summed(target, source)
+
+
+def _summed(flat: NDArray[np.uint8], source: NDArray[np.uint8] | None) -> int:
+    """The checksum of ``flat``, which first takes ``source``'s bytes, block by block, if there is one."""
     full = len(flat) // (8 * ROW) * (8 * ROW)  # bytes of whole rows
     table = flat[:full].view(WORD).reshape(-1, ROW)
+    incoming = None if source is None else source[:full].view(WORD).reshape(-1, ROW)
+    if source is not None:
+        flat[full:] = source[full:]
     last = np.zeros(8 * ROW, dtype=np.uint8)
     last[: len(flat) - full] = flat[full:]
     sums = np.empty(len(table) + 1, dtype=WORD)
@@ -42,6 +54,8 @@ def checksum(array: NDArray) -> int:
     columns = last.view(WORD)
     for start in range(0, len(table), BLOCK):
         rows = table[start : start + BLOCK]
+        if incoming is not None:
+            np.copyto(rows, incoming[start : start + BLOCK])
         np.add.reduce(rows, axis=1, out=sums[start : start + len(rows)])
         columns += np.add.reduce(rows, axis=0)
     return _hashed(len(flat), sums, columns)

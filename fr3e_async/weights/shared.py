@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from fr3e_async.types import WeightBucket, WeightManifest
-from fr3e_async.weights.bundle import WIRE_TYPES, from_wire, tensor_bytes, verify
+from fr3e_async.weights.bundle import WIRE_TYPES, from_wire, require_checksum, require_size, tensor_bytes
+from fr3e_async.weights.checksum import copy_checked
 
 ALIGNMENT = 64  # bytes, of each tensor: what vector instructions like
 
@@ -107,9 +108,8 @@ class SharedWeights:
             source = bucket[index - span.start].reshape(-1).view(np.uint8)
             target = self._buffer.array[self._offsets[index] :][: tensor_bytes(manifest, index)]
             self._held.pop(index, None)  # until the new bytes are known to be right
-            if len(source) == len(target):
-                np.copyto(target, source)
-            verify(manifest, index, target if len(source) == len(target) else source)
+            require_size(manifest, index, source)
+            require_checksum(manifest, index, copy_checked(target, source))
             self._held[index] = manifest.checksums[index]
             copied += len(target)
         return copied
