@@ -178,12 +178,16 @@ def show(size: str, figures: dict[str, Any]) -> None:
             print(
                 f"{engines:>7} {name:>7} {times} {row['ratio']:7.2f} {row['ratio_model']:8.2f} {parts[0]:5.0f} % {parts[1]:5.0f} %"
             )
+    for key, said in (("ratio", "the copies made"), ("ratio_model", "one copy of the model")):
+        verdicts = [(engines, rows["all"][key]) for engines, rows in figures["engines"].items()]
+        judged = ", ".join(f"{engines}: {value:.2f} {'met' if value <= GOAL else 'MISSED'}" for engines, value in verdicts)
+        print(f"  all weights new, over {said} (goal {GOAL:g}), by engines: {judged}")
 
 
 def main() -> None:
     args = parser(__doc__ or "").parse_args()
     facts = machine()
-    sizes = {"1M": [1, 2]} if args.quick else {size: [1, 2, 4] for size in SIZES}
+    sizes = {"1M": [1, 2]} if args.quick else {size: [1, 2, 3, 4] for size in SIZES}
     figures: dict[str, Any] = {"goal": GOAL, "sizes": {}}
     with tempfile.TemporaryDirectory(prefix="fr3e-") as scratch, quiet():
         ray.init(

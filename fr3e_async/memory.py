@@ -211,8 +211,11 @@ def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
     rows.append(_learner_memory(config, model))
     if model is not None:
         bundle = model.parameters * _BYTES[config.learner.dtype] / GIB
-        note = "per node while a version is handed over"
-        rows.append(Memory(role="weights", where="host", copies=1, parts={"one version": bundle}, note=note))
+        engines = sum(pool.count for role, pool in pools if role == "generators" or explorer_count(config))
+        note = "per node while a version is handed over: it and the one before"
+        rows.append(Memory(role="weights", where="host", copies=1, parts={"object store": 2 * bundle}, note=note))
+        note = "each engine keeps a copy, which the next version overwrites"
+        rows.append(Memory(role="engine buffers", where="host", copies=engines, parts={"one version": bundle}, note=note))
     return rows
 
 

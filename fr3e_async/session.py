@@ -29,7 +29,7 @@ from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.toy import toy_path
-from fr3e_async.errors import RunFailed, UserError
+from fr3e_async.errors import RunFailed, StorageError, UserError
 from fr3e_async.export import write_run_card
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.console import ConsoleView, make_console
@@ -168,7 +168,14 @@ class Session:
             await self._save_model(deployment)
         recorder.finish(self._summary(controller, reason))
         if reason == "finished":
+            self._write_card()
+
+    def _write_card(self) -> None:
+        """The result stands by now: without its card the run has not failed."""
+        try:
             write_run_card(self._run_dir.path, dtype=self._config.learner.dtype)
+        except StorageError as error:  # said and not recorded, since the events log lies on the same disk
+            _say(self._config)(f"the model's README.md was not written: {error}")
 
     async def _save_model(self, deployment: Deployment) -> None:
         limit = self._config.learner.step_timeout_s

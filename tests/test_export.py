@@ -7,18 +7,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from builders import small_config
 from checkpoint_support import TAG, PlainState, save_learner, save_whole
 from learner_support import build_model, largest_difference
 from safetensors.torch import load_file
+from test_learner_checkpoint import files_end_at
 
 from fr3e_async import export
 from fr3e_async.control.progress import Progress
 from fr3e_async.learner.export import write_model
 from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.session import Session
 
 EVALUATION = {"label": "step 5", "accuracy": 0.5, "low": 0.41, "high": 0.59, "problems": 100}
 
@@ -150,6 +154,24 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
     assert says in error
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_failed_write_is_one_line_and_leaves_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with files_end_at(20_000):
+        assert export.main([str(run), str(tmp_path / "out")]) == 2
+    error = f"error: the model folder: cannot write to {tmp_path / 'out'}: File too large\n"
+    assert capsys.readouterr() == ("", error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_that_cannot_be_written_is_no_failure_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir: Any = SimpleNamespace(path=tmp_path)  # without the model's folder
+    nothing: Any = None
+    session = Session(small_config(), nothing, nothing, run_dir, resume_from=None, started_at=0.0)
+    session._write_card()
+    said = capsys.readouterr().out
+    assert said.startswith(f"the model's README.md was not written: run.dir: cannot write to {tmp_path}: No such file")
+    assert said.count("\n") == 1
 
 
 def test_a_damaged_newest_one_gives_way_to_the_one_before(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

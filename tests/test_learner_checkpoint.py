@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from checkpoint_support import TAG, PlainState, save_learner, save_whole, small_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_support import build_model, largest_difference, make_samples, make_spec, start_rank
+from safetensors import SafetensorError
 
 from fr3e_async.errors import ConfigError, StorageError
 from fr3e_async.learner import checkpoint
@@ -124,21 +127,42 @@ def test_a_flipped_bit_is_found_when_it_is_read(tmp_path: Path) -> None:
     assert "master/a/0" in checkpoint.damage(tmp_path / "c")
 
 
-def test_a_full_disk_leaves_the_former_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = small_base(tmp_path / "base")
-    save_learner(tmp_path / "c", PlainState({"a": torch.ones(8)}), version=1, base=base)
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Every write beyond ``size`` bytes of a file fails, as on a disk that has become full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "full")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("fr3e_async.learner.checkpoint_pieces.save_file", full)
-        with pytest.raises(StorageError, match="the disk is full"):
-            save_learner(tmp_path / "c", PlainState({"a": torch.zeros(8)}), version=2, base=base)
+def test_a_write_that_fails_leaves_the_former_checkpoint(tmp_path: Path) -> None:
+    base, numbers = small_base(tmp_path / "base"), 10_000
+    save_learner(tmp_path / "c", PlainState({"a": torch.ones(numbers)}), version=1, base=base)
+    with files_end_at(20_000), pytest.raises(StorageError, match=r"cannot write to .*c: File too large$"):
+        save_learner(tmp_path / "c", PlainState({"a": torch.zeros(numbers)}), version=2, base=base)
     assert Manifest.read(tmp_path / "c").version == 1
     assert checkpoint.damage(tmp_path / "c") == ""
-    save_learner(tmp_path / "c", PlainState({"a": torch.zeros(8)}), version=2, base=base)
+    save_learner(tmp_path / "c", PlainState({"a": torch.zeros(numbers)}), version=2, base=base)
     assert Manifest.read(tmp_path / "c").version == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Error while serializing: I/O error: No space left on device (os error 28)", r"the disk is full \(ENOSPC\)"),
+        ("Error while serializing: some header", "Error while serializing: some header"),
+    ],
+)
+def test_what_safetensors_says_of_a_disk_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise SafetensorError(text)
+
+    monkeypatch.setattr("fr3e_async.learner.checkpoint_pieces.save_file", fail)
+    with pytest.raises(StorageError, match=rf"cannot write to .*c: {says}$"):
+        save_learner(tmp_path / "c", PlainState({"a": torch.ones(8)}), base=small_base(tmp_path / "base"))
 
 
 KILLED = """
@@ -322,6 +346,33 @@ def test_a_checkpoint_before_the_first_update_has_no_moments(model: Path, tmp_pa
     assert rank.version == 0
     rank.train(make_samples(1), version=1)
     assert largest_difference(whole_weights(rank), once) == 0
+
+
+PLAIN = {"betas": None, "torch_adam": None, "fused": None}  # takes AdamW's settings out
+OPTIMISERS: dict[str, dict[str, Any]] = {
+    "AdamW": {},
+    "Adagrad": {"type": "Adagrad", "params": PLAIN},
+    "SGD": {"type": "SGD", "params": PLAIN},
+    "momentum": {"type": "SGD", "params": {**PLAIN, "momentum": 0.9}},
+}
+KEEPS = {"AdamW": "exp_avg, exp_avg_sq", "Adagrad": "sum", "SGD": "nothing", "momentum": "momentum_buffer"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_the_state_of_another_optimiser_is_refused(model: Path, tmp_path: Path, stage: int) -> None:
+    ranks = {}
+    for name, optimiser in OPTIMISERS.items():
+        ranks[name] = start_rank(make_spec(model, zero_stage=stage, ds_config={"optimizer": optimiser}))
+        ranks[name].train(make_samples(1), version=1)
+        ranks[name].save(tmp_path, name)
+    for source, target in itertools.product(OPTIMISERS, OPTIMISERS):
+        if source == target:
+            ranks[target].load(tmp_path, source)
+            continue
+        says = rf"learner\.ds_config\.optimizer: .* keeps {KEEPS[source]} of each weight where this one keeps {KEEPS[target]}$"
+        with pytest.raises(ConfigError, match=says):
+            ranks[target].load(tmp_path, source)
 
 
 @pytest.mark.slow

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from dataclasses import replace
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from learner_support import build_model, largest_difference, make_samples, make_spec, start_rank
 
 from fr3e_async.config import LossConfig
+from fr3e_async.errors import StorageError
 from fr3e_async.learner.__main__ import main, replay
-from fr3e_async.learner.dump import STEP, FailedStep, Measured, read_dump, write_share, write_step
+from fr3e_async.learner.dump import MODEL, SETTINGS, STEP, FailedStep, Measured, read_dump, write_share, write_step
+from fr3e_async.learner.spec import free_address, rank_environment
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +38,19 @@ def fail(model: Path, folder: Path, samples: Any = None, **learner: Any) -> tupl
     return rank, str(raised.value)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_an_exploding_gradient_stops_before_the_weights_change_and_is_repeated(model: Path, tmp_path: Path, stage: int) -> None:
-    rank, said = fail(model, tmp_path, zero_stage=stage, stop_above_grad_norm=1e-3)
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        (0, {"packing": "flat", "attention": "eager"}),
+        (1, {"packing": "padded", "activation_checkpointing": True}),
+        (2, {}),
+        (3, {}),
+    ],
+)
+def test_an_exploding_gradient_stops_before_the_weights_change_and_is_repeated(
+    model: Path, tmp_path: Path, stage: int, settings: Any
+) -> None:
+    rank, said = fail(model, tmp_path, zero_stage=stage, stop_above_grad_norm=1e-3, **settings)
     assert "learner.stop_above_grad_norm is 0.001" in said
     assert said.endswith(f"; `python -m fr3e_async.learner {tmp_path / 'step-000001'}` repeats it")
     untouched = dict(start_rank(make_spec(model))._engine.weights())
@@ -43,6 +60,7 @@ def test_an_exploding_gradient_stops_before_the_weights_change_and_is_repeated(m
     assert 1e-3 < dump.grad_norm == pytest.approx(found.grad_norm, rel=1e-4)
     assert dump.loss == pytest.approx(found.loss, rel=1e-5)
     assert len(found.tokens) == dump.total_tokens
+    assert found.cause == f"the gradient norm is {found.grad_norm:.6g} (learner.stop_above_grad_norm is 0.001)"
 
 
 def test_a_later_step_is_repeated_with_the_weights_and_the_proximal_policy_it_had(model: Path, tmp_path: Path) -> None:
@@ -57,6 +75,26 @@ def test_a_later_step_is_repeated_with_the_weights_and_the_proximal_policy_it_ha
     ratios = [math.exp(token.logprob - token.prox) for token in found.tokens]
     assert max(ratios) > 1.5
     assert min(ratios) < 0.99
+    assert found.cause == said.split("): ", 1)[1].split("; `python")[0]
+    assert main([str(tmp_path / f"step-{number:06d}"), "--tokens", "0"]) == 0
+
+
+def test_a_ratio_to_the_behaviour_policy_stops_nothing(model: Path) -> None:
+    """Its samples' log-probs are of another policy altogether: ratios beyond 1.5 from the first step on."""
+    spec = make_spec(model, loss=LossConfig(prox="behaviour"), stop_above_ratio=1.5)
+    metrics = start_rank(spec).train(make_samples(1), version=1).metrics
+    assert metrics["train/ratio_max"] > 1.5
+
+
+def test_numbers_that_agree_within_the_limits_are_no_second_failure(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail(model, tmp_path, stop_above_grad_norm=1e-3)
+    file = tmp_path / "step-000001" / STEP
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"learner": record["learner"] | {"stop_above_grad_norm": 1000.0}}))
+    assert main([str(file.parent)]) == 1
+    assert "now: every number is finite and within the limits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["sampler", "model"])
@@ -94,7 +132,8 @@ def test_a_step_that_is_well_says_so(model: Path, tmp_path: Path, capsys: pytest
 
 
 def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path) -> None:
-    spec = make_spec(model)
+    settings = {"packing": "flat", "attention": "eager", "tree_attention": "blocks", "logits_mib": 2.0, "stop_above_ratio": 7.0}
+    spec = replace(make_spec(model, **settings), revision="r", trust_remote_code=True)
     shares = [
         [Measured(sample=replace(s, minibatch=0), prox=np.full(len(s.versions), rank, np.float32)) for s in make_samples(rank)]
         for rank in (1, 2)
@@ -107,7 +146,9 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
     write_step(tmp_path, step, spec, ranks=3)
     dump = read_dump(tmp_path)
     assert math.isnan(dump.loss)
-    assert (dump.loss_config, dump.temperature, dump.packing) == (spec.loss, spec.temperature, "tree")
+    assert (dump.loss_config, dump.temperature) == (spec.loss, spec.temperature)
+    assert {name: asdict(dump.learner)[name] for name in SETTINGS} == {name: asdict(spec.learner)[name] for name in SETTINGS}
+    assert (dump.base_model, dump.base_revision, dump.trust_remote_code) == (spec.path, "r", True)
     for was, now in zip([m for share in shares for m in share], dump.samples, strict=True):
         assert now.sample.context_len == was.sample.context_len
         for name in ("tokens", "behaviour_logprobs", "versions", "advantages"):
@@ -116,9 +157,93 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)]) == 2
-    assert "holds no whole dump of a failed step" in capsys.readouterr().err
+    def refused(*arguments: str) -> str:
+        assert main([str(tmp_path / "step-000001"), *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    assert "holds no whole dump of a failed step" in refused()
     fail(model, tmp_path, stop_above_grad_norm=1e-3)
-    (tmp_path / "step-000001" / "rank-0.npz").unlink()
-    assert main([str(tmp_path / "step-000001")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    folder = tmp_path / "step-000001"
+    for device in ("gpu", "meta"):
+        assert f"--device must be cpu or cuda, got {device}" in refused("--device", device)
+    if not torch.cuda.is_available():
+        assert "--device=cuda: torch finds 0 CUDA devices here" in refused("--device", "cuda")
+    record = json.loads((folder / STEP).read_text())
+    (folder / STEP).write_text(json.dumps(record | {"trust_remote_code": True}))
+    assert "give --trust-remote-code" in refused()
+    weights = folder / MODEL / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "cannot be loaded" in refused("--trust-remote-code")
+    (folder / MODEL).rename(tmp_path / "elsewhere")
+    assert "is no model folder" in refused("--trust-remote-code")
+    (folder / "rank-0.npz").unlink()
+    assert "rank-0.npz" in refused()
+
+
+def test_a_dump_that_cannot_be_written_does_not_hide_the_failure(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "dumps").write_text("a file where the folder would be")
+    rank, said = fail(model, tmp_path / "dumps", stop_above_grad_norm=1e-3)
+    assert "the gradient norm is" in said
+    assert f"; its dump could not be written: run.dir: cannot write to {tmp_path / 'dumps' / 'step-000001'}" in said
+    with pytest.raises(RuntimeError, match="its state must not be used: optimiser step 1"):
+        rank.train(make_samples(1), version=1)
+
+
+def fail_in_group(index: int, path: str, folder: str, port: int) -> None:
+    """Two ranks at ZeRO-3, three refused steps: all is written; rank 1 cannot write its share; rank 0 cannot write the model."""
+    os.environ.update(rank_environment(make_spec(Path(path))))
+    from fr3e_async.learner import engine
+    from fr3e_async.learner import rank as rank_module
+
+    engine.EXPORT_BUCKET = 1  # a gathering for each weight, so that rank 0 can fail between two
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_after_one(_: Path, weights: Iterable[Any], **__: Any) -> None:
+        next(iter(weights))
+        full()
+
+    spec = make_spec(Path(path), loss=LossConfig(), zero_stage=3, stop_above_grad_norm=1e-3)
+    whole = rank_module.write_share, rank_module.write_model
+    said: dict[str, Any] = {}
+    for case in ("written", "share", "model"):
+        rank_module.write_share, rank_module.write_model = whole
+        if (index, case) == (1, "share"):
+            rank_module.write_share = full
+        if (index, case) == (0, "model"):
+            rank_module.write_model = full_after_one
+        rank = rank_module.LearnerRank(replace(spec, dump_folder=str(Path(folder) / case)))
+        rank.setup(index, 2, "127.0.0.1", port)
+        if case == "model":
+            with pytest.raises(StorageError) as refused:
+                rank.save_hf(Path(folder) / "hf")
+            said["hf"] = str(refused.value)
+        started = time.monotonic()
+        with pytest.raises(FloatingPointError) as raised:
+            rank.train(make_samples(1)[index::2], version=1)
+        said[case] = str(raised.value), time.monotonic() - started
+    torch.save(said, Path(folder) / f"rank{index}.pt")
+    rank.close()
+
+
+@pytest.mark.slow
+def test_all_ranks_say_the_same_and_none_waits_for_one_that_cannot_write(model: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(fail_in_group, (str(model), str(tmp_path), free_address("")[1]), nprocs=2)
+    left, right = (torch.load(tmp_path / f"rank{index}.pt", weights_only=False) for index in (0, 1))
+    for case in ("written", "share", "model"):
+        assert left[case][0] == right[case][0]
+        assert "the gradient norm is" in left[case][0]
+        assert max(left[case][1], right[case][1]) < 30
+    assert left["hf"] == right["hf"] == f"run.dir: cannot write to {tmp_path / 'hf'}: the disk is full (ENOSPC)"
+    for case in ("share", "model"):
+        assert "; its dump could not be written: " in left[case][0]
+        assert left[case][0].endswith("the disk is full (ENOSPC)")
+        assert not (tmp_path / case / "step-000001" / STEP).exists()
+    dump, found = replay(tmp_path / "written" / "step-000001")
+    assert len(dump.samples) == sum(sample.minibatch == 0 for sample in make_samples(1))
+    assert dump.loss == pytest.approx(found.loss, rel=1e-5)
+    assert dump.grad_norm == pytest.approx(found.grad_norm, rel=1e-4)
+    assert "learner.stop_above_grad_norm is 0.001" in found.cause

@@ -73,6 +73,20 @@ def test_memory_settings_do_not_change_the_update(model: Path, change: dict[str,
     assert reports[0].metrics["train/loss"] == pytest.approx(reports[1].metrics["train/loss"], abs=1e-6)
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_activation_checkpointing_runs_every_layer_again(model: Path, stage: int) -> None:
+    """Counted in the product's own pass: equal weights alone would not tell that nothing was saved."""
+    counts = []
+    for checkpointing in (False, True):
+        rank = start_rank(make_spec(model, activation_checkpointing=checkpointing, zero_stage=stage, epochs=1, minibatches=1))
+        passes: list[int] = []
+        layer = rank._engine.model.causal_lm.model.layers[0]
+        layer.mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(torch.is_grad_enabled()))
+        rank.train([replace(s, minibatch=0) for s in make_samples(1)], version=1)
+        counts.append(sum(passes))
+    assert counts[1] == 2 * counts[0] > 0
+
+
 def test_report_of_one_on_policy_step(model: Path) -> None:
     spec = make_spec(model, minibatches=1, epochs=1, loss=LossConfig())
     samples = [replace(s, minibatch=0) for s in on_policy(PlainLearner(spec), make_samples(5, version=3))]

@@ -134,14 +134,15 @@ def test_activations_logits_and_cache_by_hand() -> None:
 def test_estimate_of_a_run_on_cpu() -> None:
     toy = config("generators.count=2")
     rows = {row.role: row for row in memory_estimate(toy, SMALL)}
-    assert list(rows) == ["generators", "explorers", "verifiers", "learner", "weights"]
+    assert list(rows) == ["generators", "explorers", "verifiers", "learner", "weights", "engine buffers"]
     engine = rows["generators"]
     assert (engine.where, engine.copies) == ("host", 2)
     assert engine.gib == pytest.approx(0.25 + 4000 / GIB)
     tokens = GIB // 4 // 64
     assert engine.note == f"{tokens:,} tokens, {tokens // toy.context_length:,} sequences of full length"
     assert rows["learner"].gib == pytest.approx((16000 + 4096 * 2 * 120 * 4 + 4 * 4096 * 10 * 4 + 4 * 10 * 8) / GIB)
-    assert rows["weights"].gib == pytest.approx(4000 / GIB)
+    assert rows["weights"].gib == pytest.approx(2 * 4000 / GIB)
+    assert rows["engine buffers"].gib == pytest.approx(4000 / GIB)
 
 
 def test_tensor_parallel_engines_divide_weights() -> None:
@@ -194,7 +195,7 @@ def test_plan_text(tmp_path: Path) -> None:
     for part in (
         "settings\n  resume: never",
         "  together         4       1.75          0",
-        "32 groups × 16 rollouts = 512 rollouts, 2 optimiser steps a batch",
+        "32 groups × 16 rollouts = 512 rollouts, 4 optimiser steps a batch",
         "at most 64 groups alive at once",
         f"data.heldout={tmp_path}/none.jsonl: no such file here",
         "model of ",

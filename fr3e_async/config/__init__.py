@@ -102,15 +102,16 @@ class Config:
             f"{self.learner.gpus} and {', '.join(map(str, sorted(engines)))}): one backend, and a sharded model cannot be compared; "
             "set weights.transfer=object_store",
         )
+        require(
+            self.weights.transfer != "native" or self.engine.dtype in ("auto", self.learner.dtype),
+            f"weights.transfer=native with engine.dtype={self.engine.dtype} and learner.dtype={self.learner.dtype}: the weights "
+            "travel as they are; set one precision, or weights.transfer=object_store",
+        )
 
     @property
     def context_length(self) -> int:
         """Longest sequence in tokens: data.max_prompt + sampling.max_response."""
         return self.data.max_prompt + self.sampling.max_response
-
-    @property
-    def uses_toy(self) -> bool:
-        return "toy" in (self.model.path, self.data.train, self.data.heldout)
 
 
 __all__ = [

@@ -127,7 +127,9 @@ class LearnerConfig:
         1000.0, "a gradient norm above it, before clipping, stops the run with a dump of the step; 0: only one that is not finite"
     )
     stop_above_ratio: float = knob(
-        10000.0, "a token that became so many times as likely within one batch stops the run with a dump of the step; 0: off"
+        10000.0,
+        "a token that became so many times as likely within one batch stops the run with a dump of the step; 0: off "
+        "(loss.prox=recompute: with behaviour, ratios hold staleness too and are not judged)",
     )
     activation_checkpointing: bool = knob(False, "recompute activations in the backward pass to save memory")
     attention: str = knob(

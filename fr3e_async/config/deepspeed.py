@@ -61,6 +61,11 @@ def check_ds_config(
         )
     for key in ("zero_optimization", "bf16", "gradient_clipping"):
         require(key not in settings or settings[key] is not None, f"learner.ds_config.{key} must not be null")
+    for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
+        require(
+            not _block(settings, "bf16").get(key),
+            f"learner.ds_config.bf16.{key} must not be on: small updates would be rounded away, and checkpoints hold float32",
+        )
     precision = _block(settings, "bf16").get("enabled", dtype == "bfloat16")
     require(precision == (dtype == "bfloat16"), f"learner.ds_config.bf16.enabled={precision} contradicts learner.dtype={dtype}")
     require(

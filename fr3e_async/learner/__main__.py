@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from fr3e_async.algorithm.losses import LossSums, policy_loss
 from fr3e_async.config import LearnerConfig
-from fr3e_async.errors import UserError
+from fr3e_async.errors import ConfigError, ModelError, StorageError, UserError
 from fr3e_async.learner.dump import MODEL, Dump, Measured, read_dump
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.packing import collate, plan
@@ -27,6 +28,7 @@ from fr3e_async.learner.suitability import set_attention
 from fr3e_async.learner.update import unsound
 
 CLOSE = 1e-3  # relative: another order of sums, another number of ranks
+CPU_ATTENTION = ("eager", "sdpa")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +66,13 @@ class Replay:
     tokens: tuple[Token, ...]
 
 
-def replay(folder: Path, *, device: str = "cpu") -> tuple[Dump, Replay]:
+def replay(folder: Path, *, device: str = "cpu", trust_remote_code: bool = False) -> tuple[Dump, Replay]:
     """Run the dumped step again, forward and backward. Raises ``UserError`` kinds if the dump or its model cannot be read."""
+    place = _device(device)
     dump = read_dump(folder)
-    learner = LearnerConfig(
-        dtype=dump.dtype,  # type: ignore[arg-type]  # checked by the config itself
-        packing=dump.packing,  # type: ignore[arg-type]
-        micro_batch_tokens=dump.micro_batch_tokens,
-    )
-    spec = LearnerSpec(path=str(folder / MODEL), learner=learner, loss=dump.loss_config, temperature=dump.temperature)
-    model = load_policy(spec)
-    set_attention(model, learner.packing)  # without a check: the weights may be what is broken
-    model.to(device)
+    learner = _settings(dump.learner, place)
+    model = _load(folder, dump, learner, trust_remote_code=trust_remote_code)
+    model.to(place)
     sums: list[LossSums] = []
     tokens: list[Token] = []
     for part in plan([measured.sample for measured in dump.samples], packing=learner.packing, budget=learner.micro_batch_tokens):
@@ -85,8 +82,53 @@ def replay(folder: Path, *, device: str = "cpu") -> tuple[Dump, Replay]:
     total = reduce(LossSums.__add__, sums)
     squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
     norm = math.sqrt(sum(squares)) if all(map(math.isfinite, squares)) else math.nan
-    cause = unsound(total, learner) or ("" if math.isfinite(norm) else f"the gradient norm is {norm}")
+    cause = unsound(total, learner, prox=dump.loss_config.prox) or _unsound_norm(norm, learner)
     return dump, Replay(loss=float(total.loss) / dump.total_tokens, grad_norm=norm, cause=cause, tokens=tuple(tokens))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device must be cpu or cuda, got {name}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be cpu or cuda, got {name}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device={name}: torch finds {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+def _settings(learner: LearnerConfig, device: torch.device) -> LearnerConfig:
+    """The run's, but that kernels made for GPUs alone give way to ones that any device has."""
+    if device.type == "cuda":
+        return replace(learner, gpus=1)
+    attention = learner.attention if learner.attention in CPU_ATTENTION else "eager"
+    return replace(learner, gpus=0, tree_attention="auto", attention=attention)
+
+
+def _load(folder: Path, dump: Dump, learner: LearnerConfig, *, trust_remote_code: bool) -> PolicyModel:
+    path = folder / MODEL
+    if not (path / "config.json").is_file():
+        raise StorageError(f"{folder} holds no whole dump of a failed step: {path} is no model folder")
+    if dump.trust_remote_code and not trust_remote_code:
+        raise ConfigError(f"the run had model.trust_remote_code: give --trust-remote-code to run the Python code in {path}")
+    spec = LearnerSpec(
+        path=str(path), learner=learner, loss=dump.loss_config, temperature=dump.temperature, trust_remote_code=trust_remote_code
+    )  # fmt: skip
+    try:
+        model = load_policy(spec)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} cannot be loaded with learner.attention={learner.attention}: {reason}") from error
+    set_attention(model, learner.packing)  # without a check: the weights may be what is broken
+    return model
+
+
+def _unsound_norm(norm: float, learner: LearnerConfig) -> str:
+    if not math.isfinite(norm):
+        return f"the gradient norm is {norm}"
+    limit = learner.stop_above_grad_norm
+    return f"the gradient norm is {norm:.6g} (learner.stop_above_grad_norm is {limit:g})" if 0 < limit < norm else ""
 
 
 def _pass(model: PolicyModel, dump: Dump, part: list[int], learner: LearnerConfig) -> tuple[LossSums, list[Token]]:
@@ -95,7 +137,7 @@ def _pass(model: PolicyModel, dump: Dump, part: list[int], learner: LearnerConfi
     batch = collate([measured.sample for measured in members], packing=learner.packing)
     device = next(model.parameters()).device
     pick = torch.from_numpy(batch.pick).to(device)
-    logprobs, entropies = (column[pick] for column in model(Inputs.of(batch, device)))
+    logprobs, entropies = (column[pick] for column in model(Inputs.of(batch, device, kernel=learner.tree_attention)))
     # A first minibatch that failed before its proximal log-probs were known is measured against itself, as it was.
     prox = torch.cat([torch.from_numpy(measured.prox) for measured in members]).to(device)
     prox = torch.where(prox.isnan(), logprobs.detach(), prox)
@@ -142,19 +184,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fr3e_async.learner", description=__doc__.splitlines()[0])
     parser.add_argument("dump", type=Path, help="folder that the run wrote, e.g. RUN/dumps/step-000012")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that came with the model, as the run did"
+    )
     parser.add_argument("--tokens", type=int, default=10, help="how many tokens to print, the most alarming first")
     options = parser.parse_args(argv)
     try:
-        dump, found = replay(options.dump, device=options.device)
+        dump, found = replay(options.dump, device=options.device, trust_remote_code=options.trust_remote_code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    again = same(dump.loss, found.loss) and same(dump.grad_norm, found.grad_norm)
+    # A ratio beyond its limit may be clipped out of the loss: that the numbers agree is not enough.
+    again = bool(found.cause) and same(dump.loss, found.loss) and same(dump.grad_norm, found.grad_norm)
     print(f"{dump.where}\n  {dump.cause}")
     print(f"  {'':12}{'recorded':>14}{'now':>14}")
     print(f"  {'loss':12}{dump.loss:14.6g}{found.loss:14.6g}")
     print(f"  {'grad norm':12}{'' if dump.grad_norm is None else format(dump.grad_norm, '.6g'):>14}{found.grad_norm:14.6g}")
-    print("now: " + (found.cause or "every number is finite"))
+    print("now: " + (found.cause or "every number is finite and within the limits"))
     for token in sorted(found.tokens, key=lambda token: -token.alarm)[: options.tokens]:
         print(token)
     print("it happened again" if again else "it did not happen again: the cause was not in the samples or the weights")

@@ -57,7 +57,7 @@ def _stacked_attention(mask: ForestMask, query: Tensor, key: Tensor, value: Tens
     assert layout.queries is not None
     assert layout.keys is not None
     assert layout.back is not None
-    groups = query.shape[1] // key.shape[1]
+    shared_keys = query.shape[1] != key.shape[1]
     # One gather for all stacks, since the backward pass of each fills a tensor of all places.
     parts = zip(
         layout.stacks,
@@ -69,10 +69,8 @@ def _stacked_attention(mask: ForestMask, query: Tensor, key: Tensor, value: Tens
     )
     outs = []
     for stack, bias, q, k, v in parts:
-        keys, values = (_heads_first(part, stack.count) for part in (k, v))
-        if groups > 1:
-            keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-        out = scaled_dot_product_attention(_heads_first(q, stack.count), keys, values, attn_mask=bias, scale=scaling)
+        queries, keys, values = (_heads_first(part, stack.count) for part in (q, k, v))
+        out = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scaling, enable_gqa=shared_keys)
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs).index_select(0, layout.back)
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from fr3e_async.errors import ConfigError, StorageError
-from fr3e_async.learner.checkpoint_pieces import BUFFER, Piece, Pieces, Run, write_pieces
+from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Piece, Pieces, Run, write_pieces
 from fr3e_async.observe.checked import checked_json, read_checked_json
 from fr3e_async.observe.storage import fsync_path, fsync_tree, storage_errors
 
@@ -49,6 +49,11 @@ class Manifest:
     state: dict[str, Any] = field(default_factory=dict)  # see ``TrainingState.describe``
     pieces: tuple[Piece, ...] = ()
     files: dict[str, int] = field(default_factory=dict)  # bytes, by name
+
+    @property
+    def roles(self) -> list[str]:
+        """Names of the tensors that the optimiser kept of each weight; none before the first update."""
+        return sorted({piece.part for piece in self.pieces} - {MASTER, BUFFER, RANDOM})
 
     def write(self, folder: Path) -> None:
         content = {**asdict(self), "format": FORMAT, "pieces": [piece.to_row() for piece in self.pieces]}
@@ -141,7 +146,7 @@ def load(folder: Path, state: State, *, rank: int, world: int, seed: int) -> Man
         def read(role: str, name: str, start: int, stop: int) -> torch.Tensor | None:
             return pieces.read(role, name, start, stop) if pieces.has(role, name) else None
 
-        state.restore(manifest.state, read)
+        state.restore({**manifest.state, "roles": manifest.roles}, read)
         _set_random(pieces, rank=rank, same=world == manifest.ranks, seed=seed, version=manifest.version)
     return manifest
 

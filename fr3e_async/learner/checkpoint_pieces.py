@@ -6,8 +6,10 @@ the weights as it likes, and whoever reads may ask for any other stretch.
 
 from __future__ import annotations
 
+import os
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -75,8 +77,7 @@ def write_pieces(folder: Path, stem: str, runs: Iterable[Run], *, limit: int = S
         nonlocal size, files
         if held:
             path = folder / _file(stem, files)
-            save_file(held, path)
-            fsync_path(path)
+            write_tensors(path, held)
             held.clear()
             size, files = 0, files + 1
 
@@ -92,6 +93,17 @@ def write_pieces(folder: Path, stem: str, runs: Iterable[Run], *, limit: int = S
         size += values.nbytes
     flush()
     return pieces
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, durable when this returns. Raises ``OSError``, with the number that the system gave."""
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:  # its own kind for every cause, a full disk too; the number stands in its text
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else 0
+        raise OSError(number, os.strerror(number) if number else str(error), str(path)) from error
+    fsync_path(path)
 
 
 class Pieces:

@@ -6,7 +6,7 @@ the optimiser's step count nor state that does not exist yet. Knows nothing of f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -88,17 +88,24 @@ class TrainingState:
     def restore(self, described: Mapping[str, Any], read: Read) -> None:
         """Take on the state that ``runs`` and ``describe`` told. All ranks.
 
-        Raises ``ConfigError`` if the optimiser has other groups of weights.
+        ``described``: with ``roles``, the sorted names of all roles but the masters' that ``runs`` had.
+
+        Raises ``ConfigError`` if the optimiser has other groups of weights, or keeps other tensors of a weight.
         """
         if len(described["groups"]) != len(self._base.param_groups):
             raise ConfigError(
                 f"learner.ds_config: the optimiser has {len(self._base.param_groups)} groups of weights, "
                 f"but the checkpoint {len(described['groups'])}"
             )
+        # An optimiser without state has none after its updates either, and one that has some must not start from nothing.
+        counters = described["counters"]
+        updated = counters["global_steps"] > counters["skipped_steps"] or any(told["has_state"] for told in described["groups"])
         self._base.state.clear()
-        for told, group, owners in zip(described["groups"], self._base.param_groups, self._owners(), strict=True):
-            if told["has_state"]:
+        if updated:
+            for group, owners in zip(self._base.param_groups, self._owners(), strict=True):
                 self._create_state(group, owners)
+            self._require_roles(described["roles"])  # before the settings are taken on, which are of the same optimiser then
+        for told, group, owners in zip(described["groups"], self._base.param_groups, self._owners(), strict=True):
             group.update({key: value for key, value in told["settings"].items() if key in group})
             for owner in owners:
                 _set_scalars(self._base.state.get(owner, {}), told["scalars"])
@@ -111,6 +118,14 @@ class TrainingState:
         self._engine.lr_scheduler.load_state_dict({**self._engine.lr_scheduler.state_dict(), **described["schedule"]})
         for name, value in described["counters"].items():
             setattr(self._engine, name, value)
+
+    def _require_roles(self, roles: Sequence[str]) -> None:
+        ours = sorted({role for owner in self._base.state for role, _ in self._tensor_state(owner)})
+        if ours != list(roles):
+            raise ConfigError(
+                f"learner.ds_config.optimizer: the checkpoint is of another optimiser, which keeps "
+                f"{', '.join(roles) or 'nothing'} of each weight where this one keeps {', '.join(ours) or 'nothing'}"
+            )
 
     @property
     def _base(self) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ world size (``python -m fr3e_async.learner DUMP``). No pickles. Knows nothing of
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.config import LossConfig
+from fr3e_async.config import LearnerConfig, LossConfig
 from fr3e_async.errors import StorageError
 from fr3e_async.learner.spec import LearnerSpec
+from fr3e_async.observe.storage import fsync_path, write_atomically
 from fr3e_async.types import TrainSample
 
 MODEL = "model"  # the weights as they were before the step
 STEP = "step.json"  # written last: a folder without it is no dump
 COLUMNS = ("behaviour_logprobs", "versions", "advantages")
+# What of the learner's settings decides the numbers of a step, its memory and when it stops.
+SETTINGS = (
+    "gpus", "dtype", "packing", "attention", "tree_attention", "micro_batch_tokens", "logits_mib", "activation_checkpointing",
+    "stop_above_grad_norm", "stop_above_ratio",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +65,16 @@ class Dump:
     loss: float
     grad_norm: float | None
     temperature: float
-    dtype: str
-    packing: str
-    micro_batch_tokens: int
+    base_model: str  # path or hub id, and revision, that the run began with
+    base_revision: str
+    trust_remote_code: bool
+    learner: LearnerConfig  # ``SETTINGS`` are the run's, the others defaults
     loss_config: LossConfig
     samples: tuple[Measured, ...]  # of all ranks
 
 
 def write_share(folder: Path, share: Sequence[Measured], *, rank: int) -> None:
-    """One rank's samples as ``rank-R.npz``: flat columns and lengths."""
+    """One rank's samples as ``rank-R.npz``: flat columns and lengths. Durable when it returns. Raises ``OSError``."""
     samples = [measured.sample for measured in share]
     columns: dict[str, NDArray] = {
         "lengths": np.asarray([len(sample.tokens) for sample in samples], dtype=np.int64),
@@ -77,8 +85,12 @@ def write_share(folder: Path, share: Sequence[Measured], *, rank: int) -> None:
     for name in COLUMNS:
         columns[name] = _joined([getattr(sample, name) for sample in samples], np.int32 if name == "versions" else np.float32)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / STEP).unlink(missing_ok=True)  # a former dump of the same step is whole no more
     with (folder / f"rank-{rank}.npz").open("wb") as file:
         np.savez(file, **columns)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_path(folder)
 
 
 def _joined(parts: Sequence[NDArray], dtype: type) -> NDArray:
@@ -86,14 +98,14 @@ def _joined(parts: Sequence[NDArray], dtype: type) -> NDArray:
 
 
 def write_step(folder: Path, step: FailedStep, spec: LearnerSpec, *, ranks: int) -> None:
-    """What is the same for all ranks. Call it last."""
+    """What is the same for all ranks. Call it last. Raises ``OSError``."""
     record = {
         "where": step.where, "cause": step.cause, "version": step.version, "total_tokens": step.total_tokens,
         "loss": step.loss, "grad_norm": step.grad_norm, "ranks": ranks, "base_model": spec.path,
-        "temperature": spec.temperature, "dtype": spec.learner.dtype, "packing": spec.learner.packing,
-        "micro_batch_tokens": spec.learner.micro_batch_tokens, "loss_config": asdict(spec.loss),
+        "base_revision": spec.revision, "trust_remote_code": spec.trust_remote_code, "temperature": spec.temperature,
+        "learner": {name: getattr(spec.learner, name) for name in SETTINGS}, "loss_config": asdict(spec.loss),
     }  # fmt: skip
-    (folder / STEP).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_atomically(folder / STEP, json.dumps(record, indent=1))
 
 
 def read_dump(folder: Path) -> Dump:
@@ -101,10 +113,10 @@ def read_dump(folder: Path) -> Dump:
     try:
         record: dict[str, Any] = json.loads((folder / STEP).read_text(encoding="utf-8"))
         ranks = record.pop("ranks")
-        record.pop("base_model")
+        learner = LearnerConfig(**record.pop("learner"))
         loss_config = LossConfig(**record.pop("loss_config"))
         samples = [measured for rank in range(ranks) for measured in _read_share(folder / f"rank-{rank}.npz")]
-        return Dump(loss_config=loss_config, samples=tuple(samples), **record)
+        return Dump(learner=learner, loss_config=loss_config, samples=tuple(samples), **record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{folder} holds no whole dump of a failed step: {error}") from error
 

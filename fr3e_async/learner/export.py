@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fr3e_async.errors import ModelError
 from fr3e_async.learner.checkpoint import Manifest, clear, copy_base, put
-from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces
-from fr3e_async.observe.storage import fsync_path, fsync_tree, storage_errors
+from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces, write_tensors
+from fr3e_async.observe.storage import fsync_tree, storage_errors
 
 FILE_BYTES = 1 << 31
 INDEX = "model.safetensors.index.json"
@@ -85,8 +84,7 @@ def write_model(
         cast = ((name, weight.detach().to("cpu", dtype=getattr(torch, dtype), copy=True)) for name, weight in weights)
         for index, batch in enumerate(_batches(chain(cast, (buffers or {}).items()), limit=limit)):
             stored = _on_disk(skeleton, batch)
-            save_file(stored, filled / _part(index), metadata={"format": "pt"})
-            fsync_path(filled / _part(index))
+            write_tensors(filled / _part(index), stored, metadata={"format": "pt"})
             placed |= dict.fromkeys(stored, index)
             total += sum(tensor.nbytes for tensor in stored.values())
         _name_files(filled, placed, total)

@@ -89,4 +89,5 @@ def load_policy(spec: LearnerSpec) -> PolicyModel:
     model = PolicyModel(causal_lm, options=HeadOptions(temperature=spec.temperature, kept_mib=learner.logits_mib))
     if learner.activation_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        causal_lm.train()  # transformers recomputes in training mode only; dropout is off all the same
     return model

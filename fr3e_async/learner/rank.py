@@ -7,6 +7,7 @@ raises leaves its peers to their own errors or time-outs: the group is the unit 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
+from fr3e_async.errors import StorageError, UserError
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, write_model
@@ -26,6 +29,7 @@ from fr3e_async.learner.metrics import Ages, check_staleness, step_metrics, toke
 from fr3e_async.learner.scoring import entropies, unscored
 from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
+from fr3e_async.observe.storage import storage_errors
 from fr3e_async.types import StepReport, TrainSample, WeightBucket, WeightManifest
 from fr3e_async.weights import checksum_of_tensor
 from fr3e_async.weights.bundle import BUCKET_BYTES, stream
@@ -69,7 +73,7 @@ class LearnerRank:
         self._device = engine.join_group(learner, rank=rank, world=world, host=host, port=port)
         torch.manual_seed(self.spec.seed)
         joined = time.perf_counter()
-        model = load_policy(self.spec)
+        model = load_policy(self.spec).to(self._device)  # where its numbers are those that train
         check_model(model, packing=learner.packing, kernel=learner.tree_attention)
         loaded = time.perf_counter()
         self._engine = engine.TrainingEngine(self.spec, model)
@@ -96,7 +100,7 @@ class LearnerRank:
             FloatingPointError: a loss or gradient norm is not finite; names the optimiser step and the cause.
             StalenessError: a token is older than ``spec.max_staleness``, or of a version that does not exist yet.
         """
-        self._require_sound()
+        engine = self._require_sound()
         started = time.perf_counter()
         if self.spec.max_staleness is not None:
             check_staleness(samples, learner_version=version - 1, bound=self.spec.max_staleness)
@@ -104,9 +108,8 @@ class LearnerRank:
         try:
             result = self._update.run(samples, version=version - 1)
         except UnsoundStep as error:
-            dumped = self._dump(error.step)
             self._broken = str(error)
-            raise FloatingPointError(f"{error}{dumped}") from error
+            raise FloatingPointError(f"{error}{self._dump(error.step, engine)}") from error
         self.version = version
         return StepReport(
             version=version,
@@ -116,19 +119,22 @@ class LearnerRank:
             time_s=time.perf_counter() - started,
         )
 
-    def _dump(self, step: FailedStep) -> str:
-        """Write a failed step for ``python -m fr3e_async.learner``; returns what to tell about it. All ranks."""
+    def _dump(self, step: FailedStep, engine: TrainingEngine) -> str:
+        """Write a failed step for ``python -m fr3e_async.learner``; returns what to tell about it, on all ranks the same."""
         if not self.spec.dump_folder:
             return ""
         folder = Path(self.spec.dump_folder) / f"step-{step.optimiser_step:06d}"
         try:
-            write_share(folder, step.share, rank=self.rank)
-            self.save_hf(folder / MODEL)  # a meeting of the ranks, so that all shares are there now
-            if self.rank == 0:
-                write_step(folder, step, self.spec, ranks=self.world)
-        except OSError as error:
+            with _together(folder):
+                write_share(folder, step.share, rank=self.rank)
+            self._write_hf(folder / MODEL, engine)
+            with _together(folder):
+                if self.rank == 0:
+                    write_step(folder, step, self.spec, ranks=self.world)
+        except StorageError as error:
             return f"; its dump could not be written: {error}"
-        return f"; `python -m fr3e_async.learner {folder}` repeats it"
+        trust = " --trust-remote-code" if self.spec.trust_remote_code else ""
+        return f"; `python -m fr3e_async.learner {folder}{trust}` repeats it"
 
     def entropies(self, rows: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> list[NDArray[np.float32]]:
         """Exact entropies [L], nats, of each (context, completion [L]) of this rank's share, under the weights as they are.
@@ -177,6 +183,7 @@ class LearnerRank:
         engine = self._require_sound()
         if self._sender is not None:
             self._sender.shutdown()
+            self._sender = None
         self._sender = open_sender(meeting, rank=self.rank, manifest=manifest, weights=engine.weights)
 
     def send(self) -> None:
@@ -217,24 +224,34 @@ class LearnerRank:
         self.version = manifest.version
 
     def save_hf(self, folder: str | Path) -> None:
-        """Rank 0 writes safetensors, config and tokenizer, which transformers and vLLM load. Memory: one file of weights."""
-        engine = self._require_sound()
-        if self.rank == 0:
-            write_model(
-                Path(folder),
-                engine.weights(),
-                dtype=self.spec.learner.dtype,
-                base=model_folder(self.spec.path, revision=self.spec.revision),
-                model=engine.model.causal_lm,
-                buffers=engine.state.buffers,
-            )
-        else:
-            _take_part(engine.weights())
-        if self.world > 1:
-            dist.barrier()
+        """Rank 0 writes safetensors, config and tokenizer, which transformers and vLLM load. Memory: one file of weights.
+
+        Raises:
+            StorageError: on every rank, if rank 0 could not write.
+        """
+        self._write_hf(Path(folder), self._require_sound())
+
+    def _write_hf(self, folder: Path, engine: TrainingEngine) -> None:
+        weights = engine.weights()
+        with _together(folder):
+            try:
+                if self.rank == 0:
+                    write_model(
+                        folder,
+                        weights,
+                        dtype=self.spec.learner.dtype,
+                        base=model_folder(self.spec.path, revision=self.spec.revision),
+                        model=engine.model.causal_lm,
+                        buffers=engine.state.buffers,
+                    )
+            finally:  # a rank that cannot write still has its part in the gathering that the others are in
+                _take_part(weights)
 
     def close(self) -> None:
         """Leave the group. The object is of no use afterwards."""
+        if self._sender is not None:
+            self._sender.shutdown()
+            self._sender = None
         self._engine = None
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -250,6 +267,26 @@ class LearnerRank:
         if self._broken:
             raise RuntimeError(f"learner rank: the last update failed and its state must not be used: {self._broken}")
         return self._engine
+
+
+@contextlib.contextmanager
+def _together(folder: Path) -> Iterator[None]:
+    """A block that all ranks run, and leave when all are through. Raises ``StorageError`` on all if one could not write."""
+    problem, cause = "one of the ranks failed", None
+    try:
+        with storage_errors(folder):
+            yield
+        problem = ""
+    except (UserError, SafetensorError) as error:  # safetensors wraps the system's own errors
+        problem, cause = str(error), error
+    finally:  # also after a defect of ours, which goes on afterwards: the others must not wait for this rank
+        problems = [problem]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            problems = [""] * dist.get_world_size()
+            dist.all_gather_object(problems, problem)
+    found = next(filter(None, problems), "")
+    if found:
+        raise StorageError(found) from cause
 
 
 def _take_part(weights: Iterator[Any]) -> None:

@@ -217,7 +217,7 @@ class BatchUpdate:
         local = reduce(LossSums.__add__, joined)
         sums = LossSums.from_parts(all_reduced(local.additive()), all_reduced(local.ratio_max, dist.ReduceOp.MAX))
         grad_norm, number = None, self.engine.steps + 1
-        cause = unsound(sums, self.learner)
+        cause = unsound(sums, self.learner, prox=self.loss.prox)
         if not cause:
             try:
                 self.engine.step()
@@ -242,8 +242,12 @@ class UnsoundStep(FloatingPointError):
         self.step = step
 
 
-def unsound(sums: LossSums, learner: LearnerConfig) -> str:
-    """The likeliest cause why these sums, over all ranks, must not become an update; empty if they may."""
+def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
+    """The likeliest cause why these sums, over all ranks, must not become an update; empty if they may.
+
+    ``prox``: loss.prox. With ``behaviour`` ratios also hold how stale the samples are and how the engine's numbers differ from
+    the learner's, so that a large one says nothing about this batch's steps.
+    """
     causes = (
         ("entropy", "the model's logits are not finite: its weights are broken or its precision overflows"),
         ("mismatch", "proximal or behaviour log-probs are not finite: the sampler's log-probs are broken"),
@@ -257,7 +261,7 @@ def unsound(sums: LossSums, learner: LearnerConfig) -> str:
         if not np.isfinite(value):
             return f"loss is {float(sums.loss)}: {cause} (sum of {name} is {value})"
     largest = float(sums.largest_ratio)
-    if learner.stop_above_ratio and largest > learner.stop_above_ratio:
+    if prox == "recompute" and learner.stop_above_ratio and largest > learner.stop_above_ratio:
         return (
             f"a token became {largest:.3g} times as likely as under the proximal policy: the policy ran away; lower learner.lr "
             f"(learner.stop_above_ratio is {learner.stop_above_ratio:g})"

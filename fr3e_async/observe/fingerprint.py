@@ -40,11 +40,17 @@ CHANGEABLE = (
     "learner.threads",
     "learner.micro_batch_tokens",
     "learner.activation_checkpointing",
+    "learner.packing",  # the same update in another layout
+    "learner.tree_attention",
+    "learner.attention",
+    "learner.logits_mib",
+    "learner.stop_above_grad_norm",
+    "learner.stop_above_ratio",
     "learner.cpus",
     "learner.resources",
     "learner.step_timeout_s",
     "*.start_timeout_s",
-    "weights.ack_timeout_s",
+    "weights.*",
     "flow.lease_s",
     "toy.cache_dir",
 )
