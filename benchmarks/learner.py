@@ -46,7 +46,7 @@ FULL = (
 )
 QUICK = (
     Case(name="1M", groups=tuple(range(8)), budget=4096, rounds=2),
-    Case(name="30M, apart", groups=(29,), budget=1024, rounds=1, sizes=SIZES_30M, stretch=3, apart=True),
+    Case(name="30M, apart", groups=(29,), budget=1024, rounds=1, sizes=SIZES_30M, stretch=1, apart=True),
 )
 HEAD = {"hidden": 896, "vocabulary": 151_936}
 HEAD_WAYS: dict[str, float | None] = {"naive": None, "ours, kept_mib 256": 256.0, "ours, kept_mib 0": 0.0}
