@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fr3e_async.algorithm.trees import common_prefix
 from fr3e_async.types import RolloutBatch
 
 Tokens = NDArray[np.int32]
@@ -35,12 +36,6 @@ class Known:
     def shared(self, tokens: Tokens) -> int:
         """Length of the longest prefix of ``tokens`` that some sequence begins with."""
         return max((common_prefix(tokens, known) for known in self._sequences), default=0)
-
-
-def common_prefix(a: Tokens, b: Tokens) -> int:
-    length = min(len(a), len(b))
-    differ = np.flatnonzero(a[:length] != b[:length])
-    return int(differ[0]) if len(differ) else length
 
 
 @dataclass(slots=True)

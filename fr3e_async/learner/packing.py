@@ -55,20 +55,25 @@ class MicroBatch:
         return int(self.mask.sum())
 
 
-# Runs the model and trains nothing: keeps the collectives of a rank that has less work in step with the others.
-_DUMMY_SAMPLE = TrainSample(
-    tokens=np.zeros(2, dtype=np.int32),
-    context_len=1,
-    behaviour_logprobs=np.zeros(1, dtype=np.float32),
-    versions=np.zeros(1, dtype=np.int32),
-    advantages=np.zeros(1, dtype=np.float32),
-    minibatch=0,
-)
+def unscored(context: NDArray[np.int32], tokens: NDArray[np.int32]) -> TrainSample:
+    """A sample with nothing to learn: context and completion only."""
+    return TrainSample(
+        tokens=np.concatenate([context, tokens]),
+        context_len=len(context),
+        behaviour_logprobs=np.zeros(len(tokens), dtype=np.float32),
+        versions=np.zeros(len(tokens), dtype=np.int32),
+        advantages=np.zeros(len(tokens), dtype=np.float32),
+        minibatch=0,
+    )
 
 
 def dummy(packing: Packing) -> MicroBatch:
-    """The smallest micro-batch of a layout, with an empty mask."""
-    return collate([_DUMMY_SAMPLE], packing=packing, trained=False)
+    """The smallest micro-batch of a layout, with an empty mask.
+
+    It runs the model and trains nothing: it keeps the collectives of a rank that has less work in step with the others.
+    """
+    token = np.zeros(1, dtype=np.int32)
+    return collate([unscored(token, token)], packing=packing, trained=False)
 
 
 def pad_plan(lengths: Sequence[int], *, budget: int) -> list[list[int]]:

@@ -26,7 +26,8 @@ from fr3e_async.learner import checkpoint
 from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, write_model
 from fr3e_async.learner.metrics import Ages, check_staleness, step_metrics, token_ages
-from fr3e_async.learner.scoring import entropies, unscored
+from fr3e_async.learner.packing import unscored
+from fr3e_async.learner.scoring import entropies
 from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
 from fr3e_async.observe.storage import storage_errors

@@ -19,18 +19,6 @@ from fr3e_async.learner.update import Engine, all_reduced
 from fr3e_async.types import TrainSample
 
 
-def unscored(context: NDArray[np.int32], tokens: NDArray[np.int32]) -> TrainSample:
-    """A sample with nothing to learn: context and completion only."""
-    return TrainSample(
-        tokens=np.concatenate([context, tokens]),
-        context_len=len(context),
-        behaviour_logprobs=np.zeros(len(tokens), dtype=np.float32),
-        versions=np.zeros(len(tokens), dtype=np.int32),
-        advantages=np.zeros(len(tokens), dtype=np.float32),
-        minibatch=0,
-    )
-
-
 @torch.no_grad()
 def entropies(
     engine: Engine, samples: Sequence[TrainSample], *, learner: LearnerConfig, device: torch.device

@@ -13,9 +13,8 @@ from fr3e_async.errors import ModelError
 from fr3e_async.learner.attention import NAME, UNFIT
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.layout import Kernel
-from fr3e_async.learner.packing import Packing, collate
+from fr3e_async.learner.packing import Packing, collate, unscored
 from fr3e_async.learner.policy import PolicyModel
-from fr3e_async.types import TrainSample
 
 # Rows that share prefixes: what the layouts must not be able to change.
 _PROBE = ([1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 7, 8, 3], [2, 1, 4])
@@ -77,7 +76,7 @@ def _check_layers(model: PolicyModel, packing: Packing) -> None:
 
 def _rows(model: PolicyModel) -> list[np.ndarray]:
     vocabulary = model.causal_lm.config.get_text_config().vocab_size
-    return [np.asarray(row, dtype=np.int64) % vocabulary for row in _PROBE]
+    return [np.asarray(row, dtype=np.int32) % vocabulary for row in _PROBE]
 
 
 @torch.no_grad()
@@ -85,7 +84,7 @@ def _plain_logprobs(model: PolicyModel) -> tuple[Tensor, float]:
     """[N] float64 of the model's own forward pass, one row at a time; and the mean standard deviation of its logits."""
     found, spreads = [], []
     for row in _rows(model):
-        tokens = torch.from_numpy(row)[None].to(model.causal_lm.device)
+        tokens = torch.from_numpy(row.astype(np.int64))[None].to(model.causal_lm.device)
         logits = model.causal_lm(input_ids=tokens, use_cache=False).logits[0, :-1].double() / model.options.temperature
         found.append(torch.log_softmax(logits, dim=-1).gather(-1, tokens[0, 1:, None]).squeeze(-1))
         spreads.append(float(logits.std(-1).mean()))
@@ -96,16 +95,8 @@ def _plain_logprobs(model: PolicyModel) -> tuple[Tensor, float]:
 def _logprobs(model: PolicyModel, packing: Packing, kernel: Kernel) -> Tensor:
     """[N] float64 of the same tokens in a layout."""
     device = model.causal_lm.device
-    batch = collate([_sample(row) for row in _rows(model)], packing=packing)
+    batch = collate([unscored(row[:1], row[1:]) for row in _rows(model)], packing=packing)
     return model(Inputs.of(batch, device, kernel=kernel))[0][torch.from_numpy(batch.pick).to(device)].double()
-
-
-def _sample(row: np.ndarray) -> TrainSample:
-    blank = np.zeros(len(row) - 1, dtype=np.float32)
-    return TrainSample(
-        tokens=row.astype(np.int32), context_len=1, behaviour_logprobs=blank, versions=blank.astype(np.int32),
-        advantages=blank, minibatch=0,
-    )  # fmt: skip
 
 
 def _compare(found: Tensor, plain: Tensor, spread: float, *, model: PolicyModel, reason: str) -> None:
