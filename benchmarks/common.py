@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,16 @@ def cpu_info() -> str:
     return path.read_text() if path.exists() else ""
 
 
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print as markdown."""
+    for row in (header, ["---"] * len(header), *rows):
+        print("| " + " | ".join(map(str, row)) + " |")
+    sys.stdout.flush()
+
+
 def finish(args: argparse.Namespace, figures: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write ``--json`` if it was asked for. ``facts``: of ``machine()``, taken before the measurement."""
+    """Write ``--json`` if it was asked for, whole or not at all. ``facts``: of ``machine()``, taken before the measurement."""
     if args.json is not None:
-        args.json.write_text(json.dumps({"machine": facts, "quick": args.quick, **figures}, indent=1) + "\n")
+        unfinished = args.json.with_name(args.json.name + ".tmp")
+        unfinished.write_text(json.dumps({"machine": facts, "quick": args.quick, **figures}, indent=1) + "\n")
+        unfinished.replace(args.json)

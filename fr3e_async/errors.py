@@ -32,3 +32,7 @@ class RunFailed(Exception):
     """A run that had started could not go on. ``main`` prints the diagnosis and exits with code 1."""
 
     exit_code = 1
+
+
+class LearnerLost(RunFailed):
+    """A rank of the learner group is gone; the group must be made anew from a checkpoint."""

@@ -270,6 +270,14 @@ def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Confi
     return cast(Config, config), OmegaConf.to_yaml(merged, resolve=True)
 
 
+def config_from(values: Mapping[str, Any]) -> Config:
+    """The config whose ``asdict`` this is, as a journal keeps it. Raises ``ConfigError`` if it does not fit this version."""
+    try:
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(values)))))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the recorded settings do not fit this version: {str(error).splitlines()[0]}") from None
+
+
 def _blame(error: OmegaConfBaseException, values: Mapping[str, Any], origins: Mapping[str, str]) -> ConfigError:
     """Which setting omegaconf objects to: it names most by itself, and says nothing of a broken ``${…}``."""
     problem = str(error).splitlines()[0]

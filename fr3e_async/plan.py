@@ -1,12 +1,14 @@
 """What a run would occupy: actors × resources, whether a cluster offers as much, and the text of ``--dry-run``.
 
-Arithmetic on a config; starts nothing and knows nothing of Ray. The numbers of bytes come from ``memory``.
+Arithmetic on a config; starts nothing and knows nothing of Ray. The numbers of bytes come from ``memory``. As a command,
+``python -m fr3e_async.plan``, it proposes actor ratios for a cluster (``simulate``).
 """
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -157,3 +159,17 @@ def _table(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.rstrip().splitlines())
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    """``python -m fr3e_async.plan``: which actor ratios suit a cluster, by simulation. Returns the exit code."""
+    from fr3e_async.simulate import commands  # the control machine is not needed by a dry run
+
+    return commands.guarded(argv, commands.PLAN_USAGE, commands.plan)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -22,14 +22,17 @@ from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.evaluator import Evaluator, pick_problems
-from fr3e_async.control.ledger import Ledger
-from fr3e_async.control.progress import ControlState, Progress, load_control_state
+from fr3e_async.control.journal import Journal
+from fr3e_async.control.machine import Machine
+from fr3e_async.control.ports import Payload
+from fr3e_async.control.progress import Progress, load_control_state, load_trees
+from fr3e_async.control.side import on_the_side
 from fr3e_async.data.model import check_context, check_model, end_tokens, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.toy import toy_path
-from fr3e_async.errors import RunFailed, StorageError, UserError
+from fr3e_async.errors import DataError, LearnerLost, RunFailed, StorageError, UserError
 from fr3e_async.export import write_run_card
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.console import ConsoleView, make_console
@@ -41,6 +44,9 @@ from fr3e_async.rollout import check_installed
 from fr3e_async.verify.golds import screen_golds
 from fr3e_async.verify.rewards import check_reward
 from fr3e_async.wiring import Deployment, Model, check_cluster, connect, disconnect
+
+RESTART_BACKOFF_S = 1.0  # before the learner group is made anew; doubled each time
+LONGEST_BACKOFF_S = 60.0
 
 
 class Session:
@@ -61,6 +67,7 @@ class Session:
         self._notes = tuple(filter(None, notes))
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
         self._started_at, self._resume_from = started_at, resume_from
+        self._wall_before_s = 0.0  # of earlier processes
         self._connected = False
         self._reached_actors = False
 
@@ -119,25 +126,24 @@ class Session:
     # ---- inside the event loop ----
 
     async def _run(self) -> int:
-        resumed = self._resume_state()
-        version = resumed.ledger.version if resumed else 0
-        settled = resumed.ledger.settled if resumed else 0
+        cut = load_control_state(self._resume_from).ledger if self._resume_from else None
+        version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
         view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
         recorder = Recorder(
             self._run_dir, config=self._config.observe, view=view, clock=time.time, resumed_from=version, settled=settled
         )
-        deployment = Deployment(self._config, self._model, self._run_dir, clock=time.time, note=recorder.note)
+        deployment = Deployment(self._config, self._model, self._run_dir, clock=time.time)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s)
-        stop.task = asyncio.create_task(self._train(deployment, recorder, resumed, stop))
+        stop.task = asyncio.create_task(self._train(deployment, recorder, stop))
         stop.listen()
         try:
             await stop.task
         except asyncio.CancelledError:
             if not stop.reason:
                 raise
-            if stop.controller is not None and stop.controller.ledger.version > version:
+            if stop.controller is not None and stop.controller.machine.ledger.version > version:
                 raise RunFailed(
                     f"{stop.reason}: the last checkpoint could not be written within run.stop_grace_s "
                     f"({self._config.run.stop_grace_s:g} s); the one before it stands"
@@ -148,27 +154,50 @@ class Session:
             await deployment.close()
         return 0
 
-    def _resume_state(self) -> ControlState | None:
-        """The control part of the checkpoint that this session goes on from, if it does."""
-        return load_control_state(self._resume_from) if self._resume_from else None
-
-    async def _train(self, deployment: Deployment, recorder: Recorder, resumed: ControlState | None, stop: Stop) -> None:
-        version = resumed.ledger.version if resumed else 0
-        recorder.note(f"run directory {self._run_dir.path}" + (f", going on from step {version}" if resumed else ""))
+    async def _train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
+        going_on = f", going on from {self._resume_from.name}" if self._resume_from else ""
+        recorder.note(f"run directory {self._run_dir.path}{going_on}")
         for note in self._notes:
             recorder.note(note)
         if self._datasets.dropped:
             recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped")
-        await deployment.start(version=version, resume_from=self._resume_from)
+        await deployment.start(resume_from=self._resume_from)
         recorder.note(f"all actors up after {time.time() - self._started_at:.0f} s")
-        controller = self._controller(deployment, recorder, resumed)
-        stop.controller = controller
-        reason = await controller.run()
+        controller, reason = await self._to_the_end(deployment, recorder, stop)
         if reason == "finished":
             await self._save_model(deployment)
         recorder.finish(self._summary(controller, reason))
         if reason == "finished":
             self._write_card()
+
+    async def _to_the_end(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> tuple[Controller, str]:
+        """Run until it ends. A learner group that is lost is made anew, and everything goes back to the last checkpoint.
+
+        Raises ``RunFailed``: a failure that cannot be repaired, or the group was lost once more than ``learner.max_restarts``.
+        """
+        source, restarts = self._resume_from, 0
+        while True:
+            controller = await self._controller(deployment, recorder, source, restarts)
+            stop.take_over(controller)
+            try:
+                return controller, await controller.run()
+            except LearnerLost as error:
+                restarts += 1
+                if restarts > self._config.learner.max_restarts or stop.reason:
+                    again = "; restart the same command with resume=auto to go on from the last checkpoint"
+                    raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
+                stop.take_over(None)
+                source = await self._after_a_loss(deployment, recorder, error, restarts)
+
+    async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, error: LearnerLost, restarts: int) -> Path | None:
+        """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
+        source = await on_the_side(lambda: newest_checkpoint(self._run_dir))
+        recorder.note(f"{error}; the learner group is made anew from {source.name if source else 'the model as it was given'}")
+        await asyncio.sleep(min(RESTART_BACKOFF_S * 2 ** (restarts - 1), LONGEST_BACKOFF_S))
+        await deployment.restart_learner(resume_from=source)
+        cut = load_control_state(source).ledger if source else None
+        recorder.go_back(*((cut.version, cut.settled) if cut else (0, 0)))
+        return source
 
     def _write_card(self) -> None:
         """The result stands by now: without its card the run has not failed."""
@@ -180,30 +209,50 @@ class Session:
     async def _save_model(self, deployment: Deployment) -> None:
         limit = self._config.learner.step_timeout_s
         try:
-            await asyncio.wait_for(deployment.crew.learner.save_model(self._run_dir.model), limit)
+            async with asyncio.timeout(limit):
+                await deployment.crew.learner.save_model(self._run_dir.model)
         except TimeoutError:
             raise RunFailed(f"the final model was not written within learner.step_timeout_s ({limit:g} s)") from None
 
-    def _controller(self, deployment: Deployment, recorder: Recorder, resumed: ControlState | None) -> Controller:
-        config = self._config
+    async def _controller(
+        self, deployment: Deployment, recorder: Recorder, source: Path | None, restarts: int
+    ) -> Controller:  # fmt: skip
+        """One session's loop, from a checkpoint or from nothing. ``restarts``: of the learner group within this process."""
+        config, train = self._config, self._datasets.train
+        resumed = load_control_state(source, {prompt.uid: prompt for prompt in train}.__getitem__) if source else None
+        state = resumed.ledger if resumed else None
         progress = resumed.progress if resumed else Progress()
-        progress.began_at = self._started_at
+        if not restarts:
+            self._wall_before_s = progress.wall_before_s
+        progress.began_at, progress.wall_before_s = self._started_at, self._wall_before_s
+        publisher = deployment.publisher()
+        version = state.version if state else 0
+        if source or restarts:
+            publisher.offer(await deployment.crew.learner.export(version))
         heldout = pick_problems(self._datasets.heldout, config)
+        session = self._run_dir.next_session()
+        journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
+        groups = [group.name for group in state.groups] if state else []
         return Controller(
             config=config,
             crew=deployment.crew,
-            ledger=Ledger(config, make_strategy(config.algorithm), state=resumed.ledger if resumed else None),
-            stream=PromptStream(self._datasets.train, config.run.seed, state=resumed.stream if resumed else None),
-            publisher=deployment.publisher,
+            machine=Machine(config, make_strategy(config.algorithm), state=state),
+            stream=PromptStream(train, config.run.seed, state=resumed.stream if resumed else None, taken=groups),
+            publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout) if heldout else None,
             reporter=recorder,
+            books=recorder.books,
+            journal=journal,
             checkpoints=self._run_dir.checkpoints,
             progress=progress,
             clock=time.time,
+            session=session,
+            payloads=await on_the_side(lambda: _restored(source, deployment)) if source else None,
+            engine_version=-1 if restarts else 0,
         )
 
     def _summary(self, controller: Controller, reason: str) -> Summary:
-        progress, ledger, used = controller.progress, controller.ledger, controller.progress.utilisation
+        progress, ledger, used = controller.progress, controller.machine.ledger, controller.progress.utilisation
         by_label = {e["label"]: e for e in progress.evaluations}
         syncs = progress.syncs
         return Summary(
@@ -254,14 +303,38 @@ def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | 
     """
     if not run_dir.resumed:
         return None
+    run_dir.checkpoints.recover()
+    folder = newest_checkpoint(run_dir)
+    if folder is not None:
+        state = load_control_state(folder)
+        PromptStream(datasets.train, config.run.seed, state=state.stream)
+        known = {prompt.uid for prompt in datasets.train}
+        if any(group.prompt.uid not in known for group in state.ledger.groups):
+            raise DataError("data.train: a problem that the checkpoint is at work on is not there any more")
+    return folder
+
+
+def newest_checkpoint(run_dir: RunDir) -> Path | None:
+    """The newest whole one, every byte of it checked. Raises ``StorageError`` if there were some and none is whole."""
     # Imported here: torch takes a second, and a new run does not need it in this process.
     from fr3e_async.learner.checkpoint import damage
 
-    run_dir.checkpoints.recover()
-    folder = run_dir.checkpoints.latest(lambda folder: damage(folder / "learner" / CHECKPOINT_TAG))
-    if folder is not None:
-        PromptStream(datasets.train, config.run.seed, state=load_control_state(folder).stream)
-    return folder
+    return run_dir.checkpoints.latest(lambda folder: damage(folder / "learner" / CHECKPOINT_TAG) or _damage_of_trees(folder))
+
+
+def _damage_of_trees(folder: Path) -> str:
+    """What is wrong with the rollouts of a checkpoint, or an empty text."""
+    try:
+        for _ in load_trees(folder):
+            pass
+    except StorageError as error:
+        return str(error)
+    return ""
+
+
+def _restored(source: Path, deployment: Deployment) -> dict[int, tuple[str, Payload]]:
+    """The rollouts of a checkpoint's open groups, back in the object store: by key, (group, handle)."""
+    return {key: (batch.ids[0].group, deployment.crew.payloads.put(batch)) for key, batch in load_trees(source)}
 
 
 @dataclass(slots=True)
@@ -272,6 +345,10 @@ class Stop:
     reason: str = ""
     task: asyncio.Task[None] | None = None
     controller: Controller | None = None
+
+    def take_over(self, controller: Controller | None) -> None:
+        """From now on this is the one to ask; None while the learner is made anew: then there is nothing new to save."""
+        self.controller = controller
 
     def listen(self) -> None:
         """SIGTERM (``ray job stop``) and Ctrl-C. After ``ray.init``, which puts its own handler in place."""

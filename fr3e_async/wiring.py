@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +24,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.learner import LearnerActor
 from fr3e_async.actors.native import NativeLearner
+from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.actors.watch import watchable
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config, EnginePoolConfig
-from fr3e_async.control.crew import Crew
-from fr3e_async.control.pool import Pool
-from fr3e_async.control.ports import Clock, EngineWorker, VerifierWorker, WorkerLost
+from fr3e_async.control.crew import Crew, Worker
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.ports import Clock, WorkerLost
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.errors import ConfigError, RunFailed
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
@@ -138,80 +140,63 @@ def _machine_gpus() -> int:
 
 
 class Deployment:
-    """The actors of a run. ``start`` brings them all up; ``crew`` and ``publisher`` are what the controller works with."""
+    """The actors of a run. ``start`` brings them all up; ``crew`` is what the controller works with."""
 
-    def __init__(self, config: Config, model: Model, run_dir: RunDir, *, clock: Clock, note: Callable[[str], None]) -> None:
-        """``note`` is told, in one line, of every actor that is replaced."""
-        self._config, self._model, self._clock, self._note = config, model, clock, note
+    def __init__(self, config: Config, model: Model, run_dir: RunDir, *, clock: Clock) -> None:
+        self._config, self._model, self._clock = config, model, clock
         self._logs, self._dumps = run_dir.logs, run_dir.dumps
         self._names: dict[str, int] = {}
         self.crew: Crew
-        self.publisher: Publisher
 
-    async def start(self, *, version: int, resume_from: Path | None) -> None:
+    async def start(self, *, resume_from: Path | None) -> None:
         """Start every actor and wait for all; the first failure ends the start.
 
-        With ``resume_from`` the learner continues from that folder and the engines get its weights before any request.
+        With ``resume_from`` the learner continues from that folder; the engines have the weights of the model as it was given.
         """
         config = self._config
+        roles = [
+            *[GENERATORS] * config.generators.count,
+            *[EXPLORERS] * explorer_count(config),
+            *[VERIFIERS] * config.verifiers.count,
+        ]
         try:
             async with asyncio.TaskGroup() as tasks:
                 learner = tasks.create_task(self._learner(resume_from))
-                generators = [tasks.create_task(self._engine("generator")) for _ in range(config.generators.count)]
-                explorers = [tasks.create_task(self._engine("explorer")) for _ in range(explorer_count(config))]
-                verifiers = [tasks.create_task(self._verifier()) for _ in range(config.verifiers.count)]
+                workers = [(role, tasks.create_task(self.start_worker(role))) for role in roles]
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
-        engine_pools = [
-            self._pool(role, [t.result() for t in members], width=pool.rollouts_in_flight, start=self._bring_up)
-            for role, members, pool in (
-                ("generator", generators, config.generators),
-                ("explorer", explorers, config.explorers),
-            )
-        ]
-        verifier_pool: Pool[VerifierWorker] = self._pool(
-            "verifier",
-            [t.result() for t in verifiers],
-            width=max(4 * config.verifiers.workers, 8),
-            start=lambda _: self._verifier(),
-        )
         self.crew = Crew(
             config=config,
-            generators=engine_pools[0],
-            explorers=engine_pools[1],
-            verifiers=verifier_pool,
             learner=learner.result(),
+            payloads=RayPayloads(),
+            start=self.start_worker,
+            workers=[(role, task.result()) for role, task in workers],
         )
-        direct = self.crew.learner if isinstance(self.crew.learner, NativeLearner) else None
-        self.publisher = Publisher(
-            engine_pools, ack_timeout_s=config.weights.ack_timeout_s, clock=self._clock, direct=direct
-        )  # fmt: skip
-        if resume_from is not None:
-            await self.publisher.publish(version, await self.crew.learner.export(version))
+
+    async def start_worker(self, role: str) -> Worker:
+        """A new generator, explorer or verifier. Raises ``RunFailed`` if it does not start."""
+        return await (self._verifier() if role == VERIFIERS else self._engine(role))
+
+    async def restart_learner(self, *, resume_from: Path | None) -> None:
+        """End what is left of the learner group and make a new one, which continues from that folder, or begins anew."""
+        await self.crew.learner.close()
+        self.crew.learner = await self._learner(resume_from)
+
+    def publisher(self) -> Publisher:
+        """A new one for the learner as it is now."""
+        learner = self.crew.learner
+        direct = learner if isinstance(learner, NativeLearner) else None
+        return Publisher(ack_timeout_s=self._config.weights.ack_timeout_s, clock=self._clock, direct=direct)
 
     async def close(self) -> None:
         """End what was started; actors that a failed start left behind die with the driver's connection."""
         if hasattr(self, "crew"):
             await self.crew.close()
 
-    def _pool(self, role: str, workers: list[Any], *, width: int, start: Callable[[str], Awaitable[Any]]) -> Pool[Any]:
-        async def replace(lost: Any) -> Any:
-            self._note(f"{lost.name} is lost; a new {role} takes its place")
-            await lost.close()
-            return await start(role)
-
-        return Pool(role, workers, width=width, replace=replace, clock=self._clock)
-
-    async def _bring_up(self, role: str) -> EngineWorker:
-        """A new engine with the current weights."""
-        worker = await self._engine(role)
-        await self.publisher.bring_up(worker)
-        return worker
-
     def _name(self, role: str) -> str:
         """``generator-0``, ``generator-1``, ...; a replacement gets a new number."""
         self._names[role] = self._names.get(role, -1) + 1
-        return f"{role}-{self._names[role]}"
+        return f"{role.removesuffix('s')}-{self._names[role]}"
 
     def _log(self, name: str) -> str:
         return str(self._logs / f"{name}.log")
@@ -219,11 +204,11 @@ class Deployment:
     # ---- engines ----
 
     async def _engine(self, role: str) -> RayEngine:
-        pool = self._config.generators if role == "generator" else self._config.explorers
+        pool = self._config.generators if role == GENERATORS else self._config.explorers
         name = self._name(role)
         spec = self._engine_spec(pool, seed=self._config.run.seed * 1000 + sum(number + 1 for number in self._names.values()))
         actor = (
-            ray.remote(EngineActor)
+            watchable(EngineActor)
             .options(
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus,
@@ -258,6 +243,7 @@ class Deployment:
             tensor_parallel=max(pool.gpus, 1),
             transfer=_backend(self._config) if self._config.weights.transfer == "native" else "",
             seed=seed,
+            seeded=self._config.sampling.reproducible,
             verbose=self._config.observe.verbose,
             options=dict(engine.options),
         )
@@ -265,9 +251,9 @@ class Deployment:
     # ---- verifiers ----
 
     async def _verifier(self) -> RayVerifier:
-        pool, model, name = self._config.verifiers, self._config.model, self._name("verifier")
+        pool, model, name = self._config.verifiers, self._config.model, self._name(VERIFIERS)
         actor = (
-            ray.remote(VerifierActor)
+            watchable(VerifierActor)
             .options(num_cpus=pool.cpus, resources=pool.resources, max_concurrency=CALLS_AT_ONCE)
             .remote(pool, self._model.path, model.revision, model.trust_remote_code, self._log(name), self._config.reward)
         )
@@ -284,7 +270,7 @@ class Deployment:
         group = placement_group([bundle] * learner.ranks, strategy="PACK")
         await self._started("learner", group.ready(), learner.start_timeout_s, "learner.start_timeout_s")
         ranks = [
-            ray.remote(LearnerActor)
+            watchable(LearnerActor)
             .options(
                 num_cpus=learner.cpus,
                 num_gpus=learner.gpus,
@@ -338,7 +324,8 @@ class Deployment:
 
     async def _started(self, name: str, call: Awaitable[T], limit: float, knob: str) -> T:
         try:
-            return await asyncio.wait_for(reach(name, call), limit)
+            async with asyncio.timeout(limit):
+                return await reach(name, call)
         except TimeoutError:
             cause = f"{name} did not start within {limit:.0f} s ({knob})"
         except WorkerLost as error:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fr3e_async.control.ledger import LedgerState
-from fr3e_async.control.progress import Progress, control_state, save_control_state
+from fr3e_async.control.progress import Progress, cut_of, save_cut
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.checkpoint_pieces import MASTER, Run
 from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.types import RolloutBatch
 
 TAG = Path("learner") / "state"
 
@@ -57,12 +58,12 @@ def save_learner(
 
 
 def save_whole(
-    store: CheckpointStore, step: int, *, base: Path, stream: dict[str, Any] | None = None, state: PlainState | None = None, progress: Progress | None = None
+    store: CheckpointStore, step: int, *, base: Path, stream: dict[str, Any] | None = None, state: PlainState | None = None, progress: Progress | None = None, trees: Iterable[tuple[int, RolloutBatch]] = ()
 ) -> Path:  # fmt: skip
-    """A checkpoint of control and learner, committed."""
+    """A checkpoint of control, open trees and learner, committed."""
     folder = store.begin(step)
     ledger = LedgerState(version=step, admitted=0, fates={}, budget={})
-    save_control_state(control_state(ledger=ledger, stream=stream or {}, progress=progress or Progress(), now=1.0), folder)
+    save_cut(cut_of(ledger=ledger, stream=stream or {}, progress=progress or Progress(), now=1.0), folder, trees)
     state = state or PlainState({"w": torch.full((40,), float(step)), "v": torch.arange(6.0).view(2, 3)})
     save_learner(folder / TAG, state, version=step, base=base)
     return store.commit(folder, step)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from fr3e_async.rollout import EngineSpec, SampleRequest
@@ -35,6 +36,22 @@ def build_model(folder: Path, *, tied: bool) -> Any:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     return model
+
+
+def save_tokenizer(folder: Path) -> None:
+    """One word for each token, for those who start an engine as an actor."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token=f"w{END}", pad_token="w0").save_pretrained(folder)
+
+
+def core_below(pid: int) -> int:
+    """Process id of the core of the engine that a process holds."""
+    below = psutil.Process(pid).children(recursive=True)
+    (core,) = (child for child in below if "EngineCore" in " ".join(child.cmdline()))
+    return core.pid
 
 
 @dataclass

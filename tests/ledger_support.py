@@ -40,12 +40,14 @@ TRUNK_MODES = ("first", "random", "all", "one_right_one_wrong")
 
 def make_ledger(
     *, steps: int = 100, groups: int = 2, staleness: int = 1, attempts: int = 2, rejected: int = 10_000, budget: int = 0,
-    minibatches: int = 1, on_unknown: str = "drop", seed: int = 0, state: LedgerState | None = None, **algorithm: Any,
+    minibatches: int = 1, on_unknown: str = "drop", seed: int = 0, window: int = 0, state: LedgerState | None = None,
+    **algorithm: Any,
 ) -> Ledger:  # fmt: skip
     config = small_config(
         run={"steps": steps, "seed": seed},
         flow={
             "groups_per_step": groups, "max_staleness": staleness, "max_attempts": attempts, "max_rejected_in_a_row": rejected,
+            "order": "window" if window else "admission", "window": window,
         },
         algorithm={"bases": 2, "anchors": 2, "branches": 2, **algorithm},
         budget={"tokens_per_prompt": budget},

@@ -10,7 +10,7 @@ from test_weights_bundle import named
 
 from fr3e_async.actors.native import NativeLearner
 from fr3e_async.control.ports import WorkerLost
-from fr3e_async.errors import RunFailed
+from fr3e_async.errors import LearnerLost
 from fr3e_async.types import WeightAck, WeightManifest
 from fr3e_async.weights import pack_tensors
 
@@ -115,7 +115,7 @@ def test_after_a_loss_on_the_way_the_group_is_made_again():
 def test_a_learner_that_is_stuck_fails_the_run():
     rank = Rank()
     rank.hang = "send"
-    with pytest.raises(RunFailed, match=r"stuck in a hand-over of weights for 0\.2 s .*resume=auto"):
+    with pytest.raises(LearnerLost, match=r"stuck in a hand-over of weights for 0\.2 s .*weights\.ack_timeout_s"):
         hand_over(learner(rank), [Engine("a")], 1)
 
 

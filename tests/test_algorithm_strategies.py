@@ -271,7 +271,13 @@ class TestOracle:
         assert plain == approx({rollout: a * (judged - 1) / judged for rollout, a in leave_one_out.items()})
 
 
-STRATEGIES = st.sampled_from([*((name, {}) for name in REGISTRY), *(("fr3e", fr3e_settings(s)) for s in ALL_SWITCHES)])
+STRATEGIES = st.sampled_from(
+    [
+        *((name, {}) for name in REGISTRY),
+        *(("fr3e", fr3e_settings(s)) for s in ALL_SWITCHES),
+        *(("fr3e", {"adaptive_first": 2, "include_trunk": trunk}) for trunk in (False, True)),
+    ]
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
+from builders import prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_support import Player, World, admit, delivered, drive, make_ledger
@@ -15,6 +16,7 @@ from ledger_support import Player, World, admit, delivered, drive, make_ledger
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.strategies import GroupPlan
 from fr3e_async.control.budget import MEMORY, TRUSTED, BudgetError, TokenBudget
+from fr3e_async.control.codec import decode, encode
 from fr3e_async.control.ledger import LedgerState
 
 FLAT = GroupPlan(bases=16)
@@ -246,6 +248,6 @@ def test_a_ledgers_groups_cost_the_budget_and_it_goes_on_after_a_restart(strateg
         player = Player(ledger=ledger, world=world, rng=rng, attempts=3, faults=0.1, admitted=admitted).play()
         admitted = player.admitted
         costs += [retired.tokens.generated for retired in player.retired.values()]
-        state = LedgerState(**json.loads(json.dumps(asdict(ledger.state()))))
+        state = decode(LedgerState, json.loads(json.dumps(encode(ledger.state()))), prompt)
     assert len(costs) > 200
     assert sum(costs) / len(costs) == pytest.approx(250, rel=0.02)

@@ -12,7 +12,7 @@ import pytest
 from ledger_support import admit, anchors_of, delivered, drive, judged, kinds, lost, lost_score, make_ledger, note
 
 from fr3e_async.control.batch import StalenessError
-from fr3e_async.control.ledger import LedgerError, LedgerState, StarvedError
+from fr3e_async.control.ledger import LedgerError, StarvedError
 from fr3e_async.control.messages import (
     Branch,
     Delivered,
@@ -188,15 +188,39 @@ def test_a_task_that_ended_cannot_fail_once_more():
     assert (ledger.retries, ledger.given_up) == (2, 0)
 
 
-def test_a_result_that_comes_after_its_lease_is_taken_and_the_second_one_is_a_duplicate():
+def test_a_result_that_comes_after_its_loss_was_told_is_a_duplicate():
+    """A task ends once, so its rollouts are with one worker at a time."""
     ledger = make_ledger(strategy="grpo_pp", groups=1)
     (sample,) = admit(ledger, "a")
     (again,) = ledger.handle(lost(sample))
-    (score,) = ledger.handle(delivered(sample, payload=1))
-    assert ledger.handle(delivered(again, payload=2)) == []
+    assert ledger.handle(delivered(sample, payload=1)) == []
     assert ledger.duplicates == 2
+    (score,) = ledger.handle(delivered(again, payload=2))
     (train,) = ledger.handle(judged(score, 1, 0))
-    assert {item.payload for item in train.items} == {1}
+    assert {item.payload for item in train.items} == {2}
+
+
+def test_a_withdrawn_task_is_given_out_again_and_is_no_attempt():
+    ledger = make_ledger(strategy="grpo_pp", groups=1, attempts=1)
+    (sample,) = admit(ledger, "a")
+    for _ in range(3):
+        (sample,) = ledger.handle(lost(sample, counted=False))
+        assert sample.attempt == 1
+    (score,) = ledger.handle(delivered(sample, payload=1))
+    (again,) = ledger.handle(lost(score, scoring=True, payload=1, counted=False))
+    assert (again.ids, again.attempt) == (score.ids, 1)
+    (retired,) = ledger.handle(lost_score(again))
+    assert (retired.fate, ledger.given_up) == ("failed_given_up", 2)
+
+
+def test_a_task_tells_which_attempt_it_is():
+    """The highest of its rollouts: of those that are asked for again together some may have failed more often."""
+    ledger = make_ledger(strategy="grpo_pp", attempts=9)
+    (sample,) = admit(ledger, "a")
+    (again,) = ledger.handle(lost(sample))
+    notes = (note(sample.ids[0]), note(sample.ids[1], finish=Finish.ABORT))
+    score, third = ledger.handle(Delivered(task=again.task, group="a@0", payload=1, notes=notes))
+    assert (sample.attempt, again.attempt, score.attempt, third.attempt) == (1, 2, 1, 3)
 
 
 def test_a_lost_score_is_asked_for_again_then_given_up():
@@ -209,14 +233,16 @@ def test_a_lost_score_is_asked_for_again_then_given_up():
     assert (retired.fate, retired.unknown, retired.given_up) == ("failed_given_up", 0, 2)
 
 
-def test_nothing_is_scored_twice_when_verdicts_come_after_their_lease():
+def test_verdicts_that_come_after_their_loss_was_told_are_not_taken():
     ledger = make_ledger(strategy="grpo_pp", attempts=3, groups=1)
     (sample,) = admit(ledger, "a")
     (score,) = ledger.handle(delivered(sample, payload=1))
     (again,) = ledger.handle(lost_score(score))
-    ledger.handle(judged(score, 1, 0))
-    assert ledger.handle(lost_score(again)) == []
-    assert ledger.training
+    assert ledger.handle(judged(score, 1, 1)) == []
+    assert ledger.handle(lost_score(score)) == []  # nor does a loss that is told twice use up an attempt
+    (train,) = ledger.handle(judged(again, 1, 0))
+    assert len(train.items) == 2
+    assert ledger.handle(judged(again, 1, 0)) == []
 
 
 @pytest.mark.parametrize(("on_unknown", "fate", "rewarded"), [("drop", "rejected_too_few", 1), ("zero", None, 2)])
@@ -297,16 +323,42 @@ def test_one_group_cannot_be_admitted_twice():
         admit(ledger, "a")
 
 
-def test_state_leaves_out_what_is_in_flight():
+def test_the_state_has_the_books_and_the_open_groups():
+    """What they owe after a restart is in test_control_resume.py."""
     ledger = make_ledger(groups=1, budget=50)
     drive(ledger, admit(ledger, "a"), rewards=lambda id: 1)
-    admit(ledger, "b")
+    trunk, _ = admit(ledger, "b")
+    ledger.handle(delivered(trunk, payload=9))
     state = ledger.state()
-    assert (state.version, state.admitted, state.fates, state.budget["bases"]) == (0, 1, {"rejected_all_right": 1}, 2)
-    again = make_ledger(groups=1, budget=50, state=LedgerState(**json.loads(json.dumps(asdict(state)))))
+    assert (state.version, state.admitted, state.fates, state.budget["bases"]) == (0, 2, {"rejected_all_right": 1}, 2)
+    assert ([group.name for group in state.groups], state.settled, state.payloads) == (["b@0"], 1, {9})
+    again = make_ledger(groups=1, budget=50, state=state)
+    again.resume()
     again.check()
-    assert again.admissible() == 2
+    assert again.admissible() == 1
     assert again.state() == state
+
+
+def test_a_ready_group_overtakes_a_slow_one_with_a_window():
+    ledger = make_ledger(strategy="grpo_pp", groups=1, staleness=1, window=1)
+    (slow,), (quick,) = admit(ledger, "a"), admit(ledger, "b")
+    (train,) = drive(ledger, [quick], rewards=lambda id: id.branch)
+    assert train.groups == ("b@0",)
+    ledger.handle(Trained(version=1))
+    ledger.handle(Published(version=1))
+    (quick,) = admit(ledger, "c")
+    assert drive(ledger, [quick], rewards=lambda id: id.branch) == []  # once more, and a would be too late
+    (train,) = drive(ledger, [slow], rewards=lambda id: id.branch, payload=200)
+    assert train.groups == ("a@0",)
+
+
+def test_a_group_is_as_old_as_the_weights_that_all_engines_have_when_it_is_admitted():
+    """Not as the learner's, which no engine may have yet."""
+    ledger = make_ledger(strategy="grpo_pp", groups=1, staleness=1)
+    drive(ledger, admit(ledger, "a"), rewards=lambda id: id.branch)
+    ledger.handle(Trained(version=1))
+    admit(ledger, "b")
+    assert ledger.born("b@0") == 0
 
 
 # ---- the books of a group ----

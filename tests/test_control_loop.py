@@ -1,133 +1,57 @@
-"""The loop with fakes: whole runs, losses of every kind of worker, stop and resume, and what a stall looks like."""
+"""The loop with fakes: whole runs, losses of every kind of worker, stop and resume, and ways to run."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import pytest
-from builders import prompt, small_config
+from builders import prompt
+from loop_support import World, audited, replayed
 
-from fr3e_async.algorithm.strategies import GroupPlan, make_strategy
-from fr3e_async.control.controller import Controller
-from fr3e_async.control.crew import Crew
-from fr3e_async.control.evaluator import Evaluator
+from fr3e_async.algorithm.strategies import GroupPlan
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.group import Group
-from fr3e_async.control.ledger import Ledger
-from fr3e_async.control.pool import Pool, TaskLost
-from fr3e_async.control.ports import WorkerLost
-from fr3e_async.control.progress import Progress, load_control_state
-from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.journal import read_journal
+from fr3e_async.control.messages import Pressure
+from fr3e_async.control.progress import load_control_state
 from fr3e_async.control.tally import Tally
-from fr3e_async.control.watch import Watch
-from fr3e_async.data.stream import PromptStream
-from fr3e_async.errors import RunFailed
-from fr3e_async.observe.checkpoints import CheckpointStore
-from fr3e_async.observe.metrics import checked
-from fr3e_async.testing import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakeVerifier, Faults
+from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.testing import FAKE_ANCHORS, FakeLearner, Fault, always
 from fr3e_async.types import Finish, RolloutNote
 
-
-class Notes:
-    """Port ``Reporter`` that keeps what it is told, and refuses undeclared metrics as the real one does."""
-
-    def __init__(self):
-        self.steps: dict[int, dict[str, float]] = {}
-        self.lines: list[str] = []
-        self.groups: list[dict] = []
-
-    def step(self, step, metrics):
-        self.steps[step] = checked(metrics)
-
-    def group(self, record):
-        self.groups.append(json.loads(json.dumps(record)))  # what goes into groups.jsonl must be plain
-
-    def note(self, text):
-        self.lines.append(text)
+CALLS = {GENERATORS: "sample", EXPLORERS: "branch", VERIFIERS: "judge"}
 
 
-class World:
-    """A run of fakes, wired as the real one is."""
+def commands_of(world: World) -> list[str]:
+    """Every decision of the last session, in short."""
+    return [command for entry in read_journal(world.journal.path)[1] for command in entry.commands]
 
-    def __init__(
-        self, tmp_path, *, faults=None, resume=None, evaluate=False, prompts=40, strategy="fr3e", rescored=False, **sections
-    ):
-        flow = {"groups_per_step": 4, "max_staleness": 1, "lease_s": 1.0} | sections.pop("flow", {})
-        run = {"steps": 8, "checkpoint_every": 0} | sections.pop("run", {})
-        self.config = small_config(
-            flow=flow,
-            run=run,
-            algorithm={"anchors": FAKE_ANCHORS, "branches": 2, "bases": 3, "strategy": strategy} | sections.pop("algorithm", {}),
-            observe={"heartbeat_s": 0.05},
-            **sections,
-        )
-        faults = faults or {}
-        self.replaced: list[str] = []
-        self.engines = {
-            role: [FakeEngineWorker(f"{role}-{i}", faults=faults.get(role) if i == 0 else None) for i in range(2)]
-            for role in ("generator", "explorer")
-        }
-        for worker in self.engines["generator"]:
-            worker.rescored = rescored
-        self.learner = FakeLearner()
-        verifiers = [FakeVerifier("verifier-0", faults=faults.get("verifier"))]
-        pools = {role: self.pool(role, members) for role, members in self.engines.items()}
-        self.crew = Crew(
-            config=self.config,
-            generators=pools["generator"],
-            explorers=pools["explorer"],
-            verifiers=self.pool("verifier", verifiers),
-            learner=self.learner,
-        )
-        self.publisher = Publisher(self.crew.engines, ack_timeout_s=0.3, clock=time.time)
-        self.ledger = Ledger(self.config, make_strategy(self.config.algorithm), state=resume.ledger if resume else None)
-        problems = [prompt(f"p{i}") for i in range(prompts)]
-        self.stream = PromptStream(problems, self.config.run.seed, state=resume.stream if resume else None)
-        self.notes = Notes()
-        self.store = CheckpointStore(tmp_path / "checkpoints")
-        self.controller = Controller(
-            config=self.config,
-            crew=self.crew,
-            ledger=self.ledger,
-            stream=self.stream,
-            publisher=self.publisher,
-            evaluator=Evaluator(self.crew, problems[:10]) if evaluate else None,
-            reporter=self.notes,
-            checkpoints=self.store,
-            progress=resume.progress if resume else Progress(),
-            clock=time.time,
-        )
 
-    def pool(self, role, members):
-        async def replace(lost):
-            self.replaced.append(lost.name)
-            if role == "verifier":
-                return FakeVerifier("verifier-new")
-            worker = FakeEngineWorker(f"{role}-new")
-            self.engines[role].append(worker)
-            await self.publisher.bring_up(worker)
-            return worker
-
-        return Pool(role, members, width=16, replace=replace, clock=time.time)
-
-    def run(self, timeout=20.0):
-        return asyncio.run(asyncio.wait_for(self.controller.run(), timeout))
-
-    def trained_groups(self):
-        return [row.payload.ids[row.row].group for batch in self.learner.trained for row in batch]
+# ---- whole runs ----
 
 
 def test_a_whole_run(tmp_path):
     world = World(tmp_path, evaluate=True)
     assert world.run() == "finished"
     assert (world.ledger.version, world.ledger.in_flight, sorted(world.notes.steps)) == (8, 0, list(range(1, 9)))
-    assert all(w.version == 8 for pool in world.engines.values() for w in pool)
+    assert all(engine.version == 8 for engine in world.engines)
     assert world.controller.progress.staleness_max <= 1
     assert [e["label"] for e in world.controller.progress.evaluations] == ["before", "after"]
     assert world.controller.progress.evaluations[0]["newest_version"] == 0
-    assert not world.controller._payloads, "payloads of retired groups must be released"
+    assert not len(world.controller._shelf), "payloads of retired groups must be released"
     assert world.store.latest() is not None
+
+
+def test_the_books_tell_the_run_and_the_journal_repeats_it(tmp_path):
+    world = World(tmp_path, run={"checkpoint_every": 3})
+    world.run()
+    report = audited(tmp_path, world.config)
+    assert report.counts == world.ledger.fates
+    assert (report.counts["trained"], report.version, report.open, report.ended) == (32, 8, (), True)
+    assert [cut.version for cut in report.cuts] == [3, 6, 8]
+    assert replayed(tmp_path, world.config) > 200
+    assert len(world.notes.groups) == world.ledger.settled
 
 
 def test_staleness_zero_is_synchronous(tmp_path):
@@ -138,234 +62,62 @@ def test_staleness_zero_is_synchronous(tmp_path):
         assert versions == {number}
 
 
-@pytest.mark.parametrize("role", ["generator", "explorer", "verifier"])
-def test_a_lost_worker_costs_nothing_but_time(tmp_path, role):
-    world = World(tmp_path, faults={role: Faults(die_at={3})})
+@pytest.mark.parametrize("mode", ["wait_idle", "abort_retry"])
+def test_with_paused_engines_no_rollout_has_tokens_of_two_versions(tmp_path, mode):
+    world = World(tmp_path, weights={"update": mode}, flow={"max_staleness": 2}, run={"steps": 6})
     assert world.run() == "finished"
-    assert world.replaced == [f"{role}-0"]
-    assert world.ledger.version == 8
-    assert world.ledger.given_up == 0
+    assert (world.ledger.version, world.ledger.given_up, world.controller.progress.staleness_max <= 2) == (6, 0, True)
+    assert all(engine.loaded[-1] == 6 for engine in world.engines)
+    withdrawn = [command for command in commands_of(world) if command.startswith("withdraw ")]
+    assert bool(withdrawn) == (mode == "abort_retry")
+    audited(tmp_path, world.config)
+    replayed(tmp_path, world.config)
 
 
-def test_a_call_that_hangs_is_leased_out_again(tmp_path):
-    world = World(tmp_path, faults={"explorer": Faults(hang_at={2})}, flow={"lease_s": 0.3})
+def test_wait_idle_does_not_wait_for_ever(tmp_path):
+    """A rollout that does not end is taken back after weights.idle_timeout_s, and begun again elsewhere or later."""
+    world = World(
+        tmp_path,
+        weights={"update": "wait_idle", "idle_timeout_s": 0.1},
+        faults={EXPLORERS: {("branch", 3): Fault.HANG}},
+        flow={"lease_s": 60.0},
+    )
     assert world.run() == "finished"
-    assert world.ledger.retries > 0
-    assert world.replaced == []
+    assert any(command.startswith("withdraw explorer-0 ") for command in commands_of(world))
+    assert (world.replaced(), world.ledger.given_up) == ({}, 0)
 
 
-def test_an_engine_that_does_not_acknowledge_is_replaced_and_the_new_one_is_current(tmp_path):
-    world = World(tmp_path, run={"steps": 6})
-    world.engines["explorer"][1].refuse_weights = True
+def test_idle_engines_take_the_work_of_the_other_role(tmp_path):
+    flexible = World(
+        tmp_path / "on", pools={"flexible_roles": True}, counts={GENERATORS: 3, EXPLORERS: 1, VERIFIERS: 1}, delay_s=0.01
+    )
+    assert flexible.run() == "finished"
+    assert sum(generator.calls["branch"] for generator in flexible.of(GENERATORS)) > 0
+    fixed = World(tmp_path / "off", counts={GENERATORS: 3, EXPLORERS: 1, VERIFIERS: 1}, run={"steps": 2})
+    fixed.run()
+    assert sum(generator.calls["branch"] for generator in fixed.of(GENERATORS)) == 0
+
+
+def test_a_window_lets_ready_groups_overtake_a_slow_one(tmp_path):
+    """The generator that has the first group does not come back: the others are trained around it until its lease ends."""
+    flow = {"order": "window", "window": 4, "max_staleness": 2, "lease_s": 0.5}
+    world = World(tmp_path, flow=flow, faults={GENERATORS: {("sample", 1): Fault.HANG}})
     assert world.run() == "finished"
-    assert world.replaced == ["explorer-1"]
-    new = world.engines["explorer"][-1]
-    assert new.name == "explorer-new"
-    assert new.version == 6
-    assert any("explorer-1 did not acknowledge" in line for line in world.notes.lines)
+    first = next(entry.event.group for entry in read_journal(world.journal.path)[1] if hasattr(entry.event, "prompt"))
+    trained = [command.split() for command in commands_of(world) if command.startswith("train ")]
+    batch_of = {group: int(version) for _, version, _, *groups in trained for group in groups}
+    assert batch_of.get(first, 2) > 1, "the first batch did without the first group"
+    assert world.controller.progress.staleness_max <= 2
+    audited(tmp_path, world.config)
 
 
-def test_stop_writes_a_checkpoint_and_resume_trains_every_prompt_once(tmp_path):
-    first = World(tmp_path, prompts=200)
-
-    async def interrupted():
-        run = asyncio.create_task(first.controller.run())
-        while first.ledger.version < 3:
-            await asyncio.sleep(0.001)
-        first.controller.stop("stopped by a test")
-        return await run
-
-    assert asyncio.run(interrupted()) == "stopped by a test"
-    folder = first.store.latest()
-    assert folder is not None
-    state = load_control_state(folder)
-    assert (state.ledger.version, state.progress.resumed_from) == (first.ledger.version, first.ledger.version)
-    second = World(tmp_path, prompts=200, resume=state)
-    for pool in second.engines.values():
-        for worker in pool:
-            worker.version = state.ledger.version
-    second.learner.version = state.ledger.version
-    assert second.run() == "finished"
-    assert second.ledger.version == 8
-    assert sorted(second.notes.steps) == list(range(state.ledger.version + 1, 9))
-    assert not set(first.trained_groups()) & set(second.trained_groups())
-
-
-def test_periodic_checkpoints_hold_a_consistent_cut(tmp_path):
-    world = World(tmp_path, run={"steps": 6, "checkpoint_every": 2})
-    world.run()
-    assert [int(folder.parent.name.split("-")[1].split(".")[0]) for folder in world.learner.saved] == [2, 4, 6]
-    assert (world.store.latest() / "learner" / "version").read_text() == "6"
-
-
-def test_nothing_moving_ends_the_run_with_a_diagnosis(tmp_path):
-    hang = Faults(hang_at=set(range(1, 100)))
-    world = World(tmp_path, faults={"verifier": hang}, watchdog={"timeout_s": 0.5}, flow={"lease_s": 60.0})
-    with pytest.raises(RunFailed, match=r"nothing moved for .*watchdog.timeout_s") as caught:
-        world.run()
-    assert "verifiers: " in str(caught.value)
-    assert "sampled" in str(caught.value)
-
-
-def test_the_wall_limit_stops_with_a_checkpoint(tmp_path):
-    world = World(tmp_path, run={"steps": 100_000, "max_wall_s": 0.3})
-    assert world.run().startswith("run.max_wall_s")
-    assert world.store.latest() is not None
-
-
-def test_a_pool_gives_work_to_the_least_loaded_and_bounds_it():
-    async def story():
-        workers = [FakeEngineWorker("a"), FakeEngineWorker("b")]
-        pool = Pool("engine", workers, width=2, replace=None, clock=time.time)
-        gate, seen = asyncio.Event(), []
-
-        async def call(worker):
-            seen.append(worker.name)
-            await gate.wait()
-
-        tasks = [asyncio.create_task(pool.run(call, weight=1, lease_s=5)) for _ in range(5)]
-        await asyncio.sleep(0.01)
-        assert (sorted(seen), pool.queued, pool.in_flight) == (["a", "a", "b", "b"], 1, 4)
-        gate.set()
-        await asyncio.gather(*tasks)
-        assert (pool.queued, pool.in_flight) == (0, 0)
-
-    asyncio.run(story())
-
-
-def test_a_pool_tries_again_when_a_replacement_does_not_start():
-    async def story():
-        attempts = []
-
-        async def replace(lost):
-            attempts.append(lost.name)
-            if len(attempts) < 3:
-                raise RunFailed("no room")
-            return FakeEngineWorker("new")
-
-        async def fail(worker):
-            raise WorkerLost("gone")
-
-        async def work(worker):
-            return worker.name
-
-        pool = Pool("engine", [FakeEngineWorker("a")], width=2, replace=replace, clock=time.time)
-        with pytest.raises(TaskLost):
-            await pool.run(fail, weight=1, lease_s=5)
-        assert await pool.run(work, weight=1, lease_s=5) == "new"
-        assert (len(attempts), pool.replacements, pool.failure) == (3, 3, None)
-
-    asyncio.run(story())
-
-
-def test_a_pool_stops_replacing_a_worker_that_always_dies():
-    async def story():
-        async def replace(lost):
-            return lost
-
-        async def call(worker):
-            raise WorkerLost("again")
-
-        pool = Pool("engine", [FakeEngineWorker("a")], width=2, replace=replace, clock=time.time, max_deaths_in_a_row=2)
-        for _ in range(3):
-            with pytest.raises(TaskLost):
-                await pool.run(call, weight=1, lease_s=5)
-            await asyncio.sleep(0.01)
-        assert isinstance(pool.failure, RunFailed)
-
-    asyncio.run(story())
-
-
-def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
-    world = World(tmp_path, evaluate=True, run={"steps": 2})
-
-    async def story():
-        run = asyncio.create_task(world.controller.run())
-        while world.ledger.version < 2 or world.store.latest() is None:
-            await asyncio.sleep(0.001)
-        for engine in world.engines["generator"]:
-            engine.faults.hang_at = set(range(engine.faults.calls + 1, engine.faults.calls + 100))
-        while not world.controller._evaluations:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.05)
-        world.controller.stop("stopped by a test")
-        return await asyncio.wait_for(run, 5)
-
-    world.engines["generator"][0]._delay = world.engines["generator"][1]._delay = 0.05  # so that the evaluation takes a while
-    assert asyncio.run(story()) == "stopped by a test"
-    assert load_control_state(world.store.latest()).ledger.version == 2
-    assert world.controller.progress.accuracy_after is None
-
-
-def test_a_run_with_one_engine_survives_its_loss_while_weights_are_published(tmp_path):
-    world = World(tmp_path, strategy="grpo_pp", faults={"generator": Faults(die_at={9})})
-    world.crew.generators.seats.pop()  # one generator, no explorer
-    world.crew.explorers.seats.clear()
+def test_a_second_round_goes_where_the_first_one_differed(tmp_path):
+    world = World(tmp_path, algorithm={"branches": 4, "adaptive_first": 2})
     assert world.run() == "finished"
-    assert world.replaced == ["generator-0"]
-    assert world.engines["generator"][-1].version == 8
-
-
-def test_losing_many_proven_workers_at_once_is_no_reason_to_end():
-    async def story():
-        async def replace(lost):
-            return FakeEngineWorker(f"{lost.name}-new")
-
-        async def work(worker):
-            await asyncio.sleep(0.01)
-
-        async def die(worker):
-            await asyncio.sleep(0.01)
-            raise WorkerLost("the node is gone")
-
-        workers = [FakeEngineWorker(f"w{i}") for i in range(8)]
-        pool = Pool("engine", workers, width=1, replace=replace, clock=time.time)
-        await asyncio.gather(*(pool.run(work, weight=1, lease_s=5) for _ in range(8)))
-        lost = await asyncio.gather(*(pool.run(die, weight=1, lease_s=5) for _ in range(8)), return_exceptions=True)
-        assert all(isinstance(error, TaskLost) for error in lost)
-        await asyncio.gather(*(pool.run(work, weight=1, lease_s=5) for _ in range(8)))
-        assert (pool.failure, pool.replacements) == (None, 8)
-
-    asyncio.run(story())
-
-
-def test_an_unforeseen_error_in_a_replacement_is_not_silent():
-    async def story():
-        async def replace(lost):
-            raise KeyError("unforeseen")
-
-        async def die(worker):
-            raise WorkerLost("gone")
-
-        pool = Pool("engine", [FakeEngineWorker("a")], width=1, replace=replace, clock=time.time)
-        with pytest.raises(TaskLost):
-            await pool.run(die, weight=1, lease_s=5)
-        await asyncio.sleep(0.01)
-        assert isinstance(pool.failure, RunFailed)
-        assert "unforeseen" in str(pool.failure)
-
-    asyncio.run(story())
-
-
-def test_idle_and_overlap_of_a_timeline_made_by_hand():
-    """Generator at work 0-4 and 5-8, learner 2-6, looked at from 0 to 10."""
-    now = 0.0
-
-    def pool(workers):
-        return Pool("engine", workers, width=1, replace=None, clock=lambda: now)
-
-    worker = FakeEngineWorker("generator-0")
-    crew = Crew(config=small_config(), generators=pool([worker]), explorers=pool([]), verifiers=pool([]), learner=FakeLearner())
-    watch = Watch(crew, clock=lambda: now, waiting=list, learner_busy=lambda: False)
-    worker._busy = [(0.0, 3.0), (3.0, 4.0), (5.0, 8.0)]
-    watch.learned((2.0, 6.0))
-    asyncio.run(watch.beat())
-    now = 10.0
-    measured = watch.utilisation()
-    assert measured["idle/generators_fraction"] == pytest.approx(0.3)
-    assert measured["idle/learner_fraction"] == pytest.approx(0.6)
-    assert measured["overlap/fraction"] == pytest.approx(0.75)
-    assert "idle/explorers_fraction" not in measured
+    rollouts = [record["rollouts"] for record in world.notes.groups]
+    assert set(rollouts) == {3 + 2 * FAKE_ANCHORS, 3 + 4 * FAKE_ANCHORS}, "groups stop after a round without spread"
+    audited(tmp_path, world.config)
+    replayed(tmp_path, world.config)
 
 
 @pytest.mark.parametrize("trunk", ["random", "all", "one_right_one_wrong"])
@@ -400,16 +152,344 @@ def test_every_settled_group_leaves_a_row(tmp_path):
 
 
 def test_a_token_budget_sizes_the_groups(tmp_path):
-    world = World(tmp_path, strategy="grpo_pp", budget={"tokens_per_prompt": 60}, run={"steps": 20})
+    world = World(tmp_path, strategy="grpo_pp", budget={"tokens_per_prompt": 60}, run={"steps": 20}, prompts=200)
     world.run()
     costs = [record["tokens"]["generated"] for record in world.notes.groups]
     assert sum(costs) / len(costs) == pytest.approx(60, rel=0.1)
     assert max(record["rollouts"] for record in world.notes.groups) > 8, "fake responses have 6 tokens: 3 bases cost 18"
 
 
+# ---- losses ----
+
+
+@pytest.mark.parametrize("role", CALLS)
+def test_a_lost_worker_costs_nothing_but_time(tmp_path, role):
+    world = World(tmp_path, faults={role: {(CALLS[role], 3): Fault.DIE}})
+    assert world.run() == "finished"
+    assert world.started == [f"{role.removesuffix('s')}-{2 if role != VERIFIERS else 1}"]
+    assert world.said(f"{role.removesuffix('s')}-0 is lost and replaced")
+    assert (world.ledger.version, world.ledger.given_up) == (8, 0)
+    audited(tmp_path, world.config)
+    replayed(tmp_path, world.config)
+
+
+def test_a_worker_that_dies_while_it_is_asked_for_its_state_is_replaced(tmp_path):
+    world = World(tmp_path, faults={GENERATORS: {("stats", 2): Fault.DIE}}, delay_s=0.01)
+    assert world.run() == "finished"
+    assert world.started == ["generator-2"]
+
+
+def test_a_call_that_hangs_is_leased_out_again(tmp_path):
+    world = World(tmp_path, faults={EXPLORERS: {("branch", 2): Fault.HANG}}, flow={"lease_s": 0.3})
+    assert world.run() == "finished"
+    assert world.ledger.retries > 0
+    assert world.started == []
+
+
+def test_a_second_attempt_waits_and_is_counted_and_the_last_one_gives_up(tmp_path):
+    """Every call of the one explorer runs out of its lease: three attempts, with waits of 0.01 and 0.02 s between them."""
+    counts = {GENERATORS: 1, EXPLORERS: 1, VERIFIERS: 1}
+    world = World(
+        tmp_path, counts=counts, faults={EXPLORERS: always("branch", Fault.HANG)}, flow={"lease_s": 0.05}, run={"steps": 1}
+    )
+    assert world.run() == "finished"
+    waits = [command for command in commands_of(world) if " task " in command]
+    assert {command.split()[1] for command in waits} == {"0.01", "0.02"}
+    settled = world.ledger.settled
+    assert world.ledger.given_up >= 4 * settled, "no group has got its four branches"
+    assert world.ledger.retries >= 2 * world.ledger.given_up
+    assert sum(record["given_up"] for record in world.notes.groups) == 4 * settled
+
+
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.BLOCK, Fault.SILENT, Fault.DIE])
+def test_an_engine_that_does_not_acknowledge_is_replaced_and_the_new_one_is_current(tmp_path, fault):
+    faults = {EXPLORERS: {("load_weights", 2): fault}}
+    world = World(tmp_path, run={"steps": 6}, weights={"ack_timeout_s": 0.5}, faults=faults)
+    assert world.run() == "finished"
+    assert world.started == ["explorer-2"]
+    assert world.crew.worker("explorer-2").version == 6
+    assert world.said("explorer-0 is lost and replaced: ")
+    audited(tmp_path, world.config)
+
+
+def test_a_run_with_one_engine_survives_its_loss_while_weights_are_published(tmp_path):
+    counts = {GENERATORS: 1, EXPLORERS: 0, VERIFIERS: 1}
+    world = World(tmp_path, strategy="grpo_pp", counts=counts, faults={GENERATORS: {("load_weights", 2): Fault.DIE}})
+    assert world.run() == "finished"
+    assert world.started == ["generator-1"]
+    assert world.crew.worker("generator-1").version == 8
+
+
+def test_a_replacement_that_does_not_start_is_tried_again(tmp_path):
+    world = World(tmp_path, faults={GENERATORS: {("sample", 1): Fault.DIE}})
+    world.no_room = 2
+    assert world.run() == "finished"
+    assert (world.started, world.replaced()) == (["generator-2"], {GENERATORS: 3})
+    delays = [command.split()[2] for command in commands_of(world) if command.startswith("replace ")]
+    assert delays == ["0.01", "0.02", "0.04"] or delays[0] == "0.01", "nobody is started at once after a failed start"
+
+
+def test_a_pool_stops_replacing_a_worker_that_always_dies(tmp_path):
+    world = World(tmp_path, pools={"max_deaths_in_a_row": 2, "replace_backoff_s": 0.0})
+    make = world.worker
+
+    def doomed(role):
+        made = make(role)
+        made.faults = always("sample", Fault.DIE)
+        return made
+
+    world.worker = doomed
+    for generator in world.of(GENERATORS):
+        generator.suffer(Fault.DIE)
+    with pytest.raises(RunFailed, match=r"generators: 2 workers in a row died .*pools\.max_deaths_in_a_row.*died \(injected\)"):
+        world.run()
+
+
+def test_losing_many_proven_workers_at_once_is_no_reason_to_end(tmp_path):
+    counts = {GENERATORS: 8, EXPLORERS: 2, VERIFIERS: 1}
+    config = {"pools": {"max_deaths_in_a_row": 2, "replace_backoff_s": 0.0}, "generators": {"rollouts_in_flight": 1}}
+    world = World(tmp_path, counts=counts, delay_s=0.01, **config)
+
+    async def story():
+        run = asyncio.create_task(world.go())
+        await world.until(lambda: all(g.calls["sample"] > 1 for g in world.of(GENERATORS)))
+        for generator in world.of(GENERATORS):
+            generator.suffer(Fault.DIE)
+        return await run
+
+    assert asyncio.run(story()) == "finished"
+    assert world.replaced() == {GENERATORS: 8}
+
+
+def test_an_unforeseen_error_in_a_replacement_is_not_silent(tmp_path):
+    world = World(tmp_path, faults={EXPLORERS: {("branch", 1): Fault.DIE}})
+
+    def broken(role):
+        raise KeyError("unforeseen")
+
+    world.worker = broken
+    with pytest.raises(KeyError, match="unforeseen"):
+        world.run()
+
+
+@pytest.mark.parametrize("where", ["learner", "lease", "beat"])
+def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, where):
+    """The end of a run cancels what is still going on. A loop that did not hear of it would go on for ever."""
+    world = World(tmp_path)
+
+    async def story():
+        answer = asyncio.get_running_loop().create_future()
+        waits = {
+            "learner": lambda: world.controller._of_learner(answer),
+            "lease": lambda: world.crew._leased("generator-0", lambda: answer),
+            "beat": lambda: world.controller.watch._within_a_beat(answer),
+        }
+        task = asyncio.create_task(waits[where]())
+        await asyncio.sleep(0)
+        answer.set_result(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(story())
+
+
+# ---- the learner ----
+
+
+def go_on(world: World, folder, **sections) -> World:
+    """A new learner group for the same crew, from the newest checkpoint, as ``session`` does it after a ``LearnerLost``."""
+    latest = world.store.latest()
+    world.crew.learner = FakeLearner(version=load_control_state(latest).ledger.version if latest else 0)
+    return World(folder, resume=latest is not None, crew=world.crew, **sections)
+
+
+@pytest.mark.parametrize(("call", "number"), [("train", 1), ("train", 5), ("export", 4), ("save", 2)])
+@pytest.mark.parametrize("fault", [Fault.DIE, Fault.BLOCK])
+def test_a_lost_learner_sends_everything_back_to_the_last_checkpoint(tmp_path, call, number, fault):
+    sections = {"run": {"checkpoint_every": 2}, "watchdog": {"stuck_s": 0.5}}
+    first = World(tmp_path, faults={"learner": {(call, number): fault}}, **sections)
+    with pytest.raises(LearnerLost, match="injected" if fault is Fault.DIE else "the learner is stuck: it "):
+        first.run()
+    second = go_on(first, tmp_path, **sections)
+    start = second.state.version if second.state else 0
+    assert second.run() == "finished"
+    assert sorted(second.notes.steps) == list(range(start + 1, 9))
+    assert all(engine.version == 8 for engine in second.engines)
+    report = audited(tmp_path, second.config)
+    assert (report.counts["trained"], report.sessions, report.open) == (32, 2, ())
+    replayed(tmp_path, second.config)
+
+
+def test_a_worker_that_is_being_replaced_when_the_learner_is_lost_is_not_forgotten(tmp_path):
+    """A node may take both along."""
+    first = World(tmp_path, faults={GENERATORS: {("sample", 9): Fault.DIE}, "learner": {("train", 6): Fault.DIE}})
+
+    async def never(role):
+        await asyncio.Event().wait()
+
+    first.crew.start, start = never, first.crew.start
+    with pytest.raises(LearnerLost):
+        first.run()
+    assert first.crew.names(GENERATORS) == ["generator-1"]
+    first.crew.start = start
+    second = go_on(first, tmp_path)
+    assert second.run() == "finished"
+    assert first.started == ["generator-2"]
+    assert second.crew.names(GENERATORS) == ["generator-1", "generator-2"]
+    replayed(tmp_path, second.config)
+
+
+def test_a_payload_that_is_gone_at_a_checkpoint_sends_everything_back(tmp_path):
+    first = World(tmp_path, run={"checkpoint_every": 2})
+
+    async def story():
+        run = asyncio.create_task(first.go())
+        await first.until(lambda: bool(first.store.steps()))
+        first.crew.payloads.lost = True
+        return await run
+
+    with pytest.raises(LearnerLost, match=r"rollouts that a checkpoint needs.*a payload is gone"):
+        asyncio.run(story())
+    first.crew.payloads.lost = False
+    second = go_on(first, tmp_path, run={"checkpoint_every": 2})
+    assert second.run() == "finished"
+    audited(tmp_path, second.config)
+
+
+# ---- stop and resume ----
+
+
+async def stopped_at(world: World, version: int) -> str:
+    run = asyncio.create_task(world.go())
+    await world.until(lambda: world.ledger.version >= version)
+    world.controller.stop("stopped by a test")
+    return await run
+
+
+def test_stop_writes_a_checkpoint_and_resume_keeps_the_open_groups(tmp_path):
+    first = World(tmp_path, prompts=200, flow={"max_staleness": 3}, delay_s=0.004)
+    assert asyncio.run(stopped_at(first, 3)) == "stopped by a test"
+    second = World(tmp_path, prompts=200, flow={"max_staleness": 3}, resume=True)
+    assert second.state.version == second.resumed.progress.resumed_from == first.ledger.version
+    assert second.state.groups, "there were open groups"
+    assert second.kept, "and rollouts of them"
+    assert second.run() == "finished"
+    assert second.ledger.version == 8
+    assert sorted(second.notes.steps) == list(range(second.state.version + 1, 9))
+    assert not set(first.trained_groups()) & set(second.trained_groups())
+    again = {id for engine in second.engines for id in engine.made}
+    assert not again & set(second.kept), "a finished rollout was sampled again"
+    kept = {id.group for id in second.kept}
+    assert kept & set(second.trained_groups()), "what was kept was of use"
+    report = audited(tmp_path, second.config)
+    assert (report.counts["trained"], report.sessions, report.void_groups) == (32, 2, 0)
+    replayed(tmp_path, second.config)
+
+
+def test_a_stop_before_the_first_batch_leaves_no_checkpoint(tmp_path):
+    world = World(tmp_path)
+    world.controller.stop("at once")
+    assert world.run() == "at once"
+    assert (world.ledger.version, world.store.steps()) == (0, [])
+    second = World(tmp_path, resume=True)
+    assert second.run() == "finished"
+    report = audited(tmp_path, second.config)
+    assert (report.counts["trained"], report.void_groups > 0) == (32, True)
+
+
+def test_open_groups_survive_any_number_of_sessions(tmp_path):
+    """Keys of payloads stay what they were, and new ones do not collide with them."""
+    for version in (2, 4, 6):
+        world = World(tmp_path, resume=version > 2, prompts=200)
+        asyncio.run(stopped_at(world, version))
+    last = World(tmp_path, resume=True, prompts=200)
+    assert last.run() == "finished"
+    report = audited(tmp_path, last.config)
+    assert (report.counts["trained"], report.sessions, report.void_groups) == (32, 4, 0)
+    replayed(tmp_path, last.config)
+
+
+def test_periodic_checkpoints_hold_a_consistent_cut(tmp_path):
+    world = World(tmp_path, run={"steps": 6, "checkpoint_every": 2})
+    world.run()
+    assert [int(folder.parent.name.split("-")[1].split(".")[0]) for folder in world.learner.saved] == [2, 4, 6]
+    assert (world.store.latest() / "learner" / "version").read_text() == "6"
+    middle = load_control_state(world.store.root / "step-00000004").ledger
+    assert middle.admitted == middle.settled + len(middle.groups)
+    assert middle.fates["trained"] == 16
+    (stated,) = [cut.stated for cut in audited(tmp_path, world.config).cuts if cut.version == 4]
+    assert (stated.admitted, stated.open) == (middle.admitted, tuple(group.name for group in middle.groups))
+
+
+def test_the_wall_limit_stops_with_a_checkpoint(tmp_path):
+    world = World(tmp_path, run={"steps": 100_000, "max_wall_s": 0.3}, prompts=1000)
+    assert world.run().startswith("run.max_wall_s")
+    assert world.store.latest() is not None
+    assert load_control_state(world.store.latest()).progress.wall_before_s >= 0.3
+
+
+def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
+    world = World(tmp_path, evaluate=True, run={"steps": 2}, delay_s=0.02)
+
+    async def story():
+        run = asyncio.create_task(world.go())
+        await world.until(lambda: world.ledger.version == 2 and bool(world.store.steps()))
+        for engine in world.of(GENERATORS):
+            engine.faults = always("sample", Fault.HANG)
+        await world.until(lambda: bool(world.controller._evaluations))
+        await asyncio.sleep(0.05)
+        world.controller.stop("stopped by a test")
+        return await asyncio.wait_for(run, 5)
+
+    assert asyncio.run(story()) == "stopped by a test"
+    assert load_control_state(world.store.latest()).ledger.version == 2
+    assert world.controller.progress.accuracy_after is None
+
+
+def test_evaluations_between_the_first_and_the_last(tmp_path):
+    world = World(tmp_path, evaluate=True, evaluation={"every": 3}, faults={GENERATORS: {("sample", 1): Fault.DIE}})
+    assert world.run() == "finished"
+    assert sorted(e["label"] for e in world.controller.progress.evaluations) == ["after", "before", "step 3", "step 6"]
+    assert {e["problems"] for e in world.controller.progress.evaluations} == {10}, "also where a part was lost once"
+    assert replayed(tmp_path, world.config) > 0
+
+
+# ---- what is told ----
+
+
+def test_a_full_engine_is_given_less(tmp_path):
+    world = World(tmp_path, delay_s=0.01)
+    full = world.of(GENERATORS)[0]
+    full.kv_used, full.waiting = 0.99, 3
+    assert world.run() == "finished"
+    seats = world.controller.machine.desk.seats
+    assert seats[full.name].limit == world.config.pools.least_in_flight < seats["generator-1"].limit == 16
+    pressed = [entry.event for entry in read_journal(world.journal.path)[1] if isinstance(entry.event, Pressure)]
+    assert {(event.worker, event.kv_used, event.waiting) for event in pressed} == {(full.name, 0.99, 3)}
+
+
+def test_the_journal_can_be_left_out(tmp_path):
+    world = World(tmp_path, run={"steps": 2})
+    world.controller._journal = None
+    assert world.run() == "finished"
+    audited(tmp_path, world.config)
+
+
+def test_metrics_of_a_step_are_plain_numbers(tmp_path):
+    world = World(tmp_path, run={"checkpoint_every": 2}, flow={"max_staleness": 2})
+    world.run()
+    rows = world.notes.steps
+    assert json.loads(json.dumps(rows[3]))["time/checkpoint_s"] > 0 or rows[4]["time/checkpoint_s"] > 0
+    assert rows[8]["time/sync_s"] > 0
+    assert rows[8]["tokens/generated"] > 0
+
+
 def test_entropies_that_no_engine_knows_are_not_reported():
     known, unknown = Tally(), Tally()
-    group = Group(name="q@0", prompt=prompt("q"), plan=GroupPlan(bases=1), candidates=frozenset(), trunks=())
+    group = Group(
+        name="q@0", prompt=prompt("q"), plan=GroupPlan(bases=1), number=0, born=0, candidates=frozenset(), trunks=()
+    )  # fmt: skip
     group.issue([group.base(0)])
     for tally, error in ((known, 0.1), (unknown, 2.0)):
         note = RolloutNote(

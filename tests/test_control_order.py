@@ -1,9 +1,14 @@
-"""Whatever order things happen in, a run trains the same rows with the same credit, and it is the oracle's."""
+"""Which groups make a batch; and whatever order things happen in, a run trains the same rows with the same credit.
+
+The credit is the oracle's.
+"""
 
 from __future__ import annotations
 
 import random
-from itertools import product
+from itertools import combinations, product
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +17,7 @@ from ledger_support import PROMPT_TOKENS, TRUNK_MODES, Player, World, make_ledge
 from oracle import Tree, Worth, fr3e, rloo, vineppo
 
 from fr3e_async.control.messages import Retire
+from fr3e_async.control.order import in_time, next_batch
 from fr3e_async.types import RolloutId
 
 ATTEMPTS = 4
@@ -174,3 +180,100 @@ def test_the_random_trunk_is_chosen_before_any_reward_and_evenly():
             chosen += branches
     counts = [chosen.count(b) for b in range(4)]
     assert min(counts) > len(chosen) / 4 * 0.6, counts
+
+
+# ---- the window ----
+
+
+def line(*groups: tuple[int, bool]) -> list[Any]:
+    """Open groups in admission order, by their birth and whether they are ready."""
+    return [SimpleNamespace(name=f"g{n}", born=born, credit=ready or None) for n, (born, ready) in enumerate(groups)]
+
+
+def chosen(groups: list[Any], **flow: int) -> list[int] | None:
+    batch = next_batch(groups, **flow)
+    return None if batch is None else [groups.index(group) for group in batch]
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [(0, None), (1, [0, 2]), (2, [0, 2])],
+)
+def test_a_ready_group_overtakes_a_slow_one_within_the_window(window, expected):
+    groups = line((0, True), (0, False), (0, True), (0, True))
+    assert chosen(groups, size=2, window=window, version=0, max_staleness=1) == expected
+
+
+@pytest.mark.parametrize(("version", "expected"), [(0, [1, 2]), (1, None)])
+def test_a_slow_group_is_waited_for_when_it_could_not_follow_in_time(version, expected):
+    """It was born at 0 and the bound is 1: it must be in a batch that begins at version 1 at the latest."""
+    groups = line((0, False), (0, True), (0, True))
+    assert chosen(groups, size=2, window=2, version=version, max_staleness=1) == expected
+
+
+def test_the_place_among_those_left_behind_counts():
+    """Three are left behind: two go into the next batch, the third one into the one after it."""
+    groups = line((0, False), (0, False), (0, False), (0, True), (0, True))
+    assert chosen(groups, size=2, window=3, version=0, max_staleness=2) == [3, 4]
+    assert chosen(groups, size=2, window=3, version=0, max_staleness=1) is None
+    assert chosen(groups, size=2, window=2, version=0, max_staleness=2) is None  # one ready group within the window
+
+
+lines = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=9)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    groups=lines, size=st.integers(1, 3), window=st.integers(0, 5), start=st.integers(0, 2), ahead=st.integers(0, 3),
+    bound=st.integers(0, 3),
+)  # fmt: skip
+def test_there_is_a_batch_exactly_when_one_leaves_all_others_in_time(groups, size, window, start, ahead, bound):
+    """Against all choices. Births never fall; a line that is late already cannot come about."""
+    births, born = [], start
+    for step, _ in groups:
+        born += step == 2
+        births.append(born)
+    opened = line(*zip(births, (ready for _, ready in groups), strict=True))
+    version = start + ahead
+    if not in_time(opened, size=size, version=version, max_staleness=bound):
+        return
+    ready = [n for n, group in enumerate(opened[: size + window]) if group.credit]
+    possible = [
+        list(choice)
+        for choice in combinations(ready, size)
+        if all(
+            version + 1 + place // size <= group.born + bound
+            for place, group in enumerate(g for n, g in enumerate(opened) if n not in choice)
+        )
+    ]
+    found = chosen(opened, size=size, window=window, version=version, max_staleness=bound)
+    assert (found is not None) == bool(possible)
+    assert found is None or found in possible
+    if not window:
+        assert found in (None, list(range(size)))
+
+
+def test_the_brute_force_meets_both_answers():
+    """Teeth: among small lines the rule says yes, waits though enough are ready, and waits because too few are."""
+    answers = set()
+    for births, readiness in product([(0, 0, 0, 0), (0, 0, 1, 1)], product([False, True], repeat=4)):
+        groups = line(*zip(births, readiness, strict=True))
+        for version in (0, 1):
+            if in_time(groups, size=2, version=version, max_staleness=1):
+                found = chosen(groups, size=2, window=2, version=version, max_staleness=1)
+                answers.add((found is not None, sum(readiness) >= 2))
+    assert answers == {(True, True), (False, True), (False, False)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(worlds, orders, st.integers(1, 6), st.sampled_from(TRUNK_MODES))
+def test_with_a_window_the_same_groups_are_trained_with_the_same_credit(world, order, window, trunk):
+    """In other batches, perhaps; so their minibatches may differ."""
+    fields = {"strategy": "fr3e", "trunk": trunk, "staleness": 2}
+    one, other = play(world, order, faults=0.0, **fields), play(world, order, faults=0.25, window=window, **fields)
+    rows = [
+        {id: (advantage, load) for batch in player.trained for id, (advantage, _, load) in batch.items()}
+        for player in (one, other)
+    ]
+    assert rows[0] == rows[1]
+    assert one.retired == other.retired

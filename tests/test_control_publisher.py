@@ -1,18 +1,16 @@
-"""The hand-over by the control loop: what an engine must answer, what is measured, and how a newcomer is served."""
+"""The hand-over of weights: what an engine must answer, what is told and measured, and how a newcomer is served."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fr3e_async.control.ports import WorkerLost
 from fr3e_async.control.publisher import Publisher, Sync
 from fr3e_async.errors import RunFailed
-from fr3e_async.testing import FakeEngineWorker, FakeLearner
+from fr3e_async.testing import FakeEngineWorker, FakeLearner, Fault
 from fr3e_async.types import WeightAck, WeightBundle
 
 
@@ -40,17 +38,24 @@ class Direct:
         return await FakeLearner().export(self.version)
 
 
-def publisher(*workers: FakeEngineWorker, direct: Any = None) -> tuple[Publisher, list[str]]:
-    retired: list[str] = []
-    pool: Any = SimpleNamespace(workers=list(workers), retire=lambda worker: retired.append(worker.name))
-    return Publisher([pool], ack_timeout_s=0.1, clock=lambda: 0.0, direct=direct), retired
+class Hearing:
+    """A publisher, and what it tells: by engine, the version it has or why it has none."""
 
+    def __init__(self, *, direct: Any = None) -> None:
+        self.now = 0.0
+        self.publisher = Publisher(ack_timeout_s=0.1, clock=lambda: self.now, direct=direct)
+        self.heard: dict[str, int | str] = {}
 
-def publish(made: Publisher, version: int) -> Sync:
-    async def main() -> Sync:
-        return await made.publish(version, await FakeLearner().export(version))
+    def told(self, name: str, reply: WeightAck | str) -> None:
+        self.heard[name] = reply if isinstance(reply, str) else reply.version
 
-    return asyncio.run(main())
+    def hand_over(self, version: int, *engines: FakeEngineWorker, alone: bool = False) -> dict[str, int | str]:
+        async def main() -> None:
+            self.publisher.offer(await FakeLearner().export(version))
+            await self.publisher.hand_over(engines, self.told, alone=alone)
+
+        asyncio.run(main())
+        return self.heard
 
 
 @pytest.mark.parametrize(
@@ -59,13 +64,15 @@ def publish(made: Publisher, version: int) -> Sync:
 )
 def test_another_version_or_other_weights_fail_the_run(lies, message):
     with pytest.raises(RunFailed, match=message):
-        publish(publisher(Lying(**lies))[0], 7)
+        Hearing().hand_over(7, Lying(**lies))
 
 
 def test_what_is_measured():
-    slow = Lying(pause_s=0.009, copied_bytes=0)
-    sync = publish(publisher(FakeEngineWorker("a"), slow)[0], 1)
-    assert sync.pause_s == pytest.approx(0.005)
+    hearing = Hearing()
+    hearing.hand_over(1, FakeEngineWorker("a"), Lying(pause_s=0.009, copied_bytes=0))
+    hearing.now = 2.5
+    sync = hearing.publisher.sync(1)
+    assert (sync.time_s, sync.pause_s) == (2.5, pytest.approx(0.005))
     assert sync.metrics == {
         "time/pause_max_s": 0.009,
         "time/copy_s": 0.001,
@@ -75,26 +82,65 @@ def test_what_is_measured():
     }
 
 
-def test_a_direct_hand_over_quarantines_who_missed_it():
+def test_acknowledgements_count_for_the_version_that_has_become_live():
+    """Of versions 1 and 2 only the first is live everywhere: the second one's are counted later, and none of them twice."""
+    hearing = Hearing()
+    hearing.hand_over(1, FakeEngineWorker("a"), FakeEngineWorker("b"))
+    hearing.hand_over(2, FakeEngineWorker("a"))
+    assert [ack.version for ack in hearing.publisher.sync(1).acks] == [1, 1]
+    hearing.hand_over(2, FakeEngineWorker("b"))
+    assert [ack.version for ack in hearing.publisher.sync(2).acks] == [2, 2]
+    assert hearing.publisher.sync(2).acks == ()
+
+
+def test_a_hand_over_to_nobody_has_no_times_to_speak_of():
+    sync = Sync(version=3, time_s=0.0, acks=())
+    assert (sync.pause_s, sync.metrics["time/pause_max_s"], sync.metrics["weights/copied_bytes"]) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (Fault.DIE, r"slow died \(injected\)"),
+        (Fault.HANG, r"no answer within weights\.ack_timeout_s \(0\.1 s\)"),
+        (Fault.SILENT, r"no answer within weights\.ack_timeout_s \(0\.1 s\)"),
+    ],
+)
+def test_one_that_does_not_take_them_holds_nobody_up(fault, why):
+    slow = FakeEngineWorker("slow", faults={("load_weights", 1): fault})
+    heard = Hearing().hand_over(2, slow, FakeEngineWorker("good"))
+    assert list(heard) in (["good", "slow"], ["slow", "good"])
+    assert heard["good"] == 2
+    with pytest.raises(AssertionError, match=why):
+        raise AssertionError(heard["slow"])
+
+
+def test_engines_get_the_newest_weights_whatever_was_asked_for():
+    engine, hearing = FakeEngineWorker("a"), Hearing()
+
+    async def story() -> None:
+        for version in (1, 2):
+            hearing.publisher.offer(await FakeLearner().export(version))
+        await hearing.publisher.hand_over([engine], hearing.told)
+
+    asyncio.run(story())
+    assert engine.loaded == [2]
+
+
+def test_a_direct_hand_over_says_who_missed_it():
     direct = Direct(1)
-    made, retired = publisher(FakeEngineWorker("good"), FakeEngineWorker("bad"), direct=direct)
-    sync = publish(made, 1)
-    assert (sync.quarantined, retired, len(sync.acks)) == ({"bad": "gone"}, ["bad"], 1)
+    hearing = Hearing(direct=direct)
+    assert hearing.hand_over(1, FakeEngineWorker("good"), FakeEngineWorker("bad")) == {"good": 1, "bad": "gone"}
     assert direct.served == [["good", "bad"]]
+    assert len(hearing.publisher.sync(1).acks) == 1
 
 
 def test_a_newcomer_takes_stored_weights_that_may_be_newer_than_those_of_the_others():
-    made, _ = publisher(direct=Direct(3))
-    publish(made, 2)
-    newcomer = FakeEngineWorker("new")
-    asyncio.run(made.bring_up(newcomer))
+    hearing, newcomer = Hearing(direct=Direct(3)), FakeEngineWorker("new")
+    assert hearing.hand_over(2, newcomer, alone=True) == {"new": 3}
     assert newcomer.loaded == [3]
 
 
-def test_a_newcomer_that_does_not_answer_is_lost():
-    made, _ = publisher()
-    publish(made, 2)
-    newcomer = FakeEngineWorker("new")
-    newcomer.refuse_weights = True
-    with pytest.raises(WorkerLost, match=r"new did not take weights v2: no answer within weights\.ack_timeout_s"):
-        asyncio.run(made.bring_up(newcomer))
+def test_a_lie_of_a_direct_hand_over_fails_the_run():
+    with pytest.raises(RunFailed, match="liar acknowledged weights v6"):
+        Hearing(direct=Direct(7)).hand_over(7, Lying(version=6))

@@ -16,7 +16,16 @@ LAYERS = [
     {"main"},
     {"session"},
     {"wiring"},
-    {"loader", "help", "plan", "memory", "export"},  # the front end: main's helpers, and the command beside it
+    {
+        "loader",
+        "help",
+        "plan",
+        "memory",
+        "simulate",
+        "export",
+        "audit",
+        "replay",
+    },  # the front end: helpers of main, other commands
     {"actors", "control"},
     {"rollout", "learner", "verify", "weights", "evaluation", "observe", "data"},
     {"algorithm"},
@@ -43,6 +52,12 @@ PURE_FILES = {
     "control/budget.py",
     "control/batch.py",
     "control/tally.py",
+    "control/codec.py",
+    "control/dispatch.py",
+    "control/fleet.py",
+    "control/machine.py",
+    "control/order.py",
+    "observe/story.py",
 }
 
 

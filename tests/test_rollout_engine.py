@@ -35,7 +35,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Worl
     specs = {
         tied: EngineSpec(
             model=str(folder), end_token_ids=(END,), max_model_len=160, dtype="float32", kv_cache_gib=0.05, block_size=32,
-            max_running=32, clear_cache_on_update=not tied, transfer="gloo",
+            max_running=32, clear_cache_on_update=not tied, transfer="gloo", seeded=True,
+            options={"max_num_batched_tokens": 192},  # little more than one longest context: prompts would be cut, if they may
         )
         for tied, folder in folders.items()
     }  # fmt: skip
@@ -60,6 +61,16 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Worl
 @pytest.fixture(scope="module")
 def world(worlds: dict[bool, World]) -> World:
     return worlds[False]
+
+
+@pytest.fixture(scope="module")
+def single(worlds: dict[bool, World]) -> Iterator[World]:
+    """An engine that runs one request at a time, with its own copy of the untied world's model."""
+    world = worlds[False]
+    spec = replace(world.spec, max_running=1, transfer="", options={})
+    other = World(world.runner, world.run(start_engine(spec)), world.model, spec)
+    yield other
+    other.run(other.engine.close())
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -89,6 +100,49 @@ def test_the_two_distributions_differ_where_they_should(world):
     (cold,) = world.sample(world.request(9, 8, 7, temperature=0.5))
     assert np.median(cold.raw_entropies - cold.entropies) > 10 * TOLERANCE
     assert np.abs(cold.raw_logprobs - cold.logprobs).max() > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}])
+def test_a_seed_gives_the_same_tokens_whatever_runs_beside_it(world, settings):
+    seeds = (7, 7, 8, 2**63 - 1)
+    requests = [world.request(5, 6, 7, seed=seed, max_tokens=40, **settings) for seed in seeds]
+    alone = [world.sample(request)[0] for request in requests]
+    others = [world.request(9, i, **settings, max_tokens=5 + i) for i in range(20)]
+    mixed = world.sample(*others[:10], *reversed(requests), *others[10:])[10:14][::-1]
+    for request, one, two in zip(requests, alone, mixed, strict=True):
+        assert one.tokens.tolist() == two.tokens.tolist()
+        assert max(world.error(request, one), world.error(request, two)) < TOLERANCE
+    assert len({tuple(completion.tokens) for completion in alone}) == 3
+
+
+def test_engines_that_run_one_request_at_a_time_agree_to_the_bit(world, single):
+    world.run(single.engine.load_weights(pack_tensors(world.model.named_parameters(), version=world.version)))
+    kinds = [{}, {"temperature": 0.7}, {"top_p": 0.8}]
+    requests = [world.request(9, 8, i, **kinds[i % 3], seed=i) for i in range(6)]
+    first = single.sample(*requests)
+    second = [world.sample(request)[0] for request in reversed(requests)][::-1]
+    for one, two in zip(first, second, strict=True):
+        assert one.tokens.tolist() == two.tokens.tolist()
+        assert one.logprobs.tolist() == two.logprobs.tolist()
+        assert one.entropies.tolist() == two.entropies.tolist()
+
+
+def test_seeded_requests_of_long_contexts_run_side_by_side_and_over_an_update(world):
+    """A prompt that is cut in parts ends vLLM's CPU process if its request has a seed."""
+    requests = [world.request(*range(5, 85), i, seed=i, max_tokens=70) for i in range(8)]
+    assert len({tuple(completion.tokens) for completion in world.sample(*requests)}) == 8
+    preempted = world.run(world.engine.stats()).preempted
+
+    async def main() -> list[Completion]:
+        sampling = asyncio.create_task(world.engine.generate(requests))
+        await asyncio.sleep(0.05)
+        await world.engine.load_weights(world.next_bundle())
+        return await sampling
+
+    completions = world.run(main())
+    assert max(world.error(request, completion) for request, completion in zip(requests, completions, strict=True)) < TOLERANCE
+    assert any(len(set(completion.versions.tolist())) > 1 for completion in completions)
+    assert 0 < world.run(world.engine.stats()).preempted - preempted <= 8  # the update clears the cache
 
 
 def test_greedy_takes_the_likeliest_token(world):
@@ -319,6 +373,20 @@ def test_the_prefix_cache_serves_one_version_only(worlds, tied):
     assert world.error(fresh, miss) < TOLERANCE
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_version_that_comes_again_with_other_weights_finds_nothing_in_the_cache(worlds, tied):
+    """So it is when the learner goes back to a checkpoint."""
+    world, prefix = worlds[tied], range(10, 80)
+    world.run(world.engine.load_weights(world.next_bundle()))
+    world.sample(world.request(*prefix, 1))
+    world.version -= 1
+    world.run(world.engine.load_weights(world.next_bundle("layernorm")))
+    again = world.request(*prefix, 2)
+    (completion,) = world.sample(again)
+    assert completion.cached_tokens == 0
+    assert world.error(again, completion) < TOLERANCE
+
+
 def test_abort_returns_the_tokens_so_far(world):
     request = world.request(70, 71, max_tokens=150)
 
@@ -348,6 +416,30 @@ def test_stats_add_up(world):
     assert 0 < after.busy[0][1] - after.busy[0][0] < 10
 
 
+def test_stats_tell_of_the_cache_and_of_who_waits(world):
+    before = world.engine.pulse()
+    requests = [world.request(*range(5, 40), i, max_tokens=100) for i in range(48)]
+
+    async def main() -> tuple[Any, Any]:
+        sampling = asyncio.create_task(world.engine.generate(requests))
+        while not (during := await world.engine.stats()).waiting:
+            await asyncio.sleep(0.005)
+        await sampling
+        return during, await world.engine.stats()
+
+    during, after = world.run(asyncio.wait_for(main(), timeout=30))
+    assert 0 < during.kv_used < 1
+    assert 0 < during.waiting <= 48 - 1
+    assert (after.kv_used, after.waiting, after.running) == (0.0, 0, 0)
+    assert world.engine.pulse() - before >= 2 * 48 + 100
+
+
+def test_a_seed_needs_an_engine_that_was_started_for_them(world, monkeypatch):
+    monkeypatch.setattr(world.engine, "_spec", replace(world.spec, seeded=False))
+    with pytest.raises(ValueError, match=r"carries a seed; the engine was started without EngineSpec\.seeded"):
+        world.run(world.engine.sample(world.request(5, seed=1)))
+
+
 def test_a_context_that_is_too_long_is_the_callers_error(world):
     with pytest.raises(ValueError, match="leaves no room in a model length of 160"):
         world.run(world.engine.sample(world.request(*[5] * 160)))
@@ -371,6 +463,24 @@ def test_the_death_of_the_core_ends_every_call(worlds):
             await world.engine.stats()
 
     world.run(asyncio.wait_for(main(), timeout=30))
+
+
+def test_the_death_of_the_core_inside_an_update_ends_the_call(single):
+    """vLLM would wait for the core's answer for ever."""
+    bundle = pack_tensors([(name, p + 1) for name, p in single.model.named_parameters()], version=999)
+
+    async def main() -> None:
+        os.kill(core_of(single), signal.SIGSTOP)
+        loading = asyncio.create_task(single.engine.load_weights(bundle))
+        await asyncio.sleep(0.3)
+        assert not loading.done()
+        os.kill(core_of(single), signal.SIGKILL)
+        with pytest.raises(EngineDead, match="died during a weight update"):
+            await loading
+        with pytest.raises(EngineDead):
+            await single.engine.stats()
+
+    single.run(asyncio.wait_for(main(), timeout=10))
 
 
 def test_a_half_loaded_engine_never_serves_again(world):

@@ -41,6 +41,28 @@ def test_tokens_depend_on_seed_id_and_context_only():
     asyncio.run(main())
 
 
+def test_a_seeded_request_depends_on_its_seed_and_not_on_its_id():
+    async def main():
+        drawn = [
+            (await FakeEngine(SPEC, FakeBehaviour(mean_length=30)).sample(replace(request(name), seed=seed))).tokens.tolist()
+            for name, seed in (("a", 1), ("b", 1), ("a", 2))
+        ]
+        assert drawn[0] == drawn[1] != drawn[2]
+
+    asyncio.run(main())
+
+
+def test_the_pulse_counts_what_the_engine_does():
+    async def main():
+        engine = FakeEngine(SPEC)
+        await engine.generate([request("a"), request("b")])
+        assert engine.pulse() == 4  # two entered, two finished
+        await engine.load_weights(bundle(1))
+        assert engine.pulse() == 5
+
+    asyncio.run(main())
+
+
 def test_ends_with_an_end_token_or_at_the_budget():
     async def main():
         engine = FakeEngine(SPEC)

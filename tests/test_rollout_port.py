@@ -24,6 +24,8 @@ CONTEXT = np.array([1, 2], dtype=np.int32)
         ({"temperature": -1.0}, "no distribution"),
         ({"top_p": 0.0}, "no distribution"),
         ({"top_k": -1}, "no distribution"),
+        ({"seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
+        ({"seed": 1 << 63}, "seed must be in"),
     ],
 )
 def test_request_is_checked_at_birth(change, message):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.rollout.port import SampleRequest
-from fr3e_async.rollout.roller import Roller, TokenTexts
+from fr3e_async.rollout.roller import Roller, TokenTexts, rollout_seed
 from fr3e_async.types import Completion, Draw, Finish, RolloutId
 
 TOKENIZER = build_tokenizer()
@@ -123,6 +123,27 @@ def test_an_aborted_trunk_has_no_anchors():
     batch = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
     assert maker.anchors(batch) == ()
     assert batch.note(0).finish is Finish.ABORT
+
+
+def test_a_seed_is_of_the_run_and_the_rollout_alone():
+    """The numbers are part of what a reproducible run is: another version of the program must draw the same."""
+    assert rollout_seed(0, RolloutId("q@0", 0, 0)) == 5_734_864_886_583_067_436
+    ids = [RolloutId(group, node, branch) for group in ("q@0", "q@1", "r@0") for node in range(3) for branch in range(3)]
+    seeds = {rollout_seed(run, id) for run in (0, 1) for id in ids}
+    assert len(seeds) == 2 * len(ids)
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+
+
+def test_requests_carry_seeds_only_if_asked_and_the_same_at_every_attempt():
+    engine = ScriptedEngine(lambda id: completion([5] * 9))
+    for seeded in (False, True, True):
+        maker = Roller(engine, TEXTS, RULE, seed=3, seeded=seeded)
+        trunk = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
+        anchors = maker.anchors(trunk)[:1]
+        asyncio.run(maker.branch(trunk, trunk.ids[0], anchors, [RolloutId("q@0", anchors[0].node, 1)], Draw(max_tokens=40)))
+    seeds = [request.seed for request in engine.requests]
+    wanted = [rollout_seed(3, RolloutId("q@0", 0, 0)), rollout_seed(3, RolloutId("q@0", anchors[0].node, 1))]
+    assert seeds == [None, None, *wanted, *wanted]
 
 
 def test_rows_of_one_prompt_share_its_context():

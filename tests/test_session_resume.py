@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,17 @@ from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import StorageError, UserError
 from fr3e_async.observe.checkpoints import CheckpointStore
 from fr3e_async.session import check_resume
+from fr3e_async.testing import FakeEngineWorker
+from fr3e_async.types import Draw, RolloutId
 
 PROMPTS = tuple(prompt(f"p{i}") for i in range(4))
+
+
+def trees():
+    """A rollout of an open group, by its payload's key."""
+    engine = FakeEngineWorker("generator-0")
+    draw = Draw(max_tokens=8, temperature=1.0)
+    return [(3, asyncio.run(engine.sample([PROMPTS[0]], [RolloutId("p0@0", 0, 0)], draw, trunk=True))[1])]
 
 
 @pytest.fixture
@@ -25,7 +35,7 @@ def run_dir(tmp_path: Path) -> SimpleNamespace:
     """What ``check_resume`` sees of a run directory, with checkpoints of steps 3 and 5."""
     store = CheckpointStore(tmp_path / "checkpoints")
     for step in (3, 5):
-        save_whole(store, step, base=small_base(tmp_path / "base"), stream=PromptStream(PROMPTS, 0).state())
+        save_whole(store, step, base=small_base(tmp_path / "base"), stream=PromptStream(PROMPTS, 0).state(), trees=trees())
     return SimpleNamespace(resumed=True, checkpoints=store)
 
 
@@ -67,6 +77,7 @@ def flip(path: Path) -> None:
 FILES = (
     "checkpoint.json",
     "control.json",
+    "trees/open-00000.safetensors",
     str(TAG / "learner.json"),
     str(TAG / "rank-00000.000.safetensors"),
     str(TAG / "base" / "config.json"),
@@ -93,6 +104,16 @@ def test_a_large_file_is_checked_by_what_the_learner_knows_of_it(run_dir, monkey
     flip(newest / TAG / "rank-00000.000.safetensors")
     assert check(run_dir).name == "step-00000005"
     assert "rank-00000.000.safetensors is damaged" in run_dir.checkpoints.skipped[0]
+
+
+def test_rollouts_are_checked_by_what_is_known_of_them_inside(run_dir, monkeypatch):
+    """Else the run would end when they are needed, with an older checkpoint at hand that is whole."""
+    monkeypatch.setattr("fr3e_async.observe.checkpoints.SUMMED_BYTES", 100)
+    base = run_dir.checkpoints.root.parent / "base"
+    newest = save_whole(run_dir.checkpoints, 7, base=base, stream=PromptStream(PROMPTS, 0).state(), trees=trees())
+    flip(newest / "trees" / "open-00000.safetensors")
+    assert check(run_dir).name == "step-00000005"
+    assert "rollout batch 3 is damaged" in run_dir.checkpoints.skipped[0]
 
 
 def test_nothing_is_lost_silently(run_dir):

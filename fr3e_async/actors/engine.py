@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Sequence
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 import ray
 
+from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.control.ports import Delivery
 from fr3e_async.observe.logs import redirect_output
@@ -20,11 +22,11 @@ from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId, Weig
 T = TypeVar("T")
 
 
-class EngineActor:
+class EngineActor(Watched):
     """Async actor: many calls run at once on one engine. A dead engine core ends the process, so that Ray sees a corpse."""
 
     def __init__(self, spec: EngineSpec, rule: AnchorRule | None, seed: int, log_path: str) -> None:
-        """``rule`` and ``seed``: how anchors are picked, the same in every engine; None: never."""
+        """``rule`` and ``seed``: how anchors are picked, the same in every engine; None: never. See ``Roller``."""
         redirect_output(log_path)
         self._spec, self._rule, self._seed = spec, rule, seed
         self._rescored = rule is not None and rule.needs_entropies and spec.entropy == "learner"
@@ -33,13 +35,14 @@ class EngineActor:
 
     async def start(self) -> None:
         """Load the model. Slow; called once, before anything else."""
+        self._loop = asyncio.get_running_loop()
         self._engine = await start_engine(self._spec)
         from transformers import AutoTokenizer  # loaded by the engine anyway; its start is the quicker way to load it
 
         tokenizer = AutoTokenizer.from_pretrained(
             self._spec.model, revision=self._spec.revision or None, trust_remote_code=self._spec.trust_remote_code
         )
-        self._roller = Roller(self._engine, TokenTexts(tokenizer), self._rule, seed=self._seed)
+        self._roller = Roller(self._engine, TokenTexts(tokenizer), self._rule, seed=self._seed, seeded=self._spec.seeded)
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool
@@ -63,7 +66,7 @@ class EngineActor:
 
     async def join_transfer(self, meeting: TransferMeeting, place: int) -> None:
         assert self._engine is not None
-        await self._engine.join_transfer(meeting, place=place)
+        await _or_die(self._engine.join_transfer(meeting, place=place))
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         assert self._engine is not None
@@ -72,6 +75,9 @@ class EngineActor:
     async def stats(self) -> EngineStats:
         assert self._engine is not None
         return await _or_die(self._engine.stats())
+
+    def pulse(self) -> int:
+        return 0 if self._engine is None else self._engine.pulse()
 
     async def close(self) -> None:
         if self._engine is not None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import ray
 
+from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, with_entropies
 from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.learner.spec import LearnerSpec
@@ -27,7 +28,7 @@ class Pick(NamedTuple):
     minibatch: int
 
 
-class LearnerActor:
+class LearnerActor(Watched):
     """One data-parallel rank. The group is the unit of restart: a rank that dies takes the others with it."""
 
     def __init__(self, spec: LearnerSpec, rule: AnchorRule | None, log_path: str) -> None:
@@ -82,3 +83,6 @@ class LearnerActor:
 
     def save_model(self, folder: str) -> None:
         self._rank.save_hf(Path(folder))
+
+    def pulse(self) -> int:
+        return self._rank.pulse.count

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from fr3e_async.actors.proxies import RayEngine, RayLearner
 from fr3e_async.control.ports import TrainRow, WorkerLost
-from fr3e_async.errors import RunFailed
+from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.rollout.port import TransferMeeting
 from fr3e_async.types import StepReport, WeightAck, WeightBundle, WeightManifest
 
@@ -108,17 +108,20 @@ class NativeLearner(RayLearner):
         return {engine.name: outcome for engine, outcome in zip(engines, outcomes, strict=True)}
 
     async def _of_learner(self, method: str, *args: Any) -> str:
-        """Empty, or what a rank raised: the loss of an engine shows there too. ``RunFailed`` if no answer comes."""
+        """Empty, or what a rank raised: the loss of an engine shows there too.
+
+        Raises ``LearnerLost`` if a rank is dead or no answer comes.
+        """
         together = self._together([getattr(rank, method).remote(*args) for rank in self._ranks])
         try:
             await asyncio.wait_for(together, 2 * self._timeout)
         except TimeoutError:
-            raise RunFailed(
+            raise LearnerLost(
                 f"the learner has been stuck in a hand-over of weights for {2 * self._timeout:g} s (weights.transfer=native, "
-                "weights.ack_timeout_s); restart the same command with resume=auto to go on from the last checkpoint"
+                "weights.ack_timeout_s)"
             ) from None
+        except LearnerLost:  # a rank is dead, and the group of ranks with it
+            raise
         except RunFailed as error:
-            if isinstance(error.__cause__, WorkerLost):  # a rank is dead, and the group of ranks with it
-                raise
             return str(error)
         return ""

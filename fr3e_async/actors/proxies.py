@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
@@ -19,16 +20,18 @@ from ray.exceptions import (
     TaskCancelledError,
 )
 
+from fr3e_async.actors import watch
 from fr3e_async.actors.learner import Pick
 from fr3e_async.algorithm.batching import balanced_shards, shard_trees
-from fr3e_async.control.pool import TaskLost
-from fr3e_async.control.ports import Delivery, Payload, TrainRow, Trunk, WorkerLost
-from fr3e_async.errors import RunFailed
+from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunk, WorkerLost
+from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.rollout.port import EngineStats, TransferMeeting
 from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck, WeightBundle, WeightManifest
 from fr3e_async.weights import joined
 
 T = TypeVar("T")
+
+ASK_S = 10.0  # time for the ranks to say that they live, after one of them has raised
 
 LOST = (RayActorError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, TaskCancelledError)
 
@@ -48,7 +51,7 @@ async def reach(name: str, call: Awaitable[T]) -> T:
             ray.cancel(call)
         raise
     except ObjectLostError as error:
-        raise TaskLost(f"{name}: a payload is gone ({type(error).__name__})") from error
+        raise TaskLost(f"{name}: a payload is gone ({type(error).__name__})", gone=True) from error
     except LOST as error:
         raise WorkerLost(f"{name}: {type(error).__name__}") from error
     except RayError as error:
@@ -97,6 +100,12 @@ class RayEngine:
     async def stats(self) -> EngineStats:
         return await reach(self.name, self.actor.stats.remote())
 
+    async def stacks(self) -> str:
+        return await reach(self.name, watch.ask(self.actor, "stacks"))
+
+    async def pulse(self) -> int:
+        return await reach(self.name, watch.ask(self.actor, "pulse"))
+
     async def close(self) -> None:
         ray.kill(self.actor)
 
@@ -110,6 +119,12 @@ class RayVerifier:
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         golds, texts = [p.gold for p in prompts], [p.text for p in prompts]
         return await reach(self.name, self.actor.judge.remote(payload, list(rows), golds, texts))
+
+    async def stacks(self) -> str:
+        return await reach(self.name, watch.ask(self.actor, "stacks"))
+
+    async def pulse(self) -> int:
+        return await reach(self.name, watch.ask(self.actor, "pulse"))
 
     async def close(self) -> None:
         ray.kill(self.actor)
@@ -153,7 +168,8 @@ class RayLearner:
         told = held.manifest if held is not None else None
         streams = [rank.export.options(num_returns="streaming").remote(version, told, self._bucket_bytes) for rank in self._ranks]
         sent, *_ = await self._together([_drained(stream) for stream in streams])
-        self._exported = joined(await reach("learner rank 0", sent[-1]), sent[:-1], held)
+        (manifest,) = await self._together([sent[-1]])
+        self._exported = joined(manifest, sent[:-1], held)
         return self._exported
 
     async def save(self, folder: Path) -> None:
@@ -162,17 +178,52 @@ class RayLearner:
     async def save_model(self, folder: Path) -> None:
         await self._together([rank.save_model.remote(str(folder)) for rank in self._ranks])
 
+    async def stacks(self, limit_s: float) -> list[str]:
+        """Of each rank, or why there are none; takes no longer than the limit."""
+
+        async def of(rank: int) -> str:
+            try:
+                return await asyncio.wait_for(reach(f"learner rank {rank}", watch.ask(self._ranks[rank], "stacks")), limit_s)
+            except TimeoutError:
+                return f"does not answer within {limit_s:g} s"
+            except (WorkerLost, TaskLost, RunFailed) as error:
+                return str(error)
+
+        return await asyncio.gather(*map(of, range(len(self._ranks))))
+
+    async def pulse(self) -> int:
+        """The sum over the ranks. Raises ``LearnerLost``; waits as long as a rank does not answer."""
+        asked = (reach(f"learner rank {i}", watch.ask(rank, "pulse")) for i, rank in enumerate(self._ranks))
+        try:
+            return sum(await asyncio.gather(*asked))
+        except (WorkerLost, TaskLost) as error:
+            raise _lost(error) from error
+
     async def close(self) -> None:
         for rank in self._ranks:
             ray.kill(rank)
         ray.util.remove_placement_group(self._placement_group)
 
     async def _together(self, calls: Sequence[Awaitable[T]]) -> list[T]:
-        """All ranks or none: the first death ends the wait, since the others would hang in a collective."""
+        """All ranks or none: the first death ends the wait, since the others would hang in a collective.
+
+        Raises:
+            LearnerLost: a rank is gone, or what it was sent.
+            RunFailed: a rank raised, with all ranks alive.
+        """
         try:
             return list(await asyncio.gather(*(reach(f"learner rank {i}", call) for i, call in enumerate(calls))))
         except (WorkerLost, TaskLost) as error:
-            raise RunFailed(f"{error}; restart the same command with resume=auto to go on from the last checkpoint") from error
+            raise _lost(error) from error
+        except RunFailed:
+            # A rank may see its peer's connection end before Ray tells of the death.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.pulse(), ASK_S)
+            raise
+
+
+def _lost(error: WorkerLost | TaskLost) -> LearnerLost:
+    return LearnerLost(str(error))
 
 
 async def _drained(stream: ray.ObjectRefGenerator) -> list[ray.ObjectRef]:

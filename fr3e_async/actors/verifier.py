@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
+from fr3e_async.actors.watch import Watched
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.types import RolloutBatch, Verdict
 
 
-class VerifierActor:
+class VerifierActor(Watched):
     """Async actor: judging waits on worker processes, so many payloads are in hand at once."""
 
     def __init__(
@@ -23,9 +25,11 @@ class VerifierActor:
     ) -> None:
         redirect_output(log_path)
         self._config, self._reward = config, reward
+        self._judged = 0  # answers
         self._source = (model, revision or None, trust_remote_code)
 
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         from transformers import AutoTokenizer
 
         from fr3e_async.verify import VerifierPool
@@ -47,7 +51,13 @@ class VerifierActor:
 
         responses = [self._tokenizer.decode(batch.response(row), skip_special_tokens=True) for row in rows]
         texts = zip(responses, golds, prompts or [""] * len(rows), strict=True)
-        return await self._pool.judge_many(Question(*text) for text in texts)
+        verdicts = await self._pool.judge_many(Question(*text) for text in texts)
+        self._judged += len(verdicts)
+        return verdicts
+
+    def pulse(self) -> int:
+        """Answers judged."""
+        return self._judged
 
     async def close(self) -> None:
         self._pool.close()

@@ -7,7 +7,7 @@ ranks gives the same gradient; this only balances the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,7 @@ def balanced_shards(lengths: Sequence[int], shards: int) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Load(NamedTuple):
     """What a row costs the rank that trains it: its completion, and its context unless a row beside it shares it."""
 
     minibatch: int

@@ -24,7 +24,10 @@ def wilson(right: float, total: float, *, z: float = Z_95) -> tuple[float, float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateValue:
-    """What is known of one state: how many of its continuations were judged, and the sum of their rewards."""
+    """What is known of one state: how many of its continuations were judged, and the sum of their rewards.
+
+    V and its interval take it for granted that their number was fixed beforehand; ``adaptive.fixed_draws`` picks such ones.
+    """
 
     node: int
     right: float  # Σ r, each in [0, 1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConfig, VerifierPoolConfig, WeightsConfig
+from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConfig, PoolsConfig, VerifierPoolConfig, WeightsConfig
 from fr3e_async.config.knobs import knob, require, section
 from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, FlowConfig, LossConfig, SamplingConfig
 from fr3e_async.config.run import (
@@ -47,6 +47,7 @@ class Config:
     engine: EngineConfig = section(EngineConfig, "vLLM settings shared by generators and explorers")
     generators: EnginePoolConfig = section(EnginePoolConfig, "actors that sample base trajectories")
     explorers: EnginePoolConfig = section(EnginePoolConfig, "actors that branch from anchors")
+    pools: PoolsConfig = section(PoolsConfig, "what the pools of actors have in common")
     verifiers: VerifierPoolConfig = section(VerifierPoolConfig, "actors that judge answers")
     learner: LearnerConfig = section(LearnerConfig, "the DeepSpeed group")
     weights: WeightsConfig = section(WeightsConfig, "hand-over of new weights to the engines")
@@ -84,6 +85,11 @@ class Config:
             self.learner.micro_batch_tokens >= self.context_length,
             f"learner.micro_batch_tokens ({self.learner.micro_batch_tokens}) cannot hold one trajectory of data.max_prompt + "
             f"sampling.max_response = {self.context_length} tokens",
+        )
+        require(
+            self.flow.window <= self.flow.max_staleness * self.flow.groups_per_step,
+            f"flow.window={self.flow.window}: with flow.max_staleness={self.flow.max_staleness} only "
+            f"{self.flow.max_staleness * self.flow.groups_per_step} groups beyond a batch are ever open",
         )
         for pool, path in ((self.generators, "generators"), (self.explorers, "explorers")):
             require(
@@ -127,6 +133,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "ObserveConfig",
+    "PoolsConfig",
     "RayConfig",
     "RunConfig",
     "SamplingConfig",

@@ -62,6 +62,34 @@ class EnginePoolConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolsConfig:
+    flexible_roles: bool = knob(
+        False,
+        "idle generators take branches and idle explorers take bases; a branch goes to the engine that made its trunk if it can",
+    )
+    kv_high: float = knob(
+        0.95,
+        "part of an engine's key-value cache above which it is given half as many rollouts at once; also when it had to evict",
+    )
+    kv_low: float = knob(0.85, "part below which it is given a few more again, up to rollouts_in_flight")
+    least_in_flight: int = knob(4, "rollouts that an engine is given at once whatever its cache says", "rollouts")
+    max_deaths_in_a_row: int = knob(5, "workers of a role that may die one after another without finishing a task")
+    replace_backoff_s: float = knob(
+        1.0, "wait before a worker is replaced that had done nothing; doubled for each further one", "s"
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "pools", kv_low=self.kv_low, least_in_flight=self.least_in_flight, max_deaths_in_a_row=self.max_deaths_in_a_row
+        )  # fmt: skip
+        require_at_least_0("pools", replace_backoff_s=self.replace_backoff_s)
+        require(
+            self.kv_low < self.kv_high <= 1,
+            f"pools.kv_high must be in (pools.kv_low, 1], got {self.kv_high} with kv_low {self.kv_low}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifierPoolConfig:
     count: int = knob(1, "verifier actors")
     cpus: float = knob(1.0, "Ray CPUs of one actor")
@@ -135,6 +163,9 @@ class LearnerConfig:
     attention: str = knob(
         "sdpa", "attention implementation of the Hugging Face model (learner.packing flat or padded; tree has its own)"
     )
+    max_restarts: int = knob(
+        3, "times the group is made anew from the last checkpoint, within a run, when a rank dies; then the run ends"
+    )
     start_timeout_s: float = knob(1800.0, "time for the group to load the model", "s")
     step_timeout_s: float = knob(3600.0, "time for one training batch", "s")
     ds_config: dict[str, Any] = knob({}, "further DeepSpeed settings, by DeepSpeed's own names; they win over ours")
@@ -148,6 +179,7 @@ class LearnerConfig:
             "learner",
             cpus=self.cpus,
             warmup_steps=self.warmup_steps,
+            max_restarts=self.max_restarts,
             grad_clip=self.grad_clip,
             logits_mib=self.logits_mib,
             stop_above_grad_norm=self.stop_above_grad_norm,
@@ -176,10 +208,20 @@ class WeightsConfig:
         "group (NCCL between GPUs, gloo between CPUs; one GPU an engine), and the learner waits until they are sent; auto: object_store, "
         "until native has been measured on GPUs",
     )
+    update: Literal["in_flight", "wait_idle", "abort_retry"] = knob(
+        "in_flight",
+        "how an engine changes to new weights: between two tokens of its rollouts, which go on; when all its rollouts have ended, "
+        "while it gets no new ones; at once, and its rollouts are begun again",
+    )
+    idle_timeout_s: float = knob(
+        300.0, "time for an engine to become idle before its rollouts are begun again (weights.update=wait_idle)", "s"
+    )
     ack_timeout_s: float = knob(120.0, "time for an engine to acknowledge new weights before it is replaced", "s")
     bucket_mib: int = knob(
         256, "weights gathered, sent and fetched at once; one in which nothing changed is not sent again", "MiB"
     )
 
     def __post_init__(self) -> None:
-        require_positive("weights", ack_timeout_s=self.ack_timeout_s, bucket_mib=self.bucket_mib)
+        require_positive(
+            "weights", ack_timeout_s=self.ack_timeout_s, idle_timeout_s=self.idle_timeout_s, bucket_mib=self.bucket_mib
+        )  # fmt: skip

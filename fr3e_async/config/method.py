@@ -14,6 +14,11 @@ class SamplingConfig:
     top_p: float = knob(1.0, "nucleus mass; below 1 the importance correction must be off")
     top_k: int = knob(0, "keep only the k likeliest tokens; 0: off; otherwise the importance correction must be off")
     max_response: int = knob(1024, "longest response, and prefix + continuation of a branch", "tokens")
+    reproducible: bool = knob(
+        False,
+        "a seed for each rollout, from run.seed and its id: the same tokens whatever runs beside it, as far as the engine's "
+        "arithmetic allows; slower",
+    )
 
     def __post_init__(self) -> None:
         require_positive("sampling", temperature=self.temperature, max_response=self.max_response)
@@ -37,6 +42,12 @@ class AlgorithmConfig:
     bases: int = knob(4, "N: base trajectories of a prompt; for the flat strategies the whole group (G)")
     anchors: int = knob(3, "K: most anchors of a trunk (branching strategies)")
     branches: int = knob(4, "M: continuations of each anchor (branching strategies)")
+    adaptive_first: int = knob(
+        0,
+        "continuations that each anchor gets at first; what is left of a trunk's anchors x branches goes to those anchors whose "
+        "first rewards differ, and to none if there are none (fr3e); V is then of the first ones; 0: all branches at once",
+        "rollouts",
+    )
     anchor_rule: Literal["auto", "entropy", "surprisal", "random", "uniform", "newline"] = knob(
         "auto", "what picks the anchors; auto: the strategy's own rule, entropy for fr3e and newline for vineppo"
     )
@@ -61,6 +72,11 @@ class AlgorithmConfig:
         require_positive("algorithm", min_gap=self.min_gap)
         least = 1 if self.include_trunk else 2
         require(self.branches >= least, f"algorithm.branches must be at least {least}, got {self.branches}")
+        require(
+            self.adaptive_first == 0 or 2 <= self.adaptive_first < self.branches,
+            f"algorithm.adaptive_first must be 0 (off), or at least 2 and below algorithm.branches={self.branches}, "
+            f"got {self.adaptive_first}",
+        )
         require(
             not (self.include_trunk and self.trunk == "one_right_one_wrong"),
             "algorithm.include_trunk with algorithm.trunk=one_right_one_wrong: a trunk picked by its reward would bias V",
@@ -141,8 +157,15 @@ class LossConfig:
 class FlowConfig:
     groups_per_step: int = knob(32, "prompt groups in one training batch", "groups")
     max_staleness: int = knob(1, "most weight versions that a token may be old when trained; 0: synchronous", "versions")
+    order: Literal["admission", "window"] = knob(
+        "admission",
+        "which groups make a batch: the oldest ones; or ready ones out of the oldest groups_per_step + window, as long as all "
+        "others can still be trained within max_staleness",
+    )
+    window: int = knob(0, "groups beyond a batch that may overtake older ones (flow.order=window)", "groups")
     lease_s: float = knob(120.0, "time an actor has for one task before it is given to another", "s")
     max_attempts: int = knob(3, "attempts at one rollout before it is given up and counted as failed")
+    retry_backoff_s: float = knob(0.2, "wait before a second attempt; doubled for each further one", "s")
     max_rejected_in_a_row: int = knob(1000, "degenerate groups in a row before the run stops as starved", "groups")
 
     def __post_init__(self) -> None:
@@ -150,7 +173,13 @@ class FlowConfig:
             "flow", groups_per_step=self.groups_per_step, lease_s=self.lease_s,
             max_attempts=self.max_attempts, max_rejected_in_a_row=self.max_rejected_in_a_row,
         )  # fmt: skip
-        require_at_least_0("flow", max_staleness=self.max_staleness)
+        require_at_least_0(
+            "flow", max_staleness=self.max_staleness, window=self.window, retry_backoff_s=self.retry_backoff_s
+        )  # fmt: skip
+        require(
+            (self.order == "window") == (self.window > 0),
+            f"flow.window={self.window} with flow.order={self.order}: a window needs flow.order=window and at least 1 group",
+        )
 
     @property
     def capacity(self) -> int:

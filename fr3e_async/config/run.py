@@ -80,6 +80,7 @@ class ObserveConfig:
     )
     tensorboard: bool = knob(True, "write TensorBoard events into the run directory")
     heartbeat_s: float = knob(2.0, "how often actors are asked for their state", "s")
+    journal: bool = knob(True, "write every event and decision of the control loop into journal/, for replay and simulation")
     verbose: bool = knob(False, "let the logs of Ray, vLLM and DeepSpeed through to the console as well as to files")
 
     def __post_init__(self) -> None:
@@ -89,9 +90,15 @@ class ObserveConfig:
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
     timeout_s: float = knob(600.0, "no progress of any kind for this long ends the run with a diagnosis", "s")
+    stuck_s: float = knob(
+        300.0,
+        "an actor that does not answer, or that has work and makes no token, verdict, micro-batch or file for this long, is replaced; "
+        "its stacks go into the events",
+        "s",
+    )
 
     def __post_init__(self) -> None:
-        require_positive("watchdog", timeout_s=self.timeout_s)
+        require_positive("watchdog", timeout_s=self.timeout_s, stuck_s=self.stuck_s)
 
 
 @dataclass(frozen=True, kw_only=True)

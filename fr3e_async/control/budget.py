@@ -71,6 +71,11 @@ class TokenBudget:
         self._expected[group] = self._cost(plan)
         return plan
 
+    def expect(self, group: str, plan: GroupPlan) -> None:
+        """A group that was admitted before a restart, with this plan, and is still open."""
+        if self._budget:
+            self._expected[group] = self._cost(plan) if self._account.bases else float(self._budget)
+
     def settle(self, group: str, plan: GroupPlan, *, base_lengths: list[int], branch_lengths: list[int]) -> None:
         """Take the lengths of the rollouts that were drawn for an admitted group."""
         if not self._budget:

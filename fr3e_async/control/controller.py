@@ -1,106 +1,132 @@
-"""The loop of a run: feeds events to the ledger and carries out its commands. Nobody waits at a barrier.
+"""The loop of a run: feeds events to the machine and has its commands carried out. Nobody waits at a barrier.
 
-    prompts ─► _fill ──Admitted──►┌────────┐──Sample─► generators ──Delivered──┐
-                                  │        │──Branch─► explorers  ──Delivered──┤      each command runs as its own
-      one consumer, _pump: waits  │ ledger │──Score──► verifiers  ──Judged─────┤      task and ends in one event;
-      for the next event only     │        │──Train──► learner    ──Trained────┤      a lost task ends in Lost
-                                  └────────┘◄──────────── events ◄─────────────┘
-    _train     waits for the learner only; hands weights to _publish and is done
-    _publish   waits for every engine's acknowledgement, or its time limit; then Published frees the slots
-    _heartbeat asks the engines for their state; raises when nothing moves
+    prompts ─► _fill ──Admitted──►┌─────────┐──Assign──► hands ──► generators, explorers, verifiers ─┐
+                                  │         │──Send, Replace, Wait ─► hands ─────────────────────────┤  each command runs as
+      one consumer, _pump: waits  │ machine │──Train──► _train ──► learner ──Trained, Exported───────┤  its own task and
+      for the next event only     │         │──Rescore─► _rescore ──► learner ───────────────────────┤  ends in an event
+                                  └─────────┘◄───────────────────────── events ◄─────────────────────┘
+    _heartbeat asks all actors for their state; raises when nothing moves
 
-A background task that fails fails the run: all of them live in one ``asyncio.TaskGroup``.
+The machine decides everything; what happens here is written into the journal (events and decisions) and the books (what
+became of every group). A background task that fails fails the run: all of them live in one ``asyncio.TaskGroup``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fr3e_async.config import Config
-from fr3e_async.control.crew import Crew
+from fr3e_async.control.crew import ROLES, Crew
 from fr3e_async.control.evaluator import Evaluator
-from fr3e_async.control.ledger import Ledger
+from fr3e_async.control.hands import Hands, Shelf
+from fr3e_async.control.journal import Journal
+from fr3e_async.control.machine import Machine
 from fr3e_async.control.messages import (
     Admitted,
-    Branch,
     Command,
-    Delivered,
     Event,
-    Judged,
-    Lost,
-    Published,
+    Exported,
+    Live,
+    Pressure,
     Rescore,
     Rescored,
     Retire,
-    Sample,
-    Score,
+    Stopped,
     Train,
     Trained,
+    Unreplaced,
+    WorkerUp,
 )
-from fr3e_async.control.pool import TaskLost
-from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TrainRow, Trunk
-from fr3e_async.control.progress import Progress, control_state, save_control_state
+from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TaskLost, TrainRow, Trunk
+from fr3e_async.control.progress import Cut, Progress, cut_of, save_cut
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.side import on_the_side
 from fr3e_async.control.tally import Tally
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
-from fr3e_async.errors import RunFailed
-from fr3e_async.types import WeightBundle
+from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.observe.books import Books
+from fr3e_async.types import RolloutBatch
 
 T = TypeVar("T")
 
 
 class Controller:
-    """One run. ``run`` returns when all steps are trained and live, the wall limit is reached, or ``stop`` was asked for."""
+    """One session of a run. ``run`` returns when all steps are trained and live, the wall limit is reached, or ``stop`` was asked for."""
 
     def __init__(
         self,
         *,
         config: Config,
         crew: Crew,
-        ledger: Ledger,
+        machine: Machine,
         stream: PromptStream,
         publisher: Publisher,
         evaluator: Evaluator | None,
         reporter: Reporter,
+        books: Books,
+        journal: Journal | None,
         checkpoints: Checkpoints,
         progress: Progress,
         clock: Clock,
+        session: int = 0,
+        payloads: dict[int, tuple[str, Payload]] | None = None,
+        engine_version: int = 0,
     ) -> None:
-        self._config, self._crew, self.ledger, self._stream = config, crew, ledger, stream
+        """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
+        weights in the engines; -1: whatever they are, they are to be given the newest ones."""
+        self._config, self._crew, self.machine, self._stream = config, crew, machine, stream
         self._publisher, self._evaluator, self._reporter = publisher, evaluator, reporter
+        self._books, self._journal, self._session = books, journal, session
         self._checkpoints, self.progress, self._clock = checkpoints, progress, clock
+        self._engine_version = engine_version
         self._tally = Tally()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._weights: asyncio.Queue[tuple[int, WeightBundle]] = asyncio.Queue()
         self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
         self._learner = asyncio.Lock()  # FIFO: train, checkpoint and export in the order they were asked for
-        self.watch = Watch(crew, clock=clock, waiting=ledger.waiting, learner_busy=self._learner.locked)
-        self._payloads: dict[int, Payload] = {}
-        self._payloads_of: dict[str, list[int]] = {}
-        self._next_payload = 0
+        self._learner_does = ""
+        self._writes = ""  # what this process itself is writing
+        self._shelf = Shelf()
+        for key, (group, payload) in (payloads or {}).items():
+            self._shelf.open(group)
+            self._shelf.keep(group, payload, key=key)
+        self._hands = Hands(crew, publisher, self._shelf, emit=self._emit, spawn=self._spawn, note=reporter.note)
+        self.watch = Watch(
+            crew,
+            machine,
+            clock=clock,
+            down=self._hands.down,
+            press=self._emit,
+            learner_busy=lambda: self._learner_does,
+            writing=lambda: self._writes,
+            note=reporter.note,
+        )
         self._stop_reason = ""
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
         self._measured_first = asyncio.Event()  # set once the first accuracy is known: until then weights stay at v0
+        self._exported: list[int] = []  # versions that wait for it
         self._evaluations: set[asyncio.Task[None]] = set()
         self._last_step_at = 0.0
 
     def stop(self, reason: str) -> None:
         """Ask the run to end with a checkpoint after the batch in training. Safe to call more than once, from the loop."""
-        self._stop_reason = self._stop_reason or reason
-        self.ledger.stop()
+        if not self._stop_reason:
+            self._stop_reason = reason
+            self._emit(Stopped(reason=reason))
         for task in self._evaluations:
             task.cancel()
-        self._events.put_nowait(None)
 
     async def run(self) -> str:
         """Train until the end; returns why it ended. The final checkpoint is written.
 
         Raises:
+            LearnerLost: the learner group must be made anew; the run can go on from the last checkpoint.
             RunFailed: the first failure of any part, with its diagnosis.
         """
         self.progress.begin(self._clock())
@@ -108,7 +134,6 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._spawn(self._heartbeat())
-                self._spawn(self._publish())
                 self._spawn(self._rescore())
                 self._spawn(self._measure_first())
                 await self._pump()
@@ -120,58 +145,94 @@ class Controller:
                     task.cancel()
         except BaseExceptionGroup as group:
             raise _first_failure(group) from group
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+        self._books.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
         return self._stop_reason or "finished"
 
     # ---- the pump ----
 
     async def _pump(self) -> None:
-        self._fill()
+        self._begin()
         while not self._done():
             event = await self._events.get()
-            self.watch.progress()
             if event is not None:
-                self._apply(event)
+                self._feed(event)
                 self._fill()
 
+    def _begin(self) -> None:
+        state, wall = self.machine.ledger.state(), self._clock()
+        self._books.begin(
+            session=self._session,
+            version=state.version,
+            admitted=state.admitted,
+            settled=state.settled,
+            open=[group.name for group in state.groups],
+            time_s=wall,
+        )
+        for group in state.groups:
+            self._shelf.open(group.name)
+        self._perform(self.machine.start())
+        for role in ROLES:
+            for name in self._crew.names(role):
+                self._feed(WorkerUp(role=role, worker=name, version=self._engine_version))
+        for name, role in list(self._crew.vacant.items()):
+            self._feed(Unreplaced(role=role, worker=name, why="the learner was lost before it was replaced"))
+        self._fill()
+
     def _done(self) -> bool:
-        if self.ledger.closed:
-            return not self.ledger.training
+        ledger = self.machine.ledger
+        if ledger.closed:
+            return not ledger.training
         limit = self._config.run.max_wall_s
         if limit and self.progress.wall_s(self._clock()) > limit:
             self.stop(f"run.max_wall_s ({limit:.0f} s) reached")
-        return self.ledger.finished
+        return ledger.finished
 
     def _fill(self) -> None:
-        while self.ledger.admissible() > 0:
+        while self.machine.ledger.admissible() > 0:
             prompt, epoch = self._stream.take()
             group = group_id(prompt.uid, epoch)
-            self._payloads_of[group] = []
-            self._apply(Admitted(group=group, prompt=prompt))
+            self._shelf.open(group)
+            self._books.admitted(group, live=self.machine.ledger.live)
+            self._feed(Admitted(group=group, prompt=prompt))
 
-    def _apply(self, event: Event) -> None:
-        commands = self.ledger.handle(event)
+    def _feed(self, event: Event) -> None:
+        """One event through the machine: into the journal and the books first, then its commands are begun."""
+        try:
+            commands = self.machine.handle(event)
+        except RunFailed as error:
+            if self._journal is not None:
+                self._journal.refused(event, error, self._clock())
+            raise
+        if self._journal is not None:
+            self._journal.write(event, commands, self._clock())
+        if not isinstance(event, Admitted | WorkerUp | Pressure):  # a full engine says so at every heartbeat
+            self.watch.progress()
+        if isinstance(event, Trained):
+            self._books.trained(event.version)
         for command in commands:
             if isinstance(command, Retire):
                 self._retire(command)
         if isinstance(event, Trained):
             self._after_training(event.version)
-        for command in commands:
-            self._start(command)
+        self._perform(commands)
 
-    def _start(self, command: Command) -> None:
-        match command:
-            case Sample():
-                self._spawn(self._sample(command))
-            case Branch():
-                self._spawn(self._branch(command))
-            case Rescore():
-                self._rescores.put_nowait(command)
-            case Score():
-                self._spawn(self._score(command))
-            case Train():
-                self._spawn(self._train(command))
-            case Retire():
-                pass  # done in _apply: books first
+    def _perform(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Retire():
+                    pass  # done in _feed: books first
+                case Train():
+                    self._books.train(command.version, groups=command.groups, oldest=command.oldest)
+                    self._spawn(self._train(command))
+                case Rescore():
+                    self._rescores.put_nowait(command)
+                case Live():
+                    self._live(command.version)
+                case _:
+                    self._hands.carry_out(command)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._tasks.create_task(work)
@@ -179,75 +240,60 @@ class Controller:
         task.add_done_callback(self._running.discard)
         return task
 
-    # ---- commands ----
+    def _emit(self, event: Event) -> None:
+        self._events.put_nowait(event)
 
-    async def _sample(self, command: Sample) -> None:
-        group = command.ids[0].group
-        try:
-            delivery, payload = await self._crew.sample(
-                [command.prompt] * len(command.ids), command.ids, self._crew.training_draw, trunk=command.trunk
-            )
-        except TaskLost as error:
-            self._emit(Lost(task=command.task, group=group, ids=command.ids, reason=str(error)))
-            return
-        self._emit(
-            Delivered(
-                task=command.task,
-                group=group,
-                payload=self._keep(group, payload),
-                notes=delivery.notes,
-                anchors=delivery.anchors,
-            )
-        )
+    def _retire(self, group: Retire) -> None:
+        if group.fate != "trained":
+            self._books.settled(group.group, fate=group.fate)
+        self._tally.add(group)
+        self.progress.retired(group)
+        self._reporter.group(asdict(group))
+        self._stream.mark_consumed(group.group)
+        self._shelf.release(group.group)
 
-    async def _branch(self, command: Branch) -> None:
-        try:
-            delivery, payload = await self._crew.branch(
-                self._payloads[command.trunk_payload], command.trunk, command.anchors, command.ids
-            )
-        except TaskLost as error:
-            self._emit(Lost(task=command.task, group=command.group, ids=command.ids, reason=str(error)))
-            return
-        key = self._keep(command.group, payload)
-        self._emit(Delivered(task=command.task, group=command.group, payload=key, notes=delivery.notes))
-
-    async def _score(self, command: Score) -> None:
-        group = command.ids[0].group
-        prompts = [command.prompt] * len(command.ids)
-        try:
-            verdicts = await self._crew.judge(self._payloads[command.payload], command.rows, prompts)
-        except TaskLost as error:
-            lost = Lost(task=command.task, group=group, ids=command.ids, reason=str(error), scoring=True, payload=command.payload)
-            self._emit(lost)
-            return
-        self._emit(Judged(task=command.task, group=group, ids=command.ids, verdicts=tuple(verdicts)))
+    # ---- the learner ----
 
     async def _train(self, command: Train) -> None:
         rows = [
-            TrainRow(payload=self._payloads[item.payload], row=item.row, advantage=item.advantage, load=item.load)
+            TrainRow(payload=self._shelf[item.payload], row=item.row, advantage=item.advantage, load=item.load)
             for item in command.items
         ]
-        async with self._learner:
+        async with self._learner_for(f"trains v{command.version}"):
             started = self._clock()
             report = await self._of_learner(self._crew.learner.train(rows, version=command.version))
             trained = self._clock()
             weights = await self._of_learner(self._crew.learner.export(command.version))
             self.watch.learned((started, self._clock()))
             self.progress.trained(report, first_at=trained)
-            self._tally_times(trained - started, self._clock() - trained)
-            self._weights.put_nowait((command.version, weights))
+            self.progress.times |= {"time/train_s": trained - started, "time/export_s": self._clock() - trained}
+            self._publisher.offer(weights)
             self._emit(Trained(version=command.version))
+            self._exported.append(command.version)
+            self._tell_exported()
+
+    def _tell_exported(self) -> None:
+        if self._measured_first.is_set():
+            for version in self._exported:
+                self._emit(Exported(version=version))
+            self._exported.clear()
+
+    def _live(self, version: int) -> None:
+        self._books.live(version)
+        sync = self._publisher.sync(version)
+        self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
+        self.progress.times |= sync.metrics
 
     async def _rescore(self) -> None:
         """All trunks that wait when the learner is free go to it in one call; those of groups that have retired do not."""
         while True:
             waiting = [await self._rescores.get()]
-            async with self._learner:
+            async with self._learner_for("re-scores trunks"):
                 while not self._rescores.empty():
                     waiting.append(self._rescores.get_nowait())
-                commands = [command for command in waiting if command.payload in self._payloads]
+                commands = [command for command in waiting if command.payload in self._shelf]
                 trunks = [
-                    Trunk(payload=self._payloads[command.payload], id=id, length=length)
+                    Trunk(payload=self._shelf[command.payload], id=id, length=length)
                     for command in commands
                     for id, length in zip(command.trunks, command.lengths, strict=True)
                 ]
@@ -258,45 +304,30 @@ class Controller:
                 anchors = tuple(anchor for _ in command.trunks for anchor in next(chosen))
                 self._emit(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
 
+    @asynccontextmanager
+    async def _learner_for(self, what: str) -> AsyncIterator[None]:
+        """The learner does one thing at a time; ``what`` is for the watchdog."""
+        async with self._learner:
+            self._learner_does = what
+            try:
+                yield
+            finally:
+                self._learner_does = ""
+
     async def _of_learner(self, work: Awaitable[T]) -> T:
         limit = self._config.learner.step_timeout_s
         try:
-            return await asyncio.wait_for(work, limit)
+            async with asyncio.timeout(limit):
+                return await work
         except TimeoutError:
-            raise RunFailed(f"the learner took longer than learner.step_timeout_s ({limit:g} s)") from None
-
-    def _tally_times(self, train_s: float, export_s: float) -> None:
-        self.progress.times |= {"time/train_s": train_s, "time/export_s": export_s}
-
-    def _emit(self, event: Event) -> None:
-        self._events.put_nowait(event)
-
-    def _keep(self, group: str, payload: Payload) -> int:
-        """Hold a payload until its group retires; one that comes after that (a late duplicate) is not held at all."""
-        self._next_payload += 1
-        if group in self._payloads_of:
-            self._payloads[self._next_payload] = payload
-            self._payloads_of[group].append(self._next_payload)
-        return self._next_payload
-
-    def _retire(self, group: Retire) -> None:
-        self._tally.add(group)
-        self.progress.retired(group)
-        self._reporter.group(asdict(group))
-        self._stream.mark_consumed(group.group)
-        for key in self._payloads_of.pop(group.group, []):
-            del self._payloads[key]
+            raise LearnerLost(f"the learner took longer than learner.step_timeout_s ({limit:g} s)") from None
 
     # ---- after a batch ----
 
     def _after_training(self, version: int) -> None:
-        now = self._clock()
-        queues = {
-            "queue/generators": float(self._crew.generators.queued),
-            "queue/explorers": float(self._crew.explorers.queued),
-            "queue/verifiers": float(self._crew.verifiers.queued),
-            "queue/ready_groups": float(self.ledger.ready),
-        }
+        now, desk = self._clock(), self.machine.desk
+        queues = {f"queue/{role}": float(desk.queued(role)) for role in ROLES}
+        queues["queue/ready_groups"] = float(self.machine.ledger.ready)
         taken = self._tally.take()
         step_s = max(now - self._last_step_at, 1e-9)
         rates = {"time/step_s": step_s, "tokens/rate_per_s": taken["tokens/generated"] / step_s}
@@ -306,47 +337,64 @@ class Controller:
         )
         every = self._config.run.checkpoint_every
         if every and version % every == 0 and version < self._config.run.steps:
-            self._spawn(self._checkpoint(self._control_state()))
+            self._spawn(self._checkpoint(self._cut()))
         measure_every = self._config.evaluation.every
         if self._evaluator and measure_every and version % measure_every == 0 and version < self._config.run.steps:
             self._evaluate(f"step {version}", version)
 
-    def _control_state(self) -> dict[str, Any]:
-        """A consistent cut, taken between two events: what is in flight is left out and will be admitted again."""
-        return control_state(ledger=self.ledger.state(), stream=self._stream.state(), progress=self.progress, now=self._clock())
+    def _cut(self) -> tuple[Cut, dict[int, Payload]]:
+        """A consistent cut between two events, and handles of the payloads that its open groups need."""
+        state = self.machine.ledger.state()
+        self._books.cut(
+            state.version, admitted=state.admitted, settled=state.settled, open=[group.name for group in state.groups]
+        )
+        cut = cut_of(ledger=state, stream=self._stream.state(), progress=self.progress, now=self._clock())
+        return cut, {key: self._shelf[key] for key in sorted(state.payloads)}
 
-    async def _checkpoint(self, state: dict[str, Any]) -> None:
-        async with self._learner:
+    async def _checkpoint(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
+        """The learner writes its part while the open trees are written beside it; generation and judging go on."""
+        cut, payloads = taken
+        async with self._learner_for(f"writes checkpoint v{cut.version}"):
             started = self._clock()
-            folder = self._checkpoints.begin(state["ledger"]["version"])
-            await self._of_learner(self._crew.learner.save(folder / "learner"))
-            save_control_state(state, folder)
-            final = self._checkpoints.commit(folder, state["ledger"]["version"])
-            self.progress.times["time/checkpoint_s"] = self._clock() - started
-            self._reporter.note(f"checkpoint {final.name} in {self._clock() - started:.1f} s")
+            folder = self._checkpoints.begin(cut.version)
+            self._writes = f"checkpoint v{cut.version}"
+            save_learner = self._save_learner(folder / "learner")
+            save_trees = on_the_side(lambda: save_cut(cut, folder, self._fetched(payloads)))
+            try:
+                _, tree_bytes = await asyncio.gather(save_learner, save_trees)
+            except TaskLost as error:  # the books stand on rollouts that are gone
+                raise LearnerLost(f"checkpoint v{cut.version}: {error}") from error
+            final = await on_the_side(lambda: self._checkpoints.commit(folder, cut.version))
+            self._writes = ""
+            spent = self._clock() - started
+            self.progress.times |= {"time/checkpoint_s": spent, "checkpoint/tree_bytes": float(tree_bytes)}
+            self.progress.times["checkpoint/open_groups"] = float(len(cut.open))
+            self._reporter.note(f"checkpoint {final.name} in {spent:.1f} s")
 
-    async def _publish(self) -> None:
-        """One hand-over at a time; when several versions wait, only the newest is sent."""
-        await self._measured_first.wait()
-        while True:
-            version, weights = await self._weights.get()
-            while not self._weights.empty():
-                version, weights = self._weights.get_nowait()
-            sync = await self._publisher.publish(version, weights)
-            self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
-            self.progress.times |= sync.metrics
-            for name, why in sync.quarantined.items():
-                self._reporter.note(f"{name} did not acknowledge weights v{version} and is replaced: {why}")
-            self._emit(Published(version=version))
+    async def _save_learner(self, folder: Path) -> None:
+        await self._of_learner(self._crew.learner.save(folder))
+        self._learner_does = ""  # what is left of a checkpoint may take long, and is not its fault
+
+    def _fetched(self, payloads: dict[int, Payload]) -> Iterator[tuple[int, RolloutBatch]]:
+        """One after another, in the thread that writes them."""
+        for key, payload in payloads.items():
+            try:
+                batch = self._crew.payloads.get(payload)
+            except TaskLost as error:  # its node is gone, say: they are in the checkpoint before
+                raise LearnerLost(f"rollouts that a checkpoint needs are lost: {error}") from error
+            yield key, batch
+
+    # ---- evaluation ----
 
     async def _measure_first(self) -> None:
-        if self._evaluator and self.ledger.version == 0:
-            await self._measure("before", self.ledger.version)
+        if self._evaluator and self.machine.ledger.version == 0 and self.progress.accuracy_before is None:
+            await self._measure("before", self.machine.ledger.version)
         self._measured_first.set()
+        self._tell_exported()
 
     async def _measure(self, label: str, version: int) -> None:
         assert self._evaluator is not None
-        result = await self._evaluator.run(label, on_progress=self.watch.progress)
+        result = await self._evaluator.run(label, lend=self._hands.lend, on_progress=self.watch.progress)
         self.progress.measured(label, result)
         low, high = result.interval
         self._reporter.note(f"held-out accuracy, {label}: {result.accuracy:.3f} [{low:.3f}, {high:.3f}] at v{version}")
@@ -356,23 +404,36 @@ class Controller:
         task = self._spawn(self._measure(label, version))
         self._evaluations.add(task)
         task.add_done_callback(self._evaluations.discard)
+        task.add_done_callback(lambda _: self._emit_nothing())
+
+    def _emit_nothing(self) -> None:
+        """Wake the pump."""
+        self._events.put_nowait(None)
 
     async def _evaluations_done(self) -> None:
-        if self._evaluations:
-            await asyncio.wait(self._evaluations)
+        while self._evaluations:
+            await self._pump_once()
+
+    async def _pump_once(self) -> None:
+        event = await self._events.get()
+        if event is not None:
+            self._feed(event)
 
     async def _finish(self) -> None:
         """The last checkpoint, and only then the last evaluation, which may take long; after a stop there is none."""
-        if self.ledger.version > 0:
-            await self._checkpoint(self._control_state())
+        if self.machine.ledger.version > 0:
+            await self._checkpoint(self._cut())
         if not self._stop_reason and self._evaluator:
-            self._evaluate("after", self.ledger.version)
+            self._evaluate("after", self.machine.ledger.version)
             await self._evaluations_done()
 
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(self._config.observe.heartbeat_s)
             await self.watch.beat()
+            self._emit_nothing()  # the wall limit may be reached
+            if self._journal is not None:
+                self._journal.flush()
 
 
 def _first_failure(group: BaseExceptionGroup) -> BaseException:

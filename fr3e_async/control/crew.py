@@ -1,34 +1,89 @@
-"""The actors that a run works with, by role, and calls to them as tasks with a lease."""
+"""The actors that a run works with, by name, and calls to them with a lease. Decides nothing: that is the machine's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar, cast
 
 from fr3e_async.config import Config
-from fr3e_async.control.pool import Pool
-from fr3e_async.control.ports import Delivery, EngineWorker, LearnerPort, Payload, VerifierWorker
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, Verdict
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.messages import Branch
+from fr3e_async.control.ports import (
+    Delivery,
+    EngineWorker,
+    LearnerPort,
+    Payload,
+    PayloadStore,
+    TaskLost,
+    VerifierWorker,
+    WorkerLost,
+)
+from fr3e_async.types import Draw, Prompt, RolloutId, Verdict
+
+T = TypeVar("T")
+Worker = EngineWorker | VerifierWorker
+ENGINES = (GENERATORS, EXPLORERS)
+ROLES = (GENERATORS, EXPLORERS, VERIFIERS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
-    """Pools and the learner. ``explorers`` is empty where the strategy does not branch."""
+    """Workers by name and role, and the learner. ``explorers`` are none where the strategy does not branch."""
 
-    config: Config
-    generators: Pool[EngineWorker]
-    explorers: Pool[EngineWorker]
-    verifiers: Pool[VerifierWorker]
-    learner: LearnerPort
+    def __init__(
+        self,
+        *,
+        config: Config,
+        learner: LearnerPort,
+        payloads: PayloadStore,
+        start: Callable[[str], Awaitable[Worker]],
+        workers: Iterable[tuple[str, Worker]] = (),
+    ) -> None:
+        """``start``: a new worker of a role. ``workers``: (role, worker) of those that are up: as many as there should be."""
+        self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
+        self._engines: dict[str, EngineWorker] = {}
+        self._verifiers: dict[str, VerifierWorker] = {}
+        self._roles: dict[str, str] = {}
+        self.vacant: dict[str, str] = {}  # worker that is gone -> its role, until another one has taken its place
+        for role, worker in workers:
+            self.add(role, worker)
+        self.wanted = {role: len(self.names(role)) for role in ROLES}
 
-    @property
-    def engines(self) -> tuple[Pool[EngineWorker], ...]:
-        return (self.generators, self.explorers)
+    # ---- who is there ----
 
-    @property
-    def pools(self) -> tuple[Pool[Any], ...]:
-        return (self.generators, self.explorers, self.verifiers)
+    def add(self, role: str, worker: Worker, *, place_of: str = "") -> None:
+        self.vacant.pop(place_of, None)
+        self._roles[worker.name] = role
+        if role == VERIFIERS:
+            self._verifiers[worker.name] = cast(VerifierWorker, worker)
+        else:
+            self._engines[worker.name] = cast(EngineWorker, worker)
+
+    def remove(self, name: str) -> Worker | None:
+        if role := self._roles.pop(name, ""):
+            self.vacant[name] = role
+        return self._engines.pop(name, None) or self._verifiers.pop(name, None)
+
+    def role(self, name: str) -> str:
+        """Empty for a worker that is not there any more."""
+        return self._roles.get(name, "")
+
+    def names(self, role: str) -> list[str]:
+        return [name for name, its in self._roles.items() if its == role]
+
+    def engines(self) -> list[EngineWorker]:
+        return list(self._engines.values())
+
+    def workers(self) -> list[Worker]:
+        return [*self._engines.values(), *self._verifiers.values()]
+
+    def worker(self, name: str) -> Worker | None:
+        return self._engines.get(name) or self._verifiers.get(name)
+
+    def engine(self, name: str) -> EngineWorker | None:
+        return self._engines.get(name)
+
+    # ---- calls; each raises TaskLost ----
 
     @property
     def training_draw(self) -> Draw:
@@ -36,34 +91,39 @@ class Crew:
         return Draw(max_tokens=s.max_response, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
 
     async def sample(
-        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False, priority: int = 0
+        self, name: str, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False
     ) -> tuple[Delivery, Payload]:
-        """Raises ``TaskLost`` like the other two."""
-        return await self.generators.run(
-            lambda worker: worker.sample(prompts, ids, draw, trunk=trunk),
-            weight=len(ids),
-            lease_s=self.config.flow.lease_s,
-            priority=priority,
-        )
+        return await self._leased(name, lambda: self._engine(name).sample(prompts, ids, draw, trunk=trunk))
 
-    async def branch(
-        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId]
-    ) -> tuple[Delivery, Payload]:
-        return await self.explorers.run(
-            lambda worker: worker.branch(payload, trunk, anchors, ids, self.training_draw),
-            weight=len(ids),
-            lease_s=self.config.flow.lease_s,
-        )
+    async def branch(self, name: str, work: Branch, trunk: Payload) -> tuple[Delivery, Payload]:
+        draw = self.training_draw
+        return await self._leased(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
 
-    async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
-        return await self.verifiers.run(
-            lambda worker: worker.judge(payload, rows, prompts), weight=1, lease_s=self.config.flow.lease_s
-        )
+    async def judge(self, name: str, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
+        return await self._leased(name, lambda: self._verifier(name).judge(payload, rows, prompts))
 
     async def close(self) -> None:
         """Ends every actor; those that are gone already are passed over by their ports."""
-        for pool in self.pools:
-            await pool.close()
-            for worker in pool.workers:
-                await worker.close()
+        for worker in self.workers():
+            await worker.close()
         await self.learner.close()
+
+    async def _leased(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        limit = self.config.flow.lease_s
+        try:
+            async with asyncio.timeout(limit):  # ``wait_for`` would lose a cancellation that comes together with the result
+                return await call()
+        except WorkerLost as error:
+            raise TaskLost(f"{name} lost: {error}", dead=name) from error
+        except TimeoutError as error:
+            raise TaskLost(f"{name}: the lease of flow.lease_s ({limit:g} s) ran out") from error
+
+    def _engine(self, name: str) -> EngineWorker:
+        if name not in self._engines:
+            raise WorkerLost(f"{name} is out of service")
+        return self._engines[name]
+
+    def _verifier(self, name: str) -> VerifierWorker:
+        if name not in self._verifiers:
+            raise WorkerLost(f"{name} is out of service")
+        return self._verifiers[name]

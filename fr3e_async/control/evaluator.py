@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 import numpy as np
 
 from fr3e_async.config import Config
 from fr3e_async.control.crew import Crew
-from fr3e_async.control.pool import TaskLost
+from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
+from fr3e_async.control.ports import TaskLost
 from fr3e_async.errors import RunFailed
 from fr3e_async.evaluation.accuracy import EvaluationResult, Judgement, evaluate
 from fr3e_async.types import Draw, Finish, Prompt, RolloutId
 
 ROLLOUTS_PER_TASK = 64  # large enough to keep calls few, small enough to spread over engines
 EVALUATION_PRIORITY = -1  # before training work: an evaluation is short, and its versions should not spread
+
+
+class Lend(Protocol):
+    """Gives the name of a worker of a role, with room for ``weight`` rollouts, for as long as the block lasts."""
+
+    def __call__(self, role: str, weight: int, *, priority: int) -> AbstractAsyncContextManager[str]: ...
 
 
 def pick_problems(heldout: Sequence[Prompt], config: Config) -> list[Prompt]:
@@ -33,37 +42,39 @@ class Evaluator:
     def __init__(self, crew: Crew, problems: Sequence[Prompt]) -> None:
         self._crew, self._problems = crew, list(problems)
 
-    async def run(self, label: str, *, on_progress: Callable[[], None]) -> EvaluationResult:
+    async def run(self, label: str, *, lend: Lend, on_progress: Callable[[], None]) -> EvaluationResult:
         """``on_progress`` is called for every part that is done. Raises ``RunFailed`` if a part of it was lost ``flow.max_attempts`` times."""
         config = self._crew.config
         samples = config.evaluation.samples
         work = [(problem, RolloutId(f"{label}:{problem.uid}", 0, k)) for problem in self._problems for k in range(samples)]
         parts = [work[i : i + ROLLOUTS_PER_TASK] for i in range(0, len(work), ROLLOUTS_PER_TASK)]
-        judgements = await asyncio.gather(*(self._part(part, on_progress) for part in parts))
+        judgements = await asyncio.gather(*(self._part(part, lend, on_progress) for part in parts))
         return evaluate([j for part in judgements for j in part])
 
-    async def _part(self, part: list[tuple[Prompt, RolloutId]], on_progress: Callable[[], None]) -> list[Judgement]:
+    async def _part(self, part: list[tuple[Prompt, RolloutId]], lend: Lend, on_progress: Callable[[], None]) -> list[Judgement]:
         attempts = self._crew.config.flow.max_attempts
         for _ in range(attempts):
             try:
-                judgements = await self._attempt([p for p, _ in part], [id for _, id in part])
+                judgements = await self._attempt([p for p, _ in part], [id for _, id in part], lend)
                 on_progress()
                 return judgements
             except TaskLost as error:
                 reason = str(error)
         raise RunFailed(f"evaluation: a part was lost {attempts} times (flow.max_attempts): {reason}")
 
-    async def _attempt(self, prompts: list[Prompt], ids: list[RolloutId]) -> list[Judgement]:
+    async def _attempt(self, prompts: list[Prompt], ids: list[RolloutId], lend: Lend) -> list[Judgement]:
         config = self._crew.config
         draw = Draw(
             max_tokens=config.sampling.max_response,
             temperature=config.evaluation.temperature,
             top_p=config.evaluation.top_p,
         )
-        delivery, payload = await self._crew.sample(prompts, ids, draw, priority=EVALUATION_PRIORITY)
+        async with lend(GENERATORS, len(ids), priority=EVALUATION_PRIORITY) as engine:
+            delivery, payload = await self._crew.sample(engine, prompts, ids, draw)
         if any(note.finish is Finish.ABORT for note in delivery.notes):
             raise TaskLost("the engine gave up a sample")
-        verdicts = await self._crew.judge(payload, range(len(ids)), prompts)
+        async with lend(VERIFIERS, 1, priority=EVALUATION_PRIORITY) as verifier:
+            verdicts = await self._crew.judge(verifier, payload, range(len(ids)), prompts)
         return [
             Judgement(
                 problem=prompt.uid,

@@ -9,6 +9,7 @@ from enum import Enum, auto
 
 import numpy as np
 
+from fr3e_async.algorithm.adaptive import second_round
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, GroupPlan
 from fr3e_async.algorithm.values import wilson
 from fr3e_async.control.messages import Retire, StateRecord, Tokens
@@ -72,15 +73,23 @@ class Group:
     name: str
     prompt: Prompt
     plan: GroupPlan
+    number: int  # admissions before it, over the whole run
+    born: int  # live version when it was admitted: no token of it is older
     candidates: frozenset[RolloutId]  # bases whose anchors are chosen
     trunks: tuple[RolloutId, ...] | None
     rollouts: dict[RolloutId, Rollout] = field(default_factory=dict)
     anchors_of: dict[RolloutId, tuple[Anchor, ...]] = field(default_factory=dict)
     branched: set[RolloutId] = field(default_factory=set)
+    settled: set[RolloutId] = field(default_factory=set)  # trunks whose second round is drawn, or not needed
     anchors: dict[int, Anchor] = field(default_factory=dict)  # by node, of the trunks that were branched
-    credit: Credit | None = None
     scoring_attempts: dict[int, int] = field(default_factory=dict)  # payload -> attempts
-    ended: set[int] = field(default_factory=set)  # tasks that came back or were lost: they cannot fail once more
+    beginnings: int = 1  # above 1: its rollouts were gone from the object store
+    credit: Credit | None = field(default=None, metadata={"kept": False})  # worked out again after a resume
+    tasks: set[int] = field(default_factory=set, metadata={"kept": False})  # that will still end: each does so once
+    owed: int = field(default=0, metadata={"kept": False})  # rollouts that are neither judged nor given up
+
+    def __post_init__(self) -> None:
+        self.owed = sum(rollout.status not in DONE for rollout in self.rollouts.values())
 
     def base(self, branch: int) -> RolloutId:
         return RolloutId(self.name, 0, branch)
@@ -90,15 +99,12 @@ class Group:
             if id in self.rollouts:
                 raise ValueError(f"rollout {id} was issued twice")
             self.rollouts[id] = Rollout(id)
+            self.owed += 1
 
     @property
     def complete(self) -> bool:
         """Trunks are picked and branched, and every rollout is judged or given up."""
-        return (
-            self.trunks is not None
-            and self.branched.issuperset(self.trunks)
-            and all(r.status in DONE for r in self.rollouts.values())
-        )
+        return not self.owed and self.trunks is not None and self.settled.issuperset(self.trunks)
 
     def accept(self, note: RolloutNote, *, payload: int, row: int) -> bool:
         """Take a sampled rollout the first time it arrives; False for a duplicate."""
@@ -108,24 +114,32 @@ class Group:
         rollout.status, rollout.note, rollout.payload, rollout.row = Status.SAMPLED, note, payload, row
         return True
 
-    def fail(self, ids: Iterable[RolloutId], *, max_attempts: int) -> list[RolloutId]:
-        """Count a failed attempt of those still owed; returns the ids to issue again, the rest are given up."""
+    def fail(self, ids: Iterable[RolloutId], *, max_attempts: int, counted: bool = True) -> list[RolloutId]:
+        """Count a failed attempt of those still owed; returns the ids to issue again, the rest are given up.
+
+        Not ``counted``: nobody's fault, the same attempt is made again.
+        """
         again = []
         for id in ids:
             rollout = self.rollouts[id]
             if rollout.status is not Status.ISSUED:
                 continue
-            if rollout.attempts >= max_attempts:
+            if counted and rollout.attempts >= max_attempts:
                 rollout.status = Status.GIVEN_UP
+                self.owed -= 1
             else:
-                rollout.attempts += 1
+                rollout.attempts += counted
                 again.append(id)
         return again
+
+    def attempt_of(self, ids: Iterable[RolloutId]) -> int:
+        return max([self.rollouts[id].attempts for id in ids])
 
     def judge(self, id: RolloutId, verdict: Verdict, *, unknown_is_zero: bool) -> None:
         rollout = self.rollouts[id]
         if rollout.status is not Status.SAMPLED:
             return
+        self.owed -= 1
         rollout.status, rollout.reason, rollout.judged_again = Status.JUDGED, verdict.reason, verdict.attempts > 1
         rollout.unknown = verdict.outcome is Outcome.UNKNOWN
         rollout.right = verdict.outcome is Outcome.RIGHT
@@ -136,7 +150,36 @@ class Group:
         owed = [self.rollouts[id] for id in ids if self.rollouts[id].status is Status.SAMPLED]
         for rollout in owed:
             rollout.status = Status.GIVEN_UP
+        self.owed -= len(owed)
         return len(owed)
+
+    def begin_again(self, trunks: tuple[RolloutId, ...] | None) -> list[RolloutId]:
+        """Forget every rollout, and what is still on its way; the bases, issued anew."""
+        bases = [id for id in self.rollouts if id.node == 0]
+        for kept in (
+            self.rollouts,
+            self.anchors_of,
+            self.branched,
+            self.settled,
+            self.anchors,
+            self.scoring_attempts,
+            self.tasks,
+        ):
+            kept.clear()
+        self.trunks, self.credit = trunks, None
+        self.beginnings += 1
+        self.owed = 0
+        self.issue(bases)
+        return bases
+
+    def abandon(self) -> int:
+        """Every rollout is given up; how many were not before."""
+        open_ones = [rollout for rollout in self.rollouts.values() if rollout.status is not Status.GIVEN_UP]
+        for rollout in open_ones:
+            rollout.status, rollout.reward = Status.GIVEN_UP, None
+        self.trunks, self.owed = (), 0
+        self.tasks.clear()
+        return len(open_ones)
 
     # ---- the tree ----
 
@@ -148,8 +191,10 @@ class Group:
 
     def pick_trunks(self) -> None:
         """The first right and the first wrong base, once all are done. Only where the plan picks by reward."""
+        if self.trunks is not None:
+            return
         bases = [r for r in self.rollouts.values() if r.id.node == 0]
-        if self.trunks is not None or not all(r.status in DONE for r in bases):
+        if not all(r.status in DONE for r in bases):
             return
         judged = sorted((r.id, r.right) for r in bases if r.reward is not None)
         first = {right: next((id for id, r in judged if r is right), None) for right in (True, False)}
@@ -157,6 +202,8 @@ class Group:
 
     def open_trunks(self) -> list[RolloutId]:
         """Trunks that may be branched now; those that were never drawn are closed without branches."""
+        if len(self.branched) == len(self.trunks or ()):
+            return []
         for trunk in self.trunks or ():
             rollout = self.rollouts[trunk]
             if rollout.status is Status.GIVEN_UP and rollout.note is None:  # else its anchors are known, or on their way
@@ -164,18 +211,49 @@ class Group:
         return [trunk for trunk in self.trunks or () if trunk in self.anchors_of and trunk not in self.branched]
 
     def branch(self, trunk: RolloutId) -> tuple[RolloutId, ...]:
-        """Issue the continuations of a trunk's anchors; their ids, node by node."""
+        """Issue the continuations of a trunk's anchors, those of the first round if there are two; their ids, node by node."""
         anchors = self.anchors_of[trunk]
         self.branched.add(trunk)
+        if not (self.plan.first and anchors):
+            self.settled.add(trunk)
         self.anchors |= {anchor.node: anchor for anchor in anchors}
-        ids = tuple(RolloutId(self.name, a.node, m) for a in anchors for m in range(self.plan.branches))
+        ids = tuple(RolloutId(self.name, a.node, m) for a in anchors for m in range(self.plan.at_once))
         self.issue(ids)
         return ids
 
-    def trunk_of(self, node: int) -> RolloutId:
-        return self.base(self.anchors[node].trunk)
+    def unsettled_trunks(self) -> list[RolloutId]:
+        """Trunks whose first round is done, so that the second one can be drawn."""
+        if len(self.branched) == len(self.settled):
+            return []
+        return [
+            trunk
+            for trunk in sorted(self.branched - self.settled)
+            if all(self.rollouts[id].status in DONE for id in self._branches_of(trunk))
+        ]
+
+    def branch_again(self, trunk: RolloutId) -> tuple[RolloutId, ...]:
+        """Issue the second round of a trunk, by what is known of its first (``algorithm.adaptive``); perhaps nothing."""
+        self.settled.add(trunk)
+        rewards: dict[int, list[float | None]] = {anchor.node: [] for anchor in self.anchors_of[trunk]}
+        for id in self._branches_of(trunk):
+            rewards[id.node].append(self.rollouts[id].reward)
+        more = second_round(rewards, first=self.plan.first, branches=self.plan.branches)
+        ids = tuple(RolloutId(self.name, node, self.plan.first + m) for node, count in more.items() for m in range(count))
+        self.issue(ids)
+        return ids
+
+    def _branches_of(self, trunk: RolloutId) -> list[RolloutId]:
+        nodes = {anchor.node for anchor in self.anchors_of[trunk]}
+        return [id for id in self.rollouts if id.node in nodes]
 
     # ---- the end ----
+
+    @property
+    def oldest_version(self) -> int:
+        """Of the tokens that are trained; the group has credit."""
+        assert self.credit is not None
+        notes = (self.rollouts[id].note for id in self.credit.advantages)
+        return min(note.oldest_version for note in notes if note is not None)
 
     def outcome(self) -> GroupOutcome:
         rewards = {id: r.reward for id, r in self.rollouts.items()}
@@ -198,18 +276,18 @@ class Group:
             bases_right=sum(bases),
             bases_judged=len(bases),
             rollouts=len(rollouts),
-            right=sum(r.right for r in rollouts),
+            right=sum([r.right for r in rollouts]),
             reward_sum=sum(rewards),
             rewarded=len(rewards),
-            unknown=sum(r.unknown for r in rollouts),
-            given_up=sum(r.status is Status.GIVEN_UP for r in rollouts),
-            judged_again=sum(r.judged_again for r in rollouts),
-            entropy_sum=sum(n.entropy_sum for n in notes),
-            entropy_error_sum=sum(n.entropy_error_sum for n in notes),
-            truncated=sum(n.finish is Finish.LENGTH for n in notes),
+            unknown=sum([r.unknown for r in rollouts]),
+            given_up=sum([r.status is Status.GIVEN_UP for r in rollouts]),
+            judged_again=sum([r.judged_again for r in rollouts]),
+            entropy_sum=sum([n.entropy_sum for n in notes]),
+            entropy_error_sum=sum([n.entropy_error_sum for n in notes]),
+            truncated=sum([n.finish is Finish.LENGTH for n in notes]),
             anchors=len(self.anchors),
-            anchors_certain=sum(a.certain for a in self.anchors.values()),
-            reasons=dict(Counter(r.reason for r in rollouts if r.status is Status.JUDGED)),  # asdict would break a Counter
+            anchors_certain=sum([a.certain for a in self.anchors.values()]),
+            reasons=dict(Counter([r.reason for r in rollouts if r.status is Status.JUDGED])),  # asdict would break a Counter
         )
 
     def _tokens(self, *, trained: bool) -> Tokens:
@@ -218,9 +296,9 @@ class Group:
         advantages = self.credit.advantages if self.credit and trained else {}
         return Tokens(
             generated=sum(lengths.values()),
-            prefilled=sum(note.context - note.cached for note in notes),
-            reused=sum(note.cached for note in notes),
-            trained=sum(lengths[id] for id in advantages),
+            prefilled=sum([note.context - note.cached for note in notes]),
+            reused=sum([note.cached for note in notes]),
+            trained=sum([lengths[id] for id in advantages]),
             useful=sum(
                 end - stretch.start
                 for id, advantage in advantages.items()

@@ -7,14 +7,11 @@ Events in, commands out. No clock, no Ray, no tokens: the same sequence of event
     Delivered(trunk) ─► Rescore, Score; Rescored ─► Branch     where the learner knows the entropies
     Delivered ─► Score                                     Lost ─► the same ids again, or given up
     Judged ─► group complete ─► credited ─► ready | Retire(rejected_…)
-    head of the queue ready ─► Train                       in admission order: that is what bounds staleness
+    the next groups ready ─► Train                         see ``order``: that is what bounds staleness
     Trained ─► Retire(trained), Train(next)                Published ─► the batch's slots are free
 
-**Staleness bound.** Let G = groups_per_step, η = max_staleness, capacity C = (η + 1)·G. A group holds a slot from
-admission until the weights that it helped to make are live. A group admitted while version v is live has fewer than C
-groups before it, each of them part of a batch that makes a version above v. Batches are filled in admission order with G
-groups each, so at most floor((C - 1) / G) = η batches are trained before the group's own: the learner is then at
-version v + η at most, and no token of the group is older than v. A rejection before it only moves it forward. ∎
+**Staleness bound.** ``order`` has the rule by which groups make a batch, and the proof that no token is older than
+``flow.max_staleness`` versions when it is trained.
 
 **Conservation.** admitted = trained + rejected + failed + in flight, checked after every event.
 """
@@ -22,10 +19,11 @@ version v + η at most, and no token of the group is older than v. A rejection b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fr3e_async.algorithm.strategies import Strategy
+from fr3e_async.algorithm.strategies import GroupPlan, Strategy
 from fr3e_async.config import Config
 from fr3e_async.control.batch import train_items
 from fr3e_async.control.budget import TokenBudget
@@ -33,10 +31,10 @@ from fr3e_async.control.group import Group, Status, choose_trunks
 from fr3e_async.control.messages import (
     Admitted,
     Branch,
-    Command,
     Delivered,
-    Event,
     Judged,
+    LedgerCommand,
+    LedgerEvent,
     Lost,
     Published,
     Rescore,
@@ -47,6 +45,7 @@ from fr3e_async.control.messages import (
     Train,
     Trained,
 )
+from fr3e_async.control.order import next_batch
 from fr3e_async.errors import RunFailed
 from fr3e_async.types import RolloutId, Verdict
 
@@ -61,17 +60,27 @@ class LedgerError(RunFailed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerState:
-    """What survives a restart. Groups in flight do not: their prompts go back to the stream and are admitted again."""
+    """What survives a restart: the books, and the open groups with all that is known of their trees.
+
+    Groups that were with the learner count as open: they are trained again from the weights that go with this state.
+    """
 
     version: int
     admitted: int
     fates: dict[str, int]
     budget: dict[str, float]  # the account of ``budget.TokenBudget``
+    groups: tuple[Group, ...] = ()  # in admission order
+    rejected_in_a_row: int = 0
 
     @property
     def settled(self) -> int:
         """Groups that had retired: the rows of groups.jsonl."""
         return sum(self.fates.values())
+
+    @property
+    def payloads(self) -> frozenset[int]:
+        """Keys of the payloads that the open groups still need."""
+        return frozenset(r.payload for group in self.groups for r in group.rollouts.values() if r.payload >= 0)
 
 
 class Ledger:
@@ -79,6 +88,7 @@ class Ledger:
 
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config, self._strategy = config, strategy
+        self._capacity = config.flow.capacity
         self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, state=state.budget if state else None)
         self.version = state.version if state else 0
         self.live = self.version
@@ -89,11 +99,25 @@ class Ledger:
         self.given_up = 0  # rollouts that failed for good
         self._open: dict[str, Group] = {}  # in admission order: being made, or ready
         self._training: dict[str, Group] = {}
-        self._unlive: dict[int, list[str]] = {}  # version -> groups whose slots it will free
-        self._rejected_in_a_row = 0
+        self._unlive: dict[int, int] = {}  # version -> groups whose slots it will free,
+        self._unlive_groups = 0  # and how many these are together
+        self._settled = self.fates.total()
+        self._ready = 0  # open groups with credit
+        self._rejected_in_a_row = state.rejected_in_a_row if state else 0
         self._reasons: Counter[str] = Counter()  # of the verdicts in these groups
         self._next_task = 0
         self.closed = False  # set by stop(): nothing is admitted or trained any more
+        for group in state.groups if state else ():
+            self._open[group.name] = group
+        self._handlers: dict[type, Callable[[Any], list[LedgerCommand]]] = {
+            Admitted: self._admit,
+            Delivered: self._delivered,
+            Rescored: self._rescored,
+            Lost: self._lost,
+            Judged: self._judged,
+            Trained: self._trained,
+            Published: self._published,
+        }
 
     # ---- queries ----
 
@@ -103,11 +127,11 @@ class Ledger:
 
     @property
     def slots_held(self) -> int:
-        return self.in_flight + sum(len(groups) for groups in self._unlive.values())
+        return self.in_flight + self._unlive_groups
 
     @property
     def ready(self) -> int:
-        return sum(group.credit is not None for group in self._open.values())
+        return self._ready
 
     @property
     def training(self) -> bool:
@@ -125,21 +149,57 @@ class Ledger:
             return 0
         batches_left = self._config.run.steps - self.version - bool(self._training)
         wanted = batches_left * self._config.flow.groups_per_step - len(self._open)
-        return max(0, min(self._config.flow.capacity - self.slots_held, wanted))
+        return max(0, min(self._capacity - self.slots_held, wanted))
 
     def state(self) -> LedgerState:
-        """Books without what is in flight, as if those groups had never been admitted."""
+        """A consistent cut between two events. It shares the groups with the ledger: encode it before the next event."""
         return LedgerState(
             version=self.version,
-            admitted=self.admitted - self.in_flight,
+            admitted=self.admitted,
             fates=dict(self.fates),
             budget=self._budget.state(),
+            groups=tuple(sorted([*self._training.values(), *self._open.values()], key=lambda group: group.number)),
+            rejected_in_a_row=self._rejected_in_a_row,
         )
+
+    def resume(self) -> list[LedgerCommand]:
+        """What the groups of the state that this ledger began with still need: once, before any event."""
+        commands: list[LedgerCommand] = []
+        for group in list(self._open.values()):
+            self._budget.expect(group.name, group.plan)
+            commands += self._owed(group)
+            if group.complete:
+                group.credit = self._strategy.credit(group.outcome())
+                self._ready += 1
+        return commands + self._train()
+
+    def _owed(self, group: Group) -> list[LedgerCommand]:
+        """The tasks of a group that nobody is at work on."""
+        issued = [r.id for r in group.rollouts.values() if r.status is Status.ISSUED]
+        payloads = sorted({r.payload for r in group.rollouts.values() if r.status is Status.SAMPLED})
+        commands = self._sample(group, [id for id in issued if id.node == 0]) if issued else []
+        commands += self._branch(group, [id for id in issued if id.node > 0])
+        for payload in payloads:
+            commands += self._score(group, payload)
+        unknown: dict[int, list[RolloutId]] = {}  # trunks whose anchors the learner was to choose
+        for trunk in sorted(group.candidates - group.anchors_of.keys()):
+            if group.rollouts[trunk].note is not None:
+                unknown.setdefault(group.rollouts[trunk].payload, []).append(trunk)
+        return commands + [self._rescore(group, payload, trunks) for payload, trunks in unknown.items()]
+
+    def age_of(self, group: str) -> int:
+        """Admissions before this group; lower ones are older. 0 for one that is not open."""
+        found = self._open.get(group)
+        return found.number if found else 0
+
+    def born(self, group: str) -> int:
+        """Live version when an open group was admitted."""
+        return self._open[group].born
 
     @property
     def settled(self) -> int:
         """Groups that have retired, over the whole run."""
-        return sum(self.fates.values())
+        return self._settled
 
     def waiting(self) -> list[str]:
         """Who waits for what, oldest group first: for the watchdog's diagnosis."""
@@ -151,23 +211,9 @@ class Ledger:
 
     # ---- events ----
 
-    def handle(self, event: Event) -> list[Command]:
+    def handle(self, event: LedgerEvent) -> list[LedgerCommand]:
         """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
-        match event:
-            case Admitted():
-                commands = self._admit(event)
-            case Delivered():
-                commands = self._delivered(event)
-            case Rescored():
-                commands = self._rescored(event)
-            case Lost():
-                commands = self._lost(event)
-            case Judged():
-                commands = self._judged(event)
-            case Trained():
-                commands = self._trained(event)
-            case Published():
-                commands = self._published(event)
+        commands = self._handlers[type(event)](event)
         self.check()
         return commands
 
@@ -177,125 +223,173 @@ class Ledger:
 
     def check(self) -> None:
         """The conservation law; raises ``LedgerError`` with the numbers."""
-        if self.admitted != self.settled + self.in_flight:
-            raise LedgerError(f"admitted {self.admitted} != settled {dict(self.fates)} + in flight {self.in_flight}")
-        if self.slots_held > self._config.flow.capacity:
-            raise LedgerError(f"{self.slots_held} slots held of {self._config.flow.capacity}")
+        in_flight = len(self._open) + len(self._training)
+        if self.admitted != self._settled + in_flight:
+            raise LedgerError(f"admitted {self.admitted} != settled {dict(self.fates)} + in flight {in_flight}")
+        if in_flight + self._unlive_groups > self._capacity:
+            raise LedgerError(f"{self.slots_held} slots held of {self._capacity}")
 
-    def _task(self) -> int:
+    def _task(self, group: Group) -> int:
         self._next_task += 1
+        group.tasks.add(self._next_task)
         return self._next_task
 
-    def _admit(self, event: Admitted) -> list[Command]:
+    def _admit(self, event: Admitted) -> list[LedgerCommand]:
         if event.group in self._open or event.group in self._training:
             raise LedgerError(f"group {event.group} is admitted already")
         plan = self._budget.admit(event.group)
-        bases = [RolloutId(event.group, 0, branch) for branch in range(plan.bases)]
-        seed = (self._config.run.seed, *event.group.encode())  # by name: the same trunk after a resume
-        candidates, trunks = choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
-        group = Group(name=event.group, prompt=event.prompt, plan=plan, candidates=candidates, trunks=trunks)
+        candidates, trunks = self._chosen_trunks(event.group, plan)
+        group = Group(
+            name=event.group,
+            prompt=event.prompt,
+            plan=plan,
+            number=self.admitted,
+            born=self.live,
+            candidates=candidates,
+            trunks=trunks,
+        )
+        bases = [group.base(branch) for branch in range(plan.bases)]
         group.issue(bases)
         self._open[event.group] = group
         self.admitted += 1
         return self._sample(group, bases)
 
-    def _sample(self, group: Group, ids: list[RolloutId]) -> list[Command]:
+    def _chosen_trunks(self, group: str, plan: GroupPlan) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
+        bases = [RolloutId(group, 0, branch) for branch in range(plan.bases)]
+        seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
+        return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
+
+    def _sample(self, group: Group, ids: list[RolloutId]) -> list[LedgerCommand]:
         """A task for each base that may be a trunk, so that nothing waits for another one, and one for the others."""
         parts: list[tuple[tuple[RolloutId, ...], bool]] = [((id,), True) for id in ids if id in group.candidates]
         if others := tuple(id for id in ids if id not in group.candidates):
             parts.append((others, False))
-        return [Sample(task=self._task(), prompt=group.prompt, ids=part, trunk=trunk) for part, trunk in parts]
+        return [
+            Sample(task=self._task(group), prompt=group.prompt, ids=part, trunk=trunk, attempt=group.attempt_of(part))
+            for part, trunk in parts
+        ]
 
-    def _delivered(self, event: Delivered) -> list[Command]:
+    def _ended(self, event: Delivered | Rescored | Lost | Judged) -> Group | None:
+        """The group of a task that has just ended; None if it had ended before, or is of a group that is gone."""
         group = self._open.get(event.group)
+        if group is None or event.task not in group.tasks:
+            return None
+        group.tasks.remove(event.task)
+        return group
+
+    def _delivered(self, event: Delivered) -> list[LedgerCommand]:
+        group = self._ended(event)
         if group is None:
             self.duplicates += len(event.notes)
             return []
         taken = [note.id for row, note in enumerate(event.notes) if group.accept(note, payload=event.payload, row=row)]
         # Of rows that were not taken, a duplicate leaves nothing owed, an aborted or empty one does.
-        owed = [n.id for n in event.notes if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
-        self.duplicates += len(event.notes) - len(taken) - len(owed)
-        if event.task in group.ended:
-            owed = []  # that failure was counted when the task ended; these ids are with another task
-        group.ended.add(event.task)
-        trunks = tuple(id for id in taken if id in group.candidates)
+        owed: list[RolloutId] = []
+        if len(taken) < len(event.notes):
+            owed = [n.id for n in event.notes if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
+            self.duplicates += len(event.notes) - len(taken) - len(owed)
+        trunks = [id for id in taken if id in group.candidates]
         commands = self._score(group, event.payload) if taken else []
         if trunks and event.anchors is None:
-            notes = {note.id: note for note in event.notes}
-            lengths = tuple(notes[id].context + notes[id].length for id in trunks)
-            commands.append(Rescore(task=self._task(), group=group.name, payload=event.payload, trunks=trunks, lengths=lengths))
+            commands.append(self._rescore(group, event.payload, trunks))
         elif event.anchors is not None:
             group.learn_anchors(trunks, event.anchors)
-        return [*commands, *self._again(group, owed)]
+        return commands + (self._again(group, owed) if owed else self._advance(group))
 
-    def _rescored(self, event: Rescored) -> list[Command]:
-        group = self._open.get(event.group)
+    def _rescored(self, event: Rescored) -> list[LedgerCommand]:
+        group = self._ended(event)
         if group is None:
             return []
         group.learn_anchors(event.trunks, event.anchors)
         return self._advance(group)
 
-    def _score(self, group: Group, payload: int) -> list[Command]:
+    def _rescore(self, group: Group, payload: int, trunks: Sequence[RolloutId]) -> Rescore:
+        notes = [group.rollouts[id].note for id in trunks]
+        lengths = tuple(note.context + note.length for note in notes if note is not None)
+        return Rescore(task=self._task(group), group=group.name, payload=payload, trunks=tuple(trunks), lengths=lengths)
+
+    def _score(self, group: Group, payload: int) -> list[LedgerCommand]:
         due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
         if not due:
             return []
         ids, rows = tuple(r.id for r in due), tuple(r.row for r in due)
-        return [Score(task=self._task(), payload=payload, prompt=group.prompt, ids=ids, rows=rows)]
+        attempt = group.scoring_attempts.get(payload, 1)
+        return [Score(task=self._task(group), payload=payload, prompt=group.prompt, ids=ids, rows=rows, attempt=attempt)]
 
-    def _advance(self, group: Group) -> list[Command]:
+    def _advance(self, group: Group) -> list[LedgerCommand]:
         """Pick and branch trunks as soon as that is possible, then settle the group if nothing is owed any more."""
         group.pick_trunks()
-        commands: list[Command] = []
+        commands: list[LedgerCommand] = []
         for trunk in group.open_trunks():
             commands += self._branch(group, group.branch(trunk))
+        for trunk in group.unsettled_trunks():
+            commands += self._branch(group, group.branch_again(trunk))
         return commands + self._settle(group)
 
-    def _branch(self, group: Group, ids: Sequence[RolloutId]) -> list[Command]:
+    def _branch(self, group: Group, ids: Sequence[RolloutId]) -> list[LedgerCommand]:
         """One task for each trunk that these branches grow from."""
-        commands: list[Command] = []
-        for trunk in sorted({group.trunk_of(id.node) for id in ids}):
-            own = tuple(id for id in ids if group.trunk_of(id.node) == trunk)
+        own: dict[int, list[RolloutId]] = {}  # by the trunk's branch index
+        for id in ids:
+            own.setdefault(group.anchors[id.node].trunk, []).append(id)
+        commands: list[LedgerCommand] = []
+        for branch in sorted(own):
+            trunk = group.base(branch)
             commands.append(
                 Branch(
-                    task=self._task(),
+                    task=self._task(group),
                     group=group.name,
-                    ids=own,
+                    ids=tuple(own[branch]),
                     trunk=trunk,
                     trunk_payload=group.rollouts[trunk].payload,
                     anchors=group.anchors_of[trunk],
+                    attempt=group.attempt_of(own[branch]),
                 )
             )
         return commands
 
-    def _again(self, group: Group, ids: list[RolloutId]) -> list[Command]:
+    def _again(self, group: Group, ids: Sequence[RolloutId], *, counted: bool = True) -> list[LedgerCommand]:
         """Issue failed rollouts again, or give them up; a group whose trunk is given up keeps its other rollouts."""
-        before = sum(r.status is Status.GIVEN_UP for r in group.rollouts.values())
-        again = group.fail(ids, max_attempts=self._config.flow.max_attempts)
-        self.given_up += sum(r.status is Status.GIVEN_UP for r in group.rollouts.values()) - before
+        owed = sum(group.rollouts[id].status is Status.ISSUED for id in ids)
+        again = group.fail(ids, max_attempts=self._config.flow.max_attempts, counted=counted)
+        self.given_up += owed - len(again)
         self.retries += len(again)
         commands = self._sample(group, [id for id in again if id.node == 0])
         commands += self._branch(group, [id for id in again if id.node > 0])
         return commands + self._advance(group)
 
-    def _lost(self, event: Lost) -> list[Command]:
-        group = self._open.get(event.group)
-        if group is None or event.task in group.ended:
+    def _lost(self, event: Lost) -> list[LedgerCommand]:
+        group = self._ended(event)
+        if group is None:
             return []
-        group.ended.add(event.task)
+        if event.gone:
+            return self._begin_again(group)
         if not event.scoring:
-            return self._again(group, list(event.ids))
+            return self._again(group, list(event.ids), counted=event.counted)
         attempts = group.scoring_attempts.get(event.payload, 1)
-        if attempts < self._config.flow.max_attempts:
-            group.scoring_attempts[event.payload] = attempts + 1
+        if not event.counted or attempts < self._config.flow.max_attempts:
+            group.scoring_attempts[event.payload] = attempts + event.counted
             return self._score(group, event.payload)
         self.given_up += group.give_up(event.ids)
         return self._advance(group)
 
-    def _judged(self, event: Judged) -> list[Command]:
-        group = self._open.get(event.group)
+    def _begin_again(self, group: Group) -> list[LedgerCommand]:
+        """Rollouts of the group are gone from the object store (with their node): it is made anew, in its slot.
+
+        Later tokens are no older than the slot allows, so the bound holds.
+        """
+        if group.beginnings >= self._config.flow.max_attempts:
+            self.given_up += group.abandon()
+            return self._advance(group)
+        _, trunks = self._chosen_trunks(group.name, group.plan)
+        bases = group.begin_again(trunks)
+        self.retries += len(bases)
+        return self._sample(group, bases)
+
+    def _judged(self, event: Judged) -> list[LedgerCommand]:
+        group = self._ended(event)
         return [] if group is None else self._record(group, dict(zip(event.ids, event.verdicts, strict=True)))
 
-    def _record(self, group: Group, verdicts: dict[RolloutId, Verdict]) -> list[Command]:
+    def _record(self, group: Group, verdicts: dict[RolloutId, Verdict]) -> list[LedgerCommand]:
         zero = self._config.verifiers.on_unknown == "zero"
         for id, verdict in verdicts.items():
             group.judge(id, verdict, unknown_is_zero=zero)
@@ -303,12 +397,13 @@ class Ledger:
 
     # ---- complete groups ----
 
-    def _settle(self, group: Group) -> list[Command]:
+    def _settle(self, group: Group) -> list[LedgerCommand]:
         """Credit a group the moment it is complete; a degenerate one gives its slot back here and nowhere else."""
         if not group.complete or group.credit is not None:
             return []
         group.credit = self._strategy.credit(group.outcome())
         if not group.credit.rejected:
+            self._ready += 1
             self._rejected_in_a_row = 0
             self._reasons.clear()
             return self._train()
@@ -332,37 +427,46 @@ class Ledger:
 
     def _close(self, group: Group, fate: str) -> Retire:
         self.fates[fate] += 1
+        self._settled += 1
         self._budget.settle(
             group.name, group.plan, base_lengths=group.lengths(bases=True), branch_lengths=group.lengths(bases=False)
         )
         return group.retire(fate)
 
-    def _train(self) -> list[Command]:
-        """A batch of the first G groups, once all of them are ready. Waiting for a slow head is what bounds staleness."""
-        size = self._config.flow.groups_per_step
-        head = list(self._open.values())[:size]
-        if self.closed or self._training or len(head) < size or any(group.credit is None for group in head):
+    def _train(self) -> list[LedgerCommand]:
+        """The next batch, once its groups are ready (``order``)."""
+        flow = self._config.flow
+        if self.closed or self._training or self._ready < flow.groups_per_step:
             return []
-        for group in head:
+        batch = next_batch(
+            self._open.values(),
+            size=flow.groups_per_step,
+            window=flow.window,
+            version=self.version,
+            max_staleness=flow.max_staleness,
+        )
+        if batch is None:
+            return []
+        self._ready -= len(batch)
+        for group in batch:
             self._training[group.name] = self._open.pop(group.name)
         items = train_items(
-            head,
-            version=self.version,
-            max_staleness=self._config.flow.max_staleness,
-            minibatches=self._config.learner.minibatches,
+            batch, version=self.version, max_staleness=flow.max_staleness, minibatches=self._config.learner.minibatches
         )
-        return [Train(version=self.version + 1, groups=tuple(g.name for g in head), items=tuple(items))]
+        oldest = min(group.oldest_version for group in batch)
+        return [Train(version=self.version + 1, groups=tuple(g.name for g in batch), items=tuple(items), oldest=oldest)]
 
-    def _trained(self, event: Trained) -> list[Command]:
+    def _trained(self, event: Trained) -> list[LedgerCommand]:
         if event.version != self.version + 1:
             raise LedgerError(f"the learner made version {event.version} from {self.version}")
         self.version = event.version
         done, self._training = self._training, {}
-        self._unlive[event.version] = list(done)
+        self._unlive[event.version] = len(done)
+        self._unlive_groups += len(done)
         return [*(self._close(group, "trained") for group in done.values()), *self._train()]
 
-    def _published(self, event: Published) -> list[Command]:
+    def _published(self, event: Published) -> list[LedgerCommand]:
         self.live = max(self.live, event.version)
         for version in [v for v in self._unlive if v <= self.live]:
-            del self._unlive[version]
+            self._unlive_groups -= self._unlive.pop(version)
         return []

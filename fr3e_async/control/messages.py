@@ -1,12 +1,15 @@
-"""What the control loop, the ledger and the actors say to each other. Ids, lengths and rewards; tokens only in prompts.
+"""What the control machine and the world around it say to each other. Ids, lengths and rewards; tokens only in prompts.
 
-A *payload key* names a rollout batch that lies in the object store; only the loop maps keys to handles.
+Events go in, commands come out (``machine.Machine``). A *payload key* names a rollout batch that lies in the object store;
+only the loop maps keys to handles. Workers are named by text. Every ``Assign`` ends in exactly one event that names its
+task: Delivered, Judged, Lost or Answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fr3e_async.algorithm.batching import Load
 from fr3e_async.types import Advantage, Anchor, Prompt, RolloutId, RolloutNote, Verdict
@@ -22,6 +25,7 @@ class Sample:
     prompt: Prompt
     ids: tuple[RolloutId, ...]
     trunk: bool = False
+    attempt: int = 1  # the highest of its rollouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,7 @@ class Branch:
     trunk: RolloutId
     trunk_payload: int
     anchors: tuple[Anchor, ...]
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +61,10 @@ class Score:
     prompt: Prompt
     ids: tuple[RolloutId, ...]
     rows: tuple[int, ...]  # of the payload, one for each id
+    attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainItem:
+class TrainItem(NamedTuple):
     """One row to train: where it lies, its advantage, which optimiser step it belongs to and what it costs."""
 
     payload: int
@@ -75,6 +80,7 @@ class Train:
     version: int
     groups: tuple[str, ...]
     items: tuple[TrainItem, ...]
+    oldest: int  # lowest weight version among the tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +137,65 @@ class Retire:
     reasons: Mapping[str, int]  # verdicts by the verifier's reason
 
 
-Command = Sample | Branch | Rescore | Score | Train | Retire
+Work = Sample | Branch | Score  # what a pool's worker does for a group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assign:
+    """Have this worker do this task. ``work`` is None for a task that the loop asked for by ``Asked``."""
+
+    task: int
+    worker: str
+    work: Work | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdraw:
+    """Take these tasks back from the worker: each still ends in its own event, ``Lost(counted=False)`` unless it was quicker."""
+
+    worker: str
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replace:
+    """End what is left of this worker and start another one of its role, after ``delay_s``; ends in WorkerUp or Unreplaced."""
+
+    role: str
+    worker: str
+    why: str
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Give these engines the weights of a version; ends in Acked or Refused for each of them.
+
+    ``alone``: an engine that joins, or one that was down; it need not be part of a common hand-over.
+    """
+
+    version: int
+    workers: tuple[str, ...]
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """Every engine in service has the weights: an announcement, nothing is to be done."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Say ``Due(key)`` after so many seconds."""
+
+    key: str
+    seconds: float
+
+
+LedgerCommand = Work | Rescore | Train | Retire
+Command = Rescore | Train | Retire | Assign | Withdraw | Replace | Send | Live | Wait  # of the machine: work is assigned
 
 
 # ---- events: what has happened ----
@@ -168,7 +232,11 @@ class Rescored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """A sampling or scoring task will not come back in time: actor lost, or lease expired."""
+    """A sampling or scoring task will not come back: actor lost, lease expired, or withdrawn.
+
+    ``counted``: it was an attempt; not if it was withdrawn for new weights, which is nobody's fault. ``gone``: rollouts of
+    the group that the task needed are no longer in the object store.
+    """
 
     task: int
     group: str
@@ -176,6 +244,8 @@ class Lost:
     reason: str
     scoring: bool = False
     payload: int = -1
+    counted: bool = True
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +267,104 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """Every engine that is in service has acknowledged ``version``."""
+    """Every engine that is in service has acknowledged ``version``. The machine's own word to its ledger."""
 
     version: int
 
 
-Event = Admitted | Delivered | Rescored | Lost | Judged | Trained | Published
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The loop wants a worker for something that is not a group's: a part of an evaluation. ``task`` is negative."""
+
+    task: int
+    role: str
+    weight: int  # rollouts
+    priority: int = 0  # lower ones first; groups have 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A task that was asked for has ended, or is not wanted any more. ``proof``: the worker has done it."""
+
+    task: int
+    proof: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerUp:
+    """A worker is ready. ``version``: of an engine's weights."""
+
+    role: str
+    worker: str
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDown:
+    """A worker is dead, or silent for too long. Its tasks end by events of their own."""
+
+    worker: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreplaced:
+    """The worker that was to take a lost one's place did not start."""
+
+    role: str
+    worker: str  # the lost one
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pressure:
+    """How full an engine is, since its last report."""
+
+    worker: str
+    kv_used: float  # part of its key-value cache, 0 to 1
+    waiting: int  # requests queued inside of it
+    preempted: int  # requests it had to throw out of its cache and begin again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """The learner's weights of a version can be sent."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acked:
+    """An engine serves a version."""
+
+    worker: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """An engine did not take a version, or not in time."""
+
+    worker: str
+    version: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A ``Wait`` is over."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """No admission and no new batch from now on."""
+
+    reason: str
+
+
+LedgerEvent = Admitted | Delivered | Rescored | Lost | Judged | Trained | Published
+Event = (
+    LedgerEvent | Asked | Answered | WorkerUp | WorkerDown | Unreplaced | Pressure | Exported | Acked | Refused | Due | Stopped
+)

@@ -17,6 +17,7 @@ from fr3e_async.types import (
     Anchor,
     Draw,
     Prompt,
+    RolloutBatch,
     RolloutId,
     RolloutNote,
     StepReport,
@@ -31,6 +32,15 @@ Payload = Any  # an opaque handle; see the module's docstring
 
 class WorkerLost(Exception):
     """The actor behind a port is gone or refuses to answer. Its tasks are given to others, and it is replaced."""
+
+
+class TaskLost(Exception):
+    """The task will not come back: its worker died, its lease ran out, or what it needs is gone. It is issued again."""
+
+    def __init__(self, why: str, *, dead: str = "", gone: bool = False) -> None:
+        """``dead``: the worker that is gone, if it is. ``gone``: a payload is."""
+        super().__init__(why)
+        self.dead, self.gone = dead, gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +70,12 @@ class EngineWorker(Protocol):
 
     async def stats(self) -> EngineStats: ...
 
+    async def pulse(self) -> int:
+        """Grows whenever the actor gets on with its work. It answers also while the actor's main thread is stuck."""
+
+    async def stacks(self) -> str:
+        """What every thread of the actor is doing. It answers also while the actor's main thread is stuck."""
+
     async def close(self) -> None: ...
 
 
@@ -68,6 +84,10 @@ class VerifierWorker(Protocol):
 
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         """A verdict for each row's response to the prompt beside it."""
+
+    async def pulse(self) -> int: ...
+
+    async def stacks(self) -> str: ...
 
     async def close(self) -> None: ...
 
@@ -106,7 +126,24 @@ class LearnerPort(Protocol):
 
     async def save_model(self, folder: Path) -> None: ...
 
+    async def pulse(self) -> int: ...
+
+    async def stacks(self, limit_s: float) -> list[str]:
+        """Of each rank; a rank that does not answer within ``limit_s`` is said to."""
+
     async def close(self) -> None: ...
+
+
+class PayloadStore(Protocol):
+    """Rollout batches by handle. All calls block, and may be made from any thread."""
+
+    def get(self, payload: Payload) -> RolloutBatch:
+        """Raises ``TaskLost`` if it is gone."""
+
+    def put(self, batch: RolloutBatch) -> Payload: ...
+
+    def probe(self) -> bool:
+        """Put something large and get it back: returns if the store works."""
 
 
 class DirectTransfer(Protocol):

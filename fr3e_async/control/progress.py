@@ -1,6 +1,7 @@
 """What a run has achieved so far: the numbers of the summary, kept over resumes; and the control part of a checkpoint.
 
-The control part is one JSON file: books, consumed prompts, progress. No pickles.
+The control part is one JSON file (books, open groups, consumed prompts, progress) and the rollouts of the open groups in
+safetensors files beside it. No pickles.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ import copy
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fr3e_async.control.codec import PromptOf, decode, encode, nameless
 from fr3e_async.control.ledger import LedgerState
 from fr3e_async.control.messages import Retire
 from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.accuracy import EvaluationResult
+from fr3e_async.observe.payloads import load_payloads, save_payloads
 from fr3e_async.observe.storage import storage_errors
-from fr3e_async.types import StepReport
+from fr3e_async.types import RolloutBatch, StepReport
 
 CONTROL_FILE = "control.json"
-FORMAT = 2
+TREES = "trees"
+FORMAT = 3
 
 
 @dataclass(slots=True)
@@ -118,28 +123,45 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A consistent cut between two events, in the form it is written: what happens afterwards does not change it."""
+
+    version: int
+    open: tuple[str, ...]  # groups, in admission order
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlState:
-    """The control part of a checkpoint, as read back."""
+    """The control part of a checkpoint, as read back; its rollouts are read by ``load_trees``."""
 
     ledger: LedgerState
     stream: dict[str, Any]
     progress: Progress
 
 
-def control_state(*, ledger: LedgerState, stream: dict[str, Any], progress: Progress, now: float) -> dict[str, Any]:
-    return {"format": FORMAT, "ledger": asdict(ledger), "stream": stream, "progress": progress.to_dict(now)}
+def cut_of(*, ledger: LedgerState, stream: dict[str, Any], progress: Progress, now: float) -> Cut:
+    data = {"format": FORMAT, "ledger": encode(ledger), "stream": stream, "progress": progress.to_dict(now)}
+    return Cut(version=ledger.version, open=tuple(group.name for group in ledger.groups), data=data)
 
 
-def save_control_state(state: dict[str, Any], folder: Path) -> None:
-    """Write and fsync; the folder becomes visible only when the caller commits it."""
+def save_cut(cut: Cut, folder: Path, payloads: Iterable[tuple[int, RolloutBatch]]) -> int:
+    """Write and fsync; the folder becomes visible only when the caller commits it. Returns the bytes of the rollouts."""
+    with storage_errors(folder):
+        (folder / TREES).mkdir()
+    written = save_payloads(payloads, folder / TREES)
     with storage_errors(folder), open(folder / CONTROL_FILE, "w") as file:
-        json.dump(state, file)
+        json.dump(cut.data, file)
         file.flush()
         os.fsync(file.fileno())
+    return written
 
 
-def load_control_state(folder: Path) -> ControlState:
-    """Raises ``StorageError`` if the file is missing or of another format."""
+def load_control_state(folder: Path, prompt_of: PromptOf = nameless) -> ControlState:
+    """``prompt_of``: where the open groups' prompts are found, by id.
+
+    Raises ``StorageError`` if the file is missing or of another format.
+    """
     path = folder / CONTROL_FILE
     try:
         data = json.loads(path.read_text())
@@ -147,8 +169,14 @@ def load_control_state(folder: Path) -> ControlState:
         raise StorageError(f"{path}: not a readable checkpoint ({error})") from error
     if data.get("format") != FORMAT:
         raise StorageError(f"{path}: checkpoint format {data.get('format')}, this version reads {FORMAT}")
+    ledger: LedgerState = decode(LedgerState, data["ledger"], prompt_of)
     return ControlState(
-        ledger=LedgerState(**data["ledger"]),
+        ledger=ledger,
         stream=data["stream"],
-        progress=Progress.from_dict(data["progress"], resumed_from=data["ledger"]["version"]),
+        progress=Progress.from_dict(data["progress"], resumed_from=ledger.version),
     )
+
+
+def load_trees(folder: Path) -> Iterator[tuple[int, RolloutBatch]]:
+    """The rollouts of a checkpoint's open groups, by payload key. Raises ``StorageError``."""
+    return load_payloads(folder / TREES)

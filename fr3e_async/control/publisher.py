@@ -1,29 +1,29 @@
-"""Hand-over of weights: every engine in service loads each version and acknowledges it; one that does not is replaced.
+"""Hand-over of weights: carries out what the fleet decides, engine by engine, and measures it.
 
 Without ``direct`` there is no collective: engines are served side by side, and one that hangs holds nobody up beyond its
-time limit. With it the learner sends to all engines in service at once.
+time limit. With it the learner sends to all engines at once, and to one that joins alone by way of the object store.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fr3e_async.control.pool import Pool
 from fr3e_async.control.ports import Clock, DirectTransfer, EngineWorker, WorkerLost
 from fr3e_async.errors import RunFailed
 from fr3e_async.types import WeightAck, WeightBundle
 
+Told = Callable[[str, WeightAck | str], None]  # engine, its acknowledgement or why there is none
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sync:
-    """One hand-over: how long it took, how long engines stood still, and who was quarantined."""
+    """One hand-over: how long it took until all engines in service had it, and how long engines stood still."""
 
     version: int
     time_s: float
     acks: tuple[WeightAck, ...]  # of the engines that took it
-    quarantined: dict[str, str]  # engine -> why
     sent_bytes: int = 0
     skipped_bytes: int = 0
 
@@ -46,77 +46,66 @@ class Sync:
 
 
 class Publisher:
-    """Remembers the current weights, so that a replacement engine gets them before its first request."""
+    """Holds the newest weights. Engines are always given these, also if an older version was asked for: nobody wants it any more."""
 
-    def __init__(
-        self,
-        pools: Sequence[Pool[EngineWorker]],
-        *,
-        ack_timeout_s: float,
-        clock: Clock,
-        direct: DirectTransfer | None = None,
-    ) -> None:
-        self._pools, self._timeout, self._clock, self._direct = pools, ack_timeout_s, clock, direct
-        self._current: tuple[int, WeightBundle] | None = None
+    def __init__(self, *, ack_timeout_s: float, clock: Clock, direct: DirectTransfer | None = None) -> None:
+        self._timeout, self._clock, self._direct = ack_timeout_s, clock, direct
+        self._newest: WeightBundle | None = None
+        self._offered_at = 0.0
+        self._acks: dict[int, list[WeightAck]] = {}
 
-    async def publish(self, version: int, weights: WeightBundle) -> Sync:
-        """Returns when every engine has acknowledged or is quarantined. Those being replaced meanwhile get it in ``bring_up``.
+    def offer(self, weights: WeightBundle) -> None:
+        """From now on these are the newest."""
+        self._newest, self._offered_at = weights, self._clock()
 
-        Raises ``RunFailed`` if an engine acknowledged another version or other weights.
+    async def hand_over(self, engines: Sequence[EngineWorker], told: Told, *, alone: bool = False) -> None:
+        """Give these engines the newest weights; ``told`` hears of each as soon as it is known.
+
+        ``alone``: they are not part of a common hand-over. Raises ``RunFailed`` if an engine acknowledged other weights.
         """
-        started = self._clock()
-        self._current = (version, weights)
-        members = [(pool, worker) for pool in self._pools for worker in pool.workers]
-        replies = await self._hand_over([worker for _, worker in members], version, weights)
-        quarantined = {}
-        for (pool, worker), reply in zip(members, replies, strict=True):
-            if isinstance(reply, str):
-                quarantined[worker.name] = reply
-                pool.retire(worker)
+        if self._direct is not None and not alone:
+            weights = self._weights()
+            replies = await self._direct.hand_over(engines, weights.manifest)
+            for engine, reply in zip(engines, replies, strict=True):
+                self._heard(engine, reply, weights, told)
+            return
+        weights = self._weights() if self._direct is None else await self._direct.stored()
+        await asyncio.gather(*(self._load(engine, weights, told) for engine in engines))
+
+    def sync(self, version: int) -> Sync:
+        """What the hand-over of a version took, now that all engines in service have it or a newer one."""
+        acks = tuple(ack for made in sorted(self._acks) if made <= version for ack in self._acks[made])
+        self._acks = {made: acks for made, acks in self._acks.items() if made > version}
+        weights = self._weights()
         return Sync(
             version=version,
-            time_s=self._clock() - started,
-            acks=tuple(reply for reply in replies if isinstance(reply, WeightAck)),
-            quarantined=quarantined,
+            time_s=self._clock() - self._offered_at,
+            acks=acks,
             sent_bytes=weights.sent_bytes,
             skipped_bytes=weights.skipped_bytes,
         )
 
-    async def bring_up(self, worker: EngineWorker) -> None:
-        """Give a new engine the current weights; raises ``WorkerLost`` if it does not take them."""
-        while self._current is not None:
-            weights = self._current[1]
-            if self._direct is not None:
-                weights = await self._direct.stored()  # of this version, or one that the others are about to get
-            reply = await self._load(worker, weights.version, weights)
-            if isinstance(reply, str):
-                raise WorkerLost(f"{worker.name} did not take weights v{weights.version}: {reply}")
-            if self._current[0] <= weights.version:
-                return
+    def _weights(self) -> WeightBundle:
+        assert self._newest is not None, "nothing was offered yet"
+        return self._newest
 
-    async def _hand_over(self, workers: Sequence[EngineWorker], version: int, weights: WeightBundle) -> Sequence[WeightAck | str]:
-        if self._direct is None:
-            return await asyncio.gather(*(self._load(worker, version, weights) for worker in workers))
-        replies = await self._direct.hand_over(workers, weights.manifest)
-        for worker, reply in zip(workers, replies, strict=True):
-            _require_same(worker, reply, version, weights)
-        return replies
-
-    async def _load(self, worker: EngineWorker, version: int, weights: WeightBundle) -> WeightAck | str:
-        """The acknowledgement, or why there is none."""
+    async def _load(self, engine: EngineWorker, weights: WeightBundle, told: Told) -> None:
+        reply: WeightAck | str
         try:
-            ack = await asyncio.wait_for(worker.load_weights(weights), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                reply = await engine.load_weights(weights)
         except TimeoutError:
-            return f"no answer within weights.ack_timeout_s ({self._timeout:g} s)"
+            reply = f"no answer within weights.ack_timeout_s ({self._timeout:g} s)"
         except WorkerLost as error:
-            return str(error)
-        _require_same(worker, ack, version, weights)
-        return ack
+            reply = str(error)
+        self._heard(engine, reply, weights, told)
 
-
-def _require_same(worker: EngineWorker, ack: WeightAck | str, version: int, weights: WeightBundle) -> None:
-    if isinstance(ack, WeightAck) and (ack.version, ack.checksum) != (version, weights.checksum):
-        raise RunFailed(
-            f"{worker.name} acknowledged weights v{ack.version} with checksum {ack.checksum:#018x} instead of v{version} "
-            f"with {weights.checksum:#018x}"
-        )
+    def _heard(self, engine: EngineWorker, reply: WeightAck | str, weights: WeightBundle, told: Told) -> None:
+        if isinstance(reply, WeightAck):
+            if (reply.version, reply.checksum) != (weights.version, weights.checksum):
+                raise RunFailed(
+                    f"{engine.name} acknowledged weights v{reply.version} with checksum {reply.checksum:#018x} instead of "
+                    f"v{weights.version} with {weights.checksum:#018x}"
+                )
+            self._acks.setdefault(reply.version, []).append(reply)
+        told(engine.name, reply)

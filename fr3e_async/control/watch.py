@@ -1,114 +1,258 @@
-"""Heartbeats and the stall watchdog: asks every engine for its state, and says who waits for whom when nothing moves."""
+"""Heartbeats and the stall watchdog: is every actor at work, who is stuck, and who waits for whom.
+
+    every observe.heartbeat_s   engines: state (busy times, cache pressure); all actors with work: does their pulse move?
+    an actor is silent, or has work and no pulse, for watchdog.stuck_s   ─► its stacks, then it is replaced
+    the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is made anew
+    nothing moved for watchdog.timeout_s                                 ─► the whole diagnosis ends the run
+
+The diagnosis names queues, work in flight, the oldest groups and what they wait for, whether the object store answers, and
+what the threads of every actor with work are doing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
-from fr3e_async.control.crew import Crew
-from fr3e_async.control.pool import Interval, Pool
+from fr3e_async.control.crew import ENGINES, ROLES, Crew, Worker
+from fr3e_async.control.dispatch import VERIFIERS
+from fr3e_async.control.machine import Machine
+from fr3e_async.control.messages import Pressure
 from fr3e_async.control.ports import Clock, EngineWorker, WorkerLost
-from fr3e_async.errors import RunFailed
-from fr3e_async.observe.timeline import idle_share, measure, overlap_fraction, union
+from fr3e_async.control.side import on_the_side
+from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.observe.timeline import Interval, clip, idle_share, intersection, measure, union
+from fr3e_async.rollout.port import EngineStats
 
-MISSED_BEATS = 15  # heartbeats without an answer before an engine is replaced
 DIAGNOSIS_LINES = 8
+STACK_LINES = 60  # of one actor, in the diagnosis
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Sign:
+    """When an actor last showed that it gets on, or had nothing to do; and when it last answered at all."""
+
+    pulse: int = -1
+    at: float = 0.0
+    answered_at: float = 0.0
 
 
 class Watch:
-    """Collects busy times and counters by role: the raw material of idle fractions, overlap and cache hits."""
+    """Collects busy times and counters by role, too: the raw material of idle fractions, overlap and cache hits."""
 
-    def __init__(self, crew: Crew, *, clock: Clock, waiting: Callable[[], list[str]], learner_busy: Callable[[], bool]) -> None:
-        """``learner_busy``: while it is, ``learner.step_timeout_s`` bounds the wait and the watchdog does not."""
-        self._crew, self._clock, self._waiting, self._learner_busy = crew, clock, waiting, learner_busy
-        self._began = clock()
+    def __init__(
+        self,
+        crew: Crew,
+        machine: Machine,
+        *,
+        clock: Clock,
+        down: Callable[[str, str], None],
+        press: Callable[[Pressure], None],
+        learner_busy: Callable[[], str],
+        writing: Callable[[], str],
+        note: Callable[[str], None],
+    ) -> None:
+        """``learner_busy``: what the learner is doing, or an empty text; ``writing``: the same of this process. ``down``: take a
+        worker out of service, and why."""
+        self._crew, self._machine, self._clock = crew, machine, clock
+        self._down, self._press, self._learner_busy, self._writing, self._note = down, press, learner_busy, writing, note
+        self._began = self.last_progress = clock()
         self._busy_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role
-        self._generating: list[Interval] = []  # any engine at work; merged, so that it stays short over a long run
+        self._generating: list[Interval] = []  # any engine at work, not folded yet
         self._learning: list[Interval] = []
+        self._overlap_s = self._learning_s = 0.0  # folded
         self._prompt_tokens: Counter[str] = Counter()  # by engine
         self._cached_tokens: Counter[str] = Counter()
-        self.last_progress = clock()
-        self._missed: dict[str, int] = {}
+        self._stats: dict[str, EngineStats] = {}
+        self._signs: dict[str, Sign] = {}
+        self._last_beat = clock()
+
+    # ---- what is told ----
 
     def learned(self, interval: Interval) -> None:
         """The learner was at work."""
         self._busy_s["learner"] += interval[1] - interval[0]
         self._learning.append(interval)
 
+    def progress(self) -> None:
+        self.last_progress = self._clock()
+
+    # ---- what is known ----
+
     def utilisation(self) -> dict[str, float]:
         """Metrics since the run began: idle fractions by role, overlap of generation and learning, prefix-cache hits."""
         window = self._clock() - self._began
-        actors = {role: len(pool.seats) for role, pool in self._roles()} | {"learner": 1}
+        actors = {role: self._machine.desk.roles[role].seats for role in ROLES} | {"learner": 1}
         metrics = {
             f"idle/{role}_fraction": idle_share(self._busy_s[role], available_s=window * count)
             for role, count in actors.items()
             if count
         }
-        metrics["overlap/fraction"] = overlap_fraction(self._generating, self._learning)
+        metrics["overlap/fraction"] = self._overlap()
         if total := self._prompt_tokens.total():
             metrics["cache/hit_fraction"] = self._cached_tokens.total() / total
-        metrics["actors/replaced"] = float(sum(pool.replacements for _, pool in self._roles()))
+        metrics["actors/replaced"] = float(sum(self.replaced().values()))
         return metrics
 
     def replaced(self) -> dict[str, int]:
-        return {role: pool.replacements for role, pool in self._roles()}
+        return {role: self._machine.desk.roles[role].replacements for role in ROLES}
 
-    def progress(self) -> None:
-        self.last_progress = self._clock()
+    def _overlap(self) -> float:
+        """Part of the learning time during which engines generated."""
+        shared = self._overlap_s + measure(intersection(self._generating, self._learning))
+        total = self._learning_s + measure(self._learning)
+        return min(1.0, shared / total) if total else 0.0
+
+    # ---- a round ----
 
     async def beat(self) -> None:
-        """One round: ask every engine at once, each with a time limit, and raise what a pool could not repair."""
-        for pool in self._crew.pools:
-            if pool.failure is not None:
-                raise pool.failure
-        self._busy_s["verifiers"] += sum(end - start for start, end in self._crew.verifiers.drain_busy())
-        await asyncio.gather(*(self._ask(role, pool, w) for role, pool in self._engine_pools() for w in list(pool.workers)))
-        self._generating = union(self._generating)  # once a round, however many engines there are
-        self._check_stall()
-
-    def _roles(self) -> list[tuple[str, Pool[Any]]]:
-        return [*self._engine_pools(), ("verifiers", self._crew.verifiers)]
-
-    def _engine_pools(self) -> list[tuple[str, Pool[EngineWorker]]]:
-        return [("generators", self._crew.generators), ("explorers", self._crew.explorers)]
-
-    async def _ask(self, role: str, pool: Pool[EngineWorker], worker: EngineWorker) -> None:
-        limit = self._crew.config.observe.heartbeat_s
-        try:
-            stats = await asyncio.wait_for(worker.stats(), limit)
-        except TimeoutError:
-            self._missed[worker.name] = self._missed.get(worker.name, 0) + 1
-            if self._missed[worker.name] >= MISSED_BEATS:
-                pool.retire(worker)
-            return
-        except WorkerLost:
-            pool.retire(worker)
-            return
-        self._missed.pop(worker.name, None)
-        self._busy_s[role] += measure(stats.busy)
-        self._generating += stats.busy
-        self._prompt_tokens[worker.name] = stats.prompt_tokens
-        self._cached_tokens[worker.name] = stats.cached_prompt_tokens
-
-    def _check_stall(self) -> None:
-        if self._learner_busy():
-            self.progress()
+        """Ask every actor at once, each with a time limit. Raises ``RunFailed`` kinds for what cannot be repaired."""
+        began = self._clock()
+        await asyncio.gather(*(self._look_at(worker) for worker in self._crew.workers()), self._look_at_learner())
+        self._fold(before=self._last_beat)
+        self._last_beat = began
         stalled = self._clock() - self.last_progress
         limit = self._crew.config.watchdog.timeout_s
         if stalled > limit:
-            raise RunFailed(f"nothing moved for {stalled:.0f} s (watchdog.timeout_s is {limit:g})\n{self.diagnosis()}")
+            raise RunFailed(f"nothing moved for {stalled:.0f} s (watchdog.timeout_s is {limit:g})\n{await self.diagnosis()}")
 
-    def diagnosis(self) -> str:
-        """Queue depths, work in flight by role, and what the oldest groups still wait for."""
+    def _fold(self, *, before: float) -> None:
+        """Sum up what all engines have reported, so that the lists stay short over a long run."""
+        self._generating = union(self._generating)
+        if self._learner_busy():  # its interval will begin in the past
+            return
+        past, rest = (0.0, before), (before, float("inf"))
+        learning = clip(self._learning, past)
+        self._overlap_s += measure(intersection(clip(self._generating, past), learning))
+        self._learning_s += measure(learning)
+        self._generating, self._learning = clip(self._generating, rest), clip(self._learning, rest)
+
+    async def _look_at(self, worker: Worker) -> None:
+        role = self._crew.role(worker.name)
+        sign = self._signs.setdefault(worker.name, Sign(at=self._clock(), answered_at=self._clock()))
+        try:
+            pulse = await self._within_a_beat(worker.pulse())
+            stats = await self._within_a_beat(cast(EngineWorker, worker).stats()) if role in ENGINES else None
+        except WorkerLost as error:
+            self._down(worker.name, str(error))
+            return
+        now = self._clock()
+        if stats is not None:
+            self._measured(role, worker.name, stats)
+        if pulse is not None and (stats is not None or role == VERIFIERS):
+            sign.answered_at = now
+        idle = not self._machine.desk.tasks_of(worker.name) and not self._machine.fleet.receives(worker.name)
+        if pulse is not None and (pulse != sign.pulse or idle):
+            sign.pulse, sign.at = pulse, now
+        limit = self._crew.config.watchdog.stuck_s
+        if now - sign.answered_at > limit:
+            await self._stuck(worker, f"it has not answered for {now - sign.answered_at:.0f} s")
+        elif now - sign.at > limit:
+            await self._stuck(worker, f"it has work and has not got on for {now - sign.at:.0f} s")
+
+    async def _stuck(self, worker: Worker, why: str) -> None:
+        """Repaired: the worker is replaced and its tasks are given to others. What it was doing goes into the events."""
+        stacks, store = await asyncio.gather(self._stacks(worker), self._store())
+        self._note(f"{worker.name} is stuck: {why} (watchdog.stuck_s)\n{stacks}\n  object store: {store}")
+        self._signs.pop(worker.name, None)
+        self._down(worker.name, f"stuck: {why}")
+
+    async def _look_at_learner(self) -> None:
+        doing, now = self._learner_busy(), self._clock()
+        sign = self._signs.setdefault("learner", Sign(at=now))
+        if not doing:
+            sign.at, sign.pulse = now, -1
+            return
+        try:
+            pulse = await self._within_a_beat(self._crew.learner.pulse())
+        except WorkerLost as error:
+            raise LearnerLost(str(error)) from error
+        now = self._clock()
+        if pulse is not None and pulse != sign.pulse:
+            sign.at, sign.pulse = now, pulse
+            self.progress()
+        limit = self._crew.config.watchdog.stuck_s
+        if now - sign.at > limit:
+            raise LearnerLost(
+                f"the learner is stuck: it {doing} and has not got on for {now - sign.at:.0f} s (watchdog.stuck_s)\n"
+                f"{await self.diagnosis()}"
+            )
+
+    def _measured(self, role: str, name: str, stats: EngineStats) -> None:
+        self._busy_s[role] += measure(stats.busy)
+        self._generating += stats.busy
+        self._prompt_tokens[name] = stats.prompt_tokens
+        self._cached_tokens[name] = stats.cached_prompt_tokens
+        before = self._stats.get(name)
+        self._stats[name] = stats
+        same = before is not None and before.version == stats.version  # an update may clear the cache: that is no pressure
+        preempted = stats.preempted - before.preempted if before is not None and same else 0
+        seat = self._machine.desk.seats.get(name)
+        full = stats.kv_used > self._crew.config.pools.kv_low or preempted > 0
+        if seat is not None and (full or seat.limit < self._machine.desk.roles[seat.role].width):
+            self._press(Pressure(worker=name, kv_used=stats.kv_used, waiting=stats.waiting, preempted=preempted))
+
+    # ---- the diagnosis ----
+
+    async def diagnosis(self) -> str:
+        """Who waits for whom: queues, work in flight, the oldest groups, the object store, and the threads of those with work."""
+        desk = self._machine.desk
         lines = [
-            f"  {role}: {pool.queued} tasks queued, {pool.in_flight} in flight at {len(pool.workers)} actors, "
-            f"{pool.replacements} replaced"
-            for role, pool in self._roles()
+            f"  {role}: {desk.queued(role)} tasks queued, {desk.in_flight(role)} in flight at {desk.roles[role].seats} actors, "
+            f"{desk.roles[role].replacements} replaced"
+            for role in ROLES
         ]
-        groups = self._waiting()
+        lines.append(f"  learner: {self._learner_busy() or 'has nothing to do'}")
+        if self._writing():
+            lines.append(f"  the control loop writes {self._writing()}")
+        lines.append(
+            f"  weights: v{self._machine.ledger.version} trained, v{self._machine.fleet.target} to be served, "
+            f"v{self._machine.fleet.live} served by all engines"
+        )
+        lines += [f"  {engine} is {state} at v{version}" for engine, state, version in self._machine.fleet.outdated()]
+        lines.append(f"  object store: {await self._store()}")
+        groups = self._machine.ledger.waiting()
         lines += [f"  group {line}" for line in groups[:DIAGNOSIS_LINES]]
         if len(groups) > DIAGNOSIS_LINES:
             lines.append(f"  and {len(groups) - DIAGNOSIS_LINES} more groups")
+        busy = [worker for worker in self._crew.workers() if desk.tasks_of(worker.name)]
+        stacks = await asyncio.gather(*(self._stacks(worker) for worker in busy[:DIAGNOSIS_LINES]))
+        lines += stacks
+        if self._learner_busy():
+            limit = self._crew.config.observe.heartbeat_s
+            told = await self._within_a_beat(self._crew.learner.stacks(limit), rounds=2)
+            lines += [_indented(f"learner rank {rank}", text) for rank, text in enumerate(told or ["does not answer"])]
         return "\n".join(lines)
+
+    async def _stacks(self, worker: Worker) -> str:
+        tasks = ", ".join(map(str, self._machine.desk.tasks_of(worker.name)[:DIAGNOSIS_LINES]))
+        title = f"{worker.name} with tasks {tasks or 'none'}"
+        try:
+            told = await self._within_a_beat(worker.stacks())
+        except WorkerLost as error:
+            told = f"gone: {error}"
+        return _indented(title, told if told is not None else "does not answer at all: its process or its node has stopped")
+
+    async def _store(self) -> str:
+        """Does it take an object and give it back?"""
+        answer = await self._within_a_beat(on_the_side(self._crew.payloads.probe))
+        return "answers" if answer is not None else "does not answer: nothing that is large can be handed on"
+
+    async def _within_a_beat(self, work: Awaitable[T], *, rounds: int = 1) -> T | None:
+        """None if it takes longer."""
+        try:
+            async with asyncio.timeout(self._crew.config.observe.heartbeat_s * rounds):
+                return await work
+        except TimeoutError:
+            return None
+
+
+def _indented(title: str, text: str) -> str:
+    lines = text.splitlines()
+    shown = lines[:STACK_LINES] + ([f"and {len(lines) - STACK_LINES} more lines"] if len(lines) > STACK_LINES else [])
+    return "\n".join([f"  {title}:", *(f"    {line}" for line in shown)])

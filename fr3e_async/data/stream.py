@@ -29,8 +29,13 @@ class PromptStream:
     is consumed exactly once.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int, state: Mapping[str, Any] | None = None) -> None:
-        """``state`` is what ``state()`` gave. ``DataError`` for no prompts, equal uids, or a state of other prompts or seed."""
+    def __init__(
+        self, prompts: Sequence[Prompt], seed: int, state: Mapping[str, Any] | None = None, taken: Sequence[str] = ()
+    ) -> None:
+        """``state`` is what ``state()`` gave; ``taken``: groups that the caller has brought along, which are not given again.
+
+        ``DataError`` for no prompts, equal uids, or a state of other prompts or seed.
+        """
         if not prompts:
             raise DataError("data.train: no prompt is left to train on")
         self._prompts = tuple(prompts)
@@ -42,6 +47,7 @@ class PromptStream:
         self._consumed: dict[int, set[int]] = {}  # by epoch, indices into prompts; no entry below the oldest
         if state is not None:
             self._restore(state)
+        self._taken = {self._place(group) for group in taken}
         self._start_epoch(self._oldest)
 
     def take(self) -> tuple[Prompt, int]:
@@ -51,18 +57,21 @@ class PromptStream:
                 self._start_epoch(max(self._epoch + 1, self._oldest))
             index = self._order[self._position]
             self._position += 1
-            if index not in self._consumed.get(self._epoch, ()):
+            if index not in self._consumed.get(self._epoch, ()) and (self._epoch, index) not in self._taken:
                 return self._prompts[index], self._epoch
+
+    def prompt(self, uid: str) -> Prompt:
+        """Raises ``DataError`` for one that is not of this stream."""
+        if uid not in self._index:
+            raise DataError(f"data.train: problem {uid!r} of the checkpoint is not there any more")
+        return self._prompts[self._index[uid]]
 
     def mark_consumed(self, group: str) -> None:
         """Strike out the group ``"<uid>@<epoch>"``. One that is not taken yet (restored by the caller) is then not given.
 
         ``ValueError`` for an unknown group and for one that is consumed already: it would count twice.
         """
-        uid, _, epoch_text = group.rpartition("@")
-        if uid not in self._index or not epoch_text.isdecimal():
-            raise ValueError(f"group {group!r} is not of this stream")
-        epoch, index = int(epoch_text), self._index[uid]
+        epoch, index = self._place(group)
         consumed = self._consumed.setdefault(epoch, set()) if epoch >= self._oldest else None
         if consumed is None or index in consumed:
             raise ValueError(f"group {group!r} was consumed before; it must not count twice")
@@ -77,6 +86,13 @@ class PromptStream:
             str(epoch): sorted(self._prompts[index].uid for index in indices) for epoch, indices in sorted(self._consumed.items())
         }
         return {"seed": self._seed, "epoch": self._oldest, "consumed": consumed, "prompts": self._digest()}
+
+    def _place(self, group: str) -> tuple[int, int]:
+        """(epoch, index of the prompt) of a group."""
+        uid, _, epoch_text = group.rpartition("@")
+        if uid not in self._index or not epoch_text.isdecimal():
+            raise ValueError(f"group {group!r} is not of this stream")
+        return int(epoch_text), self._index[uid]
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["seed"] != self._seed:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from fr3e_async.errors import ConfigError, StorageError
 from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Piece, Pieces, Run, write_pieces
+from fr3e_async.learner.pulse import Pulse
 from fr3e_async.observe.checked import checked_json, read_checked_json
 from fr3e_async.observe.storage import fsync_path, fsync_tree, storage_errors
 
@@ -93,10 +94,11 @@ class State(Protocol):
     def restore(self, described: dict[str, Any], read: Any) -> None: ...
 
 
-def save(folder: Path, state: State, manifest: Manifest, *, rank: int, base: Path) -> None:
+def save(folder: Path, state: State, manifest: Manifest, *, rank: int, base: Path, pulse: Pulse | None = None) -> None:
     """Write a checkpoint; it stands durable under its name when this returns. All ranks.
 
-    ``manifest``: what wrote it; the rest is filled in. ``base``: folder of the model that the run began with.
+    ``manifest``: what wrote it; the rest is filled in. ``base``: folder of the model that the run began with. ``pulse``: beats
+    with each piece.
 
     Raises ``StorageError`` on every rank if one of them could not write.
     """
@@ -111,7 +113,7 @@ def save(folder: Path, state: State, manifest: Manifest, *, rank: int, base: Pat
         fixed = state.buffers if rank == 0 else {}
         beside = (Run(BUFFER, name, 0, buffer.flatten()) for name, buffer in fixed.items())
         runs = chain(state.runs(rank, manifest.ranks), beside, _random_runs(rank))
-        pieces = write_pieces(filled, f"rank-{rank:05d}", runs)
+        pieces = write_pieces(filled, f"rank-{rank:05d}", (pulse or Pulse()).over(runs))
         fsync_path(filled)  # the names, on this rank's machine
         return pieces, {name: (filled / name).stat().st_size for name in {piece.file for piece in pieces}}
 

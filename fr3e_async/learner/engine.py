@@ -19,6 +19,7 @@ from fr3e_async.config import LearnerConfig
 from fr3e_async.learner.checkpoint_state import TrainingState
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.policy import PolicyModel
+from fr3e_async.learner.pulse import Pulse
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.learner.update import UnsoundGradient
 
@@ -92,9 +93,10 @@ def join_group(learner: LearnerConfig, *, rank: int, world: int, host: str, port
 class TrainingEngine:
     """A DeepSpeed engine whose every stage reports its gradient norm and refuses an update that is not finite."""
 
-    def __init__(self, spec: LearnerSpec, model: PolicyModel) -> None:
+    def __init__(self, spec: LearnerSpec, model: PolicyModel, pulse: Pulse | None = None) -> None:
         learner = spec.learner
         self.model = model
+        self._pulse = pulse or Pulse()  # beats with each forward and backward pass, optimiser step and bucket of weights
         self.grad_norm = 0.0  # of the last step, before clipping
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.parameter_count = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)  # partitioned ones are empty
@@ -131,11 +133,14 @@ class TrainingEngine:
         return float(self.engine.get_lr()[0])
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        return self.engine(inputs)
+        measured = self.engine(inputs)
+        self._pulse.beat()
+        return measured
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, which counts 1/world: DeepSpeed averages over the ranks."""
         self.engine.backward(loss, scale_wrt_gas=False)
+        self._pulse.beat()
 
     def step(self) -> None:
         """Reduce, clip and update; ``grad_norm`` is then the global norm before clipping.
@@ -145,6 +150,7 @@ class TrainingEngine:
                 the step, on every rank.
         """
         self.engine.step()
+        self._pulse.beat()
         if not self._clips:
             norm = self.engine.get_global_grad_norm()
             # A gradient that is not finite makes DeepSpeed's optimisers skip the step, and only count it.
@@ -189,6 +195,7 @@ class TrainingEngine:
     def _gathered(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> Iterator[list[tuple[str, Tensor]]]:
         with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket], enabled=self.stage == 3):
             yield [(name, parameter.detach()) for name, parameter in bucket]
+        self._pulse.beat()
 
 
 def stored_buffers(model: torch.nn.Module) -> dict[str, Tensor]:

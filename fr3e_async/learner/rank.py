@@ -27,6 +27,7 @@ from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, write_model
 from fr3e_async.learner.metrics import Ages, check_staleness, step_metrics, token_ages
 from fr3e_async.learner.packing import unscored
+from fr3e_async.learner.pulse import Pulse
 from fr3e_async.learner.scoring import entropies
 from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
@@ -47,6 +48,7 @@ class LearnerRank:
         self.spec = spec
         self.rank, self.world = 0, 1
         self.version = 0  # of the weights as they are
+        self.pulse = Pulse()
         self._engine: TrainingEngine | None = None
         self._sender: Any = None  # of vLLM's weight transfer
         self._broken = ""  # why the weights must not be used any more
@@ -77,7 +79,7 @@ class LearnerRank:
         model = load_policy(self.spec).to(self._device)  # where its numbers are those that train
         check_model(model, packing=learner.packing, kernel=learner.tree_attention)
         loaded = time.perf_counter()
-        self._engine = engine.TrainingEngine(self.spec, model)
+        self._engine = engine.TrainingEngine(self.spec, model, self.pulse)
         self._update = BatchUpdate(
             self._engine, learner=learner, loss=self.spec.loss, world=world, device=self._device
         )  # fmt: skip
@@ -210,7 +212,7 @@ class LearnerRank:
             revision=self.spec.revision,
         )
         base = model_folder(self.spec.path, revision=self.spec.revision)
-        checkpoint.save(Path(folder) / tag, engine.state, manifest, rank=self.rank, base=base)
+        checkpoint.save(Path(folder) / tag, engine.state, manifest, rank=self.rank, base=base, pulse=self.pulse)
 
     def load(self, folder: str | Path, tag: str) -> None:
         """Continue from ``folder/tag``, whatever number of ranks, ZeRO stage and precision it was written with.
@@ -239,7 +241,7 @@ class LearnerRank:
                 if self.rank == 0:
                     write_model(
                         folder,
-                        weights,
+                        self.pulse.over(weights),
                         dtype=self.spec.learner.dtype,
                         base=model_folder(self.spec.path, revision=self.spec.revision),
                         model=engine.model.causal_lm,

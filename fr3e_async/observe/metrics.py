@@ -74,7 +74,9 @@ time/copy_s                | s          | mean time for an engine to fetch, copy
 weights/sent_bytes         | bytes      | weights of the version that were put into the object store
 weights/skipped_bytes      | bytes      | weights in buckets that had not changed and were not sent again
 weights/copied_bytes       | bytes      | weights that an engine copied, mean over the engines
-time/checkpoint_s          | s          | writing the last checkpoint
+time/checkpoint_s          | s          | writing the last checkpoint: the learner stands still for it, engines and verifiers do not
+checkpoint/tree_bytes      | bytes      | rollouts of open groups in it
+checkpoint/open_groups     | groups     | groups that were open or with the learner when it was taken
 idle/generators_fraction   | fraction   | time of the generators without a request
 idle/explorers_fraction    | fraction   | time of the explorers without a request
 idle/verifiers_fraction    | fraction   | time of the verifiers without an answer to judge

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fr3e_async.config import ObserveConfig
+from fr3e_async.observe.books import Books
 from fr3e_async.observe.console import ConsoleView
 from fr3e_async.observe.jsonl import JsonlWriter
 from fr3e_async.observe.metrics import checked
@@ -34,13 +35,24 @@ class Recorder:
     ) -> None:
         """``resumed_from`` and ``settled``: last step of the checkpoint and groups settled by then; what was recorded of
         later ones goes. Raises ``StorageError``."""
-        self._run_dir, self._view, self._clock = run_dir, view, clock
-        run_dir.cut_metrics(resumed_from)
-        run_dir.cut_groups(settled)
-        self._metrics = JsonlWriter(run_dir.metrics)
-        self._groups = JsonlWriter(run_dir.groups)
+        self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
-        self._tensorboard = TensorBoardWriter(run_dir.tensorboard, first_step=resumed_from + 1) if config.tensorboard else None
+        self.books = Books(run_dir.books)
+        self._open(resumed_from, settled)
+
+    def go_back(self, step: int, settled: int) -> None:
+        """The run goes on from an earlier step: what was recorded of later ones goes. Raises ``StorageError``."""
+        self._close_rows()
+        self._open(step, settled)
+
+    def _open(self, step: int, settled: int) -> None:
+        self._run_dir.cut_metrics(step)
+        self._run_dir.cut_groups(settled)
+        self._metrics = JsonlWriter(self._run_dir.metrics)
+        self._groups = JsonlWriter(self._run_dir.groups)
+        self._tensorboard = (
+            TensorBoardWriter(self._run_dir.tensorboard, first_step=step + 1) if self._config.tensorboard else None
+        )
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record a finished training batch.
@@ -72,9 +84,13 @@ class Recorder:
     def close(self) -> None:
         """Flush everything, whatever way the run ended. Idempotent."""
         self._view.stop()
+        self._events.close()
+        self.books.close()
+        self._close_rows()
+
+    def _close_rows(self) -> None:
         self._metrics.close()
         self._groups.close()
-        self._events.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None

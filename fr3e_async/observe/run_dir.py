@@ -3,6 +3,8 @@
     run.json       fingerprint and lasting settings       config.yaml    the resolved config of the latest session
     metrics.jsonl  one row a step                         summary.json   the result
     groups.jsonl   one row a settled prompt group: its fate, its states with V and alpha, its tokens
+    ledger.jsonl   the story of every prompt group over all sessions, for the audit      sessions   how many there were
+    journal/       every event and decision of the control loop, one file a session
     checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
     tensorboard/   events                                 logs/          third-party output, one file an actor
 
@@ -89,6 +91,23 @@ class RunDir:
     @property
     def groups(self) -> Path:
         return self.path / "groups.jsonl"
+
+    @property
+    def books(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """A folder with a file for each session."""
+        return self.path / "journal"
+
+    def next_session(self) -> int:
+        """A number that no earlier session of this run had. Raises ``StorageError``."""
+        path = self.path / "sessions"
+        with storage_errors(path):
+            number = int(path.read_text()) + 1 if path.is_file() else 0
+            write_atomically(path, f"{number}\n")
+        return number
 
     @property
     def summary(self) -> Path:

@@ -1,8 +1,8 @@
 """An engine without a model, for tests of everything around one: seeded tokens, chosen delays, chosen failures.
 
 Same port and same promises as ``vllm_engine`` (versions per token, what ``EngineSpec.entropy`` can tell, refused bundles,
-pauses, death); no vLLM, no torch model. Tokens depend on the seed, the request id and the context only, never on timing;
-versions do depend on timing.
+pauses, death); no vLLM, no torch model. Tokens depend on the context, the seed and the request id (of a seeded request: on its
+own seed alone), never on timing; versions do depend on timing.
 
 Example::
 
@@ -85,6 +85,7 @@ class FakeEngine:
         self._meter = BusyMeter()
         self._tokens_generated = 0
         self._prompt_tokens = 0
+        self._finished = 0  # requests
         self.loaded: list[int] = []  # versions, in the order they were loaded
 
     @property
@@ -107,6 +108,7 @@ class FakeEngine:
         finally:
             self._meter.leave(self._clock())
             self._aborts.pop(request.request_id, None)
+        self._finished += 1
         self._tokens_generated += len(completion)
         self._prompt_tokens += len(request.context)
         return completion
@@ -171,6 +173,9 @@ class FakeEngine:
             busy=self._meter.take(self._clock()),
         )
 
+    def pulse(self) -> int:
+        return self._attempts.total() + self._finished + len(self.loaded)
+
     async def close(self) -> None:
         self.die()
         self._held.close()
@@ -233,6 +238,8 @@ class FakeEngine:
 
     def _rng(self, request: SampleRequest) -> np.random.Generator:
         context = zlib.crc32(np.ascontiguousarray(request.context, dtype=np.int32).tobytes())
+        if request.seed is not None:
+            return np.random.default_rng([request.seed, context])
         return np.random.default_rng([self._spec.seed, zlib.crc32(request.request_id.encode()), context])
 
     def _require_alive(self) -> None:

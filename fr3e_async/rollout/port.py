@@ -57,6 +57,9 @@ class SampleRequest:
     top-p. For a greedy request, whose distribution is a point, they are those of the model's own distribution. What is
     measured of the model's own distribution, at temperature 1 without filters, is in ``raw_*``, or None where it is the same.
     (With ``EngineSpec.entropy`` other than "engine" it is not measured at all.)
+
+    With a ``seed`` the draws depend on nothing but it: the same tokens whatever else the engine does, as far as its arithmetic
+    gives the same distributions. Needs ``EngineSpec.seeded``.
     """
 
     request_id: str
@@ -65,8 +68,11 @@ class SampleRequest:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    seed: int | None = None  # 0 to 2^63 - 1; None: the engine's own chance
 
     def __post_init__(self) -> None:
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"request {self.request_id}: seed must be in [0, 2^63), got {self.seed}")
         if self.context.ndim != 1 or self.context.size == 0:
             raise ValueError(f"request {self.request_id}: context must be a non-empty vector, got shape {self.context.shape}")
         if self.max_tokens < 1:
@@ -100,6 +106,7 @@ class EngineSpec:
     entropy_top_k: int = 20  # likeliest tokens that certified bounds are made of ("topk")
     transfer: str = ""  # backend of vLLM's own weight transfer, "nccl" or "gloo"; empty: not set up
     seed: int = 0
+    seeded: bool = False  # requests may carry seeds of their own
     version: int = 0  # of the weights in the model folder
     verbose: bool = False
     options: dict[str, Any] = field(default_factory=dict)  # further engine arguments by vLLM's names; they win
@@ -121,7 +128,10 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """An engine's counters. Totals count from its start; ``busy`` covers the time since the previous call of ``stats``."""
+    """An engine's counters. Totals count from its start; ``busy`` covers the time since the previous call of ``stats``.
+
+    ``kv_used`` and ``waiting`` are as of the core's last step.
+    """
 
     version: int  # weights that new tokens are sampled with
     running: int  # requests in the engine, waiting ones included
@@ -130,6 +140,9 @@ class EngineStats:
     cached_prompt_tokens: int  # total, of these: taken from the prefix cache
     pause_s: float  # total time paused for weight updates
     busy: tuple[tuple[float, float], ...]  # (start, end) seconds since the epoch: at least one request, not paused
+    kv_used: float = 0.0  # 0..1, part of the KV cache in use
+    waiting: int = 0  # requests queued inside the engine
+    preempted: int = 0  # total, of requests that lost their keys and values; a weight update that clears the cache counts, too
 
 
 class Engine(Protocol):
@@ -165,5 +178,8 @@ class Engine(Protocol):
         """
 
     async def stats(self) -> EngineStats: ...
+
+    def pulse(self) -> int:
+        """Grows whenever the engine gets on: requests entered and finished, tokens made, weights loaded. From any thread."""
 
     async def close(self) -> None: ...

@@ -6,6 +6,7 @@ only to see where the answer ends and where lines break.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -42,9 +43,12 @@ class TokenTexts:
 class Roller:
     """Samples and branches on one engine. Rollouts of a task run side by side; the batch is whole when the last has ended."""
 
-    def __init__(self, engine: Engine, texts: TokenTexts, rule: AnchorRule | None, *, seed: int) -> None:
-        """``rule``: how anchors are picked; None: never. ``seed``: of the rule "random", the same in every engine."""
-        self._engine, self._texts, self._rule, self._seed = engine, texts, rule, seed
+    def __init__(self, engine: Engine, texts: TokenTexts, rule: AnchorRule | None, *, seed: int, seeded: bool = False) -> None:
+        """``rule``: how anchors are picked; None: never. ``seed``: the run's, the same in every engine; of the rule "random".
+
+        ``seeded``: each rollout is drawn from a seed of its own, made of the run's and its id; needs ``EngineSpec.seeded``.
+        """
+        self._engine, self._texts, self._rule, self._seed, self._seeded = engine, texts, rule, seed, seeded
         self._requests = itertools.count()
 
     async def sample(
@@ -104,6 +108,7 @@ class Roller:
             temperature=draw.temperature,
             top_p=draw.top_p,
             top_k=draw.top_k,
+            seed=rollout_seed(self._seed, id) if self._seeded else None,
         )
 
     def _eligible(self, tokens: NDArray[np.int32], max_response: int) -> NDArray[np.bool_]:
@@ -117,6 +122,12 @@ class Roller:
         if self._rule is not None and self._rule.name == "newline":
             places &= np.asarray([False, *("\n" in piece for piece in pieces[:-1])][: len(pieces)], dtype=np.bool_)
         return places
+
+
+def rollout_seed(run_seed: int, id: RolloutId) -> int:
+    """63 bits from the run's seed and the rollout's id, the same in every process and at every attempt."""
+    name = f"{run_seed}/{id.group}/{id.node}/{id.branch}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:

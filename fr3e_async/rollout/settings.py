@@ -44,4 +44,7 @@ def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
     if current_platform.is_cpu() and spec.tensor_parallel == 1:
         # Else vLLM gives a CPU worker a process of its own besides the core's: 6 s of imports and 600 MB for nothing.
         args["distributed_executor_backend"] = UniProcExecutor
+    if current_platform.is_cpu() and spec.seeded:
+        # At the end of each part of a prompt vLLM turns the request's generator back, which ends the process on a CPU.
+        args["enable_chunked_prefill"] = False
     return AsyncEngineArgs(**(args | spec.options))

@@ -18,19 +18,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.inputs.engine import tokens_input
-from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.rollout.core_stats import CoreStats, core_stats
 from fr3e_async.rollout.entropy import EntropyProvider, provider_of
 from fr3e_async.rollout.held_weights import HeldWeights
 from fr3e_async.rollout.owner import claim_children
@@ -46,10 +45,13 @@ from fr3e_async.rollout.port import (
 )
 from fr3e_async.rollout.settings import engine_args
 from fr3e_async.rollout.transfer import engine_init_info, update_info
+from fr3e_async.rollout.vllm_request import check_request, sampling_params, versions_of
 from fr3e_async.types import Completion, Finish, WeightAck, WeightBundle, WeightManifest
 from fr3e_async.weights.bundle import tensor_bytes
 
+T = TypeVar("T")
 Load = Callable[[AsyncLLM, WeightManifest], Awaitable[dict[str, Any]]]
+LOOK_S = 0.5  # how soon the death of the core is seen by a call that waits for it
 FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT, "error": Finish.ABORT}
 
 
@@ -62,12 +64,15 @@ class VllmEngine:
         self._entropy: EntropyProvider = provider_of(spec)
         self._vocabulary = llm.model_config.get_vocab_size()
         self._version = spec.version
+        self._loads = 0  # times that the model was loaded; with a rollback a version can come again, with other weights
         self._broken = ""  # why nothing that this engine says can be used any more
-        self._unfinished: set[asyncio.Future[WeightAck]] = set()  # updates whose caller may be gone
+        self._unfinished: set[asyncio.Future[Any]] = set()  # updates whose caller may be gone
         self._updates = asyncio.Lock()  # one update at a time
         self._held = HeldWeights()
         self._gate = asyncio.Lock()  # held while paused: requests that arrive wait and get the new version's cache salt
         self._meter = BusyMeter()
+        self._core: CoreStats = core_stats(llm)
+        self._entered, self._left = 0, 0  # requests
         self._serial = itertools.count()  # makes vLLM's request ids unique when a rollout is sampled again
         self._live: dict[str, str] = {}  # request id -> vLLM's
         self._tokens_generated = 0
@@ -80,7 +85,7 @@ class VllmEngine:
         provider = provider_of(spec)
         provider.check()
         claim_children()
-        llm = await asyncio.to_thread(AsyncLLM.from_engine_args, engine_args(spec))
+        llm = await asyncio.to_thread(AsyncLLM.from_engine_args, engine_args(spec), stat_loggers=[CoreStats])
         engine = cls(llm, spec)
         try:
             if provider.confirmation and not all(await llm.collective_rpc(provider.confirmation)):
@@ -95,18 +100,16 @@ class VllmEngine:
     async def sample(self, request: SampleRequest) -> Completion:
         """See ``port.Engine.sample``."""
         self._require_alive()
-        if len(request.context) >= self._spec.max_model_len:
-            raise ValueError(
-                f"request {request.request_id}: a context of {len(request.context)} tokens leaves no room in a model length "
-                f"of {self._spec.max_model_len}"
-            )
+        check_request(request, self._spec)
         self._meter.enter(time.time())
+        self._entered += 1
         try:
             async with self._gate:
-                salt = f"v{self._version}"
+                salt = f"load-{self._loads}"
             output = await self._run(request, salt)
         finally:
             self._meter.leave(time.time())
+            self._left += 1
         self._require_alive()
         completion = self._completion(request, output)
         self._tokens_generated += len(completion)
@@ -127,37 +130,35 @@ class VllmEngine:
 
     async def load_weights(self, bundle: WeightBundle, fetch: Fetch = in_hand) -> WeightAck:
         """See ``port.Engine.load_weights``. Once begun it is finished even if the caller is cancelled."""
-        update = asyncio.ensure_future(self._update(bundle, fetch))
-        self._unfinished.add(update)  # the loop itself holds tasks weakly
-        update.add_done_callback(self._unfinished.discard)
-        return await asyncio.shield(update)
+        return await self._to_the_end(self._update(bundle, fetch))
 
     async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
         """See ``port.Engine.join_transfer``."""
-        async with self._updates:
-            self._require_alive()
-            await self._alive().shutdown_weight_transfer_engine()
-            request = WeightTransferInitRequest(init_info=engine_init_info(meeting, place=place))
-            await self._alive().init_weight_transfer_engine(request)
+        await self._to_the_end(self._join(meeting, place))
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         """See ``port.Engine.receive_weights``. Once begun it is finished even if the caller is cancelled."""
-        update = asyncio.ensure_future(self._receive(manifest))
-        self._unfinished.add(update)
-        update.add_done_callback(self._unfinished.discard)
-        return await asyncio.shield(update)
+        return await self._to_the_end(self._receive(manifest))
 
     async def stats(self) -> EngineStats:
         self._require_alive()
+        running = self._meter.running
         return EngineStats(
             version=self._version,
-            running=self._meter.running,
+            running=running,
             tokens_generated=self._tokens_generated,
             prompt_tokens=self._prompt_tokens,
             cached_prompt_tokens=self._cached_prompt_tokens,
             pause_s=self._meter.pause_s,
             busy=self._meter.take(time.time()),
+            kv_used=self._core.kv_used if running else 0.0,  # an abort is no step of the core
+            waiting=self._core.waiting if running else 0,
+            preempted=self._core.preempted,
         )
+
+    def pulse(self) -> int:
+        """See ``port.Engine.pulse``."""
+        return self._entered + self._left + self._core.steps + self._loads
 
     async def close(self) -> None:
         """End the engine's processes. Requests in flight fail. Doing it twice is harmless."""
@@ -173,9 +174,10 @@ class VllmEngine:
         inner = f"{request.request_id}#{next(self._serial)}"
         self._live[request.request_id] = inner
         prompt = tokens_input(request.context.tolist(), cache_salt=salt)
+        params = sampling_params(request, self._spec, logprobs=self._entropy.asks(request, vocabulary=self._vocabulary))
         output: RequestOutput | None = None
         try:
-            async for final in self._alive().generate(prompt, self._sampling_params(request), inner):
+            async for final in self._alive().generate(prompt, params, inner):
                 output = final
         except EngineDeadError as error:
             raise EngineDead("the engine's core process is gone") from error
@@ -190,20 +192,6 @@ class VllmEngine:
             raise EngineDead(f"request {request.request_id} ended without an output")
         return output
 
-    def _sampling_params(self, request: SampleRequest) -> SamplingParams:
-        return SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            max_tokens=request.max_tokens,
-            stop_token_ids=list(self._spec.end_token_ids),
-            logprobs=self._entropy.asks(request, vocabulary=self._vocabulary),
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
-        )
-
     def _completion(self, request: SampleRequest, output: RequestOutput) -> Completion:
         sampled = output.outputs[0]
         tokens = np.asarray(sampled.token_ids, dtype=np.int32)
@@ -215,10 +203,35 @@ class VllmEngine:
             entropy_errors=measured.entropy_errors,
             raw_logprobs=measured.raw_logprobs,
             raw_entropies=measured.raw_entropies,
-            versions=_versions(sampled, len(tokens)),
+            versions=versions_of(sampled, len(tokens)),
             finish=FINISHES[str(sampled.finish_reason)],
             cached_tokens=output.num_cached_tokens or 0,
         )
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it even if the caller is cancelled. ``EngineDead`` once the core is dead: vLLM would await its answer for ever."""
+
+        async def unless_dead() -> T:
+            task = asyncio.ensure_future(work)
+            while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
+                if self._llm is None or self._llm.errored:
+                    task.cancel()
+            try:
+                return task.result()
+            except (EngineDeadError, asyncio.CancelledError) as error:
+                raise EngineDead(self._broken or "the engine's core process died during a weight update") from error
+
+        whole = asyncio.ensure_future(unless_dead())
+        self._unfinished.add(whole)  # the loop itself holds tasks weakly
+        whole.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(whole)
+
+    async def _join(self, meeting: TransferMeeting, place: int) -> None:
+        async with self._updates:
+            self._require_alive()
+            await self._alive().shutdown_weight_transfer_engine()
+            request = WeightTransferInitRequest(init_info=engine_init_info(meeting, place=place))
+            await self._alive().init_weight_transfer_engine(request)
 
     async def _update(self, bundle: WeightBundle, fetch: Fetch) -> WeightAck:
         async with self._updates:
@@ -285,6 +298,7 @@ class VllmEngine:
             self._broken = f"weights v{manifest.version} did not arrive to the end: {error}"
             raise EngineDead(self._broken) from error
         self._held.loaded(manifest, verified)
+        self._loads += 1
         await self._label(llm, manifest.version)
         return {"load_s": loaded - started, "verify_s": time.perf_counter() - loaded}
 
@@ -299,8 +313,6 @@ class VllmEngine:
                 reply = await load(llm, manifest)
             finally:
                 await llm.resume_generation()
-        except EngineDeadError as error:
-            raise EngineDead("the engine's core process died during a weight update") from error
         finally:
             now = time.time()
             self._meter.resume(now)
@@ -319,6 +331,7 @@ class VllmEngine:
         if refusals:
             raise WeightsRefused(f"weights v{manifest.version}: {refusals[0]}")  # every rank judges the same names alike
         self._held.loaded(manifest, [reply["verified"] for reply in replies])
+        self._loads += 1
         await self._label(llm, manifest.version)
         return max(replies, key=lambda reply: reply["load_s"] + reply["verify_s"])
 
@@ -335,13 +348,3 @@ class VllmEngine:
         if self._llm is None:
             raise EngineDead(self._broken)
         return self._llm
-
-
-def _versions(sampled: CompletionOutput, length: int) -> NDArray[np.int32]:
-    """[length] the weight version of each token, from vLLM's spans."""
-    versions = np.full(length, -1, dtype=np.int32)
-    for span in sampled.weight_versions or ():
-        versions[span.start : span.end] = int(span.version)
-    if (versions < 0).any():
-        raise RuntimeError(f"the engine gave no weight version for {int((versions < 0).sum())} of {length} tokens")
-    return versions

@@ -39,6 +39,11 @@ def check_strategy(config: Config) -> None:
     least = plan.bases if plan.rule else 2
     if 0 < tokens < least:
         raise ConfigError(f"budget.tokens_per_prompt is {tokens}, but a group has at least {least} rollouts; 0: no budget")
+    if tokens and plan.first:
+        raise ConfigError(
+            f"budget.tokens_per_prompt={tokens} with algorithm.adaptive_first={plan.first}: both would set the number of "
+            "branches; set one of them to 0"
+        )
 
 
 def explorer_count(config: Config) -> int:

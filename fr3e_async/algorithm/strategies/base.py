@@ -26,8 +26,18 @@ class GroupPlan:
 
     bases: int  # N rollouts of the prompt
     trunks: int = 0  # most bases that are branched from
-    branches: int = 0  # M continuations of an anchor
+    branches: int = 0  # M continuations of an anchor; with ``first`` their mean over the anchors of a trunk, at most
+    first: int = 0  # continuations that an anchor gets before algorithm/adaptive.py decides on the others; 0: all M at once
     rule: AnchorRule | None = None  # how anchors are picked on a trunk; None: nothing is branched
+
+    def __post_init__(self) -> None:
+        if self.first and not 2 <= self.first < self.branches:
+            raise ValueError(f"first must be 0 or in [2, branches - 1], got first={self.first}, branches={self.branches}")
+
+    @property
+    def at_once(self) -> int:
+        """Continuations of an anchor that are drawn as soon as it is known: branches 0 to at_once - 1."""
+        return self.first or self.branches
 
     @property
     def anchors(self) -> int:
@@ -36,7 +46,7 @@ class GroupPlan:
 
     @property
     def rollouts(self) -> int:
-        """N + trunks · K · M: the most that a group can have."""
+        """N + trunks · K · M: the most that a group can have; with ``first`` too, for it only moves what a trunk has to spend."""
         return self.bases + self.trunks * self.anchors * self.branches
 
 
@@ -49,7 +59,13 @@ def tree_plan(config: AlgorithmConfig, *, rule: str) -> GroupPlan:
     if not config.anchors:
         return flat_plan(config)
     trunks = {"first": 1, "random": 1, "one_right_one_wrong": 2, "all": config.bases}[config.trunk]
-    return GroupPlan(bases=config.bases, trunks=trunks, branches=config.branches, rule=AnchorRule.of(config, rule))
+    return GroupPlan(
+        bases=config.bases,
+        trunks=trunks,
+        branches=config.branches,
+        first=config.adaptive_first,
+        rule=AnchorRule.of(config, rule),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +94,7 @@ class GroupOutcome:
 class StateCredit:
     """What became of one state of a group."""
 
-    value: StateValue | None  # None: none of its rollouts was judged
+    value: StateValue | None  # None: none of the rollouts it is of was judged
     alpha: float = 1.0
     dropped: str = ""  # why its rollouts are not trained: "all_right", "all_wrong", "no_spread", "too_few", "not_trained"
 
@@ -97,6 +113,8 @@ class Credit:
                 f"a group is either trained or rejected, got {len(self.advantages)} advantages and {self.rejected!r}"
             )
         for id, stretches in self.advantages.items():
+            if len(stretches) == 1 and stretches[0].start == 0 and math.isfinite(stretches[0].value):
+                continue
             starts = [s.start for s in stretches]
             if starts[:1] != [0] or starts != sorted(set(starts)):
                 raise ValueError(f"{id}: stretches must begin at 0 and go on in order, got {starts}")

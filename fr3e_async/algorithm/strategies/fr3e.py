@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fr3e_async.algorithm.adaptive import fixed_draws
 from fr3e_async.algorithm.strategies.base import (
     Credit,
     GroupOutcome,
@@ -23,7 +24,12 @@ from fr3e_async.types import RolloutId
 
 @dataclass(frozen=True, slots=True)
 class Fr3e:
-    """A'_{j,m} = alpha_j · (r_{j,m} - V(S_j)). V and alpha are computed for *all* states before any is dropped."""
+    """A'_{j,m} = alpha_j · (r_{j,m} - V(S_j)). V and alpha are computed for *all* states before any is dropped.
+
+    With ``algorithm.adaptive_first`` V, hence alpha, is of the first rounds and unbiased; the baseline of an advantage is the
+    mean of all judged members of its state, of both rounds, so that it still sums to 0 over them. Only mixed first rounds
+    lead to a second: the expected update of a state keeps its direction (binary rewards) but not its size (docs/fr3e.md).
+    """
 
     config: AlgorithmConfig
 
@@ -38,7 +44,8 @@ class Fr3e:
     def credit(self, outcome: GroupOutcome) -> Credit:
         own = outcome.by_node()
         members = {node: {**judged, **self._trunk_member(outcome, node)} for node, judged in own.items()}
-        values = state_values({node: list(judged.values()) for node, judged in members.items()})
+        first = self.config.adaptive_first
+        values = state_values({node: fixed_draws(judged, first=first) for node, judged in members.items()})
         states = {
             node: StateCredit(
                 value=values.get(node),

@@ -33,6 +33,12 @@ class VinePpo:
     def __post_init__(self) -> None:
         if not self.config.anchors:
             raise ConfigError("algorithm.anchors must be at least 1: algorithm.strategy=vineppo trains the trunks only")
+        if self.config.adaptive_first:
+            # V may count first rounds only (algorithm/adaptive.py), and nothing else is done with a branch here.
+            raise ConfigError(
+                f"algorithm.adaptive_first={self.config.adaptive_first} with algorithm.strategy=vineppo would pay for rollouts "
+                "that nothing reads: branches only give V, which is of the first ones; set algorithm.adaptive_first=0"
+            )
 
     @property
     def plan(self) -> GroupPlan:

@@ -1,0 +1,288 @@
+"""The toy run while random processes of it are killed, against an undisturbed one: the same accuracy, and books that balance.
+
+    python benchmarks/chaos.py [key=value ...] --kills 30 --seed 0
+
+Each kill is SIGKILL of a random victim (generator, its engine core, explorer, its engine core, verifier, one of its processes,
+a learner rank, the driver) in a random phase (generating and branching, updating, broadcasting, checkpointing). If the driver is
+gone, the same command is started again. After each kill the run must get on by itself: a batch or an evaluation within
+``--patience`` seconds. At the end the audit must pass, every session's journal must replay to the same decisions, and the
+accuracy must agree with that of an undisturbed run. Exits with 1 if it does not.
+
+``--quick``: six kills of which one is of the driver, and no undisturbed run.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import common
+import psutil
+
+from fr3e_async.evaluation.accuracy import EvaluationResult, difference
+
+VICTIMS = ("generator", "generator core", "explorer", "explorer core", "verifier", "verifier process", "learner", "driver")
+PHASES = ("any moment", "updating", "broadcasting", "checkpointing")
+SETTINGS = (
+    "run.checkpoint_every=1",
+    "learner.max_restarts=1000",
+    "pools.max_deaths_in_a_row=20",
+    "resume=auto",
+    "observe.console=off",
+)
+POLL_S = 0.005
+REST_S = (0.5, 4.0)  # between a sign of life after a kill and the next kill
+
+
+@dataclass
+class Kill:
+    victim: str
+    phase: str
+    at_s: float
+    version: int  # last one that was trained
+    back_s: float = 0.0  # until the next batch was trained or the run ended
+
+
+@dataclass
+class Run:
+    """A main job as a subprocess, started again when it dies."""
+
+    folder: Path
+    overrides: list[str]
+    starts: int = 0
+    process: subprocess.Popen[bytes] = field(init=False)
+    log: Any = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "fr3e_async.main", "config=toy", f"run.dir={self.folder}", *SETTINGS, *self.overrides]
+        self.log = self.log or open(self.folder.with_suffix(".log"), "ab")  # noqa: SIM115 - open as long as the run
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.starts += 1
+
+    @property
+    def ended(self) -> bool:
+        return (self.folder / "summary.json").is_file() and self.process.poll() is not None
+
+    def books(self) -> list[dict[str, Any]]:
+        path = self.folder / "ledger.jsonl"
+        if not path.is_file():
+            return []
+        rows = []
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # half a line: it is being written, or a kill cut it
+        return rows
+
+
+def phase_of(books: list[dict[str, Any]], folder: Path) -> str:
+    """What the run is doing now, as far as its files tell."""
+    if any((folder / "checkpoints").glob("step-*.tmp")):
+        return "checkpointing"
+    last = {kind: i for i, row in enumerate(books) for kind in [row["what"]]}
+    if last.get("train", -1) > last.get("trained", -1):
+        return "updating"
+    if last.get("trained", -1) > last.get("live", -1):
+        return "broadcasting"
+    return "generating"
+
+
+def victims(driver: int) -> dict[str, list[psutil.Process]]:
+    """The run's processes by what they are, found by the log that each actor writes its output to."""
+    found: dict[str, list[psutil.Process]] = {"driver": [psutil.Process(driver)]}
+    actors: dict[int, str] = {}
+    tree = psutil.Process(driver).children(recursive=True)
+    for process in tree:
+        try:
+            out = Path(f"/proc/{process.pid}/fd/1").readlink()
+        except OSError:
+            continue
+        role = out.name.split("-")[0]
+        if out.suffix != ".log" or role not in ("generator", "explorer", "verifier", "learner"):
+            continue
+        parent = process.ppid()
+        while parent not in actors and parent > 1:  # a child of an actor, at any depth, inherits its output
+            try:
+                parent = psutil.Process(parent).ppid()
+            except psutil.Error:
+                break
+        if parent not in actors:
+            actors[process.pid] = role
+            found.setdefault(role, []).append(process)
+        elif role == "verifier":
+            found.setdefault("verifier process", []).append(process)
+        elif "EngineCore" in process.name():
+            found.setdefault(f"{role} core", []).append(process)
+    return found
+
+
+def kill(run: Run, kind: str) -> bool:
+    """False if there is nobody of this kind to kill."""
+    try:
+        process = random_of(victims(run.process.pid).get(kind, []))
+        if process is None:
+            return False
+        process.kill()
+        return True
+    except psutil.Error:
+        return False
+
+
+def random_of(processes: list[psutil.Process]) -> psutil.Process | None:
+    return DICE.choice(sorted(processes, key=lambda p: p.pid)) if processes else None
+
+
+DICE = random.Random(0)
+
+
+def versions(books: list[dict[str, Any]]) -> tuple[int, int]:
+    """(batches trained over all sessions, last version)."""
+    trained = [row["version"] for row in books if row["what"] == "trained"]
+    return len(trained), trained[-1] if trained else 0
+
+
+def chaos(run: Run, plan: list[tuple[str, str]], *, patience_s: float) -> list[Kill]:
+    """Run to the end with these (victim, phase) kills. Raises ``TimeoutError`` if it does not get on."""
+    started, kills = time.time(), []
+    run.start()
+    todo = list(plan)
+    next_at, moved_at, seen, waiting = time.time(), time.time(), 0, None
+    while not run.ended:
+        if run.process.poll() is not None:
+            run.start()
+            moved_at = time.time()
+        books = run.books()
+        count, version = versions(books)
+        if count > seen or any(row["what"] == "end" for row in books[-1:]):
+            seen, moved_at = count, time.time()
+            if waiting is not None:
+                waiting.back_s = time.time() - started - waiting.at_s
+                waiting, next_at = None, time.time() + DICE.uniform(*REST_S)
+        if time.time() - moved_at > patience_s:
+            raise TimeoutError(f"nothing was trained for {patience_s:.0f} s after {kills[-1] if kills else 'the start'}")
+        alive = bool(books) and books[-1]["what"] != "end" and run.process.poll() is None
+        if todo and waiting is None and alive and time.time() >= next_at and seen:
+            victim, phase = todo[0]
+            now = phase_of(books, run.folder)
+            if (phase in (now, "any moment")) and kill(run, victim):
+                todo.pop(0)
+                waiting = Kill(victim, now, time.time() - started, version)
+                kills.append(waiting)
+        time.sleep(POLL_S)
+    if todo:
+        print(f"the run ended with {len(todo)} kills to go: more run.steps, please")
+    return kills
+
+
+def planned(count: int, kinds: list[str]) -> list[tuple[str, str]]:
+    """Every victim in every phase as evenly as the number allows, in random order."""
+    pairs = [(victim, phase) for victim in kinds for phase in PHASES]
+    plan = [pair for _ in range(count // len(pairs) + 1) for pair in DICE.sample(pairs, len(pairs))][:count]
+    return DICE.sample(plan, len(plan))
+
+
+def checked(folder: Path) -> list[str]:
+    """What the audit and the replay say, if it is not that all is well."""
+    faults = []
+    for command in ("audit", "replay"):
+        done = subprocess.run([sys.executable, "-m", f"fr3e_async.{command}", str(folder)], capture_output=True, text=True)
+        print(f"\n{command}:\n{done.stdout}{done.stderr}".rstrip())
+        if done.returncode:
+            faults.append(f"{command} fails")
+    return faults
+
+
+def accuracy(summary: dict[str, Any]) -> tuple[float, float, float]:
+    low, high = summary["accuracy_intervals"]["after"]
+    return summary["accuracy_after"], low, high
+
+
+def main() -> int:
+    parser = common.parser(__doc__)
+    parser.add_argument("--kills", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
+    parser.add_argument("--patience", type=float, default=240.0)
+    parser.add_argument("--keep", type=Path, help="keep the run directories here")
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    DICE.seed(args.seed)
+    facts = common.machine()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = (
+            planned(args.kills, args.victims)
+            if not args.quick
+            else [*[(v, "any moment") for v in VICTIMS if v != "driver"][:5], ("driver", "any moment")]
+        )
+        started = time.time()
+        disturbed = Run(folder / "chaos", args.overrides)
+        kills = chaos(disturbed, plan, patience_s=args.patience)
+        spent = time.time() - started
+        faults = checked(disturbed.folder)
+        summaries = {"chaos": json.loads((disturbed.folder / "summary.json").read_text())}
+        if not args.quick:
+            calm = Run(folder / "calm", args.overrides)
+            calm.start()
+            calm.process.wait()
+            summaries["calm"] = json.loads((calm.folder / "summary.json").read_text())
+        figures = {
+            "kills": [vars(k) for k in kills],
+            "spent_s": spent,
+            "starts": disturbed.starts,
+            "accuracy": {name: accuracy(summary) for name, summary in summaries.items()},
+        }
+    print(report(kills, spent, disturbed.starts, summaries))
+    faults += judged(kills, len(plan), summaries)
+    common.finish(args, figures, facts)
+    for fault in faults:
+        print("FAIL:", fault)
+    return 1 if faults else 0
+
+
+def report(kills: list[Kill], spent: float, starts: int, summaries: dict[str, dict[str, Any]]) -> str:
+    lines = ["", "| victim | kills | phases | s until the next batch, median (longest) |", "| --- | --- | --- | --- |"]
+    for victim in VICTIMS:
+        own = [k for k in kills if k.victim == victim]
+        if own:
+            back = sorted(k.back_s for k in own)
+            phases = ", ".join(f"{count} {phase}" for phase, count in sorted(Counter(k.phase for k in own).items()))
+            lines.append(f"| {victim} | {len(own)} | {phases} | {back[len(back) // 2]:.0f} ({back[-1]:.0f}) |")
+    lines += ["", f"{len(kills)} kills, {starts} starts of the command, {spent:.0f} s in all"]
+    for name, summary in summaries.items():
+        value, low, high = accuracy(summary)
+        lines.append(
+            f"{name}: accuracy {summary['accuracy_before']:.3f} -> {value:.3f} [{low:.3f}, {high:.3f}], {summary['steps']} batches, "
+            f"staleness max {summary['staleness_max']}, wall {summary['wall_s']:.0f} s"
+        )
+    return "\n".join(lines)
+
+
+def judged(kills: list[Kill], wanted: int, summaries: dict[str, dict[str, Any]]) -> list[str]:
+    """All kills were made, and the accuracy is the same: the 95 % interval of the difference holds 0."""
+    faults = [] if len(kills) == wanted else [f"{len(kills)} kills of {wanted}"]
+    if "calm" in summaries:
+        gain, low, high = difference(result(summaries["calm"]), result(summaries["chaos"]))
+        print(f"chaos - calm: accuracy {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+        if not low <= 0 <= high:
+            faults.append("the accuracy is another one")
+    return faults
+
+
+def result(summary: dict[str, Any]) -> EvaluationResult:
+    last = summary["evaluations"][-1]
+    return EvaluationResult(**{item.name: last[item.name] for item in fields(EvaluationResult)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

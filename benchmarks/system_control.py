@@ -1,0 +1,346 @@
+"""Capacity of the control plane: the bare state machine, and the whole loop through Ray with actors that answer at once.
+
+What the actors return is real in form: rollout batches, notes, anchors, verdicts. A rollout's length and reward follow from its
+id, so that groups have a spread and are trained as they would be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from system_parts import cluster, pace, toy
+
+from fr3e_async.actors.payloads import RayPayloads
+from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
+from fr3e_async.actors.watch import Watched, watchable
+from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.config import Config
+from fr3e_async.control.controller import Controller
+from fr3e_async.control.crew import Crew, Worker
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.journal import Journal
+from fr3e_async.control.machine import Machine
+from fr3e_async.control.messages import (
+    Acked,
+    Admitted,
+    Assign,
+    Branch,
+    Command,
+    Delivered,
+    Event,
+    Exported,
+    Judged,
+    Sample,
+    Score,
+    Send,
+    Train,
+    Trained,
+    WorkerUp,
+)
+from fr3e_async.control.ports import Delivery
+from fr3e_async.control.progress import Progress
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.data.stream import PromptStream
+from fr3e_async.observe.console import ConsoleView, make_console
+from fr3e_async.observe.recorder import Recorder
+from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.rollout import EngineStats
+from fr3e_async.types import (
+    Anchor,
+    Completion,
+    Draw,
+    Finish,
+    Outcome,
+    Prompt,
+    RolloutBatch,
+    RolloutId,
+    RolloutNote,
+    StepReport,
+    Verdict,
+    WeightAck,
+    WeightBundle,
+)
+from fr3e_async.weights import stream
+
+ROLLOUTS_GOAL = 1000.0  # a second, on two cores
+EVENTS_GOAL = 50_000.0  # a second
+WORKERS = {GENERATORS: 1, EXPLORERS: 1, VERIFIERS: 1}
+CALLS_AT_ONCE = 10_000
+LENGTH = 20  # tokens of a response, about that of the toy
+RIGHT, WRONG = 1, 2  # the last token says whether the response is right
+
+
+def number_of(id: RolloutId) -> int:
+    """The same in every process."""
+    return zlib.crc32(f"{id.group}/{id.node}/{id.branch}".encode())
+
+
+def right(id: RolloutId) -> bool:
+    return bool(number_of(id) >> 7 & 1)
+
+
+def anchors_of(trunk: RolloutId) -> tuple[Anchor, ...]:
+    """Three of them: nodes are numbered for algorithm.anchors = 3."""
+    first = 3 * trunk.branch
+    return tuple(
+        Anchor(node=first + j, parent=first + j - 1 if j > 1 else 0, trunk=trunk.branch, position=4 * j, score=1.0)
+        for j in (1, 2, 3)
+    )
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(uid=f"p{i}", text="", gold="1", token_ids=np.arange(3, 23, dtype=np.int32)) for i in range(count)]
+
+
+# ---- the bare machine ----
+
+
+class Player:
+    """A world that carries out every command at once, in order, and keeps all events that it told the machine."""
+
+    def __init__(self, config: Config) -> None:
+        self.machine = Machine(config, make_strategy(config.algorithm))
+        self.events: list[Event] = []
+        self._todo: deque[Command] = deque(self.machine.start())
+        self._payloads, self._prompt = 0, prompts(1)[0]
+
+    def play(self, events: int) -> list[Event]:
+        for role, count in {**WORKERS, GENERATORS: 2, EXPLORERS: 2}.items():
+            for number in range(count):
+                self._tell(WorkerUp(role=role, worker=f"{role}-{number}"))
+        admitted = 0
+        while len(self.events) < events:
+            while self.machine.ledger.admissible() > 0:
+                admitted += 1
+                self._tell(Admitted(group=f"p{admitted}@0", prompt=self._prompt))
+            for event in self._done(self._todo.popleft()):
+                self._tell(event)
+        return self.events
+
+    def _tell(self, event: Event) -> None:
+        self.events.append(event)
+        self._todo.extend(self.machine.handle(event))
+
+    def _done(self, command: Command) -> Iterator[Event]:
+        match command:
+            case Assign(work=Score() as work):
+                verdicts = tuple(Verdict(outcome=Outcome.RIGHT if right(id) else Outcome.WRONG) for id in work.ids)
+                yield Judged(task=work.task, group=work.ids[0].group, ids=work.ids, verdicts=verdicts)
+            case Assign(work=Sample() | Branch() as work):
+                self._payloads += 1
+                trunk = isinstance(work, Sample) and work.trunk
+                yield Delivered(
+                    task=work.task,
+                    group=work.ids[0].group,
+                    payload=self._payloads,
+                    notes=tuple(map(self._note, work.ids)),
+                    anchors=tuple(anchor for id in work.ids for anchor in anchors_of(id)) if trunk else None,
+                )
+            case Train():
+                yield Trained(version=command.version)
+                yield Exported(version=command.version)
+            case Send():
+                for worker in command.workers:
+                    yield Acked(worker=worker, version=command.version)
+
+    def _note(self, id: RolloutId) -> RolloutNote:
+        version = self.machine.ledger.live
+        return RolloutNote(
+            id=id, length=LENGTH, context=20, cached=0, entropy_sum=1.0, entropy_error_sum=0.0, finish=Finish.STOP,
+            oldest_version=version, newest_version=version,
+        )  # fmt: skip
+
+
+def machine_section(*, quick: bool) -> dict[str, Any]:
+    """Events are recorded first and then told to fresh machines: nothing but ``Machine.handle`` is in the time."""
+    config = toy("run.steps=1000000").config
+    events = Player(config).play(5_000 if quick else 50_000)
+    seconds, cpu = [], []
+    for _ in range(3):
+        fresh = Machine(config, make_strategy(config.algorithm))
+        fresh.start()
+        started, worked = time.perf_counter(), time.process_time()
+        for event in events:
+            fresh.handle(event)
+        seconds.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - worked)
+    kinds = Counter(type(event).__name__ for event in events)
+    rate = len(events) / statistics.median(seconds)
+    return {
+        "events": len(events), "kinds": dict(kinds), "events_per_s": rate, "events_per_cpu_s": len(events) / min(cpu),
+        "goal": EVENTS_GOAL, "met": rate >= EVENTS_GOAL,
+    }  # fmt: skip
+
+
+# ---- the loop through Ray ----
+
+
+class InstantEngine(Watched):
+    """Answers what it is asked for, without any model."""
+
+    def __init__(self) -> None:
+        self._version = self._tokens = self._calls = 0
+
+    async def sample(
+        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool
+    ) -> tuple[Delivery, RolloutBatch]:
+        contexts = [prompt.token_ids for prompt in prompts[:1]]
+        anchors = tuple(anchor for id in ids for anchor in anchors_of(id)) if trunk else None
+        return self._made(ids, contexts, [0] * len(ids), len(contexts[0]), anchors)
+
+    async def branch(
+        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> tuple[Delivery, RolloutBatch]:
+        row = payload.row_of(trunk)
+        prompt, spine = payload.context(row), payload.completion(row).tokens
+        contexts = [np.concatenate([prompt, spine[: anchor.position]]) for anchor in anchors]
+        nodes = [anchor.node for anchor in anchors]
+        return self._made(ids, contexts, [nodes.index(id.node) for id in ids], len(prompt), None)
+
+    def _made(
+        self, ids: Sequence[RolloutId], contexts: list[Any], context_of: list[int], prompt: int, anchors: Any
+    ) -> tuple[Delivery, RolloutBatch]:
+        self._calls += 1
+        self._tokens += LENGTH * len(ids)
+        batch = RolloutBatch.build(
+            ids=list(ids), contexts=contexts, prompt_lens=[prompt] * len(contexts), context_of=context_of,
+            completions=[self._completion(id) for id in ids],
+        )  # fmt: skip
+        return Delivery(notes=tuple(batch.note(row) for row in range(len(batch))), anchors=anchors), batch
+
+    def _completion(self, id: RolloutId) -> Completion:
+        tokens = np.full(LENGTH, number_of(id) % 1000 + 3, dtype=np.int32)
+        tokens[-1] = RIGHT if right(id) else WRONG
+        floats = np.full(LENGTH, -1.0, dtype=np.float32)
+        return Completion(
+            tokens=tokens, logprobs=floats, entropies=-floats, entropy_errors=np.zeros(LENGTH, dtype=np.float32),
+            versions=np.full(LENGTH, self._version, dtype=np.int32), finish=Finish.STOP,
+        )  # fmt: skip
+
+    async def load_weights(self, bundle: WeightBundle) -> WeightAck:
+        self._version = bundle.version
+        return WeightAck(
+            version=bundle.version, checksum=bundle.checksum, verified_tensors=1, loaded_tensors=1, copied_bytes=4,
+            skipped_bytes=0, copy_s=0.0, load_s=0.0, verify_s=0.0, pause_s=0.0,
+        )  # fmt: skip
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(
+            version=self._version, running=0, tokens_generated=self._tokens, prompt_tokens=0, cached_prompt_tokens=0,
+            pause_s=0.0, busy=(),
+        )  # fmt: skip
+
+    def pulse(self) -> int:
+        return self._calls
+
+
+class InstantVerifier(Watched):
+    """Reads the answer off the last token."""
+
+    def __init__(self) -> None:
+        self._judged = 0
+
+    async def judge(self, batch: RolloutBatch, rows: Sequence[int], golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
+        self._judged += len(rows)
+        last = [batch.completion(row).tokens[-1] for row in rows]
+        return [Verdict(outcome=Outcome.RIGHT if token == RIGHT else Outcome.WRONG) for token in last]
+
+    def pulse(self) -> int:
+        return self._judged
+
+
+class InstantRank(Watched):
+    """A learner rank that fetches its rows, as a real one does, and leaves them."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def train(self, payloads: Sequence[Any], picks: Sequence[Any], version: int) -> StepReport:
+        import ray
+
+        ray.get(list(payloads))
+        self._steps += 1
+        return StepReport(version=version, tokens=LENGTH * len(picks), optimiser_steps=1, metrics={}, time_s=0.0)
+
+    def export(self, version: int, held: Any, bucket_bytes: int) -> Iterator[Any]:
+        weights = [("w", np.full(16, version, dtype=np.float32))]
+        yield from stream([weights], version=version, dtype="float32", held=held)
+
+    def save(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def pulse(self) -> int:
+        return self._steps
+
+
+def hired() -> tuple[list[tuple[str, Worker]], RayLearner]:
+    """Actors of all roles. They take no Ray CPUs: what they do is nothing."""
+    options = {"num_cpus": 0, "max_concurrency": CALLS_AT_ONCE}
+    workers: list[tuple[str, Worker]] = []
+    for role, count in WORKERS.items():
+        for number in range(count):
+            proxy, kind = (RayVerifier, InstantVerifier) if role == VERIFIERS else (RayEngine, InstantEngine)
+            workers.append((role, proxy(f"{role}-{number}", watchable(kind).options(**options).remote())))
+    rank = watchable(InstantRank).options(num_cpus=0).remote()
+    return workers, RayLearner([rank], None, bucket_bytes=1 << 20)
+
+
+async def loop_run(folder: Path, *, steps: int) -> dict[str, Any]:
+    loaded = toy(
+        f"run.steps={steps}", "run.checkpoint_every=0", "generators.rollouts_in_flight=512", "explorers.rollouts_in_flight=512"
+    )
+    config = loaded.config
+    run_dir = RunDir.open(folder / "run", config=config, config_yaml=loaded.yaml)
+    workers, learner = hired()
+
+    async def nobody(role: str) -> Worker:
+        raise AssertionError(f"a worker of {role} was lost")
+
+    crew = Crew(config=config, learner=learner, payloads=RayPayloads(), start=nobody, workers=workers)
+    mode, screen = make_console("off")
+    view = ConsoleView(mode=mode, console=screen, name="control", steps=steps)
+    recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
+    controller = Controller(
+        config=config,
+        crew=crew,
+        machine=Machine(config, make_strategy(config.algorithm)),
+        stream=PromptStream(prompts(4096), seed=0),
+        publisher=Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=time.time),
+        evaluator=None,
+        reporter=recorder,
+        books=recorder.books,
+        journal=Journal(run_dir.journal, session=0, config=config, state=None),
+        checkpoints=run_dir.checkpoints,
+        progress=Progress(),
+        clock=time.time,
+    )
+    cpu = time.process_time()
+    started = time.perf_counter()
+    await controller.run()
+    whole, cpu = time.perf_counter() - started, time.process_time() - cpu
+    recorder.close()
+    run_dir.close()
+    return {"whole_s": whole, "driver_cpu_s": cpu, "metrics": run_dir.metrics}
+
+
+def control_section(folder: Path, *, quick: bool) -> dict[str, Any]:
+    steps = 8 if quick else 48
+    with cluster(toy().config):
+        run = asyncio.run(loop_run(folder, steps=steps))
+    rows = [json.loads(line) for line in run["metrics"].read_text().splitlines()]
+    # From the second batch to the last but two: with no more groups to admit, fewer are in flight.
+    rate = pace(rows, first=2, last=steps - 2)["tokens_per_s"] / LENGTH
+    rollouts = sum(row["tokens/generated"] for row in rows) / LENGTH
+    return {
+        "rollouts": rollouts, "rollouts_per_s": rate, "batches": steps, "whole_s": run["whole_s"],
+        "driver_cpu_s": run["driver_cpu_s"], "goal": ROLLOUTS_GOAL, "met": rate >= ROLLOUTS_GOAL,
+    }  # fmt: skip

@@ -1,0 +1,307 @@
+"""What the benchmarks of the whole system share: a stage that outlives its runs, and ports that stand for others.
+
+A stage is Ray with the toy's engines and verifier, started once. Runs follow each other on it as a run goes on after the loss of
+its learner: a new learner, a new control loop, a run directory of its own, and engines that are given the first weights again.
+Settings of the engines themselves are those of the stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import psutil
+
+from fr3e_async.control.controller import Controller
+from fr3e_async.control.crew import ENGINES, Crew, Worker
+from fr3e_async.control.dispatch import VERIFIERS
+from fr3e_async.control.evaluator import Evaluator, pick_problems
+from fr3e_async.control.ports import LearnerPort
+from fr3e_async.data.model import end_tokens, load_tokenizer, resolve_model
+from fr3e_async.data.prompts import load_datasets
+from fr3e_async.errors import RunFailed
+from fr3e_async.loader import LoadedConfig, load_config
+from fr3e_async.observe.console import ConsoleView, make_console
+from fr3e_async.observe.logs import quiet_environment
+from fr3e_async.observe.recorder import Recorder
+from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.rollout import EngineSpec
+from fr3e_async.session import Session
+from fr3e_async.types import StepReport, WeightBundle
+from fr3e_async.wiring import Deployment, Model, connect, disconnect
+
+os.environ.update(quiet_environment(verbose=False))
+
+ENDLESS = "run.steps=1000000"
+Rows = list[dict[str, Any]]  # of metrics.jsonl
+
+
+def toy(*overrides: str) -> LoadedConfig:
+    return load_config(["config=toy", "observe.console=off", *overrides])
+
+
+# ---- rates ----
+
+
+def pace(rows: Rows, *, first: int, last: int) -> dict[str, float]:
+    """Batches and generated tokens a second from the end of step ``first`` to that of step ``last``."""
+    at = {row["step"]: row["time_s"] for row in rows}
+    seconds = at[last] - at[first]
+    tokens = sum(row["tokens/generated"] for row in rows if first < row["step"] <= last)
+    return {"batches_per_s": (last - first) / seconds, "tokens_per_s": tokens / seconds}
+
+
+def cpu_s() -> float:
+    """CPU time of this process and all that it has started and that still run."""
+    own = psutil.Process()
+    total = 0.0
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+# ---- the stage ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """What came of a run on the stage."""
+
+    rows: Rows
+    summary: dict[str, Any]  # of summary.json, as far as the run went
+    failure: str  # why it failed; "" if it did not
+    batch_cpu_s: float  # CPU time of all processes, a batch; 0 if the run was not stopped
+    cores: float  # that they kept busy
+
+
+class Stage:
+    """See the module's docstring. Use ``open_stage``."""
+
+    def __init__(self, overrides: Sequence[str], folder: Path) -> None:
+        self._overrides, self._folder = tuple(overrides), folder
+        loaded = toy(*overrides)
+        config = loaded.config
+        tokenizer = load_tokenizer(config)
+        self._datasets = load_datasets(config, tokenizer)
+        self._model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
+        self._home = RunDir.open(folder / "stage", config=config, config_yaml=loaded.yaml)
+        self._deployment = Deployment(config, self._model, self._home, clock=time.time)
+        self._runs = 0
+        self._config = config
+
+    async def start(self) -> None:
+        await self._deployment.start(resume_from=None)
+        self._workers: list[tuple[str, Worker]] = self._of(self._deployment.crew)
+        self._learner: LearnerPort = self._deployment.crew.learner
+
+    @property
+    def spec(self) -> EngineSpec:
+        """That of the stage's generators."""
+        return self._deployment._engine_spec(self._config.generators, seed=1)
+
+    async def first_weights(self) -> WeightBundle:
+        """The model as it was given. Its buckets outlive the learner."""
+        return await self._learner.export(0)
+
+    async def play(
+        self,
+        *overrides: str,
+        batches: int = 0,
+        learner: LearnerPort | None = None,
+        around_learner: Callable[[LearnerPort], Any] = lambda port: port,
+        around_engine: Callable[[Worker], Any] = lambda port: port,
+        engines: int = 0,
+        evaluate: bool = False,
+        before: float | None = 0.0,
+    ) -> Played:
+        """One run. ``batches``: stopped after so many, with all of its engines still at work; 0: to its end.
+
+        ``learner``: instead of a real one. ``around_*``: put around ports. ``engines``: use so many only, 0: all.
+        ``before``: the first accuracy, which is not measured then.
+
+        A run that fails (a step that was refused) is told in ``Played.failure``; with ``evaluate`` its accuracy is that of the
+        weights which the engines had last.
+        """
+        loaded = toy(*self._overrides, *overrides, *([ENDLESS] if batches else []))
+        config = loaded.config
+        self._runs += 1
+        run_dir = RunDir.open(self._folder / f"run-{self._runs}", config=config, config_yaml=loaded.yaml)
+        deployment = Deployment(config, self._model, run_dir, clock=time.time)
+        crew = deployment.crew = Crew(
+            config=config,
+            learner=self._learner,
+            payloads=self._deployment.crew.payloads,
+            start=self._deployment.start_worker,
+            workers=[(role, worker if role == VERIFIERS else around_engine(worker)) for role, worker in self._cast(engines)],
+        )
+        if learner is None:
+            await deployment.restart_learner(resume_from=None)
+            self._learner = crew.learner
+        crew.learner = around_learner(learner or self._learner)
+        until = Until(crew.learner, batches)
+        if batches:
+            crew.learner = until
+        mode, screen = make_console("off")
+        view = ConsoleView(mode=mode, console=screen, name=config.run.name, steps=config.run.steps)
+        recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
+        datasets = self._datasets if evaluate else replace(self._datasets, heldout=())
+        session = Session(config, self._model, datasets, run_dir, resume_from=None, started_at=time.time())
+        failure = ""
+        try:
+            controller = await session._controller(deployment, recorder, None, 1)
+            if controller.progress.accuracy_before is None:
+                controller.progress.accuracy_before = before
+            if isinstance(crew.learner, Directed):
+                crew.learner.controller = controller
+            try:
+                await controller.run()
+            except RunFailed as error:
+                failure = str(error) or type(error).__name__
+                controller.progress.utilisation = controller.watch.utilisation()
+                if evaluate:
+                    controller.progress.measured("after", await self._accuracy(crew))
+            summary = json.loads(session._summary(controller, failure or "finished").to_json())
+        finally:
+            recorder.close()
+            run_dir.close()
+        if not engines:
+            self._workers = [(role, getattr(worker, "inner", worker)) for role, worker in self._of(crew)]
+        rows = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+        return Played(rows=rows, summary=summary, failure=failure, batch_cpu_s=until.batch_cpu_s, cores=until.cores)
+
+    async def _accuracy(self, crew: Crew) -> Any:
+        @contextlib.asynccontextmanager
+        async def lend(role: str, weight: int, *, priority: int) -> AsyncIterator[str]:
+            yield crew.names(role)[0]
+
+        problems = pick_problems(self._datasets.heldout, crew.config)
+        return await Evaluator(crew, problems).run("after", lend=lend, on_progress=lambda: None)
+
+    def _cast(self, engines: int) -> list[tuple[str, Worker]]:
+        playing = [(role, worker) for role, worker in self._workers if role in ENGINES]
+        return [*playing[: engines or None], *(entry for entry in self._workers if entry[0] == VERIFIERS)]
+
+    @staticmethod
+    def _of(crew: Crew) -> list[tuple[str, Worker]]:
+        return [(crew.role(worker.name), worker) for worker in crew.workers()]
+
+    async def close(self) -> None:
+        for _, worker in self._workers:
+            await worker.close()
+        await self._learner.close()
+        self._home.close()
+
+
+@contextlib.contextmanager
+def cluster(config: Any) -> Iterator[None]:
+    """A Ray of our own. Outside of any event loop."""
+    connect(config)
+    try:
+        yield
+    finally:
+        disconnect()
+
+
+@contextlib.asynccontextmanager
+async def open_stage(overrides: Sequence[str], folder: Path) -> AsyncIterator[Stage]:
+    """A stage in its folder, within ``cluster``; run directories lie there, too."""
+    stage = Stage(overrides, folder)
+    await stage.start()
+    try:
+        yield stage
+    finally:
+        await stage.close()
+
+
+# ---- parts that stand for others ----
+
+
+class NoLearner:
+    """Port ``LearnerPort``: every batch is trained at once, and the weights stay as they are under each new version."""
+
+    def __init__(self, weights: WeightBundle) -> None:
+        self._weights, self._steps = weights, 0
+
+    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+        self._steps += 1
+        return StepReport(version=version, tokens=0, optimiser_steps=0, metrics={}, time_s=0.0)
+
+    async def export(self, version: int) -> WeightBundle:
+        return replace(self._weights, manifest=replace(self._weights.manifest, version=version), sent_bytes=0)
+
+    async def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    async def pulse(self) -> int:
+        return self._steps
+
+    async def stacks(self, limit_s: float) -> list[str]:
+        return []
+
+
+class Directed:
+    """A learner that something is done about. The stage tells it of its run's controller."""
+
+    controller: Controller
+
+    def __init__(self, inner: LearnerPort) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Until(Directed):
+    """Stops the run after some batches. Until then more groups are admitted: none of its rates is that of a run that ends.
+
+    CPU time is that between the ends of batch ``FIRST`` and the last one.
+    """
+
+    FIRST = 2
+
+    def __init__(self, inner: LearnerPort, batches: int) -> None:
+        super().__init__(inner)
+        self._batches = batches
+        self.batch_cpu_s = self.cores = 0.0
+
+    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+        report = await self.inner.train(rows, version=version)
+        if version == self.FIRST:
+            self._from = (time.time(), cpu_s())
+        if version == self._batches:
+            self.controller.stop(f"{version} batches")
+            if version > self.FIRST:
+                seconds, spent = time.time() - self._from[0], cpu_s() - self._from[1]
+                self.batch_cpu_s, self.cores = spent / (version - self.FIRST), spent / seconds
+        return report
+
+
+class RunAhead(Directed):
+    """A learner that begins a batch only when the engines have made all that ``flow.max_staleness`` lets them make.
+
+    So every batch is as old as the bound allows: batch v is of version max(0, v - 1 - bound).
+    """
+
+    LOOK_S = 0.01
+
+    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+        while not self._nothing_to_make(version - 1):
+            await asyncio.sleep(self.LOOK_S)
+        return await self.inner.train(rows, version=version)
+
+    def _nothing_to_make(self, newest: int) -> bool:
+        machine = self.controller.machine
+        desk = machine.desk
+        return machine.ledger.live >= newest and not any(desk.queued(role) or desk.in_flight(role) for role in desk.roles)

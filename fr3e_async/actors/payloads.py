@@ -1,0 +1,28 @@
+"""Port ``PayloadStore`` on Ray's object store."""
+
+from __future__ import annotations
+
+import numpy as np
+import ray
+from ray.exceptions import ObjectLostError
+
+from fr3e_async.control.ports import Payload, TaskLost
+from fr3e_async.types import RolloutBatch
+
+PROBE_BYTES = 1 << 20  # smaller objects may never reach the shared store
+
+
+class RayPayloads:
+    """The driver owns what it puts, as it owns what engines return to it: neither dies with an actor."""
+
+    def get(self, payload: Payload) -> RolloutBatch:
+        try:
+            return ray.get(payload)
+        except ObjectLostError as error:
+            raise TaskLost(f"a payload is gone ({type(error).__name__})", gone=True) from error
+
+    def put(self, batch: RolloutBatch) -> Payload:
+        return ray.put(batch)
+
+    def probe(self) -> bool:
+        return bool(ray.get(ray.put(np.ones(PROBE_BYTES, dtype=np.uint8))).all())

@@ -1,0 +1,266 @@
+"""Which worker does which task: queues by role, the seat with the most room, affinity, limits that follow the cache. Pure.
+
+    put ─► queue of the role ─► place ─► Placed(task, worker)         a seat has room for weight ``limit`` at once
+    end ─► room again                                                 press ─► the seat's limit falls or grows (AIMD)
+    seat_up, seat_down, hold, release ─► seats come, go, get nothing for a while
+
+A task goes to the seat of its role with the most room; to the worker that holds its prefix if that is not much fuller; with
+flexible roles to a seat of the other engine role that is much emptier, while that role has nothing waiting itself. Older
+groups come first, because a batch waits for its slowest group. Choosing costs O(log seats): seats lie in a heap by room,
+stale entries are dropped when met.
+
+Capacity does not leak: a seat's load is the weight of the tasks that it has, and a task leaves it in ``end`` and nowhere
+else, whatever became of the worker.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fr3e_async.config import PoolsConfig
+from fr3e_async.control.messages import Replace, Work
+from fr3e_async.errors import RunFailed
+
+GENERATORS, EXPLORERS, VERIFIERS = "generators", "explorers", "verifiers"
+OTHER = {GENERATORS: EXPLORERS, EXPLORERS: GENERATORS}
+GROWTH = 16  # a limit grows by the role's width / GROWTH at a time
+STALE = 64  # entries for each seat after which a heap is cleared of stale ones
+SLACK = 4  # loads that differ by less than width / SLACK count as equal: then a prefix at hand decides, or the role
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something for a worker of a role to do. ``weight``: rollouts; ``near``: the worker that holds the prefix."""
+
+    number: int
+    role: str
+    weight: int
+    work: Work | None = None
+    priority: int = 0  # lower ones first
+    age: int = 0  # lower ones first among equals: when the group was admitted
+    near: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A worker with its load."""
+
+    worker: str
+    role: str
+    limit: int
+    load: int = 0
+    tasks: set[int] = field(default_factory=set)
+    held: bool = False  # gets nothing while its weights change
+    up: bool = True
+    proven: bool = False  # it has finished a task
+    stamp: int = 0  # of its newest entry in the heap
+
+    @property
+    def room(self) -> int:
+        return self.limit - self.load
+
+
+@dataclass(slots=True)
+class Role:
+    width: int  # largest limit of a seat
+    queue: list[tuple[int, int, int, Task]] = field(default_factory=list)
+    rooms: list[tuple[int, int, int, Seat]] = field(default_factory=list)  # most room first
+    waiting: int = 0  # tasks queued
+    seats: int = 0
+    deaths_in_a_row: int = 0  # workers that died before they finished a task; a lost node is no such death
+    replacements: int = 0
+
+
+class Dispatcher:
+    """See the module's docstring."""
+
+    def __init__(self, widths: Mapping[str, int], config: PoolsConfig) -> None:
+        """``widths``: by role, the most rollouts (verifiers: calls) that one worker is given at once."""
+        self._config = config
+        self.roles = {role: Role(width) for role, width in widths.items()}
+        self.seats: dict[str, Seat] = {}
+        self._at: dict[int, tuple[Seat, int]] = {}  # task -> where it is, and its weight
+        self._queued: dict[int, Task] = {}
+        self._order = itertools.count()
+
+    # ---- queries ----
+
+    def queued(self, role: str) -> int:
+        return self.roles[role].waiting
+
+    def in_flight(self, role: str) -> int:
+        """Rollouts (verifiers: calls) that the role's workers have now."""
+        return sum(seat.load for seat in self.seats.values() if seat.role == role)
+
+    def tasks_of(self, worker: str) -> tuple[int, ...]:
+        seat = self.seats.get(worker)
+        return tuple(sorted(seat.tasks)) if seat else ()
+
+    def worker_of(self, task: int) -> str:
+        """Empty if no worker has it."""
+        at = self._at.get(task)
+        return at[0].worker if at else ""
+
+    # ---- tasks ----
+
+    def put(self, task: Task) -> None:
+        role = self.roles[task.role]
+        heapq.heappush(role.queue, (task.priority, task.age, next(self._order), task))
+        self._queued[task.number] = task
+        role.waiting += 1
+
+    def end(self, number: int, *, proof: bool) -> str:
+        """A task is over, or not wanted any more; the worker that had it, or "". ``proof``: the worker has done it."""
+        task = self._queued.pop(number, None)
+        if task is not None:  # never placed; its entry in the queue is stale now
+            self.roles[task.role].waiting -= 1
+            return ""
+        at = self._at.pop(number, None)
+        if at is None:
+            return ""
+        seat, weight = at
+        seat.load -= weight
+        seat.tasks.discard(number)
+        if proof:
+            seat.proven = True
+            self.roles[seat.role].deaths_in_a_row = 0
+        self._offer(seat)
+        return seat.worker
+
+    def place(self) -> list[tuple[Task, str]]:
+        """Hand out what can be handed out now: (task, worker)."""
+        placed: list[tuple[Task, str]] = []
+        # Generators twice: once the explorers' queue is empty they may lend.
+        for name in [*self.roles, GENERATORS] if self._config.flexible_roles else self.roles:
+            role = self.roles[name]
+            while role.waiting:
+                task = role.queue[0][3]
+                if task.number not in self._queued:
+                    heapq.heappop(role.queue)
+                    continue
+                seat = self._seat_for(name, task)
+                if seat is None:
+                    break
+                heapq.heappop(role.queue)
+                del self._queued[task.number]
+                role.waiting -= 1
+                self._at[task.number] = (seat, task.weight)
+                seat.load += task.weight
+                seat.tasks.add(task.number)
+                self._offer(seat)
+                placed.append((task, seat.worker))
+        return placed
+
+    def _seat_for(self, role: str, task: Task) -> Seat | None:
+        """The roomiest of its role, or the one that holds its prefix if that has not much less room, or one of the other role.
+
+        A task wider than a seat gets an empty one.
+        """
+        own = self._roomiest(role)
+        if not self._config.flexible_roles and not task.near:
+            return own if own is not None and (own.room >= task.weight or own.load == 0) else None
+        slack = self.roles[role].width // SLACK
+        other = self._roomiest(OTHER[role]) if self._lends(role) else None
+        best = own if other is None or (own is not None and own.room + slack >= other.room) else other
+        if best is None:
+            return None
+        near = self.seats.get(task.near) if task.near else None
+        if near is not None and self._takes(near, role) and near.room >= task.weight and near.room + slack >= best.room:
+            return near
+        return best if best.room >= task.weight or best.load == 0 else None
+
+    def _takes(self, seat: Seat, role: str) -> bool:
+        return not seat.held and (seat.role == role or (seat.role == OTHER.get(role) and self._lends(role)))
+
+    def _lends(self, role: str) -> bool:
+        """May this role's tasks go to the other engine role? Not while that has tasks waiting."""
+        other = OTHER.get(role, "")
+        return self._config.flexible_roles and other in self.roles and not self.roles[other].waiting
+
+    def _roomiest(self, role: str) -> Seat | None:
+        rooms = self.roles[role].rooms
+        while rooms:
+            _, _, stamp, seat = rooms[0]
+            if seat.up and not seat.held and stamp == seat.stamp:
+                return seat
+            heapq.heappop(rooms)
+        return None
+
+    def _offer(self, seat: Seat) -> None:
+        """Its newest entry in the heap; older ones are stale from now on."""
+        if seat.up and not seat.held:
+            role = self.roles[seat.role]
+            seat.stamp = next(self._order)
+            heapq.heappush(role.rooms, (-seat.room, seat.stamp, seat.stamp, seat))
+            if len(role.rooms) > STALE * role.seats:  # those of little room may never come to the top
+                role.rooms = [entry for entry in role.rooms if entry[3].up and entry[2] == entry[3].stamp]
+                heapq.heapify(role.rooms)
+
+    # ---- seats ----
+
+    def seat_up(self, role: str, worker: str) -> None:
+        if worker in self.seats:
+            raise RunFailed(f"two workers have the name {worker}")
+        seat = Seat(worker, role, limit=self.roles[role].width)
+        self.seats[worker] = seat
+        self.roles[role].seats += 1
+        self._offer(seat)
+
+    def seat_down(self, worker: str, why: str) -> Replace | None:
+        """Out of service for good; None if it was already. Its tasks stay on the books until they end.
+
+        Raises ``RunFailed``: too many workers of the role have died in a row.
+        """
+        seat = self.seats.pop(worker, None)
+        if seat is None:
+            return None
+        seat.up = False
+        self.roles[seat.role].seats -= 1
+        return self._replacement(seat.role, worker, why, proven=seat.proven)
+
+    def unreplaced(self, role: str, worker: str, why: str) -> Replace:
+        """A replacement did not start: try again, later. Raises ``RunFailed`` like ``seat_down``."""
+        return self._replacement(role, worker, why, proven=False)
+
+    def _replacement(self, name: str, worker: str, why: str, *, proven: bool) -> Replace:
+        role, most = self.roles[name], self._config.max_deaths_in_a_row
+        role.replacements += 1
+        role.deaths_in_a_row += not proven
+        if role.deaths_in_a_row > most:
+            raise RunFailed(
+                f"{name}: {most} workers in a row died without finishing a task (pools.max_deaths_in_a_row); the last one: {why}"
+            )
+        delay = self._config.replace_backoff_s * 2 ** (role.deaths_in_a_row - 1) if role.deaths_in_a_row else 0.0
+        return Replace(role=name, worker=worker, why=why, delay_s=delay)
+
+    def hold(self, worker: str) -> None:
+        """Nothing more for this worker until ``release``; what it has goes on."""
+        self.seats[worker].held = True
+
+    def release(self, worker: str) -> None:
+        seat = self.seats[worker]
+        seat.held = False
+        self._offer(seat)
+
+    def press(self, worker: str, *, kv_used: float, waiting: int, preempted: int) -> None:
+        """Additive increase, multiplicative decrease of what an engine is given at once.
+
+        Evictions mean that work is thrown away and done again, so the limit is halved; it grows by a sixteenth while the
+        cache has room and nothing waits inside the engine.
+        """
+        seat = self.seats.get(worker)
+        if seat is None:
+            return
+        width = self.roles[seat.role].width
+        if preempted > 0 or kv_used > self._config.kv_high:
+            limit = max(min(self._config.least_in_flight, width), min(seat.limit, max(seat.load, 1)) // 2)
+        elif kv_used < self._config.kv_low and waiting == 0:
+            limit = min(width, seat.limit + max(1, width // GROWTH))
+        else:
+            limit = seat.limit
+        if limit != seat.limit:
+            seat.limit = limit
+            self._offer(seat)

@@ -1,0 +1,241 @@
+"""Carries out the machine's commands: each runs as its own task and ends in exactly one event. Decides nothing.
+
+Assign ─► a call to the worker, with a lease ─► Delivered | Judged | Lost (and WorkerDown, if that is why)
+Send   ─► Publisher ─► Acked | Refused          Replace ─► end the old one, wait, start a new one ─► WorkerUp | Unreplaced
+Wait   ─► Due                                    Withdraw ─► the calls are cancelled ─► Lost(counted=False)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fr3e_async.control.crew import Crew
+from fr3e_async.control.messages import (
+    Acked,
+    Answered,
+    Asked,
+    Assign,
+    Branch,
+    Delivered,
+    Due,
+    Event,
+    Judged,
+    Lost,
+    Refused,
+    Replace,
+    Sample,
+    Score,
+    Send,
+    Unreplaced,
+    Wait,
+    Withdraw,
+    WorkerDown,
+    WorkerUp,
+)
+from fr3e_async.control.ports import Delivery, Payload, TaskLost, WorkerLost
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.types import Verdict, WeightAck
+
+Emit = Callable[[Event], None]
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Shelf:
+    """Handles of rollout batches by key, each held until its group retires."""
+
+    def __init__(self) -> None:
+        self._payloads: dict[int, Payload] = {}
+        self._of: dict[str, list[int]] = {}
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    def __getitem__(self, key: int) -> Payload:
+        return self._payloads[key]
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._payloads
+
+    def open(self, group: str) -> None:
+        self._of.setdefault(group, [])
+
+    def keep(self, group: str, payload: Payload, *, key: int = 0) -> int:
+        """The key of a payload. One that comes after its group has retired (a late duplicate) is not held at all.
+
+        ``key``: that it had before a restart.
+        """
+        self._next = max(self._next + (key == 0), key)
+        key = key or self._next
+        if group in self._of:
+            self._payloads[key] = payload
+            self._of[group].append(key)
+        return key
+
+    def release(self, group: str) -> None:
+        for key in self._of.pop(group, []):
+            del self._payloads[key]
+
+
+class Hands:
+    """See the module's docstring."""
+
+    def __init__(
+        self, crew: Crew, publisher: Publisher, shelf: Shelf, *, emit: Emit, spawn: Spawn, note: Callable[[str], None]
+    ) -> None:
+        """``spawn`` runs a task whose failure fails the run; ``note`` is told in one line what a person should see."""
+        self._crew, self._publisher, self._shelf = crew, publisher, shelf
+        self._emit, self._spawn, self._note = emit, spawn, note
+        self._calls: dict[int, asyncio.Task[Any]] = {}  # by task: the call to a worker
+        self._withdrawn: set[int] = set()
+        self._loans: dict[int, asyncio.Future[str]] = {}  # by task: who waits for a worker
+        self._last_loan = 0
+
+    def carry_out(self, command: Assign | Send | Replace | Wait | Withdraw) -> None:
+        match command:
+            case Assign(work=None):
+                self._lent(command)
+            case Assign():
+                self._begin(command)
+            case Send():
+                self._spawn(self._send(command))
+            case Replace():
+                self._spawn(self._replace(command))
+            case Wait():
+                self._spawn(self._wait(command))
+            case Withdraw():
+                for task in command.tasks:
+                    self._withdraw(task)
+
+    # ---- tasks of groups ----
+
+    def _begin(self, command: Assign) -> None:
+        """The call is there at once, since it may be withdrawn before the task has begun; it ends with the task."""
+        assert command.work is not None
+        call = asyncio.ensure_future(self._call(command.work, command.worker))
+        self._calls[command.task] = call
+        self._spawn(self._assign(command, call)).add_done_callback(lambda _: call.cancel())
+
+    async def _assign(self, command: Assign, call: asyncio.Future[tuple[Delivery, Payload] | list[Verdict]]) -> None:
+        work = command.work
+        assert work is not None
+        group = work.group if isinstance(work, Branch) else work.ids[0].group
+        scoring = isinstance(work, Score)
+        try:
+            result = await call
+        except TaskLost as error:
+            payload = work.payload if isinstance(work, Score) else -1
+            if error.dead:
+                self.down(error.dead, str(error))
+            self._emit(
+                Lost(
+                    task=command.task,
+                    group=group,
+                    ids=work.ids,
+                    reason=str(error),
+                    scoring=scoring,
+                    payload=payload,
+                    gone=error.gone,
+                )
+            )
+            return
+        except asyncio.CancelledError:
+            if command.task not in self._withdrawn:  # we ourselves are cancelled: the run ends
+                raise
+            self._withdrawn.discard(command.task)
+            self._emit(Lost(task=command.task, group=group, ids=work.ids, reason="withdrawn", counted=False))
+            return
+        finally:
+            self._calls.pop(command.task, None)
+        self._withdrawn.discard(command.task)
+        if isinstance(result, list):
+            self._emit(Judged(task=command.task, group=group, ids=work.ids, verdicts=tuple(result)))
+        else:
+            delivery, payload = result
+            key = self._shelf.keep(group, payload)
+            self._emit(
+                Delivered(task=command.task, group=group, payload=key, notes=delivery.notes, anchors=delivery.anchors)
+            )  # fmt: skip
+
+    async def _call(self, work: Sample | Branch | Score, name: str) -> tuple[Delivery, Payload] | list[Verdict]:
+        crew = self._crew
+        match work:
+            case Sample():
+                return await crew.sample(name, [work.prompt] * len(work.ids), work.ids, crew.training_draw, trunk=work.trunk)
+            case Branch():
+                return await crew.branch(name, work, self._shelf[work.trunk_payload])
+            case Score():
+                return await crew.judge(name, self._shelf[work.payload], work.rows, [work.prompt] * len(work.ids))
+
+    def _withdraw(self, task: int) -> None:
+        call = self._calls.get(task)
+        if call is not None and not call.done():  # there is none for a loan: an evaluation goes on over an update
+            self._withdrawn.add(task)
+            call.cancel()
+
+    # ---- loans of workers, for what is not a group's ----
+
+    @asynccontextmanager
+    async def lend(self, role: str, weight: int, *, priority: int) -> AsyncIterator[str]:
+        """Wait for a worker of the role and have room for ``weight`` on it until the block ends; its name."""
+        self._last_loan -= 1
+        task, proof = self._last_loan, False
+        self._loans[task] = asyncio.get_running_loop().create_future()
+        self._emit(Asked(task=task, role=role, weight=weight, priority=priority))
+        try:
+            yield await self._loans[task]
+            proof = True
+        except TaskLost as error:
+            if error.dead:
+                self.down(error.dead, str(error))
+            raise
+        finally:
+            del self._loans[task]
+            self._emit(Answered(task=task, proof=proof))
+
+    def _lent(self, command: Assign) -> None:
+        waiting = self._loans.get(command.task)
+        if waiting is not None and not waiting.done():  # else its Answered is on its way
+            waiting.set_result(command.worker)
+
+    # ---- workers and weights ----
+
+    def down(self, name: str, why: str) -> None:
+        """A worker is to be taken out of service. All its calls may say so; only the first word counts."""
+        if self._crew.role(name):
+            self._emit(WorkerDown(worker=name, why=why))
+
+    async def _replace(self, command: Replace) -> None:
+        old = self._crew.remove(command.worker)
+        self._note(f"{command.worker} is lost and replaced: {command.why}")
+        if old is not None:  # at once: that ends what it was given, and others get it
+            await old.close()
+        await asyncio.sleep(command.delay_s)
+        try:
+            new = await self._crew.start(command.role)
+        except (WorkerLost, TimeoutError, RunFailed) as error:
+            if isinstance(error, LearnerLost):
+                raise
+            self._emit(Unreplaced(role=command.role, worker=command.worker, why=str(error)))
+            return
+        self._crew.add(command.role, new, place_of=command.worker)
+        self._emit(WorkerUp(role=command.role, worker=new.name))
+
+    async def _send(self, command: Send) -> None:
+        engines = [engine for name in command.workers if (engine := self._crew.engine(name)) is not None]
+
+        def told(name: str, reply: WeightAck | str) -> None:
+            if isinstance(reply, str):
+                self._emit(Refused(worker=name, version=command.version, why=reply))
+            else:
+                self._emit(Acked(worker=name, version=reply.version))
+
+        await self._publisher.hand_over(engines, told, alone=command.alone)
+
+    async def _wait(self, command: Wait) -> None:
+        await asyncio.sleep(command.seconds)
+        self._emit(Due(key=command.key))

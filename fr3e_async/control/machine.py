@@ -1,0 +1,218 @@
+"""The control plane as one pure state machine: groups, workers and weights. Events in, commands out.
+
+    event ─► ledger     groups, staleness, batches            Sample, Branch, Score ─► a task of a pool
+          ─► dispatcher who does which task                   Assign, Replace
+          ─► fleet      which weights every engine serves     Send, Withdraw, Live ─► the ledger's slots
+
+No clock, no chance that is not seeded, no Ray: the same events give the same commands, on any machine. So a recorded run can
+be replayed step by step (``replay``), and the same machine runs on a virtual clock (``simulate``). The world around it, real
+(``controller``), faked or simulated, carries out commands and reports what happened; it decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fr3e_async.algorithm.strategies import Strategy
+from fr3e_async.config import Config
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS, Dispatcher, Task
+from fr3e_async.control.fleet import Fleet, Steps
+from fr3e_async.control.ledger import Ledger, LedgerState
+from fr3e_async.control.messages import (
+    Acked,
+    Answered,
+    Asked,
+    Assign,
+    Branch,
+    Command,
+    Delivered,
+    Due,
+    Event,
+    Exported,
+    Judged,
+    LedgerCommand,
+    Live,
+    Lost,
+    Pressure,
+    Published,
+    Refused,
+    Retire,
+    Sample,
+    Score,
+    Send,
+    Stopped,
+    Unreplaced,
+    Wait,
+    Withdraw,
+    Work,
+    WorkerDown,
+    WorkerUp,
+)
+from fr3e_async.types import RolloutId
+
+POOL_WORK = (Sample, Branch, Score)
+CALLS_OF_A_VERIFIER_WORKER = 4  # calls given to a verifier for each of its processes: none of them runs dry
+
+
+class Machine:
+    """See the module's docstring. ``start`` first, then ``handle`` for each event."""
+
+    def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
+        self._config = config
+        self.ledger = Ledger(config, strategy, state=state)
+        self.fleet = Fleet(config.weights, version=self.ledger.version)
+        widths = {
+            GENERATORS: config.generators.rollouts_in_flight,
+            EXPLORERS: config.explorers.rollouts_in_flight,
+            VERIFIERS: max(CALLS_OF_A_VERIFIER_WORKER * config.verifiers.workers, 8),
+        }
+        self.desk = Dispatcher(widths, config.pools)
+        self._resting: dict[str, Task] = {}  # by the key of its Wait: tasks that are tried again later
+        self._homes: dict[str, dict[RolloutId, str]] = {}  # group -> trunk -> engine that has its keys and values
+
+    def start(self) -> list[Command]:
+        """What groups that came with a checkpoint still need."""
+        return self._settle(self.ledger.resume())
+
+    def handle(self, event: Event) -> list[Command]:
+        """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        match event:
+            case Delivered() | Judged() | Lost():
+                return self._task_over(event)
+            case Asked():
+                self.desk.put(Task(event.task, event.role, event.weight, priority=event.priority))
+                return self._settle([])
+            case Answered():
+                worker = self.desk.end(event.task, proof=event.proof)
+                return self._settle(self._if_idle(worker))
+            case WorkerUp():
+                return self._worker_up(event)
+            case WorkerDown():
+                return self._worker_down(event.worker, event.why)
+            case Unreplaced():
+                return [self.desk.unreplaced(event.role, event.worker, event.why)]
+            case Pressure():
+                self.desk.press(event.worker, kv_used=event.kv_used, waiting=event.waiting, preempted=event.preempted)
+                return self._settle([])
+            case Exported():
+                return self._settle(self._follow(self.fleet.exported(event.version)))
+            case Acked():
+                return self._settle(self._follow(self.fleet.acked(event.worker, event.version)))
+            case Refused():
+                return self._worker_down(event.worker, f"did not take weights v{event.version}: {event.why}")
+            case Due():
+                return self._due(event.key)
+            case Stopped():
+                self.ledger.stop()
+                return []
+            case _:
+                return self._settle(self.ledger.handle(event))
+
+    # ---- tasks ----
+
+    def _task_over(self, event: Delivered | Judged | Lost) -> list[Command]:
+        worker = self.desk.end(event.task, proof=not isinstance(event, Lost))
+        commands = self._settle(self.ledger.handle(event), near=worker)
+        return commands + self._settle(self._if_idle(worker)) if self._paused(worker) else commands
+
+    def _settle(self, commands: Iterable[LedgerCommand | Command], near: str = "") -> list[Command]:
+        """Queue what is work for a pool, pass on the rest, and hand out what can be handed out."""
+        out: list[Command] = []
+        for command in commands:
+            if isinstance(command, POOL_WORK):
+                out += self._queue(command, near)
+            else:
+                if isinstance(command, Retire):
+                    self._homes.pop(command.group, None)
+                out.append(command)
+        for task, worker in self.desk.place():
+            if isinstance(task.work, Branch):
+                self._homes.setdefault(task.work.group, {})[task.work.trunk] = worker
+            out.append(Assign(task=task.number, worker=worker, work=task.work))
+        return out
+
+    def _queue(self, work: Work, near: str) -> list[Command]:
+        """A first attempt at once, a later one after a while."""
+        task = self._task(work, near)
+        delay = self._config.flow.retry_backoff_s
+        if work.attempt == 1 or not delay:
+            self.desk.put(task)
+            return []
+        key = f"task {work.task}"
+        self._resting[key] = task
+        return [Wait(key=key, seconds=delay * 2 ** (work.attempt - 2))]
+
+    def _task(self, work: Work, near: str) -> Task:
+        group = work.group if isinstance(work, Branch) else work.ids[0].group
+        age = self.ledger.age_of(group)
+        match work:
+            case Sample():
+                return Task(work.task, GENERATORS, len(work.ids), work, age=age)
+            case Branch():
+                home = self._homes[group].get(work.trunk, "") if group in self._homes else ""
+                if not home and self._config.pools.flexible_roles:
+                    home = near  # before it was branched: who made it
+                return Task(work.task, EXPLORERS, len(work.ids), work, age=age, near=home)
+            case Score():
+                return Task(work.task, VERIFIERS, 1, work, age=age)
+
+    def _due(self, key: str) -> list[Command]:
+        task = self._resting.pop(key, None)
+        if task is not None:
+            self.desk.put(task)
+            return self._settle([])
+        kind, version, worker = key.split(" ", 2) if key.startswith("idle") else ("", "", "")
+        return self._settle(self._follow(self.fleet.overdue(worker, int(version)))) if kind else []
+
+    # ---- workers ----
+
+    def _worker_up(self, event: WorkerUp) -> list[Command]:
+        self.desk.seat_up(event.role, event.worker)
+        commands = [] if event.role == VERIFIERS else self._follow(self.fleet.join(event.worker, event.version))
+        return self._settle(commands)
+
+    def _worker_down(self, worker: str, why: str) -> list[Command]:
+        replace = self.desk.seat_down(worker, why)
+        if replace is None:
+            return []
+        return self._settle([replace, *self._follow(self.fleet.leave(worker))])
+
+    # ---- weights ----
+
+    def _follow(self, steps: Steps) -> list[Command]:
+        """Carry out the fleet's steps at the desk; what is left are commands."""
+        commands: list[Command] = []
+        for worker in steps.pause:
+            self.desk.hold(worker)
+        for worker in steps.withdraw:
+            if tasks := self.desk.tasks_of(worker):
+                commands.append(Withdraw(worker=worker, tasks=tasks))
+        if steps.pause and self._config.weights.update == "wait_idle":
+            delay, version = self._config.weights.idle_timeout_s, self.fleet.target
+            commands += [Wait(key=f"idle {version} {w}", seconds=delay) for w in steps.pause]
+        if steps.send is not None:
+            commands.append(Send(version=self.fleet.target, workers=steps.send))
+        for worker in steps.catch_up:
+            commands.append(Send(version=self.fleet.target, workers=(worker,), alone=True))
+        for worker in steps.serve:
+            self.desk.release(worker)
+        for worker in steps.pause:
+            commands += self._if_idle(worker)
+        return commands + self._if_live()
+
+    def _paused(self, worker: str) -> bool:
+        seat = self.desk.seats.get(worker)
+        return seat is not None and seat.held
+
+    def _if_idle(self, worker: str) -> list[Command]:
+        """A paused engine that has no task left may receive."""
+        if not self._paused(worker) or self.desk.tasks_of(worker):
+            return []
+        return self._follow(self.fleet.idle(worker))
+
+    def _if_live(self) -> list[Command]:
+        live = self.fleet.live
+        if live <= self.ledger.live:
+            return []
+        self.ledger.handle(Published(version=live))  # frees slots, and asks for nothing
+        return [Live(version=live)]

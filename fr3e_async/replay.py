@@ -1,0 +1,133 @@
+"""``python -m fr3e_async.replay RUN``: drive the control machine through a recorded run again, event by event, and compare.
+
+Needs no GPU, no Ray and no engine: a laptop and the run's ``journal/`` folder. Every decision must be the one that was made;
+the first that is not is shown. Exit codes: 0 the same; 1 another decision; 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.journal import Entry, Header, brief, read_journal, refusal
+from fr3e_async.control.machine import Machine
+from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError
+from fr3e_async.loader import config_from
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see python -m fr3e_async.replay --help")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event, driven through the machine again. ``decided``: what it decides now, in short."""
+
+    number: int  # from 1
+    entry: Entry
+    decided: tuple[str, ...]
+    machine: Machine
+
+    @property
+    def same(self) -> bool:
+        return self.decided == self.entry.commands
+
+
+def replay(header: Header, entries: Iterator[Entry]) -> Iterator[Step]:
+    """Each event of a session with what the machine decides; the last one may be that it refuses to go on."""
+    config = config_from(header.config)
+    machine = Machine(config, make_strategy(config.algorithm), state=header.state)
+    machine.start()
+    for number, entry in enumerate(entries, start=1):
+        try:
+            decided = tuple(brief(command) for command in machine.handle(entry.event))
+        except RunFailed as error:
+            yield Step(number, entry, (refusal(error),), machine)
+            return
+        yield Step(number, entry, decided, machine)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code. Every error that a person can mend is one line on stderr."""
+    try:
+        arguments = parser().parse_args(argv)
+        paths = journals(Path(arguments.run).expanduser(), session=arguments.session)
+        return max(follow(path, show=(arguments.first, arguments.last), state=arguments.state) for path in paths)
+    except UserError as error:
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        return error.exit_code
+
+
+def parser() -> Parser:
+    made = Parser(prog="python -m fr3e_async.replay", description="Drive the control machine through a recorded run again.")
+    made.add_argument("run", metavar="RUN", help="a run directory")
+    made.add_argument("--session", type=int, help="only this one (default: all)")
+    made.add_argument("--first", type=int, default=0, metavar="N", help="show events from number N on")
+    made.add_argument("--last", type=int, default=0, metavar="N", help="show events up to number N")
+    made.add_argument("--state", action="store_true", help="with each event that is shown, the state of the machine after it")
+    return made
+
+
+def journals(run: Path, *, session: int | None) -> list[Path]:
+    """The files to replay, oldest first. Raises ``StorageError`` if there are none."""
+    folder = run / "journal"
+    found = sorted(folder.glob("*.jsonl"))
+    if session is not None:
+        found = [path for path in found if int(path.stem) == session]
+    if not found:
+        wanted = "no journal" if session is None else f"no journal of session {session}"
+        raise StorageError(f"{run}: {wanted}; a run writes one with observe.journal=true")
+    return found
+
+
+def follow(path: Path, *, show: tuple[int, int], state: bool) -> int:
+    """Replay one session; prints what was asked for, the first difference, and a summary. Returns the exit code."""
+    kinds: Counter[str] = Counter()
+    step: Step | None = None
+    for step in replay(*read_journal(path)):
+        kinds[type(step.entry.event).__name__] += 1
+        if show[0] <= step.number <= show[1]:
+            print(_shown(step, state=state))
+        if not step.same:
+            print(f"session {int(path.stem)}, event {step.number}: another decision")
+            print(_shown(step, state=True))
+            print("  then  " + "; ".join(step.entry.commands))
+            print("  now   " + "; ".join(step.decided))
+            return 1
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    print(f"session {int(path.stem)}: {kinds.total()} events, the same decisions ({counted})")
+    if step is not None:
+        print(_state(step.machine))
+    return 0
+
+
+def _shown(step: Step, *, state: bool) -> str:
+    lines = [f"{step.number} t={step.entry.time:.3f} {step.entry.event}", *(f"    {text}" for text in step.decided)]
+    return "\n".join([*lines, *([_state(step.machine)] if state else [])])
+
+
+def _state(machine: Machine) -> str:
+    ledger, desk, fleet = machine.ledger, machine.desk, machine.fleet
+    roles = ", ".join(
+        f"{role} {desk.in_flight(role)} in flight and {desk.queued(role)} queued" for role in (GENERATORS, EXPLORERS, VERIFIERS)
+    )
+    return (
+        f"  v{ledger.version} trained, v{fleet.live} live; {ledger.slots_held} slots held, {ledger.in_flight} groups in flight, "
+        f"{ledger.ready} ready; {roles}; fates {dict(ledger.fates)}"
+    )
+
+
+def cli() -> None:
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,105 @@
+"""How long things take: the numbers that a simulation runs on, all in seconds of work on a device of one's own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fr3e_async.algorithm.batching import Load, tree_tokens
+from fr3e_async.errors import StorageError
+from fr3e_async.observe.storage import write_atomically
+from fr3e_async.simulate.workload import Workload, workload_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimes:
+    step_s: float  # a: one decode step, whatever the load
+    request_s: float  # b: more for each running request
+    prefill_s: float  # c: for each context token that is not in the prefix cache
+    task_s: float = 0.0  # from a task's last token to the control loop, and the way there: nobody is busy meanwhile
+    kv_tokens: int = 0  # key-value cache; 0: without end
+    start_s: float = 60.0  # from Replace to WorkerUp
+    mtbf_s: float = 0.0  # mean time between failures of one engine; 0: none fails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierTimes:
+    answer_s: float  # mean, for one answer in one process
+    spread: float = 0.0  # σ of its logarithm (log-normal); 0: always the mean
+    task_s: float = 0.0  # for a call there and back, however many answers are in it; nobody is busy meanwhile
+    task_samples: tuple[float, ...] = ()  # the same, to be drawn from; a batch waits for its slowest call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerTimes:
+    fixed_s: float  # a batch, however small
+    token_s: float  # each token that one rank computes: trained ones, and contexts once a group
+    scaling: float = 1.0  # what of a doubling of ranks becomes speed: 1 all, 0.5 none
+    export_s: float = 0.0  # gathering new weights
+    rescore_fraction: float = 1 / 3  # of token_s, for a token that is only re-scored: a forward pass
+
+    def speed(self, ranks: int) -> float:
+        """Of a group of ranks, in ranks: ranks · scaling^log2(ranks)."""
+        return ranks * self.scaling ** math.log2(ranks)
+
+    def train_s(self, loads: Sequence[Load], *, ranks: int) -> float:
+        """Rows of one batch. Ranks are taken as evenly loaded."""
+        return self.fixed_s + self.token_s * batch_tokens(loads) / self.speed(ranks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightTimes:
+    fetch_s: float = 0.0  # an engine gets the weights while it generates; all engines at once
+    pause_s: float = 0.0  # it stands still to load them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """All of it. ``control_s``: the control loop's own time for one event; 0: it takes none."""
+
+    engine: EngineTimes
+    verifier: VerifierTimes
+    learner: LearnerTimes
+    weights: WeightTimes = field(default_factory=WeightTimes)
+    control_s: float = 0.0
+
+
+def batch_tokens(loads: Sequence[Load]) -> int:
+    """What a batch costs the learner, in tokens: every completion, and the longest context of each group once."""
+    groups: dict[int, list[Load]] = {}
+    for load in loads:
+        groups.setdefault(load.group, []).append(load)
+    return sum(map(tree_tokens, groups.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What a simulation knows of a system: service times and what prompts are like. ``source`` says where from."""
+
+    service: Service
+    workload: Workload
+    source: str = "given"
+
+    def save(self, path: Path) -> None:
+        data = {"service": asdict(self.service), "workload": self.workload.to_json(), "source": self.source}
+        write_atomically(path, json.dumps(data, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Model:
+        """Raises ``StorageError`` in one line."""
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            kinds = {"engine": EngineTimes, "verifier": VerifierTimes, "learner": LearnerTimes, "weights": WeightTimes}
+            parts: dict[str, Any] = {name: kind(**data["service"][name]) for name, kind in kinds.items()}
+            samples = tuple(parts["verifier"].task_samples)
+            parts["verifier"] = replace(parts["verifier"], task_samples=samples)
+            service = Service(**parts, control_s=data["service"]["control_s"])
+            return cls(service=service, workload=workload_of(data["workload"]), source=data["source"])
+        except OSError as error:
+            raise StorageError(f"{path} is not readable ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{path}: no service times of a simulation ({error!r})") from error

@@ -1,0 +1,187 @@
+"""What prompts are like: how long their answers are and how often they are right. Drawn group by group, by number.
+
+The n-th group of a seed is the same whatever system answers it, so two simulated systems are compared on the same prompts.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+TRIES = 8  # draws of a length beyond a branch's position, and of a place that keeps its distance
+
+
+class Answer(NamedTuple):
+    """One rollout: tokens of its completion, and whether it is right; None: nobody can tell."""
+
+    length: int
+    right: bool | None
+
+
+class Tree(Protocol):
+    """A group's rollouts, as they will come out."""
+
+    prompt: int  # tokens
+
+    def base(self, number: int) -> Answer: ...
+
+    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+        """At most ``count`` positions of anchors on a base, ascending."""
+
+    def branch(self, base: int, anchor: int, position: int) -> Answer:
+        """The next continuation of a base's ``anchor``-th anchor (from 0), which stands at ``position``."""
+
+
+class Workload(Protocol):
+    def tree(self, seed: int, number: int, *, max_response: int) -> Tree: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogNormalWorkload:
+    """Lengths are log-normal, in part common to a prompt; right with a probability of the prompt's own, Beta-distributed."""
+
+    mean: float  # tokens of a response
+    sigma: float  # tokens, standard deviation
+    prompt: int = 200  # tokens
+    common: float = 0.5  # part of the variance of log length that is the prompt's
+    right_alpha: float = 0.6  # Beta(α, β) of the chance to be right: most prompts are easy or hard
+    right_beta: float = 0.6
+
+    def tree(self, seed: int, number: int, *, max_response: int) -> Tree:
+        return _LogNormalTree(self, random.Random(seed * 1_000_003 + number), max_response)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "lognormal", **asdict(self)}
+
+
+class _LogNormalTree:
+    def __init__(self, workload: LogNormalWorkload, chance: random.Random, max_response: int) -> None:
+        variance = math.log1p((workload.sigma / workload.mean) ** 2)
+        self.prompt = workload.prompt
+        self._chance, self._most = chance, max_response
+        self._spread = math.sqrt(variance * (1 - workload.common))
+        self._centre = math.log(workload.mean) - variance / 2 + chance.gauss(0.0, math.sqrt(variance * workload.common))
+        self._right = chance.betavariate(workload.right_alpha, workload.right_beta)
+        self._bases: dict[int, Answer] = {}
+
+    def base(self, number: int) -> Answer:
+        if number not in self._bases:
+            self._bases[number] = self._answer(self._response())
+        return self._bases[number]
+
+    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+        return scattered(self._chance, self.base(base).length, count=count, min_gap=min_gap)
+
+    def branch(self, base: int, anchor: int, position: int) -> Answer:
+        for _ in range(TRIES):
+            length = self._response()
+            if length > position:
+                return self._answer(length - position)
+        return self._answer(1)
+
+    def _response(self) -> int:
+        return min(self._most, max(1, round(math.exp(self._centre + self._chance.gauss(0.0, 1.0) * self._spread))))
+
+    def _answer(self, length: int) -> Answer:
+        return Answer(length, self._chance.random() < self._right)
+
+
+def scattered(chance: random.Random, length: int, *, count: int, min_gap: int) -> list[int]:
+    """At most ``count`` places in [1, length - 1] with at least ``min_gap`` between them; fewer in a short response."""
+    places: list[int] = []
+    for _ in range(TRIES * count if length > 1 else 0):
+        place = chance.randrange(1, length)
+        if all(abs(place - other) >= min_gap for other in places):
+            places.append(place)
+            if len(places) == count:
+                break
+    return sorted(places)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A group that was measured: its bases, and for each base that was branched its anchors with their branches."""
+
+    prompt: int
+    bases: tuple[Answer, ...]
+    anchors: Mapping[int, tuple[tuple[int, tuple[Answer, ...]], ...]]  # base -> (position, branches) by position
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredWorkload:
+    """Groups of a run, drawn with replacement, each with its own lengths, anchors and verdicts (bootstrap).
+
+    A group that needs more rollouts than its case has draws again from those it has.
+    """
+
+    cases: Sequence[Case]
+
+    def tree(self, seed: int, number: int, *, max_response: int) -> Tree:
+        chance = random.Random(seed * 1_000_003 + number)
+        return _MeasuredTree(self.cases[chance.randrange(len(self.cases))], chance, max_response)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            [case.prompt, case.bases, [[base, anchors] for base, anchors in case.anchors.items()]] for case in self.cases
+        ]  # fmt: skip
+        return {"kind": "measured", "cases": rows}
+
+
+class _MeasuredTree:
+    def __init__(self, case: Case, chance: random.Random, max_response: int) -> None:
+        self.prompt = case.prompt
+        self._case, self._chance, self._most = case, chance, max_response
+        self._bases: dict[int, Answer] = {}
+        self._drawn: dict[tuple[int, int], int] = {}
+
+    def base(self, number: int) -> Answer:
+        if number not in self._bases:
+            bases = self._case.bases
+            chosen = bases[number] if number < len(bases) else self._chance.choice(bases)
+            self._bases[number] = Answer(min(chosen.length, self._most), chosen.right)
+        return self._bases[number]
+
+    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+        length = self.base(base).length
+        measured = [place for place, _ in self._case.anchors.get(base, ()) if place < length]
+        if base in self._case.anchors and len(measured) >= min(count, len(self._case.anchors[base])):
+            return measured[:count]
+        return scattered(self._chance, length, count=count, min_gap=min_gap)
+
+    def branch(self, base: int, anchor: int, position: int) -> Answer:
+        number = self._drawn.get((base, anchor), 0)
+        self._drawn[base, anchor] = number + 1
+        anchors = self._case.anchors.get(base, ())
+        known = next((answers for place, answers in anchors if place == position), ())
+        if known:
+            chosen = known[number] if number < len(known) else self._chance.choice(known)
+        else:
+            longer = [b for b in self._case.bases if b.length > position]
+            chosen = self._chance.choice(longer or self._case.bases)
+            chosen = Answer(max(1, chosen.length - position), chosen.right)
+        return Answer(max(1, min(chosen.length, self._most - position)), chosen.right)
+
+
+def workload_of(data: Mapping[str, Any]) -> Workload:
+    """What ``to_json`` made. Raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+    fields = dict(data)
+    kind = fields.pop("kind")
+    if kind == "lognormal":
+        return LogNormalWorkload(**fields)
+    if kind != "measured":
+        raise ValueError(f"unknown kind of workload {kind!r}")
+    return MeasuredWorkload(
+        [
+            Case(
+                prompt,
+                tuple(Answer(*answer) for answer in bases),
+                {base: tuple((p, tuple(Answer(*a) for a in answers)) for p, answers in found) for base, found in anchors},
+            )
+            for prompt, bases, anchors in fields["cases"]
+        ]
+    )

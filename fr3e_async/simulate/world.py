@@ -1,0 +1,345 @@
+"""The world around the control machine, on virtual time: it carries out commands and says what happened. It decides nothing.
+
+Assign(Sample, Branch) ─► engine ─► Delivered when the last rollout of the task has ended
+Assign(Score) ─► verifier ─► Judged            Train ─► learner ─► Trained ─► Exported        Rescore ─► learner ─► Rescored
+Send ─► fetch ─► the engine stands still ─► Acked      Replace ─► WorkerUp      Wait ─► Due      Withdraw ─► Lost
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from fr3e_async.algorithm.strategies import explorer_count, make_strategy
+from fr3e_async.config import Config
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.machine import Machine
+from fr3e_async.control.messages import (
+    Acked,
+    Admitted,
+    Assign,
+    Branch,
+    Command,
+    Delivered,
+    Due,
+    Event,
+    Exported,
+    Judged,
+    Lost,
+    Pressure,
+    Replace,
+    Rescore,
+    Rescored,
+    Retire,
+    Sample,
+    Score,
+    Send,
+    Train,
+    Trained,
+    Wait,
+    Withdraw,
+    Work,
+    WorkerDown,
+    WorkerUp,
+)
+from fr3e_async.errors import RunFailed
+from fr3e_async.simulate.clock import VirtualClock
+from fr3e_async.simulate.cores import Cores
+from fr3e_async.simulate.engine import Request, SimulatedEngine
+from fr3e_async.simulate.groups import Groups, Row
+from fr3e_async.simulate.service import Model
+from fr3e_async.simulate.station import Station
+from fr3e_async.simulate.stats import Stats
+from fr3e_async.types import Finish, Prompt, RolloutNote
+
+NAMES = {GENERATORS: "generator", EXPLORERS: "explorer", VERIFIERS: "verifier"}
+
+
+class EventLog(Protocol):
+    """``control.journal.Journal`` fits."""
+
+    def write(self, event: Event, commands: list[Command], now: float) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A task at a worker."""
+
+    task: int
+    worker: str
+    work: Work
+    left: int  # rollouts or answers that have not ended
+    rows: list[Row] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    over: bool = False
+
+    @property
+    def group(self) -> str:
+        return self.work.group if isinstance(self.work, Branch) else self.work.ids[0].group
+
+
+class World:
+    """See the module's docstring. ``cores``: of the one machine that all processes share; 0: everyone has a device."""
+
+    def __init__(
+        self, config: Config, model: Model, *, seed: int = 0, cores: float = 0, warmup: int = 1, log: EventLog | None = None
+    ) -> None:  # fmt: skip
+        self.config, self.times = config, model.service
+        self.clock = VirtualClock()
+        self._cores = Cores(cores)
+        strategy = make_strategy(config.algorithm)
+        self.machine = Machine(config, strategy)
+        self.stats = Stats(self.machine, warmup=warmup, lease_s=config.flow.lease_s)
+        self.events = 0
+        self._chance = random.Random(seed)
+        self._log = log
+        rule = strategy.plan.rule
+        self._rescored = rule is not None and rule.needs_entropies and config.engine.entropy == "learner"
+        self._groups = Groups(config, strategy.plan, model.workload, seed=seed)
+        self._engines: dict[str, SimulatedEngine] = {}
+        self._verifiers: dict[str, Station] = {}
+        self.jobs: dict[int, Job] = {}
+        self._born: dict[str, int] = {}  # workers by role, also those that are gone
+        self._payloads = 0
+        self._learner = Station(self.clock, self._cores, threads=config.learner.ranks * config.learner.threads)
+        self._driver = Station(self.clock, self._cores) if self.times.control_s else None
+        self._together = config.weights.transfer == "native"
+        self._receiving: set[str] = set()  # of a common hand-over
+
+    # ---- running ----
+
+    def run(self) -> None:
+        """To the end of the run. Raises ``RunFailed`` where a real run would end so, or when nothing is left to happen."""
+        config = self.config
+        counts = {GENERATORS: config.generators.count, EXPLORERS: explorer_count(config), VERIFIERS: config.verifiers.count}
+        self._carry_out(self.machine.start())
+        for role, count in counts.items():
+            for _ in range(count):
+                self._start(role)
+        while not self.machine.ledger.finished:
+            if not self.clock.step():
+                raise RunFailed("the simulation stands still: " + "; ".join(self.machine.ledger.waiting()[:3]))
+
+    def _tell(self, event: Event) -> None:
+        if self._driver is None:
+            self._handle(event)
+        else:
+            self._driver.submit(self.times.control_s, self._handle, event)
+
+    def _handle(self, event: Event) -> None:
+        self._apply(event)
+        ledger = self.machine.ledger
+        while ledger.admissible() > 0:
+            self._admit(ledger.admitted)
+
+    def _apply(self, event: Event) -> None:
+        commands = self.machine.handle(event)
+        self.events += 1
+        self.stats.observe(self.clock.now, event, commands)
+        if self._log is not None:
+            self._log.write(event, commands, self.clock.now)
+        self._carry_out(commands)
+
+    def _admit(self, number: int) -> None:
+        group = f"p{number}@0"
+        self._groups.open(group, number)
+        self._apply(Admitted(group=group, prompt=_prompt(f"p{number}")))
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Assign():
+                    self._assign(command)
+                case Train():
+                    seconds = self.times.learner.train_s([i.load for i in command.items], ranks=self.config.learner.ranks)
+                    self._learner.submit(seconds, self._trained, command.version)
+                case Retire():
+                    self._groups.close(command.group)
+                case Send():
+                    self._send(command)
+                case Rescore():
+                    learner = self.times.learner
+                    seconds = learner.token_s * learner.rescore_fraction * sum(command.lengths)
+                    self._learner.submit(seconds / learner.speed(self.config.learner.ranks), self._rescore, command)
+                case Replace():
+                    self.clock.after(command.delay_s + self.times.engine.start_s, self._start, command.role)
+                case Wait():
+                    self.clock.after(command.seconds, self._tell, Due(key=command.key))
+                case Withdraw():
+                    self._withdraw(command)
+
+    # ---- workers ----
+
+    def _start(self, role: str) -> None:
+        number = self._born[role] = self._born.get(role, -1) + 1
+        name = f"{NAMES[role]}-{number}"
+        if role == VERIFIERS:
+            self._verifiers[name] = Station(self.clock, self._cores, servers=self.config.verifiers.workers)
+        else:
+            engine = self.config.engine
+            self._engines[name] = SimulatedEngine(
+                self.clock, self._cores, self.times.engine, max_running=engine.max_running, threads=engine.threads,
+                ended=self._ended,
+            )  # fmt: skip
+            if self.times.engine.mtbf_s:
+                self.clock.after(self._chance.expovariate(1 / self.times.engine.mtbf_s), self._fail, name)
+            if self.times.engine.kv_tokens:
+                self.clock.after(self.config.observe.heartbeat_s, self._beat, name)
+        self._tell(WorkerUp(role=role, worker=name))
+
+    def _fail(self, name: str) -> None:
+        self._engines.pop(name).kill()
+        self._tell(WorkerDown(worker=name, why="simulated failure"))
+        for job in [job for job in self.jobs.values() if job.worker == name]:
+            self._lose(job, "died")
+        self._received(name)
+
+    def _beat(self, name: str) -> None:
+        engine = self._engines.get(name)
+        if engine is None:
+            return
+        used, waiting, preempted = engine.pressure()
+        if used or waiting or preempted:
+            self._tell(Pressure(worker=name, kv_used=used, waiting=waiting, preempted=preempted))
+        self.clock.after(self.config.observe.heartbeat_s, self._beat, name)
+
+    # ---- tasks ----
+
+    def _assign(self, command: Assign) -> None:
+        work = command.work
+        assert work is not None, "nobody asks for a worker in a simulation"
+        job = Job(command.task, command.worker, work, left=len(work.ids))
+        self.jobs[job.task] = job
+        if isinstance(work, Score):
+            for _ in work.ids:
+                self._verifiers[command.worker].submit(self._answer_s(), self._answered, job)
+            return
+        engine = self._engines.get(command.worker)
+        if engine is None:  # it has died, and the machine does not know yet
+            self._lose(job, "died")
+            return
+        job.rows = self._groups.rows(work, (command.worker, engine.cache))
+        job.requests = [Request(job, row.length, row.context - row.cached) for row in job.rows]
+        engine.add(job.requests)
+
+    def _ended(self, request: Request) -> None:
+        job = request.job
+        job.left -= 1
+        if job.left == 0:
+            self.clock.after(self.times.engine.task_s, self._deliver, (job, self._engines[job.worker].version))
+
+    def _deliver(self, ended: tuple[Job, int]) -> None:
+        job, version = ended
+        if job.over:
+            return
+        work = job.work
+        self._close(job)
+        self._payloads += 1
+        most = self.config.sampling.max_response
+        prompt = self._groups.prompt(job.group)
+        notes = tuple(
+            RolloutNote(
+                id=row.id, length=row.length, context=row.context, cached=row.cached, entropy_sum=0.0, entropy_error_sum=0.0,
+                finish=Finish.LENGTH if row.context - prompt + row.length >= most else Finish.STOP,
+                oldest_version=request.version, newest_version=version,
+            )
+            for row, request in zip(job.rows, job.requests, strict=True)
+        )  # fmt: skip
+        anchors = None
+        if isinstance(work, Sample) and work.trunk and not self._rescored:
+            anchors = tuple(anchor for id in work.ids for anchor in self._groups.anchors(id))
+        self._tell(Delivered(task=job.task, group=job.group, payload=self._payloads, notes=notes, anchors=anchors))
+
+    def _answer_s(self) -> float:
+        times = self.times.verifier
+        if not times.spread:
+            return times.answer_s
+        return times.answer_s * math.exp(self._chance.gauss(-(times.spread**2) / 2, times.spread))
+
+    def _answered(self, job: Job) -> None:
+        job.left -= 1
+        if job.left == 0:
+            times = self.times.verifier
+            call_s = self._chance.choice(times.task_samples) if times.task_samples else times.task_s
+            self.clock.after(call_s, self._judged, job)
+
+    def _judged(self, job: Job) -> None:
+        if job.over:
+            return
+        self._close(job)
+        verdicts = self._groups.verdicts(job.group, job.work.ids)
+        self._tell(Judged(task=job.task, group=job.group, ids=job.work.ids, verdicts=verdicts))
+
+    def _lose(self, job: Job, reason: str, *, counted: bool = True) -> None:
+        self._close(job)
+        scoring = isinstance(job.work, Score)
+        payload = job.work.payload if isinstance(job.work, Score) else -1
+        lost = Lost(
+            task=job.task, group=job.group, ids=job.work.ids, reason=reason, scoring=scoring, payload=payload, counted=counted
+        )  # fmt: skip
+        self.clock.after(0.0, self._tell, lost)
+
+    def _close(self, job: Job) -> None:
+        job.over = True
+        del self.jobs[job.task]
+
+    def _withdraw(self, command: Withdraw) -> None:
+        jobs = [self.jobs[task] for task in command.tasks if task in self.jobs]
+        if command.worker in self._engines:
+            self._engines[command.worker].withdraw(set(jobs))
+        for job in jobs:
+            self._lose(job, "withdrawn", counted=False)
+
+    # ---- the learner and its weights ----
+
+    def _trained(self, version: int) -> None:
+        self._learner.submit_first(self.times.learner.export_s, self._exported, version)
+        self._tell(Trained(version=version))
+
+    def _exported(self, version: int) -> None:
+        if self._together:
+            self._learner.hold(True)
+        self._tell(Exported(version=version))
+
+    def _rescore(self, command: Rescore) -> None:
+        if command.group not in self._groups:
+            return
+        anchors = tuple(anchor for id in command.trunks for anchor in self._groups.anchors(id))
+        self._tell(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
+
+    def _send(self, command: Send) -> None:
+        if self._together and not command.alone:
+            self._receiving = {name for name in command.workers if name in self._engines}
+            if not self._receiving:
+                self._learner.hold(False)
+        for worker in command.workers:
+            self.clock.after(self.times.weights.fetch_s, self._load, (worker, command.version))
+
+    def _load(self, what: tuple[str, int]) -> None:
+        engine = self._engines.get(what[0])
+        if engine is not None:
+            clear = self.config.engine.clear_cache_on_update
+            engine.load(self.times.weights.pause_s, clear_cache=clear, call=self._loaded, argument=what)
+
+    def _loaded(self, what: tuple[str, int]) -> None:
+        worker, version = what
+        self._engines[worker].version = version
+        self._received(worker)
+        self._tell(Acked(worker=worker, version=version))
+
+    def _received(self, worker: str) -> None:
+        if worker in self._receiving:
+            self._receiving.discard(worker)
+            if not self._receiving:
+                self._learner.hold(False)
+
+
+_TOKENS = np.zeros(1, dtype=np.int32)
+
+
+def _prompt(uid: str) -> Prompt:
+    return Prompt(uid=uid, text="", gold="", token_ids=_TOKENS)

@@ -1,0 +1,238 @@
+"""A run of fakes, wired as the real one is: folder, crew, machine, controller; and what its files say afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from builders import prompt, small_config
+
+from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.config import Config
+from fr3e_async.control.controller import Controller
+from fr3e_async.control.crew import Crew
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.evaluator import Evaluator
+from fr3e_async.control.journal import Journal, brief, read_journal
+from fr3e_async.control.ledger import Ledger
+from fr3e_async.control.machine import Machine
+from fr3e_async.control.progress import Progress, load_control_state, load_trees
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.data.stream import PromptStream
+from fr3e_async.errors import RunFailed
+from fr3e_async.observe.books import Books, read_books
+from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.observe.metrics import checked
+from fr3e_async.observe.story import Report, audit
+from fr3e_async.testing import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, Faults
+from fr3e_async.types import RolloutId
+
+COUNTS = {GENERATORS: 2, EXPLORERS: 2, VERIFIERS: 1}
+
+
+class Notes:
+    """Port ``Reporter`` that keeps what it is told, and refuses undeclared metrics as the real one does."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, dict[str, float]] = {}
+        self.lines: list[str] = []
+        self.groups: list[dict] = []
+
+    def step(self, step, metrics):
+        self.steps[step] = checked(metrics)
+
+    def group(self, record):
+        self.groups.append(json.loads(json.dumps(record)))  # what goes into groups.jsonl must be plain
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+def loop_config(*, strategy: str = "fr3e", **sections: dict[str, Any]) -> Config:
+    """Batches of 4 groups, each of 3 bases and 2 · 2 branches; 8 of them unless told otherwise; waits of hundredths of seconds."""
+    defaults: dict[str, dict[str, Any]] = {
+        "flow": {"groups_per_step": 4, "max_staleness": 1, "lease_s": 5.0, "retry_backoff_s": 0.01},
+        "run": {"steps": 8, "checkpoint_every": 0},
+        "algorithm": {"anchors": FAKE_ANCHORS, "branches": 2, "bases": 3, "strategy": strategy},
+        "observe": {"heartbeat_s": 0.05},
+        "pools": {"replace_backoff_s": 0.01},
+        "generators": {"rollouts_in_flight": 16},
+        "explorers": {"rollouts_in_flight": 16},
+        "weights": {"ack_timeout_s": 5.0},
+    }
+    return small_config(**{name: defaults.get(name, {}) | sections.get(name, {}) for name in {**defaults, **sections}})
+
+
+class World:
+    """One session of a run in a folder. ``resume``: from the newest checkpoint there, as ``session`` does it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        faults: Mapping[str, Faults] | None = None,
+        resume: bool = False,
+        evaluate: bool = False,
+        prompts: int = 40,
+        rescored: bool = False,
+        counts: Mapping[str, int] = COUNTS,
+        delay_s: float = 0.001,
+        right: float = 0.3,
+        gain: float = 0.05,
+        config: Config | None = None,
+        crew: Crew | None = None,
+        wrap: Callable[[Any], Any] = lambda part: part,
+        **sections: Any,
+    ) -> None:
+        """``faults``: of the learner, or of the first worker of a role. ``crew``: of the session before, in the same process.
+        ``wrap``: put around all parts that leave a trace outside of the process."""
+        self.folder, self.config = folder, config or loop_config(**sections)
+        folder.mkdir(exist_ok=True)
+        self._again = crew is not None
+        self._faults, self._rescored, self._delay_s = faults or {}, rescored, delay_s
+        self._right, self._gain = right, gain
+        self._wrap = wrap
+        self._names = dict.fromkeys(COUNTS, -1)
+        self.started: list[str] = []  # workers that replaced others
+        self.no_room = 0  # so many workers will not start
+        self.problems = [prompt(f"p{i}") for i in range(prompts)]
+        self.notes = Notes()
+        self.store = CheckpointStore(folder / "checkpoints")
+        self._read(resume)
+        self.learner = FakeLearner(
+            delay_s=2 * delay_s, version=self.state.version if self.state else 0, faults=self._faults.get("learner")
+        )
+        if crew is not None:
+            self.learner = crew.learner
+        self.crew = crew or Crew(
+            config=self.config,
+            learner=wrap(self.learner),
+            payloads=FakePayloads(),
+            start=self._start,
+            workers=[(role, self.worker(role)) for role, count in counts.items() for _ in range(count)],
+        )
+        self._build(evaluate)
+
+    def _read(self, resume: bool) -> None:
+        source = self.store.latest() if resume else None
+        known = {problem.uid: problem for problem in self.problems}
+        self.source, self.resumed = source, load_control_state(source, known.__getitem__) if source else None
+        self.state = self.resumed.ledger if self.resumed else None
+        self.payloads = {key: (batch.ids[0].group, batch) for key, batch in load_trees(source)} if source else None
+        self.kept: list[RolloutId] = [id for _, batch in (self.payloads or {}).values() for id in batch.ids]
+
+    def _build(self, evaluate: bool) -> None:
+        config, resumed, folder = self.config, self.resumed, self.folder
+        session = len(list((folder / "journal").glob("*.jsonl")))
+        self.publisher = Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=time.time)
+        self.books = Books(folder / "ledger.jsonl")
+        self.journal = Journal(folder / "journal", session=session, config=config, state=self.state)
+        self.controller = Controller(
+            config=config,
+            crew=self.crew,
+            machine=Machine(config, make_strategy(config.algorithm), state=self.state),
+            stream=PromptStream(
+                self.problems,
+                config.run.seed,
+                state=resumed.stream if resumed else None,
+                taken=[group.name for group in self.state.groups] if self.state else (),
+            ),
+            publisher=self.publisher,
+            evaluator=Evaluator(self.crew, self.problems[:10]) if evaluate else None,
+            reporter=self._wrap(self.notes),
+            books=self._wrap(self.books),
+            journal=self._wrap(self.journal),
+            checkpoints=self._wrap(self.store),
+            progress=resumed.progress if resumed else Progress(),
+            clock=time.time,
+            session=session,
+            payloads=self.payloads,
+            engine_version=-1 if self._again else 0,
+        )
+
+    def worker(self, role: str) -> Any:
+        self._names[role] += 1
+        number = self._names[role]
+        name, faults = f"{role.removesuffix('s')}-{number}", self._faults.get(role) if number == 0 else None
+        if role == VERIFIERS:
+            return FakeVerifier(name, faults=faults)
+        made = FakeEngineWorker(name, delay_s=self._delay_s, right=self._right, gain=self._gain, faults=faults)
+        made.rescored = self._rescored
+        return made
+
+    async def _start(self, role: str) -> Any:
+        if self.no_room:
+            self.no_room -= 1
+            raise RunFailed("no room")
+        made = self.worker(role)
+        self.started.append(made.name)
+        return made
+
+    # ---- running ----
+
+    async def go(self) -> str:
+        """What ``session`` does after the actors are up."""
+        if self.source or self._again:
+            version = self.state.version if self.state else 0
+            self.publisher.offer(await self.crew.learner.export(version))
+        try:
+            return await self.controller.run()
+        finally:
+            self.books.close()
+
+    def run(self, timeout: float = 20.0) -> str:
+        return asyncio.run(asyncio.wait_for(self.go(), timeout))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    # ---- what came of it ----
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.controller.machine.ledger
+
+    def of(self, role: str) -> list[Any]:
+        return [self.crew.worker(name) for name in self.crew.names(role)]
+
+    @property
+    def engines(self) -> list[Any]:
+        return [*self.of(GENERATORS), *self.of(EXPLORERS)]
+
+    def replaced(self) -> dict[str, int]:
+        """Roles of which workers were replaced."""
+        return {role: count for role, count in self.controller.watch.replaced().items() if count}
+
+    def trained_groups(self) -> list[str]:
+        return [row.payload.ids[row.row].group for batch in self.learner.trained for row in batch]
+
+    def said(self, text: str) -> str:
+        """The first note with this text in it, or nothing."""
+        return next((line for line in self.notes.lines if text in line), "")
+
+
+def audited(folder: Path, config: Config) -> Report:
+    """What the books say, which must break no law."""
+    report = audit(
+        read_books(folder / "ledger.jsonl"), groups_per_step=config.flow.groups_per_step, max_staleness=config.flow.max_staleness
+    )
+    assert not report.violations, "\n".join(map(str, report.violations))
+    return report
+
+
+def replayed(folder: Path, config: Config) -> int:
+    """Drive a machine through every journal again: it must decide the same. How many events there were."""
+    count = 0
+    for path in sorted((folder / "journal").glob("*.jsonl")):
+        header, entries = read_journal(path)
+        machine = Machine(config, make_strategy(config.algorithm), state=header.state)
+        machine.start()
+        for entry in entries:
+            assert tuple(map(brief, machine.handle(entry.event))) == entry.commands, f"{path.name}: {entry.event}"
+            count += 1
+    return count

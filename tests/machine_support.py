@@ -1,0 +1,716 @@
+"""A cluster around the control machine, played by a test: engines, verifiers, a learner, and whatever may go wrong with them.
+
+``Cluster`` carries out the machine's commands one action at a time, in any order, and checks what must hold of every command.
+It keeps books of its own (who has which task, which version an engine really serves, how old every token is, what became of
+every group), so that nothing is checked against the machine's own word. It can be killed at any point and goes on from a
+checkpoint that went through JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from builders import prompt, small_config
+from ledger_support import PROMPT_TOKENS, TRUNK_MODES, World, anchors_of, note, verdict
+
+from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.config import Config
+from fr3e_async.control.codec import decode, encode
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.ledger import LedgerState
+from fr3e_async.control.machine import Machine
+from fr3e_async.control.messages import (
+    Acked,
+    Admitted,
+    Answered,
+    Asked,
+    Assign,
+    Branch,
+    Command,
+    Delivered,
+    Due,
+    Event,
+    Exported,
+    Judged,
+    Live,
+    Lost,
+    Pressure,
+    Refused,
+    Replace,
+    Rescore,
+    Rescored,
+    Retire,
+    Sample,
+    Score,
+    Send,
+    Stopped,
+    Train,
+    Trained,
+    Unreplaced,
+    Wait,
+    Withdraw,
+    Work,
+    WorkerDown,
+    WorkerUp,
+)
+from fr3e_async.types import Anchor, Finish, RolloutId
+
+ENGINES = (GENERATORS, EXPLORERS)
+REWARDS = (0, 1, 1, 0, 0.25, None)
+PLACES = ((2, 4), (2, 4), (3,), ())  # anchors of a trunk of 5 tokens
+MODES = ("in_flight", "wait_idle", "abort_retry")
+
+Pick = Callable[[int], int]  # one of so many
+
+
+def first(count: int) -> int:
+    """The pick of a world without chance."""
+    return 0
+
+
+def script(numbers: list[int]) -> Pick:
+    """Picks that follow a list; 0 when it is used up."""
+    rest = list(numbers)
+    return lambda count: rest.pop(0) % count if rest else 0
+
+
+def control_config(
+    *, steps: int = 4, groups: int = 2, staleness: int = 1, window: int = 0, update: str = "in_flight", together: bool = False,
+    flexible: bool = False, adaptive: bool = False, backoff: float = 0.0, attempts: int = 3, **algorithm: Any,
+) -> Config:  # fmt: skip
+    """Two engines of each role with room for 4 rollouts; groups of 2 bases and one trunk."""
+    shape = {"bases": 2, "anchors": 2, "branches": 3 if adaptive else 2, "adaptive_first": 2 if adaptive else 0}
+    return small_config(
+        run={"steps": steps},
+        flow={
+            "groups_per_step": groups, "max_staleness": staleness, "max_attempts": attempts, "retry_backoff_s": backoff,
+            "order": "window" if window else "admission", "window": window, "max_rejected_in_a_row": 10**6,
+        },
+        algorithm={**shape, **algorithm},
+        learner={"minibatches": 1},
+        generators={"count": 2, "rollouts_in_flight": 4},
+        explorers={"count": 2, "rollouts_in_flight": 4},
+        verifiers={"workers": 1},
+        pools={"flexible_roles": flexible, "least_in_flight": 1, "max_deaths_in_a_row": 500, "replace_backoff_s": 0.0},
+        weights={"update": update, "transfer": "native" if together else "object_store"},
+    )  # fmt: skip
+
+
+@dataclass(eq=False)
+class Worker:
+    name: str
+    role: str
+    serves: int = 0  # version of the tokens that it makes now; changes only with weights that it was sent
+    coming: int | None = None  # version on its way
+    loaded: bool = False  # it serves ``coming``, and has not said so yet
+    alone: bool = False  # ``coming`` is not part of a common hand-over
+    joining: bool = False  # must get no work yet
+
+
+@dataclass
+class Given:
+    """A task that a worker has."""
+
+    work: Work | None  # None: asked for
+    worker: Worker
+    weight: int
+    oldest: int | None = None  # version of its oldest token; None: it has none yet
+    newest: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What survives a kill: the ledger as JSON, and what the world had on its books at that moment."""
+
+    state: str
+    fates: dict[str, str]
+    trained: frozenset[RolloutId]
+    batches: tuple[tuple[str, ...], ...]
+
+
+@dataclass
+class Cluster:
+    """See the module's docstring. ``world``: outcomes follow from rollout ids alone; else ``pick`` decides."""
+
+    config: Config
+    world: World | None = None
+    rescored: bool = False
+    birth: int = 0  # version that workers come up with: -1 or 0
+    attempts: int = 3  # with ``world``: what is not doomed fails less often than that
+    workers: dict[str, Worker] = field(default_factory=dict)
+    given: dict[int, Given] = field(default_factory=dict)
+    asked: dict[int, tuple[str, int]] = field(default_factory=dict)  # not placed yet: role and weight
+    rescores: list[Rescore] = field(default_factory=list)
+    withdrawn: set[int] = field(default_factory=set)
+    waits: list[str] = field(default_factory=list)
+    replaces: list[Replace] = field(default_factory=list)
+    train: Train | None = None
+    unexported: list[int] = field(default_factory=list)
+    told: list[Event] = field(default_factory=list)  # events that may be told again
+    story: list[Event] = field(default_factory=list)  # of this life
+    commands: list[list[Any]] = field(default_factory=list)  # of this life, by event
+    rows: dict[tuple[int, int], tuple[RolloutId, int]] = field(default_factory=dict)  # -> rollout, its oldest token's version
+    fates: dict[str, str] = field(default_factory=dict)
+    trained: set[RolloutId] = field(default_factory=set)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    fails: Counter[Any] = field(default_factory=Counter)
+    batches: list[tuple[str, ...]] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)  # tasks that were assigned in this life
+    names: int = 0
+    payload: int = 0
+    asks: int = 0
+    newest: int = 0  # version that engines are to have, by the exports of this life
+    live: int = 0
+    stopped: bool = False
+    lives: int = 0
+    seen_kinds: Counter[str] = field(default_factory=Counter)  # of events, of commands, and of what tests want to have happened
+    lags: Counter[int] = field(default_factory=Counter)  # trained rollouts by the age of their oldest token
+    born_from: str | None = None  # state of this life
+
+    def __post_init__(self) -> None:
+        self.begin(None)
+
+    # ---- lives ----
+
+    def begin(self, state: str | None) -> None:
+        """A fresh machine, with workers of their own. What was in flight is gone."""
+        self.given.clear(), self.asked.clear(), self.rescores.clear(), self.withdrawn.clear(), self.waits.clear()
+        self.replaces.clear(), self.unexported.clear(), self.told.clear(), self.seen.clear(), self.workers.clear()
+        self.story.clear(), self.commands.clear()
+        self.train, self.stopped, self.born_from, self.lives = None, False, state, self.lives + 1
+        self.machine = self.fresh()
+        self.newest = self.live = self.machine.ledger.version
+        self.take(self.machine.start())
+        for role in (*ENGINES, VERIFIERS):
+            for _ in range(2 if role in ENGINES else 1):
+                self.worker_up(role, self.birth)
+
+    def fresh(self) -> Machine:
+        """The machine that this life began with."""
+        state = None if self.born_from is None else decode(LedgerState, json.loads(self.born_from), prompt_of)
+        return Machine(self.config, make_strategy(self.config.algorithm), state=state)
+
+    def checkpoint(self) -> None:
+        state = json.dumps(encode(self.machine.ledger.state()))
+        assert json.dumps(encode(decode(LedgerState, json.loads(state), prompt_of))) == state
+        self.checkpoints.append(Checkpoint(state, dict(self.fates), frozenset(self.trained), tuple(self.batches)))
+
+    def kill(self, pick: Pick = first) -> None:
+        """Go on from one of the checkpoints; what came after it never was."""
+        if not self.checkpoints:
+            self.fates.clear(), self.trained.clear(), self.batches.clear()
+            self.begin(None)
+            return
+        back = pick(len(self.checkpoints))
+        del self.checkpoints[len(self.checkpoints) - back :]
+        kept = self.checkpoints[-1]
+        self.fates, self.trained, self.batches = dict(kept.fates), set(kept.trained), list(kept.batches)
+        self.begin(kept.state)
+
+    # ---- events ----
+
+    def tell(self, event: Event, *, again: bool = True) -> None:
+        if again and isinstance(event, Delivered | Judged | Lost | Rescored):
+            self.told.append(event)
+        self.story.append(event)
+        self.seen_kinds[type(event).__name__] += 1
+        self.take(self.machine.handle(event))
+        self.check()
+
+    def take(self, commands: list[Command]) -> None:
+        self.commands.append([[type(command).__name__, encode(command)] for command in commands])
+        for command in commands:
+            self.seen_kinds[type(command).__name__] += 1
+            match command:
+                case Assign():
+                    self.assigned(command)
+                case Withdraw():
+                    assert set(command.tasks) == set(self.tasks_of(command.worker))
+                    self.withdrawn |= set(command.tasks)
+                case Replace():
+                    assert command.worker not in self.workers
+                    self.replaces.append(command)
+                case Send():
+                    self.sent(command)
+                case Live():
+                    assert command.version > self.live
+                    self.live = command.version
+                case Wait():
+                    assert command.seconds > 0
+                    self.waits.append(command.key)
+                case Rescore():
+                    self.rescores.append(command)
+                case Train():
+                    self.to_train(command)
+                case Retire():
+                    assert command.group not in self.fates, "a group was settled twice"
+                    self.fates[command.group] = command.fate
+                case _:
+                    raise AssertionError(f"nobody can carry out {command}")
+
+    def assigned(self, command: Assign) -> None:
+        worker = self.workers.get(command.worker)
+        assert worker is not None, "work for the dead"
+        assert command.task not in self.seen, "a task was given away twice"
+        self.seen.add(command.task)
+        role, weight = self.asked.pop(command.task) if command.work is None else role_and_weight(command.work)
+        if worker.role != role:
+            assert self.config.pools.flexible_roles
+            assert {worker.role, role} == set(ENGINES)
+            self.seen_kinds["lent"] += 1
+        load = self.load_of(worker)
+        assert load + weight <= self.machine.desk.seats[worker.name].limit or not load, "more than the seat's limit"
+        if worker.role in ENGINES:
+            assert not worker.joining, "work for an engine that joins"
+            assert worker.serves >= self.live, "work for an engine with weights older than the live ones"
+            if self.config.weights.update != "in_flight":
+                assert worker.coming is None
+                assert worker.serves == self.newest, "work for an engine that is to change its weights"
+        if isinstance(command.work, Branch):
+            self.require_trunk(command.work)
+        self.given[command.task] = Given(command.work, worker, weight)
+
+    def require_trunk(self, work: Branch) -> None:
+        """The payload that it names has the trunk, and each of its ids hangs at one of its anchors."""
+        payload = {id for (key, _), (id, _) in self.rows.items() if key == work.trunk_payload}
+        assert work.trunk in payload
+        assert {id.node for id in work.ids} <= {anchor.node for anchor in work.anchors}
+
+    def sent(self, command: Send) -> None:
+        assert command.version == self.newest, "not the newest weights"
+        assert not command.alone or len(command.workers) == 1
+        if self.config.weights.transfer == "native" and not command.alone:
+            assert not any(w.coming is not None and not w.alone for w in self.workers.values()), "two hand-overs at once"
+        for name in command.workers:
+            worker = self.workers[name]
+            assert worker.role in ENGINES
+            assert worker.coming is None, "two versions at once"
+            assert worker.serves < command.version
+            if self.config.weights.update != "in_flight" and not command.alone:
+                assert not self.tasks_of(name), "new weights into running rollouts"
+            worker.coming, worker.loaded, worker.alone = command.version, False, command.alone
+            worker.joining |= command.alone
+
+    def to_train(self, command: Train) -> None:
+        assert self.train is None
+        assert not self.stopped, "a batch after the stop"
+        version = command.version - 1
+        assert version == self.machine.ledger.version
+        assert len(set(command.groups)) == self.config.flow.groups_per_step
+        assert not any(group in self.fates for group in command.groups)
+        ids = [self.rows[item.payload, item.row] for item in command.items]
+        assert {id.group for id, _ in ids} == set(command.groups)
+        assert len({id for id, _ in ids}) == len(ids), "a rollout twice in a batch"
+        assert not self.trained & {id for id, _ in ids}, "a rollout was trained twice"
+        self.lags.update(version - oldest for _, oldest in ids)
+        stale = [id for id, oldest in ids if version - oldest > self.config.flow.max_staleness]
+        assert not stale, "tokens older than the bound"
+        self.train = command
+
+    # ---- laws that hold after every event ----
+
+    def check(self) -> None:
+        ledger, flow = self.machine.ledger, self.config.flow
+        assert ledger.slots_held <= (flow.max_staleness + 1) * flow.groups_per_step
+        assert ledger.admitted == len(self.fates) + ledger.in_flight
+        assert ledger.fates == Counter(self.fates.values())
+        assert ledger.live == self.live == self.machine.fleet.live
+        for worker in self.workers.values():
+            seat = self.machine.desk.seats[worker.name]
+            width = self.machine.desk.roles[worker.role].width
+            assert seat.load == self.load_of(worker)
+            assert min(self.config.pools.least_in_flight, width) <= seat.limit <= width
+            if worker.role in ENGINES and not worker.joining:
+                assert self.live <= worker.serves, "an engine in service serves less than the live version"
+
+    def tasks_of(self, name: str) -> list[int]:
+        return [task for task, given in self.given.items() if given.worker.name == name]
+
+    def load_of(self, worker: Worker) -> int:
+        return sum(given.weight for given in self.given.values() if given.worker is worker)
+
+    # ---- what may happen: each returns whether there was something to do ----
+
+    def admit(self, pick: Pick) -> bool:
+        if not self.machine.ledger.admissible():
+            return False
+        uid = f"p{self.machine.ledger.admitted}"
+        self.tell(Admitted(group=f"{uid}@0", prompt=prompt_of(uid)))
+        return True
+
+    def decode(self, pick: Pick) -> bool:
+        """An engine makes a token of everything that it has."""
+        engines = [w for w in self.workers.values() if w.role in ENGINES and self.tasks_of(w.name)]
+        for worker in engines[pick(len(engines)) :][:1] if engines else []:
+            for task in self.tasks_of(worker.name):
+                self.token(self.given[task])
+        return bool(engines)
+
+    def token(self, given: Given) -> None:
+        version = given.worker.serves
+        given.oldest = version if given.oldest is None else min(version, given.oldest)
+        given.newest = max(version, given.newest)
+
+    def finish_task(self, pick: Pick, *, mishaps: bool = True) -> bool:
+        """A task comes back; perhaps with rows that came to nothing."""
+        tasks = [task for task, given in self.given.items() if given.work is not None]
+        if not tasks:
+            return False
+        task = tasks[pick(len(tasks))]
+        work = self.given[task].work
+        if isinstance(work, Score):
+            self.judged(task, work, pick)
+        else:
+            assert work is not None
+            self.delivered(task, work, pick, mishaps=mishaps)
+        return True
+
+    def judged(self, task: int, work: Score, pick: Pick) -> None:
+        for row, id in zip(work.rows, work.ids, strict=True):
+            assert self.rows[work.payload, row][0] == id, "a row was taken for another"
+        del self.given[task]
+        self.withdrawn.discard(task)
+        words = tuple(verdict(self.reward(id, pick)) for id in work.ids)
+        self.tell(Judged(task=task, group=work.ids[0].group, ids=work.ids, verdicts=words))
+
+    def reward(self, id: RolloutId, pick: Pick) -> float | None:
+        return self.world.reward(id) if self.world else REWARDS[pick(len(REWARDS))]
+
+    def delivered(self, task: int, work: Sample | Branch, pick: Pick, *, mishaps: bool) -> None:
+        given = self.given.pop(task)
+        self.withdrawn.discard(task)
+        if given.oldest is None:
+            self.token(given)
+        assert given.oldest is not None
+        aborted = {id for id in work.ids if self.aborts(id, pick, mishaps=mishaps)}
+        self.seen_kinds["mixed versions"] += given.oldest < given.newest
+        self.payload += 1
+        self.rows |= {(self.payload, row): (id, given.oldest) for row, id in enumerate(work.ids)}
+        notes = tuple(self.note_of(id, given, id in aborted) for id in work.ids)
+        anchors = None
+        if isinstance(work, Sample) and work.trunk and not self.rescored:
+            anchors = tuple(a for id in work.ids if id not in aborted for a in self.anchors(id, pick))
+        self.tell(Delivered(task=task, group=work.ids[0].group, payload=self.payload, notes=notes, anchors=anchors))
+
+    def aborts(self, id: RolloutId, pick: Pick, *, mishaps: bool) -> bool:
+        if self.world is None:
+            return mishaps and pick(8) == 7
+        if self.world.doomed(id):
+            return True
+        return mishaps and pick(8) == 7 and self.may_fail(id)
+
+    def may_fail(self, key: Any) -> bool:
+        """With a world, what is not doomed comes in the end, however often the run is killed."""
+        if self.world is not None and self.fails[key] + 1 >= self.attempts:
+            return False
+        self.fails[key] += 1
+        return True
+
+    def note_of(self, id: RolloutId, given: Given, aborted: bool) -> Any:
+        assert given.oldest is not None
+        length = self.world.length(id) if self.world else 5
+        context = self.world.context(id) if self.world else PROMPT_TOKENS
+        return note(id, given.oldest, Finish.ABORT if aborted else Finish.STOP, length, context)
+
+    def anchors(self, id: RolloutId, pick: Pick) -> tuple[Anchor, ...]:
+        places = self.world.places(id) if self.world else PLACES[pick(len(PLACES))]
+        return anchors_of(id, *places, count=self.config.algorithm.anchors)
+
+    def lose(self, pick: Pick) -> bool:
+        """A task does not come back. One that was withdrawn does so without blame."""
+        tasks = [task for task, given in self.given.items() if given.work is not None]
+        if not tasks:
+            return False
+        task = tasks[pick(len(tasks))]
+        work = self.given[task].work
+        counted = task not in self.withdrawn
+        if counted and not all([self.may_fail(("score", id) if isinstance(work, Score) else id) for id in work.ids]):  # noqa: C419
+            return False
+        self.lost(task, counted=counted)
+        return True
+
+    def lost(self, task: int, *, counted: bool) -> None:
+        work = self.given.pop(task).work
+        assert work is not None
+        self.withdrawn.discard(task)
+        scoring = isinstance(work, Score)
+        payload = work.payload if isinstance(work, Score) else -1
+        self.tell(
+            Lost(
+                task=task, group=work.ids[0].group, ids=work.ids, reason="x", scoring=scoring, payload=payload, counted=counted
+            )
+        )  # fmt: skip
+
+    def give_back(self, pick: Pick) -> bool:
+        """A worker returns a withdrawn task."""
+        tasks = [task for task in sorted(self.withdrawn) if task in self.given]
+        if not tasks:
+            return False
+        task = tasks[pick(len(tasks))]
+        if self.given[task].work is None:
+            self.end_asked(task, proof=False)
+        else:
+            self.lost(task, counted=False)
+        return True
+
+    def repeat(self, pick: Pick) -> bool:
+        """An event comes twice: nothing changes but a counter."""
+        if self.told:
+            before = encode(self.machine.ledger.state())
+            self.tell(self.told[pick(len(self.told))], again=False)
+            assert self.commands[-1] == [], "a duplicate had an effect"
+            assert encode(self.machine.ledger.state()) == before
+        return bool(self.told)
+
+    def rescore(self, pick: Pick) -> bool:
+        if not self.rescores:
+            return False
+        command = self.rescores.pop(pick(len(self.rescores)))
+        anchors = tuple(a for id in command.trunks for a in self.anchors(id, pick))
+        self.tell(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
+        return True
+
+    def trained_batch(self, pick: Pick) -> bool:
+        if self.train is None:
+            return False
+        train, self.train = self.train, None
+        self.trained |= {self.rows[item.payload, item.row][0] for item in train.items}
+        self.batches.append(train.groups)
+        self.unexported.append(train.version)
+        self.tell(Trained(version=train.version))
+        assert all(self.fates[group] == "trained" for group in train.groups)
+        return True
+
+    def export(self, pick: Pick) -> bool:
+        """Of several versions that wait the oldest, or a newer one and those before never."""
+        if not self.unexported:
+            return False
+        place = pick(len(self.unexported))
+        self.newest = self.unexported[place]
+        del self.unexported[: place + 1]
+        self.tell(Exported(version=self.newest))
+        return True
+
+    def load(self, pick: Pick) -> bool:
+        """An engine changes to the weights that it was sent, and has not told yet."""
+        found = [w for w in self.workers.values() if w.coming is not None and not w.loaded]
+        for worker in found[pick(len(found)) :][:1] if found else []:
+            assert worker.coming is not None
+            for task in self.tasks_of(worker.name):
+                self.token(self.given[task])
+            worker.serves, worker.loaded = worker.coming, True
+        return bool(found)
+
+    def ack(self, pick: Pick) -> bool:
+        found = [w for w in self.workers.values() if w.loaded]
+        if found:
+            worker = found[pick(len(found))]
+            version, worker.coming, worker.loaded = worker.coming, None, False
+            assert version is not None
+            if version >= self.machine.fleet.live:
+                worker.joining = False
+            self.tell(Acked(worker=worker.name, version=version))
+        return bool(found)
+
+    def refuse(self, pick: Pick) -> bool:
+        found = [w for w in self.workers.values() if w.coming is not None]
+        if found:
+            worker = found[pick(len(found))]
+            assert worker.coming is not None
+            del self.workers[worker.name]
+            self.tell(Refused(worker=worker.name, version=worker.coming, why="too late"))
+        return bool(found)
+
+    def die(self, pick: Pick) -> bool:
+        """Its tasks end later: lost, or delivered after all by an engine that was only slow."""
+        if not self.workers:
+            return False
+        name = sorted(self.workers)[pick(len(self.workers))]
+        del self.workers[name]
+        self.tell(WorkerDown(worker=name, why="died"))
+        return True
+
+    def replace(self, pick: Pick) -> bool:
+        if not self.replaces:
+            return False
+        self.worker_up(self.replaces.pop(pick(len(self.replaces))).role, self.birth)
+        return True
+
+    def worker_up(self, role: str, version: int) -> None:
+        self.names += 1
+        name = f"{role}-{self.names}"
+        engine = role in ENGINES
+        self.workers[name] = Worker(name, role, serves=version if engine else 0, joining=engine and version < self.newest)
+        self.tell(WorkerUp(role=role, worker=name, version=version))
+
+    def fail_to_replace(self, pick: Pick) -> bool:
+        if not self.replaces:
+            return False
+        command = self.replaces.pop(pick(len(self.replaces)))
+        self.tell(Unreplaced(role=command.role, worker=command.worker, why="no room"))
+        return True
+
+    def press(self, pick: Pick) -> bool:
+        engines = sorted(w.name for w in self.workers.values() if w.role in ENGINES)
+        if engines:
+            name = engines[pick(len(engines))]
+            kv_used = (0.5, 0.9, 0.99)[pick(3)]
+            self.tell(Pressure(worker=name, kv_used=kv_used, waiting=pick(2), preempted=pick(2)))
+        return bool(engines)
+
+    def ask(self, pick: Pick) -> bool:
+        """Part of an evaluation; sometimes wider than a seat."""
+        self.asks += 1
+        role, weight = ENGINES[pick(2)], (1, 2, 6)[pick(3)]
+        self.asked[-self.asks] = role, weight
+        self.tell(Asked(task=-self.asks, role=role, weight=weight, priority=-pick(2)))
+        return True
+
+    def answer(self, pick: Pick) -> bool:
+        """It ends, or is not wanted any more, wherever it is."""
+        tasks = sorted([*self.asked, *(task for task in self.given if task < 0)])
+        if tasks:
+            self.end_asked(tasks[pick(len(tasks))], proof=bool(pick(2)))
+        return bool(tasks)
+
+    def end_asked(self, task: int, *, proof: bool) -> None:
+        self.asked.pop(task, None)
+        self.given.pop(task, None)
+        self.withdrawn.discard(task)
+        self.tell(Answered(task=task, proof=proof))
+
+    def due(self, pick: Pick) -> bool:
+        if not self.waits:
+            return False
+        self.tell(Due(key=self.waits.pop(pick(len(self.waits)))))
+        return True
+
+    def stop(self, pick: Pick) -> bool:
+        self.stopped = True
+        self.tell(Stopped(reason="enough"))
+        assert not self.machine.ledger.admissible()
+        return True
+
+    # ---- to the end ----
+
+    GOOD = ("admit", "decode", "finish_task", "rescore", "trained_batch", "export", "load", "ack", "replace", "due", "give_back")
+    BAD = ("lose", "repeat", "refuse", "die", "fail_to_replace", "press", "ask", "answer")
+
+    def act(self, name: str, pick: Pick) -> bool:
+        return bool(getattr(self, name)(pick))
+
+    def to_the_end(self, limit: int = 5_000) -> None:
+        """From here on everything succeeds, oldest first: the run must end. An engine gives withdrawn tasks back."""
+        if self.stopped:
+            self.checkpoint()
+            self.kill()
+        for _ in range(limit):
+            if self.quiet():
+                return self.require_end()
+            assert self.turn(), f"deadlock: {self.machine.ledger.waiting()}"
+        raise AssertionError(f"the run does not end: {self.machine.ledger.waiting()}")
+
+    def turn(self) -> bool:
+        moved = self.replace(first) or self.give_back(first) or self.ack(first)
+        moved = self.load(first) or self.export(first) or self.trained_batch(first) or self.rescore(first) or moved
+        if tasks := [key for key in self.waits if key.startswith("task")]:
+            self.waits.remove(tasks[0])
+            self.tell(Due(key=tasks[0]))
+            moved = True
+        moved = self.admit(first) or moved
+        placed = sorted(task for task in self.given if task < 0)
+        if placed:
+            self.end_asked(placed[0], proof=True)
+        return self.finish_fairly() or bool(placed) or moved
+
+    def finish_fairly(self) -> bool:
+        """The first task that a worker has comes back; branch numbers decide about rewards, so that there is something to learn."""
+        tasks = [task for task, given in self.given.items() if given.work is not None]
+        if not tasks:
+            return False
+        work = self.given[tasks[0]].work
+        if isinstance(work, Score) and self.world is None:
+            del self.given[tasks[0]]
+            self.withdrawn.discard(tasks[0])
+            words = tuple(verdict(id.branch % 2) for id in work.ids)
+            self.tell(Judged(task=tasks[0], group=work.ids[0].group, ids=work.ids, verdicts=words))
+            return True
+        return self.finish_task(first, mishaps=False)
+
+    def quiet(self) -> bool:
+        return (
+            self.machine.ledger.finished
+            and not (self.given or self.asked or self.replaces or self.unexported or self.rescores)
+            and not any(w.coming is not None for w in self.workers.values())
+        )
+
+    def require_end(self) -> None:
+        """All steps are made, nothing is left anywhere, every engine has the newest weights."""
+        ledger, desk = self.machine.ledger, self.machine.desk
+        assert ledger.version == ledger.live == self.config.run.steps
+        assert (ledger.in_flight, ledger.slots_held) == (0, 0)
+        assert sum(fate == "trained" for fate in self.fates.values()) == self.config.run.steps * self.config.flow.groups_per_step
+        assert ledger.admitted == len(self.fates)
+        for worker in self.workers.values():
+            seat = desk.seats[worker.name]
+            assert (seat.load, seat.tasks, seat.held) == (0, set(), False)
+            assert worker.role not in ENGINES or worker.serves == ledger.version
+        assert [desk.queued(role) for role in desk.roles] == [0, 0, 0]
+        assert Counter(w.role for w in self.workers.values()) == {GENERATORS: 2, EXPLORERS: 2, VERIFIERS: 1}
+
+    def replay(self) -> list[list[Any]]:
+        """The commands of this life once more, by a machine of its own that is told the same events."""
+        machine = self.fresh()
+        answers = [machine.start(), *(machine.handle(event) for event in self.story)]
+        return [[[type(command).__name__, encode(command)] for command in commands] for commands in answers]
+
+
+def random_cluster(rng: random.Random, **fixed: Any) -> Cluster:
+    """Any mode, with any settings that are valid together. ``fixed``: of ``control_config``, or fields of ``Cluster``."""
+    own = {name: fixed.pop(name) for name in ("world", "rescored", "birth") if name in fixed}
+    settings: dict[str, Any] = {
+        "steps": rng.randint(2, 6), "groups": rng.randint(1, 3), "staleness": rng.randint(0, 3), "update": rng.choice(MODES),
+        "together": rng.random() < 0.4, "flexible": rng.random() < 0.5, "adaptive": rng.random() < 0.4,
+        "backoff": rng.choice([0.0, 0.5]),
+    } | fixed  # fmt: skip
+    room = settings["staleness"] * settings["groups"]
+    settings["window"] = fixed.get("window", rng.choice([0, rng.randint(0, room)]))
+    if not settings["adaptive"]:
+        settings.setdefault("trunk", rng.choice(TRUNK_MODES))
+    return Cluster(**{"config": control_config(**settings), "rescored": rng.random() < 0.3, "birth": rng.choice([0, -1])} | own)
+
+
+def play(cluster: Cluster, rng: random.Random, *, moves: int, mishaps: float, kills: float = 0.005) -> Cluster:
+    """So many actions in a random order, then the way to the end."""
+    for _ in range(moves):
+        chance = rng.random()
+        if chance < kills:
+            cluster.kill(rng.randrange)
+        elif chance < 3 * kills:
+            cluster.checkpoint()
+        elif chance < 3.1 * kills:
+            cluster.stop(first)
+        else:
+            names = cluster.BAD if rng.random() < mishaps else cluster.GOOD
+            any(cluster.act(name, rng.randrange) for name in rng.sample(names, len(names)))  # the first that can be done
+    cluster.to_the_end()
+    return cluster
+
+
+def prompt_of(uid: str) -> Any:
+    return prompt(uid)
+
+
+def role_and_weight(work: Work) -> tuple[str, int]:
+    match work:
+        case Sample():
+            return GENERATORS, len(work.ids)
+        case Branch():
+            return EXPLORERS, len(work.ids)
+        case Score():
+            return VERIFIERS, 1

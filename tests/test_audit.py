@@ -1,0 +1,783 @@
+"""The audit: each broken law is told at its line, a sound story passes whatever was killed, and the run's other files agree."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fr3e_async import audit as command
+from fr3e_async.errors import StorageError
+from fr3e_async.observe.books import Admitted, Begin, Books, Cut, End, Live, Record, Settled, Train, Trained, read_books, to_row
+from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.observe.story import Report, audit
+
+G, BOUND = 2, 1  # groups a batch, versions; (1 + 1) · 2 = 4 slots
+
+
+def begin(session: int = 1, version: int = 0, admitted: int = 0, settled: int = 0, open: Sequence[str] = ()) -> Begin:
+    return Begin(session=session, version=version, admitted=admitted, settled=settled, open=tuple(open), time_s=0.5)
+
+
+def adm(group: str, live: int) -> Admitted:
+    return Admitted(group=group, live=live)
+
+
+def train(version: int, groups: str, oldest: int) -> Train:
+    return Train(version=version, groups=tuple(groups), oldest=oldest)
+
+
+def cut(version: int, admitted: int, settled: int, open: str) -> Cut:
+    return Cut(version=version, admitted=admitted, settled=settled, open=tuple(open))
+
+
+def rejected(group: str) -> Settled:
+    return Settled(group=group, fate="rejected_no_spread")
+
+
+def story() -> list[Record]:
+    """Two batches with a rejection, a cut while the second one is with the learner, and an end."""
+    return [
+        begin(),  # 1
+        adm("a", 0),
+        adm("b", 0),
+        adm("c", 0),
+        adm("d", 0),  # 5: all four slots
+        train(1, "ab", 0),
+        rejected("c"),
+        adm("e", 0),  # 8: again all four
+        Trained(version=1),
+        Live(version=1),  # 10: open are d and e
+        adm("f", 1),
+        adm("g", 1),
+        train(2, "de", 0),  # 13: a version behind, which is the bound
+        cut(1, 7, 3, "defg"),
+        Trained(version=2),  # 15
+        Live(version=2),
+        Settled(group="f", fate="failed_given_up"),
+        cut(2, 7, 6, "g"),
+        End(version=2, reason="finished"),
+    ]
+
+
+def numbered(records: Sequence[Record]) -> list[Record]:
+    return [replace(record, line=line) for line, record in enumerate(records, 1)]
+
+
+def judged(records: Sequence[Record]) -> Report:
+    return audit(numbered(records), groups_per_step=G, max_staleness=BOUND)
+
+
+def broken(records: Sequence[Record]) -> list[tuple[str, int, str]]:
+    return [(violation.kind, violation.line, violation.group) for violation in judged(records).violations]
+
+
+# ---- sound stories ----
+
+
+def test_a_sound_story_passes() -> None:
+    report = judged(story())
+    assert report.violations == ()
+    assert (report.sessions, report.version, report.admitted, report.open, report.ended) == (1, 2, 7, ("g",), True)
+    assert report.counts == {"trained": 4, "rejected_no_spread": 1, "failed_given_up": 1}
+    assert list(report.fates) == ["c", "a", "b", "d", "e", "f"]
+    assert (report.void_groups, report.void_batches) == (0, 0)
+
+
+def test_a_session_goes_back_to_a_cut_and_what_came_after_is_void() -> None:
+    killed = [*story()[:17], adm("h", 2)]  # f is given up, d and e are trained, h is new: all after the cut in line 14
+    again = [
+        begin(2, 1, 7, 3, "defg"),
+        rejected("d"),
+        adm("h", 1),
+        train(2, "ef", 0),
+        Trained(version=2),
+        Live(version=2),
+        End(version=2, reason="stopped"),
+    ]
+    report = judged([*killed, *again])
+    assert report.violations == ()
+    assert dict(report.fates) == {"a": "trained", "b": "trained", "c": "rejected_no_spread", "d": "rejected_no_spread"} | {
+        "e": "trained",
+        "f": "trained",
+    }
+    assert (report.sessions, report.admitted, report.open) == (2, 8, ("g", "h"))
+    assert report.void_groups == 4  # d, e, f and h
+    assert report.void_batches == 1  # d and e
+    assert [one.version for one in report.cuts] == [1]
+
+
+def test_a_session_may_go_back_twice_and_behind_a_cut() -> None:
+    records = story()[:18]  # the checkpoint of the cut in line 18 never became whole
+    records += [begin(2, 1, 7, 3, "defg"), train(2, "de", 0), begin(3, 1, 7, 3, "defg"), train(2, "de", 0), Trained(version=2)]
+    report = judged([*records, cut(2, 7, 5, "fg")])
+    assert report.violations == ()
+    assert report.void_batches == 2  # trained in the first session, with the learner in the second
+    assert report.abandoned == {2}
+    assert [(one.version, one.open) for one in report.cuts] == [(1, tuple("defg")), (2, tuple("fg"))]
+
+
+def test_a_session_may_begin_afresh() -> None:
+    report = judged([*story()[:13], *story()])
+    assert report.violations == ()
+    assert (report.admitted, report.void_groups, report.void_batches) == (7, 7, 2)
+
+
+def test_of_two_cuts_of_a_version_a_session_goes_on_from_either() -> None:
+    """A run that is stopped between two batches saves the version that it has saved before."""
+    start = [*story()[:14], rejected("g"), cut(1, 7, 4, "def")]
+    for goes_on, open in ((begin(2, 1, 7, 3, "defg"), "defg"), (begin(2, 1, 7, 4, "def"), "def")):
+        report = judged([*start, goes_on])
+        assert report.violations == ()
+        assert report.open == tuple(open)
+
+
+def test_an_empty_file_has_no_story() -> None:
+    report = judged([])
+    assert (report.sessions, report.ended, report.violations) == (0, False, ())
+
+
+# ---- broken laws: the edit of the sound story, and the violation that must follow, alone ----
+
+
+def at(line: int, *records: Record) -> Callable[[list[Record]], list[Record]]:
+    """In place of a line."""
+    return lambda s: [*s[: line - 1], *records, *s[line:]]
+
+
+def before(line: int, *records: Record) -> Callable[[list[Record]], list[Record]]:
+    return lambda s: [*s[: line - 1], *records, *s[line - 1 :]]
+
+
+def upto(line: int, *records: Record) -> Callable[[list[Record]], list[Record]]:
+    return lambda s: [*s[:line], *records]
+
+
+BROKEN: dict[str, tuple[Callable[[list[Record]], list[Record]], tuple[str, int, str]]] = {
+    "the first line is no begin": (lambda s: s[1:5], ("order", 1, "")),
+    "a line after the end": (upto(19, rejected("g")), ("order", 20, "")),
+    "admitted twice, open": (before(6, adm("a", 0)), ("admitted", 6, "a")),
+    "admitted twice, settled": (before(8, adm("c", 0)), ("admitted", 8, "c")),
+    "admitted again after going on": (upto(14, begin(2, 1, 7, 3, "defg"), adm("d", 1)), ("admitted", 16, "d")),
+    "admitted at a version that is not live": (at(12, adm("g", 0)), ("live", 12, "g")),
+    "settled twice": (before(8, rejected("c")), ("settled", 8, "c")),
+    "settled after training": (before(11, rejected("a")), ("settled", 11, "a")),
+    "settled and void, and settled before the cut": (
+        upto(14, begin(2, 1, 7, 3, "defg"), rejected("c")), ("settled", 16, "c"),
+    ),
+    "settled with the learner": (before(7, rejected("a")), ("settled", 7, "a")),
+    "settled and never admitted": (before(11, rejected("x")), ("settled", 11, "x")),
+    "a fate that is none": (at(17, Settled(group="f", fate="trained")), ("settled", 17, "f")),
+    "trained twice": (upto(16, train(3, "fa", 1)), ("train", 17, "a")),
+    "trained after rejection": (upto(16, train(3, "fc", 1)), ("train", 17, "c")),
+    "trained and never admitted": (upto(16, train(3, "fx", 1)), ("train", 17, "x")),
+    "too small a batch": (upto(16, train(3, "f", 1)), ("train", 17, "")),
+    "too large a batch": (upto(12, train(2, "def", 0)), ("train", 13, "")),
+    "a group twice in a batch": (upto(16, train(3, "ff", 1)), ("train", 17, "")),
+    "a version left out": (upto(16, train(4, "fg", 1)), ("train", 17, "")),
+    "a version again": (upto(16, train(2, "fg", 1)), ("train", 17, "")),
+    "a batch before the last one is made": (upto(13, train(3, "fg", 1)), ("train", 14, "")),
+    "made of no batch": (upto(5, Trained(version=1)), ("trained", 6, "")),
+    "another version made": (upto(14, Trained(version=3)), ("trained", 15, "")),
+    "the word that it was made is missing": (
+        lambda s: [*s[:14], Live(version=1), train(3, "fg", 1)], ("train", 16, ""),
+    ),
+    "a token too old": (upto(16, train(3, "fg", 0)), ("staleness", 17, "")),
+    "a token of the future": (upto(12, train(2, "de", 2)), ("staleness", 13, "")),
+    "a token older than its group": (
+        upto(16, rejected("f"), rejected("g"), adm("h", 2), adm("i", 2), train(3, "hi", 1)), ("staleness", 21, ""),
+    ),
+    "a group too old, with young tokens": (upto(12, train(2, "df", 1), Trained(version=2), Live(version=2), adm("h", 2), train(3, "eh", 2)), ("staleness", 17, "e")),
+    "a slot too many, open": (upto(5, adm("x", 0)), ("slots", 6, "")),
+    "a slot too many, with the learner": (upto(8, adm("x", 0)), ("slots", 9, "")),
+    "a slot too many, not live": (upto(9, adm("x", 0)), ("slots", 10, "")),
+    "live before it is made": (upto(9, Live(version=2)), ("live", 10, "")),
+    "live falls": (before(17, Live(version=1)), ("live", 17, "")),
+    "a cut of another version": (at(14, cut(2, 7, 3, "defg")), ("cut", 14, "")),
+    "a cut in another order": (at(14, cut(1, 7, 3, "degf")), ("cut", 14, "")),
+    "a cut without those in training": (at(14, cut(1, 7, 5, "fg")), ("cut", 14, "")),
+    "a cut that counts an admission too many": (at(14, cut(1, 8, 3, "defg")), ("conservation", 14, "")),
+    "a cut that counts a settlement too few": (at(14, cut(1, 7, 2, "defg")), ("conservation", 14, "")),
+    "a cut that counts one of each too many": (at(14, cut(1, 8, 4, "defg")), ("conservation", 14, "")),
+    "a begin with other counts": (upto(14, begin(2, 1, 6, 3, "defg")), ("begin", 15, "")),
+    "a begin that has lost a group": (upto(14, begin(2, 1, 7, 3, "def")), ("begin", 15, "")),
+    "a begin in another order": (upto(14, begin(2, 1, 7, 3, "edfg")), ("begin", 15, "")),
+    "a begin at no cut": (upto(17, begin(2, 2, 7, 6, "g")), ("begin", 18, "")),
+    "a begin at a cut that is void": (upto(18, begin(2, 1, 7, 3, "defg"), begin(3, 2, 7, 6, "g")), ("begin", 20, "")),
+    "a fresh begin with a group": (lambda s: [begin(1, 0, 1, 0, "z"), *s[1:4]], ("begin", 1, "")),
+    "an end at another version": (at(19, End(version=3, reason="finished")), ("end", 19, "")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_law_is_told_at_its_line(name: str) -> None:
+    edit, violation = BROKEN[name]
+    assert broken(edit(story())) == [violation]
+
+
+def test_a_violation_in_words() -> None:
+    (violation,) = judged([*story()[:14], begin(2, 1, 7, 2, "degf")]).violations
+    assert str(violation) == (
+        "line 15, session 2: begin: it is not the cut of version 1: settled 2 instead of 3, open group g instead of f"
+    )
+    (violation,) = judged([*story()[:16], train(3, "fg", 0)]).violations
+    assert str(violation) == (
+        "line 17, session 1: staleness: a token of version 0 is trained at version 2; flow.max_staleness is 1"
+    )
+
+
+def test_crowded_slots_are_told_once() -> None:
+    assert broken([*story()[:5], adm("x", 0), adm("y", 0)]) == [("slots", 6, "")]
+
+
+def test_a_wrong_count_is_told_once() -> None:
+    """A begin that does not count what its cut had: every later cut is off by as much."""
+    off = [
+        *story()[:14],
+        begin(2, 1, 8, 4, "defg"),
+        cut(1, 8, 4, "defg"),
+        rejected("d"),
+        cut(1, 8, 5, "efg"),
+    ]
+    assert broken(off) == [("begin", 15, "")]
+
+
+# ---- random stories ----
+
+
+@dataclass(slots=True)
+class Teller:
+    """Plays a run as it should be, and kills it now and then."""
+
+    random: random.Random
+    groups_per_step: int
+    bound: int
+    records: list[Record] = field(default_factory=list)
+    live_at: dict[str, int] = field(default_factory=dict)
+    open: list[str] = field(default_factory=list)
+    batch: list[str] = field(default_factory=list)
+    unlive: dict[int, int] = field(default_factory=dict)
+    version: int = 0
+    live: int = 0
+    admitted: int = 0
+    settled: int = 0
+    named: int = 0  # group names; one that is void may be used again, but need not
+    cuts: list[Cut] = field(default_factory=list)  # whose checkpoints are whole
+    session: int = 0
+
+    def tell(self, steps: int, *, end: bool) -> list[Record]:
+        self.begin()
+        for _ in range(steps):
+            act = self.random.choice(
+                [self.admit] * 4 + [self.settle, self.train, self.train, self.made, self.made, self.publish, self.cut]
+            )
+            act()
+            if self.random.random() < 0.04:
+                self.begin()
+        if end:
+            self.cut()
+            self.records.append(End(version=self.version, reason="stopped"))
+        return numbered(self.records)
+
+    def begin(self) -> None:
+        self.session += 1
+        cut = self.random.choice(self.cuts[-2:]) if self.cuts else None  # the newest may have been damaged
+        self.cuts = self.cuts[: self.cuts.index(cut) + 1] if cut else []
+        self.version, self.admitted, self.settled = (cut.version, cut.admitted, cut.settled) if cut else (0, 0, 0)
+        self.open, self.batch, self.unlive, self.live = list(cut.open) if cut else [], [], {}, self.version
+        self.records.append(begin(self.session, self.version, self.admitted, self.settled, self.open))
+
+    def admit(self) -> None:
+        if len(self.open) + sum(self.unlive.values()) < (self.bound + 1) * self.groups_per_step:
+            self.named, self.admitted = self.named + 1, self.admitted + 1
+            name = f"q{self.named}@0"
+            self.live_at[name] = self.live
+            self.open.append(name)
+            self.records.append(adm(name, self.live))
+
+    def settle(self) -> None:
+        if waiting := [group for group in self.open if group not in self.batch]:
+            group = self.random.choice(waiting)
+            self.open.remove(group)
+            self.settled += 1
+            self.records.append(Settled(group=group, fate=self.random.choice(["rejected_no_spread", "failed_given_up"])))
+
+    def train(self) -> None:
+        if not self.batch and len(self.open) >= self.groups_per_step:
+            self.batch = self.open[: self.groups_per_step]
+            oldest = self.random.randint(min(self.live_at[group] for group in self.batch), self.version)
+            self.records.append(Train(version=self.version + 1, groups=tuple(self.batch), oldest=oldest))
+
+    def made(self) -> None:
+        if self.batch:
+            self.version += 1
+            self.open = self.open[len(self.batch) :]
+            self.settled += len(self.batch)
+            self.unlive[self.version] = len(self.batch)
+            self.batch = []
+            self.records.append(Trained(version=self.version))
+
+    def publish(self) -> None:
+        if self.live < self.version:
+            self.live = self.random.randint(self.live + 1, self.version)
+            self.unlive = {version: count for version, count in self.unlive.items() if version > self.live}
+            self.records.append(Live(version=self.live))
+
+    def cut(self) -> None:
+        made = cut(self.version, self.admitted, self.settled, "")
+        made = replace(made, open=tuple(self.open))
+        self.records.append(made)
+        if self.random.random() < 0.7:
+            self.cuts.append(made)
+
+
+seeds = st.integers(0, 10**6)
+sizes = st.tuples(st.integers(1, 3), st.integers(0, 2))  # groups a batch, bound
+
+
+def told(seed: int, size: tuple[int, int], *, end: bool = True) -> list[Record]:
+    teller = Teller(random.Random(seed), *size)
+    return teller.tell(teller.random.randint(0, 120), end=end)
+
+
+@given(seeds, sizes, st.booleans())
+def test_every_sound_story_passes(seed: int, size: tuple[int, int], end: bool) -> None:
+    records = told(seed, size, end=end)
+    report = audit(records, groups_per_step=size[0], max_staleness=size[1])
+    assert [str(violation) for violation in report.violations] == []
+    assert report.admitted == len(report.fates) + len(report.open)
+    assert report.sessions == sum(isinstance(record, Begin) for record in records)
+    assert report.ended == end
+
+
+def changed(record: Record, draw: random.Random) -> list[Record]:
+    """What one fault may make of a line: nothing, it twice, or another one. All of them must show."""
+    match record:
+        case Begin():
+            other = [replace(record, **{name: getattr(record, name) + 1}) for name in ("version", "admitted", "settled")]
+            return [draw.choice([*other, replace(record, open=("nobody@0", *record.open))])]
+        case Admitted():
+            return draw.choice([[], [record, record], [replace(record, live=record.live + 1)], [replace(record, group="x@0")]])
+        case Train():
+            others = [
+                replace(record, version=record.version + 1), replace(record, oldest=record.version),
+                replace(record, groups=record.groups[1:]), replace(record, groups=(*record.groups[1:], "nobody@0")),
+                replace(record, groups=record.groups + record.groups[:1]),
+            ]  # fmt: skip
+            return draw.choice([[], [record, record], *([other] for other in others)])
+        case Trained():
+            return draw.choice([[], [record, record], [Trained(version=record.version + 1)]])
+        case Live():
+            return [Live(version=draw.choice([record.version + 1000, record.version - 1 if record.version > 1 else 99]))]
+        case Settled():
+            return draw.choice([[], [record, record], [replace(record, group="x@0")], [replace(record, fate="trained")]])
+        case Cut():
+            more = [replace(record, **{name: getattr(record, name) + 1}) for name in ("version", "admitted", "settled")]
+            return [draw.choice([*more, replace(record, open=(*record.open, "nobody@0"))])]
+        case End():
+            return draw.choice([[record, record], [End(version=record.version + 1, reason="")]])
+    raise AssertionError(record)
+
+
+@given(seeds, sizes, st.data())
+def test_any_single_fault_shows(seed: int, size: tuple[int, int], data: st.DataObject) -> None:
+    records = told(seed, size)
+    last = max(index for index, record in enumerate(records) if isinstance(record, Begin))
+    # What is void later may be wrong unseen if it was merely left out; what survives to the last cut may not.
+    index = data.draw(st.integers(last, len(records) - 1))
+    faulty = changed(records[index], random.Random(data.draw(seeds)))
+    if isinstance(records[index], Train) and not faulty:
+        assume(any(isinstance(record, Trained) for record in records[index:]))
+    if isinstance(records[index], Live):
+        lower = faulty[0].version < records[index].version
+        before = [r.version for r in records[last:index] if isinstance(r, Live | Begin)][-1]
+        assume(not lower or faulty[0].version < before)
+    report = audit(numbered([*records[:index], *faulty, *records[index + 1 :]]), groups_per_step=size[0], max_staleness=size[1])
+    assert report.violations
+
+
+# ---- the file ----
+
+
+def written(path: Path, records: Sequence[Record]) -> Path:
+    """By the writer, a session at a time."""
+    books: Books | None = None
+    for record in records:
+        match record:
+            case Begin(session=session, version=version, admitted=admitted, settled=settled, open=open, time_s=time_s):
+                if books is not None:
+                    books.close()
+                books = Books(path)
+                books.begin(session=session, version=version, admitted=admitted, settled=settled, open=open, time_s=time_s)
+                continue
+        assert books is not None
+        match record:
+            case Admitted(group=group, live=live):
+                books.admitted(group, live=live)
+            case Train(version=version, groups=groups, oldest=oldest):
+                books.train(version, groups=groups, oldest=oldest)
+            case Trained(version=version):
+                books.trained(version)
+            case Live(version=version):
+                books.live(version)
+            case Settled(group=group, fate=fate):
+                books.settled(group, fate=fate)
+            case Cut(version=version, admitted=admitted, settled=settled, open=open):
+                books.cut(version, admitted=admitted, settled=settled, open=open)
+            case End(version=version, reason=reason):
+                books.end(version, reason=reason)
+    if books is not None:
+        books.close()
+        books.close()
+    return path
+
+
+@given(seeds)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    records = told(seed, (2, 1))
+    read = read_books(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records))
+    assert read == records
+    assert [record.line for record in read] == [record.line for record in records]
+
+
+@given(st.text(st.characters(), max_size=9))
+def test_any_name_is_read_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    records = [begin(), adm(name, 0), cut(0, 1, 0, ""), rejected(name)]
+    assert read_books(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records)) == records
+
+
+def test_the_lines_are_those_of_the_format(tmp_path: Path) -> None:
+    path = written(tmp_path / "ledger.jsonl", story())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"what": "begin", "session": 1, "version": 0, "admitted": 0, "settled": 0, "open": [], "time_s": 0.5}
+    assert lines[1] == {"what": "admitted", "group": "a", "live": 0}
+    assert lines[5] == {"what": "train", "version": 1, "groups": ["a", "b"], "oldest": 0}
+    assert lines[6] == {"what": "settled", "group": "c", "fate": "rejected_no_spread"}
+    assert lines[8:10] == [{"what": "trained", "version": 1}, {"what": "live", "version": 1}]
+    assert lines[13] == {"what": "cut", "version": 1, "admitted": 7, "settled": 3, "open": ["d", "e", "f", "g"]}
+    assert lines[18] == {"what": "end", "version": 2, "reason": "finished"}
+
+
+def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
+    books = Books(tmp_path / "ledger.jsonl")
+    books.admitted("a@0", live=3)
+    assert read_books(tmp_path / "ledger.jsonl") == [adm("a@0", 3)]
+    books.close()
+
+
+def test_a_cut_is_durable_and_nothing_else_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[list[Record]] = []
+    monkeypatch.setattr("fr3e_async.observe.books.fsync_path", lambda path: synced.append(read_books(path)))
+    written(tmp_path / "ledger.jsonl", story())
+    assert synced == [story()[:14], story()[:18]]
+
+
+@given(st.data())
+def test_a_file_that_was_cut_off_anywhere_has_its_whole_lines(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = written(tmp_path_factory.mktemp("books") / "ledger.jsonl", story())
+    whole = path.read_bytes()
+    left = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:left])
+    lines = whole[: left + 1].count(b"\n")  # a line that lacks nothing but its end is whole
+    assert read_books(path) == story()[:lines]
+    more = written(path, [begin(2), adm("b", 0)])  # another session goes on in the same file
+    assert read_books(more) == [*story()[:lines], begin(2), adm("b", 0)]
+    assert read_books(more)[-1].line == len(more.read_bytes().split(b"\n")) - 1
+
+
+def damaged(path: Path, lines: Sequence[str]) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(StorageError) as error:
+        read_books(path)
+    return str(error.value)
+
+
+def test_half_lines_stand_before_a_begin_only(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    first, second, third = (json.dumps(to_row(record)) for record in (begin(), adm("a", 0), begin(2)))
+    path.write_text("\n".join([first, second[:9], third[:20], third, second]) + "\n")  # a begin was cut short, too
+    assert [(record.line, type(record)) for record in read_books(path)] == [(1, Begin), (4, Begin), (5, Admitted)]
+    told = damaged(path, [first, second[:9], second])
+    assert told == f"{path}:2 is damaged: it is no JSON object, and no session begins after it"
+    assert ":2 is damaged" in damaged(path, [first, "", second])
+    assert ":2 is damaged" in damaged(path, [first, second[:9], second[:9], second])
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"what": "other"}', "no record of a ledger"),
+        ('{"version": 1}', "no record of a ledger"),
+        ('{"what": "live"}', "version of 'live' cannot be right"),
+        ('{"what": "live", "version": "1"}', "version of 'live' cannot be right"),
+        ('{"what": "live", "version": -1}', "version of 'live' cannot be right"),
+        ('{"what": "live", "version": true}', "version of 'live' cannot be right"),
+        ('{"what": "live", "version": 1, "line": 3}', "line of 'live' cannot be right"),
+        ('{"what": "train", "version": 1, "oldest": 0, "groups": ["a", 1]}', "groups of 'train' cannot be right"),
+    ],
+)
+def test_a_line_that_is_no_record_is_damage_even_at_the_end(tmp_path: Path, line: str, says: str) -> None:
+    assert says in damaged(tmp_path / "ledger.jsonl", [json.dumps(to_row(begin())), line])
+
+
+def test_a_full_disk_is_told() -> None:
+    books = Books(Path("/dev/full"))
+    with pytest.raises(StorageError, match="the disk is full"):
+        books.trained(1)
+
+
+# ---- the command ----
+
+FATES = {"c": "rejected_no_spread", "a": "trained", "b": "trained", "d": "trained", "e": "trained", "f": "failed_given_up"}
+
+
+def named(records: Sequence[Record]) -> list[Record]:
+    """With group names of epoch 1, and of epoch 0 for a and b."""
+
+    def full(name: str) -> str:
+        return f"{name}@{int(name not in 'ab')}"
+
+    changes: list[Record] = []
+    for record in records:
+        said: dict[str, Any] = {}
+        if isinstance(record, Admitted | Settled):
+            said["group"] = full(record.group)
+        for many in ("groups", "open"):
+            if hasattr(record, many):
+                said[many] = tuple(map(full, getattr(record, many)))
+        changes.append(replace(record, **said))
+    return changes
+
+
+def add_checkpoint(run: Path, step: int, *, consumed: dict[str, list[str]], epoch: int = 1) -> Path:
+    store = CheckpointStore(run / "checkpoints")
+    folder = store.begin(step)
+    stream = {"seed": 0, "epoch": epoch, "consumed": consumed, "prompts": ""}
+    (folder / "control.json").write_text(json.dumps({"stream": stream}))
+    return store.commit(folder, step)
+
+
+def write_groups(run: Path, fates: dict[str, str]) -> None:
+    rows = [{"group": f"{name}@{int(name not in 'ab')}", "fate": fate, "tokens": 5} for name, fate in fates.items()]
+    (run / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory of the sound story, with the checkpoint of its last cut; epoch 0 is wholly consumed by then."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"flow:\n  groups_per_step: {G}\n  max_staleness: {BOUND}\nlearner:\n  lr: 1e-6\n")
+    written(folder / "ledger.jsonl", named(story()))
+    write_groups(folder, FATES)
+    add_checkpoint(folder, 2, consumed={"1": ["c", "d", "e", "f"]})
+    return folder
+
+
+def audited(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    code = command.main([str(run)])
+    return code, capsys.readouterr().out.splitlines()
+
+
+def test_a_sound_run_passes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = audited(run, capsys)
+    assert code == 0
+    assert [re.split(" {2,}", line) for line in lines] == [
+        ["sessions", "1"],
+        ["version", "2"],
+        ["admitted", "7"],
+        ["trained", "4"],
+        ["failed_given_up", "1"],
+        ["rejected_no_spread", "1"],
+        ["open", "1"],
+        ["thrown away", "0 groups, 0 batches, by sessions that went back"],
+        ["checkpoint", "step-00000002"],
+        ["end", "yes"],
+        ["PASS"],
+    ]
+
+
+def failure(run: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    code, lines = audited(run, capsys)
+    assert code == 1
+    assert lines[-1].startswith("FAIL: ")
+    return lines[next(number for number, line in enumerate(lines, 1) if line.startswith("end ")) : -1]
+
+
+def test_a_broken_law_fails_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    books = Books(run / "ledger.jsonl")
+    books.settled("g@1", fate="rejected_no_spread")
+    books.close()
+    assert failure(run, capsys)[0] == "line 20, session 1: order: 'settled' stands outside of a session"
+
+
+@pytest.mark.parametrize(
+    ("fates", "says"),
+    [
+        ({**FATES, "g": "trained"}, "groups.jsonl: group g@1 is trained; it is not settled in the ledger"),
+        ({**FATES, "d": "rejected_x"}, "groups.jsonl: group d@1 is rejected_x; it is trained in the ledger"),
+        ({k: v for k, v in FATES.items() if k != "f"}, "groups.jsonl: group f@1 has no row; it is failed_given_up in the ledger"),
+    ],
+)
+def test_rows_that_are_not_the_ledgers_fail(run: Path, fates: dict, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_groups(run, fates)
+    assert failure(run, capsys) == [says]
+
+
+def test_a_row_twice_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open(run / "groups.jsonl", "a") as file:
+        file.write('{"group": "f@1", "fate": "failed_given_up"}\n')
+    assert failure(run, capsys) == ["groups.jsonl: group f@1 has 2 rows"]
+
+
+KILLED = [*story()[:14], Trained(version=2), rejected("f")]  # after the cut of version 1, d, e and f were settled
+SETTLED = {"c": "rejected_no_spread", "a": "trained", "b": "trained"}
+
+
+@pytest.mark.parametrize(
+    ("fates", "code"),
+    [
+        (SETTLED, 0),  # no row after the cut arrived
+        ({**SETTLED, "d": "trained", "e": "trained", "f": "rejected_no_spread"}, 0),
+        ({**SETTLED, "g": "rejected_no_spread"}, 0),  # a row whose line in the ledger did not arrive
+        ({**SETTLED, "d": "rejected_no_spread"}, 1),  # another fate is never well
+        ({**SETTLED, "x": "trained"}, 1),  # the ledger knows no such group
+        ({"a": "trained", "b": "trained"}, 1),  # before the cut
+    ],
+)
+def test_a_killed_run_may_lack_what_came_after_its_last_cut(
+    run: Path, fates: dict, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "ledger.jsonl").unlink()
+    written(run / "ledger.jsonl", named(KILLED))
+    with open(run / "ledger.jsonl", "a") as file:
+        file.write('{"what": "set')
+    write_groups(run, fates)
+    with open(run / "groups.jsonl", "a") as file:
+        file.write('{"group": "f@')
+    (run / "checkpoints" / "step-00000002").rename(run / "elsewhere")
+    (run / "checkpoints" / "latest").unlink()
+    found, lines = audited(run, capsys)
+    assert found == code
+    assert ["end", "no: the last session was killed, or is going on"] in [line.split(None, 1) for line in lines]
+    assert ["checkpoint", "none"] in [line.split(None, 1) for line in lines]
+
+
+def test_a_damaged_row_is_bad_input(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (run / "groups.jsonl").read_text()
+    (run / "groups.jsonl").write_text("{" + text)
+    assert command.main([str(run)]) == 2
+    assert capsys.readouterr().err == f"error: {run}/groups.jsonl:1 is damaged: it is no row of a settled group\n"
+
+
+@pytest.mark.parametrize(
+    ("consumed", "epoch", "says"),
+    [
+        ({"1": ["c", "d", "e"]}, 1, ["group f@1 is settled in the ledger and its prompt is not consumed"]),
+        ({"1": ["c", "d", "e", "f", "g"]}, 1, ["the prompt of g@1 is consumed, and the group is not settled in the ledger"]),
+        ({"0": ["a"], "1": ["c", "d", "e", "f"]}, 0, ["group b@0 is settled in the ledger and its prompt is not consumed"]),
+        ({"0": ["a", "b"], "1": ["c", "d", "e", "f"]}, 0, []),
+    ],
+)
+def test_a_checkpoint_has_consumed_what_the_ledger_settled(
+    run: Path, consumed: dict, epoch: int, says: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_checkpoint(run, 2, consumed=consumed, epoch=epoch)
+    if not says:
+        assert audited(run, capsys)[0] == 0
+    else:
+        assert failure(run, capsys) == [f"step-00000002: {text}" for text in says]
+
+
+def test_a_checkpoint_without_its_cut_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checkpoint(run, 3, consumed={})
+    assert failure(run, capsys) == ["step-00000003: the ledger has no cut of version 3"]
+
+
+def test_a_checkpoint_of_another_form_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = CheckpointStore(run / "checkpoints")
+    folder = store.begin(2)
+    (folder / "control.json").write_text('{"stream": []}')
+    store.commit(folder, 2)
+    (problem,) = failure(run, capsys)
+    assert "control.json is not readable" in problem
+
+
+def test_damaged_checkpoints_fail(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoints" / "step-00000002" / "control.json").write_text("")
+    (problem,) = failure(run, capsys)
+    assert "none of the checkpoints" in problem
+
+
+def go_back(run: Path, goes_on: Begin) -> None:
+    """The run goes on from an earlier place and is killed before it saves again; the later checkpoint is still there."""
+    (run / "ledger.jsonl").unlink()
+    written(run / "ledger.jsonl", named([*story()[:18], goes_on]))
+    write_groups(run, SETTLED if goes_on.version else {})
+
+
+def test_a_checkpoint_that_the_run_went_back_behind_is_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checkpoint(run, 1, consumed={"1": ["c"]})
+    add_checkpoint(run, 2, consumed={"1": ["c", "d", "e", "f"]})  # a session found it damaged
+    go_back(run, begin(2, 1, 7, 3, "defg"))
+    code, lines = audited(run, capsys)
+    assert (code, lines[-1]) == (0, "PASS")
+    assert ["checkpoint", "step-00000001"] in [line.split(None, 1) for line in lines]
+
+
+def test_a_version_that_is_made_again_has_its_own_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run went back behind version 2, made it again of the same groups but without f, and saved it."""
+    (run / "ledger.jsonl").unlink()
+    again = [begin(2, 1, 7, 3, "defg"), train(2, "de", 0), Trained(version=2), cut(2, 7, 5, "fg")]
+    written(run / "ledger.jsonl", named([*story()[:18], *again]))
+    write_groups(run, {**SETTLED, "d": "trained", "e": "trained"})
+    add_checkpoint(run, 1, consumed={"1": ["c"]})
+    add_checkpoint(run, 2, consumed={"1": ["c", "d", "e", "f"]})
+    assert failure(run, capsys) == ["step-00000002: the prompt of f@1 is consumed, and the group is not settled in the ledger"]
+    add_checkpoint(run, 2, consumed={"1": ["c", "d", "e"]})
+    assert audited(run, capsys)[0] == 0
+
+
+def test_a_fresh_begin_beside_a_checkpoint_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    go_back(run, begin(2))
+    assert failure(run, capsys) == ["step-00000002: the ledger has no cut of version 2"]
+
+
+def test_many_violations_are_not_all_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    books = Books(run / "ledger.jsonl")
+    for number in range(60):
+        books.settled(f"x{number}@1", fate="rejected_no_spread")
+    books.close()
+    lines = failure(run, capsys)
+    assert len(lines) == 51
+    assert lines[-1] == "… and 11 more"
+
+
+def test_bad_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, says in ((tmp_path / "nowhere", "is no folder"), (tmp_path, "it has no ledger.jsonl")):
+        assert command.main([str(folder)]) == 2
+        assert says in (told := capsys.readouterr().err)
+        assert told.count("\n") == 1
+    (run / "config.yaml").write_text("flow: 3")
+    assert command.main([str(run)]) == 2
+    assert "config.yaml is not readable" in capsys.readouterr().err
+    assert command.main([]) == 2
+    assert "see python -m fr3e_async.audit --help" in capsys.readouterr().err
+
+
+def test_the_command_needs_no_heavy_library(run: Path) -> None:
+    code = "import sys\nfrom fr3e_async.audit import main\nassert main(sys.argv[1:]) == 0\nprint([n for n in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["PASS", "[]"]

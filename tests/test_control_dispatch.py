@@ -1,0 +1,404 @@
+"""Who gets which task: stories with numbers, and the laws against a plain model for any order of events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from fr3e_async.config import PoolsConfig
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, SLACK, STALE, VERIFIERS, Dispatcher, Task
+from fr3e_async.errors import RunFailed
+
+WIDTHS = {GENERATORS: 8, EXPLORERS: 8, VERIFIERS: 4}
+OTHER = {GENERATORS: EXPLORERS, EXPLORERS: GENERATORS}
+
+
+def desk(*seats: str, width: int = 8, **config) -> Dispatcher:
+    """Workers by name: their role is what stands before the dash."""
+    made = Dispatcher({**WIDTHS, GENERATORS: width}, PoolsConfig(**config))
+    for seat in seats:
+        made.seat_up(seat.partition("-")[0], seat)
+    return made
+
+
+def put(to: Dispatcher, *numbers: int, role: str = GENERATORS, weight: int = 1, **fields) -> list[tuple[int, str]]:
+    for number in numbers:
+        to.put(Task(number, role, weight, **fields))
+    return [(task.number, worker) for task, worker in to.place()]
+
+
+# ---- stories ----
+
+
+def test_tasks_go_to_the_roomiest_worker_and_wait_when_all_are_full():
+    at = desk("generators-0", "generators-1", width=2)
+    assert put(at, 1, 2, 3) == [(1, "generators-0"), (2, "generators-1"), (3, "generators-0")]
+    assert put(at, 4, 5) == [(4, "generators-1")]
+    assert (at.queued(GENERATORS), at.in_flight(GENERATORS)) == (1, 4)
+    assert at.end(2, proof=True) == "generators-1"
+    assert put(at) == [(5, "generators-1")]
+
+
+def test_older_groups_come_first_and_what_has_priority_before_them():
+    at = desk(width=1)
+    put(at, 1, age=7)
+    put(at, 2, age=3)
+    put(at, 3, age=9, priority=-1)
+    put(at, 4, age=3)
+    at.seat_up(GENERATORS, "g")
+    order = []
+    while placed := put(at):
+        order += [number for number, _ in placed]
+        at.end(placed[0][0], proof=True)
+    assert order == [3, 2, 4, 1]
+
+
+def test_a_task_that_is_wider_than_a_seat_gets_an_empty_one():
+    at = desk("generators-0", width=4)
+    assert put(at, 1) == [(1, "generators-0")]
+    assert put(at, 2, weight=6) == []
+    assert put(at, 3) == []  # it does not overtake the wide one, which would never get its turn
+    at.end(1, proof=True)
+    assert put(at) == [(2, "generators-0")]
+    at.end(2, proof=True)
+    assert put(at) == [(3, "generators-0")]
+    assert at.seats["generators-0"].load == 1
+
+
+def test_a_task_goes_to_its_prefix_unless_that_is_much_fuller():
+    at = desk("explorers-0", "explorers-1")  # width 8: loads that differ by up to 2 are equal
+    assert put(at, 1, role=EXPLORERS, weight=2, near="explorers-1") == [(1, "explorers-1")]
+    assert put(at, 2, role=EXPLORERS, weight=1, near="explorers-1") == [(2, "explorers-1")]
+    assert put(at, 3, role=EXPLORERS, weight=1, near="explorers-1") == [(3, "explorers-0")]  # 3 against 0
+    assert put(at, 4, role=EXPLORERS, near="nobody") == [(4, "explorers-0")]
+
+
+def test_a_prefix_on_an_engine_of_the_other_role_counts_only_with_flexible_roles():
+    for flexible, expected in ((False, "explorers-0"), (True, "generators-0")):
+        at = desk("generators-0", "explorers-0", flexible_roles=flexible)
+        assert put(at, 1, role=EXPLORERS, near="generators-0") == [(1, expected)]
+
+
+def test_flexible_roles_lend_what_is_much_emptier_and_has_nothing_waiting():
+    at = desk("generators-0", "explorers-0", flexible_roles=True)
+    assert put(at, 1, 2) == [(1, "generators-0"), (2, "generators-0")]
+    assert put(at, 3) == [(3, "generators-0")]  # 2 against 0 is not much
+    assert put(at, 4) == [(4, "explorers-0")]  # 3 against 0 is
+    assert put(at, 5, weight=9) == []
+    assert put(at, 6, role=EXPLORERS, weight=5) == [(6, "explorers-0")]
+
+
+def test_a_verifier_is_never_lent():
+    at = desk("verifiers-0", flexible_roles=True)
+    assert put(at, 1) == put(at, 2, role=EXPLORERS) == []
+    assert put(at, 3, role=VERIFIERS) == [(3, "verifiers-0")]
+
+
+def test_an_engine_is_lent_as_soon_as_its_own_queue_is_empty():
+    at = desk("generators-0", "explorers-0", flexible_roles=True)
+    assert put(at, 1, weight=8) == [(1, "generators-0")]
+    at.put(Task(2, EXPLORERS, 1))
+    at.put(Task(3, GENERATORS, 1))
+    assert put(at) == [(2, "explorers-0"), (3, "explorers-0")]
+
+
+def test_a_held_worker_gets_nothing_and_keeps_what_it_has():
+    at = desk("generators-0")
+    put(at, 1)
+    at.hold("generators-0")
+    assert put(at, 2) == []
+    assert at.end(1, proof=True) == "generators-0"
+    assert put(at) == []
+    at.release("generators-0")
+    assert put(at) == [(2, "generators-0")]
+
+
+def test_a_dead_workers_tasks_stay_on_the_books_until_they_end():
+    at = desk("generators-0", "generators-1")
+    put(at, 1, weight=3)
+    replace = at.seat_down("generators-0", "died")
+    assert replace is not None
+    assert (replace.worker, replace.role) == ("generators-0", GENERATORS)
+    assert at.seat_down("generators-0", "died") is None
+    assert (at.in_flight(GENERATORS), at.tasks_of("generators-0"), at.worker_of(1)) == (0, (), "generators-0")
+    at.seat_up(GENERATORS, "generators-0")  # the name again
+    assert at.end(1, proof=False) == "generators-0"
+    assert at.seats["generators-0"].load == 0
+
+
+def test_a_lost_task_gives_its_room_back_too():
+    at = desk("generators-0", width=2)
+    put(at, 1, weight=2)
+    at.end(1, proof=False)
+    assert put(at, 2, weight=2) == [(2, "generators-0")]
+
+
+def test_a_task_that_is_not_wanted_any_more_leaves_the_queue():
+    at = desk()
+    put(at, 1, 2)
+    assert at.end(1, proof=False) == ""
+    assert at.queued(GENERATORS) == 1
+    at.seat_up(GENERATORS, "g")
+    assert put(at) == [(2, "g")]
+
+
+@pytest.mark.parametrize(
+    ("kv_used", "waiting", "preempted", "limit"),
+    [(0.5, 0, 1, 20), (0.96, 0, 0, 20), (0.95, 0, 0, 64), (0.9, 0, 0, 64), (0.5, 3, 0, 64), (0.5, 0, 0, 64)],
+)
+def test_a_limit_is_halved_when_the_cache_is_too_full(kv_used, waiting, preempted, limit):
+    at = desk("generators-0", width=64)
+    put(at, 1, weight=40)  # what it has counts, not what it might have
+    at.press("generators-0", kv_used=kv_used, waiting=waiting, preempted=preempted)
+    assert at.seats["generators-0"].limit == limit
+
+
+def test_a_limit_grows_by_a_sixteenth_and_stays_within_its_bounds():
+    at = desk("generators-0", width=64)
+    put(at, 1, weight=40)
+    limits = []
+    for kv_used in (0.99, 0.99, 0.99, 0.99, 0.9, 0.5, 0.5):
+        at.press("generators-0", kv_used=kv_used, waiting=0, preempted=0)
+        limits.append(at.seats["generators-0"].limit)
+    assert limits == [20, 10, 5, 4, 4, 8, 12]
+    for _ in range(20):
+        at.press("generators-0", kv_used=0.0, waiting=0, preempted=0)
+    assert at.seats["generators-0"].limit == 64
+    at.press("gone", kv_used=1.0, waiting=0, preempted=0)
+
+
+def test_a_least_limit_above_the_width_is_the_width():
+    at = desk("generators-0", width=2, least_in_flight=4)
+    at.press("generators-0", kv_used=1.0, waiting=0, preempted=0)
+    assert at.seats["generators-0"].limit == 2
+
+
+def test_a_lowered_limit_holds_new_work_up_until_enough_has_ended():
+    at = desk("generators-0", least_in_flight=2)
+    put(at, *range(1, 9))
+    at.press("generators-0", kv_used=1.0, waiting=0, preempted=0)  # 4
+    put(at, 9)
+    for number in range(1, 5):
+        at.end(number, proof=True)
+        assert put(at) == []
+    at.end(5, proof=True)
+    assert put(at) == [(9, "generators-0")]
+
+
+def test_workers_that_die_in_a_row_are_replaced_ever_later_and_then_end_the_run():
+    at = desk(max_deaths_in_a_row=3, replace_backoff_s=1.0)
+    delays = []
+    for n in range(2):
+        at.seat_up(GENERATORS, f"g{n}")
+        delays.append(at.seat_down(f"g{n}", "no memory").delay_s)
+    delays.append(at.unreplaced(GENERATORS, "g1", "no node").delay_s)
+    assert delays == [1.0, 2.0, 4.0]
+    at.seat_up(GENERATORS, "g9")
+    with pytest.raises(RunFailed, match=r"3 workers in a row .*pools\.max_deaths_in_a_row.* no memory"):
+        at.seat_down("g9", "no memory")
+
+
+def test_a_finished_task_is_proof_that_workers_can_work():
+    at = desk("generators-0", "generators-1", max_deaths_in_a_row=1)
+    put(at, 1)
+    at.seat_down("generators-1", "died")
+    at.end(1, proof=True)
+    for worker in ("generators-0",):
+        assert at.seat_down(worker, "its node was taken").delay_s == 0.0  # it had worked: no count
+    at.seat_up(GENERATORS, "generators-2")
+    put(at, 2)
+    at.end(2, proof=False)  # lost: no proof
+    assert at.seat_down("generators-2", "died").delay_s == 1.0
+
+
+def test_two_workers_of_one_name_are_an_error():
+    with pytest.raises(RunFailed, match="generators-0"):
+        desk("generators-0", "generators-0")
+
+
+def test_the_heap_of_rooms_does_not_grow_with_the_run():
+    """A seat that is nearly full now and then leaves entries behind that never come to the top."""
+    at = desk("generators-0", "generators-1", width=8)
+    for number in range(5_000):
+        put(at, number)
+        at.end(number, proof=True)
+        assert len(at.roles[GENERATORS].rooms) <= 2 * STALE
+    assert len(put(at, *range(10_000, 10_020))) == 16  # and all room is still found
+
+
+# ---- the laws, for any order ----
+
+
+@dataclass
+class ModelSeat:
+    role: str
+    limit: int
+    tasks: dict[int, int] = field(default_factory=dict)  # weights
+    held: bool = False
+
+    @property
+    def room(self) -> int:
+        return self.limit - sum(self.tasks.values())
+
+    def fits(self, task: Task) -> bool:
+        return self.room >= task.weight or not self.tasks
+
+
+class Desk(RuleBasedStateMachine):
+    """A dispatcher and lists. The model says which choices are allowed, the dispatcher takes one."""
+
+    @initialize(flexible=st.booleans())
+    def begin(self, flexible):
+        self.config = PoolsConfig(flexible_roles=flexible, least_in_flight=2, max_deaths_in_a_row=10**6)
+        self.at = Dispatcher(WIDTHS, self.config)
+        self.queues: dict[str, list[Task]] = {role: [] for role in WIDTHS}
+        self.seats: dict[str, ModelSeat] = {}
+        self.dead: dict[int, str] = {}  # tasks of the dead
+        self.number = self.names = 0
+        self.ended: set[int] = set()
+        self.given: set[int] = set()
+
+    @rule(
+        role=st.sampled_from(list(WIDTHS)),
+        wishes=st.lists(st.tuples(st.integers(1, 9), st.integers(-1, 0), st.integers(0, 3), st.integers(0, 3)), max_size=4),
+    )
+    def put(self, role, wishes):
+        for weight, priority, age, near in wishes:
+            self.number += 1
+            names = sorted(self.seats)
+            task = Task(
+                self.number, role, weight, priority=priority, age=age, near=names[near % len(names)] if names and near else ""
+            )
+            self.at.put(task)
+            self.queues[role].append(task)
+            self.queues[role].sort(key=lambda t: (t.priority, t.age))  # stable
+        self.place()
+
+    def place(self):
+        for task, worker in self.at.place():
+            assert task.number not in self.given, "placed twice"
+            self.given.add(task.number)
+            assert self.queues[task.role][0] is task, "not the first of its queue"
+            self.require_choice(task, worker)
+            self.queues[task.role].pop(0)
+            self.seats[worker].tasks[task.number] = task.weight
+        for role, queue in self.queues.items():
+            if queue and (best := self.best(role)):
+                # the roomiest one, whichever it is among equals, cannot take it; its limit may be lower than another's
+                assert not all(seat.fits(queue[0]) for seat in best), "a task waits although there is room"
+
+    def usable(self, role: str) -> list[ModelSeat]:
+        return [seat for seat in self.seats.values() if seat.role == role and not seat.held]
+
+    def lends(self, role: str) -> bool:
+        return self.config.flexible_roles and role in OTHER and not self.queues[OTHER[role]]
+
+    def best(self, role: str) -> list[ModelSeat]:
+        """The roomiest seats, of the other role if that lends and is much emptier."""
+        own, slack = self.usable(role), WIDTHS[role] // SLACK
+        most = max((seat.room for seat in own), default=None)
+        if self.lends(role):
+            lent = self.usable(OTHER[role])
+            room = max((seat.room for seat in lent), default=None)
+            if room is not None and (most is None or most + slack < room):
+                return [seat for seat in lent if seat.room == room]
+        return [seat for seat in own if seat.room == most]
+
+    def require_choice(self, task: Task, worker: str) -> None:
+        seat, best = self.seats[worker], self.best(task.role)
+        assert not seat.held
+        assert seat.role == task.role or (self.lends(task.role) and seat.role == OTHER[task.role])
+        assert seat.fits(task)
+        near = self.seats.get(task.near)
+        good = (
+            near is not None
+            and not near.held
+            and near.room >= task.weight
+            and near.room + WIDTHS[task.role] // SLACK >= best[0].room
+            and (near.role == task.role or (self.lends(task.role) and near.role == OTHER[task.role]))
+        )
+        assert seat is near if good else any(seat is one for one in best)
+
+    @precondition(lambda self: self.number > len(self.ended))
+    @rule(data=st.data(), count=st.integers(1, 4), proof=st.booleans())
+    def end(self, data, count, proof):
+        for _ in range(count):
+            left = [n for n in range(1, self.number + 1) if n not in self.ended]
+            if left:
+                self.end_one(data.draw(st.sampled_from(left)), proof)
+        self.place()
+
+    def end_one(self, number, proof=True):
+        self.ended.add(number)
+        worker = next((name for name, seat in self.seats.items() if number in seat.tasks), self.dead.pop(number, ""))
+        assert self.at.end(number, proof=proof) == worker
+        assert self.at.end(number, proof=proof) == "", "ended twice"
+        for queue in self.queues.values():
+            queue[:] = [task for task in queue if task.number != number]
+        if worker in self.seats:
+            self.seats[worker].tasks.pop(number, None)
+
+    @rule(role=st.sampled_from(list(WIDTHS)))
+    def seat_up(self, role):
+        self.names += 1
+        self.at.seat_up(role, f"w{self.names}")
+        self.seats[f"w{self.names}"] = ModelSeat(role, WIDTHS[role])
+        self.place()
+
+    @precondition(lambda self: self.seats)
+    @rule(data=st.data(), what=st.sampled_from(["down", "hold", "release", "press", "press"]))
+    def befall(self, data, what):
+        name = data.draw(st.sampled_from(sorted(self.seats)))
+        seat = self.seats[name]
+        match what:
+            case "down":
+                self.at.seat_down(name, "x")
+                self.dead |= dict.fromkeys(seat.tasks, name)
+                del self.seats[name]
+            case "hold" | "release":
+                getattr(self.at, what)(name)
+                seat.held = what == "hold"
+            case _:
+                full = data.draw(st.sampled_from([0.5, 0.9, 0.99]))
+                self.at.press(name, kv_used=full, waiting=0, preempted=0)
+                width, before = WIDTHS[seat.role], seat.limit
+                seat.limit = self.at.seats[name].limit
+                assert min(2, width) <= seat.limit <= width
+                assert (seat.limit - before > 0) <= (full == 0.5)
+                assert (seat.limit - before < 0) <= (full == 0.99)
+        self.place()
+
+    @invariant()
+    def loads_are_what_the_seats_have(self):
+        if not hasattr(self, "at"):
+            return
+        assert self.at.seats.keys() == self.seats.keys()
+        for name, seat in self.seats.items():
+            assert (self.at.seats[name].load, set(self.at.tasks_of(name))) == (sum(seat.tasks.values()), set(seat.tasks))
+        for role, queue in self.queues.items():
+            assert self.at.queued(role) == len(queue)
+            assert self.at.in_flight(role) == sum(sum(s.tasks.values()) for s in self.seats.values() if s.role == role)
+
+    def teardown(self):
+        """Everybody serves again: every task gets its turn and ends, and nothing is left of it."""
+        if not hasattr(self, "at"):
+            return
+        for name, seat in self.seats.items():
+            self.at.release(name)
+            seat.held = False
+        for role in WIDTHS:
+            self.seat_up(role)
+        while len(self.ended) < self.number:
+            waiting = {task.number for queue in self.queues.values() for task in queue}
+            self.end_one(next(n for n in range(1, self.number + 1) if n not in self.ended | waiting))
+            self.place()
+        self.loads_are_what_the_seats_have()
+        assert all(seat.load == 0 for seat in self.at.seats.values())
+
+
+def test_laws():
+    run_state_machine_as_test(Desk, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))

@@ -1,0 +1,346 @@
+"""Commands are carried out each as its own task that ends in exactly one event; handles are kept as long as their group."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from builders import prompt
+from hypothesis import given
+from hypothesis import strategies as st
+from loop_support import loop_config
+
+from fr3e_async.control.crew import Crew
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.hands import Hands, Shelf
+from fr3e_async.control.messages import (
+    Acked,
+    Answered,
+    Asked,
+    Assign,
+    Branch,
+    Delivered,
+    Due,
+    Event,
+    Judged,
+    Lost,
+    Refused,
+    Replace,
+    Sample,
+    Score,
+    Send,
+    Unreplaced,
+    Wait,
+    Withdraw,
+    WorkerDown,
+    WorkerUp,
+)
+from fr3e_async.control.ports import TaskLost, WorkerLost
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.testing import FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, Fault, fake_anchors
+from fr3e_async.types import RolloutId
+
+Q = prompt("q")
+TRUNK = RolloutId("q@0", 0, 0)
+
+
+class Loop:
+    """Hands with a generator, an explorer and a verifier, and what they say."""
+
+    def __init__(self, *, faults: dict[str, Any] | None = None, lease_s: float = 5.0, start: Any = None) -> None:
+        faults = faults or {}
+        self.events: list[Event] = []
+        self.notes: list[str] = []
+        self.engine = FakeEngineWorker("generator-0", faults=faults.get(GENERATORS))
+        self.verifier = FakeVerifier("verifier-0", faults=faults.get(VERIFIERS))
+        self.explorer = FakeEngineWorker("explorer-0", faults=faults.get(EXPLORERS))
+        self.crew = Crew(
+            config=loop_config(flow={"lease_s": lease_s}, weights={"ack_timeout_s": 0.1}),
+            learner=FakeLearner(),
+            payloads=FakePayloads(),
+            start=start or self._start,
+            workers=[(GENERATORS, self.engine), (EXPLORERS, self.explorer), (VERIFIERS, self.verifier)],
+        )
+        self.shelf = Shelf()
+        self.shelf.open("q@0")
+        self.publisher = Publisher(ack_timeout_s=0.1, clock=lambda: 0.0)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.hands = Hands(
+            self.crew, self.publisher, self.shelf, emit=self.events.append, spawn=self._spawn, note=self.notes.append
+        )  # fmt: skip
+
+    async def _start(self, role: str) -> Any:
+        return FakeEngineWorker("generator-1")
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        return task
+
+    async def _all(self, *commands: Any) -> None:
+        for command in commands:
+            self.hands.carry_out(command)
+        await asyncio.gather(*self.tasks)
+        self.tasks.clear()
+
+    def do(self, *commands: Any) -> list[Event]:
+        """Carry these out side by side; all events until now."""
+        asyncio.run(asyncio.wait_for(self._all(*commands), 10))
+        return self.events
+
+
+def sample(task: int = 1, *, branches: tuple[int, ...] = (0,)) -> Assign:
+    ids = tuple(RolloutId("q@0", 0, branch) for branch in branches)
+    return Assign(task=task, worker="generator-0", work=Sample(task=task, prompt=Q, ids=ids, trunk=True))
+
+
+# ---- the shelf ----
+
+
+def test_a_payload_is_held_until_its_group_retires_and_a_late_one_not_at_all():
+    shelf = Shelf()
+    shelf.open("a")
+    shelf.open("b")
+    first, second, other = shelf.keep("a", "one"), shelf.keep("a", "two"), shelf.keep("b", "three")
+    assert [shelf[key] for key in (first, second, other)] == ["one", "two", "three"]
+    shelf.release("a")
+    assert (len(shelf), first in shelf, other in shelf) == (1, False, True)
+    late = shelf.keep("a", "late")
+    assert late not in shelf
+    assert late > other, "its key is nobody else's"
+    shelf.release("a")
+
+
+@given(st.lists(st.integers(1, 50), unique=True), st.integers(1, 5))
+def test_keys_of_a_checkpoint_are_kept_and_never_given_again(keys, more):
+    shelf = Shelf()
+    shelf.open("a")
+    assert [shelf.keep("a", key, key=key) for key in keys] == keys
+    new = [shelf.keep("a", "new") for _ in range(more)]
+    assert len({*keys, *new}) == len(keys) + more
+    assert [shelf[key] for key in keys] == keys
+
+
+# ---- tasks ----
+
+
+def test_a_task_ends_in_one_event_and_its_payload_is_on_the_shelf():
+    loop = Loop()
+    (made,) = loop.do(sample())
+    assert isinstance(made, Delivered)
+    assert (made.task, made.notes[0].id, made.anchors) == (1, TRUNK, fake_anchors(0))
+    assert loop.shelf[made.payload].ids == (TRUNK,)
+    ids = (RolloutId("q@0", 1, 0), RolloutId("q@0", 2, 0))
+    work = Branch(task=2, group="q@0", ids=ids, trunk=TRUNK, trunk_payload=made.payload, anchors=made.anchors)
+    branched = loop.do(Assign(task=2, worker="explorer-0", work=work))[-1]
+    assert isinstance(branched, Delivered)
+    assert [note.id for note in branched.notes] == list(ids)
+    assert branched.anchors is None
+    score = Score(task=3, payload=branched.payload, prompt=Q, ids=ids[1:], rows=(1,))
+    judged = loop.do(Assign(task=3, worker="verifier-0", work=score))[-1]
+    assert isinstance(judged, Judged)
+    assert (judged.ids, len(judged.verdicts)) == (ids[1:], 1)
+    assert len(loop.events) == 3
+    assert not loop.hands._calls, "calls that are over are forgotten"
+
+
+def test_a_dead_worker_is_told_before_the_task_that_it_had():
+    loop = Loop(faults={GENERATORS: {("sample", 1): Fault.DIE}})
+    down, lost = loop.do(sample(branches=(0, 1)))
+    assert down == WorkerDown(worker="generator-0", why="generator-0 lost: generator-0 died (injected)")
+    assert isinstance(lost, Lost)
+    assert (lost.task, lost.ids, lost.counted, lost.scoring) == (1, (TRUNK, RolloutId("q@0", 0, 1)), True, False)
+
+
+def test_a_lease_that_runs_out_says_nothing_against_the_worker():
+    loop = Loop(faults={GENERATORS: {("sample", 1): Fault.HANG}}, lease_s=0.05)
+    (lost,) = loop.do(sample())
+    assert isinstance(lost, Lost)
+    assert "the lease of flow.lease_s (0.05 s) ran out" in lost.reason
+
+
+def test_a_scoring_task_that_is_lost_names_its_payload():
+    loop = Loop(faults={VERIFIERS: {("judge", 1): Fault.HANG}}, lease_s=0.05)
+    made = loop.do(sample())[0]
+    score = Score(task=2, payload=made.payload, prompt=Q, ids=(TRUNK,), rows=(0,))
+    lost = loop.do(Assign(task=2, worker="verifier-0", work=score))[-1]
+    assert isinstance(lost, Lost)
+    assert (lost.scoring, lost.payload) == (True, made.payload)
+
+
+def test_a_task_for_a_worker_that_is_gone_meanwhile_is_lost():
+    loop = Loop()
+    loop.crew.remove("generator-0")
+    (lost,) = loop.do(sample())
+    assert isinstance(lost, Lost)
+    assert "generator-0 is out of service" in lost.reason
+
+
+def test_withdrawn_tasks_end_uncounted_and_those_that_are_done_as_they_are():
+    loop = Loop(faults={GENERATORS: {("sample", 2): Fault.HANG}})
+
+    async def story():
+        loop.hands.carry_out(sample(1))
+        await asyncio.gather(*loop.tasks)
+        loop.hands.carry_out(sample(2, branches=(1,)))
+        await asyncio.sleep(0.01)
+        await loop._all(Withdraw(worker="generator-0", tasks=(1, 2, 99)))
+
+    asyncio.run(story())
+    delivered, lost = loop.events
+    assert isinstance(delivered, Delivered)
+    assert isinstance(lost, Lost)
+    assert (lost.task, lost.reason, lost.counted) == (2, "withdrawn", False)
+
+
+def test_a_task_that_is_withdrawn_before_it_has_begun_ends_too():
+    loop = Loop()
+    (lost,) = loop.do(sample(1), Withdraw(worker="generator-0", tasks=(1,)))
+    assert isinstance(lost, Lost)
+    assert (lost.task, lost.counted, loop.engine.made) == (1, False, [])
+
+
+# ---- loans ----
+
+
+@pytest.mark.parametrize(
+    ("error", "down"), [(None, False), (TaskLost("slow"), False), (TaskLost("gone", dead="generator-0"), True)]
+)
+def test_a_loan_is_asked_for_and_always_given_back(error, down):
+    loop = Loop()
+
+    async def story():
+        async with loop.hands.lend(GENERATORS, 64, priority=-1) as name:
+            loop.events.append(name)
+            if error:
+                raise error
+
+    async def both():
+        borrower = asyncio.ensure_future(story())
+        await asyncio.sleep(0)
+        asked = loop.events[0]
+        assert isinstance(asked, Asked)
+        assert (asked.role, asked.weight, asked.priority, asked.task < 0) == (GENERATORS, 64, -1, True)
+        loop.hands.carry_out(Assign(task=asked.task, worker="generator-0", work=None))
+        await asyncio.gather(borrower, return_exceptions=True)
+        return asked.task
+
+    task = asyncio.run(both())
+    assert loop.events[1] == "generator-0"
+    assert loop.events[-1] == Answered(task=task, proof=error is None)
+    assert any(isinstance(event, WorkerDown) for event in loop.events) == down
+    loop.do(Assign(task=task, worker="generator-0", work=None))  # that came too late
+
+
+def test_a_loan_that_nobody_waits_for_any_more_is_given_back():
+    loop = Loop()
+
+    async def story():
+        async def borrow():
+            async with loop.hands.lend(VERIFIERS, 1, priority=-1):
+                raise AssertionError("never lent")
+
+        borrower = asyncio.ensure_future(borrow())
+        await asyncio.sleep(0)
+        borrower.cancel()
+        await asyncio.gather(borrower, return_exceptions=True)
+
+    asyncio.run(story())
+    asked, answered = loop.events
+    assert answered == Answered(task=asked.task, proof=False)
+
+
+# ---- workers and weights ----
+
+REPLACE = Replace(role=GENERATORS, worker="generator-0", why="it died", delay_s=0.0)
+
+
+def test_a_replacement_ends_the_old_one_and_takes_its_place():
+    loop = Loop()
+    assert loop.do(REPLACE) == [WorkerUp(role=GENERATORS, worker="generator-1")]
+    assert loop.crew.names(GENERATORS) == ["generator-1"]
+    assert loop.crew.vacant == {}
+    assert loop.notes == ["generator-0 is lost and replaced: it died"]
+    with pytest.raises(WorkerLost):
+        asyncio.run(loop.engine.stats())
+
+
+def test_what_a_stuck_worker_had_is_given_back_at_once_and_not_after_the_wait():
+    loop = Loop(faults={GENERATORS: {("sample", 1): Fault.BLOCK}})
+
+    async def story():
+        loop.hands.carry_out(sample())
+        await asyncio.sleep(0.01)
+        loop.hands.carry_out(Replace(role=GENERATORS, worker="generator-0", why="stuck", delay_s=60.0))
+        await asyncio.sleep(0.05)
+        for task in loop.tasks:
+            task.cancel()
+
+    asyncio.run(story())
+    (lost,) = loop.events  # the worker is out of service already: it is not said to be down again
+    assert isinstance(lost, Lost)
+    assert loop.crew.vacant == {"generator-0": GENERATORS}
+
+
+@pytest.mark.parametrize("error", [RunFailed("no room"), WorkerLost("died while starting"), TimeoutError("too slow")])
+def test_one_that_does_not_start_is_told_and_its_place_stays_vacant(error):
+    async def start(role):
+        raise error
+
+    loop = Loop(start=start)
+    assert loop.do(REPLACE) == [Unreplaced(role=GENERATORS, worker="generator-0", why=str(error))]
+    assert loop.crew.vacant == {"generator-0": GENERATORS}
+
+
+def test_a_learner_that_is_lost_meanwhile_is_no_failed_start():
+    async def start(role):
+        raise LearnerLost("rank 0")
+
+    with pytest.raises(LearnerLost):
+        Loop(start=start).do(REPLACE)
+
+
+def test_a_worker_is_down_only_once():
+    loop = Loop()
+    loop.hands.down("generator-0", "dead")
+    loop.crew.remove("generator-0")
+    loop.hands.down("generator-0", "still dead")
+    assert loop.events == [WorkerDown(worker="generator-0", why="dead")]
+
+
+def test_weights_end_in_a_word_for_each_engine_that_is_there():
+    loop = Loop(faults={EXPLORERS: {("load_weights", 1): Fault.HANG}})
+
+    async def story():
+        loop.publisher.offer(await FakeLearner().export(4))
+        await loop._all(Send(version=4, workers=("generator-0", "explorer-0", "gone-9")))
+
+    asyncio.run(story())
+    assert sorted(loop.events, key=repr) == [
+        Acked(worker="generator-0", version=4),
+        Refused(worker="explorer-0", version=4, why="no answer within weights.ack_timeout_s (0.1 s)"),
+    ]
+
+
+def test_a_wait_ends():
+    assert Loop().do(Wait(key="task 7", seconds=0.01)) == [Due(key="task 7")]
+
+
+def test_the_end_of_a_run_ends_every_call():
+    """Cancelled from outside: no event is made up, and the engine's call does not go on by itself."""
+    loop = Loop(faults={GENERATORS: {("sample", 1): Fault.HANG}})
+
+    async def story():
+        loop.hands.carry_out(sample())
+        await asyncio.sleep(0.01)
+        (task,) = loop.tasks
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert task.cancelled()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(story())
+    assert loop.events == []
