@@ -11,11 +11,11 @@ BIN    := $(VENV)/bin
 FLAVOUR := $(if $(filter auto,$(DEVICE)),$(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu),$(DEVICE))
 STAMP  := $(VENV)/.installed-$(FLAVOUR)
 SHELL  := /bin/bash
-FAST   := -m "not slow and not engine and not ray"
-SLOW   := -m "slow or engine or ray"
+FAST   := -m "not slow and not engine and not ray and not long"
+SLOW   := -m "(slow or engine or ray) and not long"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs clean
+.PHONY: help setup demo test check format lint types fast slow long chaos bench-system bench-staleness wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -48,6 +48,18 @@ fast: $(STAMP)  ## fast tests only
 
 slow: $(STAMP)  ## the tests that `check` leaves out
 	@$(BIN)/python -m pytest $(SLOW) $(ARGS)
+
+long: $(STAMP)  ## what `test` leaves out: deep searches for faults of the control plane, the benchmarks at a small size
+	@$(BIN)/python -m pytest -m long --durations=15 $(ARGS)
+
+chaos: $(STAMP)  ## the toy under 32 random kills of its processes, against an undisturbed run (some 15 minutes)
+	@$(BIN)/python benchmarks/chaos.py $(ARGS)
+
+bench-system: $(STAMP)  ## the system against the bare engine, asynchronous against synchronous, the control plane's capacity
+	@$(BIN)/python benchmarks/system.py $(ARGS)
+
+bench-staleness: $(STAMP)  ## accuracy by staleness bound and correction, on three seeds (some 30 minutes)
+	@$(BIN)/python benchmarks/staleness.py $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel

@@ -8,12 +8,14 @@ gone, the same command is started again. After each kill the run must get on by 
 ``--patience`` seconds. At the end the audit must pass, every session's journal must replay to the same decisions, and the
 accuracy must agree with that of an undisturbed run. Exits with 1 if it does not.
 
-``--quick``: six kills of which one is of the driver, and no undisturbed run.
+``--spread``: rewards by chance instead, so that every group has something to learn from and is trained. Then both runs must have
+consumed exactly the same prompt groups. ``--quick``: six kills of which one is of the driver, and no undisturbed run.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -32,12 +34,15 @@ from fr3e_async.evaluation.accuracy import EvaluationResult, difference
 VICTIMS = ("generator", "generator core", "explorer", "explorer core", "verifier", "verifier process", "learner", "driver")
 PHASES = ("any moment", "updating", "broadcasting", "checkpointing")
 SETTINGS = (
+    "run.steps=48",
     "run.checkpoint_every=1",
     "learner.max_restarts=1000",
     "pools.max_deaths_in_a_row=20",
     "resume=auto",
     "observe.console=off",
 )
+SPREAD = ("reward=spread_reward:reward", "evaluation.problems=16")
+HERE = Path(__file__).parent
 POLL_S = 0.005
 REST_S = (0.5, 4.0)  # between a sign of life after a kill and the next kill
 
@@ -64,7 +69,8 @@ class Run:
     def start(self) -> None:
         command = [sys.executable, "-m", "fr3e_async.main", "config=toy", f"run.dir={self.folder}", *SETTINGS, *self.overrides]
         self.log = self.log or open(self.folder.with_suffix(".log"), "ab")  # noqa: SIM115 - open as long as the run
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=environment)
         self.starts += 1
 
     @property
@@ -212,6 +218,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     parser.add_argument("--patience", type=float, default=240.0)
+    parser.add_argument(
+        "--spread", action="store_true", help="rewards by chance: every group is trained, so both runs must consume the same"
+    )
     parser.add_argument("--keep", type=Path, help="keep the run directories here")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
@@ -226,16 +235,19 @@ def main() -> int:
             else [*[(v, "any moment") for v in VICTIMS if v != "driver"][:5], ("driver", "any moment")]
         )
         started = time.time()
-        disturbed = Run(folder / "chaos", args.overrides)
+        overrides = [*(SPREAD if args.spread else ()), *args.overrides]
+        disturbed = Run(folder / "chaos", overrides)
         kills = chaos(disturbed, plan, patience_s=args.patience)
         spent = time.time() - started
         faults = checked(disturbed.folder)
         summaries = {"chaos": json.loads((disturbed.folder / "summary.json").read_text())}
         if not args.quick:
-            calm = Run(folder / "calm", args.overrides)
+            calm = Run(folder / "calm", overrides)
             calm.start()
             calm.process.wait()
             summaries["calm"] = json.loads((calm.folder / "summary.json").read_text())
+            if args.spread:
+                faults += same_consumed(consumed(disturbed.folder), consumed(calm.folder))
         figures = {
             "kills": [vars(k) for k in kills],
             "spent_s": spent,
@@ -243,7 +255,7 @@ def main() -> int:
             "accuracy": {name: accuracy(summary) for name, summary in summaries.items()},
         }
     print(report(kills, spent, disturbed.starts, summaries))
-    faults += judged(kills, len(plan), summaries)
+    faults += judged(kills, len(plan), summaries, accuracy_too=not args.spread)
     common.finish(args, figures, facts)
     for fault in faults:
         print("FAIL:", fault)
@@ -268,10 +280,23 @@ def report(kills: list[Kill], spent: float, starts: int, summaries: dict[str, di
     return "\n".join(lines)
 
 
-def judged(kills: list[Kill], wanted: int, summaries: dict[str, dict[str, Any]]) -> list[str]:
+def consumed(folder: Path) -> dict[str, str]:
+    """Group -> fate, of every group that settled."""
+    rows = [json.loads(line) for line in (folder / "groups.jsonl").read_text().splitlines()]
+    return {row["group"]: row["fate"] for row in rows}
+
+
+def same_consumed(chaos: dict[str, str], calm: dict[str, str]) -> list[str]:
+    print(
+        f"\nconsumed: {len(chaos)} groups with kills, {len(calm)} without, {len(chaos.items() & calm.items())} in common with their fate"
+    )
+    return [] if chaos == calm else ["another set of groups was consumed"]
+
+
+def judged(kills: list[Kill], wanted: int, summaries: dict[str, dict[str, Any]], *, accuracy_too: bool) -> list[str]:
     """All kills were made, and the accuracy is the same: the 95 % interval of the difference holds 0."""
     faults = [] if len(kills) == wanted else [f"{len(kills)} kills of {wanted}"]
-    if "calm" in summaries:
+    if "calm" in summaries and accuracy_too:
         gain, low, high = difference(result(summaries["calm"]), result(summaries["chaos"]))
         print(f"chaos - calm: accuracy {gain:+.3f} [{low:+.3f}, {high:+.3f}]")
         if not low <= 0 <= high:

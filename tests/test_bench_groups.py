@@ -105,6 +105,7 @@ def test_operations_are_counted_by_the_formula():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_way_computes_the_same_and_the_tree_least(repository, tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, str(repository / "benchmarks" / "learner.py"), "--quick", "--threads", "1", "--json", str(out)]

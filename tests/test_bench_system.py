@@ -233,6 +233,7 @@ def test_the_recorded_mix_is_that_of_whole_groups():
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_control_and_machine_as_a_user_starts_them(repository, tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, str(repository / "benchmarks" / "system.py"), "--quick", "--only", "control", "machine"]

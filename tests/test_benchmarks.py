@@ -57,6 +57,7 @@ def test_prefill_is_counted_against_prefixes_and_whole_blocks(repository, monkey
 
 @pytest.mark.engine
 @pytest.mark.slow
+@pytest.mark.long
 def test_branching_recomputes_nothing_but_partial_blocks(repository, tmp_path):
     found = quick(repository, "branching", tmp_path / "out.json")
     assert set(found["loads"]) == {"long", "short"}
@@ -78,6 +79,7 @@ def test_branching_recomputes_nothing_but_partial_blocks(repository, tmp_path):
 
 @pytest.mark.engine
 @pytest.mark.slow
+@pytest.mark.long
 def test_weights_are_handed_over_to_one_and_two_engines(repository, tmp_path):
     found = quick(repository, "weights", tmp_path / "out.json")["sizes"]["1M"]
     assert set(found["engines"]) == {"1", "2"}

@@ -399,3 +399,29 @@ def test_the_tally_counts_what_retired():
     assert found["prompt/trained_tokens"] == 20 / 2
     assert found["rollout/anchors_certain_fraction"] == 2 / 3
     assert "reward/mean" not in tally.take()  # afresh
+
+
+def test_a_group_whose_rollouts_are_gone_is_made_anew_in_its_slot():
+    ledger = make_ledger(groups=1, staleness=0)
+    trunk, others = admit(ledger, "p")
+    (branch, score) = sorted(ledger.handle(delivered(trunk, payload=1)), key=lambda c: type(c).__name__)
+    ledger.handle(judged(score, 1))
+    again = ledger.handle(lost(branch, gone=True))
+    assert kinds(again) == ["Sample", "Sample"]
+    assert [c.ids for c in again] == [trunk.ids, others.ids]
+    assert (ledger.slots_held, ledger.admitted, ledger.retries) == (1, 1, 2)
+    assert ledger.handle(delivered(others, payload=2)) == [], "a task of the first beginning does not count any more"
+    rest = drive(ledger, again, rewards=lambda id: id.branch == 0)
+    assert kinds(rest) == ["Train"]
+    assert {item.payload for item in rest[0].items} & {1, 2} == set()
+
+
+def test_a_group_whose_rollouts_are_gone_again_and_again_is_given_up():
+    ledger = make_ledger(groups=1, staleness=0, attempts=2)
+    commands = admit(ledger, "p")
+    for beginning in (1, 2):
+        found = ledger.handle(delivered(commands[0], payload=beginning))
+        branch = next(c for c in found if isinstance(c, Branch))
+        commands = ledger.handle(lost(branch, gone=True))
+    assert [(c.group, c.fate) for c in commands] == [("p@0", "failed_given_up")]
+    assert (ledger.slots_held, ledger.fates) == (0, {"failed_given_up": 1})

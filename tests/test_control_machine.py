@@ -114,6 +114,7 @@ def test_laws(life):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.__name__)
 def test_laws_at_length(life):
     run_state_machine_as_test(life, settings=settings(max_examples=400, stateful_step_count=60, deadline=None))
@@ -139,6 +140,7 @@ def test_whatever_happens_the_run_ends_once_everything_succeeds(update, together
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_whatever_happens_the_run_ends_at_length():
     plays(2_000)
 

@@ -223,15 +223,14 @@ def test_folding_changes_no_sum():
     assert measured["overlap/fraction"] == pytest.approx(0.75)
 
 
-def test_evictions_are_pressure_but_not_those_of_an_update():
+def test_evictions_are_pressure_in_a_full_cache_but_not_those_of_an_update():
     hand = ByHand()
-    hand.beat(preempted=5)
-    assert hand.pressed == [], "what was before the first look is not known to be new"
-    hand.beat(preempted=7)
+    hand.beat(preempted=5, kv_used=0.5)
+    hand.beat(preempted=7, kv_used=0.5)
+    assert hand.pressed == [], "an update of the weights throws requests out of a cache with room, too"
+    hand.beat(preempted=9, kv_used=0.9)
     assert [(event.worker, event.preempted) for event in hand.pressed] == [("generator-0", 2)]
-    hand.beat(preempted=50, version=1)
-    assert len(hand.pressed) == 1, "an update clears the cache"
-    hand.beat(kv_used=0.9)
+    hand.beat(preempted=50, version=1, kv_used=0.9)
     assert hand.pressed[-1] == Pressure(worker="generator-0", kv_used=0.9, waiting=0, preempted=0)
 
 

@@ -26,17 +26,16 @@ def train_items(head: Sequence[Group], *, version: int, max_staleness: int, mini
         part = minibatch_of(index, groups=len(head), minibatches=minibatches)
         for id, advantage in sorted(group.credit.advantages.items()):
             rollout = group.rollouts[id]
-            assert rollout.note is not None
-            _require_fresh(rollout.note, version=version, max_staleness=max_staleness)
-            load = Load(minibatch=part, group=index, context=rollout.note.context, completion=rollout.note.length)
-            items.append(TrainItem(payload=rollout.payload, row=rollout.row, advantage=advantage, load=load))
+            note = rollout.note
+            assert note is not None
+            if version - note.oldest_version > max_staleness:
+                raise _too_old(note, version=version, max_staleness=max_staleness)
+            items.append(TrainItem(rollout.payload, rollout.row, advantage, Load(part, index, note.context, note.length)))
     return items
 
 
-def _require_fresh(note: RolloutNote, *, version: int, max_staleness: int) -> None:
-    age = version - note.oldest_version
-    if age > max_staleness:
-        raise StalenessError(
-            f"rollout {note.id} is {age} versions old (v{note.oldest_version}, learner at v{version}); "
-            f"flow.max_staleness is {max_staleness}"
-        )
+def _too_old(note: RolloutNote, *, version: int, max_staleness: int) -> StalenessError:
+    return StalenessError(
+        f"rollout {note.id} is {version - note.oldest_version} versions old (v{note.oldest_version}, learner at v{version}); "
+        f"flow.max_staleness is {max_staleness}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar, cast
 
@@ -10,6 +11,7 @@ from fr3e_async.config import Config
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.messages import Branch
 from fr3e_async.control.ports import (
+    Clock,
     Delivery,
     EngineWorker,
     LearnerPort,
@@ -19,6 +21,7 @@ from fr3e_async.control.ports import (
     VerifierWorker,
     WorkerLost,
 )
+from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.types import Draw, Prompt, RolloutId, Verdict
 
 T = TypeVar("T")
@@ -38,16 +41,18 @@ class Crew:
         payloads: PayloadStore,
         start: Callable[[str], Awaitable[Worker]],
         workers: Iterable[tuple[str, Worker]] = (),
+        clock: Clock = time.time,
     ) -> None:
         """``start``: a new worker of a role. ``workers``: (role, worker) of those that are up: as many as there should be."""
         self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
+        self._clock = clock
+        self._meters: dict[str, BusyMeter] = {}  # of the verifiers: engines keep their own
         self._engines: dict[str, EngineWorker] = {}
         self._verifiers: dict[str, VerifierWorker] = {}
         self._roles: dict[str, str] = {}
         self.vacant: dict[str, str] = {}  # worker that is gone -> its role, until another one has taken its place
         for role, worker in workers:
             self.add(role, worker)
-        self.wanted = {role: len(self.names(role)) for role in ROLES}
 
     # ---- who is there ----
 
@@ -100,7 +105,16 @@ class Crew:
         return await self._leased(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
 
     async def judge(self, name: str, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
-        return await self._leased(name, lambda: self._verifier(name).judge(payload, rows, prompts))
+        meter = self._meters.setdefault(name, BusyMeter())
+        meter.enter(self._clock())
+        try:
+            return await self._leased(name, lambda: self._verifier(name).judge(payload, rows, prompts))
+        finally:
+            meter.leave(self._clock())
+
+    def drain_busy(self, verifier: str) -> tuple[tuple[float, float], ...]:
+        """When it had something to judge, since the last call: (start, end) by this loop's clock."""
+        return self._meters[verifier].take(self._clock()) if verifier in self._meters else ()
 
     async def close(self) -> None:
         """Ends every actor; those that are gone already are passed over by their ports."""

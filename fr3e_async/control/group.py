@@ -13,7 +13,7 @@ from fr3e_async.algorithm.adaptive import second_round
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, GroupPlan
 from fr3e_async.algorithm.values import wilson
 from fr3e_async.control.messages import Retire, StateRecord, Tokens
-from fr3e_async.types import Anchor, Finish, Outcome, Prompt, RolloutId, RolloutNote, Verdict
+from fr3e_async.types import Advantage, Anchor, Finish, Outcome, Prompt, RolloutId, RolloutNote, Verdict
 
 
 class Status(Enum):
@@ -299,12 +299,7 @@ class Group:
             prefilled=sum([note.context - note.cached for note in notes]),
             reused=sum([note.cached for note in notes]),
             trained=sum([lengths[id] for id in advantages]),
-            useful=sum(
-                end - stretch.start
-                for id, advantage in advantages.items()
-                for stretch, end in zip(advantage, [*(s.start for s in advantage[1:]), lengths[id]], strict=True)
-                if stretch.value
-            ),
+            useful=sum([_useful(advantage, lengths[id]) for id, advantage in advantages.items()]),
         )
 
     def _states(self) -> tuple[StateRecord, ...]:
@@ -329,3 +324,11 @@ class Group:
                 )
             )
         return tuple(records)
+
+
+def _useful(advantage: Advantage, length: int) -> int:
+    """Tokens of a completion whose advantage is not 0."""
+    if len(advantage) == 1:
+        return length if advantage[0].value else 0
+    ends = [*(stretch.start for stretch in advantage[1:]), length]
+    return sum(end - stretch.start for stretch, end in zip(advantage, ends, strict=True) if stretch.value)

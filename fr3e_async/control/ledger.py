@@ -312,7 +312,7 @@ class Ledger:
         due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
         if not due:
             return []
-        ids, rows = tuple(r.id for r in due), tuple(r.row for r in due)
+        ids, rows = tuple([r.id for r in due]), tuple([r.row for r in due])
         attempt = group.scoring_attempts.get(payload, 1)
         return [Score(task=self._task(group), payload=payload, prompt=group.prompt, ids=ids, rows=rows, attempt=attempt)]
 

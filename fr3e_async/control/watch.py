@@ -21,7 +21,7 @@ from fr3e_async.control.crew import ENGINES, ROLES, Crew, Worker
 from fr3e_async.control.dispatch import VERIFIERS
 from fr3e_async.control.machine import Machine
 from fr3e_async.control.messages import Pressure
-from fr3e_async.control.ports import Clock, EngineWorker, WorkerLost
+from fr3e_async.control.ports import Clock, EngineWorker, TaskLost, WorkerLost
 from fr3e_async.control.side import on_the_side
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.observe.timeline import Interval, clip, idle_share, intersection, measure, union
@@ -138,12 +138,14 @@ class Watch:
         try:
             pulse = await self._within_a_beat(worker.pulse())
             stats = await self._within_a_beat(cast(EngineWorker, worker).stats()) if role in ENGINES else None
-        except WorkerLost as error:
+        except (WorkerLost, TaskLost) as error:
             self._down(worker.name, str(error))
             return
         now = self._clock()
         if stats is not None:
             self._measured(role, worker.name, stats)
+        else:
+            self._busy_s[role] += measure(self._crew.drain_busy(worker.name))
         if pulse is not None and (stats is not None or role == VERIFIERS):
             sign.answered_at = now
         idle = not self._machine.desk.tasks_of(worker.name) and not self._machine.fleet.receives(worker.name)
@@ -190,10 +192,11 @@ class Watch:
         self._cached_tokens[name] = stats.cached_prompt_tokens
         before = self._stats.get(name)
         self._stats[name] = stats
-        same = before is not None and before.version == stats.version  # an update may clear the cache: that is no pressure
-        preempted = stats.preempted - before.preempted if before is not None and same else 0
+        full = stats.kv_used > self._crew.config.pools.kv_low
+        # Requests lose their cache to an update of the weights, too; in a full cache and without one it is lack of room.
+        same = before is not None and before.version == stats.version
+        preempted = stats.preempted - before.preempted if before is not None and same and full else 0
         seat = self._machine.desk.seats.get(name)
-        full = stats.kv_used > self._crew.config.pools.kv_low or preempted > 0
         if seat is not None and (full or seat.limit < self._machine.desk.roles[seat.role].width):
             self._press(Pressure(worker=name, kv_used=stats.kv_used, waiting=stats.waiting, preempted=preempted))
 

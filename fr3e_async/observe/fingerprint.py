@@ -27,6 +27,7 @@ CHANGEABLE = (
     "evaluation.*",
     "generators.*",
     "explorers.*",
+    "pools.*",
     "verifiers.count",
     "verifiers.cpus",
     "verifiers.resources",
@@ -49,9 +50,11 @@ CHANGEABLE = (
     "learner.cpus",
     "learner.resources",
     "learner.step_timeout_s",
+    "learner.max_restarts",
     "*.start_timeout_s",
     "weights.*",
     "flow.lease_s",
+    "flow.retry_backoff_s",
     "toy.cache_dir",
 )
 
