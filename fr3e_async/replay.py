@@ -60,7 +60,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         arguments = parser().parse_args(argv)
         paths = journals(Path(arguments.run).expanduser(), session=arguments.session)
-        return max(follow(path, show=(arguments.first, arguments.last), state=arguments.state) for path in paths)
+        codes = [follow(path, show=(arguments.first, arguments.last), state=arguments.state) for path in paths]
+        if None in codes:
+            print("a session that was killed before its first event is passed over")
+        return max([code for code in codes if code is not None], default=0)
     except UserError as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code
@@ -88,8 +91,14 @@ def journals(run: Path, *, session: int | None) -> list[Path]:
     return found
 
 
-def follow(path: Path, *, show: tuple[int, int], state: bool) -> int:
-    """Replay one session; prints what was asked for, the first difference, and a summary. Returns the exit code."""
+def follow(path: Path, *, show: tuple[int, int], state: bool) -> int | None:
+    """Replay one session; prints what was asked for, the first difference, and a summary.
+
+    Returns the exit code, or None if the session was killed before it had written its first line.
+    """
+    with open(path, "rb") as file:
+        if not file.readline().endswith(b"\n"):
+            return None
     kinds: Counter[str] = Counter()
     step: Step | None = None
     for step in replay(*read_journal(path)):

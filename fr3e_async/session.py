@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from fr3e_async.actors.learner import CHECKPOINT_TAG
 from fr3e_async.algorithm.strategies import make_strategy
@@ -32,6 +31,7 @@ from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.toy import toy_path
+from fr3e_async.ending import Stop, summary_of
 from fr3e_async.errors import DataError, LearnerLost, RunFailed, StorageError, UserError
 from fr3e_async.export import write_run_card
 from fr3e_async.loader import LoadedConfig
@@ -39,11 +39,12 @@ from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.logs import quiet_driver, stderr_in
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.run_dir import RunDir, default_path
-from fr3e_async.observe.summary import Summary
 from fr3e_async.rollout import check_installed
 from fr3e_async.verify.golds import screen_golds
 from fr3e_async.verify.rewards import check_reward
 from fr3e_async.wiring import Deployment, Model, check_cluster, connect, disconnect
+
+T = TypeVar("T")
 
 RESTART_BACKOFF_S = 1.0  # before the learner group is made anew; doubled each time
 LONGEST_BACKOFF_S = 60.0
@@ -143,7 +144,8 @@ class Session:
         except asyncio.CancelledError:
             if not stop.reason:
                 raise
-            if stop.controller is not None and stop.controller.machine.ledger.version > version:
+            saved = max([version, *self._run_dir.checkpoints.steps()])
+            if stop.controller is not None and stop.controller.machine.ledger.version > saved:
                 raise RunFailed(
                     f"{stop.reason}: the last checkpoint could not be written within run.stop_grace_s "
                     f"({self._config.run.stop_grace_s:g} s); the one before it stands"
@@ -164,10 +166,9 @@ class Session:
         await deployment.start(resume_from=self._resume_from)
         recorder.note(f"all actors up after {time.time() - self._started_at:.0f} s")
         controller, reason = await self._to_the_end(deployment, recorder, stop)
-        if reason == "finished":
-            await self._save_model(deployment)
-        recorder.finish(self._summary(controller, reason))
-        if reason == "finished":
+        whole = reason == "finished" and await self._save_model(deployment, recorder, stop)
+        recorder.finish(summary_of(controller, name=self._config.run.name, reason=reason, now=time.time()))
+        if whole:
             self._write_card()
 
     async def _to_the_end(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> tuple[Controller, str]:
@@ -176,28 +177,44 @@ class Session:
         Raises ``RunFailed``: a failure that cannot be repaired, or the group was lost once more than ``learner.max_restarts``.
         """
         source, restarts = self._resume_from, 0
+        lost: LearnerLost | None = None
         while True:
-            controller = await self._controller(deployment, recorder, source, restarts)
-            stop.take_over(controller)
             try:
-                return controller, await controller.run()
+                if lost is not None:
+                    source = await self._after_a_loss(deployment, recorder, lost, restarts)
+                controller = await self._controller(deployment, recorder, source, restarts)
+                stop.controller = controller
+                reason = await controller.run()
+                stop.controller = None
+                return controller, reason
             except LearnerLost as error:
-                restarts += 1
+                stop.controller = None
+                lost, restarts = error, restarts + 1
                 if restarts > self._config.learner.max_restarts or stop.reason:
                     again = "; restart the same command with resume=auto to go on from the last checkpoint"
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
-                stop.take_over(None)
-                source = await self._after_a_loss(deployment, recorder, error, restarts)
 
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, error: LearnerLost, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
-        source = await on_the_side(lambda: newest_checkpoint(self._run_dir))
+        source = await self._within_start(lambda: newest_checkpoint(self._run_dir))
         recorder.note(f"{error}; the learner group is made anew from {source.name if source else 'the model as it was given'}")
         await asyncio.sleep(min(RESTART_BACKOFF_S * 2 ** (restarts - 1), LONGEST_BACKOFF_S))
-        await deployment.restart_learner(resume_from=source)
+        try:
+            await deployment.restart_learner(resume_from=source)
+        except RunFailed as failure:  # no room yet after the loss of a node, say
+            raise LearnerLost(f"the learner group could not be made anew: {failure}") from failure
         cut = load_control_state(source).ledger if source else None
         recorder.go_back(*((cut.version, cut.settled) if cut else (0, 0)))
         return source
+
+    async def _within_start(self, work: Callable[[], T]) -> T:
+        """Files or objects that may not come: never waited for without a limit."""
+        limit = self._config.learner.start_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                return await on_the_side(work)
+        except TimeoutError:
+            raise RunFailed(f"the checkpoint could not be read within learner.start_timeout_s ({limit:g} s)") from None
 
     def _write_card(self) -> None:
         """The result stands by now: without its card the run has not failed."""
@@ -206,13 +223,23 @@ class Session:
         except StorageError as error:  # said and not recorded, since the events log lies on the same disk
             _say(self._config)(f"the model's README.md was not written: {error}")
 
-    async def _save_model(self, deployment: Deployment) -> None:
+    async def _save_model(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> bool:
+        """False if a stop came first: the last checkpoint is whole, and the model can be taken from it."""
         limit = self._config.learner.step_timeout_s
         try:
             async with asyncio.timeout(limit):
                 await deployment.crew.learner.save_model(self._run_dir.model)
+            return True
         except TimeoutError:
             raise RunFailed(f"the final model was not written within learner.step_timeout_s ({limit:g} s)") from None
+        except asyncio.CancelledError:
+            if not stop.reason or stop.task is None:
+                raise
+            stop.task.uncancel()
+            recorder.note(
+                f"{stop.reason} before model/ was written; python -m fr3e_async.export {self._run_dir.path} OUT writes it"
+            )
+            return False
 
     async def _controller(
         self, deployment: Deployment, recorder: Recorder, source: Path | None, restarts: int
@@ -228,7 +255,7 @@ class Session:
         publisher = deployment.publisher()
         version = state.version if state else 0
         if source or restarts:
-            publisher.offer(await deployment.crew.learner.export(version))
+            publisher.offer(await deployment.weights(version))
         heldout = pick_problems(self._datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
@@ -247,52 +274,8 @@ class Session:
             progress=progress,
             clock=time.time,
             session=session,
-            payloads=await on_the_side(lambda: _restored(source, deployment)) if source else None,
+            payloads=await self._within_start(lambda: _restored(source, deployment)) if source else None,
             engine_version=-1 if restarts else 0,
-        )
-
-    def _summary(self, controller: Controller, reason: str) -> Summary:
-        progress, ledger, used = controller.progress, controller.machine.ledger, controller.progress.utilisation
-        by_label = {e["label"]: e for e in progress.evaluations}
-        syncs = progress.syncs
-        return Summary(
-            name=self._config.run.name,
-            exit_reason=reason,
-            steps=ledger.version,
-            optimiser_steps=progress.optimiser_steps,
-            version=ledger.version,
-            resumed_from=progress.resumed_from,
-            wall_s=progress.wall_s(time.time()),
-            first_step_s=progress.first_step_s,
-            accuracy_before=progress.accuracy_before,
-            accuracy_after=progress.accuracy_after,
-            accuracy_intervals={
-                label: [by_label[label]["low"], by_label[label]["high"]] for label in ("before", "after") if label in by_label
-            },
-            evaluations=progress.evaluations,
-            overlap_fraction=used["overlap/fraction"],
-            idle_fraction={
-                name.removeprefix("idle/").removesuffix("_fraction"): value
-                for name, value in used.items()
-                if name.startswith("idle/")
-            },
-            staleness_max=progress.staleness_max,
-            staleness_mean=progress.staleness_mean,
-            tokens_generated=progress.tokens_generated,
-            tokens_prefilled=progress.tokens_prefilled,
-            tokens_reused=progress.tokens_reused,
-            tokens_useful=progress.tokens_useful,
-            tokens_per_prompt=progress.tokens_generated / ledger.settled if ledger.settled else None,
-            tokens_trained=progress.tokens_trained,
-            groups={**ledger.fates, "in_flight": ledger.in_flight},
-            verdicts=dict(progress.verdicts),
-            verdict_reasons=dict(progress.reasons),
-            retries=ledger.retries,
-            duplicates=ledger.duplicates,
-            replaced=controller.watch.replaced(),
-            cache_hit_fraction=used.get("cache/hit_fraction"),
-            sync_s=sum(s for s, _ in syncs) / len(syncs) if syncs else None,
-            pause_s=sum(p for _, p in syncs) / len(syncs) if syncs else None,
         )
 
 
@@ -319,12 +302,13 @@ def newest_checkpoint(run_dir: RunDir) -> Path | None:
     # Imported here: torch takes a second, and a new run does not need it in this process.
     from fr3e_async.learner.checkpoint import damage
 
-    return run_dir.checkpoints.latest(lambda folder: damage(folder / "learner" / CHECKPOINT_TAG) or _damage_of_trees(folder))
+    return run_dir.checkpoints.latest(lambda folder: damage(folder / "learner" / CHECKPOINT_TAG) or _damage_of_control(folder))
 
 
-def _damage_of_trees(folder: Path) -> str:
-    """What is wrong with the rollouts of a checkpoint, or an empty text."""
+def _damage_of_control(folder: Path) -> str:
+    """What is wrong with the control part of a checkpoint, or an empty text."""
     try:
+        load_control_state(folder)  # another format, say
         for _ in load_trees(folder):
             pass
     except StorageError as error:
@@ -335,39 +319,6 @@ def _damage_of_trees(folder: Path) -> str:
 def _restored(source: Path, deployment: Deployment) -> dict[int, tuple[str, Payload]]:
     """The rollouts of a checkpoint's open groups, back in the object store: by key, (group, handle)."""
     return {key: (batch.ids[0].group, deployment.crew.payloads.put(batch)) for key, batch in load_trees(source)}
-
-
-@dataclass(slots=True)
-class Stop:
-    """A person's or the cluster's wish to end: first politely, through the controller; after the grace time for good."""
-
-    grace_s: float
-    reason: str = ""
-    task: asyncio.Task[None] | None = None
-    controller: Controller | None = None
-
-    def take_over(self, controller: Controller | None) -> None:
-        """From now on this is the one to ask; None while the learner is made anew: then there is nothing new to save."""
-        self.controller = controller
-
-    def listen(self) -> None:
-        """SIGTERM (``ray job stop``) and Ctrl-C. After ``ray.init``, which puts its own handler in place."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.ask, f"stopped by {signal.Signals(number).name}")
-
-    def ask(self, reason: str) -> None:
-        """A second Ctrl-C ends at once; a second SIGTERM does not, since launchers like to send it twice."""
-        again, self.reason = bool(self.reason), reason
-        if self.controller is None or (again and "SIGINT" in reason):
-            self._give_up()
-        elif not again:
-            self.controller.stop(reason)
-            asyncio.get_running_loop().call_later(self.grace_s, self._give_up)
-
-    def _give_up(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
 
 
 def _announce_build(config: Config) -> None:

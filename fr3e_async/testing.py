@@ -281,6 +281,9 @@ class FakeLearner(FakeActor):
         (folder / "version").write_text(str(self.version))
         self.saved.append(folder)
 
+    def waits(self) -> bool:
+        return False
+
     async def save_model(self, folder: Path) -> None:
         await self._call("save_model")
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import psutil
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fr3e_async.actors.engine import EngineActor
@@ -34,11 +34,12 @@ from fr3e_async.control.crew import Crew, Worker
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.ports import Clock, WorkerLost
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.errors import ConfigError, RunFailed
+from fr3e_async.errors import ConfigError, LearnerLost, RunFailed
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.plan import check_resources, local_resources
 from fr3e_async.rollout import EngineSpec, engine_environment
+from fr3e_async.types import WeightBundle
 
 T = TypeVar("T")
 
@@ -185,8 +186,21 @@ class Deployment:
     def publisher(self) -> Publisher:
         """A new one for the learner as it is now."""
         learner = self.crew.learner
-        direct = learner if isinstance(learner, NativeLearner) else None
-        return Publisher(ack_timeout_s=self._config.weights.ack_timeout_s, clock=self._clock, direct=direct)
+        return Publisher(
+            ack_timeout_s=self._config.weights.ack_timeout_s,
+            clock=self._clock,
+            direct=learner if isinstance(learner, NativeLearner) else None,
+            export_timeout_s=self._config.learner.step_timeout_s,
+        )
+
+    async def weights(self, version: int) -> WeightBundle:
+        """The learner's, under this version, for engines that join one by one. Raises ``LearnerLost``, also if it takes too long."""
+        learner, limit = self.crew.learner, self._config.learner.step_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                return await (learner.stored() if isinstance(learner, NativeLearner) else learner.export(version))
+        except TimeoutError:
+            raise LearnerLost(f"the learner did not export v{version} within learner.step_timeout_s ({limit:g} s)") from None
 
     async def close(self) -> None:
         """End what was started; actors that a failed start left behind die with the driver's connection."""
@@ -265,9 +279,16 @@ class Deployment:
     async def _learner(self, resume_from: Path | None) -> RayLearner:
         """All ranks in one placement group, packed: the gang that a cluster must have room for at once."""
         learner = self._config.learner
-        spec = self._learner_spec()
         bundle = {"CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {}), **learner.resources}
         group = placement_group([bundle] * learner.ranks, strategy="PACK")
+        try:
+            return await self._learner_in(group, resume_from)
+        except BaseException:
+            remove_placement_group(group)  # ends its actors; a second attempt needs the room
+            raise
+
+    async def _learner_in(self, group: PlacementGroup, resume_from: Path | None) -> RayLearner:
+        learner, spec = self._config.learner, self._learner_spec()
         await self._started("learner", group.ready(), learner.start_timeout_s, "learner.start_timeout_s")
         ranks = [
             watchable(LearnerActor)

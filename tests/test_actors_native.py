@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from builders import small_config
 from test_weights_bundle import named
 
 from fr3e_async.actors.native import NativeLearner
@@ -13,6 +15,7 @@ from fr3e_async.control.ports import WorkerLost
 from fr3e_async.errors import LearnerLost
 from fr3e_async.types import WeightAck, WeightManifest
 from fr3e_async.weights import pack_tensors
+from fr3e_async.wiring import Deployment
 
 
 def manifest(version: int) -> WeightManifest:
@@ -134,3 +137,26 @@ def test_training_waits_until_the_exported_weights_are_sent():
 
     asyncio.run(main())
     assert rank.calls == ["describe", "address", "open_transfer", "send", "train"]
+
+
+def test_only_an_export_for_a_common_hand_over_makes_the_learner_wait():
+    made = learner(Rank())
+    assert not made.waits()
+    asyncio.run(made.export(3))
+    assert made.waits(), "until engines have them"
+
+
+def test_a_resumed_run_takes_stored_weights_which_make_nobody_wait():
+    """Engines join one by one then: no common hand-over would ever release the learner."""
+    taken: list[str] = []
+
+    class Native(NativeLearner):
+        async def stored(self) -> Any:
+            taken.append("stored")
+
+    deployment = Deployment.__new__(Deployment)
+    deployment._config = small_config()
+    deployment.crew = SimpleNamespace(learner=Native([Rank()], None, bucket_bytes=1, backend="gloo", timeout_s=0.1))
+    asyncio.run(deployment.weights(3))
+    assert taken == ["stored"]
+    assert not deployment.crew.learner.waits()

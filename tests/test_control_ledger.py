@@ -358,7 +358,7 @@ def test_a_group_is_as_old_as_the_weights_that_all_engines_have_when_it_is_admit
     drive(ledger, admit(ledger, "a"), rewards=lambda id: id.branch)
     ledger.handle(Trained(version=1))
     admit(ledger, "b")
-    assert ledger.born("b@0") == 0
+    assert ledger._open["b@0"].born == 0
 
 
 # ---- the books of a group ----
@@ -406,7 +406,8 @@ def test_a_group_whose_rollouts_are_gone_is_made_anew_in_its_slot():
     trunk, others = admit(ledger, "p")
     (branch, score) = sorted(ledger.handle(delivered(trunk, payload=1)), key=lambda c: type(c).__name__)
     ledger.handle(judged(score, 1))
-    again = ledger.handle(lost(branch, gone=True))
+    forget, *again = ledger.handle(lost(branch, gone=True))
+    assert forget.tasks == (others.task,)
     assert kinds(again) == ["Sample", "Sample"]
     assert [c.ids for c in again] == [trunk.ids, others.ids]
     assert (ledger.slots_held, ledger.admitted, ledger.retries) == (1, 1, 2)
@@ -422,6 +423,7 @@ def test_a_group_whose_rollouts_are_gone_again_and_again_is_given_up():
     for beginning in (1, 2):
         found = ledger.handle(delivered(commands[0], payload=beginning))
         branch = next(c for c in found if isinstance(c, Branch))
-        commands = ledger.handle(lost(branch, gone=True))
+        forget, *commands = ledger.handle(lost(branch, gone=True))
+        assert len(forget.tasks) == 2, "the other bases and the verdict"
     assert [(c.group, c.fate) for c in commands] == [("p@0", "failed_given_up")]
     assert (ledger.slots_held, ledger.fates) == (0, {"failed_given_up": 1})

@@ -224,7 +224,7 @@ def test_a_replacement_that_does_not_start_is_tried_again(tmp_path):
     world = World(tmp_path, faults={GENERATORS: {("sample", 1): Fault.DIE}})
     world.no_room = 2
     assert world.run() == "finished"
-    assert (world.started, world.replaced()) == (["generator-2"], {GENERATORS: 3})
+    assert (world.started, world.replaced()) == (["generator-2"], {GENERATORS: 1})
     delays = [command.split()[2] for command in commands_of(world) if command.startswith("replace ")]
     assert delays == ["0.01", "0.02", "0.04"] or delays[0] == "0.01", "nobody is started at once after a failed start"
 
@@ -280,7 +280,7 @@ def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, 
     async def story():
         answer = asyncio.get_running_loop().create_future()
         waits = {
-            "learner": lambda: world.controller._of_learner(answer),
+            "learner": lambda: world.controller._turns.of(answer),
             "lease": lambda: world.crew._leased("generator-0", lambda: answer),
             "beat": lambda: world.controller.watch._within_a_beat(answer),
         }

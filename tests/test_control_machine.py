@@ -372,3 +372,20 @@ def test_a_lost_task_that_is_told_again_after_its_group_has_gone_is_nothing():
     machine.handle(event)
     assert machine.handle(event) == []
     assert not any(isinstance(c, Branch) for c in machine.handle(event))
+
+
+def test_tasks_of_a_group_that_is_given_up_are_done_by_nobody():
+    """No explorer is there; the branches wait for one while the group's rollouts are found to be gone for the last time."""
+    config = control_config(groups=1, staleness=0, attempts=1)
+    machine = Machine(config, make_strategy(config.algorithm))
+    machine.start()
+    machine.handle(WorkerUp(role="generators", worker="g"))
+    machine.handle(WorkerUp(role="verifiers", worker="v"))
+    commands = machine.handle(Admitted(group="p@0", prompt=prompt("p")))
+    trunk = next(c.work for c in commands if c.work.trunk)
+    (score,) = machine.handle(delivered(trunk, payload=1))
+    assert machine.desk.queued("explorers") == 1
+    commands = machine.handle(lost(score.work, scoring=True, payload=1, gone=True))
+    assert [type(c).__name__ for c in commands] == ["Retire"]
+    assert machine.desk.queued("explorers") == 0
+    assert machine.handle(WorkerUp(role="explorers", worker="e")) == []

@@ -215,7 +215,7 @@ def test_slots_of_batches_that_were_not_live_are_free_because_every_engine_begin
     again, _ = resumed(ledger, groups=1, staleness=1)
     assert (again.live, again.admissible()) == (2, 2)
     admit(again, "c")
-    assert again.born("c@0") == 2
+    assert again._open["c@0"].born == 2
 
 
 def test_the_birth_of_a_group_survives():
@@ -227,7 +227,7 @@ def test_the_birth_of_a_group_survives():
     ledger.handle(Published(version=1))
     again, (sample,) = resumed(ledger, groups=1, staleness=1, strategy="grpo_pp")
     assert isinstance(sample, Sample)
-    assert (again.born("b@0"), again.live) == (0, 1)
+    assert (again._open["b@0"].born, again.live) == (0, 1)
 
 
 def test_groups_are_numbered_on():

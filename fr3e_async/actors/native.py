@@ -43,6 +43,9 @@ class NativeLearner(RayLearner):
         self._sent.clear()
         return WeightBundle(manifest=manifest, buckets=(None,))
 
+    def waits(self) -> bool:
+        return not self._sent.is_set()
+
     async def stored(self) -> WeightBundle:
         """The weights as they are now, through the object store, under the version that the learner gives them."""
         return await super().export(None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import RayError
 
 from fr3e_async.control.ports import Payload, TaskLost
+from fr3e_async.errors import RunFailed
 from fr3e_async.types import RolloutBatch
 
 PROBE_BYTES = 1 << 20  # smaller objects may never reach the shared store
@@ -18,11 +19,17 @@ class RayPayloads:
     def get(self, payload: Payload) -> RolloutBatch:
         try:
             return ray.get(payload)
-        except ObjectLostError as error:
+        except RayError as error:  # lost with its node, evicted, its owner gone: whatever it is, it cannot be had
             raise TaskLost(f"a payload is gone ({type(error).__name__})", gone=True) from error
 
     def put(self, batch: RolloutBatch) -> Payload:
-        return ray.put(batch)
+        """Raises ``RunFailed`` if the store takes no more."""
+        try:
+            return ray.put(batch)
+        except RayError as error:
+            raise RunFailed(
+                f"the object store takes no more rollouts ({type(error).__name__}); raise ray.object_store_gib"
+            ) from error
 
     def probe(self) -> bool:
         return bool(ray.get(ray.put(np.ones(PROBE_BYTES, dtype=np.uint8))).all())

@@ -175,6 +175,10 @@ class RayLearner:
     async def save(self, folder: Path) -> None:
         await self._together([rank.save.remote(str(folder)) for rank in self._ranks])
 
+    def waits(self) -> bool:
+        """Weights in the object store wait for nobody."""
+        return False
+
     async def save_model(self, folder: Path) -> None:
         await self._together([rank.save_model.remote(str(folder)) for rank in self._ranks])
 

@@ -14,10 +14,8 @@ became of every group). A background task that fails fails the run: all of them 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fr3e_async.config import Config
@@ -43,15 +41,15 @@ from fr3e_async.control.messages import (
     WorkerUp,
 )
 from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TaskLost, TrainRow, Trunk
-from fr3e_async.control.progress import Cut, Progress, cut_of, save_cut
+from fr3e_async.control.progress import Cut, Progress, cut_of
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.control.side import on_the_side
+from fr3e_async.control.saving import Saver
 from fr3e_async.control.tally import Tally
+from fr3e_async.control.turns import Turns
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
-from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
-from fr3e_async.types import RolloutBatch
 
 T = TypeVar("T")
 
@@ -83,14 +81,13 @@ class Controller:
         self._config, self._crew, self.machine, self._stream = config, crew, machine, stream
         self._publisher, self._evaluator, self._reporter = publisher, evaluator, reporter
         self._books, self._journal, self._session = books, journal, session
-        self._checkpoints, self.progress, self._clock = checkpoints, progress, clock
+        self.progress, self._clock = progress, clock
         self._engine_version = engine_version
         self._tally = Tally()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
-        self._learner = asyncio.Lock()  # FIFO: train, checkpoint and export in the order they were asked for
-        self._learner_does = ""
-        self._writes = ""  # what this process itself is writing
+        self._turns = Turns(crew.learner, limit_s=config.learner.step_timeout_s)
+        self._saver = Saver(self._turns, checkpoints, crew.payloads, clock=clock)
         self._shelf = Shelf()
         for key, (group, payload) in (payloads or {}).items():
             self._shelf.open(group)
@@ -102,8 +99,8 @@ class Controller:
             clock=clock,
             down=self._hands.down,
             press=self._emit,
-            learner_busy=lambda: self._learner_does,
-            writing=lambda: self._writes,
+            learner_busy=lambda: self._turns.does,
+            writing=lambda: self._saver.writes,
             note=reporter.note,
         )
         self._stop_reason = ""
@@ -179,6 +176,7 @@ class Controller:
                 self._feed(WorkerUp(role=role, worker=name, version=self._engine_version))
         for name, role in list(self._crew.vacant.items()):
             self._feed(Unreplaced(role=role, worker=name, why="the learner was lost before it was replaced"))
+        self._evaluate_if_due(state.version)
         self._fill()
 
     def _done(self) -> bool:
@@ -259,11 +257,11 @@ class Controller:
             TrainRow(payload=self._shelf[item.payload], row=item.row, advantage=item.advantage, load=item.load)
             for item in command.items
         ]
-        async with self._learner_for(f"trains v{command.version}"):
+        async with self._turns.turn(f"trains v{command.version}"):
             started = self._clock()
-            report = await self._of_learner(self._crew.learner.train(rows, version=command.version))
+            report = await self._turns.of(self._crew.learner.train(rows, version=command.version))
             trained = self._clock()
-            weights = await self._of_learner(self._crew.learner.export(command.version))
+            weights = await self._turns.of(self._crew.learner.export(command.version))
             self.watch.learned((started, self._clock()))
             self.progress.trained(report, first_at=trained)
             self.progress.times |= {"time/train_s": trained - started, "time/export_s": self._clock() - trained}
@@ -288,7 +286,7 @@ class Controller:
         """All trunks that wait when the learner is free go to it in one call; those of groups that have retired do not."""
         while True:
             waiting = [await self._rescores.get()]
-            async with self._learner_for("re-scores trunks"):
+            async with self._turns.turn("re-scores trunks"):
                 while not self._rescores.empty():
                     waiting.append(self._rescores.get_nowait())
                 commands = [command for command in waiting if command.payload in self._shelf]
@@ -298,29 +296,11 @@ class Controller:
                     for id, length in zip(command.trunks, command.lengths, strict=True)
                 ]
                 started = self._clock()
-                chosen = iter(await self._of_learner(self._crew.learner.rescore(trunks)) if trunks else ())
+                chosen = iter(await self._turns.of(self._crew.learner.rescore(trunks)) if trunks else ())
                 self.watch.learned((started, self._clock()))
             for command in commands:
                 anchors = tuple(anchor for _ in command.trunks for anchor in next(chosen))
                 self._emit(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
-
-    @asynccontextmanager
-    async def _learner_for(self, what: str) -> AsyncIterator[None]:
-        """The learner does one thing at a time; ``what`` is for the watchdog."""
-        async with self._learner:
-            self._learner_does = what
-            try:
-                yield
-            finally:
-                self._learner_does = ""
-
-    async def _of_learner(self, work: Awaitable[T]) -> T:
-        limit = self._config.learner.step_timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                return await work
-        except TimeoutError:
-            raise LearnerLost(f"the learner took longer than learner.step_timeout_s ({limit:g} s)") from None
 
     # ---- after a batch ----
 
@@ -338,9 +318,7 @@ class Controller:
         every = self._config.run.checkpoint_every
         if every and version % every == 0 and version < self._config.run.steps:
             self._spawn(self._checkpoint(self._cut()))
-        measure_every = self._config.evaluation.every
-        if self._evaluator and measure_every and version % measure_every == 0 and version < self._config.run.steps:
-            self._evaluate(f"step {version}", version)
+        self._evaluate_if_due(version)
 
     def _cut(self) -> tuple[Cut, dict[int, Payload]]:
         """A consistent cut between two events, and handles of the payloads that its open groups need."""
@@ -352,37 +330,9 @@ class Controller:
         return cut, {key: self._shelf[key] for key in sorted(state.payloads)}
 
     async def _checkpoint(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
-        """The learner writes its part while the open trees are written beside it; generation and judging go on."""
-        cut, payloads = taken
-        async with self._learner_for(f"writes checkpoint v{cut.version}"):
-            started = self._clock()
-            folder = self._checkpoints.begin(cut.version)
-            self._writes = f"checkpoint v{cut.version}"
-            save_learner = self._save_learner(folder / "learner")
-            save_trees = on_the_side(lambda: save_cut(cut, folder, self._fetched(payloads)))
-            try:
-                _, tree_bytes = await asyncio.gather(save_learner, save_trees)
-            except TaskLost as error:  # the books stand on rollouts that are gone
-                raise LearnerLost(f"checkpoint v{cut.version}: {error}") from error
-            final = await on_the_side(lambda: self._checkpoints.commit(folder, cut.version))
-            self._writes = ""
-            spent = self._clock() - started
-            self.progress.times |= {"time/checkpoint_s": spent, "checkpoint/tree_bytes": float(tree_bytes)}
-            self.progress.times["checkpoint/open_groups"] = float(len(cut.open))
-            self._reporter.note(f"checkpoint {final.name} in {spent:.1f} s")
-
-    async def _save_learner(self, folder: Path) -> None:
-        await self._of_learner(self._crew.learner.save(folder))
-        self._learner_does = ""  # what is left of a checkpoint may take long, and is not its fault
-
-    def _fetched(self, payloads: dict[int, Payload]) -> Iterator[tuple[int, RolloutBatch]]:
-        """One after another, in the thread that writes them."""
-        for key, payload in payloads.items():
-            try:
-                batch = self._crew.payloads.get(payload)
-            except TaskLost as error:  # its node is gone, say: they are in the checkpoint before
-                raise LearnerLost(f"rollouts that a checkpoint needs are lost: {error}") from error
-            yield key, batch
+        final, spent = await self._saver.save(*taken)
+        self.progress.times |= spent
+        self._reporter.note(f"checkpoint {final.name} in {spent['time/checkpoint_s']:.1f} s")
 
     # ---- evaluation ----
 
@@ -394,10 +344,21 @@ class Controller:
 
     async def _measure(self, label: str, version: int) -> None:
         assert self._evaluator is not None
-        result = await self._evaluator.run(label, lend=self._hands.lend, on_progress=self.watch.progress)
+        try:
+            result = await self._evaluator.run(label, lend=self._hands.lend, on_progress=self.watch.progress)
+        except TaskLost as error:  # training goes on without it
+            self._reporter.note(f"evaluation {label!r} is given up: {error}")
+            return
         self.progress.measured(label, result)
         low, high = result.interval
         self._reporter.note(f"held-out accuracy, {label}: {result.accuracy:.3f} [{low:.3f}, {high:.3f}] at v{version}")
+
+    def _evaluate_if_due(self, version: int) -> None:
+        """Also when a session begins: an evaluation that a kill cut short is made, with the weights of its version."""
+        every, label = self._config.evaluation.every, f"step {version}"
+        due = bool(every) and 0 < version < self._config.run.steps and version % every == 0
+        if self._evaluator and due and not any(e["label"] == label for e in self.progress.evaluations):
+            self._evaluate(label, version)
 
     def _evaluate(self, label: str, version: int) -> None:
         """Begin an evaluation; ``stop`` ends it."""

@@ -70,7 +70,7 @@ class Role:
     rooms: list[tuple[int, int, int, Seat]] = field(default_factory=list)  # most room first
     waiting: int = 0  # tasks queued
     seats: int = 0
-    deaths_in_a_row: int = 0  # workers that died before they finished a task; a lost node is no such death
+    deaths_in_a_row: int = 0  # workers that died before they finished a task, or did not start
     replacements: int = 0
 
 
@@ -99,11 +99,6 @@ class Dispatcher:
         seat = self.seats.get(worker)
         return tuple(sorted(seat.tasks)) if seat else ()
 
-    def worker_of(self, task: int) -> str:
-        """Empty if no worker has it."""
-        at = self._at.get(task)
-        return at[0].worker if at else ""
-
     # ---- tasks ----
 
     def put(self, task: Task) -> None:
@@ -114,9 +109,7 @@ class Dispatcher:
 
     def end(self, number: int, *, proof: bool) -> str:
         """A task is over, or not wanted any more; the worker that had it, or "". ``proof``: the worker has done it."""
-        task = self._queued.pop(number, None)
-        if task is not None:  # never placed; its entry in the queue is stale now
-            self.roles[task.role].waiting -= 1
+        if self.drop(number):
             return ""
         at = self._at.pop(number, None)
         if at is None:
@@ -129,6 +122,13 @@ class Dispatcher:
             self.roles[seat.role].deaths_in_a_row = 0
         self._offer(seat)
         return seat.worker
+
+    def drop(self, number: int) -> bool:
+        """Take a task out of the queue; False if it is in none."""
+        task = self._queued.pop(number, None)
+        if task is not None:  # its entry in the heap is stale now
+            self.roles[task.role].waiting -= 1
+        return task is not None
 
     def place(self) -> list[tuple[Task, str]]:
         """Hand out what can be handed out now: (task, worker)."""
@@ -219,6 +219,7 @@ class Dispatcher:
             return None
         seat.up = False
         self.roles[seat.role].seats -= 1
+        self.roles[seat.role].replacements += 1
         return self._replacement(seat.role, worker, why, proven=seat.proven)
 
     def unreplaced(self, role: str, worker: str, why: str) -> Replace:
@@ -227,7 +228,6 @@ class Dispatcher:
 
     def _replacement(self, name: str, worker: str, why: str, *, proven: bool) -> Replace:
         role, most = self.roles[name], self._config.max_deaths_in_a_row
-        role.replacements += 1
         role.deaths_in_a_row += not proven
         if role.deaths_in_a_row > most:
             raise RunFailed(

@@ -13,11 +13,11 @@ from fr3e_async.config import Config
 from fr3e_async.control.crew import Crew
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.ports import TaskLost
-from fr3e_async.errors import RunFailed
 from fr3e_async.evaluation.accuracy import EvaluationResult, Judgement, evaluate
 from fr3e_async.types import Draw, Finish, Prompt, RolloutId
 
-ROLLOUTS_PER_TASK = 64  # large enough to keep calls few, small enough to spread over engines
+ROLLOUTS_PER_TASK = 64  # at most: large enough to keep calls few, small enough to spread over engines,
+PARTS_OF_AN_ENGINE = 4  # and small beside what an engine is given: one that waits for room holds up what comes after it
 EVALUATION_PRIORITY = -1  # before training work: an evaluation is short, and its versions should not spread
 
 
@@ -43,24 +43,26 @@ class Evaluator:
         self._crew, self._problems = crew, list(problems)
 
     async def run(self, label: str, *, lend: Lend, on_progress: Callable[[], None]) -> EvaluationResult:
-        """``on_progress`` is called for every part that is done. Raises ``RunFailed`` if a part of it was lost ``flow.max_attempts`` times."""
+        """``on_progress`` is called for every part that is done. Raises ``TaskLost`` if a part of it was lost ``flow.max_attempts`` times."""
         config = self._crew.config
         samples = config.evaluation.samples
         work = [(problem, RolloutId(f"{label}:{problem.uid}", 0, k)) for problem in self._problems for k in range(samples)]
-        parts = [work[i : i + ROLLOUTS_PER_TASK] for i in range(0, len(work), ROLLOUTS_PER_TASK)]
+        size = max(1, min(ROLLOUTS_PER_TASK, config.generators.rollouts_in_flight // PARTS_OF_AN_ENGINE))
+        parts = [work[i : i + size] for i in range(0, len(work), size)]
         judgements = await asyncio.gather(*(self._part(part, lend, on_progress) for part in parts))
         return evaluate([j for part in judgements for j in part])
 
     async def _part(self, part: list[tuple[Prompt, RolloutId]], lend: Lend, on_progress: Callable[[], None]) -> list[Judgement]:
-        attempts = self._crew.config.flow.max_attempts
-        for _ in range(attempts):
+        flow = self._crew.config.flow
+        for attempt in range(flow.max_attempts):
             try:
                 judgements = await self._attempt([p for p, _ in part], [id for _, id in part], lend)
                 on_progress()
                 return judgements
             except TaskLost as error:
                 reason = str(error)
-        raise RunFailed(f"evaluation: a part was lost {attempts} times (flow.max_attempts): {reason}")
+                await asyncio.sleep(flow.retry_backoff_s * 2**attempt)
+        raise TaskLost(f"a part of it was lost {flow.max_attempts} times (flow.max_attempts): {reason}")
 
     async def _attempt(self, prompts: list[Prompt], ids: list[RolloutId], lend: Lend) -> list[Judgement]:
         config = self._crew.config

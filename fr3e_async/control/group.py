@@ -133,7 +133,7 @@ class Group:
         return again
 
     def attempt_of(self, ids: Iterable[RolloutId]) -> int:
-        return max([self.rollouts[id].attempts for id in ids])
+        return max([self.beginnings, *[self.rollouts[id].attempts for id in ids]])
 
     def judge(self, id: RolloutId, verdict: Verdict, *, unknown_is_zero: bool) -> None:
         rollout = self.rollouts[id]

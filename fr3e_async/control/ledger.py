@@ -28,20 +28,18 @@ from fr3e_async.config import Config
 from fr3e_async.control.batch import train_items
 from fr3e_async.control.budget import TokenBudget
 from fr3e_async.control.group import Group, Status, choose_trunks
+from fr3e_async.control.issuing import Issuer
 from fr3e_async.control.messages import (
     Admitted,
-    Branch,
     Delivered,
+    Forget,
     Judged,
     LedgerCommand,
     LedgerEvent,
     Lost,
     Published,
-    Rescore,
     Rescored,
     Retire,
-    Sample,
-    Score,
     Train,
     Trained,
 )
@@ -105,7 +103,7 @@ class Ledger:
         self._ready = 0  # open groups with credit
         self._rejected_in_a_row = state.rejected_in_a_row if state else 0
         self._reasons: Counter[str] = Counter()  # of the verdicts in these groups
-        self._next_task = 0
+        self._issue = Issuer()
         self.closed = False  # set by stop(): nothing is admitted or trained any more
         for group in state.groups if state else ():
             self._open[group.name] = group
@@ -167,34 +165,16 @@ class Ledger:
         commands: list[LedgerCommand] = []
         for group in list(self._open.values()):
             self._budget.expect(group.name, group.plan)
-            commands += self._owed(group)
+            commands += self._issue.owed(group)
             if group.complete:
                 group.credit = self._strategy.credit(group.outcome())
                 self._ready += 1
         return commands + self._train()
 
-    def _owed(self, group: Group) -> list[LedgerCommand]:
-        """The tasks of a group that nobody is at work on."""
-        issued = [r.id for r in group.rollouts.values() if r.status is Status.ISSUED]
-        payloads = sorted({r.payload for r in group.rollouts.values() if r.status is Status.SAMPLED})
-        commands = self._sample(group, [id for id in issued if id.node == 0]) if issued else []
-        commands += self._branch(group, [id for id in issued if id.node > 0])
-        for payload in payloads:
-            commands += self._score(group, payload)
-        unknown: dict[int, list[RolloutId]] = {}  # trunks whose anchors the learner was to choose
-        for trunk in sorted(group.candidates - group.anchors_of.keys()):
-            if group.rollouts[trunk].note is not None:
-                unknown.setdefault(group.rollouts[trunk].payload, []).append(trunk)
-        return commands + [self._rescore(group, payload, trunks) for payload, trunks in unknown.items()]
-
     def age_of(self, group: str) -> int:
         """Admissions before this group; lower ones are older. 0 for one that is not open."""
         found = self._open.get(group)
         return found.number if found else 0
-
-    def born(self, group: str) -> int:
-        """Live version when an open group was admitted."""
-        return self._open[group].born
 
     @property
     def settled(self) -> int:
@@ -229,11 +209,6 @@ class Ledger:
         if in_flight + self._unlive_groups > self._capacity:
             raise LedgerError(f"{self.slots_held} slots held of {self._capacity}")
 
-    def _task(self, group: Group) -> int:
-        self._next_task += 1
-        group.tasks.add(self._next_task)
-        return self._next_task
-
     def _admit(self, event: Admitted) -> list[LedgerCommand]:
         if event.group in self._open or event.group in self._training:
             raise LedgerError(f"group {event.group} is admitted already")
@@ -252,22 +227,12 @@ class Ledger:
         group.issue(bases)
         self._open[event.group] = group
         self.admitted += 1
-        return self._sample(group, bases)
+        return self._issue.sample(group, bases)
 
     def _chosen_trunks(self, group: str, plan: GroupPlan) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
         bases = [RolloutId(group, 0, branch) for branch in range(plan.bases)]
         seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
-
-    def _sample(self, group: Group, ids: list[RolloutId]) -> list[LedgerCommand]:
-        """A task for each base that may be a trunk, so that nothing waits for another one, and one for the others."""
-        parts: list[tuple[tuple[RolloutId, ...], bool]] = [((id,), True) for id in ids if id in group.candidates]
-        if others := tuple(id for id in ids if id not in group.candidates):
-            parts.append((others, False))
-        return [
-            Sample(task=self._task(group), prompt=group.prompt, ids=part, trunk=trunk, attempt=group.attempt_of(part))
-            for part, trunk in parts
-        ]
 
     def _ended(self, event: Delivered | Rescored | Lost | Judged) -> Group | None:
         """The group of a task that has just ended; None if it had ended before, or is of a group that is gone."""
@@ -289,9 +254,9 @@ class Ledger:
             owed = [n.id for n in event.notes if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
             self.duplicates += len(event.notes) - len(taken) - len(owed)
         trunks = [id for id in taken if id in group.candidates]
-        commands = self._score(group, event.payload) if taken else []
+        commands = self._issue.score(group, event.payload) if taken else []
         if trunks and event.anchors is None:
-            commands.append(self._rescore(group, event.payload, trunks))
+            commands.append(self._issue.rescore(group, event.payload, trunks))
         elif event.anchors is not None:
             group.learn_anchors(trunks, event.anchors)
         return commands + (self._again(group, owed) if owed else self._advance(group))
@@ -303,49 +268,15 @@ class Ledger:
         group.learn_anchors(event.trunks, event.anchors)
         return self._advance(group)
 
-    def _rescore(self, group: Group, payload: int, trunks: Sequence[RolloutId]) -> Rescore:
-        notes = [group.rollouts[id].note for id in trunks]
-        lengths = tuple(note.context + note.length for note in notes if note is not None)
-        return Rescore(task=self._task(group), group=group.name, payload=payload, trunks=tuple(trunks), lengths=lengths)
-
-    def _score(self, group: Group, payload: int) -> list[LedgerCommand]:
-        due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
-        if not due:
-            return []
-        ids, rows = tuple([r.id for r in due]), tuple([r.row for r in due])
-        attempt = group.scoring_attempts.get(payload, 1)
-        return [Score(task=self._task(group), payload=payload, prompt=group.prompt, ids=ids, rows=rows, attempt=attempt)]
-
     def _advance(self, group: Group) -> list[LedgerCommand]:
         """Pick and branch trunks as soon as that is possible, then settle the group if nothing is owed any more."""
         group.pick_trunks()
         commands: list[LedgerCommand] = []
         for trunk in group.open_trunks():
-            commands += self._branch(group, group.branch(trunk))
+            commands += self._issue.branch(group, group.branch(trunk))
         for trunk in group.unsettled_trunks():
-            commands += self._branch(group, group.branch_again(trunk))
+            commands += self._issue.branch(group, group.branch_again(trunk))
         return commands + self._settle(group)
-
-    def _branch(self, group: Group, ids: Sequence[RolloutId]) -> list[LedgerCommand]:
-        """One task for each trunk that these branches grow from."""
-        own: dict[int, list[RolloutId]] = {}  # by the trunk's branch index
-        for id in ids:
-            own.setdefault(group.anchors[id.node].trunk, []).append(id)
-        commands: list[LedgerCommand] = []
-        for branch in sorted(own):
-            trunk = group.base(branch)
-            commands.append(
-                Branch(
-                    task=self._task(group),
-                    group=group.name,
-                    ids=tuple(own[branch]),
-                    trunk=trunk,
-                    trunk_payload=group.rollouts[trunk].payload,
-                    anchors=group.anchors_of[trunk],
-                    attempt=group.attempt_of(own[branch]),
-                )
-            )
-        return commands
 
     def _again(self, group: Group, ids: Sequence[RolloutId], *, counted: bool = True) -> list[LedgerCommand]:
         """Issue failed rollouts again, or give them up; a group whose trunk is given up keeps its other rollouts."""
@@ -353,8 +284,8 @@ class Ledger:
         again = group.fail(ids, max_attempts=self._config.flow.max_attempts, counted=counted)
         self.given_up += owed - len(again)
         self.retries += len(again)
-        commands = self._sample(group, [id for id in again if id.node == 0])
-        commands += self._branch(group, [id for id in again if id.node > 0])
+        commands = self._issue.sample(group, [id for id in again if id.node == 0])
+        commands += self._issue.branch(group, [id for id in again if id.node > 0])
         return commands + self._advance(group)
 
     def _lost(self, event: Lost) -> list[LedgerCommand]:
@@ -368,7 +299,7 @@ class Ledger:
         attempts = group.scoring_attempts.get(event.payload, 1)
         if not event.counted or attempts < self._config.flow.max_attempts:
             group.scoring_attempts[event.payload] = attempts + event.counted
-            return self._score(group, event.payload)
+            return self._issue.score(group, event.payload)
         self.given_up += group.give_up(event.ids)
         return self._advance(group)
 
@@ -377,13 +308,14 @@ class Ledger:
 
         Later tokens are no older than the slot allows, so the bound holds.
         """
+        forget = Forget(tasks=tuple(sorted(group.tasks)))
         if group.beginnings >= self._config.flow.max_attempts:
             self.given_up += group.abandon()
-            return self._advance(group)
+            return [forget, *self._advance(group)]
         _, trunks = self._chosen_trunks(group.name, group.plan)
         bases = group.begin_again(trunks)
         self.retries += len(bases)
-        return self._sample(group, bases)
+        return [forget, *self._issue.sample(group, bases)]
 
     def _judged(self, event: Judged) -> list[LedgerCommand]:
         group = self._ended(event)
@@ -436,7 +368,7 @@ class Ledger:
     def _train(self) -> list[LedgerCommand]:
         """The next batch, once its groups are ready (``order``)."""
         flow = self._config.flow
-        if self.closed or self._training or self._ready < flow.groups_per_step:
+        if self.closed or self._training or self._ready < flow.groups_per_step or self.version >= self._config.run.steps:
             return []
         batch = next_batch(
             self._open.values(),
@@ -461,8 +393,9 @@ class Ledger:
             raise LedgerError(f"the learner made version {event.version} from {self.version}")
         self.version = event.version
         done, self._training = self._training, {}
-        self._unlive[event.version] = len(done)
-        self._unlive_groups += len(done)
+        if event.version > self.live:  # an engine that joined may have had it before anybody was told
+            self._unlive[event.version] = len(done)
+            self._unlive_groups += len(done)
         return [*(self._close(group, "trained") for group in done.values()), *self._train()]
 
     def _published(self, event: Published) -> list[LedgerCommand]:

@@ -29,6 +29,7 @@ from fr3e_async.control.messages import (
     Due,
     Event,
     Exported,
+    Forget,
     Judged,
     LedgerCommand,
     Live,
@@ -121,6 +122,8 @@ class Machine:
         for command in commands:
             if isinstance(command, POOL_WORK):
                 out += self._queue(command, near)
+            elif isinstance(command, Forget):
+                self._forget(command)
             else:
                 if isinstance(command, Retire):
                     self._homes.pop(command.group, None)
@@ -141,6 +144,12 @@ class Machine:
         key = f"task {work.task}"
         self._resting[key] = task
         return [Wait(key=key, seconds=delay * 2 ** (work.attempt - 2))]
+
+    def _forget(self, command: Forget) -> None:
+        """What a worker has goes on to its end, which changes nothing any more."""
+        for task in command.tasks:
+            self._resting.pop(f"task {task}", None)
+            self.desk.drop(task)
 
     def _task(self, work: Work, near: str) -> Task:
         group = work.group if isinstance(work, Branch) else work.ids[0].group

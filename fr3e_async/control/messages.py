@@ -137,6 +137,13 @@ class Retire:
     reasons: Mapping[str, int]  # verdicts by the verifier's reason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """These tasks of a group are not wanted any more: those that nobody has yet need not be done."""
+
+    tasks: tuple[int, ...]
+
+
 Work = Sample | Branch | Score  # what a pool's worker does for a group
 
 
@@ -194,7 +201,7 @@ class Wait:
     seconds: float
 
 
-LedgerCommand = Work | Rescore | Train | Retire
+LedgerCommand = Work | Rescore | Train | Retire | Forget
 Command = Rescore | Train | Retire | Assign | Withdraw | Replace | Send | Live | Wait  # of the machine: work is assigned
 
 

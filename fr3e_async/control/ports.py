@@ -126,6 +126,9 @@ class LearnerPort(Protocol):
 
     async def save_model(self, folder: Path) -> None: ...
 
+    def waits(self) -> bool:
+        """It is asked to go on and must not before engines have taken its weights."""
+
     async def pulse(self) -> int: ...
 
     async def stacks(self, limit_s: float) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fr3e_async.control.ports import Clock, DirectTransfer, EngineWorker, WorkerLost
-from fr3e_async.errors import RunFailed
+from fr3e_async.errors import LearnerLost
 from fr3e_async.types import WeightAck, WeightBundle
 
 Told = Callable[[str, WeightAck | str], None]  # engine, its acknowledgement or why there is none
@@ -48,8 +48,11 @@ class Sync:
 class Publisher:
     """Holds the newest weights. Engines are always given these, also if an older version was asked for: nobody wants it any more."""
 
-    def __init__(self, *, ack_timeout_s: float, clock: Clock, direct: DirectTransfer | None = None) -> None:
-        self._timeout, self._clock, self._direct = ack_timeout_s, clock, direct
+    def __init__(
+        self, *, ack_timeout_s: float, clock: Clock, direct: DirectTransfer | None = None, export_timeout_s: float = 3600.0
+    ) -> None:
+        """``export_timeout_s``: for the learner to give the weights for one engine alone, after its current batch."""
+        self._timeout, self._clock, self._direct, self._export_timeout = ack_timeout_s, clock, direct, export_timeout_s
         self._newest: WeightBundle | None = None
         self._offered_at = 0.0
         self._acks: dict[int, list[WeightAck]] = {}
@@ -61,7 +64,7 @@ class Publisher:
     async def hand_over(self, engines: Sequence[EngineWorker], told: Told, *, alone: bool = False) -> None:
         """Give these engines the newest weights; ``told`` hears of each as soon as it is known.
 
-        ``alone``: they are not part of a common hand-over. Raises ``RunFailed`` if an engine acknowledged other weights.
+        ``alone``: they are not part of a common hand-over.
         """
         if self._direct is not None and not alone:
             weights = self._weights()
@@ -69,7 +72,13 @@ class Publisher:
             for engine, reply in zip(engines, replies, strict=True):
                 self._heard(engine, reply, weights, told)
             return
-        weights = self._weights() if self._direct is None else await self._direct.stored()
+        weights = self._weights()
+        if self._direct is not None:
+            try:
+                async with asyncio.timeout(self._export_timeout):
+                    weights = await self._direct.stored()
+            except TimeoutError:
+                raise LearnerLost(f"the learner gave no weights within {self._export_timeout:g} s") from None
         await asyncio.gather(*(self._load(engine, weights, told) for engine in engines))
 
     def sync(self, version: int) -> Sync:
@@ -102,10 +111,11 @@ class Publisher:
 
     def _heard(self, engine: EngineWorker, reply: WeightAck | str, weights: WeightBundle, told: Told) -> None:
         if isinstance(reply, WeightAck):
-            if (reply.version, reply.checksum) != (weights.version, weights.checksum):
-                raise RunFailed(
-                    f"{engine.name} acknowledged weights v{reply.version} with checksum {reply.checksum:#018x} instead of "
+            if (reply.version, reply.checksum) == (weights.version, weights.checksum):
+                self._acks.setdefault(reply.version, []).append(reply)
+            else:
+                reply = (
+                    f"it acknowledged weights v{reply.version} with checksum {reply.checksum:#018x} instead of "
                     f"v{weights.version} with {weights.checksum:#018x}"
                 )
-            self._acks.setdefault(reply.version, []).append(reply)
         told(engine.name, reply)

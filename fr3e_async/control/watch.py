@@ -237,13 +237,16 @@ class Watch:
         title = f"{worker.name} with tasks {tasks or 'none'}"
         try:
             told = await self._within_a_beat(worker.stacks())
-        except WorkerLost as error:
-            told = f"gone: {error}"
+        except Exception as error:  # whatever is wrong with it belongs into the text, and must not replace it
+            told = f"does not tell: {error}"
         return _indented(title, told if told is not None else "does not answer at all: its process or its node has stopped")
 
     async def _store(self) -> str:
         """Does it take an object and give it back?"""
-        answer = await self._within_a_beat(on_the_side(self._crew.payloads.probe))
+        try:
+            answer = await self._within_a_beat(on_the_side(self._crew.payloads.probe))
+        except Exception as error:  # full, say
+            return f"fails: {error}"
         return "answers" if answer is not None else "does not answer: nothing that is large can be handed on"
 
     async def _within_a_beat(self, work: Awaitable[T], *, rounds: int = 1) -> T | None:

@@ -60,12 +60,6 @@ class PromptStream:
             if index not in self._consumed.get(self._epoch, ()) and (self._epoch, index) not in self._taken:
                 return self._prompts[index], self._epoch
 
-    def prompt(self, uid: str) -> Prompt:
-        """Raises ``DataError`` for one that is not of this stream."""
-        if uid not in self._index:
-            raise DataError(f"data.train: problem {uid!r} of the checkpoint is not there any more")
-        return self._prompts[self._index[uid]]
-
     def mark_consumed(self, group: str) -> None:
         """Strike out the group ``"<uid>@<epoch>"``. One that is not taken yet (restored by the caller) is then not given.
 
