@@ -29,6 +29,7 @@ from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.ports import LearnerPort
 from fr3e_async.data.model import end_tokens, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import load_datasets
+from fr3e_async.ending import summary_of
 from fr3e_async.errors import RunFailed
 from fr3e_async.loader import LoadedConfig, load_config
 from fr3e_async.observe.console import ConsoleView, make_console
@@ -172,7 +173,7 @@ class Stage:
                 controller.progress.utilisation = controller.watch.utilisation()
                 if evaluate:
                     controller.progress.measured("after", await self._accuracy(crew))
-            summary = json.loads(session._summary(controller, failure or "finished").to_json())
+            summary = json.loads(summary_of(controller, name="benchmark", reason=failure or "finished", now=time.time()).to_json())
         finally:
             recorder.close()
             run_dir.close()
@@ -243,6 +244,9 @@ class NoLearner:
 
     async def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+
+    def waits(self) -> bool:
+        return False
 
     async def pulse(self) -> int:
         return self._steps
