@@ -14,6 +14,7 @@ consumed exactly the same prompt groups. ``--quick``: six kills of which one is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -34,17 +35,19 @@ from fr3e_async.evaluation.accuracy import EvaluationResult, difference
 VICTIMS = ("generator", "generator core", "explorer", "explorer core", "verifier", "verifier process", "learner", "driver")
 PHASES = ("any moment", "updating", "broadcasting", "checkpointing")
 SETTINGS = (
-    "run.steps=48",
+    "run.steps=56",
     "run.checkpoint_every=1",
     "learner.max_restarts=1000",
     "pools.max_deaths_in_a_row=20",
     "resume=auto",
     "observe.console=off",
+    "verifiers.exact_integers=false",  # so that verifiers have processes to kill: the toy's integers need none
 )
 SPREAD = ("reward=spread_reward:reward", "evaluation.problems=16")
 HERE = Path(__file__).parent
 POLL_S = 0.005
-REST_S = (0.5, 4.0)  # between a sign of life after a kill and the next kill
+LOOK_S = 20.0  # for a victim and its phase, before the next one of the plan is looked for
+REST_S = (0.2, 2.0)  # between a sign of life after a kill and the next kill
 
 
 @dataclass
@@ -63,6 +66,8 @@ class Run:
     folder: Path
     overrides: list[str]
     starts: int = 0
+    read: int = 0  # bytes of the ledger
+    rows: list[dict[str, Any]] = field(default_factory=list)
     process: subprocess.Popen[bytes] = field(init=False)
     log: Any = None
 
@@ -78,26 +83,33 @@ class Run:
         return (self.folder / "summary.json").is_file() and self.process.poll() is not None
 
     def books(self) -> list[dict[str, Any]]:
+        """The ledger so far; only what is new is read."""
         path = self.folder / "ledger.jsonl"
-        if not path.is_file():
-            return []
-        rows = []
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # half a line: it is being written, or a kill cut it
-        return rows
+        if path.is_file():
+            with open(path, "rb") as file:
+                file.seek(self.read)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # it is being written
+                    self.read += len(line)
+                    with contextlib.suppress(json.JSONDecodeError):  # half a line that a kill has left
+                        self.rows.append(json.loads(line))
+        return self.rows
 
 
 def phase_of(books: list[dict[str, Any]], folder: Path) -> str:
     """What the run is doing now, as far as its files tell."""
     if any((folder / "checkpoints").glob("step-*.tmp")):
         return "checkpointing"
-    last = {kind: i for i, row in enumerate(books) for kind in [row["what"]]}
-    if last.get("train", -1) > last.get("trained", -1):
+    last: dict[str, int] = {}
+    for place, row in enumerate(reversed(books)):
+        last.setdefault(row["what"], -place)
+        if len(last.keys() & {"train", "trained", "live"}) == 3 or row["what"] == "begin":
+            break
+    never = -len(books)
+    if last.get("train", never) > last.get("trained", never):
         return "updating"
-    if last.get("trained", -1) > last.get("live", -1):
+    if last.get("trained", never) > last.get("live", never):
         return "broadcasting"
     return "generating"
 
@@ -158,10 +170,12 @@ def versions(books: list[dict[str, Any]]) -> tuple[int, int]:
 
 def chaos(run: Run, plan: list[tuple[str, str]], *, patience_s: float) -> list[Kill]:
     """Run to the end with these (victim, phase) kills. Raises ``TimeoutError`` if it does not get on."""
-    started, kills = time.time(), []
+    started = time.time()
+    kills: list[Kill] = []
     run.start()
     todo = list(plan)
     next_at, moved_at, seen, waiting = time.time(), time.time(), 0, None
+    looked_since = 0.0
     while not run.ended:
         if run.process.poll() is not None:
             run.start()
@@ -179,8 +193,13 @@ def chaos(run: Run, plan: list[tuple[str, str]], *, patience_s: float) -> list[K
         if todo and waiting is None and alive and time.time() >= next_at and seen:
             victim, phase = todo[0]
             now = phase_of(books, run.folder)
-            if (phase in (now, "any moment")) and kill(run, victim):
+            looked_since = looked_since or time.time()
+            if time.time() - looked_since > LOOK_S:
+                todo.append(todo.pop(0))
+                looked_since = 0.0
+            elif (phase in (now, "any moment")) and kill(run, victim):
                 todo.pop(0)
+                looked_since = 0.0
                 waiting = Kill(victim, now, time.time() - started, version)
                 kills.append(waiting)
         time.sleep(POLL_S)

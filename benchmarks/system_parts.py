@@ -173,7 +173,9 @@ class Stage:
                 controller.progress.utilisation = controller.watch.utilisation()
                 if evaluate:
                     controller.progress.measured("after", await self._accuracy(crew))
-            summary = json.loads(summary_of(controller, name="benchmark", reason=failure or "finished", now=time.time()).to_json())
+            summary = json.loads(
+                summary_of(controller, name="benchmark", reason=failure or "finished", now=time.time()).to_json()
+            )
         finally:
             recorder.close()
             run_dir.close()
