@@ -35,6 +35,7 @@ from fr3e_async.ending import Stop, summary_of
 from fr3e_async.errors import DataError, LearnerLost, RunFailed, StorageError, UserError
 from fr3e_async.export import write_run_card
 from fr3e_async.loader import LoadedConfig
+from fr3e_async.observe.checkpoints import step_of
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.logs import quiet_driver, stderr_in
 from fr3e_async.observe.recorder import Recorder
@@ -157,7 +158,7 @@ class Session:
         return 0
 
     async def _train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
-        going_on = f", going on from {self._resume_from.name}" if self._resume_from else ""
+        going_on = f", going on from step {step_of(self._resume_from)}" if self._resume_from else ""
         recorder.note(f"run directory {self._run_dir.path}{going_on}")
         for note in self._notes:
             recorder.note(note)
