@@ -76,9 +76,6 @@ class Crew:
     def names(self, role: str) -> list[str]:
         return [name for name, its in self._roles.items() if its == role]
 
-    def engines(self) -> list[EngineWorker]:
-        return list(self._engines.values())
-
     def workers(self) -> list[Worker]:
         return [*self._engines.values(), *self._verifiers.values()]
 

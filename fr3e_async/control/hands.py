@@ -34,6 +34,7 @@ from fr3e_async.control.messages import (
     Withdraw,
     WorkerDown,
     WorkerUp,
+    group_of,
 )
 from fr3e_async.control.ports import Delivery, Payload, TaskLost, WorkerLost
 from fr3e_async.control.publisher import Publisher
@@ -123,7 +124,7 @@ class Hands:
     async def _assign(self, command: Assign, call: asyncio.Future[tuple[Delivery, Payload] | list[Verdict]]) -> None:
         work = command.work
         assert work is not None
-        group = work.group if isinstance(work, Branch) else work.ids[0].group
+        group = group_of(work)
         scoring = isinstance(work, Score)
         try:
             result = await call

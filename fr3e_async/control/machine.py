@@ -48,6 +48,7 @@ from fr3e_async.control.messages import (
     Work,
     WorkerDown,
     WorkerUp,
+    group_of,
 )
 from fr3e_async.types import RolloutId
 
@@ -152,7 +153,7 @@ class Machine:
             self.desk.drop(task)
 
     def _task(self, work: Work, near: str) -> Task:
-        group = work.group if isinstance(work, Branch) else work.ids[0].group
+        group = group_of(work)
         age = self.ledger.age_of(group)
         match work:
             case Sample():

@@ -147,6 +147,10 @@ class Forget:
 Work = Sample | Branch | Score  # what a pool's worker does for a group
 
 
+def group_of(work: Work) -> str:
+    return work.ids[0].group
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assign:
     """Have this worker do this task. ``work`` is None for a task that the loop asked for by ``Asked``."""

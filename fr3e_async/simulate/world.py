@@ -22,7 +22,6 @@ from fr3e_async.control.messages import (
     Acked,
     Admitted,
     Assign,
-    Branch,
     Command,
     Delivered,
     Due,
@@ -45,6 +44,7 @@ from fr3e_async.control.messages import (
     Work,
     WorkerDown,
     WorkerUp,
+    group_of,
 )
 from fr3e_async.errors import RunFailed
 from fr3e_async.simulate.clock import VirtualClock
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def group(self) -> str:
-        return self.work.group if isinstance(self.work, Branch) else self.work.ids[0].group
+        return group_of(self.work)
 
 
 class World:
