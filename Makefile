@@ -22,7 +22,7 @@ help:  ## this list
 
 setup: $(STAMP)  ## virtual environment with pinned dependencies
 
-$(STAMP): pyproject.toml requirements/cpu.lock requirements/dev.lock scripts/setup.sh
+$(STAMP): pyproject.toml requirements/cpu.lock requirements/cuda.lock requirements/dev.lock requirements/build.lock scripts/setup.sh
 	@PYTHON=$(PYTHON) VENV=$(VENV) FLAVOUR=$(FLAVOUR) bash scripts/setup.sh
 	@touch $@
 
@@ -34,14 +34,14 @@ test: $(STAMP)  ## all tests: fast ones, then real engines, learner groups and e
 	@$(BIN)/python -m pytest $(SLOW) --durations=15
 
 check: $(STAMP)  ## what every commit passes: format, lint, types, fast tests
-	@$(BIN)/ruff format --check fr3e_async tests benchmarks scripts
-	@$(BIN)/ruff check fr3e_async tests benchmarks scripts
+	@$(BIN)/ruff format --check fr3e_async tests benchmarks scripts cluster
+	@$(BIN)/ruff check fr3e_async tests benchmarks scripts cluster
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -n auto $(FAST) $(ARGS)
 
 format: $(STAMP)  ## rewrite files in the house format
-	@$(BIN)/ruff format fr3e_async tests benchmarks scripts
-	@$(BIN)/ruff check --fix fr3e_async tests benchmarks scripts
+	@$(BIN)/ruff format fr3e_async tests benchmarks scripts cluster
+	@$(BIN)/ruff check --fix fr3e_async tests benchmarks scripts cluster
 
 fast: $(STAMP)  ## fast tests only
 	@$(BIN)/python -m pytest -n auto $(FAST) $(ARGS)
@@ -87,6 +87,7 @@ bench-learner: $(STAMP)  ## a learner's pass over trees against padded rows, fla
 
 docs: $(STAMP)  ## refresh the generated tables of docs/
 	@$(BIN)/python -m fr3e_async.help docs/configuration.md
+	@$(BIN)/python scripts/dashboard.py
 	@$(BIN)/python tests/test_docs.py
 
 clean:  ## remove the virtual environment and build products

@@ -116,32 +116,40 @@ def phase_of(books: list[dict[str, Any]], folder: Path) -> str:
 
 
 def victims(driver: int) -> dict[str, list[psutil.Process]]:
-    """The run's processes by what they are, found by the log that each actor writes its output to."""
+    """The run's processes by what they are: actors by the log that they write their output to, others by the actor above them."""
     found: dict[str, list[psutil.Process]] = {"driver": [psutil.Process(driver)]}
     actors: dict[int, str] = {}
-    tree = psutil.Process(driver).children(recursive=True)
-    for process in tree:
-        try:
-            out = Path(f"/proc/{process.pid}/fd/1").readlink()
-        except OSError:
-            continue
-        role = out.name.split("-")[0]
-        if out.suffix != ".log" or role not in ("generator", "explorer", "verifier", "learner"):
-            continue
-        parent = process.ppid()
-        while parent not in actors and parent > 1:  # a child of an actor, at any depth, inherits its output
-            try:
-                parent = psutil.Process(parent).ppid()
-            except psutil.Error:
-                break
-        if parent not in actors:
-            actors[process.pid] = role
-            found.setdefault(role, []).append(process)
+    for process in psutil.Process(driver).children(recursive=True):  # parents come before their children
+        role = role_above(process, actors)
+        if not role:
+            if role := role_by_log(process):
+                actors[process.pid] = role
+                found.setdefault(role, []).append(process)
         elif role == "verifier":
             found.setdefault("verifier process", []).append(process)
         elif "EngineCore" in process.name():
             found.setdefault(f"{role} core", []).append(process)
     return found
+
+
+def role_by_log(process: psutil.Process) -> str:
+    try:
+        out = Path(f"/proc/{process.pid}/fd/1").readlink()
+    except OSError:
+        return ""
+    role = out.name.split("-")[0]
+    return role if out.suffix == ".log" and role in ("generator", "explorer", "verifier", "learner") else ""
+
+
+def role_above(process: psutil.Process, actors: dict[int, str]) -> str:
+    """Of the actor that this process descends from, or an empty text."""
+    try:
+        above = process.ppid()
+        while above not in actors and above > 1:
+            above = psutil.Process(above).ppid()
+    except psutil.Error:
+        return ""
+    return actors.get(above, "")
 
 
 def kill(run: Run, kind: str) -> bool:
@@ -195,8 +203,8 @@ def chaos(run: Run, plan: list[tuple[str, str]], *, patience_s: float) -> list[K
             victim, phase = todo[0]
             now = phase_of(books, run.folder)
             looked_since = looked_since or time.time()
-            if time.time() - looked_since > LOOK_S:
-                todo.append(todo.pop(0))
+            if time.time() - looked_since > LOOK_S:  # at the end it may come at any moment
+                todo.append((todo.pop(0)[0], "any moment"))
                 looked_since = 0.0
             elif (phase in (now, "any moment")) and kill(run, victim):
                 todo.pop(0)

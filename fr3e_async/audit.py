@@ -19,7 +19,7 @@ import yaml
 
 from fr3e_async.control.progress import CONTROL_FILE
 from fr3e_async.data.stream import group_id
-from fr3e_async.errors import ConfigError, StorageError, UserError
+from fr3e_async.errors import ConfigError, StorageError, UserError, printable
 from fr3e_async.observe.books import read_books
 from fr3e_async.observe.checkpoints import CheckpointStore, step_of
 from fr3e_async.observe.story import FATES, TRAINED, Report, audit
@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code
-    print(table(found))
-    print(verdict(found.problems))
+    print(printable(table(found)))
+    print(printable(verdict(found.problems)))  # it quotes names from the run's files
     return 1 if found.problems else 0
 
 

@@ -5,11 +5,27 @@ Everything else is a defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import re
+
+# Control characters but for newline and tab, what turns the direction of writing, half surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """``text`` with what can move a cursor, change a terminal or not be written at all spelt out: ``\\x1b[2J``.
+
+    Messages quote data files, model folders and what a model said; none of these may write to a terminal.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class UserError(Exception):
     """Bad input. ``main`` prints it as one line and exits with code 2; nothing has been started or written."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(UserError):
@@ -32,6 +48,9 @@ class RunFailed(Exception):
     """A run that had started could not go on. ``main`` prints the diagnosis and exits with code 1."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class LearnerLost(RunFailed):

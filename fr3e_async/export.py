@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
         source, out = Path(arguments.source).expanduser(), Path(arguments.out).expanduser().absolute()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise StorageError(f"{out} is there already; choose a new folder")
-        print(export(find(source, step=arguments.step), out, dtype=arguments.dtype))
+        checkpoint = find(source, step=arguments.step)
+        print(export(checkpoint, out, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code))
     except UserError as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code
@@ -44,6 +45,7 @@ def parser() -> Parser:
     made.add_argument("out", metavar="OUT", help="the folder to make")
     made.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights (default: that of training)")
     made.add_argument("--step", type=int, help="which checkpoint of a run directory (default: the newest)")
+    made.add_argument("--trust-remote-code", action="store_true", help="run Python code that came with the model, as the run did")
     return made
 
 
@@ -69,8 +71,8 @@ def find(source: Path, *, step: int | None = None) -> Path:
     return root / checkpoint_name(step)
 
 
-def export(checkpoint: Path, out: Path, *, dtype: str | None = None) -> str:
-    """Write ``out``; what was done, in a line. Raises ``StorageError``."""
+def export(checkpoint: Path, out: Path, *, dtype: str | None = None, trust_remote_code: bool = False) -> str:
+    """Write ``out``; what was done, in a line. Raises ``StorageError``, and ``ConfigError`` for code that is not trusted."""
     # Imported here: torch takes seconds, and bad input should not.
     from fr3e_async.learner.checkpoint import BASE, Manifest
     from fr3e_async.learner.export import checkpoint_buffers, checkpoint_weights, write_model
@@ -87,6 +89,7 @@ def export(checkpoint: Path, out: Path, *, dtype: str | None = None) -> str:
         base=folder / BASE,
         buffers=checkpoint_buffers(folder, manifest),
         texts={FILE: model_card(checkpoint_facts(checkpoint, facts) if whole else facts)},
+        trust_remote_code=trust_remote_code,
     )
     return f"{out}: {len(manifest.shapes)} weights of version {manifest.version} in {kind}"
 

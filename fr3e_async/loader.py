@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fr3e_async.algorithm.strategies import check_strategy
 from fr3e_async.config import Config
+from fr3e_async.config.secrets import refuse_secrets
 from fr3e_async.errors import ConfigError
 from fr3e_async.help import Knob, knobs, sections
 
@@ -57,6 +58,7 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
     values, origins = _lay([*files.values(), *typed])
     config, text = _build(values, origins)
     check_strategy(config)  # the rules that need to know the strategy
+    refuse_secrets(config, os.environ)
     return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides))
 
 

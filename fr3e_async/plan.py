@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
@@ -26,33 +27,47 @@ class Placement:
     role: str  # the section of the config
     count_setting: str
     actors: int
+    least: int  # that a run waits for
+    most: int  # that the pool may grow to
     cpus: float  # each
     gpus: int  # each
     resources: dict[str, float] = field(default_factory=dict)  # custom ones, each
+    labels: dict[str, str] = field(default_factory=dict)  # of the nodes
 
     def total(self, resource: str) -> float:
         each = {"CPU": self.cpus, "GPU": float(self.gpus)} | self.resources
         return self.actors * each.get(resource, 0.0)
 
 
-def placement(config: Config) -> list[Placement]:
-    """One row for each role that has actors, in the order of the pipeline."""
-    pools = [
-        ("generators", config.generators, config.generators.count),
-        ("explorers", config.explorers, explorer_count(config)),
-    ]
+def placement(config: Config, size: Literal["count", "least", "most"] = "count") -> list[Placement]:
+    """One row for each role that has actors, in the order of the pipeline. ``size``: of pools that come and go."""
+    branches = explorer_count(config) > 0
+    pools = [("generators", config.generators), *([("explorers", config.explorers)] if branches else [])]
     rows = [
-        Placement(role=role, count_setting=f"{role}.count", actors=count, cpus=p.cpus, gpus=p.gpus, resources=p.resources)
-        for role, p, count in pools
-    ]
+        Placement(
+            role=role, count_setting=f"{role}.count", actors=getattr(p, size), least=p.least, most=p.most, cpus=p.cpus, gpus=p.gpus,
+            resources=p.resources, labels=p.labels,
+        )
+        for role, p in pools
+    ]  # fmt: skip
     v, n = config.verifiers, config.learner
-    rows.append(
-        Placement(role="verifiers", count_setting="verifiers.count", actors=v.count, cpus=v.cpus, gpus=0, resources=v.resources)
-    )
-    rows.append(
-        Placement(role="learner", count_setting="learner.ranks", actors=n.ranks, cpus=n.cpus, gpus=n.gpus, resources=n.resources)
-    )
+    rows += [
+        Placement(
+            role="verifiers", count_setting="verifiers.count", actors=getattr(v, size), least=v.least, most=v.most, cpus=v.cpus, gpus=0,
+            resources=v.resources, labels=v.labels,
+        ),
+        Placement(
+            role="learner", count_setting="learner.ranks", actors=n.ranks, least=n.ranks, most=n.ranks, cpus=n.cpus, gpus=n.gpus,
+            resources=n.resources, labels=n.labels,
+        ),
+    ]  # fmt: skip
     return [row for row in rows if row.actors]
+
+
+def per_actor(row: Placement) -> dict[str, float]:
+    """Resource → what one actor occupies, without what it does not."""
+    each = {"CPU": row.cpus, "GPU": float(row.gpus)} | row.resources
+    return {name: amount for name, amount in each.items() if amount}
 
 
 def totals(rows: Sequence[Placement]) -> dict[str, float]:
@@ -67,17 +82,17 @@ def local_resources(config: Config, *, machine_cpus: int, machine_gpus: int) -> 
     CPUs: ray.num_cpus, or with 0 the larger of the machine's and what the actors need; GPUs: the machine's; custom
     resources: what is asked for, because on one node they have nothing to tell apart.
     """
-    need = totals(placement(config))
+    need = totals(placement(config, "most"))
     cpus = config.ray.num_cpus or max(machine_cpus, math.ceil(need["CPU"] - 1e-9))
     return need | {"CPU": float(cpus), "GPU": float(machine_gpus)}
 
 
 def check_resources(config: Config, available: Mapping[str, float]) -> None:
-    """ConfigError unless ``available`` (resource → amount, as Ray names them) holds all actors at once.
+    """ConfigError unless ``available`` (resource → amount, as Ray names them) holds all actors that a run waits for at once.
 
     For a cluster that grows, ``available`` is what it may grow to, not what it has now.
     """
-    rows = placement(config)
+    rows = placement(config, "least")
     for resource, need in totals(rows).items():
         offer = available.get(resource, 0.0)
         if need <= offer + 1e-6:
@@ -109,12 +124,16 @@ def _render_placement(config: Config) -> str:
     custom = [name for name in need if name not in ("CPU", "GPU")]
     header = ["role", "actors", "CPUs each", "GPUs each", "resources each"]
     body = [
-        [row.role, str(row.actors), f"{row.cpus:g}", str(row.gpus), ", ".join(f"{k} {v:g}" for k, v in row.resources.items())]
+        [row.role, _range(row), f"{row.cpus:g}", str(row.gpus), ", ".join(f"{k} {v:g}" for k, v in row.resources.items())]
         for row in rows
     ]
     extra = ", ".join(f"{name} {need[name]:g}" for name in custom)
     body.append(["together", str(sum(row.actors for row in rows)), f"{need['CPU']:g}", f"{need['GPU']:g}", extra])
     return "placement\n" + _table([header, *body], left=(0, 4))
+
+
+def _range(row: Placement) -> str:
+    return str(row.actors) if row.least == row.most else f"{row.actors} ({row.least} to {row.most})"
 
 
 def _render_batch(config: Config) -> str:

@@ -18,7 +18,7 @@ from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.journal import Entry, Header, brief, read_journal, refusal
 from fr3e_async.control.machine import Machine
-from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError
+from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError, printable
 from fr3e_async.loader import config_from
 
 
@@ -108,8 +108,8 @@ def follow(path: Path, *, show: tuple[int, int], state: bool) -> int | None:
         if not step.same:
             print(f"session {int(path.stem)}, event {step.number}: another decision")
             print(_shown(step, state=True))
-            print("  then  " + "; ".join(step.entry.commands))
-            print("  now   " + "; ".join(step.decided))
+            print(printable("  then  " + "; ".join(step.entry.commands)))
+            print(printable("  now   " + "; ".join(step.decided)))
             return 1
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     print(f"session {int(path.stem)}: {kinds.total()} events, the same decisions ({counted})")
@@ -120,7 +120,7 @@ def follow(path: Path, *, show: tuple[int, int], state: bool) -> int | None:
 
 def _shown(step: Step, *, state: bool) -> str:
     lines = [f"{step.number} t={step.entry.time:.3f} {step.entry.event}", *(f"    {text}" for text in step.decided)]
-    return "\n".join([*lines, *([_state(step.machine)] if state else [])])
+    return printable("\n".join([*lines, *([_state(step.machine)] if state else [])]))
 
 
 def _state(machine: Machine) -> str:

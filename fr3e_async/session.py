@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -37,13 +37,14 @@ from fr3e_async.export import write_run_card
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.checkpoints import step_of
 from fr3e_async.observe.console import ConsoleView, make_console
+from fr3e_async.observe.events import EventKind
 from fr3e_async.observe.logs import quiet_driver, stderr_in
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.run_dir import RunDir, default_path
 from fr3e_async.rollout import check_installed
 from fr3e_async.verify.golds import screen_golds
 from fr3e_async.verify.rewards import check_reward
-from fr3e_async.wiring import Deployment, Model, check_cluster, connect, disconnect
+from fr3e_async.wiring import Deployment, Model, check_cluster, connect, disconnect, gauges
 
 T = TypeVar("T")
 
@@ -63,10 +64,10 @@ class Session:
         *,
         resume_from: Path | None,
         started_at: float,
-        notes: Sequence[str] = (),
+        notes: Sequence[tuple[EventKind, str]] = (),
     ) -> None:
         """Use ``prepare``. ``notes``: what a person should read once the console is there; empty ones are passed over."""
-        self._notes = tuple(filter(None, notes))
+        self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
         self._started_at, self._resume_from = started_at, resume_from
         self._wall_before_s = 0.0  # of earlier processes
@@ -97,7 +98,11 @@ class Session:
             _announce_build(config)
             model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
             undo.pop_all()
-        notes = (screened.note, *run_dir.checkpoints.skipped)
+        skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
+        notes: list[tuple[EventKind, str]] = [
+            ("data_dropped" if config.data.on_string_gold == "drop" else "note", screened.note),
+            *skipped,
+        ]
         return cls(config, model, datasets, run_dir, resume_from=resume_from, started_at=started_at, notes=notes)
 
     def __enter__(self) -> Session:
@@ -133,7 +138,13 @@ class Session:
         mode, screen = make_console(self._config.observe.console)
         view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
         recorder = Recorder(
-            self._run_dir, config=self._config.observe, view=view, clock=time.time, resumed_from=version, settled=settled
+            self._run_dir,
+            config=self._config.observe,
+            view=view,
+            clock=time.time,
+            resumed_from=version,
+            settled=settled,
+            exporter=gauges(self._config),
         )
         deployment = Deployment(self._config, self._model, self._run_dir, clock=time.time)
         view.start()
@@ -151,7 +162,11 @@ class Session:
                     f"{stop.reason}: the last checkpoint could not be written within run.stop_grace_s "
                     f"({self._config.run.stop_grace_s:g} s); the one before it stands"
                 ) from None
-            recorder.note(f"{stop.reason}; nothing new to save")
+            recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
+        except RunFailed as error:
+            with suppress(UserError):  # a full disk, say
+                recorder.event(str(error), "run_failed")
+            raise
         finally:
             recorder.close()
             await deployment.close()
@@ -159,13 +174,14 @@ class Session:
 
     async def _train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
         going_on = f", going on from step {step_of(self._resume_from)}" if self._resume_from else ""
-        recorder.note(f"run directory {self._run_dir.path}{going_on}")
-        for note in self._notes:
-            recorder.note(note)
+        recorder.note(f"run directory {self._run_dir.path}{going_on}", "run_resumed" if going_on else "run_started")
+        for kind, note in self._notes:
+            recorder.note(note, kind)
         if self._datasets.dropped:
-            recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped")
+            recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
         await deployment.start(resume_from=self._resume_from)
-        recorder.note(f"all actors up after {time.time() - self._started_at:.0f} s")
+        spent = time.time() - self._started_at
+        recorder.note(f"all actors up after {spent:.0f} s", "actors_up", seconds=round(spent, 3))
         controller, reason = await self._to_the_end(deployment, recorder, stop)
         whole = reason == "finished" and await self._save_model(deployment, recorder, stop)
         recorder.finish(summary_of(controller, name=self._config.run.name, reason=reason, now=time.time()))
@@ -198,7 +214,8 @@ class Session:
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, error: LearnerLost, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
         source = await self._within_start(lambda: newest_checkpoint(self._run_dir))
-        recorder.note(f"{error}; the learner group is made anew from {source.name if source else 'the model as it was given'}")
+        text = f"{error}; the learner group is made anew from {source.name if source else 'the model as it was given'}"
+        recorder.note(text, "learner_lost", version=step_of(source) if source else 0)
         await asyncio.sleep(min(RESTART_BACKOFF_S * 2 ** (restarts - 1), LONGEST_BACKOFF_S))
         try:
             await deployment.restart_learner(resume_from=source)
@@ -238,7 +255,8 @@ class Session:
                 raise
             stop.task.uncancel()
             recorder.note(
-                f"{stop.reason} before model/ was written; python -m fr3e_async.export {self._run_dir.path} OUT writes it"
+                f"{stop.reason} before model/ was written; python -m fr3e_async.export {self._run_dir.path} OUT writes it",
+                "model_not_written",
             )
             return False
 
@@ -277,6 +295,7 @@ class Session:
             session=session,
             payloads=await self._within_start(lambda: _restored(source, deployment)) if source else None,
             engine_version=-1 if restarts else 0,
+            learner_restarts=restarts,
         )
 
 

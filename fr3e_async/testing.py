@@ -67,6 +67,7 @@ class FakeActor:
     def __init__(self, name: str, *, delay_s: float = 0.0, faults: Faults | None = None) -> None:
         """``delay_s``: of a call, in parts at each of which the pulse moves; 0: some turns of the event loop."""
         self.name, self.delay_s, self.faults = name, delay_s, dict(faults or {})
+        self.node = ""
         self.calls: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
         self._state: Fault | None = None  # DIE, BLOCK or SILENT
@@ -250,6 +251,7 @@ class FakeLearner(FakeActor):
         self.trained: list[list[TrainRow]] = []
         self.rescored = 0  # trunks
         self.saved: list[Path] = []
+        self.nodes: list[str] = []
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
         await self._call("train")
@@ -302,6 +304,7 @@ class FakePayloads:
         self.open = threading.Event()  # cleared: nothing comes back until it is set
         self.open.set()
         self.lost = False  # what is asked for is gone
+        self.fetched = -1  # payloads that were to be brought here; -1: nobody asked
 
     def get(self, payload: Payload) -> RolloutBatch:
         self.open.wait()
@@ -311,6 +314,9 @@ class FakePayloads:
 
     def put(self, batch: RolloutBatch) -> Payload:
         return batch
+
+    def fetch(self, payloads: Sequence[Payload], *, timeout_s: float) -> None:
+        self.fetched = len(payloads)
 
     def probe(self) -> bool:
         return self.open.wait()

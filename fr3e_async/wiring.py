@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,23 +22,26 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fr3e_async.actors.cluster import draining_nodes, request
 from fr3e_async.actors.engine import EngineActor
+from fr3e_async.actors.gauges import RayGauges
 from fr3e_async.actors.learner import LearnerActor
 from fr3e_async.actors.native import NativeLearner
 from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
-from fr3e_async.actors.watch import watchable
+from fr3e_async.actors.watch import ask, watchable
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
-from fr3e_async.config import Config, EnginePoolConfig
+from fr3e_async.config import Config, EnginePoolConfig, LearnerConfig
 from fr3e_async.control.crew import Crew, Worker
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.ports import Clock, WorkerLost
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.side import on_the_side
 from fr3e_async.errors import ConfigError, LearnerLost, RunFailed
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.observe.run_dir import RunDir
-from fr3e_async.plan import check_resources, local_resources
+from fr3e_async.plan import check_resources, local_resources, per_actor, placement
 from fr3e_async.rollout import EngineSpec, engine_environment
 from fr3e_async.types import WeightBundle
 
@@ -45,6 +49,7 @@ T = TypeVar("T")
 
 CALLS_AT_ONCE = 10_000  # an async actor queues calls beyond this; the pools bound the work long before
 NAMESPACE = "fr3e"
+ASK_S = 10.0  # for the autoscaler to take note
 KNOCK_S = 10.0  # time for a cluster's address to accept a connection
 
 
@@ -132,6 +137,11 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+def gauges(config: Config) -> RayGauges | None:
+    """Where numbers of this run go for Prometheus, if anywhere. After ``connect``."""
+    return RayGauges(config.run.name) if config.observe.prometheus else None
+
+
 def _machine_gpus() -> int:
     """NVIDIA GPUs of this machine, without loading a GPU library."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -141,29 +151,36 @@ def _machine_gpus() -> int:
 
 
 class Deployment:
-    """The actors of a run. ``start`` brings them all up; ``crew`` is what the controller works with."""
+    """The actors of a run. ``start`` brings up those that a run waits for; ``crew`` is what the controller works with."""
+
+    engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
     def __init__(self, config: Config, model: Model, run_dir: RunDir, *, clock: Clock) -> None:
         self._config, self._model, self._clock = config, model, clock
         self._logs, self._dumps = run_dir.logs, run_dir.dumps
         self._names: dict[str, int] = {}
+        self._wanted: dict[str, int] = {}  # actors by role
+        self._starting = 0  # actors, and the learner group
+        self._requested: list[Any] = []  # what the autoscaler was told last
         self.crew: Crew
 
     async def start(self, *, resume_from: Path | None) -> None:
-        """Start every actor and wait for all; the first failure ends the start.
+        """Start the learner group and ``min`` actors of every role, and wait for all; the first failure ends the start.
 
-        With ``resume_from`` the learner continues from that folder; the engines have the weights of the model as it was given.
+        The others join when the cluster has room for them. With ``resume_from`` the learner continues from that folder; the
+        engines have the weights of the model as it was given.
         """
-        config = self._config
+        config, room = self._config, self._config.ray.room_timeout_s
         roles = [
-            *[GENERATORS] * config.generators.count,
-            *[EXPLORERS] * explorer_count(config),
-            *[VERIFIERS] * config.verifiers.count,
+            *[GENERATORS] * config.generators.least,
+            *[EXPLORERS] * (config.explorers.least if explorer_count(config) else 0),
+            *[VERIFIERS] * config.verifiers.least,
         ]
+        self._wanted = {row.role: row.actors for row in placement(config)}
         try:
             async with asyncio.TaskGroup() as tasks:
                 learner = tasks.create_task(self._learner(resume_from))
-                workers = [(role, tasks.create_task(self.start_worker(role))) for role in roles]
+                workers = [(role, tasks.create_task(self.start_worker(role, room_s=room))) for role in roles]
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
         self.crew = Crew(
@@ -172,11 +189,17 @@ class Deployment:
             payloads=RayPayloads(),
             start=self.start_worker,
             workers=[(role, task.result()) for role, task in workers],
+            want=self._want,
+            draining=lambda: on_the_side(draining_nodes),
         )
 
-    async def start_worker(self, role: str) -> Worker:
-        """A new generator, explorer or verifier. Raises ``RunFailed`` if it does not start."""
-        return await (self._verifier() if role == VERIFIERS else self._engine(role))
+    async def start_worker(self, role: str, *, room_s: float | None = None) -> Worker:
+        """A new generator, explorer or verifier, as soon as there is room. Cancelled, it leaves nothing behind.
+
+        Raises ``RunFailed`` if it does not start, or if there is no room within ``room_s`` (None: however long it takes).
+        """
+        async with self._advised():
+            return await (self._verifier(room_s) if role == VERIFIERS else self._engine(role, room_s))
 
     async def restart_learner(self, *, resume_from: Path | None) -> None:
         """End what is left of the learner group and make a new one, which continues from that folder, or begins anew."""
@@ -204,8 +227,44 @@ class Deployment:
 
     async def close(self) -> None:
         """End what was started; actors that a failed start left behind die with the driver's connection."""
+        self._starting = 0
+        await self._advise()
         if hasattr(self, "crew"):
             await self.crew.close()
+
+    # ---- the cluster ----
+
+    def _want(self, role: str, actors: int) -> None:
+        self._wanted[role] = actors
+
+    @asynccontextmanager
+    async def _advised(self) -> AsyncIterator[None]:
+        """While something starts, the autoscaler knows of all that is wanted, so that it need not find out one by one.
+
+        Only then: actors that are up hold their nodes, and a request that stands keeps idle nodes, too (Ray 2.60 may count it
+        against any node that fits).
+        """
+        self._starting += 1
+        try:
+            await self._advise()
+            yield
+        finally:
+            self._starting -= 1
+            await self._advise()
+
+    async def _advise(self) -> None:
+        if not (self._config.ray.autoscaling and self._config.ray.request):
+            return
+        rows = placement(self._config) if self._starting else []
+        wanted = [(per_actor(row), row.labels) for row in rows for _ in range(self._wanted.get(row.role, 0))]
+        if wanted == self._requested:
+            return
+        self._requested = wanted
+        try:
+            async with asyncio.timeout(ASK_S):
+                await on_the_side(lambda: request(wanted))
+        except (TimeoutError, RayError, ValueError) as error:  # it is advice: the run goes on without
+            logging.getLogger(__name__).warning("the autoscaler could not be told what is wanted: %s", error)
 
     def _name(self, role: str) -> str:
         """``generator-0``, ``generator-1``, ...; a replacement gets a new number."""
@@ -217,23 +276,37 @@ class Deployment:
 
     # ---- engines ----
 
-    async def _engine(self, role: str) -> RayEngine:
+    async def _engine(self, role: str, room_s: float | None) -> RayEngine:
+        """In a placement group of its own: all devices of one engine on one node, and given back together."""
         pool = self._config.generators if role == GENERATORS else self._config.explorers
         name = self._name(role)
         spec = self._engine_spec(pool, seed=self._config.run.seed * 1000 + sum(number + 1 for number in self._names.values()))
-        actor = (
-            watchable(EngineActor)
-            .options(
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus,
-                resources=pool.resources,
-                max_concurrency=CALLS_AT_ONCE,
-                runtime_env={"env_vars": engine_environment(spec)},
+        place = _place([_bundle(pool)], "STRICT_PACK", [pool.labels])
+        try:
+            actor = (
+                watchable(self.engine_actor)
+                .options(
+                    num_cpus=pool.cpus,
+                    num_gpus=pool.gpus,
+                    resources=pool.resources,
+                    max_concurrency=CALLS_AT_ONCE,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0),
+                    runtime_env={"env_vars": engine_environment(spec)},
+                )
+                .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._config.run.seed, self._log(name))
             )
-            .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._config.run.seed, self._log(name))
-        )
-        await self._started(name, actor.start.remote(), self._config.engine.start_timeout_s, "engine.start_timeout_s")
-        return RayEngine(name, actor)
+            node = await self._brought_up(name, actor, room_s)
+        except BaseException:
+            remove_placement_group(place)  # ends its actor
+            raise
+        return RayEngine(name, actor, node=node, place=place)
+
+    async def _brought_up(self, name: str, actor: Any, room_s: float | None) -> str:
+        """Wait for its process, which takes as long as the cluster has no room, then for its start; its node."""
+        limit, knob = self._config.engine.start_timeout_s, "engine.start_timeout_s"
+        node = await self._started(name, ask(actor, "node"), room_s, "ray.room_timeout_s; the cluster has no room for it")
+        await self._started(name, actor.start.remote(), limit, knob)
+        return node
 
     def _engine_spec(self, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
         engine, model = self._config.engine, self._config.model
@@ -264,32 +337,41 @@ class Deployment:
 
     # ---- verifiers ----
 
-    async def _verifier(self) -> RayVerifier:
+    async def _verifier(self, room_s: float | None) -> RayVerifier:
         pool, model, name = self._config.verifiers, self._config.model, self._name(VERIFIERS)
         actor = (
             watchable(VerifierActor)
-            .options(num_cpus=pool.cpus, resources=pool.resources, max_concurrency=CALLS_AT_ONCE)
+            .options(
+                num_cpus=pool.cpus,
+                resources=pool.resources,
+                max_concurrency=CALLS_AT_ONCE,
+                **({"label_selector": pool.labels} if pool.labels else {}),
+            )
             .remote(pool, self._model.path, model.revision, model.trust_remote_code, self._log(name), self._config.reward)
         )
-        await self._started(name, actor.start.remote(), self._config.engine.start_timeout_s, "engine.start_timeout_s")
-        return RayVerifier(name, actor)
+        try:
+            node = await self._brought_up(name, actor, room_s)
+        except BaseException:
+            ray.kill(actor)
+            raise
+        return RayVerifier(name, actor, node=node)
 
     # ---- the learner group ----
 
     async def _learner(self, resume_from: Path | None) -> RayLearner:
-        """All ranks in one placement group, packed: the gang that a cluster must have room for at once."""
+        """All ranks in one placement group: the gang that a cluster must have room for at once."""
         learner = self._config.learner
-        bundle = {"CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {}), **learner.resources}
-        group = placement_group([bundle] * learner.ranks, strategy="PACK")
+        ranks = learner.ranks
+        group = _place([_bundle(learner)] * ranks, learner.placement.upper(), [learner.labels] * ranks)
         try:
-            return await self._learner_in(group, resume_from)
+            async with self._advised():
+                return await self._learner_in(group, resume_from)
         except BaseException:
             remove_placement_group(group)  # ends its actors; a second attempt needs the room
             raise
 
     async def _learner_in(self, group: PlacementGroup, resume_from: Path | None) -> RayLearner:
         learner, spec = self._config.learner, self._learner_spec()
-        await self._started("learner", group.ready(), learner.start_timeout_s, "learner.start_timeout_s")
         ranks = [
             watchable(LearnerActor)
             .options(
@@ -302,6 +384,15 @@ class Deployment:
             .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._log(f"learner-{rank}"))
             for rank in range(learner.ranks)
         ]
+        room = self._config.ray.room_timeout_s
+        nodes = await asyncio.gather(
+            *(
+                self._started(
+                    f"learner-{i}", ask(rank, "node"), room, "ray.room_timeout_s; the cluster has no room for the group"
+                )
+                for i, rank in enumerate(ranks)
+            )
+        )
         host, port = await self._started(
             "learner-0", ranks[0].address.remote(), learner.start_timeout_s, "learner.start_timeout_s"
         )
@@ -325,8 +416,9 @@ class Deployment:
                 bucket_bytes=weights.bucket_mib << 20,
                 backend=_backend(self._config),
                 timeout_s=weights.ack_timeout_s,
+                nodes=nodes,
             )
-        return RayLearner(ranks, group, bucket_bytes=weights.bucket_mib << 20)
+        return RayLearner(ranks, group, bucket_bytes=weights.bucket_mib << 20, nodes=nodes)
 
     def _learner_spec(self) -> LearnerSpec:
         model = self._config.model
@@ -343,7 +435,7 @@ class Deployment:
             verbose=self._config.observe.verbose,
         )
 
-    async def _started(self, name: str, call: Awaitable[T], limit: float, knob: str) -> T:
+    async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str) -> T:
         try:
             async with asyncio.timeout(limit):
                 return await reach(name, call)
@@ -354,6 +446,17 @@ class Deployment:
         except RunFailed as error:
             cause = f"{name} could not start: {error}"
         raise RunFailed(f"{cause}{_last_error(Path(self._log(name)))}; logs: {self._logs}")
+
+
+def _bundle(actor: EnginePoolConfig | LearnerConfig) -> dict[str, float]:
+    """What one actor occupies, by Ray's names."""
+    return {"CPU": actor.cpus, **({"GPU": float(actor.gpus)} if actor.gpus else {}), **actor.resources}
+
+
+def _place(bundles: list[dict[str, float]], strategy: str, labels: Sequence[Mapping[str, str]]) -> PlacementGroup:
+    """A placement group, pending until the cluster has room for all of it: that is the demand which an autoscaler sees."""
+    selectors = {"bundle_label_selector": [dict(its) for its in labels]} if any(labels) else {}
+    return placement_group(bundles, strategy=strategy, **selectors)
 
 
 def _backend(config: Config) -> str:

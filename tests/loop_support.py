@@ -26,8 +26,10 @@ from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books, read_books
 from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.observe.events import event_row
 from fr3e_async.observe.metrics import checked
 from fr3e_async.observe.story import Report, audit
+from fr3e_async.observe.vitals import Vitals
 from fr3e_async.testing import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, Faults
 from fr3e_async.types import RolloutId
 
@@ -40,6 +42,8 @@ class Notes:
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
         self.lines: list[str] = []
+        self.kinds: list[str] = []
+        self.vitals: list[Vitals] = []
         self.groups: list[dict] = []
 
     def step(self, step, metrics):
@@ -48,8 +52,12 @@ class Notes:
     def group(self, record):
         self.groups.append(json.loads(json.dumps(record)))  # what goes into groups.jsonl must be plain
 
-    def note(self, text):
+    def note(self, text, kind="note", **fields):
         self.lines.append(text)
+        self.kinds.append(event_row(text, kind, fields, time_s=0.0)["event"])
+
+    def beat(self, vitals):
+        self.vitals.append(vitals)
 
 
 def loop_config(*, strategy: str = "fr3e", **sections: dict[str, Any]) -> Config:
@@ -60,8 +68,8 @@ def loop_config(*, strategy: str = "fr3e", **sections: dict[str, Any]) -> Config
         "algorithm": {"anchors": FAKE_ANCHORS, "branches": 2, "bases": 3, "strategy": strategy},
         "observe": {"heartbeat_s": 0.05},
         "pools": {"replace_backoff_s": 0.01},
-        "generators": {"rollouts_in_flight": 16},
-        "explorers": {"rollouts_in_flight": 16},
+        "generators": {"count": COUNTS[GENERATORS], "rollouts_in_flight": 16},
+        "explorers": {"count": COUNTS[EXPLORERS], "rollouts_in_flight": 16},
         "weights": {"ack_timeout_s": 5.0},
     }
     return small_config(**{name: defaults.get(name, {}) | sections.get(name, {}) for name in {**defaults, **sections}})
@@ -90,7 +98,8 @@ class World:
     ) -> None:
         """``faults``: of the learner, or of the first worker of a role. ``crew``: of the session before, in the same process.
         ``wrap``: put around all parts that leave a trace outside of the process."""
-        self.folder, self.config = folder, config or loop_config(**sections)
+        sized = {role: {"count": counts[role]} | sections.pop(role, {}) for role in COUNTS if counts[role]}
+        self.folder, self.config = folder, config or loop_config(**sections, **sized)
         folder.mkdir(exist_ok=True)
         self._again = crew is not None
         self._faults, self._rescored, self._delay_s = faults or {}, rescored, delay_s

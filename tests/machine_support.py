@@ -30,18 +30,24 @@ from fr3e_async.control.messages import (
     Answered,
     Asked,
     Assign,
+    Begun,
     Branch,
+    Busy,
     Command,
     Delivered,
+    Dismiss,
     Due,
     Event,
     Exported,
+    Hire,
     Judged,
+    Leaving,
     Live,
     Lost,
+    Move,
     Pressure,
     Refused,
-    Replace,
+    Release,
     Rescore,
     Rescored,
     Retire,
@@ -51,13 +57,15 @@ from fr3e_async.control.messages import (
     Stopped,
     Train,
     Trained,
-    Unreplaced,
+    Unhired,
     Wait,
+    Want,
     Withdraw,
     Work,
     WorkerDown,
     WorkerUp,
 )
+from fr3e_async.control.sizing import alike
 from fr3e_async.types import Anchor, Finish, RolloutId
 
 ENGINES = (GENERATORS, EXPLORERS)
@@ -81,9 +89,11 @@ def script(numbers: list[int]) -> Pick:
 
 def control_config(
     *, steps: int = 4, groups: int = 2, staleness: int = 1, window: int = 0, update: str = "in_flight", together: bool = False,
-    flexible: bool = False, adaptive: bool = False, backoff: float = 0.0, attempts: int = 3, **algorithm: Any,
+    flexible: bool = False, elastic: bool = False, alike: bool = True, adaptive: bool = False, backoff: float = 0.0,
+    attempts: int = 3, **algorithm: Any,
 ) -> Config:  # fmt: skip
-    """Two engines of each role with room for 4 rollouts; groups of 2 bases and one trunk."""
+    """Two engines of each role with room for 4 rollouts (elastic: 1 to 4 of each); groups of 2 bases and one trunk."""
+    pool = {"count": 2, "rollouts_in_flight": 4} | ({"min": 1, "max": 4} if elastic else {})
     shape = {"bases": 2, "anchors": 2, "branches": 3 if adaptive else 2, "adaptive_first": 2 if adaptive else 0}
     return small_config(
         run={"steps": steps},
@@ -93,10 +103,13 @@ def control_config(
         },
         algorithm={**shape, **algorithm},
         learner={"minibatches": 1},
-        generators={"count": 2, "rollouts_in_flight": 4},
-        explorers={"count": 2, "rollouts_in_flight": 4},
-        verifiers={"workers": 1},
-        pools={"flexible_roles": flexible, "least_in_flight": 1, "max_deaths_in_a_row": 500, "replace_backoff_s": 0.0},
+        generators=pool,
+        explorers=pool | ({} if alike else {"cpus": 2.0}),
+        verifiers={"workers": 1} | ({"max": 2} if elastic else {}),
+        pools={
+            "flexible_roles": flexible, "least_in_flight": 1, "max_deaths_in_a_row": 500, "replace_backoff_s": 0.0,
+            "grow_after_s": 1.0, "shrink_after_s": 3.0, "drain_timeout_s": 5.0,
+        },
         weights={"update": update, "transfer": "native" if together else "object_store"},
     )  # fmt: skip
 
@@ -110,6 +123,7 @@ class Worker:
     loaded: bool = False  # it serves ``coming``, and has not said so yet
     alone: bool = False  # ``coming`` is not part of a common hand-over
     joining: bool = False  # must get no work yet
+    leaving: bool = False  # must get no work any more
 
 
 @dataclass
@@ -148,7 +162,10 @@ class Cluster:
     rescores: list[Rescore] = field(default_factory=list)
     withdrawn: set[int] = field(default_factory=set)
     waits: list[str] = field(default_factory=list)
-    replaces: list[Replace] = field(default_factory=list)
+    hires: list[Hire] = field(default_factory=list)
+    dismissed: list[Hire] = field(default_factory=list)  # that may be up by now all the same
+    tickets: int = 0  # the last one
+    now: float = 0.0  # of Busy
     train: Train | None = None
     unexported: list[int] = field(default_factory=list)
     told: list[Event] = field(default_factory=list)  # events that may be told again
@@ -180,8 +197,9 @@ class Cluster:
     def begin(self, state: str | None) -> None:
         """A fresh machine, with workers of their own. What was in flight is gone."""
         self.given.clear(), self.asked.clear(), self.rescores.clear(), self.withdrawn.clear(), self.waits.clear()
-        self.replaces.clear(), self.unexported.clear(), self.told.clear(), self.seen.clear(), self.workers.clear()
-        self.story.clear(), self.commands.clear()
+        self.hires.clear(), self.unexported.clear(), self.told.clear(), self.seen.clear(), self.workers.clear()
+        self.story.clear(), self.commands.clear(), self.dismissed.clear()
+        self.tickets = 0
         self.train, self.stopped, self.born_from, self.lives = None, False, state, self.lives + 1
         self.machine = self.fresh()
         self.newest = self.live = self.machine.ledger.version
@@ -189,6 +207,7 @@ class Cluster:
         for role in (*ENGINES, VERIFIERS):
             for _ in range(2 if role in ENGINES else 1):
                 self.worker_up(role, self.birth)
+        self.tell(Begun())
 
     def fresh(self) -> Machine:
         """The machine that this life began with."""
@@ -230,11 +249,23 @@ class Cluster:
                 case Assign():
                     self.assigned(command)
                 case Withdraw():
-                    assert set(command.tasks) == set(self.tasks_of(command.worker))
-                    self.withdrawn |= set(command.tasks)
-                case Replace():
-                    assert command.worker not in self.workers
-                    self.replaces.append(command)
+                    self.taken_back(command)
+                case Hire():
+                    assert command.ticket > self.tickets, "a ticket twice"
+                    self.tickets = command.ticket
+                    self.hires.append(command)
+                case Dismiss():
+                    (hire,) = [hire for hire in self.hires if hire.ticket == command.ticket]  # else it is up already
+                    assert not [later for later in self.hires if later.role == hire.role and later.ticket > hire.ticket]
+                    self.hires.remove(hire)
+                    self.dismissed.append(hire)
+                case Release():
+                    self.released(command)
+                case Move():
+                    self.moved(command)
+                case Want():
+                    pool = getattr(self.config, command.role)
+                    assert pool.least <= command.actors <= pool.most
                 case Send():
                     self.sent(command)
                 case Live():
@@ -243,6 +274,9 @@ class Cluster:
                 case Wait():
                     assert command.seconds > 0
                     self.waits.append(command.key)
+                    if command.key.startswith("leave "):
+                        assert command.seconds <= self.config.pools.drain_timeout_s
+                        self.workers[command.key.removeprefix("leave ")].leaving = True
                 case Rescore():
                     self.rescores.append(command)
                 case Train():
@@ -253,9 +287,38 @@ class Cluster:
                 case _:
                     raise AssertionError(f"nobody can carry out {command}")
 
+    def released(self, command: Release) -> None:
+        """One that was not lost has nothing left to do, and no weights on their way."""
+        if command.lost:
+            assert command.worker not in self.workers
+            return
+        worker = self.workers.pop(command.worker)
+        assert worker.leaving or isinstance(self.story[-1], Busy | Begun), "nobody asked it to leave"
+        assert not self.tasks_of(worker.name), "it still had work"
+        assert worker.coming is None, "it was about to get weights"
+
+    def taken_back(self, command: Withdraw) -> None:
+        """All that the worker has, and only for new weights or to leave."""
+        assert set(command.tasks) == set(self.tasks_of(command.worker))
+        leaving = self.workers[command.worker].leaving
+        self.seen_kinds["withdrawn to leave" if leaving else "withdrawn for weights"] += 1
+        self.seen_kinds["withdrawn twice"] += set(command.tasks) <= self.withdrawn
+        self.withdrawn |= set(command.tasks)
+
+    def moved(self, command: Move) -> None:
+        """Between engines that are alike; not from a pool that has tasks waiting, nor below its least, nor one that leaves."""
+        worker, its = self.workers[command.worker], self.machine.sizer.pools
+        assert {worker.role, command.role} == set(ENGINES)
+        assert alike(self.config)
+        assert not worker.leaving
+        assert not self.machine.desk.queued(worker.role)
+        donor, worker.role = worker.role, command.role
+        assert sum(w.role == donor and not w.leaving for w in self.workers.values()) >= its[donor].bounds.least
+
     def assigned(self, command: Assign) -> None:
         worker = self.workers.get(command.worker)
         assert worker is not None, "work for the dead"
+        assert not worker.leaving, "work for one that is to leave"
         assert command.task not in self.seen, "a task was given away twice"
         self.seen.add(command.task)
         role, weight = self.asked.pop(command.task) if command.work is None else role_and_weight(command.work)
@@ -320,6 +383,8 @@ class Cluster:
         assert ledger.admitted == len(self.fates) + ledger.in_flight
         assert ledger.fates == Counter(self.fates.values())
         assert ledger.live == self.live == self.machine.fleet.live
+        if any(isinstance(event, Begun) for event in self.story):
+            self.check_pools()
         for worker in self.workers.values():
             seat = self.machine.desk.seats[worker.name]
             width = self.machine.desk.roles[worker.role].width
@@ -327,6 +392,16 @@ class Cluster:
             assert min(self.config.pools.least_in_flight, width) <= seat.limit <= width
             if worker.role in ENGINES and not worker.joining:
                 assert self.live <= worker.serves, "an engine in service serves less than the live version"
+
+    def check_pools(self) -> None:
+        for role in (*ENGINES, VERIFIERS):
+            pool, its = self.machine.sizer.pools[role], getattr(self.config, role)
+            staying = sum(w.role == role and not w.leaving for w in self.workers.values())
+            hired = sum(hire.role == role for hire in self.hires)
+            assert its.least <= pool.wanted <= its.most
+            assert staying == self.machine.desk.staying(role), "one that leaves counts, or one that stays does not"
+            assert staying + hired >= pool.wanted, "a worker is missing, and nobody hires one"
+            assert staying + hired == pool.wanted or not isinstance(self.story[-1], Busy | Begun), "too many, and nobody leaves"
 
     def tasks_of(self, name: str) -> list[int]:
         return [task for task, given in self.given.items() if given.worker.name == name]
@@ -535,24 +610,56 @@ class Cluster:
         self.tell(WorkerDown(worker=name, why="died"))
         return True
 
-    def replace(self, pick: Pick) -> bool:
-        if not self.replaces:
+    def hire(self, pick: Pick) -> bool:
+        if not self.hires:
             return False
-        self.worker_up(self.replaces.pop(pick(len(self.replaces))).role, self.birth)
+        command = self.hires.pop(pick(len(self.hires)))
+        self.worker_up(command.role, self.birth, command.ticket)
         return True
 
-    def worker_up(self, role: str, version: int) -> None:
+    def busy(self, pick: Pick) -> bool:
+        """A heartbeat: pools may grow, shrink, or help each other."""
+        self.now += (0.5, 1.0, 4.0)[pick(3)]
+        idle = tuple((role, (0.0, 0.5, 1.0)[pick(3)]) for role in (*ENGINES, VERIFIERS))
+        self.tell(Busy(at=self.now, idle=idle))
+        return True
+
+    def come_too_late(self, pick: Pick) -> bool:
+        """One that was dismissed was up already."""
+        if not self.dismissed:
+            return False
+        command = self.dismissed.pop(pick(len(self.dismissed)))
+        self.worker_up(command.role, self.birth, command.ticket)
+        return True
+
+    def leave(self, pick: Pick) -> bool:
+        """The node of a worker will be taken away; perhaps of one that leaves already."""
+        if not self.workers:
+            return False
+        worker = self.workers[sorted(self.workers)[pick(len(self.workers))]]
+        self.seen_kinds["leaves twice"] += worker.leaving
+        self.seen_kinds["leaves with weights on their way"] += worker.coming is not None
+        self.seen_kinds["leaves while it is paused"] += worker.coming is None and self.machine.desk.seats[worker.name].held
+        worker.leaving = True
+        notice = (0.0, 4.0, 30.0)[pick(3)]
+        self.tell(Leaving(worker=worker.name, why="spot", seconds=notice))
+        for name, command in self.commands[-1]:
+            if name == "Wait" and command[0] == f"leave {worker.name}":
+                assert command[1] == (2.0 if notice == 4.0 else 5.0)
+        return True
+
+    def worker_up(self, role: str, version: int, ticket: int = 0) -> None:
         self.names += 1
         name = f"{role}-{self.names}"
         engine = role in ENGINES
         self.workers[name] = Worker(name, role, serves=version if engine else 0, joining=engine and version < self.newest)
-        self.tell(WorkerUp(role=role, worker=name, version=version))
+        self.tell(WorkerUp(role=role, worker=name, version=version, ticket=ticket))
 
-    def fail_to_replace(self, pick: Pick) -> bool:
-        if not self.replaces:
+    def fail_to_start(self, pick: Pick) -> bool:
+        if not self.hires:
             return False
-        command = self.replaces.pop(pick(len(self.replaces)))
-        self.tell(Unreplaced(role=command.role, worker=command.worker, why="no room"))
+        command = self.hires.pop(pick(len(self.hires)))
+        self.tell(Unhired(ticket=command.ticket, role=command.role, why="no room"))
         return True
 
     def press(self, pick: Pick) -> bool:
@@ -598,8 +705,8 @@ class Cluster:
 
     # ---- to the end ----
 
-    GOOD = ("admit", "decode", "finish_task", "rescore", "trained_batch", "export", "load", "ack", "replace", "due", "give_back")
-    BAD = ("lose", "repeat", "refuse", "die", "fail_to_replace", "press", "ask", "answer")
+    GOOD = ("admit", "decode", "finish_task", "rescore", "trained_batch", "export", "load", "ack", "hire", "due", "give_back")
+    BAD = ("lose", "repeat", "refuse", "die", "fail_to_start", "press", "ask", "answer", "busy", "leave", "come_too_late")
 
     def act(self, name: str, pick: Pick) -> bool:
         return bool(getattr(self, name)(pick))
@@ -611,12 +718,13 @@ class Cluster:
             self.kill()
         for _ in range(limit):
             if self.quiet():
+                self.tell(Busy(at=self.now, idle=()))  # who came too late leaves
                 return self.require_end()
             assert self.turn(), f"deadlock: {self.machine.ledger.waiting()}"
         raise AssertionError(f"the run does not end: {self.machine.ledger.waiting()}")
 
     def turn(self) -> bool:
-        moved = self.replace(first) or self.give_back(first) or self.ack(first)
+        moved = self.hire(first) or self.give_back(first) or self.ack(first)
         moved = self.load(first) or self.export(first) or self.trained_batch(first) or self.rescore(first) or moved
         if tasks := [key for key in self.waits if key.startswith("task")]:
             self.waits.remove(tasks[0])
@@ -645,7 +753,7 @@ class Cluster:
     def quiet(self) -> bool:
         return (
             self.machine.ledger.finished
-            and not (self.given or self.asked or self.replaces or self.unexported or self.rescores)
+            and not (self.given or self.asked or self.hires or self.unexported or self.rescores)
             and not any(w.coming is not None for w in self.workers.values())
         )
 
@@ -661,7 +769,11 @@ class Cluster:
             assert (seat.load, seat.tasks, seat.held) == (0, set(), False)
             assert worker.role not in ENGINES or worker.serves == ledger.version
         assert [desk.queued(role) for role in desk.roles] == [0, 0, 0]
-        assert Counter(w.role for w in self.workers.values()) == {GENERATORS: 2, EXPLORERS: 2, VERIFIERS: 1}
+        assert not any(w.leaving for w in self.workers.values())
+        there = Counter(w.role for w in self.workers.values())
+        assert there == {role: pool.wanted for role, pool in self.machine.sizer.pools.items()}
+        if not self.config.generators.elastic:
+            assert there == {GENERATORS: 2, EXPLORERS: 2, VERIFIERS: 1}
 
     def replay(self) -> list[list[Any]]:
         """The commands of this life once more, by a machine of its own that is told the same events."""
@@ -675,9 +787,11 @@ def random_cluster(rng: random.Random, **fixed: Any) -> Cluster:
     own = {name: fixed.pop(name) for name in ("world", "rescored", "birth") if name in fixed}
     settings: dict[str, Any] = {
         "steps": rng.randint(2, 6), "groups": rng.randint(1, 3), "staleness": rng.randint(0, 3), "update": rng.choice(MODES),
-        "together": rng.random() < 0.4, "flexible": rng.random() < 0.5, "adaptive": rng.random() < 0.4,
-        "backoff": rng.choice([0.0, 0.5]),
+        "together": rng.random() < 0.4, "flexible": rng.random() < 0.5, "elastic": rng.random() < 0.5, "alike": rng.random() < 0.8,
+        "adaptive": rng.random() < 0.4, "backoff": rng.choice([0.0, 0.5]),
     } | fixed  # fmt: skip
+    settings["elastic"] &= not fixed.get("together")  # its group has fixed members
+    settings["together"] &= not settings["elastic"]
     room = settings["staleness"] * settings["groups"]
     settings["window"] = fixed.get("window", rng.choice([0, rng.randint(0, room)]))
     if not settings["adaptive"]:
@@ -688,6 +802,8 @@ def random_cluster(rng: random.Random, **fixed: Any) -> Cluster:
 def play(cluster: Cluster, rng: random.Random, *, moves: int, mishaps: float, kills: float = 0.005) -> Cluster:
     """So many actions in a random order, then the way to the end."""
     for _ in range(moves):
+        if rng.random() < 0.1:
+            cluster.busy(rng.randrange)
         chance = rng.random()
         if chance < kills:
             cluster.kill(rng.randrange)

@@ -1,4 +1,4 @@
-"""The cluster files, checked offline: by Ray's own validation, by KubeRay's schemas, and against what the configs ask for."""
+"""The launcher's files and the local head, checked offline: by Ray's own validation, and against what the configs ask for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -21,7 +22,6 @@ from fr3e_async.plan import check_resources, placement
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
-SHARED = Path(os.environ.get("FR3E_SHARED", ROOT.parent / "shared"))
 LAUNCHER_FILES = ["aws.yaml", "gcp.yaml"]
 PAPER = ["paper/qwen2.5-7b", "paper/qwen2.5-math-7b", "paper/qwen2.5-32b"]
 
@@ -32,12 +32,8 @@ def launcher(name: str) -> Document:
     return yaml.safe_load((CLUSTER / name).read_text(encoding="utf-8"))
 
 
-def manifest() -> list[Document]:
-    return list(yaml.safe_load_all((CLUSTER / "kuberay-rayjob.yaml").read_text(encoding="utf-8")))
-
-
 def rayjob() -> Document:
-    return manifest()[1]
+    return list(yaml.safe_load_all((CLUSTER / "kuberay-rayjob.yaml").read_text(encoding="utf-8")))[1]
 
 
 # --- Ray's cluster launcher -------------------------------------------------------------------------------------------
@@ -92,10 +88,49 @@ def test_ray_refuses_a_spoilt_launcher_file(name: str, spoil: Callable[[Document
 def test_head_runs_no_actor_and_listens_on_loopback_with_a_token(name: str) -> None:
     document = launcher(name)
     assert document["available_node_types"]["head"]["resources"] == {"CPU": 0}
-    start = document["head_start_ray_commands"][-1]
+    (start,) = (line for line in document["head_start_ray_commands"] if "ray start" in line)
     assert "--dashboard-host=127.0.0.1" in start
-    assert all("RAY_AUTH_MODE=token" in document[key][-1] for key in ("head_start_ray_commands", "worker_start_ray_commands"))
+    commands = document["head_start_ray_commands"] + document["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in line for line in commands if line != "ray stop")
     assert "/home/ray/.ray/auth_token" in document["file_mounts"]
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_workers_watch_for_the_clouds_notice_in_the_background(name: str, tmp_path: Path) -> None:
+    document = launcher(name)
+    line = document["worker_start_ray_commands"][-1]
+    program = re.search(r"python (\S+/preemption_notice\.py) (\w+)", line)
+    assert program is not None
+    assert program[1].removeprefix("/home/ray/fr3e-async/") == "cluster/preemption_notice.py"
+    assert document["file_mounts"]["/home/ray/fr3e-async"] == "."
+    assert program[2] == document["provider"]["type"]
+    # As the launcher runs it, with another program in its place: the shell must not wait for it.
+    log = tmp_path / "log"
+    slow = line.replace(program[0], "sh -c 'echo $RAY_AUTH_MODE; sleep 20'").replace("/tmp/preemption_notice.log", str(log))
+    began = time.monotonic()
+    subprocess.run(["bash", "-c", f"true && ({slow})"], check=True, timeout=15)
+    assert time.monotonic() - began < 10
+    while not log.exists() or log.read_text() != "token\n":
+        assert time.monotonic() - began < 15
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_no_node_is_kept_up_for_nothing(name: str) -> None:
+    document = launcher(name)
+    assert document["idle_timeout_minutes"] == 10
+    assert all(node["min_workers"] == 0 for node in document["available_node_types"].values())
+    assert any("RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S=600" in line for line in document["head_start_ray_commands"])
+
+
+def test_ray_gives_up_pending_nodes_after_the_time_that_the_files_set() -> None:
+    """The variable is Ray's own, and is read when it is imported."""
+    code = (
+        "from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig as C; print(C.get_pending_idle_timeout_s(None))"
+    )
+    variable = {"RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": "600"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variable, capture_output=True, text=True, check=True)
+    assert done.stdout == "600.0\n"
 
 
 def test_engines_are_spot_and_learners_on_demand() -> None:
@@ -144,95 +179,6 @@ def test_a_run_that_is_too_large_for_the_cluster_is_refused() -> None:
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
 def test_the_launchers_ceiling_holds_every_node_type(name: str) -> None:
     assert launcher(name)["max_workers"] == sum(count for _, count in node_groups(name))
-
-
-# --- KubeRay ----------------------------------------------------------------------------------------------------------
-
-
-def strict(schema: Any) -> Any:
-    """A CRD's structural schema as JSON schema in which an unknown field is an error (the API server would drop it)."""
-    if not isinstance(schema, dict):
-        return schema
-    out = dict(schema)
-    if out.pop("x-kubernetes-int-or-string", False):
-        return {"type": ["integer", "string"]}
-    keep_unknown = out.pop("x-kubernetes-preserve-unknown-fields", False)
-    if "properties" in out:
-        out["properties"] = {name: strict(value) for name, value in out["properties"].items()}
-        if not keep_unknown:
-            out.setdefault("additionalProperties", False)
-    for key in ("items", "additionalProperties"):
-        if isinstance(out.get(key), dict):
-            out[key] = strict(out[key])
-    return out
-
-
-@pytest.fixture(scope="module")
-def rayjob_schema() -> jsonschema.Draft7Validator:
-    path = SHARED / "data" / "kuberay" / "rayjobs.yaml"
-    if not path.is_file():
-        pytest.skip(f"KubeRay's schemas are not here ({path}); name their folder's root in FR3E_SHARED")
-    crd = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    version = next(v for v in crd["spec"]["versions"] if v["name"] == "v1")
-    schema = strict(version["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
-    return jsonschema.Draft7Validator(schema)
-
-
-@pytest.mark.shared
-def test_kuberay_accepts_the_rayjob(rayjob_schema: jsonschema.Draft7Validator) -> None:
-    assert [f"{'/'.join(map(str, e.path))}: {e.message}" for e in rayjob_schema.iter_errors(rayjob())] == []
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize(
-    ("path", "key", "value"),
-    [
-        ([], "entrypont", "x"),
-        (["rayClusterSpec", "autoscalerOptions"], "version", "v3"),
-        (["rayClusterSpec", "authOptions"], "mode", "tokn"),
-        (["rayClusterSpec", "workerGroupSpecs", 0], "maxReplicas", "4"),
-        (["rayClusterSpec", "workerGroupSpecs", 0, "rayStartParams"], "num-cpus", 0),
-        (["rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "containers", 0], "imagePullPolice", "Always"),
-    ],
-)
-def test_kuberay_refuses_a_spoilt_rayjob(
-    rayjob_schema: jsonschema.Draft7Validator, path: list[Any], key: str, value: Any
-) -> None:
-    document = copy.deepcopy(rayjob())  # anchors share objects
-    target = document["spec"]
-    for step in path:
-        target = target[step]
-    target[key] = value
-    assert not rayjob_schema.is_valid(document)
-
-
-def test_rayjob_resumes_on_a_shared_volume_after_a_lost_cluster() -> None:
-    volume, job = manifest()
-    spec = job["spec"]
-    assert (volume["kind"], volume["spec"]["accessModes"]) == ("PersistentVolumeClaim", ["ReadWriteMany"])
-    assert "resume=auto" in spec["entrypoint"]
-    assert spec["backoffLimit"] > 0
-    assert re.search(r"run\.dir=/mnt/fr3e/\S+", spec["entrypoint"])
-    cluster = spec["rayClusterSpec"]
-    assert cluster["authOptions"] == {"mode": "token"}
-    assert (cluster["enableInTreeAutoscaling"], cluster["autoscalerOptions"]["version"]) == (True, "v2")
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for pod in (group["template"]["spec"] for group in groups):
-        assert "restartPolicy" not in pod  # the operator refuses others than Never with autoscaler v2
-        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-        assert mounts["fr3e"] == "/mnt/fr3e"
-        claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
-        assert claims == [volume["metadata"]["name"]]
-
-
-def test_rayjobs_entrypoint_is_a_valid_command_line() -> None:
-    words = rayjob()["spec"]["entrypoint"].split()
-    assert words[:3] == ["python", "-m", "fr3e_async.main"]
-    loaded = load_config(words[3:])
-    assert (loaded.config.resume, loaded.config.run.dir) == ("auto", "/mnt/fr3e/runs/qwen2.5-7b")
-    grace = yaml.safe_load(rayjob()["spec"]["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
-    assert float(grace) > loaded.config.run.stop_grace_s  # Ray must not kill the driver in the middle of its checkpoint
 
 
 # --- the local head ---------------------------------------------------------------------------------------------------

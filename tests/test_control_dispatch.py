@@ -120,9 +120,7 @@ def test_a_held_worker_gets_nothing_and_keeps_what_it_has():
 def test_a_dead_workers_tasks_stay_on_the_books_until_they_end():
     at = desk("generators-0", "generators-1")
     put(at, 1, weight=3)
-    replace = at.seat_down("generators-0", "died")
-    assert replace is not None
-    assert (replace.worker, replace.role) == ("generators-0", GENERATORS)
+    assert at.seat_down("generators-0", "died") == (GENERATORS, 1.0)
     assert at.seat_down("generators-0", "died") is None
     assert (at.in_flight(GENERATORS), at.tasks_of("generators-0")) == (0, ())
     at.seat_up(GENERATORS, "generators-0")  # the name again
@@ -194,8 +192,8 @@ def test_workers_that_die_in_a_row_are_replaced_ever_later_and_then_end_the_run(
     delays = []
     for n in range(2):
         at.seat_up(GENERATORS, f"g{n}")
-        delays.append(at.seat_down(f"g{n}", "no memory").delay_s)
-    delays.append(at.unreplaced(GENERATORS, "g1", "no node").delay_s)
+        delays.append(at.seat_down(f"g{n}", "no memory")[1])
+    delays.append(at.not_started(GENERATORS, "no node"))
     assert delays == [1.0, 2.0, 4.0]
     at.seat_up(GENERATORS, "g9")
     with pytest.raises(RunFailed, match=r"3 workers in a row .*pools\.max_deaths_in_a_row.* no memory"):
@@ -208,11 +206,105 @@ def test_a_finished_task_is_proof_that_workers_can_work():
     at.seat_down("generators-1", "died")
     at.end(1, proof=True)
     for worker in ("generators-0",):
-        assert at.seat_down(worker, "its node was taken").delay_s == 0.0  # it had worked: no count
+        assert at.seat_down(worker, "its node was taken") == (GENERATORS, 0.0)  # it had worked: no count
     at.seat_up(GENERATORS, "generators-2")
     put(at, 2)
     at.end(2, proof=False)  # lost: no proof
-    assert at.seat_down("generators-2", "died").delay_s == 1.0
+    assert at.seat_down("generators-2", "died") == (GENERATORS, 1.0)
+
+
+def test_one_that_died_because_it_was_to_leave_is_no_bad_sign():
+    at = desk("generators-0", "generators-1", max_deaths_in_a_row=1)
+    at.drain("generators-0")
+    assert at.seat_down("generators-0", "its node is gone") == (GENERATORS, 0.0)
+    assert at.seat_down("generators-1", "died") == (GENERATORS, 1.0)
+
+
+# ---- seats that come and go ----
+
+
+def test_one_that_is_to_leave_gets_nothing_keeps_what_it_has_and_counts_no_more():
+    at = desk("generators-0", "generators-1")
+    put(at, 1, 2)
+    at.drain("generators-0")
+    assert put(at, 3, 4) == [(3, "generators-1"), (4, "generators-1")]
+    assert (at.staying(GENERATORS), at.in_flight(GENERATORS), at.tasks_of("generators-0")) == (1, 4, (1,))
+    assert at.end(1, proof=True) == "generators-0"
+    assert put(at, 5) == [(5, "generators-1")]
+    at.gone("generators-0")
+    assert (list(at.seats), at.roles[GENERATORS].seats) == (["generators-1"], 1)
+
+
+def test_one_that_is_to_leave_gets_nothing_by_its_prefix_nor_for_the_other_role():
+    at = desk("generators-0", "explorers-0", "explorers-1", flexible_roles=True)
+    at.drain("explorers-0")
+    assert put(at, 1, role=EXPLORERS, near="explorers-0") == [(1, "explorers-1")]
+    at.drain("explorers-1")
+    assert put(at, 2, weight=7) == [(2, "generators-0")]
+    assert put(at, 3, weight=2) == []
+
+
+def test_one_that_was_held_and_is_to_leave_is_not_given_work_by_its_release():
+    at = desk("generators-0")
+    at.hold("generators-0")
+    at.drain("generators-0")
+    at.release("generators-0")
+    assert put(at, 1) == []
+
+
+def test_what_can_be_spared_has_the_least_to_do_and_is_the_newest_of_those_that_have_alike():
+    at = desk("generators-0", "generators-1", "generators-2", "generators-3", "explorers-0")
+    put(at, 1, 2, 3, 4)
+    at.end(3, proof=True)
+    at.end(4, proof=True)
+    put(at, 5, weight=1)  # generators-2 or -3, whichever is first: it is -2
+    assert at.spare(GENERATORS, 2) == ["generators-3", "generators-2"]
+    assert at.spare(GENERATORS, 9) == ["generators-3", "generators-2", "generators-1", "generators-0"]
+    at.drain("generators-3")
+    assert at.spare(GENERATORS, 1) == ["generators-2"]
+    assert at.spare(GENERATORS, 0) == []
+
+
+def test_workers_that_it_would_take_to_have_all_tasks_at_once():
+    at = desk("generators-0", "generators-1", least_in_flight=2)  # room for 8 each
+    assert at.fill(GENERATORS) == 0.0
+    put(at, *range(16))
+    put(at, 16, weight=4)
+    assert at.fill(GENERATORS) == 20 / 8
+    at.drop(16)
+    assert at.fill(GENERATORS) == 16 / 8
+    at.press("generators-0", kv_used=1.0, waiting=0, preempted=0)  # 4
+    assert at.fill(GENERATORS) == 16 / 6
+    at.drain("generators-0")
+    assert at.fill(GENERATORS) == 16 / 8, "of those that stay"
+    assert desk().fill(GENERATORS) == 0.0
+    nobody = desk()
+    put(nobody, 1, 2, weight=6)
+    assert nobody.fill(GENERATORS) == 12 / 8
+
+
+def test_an_engine_that_is_moved_keeps_its_tasks_and_gets_those_of_its_new_role():
+    at = desk("generators-0", "explorers-0")
+    put(at, 1, role=EXPLORERS)
+    at.move("explorers-0", GENERATORS)
+    assert put(at, 2) == [(2, "generators-0")]
+    assert put(at, 3, 4) == [(3, "explorers-0"), (4, "generators-0")]
+    assert put(at, 5, role=EXPLORERS) == []
+    assert (at.staying(GENERATORS), at.staying(EXPLORERS), at.in_flight(GENERATORS), at.in_flight(EXPLORERS)) == (2, 0, 4, 0)
+    assert at.end(1, proof=True) == "explorers-0"
+    assert at.seat_down("explorers-0", "died") == (GENERATORS, 0.0)
+
+
+def test_an_engine_that_is_held_while_it_is_moved_works_for_its_new_role_when_it_is_released():
+    at = desk("generators-0", "explorers-0", "explorers-1")
+    at.hold("explorers-0")
+    at.move("explorers-0", GENERATORS)
+    put(at, 1, weight=8)
+    assert put(at, 2) == []
+    assert put(at, 3, role=EXPLORERS) == [(3, "explorers-1")]
+    at.release("explorers-0")
+    assert put(at) == [(2, "explorers-0")]
+    assert put(at, 4, 5, role=EXPLORERS) == [(4, "explorers-1"), (5, "explorers-1")]
 
 
 def test_two_workers_of_one_name_are_an_error():
@@ -239,6 +331,7 @@ class ModelSeat:
     limit: int
     tasks: dict[int, int] = field(default_factory=dict)  # weights
     held: bool = False
+    leaving: bool = False
 
     @property
     def room(self) -> int:
@@ -292,7 +385,7 @@ class Desk(RuleBasedStateMachine):
                 assert not all(seat.fits(queue[0]) for seat in best), "a task waits although there is room"
 
     def usable(self, role: str) -> list[ModelSeat]:
-        return [seat for seat in self.seats.values() if seat.role == role and not seat.held]
+        return [seat for seat in self.seats.values() if seat.role == role and not seat.held and not seat.leaving]
 
     def lends(self, role: str) -> bool:
         return self.config.flexible_roles and role in OTHER and not self.queues[OTHER[role]]
@@ -311,12 +404,14 @@ class Desk(RuleBasedStateMachine):
     def require_choice(self, task: Task, worker: str) -> None:
         seat, best = self.seats[worker], self.best(task.role)
         assert not seat.held
+        assert not seat.leaving
         assert seat.role == task.role or (self.lends(task.role) and seat.role == OTHER[task.role])
         assert seat.fits(task)
         near = self.seats.get(task.near)
         good = (
             near is not None
             and not near.held
+            and not near.leaving
             and near.room >= task.weight
             and near.room + WIDTHS[task.role] // SLACK >= best[0].room
             and (near.role == task.role or (self.lends(task.role) and near.role == OTHER[task.role]))
@@ -350,7 +445,7 @@ class Desk(RuleBasedStateMachine):
         self.place()
 
     @precondition(lambda self: self.seats)
-    @rule(data=st.data(), what=st.sampled_from(["down", "hold", "release", "press", "press"]))
+    @rule(data=st.data(), what=st.sampled_from(["down", "hold", "release", "press", "press", "drain", "gone", "move"]))
     def befall(self, data, what):
         name = data.draw(st.sampled_from(sorted(self.seats)))
         seat = self.seats[name]
@@ -362,6 +457,18 @@ class Desk(RuleBasedStateMachine):
             case "hold" | "release":
                 getattr(self.at, what)(name)
                 seat.held = what == "hold"
+            case "drain":
+                self.at.drain(name)
+                seat.leaving = True
+            case "gone":
+                if seat.leaving and not seat.tasks:
+                    self.at.gone(name)
+                    del self.seats[name]
+            case "move":
+                if seat.role in OTHER and not seat.leaving:
+                    seat.role = OTHER[seat.role]
+                    seat.limit = WIDTHS[seat.role]
+                    self.at.move(name, seat.role)
             case _:
                 full = data.draw(st.sampled_from([0.5, 0.9, 0.99]))
                 self.at.press(name, kv_used=full, waiting=0, preempted=0)
@@ -381,7 +488,15 @@ class Desk(RuleBasedStateMachine):
             assert (self.at.seats[name].load, set(self.at.tasks_of(name))) == (sum(seat.tasks.values()), set(seat.tasks))
         for role, queue in self.queues.items():
             assert self.at.queued(role) == len(queue)
-            assert self.at.in_flight(role) == sum(sum(s.tasks.values()) for s in self.seats.values() if s.role == role)
+            mine = [seat for seat in self.seats.values() if seat.role == role]
+            staying = [seat for seat in mine if not seat.leaving]
+            assert (self.at.roles[role].seats, self.at.staying(role)) == (len(mine), len(staying))
+            load = sum(sum(seat.tasks.values()) for seat in mine)
+            assert self.at.in_flight(role) == load
+            each = sum(seat.limit for seat in staying) / len(staying) if staying else WIDTHS[role]
+            assert self.at.fill(role) * each == pytest.approx(load + sum(task.weight for task in queue))
+            spare = [self.seats[worker] for worker in self.at.spare(role, len(mine))]
+            assert [seat.limit - seat.room for seat in spare] == sorted(seat.limit - seat.room for seat in staying)
 
     def teardown(self):
         """Everybody serves again: every task gets its turn and ends, and nothing is left of it."""

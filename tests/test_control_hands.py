@@ -21,17 +21,21 @@ from fr3e_async.control.messages import (
     Assign,
     Branch,
     Delivered,
+    Dismiss,
     Due,
     Event,
+    Hire,
     Judged,
     Lost,
+    Move,
     Refused,
-    Replace,
+    Release,
     Sample,
     Score,
     Send,
-    Unreplaced,
+    Unhired,
     Wait,
+    Want,
     Withdraw,
     WorkerDown,
     WorkerUp,
@@ -68,7 +72,8 @@ class Loop:
         self.publisher = Publisher(ack_timeout_s=0.1, clock=lambda: 0.0)
         self.tasks: set[asyncio.Task[None]] = set()
         self.hands = Hands(
-            self.crew, self.publisher, self.shelf, emit=self.events.append, spawn=self._spawn, note=self.notes.append
+            self.crew, self.publisher, self.shelf, emit=self.events.append, spawn=self._spawn,
+            note=lambda text, kind, **fields: self.notes.append(text),
         )  # fmt: skip
 
     async def _start(self, role: str) -> Any:
@@ -195,6 +200,42 @@ def test_withdrawn_tasks_end_uncounted_and_those_that_are_done_as_they_are():
     assert (lost.task, lost.reason, lost.counted) == (2, "withdrawn", False)
 
 
+def test_a_task_that_is_withdrawn_twice_ends_once():
+    """For new weights, and because its worker is to leave."""
+    loop = Loop(faults={GENERATORS: {("sample", 1): Fault.HANG}})
+    take = Withdraw(worker="generator-0", tasks=(1,))
+
+    async def story():
+        loop.hands.carry_out(sample())
+        await asyncio.sleep(0.01)
+        await loop._all(take, take)
+        await loop._all(take)
+
+    asyncio.run(story())
+    (lost,) = loop.events
+    assert isinstance(lost, Lost)
+    assert (lost.task, lost.counted) == (1, False)
+    assert not loop.hands._withdrawn
+
+
+def test_a_scoring_task_that_is_withdrawn_names_its_payload():
+    """Or nobody would judge those rollouts any more."""
+    loop = Loop(faults={VERIFIERS: {("judge", 1): Fault.HANG}})
+    made = loop.do(sample())[0]
+
+    async def story():
+        loop.hands.carry_out(
+            Assign(task=2, worker="verifier-0", work=Score(task=2, payload=made.payload, prompt=Q, ids=(TRUNK,), rows=(0,)))
+        )
+        await asyncio.sleep(0.01)
+        await loop._all(Withdraw(worker="verifier-0", tasks=(2,)))
+
+    asyncio.run(story())
+    lost = loop.events[-1]
+    assert isinstance(lost, Lost)
+    assert (lost.task, lost.counted, lost.scoring, lost.payload) == (2, False, True, made.payload)
+
+
 def test_a_task_that_is_withdrawn_before_it_has_begun_ends_too():
     loop = Loop()
     (lost,) = loop.do(sample(1), Withdraw(worker="generator-0", tasks=(1,)))
@@ -254,26 +295,26 @@ def test_a_loan_that_nobody_waits_for_any_more_is_given_back():
 
 # ---- workers and weights ----
 
-REPLACE = Replace(role=GENERATORS, worker="generator-0", why="it died", delay_s=0.0)
+LOST = Release(worker="generator-0", why="it died")
+HIRE = Hire(ticket=7, role=GENERATORS)
 
 
-def test_a_replacement_ends_the_old_one_and_takes_its_place():
+def test_a_lost_worker_is_ended_and_a_new_one_joins():
     loop = Loop()
-    assert loop.do(REPLACE) == [WorkerUp(role=GENERATORS, worker="generator-1")]
+    assert loop.do(LOST, HIRE) == [WorkerUp(role=GENERATORS, worker="generator-1", ticket=7)]
     assert loop.crew.names(GENERATORS) == ["generator-1"]
-    assert loop.crew.vacant == {}
-    assert loop.notes == ["generator-0 is lost and replaced: it died"]
+    assert loop.notes == ["generator-0 is lost: it died", "generator-1 has joined"]
     with pytest.raises(WorkerLost):
         asyncio.run(loop.engine.stats())
 
 
-def test_what_a_stuck_worker_had_is_given_back_at_once_and_not_after_the_wait():
+def test_what_a_stuck_worker_had_is_given_back_at_once():
     loop = Loop(faults={GENERATORS: {("sample", 1): Fault.BLOCK}})
 
     async def story():
         loop.hands.carry_out(sample())
         await asyncio.sleep(0.01)
-        loop.hands.carry_out(Replace(role=GENERATORS, worker="generator-0", why="stuck", delay_s=60.0))
+        loop.hands.carry_out(Release(worker="generator-0", why="stuck"))
         await asyncio.sleep(0.05)
         for task in loop.tasks:
             task.cancel()
@@ -281,17 +322,16 @@ def test_what_a_stuck_worker_had_is_given_back_at_once_and_not_after_the_wait():
     asyncio.run(story())
     (lost,) = loop.events  # the worker is out of service already: it is not said to be down again
     assert isinstance(lost, Lost)
-    assert loop.crew.vacant == {"generator-0": GENERATORS}
 
 
 @pytest.mark.parametrize("error", [RunFailed("no room"), WorkerLost("died while starting"), TimeoutError("too slow")])
-def test_one_that_does_not_start_is_told_and_its_place_stays_vacant(error):
+def test_one_that_does_not_start_is_told(error):
     async def start(role):
         raise error
 
     loop = Loop(start=start)
-    assert loop.do(REPLACE) == [Unreplaced(role=GENERATORS, worker="generator-0", why=str(error))]
-    assert loop.crew.vacant == {"generator-0": GENERATORS}
+    assert loop.do(HIRE) == [Unhired(ticket=7, role=GENERATORS, why=str(error))]
+    assert loop.crew.names(GENERATORS) == ["generator-0"]
 
 
 def test_a_learner_that_is_lost_meanwhile_is_no_failed_start():
@@ -299,7 +339,89 @@ def test_a_learner_that_is_lost_meanwhile_is_no_failed_start():
         raise LearnerLost("rank 0")
 
     with pytest.raises(LearnerLost):
-        Loop(start=start).do(REPLACE)
+        Loop(start=start).do(HIRE)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 60.0])
+def test_one_that_is_not_needed_any_more_is_not_waited_for_and_leaves_nothing(delay_s):
+    ended = []
+
+    async def start(role):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(role)
+            raise
+
+    loop = Loop(start=start)
+
+    async def story():
+        loop.hands.carry_out(Hire(ticket=7, role=GENERATORS, delay_s=delay_s))
+        await asyncio.sleep(0.01)
+        loop.hands.carry_out(Dismiss(ticket=7))
+        loop.hands.carry_out(Dismiss(ticket=8))  # that one is up already
+        await asyncio.wait(loop.tasks, timeout=5)
+
+    asyncio.run(story())
+    assert loop.events == []
+    assert ended == ([GENERATORS] if not delay_s else [])
+
+
+def test_a_hire_waits_for_its_turn_and_for_the_cluster():
+    """A wait of its own first, then as long as it takes; a task of the run all the time, so that the end of the run ends it."""
+    room, ended = asyncio.Event(), []
+
+    async def start(role):
+        try:
+            await room.wait()
+        except asyncio.CancelledError:
+            ended.append(role)
+            raise
+        return FakeEngineWorker("generator-1")
+
+    loop = Loop(start=start)
+
+    async def story():
+        loop.hands.carry_out(Hire(ticket=7, role=GENERATORS, delay_s=0.02))
+        await asyncio.sleep(0)
+        loop.hands.carry_out(HIRE)
+        loop.hands.carry_out(Hire(ticket=8, role=GENERATORS))
+        await asyncio.sleep(0.05)
+        assert loop.events == []
+        loop.hands._hires[8].cancel()
+        await asyncio.sleep(0)
+        room.set()
+        await asyncio.gather(*loop.tasks, return_exceptions=True)
+
+    asyncio.run(story())
+    assert [event.ticket for event in loop.events] == [7, 7]
+    assert ended == [GENERATORS]
+
+
+def test_one_that_leaves_is_ended_without_a_word_to_the_machine():
+    loop = Loop()
+    assert loop.do(Release(worker="explorer-0", why="the pool is made smaller", lost=False)) == []
+    assert loop.crew.names(EXPLORERS) == []
+    assert loop.notes == ["explorer-0 has left: the pool is made smaller"]
+    with pytest.raises(WorkerLost):
+        asyncio.run(loop.explorer.stats())
+
+
+def test_an_engine_that_is_moved_keeps_its_name():
+    loop = Loop()
+    loop.do(Move(worker="explorer-0", role=GENERATORS), Move(worker="gone", role=GENERATORS))
+    assert loop.crew.names(GENERATORS) == ["generator-0", "explorer-0"]
+    assert loop.crew.names(EXPLORERS) == []
+    assert loop.crew.role("gone") == ""
+
+
+def test_the_cluster_is_told_how_many_are_wanted_and_a_person_only_of_changes():
+    loop = Loop()
+    told = []
+    loop.crew._want = lambda role, actors: told.append((role, actors))
+    loop.do(*(Want(role=GENERATORS, actors=actors) for actors in (2, 3)))
+    assert told == [(GENERATORS, 2), (GENERATORS, 3)]
+    assert loop.notes == ["generators: 3 wanted, 2 before"]
 
 
 def test_a_worker_is_down_only_once():

@@ -16,24 +16,31 @@ from fr3e_async.control.messages import (
     Answered,
     Asked,
     Assign,
+    Begun,
     Branch,
+    Busy,
     Delivered,
+    Dismiss,
     Due,
     Exported,
+    Hire,
     Judged,
+    Leaving,
     Live,
     Lost,
+    Move,
     Pressure,
     Refused,
-    Replace,
+    Release,
     Rescored,
     Sample,
     Send,
     Stopped,
     Train,
     Trained,
-    Unreplaced,
+    Unhired,
     Wait,
+    Want,
     Withdraw,
     WorkerDown,
     WorkerUp,
@@ -58,7 +65,11 @@ EVENTS = [
     Answered(task=-1, proof=False),
     WorkerUp(role="explorers", worker="explorer-3", version=-1),
     WorkerDown(worker="explorer-3", why='it said: "no"\n  and more'),
-    Unreplaced(role="explorers", worker="explorer-3", why="no room"),
+    WorkerUp(role="explorers", worker="explorer-4", ticket=9),
+    Unhired(ticket=9, role="explorers", why="no room"),
+    Begun(),
+    Leaving(worker="explorer-3", why="its node is taken away", seconds=60.0),
+    Busy(at=12.5, idle=(("generators", 0.25), ("verifiers", 1.0))),
     Pressure(worker="explorer-3", kv_used=0.97, waiting=2, preempted=1),
     Exported(version=1),
     Acked(worker="explorer-3", version=1),
@@ -121,7 +132,12 @@ def test_decisions_are_written_in_short():
         (Train(version=4, groups=("a@0", "b@1"), items=(), oldest=3), "train 4 0 a@0 b@1"),
         (Withdraw(worker="generator-0", tasks=(1, 2)), "withdraw generator-0 1 2"),
         (Withdraw(worker="generator-0", tasks=()), "withdraw generator-0"),
-        (Replace(role="generators", worker="generator-0", why="dead", delay_s=0.5), "replace generator-0 0.5"),
+        (Hire(ticket=3, role="generators", delay_s=0.5), "hire 3 generators 0.5"),
+        (Dismiss(ticket=3), "dismiss 3"),
+        (Release(worker="generator-0", why="dead"), "release generator-0 lost"),
+        (Release(worker="generator-0", why="small", lost=False), "release generator-0"),
+        (Move(worker="generator-0", role="explorers"), "move generator-0 explorers"),
+        (Want(role="generators", actors=3), "want 3 generators"),
         (Send(version=4, workers=("a", "b")), "send 4 a b"),
         (Send(version=4, workers=("a",), alone=True), "send 4 alone a"),
         (Send(version=4, workers=()), "send 4"),
@@ -148,11 +164,11 @@ def test_damage_in_the_middle_names_the_line(tmp_path):
         next(entries)
 
 
-@pytest.mark.parametrize("content", ["", '{"format": 9, "config": {}, "state": null}\n', '{"format": 1, "con'])
+@pytest.mark.parametrize("content", ["", '{"format": 1, "config": {}, "state": null}\n', '{"format": 1, "con'])
 def test_another_format_is_refused(tmp_path, content):
     path = tmp_path / "0000.jsonl"
     path.write_text(content)
-    with pytest.raises(StorageError, match="no journal of format 1"):
+    with pytest.raises(StorageError, match="no journal of format 2"):
         read_journal(path)
 
 

@@ -167,7 +167,7 @@ def test_a_lost_worker_costs_nothing_but_time(tmp_path, role):
     world = World(tmp_path, faults={role: {(CALLS[role], 3): Fault.DIE}})
     assert world.run() == "finished"
     assert world.started == [f"{role.removesuffix('s')}-{2 if role != VERIFIERS else 1}"]
-    assert world.said(f"{role.removesuffix('s')}-0 is lost and replaced")
+    assert world.said(f"{role.removesuffix('s')}-0 is lost")
     assert (world.ledger.version, world.ledger.given_up) == (8, 0)
     audited(tmp_path, world.config)
     replayed(tmp_path, world.config)
@@ -208,7 +208,7 @@ def test_an_engine_that_does_not_acknowledge_is_replaced_and_the_new_one_is_curr
     assert world.run() == "finished"
     assert world.started == ["explorer-2"]
     assert world.crew.worker("explorer-2").version == 6
-    assert world.said("explorer-0 is lost and replaced: ")
+    assert world.said("explorer-0 is lost: ")
     audited(tmp_path, world.config)
 
 
@@ -225,7 +225,7 @@ def test_a_replacement_that_does_not_start_is_tried_again(tmp_path):
     world.no_room = 2
     assert world.run() == "finished"
     assert (world.started, world.replaced()) == (["generator-2"], {GENERATORS: 1})
-    delays = [command.split()[2] for command in commands_of(world) if command.startswith("replace ")]
+    delays = [command.split()[3] for command in commands_of(world) if command.startswith("hire ")]
     assert delays == ["0.01", "0.02", "0.04"] or delays[0] == "0.01", "nobody is started at once after a failed start"
 
 

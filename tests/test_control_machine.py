@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -22,20 +23,29 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.messages import (
     Acked,
     Admitted,
+    Answered,
+    Asked,
     Assign,
+    Begun,
     Branch,
+    Busy,
     Due,
     Exported,
+    Hire,
+    Leaving,
     Live,
     Lost,
+    Move,
     Refused,
-    Replace,
+    Release,
     Sample,
     Score,
     Send,
     Stopped,
     Trained,
+    Unhired,
     Wait,
+    Want,
     Withdraw,
     WorkerDown,
     WorkerUp,
@@ -120,23 +130,28 @@ def test_laws_at_length(life):
     run_state_machine_as_test(life, settings=settings(max_examples=400, stateful_step_count=60, deadline=None))
 
 
-def plays(count: int, **fixed) -> list[Cluster]:
+def plays(count: int, *, bad: tuple[str, ...] = Cluster.BAD, often=(0.05, 0.2, 0.4), **fixed) -> list[Cluster]:
+    """``bad``: the mishaps that there are; ``often``: parts of all actions that they may be."""
     found = []
     for seed in range(count):
         rng = random.Random(seed)
         cluster = random_cluster(rng, **fixed)
-        found.append(play(cluster, rng, moves=rng.randint(10, 400), mishaps=rng.choice([0.05, 0.2, 0.4])))
+        cluster.BAD = bad
+        found.append(play(cluster, rng, moves=rng.randint(10, 400), mishaps=rng.choice(often)))
     return found
 
 
 @pytest.mark.parametrize(("update", "together", "flexible"), list(product(MODES, (False, True), (False, True))))
 def test_whatever_happens_the_run_ends_once_everything_succeeds(update, together, flexible):
-    clusters = plays(12, update=update, together=together, flexible=flexible)
+    clusters = plays(16, update=update, together=together, flexible=flexible)
     seen = sum((c.seen_kinds for c in clusters), Counter())
-    assert min(seen[kind] for kind in ("Refused", "WorkerDown", "Unreplaced", "Pressure", "Asked", "Lost", "Live", "Retire")) > 0
-    assert (seen["Withdraw"] > 0) == (update != "in_flight")
+    assert min(seen[kind] for kind in ("Refused", "WorkerDown", "Pressure", "Asked", "Lost", "Live", "Retire")) > 0
+    assert min(seen[kind] for kind in ("Busy", "Want", "Hire", "Unhired", "Leaving", "Release", "withdrawn to leave")) > 0
+    assert (min(seen["Dismiss"], seen["Move"]) > 0) == (not together)
+    assert update != "in_flight" or not seen["withdrawn for weights"]
+    assert update != "abort_retry" or seen["withdrawn for weights"]
     assert (seen["lent"] > 0) == flexible
-    assert (seen["mixed versions"] > 0) == (update == "in_flight")
+    assert update == "in_flight" or not seen["mixed versions"]
 
 
 @pytest.mark.slow
@@ -148,11 +163,26 @@ def test_whatever_happens_the_run_ends_at_length():
 @pytest.mark.parametrize(("staleness", "window"), [(0, 0), (1, 0), (1, 2), (2, 0), (2, 4), (3, 0), (3, 6)])
 def test_the_bound_is_reached_and_never_passed(staleness, window):
     """Teeth: tokens really get as old as they may."""
-    lags = Counter[int]()
+    lags, mixed = Counter[int](), 0
     for cluster in plays(25, staleness=staleness, window=window, groups=2, steps=5, update="in_flight"):
         lags += cluster.lags
+        mixed += cluster.seen_kinds["mixed versions"]
+    assert mixed > 0 or not staleness
     assert max(lags) == staleness
     assert set(lags) == set(range(staleness + 1))
+
+
+@pytest.mark.parametrize(("update", "together"), list(product(MODES, (False, True))))
+def test_workers_may_be_told_to_leave_in_every_state(update, together):
+    """Nodes go and come back, and nothing else is wrong."""
+    clusters = plays(24, bad=("leave",), often=(0.02, 0.05, 0.1), update=update, together=together, elastic=not together)
+    seen = sum((c.seen_kinds for c in clusters), Counter())
+    assert min(seen[kind] for kind in ("leaves twice", "leaves with weights on their way", "withdrawn to leave")) > 0
+    assert update == "in_flight" or min(seen[kind] for kind in ("leaves while it is paused", "withdrawn for weights")) > 0
+    assert update != "abort_retry" or seen["withdrawn twice"] > 0
+    for cluster in clusters:
+        assert not any(role.replacements for role in cluster.machine.desk.roles.values()), "one that leaves is not lost"
+        assert cluster.replay() == cluster.commands
 
 
 @pytest.mark.parametrize("window", [0, 3])
@@ -169,9 +199,14 @@ def machine_of(**fields) -> Machine:
     return Machine(config, make_strategy(config.algorithm))
 
 
-def up(machine: Machine, *workers: str, version: int = 0) -> list:
+def up(machine: Machine, *workers: str, **fields) -> list:
     """Workers by name: their role is what stands before the dash."""
-    return [c for w in workers for c in machine.handle(WorkerUp(role=w.partition("-")[0], worker=w, version=version))]
+    return [c for w in workers for c in machine.handle(WorkerUp(role=w.partition("-")[0], worker=w, **fields))]
+
+
+def begun(machine: Machine, *workers: str) -> list:
+    """These are there when the session begins; who else is wanted."""
+    return [*up(machine, *workers), *machine.handle(Begun())]
 
 
 def admit(machine: Machine, uid: str) -> list:
@@ -247,13 +282,16 @@ def test_a_withdrawn_scoring_task_is_no_attempt_either():
 
 def test_the_tasks_of_a_dead_worker_end_on_their_own_and_go_to_another_one():
     machine = machine_of()
-    up(machine, "generators-0")
+    begun(machine, "generators-0", "generators-1", "verifiers-0")
     (assign,) = admit(machine, "a")
-    (replace,) = machine.handle(WorkerDown(worker="generators-0", why="died"))
-    assert (type(replace), replace.role, replace.delay_s) == (Replace, "generators", 0.0)
-    assert machine.handle(WorkerDown(worker="generators-0", why="died")) == []
+    for ticket, worker in ((1, "generators-1"), (2, "generators-0")):
+        assert machine.handle(WorkerDown(worker=worker, why="died")) == [
+            Release(worker=worker, why="died"),
+            Hire(ticket=ticket, role="generators"),
+        ]
+        assert machine.handle(WorkerDown(worker=worker, why="died")) == []
     assert machine.handle(lost(assign.work)) == []
-    assert works(up(machine, "generators-1")) == [("generators-1", "Sample")]
+    assert works(up(machine, "generators-2", ticket=2)) == [("generators-2", "Sample")]
 
 
 def test_a_dead_workers_result_that_comes_all_the_same_counts():
@@ -389,3 +427,219 @@ def test_tasks_of_a_group_that_is_given_up_are_done_by_nobody():
     assert [type(c).__name__ for c in commands] == ["Retire"]
     assert machine.desk.queued("explorers") == 0
     assert machine.handle(WorkerUp(role="explorers", worker="e")) == []
+
+
+# ---- pools that come and go ----
+
+
+def staffed(*workers: str, **fields) -> Machine:
+    """Pools of 2 generators and 2 verifiers, or of these workers."""
+    machine = machine_of(**fields)
+    begun(machine, *(workers or ("generators-0", "generators-1", "verifiers-0")))
+    return machine
+
+
+def leaving(machine: Machine, worker: str, seconds: float = 0.0) -> list:
+    return machine.handle(Leaving(worker=worker, why="spot", seconds=seconds))
+
+
+def left(worker: str, why: str = "spot") -> Release:
+    return Release(worker=worker, why=why, lost=False)
+
+
+def test_a_run_begins_with_what_is_there_and_hires_the_rest():
+    machine = machine_of(strategy="fr3e")
+    wants = [Want(role="generators", actors=2), Want(role="explorers", actors=2), Want(role="verifiers", actors=1)]
+    hires = [Hire(ticket=1, role="generators"), Hire(ticket=2, role="explorers"), Hire(ticket=3, role="explorers")]
+    assert begun(machine, "generators-0", "verifiers-0") == [hires[0], wants[0], *hires[1:], *wants[1:]]
+    assert works(admit(machine, "a")) == [("generators-0", "Sample")] * 2, "it does not wait for them"
+
+
+def test_one_that_is_to_leave_is_replaced_at_once_ends_what_it_has_and_goes():
+    machine = staffed(staleness=3)
+    (assign,) = admit(machine, "a")
+    assert leaving(machine, assign.worker) == [
+        Hire(ticket=1, role="generators"), Wait(key=f"leave {assign.worker}", seconds=5.0)
+    ]  # fmt: skip
+    assert works([*admit(machine, "b"), *admit(machine, "c")]) == [("generators-1", "Sample")] * 2
+    assert works(admit(machine, "d")) == []
+    score, release = machine.handle(delivered(assign.work, payload=1))
+    assert (type(score.work), release) == (Score, left("generators-0"))
+    assert machine.handle(Due(key="leave generators-0")) == []
+    assert works(up(machine, "generators-2", ticket=1)) == [("generators-2", "Sample")]
+
+
+def test_one_that_has_nothing_to_do_goes_at_once():
+    assert leaving(staffed(), "generators-0") == [Hire(ticket=1, role="generators"), left("generators-0")]
+    assert leaving(staffed(), "verifiers-0") == [Hire(ticket=1, role="verifiers"), left("verifiers-0")]
+    assert leaving(staffed(), "nobody") == []
+
+
+@pytest.mark.parametrize(("notice", "limit"), [(0.0, 5.0), (120.0, 5.0), (10.0, 5.0), (3.0, 1.5)])
+def test_what_it_has_is_taken_from_it_after_half_of_the_notice(notice, limit):
+    machine = staffed()
+    (assign,) = admit(machine, "a")
+    _, wait = leaving(machine, "generators-0", notice)
+    assert wait.seconds == limit
+    for _ in range(2):  # it may be told twice, and the worker hears only once
+        assert machine.handle(Due(key=wait.key)) == [Withdraw(worker="generators-0", tasks=(assign.task,))]
+    again, release = machine.handle(lost(assign.work, counted=False))
+    assert ((again.worker, again.work.attempt), release) == (("generators-1", 1), left("generators-0"))
+    assert machine.handle(Due(key=wait.key)) == []
+
+
+def test_a_notice_that_comes_to_one_that_leaves_already_shortens_its_time():
+    machine = staffed()
+    (assign,) = admit(machine, "a")
+    leaving(machine, "generators-0")
+    (wait,) = leaving(machine, "generators-0", 2.0)
+    assert (wait.key, wait.seconds) == ("leave generators-0", 1.0)
+    assert machine.handle(Due(key=wait.key)) == [Withdraw(worker="generators-0", tasks=(assign.task,))]
+
+
+def test_one_that_dies_while_it_leaves_was_replaced_already_and_is_no_bad_sign():
+    machine = staffed()
+    admit(machine, "a")
+    leaving(machine, "generators-0")
+    assert machine.handle(WorkerDown(worker="generators-0", why="its node is gone")) == [
+        Release(worker="generators-0", why="its node is gone")
+    ]
+    assert machine.desk.roles["generators"].deaths_in_a_row == 0
+
+
+def test_an_evaluation_keeps_one_that_leaves_until_it_is_given_back():
+    machine = staffed()
+    (loan,) = machine.handle(Asked(task=-1, role="generators", weight=1))
+    _, wait = leaving(machine, loan.worker)
+    assert machine.handle(Due(key=wait.key)) == [Withdraw(worker=loan.worker, tasks=(-1,))]  # which does not end a loan
+    assert machine.handle(Answered(task=-1)) == [left(loan.worker)]
+
+
+def test_one_that_gets_weights_leaves_when_it_has_taken_them():
+    machine = staffed("generators-0", "generators-1", "verifiers-0", staleness=2)
+    trained(machine, "a")
+    assert machine.handle(Exported(version=1)) == [Send(version=1, workers=("generators-0", "generators-1"))]
+    hire, wait = leaving(machine, "generators-0")
+    assert (type(hire), machine.handle(Due(key=wait.key))) == (Hire, [])
+    assert machine.handle(Acked(worker="generators-1", version=1)) == []
+    assert machine.handle(Acked(worker="generators-0", version=1)) == [Live(version=1), left("generators-0")]
+
+
+def test_one_that_refuses_weights_while_it_leaves_is_not_replaced_twice():
+    machine = staffed("generators-0", "generators-1", "verifiers-0", staleness=2)
+    trained(machine, "a")
+    machine.handle(Exported(version=1))
+    leaving(machine, "generators-0")
+    (release,) = machine.handle(Refused(worker="generators-0", version=1, why="late"))
+    assert (release.worker, release.lost) == ("generators-0", True)
+
+
+@pytest.mark.parametrize("update", ["wait_idle", "abort_retry"])
+def test_a_paused_one_that_leaves_gets_no_weights_and_with_it_the_old_ones_go(update):
+    machine = staffed(staleness=3, update=update)
+    trained(machine, "a")
+    (assign,) = admit(machine, "b")
+    one, other = assign.worker, ({"generators-0", "generators-1"} - {assign.worker}).pop()
+    withdraw = Withdraw(worker=one, tasks=(assign.task,))
+    *first_commands, send = machine.handle(Exported(version=1))
+    assert send == Send(version=1, workers=(other,))
+    assert (withdraw in first_commands) == (update == "abort_retry")
+    _, wait = leaving(machine, one)
+    assert machine.handle(Due(key=wait.key)) == [withdraw]
+    if update == "wait_idle":
+        assert machine.handle(Due(key=f"idle 1 {one}")) == [withdraw]
+    assert machine.handle(Acked(worker=other, version=1)) == []
+    assert machine.ledger.live == 0, "it serves v0 as long as it has work"
+    again, release, live = machine.handle(lost(assign.work, counted=False))
+    assert (again.worker, release, live) == (other, left(one), Live(version=1))
+
+
+def test_a_common_hand_over_does_not_wait_for_one_that_has_left():
+    machine = staffed(staleness=3, update="wait_idle", together=True)
+    trained(machine, "a")
+    (assign,) = admit(machine, "b")
+    one, other = assign.worker, ({"generators-0", "generators-1"} - {assign.worker}).pop()
+    assert [type(c) for c in machine.handle(Exported(version=1))] == [Wait, Wait]
+    leaving(machine, one)
+    assert machine.handle(lost(assign.work, counted=False)) == [left(one), Send(version=1, workers=(other,))]
+    assert works(machine.handle(Acked(worker=other, version=1))) == [(other, "Sample")]
+
+
+def test_one_that_joins_works_only_with_the_current_weights():
+    machine = staffed("generators-0", "generators-1", "verifiers-0", staleness=3)
+    trained(machine, "a")
+    machine.handle(Exported(version=1))
+    for worker in ("generators-0", "generators-1"):
+        machine.handle(Acked(worker=worker, version=1))
+        leaving(machine, worker)
+    assert admit(machine, "b") == []
+    assert up(machine, "generators-2", ticket=1) == [Send(version=1, workers=("generators-2",), alone=True)]
+    assert works(machine.handle(Acked(worker="generators-2", version=1))) == [("generators-2", "Sample")]
+
+
+def test_hires_that_fail_are_tried_again_ever_later_and_then_end_the_run():
+    config = control_config(groups=1, strategy="grpo_pp")
+    config = replace(config, pools=replace(config.pools, replace_backoff_s=1.0, max_deaths_in_a_row=3))
+    machine = Machine(config, make_strategy(config.algorithm))
+    begun(machine, "generators-0", "verifiers-0")
+    delays = []
+    for ticket in (1, 2, 3):
+        (hire,) = machine.handle(Unhired(ticket=ticket, role="generators", why="no room"))
+        delays.append(hire.delay_s)
+    assert delays == [1.0, 2.0, 4.0]
+    with pytest.raises(RunFailed, match=r"pools\.max_deaths_in_a_row.*a new one of generators: no room"):
+        machine.handle(Unhired(ticket=4, role="generators", why="no room"))
+
+
+def grown(machine: Machine, at: float = 10.0) -> list:
+    """Looks at the pools at 8.9, 9.0 and 10.0 seconds, say; nobody is idle. What is done at the last of them."""
+    machine.handle(Busy(at=at - 1.1, idle=()))
+    assert machine.handle(Busy(at=at - 1.0, idle=())) == []
+    return machine.handle(Busy(at=at, idle=()))
+
+
+def test_a_pool_grows_while_its_tasks_wait_and_the_new_one_is_told_to_leave_when_nothing_is_left():
+    machine = staffed("generators-0", "generators-1", "verifiers-0", elastic=True, groups=3, staleness=3)
+    tasks = [c for uid in "abcdefghi" for c in admit(machine, uid)]  # 2 rollouts each, and room for 4 in each of two
+    assert (len(tasks), machine.desk.queued("generators")) == (4, 5)
+    assert grown(machine) == [
+        Hire(ticket=1, role="generators"), Hire(ticket=2, role="generators"), Want(role="generators", actors=4)
+    ]  # fmt: skip
+    tasks += up(machine, "generators-2", ticket=1)
+    assert len(tasks) == 6
+    for task in tasks:
+        machine.handle(lost(task.work, gone=True))  # none is there any more
+    while machine.desk.in_flight("generators"):
+        for task in [t for seat in machine.desk.seats.values() for t in sorted(seat.tasks)]:
+            work = next((c.work for c in tasks if c.task == task), None)
+            commands = machine.handle(lost(work)) if work is not None else machine.handle(Answered(task=task))
+            tasks += [c for c in commands if isinstance(c, Assign)]
+    assert machine.desk.queued("generators") == 0
+    idle = (("generators", 1.0),)
+    assert machine.handle(Busy(at=12.9, idle=idle)) == []
+    shrunk = machine.handle(Busy(at=13.1, idle=idle))
+    assert shrunk[0].ticket == 2, "who is not up yet is dismissed first"
+    assert shrunk[1] == Want(role="generators", actors=1)
+    assert shrunk[2:] == [left(w, "the pool is made smaller") for w in ("generators-2", "generators-1")]
+
+
+def test_an_engine_moves_to_the_pool_whose_tasks_wait_and_works_there():
+    machine = staffed(
+        "generators-0",
+        "generators-1",
+        "explorers-0",
+        "explorers-1",
+        "verifiers-0",
+        strategy="fr3e",
+        elastic=True,
+        groups=3,
+        staleness=3,
+    )
+    for uid in "abcdef":
+        admit(machine, uid)
+    idle = (("explorers", 1.0),)
+    for at in (8.9, 9.0):
+        assert machine.handle(Busy(at=at, idle=idle)) == []
+    move, *rest = machine.handle(Busy(at=10.0, idle=idle))
+    assert move == Move(worker="explorers-1", role="generators")
+    assert ("explorers-1", "Sample") in works(rest)

@@ -69,7 +69,7 @@ def require_same_end(seed: int, *, kills: int = 12, **fixed: Any) -> Counter[str
 
 @pytest.mark.parametrize("window", [0, 2])
 def test_a_killed_run_ends_like_one_that_is_not(window):
-    seen = sum((require_same_end(seed, staleness=2, groups=2, window=window) for seed in range(15)), Counter())
+    seen = sum((require_same_end(seed, staleness=2, groups=2, window=window) for seed in range(45)), Counter())
     assert min(seen["kills"], seen["killed halfway"], seen["killed in training"]) > 3, seen
 
 

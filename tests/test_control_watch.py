@@ -12,10 +12,11 @@ from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.control.crew import Crew
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import Pressure, WorkerUp
+from fr3e_async.control.messages import Busy, Leaving, Pressure, WorkerDown, WorkerUp
 from fr3e_async.control.watch import Watch
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.testing import FakeEngineWorker, FakeLearner, FakePayloads, Fault, always
+from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.testing import FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, Fault, always
 
 CALLS = {GENERATORS: "sample", EXPLORERS: "branch", VERIFIERS: "judge"}
 QUICK = {"watchdog": {"stuck_s": 0.4, "timeout_s": 20.0}, "flow": {"lease_s": 60.0}, "run": {"steps": 4}}
@@ -167,27 +168,48 @@ def test_the_diagnosis_names_engines_on_the_way_to_new_weights(tmp_path):
 
 
 class ByHand:
-    """A watch over one generator, at times that the test chooses."""
+    """A watch over one generator, at times that the test chooses; other workers may join."""
 
-    def __init__(self) -> None:
+    def __init__(self, **sections) -> None:
         self.now, self.doing = 0.0, ""
-        self.pressed: list[Pressure] = []
-        self.worker, config = FakeEngineWorker("generator-0"), loop_config()
-        machine = Machine(config, make_strategy(config.algorithm))
-        machine.handle(WorkerUp(role=GENERATORS, worker="generator-0"))
-        crew = Crew(
-            config=config, learner=FakeLearner(), payloads=FakePayloads(), start=None, workers=[(GENERATORS, self.worker)]
-        )  # fmt: skip
+        self.told: list = []
+        self.notes: list[str] = []
+        self.relocated: list[str] = []
+        self.going: dict[str, float] = {}  # nodes that will be taken away
+        config = loop_config(**sections)
+        self.machine = Machine(config, make_strategy(config.algorithm))
+        self.crew = Crew(
+            config=config,
+            learner=FakeLearner(),
+            payloads=FakePayloads(),
+            start=None,
+            draining=self._draining,
+            clock=lambda: self.now,
+        )
+        self.worker = self.join(GENERATORS, FakeEngineWorker("generator-0"))
         self.watch = Watch(
-            crew,
-            machine,
+            self.crew,
+            self.machine,
             clock=lambda: self.now,
             down=lambda name, why: None,
-            press=self.pressed.append,
+            tell=self.told.append,
             learner_busy=lambda: self.doing,
             writing=lambda: "",
-            note=lambda text: None,
+            relocate=self.relocated.append,
+            note=lambda text, kind, **fields: self.notes.append(text),
         )
+
+    async def _draining(self):
+        return self.going
+
+    def join(self, role, worker):
+        self.machine.handle(WorkerUp(role=role, worker=worker.name))
+        self.crew.add(role, worker)
+        return worker
+
+    @property
+    def pressed(self) -> list[Pressure]:
+        return [event for event in self.told if isinstance(event, Pressure)]
 
     def beat(self, **stats) -> None:
         for name, value in stats.items():
@@ -239,3 +261,93 @@ def test_an_engine_with_room_is_not_reported():
     hand.beat(kv_used=0.2)
     hand.beat(kv_used=0.84)
     assert hand.pressed == []
+
+
+ELASTIC = {"generators": {"count": 1, "max": 4}, "explorers": {"count": 1, "max": 4}}
+
+
+def test_how_much_the_pools_had_to_do_is_told_at_every_beat():
+    """A generator at work 0-4 and 5-8, another one that has just come, a verifier that judged from 6 to 8."""
+    hand = ByHand(**ELASTIC)
+    verifier = hand.join(VERIFIERS, FakeVerifier("verifier-0"))
+    hand.now = 4.0
+    hand.beat(_busy=[(0.0, 4.0)])
+    hand.join(GENERATORS, FakeEngineWorker("generator-1"))
+    hand.crew._meters[verifier.name] = BusyMeter()
+    hand.now = 6.0
+    hand.crew._meters[verifier.name].enter(6.0)
+    hand.now = 8.0
+    hand.crew._meters[verifier.name].leave(8.0)
+    hand.beat(_busy=[(5.0, 8.0)])
+    hand.now = 10.0
+    hand.beat(_busy=[])
+    assert hand.told == [
+        Busy(at=4.0, idle=((GENERATORS, 0.0), (VERIFIERS, 1.0))),
+        Busy(at=8.0, idle=((GENERATORS, 0.625), (VERIFIERS, 0.5))),
+        Busy(at=10.0, idle=((GENERATORS, 1.0), (VERIFIERS, 1.0))),
+    ]
+
+
+def test_pools_of_a_fixed_size_are_not_looked_at():
+    hand = ByHand()
+    hand.now = 4.0
+    hand.beat()
+    assert hand.told == []
+
+
+def test_what_an_engine_did_before_it_was_moved_makes_nobody_busier_than_always():
+    hand = ByHand(**ELASTIC)
+    other = hand.join(EXPLORERS, FakeEngineWorker("explorer-0"))
+    hand.machine.desk.move(other.name, GENERATORS)
+    hand.crew.move(other.name, GENERATORS)
+    hand.now = 4.0
+    other._busy = [(0.0, 4.0)]
+    hand.beat(_busy=[(0.0, 4.0)])
+    assert hand.told == [Busy(at=4.0, idle=((GENERATORS, 0.0),))]
+
+
+def test_idle_fractions_of_a_pool_that_comes_and_goes_are_of_the_time_that_its_actors_were_there():
+    """One at work from 0 to 10; three more that are there from 10 to 20 and have nothing to do; then again the one, at work."""
+    hand = ByHand(**ELASTIC)
+    hand.now = 10.0
+    hand.beat(_busy=[(0.0, 10.0)])
+    more = [hand.join(GENERATORS, FakeEngineWorker(f"generator-{n}")) for n in (1, 2, 3)]
+    hand.now = 20.0
+    hand.beat(_busy=[(10.0, 20.0)])
+    for engine in more:
+        hand.machine.handle(WorkerDown(worker=engine.name, why="gone"))
+        hand.crew.remove(engine.name)
+    hand.now = 30.0
+    hand.beat(_busy=[(20.0, 30.0)])
+    hand.now = 40.0
+    hand.watch._busy_s[GENERATORS] += 10.0  # at work since, and not told by a beat
+    assert hand.watch.utilisation()["idle/generators_fraction"] == pytest.approx(1 - 40 / (10 + 40 + 10 + 10))
+
+
+def test_workers_on_a_node_that_goes_are_told_once_and_the_learner_moves():
+    hand = ByHand()
+    verifier = hand.join(VERIFIERS, FakeVerifier("verifier-0"))
+    hand.worker.node, verifier.node, hand.crew.learner.nodes = "a", "b", ["c", "d"]
+    hand.beat()
+    assert (hand.told, hand.notes) == ([], [])
+    hand.going = {"a": 30.0}
+    hand.beat()
+    hand.beat()
+    assert hand.told == [Leaving(worker="generator-0", why="its node is taken away", seconds=30.0)]
+    assert hand.notes == ["the node of generator-0 will be taken away in 30 s"]
+    hand.going = {"b": 0.0, "d": 0.0}
+    hand.beat()
+    assert hand.told[1:] == [Leaving(worker="verifier-0", why="its node is taken away", seconds=0.0)]
+    assert hand.notes[1:] == ["the node of verifier-0 will be taken away"]
+    assert hand.relocated == ["a node of the learner group will be taken away"]
+
+
+def test_a_cluster_that_does_not_say_in_time_which_nodes_go_holds_up_no_beat():
+    hand = ByHand(observe={"heartbeat_s": 0.02})
+
+    async def never():
+        await asyncio.Event().wait()
+
+    hand.crew._draining = never
+    hand.beat()
+    assert hand.told == []

@@ -71,7 +71,8 @@ def test_too_few_resources_name_the_sum_and_the_settings() -> None:
 
 
 def test_gpus_and_custom_resources_are_checked_too() -> None:
-    seven = config(base="paper/qwen2.5-7b")
+    fixed = [f"{pool}.{bound}=0" for pool in ("generators", "explorers", "verifiers") for bound in ("min", "max")]
+    seven = config(*fixed, base="paper/qwen2.5-7b")
     plenty = {"CPU": 1000, "GPU": 24, "engine": 16, "verifier": 4, "learner": 8}
     check_resources(seven, plenty)
     with pytest.raises(ConfigError, match=r"24 GPUs needed .* offers 23; lower .*generators\.gpus or .*learner\.gpus$"):

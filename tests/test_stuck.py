@@ -100,7 +100,7 @@ def events(run: Path) -> list[str]:
 
 
 def replacements(run: Path) -> list[str]:
-    return [text for text in events(run) if " is lost and replaced" in text]
+    return [text for text in events(run) if " is lost" in text]
 
 
 @pytest.mark.timeout(360)

@@ -238,6 +238,7 @@ def test_a_run_is_told_of_them_once_it_has_a_console(cli: Cli, policy: str, kept
     train = write_rows(cli.folder / "train.jsonl", *ROWS, '{"problem": "4+1", "answer": "the empty set"}')
     arguments = [*TOY, f"model.path={model}", f"data.train={train}", "data.heldout=", f"data.on_string_gold={policy}"]
     with Session.prepare(load_config(arguments)) as session:
-        (note,) = session._notes
+        ((kind, note),) = session._notes
         assert "train.jsonl:4 (not mathematics)" in note
+        assert kind == ("data_dropped" if policy == "drop" else "note")
         assert len(session._datasets.train) == kept

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
+from ray.util.placement_group import PlacementGroup
+
 from fr3e_async.actors.proxies import RayEngine, RayLearner
 from fr3e_async.control.ports import TrainRow, WorkerLost
 from fr3e_async.errors import LearnerLost, RunFailed
@@ -23,9 +25,18 @@ T = TypeVar("T")
 class NativeLearner(RayLearner):
     """Ports ``LearnerPort`` and ``DirectTransfer``."""
 
-    def __init__(self, ranks: Sequence[Any], placement_group: Any, *, bucket_bytes: int, backend: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[Any],
+        placement_group: PlacementGroup,
+        *,
+        bucket_bytes: int,
+        backend: str,
+        timeout_s: float,
+        nodes: Sequence[str] = (),
+    ) -> None:
         """``backend``: "nccl" or "gloo". ``timeout_s``: for the group to meet, and for one hand-over."""
-        super().__init__(ranks, placement_group, bucket_bytes=bucket_bytes)
+        super().__init__(ranks, placement_group, bucket_bytes=bucket_bytes, nodes=nodes)
         self._backend, self._timeout = backend, timeout_s
         self._members: list[str] = []
         self._layout: tuple[Any, ...] = ()

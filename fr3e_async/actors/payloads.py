@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import ray
 from ray.exceptions import RayError
@@ -30,6 +32,11 @@ class RayPayloads:
             raise RunFailed(
                 f"the object store takes no more rollouts ({type(error).__name__}); raise ray.object_store_gib"
             ) from error
+
+    def fetch(self, payloads: Sequence[Payload], *, timeout_s: float) -> None:
+        """Ray takes a copy on another node for the object itself when the node that made it is gone."""
+        if payloads:
+            ray.wait(list(payloads), num_returns=len(payloads), timeout=timeout_s, fetch_local=True)
 
     def probe(self) -> bool:
         return bool(ray.get(ray.put(np.ones(PROBE_BYTES, dtype=np.uint8))).all())

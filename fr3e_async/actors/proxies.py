@@ -19,6 +19,7 @@ from ray.exceptions import (
     RayError,
     TaskCancelledError,
 )
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from fr3e_async.actors import watch
 from fr3e_async.actors.learner import Pick
@@ -68,8 +69,10 @@ def _last_line(error: BaseException) -> str:
 class RayEngine:
     """Port ``EngineWorker``. Payloads are the second return value: owned by the caller, so they outlive the actor."""
 
-    def __init__(self, name: str, actor: Any) -> None:
-        self.name, self.actor = name, actor
+    def __init__(self, name: str, actor: Any, *, node: str = "", place: PlacementGroup | None = None) -> None:
+        """``place``: that holds the actor's resources, and is given back with it."""
+        self.name, self.actor, self.node = name, actor, node
+        self._place = place
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
@@ -108,13 +111,15 @@ class RayEngine:
 
     async def close(self) -> None:
         ray.kill(self.actor)
+        if self._place is not None:
+            remove_placement_group(self._place)
 
 
 class RayVerifier:
     """Port ``VerifierWorker``."""
 
-    def __init__(self, name: str, actor: Any) -> None:
-        self.name, self.actor = name, actor
+    def __init__(self, name: str, actor: Any, *, node: str = "") -> None:
+        self.name, self.actor, self.node = name, actor, node
 
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         golds, texts = [p.gold for p in prompts], [p.text for p in prompts]
@@ -133,9 +138,12 @@ class RayVerifier:
 class RayLearner:
     """Port ``LearnerPort``: shards a batch over the ranks by group and load, and lets them act together."""
 
-    def __init__(self, ranks: Sequence[Any], placement_group: Any, *, bucket_bytes: int) -> None:
+    def __init__(
+        self, ranks: Sequence[Any], placement_group: PlacementGroup, *, bucket_bytes: int, nodes: Sequence[str] = ()
+    ) -> None:
         """``bucket_bytes``: about how much of the weights is gathered, sent and fetched at once."""
         self._ranks, self._placement_group = list(ranks), placement_group
+        self.nodes = nodes
         self._bucket_bytes = bucket_bytes
         self._exported: WeightBundle | None = None
 
@@ -206,7 +214,7 @@ class RayLearner:
     async def close(self) -> None:
         for rank in self._ranks:
             ray.kill(rank)
-        ray.util.remove_placement_group(self._placement_group)
+        remove_placement_group(self._placement_group)
 
     async def _together(self, calls: Sequence[Awaitable[T]]) -> list[T]:
         """All ranks or none: the first death ends the wait, since the others would hang in a collective.

@@ -39,6 +39,10 @@ class Watched:
 
     _loop: asyncio.AbstractEventLoop | None = None
 
+    def node(self) -> str:
+        """Id of the node that this process runs on. Answers as soon as the process is there."""
+        return ray.get_runtime_context().get_node_id()
+
     def stacks(self) -> str:
         """Where the threads of this process stand, and the tasks of its event loop; the innermost call comes last."""
         parts = [*thread_stacks(), *(task_stacks(self._loop) if self._loop is not None else ())]

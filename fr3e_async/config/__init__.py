@@ -113,6 +113,12 @@ class Config:
             f"weights.transfer=native with engine.dtype={self.engine.dtype} and learner.dtype={self.learner.dtype}: the weights "
             "travel as they are; set one precision, or weights.transfer=object_store",
         )
+        growing = [path for pool, path in ((self.generators, "generators"), (self.explorers, "explorers")) if pool.elastic]
+        require(
+            self.weights.transfer != "native" or not growing,
+            f"weights.transfer=native with {' and '.join(growing)} that come and go ({growing[0] if growing else ''}.min, .max): its "
+            "group has fixed members; set weights.transfer=object_store, or min and max to 0",
+        )
 
     @property
     def context_length(self) -> int:

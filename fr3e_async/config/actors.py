@@ -9,7 +9,17 @@ from fr3e_async.config.deepspeed import check_ds_config
 from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
 
 # vLLM arguments that decide what a log-prob means: with others the importance weights would be silently wrong.
-OURS = ("logprobs_mode", "max_logprobs", "worker_extension_cls", "generation_config", "model", "revision", "skip_tokenizer_init")
+OURS = (
+    "logprobs_mode",
+    "max_logprobs",
+    "worker_extension_cls",
+    "generation_config",
+    "model",
+    "revision",
+    "skip_tokenizer_init",
+    "trust_remote_code",
+    "load_format",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +58,47 @@ class EngineConfig:
         )
 
 
+class Elastic:
+    """What pools of actors that come and go have in common."""
+
+    count: int
+    min: int
+    max: int
+
+    @property
+    def least(self) -> int:
+        return self.min or self.count
+
+    @property
+    def most(self) -> int:
+        return self.max or self.count
+
+    @property
+    def elastic(self) -> bool:
+        return self.least < self.most
+
+    def check_bounds(self, path: str) -> None:
+        require_at_least_0(path, count=self.count, min=self.min, max=self.max)
+        require(
+            self.least <= self.count <= self.most,
+            f"{path}.count must be from {path}.min to {path}.max, got {self.count} with min {self.min} and max {self.max} (0: as count)",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class EnginePoolConfig:
-    count: int = knob(1, "actors (engines) of this role")
+class EnginePoolConfig(Elastic):
+    count: int = knob(1, "actors (engines) of this role that a run asks for when it begins")
+    min: int = knob(0, "actors that a run waits for before it begins, and keeps; 0: count")
+    max: int = knob(0, "actors that the pool may grow to while tasks wait for one; 0: count")
     cpus: float = knob(1.0, "Ray CPUs of one actor")
     gpus: int = knob(0, "GPUs of one actor; also its tensor-parallel size")
     resources: dict[str, float] = knob({}, "custom Ray resources of one actor, to place the role on certain nodes")
+    labels: dict[str, str] = knob({}, "labels of the nodes that the role may be placed on, such as ray.io/market-type: spot")
     rollouts_in_flight: int = knob(256, "rollouts given to one actor at once; more wait in the control loop", "rollouts")
 
     def check(self, path: str) -> None:
-        require_at_least_0(path, count=self.count, cpus=self.cpus, gpus=self.gpus)
+        self.check_bounds(path)
+        require_at_least_0(path, cpus=self.cpus, gpus=self.gpus)
         require_positive(path, rollouts_in_flight=self.rollouts_in_flight)
 
 
@@ -73,6 +114,20 @@ class PoolsConfig:
     )
     kv_low: float = knob(0.85, "part below which it is given a few more again, up to rollouts_in_flight")
     least_in_flight: int = knob(4, "rollouts that an engine is given at once whatever its cache says", "rollouts")
+    grow_after_s: float = knob(
+        10.0,
+        "tasks must have waited for an actor all this time before their pool grows (or gets actors that another one can spare)",
+        "s",
+    )
+    shrink_after_s: float = knob(300.0, "a pool must have had actors to spare all this time before it gives some up", "s")
+    busy_target: float = knob(
+        0.8, "part of the time that actors are to be at work: a pool gives up what it does not need for that"
+    )
+    drain_timeout_s: float = knob(
+        300.0,
+        "time for an actor that leaves to end its tasks; others get what is left. At most half of the notice that a node gives",
+        "s",
+    )
     max_deaths_in_a_row: int = knob(5, "workers of a role that may die one after another without finishing a task")
     replace_backoff_s: float = knob(
         1.0, "wait before a worker is replaced that had done nothing; doubled for each further one", "s"
@@ -80,9 +135,11 @@ class PoolsConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            "pools", kv_low=self.kv_low, least_in_flight=self.least_in_flight, max_deaths_in_a_row=self.max_deaths_in_a_row
+            "pools", kv_low=self.kv_low, least_in_flight=self.least_in_flight, max_deaths_in_a_row=self.max_deaths_in_a_row,
+            shrink_after_s=self.shrink_after_s, drain_timeout_s=self.drain_timeout_s,
         )  # fmt: skip
-        require_at_least_0("pools", replace_backoff_s=self.replace_backoff_s)
+        require_at_least_0("pools", replace_backoff_s=self.replace_backoff_s, grow_after_s=self.grow_after_s)
+        require(0 < self.busy_target <= 1, f"pools.busy_target must be in (0, 1], got {self.busy_target}")
         require(
             self.kv_low < self.kv_high <= 1,
             f"pools.kv_high must be in (pools.kv_low, 1], got {self.kv_high} with kv_low {self.kv_low}",
@@ -90,10 +147,13 @@ class PoolsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifierPoolConfig:
-    count: int = knob(1, "verifier actors")
+class VerifierPoolConfig(Elastic):
+    count: int = knob(1, "verifier actors that a run asks for when it begins")
+    min: int = knob(0, "actors that a run waits for before it begins, and keeps; 0: count")
+    max: int = knob(0, "actors that the pool may grow to while tasks wait for one; 0: count")
     cpus: float = knob(1.0, "Ray CPUs of one actor")
     resources: dict[str, float] = knob({}, "custom Ray resources of one actor")
+    labels: dict[str, str] = knob({}, "labels of the nodes that the role may be placed on")
     workers: int = knob(2, "killable processes of one actor", "processes")
     cpu_limit_s: float = knob(2.0, "CPU time for one answer; beyond it the verdict is unknown", "s")
     wall_limit_s: float = knob(10.0, "wall time for one answer; beyond it the process is killed", "s")
@@ -119,6 +179,7 @@ class VerifierPoolConfig:
             wall_limit_s=self.wall_limit_s, memory_gib=self.memory_gib, max_answer_chars=self.max_answer_chars,
             decimal_digits=self.decimal_digits,
         )  # fmt: skip
+        self.check_bounds("verifiers")
         require_at_least_0("verifiers", cpus=self.cpus)
 
 
@@ -128,6 +189,10 @@ class LearnerConfig:
     cpus: float = knob(1.0, "Ray CPUs of one rank")
     gpus: int = knob(0, "GPUs of one rank: 0 (gloo) or 1 (NCCL)")
     resources: dict[str, float] = knob({}, "custom Ray resources of one rank")
+    labels: dict[str, str] = knob({}, "labels of the nodes that ranks may be placed on, such as ray.io/market-type: on-demand")
+    placement: Literal["pack", "strict_pack", "spread", "strict_spread"] = knob(
+        "pack", "ranks on as few nodes as possible; on one; on as many as possible; each on another one"
+    )
     threads: int = knob(1, "CPU threads of one rank (CPU only)")
     zero_stage: int = knob(0, "DeepSpeed ZeRO stage, 0 to 3")
     dtype: Literal["float32", "bfloat16"] = knob("float32", "training precision")

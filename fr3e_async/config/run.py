@@ -79,6 +79,7 @@ class ObserveConfig:
         "auto", "progress view; auto: live on a terminal, plain lines elsewhere"
     )
     tensorboard: bool = knob(True, "write TensorBoard events into the run directory")
+    prometheus: bool = knob(True, "hand metrics to Ray, on whose nodes Prometheus may read them (docs/operations.md)")
     heartbeat_s: float = knob(2.0, "how often actors are asked for their state", "s")
     journal: bool = knob(True, "write every event and decision of the control loop into journal/, for replay and simulation")
     verbose: bool = knob(False, "let the logs of Ray, vLLM and DeepSpeed through to the console as well as to files")
@@ -110,11 +111,22 @@ class RayConfig:
     autoscaling: bool = knob(
         False, "the cluster grows on demand: actors may wait for nodes instead of being refused for lack of resources"
     )
+    request: bool = knob(
+        True,
+        "tell the autoscaler at once of all actors that are wanted (ray.autoscaling); false where several runs share a cluster, "
+        "since each such request takes the place of the one before",
+    )
+    room_timeout_s: float = knob(
+        1800.0,
+        "time for the cluster to find room for the actors that a run waits for before it begins, nodes that come up included",
+        "s",
+    )
     num_cpus: int = knob(0, "CPUs that a local cluster offers; 0: as many as the actors need, at least the machine's")
     object_store_gib: float = knob(0.5, "shared memory of a local cluster", "GiB")
 
     def __post_init__(self) -> None:
         require_at_least_0("ray", num_cpus=self.num_cpus)
+        require_positive("ray", room_timeout_s=self.room_timeout_s)
         require(self.object_store_gib >= 0.075, f"ray.object_store_gib must be at least 0.075, got {self.object_store_gib}")
 
 

@@ -1,7 +1,7 @@
 """The loop of a run: feeds events to the machine and has its commands carried out. Nobody waits at a barrier.
 
     prompts ─► _fill ──Admitted──►┌─────────┐──Assign──► hands ──► generators, explorers, verifiers ─┐
-                                  │         │──Send, Replace, Wait ─► hands ─────────────────────────┤  each command runs as
+                                  │         │──Send, Hire, Wait … ─► hands ──────────────────────────┤  each command runs as
       one consumer, _pump: waits  │ machine │──Train──► _train ──► learner ──Trained, Exported───────┤  its own task and
       for the next event only     │         │──Rescore─► _rescore ──► learner ───────────────────────┤  ends in an event
                                   └─────────┘◄───────────────────────── events ◄─────────────────────┘
@@ -26,9 +26,12 @@ from fr3e_async.control.journal import Journal
 from fr3e_async.control.machine import Machine
 from fr3e_async.control.messages import (
     Admitted,
+    Begun,
+    Busy,
     Command,
     Event,
     Exported,
+    Leaving,
     Live,
     Pressure,
     Rescore,
@@ -37,18 +40,19 @@ from fr3e_async.control.messages import (
     Stopped,
     Train,
     Trained,
-    Unreplaced,
     WorkerUp,
 )
 from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TaskLost, TrainRow, Trunk
 from fr3e_async.control.progress import Cut, Progress, cut_of
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.saving import Saver
+from fr3e_async.control.side import on_the_side
 from fr3e_async.control.tally import Tally
 from fr3e_async.control.turns import Turns
+from fr3e_async.control.vitals import vitals_of
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
-from fr3e_async.errors import RunFailed
+from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.observe.books import Books
 
 T = TypeVar("T")
@@ -75,6 +79,7 @@ class Controller:
         session: int = 0,
         payloads: dict[int, tuple[str, Payload]] | None = None,
         engine_version: int = 0,
+        learner_restarts: int = 0,
     ) -> None:
         """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
         weights in the engines; -1: whatever they are, they are to be given the newest ones."""
@@ -98,12 +103,16 @@ class Controller:
             machine,
             clock=clock,
             down=self._hands.down,
-            press=self._emit,
+            tell=self._emit,
             learner_busy=lambda: self._turns.does,
             writing=lambda: self._saver.writes,
+            relocate=self._relocate,
             note=reporter.note,
         )
         self._stop_reason = ""
+        self._relocating = ""  # why the learner group is to be made anew elsewhere
+        self._saved, self._saved_at = machine.ledger.version, clock()
+        self._learner_restarts = learner_restarts
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
         self._measured_first = asyncio.Event()  # set once the first accuracy is known: until then weights stay at v0
@@ -159,6 +168,7 @@ class Controller:
                 self._fill()
 
     def _begin(self) -> None:
+        self._tell()
         state, wall = self.machine.ledger.state(), self._clock()
         self._books.begin(
             session=self._session,
@@ -174,8 +184,7 @@ class Controller:
         for role in ROLES:
             for name in self._crew.names(role):
                 self._feed(WorkerUp(role=role, worker=name, version=self._engine_version))
-        for name, role in list(self._crew.vacant.items()):
-            self._feed(Unreplaced(role=role, worker=name, why="the learner was lost before it was replaced"))
+        self._feed(Begun())
         self._evaluate_if_due(state.version)
         self._fill()
 
@@ -206,8 +215,10 @@ class Controller:
             raise
         if self._journal is not None:
             self._journal.write(event, commands, self._clock())
-        if not isinstance(event, Admitted | WorkerUp | Pressure):  # a full engine says so at every heartbeat
+        if not isinstance(event, Admitted | WorkerUp | Begun | Pressure | Busy):  # these come though nothing moves
             self.watch.progress()
+        if isinstance(event, Leaving):
+            self._spawn(self._shelter())
         if isinstance(event, Trained):
             self._books.trained(event.version)
         for command in commands:
@@ -316,7 +327,9 @@ class Controller:
             version, {**taken, **queues, **rates, **self.watch.utilisation(), **self.progress.take_step_metrics()}
         )
         every = self._config.run.checkpoint_every
-        if every and version % every == 0 and version < self._config.run.steps:
+        if self._relocating:
+            self._spawn(self._leave_nodes(self._relocating))
+        elif every and version % every == 0 and version < self._config.run.steps:
             self._spawn(self._checkpoint(self._cut()))
         self._evaluate_if_due(version)
 
@@ -329,10 +342,33 @@ class Controller:
         cut = cut_of(ledger=state, stream=self._stream.state(), progress=self.progress, now=self._clock())
         return cut, {key: self._shelf[key] for key in sorted(state.payloads)}
 
+    # ---- nodes that will be taken away ----
+
+    async def _shelter(self) -> None:
+        """Rollouts that lie on a node that goes are fetched to this one, as far as there is room."""
+        payloads = self._shelf.payloads()
+        await on_the_side(lambda: self._crew.payloads.fetch(payloads, timeout_s=self._config.pools.drain_timeout_s))
+
+    def _relocate(self, why: str) -> None:
+        """The learner group must leave its nodes: after the batch in training, from a checkpoint of its own."""
+        if not self._relocating:
+            self._relocating = why
+            if not self.machine.ledger.training:
+                self._spawn(self._leave_nodes(why))
+
+    async def _leave_nodes(self, why: str) -> None:
+        if self.machine.ledger.version > self._saved:
+            await self._checkpoint(self._cut())
+        raise LearnerLost(why)
+
     async def _checkpoint(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
         final, spent = await self._saver.save(*taken)
+        self._saved, self._saved_at = max(self._saved, taken[0].version), self._clock()
         self.progress.times |= spent
-        self._reporter.note(f"checkpoint {final.name} in {spent['time/checkpoint_s']:.1f} s")
+        took = spent["time/checkpoint_s"]
+        self._reporter.note(
+            f"checkpoint {final.name} in {took:.1f} s", "checkpoint_written", version=taken[0].version, seconds=round(took, 3)
+        )
 
     # ---- evaluation ----
 
@@ -347,11 +383,12 @@ class Controller:
         try:
             result = await self._evaluator.run(label, lend=self._hands.lend, on_progress=self.watch.progress)
         except TaskLost as error:  # training goes on without it
-            self._reporter.note(f"evaluation {label!r} is given up: {error}")
+            self._reporter.note(f"evaluation {label!r} is given up: {error}", "evaluation_lost", version=version)
             return
         self.progress.measured(label, result)
         low, high = result.interval
-        self._reporter.note(f"held-out accuracy, {label}: {result.accuracy:.3f} [{low:.3f}, {high:.3f}] at v{version}")
+        text = f"held-out accuracy, {label}: {result.accuracy:.3f} [{low:.3f}, {high:.3f}] at v{version}"
+        self._reporter.note(text, "evaluation", version=version)
 
     def _evaluate_if_due(self, version: int) -> None:
         """Also when a session begins: an evaluation that a kill cut short is made, with the weights of its version."""
@@ -392,9 +429,18 @@ class Controller:
         while True:
             await asyncio.sleep(self._config.observe.heartbeat_s)
             await self.watch.beat()
+            self._tell()
             self._emit_nothing()  # the wall limit may be reached
             if self._journal is not None:
                 self._journal.flush()
+
+    def _tell(self) -> None:
+        """Who watches the run of its state."""
+        vitals = vitals_of(
+            config=self._config, machine=self.machine, watch=self.watch, progress=self.progress, now=self._clock(),
+            saved_version=self._saved, saved_at=self._saved_at, learner_restarts=self._learner_restarts,
+        )  # fmt: skip
+        self._reporter.beat(vitals)
 
 
 def _first_failure(group: BaseExceptionGroup) -> BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from fr3e_async.config import Config
@@ -31,7 +31,7 @@ ROLES = (GENERATORS, EXPLORERS, VERIFIERS)
 
 
 class Crew:
-    """Workers by name and role, and the learner. ``explorers`` are none where the strategy does not branch."""
+    """Workers by name and role, and the learner. There are no explorers where the strategy does not branch."""
 
     def __init__(
         self,
@@ -41,23 +41,26 @@ class Crew:
         payloads: PayloadStore,
         start: Callable[[str], Awaitable[Worker]],
         workers: Iterable[tuple[str, Worker]] = (),
+        want: Callable[[str, int], None] | None = None,
+        draining: Callable[[], Awaitable[Mapping[str, float]]] | None = None,
         clock: Clock = time.time,
     ) -> None:
-        """``start``: a new worker of a role. ``workers``: (role, worker) of those that are up: as many as there should be."""
+        """``start``: a new worker of a role, once there is room for it; cancelled, it leaves nothing behind. ``workers``: (role,
+        worker) of those that are up. ``want``: told how many workers a role is to have. ``draining``: nodes that will be taken
+        away, and in how many seconds (0: nobody knows)."""
         self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
+        self._want, self._draining = want, draining
         self._clock = clock
         self._meters: dict[str, BusyMeter] = {}  # of the verifiers: engines keep their own
         self._engines: dict[str, EngineWorker] = {}
         self._verifiers: dict[str, VerifierWorker] = {}
         self._roles: dict[str, str] = {}
-        self.vacant: dict[str, str] = {}  # worker that is gone -> its role, until another one has taken its place
         for role, worker in workers:
             self.add(role, worker)
 
     # ---- who is there ----
 
-    def add(self, role: str, worker: Worker, *, place_of: str = "") -> None:
-        self.vacant.pop(place_of, None)
+    def add(self, role: str, worker: Worker) -> None:
         self._roles[worker.name] = role
         if role == VERIFIERS:
             self._verifiers[worker.name] = cast(VerifierWorker, worker)
@@ -65,9 +68,20 @@ class Crew:
             self._engines[worker.name] = cast(EngineWorker, worker)
 
     def remove(self, name: str) -> Worker | None:
-        if role := self._roles.pop(name, ""):
-            self.vacant[name] = role
+        self._roles.pop(name, None)
         return self._engines.pop(name, None) or self._verifiers.pop(name, None)
+
+    def move(self, name: str, role: str) -> None:
+        if name in self._roles:
+            self._roles[name] = role
+
+    def want(self, role: str, actors: int) -> None:
+        if self._want is not None:
+            self._want(role, actors)
+
+    async def draining(self) -> Mapping[str, float]:
+        """Nodes that will be taken away -> seconds until then; 0: nobody knows."""
+        return {} if self._draining is None else await self._draining()
 
     def role(self, name: str) -> str:
         """Empty for a worker that is not there any more."""

@@ -3,6 +3,7 @@
     put ─► queue of the role ─► place ─► Placed(task, worker)         a seat has room for weight ``limit`` at once
     end ─► room again                                                 press ─► the seat's limit falls or grows (AIMD)
     seat_up, seat_down, hold, release ─► seats come, go, get nothing for a while
+    drain, gone, move ─► a seat gets nothing any more, is given up, belongs to the other engine role
 
 A task goes to the seat of its role with the most room; to the worker that holds its prefix if that is not much fuller; with
 flexible roles to a seat of the other engine role that is much emptier, while that role has nothing waiting itself. Older
@@ -21,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fr3e_async.config import PoolsConfig
-from fr3e_async.control.messages import Replace, Work
+from fr3e_async.control.messages import Work
 from fr3e_async.errors import RunFailed
 
 GENERATORS, EXPLORERS, VERIFIERS = "generators", "explorers", "verifiers"
@@ -54,6 +55,7 @@ class Seat:
     load: int = 0
     tasks: set[int] = field(default_factory=set)
     held: bool = False  # gets nothing while its weights change
+    leaving: bool = False  # gets nothing any more
     up: bool = True
     proven: bool = False  # it has finished a task
     stamp: int = 0  # of its newest entry in the heap
@@ -62,6 +64,11 @@ class Seat:
     def room(self) -> int:
         return self.limit - self.load
 
+    @property
+    def open(self) -> bool:
+        """May be given tasks."""
+        return self.up and not self.held and not self.leaving
+
 
 @dataclass(slots=True)
 class Role:
@@ -69,6 +76,7 @@ class Role:
     queue: list[tuple[int, int, int, Task]] = field(default_factory=list)
     rooms: list[tuple[int, int, int, Seat]] = field(default_factory=list)  # most room first
     waiting: int = 0  # tasks queued
+    waiting_weight: int = 0  # of these
     seats: int = 0
     deaths_in_a_row: int = 0  # workers that died before they finished a task, or did not start
     replacements: int = 0
@@ -99,6 +107,21 @@ class Dispatcher:
         seat = self.seats.get(worker)
         return tuple(sorted(seat.tasks)) if seat else ()
 
+    def staying(self, role: str) -> int:
+        """Workers of the role that are not about to leave."""
+        return sum(seat.role == role and not seat.leaving for seat in self.seats.values())
+
+    def fill(self, role: str) -> float:
+        """Workers that it would take to have all of the role's tasks at once."""
+        limits = [seat.limit for seat in self.seats.values() if seat.role == role and not seat.leaving]
+        each = sum(limits) / len(limits) if limits else self.roles[role].width
+        return (self.in_flight(role) + self.roles[role].waiting_weight) / max(each, 1)
+
+    def spare(self, role: str, count: int) -> list[str]:
+        """So many workers of the role with the least to do; the newest of those that have alike."""
+        staying = [seat for seat in reversed(self.seats.values()) if seat.role == role and not seat.leaving]
+        return [seat.worker for seat in sorted(staying, key=lambda seat: seat.load)[:count]]
+
     # ---- tasks ----
 
     def put(self, task: Task) -> None:
@@ -106,6 +129,7 @@ class Dispatcher:
         heapq.heappush(role.queue, (task.priority, task.age, next(self._order), task))
         self._queued[task.number] = task
         role.waiting += 1
+        role.waiting_weight += task.weight
 
     def end(self, number: int, *, proof: bool) -> str:
         """A task is over, or not wanted any more; the worker that had it, or "". ``proof``: the worker has done it."""
@@ -128,6 +152,7 @@ class Dispatcher:
         task = self._queued.pop(number, None)
         if task is not None:  # its entry in the heap is stale now
             self.roles[task.role].waiting -= 1
+            self.roles[task.role].waiting_weight -= task.weight
         return task is not None
 
     def place(self) -> list[tuple[Task, str]]:
@@ -145,8 +170,7 @@ class Dispatcher:
                 if seat is None:
                     break
                 heapq.heappop(role.queue)
-                del self._queued[task.number]
-                role.waiting -= 1
+                self.drop(task.number)
                 self._at[task.number] = (seat, task.weight)
                 seat.load += task.weight
                 seat.tasks.add(task.number)
@@ -173,7 +197,7 @@ class Dispatcher:
         return best if best.room >= task.weight or best.load == 0 else None
 
     def _takes(self, seat: Seat, role: str) -> bool:
-        return not seat.held and (seat.role == role or (seat.role == OTHER.get(role) and self._lends(role)))
+        return seat.open and (seat.role == role or (seat.role == OTHER.get(role) and self._lends(role)))
 
     def _lends(self, role: str) -> bool:
         """May this role's tasks go to the other engine role? Not while that has tasks waiting."""
@@ -184,19 +208,19 @@ class Dispatcher:
         rooms = self.roles[role].rooms
         while rooms:
             _, _, stamp, seat = rooms[0]
-            if seat.up and not seat.held and stamp == seat.stamp:
+            if seat.open and stamp == seat.stamp:
                 return seat
             heapq.heappop(rooms)
         return None
 
     def _offer(self, seat: Seat) -> None:
         """Its newest entry in the heap; older ones are stale from now on."""
-        if seat.up and not seat.held:
+        if seat.open:
             role = self.roles[seat.role]
             seat.stamp = next(self._order)
             heapq.heappush(role.rooms, (-seat.room, seat.stamp, seat.stamp, seat))
             if len(role.rooms) > STALE * role.seats:  # those of little room may never come to the top
-                role.rooms = [entry for entry in role.rooms if entry[3].up and entry[2] == entry[3].stamp]
+                role.rooms = [entry for entry in role.rooms if entry[3].open and entry[2] == entry[3].stamp]
                 heapq.heapify(role.rooms)
 
     # ---- seats ----
@@ -209,32 +233,53 @@ class Dispatcher:
         self.roles[role].seats += 1
         self._offer(seat)
 
-    def seat_down(self, worker: str, why: str) -> Replace | None:
-        """Out of service for good; None if it was already. Its tasks stay on the books until they end.
+    def seat_down(self, worker: str, why: str) -> tuple[str, float] | None:
+        """Out of service for good: its role, and how long to wait before another one is started. None if it was already.
 
-        Raises ``RunFailed``: too many workers of the role have died in a row.
+        Its tasks stay on the books until they end. Raises ``RunFailed``: too many workers of the role have died in a row.
         """
-        seat = self.seats.pop(worker, None)
+        seat = self._vacate(worker)
         if seat is None:
             return None
-        seat.up = False
-        self.roles[seat.role].seats -= 1
         self.roles[seat.role].replacements += 1
-        return self._replacement(seat.role, worker, why, proven=seat.proven)
+        return seat.role, self._after_death(seat.role, worker, why, proven=seat.proven or seat.leaving)
 
-    def unreplaced(self, role: str, worker: str, why: str) -> Replace:
-        """A replacement did not start: try again, later. Raises ``RunFailed`` like ``seat_down``."""
-        return self._replacement(role, worker, why, proven=False)
+    def not_started(self, role: str, why: str) -> float:
+        """A new worker did not come up: seconds to wait before the next one. Raises ``RunFailed`` like ``seat_down``."""
+        return self._after_death(role, f"a new one of {role}", why, proven=False)
 
-    def _replacement(self, name: str, worker: str, why: str, *, proven: bool) -> Replace:
+    def gone(self, worker: str) -> None:
+        """It has left, and was asked to."""
+        self._vacate(worker)
+
+    def _vacate(self, worker: str) -> Seat | None:
+        seat = self.seats.pop(worker, None)
+        if seat is not None:
+            seat.up = False
+            self.roles[seat.role].seats -= 1
+        return seat
+
+    def _after_death(self, name: str, worker: str, why: str, *, proven: bool) -> float:
         role, most = self.roles[name], self._config.max_deaths_in_a_row
         role.deaths_in_a_row += not proven
         if role.deaths_in_a_row > most:
             raise RunFailed(
-                f"{name}: {most} workers in a row died without finishing a task (pools.max_deaths_in_a_row); the last one: {why}"
+                f"{name}: {most} workers in a row died without finishing a task (pools.max_deaths_in_a_row); the last one: "
+                f"{worker}: {why}"
             )
-        delay = self._config.replace_backoff_s * 2 ** (role.deaths_in_a_row - 1) if role.deaths_in_a_row else 0.0
-        return Replace(role=name, worker=worker, why=why, delay_s=delay)
+        return self._config.replace_backoff_s * 2 ** (role.deaths_in_a_row - 1) if role.deaths_in_a_row else 0.0
+
+    def drain(self, worker: str) -> None:
+        """Nothing more for this worker; what it has goes on."""
+        self.seats[worker].leaving = True
+
+    def move(self, worker: str, role: str) -> None:
+        """Its place is in the other engine role from now on; what it has goes on."""
+        seat = self.seats[worker]
+        self.roles[seat.role].seats -= 1
+        seat.role, seat.limit = role, self.roles[role].width
+        self.roles[role].seats += 1
+        self._offer(seat)
 
     def hold(self, worker: str) -> None:
         """Nothing more for this worker until ``release``; what it has goes on."""

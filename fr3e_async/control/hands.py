@@ -1,8 +1,8 @@
 """Carries out the machine's commands: each runs as its own task and ends in exactly one event. Decides nothing.
 
 Assign ─► a call to the worker, with a lease ─► Delivered | Judged | Lost (and WorkerDown, if that is why)
-Send   ─► Publisher ─► Acked | Refused          Replace ─► end the old one, wait, start a new one ─► WorkerUp | Unreplaced
-Wait   ─► Due                                    Withdraw ─► the calls are cancelled ─► Lost(counted=False)
+Send   ─► Publisher ─► Acked | Refused          Hire ─► wait, start a new worker ─► WorkerUp | Unhired    Dismiss ─► not any more
+Wait   ─► Due                                    Release ─► it is ended    Withdraw ─► the calls are cancelled ─► Lost(counted=False)
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ from fr3e_async.control.messages import (
     Assign,
     Branch,
     Delivered,
+    Dismiss,
     Due,
     Event,
+    Hire,
     Judged,
     Lost,
+    Move,
     Refused,
-    Replace,
+    Release,
     Sample,
     Score,
     Send,
-    Unreplaced,
+    Staffing,
+    Unhired,
     Wait,
+    Want,
     Withdraw,
     WorkerDown,
     WorkerUp,
@@ -39,6 +44,7 @@ from fr3e_async.control.messages import (
 from fr3e_async.control.ports import Delivery, Payload, TaskLost, WorkerLost
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.observe.events import Note
 from fr3e_async.types import Verdict, WeightAck
 
 Emit = Callable[[Event], None]
@@ -61,6 +67,9 @@ class Shelf:
 
     def __contains__(self, key: int) -> bool:
         return key in self._payloads
+
+    def payloads(self) -> list[Payload]:
+        return list(self._payloads.values())
 
     def open(self, group: str) -> None:
         self._of.setdefault(group, [])
@@ -85,9 +94,7 @@ class Shelf:
 class Hands:
     """See the module's docstring."""
 
-    def __init__(
-        self, crew: Crew, publisher: Publisher, shelf: Shelf, *, emit: Emit, spawn: Spawn, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, crew: Crew, publisher: Publisher, shelf: Shelf, *, emit: Emit, spawn: Spawn, note: Note) -> None:
         """``spawn`` runs a task whose failure fails the run; ``note`` is told in one line what a person should see."""
         self._crew, self._publisher, self._shelf = crew, publisher, shelf
         self._emit, self._spawn, self._note = emit, spawn, note
@@ -95,8 +102,10 @@ class Hands:
         self._withdrawn: set[int] = set()
         self._loans: dict[int, asyncio.Future[str]] = {}  # by task: who waits for a worker
         self._last_loan = 0
+        self._hires: dict[int, asyncio.Task[None]] = {}  # by ticket
+        self._wanted: dict[str, int] = {}  # by role
 
-    def carry_out(self, command: Assign | Send | Replace | Wait | Withdraw) -> None:
+    def carry_out(self, command: Assign | Send | Staffing | Wait | Withdraw) -> None:
         match command:
             case Assign(work=None):
                 self._lent(command)
@@ -104,8 +113,19 @@ class Hands:
                 self._begin(command)
             case Send():
                 self._spawn(self._send(command))
-            case Replace():
-                self._spawn(self._replace(command))
+            case Hire():
+                self._hires[command.ticket] = self._spawn(self._hire(command))
+            case Dismiss():
+                if (hire := self._hires.pop(command.ticket, None)) is not None:
+                    hire.cancel()
+            case Release():
+                self._release(command)
+            case Move():
+                self._crew.move(command.worker, command.role)
+                text = f"{command.worker} works for the {command.role} from now on"
+                self._note(text, "actor_moved", actor=command.worker, role=command.role)
+            case Want():
+                self._want(command)
             case Wait():
                 self._spawn(self._wait(command))
             case Withdraw():
@@ -125,11 +145,10 @@ class Hands:
         work = command.work
         assert work is not None
         group = group_of(work)
-        scoring = isinstance(work, Score)
+        scoring, payload = (True, work.payload) if isinstance(work, Score) else (False, -1)
         try:
             result = await call
         except TaskLost as error:
-            payload = work.payload if isinstance(work, Score) else -1
             if error.dead:
                 self.down(error.dead, str(error))
             self._emit(
@@ -148,7 +167,17 @@ class Hands:
             if command.task not in self._withdrawn:  # we ourselves are cancelled: the run ends
                 raise
             self._withdrawn.discard(command.task)
-            self._emit(Lost(task=command.task, group=group, ids=work.ids, reason="withdrawn", counted=False))
+            self._emit(
+                Lost(
+                    task=command.task,
+                    group=group,
+                    ids=work.ids,
+                    reason="withdrawn",
+                    scoring=scoring,
+                    payload=payload,
+                    counted=False,
+                )
+            )
             return
         finally:
             self._calls.pop(command.task, None)
@@ -156,8 +185,8 @@ class Hands:
         if isinstance(result, list):
             self._emit(Judged(task=command.task, group=group, ids=work.ids, verdicts=tuple(result)))
         else:
-            delivery, payload = result
-            key = self._shelf.keep(group, payload)
+            delivery, made = result
+            key = self._shelf.keep(group, made)
             self._emit(
                 Delivered(task=command.task, group=group, payload=key, notes=delivery.notes, anchors=delivery.anchors)
             )  # fmt: skip
@@ -210,21 +239,39 @@ class Hands:
         if self._crew.role(name):
             self._emit(WorkerDown(worker=name, why=why))
 
-    async def _replace(self, command: Replace) -> None:
-        old = self._crew.remove(command.worker)
-        self._note(f"{command.worker} is lost and replaced: {command.why}")
-        if old is not None:  # at once: that ends what it was given, and others get it
-            await old.close()
+    async def _hire(self, command: Hire) -> None:
         await asyncio.sleep(command.delay_s)
         try:
             new = await self._crew.start(command.role)
         except (WorkerLost, TimeoutError, RunFailed) as error:
             if isinstance(error, LearnerLost):
                 raise
-            self._emit(Unreplaced(role=command.role, worker=command.worker, why=str(error)))
+            self._note(f"a new one of {command.role} did not start: {error}", "actor_failed", role=command.role)
+            self._emit(Unhired(ticket=command.ticket, role=command.role, why=str(error)))
             return
-        self._crew.add(command.role, new, place_of=command.worker)
-        self._emit(WorkerUp(role=command.role, worker=new.name))
+        finally:
+            self._hires.pop(command.ticket, None)
+        self._crew.add(command.role, new)
+        self._note(f"{new.name} has joined", "actor_joined", actor=new.name, role=command.role)
+        self._emit(WorkerUp(role=command.role, worker=new.name, ticket=command.ticket))
+
+    def _release(self, command: Release) -> None:
+        """At once: that ends what it was given, and others get it."""
+        role = self._crew.role(command.worker)
+        if command.lost:
+            self._note(f"{command.worker} is lost: {command.why}", "actor_lost", actor=command.worker, role=role)
+        else:
+            self._note(f"{command.worker} has left: {command.why}", "actor_left", actor=command.worker, role=role)
+        if (old := self._crew.remove(command.worker)) is not None:
+            self._spawn(old.close())
+
+    def _want(self, command: Want) -> None:
+        before = self._wanted.get(command.role)
+        self._wanted[command.role] = command.actors
+        self._crew.want(command.role, command.actors)
+        if before is not None:
+            text = f"{command.role}: {command.actors} wanted, {before} before"
+            self._note(text, "pool_resized", role=command.role, count=command.actors)
 
     async def _send(self, command: Send) -> None:
         engines = [engine for name in command.workers if (engine := self._crew.engine(name)) is not None]

@@ -1,6 +1,6 @@
 """The journal of a session: every event of the control machine with what it decided, one JSON line each; and reading it back.
 
-    {"format": 1, "config": {…}, "state": …}                      the header: with it the machine begins
+    {"format": 2, "config": {…}, "state": …}                      the header: with it the machine begins
     {"t": 1763…, "e": ["Delivered", …], "c": ["assign 7 explorer-0 Branch 12", …]}
 
 With it a run is replayed (``replay``) and service times are measured (``simulate``). Decisions are written in short; the
@@ -21,20 +21,24 @@ from fr3e_async.control.ledger import LedgerState
 from fr3e_async.control.messages import (
     Assign,
     Command,
+    Dismiss,
     Event,
+    Hire,
     Live,
-    Replace,
+    Move,
+    Release,
     Rescore,
     Retire,
     Send,
     Train,
     Wait,
+    Want,
     Withdraw,
 )
 from fr3e_async.errors import RunFailed, StorageError
 from fr3e_async.observe.storage import storage_errors
 
-FORMAT = 1
+FORMAT = 2
 EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
@@ -130,8 +134,16 @@ def brief(command: Command) -> str:
             return f"retire {command.group} {command.fate}"
         case Withdraw():
             return f"withdraw {command.worker} {' '.join(map(str, command.tasks))}".rstrip()
-        case Replace():
-            return f"replace {command.worker} {command.delay_s:g}"
+        case Hire():
+            return f"hire {command.ticket} {command.role} {command.delay_s:g}"
+        case Dismiss():
+            return f"dismiss {command.ticket}"
+        case Release():
+            return f"release {command.worker}{' lost' if command.lost else ''}"
+        case Move():
+            return f"move {command.worker} {command.role}"
+        case Want():
+            return f"want {command.actors} {command.role}"
         case Send():
             return f"send {command.version} {'alone ' if command.alone else ''}{' '.join(command.workers)}".rstrip()
         case Live():

@@ -124,6 +124,11 @@ class Ledger:
         return len(self._open) + len(self._training)
 
     @property
+    def oldest_born(self) -> int:
+        """Live version when the oldest open group was admitted: none of its tokens is older."""
+        return next((group.born for group in self._open.values()), self.version)
+
+    @property
     def slots_held(self) -> int:
         return self.in_flight + self._unlive_groups
 

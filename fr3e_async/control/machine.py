@@ -1,8 +1,9 @@
 """The control plane as one pure state machine: groups, workers and weights. Events in, commands out.
 
     event ─► ledger     groups, staleness, batches            Sample, Branch, Score ─► a task of a pool
-          ─► dispatcher who does which task                   Assign, Replace
+          ─► dispatcher who does which task                   Assign
           ─► fleet      which weights every engine serves     Send, Withdraw, Live ─► the ledger's slots
+          ─► sizer      how many workers there are to be      Hire, Dismiss, Move, Release
 
 No clock, no chance that is not seeded, no Ray: the same events give the same commands, on any machine. So a recorded run can
 be replayed step by step (``replay``), and the same machine runs on a virtual clock (``simulate``). The world around it, real
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fr3e_async.algorithm.strategies import Strategy
+from fr3e_async.algorithm.strategies import Strategy, explorer_count
 from fr3e_async.config import Config
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS, Dispatcher, Task
 from fr3e_async.control.fleet import Fleet, Steps
@@ -23,7 +24,9 @@ from fr3e_async.control.messages import (
     Answered,
     Asked,
     Assign,
+    Begun,
     Branch,
+    Busy,
     Command,
     Delivered,
     Due,
@@ -31,18 +34,20 @@ from fr3e_async.control.messages import (
     Exported,
     Forget,
     Judged,
+    Leaving,
     LedgerCommand,
     Live,
     Lost,
     Pressure,
     Published,
     Refused,
+    Release,
     Retire,
     Sample,
     Score,
     Send,
     Stopped,
-    Unreplaced,
+    Unhired,
     Wait,
     Withdraw,
     Work,
@@ -50,6 +55,7 @@ from fr3e_async.control.messages import (
     WorkerUp,
     group_of,
 )
+from fr3e_async.control.sizing import Change, Sizer, alike, bounds_of
 from fr3e_async.types import RolloutId
 
 POOL_WORK = (Sample, Branch, Score)
@@ -69,7 +75,10 @@ class Machine:
             VERIFIERS: max(CALLS_OF_A_VERIFIER_WORKER * config.verifiers.workers, 8),
         }
         self.desk = Dispatcher(widths, config.pools)
+        bounds = bounds_of(config, explorers=explorer_count(config))
+        self.sizer = Sizer(bounds, config.pools, self.desk, alike=alike(config))
         self._resting: dict[str, Task] = {}  # by the key of its Wait: tasks that are tried again later
+        self._leaves: dict[str, str] = {}  # worker that ends what it has -> why
         self._homes: dict[str, dict[RolloutId, str]] = {}  # group -> trunk -> engine that has its keys and values
 
     def start(self) -> list[Command]:
@@ -91,15 +100,23 @@ class Machine:
                 return self._worker_up(event)
             case WorkerDown():
                 return self._worker_down(event.worker, event.why)
-            case Unreplaced():
-                return [self.desk.unreplaced(event.role, event.worker, event.why)]
+            case Unhired():
+                delay = self.desk.not_started(event.role, event.why)
+                return self._resized(self.sizer.lost(event.role, delay_s=delay, ticket=event.ticket))
+            case Begun():
+                return self._resized(self.sizer.begun())
+            case Busy():
+                return self._resized(self.sizer.busy(event))
+            case Leaving():
+                return self._leaving(event)
             case Pressure():
                 self.desk.press(event.worker, kv_used=event.kv_used, waiting=event.waiting, preempted=event.preempted)
                 return self._settle([])
             case Exported():
                 return self._settle(self._follow(self.fleet.exported(event.version)))
             case Acked():
-                return self._settle(self._follow(self.fleet.acked(event.worker, event.version)))
+                followed = self._follow(self.fleet.acked(event.worker, event.version))
+                return self._settle([*followed, *self._if_drained(event.worker)])
             case Refused():
                 return self._worker_down(event.worker, f"did not take weights v{event.version}: {event.why}")
             case Due():
@@ -115,7 +132,7 @@ class Machine:
     def _task_over(self, event: Delivered | Judged | Lost) -> list[Command]:
         worker = self.desk.end(event.task, proof=not isinstance(event, Lost))
         commands = self._settle(self.ledger.handle(event), near=worker)
-        return commands + self._settle(self._if_idle(worker)) if self._paused(worker) else commands
+        return commands + self._settle(self._if_idle(worker))
 
     def _settle(self, commands: Iterable[LedgerCommand | Command], near: str = "") -> list[Command]:
         """Queue what is work for a pool, pass on the rest, and hand out what can be handed out."""
@@ -171,21 +188,64 @@ class Machine:
         if task is not None:
             self.desk.put(task)
             return self._settle([])
-        kind, version, worker = key.split(" ", 2) if key.startswith("idle") else ("", "", "")
-        return self._settle(self._follow(self.fleet.overdue(worker, int(version)))) if kind else []
+        kind, _, rest = key.partition(" ")
+        if kind == "idle":
+            version, _, worker = rest.partition(" ")
+            return self._settle(self._follow(self.fleet.overdue(worker, int(version))))
+        if kind == "leave" and rest in self._leaves and (tasks := self.desk.tasks_of(rest)):
+            return [Withdraw(worker=rest, tasks=tasks)]
+        return []
 
     # ---- workers ----
 
     def _worker_up(self, event: WorkerUp) -> list[Command]:
         self.desk.seat_up(event.role, event.worker)
+        self.sizer.up(event.role, event.ticket)
         commands = [] if event.role == VERIFIERS else self._follow(self.fleet.join(event.worker, event.version))
         return self._settle(commands)
 
     def _worker_down(self, worker: str, why: str) -> list[Command]:
-        replace = self.desk.seat_down(worker, why)
-        if replace is None:
+        down = self.desk.seat_down(worker, why)
+        if down is None:
             return []
-        return self._settle([replace, *self._follow(self.fleet.leave(worker))])
+        role, delay = down
+        self._leaves.pop(worker, None)
+        change = self.sizer.lost(role, delay_s=delay)
+        return self._settle([Release(worker=worker, why=why), *change.commands, *self._follow(self.fleet.leave(worker))])
+
+    def _leaving(self, event: Leaving) -> list[Command]:
+        """Another one is started at once; half of the notice is for the tasks that it has, the rest for giving them away."""
+        seat = self.desk.seats.get(event.worker)
+        if seat is None:
+            return []
+        limit = self._config.pools.drain_timeout_s
+        limit = min(limit, event.seconds / 2) if event.seconds else limit
+        if seat.leaving:  # because the pool was made smaller, say, and with more time than there is now
+            return [Wait(key=f"leave {event.worker}", seconds=limit)]
+        drained = self._drain(event.worker, event.why, limit)
+        return self._settle([*self.sizer.lost(seat.role).commands, *drained])
+
+    def _resized(self, change: Change) -> list[Command]:
+        drained = [
+            command
+            for worker in change.drain
+            for command in self._drain(worker, "the pool is made smaller", self._config.pools.drain_timeout_s)
+        ]
+        return self._settle([*change.commands, *drained])
+
+    def _drain(self, worker: str, why: str, limit: float) -> list[Command]:
+        """It gets nothing more, and goes when it has nothing left, or after ``limit`` seconds when that is taken from it."""
+        self.desk.drain(worker)
+        self._leaves[worker] = why
+        return self._if_idle(worker) or [Wait(key=f"leave {worker}", seconds=limit)]
+
+    def _if_drained(self, worker: str) -> list[Command]:
+        """One that leaves and has nothing left goes, but not in the middle of a hand-over of weights."""
+        if worker not in self._leaves or self.desk.tasks_of(worker) or self.fleet.receives(worker):
+            return []
+        self.desk.gone(worker)
+        release = Release(worker=worker, why=self._leaves.pop(worker), lost=False)
+        return [release, *self._follow(self.fleet.leave(worker))]
 
     # ---- weights ----
 
@@ -215,7 +275,9 @@ class Machine:
         return seat is not None and seat.held
 
     def _if_idle(self, worker: str) -> list[Command]:
-        """A paused engine that has no task left may receive."""
+        """One that has no task left may go if it is to leave, and receive if it is paused."""
+        if worker in self._leaves:
+            return self._if_drained(worker)
         if not self._paused(worker) or self.desk.tasks_of(worker):
             return []
         return self._follow(self.fleet.idle(worker))

@@ -169,13 +169,44 @@ class Withdraw:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replace:
-    """End what is left of this worker and start another one of its role, after ``delay_s``; ends in WorkerUp or Unreplaced."""
+class Hire:
+    """Start a new worker of this role, after ``delay_s``, as soon as the cluster has room; ends in WorkerUp or Unhired."""
 
+    ticket: int
     role: str
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dismiss:
+    """The worker of this ``Hire`` is not needed any more; it ends in no event, unless it is up by now."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """End this worker, or what is left of it. ``lost``: it was not asked to leave."""
+
     worker: str
     why: str
-    delay_s: float
+    lost: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """This engine works in the other engines' pool from now on: nothing is to be done but to know it."""
+
+    worker: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """A pool is to have so many actors: for the cluster's autoscaler, which may plan ahead."""
+
+    role: str
+    actors: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +237,8 @@ class Wait:
 
 
 LedgerCommand = Work | Rescore | Train | Retire | Forget
-Command = Rescore | Train | Retire | Assign | Withdraw | Replace | Send | Live | Wait  # of the machine: work is assigned
+Staffing = Hire | Dismiss | Release | Move | Want
+Command = Rescore | Train | Retire | Assign | Withdraw | Staffing | Send | Live | Wait  # of the machine: work is assigned
 
 
 # ---- events: what has happened ----
@@ -303,11 +335,12 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerUp:
-    """A worker is ready. ``version``: of an engine's weights."""
+    """A worker is ready. ``version``: of an engine's weights; ``ticket``: of the ``Hire`` that it came by, 0 if it was there."""
 
     role: str
     worker: str
     version: int = 0
+    ticket: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,12 +352,34 @@ class WorkerDown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unreplaced:
-    """The worker that was to take a lost one's place did not start."""
+class Unhired:
+    """The worker of this ``Hire`` did not start."""
 
+    ticket: int
     role: str
-    worker: str  # the lost one
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """All workers that were there when the session began have been told: those that are missing are hired."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """The node of a worker will be taken away. ``seconds``: until then; 0: nobody knows."""
+
+    worker: str
+    why: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """How much the pools' actors had to do. ``at``: seconds, since any moment; ``idle``: (role, part of their time) since the last."""
+
+    at: float
+    idle: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,5 +432,19 @@ class Stopped:
 
 LedgerEvent = Admitted | Delivered | Rescored | Lost | Judged | Trained | Published
 Event = (
-    LedgerEvent | Asked | Answered | WorkerUp | WorkerDown | Unreplaced | Pressure | Exported | Acked | Refused | Due | Stopped
+    LedgerEvent
+    | Asked
+    | Answered
+    | WorkerUp
+    | WorkerDown
+    | Unhired
+    | Begun
+    | Leaving
+    | Busy
+    | Pressure
+    | Exported
+    | Acked
+    | Refused
+    | Due
+    | Stopped
 )

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from fr3e_async.algorithm.batching import Load
+from fr3e_async.observe.events import EventFields, EventKind
+from fr3e_async.observe.vitals import Vitals
 from fr3e_async.rollout.port import EngineStats
 from fr3e_async.types import (
     Advantage,
@@ -55,6 +57,7 @@ class EngineWorker(Protocol):
     """A generator or an explorer: both serve both calls, so that idle ones can take the other's work."""
 
     name: str
+    node: str  # that it runs on; empty: nobody knows
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
@@ -81,6 +84,7 @@ class EngineWorker(Protocol):
 
 class VerifierWorker(Protocol):
     name: str
+    node: str
 
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         """A verdict for each row's response to the prompt beside it."""
@@ -114,6 +118,8 @@ class Trunk:
 class LearnerPort(Protocol):
     """The learner group as one object; its ranks act together."""
 
+    nodes: Sequence[str]  # that its ranks run on
+
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport: ...
 
     async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
@@ -145,6 +151,9 @@ class PayloadStore(Protocol):
 
     def put(self, batch: RolloutBatch) -> Payload: ...
 
+    def fetch(self, payloads: Sequence[Payload], *, timeout_s: float) -> None:
+        """Have copies of these on this node, as far as possible: theirs may go away."""
+
     def probe(self) -> bool:
         """Put something large and get it back: returns if the store works."""
 
@@ -167,8 +176,11 @@ class Reporter(Protocol):
     def group(self, record: Mapping[str, Any]) -> None:
         """A group has settled: its row for groups.jsonl."""
 
-    def note(self, text: str) -> None:
-        """One line about an event that a person should see: a replaced actor, a checkpoint, an evaluation."""
+    def note(self, text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
+        """An event that a person should see: a lost actor, a checkpoint, an evaluation."""
+
+    def beat(self, vitals: Vitals) -> None:
+        """What the loop knows now; the first one of a session before any work."""
 
 
 class Checkpoints(Protocol):

@@ -4,6 +4,7 @@
     an actor is silent, or has work and no pulse, for watchdog.stuck_s   ─► its stacks, then it is replaced
     the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is made anew
     nothing moved for watchdog.timeout_s                                 ─► the whole diagnosis ends the run
+    a node will be taken away (a notice of preemption)                   ─► its workers leave it, and the learner group
 
 The diagnosis names queues, work in flight, the oldest groups and what they wait for, whether the object store answers, and
 what the threads of every actor with work are doing.
@@ -20,10 +21,11 @@ from typing import TypeVar, cast
 from fr3e_async.control.crew import ENGINES, ROLES, Crew, Worker
 from fr3e_async.control.dispatch import VERIFIERS
 from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import Pressure
+from fr3e_async.control.messages import Busy, Event, Leaving, Pressure
 from fr3e_async.control.ports import Clock, EngineWorker, TaskLost, WorkerLost
 from fr3e_async.control.side import on_the_side
 from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.observe.events import Note
 from fr3e_async.observe.timeline import Interval, clip, idle_share, intersection, measure, union
 from fr3e_async.rollout.port import EngineStats
 
@@ -52,15 +54,17 @@ class Watch:
         *,
         clock: Clock,
         down: Callable[[str, str], None],
-        press: Callable[[Pressure], None],
+        tell: Callable[[Event], None],
         learner_busy: Callable[[], str],
         writing: Callable[[], str],
-        note: Callable[[str], None],
+        relocate: Callable[[str], None],
+        note: Note,
     ) -> None:
         """``learner_busy``: what the learner is doing, or an empty text; ``writing``: the same of this process. ``down``: take a
-        worker out of service, and why."""
+        worker out of service, and why. ``relocate``: make the learner group anew on other nodes, and why."""
         self._crew, self._machine, self._clock = crew, machine, clock
-        self._down, self._press, self._learner_busy, self._writing, self._note = down, press, learner_busy, writing, note
+        self._down, self._tell, self._learner_busy, self._writing, self._note = down, tell, learner_busy, writing, note
+        self._relocate = relocate
         self._began = self.last_progress = clock()
         self._busy_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role
         self._generating: list[Interval] = []  # any engine at work, not folded yet
@@ -71,6 +75,10 @@ class Watch:
         self._stats: dict[str, EngineStats] = {}
         self._signs: dict[str, Sign] = {}
         self._last_beat = clock()
+        self._there_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role, until the last beat
+        self._busy_then: dict[str, float] = {}  # actor-seconds by role, at the last beat
+        self._told: set[str] = set()  # workers of which it is known that they leave
+        self.notices: set[str] = set()  # nodes that were to be taken away
 
     # ---- what is told ----
 
@@ -86,18 +94,26 @@ class Watch:
 
     def utilisation(self) -> dict[str, float]:
         """Metrics since the run began: idle fractions by role, overlap of generation and learning, prefix-cache hits."""
-        window = self._clock() - self._began
-        actors = {role: self._machine.desk.roles[role].seats for role in ROLES} | {"learner": 1}
+        now, roles = self._clock(), self._machine.desk.roles
+        there = {role: self._there_s[role] + roles[role].seats * (now - self._last_beat) for role in ROLES}
         metrics = {
-            f"idle/{role}_fraction": idle_share(self._busy_s[role], available_s=window * count)
-            for role, count in actors.items()
-            if count
+            f"idle/{role}_fraction": idle_share(self._busy_s[role], available_s=seconds)
+            for role, seconds in (there | {"learner": now - self._began}).items()
+            if seconds
         }
         metrics["overlap/fraction"] = self._overlap()
         if total := self._prompt_tokens.total():
             metrics["cache/hit_fraction"] = self._cached_tokens.total() / total
         metrics["actors/replaced"] = float(sum(self.replaced().values()))
         return metrics
+
+    def busy_s(self, role: str) -> float:
+        """Actor-seconds at work since the session began."""
+        return self._busy_s[role]
+
+    def stats_of(self, engine: str) -> EngineStats | None:
+        """Its last answer."""
+        return self._stats.get(engine)
 
     def replaced(self) -> dict[str, int]:
         return {role: self._machine.desk.roles[role].replacements for role in ROLES}
@@ -113,13 +129,43 @@ class Watch:
     async def beat(self) -> None:
         """Ask every actor at once, each with a time limit. Raises ``RunFailed`` kinds for what cannot be repaired."""
         began = self._clock()
-        await asyncio.gather(*(self._look_at(worker) for worker in self._crew.workers()), self._look_at_learner())
+        await asyncio.gather(
+            *(self._look_at(worker) for worker in self._crew.workers()), self._look_at_learner(), self._look_at_nodes()
+        )
         self._fold(before=self._last_beat)
+        if self._machine.sizer.elastic:
+            self._tell(Busy(at=began - self._began, idle=self._idle(began - self._last_beat)))
+        for role in ROLES:  # pools come and go
+            self._there_s[role] += self._machine.desk.roles[role].seats * (began - self._last_beat)
         self._last_beat = began
         stalled = self._clock() - self.last_progress
         limit = self._crew.config.watchdog.timeout_s
         if stalled > limit:
             raise RunFailed(f"nothing moved for {stalled:.0f} s (watchdog.timeout_s is {limit:g})\n{await self.diagnosis()}")
+
+    def _idle(self, seconds: float) -> tuple[tuple[str, float], ...]:
+        """(role, part of the last ``seconds`` in which its actors had nothing to do)."""
+        idle = []
+        for role in ROLES:
+            busy = self._busy_s[role] - self._busy_then.get(role, 0.0)
+            self._busy_then[role] = self._busy_s[role]
+            if seats := self._machine.desk.roles[role].seats:
+                idle.append((role, round(min(1.0, max(0.0, idle_share(busy, available_s=seconds * seats))), 3)))
+        return tuple(idle)
+
+    async def _look_at_nodes(self) -> None:
+        """Workers on nodes that will be taken away are told to leave; so is the learner group."""
+        draining = await self._within_a_beat(self._crew.draining()) or {}
+        self.notices |= draining.keys()
+        for worker in self._crew.workers():
+            if worker.node in draining and worker.name not in self._told:
+                self._told.add(worker.name)
+                seconds = draining[worker.node]
+                text = f"the node of {worker.name} will be taken away" + (f" in {seconds:.0f} s" if seconds else "")
+                self._note(text, "node_notice", actor=worker.name, seconds=seconds)
+                self._tell(Leaving(worker=worker.name, why="its node is taken away", seconds=seconds))
+        if any(node in draining for node in self._crew.learner.nodes):
+            self._relocate("a node of the learner group will be taken away")
 
     def _fold(self, *, before: float) -> None:
         """Sum up what all engines have reported, so that the lists stay short over a long run."""
@@ -160,7 +206,8 @@ class Watch:
     async def _stuck(self, worker: Worker, why: str) -> None:
         """Repaired: the worker is replaced and its tasks are given to others. What it was doing goes into the events."""
         stacks, store = await asyncio.gather(self._stacks(worker), self._store())
-        self._note(f"{worker.name} is stuck: {why} (watchdog.stuck_s)\n{stacks}\n  object store: {store}")
+        text = f"{worker.name} is stuck: {why} (watchdog.stuck_s)\n{stacks}\n  object store: {store}"
+        self._note(text, "actor_stuck", actor=worker.name, role=self._crew.role(worker.name))
         self._signs.pop(worker.name, None)
         self._down(worker.name, f"stuck: {why}")
 
@@ -198,7 +245,7 @@ class Watch:
         preempted = stats.preempted - before.preempted if before is not None and same and full else 0
         seat = self._machine.desk.seats.get(name)
         if seat is not None and (full or seat.limit < self._machine.desk.roles[seat.role].width):
-            self._press(Pressure(worker=name, kv_used=stats.kv_used, waiting=stats.waiting, preempted=preempted))
+            self._tell(Pressure(worker=name, kv_used=stats.kv_used, waiting=stats.waiting, preempted=preempted))
 
     # ---- the diagnosis ----
 
@@ -210,6 +257,9 @@ class Watch:
             f"{desk.roles[role].replacements} replaced"
             for role in ROLES
         ]
+        for role, pool in self._machine.sizer.pools.items():
+            if pool.hiring:
+                lines.append(f"  {len(pool.hiring)} more of {role} asked for, and not up: the cluster may have no room for them")
         lines.append(f"  learner: {self._learner_busy() or 'has nothing to do'}")
         if self._writing():
             lines.append(f"  the control loop writes {self._writing()}")

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from fr3e_async.config import Config
 from fr3e_async.data.toy import ensure_toy
 from fr3e_async.errors import ModelError
+from fr3e_async.observe.storage import leads_outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # "name" or "owner/name"
 INDEX = "model.safetensors.index.json"  # lists the files of weights that are stored in several
+SHARD = re.compile(r"[^/\\]+\.safetensors")  # what the index may list: files of the folder itself
+COPIED = (".json", ".txt", ".model", ".jinja", ".py")  # endings of the small files that checkpoints and exports take along
 TOY_POSITIONS = 4096  # the toy model's max_position_embeddings, known before it is built
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
 
@@ -45,9 +48,19 @@ def check_model(config: Config) -> None:
         raise ModelError(f"model.path: {path} has no weights (*.safetensors; other formats can carry code and are not read)")
     if os.path.isfile(folder / INDEX):
         listed = _json(folder / INDEX, path).get("weight_map") or {}
-        missing = sorted({name for name in listed.values() if not os.path.isfile(folder / name)})
+        names = set(map(str, listed.values())) if isinstance(listed, dict) else {str(listed)}
+        strange = sorted(name for name in names if not SHARD.fullmatch(name))
+        if strange:
+            raise ModelError(f"model.path: {INDEX} of {path} lists {strange[0]!r}, which is no *.safetensors file of that folder")
+        missing = sorted(name for name in names if not os.path.isfile(folder / name))
         if missing:
             raise ModelError(f"model.path: {path} lacks weights: {missing[0]} of {INDEX} is not there ({len(missing)} missing)")
+    for file in sorted(folder.iterdir()):
+        if file.suffix in COPIED and leads_outside(file, folder):
+            raise ModelError(
+                f"model.path: {file.name} of {path} is a link to a file outside of that folder, and would be copied into every "
+                "checkpoint; put the file itself there"
+            )
 
 
 def check_context(config: Config) -> None:
@@ -83,6 +96,8 @@ def end_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[int,
         if file is not None:
             listed = _json(Path(file), config.model.path).get("eos_token_id")
     more = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(isinstance(token, int) and token >= 0 for token in more):
+        raise ModelError(f"model.path: eos_token_id in the generation_config.json of {config.model.path} must be token ids")
     return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *(int(token) for token in more)]))
 
 
@@ -112,7 +127,7 @@ def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
 def _json(file: Path, path: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model.path: {file.name} of {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"model.path: {file.name} of {path} holds no JSON object")
@@ -155,7 +170,9 @@ def load_tokenizer(config: Config, model_dir: Path | str | None = None) -> PreTr
             source, revision=config.model.revision or "main", trust_remote_code=config.model.trust_remote_code
         )
     except Exception as error:  # whatever is wrong with its files; the Rust library raises no narrower class
-        raise ModelError(f"model.path: no tokenizer could be loaded from {source}: {_brief(error)}") from error
+        wants_code = "trust_remote_code" in str(error) and not config.model.trust_remote_code
+        hint = " (code is run with model.trust_remote_code=true, if you trust its source)" if wants_code else ""
+        raise ModelError(f"model.path: no tokenizer could be loaded from {source}: {_brief(error)}{hint}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path: the tokenizer of {source} has no end token (eos_token), so no response would end")
     vocabulary = _model_config(config).get("vocab_size")

@@ -84,5 +84,5 @@ def _render_chat(user: str, tokenizer: PreTrainedTokenizerBase, system: str) -> 
     messages.append({"role": "user", "content": user})
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ModelError(f"model.path: its chat template refuses these messages ({error}); see data.system") from error

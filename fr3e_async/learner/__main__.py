@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from fr3e_async.algorithm.losses import LossSums, policy_loss
 from fr3e_async.config import LearnerConfig
-from fr3e_async.errors import ConfigError, ModelError, StorageError, UserError
+from fr3e_async.errors import ConfigError, ModelError, StorageError, UserError, printable
 from fr3e_async.learner.dump import MODEL, Dump, Measured, read_dump
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.packing import collate, plan
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     # A ratio beyond its limit may be clipped out of the loss: that the numbers agree is not enough.
     again = bool(found.cause) and same(dump.loss, found.loss) and same(dump.grad_norm, found.grad_norm)
-    print(f"{dump.where}\n  {dump.cause}")
+    print(printable(f"{dump.where}\n  {dump.cause}"))
     print(f"  {'':12}{'recorded':>14}{'now':>14}")
     print(f"  {'loss':12}{dump.loss:14.6g}{found.loss:14.6g}")
     print(f"  {'grad norm':12}{'' if dump.grad_norm is None else format(dump.grad_norm, '.6g'):>14}{found.grad_norm:14.6g}")

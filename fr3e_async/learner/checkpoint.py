@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -26,12 +27,13 @@ from fr3e_async.errors import ConfigError, StorageError
 from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Piece, Pieces, Run, write_pieces
 from fr3e_async.learner.pulse import Pulse
 from fr3e_async.observe.checked import checked_json, read_checked_json
-from fr3e_async.observe.storage import fsync_path, fsync_tree, storage_errors
+from fr3e_async.observe.storage import fsync_path, fsync_tree, leads_outside, storage_errors
 
 FORMAT = 1
 MANIFEST = "learner.json"
 BASE = "base"
 RANDOM = "random"  # role of the ranks' random states, whose "weight" is the rank and device
+SHARD = re.compile(r"[^/\\]+\.safetensors")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 
 
@@ -69,7 +71,16 @@ class Manifest:
         found = content.pop("format", None)
         if found != FORMAT:
             raise StorageError(f"{folder}: learner checkpoint of format {found}, this version reads {FORMAT}")
-        return cls(**{**content, "pieces": tuple(Piece.from_row(row) for row in content["pieces"])})
+        try:
+            manifest = cls(**{**content, "pieces": tuple(Piece.from_row(row) for row in content["pieces"])})
+            strange = [
+                name for name in (*manifest.files, *(piece.file for piece in manifest.pieces)) if not SHARD.fullmatch(name)
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"{folder / MANIFEST} is no manifest of a learner checkpoint ({error})") from error
+        if strange:  # a checksum keeps damage out, not malice: nothing outside of the folder is opened
+            raise StorageError(f"{folder / MANIFEST} names {strange[0]!r}, which is no *.safetensors file of its folder")
+        return manifest
 
     def require_model(self, shapes: dict[str, list[int]]) -> None:
         """Raise ``ConfigError`` naming the first weight in which a model differs from the one that was trained."""
@@ -168,13 +179,17 @@ def damage(folder: Path) -> str:
 
 
 def copy_base(source: Path, target: Path) -> None:
-    """Copy the small files of a model folder: config, tokenizer, chat template, code; no weights. Raises ``OSError``."""
+    """Copy the small files of a model folder: config, tokenizer, chat template, code; no weights. Raises ``OSError``.
+
+    Links that lead out of the folder are left out: ``notes.txt`` of a stranger's model may be a link to a person's key.
+    """
     target.mkdir(parents=True)
     for path in sorted(source.iterdir()):
         if (
             path.is_file()
             and not path.name.endswith(WEIGHT_SUFFIXES)
             and path.suffix in (".json", ".txt", ".model", ".jinja", ".py")
+            and not leads_outside(path, source)
         ):
             shutil.copyfile(path, target / path.name)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fr3e_async.errors import ModelError
+from fr3e_async.errors import ConfigError, ModelError
 from fr3e_async.learner.checkpoint import Manifest, clear, copy_base, put
 from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces, write_tensors
 from fr3e_async.observe.storage import fsync_tree, storage_errors
@@ -61,14 +61,15 @@ def write_model(
     buffers: Mapping[str, Tensor] | None = None,
     texts: Mapping[str, str] | None = None,
     limit: int = FILE_BYTES,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write a folder that transformers and vLLM load; it is whole or not there. Memory: one file of ``limit`` bytes.
 
     ``weights``: by the names that transformers uses inside; stored under those it uses on disk. ``base``: config and
     tokenizer. ``model``: the transformers model, if it is there; otherwise its skeleton is made. ``buffers``: stored as they are.
-    ``texts``: more files.
+    ``texts``: more files. ``trust_remote_code``: the skeleton may be made by Python code of ``base``.
 
-    Raises ``StorageError``.
+    Raises ``StorageError``, and ``ConfigError`` if the skeleton needs code that is not trusted.
     """
     filled = folder.with_name(folder.name + ".tmp")
     with storage_errors(folder, "the model folder"), ExitStack() as undo:
@@ -78,7 +79,7 @@ def write_model(
         set_dtype(filled / "config.json", dtype)
         for name, text in (texts or {}).items():
             (filled / name).write_text(text, encoding="utf-8")
-        skeleton = make_skeleton(filled) if model is None else model
+        skeleton = make_skeleton(filled, trust_remote_code=trust_remote_code) if model is None else model
         placed: dict[str, int] = {}
         total = 0
         cast = ((name, weight.detach().to("cpu", dtype=getattr(torch, dtype), copy=True)) for name, weight in weights)
@@ -105,15 +106,24 @@ def set_dtype(file: Path, dtype: str) -> None:
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def make_skeleton(folder: Path) -> Any:
-    """The model of a folder without memory for its weights: it knows how transformers names them on disk."""
+def make_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model of a folder without memory for its weights: it knows how transformers names them on disk.
+
+    A checkpoint may come from anywhere: code in it is run only if the caller says so. ``ConfigError`` if there is no way without.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    code = any(folder.glob("*.py"))  # code that came with the base model and ran in training
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(folder, trust_remote_code=code), trust_remote_code=code
-        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if trust_remote_code or not any(folder.glob("*.py")):
+            raise
+        raise ConfigError(
+            "the model comes with Python code of its own, which is not run unless you trust where the checkpoint is from: "
+            f"--trust-remote-code ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def _batches(weights: Iterable[tuple[str, Tensor]], *, limit: int) -> Iterator[dict[str, Tensor]]:

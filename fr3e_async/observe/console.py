@@ -21,6 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fr3e_async.errors import printable
 from fr3e_async.evaluation.accuracy import EvaluationResult, comparison
 from fr3e_async.observe.summary import Summary
 
@@ -157,7 +158,8 @@ class ConsoleView:
             self._live.update(self._view())
 
     def note(self, text: str) -> None:
-        """One line about an event."""
+        """One line about an event. It may quote ids of a dataset, errors of libraries: nothing in it reaches the terminal as a command."""
+        text = printable(text)
         self._notes.append(text)
         if self._mode == "plain":
             self._print(f"- {text}")
@@ -187,7 +189,7 @@ class ConsoleView:
             parts += [Text.assemble(("accuracy by step  ", "dim"), (sparkline(self._trend), "green"))]
         if self._notes:
             parts += [Text(), *(Text(f"- {note}", style="dim", overflow="ellipsis", no_wrap=True) for note in self._notes)]
-        return Panel(Group(*parts), title=f"FR3E  {self._name}", title_align="left", border_style="cyan")
+        return Panel(Group(*parts), title=Text(f"FR3E  {self._name}"), title_align="left", border_style="cyan")
 
 
 def sparkline(values: deque[float]) -> str:
@@ -240,4 +242,4 @@ def result_table(summary: Summary) -> RenderableType:
         f"staleness mean {summary.staleness_mean:.2f}, max {summary.staleness_max} versions",
         f"tokens generated {count(summary.tokens_generated)}, trained {count(summary.tokens_trained)}; groups: {groups or '-'}",
     ]
-    return Group(*parts, *(Text(line) for line in lines))
+    return Group(*parts, *(Text(printable(line)) for line in lines))

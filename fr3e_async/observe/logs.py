@@ -1,4 +1,5 @@
-"""Third-party log noise: off the console, kept in files. Standard library only, so that it can run before anything heavy loads.
+"""Third-party log noise: off the console, kept in files, a JSON object a record. Standard library only, so that it can run
+before anything heavy loads.
 
 Our own words to a person go through ``console``; this module only moves the others' out of the way.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import logging
 import os
 import sys
@@ -45,7 +47,9 @@ def quiet_driver(log_path: Path, *, verbose: bool) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler()] if verbose else []
     try:
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_path, encoding="utf-8"))
+        file = logging.FileHandler(log_path, encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(JsonLines())
+        handlers.append(file)
     except OSError:
         handlers = handlers or [logging.NullHandler()]
     layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -55,6 +59,21 @@ def quiet_driver(log_path: Path, *, verbose: bool) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line, its traceback included, with the keys of ``events.event_row``: its event is ``log``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = logging.Formatter("%(message)s").format(record)
+        row = {
+            "time_s": record.created,
+            "level": record.levelname.lower(),
+            "event": "log",
+            "logger": record.name,
+            "text": text,
+        }
+        return json.dumps(row)
 
 
 def redirect_output(path: str | Path) -> bool:

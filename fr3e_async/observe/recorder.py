@@ -1,4 +1,4 @@
-"""One place that a run reports to; it fans out to metrics.jsonl, groups.jsonl, TensorBoard, the console and the events log.
+"""One place that a run reports to: metrics.jsonl, groups.jsonl, TensorBoard, Prometheus, the console and the events log.
 
 Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing of what they mean.
 """
@@ -6,16 +6,19 @@ Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from fr3e_async.config import ObserveConfig
 from fr3e_async.observe.books import Books
 from fr3e_async.observe.console import ConsoleView
+from fr3e_async.observe.events import EventFields, EventKind, event_row
+from fr3e_async.observe.exported import Exporter
 from fr3e_async.observe.jsonl import JsonlWriter
 from fr3e_async.observe.metrics import checked
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.observe.summary import Summary
 from fr3e_async.observe.tensorboard import TensorBoardWriter
+from fr3e_async.observe.vitals import Samples, Vitals
 
 Clock = Callable[[], float]  # seconds since the epoch
 
@@ -32,10 +35,12 @@ class Recorder:
         clock: Clock,
         resumed_from: int = 0,
         settled: int = 0,
+        exporter: Exporter | None = None,
     ) -> None:
         """``resumed_from`` and ``settled``: last step of the checkpoint and groups settled by then; what was recorded of
-        later ones goes. Raises ``StorageError``."""
+        later ones goes. ``exporter``: to Prometheus, if at all. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
+        self._exporter, self._samples = exporter, Samples()
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self.books = Books(run_dir.books)
         self._open(resumed_from, settled)
@@ -65,20 +70,37 @@ class Recorder:
         self._metrics.write({"step": step, "time_s": self._clock(), **values})
         if self._tensorboard is not None:
             self._tensorboard.write(step, values)
+        if self._exporter is not None:
+            self._exporter.publish(self._samples.step(values))
         self._view.step(step, values)
+
+    def beat(self, vitals: Vitals) -> None:
+        """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
+        if self._exporter is not None:
+            self._exporter.publish(self._samples.beat(vitals, now=self._clock()))
 
     def group(self, record: Mapping[str, Any]) -> None:
         """Keep a settled group's row. Raises ``StorageError``."""
         self._groups.write(record)
 
-    def note(self, text: str) -> None:
-        """One line about an event that a person should see; kept with its time in ``logs/events.jsonl``."""
-        self._events.write({"time_s": self._clock(), "text": text})
+    def note(self, text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
+        """An event that a person should see: its text on the console, all of it in ``logs/events.jsonl``."""
+        self.event(text, kind, **fields)
         self._view.note(text)
+
+    def event(self, text: str, kind: EventKind, **fields: Unpack[EventFields]) -> None:
+        """One for ``logs/events.jsonl`` only. Raises ``StorageError``, and ``KeyError`` for a kind that is not declared."""
+        self._events.write(event_row(text, kind, fields, time_s=self._clock()))
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json and show the result. Raises ``StorageError``."""
         self._run_dir.write_summary(summary.to_json())
+        self.event(
+            summary.exit_reason,
+            "run_finished" if summary.exit_reason == "finished" else "run_stopped",
+            version=summary.version,
+            seconds=summary.wall_s,
+        )
         self._view.finish(summary)
 
     def close(self) -> None:

@@ -85,6 +85,16 @@ def probe(folder: Path) -> None:
             path.unlink()
 
 
+def leads_outside(path: Path, folder: Path) -> bool:
+    """Is ``path`` a link to something that is neither in ``folder`` nor a file of the hub's cache (``models--…/blobs``)?
+
+    Such a link would carry a file of the reader's own into whatever the folder is copied to.
+    """
+    real = path.resolve()
+    in_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+    return not real.is_relative_to(folder.resolve()) and not in_cache
+
+
 def make_folders(path: Path) -> list[Path]:
     """Make a folder and its missing parents; those that were made, outermost first. Raises ``OSError`` and undoes it then."""
     missing = []

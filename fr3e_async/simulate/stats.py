@@ -22,7 +22,8 @@ from fr3e_async.control.messages import (
     Judged,
     Live,
     Lost,
-    Pressure,
+    Move,
+    Release,
     Retire,
     Train,
     Trained,
@@ -132,8 +133,8 @@ class Stats:
             case Exported():
                 self._learns(now, -1)
                 self.exported_at[event.version] = now
-            case Pressure():
-                return
+            case _:
+                pass
         for command in commands:
             if isinstance(command, Assign):
                 self._begins(now, command)
@@ -145,6 +146,10 @@ class Stats:
                 self._train(now, command)
             elif isinstance(command, Live):
                 self.live_at[command.version] = now
+            elif isinstance(command, Release):
+                self._down(now, command.worker)
+            elif isinstance(command, Move):
+                self._moved(now, command)
         if isinstance(event, Trained):
             self._trained(now, event.version)
 
@@ -170,6 +175,16 @@ class Stats:
         role = self._roles.pop(worker, "")
         if role:
             self._change(now, role, there=-1, busy=-(self._load[worker] > 0))
+
+    def _moved(self, now: float, command: Move) -> None:
+        busy = self._load[command.worker] > 0
+        self._change(now, self._roles[command.worker], there=-1, busy=-busy)
+        self._roles[command.worker] = command.role
+        self._change(now, command.role, there=1, busy=busy)
+
+    def busy_s(self, now: float) -> dict[str, tuple[float, float]]:
+        """By role of the pools, since the counting began: (worker-seconds at work, worker-seconds there)."""
+        return {role: its for role, its in self._integrals(now).items() if role in ROLES}
 
     def _change(self, now: float, role: str, *, there: int = 0, busy: int = 0) -> None:
         meter = self.meters[role]

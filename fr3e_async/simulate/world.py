@@ -2,7 +2,7 @@
 
 Assign(Sample, Branch) ─► engine ─► Delivered when the last rollout of the task has ended
 Assign(Score) ─► verifier ─► Judged            Train ─► learner ─► Trained ─► Exported        Rescore ─► learner ─► Rescored
-Send ─► fetch ─► the engine stands still ─► Acked      Replace ─► WorkerUp      Wait ─► Due      Withdraw ─► Lost
+Send ─► fetch ─► the engine stands still ─► Acked      Hire ─► WorkerUp      Wait ─► Due      Withdraw ─► Lost
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from fr3e_async.control.messages import (
     Acked,
     Admitted,
     Assign,
+    Begun,
+    Busy,
     Command,
     Delivered,
+    Dismiss,
     Due,
     Event,
     Exported,
+    Hire,
     Judged,
     Lost,
     Pressure,
-    Replace,
+    Release,
     Rescore,
     Rescored,
     Retire,
@@ -103,6 +107,7 @@ class World:
         self._engines: dict[str, SimulatedEngine] = {}
         self._verifiers: dict[str, Station] = {}
         self.jobs: dict[int, Job] = {}
+        self._hires: set[int] = set()  # tickets of workers that come up
         self._born: dict[str, int] = {}  # workers by role, also those that are gone
         self._payloads = 0
         self._learner = Station(self.clock, self._cores, threads=config.learner.ranks * config.learner.threads)
@@ -120,9 +125,22 @@ class World:
         for role, count in counts.items():
             for _ in range(count):
                 self._start(role)
+        self._tell(Begun())  # after the workers, also where the control loop takes its time
+        if self.machine.sizer.elastic:
+            self.clock.after(config.observe.heartbeat_s, self._pools, self.stats.busy_s(0.0))
         while not self.machine.ledger.finished:
             if not self.clock.step():
                 raise RunFailed("the simulation stands still: " + "; ".join(self.machine.ledger.waiting()[:3]))
+
+    def _pools(self, before: dict[str, tuple[float, float]]) -> None:
+        """What the watch of a real run tells at every heartbeat."""
+        now, idle = self.stats.busy_s(self.clock.now), []
+        for role, (busy, there) in now.items():
+            was_busy, was_there = before[role] if there >= before[role][1] else (0.0, 0.0)  # counted anew since
+            if there > was_there:
+                idle.append((role, round(1 - min(1.0, (busy - was_busy) / (there - was_there)), 3)))
+        self._tell(Busy(at=self.clock.now, idle=tuple(idle)))
+        self.clock.after(self.config.observe.heartbeat_s, self._pools, now)
 
     def _tell(self, event: Event) -> None:
         if self._driver is None:
@@ -165,8 +183,13 @@ class World:
                     learner = self.times.learner
                     seconds = learner.token_s * learner.rescore_fraction * sum(command.lengths)
                     self._learner.submit(seconds / learner.speed(self.config.learner.ranks), self._rescore, command)
-                case Replace():
-                    self.clock.after(command.delay_s + self.times.engine.start_s, self._start, command.role)
+                case Hire():
+                    self._hires.add(command.ticket)
+                    self.clock.after(command.delay_s + self.times.engine.start_s, self._hired, command)
+                case Dismiss():
+                    self._hires.discard(command.ticket)
+                case Release():
+                    self._release(command)
                 case Wait():
                     self.clock.after(command.seconds, self._tell, Due(key=command.key))
                 case Withdraw():
@@ -174,7 +197,18 @@ class World:
 
     # ---- workers ----
 
-    def _start(self, role: str) -> None:
+    def _hired(self, command: Hire) -> None:
+        if command.ticket in self._hires:
+            self._hires.discard(command.ticket)
+            self._start(command.role, command.ticket)
+
+    def _release(self, command: Release) -> None:
+        if command.worker in self._engines:
+            self._engines.pop(command.worker).kill()
+            self._received(command.worker)
+        self._verifiers.pop(command.worker, None)
+
+    def _start(self, role: str, ticket: int = 0) -> None:
         number = self._born[role] = self._born.get(role, -1) + 1
         name = f"{NAMES[role]}-{number}"
         if role == VERIFIERS:
@@ -189,10 +223,13 @@ class World:
                 self.clock.after(self._chance.expovariate(1 / self.times.engine.mtbf_s), self._fail, name)
             if self.times.engine.kv_tokens:
                 self.clock.after(self.config.observe.heartbeat_s, self._beat, name)
-        self._tell(WorkerUp(role=role, worker=name))
+        self._tell(WorkerUp(role=role, worker=name, ticket=ticket))
 
     def _fail(self, name: str) -> None:
-        self._engines.pop(name).kill()
+        engine = self._engines.pop(name, None)
+        if engine is None:  # it has left before
+            return
+        engine.kill()
         self._tell(WorkerDown(worker=name, why="simulated failure"))
         for job in [job for job in self.jobs.values() if job.worker == name]:
             self._lose(job, "died")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fr3e_async.config import VerifierPoolConfig
-from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError
+from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError, printable
 from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.cases import Case, Judged, read_cases, report
@@ -62,7 +62,7 @@ def score(args: argparse.Namespace) -> int:
     started = time.monotonic()
     judged = judge_cases(cases, config, args.reward)
     seconds = time.monotonic() - started
-    print(report(judged))
+    print(printable(report(judged)))  # it quotes sources and categories of the file
     print(f"\n{len(cases)} cases in {seconds:.1f} s, {len(cases) / seconds:.0f} a second, {args.workers} worker(s)")
     if args.json is not None:
         write(args.json, judged)

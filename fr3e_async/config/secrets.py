@@ -1,0 +1,47 @@
+"""Settings are written into run directories, journals and model cards; secrets come by the environment alone. Pure.
+
+Knows which names secrets have, and nothing of who reads them: the libraries take theirs from the environment by themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fr3e_async.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fr3e_async.config import Config
+
+SECRET_NAME = re.compile(r"(?:^|.*_)(?:token|secret|password|passwd|api_?key|access_key|private_key)", re.IGNORECASE)
+MIN_CHARS = 8  # a shorter value says too little to be looked for in settings
+
+
+def refuse_secrets(config: Config, environment: Mapping[str, str]) -> None:
+    """Raise ``ConfigError`` if a setting holds the value of a secret of the environment (by ``${oc.env:…}``, say), or is a secret
+    by its own name (``engine.options.hf_token``). The message does not repeat it."""
+    known = {name: value for name, value in environment.items() if SECRET_NAME.fullmatch(name) and len(value) >= MIN_CHARS}
+    for path, text in _texts(asdict(config), ""):
+        held = next((name for name, value in known.items() if value in text), "")
+        if held:
+            raise ConfigError(
+                f"{path}: it holds the value of {held}; settings are written to files, so leave it to the environment"
+            )
+        if text and SECRET_NAME.fullmatch(path.rpartition(".")[2]):
+            raise ConfigError(
+                f"{path}: settings are written to files; give this by an environment variable of the library instead"
+            )
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(dotted path, text) of every text in nested settings; entries of a list by the list's path."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, path)
+    elif isinstance(value, str):
+        yield path, value

@@ -1,0 +1,132 @@
+"""A run on a cluster that autoscales: it starts with a head alone, grows, loses nodes with and without notice, and shrinks.
+
+Real nodes (processes of one machine), Ray's real autoscaler, the main job with its real learner and verifiers; engines are fakes
+whose speed the test sets, so that load rises and falls. ``test_end_to_end`` has the real engines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from node_cluster import NodeCluster, until
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+HERE = Path(__file__).parent
+TYPES = {
+    "engine": {"CPU": 1, "engine": 1},
+    "learner": {"CPU": 1, "learner": 1},
+    "verifier": {"CPU": 1, "verifier": 1},
+}
+SETTINGS = (
+    "config=toy", "ray.autoscaling=true", "generators.resources={engine: 1}", "explorers.resources={engine: 1}",
+    "verifiers.resources={verifier: 1}", "learner.resources={learner: 1}", "generators.max=3", "generators.cpus=0",
+    "explorers.cpus=0", "verifiers.cpus=0", "learner.cpus=0", "generators.rollouts_in_flight=4", "algorithm.anchors=2", "algorithm.branches=2",
+    "algorithm.bases=2", "flow.groups_per_step=4", "flow.max_staleness=1", "run.steps=100000", "run.checkpoint_every=5", "data.heldout=",
+    "observe.console=off", "observe.tensorboard=false", "observe.heartbeat_s=0.5", "pools.grow_after_s=2", "pools.shrink_after_s=8",
+    "reward=elastic_driver:reward", "learner.minibatches=1", "loss.importance=off",
+)  # fmt: skip
+
+
+class Story:
+    """The run, and what its files say while it goes on."""
+
+    def __init__(self, cluster: NodeCluster, folder: Path, delays: Path) -> None:
+        self.delays = delays
+        self.cluster, self.run, self.out = cluster, folder / "run", folder / "out.txt"
+        environment = cluster.environment() | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+        command = [sys.executable, str(HERE / "elastic_driver.py"), *SETTINGS, f"run.dir={self.run}"]
+        with self.out.open("w") as file:
+            self.driver = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+
+    def rows(self, name: str) -> list[dict]:
+        path = self.run / name
+        text = path.read_text() if path.is_file() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def said(self, *words: str) -> list[str]:
+        """Events with all these words in them."""
+        return [row["text"] for row in self.rows("logs/events.jsonl") if all(word in row["text"] for word in words)]
+
+    def trained(self) -> int:
+        return sum(row["what"] == "trained" for row in self.rows("ledger.jsonl"))
+
+    def wait(self, condition, seconds: float, what: str):
+        def alive():
+            assert self.driver.poll() is None, f"the run has ended: {self.out.read_text()[-2000:]}"
+            return condition()
+
+        return until(alive, seconds, what)
+
+    def goes_on(self) -> None:
+        """Two more batches."""
+        count = self.trained()
+        self.wait(lambda: self.trained() >= count + 2, 60, f"two more batches after {count}")
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory) -> Iterator[Story]:
+    import ray
+
+    folder = tmp_path_factory.mktemp("elastic")
+    delays = folder / "delays"
+    delays.write_text("1 0")
+    with NodeCluster(TYPES, environment={"FR3E_TEST_DELAYS": str(delays)}) as cluster:
+        ray.init(address=cluster.address, namespace="watcher", log_to_driver=False)
+        story = Story(cluster, folder, delays)
+        try:
+            yield story
+        finally:
+            ray.shutdown()
+            if story.driver.poll() is None:
+                story.driver.kill()
+
+
+@pytest.mark.timeout(400)
+def test_a_run_follows_its_cluster(story: Story) -> None:
+    cluster = story.cluster
+    assert cluster.nodes() == {}, "it begins with a head alone"
+    story.wait(lambda: story.trained() >= 2, 150, "nodes come up, and batches are trained")
+    story.wait(lambda: story.said("generator-1 has joined"), 90, "more generators, since their tasks wait")
+    assert len(cluster.of_type("engine")) >= 3
+    story.goes_on()
+
+    before = set(cluster.of_type("engine"))
+    lost = story.said("is lost")
+    cluster.kill(sorted(before)[0])
+    story.wait(lambda: len(story.said("is lost")) > len(lost), 60, "the loss of a node is seen")
+    joined = len(story.said("has joined"))
+    story.wait(lambda: len(story.said("has joined")) > joined, 90, "another worker in its place")
+    story.goes_on()
+
+    noticed = sorted(set(cluster.of_type("engine")))[0]
+    cluster.drain(noticed, seconds=60)
+    story.wait(lambda: story.said("has left: its node is taken away"), 60, "the worker leaves a node that will be taken away")
+    (learner,) = cluster.of_type("learner")
+    cluster.drain(learner, seconds=120)
+    story.wait(lambda: story.said("a node of the learner group will be taken away"), 60, "the learner group leaves its node")
+    story.goes_on()
+
+    story.delays.write_text("0 0.4")
+    story.wait(lambda: story.said("generators: 1 wanted"), 90, "fewer generators, since the verifier is what all wait for")
+    story.wait(lambda: len(cluster.of_type("engine")) <= 2, 90, "nodes leave")
+    story.goes_on()
+
+    story.driver.send_signal(signal.SIGTERM)
+    assert story.driver.wait(60) == 0, story.out.read_text()[-2000:]
+    done = subprocess.run(
+        [sys.executable, "-m", "fr3e_async.audit", str(story.run)], capture_output=True, text=True, cwd=HERE.parent
+    )
+    assert done.returncode == 0, done.stdout
+    assert "PASS" in done.stdout
+    replay = subprocess.run(
+        [sys.executable, "-m", "fr3e_async.replay", str(story.run)], capture_output=True, text=True, cwd=HERE.parent
+    )
+    assert replay.returncode == 0, replay.stdout
