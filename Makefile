@@ -15,7 +15,7 @@ FAST   := -m "not slow and not engine and not ray and not long"
 SLOW   := -m "(slow or engine or ray) and not long"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow long chaos bench-system bench-staleness wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs clean
+.PHONY: help setup demo test check format lint types fast slow long chaos bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -60,6 +60,9 @@ bench-system: $(STAMP)  ## the system against the bare engine, asynchronous agai
 
 bench-staleness: $(STAMP)  ## accuracy by staleness bound and correction, on three seeds (some 30 minutes)
 	@$(BIN)/python benchmarks/staleness.py $(ARGS)
+
+bench-scale: $(STAMP)  ## start-up, broadcast and driver memory by the number of actors; what gives way at 1,000 and 10,000 engines
+	@$(BIN)/python benchmarks/scale.py $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel

@@ -59,7 +59,7 @@ start() {
   mkdir -p "$dir"
   chmod 700 "$dir"
   if [[ $RAY_AUTH_MODE == token ]]; then
-    ray get-auth-token --generate >/dev/null
+    (umask 077 && ray get-auth-token --generate >/dev/null) # Ray itself would let everyone read it
   fi
   # Every port lies outside of 10002-19999, where Ray would put its workers by default.
   setsid ray start --head --block --disable-usage-stats \

@@ -106,6 +106,7 @@ def _own_address() -> str:
     return ray.util.get_node_ip_address()
 
 
+@pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_a_slurm_job_trains_and_is_stopped_with_a_checkpoint(slurm: dict[str, str], tmp_path: Path) -> None:

@@ -200,6 +200,22 @@ def test_workers_that_die_in_a_row_are_replaced_ever_later_and_then_end_the_run(
         at.seat_down("g9", "no memory")
 
 
+def test_new_ones_that_do_not_start_are_no_reason_to_end_while_another_one_works():
+    """A node may die that many were about to start on. They are tried again, at last once a minute."""
+    at = desk("generators-0", "explorers-0", max_deaths_in_a_row=2, replace_backoff_s=1.0)
+    put(at, 1)
+    at.end(1, proof=True)
+    delays = [at.not_started(GENERATORS, "its node has died") for _ in range(50)]
+    assert delays == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[60.0] * 44]
+    assert at.not_started(EXPLORERS, "x") == 1.0
+    put(at, 2)
+    at.end(2, proof=True)
+    assert at.not_started(GENERATORS, "its node has died") == 1.0, "one has worked since"
+    at.drain("generators-0")
+    with pytest.raises(RunFailed, match=r"pools\.max_deaths_in_a_row"):
+        [at.not_started(GENERATORS, "its node has died") for _ in range(2)]
+
+
 def test_a_finished_task_is_proof_that_workers_can_work():
     at = desk("generators-0", "generators-1", max_deaths_in_a_row=1)
     put(at, 1)

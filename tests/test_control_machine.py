@@ -29,6 +29,7 @@ from fr3e_async.control.messages import (
     Begun,
     Branch,
     Busy,
+    Dismiss,
     Due,
     Exported,
     Hire,
@@ -598,29 +599,35 @@ def grown(machine: Machine, at: float = 10.0) -> list:
     return machine.handle(Busy(at=at, idle=()))
 
 
-def test_a_pool_grows_while_its_tasks_wait_and_the_new_one_is_told_to_leave_when_nothing_is_left():
-    machine = staffed("generators-0", "generators-1", "verifiers-0", elastic=True, groups=3, staleness=3)
-    tasks = [c for uid in "abcdefghi" for c in admit(machine, uid)]  # 2 rollouts each, and room for 4 in each of two
-    assert (len(tasks), machine.desk.queued("generators")) == (4, 5)
-    assert grown(machine) == [
-        Hire(ticket=1, role="generators"), Hire(ticket=2, role="generators"), Want(role="generators", actors=4)
-    ]  # fmt: skip
-    tasks += up(machine, "generators-2", ticket=1)
-    assert len(tasks) == 6
-    for task in tasks:
-        machine.handle(lost(task.work, gone=True))  # none is there any more
-    while machine.desk.in_flight("generators"):
-        for task in [t for seat in machine.desk.seats.values() for t in sorted(seat.tasks)]:
-            work = next((c.work for c in tasks if c.task == task), None)
-            commands = machine.handle(lost(work)) if work is not None else machine.handle(Answered(task=task))
-            tasks += [c for c in commands if isinstance(c, Assign)]
-    assert machine.desk.queued("generators") == 0
+def test_a_pool_grows_while_its_tasks_wait_and_shrinks_when_nothing_is_left():
+    """Four tasks of 4 rollouts, and room for 4 on each of two generators."""
+    machine = staffed(elastic=True)
+    given = [c for task in (-1, -2, -3, -4) for c in machine.handle(Asked(task=task, role="generators", weight=4))]
+    assert [c.worker for c in given] == ["generators-0", "generators-1"]
+    hires = [Hire(ticket=1, role="generators"), Hire(ticket=2, role="generators")]
+    assert grown(machine) == [*hires, Want(role="generators", actors=4)]
+    (third,) = up(machine, "generators-2", ticket=1)
+    assert (third.task, third.worker) == (-3, "generators-2")
+    for task in (-1, -2, -3, -4):
+        machine.handle(Answered(task=task))
     idle = (("generators", 1.0),)
     assert machine.handle(Busy(at=12.9, idle=idle)) == []
-    shrunk = machine.handle(Busy(at=13.1, idle=idle))
-    assert shrunk[0].ticket == 2, "who is not up yet is dismissed first"
-    assert shrunk[1] == Want(role="generators", actors=1)
-    assert shrunk[2:] == [left(w, "the pool is made smaller") for w in ("generators-2", "generators-1")]
+    assert machine.handle(Busy(at=13.1, idle=idle)) == [
+        Dismiss(ticket=2),  # who is not up yet comes first
+        Want(role="generators", actors=1),
+        *(left(worker, "the pool is made smaller") for worker in ("generators-2", "generators-1")),
+    ]
+
+
+def test_one_with_work_that_its_pool_does_not_need_any_more_ends_it_first():
+    machine = staffed(elastic=True)
+    machine.handle(Busy(at=0.0, idle=(("generators", 1.0),)))
+    first_loan, second = [c for task in (-1, -2) for c in machine.handle(Asked(task=task, role="generators", weight=1))]
+    commands = machine.handle(Busy(at=3.0, idle=(("generators", 1.0),)))
+    leaves = commands[-1].key.removeprefix("leave ")
+    assert commands == [Want(role="generators", actors=1), Wait(key=f"leave {leaves}", seconds=5.0)]
+    loan = first_loan if first_loan.worker == leaves else second
+    assert machine.handle(Answered(task=loan.task)) == [left(leaves, "the pool is made smaller")]
 
 
 def test_an_engine_moves_to_the_pool_whose_tasks_wait_and_works_there():

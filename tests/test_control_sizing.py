@@ -235,6 +235,17 @@ def test_a_pool_shrinks_to_the_most_that_it_needed_over_the_whole_time():
     assert (it.wanted(), it.staying(), it.wants[GENERATORS]) == (3, 3, [4, 3])
 
 
+@pytest.mark.parametrize(
+    ("count", "idle", "needed"), [(3, 0.2, 3), (5, 0.2, 5), (4, 0.4, 3), (8, 0.99, 1), (8, 1.0, 0), (5, 0.0, 7)]
+)
+def test_how_many_are_needed_for_the_work_that_was_done(count, idle, needed):
+    """count · (1 - idle) / 0.8, rounded up, whatever floating point makes of it."""
+    it = hall(least=0, count=count)
+    it.beat(0.0, generators=idle)
+    it.beat(100.0, generators=idle)
+    assert it.wanted() == min(needed, count)
+
+
 def test_a_peak_keeps_a_pool_for_as_long_as_it_is_remembered():
     it = hall(count=4)
     said = {at: it.beat(float(at), generators=0.2 if at == 50 else 1.0) for at in range(0, 160, 10)}

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,11 +38,11 @@ SETTINGS = (
 class Story:
     """The run, and what its files say while it goes on."""
 
-    def __init__(self, cluster: NodeCluster, folder: Path, delays: Path) -> None:
+    def __init__(self, cluster: NodeCluster, folder: Path, delays: Path, *settings: str) -> None:
         self.delays = delays
         self.cluster, self.run, self.out = cluster, folder / "run", folder / "out.txt"
         environment = cluster.environment() | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
-        command = [sys.executable, str(HERE / "elastic_driver.py"), *SETTINGS, f"run.dir={self.run}"]
+        command = [sys.executable, str(HERE / "elastic_driver.py"), *SETTINGS, *settings, f"run.dir={self.run}"]
         with self.out.open("w") as file:
             self.driver = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
 
@@ -72,25 +72,31 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory) -> Iterator[Story]:
+def begin(tmp_path_factory) -> Iterator[Callable[..., Story]]:
+    """Starts runs on one cluster."""
     import ray
 
-    folder = tmp_path_factory.mktemp("elastic")
-    delays = folder / "delays"
+    delays = tmp_path_factory.mktemp("cluster") / "delays"
     delays.write_text("1 0")
+    stories: list[Story] = []
+
+    def begin(folder: Path, *settings: str) -> Story:
+        stories.append(Story(cluster, folder, delays, *settings))
+        return stories[-1]
+
     with NodeCluster(TYPES, environment={"FR3E_TEST_DELAYS": str(delays)}) as cluster:
         ray.init(address=cluster.address, namespace="watcher", log_to_driver=False)
-        story = Story(cluster, folder, delays)
         try:
-            yield story
+            yield begin
         finally:
             ray.shutdown()
-            if story.driver.poll() is None:
+            for story in stories:
                 story.driver.kill()
 
 
 @pytest.mark.timeout(400)
-def test_a_run_follows_its_cluster(story: Story) -> None:
+def test_a_run_follows_its_cluster(begin: Callable[..., Story], tmp_path: Path) -> None:
+    story = begin(tmp_path)
     cluster = story.cluster
     assert cluster.nodes() == {}, "it begins with a head alone"
     story.wait(lambda: story.trained() >= 2, 150, "nodes come up, and batches are trained")
@@ -121,12 +127,29 @@ def test_a_run_follows_its_cluster(story: Story) -> None:
 
     story.driver.send_signal(signal.SIGTERM)
     assert story.driver.wait(60) == 0, story.out.read_text()[-2000:]
-    done = subprocess.run(
-        [sys.executable, "-m", "fr3e_async.audit", str(story.run)], capture_output=True, text=True, cwd=HERE.parent
-    )
-    assert done.returncode == 0, done.stdout
-    assert "PASS" in done.stdout
-    replay = subprocess.run(
-        [sys.executable, "-m", "fr3e_async.replay", str(story.run)], capture_output=True, text=True, cwd=HERE.parent
-    )
-    assert replay.returncode == 0, replay.stdout
+    audited(story.run)
+
+
+@pytest.mark.timeout(300)
+def test_ranks_on_two_nodes_and_then_one_rank_that_goes_on(begin: Callable[..., Story], tmp_path: Path) -> None:
+    """Each rank on a node of its own; a resume with another number of ranks."""
+    settings = ("resume=auto", "learner.placement=strict_spread", "generators.max=0", "run.checkpoint_every=0")
+    for ranks, steps in ((2, 2), (1, 4)):
+        story = begin(tmp_path, *settings, f"learner.ranks={ranks}", f"run.steps={steps}")
+        cluster = story.cluster
+        story.delays.write_text("0 0")
+        if ranks == 2:
+            until(lambda cluster=cluster: len(cluster.of_type("learner")) >= 2, 90, "a node for each rank")
+        assert story.driver.wait(120) == 0, story.out.read_text()[-2000:]
+        summary = json.loads((story.run / "summary.json").read_text())
+        assert (summary["exit_reason"], summary["steps"]) == ("finished", steps)
+    assert summary["resumed_from"] == 2
+    audited(story.run)
+
+
+def audited(run: Path) -> None:
+    """Nothing lost, nothing doubled, and every decision can be made again."""
+    for command in ("audit", "replay"):
+        words = [sys.executable, "-m", f"fr3e_async.{command}", str(run)]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=HERE.parent)
+        assert done.returncode == 0, done.stdout + done.stderr

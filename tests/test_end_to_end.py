@@ -111,6 +111,7 @@ def test_the_final_model_is_as_good_in_plain_transformers(finished):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(finished, tmp_path):
     """vLLM loads the final model; two learner ranks with ZeRO-2 train it and re-score trunks; a second command goes on."""
     common = (
@@ -143,6 +144,7 @@ def short_and_right(response, gold, prompt):
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_vineppo_with_a_reward_of_ones_own_within_a_token_budget(tmp_path, monkeypatch):
     (tmp_path / "own_reward.py").write_text(OWN_REWARD)
@@ -166,6 +168,7 @@ def engine_processes(driver: int) -> list[psutil.Process]:
     return [process for process in below if "ray::EngineActor" in " ".join(process.cmdline())]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_an_engine_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
     """kill -9 of an engine's process, the whole of vLLM's core with it, in the middle of the run."""

@@ -26,7 +26,7 @@ class Head:
 
     def __init__(self, home: Path, folder: Path) -> None:
         inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
-        own = {"HOME": str(home), "FR3E_PORT_OFFSET": "500", "FR3E_HEAD_DIR": str(folder), "FR3E_HEAD_CPUS": "2"}
+        own = {"HOME": str(home), "FR3E_PORT_OFFSET": "500", "FR3E_HEAD_DIR": str(folder), "FR3E_HEAD_CPUS": "4"}
         self.environment = inherited | own
 
     def call(self, *words: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
@@ -83,11 +83,19 @@ def test_stop_writes_a_checkpoint_and_a_second_job_goes_on(head: Head, tmp_path:
 
     target = state["steps"] + 1
     again, seen = head.submit(*settings, f"run.steps={target}"), []
+    beside = head.submit(
+        f"run.dir={tmp_path / 'beside'}", "data.heldout=", "flow.groups_per_step=4", "run.steps=1", "algorithm.strategy=grpo"
+    )
     read_until(again, f"going on from step {state['steps']}", seen)
     read_until(again, "succeeded", seen)
     assert again.wait(timeout=60) == 0
     final = json.loads((run_dir / "summary.json").read_text())
     assert (final["exit_reason"], final["steps"], final["resumed_from"]) == ("finished", target, state["steps"])
+
+    said, _ = beside.communicate(timeout=200)
+    assert beside.returncode == 0, said
+    other = json.loads((tmp_path / "beside" / "summary.json").read_text())
+    assert (other["exit_reason"], other["steps"]) == ("finished", 1), "a job beside another one on the same cluster"
 
 
 def test_bad_input_fails_the_job_with_our_line_and_exit_code(head: Head) -> None:

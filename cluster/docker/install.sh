@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the package and exactly what requirements/FLAVOUR.lock pins, by hash, into the active environment: install.sh cpu | cuda, from
-# the repository's root, for the Dockerfiles. DeepSpeed, which comes as source, is built last, against the torch that is then there, with
+# the repository's root, for the Dockerfiles and the launcher files. DeepSpeed, which comes as source, is built last, against the torch that is then there, with
 # the operators that DS_BUILD_… name.
 set -euo pipefail
 

@@ -45,7 +45,7 @@ from fr3e_async.control.messages import (
 from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TaskLost, TrainRow, Trunk
 from fr3e_async.control.progress import Cut, Progress, cut_of
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.control.saving import Saver
+from fr3e_async.control.saving import Saver, little_room
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.tally import Tally
 from fr3e_async.control.turns import Turns
@@ -357,9 +357,15 @@ class Controller:
                 self._spawn(self._leave_nodes(why))
 
     async def _leave_nodes(self, why: str) -> None:
-        if self.machine.ledger.version > self._saved:
+        if not self._ends and self.machine.ledger.version > self._saved:
             await self._checkpoint(self._cut())
-        raise LearnerLost(why)
+        if not self._ends:
+            raise LearnerLost(why)
+
+    @property
+    def _ends(self) -> bool:
+        """Nothing is left for the learner but the last checkpoint: another one would come too late to be of use."""
+        return bool(self._stop_reason) or self.machine.ledger.version >= self._config.run.steps
 
     async def _checkpoint(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
         final, spent = await self._saver.save(*taken)
@@ -369,6 +375,8 @@ class Controller:
         self._reporter.note(
             f"checkpoint {final.name} in {took:.1f} s", "checkpoint_written", version=taken[0].version, seconds=round(took, 3)
         )
+        if warning := await on_the_side(lambda: little_room(final)):
+            self._reporter.note(warning, "storage_pressure")
 
     # ---- evaluation ----
 

@@ -29,6 +29,7 @@ GENERATORS, EXPLORERS, VERIFIERS = "generators", "explorers", "verifiers"
 OTHER = {GENERATORS: EXPLORERS, EXPLORERS: GENERATORS}
 GROWTH = 16  # a limit grows by the role's width / GROWTH at a time
 STALE = 64  # entries for each seat after which a heap is cleared of stale ones
+LONGEST_BACKOFF_S = 60.0  # before another worker is started in place of one that had done nothing
 SLACK = 4  # loads that differ by less than width / SLACK count as equal: then a prefix at hand decides, or the role
 
 
@@ -262,12 +263,14 @@ class Dispatcher:
     def _after_death(self, name: str, worker: str, why: str, *, proven: bool) -> float:
         role, most = self.roles[name], self._config.max_deaths_in_a_row
         role.deaths_in_a_row += not proven
-        if role.deaths_in_a_row > most:
+        works = any(seat.role == name and seat.proven and not seat.leaving for seat in self.seats.values())
+        if role.deaths_in_a_row > most and not works:  # else a node may have died that many were about to start on
             raise RunFailed(
                 f"{name}: {most} workers in a row died without finishing a task (pools.max_deaths_in_a_row); the last one: "
                 f"{worker}: {why}"
             )
-        return self._config.replace_backoff_s * 2 ** (role.deaths_in_a_row - 1) if role.deaths_in_a_row else 0.0
+        delay = self._config.replace_backoff_s * 2 ** min(role.deaths_in_a_row - 1, 30) if role.deaths_in_a_row else 0.0
+        return min(delay, LONGEST_BACKOFF_S)
 
     def drain(self, worker: str) -> None:
         """Nothing more for this worker; what it has goes on."""

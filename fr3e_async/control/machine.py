@@ -132,7 +132,8 @@ class Machine:
     def _task_over(self, event: Delivered | Judged | Lost) -> list[Command]:
         worker = self.desk.end(event.task, proof=not isinstance(event, Lost))
         commands = self._settle(self.ledger.handle(event), near=worker)
-        return commands + self._settle(self._if_idle(worker))
+        waited_for = worker in self._leaves or self._paused(worker)
+        return commands + self._settle(self._if_idle(worker)) if waited_for else commands
 
     def _settle(self, commands: Iterable[LedgerCommand | Command], near: str = "") -> list[Command]:
         """Queue what is work for a pool, pass on the rest, and hand out what can be handed out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fr3e_async.control.turns import Turns
 from fr3e_async.errors import LearnerLost
 from fr3e_async.types import RolloutBatch
 
+ROOM = 2  # checkpoints that a disk should have room for, besides those that are there
 LEFTOVER_S = 10.0  # for the thread that writes trees to notice that the checkpoint has failed
 
 
@@ -57,3 +59,12 @@ class Saver:
             except TaskLost as error:  # its node is gone, say: they are in the checkpoint before
                 raise LearnerLost(f"rollouts that a checkpoint needs are lost: {error}") from error
             yield key, batch
+
+
+def little_room(checkpoint: Path) -> str:
+    """What a person should know if the next checkpoints may not fit on this one's disk; else an empty text."""
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    free = shutil.disk_usage(checkpoint).free
+    if free >= ROOM * size:
+        return ""
+    return f"run.dir: its disk has {free / 2**30:.1f} GiB left, and a checkpoint takes {size / 2**30:.1f} GiB: the next ones may not fit"
