@@ -8,7 +8,7 @@ gone, the same command is started again. After each kill the run must get on by 
 ``--patience`` seconds. At the end the audit must pass, every session's journal must replay to the same decisions, and the
 accuracy must agree with that of an undisturbed run. Exits with 1 if it does not.
 
-``--spread``: rewards by chance instead, so that every group has something to learn from and is trained. Then both runs must have
+``--spread`` (``run.steps=20 --spread --kills 10 --victims driver learner``): rewards by chance instead, so that every group has something to learn from and is trained. Then both runs must have
 consumed exactly the same prompt groups. ``--quick``: six kills of which one is of the driver, and no undisturbed run.
 """
 

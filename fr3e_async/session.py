@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -193,25 +193,44 @@ class Session:
     async def _to_the_end(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> tuple[Controller, str]:
         """Run until it ends. A learner group that is lost is made anew, and everything goes back to the last checkpoint.
 
-        Raises ``RunFailed``: a failure that cannot be repaired, or the group was lost once more than ``learner.max_restarts``.
+        Raises ``RunFailed``: a failure that cannot be repaired, or the group was lost more than
+            ``learner.max_restarts`` times without a new checkpoint between.
         """
-        source, restarts = self._resume_from, 0
+        source, restarts, in_a_row = self._resume_from, 0, 0
         lost: LearnerLost | None = None
         while True:
             try:
-                if lost is not None:
-                    source = await self._after_a_loss(deployment, recorder, lost, restarts)
-                controller = await self._controller(deployment, recorder, source, restarts)
+                async with self._telling(recorder):
+                    if lost is not None:
+                        source = await self._after_a_loss(deployment, recorder, lost, in_a_row)
+                    controller = await self._controller(deployment, recorder, source, restarts)
                 stop.controller = controller
                 reason = await controller.run()
                 stop.controller = None
                 return controller, reason
             except LearnerLost as error:
                 stop.controller = None
+                newest, began_at = max([0, *self._run_dir.checkpoints.steps()]), step_of(source) if source else 0
+                in_a_row = 1 if newest > began_at else in_a_row + 1  # a run that gets on may move as often as it must
                 lost, restarts = error, restarts + 1
-                if restarts > self._config.learner.max_restarts or stop.reason:
+                if in_a_row > self._config.learner.max_restarts or stop.reason:
                     again = "; restart the same command with resume=auto to go on from the last checkpoint"
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
+
+    @asynccontextmanager
+    async def _telling(self, recorder: Recorder) -> AsyncIterator[None]:
+        """Who watches the run sees that it is alive, though there is no loop that turns."""
+
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(self._config.observe.heartbeat_s)
+                recorder.beat_again()
+
+        task = asyncio.create_task(tell())
+        try:
+            yield
+        finally:
+            task.cancel()
 
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, error: LearnerLost, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""

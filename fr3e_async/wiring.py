@@ -161,7 +161,8 @@ class Deployment:
         self._names: dict[str, int] = {}
         self._wanted: dict[str, int] = {}  # actors by role
         self._starting = 0  # actors, and the learner group
-        self._requested: list[Any] = []  # what the autoscaler was told last
+        self._requested: list[Any] | None = []  # what the autoscaler was told last; None: perhaps
+        self._advising = asyncio.Lock()
         self.crew: Crew
 
     async def start(self, *, resume_from: Path | None) -> None:
@@ -191,6 +192,7 @@ class Deployment:
             workers=[(role, task.result()) for role, task in workers],
             want=self._want,
             draining=lambda: on_the_side(draining_nodes),
+            node=ray.get_runtime_context().get_node_id(),
         )
 
     async def start_worker(self, role: str, *, room_s: float | None = None) -> Worker:
@@ -198,8 +200,16 @@ class Deployment:
 
         Raises ``RunFailed`` if it does not start, or if there is no room within ``room_s`` (None: however long it takes).
         """
-        async with self._advised():
-            return await (self._verifier(room_s) if role == VERIFIERS else self._engine(role, room_s))
+        worker: Worker | None = None
+        try:
+            async with self._advised():
+                worker = await (self._verifier(room_s) if role == VERIFIERS else self._engine(role, room_s))
+        except BaseException:
+            if worker is not None:  # cancelled when it was up
+                await worker.close()
+            raise
+        assert worker is not None
+        return worker
 
     async def restart_learner(self, *, resume_from: Path | None) -> None:
         """End what is left of the learner group and make a new one, which continues from that folder, or begins anew."""
@@ -253,18 +263,21 @@ class Deployment:
             await self._advise()
 
     async def _advise(self) -> None:
+        """One after another, so that the last word is the last; what did not arrive is said again with the next."""
         if not (self._config.ray.autoscaling and self._config.ray.request):
             return
-        rows = placement(self._config) if self._starting else []
-        wanted = [(per_actor(row), row.labels) for row in rows for _ in range(self._wanted.get(row.role, 0))]
-        if wanted == self._requested:
-            return
-        self._requested = wanted
-        try:
-            async with asyncio.timeout(ASK_S):
-                await on_the_side(lambda: request(wanted))
-        except (TimeoutError, RayError, ValueError) as error:  # it is advice: the run goes on without
-            logging.getLogger(__name__).warning("the autoscaler could not be told what is wanted: %s", error)
+        async with self._advising:
+            rows = placement(self._config) if self._starting else []
+            wanted = [(per_actor(row), row.labels) for row in rows for _ in range(self._wanted.get(row.role, 0))]
+            if wanted == self._requested:
+                return
+            try:
+                async with asyncio.timeout(ASK_S):
+                    await on_the_side(lambda: request(wanted))
+                self._requested = wanted
+            except (TimeoutError, RayError, ValueError) as error:  # it is advice: the run goes on without
+                self._requested = None
+                logging.getLogger(__name__).warning("the autoscaler could not be told what is wanted: %s", error)
 
     def _name(self, role: str) -> str:
         """``generator-0``, ``generator-1``, ...; a replacement gets a new number."""

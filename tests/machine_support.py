@@ -194,8 +194,9 @@ class Cluster:
 
     # ---- lives ----
 
-    def begin(self, state: str | None) -> None:
-        """A fresh machine, with workers of their own. What was in flight is gone."""
+    def begin(self, state: str | None, *, again: bool = False) -> None:
+        """A fresh machine, with workers of their own, or (``again``) with those of the life before. What was in flight is gone."""
+        there = list(self.workers.values()) if again else []
         self.given.clear(), self.asked.clear(), self.rescores.clear(), self.withdrawn.clear(), self.waits.clear()
         self.hires.clear(), self.unexported.clear(), self.told.clear(), self.seen.clear(), self.workers.clear()
         self.story.clear(), self.commands.clear(), self.dismissed.clear()
@@ -204,10 +205,12 @@ class Cluster:
         self.machine = self.fresh()
         self.newest = self.live = self.machine.ledger.version
         self.take(self.machine.start())
-        for role in (*ENGINES, VERIFIERS):
+        for worker in there:  # only the learner is a new one; whatever weights they have, they are to get the newest
+            self.worker_up(worker.role, -1)
+        for role in () if again else (*ENGINES, VERIFIERS):
             for _ in range(2 if role in ENGINES else 1):
                 self.worker_up(role, self.birth)
-        self.tell(Begun())
+        self.tell(Begun(again=again))
 
     def fresh(self) -> Machine:
         """The machine that this life began with."""
@@ -220,16 +223,17 @@ class Cluster:
         self.checkpoints.append(Checkpoint(state, dict(self.fates), frozenset(self.trained), tuple(self.batches)))
 
     def kill(self, pick: Pick = first) -> None:
-        """Go on from one of the checkpoints; what came after it never was."""
+        """Go on from one of the checkpoints, perhaps with the same workers; what came after it never was."""
+        again = pick(3) == 2
         if not self.checkpoints:
             self.fates.clear(), self.trained.clear(), self.batches.clear()
-            self.begin(None)
+            self.begin(None, again=again)
             return
         back = pick(len(self.checkpoints))
         del self.checkpoints[len(self.checkpoints) - back :]
         kept = self.checkpoints[-1]
         self.fates, self.trained, self.batches = dict(kept.fates), set(kept.trained), list(kept.batches)
-        self.begin(kept.state)
+        self.begin(kept.state, again=again)
 
     # ---- events ----
 
@@ -607,7 +611,7 @@ class Cluster:
             return False
         name = sorted(self.workers)[pick(len(self.workers))]
         del self.workers[name]
-        self.tell(WorkerDown(worker=name, why="died"))
+        self.tell(WorkerDown(worker=name, why="died", node=bool(pick(2))))
         return True
 
     def hire(self, pick: Pick) -> bool:
@@ -653,7 +657,7 @@ class Cluster:
         name = f"{role}-{self.names}"
         engine = role in ENGINES
         self.workers[name] = Worker(name, role, serves=version if engine else 0, joining=engine and version < self.newest)
-        self.tell(WorkerUp(role=role, worker=name, version=version, ticket=ticket))
+        self.tell(WorkerUp(role=role, worker=name, version=version, ticket=ticket, node=f"node-{self.names % 3}"))
 
     def fail_to_start(self, pick: Pick) -> bool:
         if not self.hires:

@@ -348,6 +348,7 @@ class ModelSeat:
     tasks: dict[int, int] = field(default_factory=dict)  # weights
     held: bool = False
     leaving: bool = False
+    node: str = ""
 
     @property
     def room(self) -> int:
@@ -453,11 +454,11 @@ class Desk(RuleBasedStateMachine):
         if worker in self.seats:
             self.seats[worker].tasks.pop(number, None)
 
-    @rule(role=st.sampled_from(list(WIDTHS)))
-    def seat_up(self, role):
+    @rule(role=st.sampled_from(list(WIDTHS)), node=st.sampled_from(["", "a", "b"]))
+    def seat_up(self, role, node):
         self.names += 1
-        self.at.seat_up(role, f"w{self.names}")
-        self.seats[f"w{self.names}"] = ModelSeat(role, WIDTHS[role])
+        self.at.seat_up(role, f"w{self.names}", node=node)
+        self.seats[f"w{self.names}"] = ModelSeat(role, WIDTHS[role], node=node)
         self.place()
 
     @precondition(lambda self: self.seats)
@@ -512,7 +513,12 @@ class Desk(RuleBasedStateMachine):
             each = sum(seat.limit for seat in staying) / len(staying) if staying else WIDTHS[role]
             assert self.at.fill(role) * each == pytest.approx(load + sum(task.weight for task in queue))
             spare = [self.seats[worker] for worker in self.at.spare(role, len(mine))]
-            assert [seat.limit - seat.room for seat in spare] == sorted(seat.limit - seat.room for seat in staying)
+            assert [self.company(seat) for seat in spare] == sorted(self.company(seat) for seat in staying)
+
+    def company(self, seat):
+        """(how many stay on its node, what it has to do)"""
+        others = [one for one in self.seats.values() if one.node == seat.node and not one.leaving]
+        return len(others) if seat.node else 0, seat.limit - seat.room
 
     def teardown(self):
         """Everybody serves again: every task gets its turn and ends, and nothing is left of it."""
@@ -522,7 +528,7 @@ class Desk(RuleBasedStateMachine):
             self.at.release(name)
             seat.held = False
         for role in WIDTHS:
-            self.seat_up(role)
+            self.seat_up(role, "")
         while len(self.ended) < self.number:
             waiting = {task.number for queue in self.queues.values() for task in queue}
             self.end_one(next(n for n in range(1, self.number + 1) if n not in self.ended | waiting))
@@ -533,3 +539,21 @@ class Desk(RuleBasedStateMachine):
 
 def test_laws():
     run_state_machine_as_test(Desk, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))
+
+
+def test_those_leave_first_whose_node_becomes_empty():
+    at = desk()
+    for number, node in enumerate(("a", "a", "b", "b", "b", "c")):
+        at.seat_up(GENERATORS, f"g{number}", node=node)
+    at.seat_up(EXPLORERS, "e0", node="c")
+    put(at, 1)
+    (busy,) = [name for name, seat in at.seats.items() if seat.load]
+    assert {at.seats[name].node for name in at.spare(GENERATORS, 3)} == {"a", "c"}
+    assert busy not in at.spare(GENERATORS, 2)
+
+
+def test_what_dies_with_its_node_counts_against_nobody():
+    at = desk(max_deaths_in_a_row=1, replace_backoff_s=1.0)
+    for number in range(8):
+        at.seat_up(GENERATORS, f"g{number}")
+    assert {at.seat_down(f"g{number}", "gone", node=True) for number in range(8)} == {(GENERATORS, 0.0)}

@@ -391,14 +391,14 @@ def test_a_learner_whose_node_goes_when_all_steps_are_made_is_not_made_anew(tmp_
 
 
 def test_a_pool_that_nobody_joins_any_more_ends_the_run_with_the_reason(tmp_path):
-    world = Cloud(tmp_path, start_s=600.0, watchdog={"timeout_s": 0.5, "stuck_s": 60.0})
+    world = Cloud(tmp_path, start_s=600.0, watchdog={"timeout_s": 0.2, "stuck_s": 60.0}, ray={"room_timeout_s": 0.6})
 
     async def story():
         await world.until(lambda: world.ledger.version >= 1)
         for engine in world.of(GENERATORS):
             world.take_away(engine.name)
 
-    with pytest.raises(RunFailed, match="nothing moved for") as caught:
+    with pytest.raises(RunFailed, match=r"nothing moved for .* \(ray.room_timeout_s is 0.6\)") as caught:
         world.play(story)
     assert "2 more of generators asked for, and not up: the cluster may have no room for them" in str(caught.value)
 

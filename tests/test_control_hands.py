@@ -88,6 +88,7 @@ class Loop:
         for command in commands:
             self.hands.carry_out(command)
         await asyncio.gather(*self.tasks)
+        await asyncio.gather(*self.hands._endings)
         self.tasks.clear()
 
     def do(self, *commands: Any) -> list[Event]:
@@ -405,6 +406,27 @@ def test_one_that_leaves_is_ended_without_a_word_to_the_machine():
     assert loop.notes == ["explorer-0 has left: the pool is made smaller"]
     with pytest.raises(WorkerLost):
         asyncio.run(loop.explorer.stats())
+
+
+def test_what_a_worker_has_made_is_fetched_before_it_goes():
+    loop = Loop()
+    loop.shelf.keep("q@0", "a batch")
+    kinds = []
+
+    async def story():
+        close = loop.explorer.close
+
+        async def closed():
+            kinds.append(loop.crew.payloads.fetched)
+            await close()
+
+        loop.explorer.close = closed
+        loop.hands.carry_out(Release(worker="explorer-0", why="its node is taken away", lost=False))
+        while not kinds:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(story(), 5))
+    assert kinds == [1]
 
 
 def test_an_engine_that_is_moved_keeps_its_name():

@@ -87,9 +87,9 @@ class Life(RuleBasedStateMachine):
         self.cluster.checkpoint()
 
     @precondition(lambda self: self.cluster.checkpoints)
-    @rule(back=st.integers(0, 3))
-    def kill(self, back):
-        self.cluster.kill(script([back]))
+    @rule(back=st.integers(0, 3), same_workers=st.booleans())
+    def kill(self, back, same_workers):
+        self.cluster.kill(script([2 * same_workers, back]))
 
     @rule()
     def stop(self):
@@ -148,7 +148,7 @@ def test_whatever_happens_the_run_ends_once_everything_succeeds(update, together
     seen = sum((c.seen_kinds for c in clusters), Counter())
     assert min(seen[kind] for kind in ("Refused", "WorkerDown", "Pressure", "Asked", "Lost", "Live", "Retire")) > 0
     assert min(seen[kind] for kind in ("Busy", "Want", "Hire", "Unhired", "Leaving", "Release", "withdrawn to leave")) > 0
-    assert (min(seen["Dismiss"], seen["Move"]) > 0) == (not together)
+    assert (seen["Dismiss"] > 0) == (not together)
     assert update != "in_flight" or not seen["withdrawn for weights"]
     assert update != "abort_retry" or seen["withdrawn for weights"]
     assert (seen["lent"] > 0) == flexible
@@ -176,11 +176,14 @@ def test_the_bound_is_reached_and_never_passed(staleness, window):
 @pytest.mark.parametrize(("update", "together"), list(product(MODES, (False, True))))
 def test_workers_may_be_told_to_leave_in_every_state(update, together):
     """Nodes go and come back, and nothing else is wrong."""
-    clusters = plays(24, bad=("leave",), often=(0.02, 0.05, 0.1), update=update, together=together, elastic=not together)
+    clusters = plays(
+        24, bad=("leave",), often=(0.02, 0.05, 0.1), update=update, together=together, elastic=not together, alike=True
+    )
     seen = sum((c.seen_kinds for c in clusters), Counter())
     assert min(seen[kind] for kind in ("leaves twice", "leaves with weights on their way", "withdrawn to leave")) > 0
     assert update == "in_flight" or min(seen[kind] for kind in ("leaves while it is paused", "withdrawn for weights")) > 0
     assert update != "abort_retry" or seen["withdrawn twice"] > 0
+    assert (seen["Move"] > 0) == (not together)
     for cluster in clusters:
         assert not any(role.replacements for role in cluster.machine.desk.roles.values()), "one that leaves is not lost"
         assert cluster.replay() == cluster.commands

@@ -223,6 +223,16 @@ def test_a_run_begins_with_what_is_there():
         assert it.wants[GENERATORS] == [min(max(there, 3), 5)]
 
 
+def test_a_session_after_the_loss_of_the_learner_goes_on_with_the_pools_as_they_were():
+    """Of 3 at the beginning, of at least 2: it had shrunk to 2, or grown to 5, or somebody was lost together with the learner."""
+    for there, expected, wanted in ((2, "", 2), (5, "", 5), (1, "hire g", 2)):
+        it = Hall({GENERATORS: Bounds(2, 3, 5)}, up=False)
+        for _ in range(there):
+            it.arrive(GENERATORS)
+        assert it.do(it.sizer.begun(again=True)) == expected
+        assert it.wants[GENERATORS] == [wanted]
+
+
 # ---- shrinking ----
 
 
@@ -236,11 +246,12 @@ def test_a_pool_shrinks_to_the_most_that_it_needed_over_the_whole_time():
 
 
 @pytest.mark.parametrize(
-    ("count", "idle", "needed"), [(3, 0.2, 3), (5, 0.2, 5), (4, 0.4, 3), (8, 0.99, 1), (8, 1.0, 0), (5, 0.0, 7)]
+    ("count", "idle", "needed"),
+    [(3, 0.2, 3), (5, 0.2, 5), (4, 0.4, 3), (8, 0.7, 3), (12, 0.6, 6), (8, 0.99, 1), (8, 1.0, 0), (5, 0.0, 7)],
 )
 def test_how_many_are_needed_for_the_work_that_was_done(count, idle, needed):
     """count · (1 - idle) / 0.8, rounded up, whatever floating point makes of it."""
-    it = hall(least=0, count=count)
+    it = hall(least=0, count=count, most=16)
     it.beat(0.0, generators=idle)
     it.beat(100.0, generators=idle)
     assert it.wanted() == min(needed, count)
@@ -395,8 +406,8 @@ def test_a_pool_whose_own_tasks_wait_gives_nothing_away():
     """Its engines may be idle all the same: they stand still, or their caches are full."""
     it = both(1, 2, most=2)
     it.put(2 * WIDTH)
-    it.put(2 * WIDTH + 1, EXPLORERS)
     it.beat(0.0, explorers=1.0)
+    it.put(2 * WIDTH + 1, EXPLORERS)  # not long enough for it to grow
     assert it.beat(10.0, explorers=1.0) == "hire g"
     assert it.moved == []
 
@@ -495,7 +506,7 @@ class Pools(RuleBasedStateMachine):
         for role in ROLES:
             for _ in range(rng.randint(0, 5)):
                 self.hall.arrive(role)
-        self.hall.do(self.hall.sizer.begun())
+        self.hall.do(self.hall.sizer.begun(again=rng.random() < 0.3))
         self.at = 0.0
         self.require_settled()
 

@@ -191,12 +191,13 @@ class ByHand:
             self.crew,
             self.machine,
             clock=lambda: self.now,
-            down=lambda name, why: None,
+            down=lambda name, why, node=False: None,
             tell=self.told.append,
             learner_busy=lambda: self.doing,
             writing=lambda: "",
             relocate=self.relocated.append,
-            note=lambda text, kind, **fields: self.notes.append(text),
+            save=lambda: self.notes.append("saved"),
+            note=lambda text, kind="", **fields: self.notes.append(text),
         )
 
     async def _draining(self):
@@ -340,6 +341,37 @@ def test_workers_on_a_node_that_goes_are_told_once_and_the_learner_moves():
     assert hand.told[1:] == [Leaving(worker="verifier-0", why="its node is taken away", seconds=0.0)]
     assert hand.notes[1:] == ["the node of verifier-0 will be taken away"]
     assert hand.relocated == ["a node of the learner group will be taken away"]
+
+
+def test_a_second_notice_counts_if_it_leaves_less_time():
+    hand = ByHand()
+    hand.worker.node = "a"
+    for seconds in (0.0, 100.0, 99.0, 300.0, 40.0):
+        hand.going = {"a": seconds}
+        hand.beat()
+    assert [event.seconds for event in hand.told] == [0.0, 100.0, 40.0]
+
+
+def test_the_node_of_the_control_loop_itself_is_worth_a_checkpoint():
+    hand = ByHand()
+    hand.crew.node, hand.going = "head", {"head": 60.0, "nobody's": 5.0}
+    hand.beat()
+    hand.beat()
+    assert hand.notes == ["the node of the control loop itself will be taken away: a checkpoint is written", "saved"]
+    assert hand.watch.notices == {"head"}, "nodes that an autoscaler gives up are no notices"
+
+
+def test_a_cluster_that_cannot_say_which_nodes_go_does_not_end_the_run():
+    hand = ByHand()
+
+    async def fails():
+        raise RuntimeError("no such call in this Ray")
+
+    hand.crew._draining = fails
+    hand.beat()
+    hand.beat()
+    assert hand.notes == ["notices of nodes cannot be had: no such call in this Ray"]
+    assert hand.told == []
 
 
 def test_a_cluster_that_does_not_say_in_time_which_nodes_go_holds_up_no_beat():

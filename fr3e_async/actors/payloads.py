@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,8 +36,9 @@ class RayPayloads:
 
     def fetch(self, payloads: Sequence[Payload], *, timeout_s: float) -> None:
         """Ray takes a copy on another node for the object itself when the node that made it is gone."""
-        if payloads:
-            ray.wait(list(payloads), num_returns=len(payloads), timeout=timeout_s, fetch_local=True)
+        with contextlib.suppress(RayError):  # what cannot be had is missed by who needs it
+            if payloads:
+                ray.wait(list(payloads), num_returns=len(payloads), timeout=timeout_s, fetch_local=True)
 
     def probe(self) -> bool:
         return bool(ray.get(ray.put(np.ones(PROBE_BYTES, dtype=np.uint8))).all())

@@ -54,9 +54,14 @@ async def reach(name: str, call: Awaitable[T]) -> T:
     except ObjectLostError as error:
         raise TaskLost(f"{name}: a payload is gone ({type(error).__name__})", gone=True) from error
     except LOST as error:
-        raise WorkerLost(f"{name}: {type(error).__name__}") from error
+        raise WorkerLost(f"{name}: {type(error).__name__}", node=_with_its_node(error)) from error
     except RayError as error:
         raise RunFailed(f"{name}: {_last_line(error)}") from error
+
+
+def _with_its_node(error: RayError) -> bool:
+    """Ray says so in words only, and not before it knows; until then the actor is merely unavailable."""
+    return isinstance(error, NodeDiedError | ActorUnavailableError) or "node has died" in str(error)
 
 
 def _last_line(error: BaseException) -> str:

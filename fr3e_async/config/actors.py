@@ -58,6 +58,14 @@ class EngineConfig:
         )
 
 
+def require_some(path: str, cpus: float, gpus: int, resources: dict[str, float]) -> None:
+    """A placement group of nothing is none."""
+    require(
+        any(amount > 0 for amount in (cpus, gpus, *resources.values())),
+        f"{path}.cpus, {path}.gpus and {path}.resources are all 0: an actor must take some of a node to be placed on one",
+    )
+
+
 class Elastic:
     """What pools of actors that come and go have in common."""
 
@@ -100,6 +108,7 @@ class EnginePoolConfig(Elastic):
         self.check_bounds(path)
         require_at_least_0(path, cpus=self.cpus, gpus=self.gpus)
         require_positive(path, rollouts_in_flight=self.rollouts_in_flight)
+        require_some(path, self.cpus, self.gpus, self.resources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +238,7 @@ class LearnerConfig:
         "sdpa", "attention implementation of the Hugging Face model (learner.packing flat or padded; tree has its own)"
     )
     max_restarts: int = knob(
-        3, "times the group is made anew from the last checkpoint, within a run, when a rank dies; then the run ends"
+        3, "times in a row, without a new checkpoint between, that the group is made anew when a rank dies; then the run ends"
     )
     start_timeout_s: float = knob(1800.0, "time for the group to load the model", "s")
     step_timeout_s: float = knob(3600.0, "time for one training batch", "s")
@@ -250,6 +259,7 @@ class LearnerConfig:
             stop_above_grad_norm=self.stop_above_grad_norm,
             stop_above_ratio=self.stop_above_ratio,
         )
+        require_some("learner", self.cpus, self.gpus, self.resources)
         require(self.gpus in (0, 1), f"learner.gpus must be 0 or 1 (add ranks for more), got {self.gpus}")
         require(0 <= self.zero_stage <= 3, f"learner.zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}")
         require(

@@ -107,10 +107,13 @@ class Controller:
             learner_busy=lambda: self._turns.does,
             writing=lambda: self._saver.writes,
             relocate=self._relocate,
+            save=self._save_soon,
             note=reporter.note,
         )
         self._stop_reason = ""
         self._relocating = ""  # why the learner group is to be made anew elsewhere
+        self._sheltering = False
+        self._save_next = False  # a checkpoint is wanted whatever run.checkpoint_every says
         self._saved, self._saved_at = machine.ledger.version, clock()
         self._learner_restarts = learner_restarts
         self._tasks: asyncio.TaskGroup
@@ -183,8 +186,10 @@ class Controller:
         self._perform(self.machine.start())
         for role in ROLES:
             for name in self._crew.names(role):
-                self._feed(WorkerUp(role=role, worker=name, version=self._engine_version))
-        self._feed(Begun())
+                worker = self._crew.worker(name)
+                node = worker.node if worker is not None else ""
+                self._feed(WorkerUp(role=role, worker=name, version=self._engine_version, node=node))
+        self._feed(Begun(again=self._engine_version < 0))
         self._evaluate_if_due(state.version)
         self._fill()
 
@@ -329,7 +334,8 @@ class Controller:
         every = self._config.run.checkpoint_every
         if self._relocating:
             self._spawn(self._leave_nodes(self._relocating))
-        elif every and version % every == 0 and version < self._config.run.steps:
+        elif self._save_next or (every and version % every == 0 and version < self._config.run.steps):
+            self._save_next = False
             self._spawn(self._checkpoint(self._cut()))
         self._evaluate_if_due(version)
 
@@ -345,9 +351,11 @@ class Controller:
     # ---- nodes that will be taken away ----
 
     async def _shelter(self) -> None:
-        """Rollouts that lie on a node that goes are fetched to this one, as far as there is room."""
-        payloads = self._shelf.payloads()
-        await on_the_side(lambda: self._crew.payloads.fetch(payloads, timeout_s=self._config.pools.drain_timeout_s))
+        """Rollouts that lie on a node that goes are fetched to this one, as far as there is room; once for all of its workers."""
+        if not self._sheltering:
+            self._sheltering = True
+            await self._shelf.shelter(self._crew.payloads)
+            self._sheltering = False
 
     def _relocate(self, why: str) -> None:
         """The learner group must leave its nodes: after the batch in training, from a checkpoint of its own."""
@@ -356,8 +364,15 @@ class Controller:
             if not self.machine.ledger.training:
                 self._spawn(self._leave_nodes(why))
 
+    def _save_soon(self) -> None:
+        """After the batch in training."""
+        if self.machine.ledger.training or not self.machine.ledger.version:
+            self._save_next = True
+        else:
+            self._spawn(self._checkpoint(self._cut()))
+
     async def _leave_nodes(self, why: str) -> None:
-        if not self._ends and self.machine.ledger.version > self._saved:
+        if not self._ends and self.machine.ledger.version > 0:  # also with one of this version: rollouts have come since
             await self._checkpoint(self._cut())
         if not self._ends:
             raise LearnerLost(why)

@@ -43,13 +43,14 @@ class Crew:
         workers: Iterable[tuple[str, Worker]] = (),
         want: Callable[[str, int], None] | None = None,
         draining: Callable[[], Awaitable[Mapping[str, float]]] | None = None,
+        node: str = "",
         clock: Clock = time.time,
     ) -> None:
         """``start``: a new worker of a role, once there is room for it; cancelled, it leaves nothing behind. ``workers``: (role,
         worker) of those that are up. ``want``: told how many workers a role is to have. ``draining``: nodes that will be taken
-        away, and in how many seconds (0: nobody knows)."""
+        away, and in how many seconds (0: nobody knows). ``node``: that this process runs on."""
         self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
-        self._want, self._draining = want, draining
+        self._want, self._draining, self.node = want, draining, node
         self._clock = clock
         self._meters: dict[str, BusyMeter] = {}  # of the verifiers: engines keep their own
         self._engines: dict[str, EngineWorker] = {}
@@ -139,7 +140,7 @@ class Crew:
             async with asyncio.timeout(limit):  # ``wait_for`` would lose a cancellation that comes together with the result
                 return await call()
         except WorkerLost as error:
-            raise TaskLost(f"{name} lost: {error}", dead=name) from error
+            raise TaskLost(f"{name} lost: {error}", dead=name, node=error.node) from error
         except TimeoutError as error:
             raise TaskLost(f"{name}: the lease of flow.lease_s ({limit:g} s) ran out") from error
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -53,6 +54,7 @@ class Seat:
     worker: str
     role: str
     limit: int
+    node: str = ""
     load: int = 0
     tasks: set[int] = field(default_factory=set)
     held: bool = False  # gets nothing while its weights change
@@ -119,9 +121,11 @@ class Dispatcher:
         return (self.in_flight(role) + self.roles[role].waiting_weight) / max(each, 1)
 
     def spare(self, role: str, count: int) -> list[str]:
-        """So many workers of the role with the least to do; the newest of those that have alike."""
+        """So many workers of the role: from the nodes with the fewest that stay, so that nodes become empty, and of these with the
+        least to do; the newest of those that have alike."""
         staying = [seat for seat in reversed(self.seats.values()) if seat.role == role and not seat.leaving]
-        return [seat.worker for seat in sorted(staying, key=lambda seat: seat.load)[:count]]
+        company = Counter(seat.node for seat in self.seats.values() if seat.node and not seat.leaving)
+        return [seat.worker for seat in sorted(staying, key=lambda seat: (company[seat.node], seat.load))[:count]]
 
     # ---- tasks ----
 
@@ -226,24 +230,24 @@ class Dispatcher:
 
     # ---- seats ----
 
-    def seat_up(self, role: str, worker: str) -> None:
+    def seat_up(self, role: str, worker: str, *, node: str = "") -> None:
         if worker in self.seats:
             raise RunFailed(f"two workers have the name {worker}")
-        seat = Seat(worker, role, limit=self.roles[role].width)
+        seat = Seat(worker, role, limit=self.roles[role].width, node=node)
         self.seats[worker] = seat
         self.roles[role].seats += 1
         self._offer(seat)
 
-    def seat_down(self, worker: str, why: str) -> tuple[str, float] | None:
+    def seat_down(self, worker: str, why: str, *, node: bool = False) -> tuple[str, float] | None:
         """Out of service for good: its role, and how long to wait before another one is started. None if it was already.
 
-        Its tasks stay on the books until they end. Raises ``RunFailed``: too many workers of the role have died in a row.
+        ``node``: it went with its node, which says nothing of the next one. Its tasks stay on the books until they end. Raises ``RunFailed``: too many workers of the role have died in a row.
         """
         seat = self._vacate(worker)
         if seat is None:
             return None
         self.roles[seat.role].replacements += 1
-        return seat.role, self._after_death(seat.role, worker, why, proven=seat.proven or seat.leaving)
+        return seat.role, self._after_death(seat.role, worker, why, proven=seat.proven or seat.leaving or node)
 
     def not_started(self, role: str, why: str) -> float:
         """A new worker did not come up: seconds to wait before the next one. Raises ``RunFailed`` like ``seat_down``."""

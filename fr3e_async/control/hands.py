@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fr3e_async.control.crew import Crew
+from fr3e_async.control.crew import Crew, Worker
 from fr3e_async.control.messages import (
     Acked,
     Answered,
@@ -41,12 +41,14 @@ from fr3e_async.control.messages import (
     WorkerUp,
     group_of,
 )
-from fr3e_async.control.ports import Delivery, Payload, TaskLost, WorkerLost
+from fr3e_async.control.ports import Delivery, Payload, PayloadStore, TaskLost, WorkerLost
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.side import on_the_side
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.observe.events import Note
 from fr3e_async.types import Verdict, WeightAck
 
+SHELTER_S = 30.0  # for rollouts on a node that goes to be fetched
 Emit = Callable[[Event], None]
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -68,8 +70,10 @@ class Shelf:
     def __contains__(self, key: int) -> bool:
         return key in self._payloads
 
-    def payloads(self) -> list[Payload]:
-        return list(self._payloads.values())
+    async def shelter(self, store: PayloadStore) -> None:
+        """Have copies of all on this node, as far as that can be done in ``SHELTER_S``."""
+        payloads = list(self._payloads.values())
+        await on_the_side(lambda: store.fetch(payloads, timeout_s=SHELTER_S))
 
     def open(self, group: str) -> None:
         self._of.setdefault(group, [])
@@ -102,6 +106,7 @@ class Hands:
         self._withdrawn: set[int] = set()
         self._loans: dict[int, asyncio.Future[str]] = {}  # by task: who waits for a worker
         self._last_loan = 0
+        self._endings: set[asyncio.Task[None]] = set()
         self._hires: dict[int, asyncio.Task[None]] = {}  # by ticket
         self._wanted: dict[str, int] = {}  # by role
 
@@ -150,7 +155,7 @@ class Hands:
             result = await call
         except TaskLost as error:
             if error.dead:
-                self.down(error.dead, str(error))
+                self.down(error.dead, str(error), node=error.node)
             self._emit(
                 Lost(
                     task=command.task,
@@ -221,7 +226,7 @@ class Hands:
             proof = True
         except TaskLost as error:
             if error.dead:
-                self.down(error.dead, str(error))
+                self.down(error.dead, str(error), node=error.node)
             raise
         finally:
             del self._loans[task]
@@ -234,10 +239,10 @@ class Hands:
 
     # ---- workers and weights ----
 
-    def down(self, name: str, why: str) -> None:
+    def down(self, name: str, why: str, *, node: bool = False) -> None:
         """A worker is to be taken out of service. All its calls may say so; only the first word counts."""
         if self._crew.role(name):
-            self._emit(WorkerDown(worker=name, why=why))
+            self._emit(WorkerDown(worker=name, why=why, node=node))
 
     async def _hire(self, command: Hire) -> None:
         await asyncio.sleep(command.delay_s)
@@ -253,7 +258,7 @@ class Hands:
             self._hires.pop(command.ticket, None)
         self._crew.add(command.role, new)
         self._note(f"{new.name} has joined", "actor_joined", actor=new.name, role=command.role)
-        self._emit(WorkerUp(role=command.role, worker=new.name, ticket=command.ticket))
+        self._emit(WorkerUp(role=command.role, worker=new.name, ticket=command.ticket, node=new.node))
 
     def _release(self, command: Release) -> None:
         """At once: that ends what it was given, and others get it."""
@@ -262,8 +267,23 @@ class Hands:
             self._note(f"{command.worker} is lost: {command.why}", "actor_lost", actor=command.worker, role=role)
         else:
             self._note(f"{command.worker} has left: {command.why}", "actor_left", actor=command.worker, role=role)
-        if (old := self._crew.remove(command.worker)) is not None:
-            self._spawn(old.close())
+        old = self._crew.remove(command.worker)
+        if old is None:
+            return
+        ending = old.close() if command.lost else self._see_off(old)
+        task = asyncio.get_running_loop().create_task(ending)  # not one of the run's: that ends, and this must not be left out
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _see_off(self, worker: Worker) -> None:
+        """What it has made may lie on its node, which may go with it."""
+        try:
+            async with asyncio.timeout(2 * SHELTER_S):
+                await self._shelf.shelter(self._crew.payloads)
+        except TimeoutError:
+            self._note(f"rollouts of {worker.name} could not be fetched within {2 * SHELTER_S:g} s")
+        finally:
+            await worker.close()
 
     def _want(self, command: Want) -> None:
         before = self._wanted.get(command.role)

@@ -99,12 +99,12 @@ class Machine:
             case WorkerUp():
                 return self._worker_up(event)
             case WorkerDown():
-                return self._worker_down(event.worker, event.why)
+                return self._worker_down(event.worker, event.why, node=event.node)
             case Unhired():
                 delay = self.desk.not_started(event.role, event.why)
                 return self._resized(self.sizer.lost(event.role, delay_s=delay, ticket=event.ticket))
             case Begun():
-                return self._resized(self.sizer.begun())
+                return self._resized(self.sizer.begun(again=event.again))
             case Busy():
                 return self._resized(self.sizer.busy(event))
             case Leaving():
@@ -200,13 +200,13 @@ class Machine:
     # ---- workers ----
 
     def _worker_up(self, event: WorkerUp) -> list[Command]:
-        self.desk.seat_up(event.role, event.worker)
+        self.desk.seat_up(event.role, event.worker, node=event.node)
         self.sizer.up(event.role, event.ticket)
         commands = [] if event.role == VERIFIERS else self._follow(self.fleet.join(event.worker, event.version))
         return self._settle(commands)
 
-    def _worker_down(self, worker: str, why: str) -> list[Command]:
-        down = self.desk.seat_down(worker, why)
+    def _worker_down(self, worker: str, why: str, *, node: bool = False) -> list[Command]:
+        down = self.desk.seat_down(worker, why, node=node)
         if down is None:
             return []
         role, delay = down

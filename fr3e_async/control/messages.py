@@ -341,14 +341,16 @@ class WorkerUp:
     worker: str
     version: int = 0
     ticket: int = 0
+    node: str = ""  # that it runs on, if anybody knows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDown:
-    """A worker is dead, or silent for too long. Its tasks end by events of their own."""
+    """A worker is dead, or silent for too long. Its tasks end by events of their own. ``node``: its node is gone with it."""
 
     worker: str
     why: str
+    node: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,7 +364,12 @@ class Unhired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """All workers that were there when the session began have been told: those that are missing are hired."""
+    """All workers that were there when the session began have been told: those that are missing are hired.
+
+    ``again``: they are those of a session before, in the same process, whose pools had the size that they needed.
+    """
+
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,14 +35,19 @@ Payload = Any  # an opaque handle; see the module's docstring
 class WorkerLost(Exception):
     """The actor behind a port is gone or refuses to answer. Its tasks are given to others, and it is replaced."""
 
+    def __init__(self, why: str, *, node: bool = False) -> None:
+        """``node``: its node is gone or cannot be reached, which is not the actor's fault."""
+        super().__init__(why)
+        self.node = node
+
 
 class TaskLost(Exception):
     """The task will not come back: its worker died, its lease ran out, or what it needs is gone. It is issued again."""
 
-    def __init__(self, why: str, *, dead: str = "", gone: bool = False) -> None:
-        """``dead``: the worker that is gone, if it is. ``gone``: a payload is."""
+    def __init__(self, why: str, *, dead: str = "", gone: bool = False, node: bool = False) -> None:
+        """``dead``: the worker that is gone, if it is; ``node``: with its node. ``gone``: a payload is."""
         super().__init__(why)
-        self.dead, self.gone = dead, gone
+        self.dead, self.gone, self.node = dead, gone, node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,10 +77,10 @@ class Sizer:
 
     # ---- events ----
 
-    def begun(self) -> Change:
-        """All that was there is known."""
+    def begun(self, *, again: bool = False) -> Change:
+        """All that was there is known. ``again``: it has the size that a session before gave it."""
         for role, pool in self.pools.items():
-            pool.wanted = pool.clamp(max(pool.wanted, self._desk.staying(role)))
+            pool.wanted = pool.clamp(max(0 if again else pool.wanted, self._desk.staying(role)))
         return self._settle()
 
     def up(self, role: str, ticket: int) -> None:

@@ -13,10 +13,11 @@ what the threads of every actor with work are doing.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from fr3e_async.control.crew import ENGINES, ROLES, Crew, Worker
 from fr3e_async.control.dispatch import VERIFIERS
@@ -30,9 +31,16 @@ from fr3e_async.observe.timeline import Interval, clip, idle_share, intersection
 from fr3e_async.rollout.port import EngineStats
 
 DIAGNOSIS_LINES = 8
+CLEARLY_S = 5.0  # a notice that leaves so much less time than the one before is told again
 STACK_LINES = 60  # of one actor, in the diagnosis
 
 T = TypeVar("T")
+
+
+class Down(Protocol):
+    """Take a worker out of service, and why. ``node``: it is gone with its node."""
+
+    def __call__(self, name: str, why: str, *, node: bool = False) -> None: ...
 
 
 @dataclass(slots=True)
@@ -53,18 +61,20 @@ class Watch:
         machine: Machine,
         *,
         clock: Clock,
-        down: Callable[[str, str], None],
+        down: Down,
         tell: Callable[[Event], None],
         learner_busy: Callable[[], str],
         writing: Callable[[], str],
         relocate: Callable[[str], None],
+        save: Callable[[], None],
         note: Note,
     ) -> None:
         """``learner_busy``: what the learner is doing, or an empty text; ``writing``: the same of this process. ``down``: take a
-        worker out of service, and why. ``relocate``: make the learner group anew on other nodes, and why."""
+        worker out of service, and why. ``relocate``: make the learner group anew on other nodes, and why.
+        ``save``: write a checkpoint soon."""
         self._crew, self._machine, self._clock = crew, machine, clock
         self._down, self._tell, self._learner_busy, self._writing, self._note = down, tell, learner_busy, writing, note
-        self._relocate = relocate
+        self._relocate, self._save = relocate, save
         self._began = self.last_progress = clock()
         self._busy_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role
         self._generating: list[Interval] = []  # any engine at work, not folded yet
@@ -77,8 +87,10 @@ class Watch:
         self._last_beat = clock()
         self._there_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role, until the last beat
         self._busy_then: dict[str, float] = {}  # actor-seconds by role, at the last beat
-        self._told: set[str] = set()  # workers of which it is known that they leave
-        self.notices: set[str] = set()  # nodes that were to be taken away
+        self._leave_by: dict[str, float] = {}  # workers that were told to leave, and by when
+        self._asked: asyncio.Future[Mapping[str, float]] | None = None  # which nodes will be taken away
+        self._unanswered = False
+        self.notices: set[str] = set()  # nodes of ours that were to be taken away
 
     # ---- what is told ----
 
@@ -139,9 +151,16 @@ class Watch:
             self._there_s[role] += self._machine.desk.roles[role].seats * (began - self._last_beat)
         self._last_beat = began
         stalled = self._clock() - self.last_progress
-        limit = self._crew.config.watchdog.timeout_s
+        limit, knob = self._crew.config.watchdog.timeout_s, "watchdog.timeout_s"
+        if self._waits_for_room() and self._crew.config.ray.room_timeout_s > limit:
+            limit, knob = self._crew.config.ray.room_timeout_s, "ray.room_timeout_s"
         if stalled > limit:
-            raise RunFailed(f"nothing moved for {stalled:.0f} s (watchdog.timeout_s is {limit:g})\n{await self.diagnosis()}")
+            raise RunFailed(f"nothing moved for {stalled:.0f} s ({knob} is {limit:g})\n{await self.diagnosis()}")
+
+    def _waits_for_room(self) -> bool:
+        """A pool has nobody, and has asked for somebody: a cluster may take its time, as at the beginning."""
+        desk, pools = self._machine.desk, self._machine.sizer.pools
+        return any(pool.hiring and not desk.roles[role].seats for role, pool in pools.items())
 
     def _idle(self, seconds: float) -> tuple[tuple[str, float], ...]:
         """(role, part of the last ``seconds`` in which its actors had nothing to do)."""
@@ -155,17 +174,44 @@ class Watch:
 
     async def _look_at_nodes(self) -> None:
         """Workers on nodes that will be taken away are told to leave; so is the learner group."""
-        draining = await self._within_a_beat(self._crew.draining()) or {}
-        self.notices |= draining.keys()
+        draining = await self._draining()
+        concerned = {worker.node for worker in self._crew.workers()} | set(self._crew.learner.nodes)
+        self.notices |= draining.keys() & concerned
         for worker in self._crew.workers():
-            if worker.node in draining and worker.name not in self._told:
-                self._told.add(worker.name)
-                seconds = draining[worker.node]
-                text = f"the node of {worker.name} will be taken away" + (f" in {seconds:.0f} s" if seconds else "")
-                self._note(text, "node_notice", actor=worker.name, seconds=seconds)
-                self._tell(Leaving(worker=worker.name, why="its node is taken away", seconds=seconds))
+            if worker.node in draining:
+                self._tell_to_leave(worker, draining[worker.node])
         if any(node in draining for node in self._crew.learner.nodes):
             self._relocate("a node of the learner group will be taken away")
+        if self._crew.node in draining and self._crew.node not in self.notices:
+            self.notices.add(self._crew.node)
+            self._note("the node of the control loop itself will be taken away: a checkpoint is written", "node_notice")
+            self._save()
+
+    async def _draining(self) -> Mapping[str, float]:
+        """Nodes and the seconds until they go. Asked once at a time; a cluster that does not say is no reason to stop."""
+        if self._asked is None:
+            self._asked = asyncio.ensure_future(self._crew.draining())
+        done, _ = await asyncio.wait([self._asked], timeout=self._crew.config.observe.heartbeat_s)
+        if not done:
+            return {}
+        asked, self._asked = self._asked, None
+        try:
+            return asked.result()
+        except Exception as error:  # of what lies inside Ray; without an answer there are no notices
+            if not self._unanswered:
+                self._note(f"notices of nodes cannot be had: {error}")
+            self._unanswered = True
+            return {}
+
+    def _tell_to_leave(self, worker: Worker, seconds: float) -> None:
+        """Once, and again if there is clearly less time than was said."""
+        until = self._clock() + seconds if seconds else math.inf
+        if worker.name in self._leave_by and until > self._leave_by[worker.name] - CLEARLY_S:
+            return
+        self._leave_by[worker.name] = until
+        text = f"the node of {worker.name} will be taken away" + (f" in {seconds:.0f} s" if seconds else "")
+        self._note(text, "node_notice", actor=worker.name, seconds=seconds)
+        self._tell(Leaving(worker=worker.name, why="its node is taken away", seconds=seconds))
 
     def _fold(self, *, before: float) -> None:
         """Sum up what all engines have reported, so that the lists stay short over a long run."""
@@ -185,7 +231,7 @@ class Watch:
             pulse = await self._within_a_beat(worker.pulse())
             stats = await self._within_a_beat(cast(EngineWorker, worker).stats()) if role in ENGINES else None
         except (WorkerLost, TaskLost) as error:
-            self._down(worker.name, str(error))
+            self._down(worker.name, str(error), node=error.node)
             return
         now = self._clock()
         if stats is not None:

@@ -41,6 +41,7 @@ class Recorder:
         later ones goes. ``exporter``: to Prometheus, if at all. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
         self._exporter, self._samples = exporter, Samples()
+        self._vitals: Vitals | None = None  # of the last beat
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self.books = Books(run_dir.books)
         self._open(resumed_from, settled)
@@ -76,8 +77,14 @@ class Recorder:
 
     def beat(self, vitals: Vitals) -> None:
         """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
+        self._vitals = vitals
         if self._exporter is not None:
             self._exporter.publish(self._samples.beat(vitals, now=self._clock()))
+
+    def beat_again(self) -> None:
+        """The last vitals once more: gauges that nobody sets vanish."""
+        if self._vitals is not None:
+            self.beat(self._vitals)
 
     def group(self, record: Mapping[str, Any]) -> None:
         """Keep a settled group's row. Raises ``StorageError``."""
