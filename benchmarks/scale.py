@@ -1,6 +1,6 @@
 """Scale: start-up against the number of actors, broadcast to many receivers, the driver's memory, and what limits at 10,000 engines.
 
-    python benchmarks/scale.py [--quick] [--json OUT] [--only start broadcast memory limits]
+    python benchmarks/scale.py [--quick] [--json OUT] [--only start broadcast memory limits] [--actors N ...] [--engines N ...]
 
 start      1 to 200 fake engines, one actor and process each, asked for at once as a run does; the floor: as many actors that do nothing
 broadcast  a version of weights by buckets from the object store to 1 to 32 receivers that copy and check it, on one node and on several;
@@ -37,12 +37,20 @@ def chosen(only: list[str] | None) -> list[str]:
 def main() -> None:
     made = parser(__doc__ or "")
     made.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections only")
+    made.add_argument("--actors", nargs="+", type=int, help="numbers of actors that `start` tries")
+    made.add_argument(
+        "--engines", nargs="+", type=int, help="numbers of engines that `limits` simulates; 10,000 take half an hour"
+    )
     args = made.parse_args()
+    sizes = {"scale_start": ("COUNTS", args.actors), "scale_limits": ("ENGINES", args.engines)}
     facts = machine()
     print(f"{facts['cores']} cores, load average {facts['load']}")
     figures: dict[str, Any] = {}
     for name in chosen(args.only):
         part = import_module(f"scale_{name}")  # not above: processes that measure memory begin with what is imported there
+        setting, given = sizes.get(part.__name__, ("", None))
+        if given:
+            setattr(part, setting, tuple(given))
         with quiet(), contextlib.redirect_stdout(sys.stderr):  # Ray prints warnings of its nodes
             figures[name] = part.section(figures, quick=args.quick)
         part.show(figures[name])

@@ -640,10 +640,13 @@ class Cluster:
         """The node of a worker will be taken away; perhaps of one that leaves already."""
         if not self.workers:
             return False
-        worker = self.workers[sorted(self.workers)[pick(len(self.workers))]]
+        seats = self.machine.desk.seats
+        paused = sorted(name for name, w in self.workers.items() if seats[name].held and w.coming is None and not w.leaving)
+        names = paused if paused and pick(2) else sorted(self.workers)  # which happens too seldom else
+        worker = self.workers[names[pick(len(names))]]
         self.seen_kinds["leaves twice"] += worker.leaving
         self.seen_kinds["leaves with weights on their way"] += worker.coming is not None
-        self.seen_kinds["leaves while it is paused"] += worker.coming is None and self.machine.desk.seats[worker.name].held
+        self.seen_kinds["leaves while it is paused"] += worker.name in paused
         worker.leaving = True
         notice = (0.0, 4.0, 30.0)[pick(3)]
         self.tell(Leaving(worker=worker.name, why="spot", seconds=notice))

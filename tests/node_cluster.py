@@ -62,6 +62,7 @@ class NodeCluster:
         worker = {
             name: {
                 "node_config": {}, "min_workers": 0, "max_workers": most, "resources": {**its, "object_store_memory": STORE_BYTES},
+                "labels": {"fr3e-type": name},
             }
             for name, its in types.items()
         }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from builders import prompt
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from ledger_support import anchors_of, make_ledger, note, verdict
@@ -230,4 +230,8 @@ class VinePpoRescored(LedgerMachine):
 
 @pytest.mark.parametrize("machine", [LedgerMachine, *LedgerMachine.__subclasses__()], ids=lambda machine: machine.__name__)
 def test_laws(machine):
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=50, deadline=None))
+    # A play that begins badly has few steps that may follow: hypothesis then complains of its own luck.
+    few = [HealthCheck.filter_too_much]
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=25, stateful_step_count=50, deadline=None, suppress_health_check=few)
+    )

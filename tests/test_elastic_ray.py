@@ -31,6 +31,7 @@ SETTINGS = (
     "explorers.cpus=0", "verifiers.cpus=0", "learner.cpus=0", "generators.rollouts_in_flight=4", "algorithm.anchors=2", "algorithm.branches=2",
     "algorithm.bases=2", "flow.groups_per_step=4", "flow.max_staleness=1", "run.steps=100000", "run.checkpoint_every=5", "data.heldout=",
     "observe.console=off", "observe.tensorboard=false", "observe.heartbeat_s=0.5", "pools.grow_after_s=2", "pools.shrink_after_s=8",
+    "generators.labels={fr3e-type: engine}", "verifiers.labels={fr3e-type: verifier}", "learner.labels={fr3e-type: learner}",
     "reward=elastic_driver:reward", "learner.minibatches=1", "loss.importance=off",
 )  # fmt: skip
 
@@ -45,6 +46,12 @@ class Story:
         command = [sys.executable, str(HERE / "elastic_driver.py"), *SETTINGS, *settings, f"run.dir={self.run}"]
         with self.out.open("w") as file:
             self.driver = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+
+    def slow_down(self, delays: str) -> None:
+        """At once: readers see the old ones or the new ones."""
+        fresh = self.delays.with_suffix(".new")
+        fresh.write_text(delays)
+        fresh.replace(self.delays)
 
     def rows(self, name: str) -> list[dict]:
         path = self.run / name
@@ -84,7 +91,9 @@ def begin(tmp_path_factory) -> Iterator[Callable[..., Story]]:
         stories.append(Story(cluster, folder, delays, *settings))
         return stories[-1]
 
-    with NodeCluster(TYPES, environment={"FR3E_TEST_DELAYS": str(delays)}) as cluster:
+    # Ray would keep rollouts as small as these in the driver: here they lie on the nodes that come and go, as those of a real run.
+    own = {"FR3E_TEST_DELAYS": str(delays), "RAY_max_direct_call_object_size": "256"}
+    with NodeCluster(TYPES, environment=own) as cluster:
         ray.init(address=cluster.address, namespace="watcher", log_to_driver=False)
         try:
             yield begin
@@ -120,7 +129,7 @@ def test_a_run_follows_its_cluster(begin: Callable[..., Story], tmp_path: Path) 
     story.wait(lambda: story.said("a node of the learner group will be taken away"), 60, "the learner group leaves its node")
     story.goes_on()
 
-    story.delays.write_text("0 0.4")
+    story.slow_down("0 0.4")
     story.wait(lambda: story.said("generators: 1 wanted"), 90, "fewer generators, since the verifier is what all wait for")
     story.wait(lambda: len(cluster.of_type("engine")) <= 2, 90, "nodes leave")
     story.goes_on()
@@ -137,7 +146,7 @@ def test_ranks_on_two_nodes_and_then_one_rank_that_goes_on(begin: Callable[..., 
     for ranks, steps in ((2, 2), (1, 4)):
         story = begin(tmp_path, *settings, f"learner.ranks={ranks}", f"run.steps={steps}")
         cluster = story.cluster
-        story.delays.write_text("0 0")
+        story.slow_down("0 0")
         if ranks == 2:
             until(lambda cluster=cluster: len(cluster.of_type("learner")) >= 2, 90, "a node for each rank")
         assert story.driver.wait(120) == 0, story.out.read_text()[-2000:]

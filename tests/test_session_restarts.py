@@ -1,0 +1,70 @@
+"""How often a learner group is made anew within a run: as often as it must while checkpoints come, and not for ever without."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from builders import small_config
+
+from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.session import Session
+
+
+class Sessions(Session):
+    """Controllers that lose their learner as ``story`` says: the step of the newest checkpoint by then, or None for a good end."""
+
+    def __init__(self, story: list[int | None], *, max_restarts: int) -> None:
+        self._config = small_config(learner={"max_restarts": max_restarts}, observe={"heartbeat_s": 0.005})
+        self._resume_from = None
+        self.steps: list[int] = []
+        self._run_dir: Any = SimpleNamespace(checkpoints=SimpleNamespace(steps=lambda: self.steps))
+        self.story = iter(story)
+        self.made: list[tuple[int, int]] = []  # (losses in a row, in all) when a session began
+        self.beats = 0
+
+    async def _after_a_loss(self, deployment: Any, recorder: Any, error: LearnerLost, restarts: int) -> Path | None:
+        self.in_a_row = restarts
+        await asyncio.sleep(0.02)
+        return Path(f"step-{self.steps[-1]:08d}") if self.steps else None
+
+    async def _controller(self, deployment: Any, recorder: Any, source: Path | None, restarts: int) -> Any:
+        self.made.append((getattr(self, "in_a_row", 0), restarts))
+
+        async def run() -> str:
+            newest = next(self.story)
+            if newest is None:
+                return "finished"
+            self.steps = [*self.steps, newest] if newest else self.steps
+            raise LearnerLost("a rank is gone")
+
+        return SimpleNamespace(run=run)
+
+    def beat_again(self) -> None:
+        self.beats += 1
+
+    def go(self) -> str:
+        stop: Any = SimpleNamespace(controller=None, reason="")
+        return asyncio.run(self._to_the_end(None, self, stop))[1]  # type: ignore[arg-type]
+
+
+def test_losses_with_a_new_checkpoint_between_are_never_too_many():
+    sessions = Sessions([3, 7, 9, 20, 21, None], max_restarts=1)
+    assert sessions.go() == "finished"
+    assert sessions.made == [(0, 0), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5)]
+    assert sessions.beats > 5, "who watches the run sees that it is alive"
+
+
+def test_losses_without_one_are_bounded():
+    sessions = Sessions([3, 0, 0, 0, None], max_restarts=2)
+    with pytest.raises(RunFailed, match=r"a rank is gone \(learner\.max_restarts is 2\); restart the same command"):
+        sessions.go()
+    assert sessions.made == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_none_is_allowed_with_0():
+    with pytest.raises(RunFailed, match=r"learner\.max_restarts is 0"):
+        Sessions([5, None], max_restarts=0).go()
