@@ -16,7 +16,7 @@ from fr3e_async.loader import load_config
 from fr3e_async.memory import KNOWN_SHAPES
 from fr3e_async.plan import main
 from fr3e_async.simulate import roofline as r
-from fr3e_async.simulate.propose import Cluster, Search, Split, render
+from fr3e_async.simulate.propose import Candidate, Cluster, Search, Split, render
 from fr3e_async.simulate.roofline import DEVICES, Device, roofline
 from fr3e_async.simulate.service import Model
 from fr3e_async.simulate.workload import LogNormalWorkload
@@ -162,3 +162,15 @@ def test_help_comes_from_the_module_and_a_dry_run_does_not_load_the_simulator() 
     code = "import sys, fr3e_async.plan; print([m for m in sys.modules if 'simulate' in m or 'control' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_proposal_for_pools_that_come_and_go_can_be_copied_to_the_command_line() -> None:
+    """The preset's own ``max`` is below what a larger cluster holds."""
+    config = load_config(["config=paper/qwen2.5-7b"]).config
+    search = Search(config, model(), Cluster(gpus=64), steps=1, most=2)
+    made = search._config_of(Split(generators=30, explorers=20, ranks=14), verifiers=13)
+    assert not made.generators.elastic
+    settings = Candidate(split=Split(generators=30, explorers=20, ranks=14), config=made, report=None).settings  # type: ignore[arg-type]
+    again = load_config(["config=paper/qwen2.5-7b", *settings.split()]).config
+    assert (again.generators.count, again.generators.most, again.explorers.most, again.verifiers.most) == (30, 30, 20, 13)
+    assert again.generators.least == config.generators.least

@@ -10,14 +10,17 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.config import Config
+from fr3e_async.config import Config, EnginePoolConfig, VerifierPoolConfig
 from fr3e_async.control.dispatch import VERIFIERS
 from fr3e_async.errors import ConfigError
 from fr3e_async.simulate.report import Report
 from fr3e_async.simulate.service import Model
 from fr3e_async.simulate.simulation import simulate
+
+Pool = TypeVar("Pool", EnginePoolConfig, VerifierPoolConfig)
 
 WARMUP = 2  # batches until the pipeline is full
 COARSE = (0.15, 0.3, 0.45, 0.6, 0.75)  # learner's part of the cluster, explorers' part of the engines
@@ -48,10 +51,24 @@ class Candidate:
 
     @property
     def settings(self) -> str:
-        """To copy to the command line."""
-        s = self.split
-        explorers = f" explorers.count={s.explorers}" if s.explorers else ""
-        return f"generators.count={s.generators}{explorers} learner.ranks={s.ranks} verifiers.count={self.config.verifiers.count}"
+        """To copy to the command line. ``max`` follows ``count`` where the pools could grow: they share the devices of this split."""
+        s, c = self.split, self.config
+        words = [
+            _sized("generators", s.generators, c.generators.max),
+            _sized("explorers", s.explorers, c.explorers.max),
+            f"learner.ranks={s.ranks}",
+            _sized("verifiers", c.verifiers.count, c.verifiers.max),
+        ]
+        return " ".join(filter(None, words))
+
+
+def _sized(role: str, count: int, most: int) -> str:
+    return f"{role}.count={count}" + (f" {role}.max={count}" if most else "") if count else ""
+
+
+def _of_size(pool: Pool, count: int) -> Pool:
+    """A pool of so many that stays so; ``max`` is told where it was before."""
+    return replace(pool, count=count, min=0, max=count if pool.max else 0)
 
 
 class Search:
@@ -147,10 +164,10 @@ class Search:
         c = self._config
         return replace(
             c,
-            generators=replace(c.generators, count=split.generators),
-            explorers=replace(c.explorers, count=split.explorers or c.explorers.count),
+            generators=_of_size(c.generators, split.generators),
+            explorers=_of_size(c.explorers, split.explorers or c.explorers.count),
             learner=replace(c.learner, ranks=split.ranks),
-            verifiers=replace(c.verifiers, count=verifiers),
+            verifiers=_of_size(c.verifiers, verifiers),
         )
 
     def _most_verifiers(self, split: Split) -> int:
