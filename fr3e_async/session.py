@@ -8,6 +8,7 @@ run       actors up ─► controller ─► final model, summary, before/after 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -197,11 +198,12 @@ class Session:
             ``learner.max_restarts`` times without a new checkpoint between.
         """
         source, restarts, in_a_row = self._resume_from, 0, 0
-        lost: LearnerLost | None = None
+        lost = ""  # why; the error itself would keep all that its traceback saw, the rollouts of the old session too
         while True:
             try:
                 async with self._telling(recorder):
-                    if lost is not None:
+                    if lost:
+                        gc.collect()  # the old session is a cycle, and its rollouts keep nodes that the cluster wants back
                         source = await self._after_a_loss(deployment, recorder, lost, in_a_row)
                     controller = await self._controller(deployment, recorder, source, restarts)
                 stop.controller = controller
@@ -212,7 +214,7 @@ class Session:
                 stop.controller = None
                 newest, began_at = max([0, *self._run_dir.checkpoints.steps()]), step_of(source) if source else 0
                 in_a_row = 1 if newest > began_at else in_a_row + 1  # a run that gets on may move as often as it must
-                lost, restarts = error, restarts + 1
+                lost, restarts = str(error), restarts + 1
                 if in_a_row > self._config.learner.max_restarts or stop.reason:
                     again = "; restart the same command with resume=auto to go on from the last checkpoint"
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
@@ -232,10 +234,10 @@ class Session:
         finally:
             task.cancel()
 
-    async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, error: LearnerLost, restarts: int) -> Path | None:
+    async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
         source = await self._within_start(lambda: newest_checkpoint(self._run_dir))
-        text = f"{error}; the learner group is made anew from {source.name if source else 'the model as it was given'}"
+        text = f"{why}; the learner group is made anew from {source.name if source else 'the model as it was given'}"
         recorder.note(text, "learner_lost", version=step_of(source) if source else 0)
         await asyncio.sleep(min(RESTART_BACKOFF_S * 2 ** (restarts - 1), LONGEST_BACKOFF_S))
         try:

@@ -10,18 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConfig, PoolsConfig, VerifierPoolConfig, WeightsConfig
+from fr3e_async.config.data import DataConfig
+from fr3e_async.config.evaluation import EvaluationConfig
 from fr3e_async.config.knobs import knob, require, section
 from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, FlowConfig, LossConfig, SamplingConfig
-from fr3e_async.config.run import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    ObserveConfig,
-    RayConfig,
-    RunConfig,
-    ToyConfig,
-    WatchdogConfig,
-)
+from fr3e_async.config.observe import ObserveConfig
+from fr3e_async.config.run import ModelConfig, RayConfig, RunConfig, WatchdogConfig
+from fr3e_async.config.toy import ToyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

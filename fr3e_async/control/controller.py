@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fr3e_async.config import Config
+from fr3e_async.control.collector import Sweep
 from fr3e_async.control.crew import ROLES, Crew
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.hands import Hands, Shelf
@@ -449,8 +450,10 @@ class Controller:
             await self._evaluations_done()
 
     async def _heartbeat(self) -> None:
+        sweep = Sweep()
         while True:
             await asyncio.sleep(self._config.observe.heartbeat_s)
+            sweep(self._hands.departures)
             await self.watch.beat()
             self._tell()
             self._emit_nothing()  # the wall limit may be reached

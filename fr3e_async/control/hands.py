@@ -109,6 +109,7 @@ class Hands:
         self._endings: set[asyncio.Task[None]] = set()
         self._hires: dict[int, asyncio.Task[None]] = {}  # by ticket
         self._wanted: dict[str, int] = {}  # by role
+        self.departures = 0  # workers that have gone, one way or another
 
     def carry_out(self, command: Assign | Send | Staffing | Wait | Withdraw) -> None:
         match command:
@@ -186,6 +187,7 @@ class Hands:
             return
         finally:
             self._calls.pop(command.task, None)
+            del call  # it holds its error, which holds this frame
         self._withdrawn.discard(command.task)
         if isinstance(result, list):
             self._emit(Judged(task=command.task, group=group, ids=work.ids, verdicts=tuple(result)))
@@ -267,6 +269,7 @@ class Hands:
             self._note(f"{command.worker} is lost: {command.why}", "actor_lost", actor=command.worker, role=role)
         else:
             self._note(f"{command.worker} has left: {command.why}", "actor_left", actor=command.worker, role=role)
+        self.departures += 1
         old = self._crew.remove(command.worker)
         if old is None:
             return
