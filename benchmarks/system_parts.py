@@ -172,7 +172,8 @@ class Stage:
                 failure = str(error) or type(error).__name__
                 controller.progress.utilisation = controller.watch.utilisation()
                 if evaluate:
-                    controller.progress.measured("after", await self._accuracy(crew))
+                    at = controller.progress.milestone(controller.machine.ledger.version, time.time())
+                    controller.progress.measured("after", await self._accuracy(crew), at=at)
             summary = json.loads(
                 summary_of(controller, name="benchmark", reason=failure or "finished", now=time.time()).to_json()
             )

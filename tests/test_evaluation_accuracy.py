@@ -18,7 +18,7 @@ OUTCOMES = {"r": Outcome.RIGHT, "w": Outcome.WRONG, "u": Outcome.UNKNOWN}
 def judged(*problems: str, length: int = 10, version: int = 3) -> list[Judgement]:
     """One text a problem, one letter a sample: ``"rw"`` is a problem with a right and a wrong sample."""
     return [
-        Judgement(problem=f"p{i}", outcome=OUTCOMES[o], length=length + k, truncated=k > 0, oldest_version=version - k, newest_version=version)
+        Judgement(problem=f"p{i}", outcome=OUTCOMES[o], length=length + k, entropy_sum=0.5 * (length + k), truncated=k > 0, oldest_version=version - k, newest_version=version)
         for i, letters in enumerate(problems)
         for k, o in enumerate(letters)
     ]  # fmt: skip
@@ -47,6 +47,8 @@ def test_avg_at_k_is_the_mean_over_problems() -> None:
     assert result.accuracy == pytest.approx((1 + 0.5 + 0) / 3)
     assert result.truncated == 3
     assert result.mean_length == pytest.approx(10.5)
+    assert result.entropy == pytest.approx(0.5)
+    assert (result.all_right, result.all_wrong) == (1, 1), "the unknown one counts as not right"
     assert (result.oldest_version, result.newest_version) == (2, 3)
 
 

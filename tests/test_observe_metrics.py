@@ -35,6 +35,7 @@ def example_summary() -> Summary:
                 problem=f"p{i}",
                 outcome=Outcome.RIGHT if i < right else Outcome.WRONG,
                 length=30,
+                entropy_sum=6.0,
                 truncated=False,
                 oldest_version=0,
                 newest_version=0,

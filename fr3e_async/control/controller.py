@@ -404,12 +404,13 @@ class Controller:
 
     async def _measure(self, label: str, version: int) -> None:
         assert self._evaluator is not None
+        at = self.progress.milestone(version, self._clock())
         try:
             result = await self._evaluator.run(label, lend=self._hands.lend, on_progress=self.watch.progress)
         except TaskLost as error:  # training goes on without it
             self._reporter.note(f"evaluation {label!r} is given up: {error}", "evaluation_lost", version=version)
             return
-        self.progress.measured(label, result)
+        self.progress.measured(label, result, at=at)
         low, high = result.interval
         text = f"held-out accuracy, {label}: {result.accuracy:.3f} [{low:.3f}, {high:.3f}] at v{version}"
         self._reporter.note(text, "evaluation", version=version)

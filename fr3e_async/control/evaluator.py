@@ -82,6 +82,7 @@ class Evaluator:
                 problem=prompt.uid,
                 outcome=verdict.outcome,
                 length=note.length,
+                entropy_sum=note.entropy_sum,
                 truncated=note.finish is not Finish.STOP,
                 oldest_version=note.oldest_version,
                 newest_version=note.newest_version,

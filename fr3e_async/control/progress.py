@@ -29,6 +29,16 @@ TREES = "trees"
 FORMAT = 3
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milestone:
+    """Where a run stood when something was measured: the horizontal axes of its curves."""
+
+    version: int  # batches trained
+    generated: int  # tokens of the groups settled by then
+    trained: int  # tokens with a gradient
+    wall_s: float  # since the run's start, over all its sessions
+
+
 @dataclass(slots=True)
 class Progress:
     """Totals over the whole run. Times in seconds; ``*_at`` are points in time and are not kept over a resume."""
@@ -61,6 +71,11 @@ class Progress:
     def wall_s(self, now: float) -> float:
         return self.wall_before_s + now - self.began_at
 
+    def milestone(self, version: int, now: float) -> Milestone:
+        return Milestone(
+            version=version, generated=self.tokens_generated, trained=self.tokens_trained, wall_s=round(self.wall_s(now), 3)
+        )
+
     def trained(self, report: StepReport, *, first_at: float) -> None:
         """Take in an update's report; its metrics wait for ``take_step_metrics``."""
         if self.first_step_s is None:
@@ -90,9 +105,9 @@ class Progress:
         self._step_metrics, self.times = {}, {}
         return taken
 
-    def measured(self, label: str, result: EvaluationResult) -> None:
+    def measured(self, label: str, result: EvaluationResult, *, at: Milestone) -> None:
         low, high = result.interval
-        record = {"label": label, "accuracy": result.accuracy, "low": low, "high": high, **asdict(result)}
+        record = {"label": label, "accuracy": result.accuracy, "low": low, "high": high, **asdict(at), **asdict(result)}
         self.evaluations.append(record)
         if label == "before":
             self.accuracy_before = result.accuracy

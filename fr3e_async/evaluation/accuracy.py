@@ -23,6 +23,7 @@ class Judgement:
     problem: str
     outcome: Outcome
     length: int  # tokens of the response
+    entropy_sum: float  # nats, over its tokens; as far as the engines know it
     truncated: bool  # it ran into its budget
     oldest_version: int
     newest_version: int
@@ -39,6 +40,9 @@ class EvaluationResult:
     unknown: int
     truncated: int
     mean_length: float  # tokens
+    entropy: float  # nats a token: mean entropy of the sampling distribution
+    all_right: int  # problems with every sample right
+    all_wrong: int  # problems with no sample right
     accuracy: float  # avg@k: mean over problems of the share of right samples
     effective_samples: float  # independent samples that would be as informative; see ``effective_samples``
     oldest_version: int  # weight versions that sampled the responses
@@ -89,6 +93,9 @@ def evaluate(judgements: Iterable[Judgement]) -> EvaluationResult:
         unknown=outcomes.count(Outcome.UNKNOWN),
         truncated=sum(judgement.truncated for judgement in everything),
         mean_length=sum(judgement.length for judgement in everything) / len(everything),
+        entropy=math.fsum(j.entropy_sum for j in everything) / max(1, sum(j.length for j in everything)),
+        all_right=rates.count(1.0),
+        all_wrong=rates.count(0.0),
         accuracy=math.fsum(rates) / len(rates),
         effective_samples=effective_samples(rates, samples=len(everything)),
         oldest_version=min(judgement.oldest_version for judgement in everything),
