@@ -28,7 +28,9 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.ports import Payload
 from fr3e_async.control.progress import Progress, load_control_state, load_trees
 from fr3e_async.control.side import on_the_side
+from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.data.model import check_context, check_model, end_tokens, load_tokenizer, resolve_model
+from fr3e_async.data.pieces import Spell, speller
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
@@ -66,12 +68,13 @@ class Session:
         *,
         resume_from: Path | None,
         started_at: float,
+        spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
     ) -> None:
-        """Use ``prepare``. ``notes``: what a person should read once the console is there; empty ones are passed over."""
+        """Use ``prepare``. ``spell``: tokens as text. ``notes``: what a person should read once the console is there; empty ones are passed over."""
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
-        self._started_at, self._resume_from = started_at, resume_from
+        self._started_at, self._resume_from, self._spell = started_at, resume_from, spell
         self._wall_before_s = 0.0  # of earlier processes
         self._connected = False
         self._reached_actors = False
@@ -105,7 +108,8 @@ class Session:
             ("data_dropped" if config.data.on_string_gold == "drop" else "note", screened.note),
             *skipped,
         ]
-        return cls(config, model, datasets, run_dir, resume_from=resume_from, started_at=started_at, notes=notes)
+        spell = speller(tokenizer)
+        return cls(config, model, datasets, run_dir, resume_from=resume_from, started_at=started_at, spell=spell, notes=notes)
 
     def __enter__(self) -> Session:
         return self
@@ -319,7 +323,12 @@ class Session:
             payloads=await self._within_start(lambda: _restored(source, deployment)) if source else None,
             engine_version=-1 if restarts else 0,
             learner_restarts=restarts,
+            trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
         )
+
+    def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
+        keep = self._config.observe.trees_per_step
+        return TreeKeeper(per_step=keep, store=deployment.crew.payloads, spell=self._spell, write=recorder.tree)
 
 
 def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | None:

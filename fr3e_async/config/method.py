@@ -85,6 +85,11 @@ class AlgorithmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
+    tokens: int = knob(
+        0,
+        "the run is finished, whatever run.steps says, once the groups that have settled cost so many generated tokens; 0: no limit",
+        "tokens",
+    )
     tokens_per_prompt: int = knob(
         0,
         "generated tokens that a prompt may cost on average; group sizes follow it (algorithm.branches of a branching strategy, "
@@ -93,7 +98,7 @@ class BudgetConfig:
     )
 
     def __post_init__(self) -> None:
-        require_at_least_0("budget", tokens_per_prompt=self.tokens_per_prompt)
+        require_at_least_0("budget", tokens=self.tokens, tokens_per_prompt=self.tokens_per_prompt)
 
 
 @dataclass(frozen=True, kw_only=True)

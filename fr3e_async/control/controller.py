@@ -49,6 +49,7 @@ from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.saving import Saver, little_room
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.tally import Tally
+from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.control.turns import Turns
 from fr3e_async.control.vitals import vitals_of
 from fr3e_async.control.watch import Watch
@@ -81,11 +82,12 @@ class Controller:
         payloads: dict[int, tuple[str, Payload]] | None = None,
         engine_version: int = 0,
         learner_restarts: int = 0,
+        trees: TreeKeeper | None = None,
     ) -> None:
         """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
         weights in the engines; -1: whatever they are, they are to be given the newest ones."""
         self._config, self._crew, self.machine, self._stream = config, crew, machine, stream
-        self._publisher, self._evaluator, self._reporter = publisher, evaluator, reporter
+        self._publisher, self._evaluator, self._reporter, self._trees = publisher, evaluator, reporter, trees
         self._books, self._journal, self._session = books, journal, session
         self.progress, self._clock = progress, clock
         self._engine_version = engine_version
@@ -112,6 +114,7 @@ class Controller:
             note=reporter.note,
         )
         self._stop_reason = ""
+        self._spent = False  # budget.tokens is used up
         self._relocating = ""  # why the learner group is to be made anew elsewhere
         self._sheltering = False
         self._save_next = False  # a checkpoint is wanted whatever run.checkpoint_every says
@@ -196,11 +199,15 @@ class Controller:
 
     def _done(self) -> bool:
         ledger = self.machine.ledger
-        if ledger.closed:
-            return not ledger.training
+        if ledger.closed:  # what is measured after a finished run is its last version
+            return not ledger.training and (not self._spent or ledger.live == ledger.version)
         limit = self._config.run.max_wall_s
         if limit and self.progress.wall_s(self._clock()) > limit:
             self.stop(f"run.max_wall_s ({limit:.0f} s) reached")
+        budget = self._config.budget.tokens
+        if budget and self.progress.tokens_generated >= budget and not self._spent:
+            self._spent = True
+            self._emit(Stopped(reason=f"budget.tokens ({budget:,}) is used up"))
         return ledger.finished
 
     def _fill(self) -> None:
@@ -265,6 +272,9 @@ class Controller:
         self.progress.retired(group)
         self._reporter.group(asdict(group))
         self._stream.mark_consumed(group.group)
+        if self._trees is not None:
+            whole = next(its for its, retired in self.machine.ledger.departed if retired is group)
+            self._trees.offer(whole, group, self._shelf.__getitem__, step=self.machine.ledger.version)
         self._shelf.release(group.group)
 
     # ---- the learner ----
@@ -381,7 +391,7 @@ class Controller:
     @property
     def _ends(self) -> bool:
         """Nothing is left for the learner but the last checkpoint: another one would come too late to be of use."""
-        return bool(self._stop_reason) or self.machine.ledger.version >= self._config.run.steps
+        return bool(self._stop_reason) or self._spent or self.machine.ledger.version >= self._config.run.steps
 
     async def _checkpoint(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
         final, spent = await self._saver.save(*taken)
@@ -449,6 +459,8 @@ class Controller:
         if not self._stop_reason and self._evaluator:
             self._evaluate("after", self.machine.ledger.version)
             await self._evaluations_done()
+        if self._trees is not None:
+            await self._trees.finish()
 
     async def _heartbeat(self) -> None:
         sweep = Sweep()

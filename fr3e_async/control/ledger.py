@@ -103,6 +103,7 @@ class Ledger:
         self._ready = 0  # open groups with credit
         self._rejected_in_a_row = state.rejected_in_a_row if state else 0
         self._reasons: Counter[str] = Counter()  # of the verdicts in these groups
+        self.departed: list[tuple[Group, Retire]] = []  # groups that the last event retired, whole
         self._issue = Issuer()
         self.closed = False  # set by stop(): nothing is admitted or trained any more
         for group in state.groups if state else ():
@@ -368,7 +369,9 @@ class Ledger:
         self._budget.settle(
             group.name, group.plan, base_lengths=group.lengths(bases=True), branch_lengths=group.lengths(bases=False)
         )
-        return group.retire(fate)
+        retired = group.retire(fate)
+        self.departed.append((group, retired))
+        return retired
 
     def _train(self) -> list[LedgerCommand]:
         """The next batch, once its groups are ready (``order``)."""

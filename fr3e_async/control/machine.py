@@ -87,6 +87,7 @@ class Machine:
 
     def handle(self, event: Event) -> list[Command]:
         """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        self.ledger.departed.clear()
         match event:
             case Delivered() | Judged() | Lost():
                 return self._task_over(event)

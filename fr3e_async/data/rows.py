@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fr3e_async.config import Config
 from fr3e_async.data.jsonl import Row, read_jsonl
-from fr3e_async.data.toy.task import Problem, toy_task
+from fr3e_async.data.toy.families import ToyProblem, toy_task
 from fr3e_async.errors import DataError
 
 
@@ -44,7 +44,7 @@ def toy_problems(config: Config) -> tuple[list[Row], list[Row]]:
     return _toy_rows("toy-train", train), _toy_rows("toy-heldout", heldout)
 
 
-def _toy_rows(name: str, problems: list[Problem]) -> list[Row]:
+def _toy_rows(name: str, problems: list[ToyProblem]) -> list[Row]:
     return [
         Row(uid=f"{name}/{index}", problem=problem.text, answer=str(problem.answer), source=f"{name}:{index}")
         for index, problem in enumerate(problems)

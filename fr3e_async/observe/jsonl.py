@@ -25,6 +25,13 @@ class JsonlWriter:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
 
+    def append(self, line: str) -> int:
+        """A row that is a line of JSON already; the bytes of the file now. Raises ``StorageError``."""
+        with storage_errors(self._path):
+            self._file.write(line + "\n")
+            self._file.flush()
+            return self._file.tell()
+
     def close(self) -> None:
         """Make everything durable. Idempotent."""
         if not self._file.closed:

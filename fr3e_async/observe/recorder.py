@@ -54,8 +54,10 @@ class Recorder:
     def _open(self, step: int, settled: int) -> None:
         self._run_dir.cut_metrics(step)
         self._run_dir.cut_groups(settled)
+        self._run_dir.cut_trees(step)
         self._metrics = JsonlWriter(self._run_dir.metrics)
         self._groups = JsonlWriter(self._run_dir.groups)
+        self._trees = JsonlWriter(self._run_dir.trees) if self._config.trees_per_step else None
         self._tensorboard = (
             TensorBoardWriter(self._run_dir.tensorboard, first_step=step + 1) if self._config.tensorboard else None
         )
@@ -90,6 +92,13 @@ class Recorder:
         """Keep a settled group's row. Raises ``StorageError``."""
         self._groups.write(record)
 
+    def tree(self, line: str) -> bool:
+        """Keep a group's tree; False once ``observe.trees_mib`` is used up. Raises ``StorageError``."""
+        if self._trees is None or self._trees.append(line) >= self._config.trees_mib << 20:
+            self.note(f"trees.jsonl has {self._config.trees_mib} MiB (observe.trees_mib): no more trees are kept")
+            return False
+        return True
+
     def note(self, text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
         """An event that a person should see: its text on the console, all of it in ``logs/events.jsonl``."""
         self.event(text, kind, **fields)
@@ -120,6 +129,8 @@ class Recorder:
     def _close_rows(self) -> None:
         self._metrics.close()
         self._groups.close()
+        if self._trees is not None:
+            self._trees.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None

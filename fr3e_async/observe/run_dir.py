@@ -93,6 +93,10 @@ class RunDir:
         return self.path / "groups.jsonl"
 
     @property
+    def trees(self) -> Path:
+        return self.path / "trees.jsonl"
+
+    @property
     def books(self) -> Path:
         return self.path / "ledger.jsonl"
 
@@ -133,6 +137,10 @@ class RunDir:
     def cut_groups(self, settled: int) -> int:
         """Drop the groups that settled after the checkpoint that the run goes on from; how many lines went."""
         return jsonl.keep_first(self.groups, settled)
+
+    def cut_trees(self, step: int) -> int:
+        """Drop the trees of groups that settled after a step; how many lines went."""
+        return jsonl.cut_after(self.trees, step)
 
     def write_summary(self, text: str) -> None:
         """Raises ``StorageError``."""

@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fr3e_async.config import Config
-from fr3e_async.data.toy.task import toy_task
+from fr3e_async.data.toy.families import toy_task
 from fr3e_async.errors import StorageError
 
-BUILDER_VERSION = 2  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone
+BUILDER_VERSION = 4  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone
 
 
 def toy_path(config: Config) -> Path:

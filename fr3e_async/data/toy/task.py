@@ -20,7 +20,6 @@ import random
 from dataclasses import dataclass
 
 from fr3e_async.config import ToyConfig
-from fr3e_async.errors import ConfigError
 
 LARGEST = 20  # every value that occurs, on right and wrong ways, is in 0..LARGEST: few enough facts for a small model
 OPERATORS = "+-*"
@@ -100,20 +99,3 @@ def write_solution(problem: Problem, rng: random.Random, slip_rate: float) -> st
 def _slip(right: Term, value: int, rng: random.Random) -> Term | None:
     swapped = [term for term, _ in _options(value, right.operand) if term.operator != right.operator]
     return rng.choice(swapped) if swapped and rng.random() >= SKIP_PART else None
-
-
-def toy_task(config: ToyConfig, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """Distinct problems, (training, held out), disjoint in text. ``ConfigError`` if there are not as many."""
-    rng = random.Random(f"fr3e toy task {seed}")
-    wanted = config.train_problems + config.heldout_problems
-    problems: dict[str, Problem] = {}
-    for _ in range(20 * wanted + 1000):
-        problem = sample_problem(config, rng)
-        problems.setdefault(problem.text, problem)
-        if len(problems) == wanted:
-            made = list(problems.values())
-            return made[: config.train_problems], made[config.train_problems :]
-    raise ConfigError(
-        f"toy.train_problems + toy.heldout_problems = {wanted} is more than the distinct problems of {config.steps_min} to "
-        f"{config.steps_max} steps; lower them or raise toy.steps_max"
-    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from fr3e_async.config import ToyConfig
-from fr3e_async.data.toy.task import Problem, sample_problem, write_solution
+from fr3e_async.data.toy.families import FAMILIES, ToyProblem
 from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example
 
 THREADS = 1  # more would split sums by thread (other bytes), and crawl when other processes want the cores
@@ -49,7 +49,7 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     return model
 
 
-def warm_start(config: ToyConfig, *, seed: int, heldout: list[Problem]) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:
+def warm_start(config: ToyConfig, *, seed: int, heldout: list[ToyProblem]) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:
     """Train a new model on ``config.warm_start_steps`` batches of fresh problems, none of them in ``heldout``.
 
     torch's thread count and global random state are as before when it returns.
@@ -98,12 +98,12 @@ def _train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, config: ToyConfig
 
 def _batch(tokenizer: Qwen2Tokenizer, config: ToyConfig, rng: random.Random, excluded: set[str]) -> tuple[Tensor, Tensor]:
     """Tokens and labels, int64 [BATCH, T], padded on the right; loss on the solution and its end token only."""
+    family = FAMILIES[config.task]
     examples: list[tuple[list[int], list[int]]] = []
     while len(examples) < BATCH:
-        problem = sample_problem(config, rng)
+        problem = family.sample(config, rng)
         if problem.text not in excluded:
-            text = write_solution(problem, rng, config.slip_rate)
-            examples.append(encode_example(tokenizer, problem.text, text))
+            examples.append(encode_example(tokenizer, problem.text, family.write(problem, rng, config)))
     width = max(len(prompt) + len(solution) for prompt, solution in examples)
     tokens = torch.full((BATCH, width), tokenizer.pad_token_id)
     labels = torch.full((BATCH, width), IGNORED)

@@ -1,0 +1,139 @@
+"""Some of the settled groups as whole trees in ``trees.jsonl``, for people to look at: tokens, entropies, values, verdicts.
+
+A group retires ─► is it among the first of its batch? ─► its rollouts are fetched and written down on the side
+
+The loop never waits for it: what is still being written when the next ones come is all that is kept in memory, and a rollout
+that cannot be fetched any more costs its tree. Decides nothing about training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fr3e_async.control.group import Group, Status
+from fr3e_async.control.messages import Retire
+from fr3e_async.control.ports import Payload, PayloadStore, TaskLost
+from fr3e_async.control.side import on_the_side
+from fr3e_async.data.pieces import Spell
+from fr3e_async.types import Completion, RolloutId
+
+WAITING = 64  # trees that may wait to be written; beyond, they are passed over
+UNKNOWN = 0.99  # an entropy whose error is nearly as large as itself was not measured
+
+
+class Write(Protocol):
+    def __call__(self, line: str) -> bool:
+        """Keep a line; False: there is no room for more."""
+
+
+class TreeKeeper:
+    """Keeps ``per_step`` trained groups and as many others of every batch."""
+
+    def __init__(self, *, per_step: int, store: PayloadStore, spell: Spell, write: Write) -> None:
+        self._per_step, self._store, self._spell, self._write = per_step, store, spell, write
+        self._taken: dict[bool, int] = {}  # of this batch, by whether they were trained
+        self._step = -1
+        self._queue: list[Callable[[], str | None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._full = False
+
+    def offer(self, group: Group, retired: Retire, payloads: Callable[[int], Payload], *, step: int) -> None:
+        """A group that retires now, with the batches trained so far; ``payloads``: handle by key."""
+        if step != self._step:
+            self._step, self._taken = step, {}
+        trained = retired.fate == "trained"
+        if self._full or self._taken.get(trained, 0) >= self._per_step or len(self._queue) >= WAITING:
+            return
+        self._taken[trained] = self._taken.get(trained, 0) + 1
+        keys = {rollout.payload for rollout in group.rollouts.values() if rollout.payload >= 0}
+        handles = {key: payloads(key) for key in keys}
+        self._queue.append(lambda: self._line(group, retired, handles, step))
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def finish(self) -> None:
+        """Until all that was taken is written."""
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        try:
+            while self._queue and not self._full:
+                line = await on_the_side(self._queue[0])
+                del self._queue[0]  # and with it the handles of its rollouts
+                self._full = line is not None and not self._write(line)
+        finally:
+            self._queue.clear()
+            self._task = None
+
+    def _line(self, group: Group, retired: Retire, handles: Mapping[int, Payload], step: int) -> str | None:
+        try:
+            batches = {key: self._store.get(handle) for key, handle in handles.items()}
+        except TaskLost:
+            return None
+        drawn = {
+            id: batches[rollout.payload].completion(rollout.row) for id, rollout in group.rollouts.items() if rollout.payload >= 0
+        }
+        return json.dumps(tree_row(group, retired, drawn, self._spell, step=step), ensure_ascii=False, separators=(",", ":"))
+
+
+def tree_row(
+    group: Group, retired: Retire, drawn: Mapping[RolloutId, Completion], spell: Spell, *, step: int
+) -> dict[str, Any]:  # fmt: skip
+    """A row of ``trees.jsonl`` (docs/outputs.md). ``drawn``: the rollouts whose tokens are known."""
+    advantages = group.credit.advantages if group.credit and retired.fate == "trained" else {}
+    rollouts = []
+    for id, rollout in sorted(group.rollouts.items()):
+        done = drawn.get(id)
+        advantage = advantages.get(id)
+        row: dict[str, Any] = {
+            "node": id.node,
+            "branch": id.branch,
+            "outcome": _outcome(rollout.status, right=rollout.right, unknown=rollout.unknown),
+            "reason": rollout.reason,
+            "reward": rollout.reward,
+            "advantage": None
+            if advantage is None
+            else [[stretch.start, round(float(stretch.value), 4)] for stretch in advantage],
+        }
+        rollouts.append(row if done is None else row | _tokens(done, spell))
+    return {
+        "group": group.name,
+        "step": step,
+        "fate": retired.fate,
+        "prompt": group.prompt.text,
+        "gold": group.prompt.gold,
+        "states": [asdict(state) for state in retired.states],
+        "rollouts": rollouts,
+    }
+
+
+def _tokens(done: Completion, spell: Spell) -> dict[str, Any]:
+    measured = done.entropy_errors <= UNKNOWN * done.entropies
+    entropies = [round(float(value), 3) if known else None for value, known in zip(done.entropies, measured, strict=True)]
+    return {
+        "pieces": spell(done.tokens),
+        "entropies": entropies,
+        "logprobs": [round(float(value), 3) for value in done.logprobs],
+        "versions": _stretches(done.versions),
+        "finish": done.finish.name.lower(),
+    }
+
+
+def _stretches(values: NDArray[np.int32]) -> list[list[int]]:
+    """[start, value] of each run of equal values."""
+    starts = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist()] if len(values) else []
+    return [[start, int(values[start])] for start in starts]
+
+
+def _outcome(status: Status, *, right: bool, unknown: bool) -> str:
+    if status is not Status.JUDGED:
+        return "given_up"
+    return "unknown" if unknown else "right" if right else "wrong"

@@ -1,0 +1,30 @@
+"""Token ids as pieces of text, one for each token, for people to look at. Knows tokenizers, not what the text is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Spell = Callable[[NDArray], list[str]]
+
+
+def speller(tokenizer: PreTrainedTokenizerBase) -> Spell:
+    """Pieces that joined are the text, special tokens included. A character that several tokens make up stands with the last one.
+
+    A tokenizer of the slow kind has each token decoded alone, where such a character becomes replacement characters.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return lambda tokens: [str(tokenizer.decode([int(token)])) for token in tokens]
+    from tokenizers.decoders import DecodeStream
+
+    def spell(tokens: NDArray) -> list[str]:
+        stream = DecodeStream(skip_special_tokens=False)
+        return [stream.step(backend, int(token)) or "" for token in tokens]
+
+    return spell
