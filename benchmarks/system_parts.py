@@ -24,10 +24,11 @@ import psutil
 
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.crew import ENGINES, Crew, Worker
-from fr3e_async.control.dispatch import VERIFIERS
+from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.ports import LearnerPort
 from fr3e_async.data.model import end_tokens, load_tokenizer, resolve_model
+from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import load_datasets
 from fr3e_async.ending import summary_of
 from fr3e_async.errors import RunFailed
@@ -47,8 +48,8 @@ ENDLESS = "run.steps=1000000"
 Rows = list[dict[str, Any]]  # of metrics.jsonl
 
 
-def toy(*overrides: str) -> LoadedConfig:
-    return load_config(["config=toy", "observe.console=off", *overrides])
+def toy(*overrides: str, config: str = "toy") -> LoadedConfig:
+    return load_config([f"config={config}", "observe.console=off", *overrides])
 
 
 # ---- rates ----
@@ -83,6 +84,7 @@ class Played:
     rows: Rows
     summary: dict[str, Any]  # of summary.json, as far as the run went
     failure: str  # why it failed; "" if it did not
+    folder: Path  # its run directory
     batch_cpu_s: float  # CPU time of all processes, a batch; 0 if the run was not stopped
     cores: float  # that they kept busy
 
@@ -90,11 +92,12 @@ class Played:
 class Stage:
     """See the module's docstring. Use ``open_stage``."""
 
-    def __init__(self, overrides: Sequence[str], folder: Path) -> None:
-        self._overrides, self._folder = tuple(overrides), folder
-        loaded = toy(*overrides)
+    def __init__(self, overrides: Sequence[str], folder: Path, config: str = "toy") -> None:
+        self._overrides, self._folder, self._base = tuple(overrides), folder, config
+        loaded = toy(*overrides, config=config)
         config = loaded.config
         tokenizer = load_tokenizer(config)
+        self._spell = speller(tokenizer)
         self._datasets = load_datasets(config, tokenizer)
         self._model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
         self._home = RunDir.open(folder / "stage", config=config, config_yaml=loaded.yaml)
@@ -124,18 +127,19 @@ class Stage:
         around_learner: Callable[[LearnerPort], Any] = lambda port: port,
         around_engine: Callable[[Worker], Any] = lambda port: port,
         engines: int = 0,
+        flat: bool = False,
         evaluate: bool = False,
         before: float | None = 0.0,
     ) -> Played:
         """One run. ``batches``: stopped after so many, with all of its engines still at work; 0: to its end.
 
         ``learner``: instead of a real one. ``around_*``: put around ports. ``engines``: use so many only, 0: all.
-        ``before``: the first accuracy, which is not measured then.
+        ``flat``: all engines are generators, for a strategy that does not branch. ``before``: the first accuracy, which is not measured then.
 
         A run that fails (a step that was refused) is told in ``Played.failure``; with ``evaluate`` its accuracy is that of the
         weights which the engines had last.
         """
-        loaded = toy(*self._overrides, *overrides, *([ENDLESS] if batches else []))
+        loaded = toy(*self._overrides, *overrides, *([ENDLESS] if batches else []), config=self._base)
         config = loaded.config
         self._runs += 1
         run_dir = RunDir.open(self._folder / f"run-{self._runs}", config=config, config_yaml=loaded.yaml)
@@ -145,7 +149,9 @@ class Stage:
             learner=self._learner,
             payloads=self._deployment.crew.payloads,
             start=self._deployment.start_worker,
-            workers=[(role, worker if role == VERIFIERS else around_engine(worker)) for role, worker in self._cast(engines)],
+            workers=[
+                (role, worker if role == VERIFIERS else around_engine(worker)) for role, worker in self._cast(engines, flat)
+            ],
         )
         if learner is None:
             await deployment.restart_learner(resume_from=None)
@@ -158,7 +164,7 @@ class Stage:
         view = ConsoleView(mode=mode, console=screen, name=config.run.name, steps=config.run.steps)
         recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
         datasets = self._datasets if evaluate else replace(self._datasets, heldout=())
-        session = Session(config, self._model, datasets, run_dir, resume_from=None, started_at=time.time())
+        session = Session(config, self._model, datasets, run_dir, resume_from=None, started_at=time.time(), spell=self._spell)
         failure = ""
         try:
             controller = await session._controller(deployment, recorder, None, 1)
@@ -180,10 +186,12 @@ class Stage:
         finally:
             recorder.close()
             run_dir.close()
-        if not engines:
+        if not engines and not flat:
             self._workers = [(role, getattr(worker, "inner", worker)) for role, worker in self._of(crew)]
         rows = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
-        return Played(rows=rows, summary=summary, failure=failure, batch_cpu_s=until.batch_cpu_s, cores=until.cores)
+        return Played(
+            rows=rows, summary=summary, failure=failure, folder=run_dir.path, batch_cpu_s=until.batch_cpu_s, cores=until.cores
+        )
 
     async def _accuracy(self, crew: Crew) -> Any:
         @contextlib.asynccontextmanager
@@ -193,8 +201,8 @@ class Stage:
         problems = pick_problems(self._datasets.heldout, crew.config)
         return await Evaluator(crew, problems).run("after", lend=lend, on_progress=lambda: None)
 
-    def _cast(self, engines: int) -> list[tuple[str, Worker]]:
-        playing = [(role, worker) for role, worker in self._workers if role in ENGINES]
+    def _cast(self, engines: int, flat: bool) -> list[tuple[str, Worker]]:
+        playing = [(GENERATORS if flat else role, worker) for role, worker in self._workers if role in ENGINES]
         return [*playing[: engines or None], *(entry for entry in self._workers if entry[0] == VERIFIERS)]
 
     @staticmethod
@@ -219,9 +227,9 @@ def cluster(config: Any) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def open_stage(overrides: Sequence[str], folder: Path) -> AsyncIterator[Stage]:
+async def open_stage(overrides: Sequence[str], folder: Path, config: str = "toy") -> AsyncIterator[Stage]:
     """A stage in its folder, within ``cluster``; run directories lie there, too."""
-    stage = Stage(overrides, folder)
+    stage = Stage(overrides, folder, config)
     await stage.start()
     try:
         yield stage

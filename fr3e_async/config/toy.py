@@ -20,8 +20,8 @@ class ToyConfig:
     slip_rate: float = knob(0.26, "steps: part of the warm start's steps that go a wrong way")
     forks_min: int = knob(2, "forks: fewest forks of a problem")
     forks_max: int = knob(3, "forks: most forks of a problem")
-    turn_rate: float = knob(0.2, "forks: part of the warm start's turns at forks that are the rare one")
-    style_rate: float = knob(0.1, "forks: part of the warm start's lines with a space that decides nothing")
+    turn_rate: float = knob(0.25, "forks: part of the warm start's turns at forks that are the rare one")
+    style_rate: float = knob(0.04, "forks: part of the warm start's lines with a space that decides nothing")
     warm_start_steps: int = knob(180, "optimiser steps of the supervised warm start", "optimiser steps")
     cache_dir: str = knob("", "where the built model is kept; empty: ~/.cache/fr3e_async", "path")
 

@@ -19,7 +19,7 @@ from fr3e_async.config import Config
 from fr3e_async.data.toy.families import toy_task
 from fr3e_async.errors import StorageError
 
-BUILDER_VERSION = 4  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone
+BUILDER_VERSION = 5  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone
 
 
 def toy_path(config: Config) -> Path:
