@@ -109,6 +109,7 @@ async def run_arm(stage: Stage, task: str, seed: int, arm: str, settings: Sequen
         "foreign_cores": round(max(0.0, total - spent) / seconds, 2),
         **{name: played.summary[name] for name in SUMMARY},
         "evaluations": evaluations,
+        "useful": useful(played.rows),
         "anchors": anchor_hits(played.folder / "trees.jsonl") if task == "forks" else [],
     }
 
@@ -127,6 +128,15 @@ def anchor_hits(path: Path) -> list[list[int]]:
             sums = by_step.setdefault(tree["step"], [0] * len(counts))
             by_step[tree["step"]] = [total + count for total, count in zip(sums, counts, strict=True)]
     return [[step, *sums] for step, sums in sorted(by_step.items())]
+
+
+def useful(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """[generated tokens so far, part of the last batch's that were trained with an advantage that is not 0], batch by batch."""
+    generated, found = 0.0, []
+    for row in rows:
+        generated += row["tokens/generated"]
+        found.append([generated, round(row.get("prompt/useful_fraction", 0.0), 4)])
+    return found
 
 
 def own_s() -> float:
