@@ -15,7 +15,7 @@ FAST   := -m "not slow and not engine and not ray and not long"
 SLOW   := -m "(slow or engine or ray) and not long"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow long chaos bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs clean
+.PHONY: help setup demo test check format lint types fast slow long chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -63,6 +63,9 @@ bench-staleness: $(STAMP)  ## accuracy by staleness bound and correction, on thr
 
 bench-scale: $(STAMP)  ## start-up, broadcast and driver memory by the number of actors; what gives way at 1,000 and 10,000 engines
 	@$(BIN)/python benchmarks/scale.py $(ARGS)
+
+compare: $(STAMP)  ## FR3E against its relatives and other anchor rules, two tasks, five seeds (hours; goes on where it was interrupted): docs/results.md
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel

@@ -11,7 +11,7 @@ that file alone (``--table`` only makes them). ``--quick``: two arms, one task, 
 shows that everything works.
 
 A row is kept with a digest of its settings; rows of other settings are passed over. ``foreign_cores``: CPU time that others took
-meanwhile, per second. Wall-clock time is compared over rows below ``common_limits`` only, since a shared machine says nothing of it.
+meanwhile, per second. Wall-clock time is compared over rows with hardly any of that only, since a shared machine says nothing of it.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ TASKS = {
     "steps": Task(config="toy", tokens=160_000, title="arithmetic with slips"),
     "forks": Task(config="forks", tokens=240_000, title="arithmetic with rare turns"),
 }
+COMMON_LIMITS = 0.1  # cores that others may take of the machine before a run's seconds are not compared
 STAGE = ("pools.flexible_roles=true",)  # settings of what is started once for all arms of a seed
 COMMON = (
     "run.steps=100000",  # the budget ends a run

@@ -1,0 +1,144 @@
+"""Trees of settled groups: what a row says, which groups are kept, and that the loop neither waits nor fails for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from loop_support import World
+
+from fr3e_async.control.ports import TaskLost
+from fr3e_async.control.trees import TreeKeeper
+from fr3e_async.data.pieces import speller
+from fr3e_async.data.toy.tokenizer import build_tokenizer
+
+
+def spell(tokens) -> list[str]:
+    return [f"<{token}>" for token in tokens]
+
+
+class Kept:
+    """Takes lines until ``room`` are there."""
+
+    def __init__(self, room: int = 10**6) -> None:
+        self.rows: list[dict] = []
+        self._room = room
+
+    def __call__(self, line: str) -> bool:
+        self.rows.append(json.loads(line))
+        return len(self.rows) < self._room
+
+
+def played(folder, *, per_step: int = 2, kept: Kept | None = None, store=None, **sections):
+    world, kept = World(folder, **sections), kept or Kept()
+    store = store or world.crew.payloads
+    world.controller._trees = TreeKeeper(per_step=per_step, store=store, spell=spell, write=kept)
+    world.run()
+    return world, kept.rows
+
+
+def test_a_row_is_the_whole_group(tmp_path):
+    world, rows = played(tmp_path, run={"steps": 3})
+    groups = {record["group"]: record for record in world.notes.groups}
+    assert rows
+    for row in rows:
+        record = groups[row["group"]]
+        assert (row["fate"], row["states"]) == (record["fate"], record["states"])
+        assert len(row["rollouts"]) == record["rollouts"]
+        assert sum(len(r["pieces"]) for r in row["rollouts"]) == record["tokens"]["generated"]
+        assert sum(r["outcome"] == "right" for r in row["rollouts"]) == record["right"]
+        for rollout in row["rollouts"]:
+            assert len(rollout["pieces"]) == len(rollout["entropies"]) == len(rollout["logprobs"])
+            assert rollout["versions"][0][0] == 0
+        trained = [r for r in row["rollouts"] if r["advantage"] is not None]
+        assert bool(trained) == (row["fate"] == "trained")
+        anchors = {state["node"] for state in row["states"]} - {0}
+        assert {r["node"] for r in row["rollouts"]} - {0} <= anchors
+
+
+def test_the_first_of_each_batch_are_kept_trained_and_others_apart(tmp_path):
+    world, rows = played(tmp_path, per_step=1, run={"steps": 5})
+    trained = [row["step"] for row in rows if row["fate"] == "trained"]
+    assert trained == [1, 2, 3, 4, 5], "a trained group stands under the batch that it was in"
+    others = [row["step"] for row in rows if row["fate"] != "trained"]
+    assert len(others) == len(set(others))
+    fates = [record["fate"] for record in world.notes.groups]
+    assert len(rows) < len(fates)
+
+
+def test_nothing_more_is_kept_when_there_is_no_room(tmp_path):
+    _, rows = played(tmp_path, kept=Kept(room=3), run={"steps": 6})
+    assert len(rows) == 3
+
+
+class Gone:
+    """A store from which every rollout is gone."""
+
+    def get(self, payload):
+        raise TaskLost("its node is gone", gone=True)
+
+
+def test_a_rollout_that_cannot_be_fetched_costs_its_tree_alone(tmp_path):
+    world, rows = played(tmp_path, store=Gone(), run={"steps": 4})
+    assert rows == []
+    assert world.ledger.version == 4
+
+
+def test_the_loop_does_not_wait_for_a_slow_store(tmp_path):
+    """What is still to be written when the run ends is written then."""
+    world = World(tmp_path, run={"steps": 4})
+    released, fetched = asyncio.Event(), []
+
+    class Slow:
+        def get(self, payload):
+            while not released.is_set():
+                pass_time()
+            fetched.append(payload)
+            return world.crew.payloads.get(payload)
+
+    kept = Kept()
+    world.controller._trees = TreeKeeper(per_step=2, store=Slow(), spell=spell, write=kept)
+
+    async def story():
+        run = asyncio.create_task(world.go())
+        await world.until(lambda: world.ledger.version == 4)
+        assert fetched == []
+        released.set()
+        return await run
+
+    assert asyncio.run(asyncio.wait_for(story(), 20)) == "finished"
+    assert kept.rows
+
+
+def pass_time() -> None:
+    import time
+
+    time.sleep(0.002)
+
+
+def test_pieces_joined_are_the_text():
+    tokenizer = build_tokenizer()
+    text = "1) 7+5=12\n2) é→漢 \\boxed{12}"
+    tokens = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    spelled = speller(tokenizer)(tokens)
+    assert len(spelled) == len(tokens)
+    assert "".join(spelled) == text
+    assert "漢" in spelled, "a character of several tokens stands with the last of them"
+
+
+@pytest.mark.parametrize("tokens", [400, 100_000])
+def test_a_budget_of_tokens_ends_a_run_as_finished_with_its_last_version_measured(tmp_path, tokens):
+    world = World(tmp_path, evaluate=True, budget={"tokens": tokens}, run={"steps": 6})
+    assert world.run() == "finished"
+    progress, version = world.controller.progress, world.ledger.version
+    if tokens == 400:
+        assert version < 6
+        assert progress.tokens_generated >= tokens
+    else:
+        assert version == 6
+    last = progress.evaluations[-1]
+    assert (last["label"], last["oldest_version"]) == ("after", version)
+    assert last["generated"] == progress.tokens_generated
+    assert world.store.latest() is not None
