@@ -10,12 +10,13 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 FLAVOUR := $(if $(filter auto,$(DEVICE)),$(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu),$(DEVICE))
 STAMP  := $(VENV)/.installed-$(FLAVOUR)
+SITE   := build/site-env
 SHELL  := /bin/bash
 FAST   := -m "not slow and not engine and not ray and not long"
 SLOW   := -m "(slow or engine or ray) and not long"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow long chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs clean
+.PHONY: help setup demo test check format lint types fast slow long chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs site clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -91,10 +92,19 @@ bench-weights: $(STAMP)  ## hand-over of weights from a learner to engines again
 bench-learner: $(STAMP)  ## a learner's pass over trees against padded rows, flat rows and the bare model
 	@$(BIN)/python benchmarks/learner.py $(ARGS)
 
+site: $(SITE)/.installed  ## the book of docs/ and the API reference as web pages, in site/ (links are checked)
+	@$(SITE)/bin/python -m mkdocs build # not --quiet: then warnings are not counted as failures
+	@echo "site/index.html"
+
+$(SITE)/.installed: requirements/docs.lock
+	@$(PYTHON) -m venv $(SITE)
+	@$(SITE)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes --only-binary=:all: -r requirements/docs.lock
+	@touch $@
+
 docs: $(STAMP)  ## refresh the generated tables of docs/
 	@$(BIN)/python -m fr3e_async.help docs/configuration.md
 	@$(BIN)/python scripts/dashboard.py
 	@$(BIN)/python tests/test_docs.py
 
 clean:  ## remove the virtual environment and build products
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

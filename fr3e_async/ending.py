@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass
 
 from fr3e_async.control.controller import Controller
+from fr3e_async.evaluation.suite import HELDOUT
 from fr3e_async.observe.summary import Summary
 
 
@@ -59,6 +60,7 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
             label: [by_label[label]["low"], by_label[label]["high"]] for label in ("before", "after") if label in by_label
         },
         evaluations=progress.evaluations,
+        benchmarks=[row for row in progress.benchmarks if row["benchmark"] != HELDOUT],
         overlap_fraction=used.get("overlap/fraction", 0.0),
         idle_fraction={
             name.removeprefix("idle/").removesuffix("_fraction"): value

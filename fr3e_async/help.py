@@ -20,7 +20,7 @@ from fr3e_async.algorithm.strategies import REGISTRY
 from fr3e_async.config import Config
 
 WIDTH = 100  # columns of --help
-PATH_COLUMNS = 36  # the longest dotted path and two blanks fit
+PATH_COLUMNS = 38  # the longest dotted path and two blanks fit
 BEGIN = "<!-- begin of the generated tables: python -m fr3e_async.help docs/configuration.md -->"
 END = "<!-- end of the generated tables -->"
 
@@ -73,11 +73,20 @@ class Knob:
         return get_origin(self.type) is dict
 
     @property
+    def entry(self) -> type | None:
+        """The dataclass whose instances the list holds (``data.train_sources``), or None."""
+        args = get_args(self.type)
+        return args[0] if self.is_list and dataclasses.is_dataclass(args[0]) else None
+
+    @property
     def expected(self) -> str:
         """What a value must be, in words. Example: ``"one of truncate, mask, off"``."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         origin, args = get_origin(self.type), get_args(self.type)
+        if self.entry is not None:
+            names = [item.name for item in dataclasses.fields(self.entry)]
+            return f"a list of mappings with {', '.join(names[:3])}, …"
         if origin is list:
             return f"a list of {_WORDS[args[0]]}s"
         if origin is dict:
@@ -92,6 +101,14 @@ class Knob:
         if self.default == "":
             return "empty"
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+
+@functools.cache
+def entry_knobs(path: str) -> dict[str, Knob]:
+    """Name → knob of what may stand in an entry of the list at ``path``; empty for any other setting."""
+    entry = knobs()[path].entry
+    rows = _walk(entry, f"{path}[].") if entry is not None else ()
+    return {row.path.rpartition(".")[2]: row for row in rows}
 
 
 @functools.cache
@@ -122,10 +139,17 @@ def _walk(cls: type, prefix: str) -> Iterator[Knob]:
 
 
 def _by_section() -> Iterator[tuple[str, str, list[Knob]]]:
-    """(section, meaning, knobs); the settings outside of any section come first under an empty name."""
+    """(section, meaning, knobs); the settings outside of any section come first under an empty name.
+
+    What an entry of a list may hold stands once, after the first such list: ``data.train_sources[].path``.
+    """
     yield "", "settings of no section", [k for k in knobs().values() if "." not in k.path]
     for name, meaning in sections().items():
-        yield name, meaning, [k for k in knobs().values() if k.path.startswith(name + ".")]
+        rows, told = [], set[type | None]({None})
+        for row in (k for k in knobs().values() if k.path.startswith(name + ".")):
+            rows += [row, *(entry_knobs(row.path).values() if row.entry not in told else ())]
+            told.add(row.entry)
+        yield name, meaning, rows
 
 
 def render_help() -> str:

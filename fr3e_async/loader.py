@@ -11,7 +11,7 @@ import difflib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from fr3e_async.algorithm.strategies import check_strategy
 from fr3e_async.config import Config
 from fr3e_async.config.secrets import refuse_secrets
 from fr3e_async.errors import ConfigError
-from fr3e_async.help import Knob, knobs, sections
+from fr3e_async.help import Knob, entry_knobs, knobs, sections
 
 PACKAGED = Path(__file__).parent / "configs"  # in a checkout a link to the repository's configs/
 OPTIONS = ("--help", "-h", "--dry-run")  # what ``main`` understands besides settings
@@ -101,7 +101,7 @@ def _override_layer(text: str) -> _Layer:
         raise _unknown(key, text)
     value: Any
     if knob is not None and not raw.strip():
-        value = {} if knob.is_mapping and not rest else ""
+        value = {} if knob.is_mapping and not rest else [] if knob.is_list else ""
     elif knob is not None and knob.is_text and not (raw[0] == raw[-1] and raw[0] in "\"'"):
         value = raw  # as typed: data.template={problem} is no YAML mapping, model.revision=1e10 no number
     else:
@@ -264,12 +264,33 @@ def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Confi
             raise ConfigError(f"{origins[path]}: {path} has no value yet; give it as {path}=…")
         if knob.is_mapping != isinstance(value, dict) or knob.is_list != isinstance(value, list):
             raise _mistyped(knob, value, origins[path])
+        if knob.entry is not None:
+            _check_entries(knob, value, origins[path])
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(_nest(values)))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise _blame(error, values, origins) from None
     return cast(Config, config), OmegaConf.to_yaml(merged, resolve=True)
+
+
+def _check_entries(knob: Knob, entries: Sequence[Any], origin: str) -> None:
+    """``ConfigError`` with the entry's place for a list of sections: omegaconf's own message would name the last key only."""
+    known = entry_knobs(knob.path)
+    for index, entry in enumerate(entries):
+        place = f"{knob.path}[{index}]"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{origin}: {place} must be a mapping with {', '.join(known)}, got {entry!r}")
+        for name, value in entry.items():
+            if name not in known:
+                raise ConfigError(f"{origin}: unknown setting {place}.{name}{_did_you_mean(str(name), list(known))}")
+            row = replace(known[name], path=f"{place}.{name}")
+            if row.is_text and not isinstance(value, str):
+                raise ConfigError(f"{_mistyped(row, value, origin)}; put it in quotes")
+            try:
+                OmegaConf.merge(OmegaConf.structured(knob.entry), OmegaConf.create({name: value}))
+            except OmegaConfBaseException:
+                raise _mistyped(row, value, origin) from None
 
 
 def config_from(values: Mapping[str, Any]) -> Config:

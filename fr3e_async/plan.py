@@ -7,7 +7,6 @@ Arithmetic on a config; starts nothing and knows nothing of Ray. The numbers of 
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Literal
 
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
+from fr3e_async.data.rows import missing_files
 from fr3e_async.errors import ConfigError
 from fr3e_async.memory import ModelShape, memory_estimate
 from fr3e_async.verify.rewards import check_reward
@@ -39,9 +39,14 @@ class Placement:
         return self.actors * each.get(resource, 0.0)
 
 
-def placement(config: Config, size: Literal["count", "least", "most"] = "count") -> list[Placement]:
-    """One row for each role that has actors, in the order of the pipeline. ``size``: of pools that come and go."""
-    branches = explorer_count(config) > 0
+def placement(
+    config: Config, size: Literal["count", "least", "most"] = "count", *, training: bool = True
+) -> list[Placement]:  # fmt: skip
+    """One row for each role that has actors, in the order of the pipeline. ``size``: of pools that come and go.
+
+    ``training``: false for what an evaluation alone needs, generators and verifiers.
+    """
+    branches = explorer_count(config) > 0 and training
     pools = [("generators", config.generators), *([("explorers", config.explorers)] if branches else [])]
     rows = [
         Placement(
@@ -61,7 +66,7 @@ def placement(config: Config, size: Literal["count", "least", "most"] = "count")
             resources=n.resources, labels=n.labels,
         ),
     ]  # fmt: skip
-    return [row for row in rows if row.actors]
+    return [row for row in rows if row.actors and (training or row.role != "learner")]
 
 
 def per_actor(row: Placement) -> dict[str, float]:
@@ -76,23 +81,23 @@ def totals(rows: Sequence[Placement]) -> dict[str, float]:
     return {name: sum(row.total(name) for row in rows) for name in names}
 
 
-def local_resources(config: Config, *, machine_cpus: int, machine_gpus: int) -> dict[str, float]:
+def local_resources(config: Config, *, machine_cpus: int, machine_gpus: int, training: bool = True) -> dict[str, float]:
     """What a cluster of this machine alone would offer.
 
     CPUs: ray.num_cpus, or with 0 the larger of the machine's and what the actors need; GPUs: the machine's; custom
     resources: what is asked for, because on one node they have nothing to tell apart.
     """
-    need = totals(placement(config, "most"))
+    need = totals(placement(config, "most", training=training))
     cpus = config.ray.num_cpus or max(machine_cpus, math.ceil(need["CPU"] - 1e-9))
     return need | {"CPU": float(cpus), "GPU": float(machine_gpus)}
 
 
-def check_resources(config: Config, available: Mapping[str, float]) -> None:
+def check_resources(config: Config, available: Mapping[str, float], *, training: bool = True) -> None:
     """ConfigError unless ``available`` (resource → amount, as Ray names them) holds all actors that a run waits for at once.
 
     For a cluster that grows, ``available`` is what it may grow to, not what it has now.
     """
-    rows = placement(config, "least")
+    rows = placement(config, "least", training=training)
     for resource, need in totals(rows).items():
         offer = available.get(resource, 0.0)
         if need <= offer + 1e-6:
@@ -114,12 +119,13 @@ def check_resources(config: Config, available: Mapping[str, float]) -> None:
 def render_plan(config: Config, *, yaml: str = "", model: ModelShape | None = None) -> str:
     """The whole output of ``--dry-run``: resolved settings (``yaml``), placement, batch sizes, memory. Plain text."""
     blocks = [f"settings\n{_indented(yaml)}"] if yaml else []
-    blocks += [_render_placement(config), _render_batch(config), _render_memory(config, model)]
+    blocks += [render_placement(config), _render_batch(config), _render_memory(config, model)]
     return "\n\n".join([*blocks, "dry run: nothing was started or written"])
 
 
-def _render_placement(config: Config) -> str:
-    rows = placement(config)
+def render_placement(config: Config, *, training: bool = True) -> str:
+    """The table of actors. ``training``: as in ``placement``."""
+    rows = placement(config, training=training)
     need = totals(rows)
     custom = [name for name in need if name not in ("CPU", "GPU")]
     header = ["role", "actors", "CPUs each", "GPUs each", "resources each"]
@@ -143,9 +149,7 @@ def _render_batch(config: Config) -> str:
         f"at most {config.flow.capacity} groups alive at once: no token is older than {config.flow.max_staleness} versions",
         f"longest sequence {config.context_length} tokens; {config.run.steps} batches",
     ]
-    for name, value in (("data.train", config.data.train), ("data.heldout", config.data.heldout)):
-        if value not in ("", "toy") and not os.path.isfile(os.path.expanduser(value)):
-            lines.append(f"{name}={value}: no such file here; a run would stop at once")
+    lines += [f"{missing}: no such file here; a run would stop at once" for missing in missing_files(config.data)]
     try:
         check_reward(config.reward)
     except ConfigError as error:

@@ -37,6 +37,7 @@ from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.toy import toy_path
 from fr3e_async.ending import Stop, summary_of
 from fr3e_async.errors import DataError, LearnerLost, RunFailed, StorageError, UserError
+from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
 from fr3e_async.export import write_run_card
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.checkpoints import step_of
@@ -45,6 +46,7 @@ from fr3e_async.observe.events import EventKind
 from fr3e_async.observe.logs import quiet_driver, stderr_in
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.run_dir import RunDir, default_path
+from fr3e_async.observe.trackers import check_trackers, make_trackers
 from fr3e_async.rollout import check_installed
 from fr3e_async.verify.golds import screen_golds
 from fr3e_async.verify.rewards import check_reward
@@ -66,6 +68,7 @@ class Session:
         datasets: Datasets,
         run_dir: RunDir,
         *,
+        benchmarks: Sequence[TestSet] = (),
         resume_from: Path | None,
         started_at: float,
         spell: Spell,
@@ -74,6 +77,7 @@ class Session:
         """Use ``prepare``. ``spell``: tokens as text. ``notes``: what a person should read once the console is there; empty ones are passed over."""
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
+        self._benchmarks = tuple(benchmarks)
         self._started_at, self._resume_from, self._spell = started_at, resume_from, spell
         self._wall_before_s = 0.0  # of earlier processes
         self._connected = False
@@ -85,14 +89,17 @@ class Session:
         started_at = process_start()
         config = loaded.config
         check_installed(config.engine.entropy)
+        check_trackers(config)
         check_model(config)
         check_cluster(config)
-        rows = read_rows(config)
+        suite = read_suite(config)
+        rows = read_rows(config, suite.rows, announce=_say(config))
         check_context(config)
         check_reward(config.reward)
         screened = screen_golds(rows, config, announce=_say(config))
         tokenizer = load_tokenizer(config)
         datasets = load_datasets(config, tokenizer, screened.rows)
+        benchmarks = make_sets(suite, tokenizer, config)
         named = os.path.expanduser(config.run.dir)
         run_path = Path(named) if named else default_path(config.run.name, time.time())
         run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml)
@@ -106,10 +113,15 @@ class Session:
         skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
         notes: list[tuple[EventKind, str]] = [
             ("data_dropped" if config.data.on_string_gold == "drop" else "note", screened.note),
+            *rows.notes,
+            *(("note", text) for text in datasets.notes),
+            *(("data_dropped", text) for text in left_out(suite, benchmarks)),
             *skipped,
         ]
         spell = speller(tokenizer)
-        return cls(config, model, datasets, run_dir, resume_from=resume_from, started_at=started_at, spell=spell, notes=notes)
+        return cls(
+            config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from, started_at=started_at, spell=spell, notes=notes
+        )  # fmt: skip
 
     def __enter__(self) -> Session:
         return self
@@ -152,6 +164,7 @@ class Session:
             resumed_from=version,
             settled=settled,
             exporter=gauges(self._config),
+            trackers=make_trackers(self._config, self._run_dir.path),
         )
         deployment = Deployment(self._config, self._model, self._run_dir, clock=time.time)
         view.start()
@@ -310,9 +323,11 @@ class Session:
             config=config,
             crew=deployment.crew,
             machine=Machine(config, make_strategy(config.algorithm), state=state),
-            stream=PromptStream(train, config.run.seed, state=resumed.stream if resumed else None, taken=groups),
+            stream=PromptStream(
+                train, config.run.seed, state=resumed.stream if resumed else None, taken=groups, parts=self._datasets.parts
+            ),
             publisher=publisher,
-            evaluator=Evaluator(deployment.crew, heldout) if heldout else None,
+            evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,
             reporter=recorder,
             books=recorder.books,
             journal=journal,
@@ -342,7 +357,7 @@ def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | 
     folder = newest_checkpoint(run_dir)
     if folder is not None:
         state = load_control_state(folder)
-        PromptStream(datasets.train, config.run.seed, state=state.stream)
+        PromptStream(datasets.train, config.run.seed, state=state.stream, parts=datasets.parts)
         known = {prompt.uid for prompt in datasets.train}
         if any(group.prompt.uid not in known for group in state.ledger.groups):
             raise DataError("data.train: a problem that the checkpoint is at work on is not there any more")

@@ -238,6 +238,10 @@ class FakeVerifier(FakeActor):
         last = [payload.completion(row).tokens[-1] for row in rows]
         return [Verdict(outcome=Outcome.RIGHT if t == RIGHT else Outcome.WRONG) for t in last]
 
+    async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
+        await self._answers()
+        return [str(payload.completion(row).tokens[-1]) for row in rows]
+
 
 class FakeLearner(FakeActor):
     """Port ``LearnerPort``: remembers what it was given."""

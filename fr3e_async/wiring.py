@@ -10,11 +10,11 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import psutil
 import ray
@@ -31,16 +31,15 @@ from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.actors.watch import ask, watchable
-from fr3e_async.algorithm.strategies import explorer_count, make_strategy
+from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, LearnerConfig
 from fr3e_async.control.crew import Crew, Worker
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.ports import Clock, WorkerLost
+from fr3e_async.control.ports import Clock, LearnerPort, WorkerLost
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.side import on_the_side
 from fr3e_async.errors import ConfigError, LearnerLost, RunFailed
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
-from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.plan import check_resources, local_resources, per_actor, placement
 from fr3e_async.rollout import EngineSpec, engine_environment
 from fr3e_async.types import WeightBundle
@@ -61,14 +60,14 @@ class Model:
     end_token_ids: tuple[int, ...]
 
 
-def check_cluster(config: Config) -> None:
+def check_cluster(config: Config, *, training: bool = True) -> None:
     """What can be known of the cluster before anything is started: does this machine hold the actors, does the address answer?
 
-    Raises ``ConfigError``. ``connect`` checks the size of a cluster that is joined.
+    ``training``: false for an evaluation alone. Raises ``ConfigError``. ``connect`` checks the size of a cluster that is joined.
     """
     address, setting = _destination(config)
     if address == "local":
-        check_resources(config, _local_offer(config))
+        check_resources(config, _local_offer(config, training), training=training)
         memory = psutil.virtual_memory().total / 2**30
         if config.ray.object_store_gib >= memory:
             raise ConfigError(
@@ -85,8 +84,8 @@ def _destination(config: Config) -> tuple[str, str]:
     return os.environ.get("RAY_ADDRESS") or "local", "RAY_ADDRESS"
 
 
-def _local_offer(config: Config) -> dict[str, float]:
-    return local_resources(config, machine_cpus=os.cpu_count() or 1, machine_gpus=_machine_gpus())
+def _local_offer(config: Config, training: bool) -> dict[str, float]:
+    return local_resources(config, machine_cpus=os.cpu_count() or 1, machine_gpus=machine_gpus(), training=training)
 
 
 def _knock(address: str, setting: str) -> None:
@@ -100,7 +99,7 @@ def _knock(address: str, setting: str) -> None:
         raise ConfigError(f"{setting}={address}: no cluster answers ({error})") from error
 
 
-def connect(config: Config) -> None:
+def connect(config: Config, *, training: bool = True) -> None:
     """Join the cluster of ``ray.address``, ``ray job submit`` or RAY_ADDRESS; else start a local one. Checks its size.
 
     Raises ``ConfigError`` when the actors cannot fit, and when the address does not answer.
@@ -112,7 +111,7 @@ def connect(config: Config) -> None:
         "logging_level": logging.INFO if config.observe.verbose else logging.ERROR,
     }
     if address == "local":
-        offered = _local_offer(config)
+        offered = _local_offer(config, training)
         settings |= {
             "num_cpus": int(offered.pop("CPU")),
             "num_gpus": int(offered.pop("GPU")),
@@ -129,7 +128,7 @@ def connect(config: Config) -> None:
     except (OSError, ValueError) as error:  # its folder cannot be written; a setting is beyond what the machine has
         raise ConfigError(f"{setting}={address}: Ray cannot start: {error}") from error
     if not config.ray.autoscaling:
-        check_resources(config, ray.cluster_resources())
+        check_resources(config, ray.cluster_resources(), training=training)
 
 
 def disconnect() -> None:
@@ -142,7 +141,7 @@ def gauges(config: Config) -> RayGauges | None:
     return RayGauges(config.run.name) if config.observe.prometheus else None
 
 
-def _machine_gpus() -> int:
+def machine_gpus() -> int:
     """NVIDIA GPUs of this machine, without loading a GPU library."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -150,12 +149,29 @@ def _machine_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
+class Folders(Protocol):
+    """Where actors leave their files."""
+
+    @property
+    def logs(self) -> Path: ...
+
+    @property
+    def dumps(self) -> Path: ...
+
+
+class NoLearner:
+    """In a learner's place where nothing is trained: there is nothing to end."""
+
+    async def close(self) -> None:
+        pass
+
+
 class Deployment:
     """The actors of a run. ``start`` brings up those that a run waits for; ``crew`` is what the controller works with."""
 
     engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
-    def __init__(self, config: Config, model: Model, run_dir: RunDir, *, clock: Clock) -> None:
+    def __init__(self, config: Config, model: Model, run_dir: Folders, *, clock: Clock) -> None:
         self._config, self._model, self._clock = config, model, clock
         self._logs, self._dumps = run_dir.logs, run_dir.dumps
         self._names: dict[str, int] = {}
@@ -171,16 +187,24 @@ class Deployment:
         The others join when the cluster has room for them. With ``resume_from`` the learner continues from that folder; the
         engines have the weights of the model as it was given.
         """
+        await self._bring_up(lambda: self._learner(resume_from), training=True)
+
+    async def start_serving(self) -> None:
+        """Start what an evaluation alone needs: ``min`` generators and verifiers, no learner. The crew's others are asked for."""
+
+        async def none() -> LearnerPort:
+            return cast(LearnerPort, NoLearner())
+
+        await self._bring_up(none, training=False)
+
+    async def _bring_up(self, learner_of: Callable[[], Coroutine[Any, Any, LearnerPort]], *, training: bool) -> None:
         config, room = self._config, self._config.ray.room_timeout_s
-        roles = [
-            *[GENERATORS] * config.generators.least,
-            *[EXPLORERS] * (config.explorers.least if explorer_count(config) else 0),
-            *[VERIFIERS] * config.verifiers.least,
-        ]
-        self._wanted = {row.role: row.actors for row in placement(config)}
+        rows = {row.role: row for row in placement(config, "least", training=training)}
+        roles = [role for role in (GENERATORS, EXPLORERS, VERIFIERS) if role in rows for _ in range(rows[role].actors)]
+        self._wanted = {row.role: row.actors for row in placement(config, training=training)}
         try:
             async with asyncio.TaskGroup() as tasks:
-                learner = tasks.create_task(self._learner(resume_from))
+                learner = tasks.create_task(learner_of())
                 workers = [(role, tasks.create_task(self.start_worker(role, room_s=room))) for role in roles]
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group

@@ -1,8 +1,10 @@
-"""Shared set-up: quiet, unauthenticated Ray for tests, and where the shared data folder is."""
+"""Shared set-up: quiet, unauthenticated Ray for tests, what runs first, and what is left out when there is no time left."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,47 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A deadline for each example would fail a test for what else the machine does.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+UNTIL = "FR3E_TESTS_UNTIL"  # seconds since the epoch after which no slow test is begun; .ci/run sets it
+SLOW = ("slow", "ray", "engine")
+FIRST = (
+    "end_to_end",
+    "compare",
+    "evaluate",
+    "elastic_ray",
+    "ray_job",
+    "security_ray",
+    "report",
+)  # what a change breaks for users
+left_out: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in ``FIRST`` before the others; nothing else moves."""
+    names = [f"test_{name}" for name in FIRST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    until = os.environ.get(UNTIL)
+    if until and time.time() > float(until) and any(item.get_closest_marker(name) for name in SLOW):
+        left_out.append(item.nodeid)
+        pytest.skip(f"no time left ({UNTIL}); `make slow` runs it")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left_out:
+        terminalreporter.section(f"{len(left_out)} tests were left out, since there was no time left; `make slow` runs them")
+        for line in files_of(left_out):
+            terminalreporter.line(line)
+
+
+def files_of(tests: Sequence[str]) -> list[str]:
+    """Their files, each with how many of them are in it."""
+    files = [test.split("::")[0] for test in tests]
+    return [f"{name}: {files.count(name)}" for name in dict.fromkeys(files)]
+
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

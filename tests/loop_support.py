@@ -45,6 +45,8 @@ class Notes:
         self.kinds: list[str] = []
         self.vitals: list[Vitals] = []
         self.groups: list[dict] = []
+        self.rows: list[dict] = []  # of evaluations
+        self.by_problem: dict[str, list[dict]] = {}
 
     def step(self, step, metrics):
         self.steps[step] = checked(metrics)
@@ -55,6 +57,12 @@ class Notes:
     def note(self, text, kind="note", **fields):
         self.lines.append(text)
         self.kinds.append(event_row(text, kind, fields, time_s=0.0)["event"])
+
+    def evaluations(self, rows):
+        self.rows = json.loads(json.dumps(rows))
+
+    def problems(self, name, rows, *, keep_mib):
+        self.by_problem[name] = json.loads(json.dumps(rows))
 
     def beat(self, vitals):
         self.vitals.append(vitals)

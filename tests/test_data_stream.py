@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -138,3 +139,15 @@ def test_any_kills_and_resumes_consume_what_an_uninterrupted_run_does(data):
     assert max(Counter(consumed).values()) == 1
     whole = {group_id(prompt.uid, epoch) for prompt in prompts(count) for epoch in range(epochs)}
     assert whole <= set(consumed)
+
+
+def test_other_texts_under_the_same_ids_are_refused():
+    """A dataset of the hub that was changed, and whose rows have no ids of their own."""
+    state = json.loads(json.dumps(PromptStream(prompts(3), 0).state()))
+    changed = [*prompts(2), dataclasses.replace(prompts(3)[2], gold="2")]
+    with pytest.raises(
+        DataError, match=r"^data\.train: the problems have the ids of the checkpoint's, but other texts or answers"
+    ):
+        PromptStream(changed, 0, state)
+    del state["texts"]  # as earlier versions left it
+    assert PromptStream(changed, 0, state).state()["epoch"] == 0

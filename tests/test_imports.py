@@ -13,8 +13,8 @@ PACKAGE = ROOT / "fr3e_async"
 
 # Unit (top-level module or package of fr3e_async) → its layer. A unit imports from its own layer or a lower one, never upwards.
 LAYERS = [
-    {"main"},
-    {"session", "ending"},
+    {"main", "evaluate"},
+    {"session", "ending", "evaluate_job"},
     {"wiring"},
     {
         "loader",
@@ -25,6 +25,7 @@ LAYERS = [
         "export",
         "audit",
         "replay",
+        "report",
     },  # the front end: helpers of main, other commands
     {"actors", "control"},
     {"rollout", "learner", "verify", "weights", "evaluation", "observe", "data"},
@@ -41,6 +42,8 @@ HOMES = {
     "deepspeed": {"learner"},
     "omegaconf": {"loader"},
     "math_verify": {"verify"},
+    "wandb": {"observe"},
+    "mlflow": {"observe"},
 }
 # What a pure unit must not know: libraries that do things, and the sources of clock, chance, files and logs.
 IMPURE = {*HOMES, "time", "logging", "random", "asyncio", "threading", "subprocess", "socket", "datetime"}

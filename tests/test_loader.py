@@ -150,7 +150,7 @@ def test_the_resolved_yaml_loads_again_to_the_same_config(folder: Path) -> None:
         ("run.steps", ["run.steps: an argument is written key=value"]),
         ("mine.yaml", ["perhaps config=mine.yaml"]),
         ("--dryrun", ["unknown option --dryrun"]),
-        ("config=toyy", ["config=toyy: no such file (did you mean toy?); shipped configs: paper/common,"]),
+        ("config=toyy", ["config=toyy: no such file (did you mean toy?); shipped configs: eval/cpu,"]),
         ("algorithm.bases=1", ["algorithm.bases must be at least 2"]),
         ("sampling.top_p=0.9", ["sampling.top_p=0.9", "loss.importance"]),
         ("learner.micro_batch_tokens=64", ["learner.micro_batch_tokens (64) cannot hold one trajectory"]),

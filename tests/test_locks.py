@@ -112,8 +112,10 @@ def test_set_up_takes_nothing_without_a_hash() -> None:
     assert build == "--no-deps --require-hashes --only-binary=:all: -r requirements/build.lock"
     assert locked == '--no-deps --require-hashes --only-binary=:all: --no-binary=deepspeed --no-build-isolation "${locks[@]}"'
     named = set(re.findall(r"-r (requirements/\S+?\.lock)", code))
-    assert named == {str(path.relative_to(ROOT)) for path in LOCKS} - {"requirements/tools.lock"}
+    assert named == {str(path.relative_to(ROOT)) for path in LOCKS} - {"requirements/tools.lock", "requirements/docs.lock"}
     assert code.count("pip install") == 3
+    (site,) = re.findall(r"pip .*\binstall (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert site == "--no-deps --require-hashes --only-binary=:all: -r requirements/docs.lock"
 
 
 def test_what_builds_is_what_is_installed() -> None:

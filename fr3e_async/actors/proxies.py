@@ -130,6 +130,9 @@ class RayVerifier:
         golds, texts = [p.gold for p in prompts], [p.text for p in prompts]
         return await reach(self.name, self.actor.judge.remote(payload, list(rows), golds, texts))
 
+    async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
+        return await reach(self.name, self.actor.answers.remote(payload, list(rows)))
+
     async def stacks(self) -> str:
         return await reach(self.name, watch.ask(self.actor, "stacks"))
 

@@ -49,11 +49,22 @@ class VerifierActor(Watched):
         """
         from fr3e_async.verify.pool import Question
 
-        responses = [self._tokenizer.decode(batch.response(row), skip_special_tokens=True) for row in rows]
+        responses = self._decoded(batch, rows)
         texts = zip(responses, golds, prompts or [""] * len(rows), strict=True)
         verdicts = await self._pool.judge_many(Question(*text) for text in texts)
         self._judged += len(verdicts)
         return verdicts
+
+    async def answers(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str | None]:
+        """The final answer of each response in its normal form, for counting votes; None without one."""
+        from fr3e_async.verify.answers import final_answer
+        from fr3e_async.verify.classes import answer_class
+
+        found = map(final_answer, self._decoded(batch, rows))
+        return [None if answer is None else answer_class(answer) for answer in found]
+
+    def _decoded(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str]:
+        return [self._tokenizer.decode(batch.response(row), skip_special_tokens=True) for row in rows]
 
     def pulse(self) -> int:
         """Answers judged."""

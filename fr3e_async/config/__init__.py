@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConfig, PoolsConfig, VerifierPoolConfig, WeightsConfig
-from fr3e_async.config.data import DataConfig
+from fr3e_async.config.data import DataConfig, SourceConfig
 from fr3e_async.config.evaluation import EvaluationConfig
 from fr3e_async.config.knobs import knob, require, section
 from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, FlowConfig, LossConfig, SamplingConfig
@@ -138,6 +138,7 @@ __all__ = [
     "RayConfig",
     "RunConfig",
     "SamplingConfig",
+    "SourceConfig",
     "ToyConfig",
     "VerifierPoolConfig",
     "WatchdogConfig",

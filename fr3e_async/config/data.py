@@ -1,30 +1,152 @@
-"""Settings of problems and how they become prompts."""
+"""Settings of problems: where they come from, what is kept of them, and how they become prompts."""
 
 from __future__ import annotations
 
+import difflib
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
-from fr3e_async.config.knobs import knob, require, require_positive
+from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
+from fr3e_async.config.templates import PROBLEM, SYSTEM, TEMPLATES
+
+SOURCES = "sources"  # the word of data.train and data.heldout that means their list of sources
+NAME = re.compile(r"[\w.-]+")
+Policy = Literal["flag", "drop", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One set of problems and where its columns are. *Example*: ``SourceConfig(path="gsm8k.jsonl", problem_field="question")``."""
+
+    path: str = knob(
+        "", "a JSONL or Parquet file (or a pattern of them: data/*.parquet), a folder, or a Hugging Face id (owner/name)"
+    )
+    name: str = knob("", "what it is called in ids and messages; empty: the last part of the path")
+    kind: Literal["auto", "jsonl", "parquet", "saved", "hub"] = knob(
+        "auto",
+        "saved: a folder that save_to_disk wrote; hub: an id or a folder for load_dataset; auto: by what the path is",
+    )
+    config: str = knob("", "hub: the dataset's configuration, if it has several")
+    files: str = knob("", "hub: only this file of the dataset, or a pattern of them")
+    split: str = knob("train", "hub, saved: the split")
+    revision: str = knob("", "hub: a commit, tag or branch; empty: the newest")
+    weight: float = knob(1.0, "times that each problem is drawn in an epoch, on average; only for training")
+    problem_field: str = knob("problem", "column with the question; a.b and a.0 lead into structures and lists")
+    answer_field: str = knob("answer", "column with the reference answer; a GSM8K '#### N' ending is understood")
+    id_field: str = knob("id", "column with a unique id; rows without it are named by file and row")
+    level_field: str = knob("level", "column with the difficulty, a number or text with one in it (Level 5)")
+    levels: list[float] = knob([], "[lowest, highest] difficulty that is kept, both included; empty: all, also those without one")
+    max_answer: int = knob(0, "longest reference answer that is kept; 0: any", "characters")
+
+    @property
+    def label(self) -> str:
+        """Its name, or the last part of its path without the ending."""
+        return self.name or PurePath(self.path).stem
+
+    def check(self, path: str) -> None:
+        """``ConfigError`` about the source that stands at the setting ``path``. Example: ``data.train_sources[0]``."""
+        require(bool(self.path), f"{path}.path has no value")
+        require(
+            NAME.fullmatch(self.label) is not None,
+            f"{path}.name must be letters, digits, '_', '-' and '.', got {self.label!r}" + ("" if self.name else " by its path"),
+        )
+        require(bool(self.problem_field), f"{path}.problem_field has no value")
+        require(0 < self.weight < math.inf, f"{path}.weight must be positive, got {self.weight}")
+        require_at_least_0(path, max_answer=self.max_answer)
+        require(
+            not self.levels or (len(self.levels) == 2 and self.levels[0] <= self.levels[1]),
+            f"{path}.levels must be [lowest, highest] or empty, got {list(self.levels)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    train: str = knob("toy", "'toy' or a JSONL file of training problems", "path")
-    heldout: str = knob("toy", "'toy' or a JSONL file for evaluation, disjoint from train; empty: no evaluation", "path")
-    problem_field: str = knob("problem", "column with the question")
+    train: str = knob(
+        "toy",
+        "'toy', training problems as data.train_sources[].path names them, or 'sources': those of data.train_sources",
+        "path",
+    )
+    heldout: str = knob(
+        "toy", "the same for evaluation, disjoint from train: 'toy', a path or 'sources'; empty: no evaluation", "path"
+    )
+    problem_field: str = knob("problem", "column with the question, in the files of data.train and data.heldout")
     answer_field: str = knob("answer", "column with the reference answer; a GSM8K '#### N' ending is understood")
     id_field: str = knob("id", "column with a unique id; rows without it are named by file and line")
-    system: str = knob("", "system message put before every problem; empty: none")
-    template: str = knob("{problem}", "user message; {problem} is replaced by the question")
+    train_sources: list[SourceConfig] = knob([], "the training mixture, for data.train=sources (docs/data.md)")
+    heldout_sources: list[SourceConfig] = knob([], "problems for evaluation, for data.heldout=sources")
+    protected: list[SourceConfig] = knob([], "further problems that training must not see; answer_field may be empty in them")
+    system: str = knob("", "system message put before every problem; empty: that of the template, mostly none")
+    template: str = knob(
+        PROBLEM, f"user message; {{problem}} is replaced by the question; or a name: {', '.join(TEMPLATES)} (docs/data.md)"
+    )
+    chat: Literal["auto", "off"] = knob(
+        "auto", "auto: the tokenizer's chat template, if it has one, is put around the template; off: the template is the prompt"
+    )
     max_prompt: int = knob(1024, "longest prompt after the chat template", "tokens")
     on_long_prompt: Literal["error", "drop"] = knob("error", "what to do with a longer prompt: stop, or drop and count it")
 
-    on_string_gold: Literal["flag", "drop", "error"] = knob(
+    on_string_gold: Policy = knob(
         "flag",
         "a reference answer that can only be matched as text (reward=math): say so once; leave the problem out and count it; stop",
     )
+    on_duplicate: Policy = knob(
+        "flag", "a training problem that occurs a second time, also in another source: count it; leave it out; stop"
+    )
+    on_contamination: Policy = knob(
+        "error",
+        "a training problem that is one of data.heldout or data.protected, but for notation: count it; leave it out; stop",
+    )
+    on_near_copy: Literal["off", "flag", "drop", "error"] = knob(
+        "flag", "a training problem that shares much text with one of those: do not look; count it; leave it out; stop"
+    )
+    near_copy_words: int = knob(13, "length of the runs of words that are compared for data.on_near_copy", "words")
+    near_copy_share: float = knob(
+        0.5, "part of the shorter problem's runs of words that both have, from which on it is a near copy"
+    )
 
     def __post_init__(self) -> None:
-        require_positive("data", max_prompt=self.max_prompt)
-        require("{problem}" in self.template, f"data.template must contain {{problem}}, got {self.template!r}")
+        require_positive("data", max_prompt=self.max_prompt, near_copy_words=self.near_copy_words)
+        require(0 < self.near_copy_share <= 1, f"data.near_copy_share must be in (0, 1], got {self.near_copy_share}")
+        self._check_template()
+        for name, word, sources in (
+            ("train", self.train, self.train_sources),
+            ("heldout", self.heldout, self.heldout_sources),
+        ):
+            _check_sources(f"data.{name}_sources", sources, weighted=name == "train")
+            require(word != SOURCES or bool(sources), f"data.{name}=sources, but data.{name}_sources is empty")
+            require(
+                not sources or word != "toy",
+                f"data.{name}_sources is given, but data.{name}=toy; set data.{name}=sources, or data.{name}_sources=[]",
+            )
+        _check_sources("data.protected", self.protected, weighted=False, answers=False)
+
+    def _check_template(self) -> None:
+        text = self.template
+        if text in TEMPLATES:
+            text = TEMPLATES[text].text
+            require(
+                not self.system or TEMPLATES[self.template].chat or SYSTEM in text,
+                f"data.system is given, but data.template={self.template} has no place for a system message",
+            )
+        close = difflib.get_close_matches(text, TEMPLATES, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else f" or be one of {', '.join(TEMPLATES)}"
+        require(PROBLEM in text, f"data.template must contain {{problem}}, got {self.template!r}{hint}")
+
+
+def _check_sources(path: str, sources: Sequence[SourceConfig], *, weighted: bool, answers: bool = True) -> None:
+    """Each by itself, and that no two have the same name: ids would not tell their problems apart."""
+    first: dict[str, int] = {}
+    for index, source in enumerate(sources):
+        place = f"{path}[{index}]"
+        source.check(place)
+        require(weighted or source.weight == 1, f"{place}.weight is for data.train_sources only")
+        require(not answers or bool(source.answer_field), f"{place}.answer_field has no value")
+        earlier = first.setdefault(source.label, index)
+        require(earlier == index, f"{place} and {path}[{earlier}] are both called {source.label!r}; give one another name")
+
+
+__all__ = ["SOURCES", "DataConfig", "SourceConfig"]

@@ -44,7 +44,7 @@ from fr3e_async.control.messages import (
     WorkerUp,
 )
 from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TaskLost, TrainRow, Trunk
-from fr3e_async.control.progress import Cut, Progress, cut_of
+from fr3e_async.control.progress import Cut, Milestone, Progress, cut_of
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.saving import Saver, little_room
 from fr3e_async.control.side import on_the_side
@@ -55,6 +55,7 @@ from fr3e_async.control.vitals import vitals_of
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.observe.books import Books
 
 T = TypeVar("T")
@@ -143,6 +144,8 @@ class Controller:
             RunFailed: the first failure of any part, with its diagnosis.
         """
         self.progress.begin(self._clock())
+        if self.progress.benchmarks:  # without what was evaluated after the checkpoint, which is done again
+            self._reporter.evaluations(self.progress.benchmarks)
         self._last_step_at = self._clock()
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -407,29 +410,42 @@ class Controller:
     # ---- evaluation ----
 
     async def _measure_first(self) -> None:
-        if self._evaluator and self.machine.ledger.version == 0 and self.progress.accuracy_before is None:
+        if self._config.evaluation.before and self.machine.ledger.version == 0 and self._unmeasured("before"):
             await self._measure("before", self.machine.ledger.version)
         self._measured_first.set()
         self._tell_exported()
 
+    def _unmeasured(self, label: str) -> list[TestSet]:
+        sets = self._evaluator.sets if self._evaluator else ()
+        return [one for one in sets if not self.progress.has(label, one.name)]
+
     async def _measure(self, label: str, version: int) -> None:
-        assert self._evaluator is not None
         at = self.progress.milestone(version, self._clock())
+        await asyncio.gather(*(self._measure_set(one, label, at) for one in self._unmeasured(label)))
+
+    async def _measure_set(self, test_set: TestSet, label: str, at: Milestone) -> None:
+        assert self._evaluator is not None
+        trains = label not in ("before", "after")
         try:
-            result = await self._evaluator.run(label, lend=self._hands.lend, on_progress=self.watch.progress)
+            found = await self._evaluator.measure(
+                test_set, label, lend=self._hands.lend, on_progress=self.watch.progress, trains=trains, clock=self._clock
+            )
         except TaskLost as error:  # training goes on without it
-            self._reporter.note(f"evaluation {label!r} is given up: {error}", "evaluation_lost", version=version)
+            text = f"evaluation {label!r}, {test_set.title}, is given up: {error}"
+            self._reporter.note(text, "evaluation_lost", version=at.version)
             return
-        self.progress.measured(label, result, at=at)
-        low, high = result.interval
-        text = f"held-out accuracy, {label}: {result.accuracy:.3f} [{low:.3f}, {high:.3f}] at v{version}"
-        self._reporter.note(text, "evaluation", version=version)
+        record = self.progress.evaluated(found, at=at)
+        self._reporter.evaluations(self.progress.benchmarks)
+        if keep := self._config.evaluation.results_mib:
+            self._reporter.problems(f"{label}-{test_set.name}", found.rows, keep_mib=keep)
+        text = f"{test_set.title}, {found} at v{at.version}"
+        self._reporter.note(text, "evaluation", version=at.version, measured=record)
 
     def _evaluate_if_due(self, version: int) -> None:
         """Also when a session begins: an evaluation that a kill cut short is made, with the weights of its version."""
         every, label = self._config.evaluation.every, f"step {version}"
         due = bool(every) and 0 < version < self._config.run.steps and version % every == 0
-        if self._evaluator and due and not any(e["label"] == label for e in self.progress.evaluations):
+        if due and self._unmeasured(label):
             self._evaluate(label, version)
 
     def _evaluate(self, label: str, version: int) -> None:

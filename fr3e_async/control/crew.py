@@ -124,6 +124,9 @@ class Crew:
         finally:
             meter.leave(self._clock())
 
+    async def answers(self, name: str, payload: Payload, rows: Sequence[int]) -> list[str | None]:
+        return await self._leased(name, lambda: self._verifier(name).answers(payload, rows))
+
     def drain_busy(self, verifier: str) -> tuple[tuple[float, float], ...]:
         """When it had something to judge, since the last call: (start, end) by this loop's clock."""
         return self._meters[verifier].take(self._clock()) if verifier in self._meters else ()

@@ -1,20 +1,23 @@
-"""Accuracy on held-out problems, on the engines that serve training, without a barrier."""
+"""Accuracy on held-out problems and benchmarks, on the engines that serve training, without a barrier."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
-
-import numpy as np
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
 
 from fr3e_async.config import Config
 from fr3e_async.control.crew import Crew
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
-from fr3e_async.control.ports import TaskLost
+from fr3e_async.control.ports import Clock, TaskLost
+from fr3e_async.control.side import on_the_side
 from fr3e_async.evaluation.accuracy import EvaluationResult, Judgement, evaluate
-from fr3e_async.types import Draw, Finish, Prompt, RolloutId
+from fr3e_async.evaluation.golds import within
+from fr3e_async.evaluation.scores import Evaluated, score
+from fr3e_async.evaluation.suite import HELDOUT, TestSet, heldout_set, pick
+from fr3e_async.types import Draw, Finish, Outcome, Prompt, RolloutId
 
 ROLLOUTS_PER_TASK = 64  # at most: large enough to keep calls few, small enough to spread over engines,
 PARTS_OF_AN_ENGINE = 4  # and small beside what an engine is given: one that waits for room holds up what comes after it
@@ -27,65 +30,153 @@ class Lend(Protocol):
     def __call__(self, role: str, weight: int, *, priority: int) -> AbstractAsyncContextManager[str]: ...
 
 
+class Wanted(NamedTuple):
+    """One sample to be made."""
+
+    problem: Prompt
+    id: RolloutId
+
+
+OnProblem = Callable[[str, list[Judgement]], None]  # problem id and all its samples, in order
+
+
 def pick_problems(heldout: Sequence[Prompt], config: Config) -> list[Prompt]:
     """The same ``evaluation.problems`` held-out problems at every evaluation of a run (0: all of them)."""
-    count = config.evaluation.problems
-    if not count or count >= len(heldout):
-        return list(heldout)
-    chosen = np.random.default_rng([config.run.seed, 7]).permutation(len(heldout))[:count]
-    return [heldout[i] for i in sorted(chosen)]
+    return pick(heldout, config.evaluation.problems, seed=config.run.seed)
 
 
 class Evaluator:
-    """Samples every problem ``evaluation.samples`` times and has the answers judged."""
+    """Samples every problem of a set as often as the set says and has the answers judged."""
 
-    def __init__(self, crew: Crew, problems: Sequence[Prompt]) -> None:
-        self._crew, self._problems = crew, list(problems)
+    def __init__(self, crew: Crew, problems: Sequence[Prompt], suite: Sequence[TestSet] = ()) -> None:
+        """``problems``: held-out ones, sampled ``evaluation.samples`` times; without any there is no set of them."""
+        self._crew = crew
+        heldout = [heldout_set(problems, samples=crew.config.evaluation.samples)] if problems else []
+        self.sets = (*heldout, *suite)
 
     async def run(self, label: str, *, lend: Lend, on_progress: Callable[[], None]) -> EvaluationResult:
-        """``on_progress`` is called for every part that is done. Raises ``TaskLost`` if a part of it was lost ``flow.max_attempts`` times."""
-        config = self._crew.config
-        samples = config.evaluation.samples
-        work = [(problem, RolloutId(f"{label}:{problem.uid}", 0, k)) for problem in self._problems for k in range(samples)]
-        size = max(1, min(ROLLOUTS_PER_TASK, config.generators.rollouts_in_flight // PARTS_OF_AN_ENGINE))
-        parts = [work[i : i + size] for i in range(0, len(work), size)]
-        judgements = await asyncio.gather(*(self._part(part, lend, on_progress) for part in parts))
-        return evaluate([j for part in judgements for j in part])
+        """The first set alone. Raises ``TaskLost`` as ``sample`` does."""
+        return evaluate(await self.sample(self.sets[0], label, lend=lend, on_progress=on_progress))
 
-    async def _part(self, part: list[tuple[Prompt, RolloutId]], lend: Lend, on_progress: Callable[[], None]) -> list[Judgement]:
+    async def measure(
+        self, test_set: TestSet, label: str, *, lend: Lend, on_progress: Callable[[], None], trains: bool, clock: Clock
+    ) -> Evaluated:
+        """A set with its scores. ``trains``: benchmarks leave room to training then; the few held-out problems do not, so that
+        their versions stay close. Raises ``TaskLost`` as ``sample`` does."""
+        started = clock()
+        share = self._crew.config.evaluation.share if trains and test_set.name != HELDOUT else 1.0
+        judgements = await self.sample(test_set, label, lend=lend, on_progress=on_progress, share=share)
+        scores = await on_the_side(lambda: score(judgements))
+        return Evaluated(
+            label=label,
+            name=test_set.name,
+            digest=test_set.digest,
+            judgements=judgements,
+            scores=scores,
+            took_s=clock() - started,
+        )
+
+    async def sample(
+        self,
+        test_set: TestSet,
+        label: str,
+        *,
+        lend: Lend,
+        on_progress: Callable[[], None] = lambda: None,
+        share: float = 1.0,
+        known: Collection[str] = (),
+        on_problem: OnProblem = lambda problem, samples: None,
+    ) -> list[Judgement]:
+        """All samples of a set's problems but for the ``known`` ones, in order.
+
+        ``on_progress`` is called for every part that is done, ``on_problem`` for every problem. ``share``: of the generators'
+        room to take at most. Raises ``TaskLost`` if a part of it was lost ``flow.max_attempts`` times.
+        """
+        work = [
+            Wanted(problem, RolloutId(f"{label}:{problem.uid}", 0, k))
+            for problem in test_set.problems
+            if problem.uid not in known
+            for k in range(test_set.samples)
+        ]
+        size = max(1, min(ROLLOUTS_PER_TASK, self._crew.config.generators.rollouts_in_flight // PARTS_OF_AN_ENGINE))
+        parts = [work[i : i + size] for i in range(0, len(work), size)]
+        gate: Any = nullcontext() if share >= 1 else asyncio.Semaphore(self._width(share, size))
+        gathered = _ByProblem(test_set.samples, on_problem)
+
+        async def one(part: list[Wanted]) -> list[Judgement]:
+            async with gate:
+                judgements = await self._part(part, test_set, lend)
+            on_progress()
+            gathered.add(part, judgements)
+            return judgements
+
+        done = await asyncio.gather(*map(one, parts))
+        return [judgement for part in done for judgement in part]
+
+    def _width(self, share: float, size: int) -> int:
+        """Parts that may be under way at once."""
+        engines = max(1, len(self._crew.names(GENERATORS)))
+        return max(1, int(share * engines * self._crew.config.generators.rollouts_in_flight / size))
+
+    async def _part(self, part: list[Wanted], test_set: TestSet, lend: Lend) -> list[Judgement]:
         flow = self._crew.config.flow
         for attempt in range(flow.max_attempts):
             try:
-                judgements = await self._attempt([p for p, _ in part], [id for _, id in part], lend)
-                on_progress()
-                return judgements
+                return await self._attempt(part, test_set, lend)
             except TaskLost as error:
                 reason = str(error)
                 await asyncio.sleep(flow.retry_backoff_s * 2**attempt)
         raise TaskLost(f"a part of it was lost {flow.max_attempts} times (flow.max_attempts): {reason}")
 
-    async def _attempt(self, prompts: list[Prompt], ids: list[RolloutId], lend: Lend) -> list[Judgement]:
-        config = self._crew.config
-        draw = Draw(
-            max_tokens=config.sampling.max_response,
-            temperature=config.evaluation.temperature,
-            top_p=config.evaluation.top_p,
-        )
+    async def _attempt(self, part: list[Wanted], test_set: TestSet, lend: Lend) -> list[Judgement]:
+        prompts, ids, rows = [one.problem for one in part], [one.id for one in part], range(len(part))
         async with lend(GENERATORS, len(ids), priority=EVALUATION_PRIORITY) as engine:
-            delivery, payload = await self._crew.sample(engine, prompts, ids, draw)
+            delivery, payload = await self._crew.sample(engine, prompts, ids, self._draw)
         if any(note.finish is Finish.ABORT for note in delivery.notes):
             raise TaskLost("the engine gave up a sample")
         async with lend(VERIFIERS, 1, priority=EVALUATION_PRIORITY) as verifier:
-            verdicts = await self._crew.judge(verifier, payload, range(len(ids)), prompts)
+            verdicts = await self._crew.judge(verifier, payload, rows, prompts)
+            answers = await self._crew.answers(verifier, payload, rows)
         return [
             Judgement(
                 problem=prompt.uid,
-                outcome=verdict.outcome,
+                outcome=_outcome(verdict.outcome, answer, prompt, test_set),
+                answer=answer,
                 length=note.length,
                 entropy_sum=note.entropy_sum,
                 truncated=note.finish is not Finish.STOP,
                 oldest_version=note.oldest_version,
                 newest_version=note.newest_version,
             )
-            for prompt, note, verdict in zip(prompts, delivery.notes, verdicts, strict=True)
+            for prompt, note, verdict, answer in zip(prompts, delivery.notes, verdicts, answers, strict=True)
         ]
+
+    @property
+    def _draw(self) -> Draw:
+        config = self._crew.config
+        return Draw(
+            max_tokens=config.sampling.max_response, temperature=config.evaluation.temperature, top_p=config.evaluation.top_p
+        )  # fmt: skip
+
+
+def _outcome(judged: Outcome, answer: str | None, prompt: Prompt, test_set: TestSet) -> Outcome:
+    """The verdict, or right where the benchmark allows the answer to be off by as much as it is."""
+    if judged is not Outcome.RIGHT and within(answer, prompt.gold, test_set.margins.get(prompt.uid, ())):
+        return Outcome.RIGHT
+    return judged
+
+
+class _ByProblem:
+    """Gathers judgements until all samples of a problem are there."""
+
+    def __init__(self, samples: int, tell: OnProblem) -> None:
+        self._samples, self._tell = samples, tell
+        self._have: dict[str, dict[int, Judgement]] = defaultdict(dict)
+
+    def add(self, part: Sequence[Wanted], judgements: Sequence[Judgement]) -> None:
+        for wanted, judgement in zip(part, judgements, strict=True):
+            have = self._have[judgement.problem]
+            have[wanted.id.branch] = judgement
+            if len(have) == self._samples:
+                del self._have[judgement.problem]
+                self._tell(judgement.problem, [have[k] for k in range(self._samples)])

@@ -94,6 +94,9 @@ class VerifierWorker(Protocol):
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         """A verdict for each row's response to the prompt beside it."""
 
+    async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
+        """The final answer of each row's response, equal texts for equal answers; None without one. For evaluations."""
+
     async def pulse(self) -> int: ...
 
     async def stacks(self) -> str: ...
@@ -183,6 +186,12 @@ class Reporter(Protocol):
 
     def note(self, text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
         """An event that a person should see: a lost actor, a checkpoint, an evaluation."""
+
+    def evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All evaluations of the run so far, for evaluations.jsonl; the newest is the last."""
+
+    def problems(self, name: str, rows: Sequence[Mapping[str, Any]], *, keep_mib: int) -> None:
+        """An evaluation's results by problem. ``keep_mib``: for all of them together."""
 
     def beat(self, vitals: Vitals) -> None:
         """What the loop knows now; the first one of a session before any work."""

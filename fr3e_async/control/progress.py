@@ -19,7 +19,9 @@ from fr3e_async.control.codec import PromptOf, decode, encode, nameless
 from fr3e_async.control.ledger import LedgerState
 from fr3e_async.control.messages import Retire
 from fr3e_async.errors import StorageError
-from fr3e_async.evaluation.accuracy import EvaluationResult
+from fr3e_async.evaluation.accuracy import EvaluationResult, evaluate
+from fr3e_async.evaluation.scores import Evaluated
+from fr3e_async.evaluation.suite import HELDOUT
 from fr3e_async.observe.payloads import load_payloads, save_payloads
 from fr3e_async.observe.storage import storage_errors
 from fr3e_async.types import RolloutBatch, StepReport
@@ -54,7 +56,8 @@ class Progress:
     staleness_max: int = 0
     staleness_weighted: float = 0.0  # Σ over batches of mean staleness · tokens
     accuracy_before: float | None = None
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # of data.heldout
+    benchmarks: list[dict[str, Any]] = field(default_factory=list)  # rows of evaluations.jsonl: of data.heldout and the suite
     verdicts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # of verdicts
     resumed_from: int | None = None
@@ -112,6 +115,21 @@ class Progress:
         if label == "before":
             self.accuracy_before = result.accuracy
 
+    def evaluated(self, found: Evaluated, *, at: Milestone) -> dict[str, Any]:
+        """Take in an evaluation that began at ``at``; the record of it."""
+        row = {"label": found.label, "benchmark": found.name, **asdict(at), **found.record()}
+        self.benchmarks.append(row)
+        if found.name != HELDOUT:
+            return row
+        self.measured(found.label, evaluate(found.judgements), at=at)
+        return self.evaluations[-1]
+
+    def has(self, label: str, benchmark: str) -> bool:
+        """Whether this was evaluated already."""
+        if benchmark == HELDOUT:
+            return any(e["label"] == label for e in self.evaluations)
+        return any((row["label"], row["benchmark"]) == (label, benchmark) for row in self.benchmarks)
+
     @property
     def accuracy_after(self) -> float | None:
         return next((e["accuracy"] for e in reversed(self.evaluations) if e["label"] == "after"), None)
@@ -123,7 +141,7 @@ class Progress:
     def to_dict(self, now: float) -> dict[str, Any]:
         kept = (
             "first_step_s", "tokens_generated", "tokens_prefilled", "tokens_reused", "tokens_useful", "tokens_trained", "optimiser_steps", "staleness_max",
-            "staleness_weighted", "accuracy_before", "evaluations", "verdicts", "reasons",
+            "staleness_weighted", "accuracy_before", "evaluations", "benchmarks", "verdicts", "reasons",
         )  # fmt: skip
         return {"wall_before_s": self.wall_s(now), **{name: copy.copy(getattr(self, name)) for name in kept}}
 
@@ -134,6 +152,7 @@ class Progress:
             resumed_from=resumed_from,
         )
         progress.evaluations = [e for e in progress.evaluations if e["label"] != "after"]
+        progress.benchmarks = [row for row in progress.benchmarks if row["label"] != "after"]
         return progress
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fr3e_async.config import Config
+from fr3e_async.config.templates import template_of
 from fr3e_async.data.toy import ensure_toy
 from fr3e_async.errors import ModelError
 from fr3e_async.observe.storage import leads_outside
@@ -81,7 +82,7 @@ def check_context(config: Config) -> None:
 
 
 def end_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's end token, and those that the model's generation config adds to it.
+    """Ids that end a response: the tokenizer's end token, and those that the model's generation config and the template add.
 
     Chat models often have two, one for the turn and one for the text; without both, responses run into their budget.
     """
@@ -98,7 +99,10 @@ def end_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[int,
     more = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if not all(isinstance(token, int) and token >= 0 for token in more):
         raise ModelError(f"model.path: eos_token_id in the generation_config.json of {config.model.path} must be token ids")
-    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *(int(token) for token in more)]))
+    vocabulary = tokenizer.get_vocab()
+    ends = template_of(config.data.template, chat=True).ends
+    turns = [vocabulary[text] for text in ends if text in vocabulary]
+    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *(int(token) for token in (*more, *turns))]))
 
 
 def _model_config(config: Config) -> dict[str, Any]:

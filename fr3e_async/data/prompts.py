@@ -1,6 +1,6 @@
-"""Rows to prompts: the user message, the tokenizer's chat template, token ids; and the limit on their length.
+"""Rows to prompts: the template, the tokenizer's chat template, token ids; the limit on their length; and the mixture.
 
-Knows templates and lengths; knows nothing of where rows and models come from.
+Knows templates, lengths and weights; knows nothing of where rows and models come from.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.config import Config, DataConfig
-from fr3e_async.data.jsonl import Row
+from fr3e_async.config.data import SOURCES
+from fr3e_async.config.templates import PROBLEM, SYSTEM, Template, template_of
+from fr3e_async.data.mixture import Part, mix, mixture_note
 from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
+from fr3e_async.data.row import Row
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.errors import DataError, ModelError
 from fr3e_async.types import Prompt
@@ -32,19 +35,30 @@ class Datasets:
     train: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
     dropped: int  # prompts of both sets that were longer than data.max_prompt (data.on_long_prompt=drop)
+    parts: tuple[Part, ...] = ()  # of ``train`` in a mixture, for ``PromptStream``
+    notes: tuple[str, ...] = ()  # what a person should know
 
 
 def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None = None) -> Datasets:
     """Both sets as prompts. ``rows``: what ``read_rows(config)`` gave, if it was called already to check the data."""
     rows = read_rows(config) if rows is None else rows
-    train = make_prompts(rows.train, tokenizer, config.data)
+    by_source: dict[str, list[Row]] = {}
+    for row in rows.train:
+        by_source.setdefault(row.source_name, []).append(row)
+    sources = {name: made for name, own in by_source.items() if (made := make_prompts(own, tokenizer, config.data))}
     heldout = make_prompts(rows.heldout, tokenizer, config.data)
-    if not train:
+    if not sources:
         raise DataError(
             f"data.train: all {len(rows.train)} prompts are longer than data.max_prompt = {config.data.max_prompt} tokens"
         )
-    dropped = len(rows.train) + len(rows.heldout) - len(train) - len(heldout)
-    return Datasets(train=train, heldout=heldout, dropped=dropped)
+    dropped = len(rows.train) + len(rows.heldout) - sum(map(len, sources.values())) - len(heldout)
+    if config.data.train != SOURCES:
+        (train,) = sources.values()
+        return Datasets(train=train, heldout=heldout, dropped=dropped)
+    weights = {source.label: source.weight for source in config.data.train_sources}
+    train, parts = mix(sources, weights, setting="data.train_sources")
+    note = f"data.train_sources: {mixture_note(sources, weights)}"
+    return Datasets(train=train, heldout=heldout, dropped=dropped, parts=parts, notes=(note,))
 
 
 def make_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> tuple[Prompt, ...]:
@@ -63,17 +77,26 @@ def make_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config
 
 
 def encode_prompt(problem: str, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> NDArray[np.int32]:
-    """[Q] int32 token ids of the chat prompt, up to where the answer begins.
+    """[Q] int32 token ids of the prompt, up to where the answer begins.
 
-    A tokenizer without a chat template (a base model) gets the plain text: system message, blank line, user message,
-    newline, with the special tokens that the tokenizer itself puts around a text.
+    A template that is the whole prompt is taken as it is, with the special tokens that the tokenizer itself puts around a
+    text. Any other goes through the tokenizer's chat template; one without (a base model's) gets the plain text: system
+    message, blank line, user message, newline.
     """
-    user = config.template.replace("{problem}", problem)
-    if tokenizer.chat_template:
-        text, special = _render_chat(user, tokenizer, config.system), False
+    template = template_of(config.template, chat=config.chat == "auto")
+    system = config.system or template.system
+    if template.chat and tokenizer.chat_template:
+        text, special = _render_chat(_filled(template, problem, ""), tokenizer, system), False
     else:
-        text, special = (f"{config.system}\n\n" if config.system else "") + user + "\n", True
+        lead = f"{system}\n\n" if system and SYSTEM not in template.text else ""
+        text, special = lead + _filled(template, problem, system) + ("\n" if template.chat else ""), True
     return np.asarray(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=np.int32)
+
+
+def _filled(template: Template, problem: str, system: str) -> str:
+    """The template's text with both places filled. A problem that has such a place in it keeps it as it is."""
+    text = template.text if template.chat else template.text.replace(SYSTEM, system)
+    return text.replace(PROBLEM, problem)
 
 
 def _render_chat(user: str, tokenizer: PreTrainedTokenizerBase, system: str) -> str:

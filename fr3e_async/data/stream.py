@@ -1,6 +1,6 @@
 """The endless prompt stream: seeded epochs, each a permutation, and a position that is a *set* of what was consumed.
 
-Groups finish out of order, so a position that is a number would lose or repeat prompts when a run is killed. Pure: no
+In a mixture (``mixture``) an epoch may hold a part of a source only. Groups finish out of order, so a position that is a number would lose or repeat prompts when a run is killed. Pure: no
 files, no clock, no global random state. What counts as consumed (trained, rejected, given up) is the caller's to say.
 """
 
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+from fr3e_async.data.mixture import Part
 from fr3e_async.errors import DataError
 from fr3e_async.types import Prompt
 
@@ -21,7 +24,7 @@ def group_id(uid: str, epoch: int) -> str:
 
 
 class PromptStream:
-    """Gives every prompt once in each epoch, for ever.
+    """Gives every prompt of an epoch once, for ever: all prompts, or of each part of a mixture its quota.
 
     The order is a function of (seed, epoch) alone. An epoch is open from its first taken prompt until all of it is
     consumed; ``state()`` holds the consumed uids of the open epochs. A stream made from that state gives again what was
@@ -30,11 +33,17 @@ class PromptStream:
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], seed: int, state: Mapping[str, Any] | None = None, taken: Sequence[str] = ()
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        state: Mapping[str, Any] | None = None,
+        taken: Sequence[str] = (),
+        parts: Sequence[Part] = (),
     ) -> None:
         """``state`` is what ``state()`` gave; ``taken``: groups that the caller has brought along, which are not given again.
 
-        ``DataError`` for no prompts, equal uids, or a state of other prompts or seed.
+        ``parts``: which prompts are of which source, in the order of ``prompts``; none: each epoch has all of them.
+        ``DataError`` for no prompts, equal uids, or a state of other prompts, mixture or seed.
         """
         if not prompts:
             raise DataError("data.train: no prompt is left to train on")
@@ -42,7 +51,17 @@ class PromptStream:
         self._index = {prompt.uid: index for index, prompt in enumerate(prompts)}
         if len(self._index) != len(prompts):
             raise DataError("data.train: two prompts have the same id; see data.id_field")
+        if parts and sum(part.size for part in parts) != len(prompts):
+            raise ValueError(f"the parts hold {sum(part.size for part in parts)} prompts, there are {len(prompts)}")
+        self._ids = _digest(prompt.uid for prompt in prompts)
+        self._texts = _digest(text for prompt in prompts for text in (prompt.text, prompt.gold))
         self._seed = seed
+        self._mixture = [[part.name, part.size, part.quota] for part in parts]
+        self._parts = tuple(parts) or (Part(name="", size=len(prompts), quota=len(prompts)),)
+        self._starts = list(accumulate((part.size for part in self._parts), initial=0))
+        self._rounds = [self._round(number, part) for number, part in enumerate(self._parts)]
+        self._ranks = [{index: rank for rank, index in enumerate(around)} for around in self._rounds]
+        self._drawn = sum(part.quota for part in self._parts)  # prompts of an epoch
         self._oldest = 0  # lowest epoch that is not wholly consumed
         self._consumed: dict[int, set[int]] = {}  # by epoch, indices into prompts; no entry below the oldest
         if state is not None:
@@ -66,20 +85,29 @@ class PromptStream:
         ``ValueError`` for an unknown group and for one that is consumed already: it would count twice.
         """
         epoch, index = self._place(group)
+        if not self._in_epoch(index, epoch):
+            raise ValueError(f"group {group!r} is not of this stream: its epoch does not draw that prompt")
         consumed = self._consumed.setdefault(epoch, set()) if epoch >= self._oldest else None
         if consumed is None or index in consumed:
             raise ValueError(f"group {group!r} was consumed before; it must not count twice")
         consumed.add(index)
-        while len(self._consumed.get(self._oldest, ())) == len(self._prompts):
+        while len(self._consumed.get(self._oldest, ())) == self._drawn:
             del self._consumed[self._oldest]
             self._oldest += 1
 
     def state(self) -> dict[str, Any]:
-        """JSON-able: seed, oldest open epoch, consumed uids of each open epoch, and a digest of the prompt ids."""
+        """JSON-able: seed, oldest open epoch, consumed uids of each open epoch, digests of the prompts, and the mixture."""
         consumed = {
             str(epoch): sorted(self._prompts[index].uid for index in indices) for epoch, indices in sorted(self._consumed.items())
         }
-        return {"seed": self._seed, "epoch": self._oldest, "consumed": consumed, "prompts": self._digest()}
+        return {
+            "seed": self._seed,
+            "epoch": self._oldest,
+            "consumed": consumed,
+            "prompts": self._ids,
+            "texts": self._texts,
+            "mixture": self._mixture,
+        }
 
     def _place(self, group: str) -> tuple[int, int]:
         """(epoch, index of the prompt) of a group."""
@@ -91,15 +119,54 @@ class PromptStream:
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["seed"] != self._seed:
             raise DataError(f"run.seed is {self._seed}, but the checkpoint's prompt stream has seed {state['seed']}")
-        if state["prompts"] != self._digest():
+        mixture = [list(part) for part in state.get("mixture", [])]
+        if mixture != self._mixture:
+            raise DataError(f"data.train_sources: the mixture is not that of the checkpoint: {_changed(mixture, self._mixture)}")
+        if state["prompts"] != self._ids:
             raise DataError("data.train: the problems are not those of the checkpoint, so its position means nothing here")
+        if state.get("texts", self._texts) != self._texts:  # checkpoints of earlier versions have no such digest
+            raise DataError(
+                "data.train: the problems have the ids of the checkpoint's, but other texts or answers; for a dataset of the hub "
+                "name the revision that the run began with"
+            )
         self._oldest = int(state["epoch"])
         self._consumed = {int(epoch): {self._index[uid] for uid in uids} for epoch, uids in state["consumed"].items()}
 
     def _start_epoch(self, epoch: int) -> None:
         self._epoch, self._position = epoch, 0
-        self._order = list(range(len(self._prompts)))
+        self._order = self._members(epoch)
         random.Random(f"fr3e prompts {self._seed} {epoch}").shuffle(self._order)
 
-    def _digest(self) -> str:
-        return hashlib.sha256("\n".join(prompt.uid for prompt in self._prompts).encode()).hexdigest()[:16]
+    def _members(self, epoch: int) -> list[int]:
+        """Indices of the prompts that an epoch draws."""
+        members: list[int] = []
+        for part, first, around in zip(self._parts, self._starts, self._rounds, strict=False):
+            start = epoch * part.quota % part.size
+            some = [around[(start + step) % part.size] for step in range(part.quota)] if around else range(part.size)
+            members += [first + offset for offset in some]
+        return members
+
+    def _in_epoch(self, index: int, epoch: int) -> bool:
+        number = bisect_right(self._starts, index) - 1
+        part, ranks = self._parts[number], self._ranks[number]
+        return not ranks or (ranks[index - self._starts[number]] - epoch * part.quota) % part.size < part.quota
+
+    def _round(self, number: int, part: Part) -> list[int]:
+        """The order in which the epochs go round a part, from epoch to epoch; empty for one that is always drawn whole.
+
+        One order for all rounds: were each round another, an epoch across two of them could draw a prompt twice.
+        """
+        order = list(range(part.size)) if part.quota < part.size else []
+        random.Random(f"fr3e part {self._seed} {number} {part.name}").shuffle(order)
+        return order
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _changed(old: list[list[Any]], new: list[list[Any]]) -> str:
+    """The first part that differs, in words."""
+    before, after = ({name: f"{quota} of {size} prompts an epoch" for name, size, quota in parts} for parts in (old, new))
+    name = next((name for name in [*before, *after] if before.get(name) != after.get(name)), "")
+    return f"{name}: {before.get(name, 'none')} -> {after.get(name, 'none')}" if name else "its sources in another order"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from fr3e_async.algorithm.values import wilson
+from fr3e_async.evaluation.estimators import effective_samples
 from fr3e_async.types import Outcome
 
 
@@ -27,6 +28,7 @@ class Judgement:
     truncated: bool  # it ran into its budget
     oldest_version: int
     newest_version: int
+    answer: str | None = None  # in its normal form; equal texts are the same answer. None: none was given, or nobody read it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,34 +61,24 @@ class EvaluationResult:
         return cls(**{field.name: record[field.name] for field in fields(cls)})
 
 
-def effective_samples(rates: Sequence[float], *, samples: int) -> float:
-    """Independent samples worth as much as ``samples`` on ``len(rates)`` problems with these shares of right ones.
-
-    Samples of one problem resemble each other, so k samples of P problems tell less than k·P single ones. The variance of
-    the mean is estimated between problems and turned into a count p(1 - p) / variance, which lies in [P, k·P].
-    """
-    problems = len(rates)
-    mean = math.fsum(rates) / problems
-    if problems < 2 or samples <= problems:
-        return float(problems)
-    variance = math.fsum((rate - mean) ** 2 for rate in rates) / (problems - 1) / problems
-    if variance == 0 or mean in (0.0, 1.0):
-        return float(problems)  # the data say nothing about how samples differ: the cautious end
-    return min(max(mean * (1 - mean) / variance, problems), samples)
+def by_problem(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
+    """The samples of each problem, in the order of their first appearance. Raises ``ValueError`` if there are none."""
+    parts: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        parts[judgement.problem].append(judgement)
+    if not parts:
+        raise ValueError("evaluation: no samples")
+    return dict(parts)
 
 
 def evaluate(judgements: Iterable[Judgement]) -> EvaluationResult:
     """Aggregate of all samples of an evaluation, in any order. Raises ``ValueError`` if there are none."""
-    by_problem: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        by_problem[judgement.problem].append(judgement)
-    everything = [judgement for part in by_problem.values() for judgement in part]
-    if not everything:
-        raise ValueError("evaluation: no samples")
+    parts = by_problem(judgements)
+    everything = [judgement for part in parts.values() for judgement in part]
     outcomes = [judgement.outcome for judgement in everything]
-    rates = [sum(j.outcome is Outcome.RIGHT for j in part) / len(part) for part in by_problem.values()]
+    rates = [sum(j.outcome is Outcome.RIGHT for j in part) / len(part) for part in parts.values()]
     return EvaluationResult(
-        problems=len(by_problem),
+        problems=len(parts),
         samples=len(everything),
         right=outcomes.count(Outcome.RIGHT),
         wrong=outcomes.count(Outcome.WRONG),

@@ -7,12 +7,14 @@ A kind has its level and its meaning here and nowhere else. ``note`` is what a p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 EventKind = Literal[
     "note", "run_started", "run_resumed", "run_finished", "run_stopped", "run_failed", "data_dropped", "checkpoint_skipped",
     "checkpoint_written", "evaluation", "evaluation_lost", "model_not_written", "actors_up", "actor_joined", "actor_moved",
     "actor_left", "actor_lost", "actor_stuck", "actor_failed", "pool_resized", "node_notice", "learner_lost", "storage_pressure",
+    "tracker_failed",
 ]  # fmt: skip
 
 _TABLE = """
@@ -25,7 +27,7 @@ run_failed         | error   | the run could not go on; the text has the diagnos
 data_dropped       | warning | problems were left out
 checkpoint_skipped | warning | a checkpoint is not whole, an older one is taken
 checkpoint_written | info    | a checkpoint is whole and durable; version, seconds
-evaluation         | info    | held-out accuracy; version
+evaluation         | info    | held-out accuracy; version, measured: the entry of the summary's evaluations
 evaluation_lost    | warning | an evaluation was given up, training goes on
 model_not_written  | warning | the run ended before model/ was written; the last checkpoint has the weights
 actors_up          | info    | all actors that a run waits for are in service; seconds
@@ -39,6 +41,7 @@ pool_resized       | info    | a pool is to have another number of actors; role,
 node_notice        | warning | the node of an actor will be taken away; actor, seconds until then
 learner_lost       | warning | the learner group is made anew, the run goes back to a checkpoint; version of that
 storage_pressure   | warning | a disk or the object store is nearly full
+tracker_failed     | warning | Weights & Biases or MLflow does not work or loses rows; the run goes on
 """
 
 
@@ -52,6 +55,7 @@ class EventFields(TypedDict, total=False):
     version: int  # of weights: batches trained
     count: int
     seconds: float
+    measured: Mapping[str, Any]  # an evaluation as the summary has it
 
 
 class Note(Protocol):

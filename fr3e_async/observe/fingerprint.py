@@ -65,15 +65,23 @@ CHANGEABLE = (
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Settings by dotted path; lists and free-form mappings are one value, but DeepSpeed's are told apart by their first key."""
+    """Settings by dotted path; lists and free-form mappings are one value, but DeepSpeed's are told apart by their first key,
+    and a list of sections (``data.train_sources``) by place and name."""
     settings: dict[str, Any] = {}
     for name, value in asdict(config).items():
         if isinstance(value, dict):
-            settings |= {f"{name}.{key}": item for key, item in value.items()}
+            for key, item in value.items():
+                settings |= _entries(f"{name}.{key}", item)
         else:
             settings[name] = value
     settings |= {f"learner.ds_config.{key}": value for key, value in settings.pop("learner.ds_config").items()}
     return settings
+
+
+def _entries(path: str, value: Any) -> dict[str, Any]:
+    if not (isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)):
+        return {path: value}
+    return {f"{path}[{index}].{key}": item for index, entry in enumerate(value) for key, item in entry.items()}
 
 
 def lasting(config: Config) -> dict[str, Any]:

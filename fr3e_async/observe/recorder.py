@@ -1,26 +1,33 @@
-"""One place that a run reports to: metrics.jsonl, groups.jsonl, TensorBoard, Prometheus, the console and the events log.
+"""One place that a run reports to: metrics.jsonl, groups.jsonl, TensorBoard, trackers, Prometheus, the console, the events log.
 
 Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing of what they mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Unpack
 
 from fr3e_async.config import ObserveConfig
+from fr3e_async.errors import StorageError
 from fr3e_async.observe.books import Books
 from fr3e_async.observe.console import ConsoleView
 from fr3e_async.observe.events import EventFields, EventKind, event_row
 from fr3e_async.observe.exported import Exporter
 from fr3e_async.observe.jsonl import JsonlWriter
 from fr3e_async.observe.metrics import checked
+from fr3e_async.observe.results import write_evaluations, write_problems
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.observe.summary import Summary
 from fr3e_async.observe.tensorboard import TensorBoardWriter
+from fr3e_async.observe.trackers import Ending, Trackers, measured_values
 from fr3e_async.observe.vitals import Samples, Vitals
 
 Clock = Callable[[], float]  # seconds since the epoch
+
+ENDINGS: dict[str, Ending] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
 
 
 class Recorder:
@@ -36,11 +43,12 @@ class Recorder:
         resumed_from: int = 0,
         settled: int = 0,
         exporter: Exporter | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         """``resumed_from`` and ``settled``: last step of the checkpoint and groups settled by then; what was recorded of
-        later ones goes. ``exporter``: to Prometheus, if at all. Raises ``StorageError``."""
+        later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
-        self._exporter, self._samples = exporter, Samples()
+        self._exporter, self._samples, self._trackers = exporter, Samples(), trackers
         self._vitals: Vitals | None = None  # of the last beat
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self.books = Books(run_dir.books)
@@ -50,6 +58,8 @@ class Recorder:
         """The run goes on from an earlier step: what was recorded of later ones goes. Raises ``StorageError``."""
         self._close_rows()
         self._open(step, settled)
+        if self._trackers is not None:
+            self._trackers.back_to(step)
 
     def _open(self, step: int, settled: int) -> None:
         self._run_dir.cut_metrics(step)
@@ -69,10 +79,12 @@ class Recorder:
             MetricError: a name is not declared, or a value is not finite.
             StorageError: the disk is full.
         """
-        values = checked(metrics)
-        self._metrics.write({"step": step, "time_s": self._clock(), **values})
+        values, now = checked(metrics), self._clock()
+        self._metrics.write({"step": step, "time_s": now, **values})
         if self._tensorboard is not None:
             self._tensorboard.write(step, values)
+        if self._trackers is not None:
+            self._trackers.write(step, values, time_s=now)
         if self._exporter is not None:
             self._exporter.publish(self._samples.step(values))
         self._view.step(step, values)
@@ -80,6 +92,8 @@ class Recorder:
     def beat(self, vitals: Vitals) -> None:
         """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
         self._vitals = vitals
+        if self._trackers is not None:
+            self._tell(self._trackers.news())
         if self._exporter is not None:
             self._exporter.publish(self._samples.beat(vitals, now=self._clock()))
 
@@ -91,6 +105,14 @@ class Recorder:
     def group(self, record: Mapping[str, Any]) -> None:
         """Keep a settled group's row. Raises ``StorageError``."""
         self._groups.write(record)
+
+    def evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep all evaluations so far. Raises ``StorageError``."""
+        write_evaluations(self._run_dir.path, rows)
+
+    def problems(self, name: str, rows: Sequence[Mapping[str, Any]], *, keep_mib: int) -> None:
+        """Keep an evaluation's results by problem, as far as there is room for them. Raises ``StorageError``."""
+        write_problems(self._run_dir.path, name, rows, keep_mib=keep_mib)
 
     def tree(self, line: str) -> bool:
         """Keep a group's tree; False once ``observe.trees_mib`` is used up. Raises ``StorageError``."""
@@ -106,11 +128,21 @@ class Recorder:
 
     def event(self, text: str, kind: EventKind, **fields: Unpack[EventFields]) -> None:
         """One for ``logs/events.jsonl`` only. Raises ``StorageError``, and ``KeyError`` for a kind that is not declared."""
-        self._events.write(event_row(text, kind, fields, time_s=self._clock()))
+        now = self._clock()
+        self._events.write(event_row(text, kind, fields, time_s=now))
+        if record := fields.get("measured"):
+            if self._tensorboard is not None:
+                self._tensorboard.write(record["version"], measured_values(record))
+            if self._trackers is not None:
+                self._trackers.measured(record, time_s=now)
+        if self._trackers is not None and (ending := ENDINGS.get(kind)):
+            self._trackers.ended(ending, reason=text)
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json and show the result. Raises ``StorageError``."""
         self._run_dir.write_summary(summary.to_json())
+        if self._trackers is not None:
+            self._trackers.summarised(asdict(summary))
         self.event(
             summary.exit_reason,
             "run_finished" if summary.exit_reason == "finished" else "run_stopped",
@@ -121,10 +153,17 @@ class Recorder:
 
     def close(self) -> None:
         """Flush everything, whatever way the run ended. Idempotent."""
+        if self._trackers is not None:
+            with suppress(StorageError):  # the disk is full: what else is to be closed says so
+                self._tell(self._trackers.close())
         self._view.stop()
         self._events.close()
         self.books.close()
         self._close_rows()
+
+    def _tell(self, news: Iterable[str]) -> None:
+        for text in news:
+            self.note(text, "tracker_failed")
 
     def _close_rows(self) -> None:
         self._metrics.close()

@@ -7,6 +7,8 @@
     journal/       every event and decision of the control loop, one file a session
     checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
     tensorboard/   events                                 logs/          third-party output, one file an actor
+    evaluations.jsonl, evaluations/    see ``results``
+    trackers/      see ``trackers``
 
 Refuses to know what is in config.yaml beyond the ``Config`` it comes from, or what the other files mean.
 """

@@ -6,13 +6,15 @@ Knows nothing of how the numbers were measured. None means: not measured, e.g. n
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
-def key(meaning: str, unit: str = "") -> Any:
-    """A required field with its documentation."""
-    return field(metadata={"meaning": meaning, "unit": unit})
+def key(meaning: str, unit: str = "", *, default: Callable[[], Any] | None = None) -> Any:
+    """A field with its documentation; required, or filled by ``default`` where an older summary lacks it."""
+    metadata = {"meaning": meaning, "unit": unit}
+    return field(metadata=metadata) if default is None else field(default_factory=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,10 @@ class Summary:
     accuracy_intervals: dict[str, list[float]] = key(
         "95 % Wilson intervals of the two: {before: [low, high], after: [low, high]}"
     )
-    evaluations: list[dict[str, Any]] = key("every evaluation in order, with label, counts and interval")
+    evaluations: list[dict[str, Any]] = key("every evaluation of data.heldout in order, with label, counts and interval")
+    benchmarks: list[dict[str, Any]] = key(
+        "every evaluation of every benchmark of evaluation.suite in order, as in evaluations.jsonl", default=list
+    )
     overlap_fraction: float = key("part of the learner's working time during which engines generated (last session)", "fraction")
     idle_fraction: dict[str, float] = key("by role: part of the training window without work (last session)", "fraction")
     staleness_max: int = key("age of the oldest trained token", "versions")

@@ -7,7 +7,7 @@ and rows; nothing of responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fr3e_async.config import Config, VerifierPoolConfig
 from fr3e_async.data.jsonl import Row
@@ -95,7 +95,7 @@ def screen_golds(rows: Rows, config: Config, announce: Callable[[str], None] = l
     for name, part, left in (("train", rows.train, train), ("heldout", rows.heldout, heldout)):
         if part and not left:
             raise DataError(f"data.{name}: nothing is left with data.on_string_gold=drop: {told}")
-    return Screened(rows=Rows(train=train, heldout=heldout), note=f"{told}: left out (data.on_string_gold=drop)")
+    return Screened(rows=replace(rows, train=train, heldout=heldout), note=f"{told}: left out (data.on_string_gold=drop)")
 
 
 def _told(flagged: Sequence[Row], reasons: dict[str, str]) -> str:

@@ -1,0 +1,154 @@
+"""One problem as a row, made of what a file holds by the names of its columns. Each fault is named by the row's place.
+
+Knows columns and values; knows nothing of file formats and tokenizers, and judges no mathematics: an answer is text here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from fr3e_async.errors import DataError
+
+MAX_ID_CHARS = 512  # an id stands in every line of the books that tells of its problem
+NOT_IN_AN_ID = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that would break a line or not be seen
+GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")  # 1,234,567.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One problem. *Example*: ``Row(uid="test.jsonl:3", problem="2+3=?", answer="5", source="data/test.jsonl:3")``."""
+
+    uid: str  # unique in its set
+    problem: str
+    answer: str  # "" only in a set that has no answers (data.protected)
+    source: str  # where it stands, for messages: "path:line"
+    level: str = ""  # the difficulty as its set says it; "" if it says none
+    source_name: str = ""  # of the set in a mixture; "" for data.train and data.heldout themselves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a file holds in one place, before anything is known of columns."""
+
+    source: str  # "path:line", for messages
+    default_id: str  # "name:line"
+    values: Mapping[str, Any]
+    columns: Sequence[str]  # all that the file has; ``values`` may hold the wanted ones only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which column is what. ``setting`` is the dotted path below which a person gave these names, for messages."""
+
+    problem: str
+    answer: str  # empty: there are no answers
+    uid: str
+    level: str
+    setting: str
+
+    def needed(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.problem, self.answer, self.uid, self.level) if name)
+
+
+def rows_of(records: Iterable[Record], columns: Columns, *, source_name: str = "") -> Iterator[Row]:
+    """A row for each record, one at a time. ``DataError`` as of ``make_row``, and for an id that occurs a second time."""
+    seen: dict[str, str] = {}
+    for record in records:
+        row = make_row(record, columns, source_name)
+        if row.uid in seen:
+            raise DataError(
+                f"{row.source}: id {row.uid!r} occurs a second time (first in {seen[row.uid]}); see {columns.setting}.id_field"
+            )
+        seen[row.uid] = row.source
+        yield row
+
+
+def make_row(record: Record, columns: Columns, source_name: str = "") -> Row:
+    """``DataError`` with the row's place: a missing or empty problem, no answer, an id that is no plain text."""
+    place = record.source
+    problem = _alone(_value(record.values, columns.problem))
+    if not isinstance(problem, str) or not problem.strip():
+        raise DataError(f"{place}: no text in column {columns.problem!r} ({columns.setting}.problem_field); {_has(record)}")
+    answer = _answer(record, columns) if columns.answer else ""
+    uid = _text(_value(record.values, columns.uid)) or record.default_id
+    for column, text in ((columns.problem, problem), (columns.answer, answer)):
+        if not _is_unicode(text):
+            raise DataError(f"{place}: column {column!r} holds half of a surrogate pair, which no text has")
+    if len(uid) > MAX_ID_CHARS or any(unicodedata.category(character) in NOT_IN_AN_ID for character in uid):
+        raise DataError(
+            f"{place}: id {textwrap.shorten(ascii(uid), 60)} is longer than {MAX_ID_CHARS} characters or has control "
+            f"characters in it; see {columns.setting}.id_field"
+        )
+    level = _text(_value(record.values, columns.level))
+    return Row(uid=uid, problem=problem, answer=answer, source=place, level=level, source_name=source_name)
+
+
+def final_answer(text: str) -> str:
+    """The reference answer: what follows the last ``####`` (GSM8K), without thousands separators, else the text itself."""
+    _, mark, answer = text.rpartition("####")
+    answer = answer.strip()
+    if mark and GROUPED_NUMBER.fullmatch(answer):
+        return answer.replace(",", "")
+    return answer
+
+
+def _answer(record: Record, columns: Columns) -> str:
+    value = _value(record.values, columns.answer)
+    answer = final_answer(_text(value))
+    if not answer:
+        several = isinstance(value, list) and len(value) > 1
+        hint = f"; it holds a list of {len(value)}, of which {columns.answer}.0 would be the first" if several else ""
+        raise DataError(
+            f"{record.source}: no answer in column {columns.answer!r} ({columns.setting}.answer_field){hint}; {_has(record)}"
+        )
+    return answer
+
+
+def _value(values: Mapping[str, Any], column: str) -> Any:
+    """The value of a column; ``a.b`` and ``a.0`` lead into structures and lists. None where there is nothing."""
+    if column in values:
+        return values[column]
+    found: Any = values
+    for part in column.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part)
+        elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            return None
+    return found
+
+
+def _alone(value: Any) -> Any:
+    """A list of one (OlympiadBench) is its only entry."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _text(value: Any) -> str:
+    """A string or number as text, also as the only entry of a list; "" for anything else, and for what is no number."""
+    value = _alone(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        return ""
+    if not isinstance(value, str) and math.isnan(value):  # how tables say that a number is missing
+        return ""
+    return str(value).strip()
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can say ``"\\ud800"``, which neither a tokenizer nor a file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _has(record: Record) -> str:
+    return "the row has " + (", ".join(sorted(map(repr, record.columns))) or "no columns")

@@ -1,0 +1,153 @@
+"""Parquet files and Hugging Face datasets as records, one at a time. Each fault is named by file and row.
+
+The only module that knows pyarrow and datasets; both are imported when a source needs them. What a column means is ``row``'s.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fr3e_async.config.data import SourceConfig
+from fr3e_async.data.row import Columns, Record
+from fr3e_async.errors import ConfigError, DataError
+
+BATCH_ROWS = 256  # of a Parquet file in memory at once
+
+
+def parquet_records(path: Path, columns: Columns, *, setting: str) -> Iterator[Record]:
+    """The rows of a file, a few at a time; only the needed columns are read. ``setting`` names the path in messages.
+
+    ``DataError`` for a file that is not there or no Parquet, and for one that lacks the column of the problems.
+    """
+    parquet = _library("pyarrow.parquet", setting, "Parquet files")
+    with _named(f"{path}: cannot be read as Parquet", setting):
+        file = parquet.ParquetFile(os.fspath(path))
+    with file:
+        names = list(file.schema_arrow.names)
+        wanted = _wanted(columns, names, str(path))
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted)
+        rows = (row for batch in _guarded(batches, path, setting) for row in batch.to_pylist())
+        yield from _numbered(rows, names, f"{path}", path.name)
+
+
+def saved_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[Record]:
+    """The rows of a folder that ``save_to_disk`` wrote; they stay on the disk until they are looked at."""
+    datasets = _library("datasets", setting, "folders of save_to_disk")
+    folder = os.path.expanduser(source.path)
+    with _named(f"{source.path}: cannot be loaded from the disk", setting):
+        loaded = datasets.load_from_disk(folder)
+    if isinstance(loaded, dict):
+        if source.split not in loaded:
+            raise DataError(
+                f"{source.path}: there is no split {source.split!r}, only {', '.join(map(repr, loaded))}; see {setting}"
+            )
+        loaded = loaded[source.split]
+    yield from _dataset_records(loaded, columns, source.path, source, setting)
+
+
+def hub_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[Record]:
+    """The rows of a dataset of the Hugging Face hub or of a folder of data files, by ``load_dataset``.
+
+    It is fetched once into the library's cache and read from there, so a second start needs no network. ``DataError`` in one
+    line for what the library says: no network, no such dataset, configuration, split, file or revision.
+    """
+    datasets = _library("datasets", setting, "Hugging Face datasets")
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs is in the exception, too, and a fault is one line
+    local = os.path.isdir(os.path.expanduser(source.path))
+    what = f"{source.path}{f' at {source.revision}' if source.revision else ''}, split {source.split}"
+    hint = "" if local else "; without a network name a local copy, as a file or a folder"
+    with _named(f"{what}: cannot be loaded as a Hugging Face dataset", setting, hint):
+        loaded = datasets.load_dataset(
+            os.path.expanduser(source.path) if local else source.path,
+            source.config or None,
+            data_files=source.files or None,
+            split=source.split,
+            revision=source.revision or None,
+        )
+    yield from _dataset_records(loaded, columns, f"{source.path}[{source.split}]", source, setting)
+
+
+def _dataset_records(loaded: Any, columns: Columns, place: str, source: SourceConfig, setting: str) -> Iterator[Record]:
+    names = list(loaded.column_names)
+    wanted = _wanted(columns, names, place)
+    rows = _guarded(loaded.select_columns(wanted), Path(source.path), setting)
+    yield from _numbered(rows, names, place, f"{source.label}.{source.split}")
+
+
+def _numbered(rows: Iterable[Mapping[str, Any]], names: Sequence[str], place: str, short: str) -> Iterator[Record]:
+    """Rows count from 1, as lines do."""
+    for number, values in enumerate(rows, 1):
+        yield Record(source=f"{place}:{number}", default_id=f"{short}:{number}", values=values, columns=names)
+
+
+def _wanted(columns: Columns, names: Sequence[str], place: str) -> list[str]:
+    """The columns of the file that the needed ones stand in (``extra.level`` in ``extra``), in the file's order."""
+    found = {name: name if name in names else name.partition(".")[0] for name in columns.needed()}
+    for role, name in (("problem", columns.problem), ("answer", columns.answer)):
+        if name and found[name] not in names:
+            has = ", ".join(sorted(map(repr, names))) or "no columns"
+            raise DataError(f"{place}: there is no column {name!r} ({columns.setting}.{role}_field); it has {has}")
+    return [name for name in names if name in found.values()]
+
+
+def _guarded(rows: Iterable[Any], path: Path, setting: str) -> Iterator[Any]:
+    """The same rows; what a library raises on the way is a ``DataError`` with the number of rows or batches before it."""
+    iterator = iter(rows)
+    while True:
+        with _named(f"{path}: cannot be read further", setting):
+            try:
+                row = next(iterator)
+            except StopIteration:
+                return
+        yield row
+
+
+@contextmanager
+def _named(what: str, setting: str, hint: str = "") -> Iterator[None]:
+    """Errors of pyarrow, datasets and what lies below them as one line."""
+    try:
+        yield
+    except _faults() as error:
+        said = textwrap.shorten(_said(error), width=240, placeholder=" …")
+        raise DataError(f"{what} ({said}){hint}; see {setting}") from error
+
+
+def _said(error: BaseException) -> str:
+    """The error's own words, and those of the first cause: "An error occurred while generating the dataset" alone says nothing."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    words = [str(each) or type(each).__name__ for each in (error, first)]
+    return words[0] if words[1] in words[0] else ": ".join(words)
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What reading may raise: files, wrong words in settings, damaged content, and the network's own kinds."""
+    kinds: list[type[Exception]] = [OSError, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError]
+    for module, name in (
+        ("pyarrow", "ArrowException"),
+        ("datasets.exceptions", "DatasetsError"),
+        ("httpx", "HTTPError"),
+    ):
+        try:
+            kinds.append(getattr(importlib.import_module(module), name))
+        except ImportError:
+            continue
+    return tuple(kinds)
+
+
+def _library(module: str, setting: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ConfigError(f"{setting}: {what} need the package {package} ({error}); pip install {package}") from error

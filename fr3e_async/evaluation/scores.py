@@ -1,0 +1,162 @@
+"""All that one evaluation of one benchmark says, as one object: accuracy, pass@k, maj@k, lengths, and what went wrong. Pure.
+
+The definitions are ``docs/evaluation.md``'s. An unknown verdict counts as not right everywhere; how many there were is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fr3e_async.evaluation.accuracy import Judgement, by_problem
+from fr3e_async.evaluation.estimators import Estimate, bootstrap, bootstrapped_share, budgets, majority, pass_at_k, share
+from fr3e_async.types import Outcome
+
+LETTERS = {Outcome.RIGHT: "r", Outcome.WRONG: "w", Outcome.UNKNOWN: "u"}
+_OUTCOMES = {letter: outcome for outcome, letter in LETTERS.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Estimates over problems, each with a 95 % interval; counts are of samples unless named otherwise."""
+
+    problems: int
+    samples: int
+    k: int  # samples of the problem that has fewest
+    right: int
+    wrong: int
+    unknown: int
+    avg: Estimate  # avg@k: mean over problems of the share of right samples
+    pass_at: dict[int, Estimate]  # pass@k' for k' = 1, 2, 4, … and k
+    maj: Estimate  # maj@k: share of problems whose most frequent answer is right
+    length: Estimate  # tokens of a response, mean over problems
+    length_right: float | None  # tokens, mean over the right samples; None: there are none
+    length_wrong: float | None  # the same over all others
+    truncated: Estimate  # share of samples that ran into their budget
+    unknown_share: Estimate
+    unanswered: Estimate  # share of samples without an answer
+    entropy: float  # nats a token
+    all_right: int  # problems with every sample right
+    all_wrong: int  # problems with no sample right
+    oldest_version: int  # weight versions that sampled the responses
+    newest_version: int
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON: ``accuracy``, ``low`` and ``high`` are avg@k, every other estimate a mapping of value, low, high."""
+        data = asdict(self)
+        avg = data.pop("avg")
+        data["pass_at"] = {str(k): estimate for k, estimate in data["pass_at"].items()}
+        return {"accuracy": avg["value"], "low": avg["low"], "high": avg["high"], **data}
+
+
+def score(judgements: Iterable[Judgement]) -> Scores:
+    """The scores of all samples of one benchmark, in any order. Raises ``ValueError`` if there are none."""
+    parts = list(by_problem(judgements).values())
+    everything = [one for part in parts for one in part]
+    samples, k = len(everything), min(map(len, parts))
+    outcomes = [one.outcome for one in everything]
+    rights = [sum(map(_is_right, part)) for part in parts]
+
+    def share_of(says: Callable[[Judgement], bool]) -> Estimate:
+        return share([sum(map(says, part)) / len(part) for part in parts], samples=samples)
+
+    return Scores(
+        problems=len(parts),
+        samples=samples,
+        k=k,
+        right=outcomes.count(Outcome.RIGHT),
+        wrong=outcomes.count(Outcome.WRONG),
+        unknown=outcomes.count(Outcome.UNKNOWN),
+        avg=share_of(_is_right),
+        pass_at={
+            at: share([pass_at_k(len(p), right, at) for p, right in zip(parts, rights, strict=True)], samples=samples)
+            for at in budgets(k)
+        },
+        maj=bootstrapped_share([majority((one.answer, _is_right(one)) for one in part) for part in parts]),
+        length=bootstrap([_mean([one.length for one in part]) for part in parts]),
+        length_right=_mean_or_none([one.length for one in everything if _is_right(one)]),
+        length_wrong=_mean_or_none([one.length for one in everything if not _is_right(one)]),
+        truncated=share_of(lambda one: one.truncated),
+        unknown_share=share_of(lambda one: one.outcome is Outcome.UNKNOWN),
+        unanswered=share_of(lambda one: one.answer is None),
+        entropy=math.fsum(one.entropy_sum for one in everything) / max(1, sum(one.length for one in everything)),
+        all_right=sum(right == len(part) for right, part in zip(rights, parts, strict=True)),
+        all_wrong=rights.count(0),
+        oldest_version=min(one.oldest_version for one in everything),
+        newest_version=max(one.newest_version for one in everything),
+    )
+
+
+def _is_right(one: Judgement) -> bool:
+    return one.outcome is Outcome.RIGHT
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _mean_or_none(values: Sequence[float]) -> float | None:
+    return _mean(values) if values else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """One evaluation of one set of problems."""
+
+    label: str  # before, step <n>, after
+    name: str  # of the set
+    digest: str  # of its problems; "": nobody has made one
+    judgements: Sequence[Judgement]
+    scores: Scores
+    took_s: float
+
+    def record(self) -> dict[str, Any]:
+        """Its part of a row of evaluations.jsonl."""
+        digest = {"digest": self.digest} if self.digest else {}
+        return {**digest, "took_s": round(self.took_s, 3), **self.scores.record()}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Results by problem."""
+        return [problem_row(problem, samples) for problem, samples in by_problem(self.judgements).items()]
+
+    def __str__(self) -> str:
+        avg = self.scores.avg
+        return f"{self.label}: {avg.value:.3f} [{avg.low:.3f}, {avg.high:.3f}]"
+
+
+# --- one row a problem -------------------------------------------------------------------------------------------------
+
+
+def problem_row(problem: str, samples: Sequence[Judgement]) -> dict[str, Any]:
+    """What is kept of a problem's samples, in order: ``outcomes`` one letter each (r, w, u), answers, lengths, cut-off ones."""
+    return {
+        "problem": problem,
+        "outcomes": "".join(LETTERS[one.outcome] for one in samples),
+        "answers": [one.answer for one in samples],
+        "lengths": [one.length for one in samples],
+        "truncated": [i for i, one in enumerate(samples) if one.truncated],
+        "entropy_sums": [round(one.entropy_sum, 4) for one in samples],
+        "versions": [min(one.oldest_version for one in samples), max(one.newest_version for one in samples)],
+    }
+
+
+def samples_of(row: dict[str, Any]) -> list[Judgement]:
+    """Back from ``problem_row``. Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is none."""
+    oldest, newest = row["versions"]
+    columns = (row["outcomes"], row["answers"], row["lengths"], row["entropy_sums"])
+    return [
+        Judgement(
+            problem=row["problem"],
+            outcome=_OUTCOMES[letter],
+            answer=answer,
+            length=length,
+            entropy_sum=entropy,
+            truncated=place in row["truncated"],
+            oldest_version=oldest,
+            newest_version=newest,
+        )
+        for place, (letter, answer, length, entropy) in enumerate(zip(*columns, strict=True))
+    ]

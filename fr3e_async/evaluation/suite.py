@@ -1,0 +1,244 @@
+"""Benchmarks as problems: from the hub or a file of the user's, columns by their known names, each row's gold read; checked.
+
+Knows files through ``data.sources`` and tokenizers through ``data.prompts``; knows nothing of engines and verdicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from fr3e_async.config import Config, EvaluationConfig
+from fr3e_async.config.data import SourceConfig
+from fr3e_async.data.prompts import make_prompts
+from fr3e_async.data.row import Columns, Record, Row
+from fr3e_async.data.sources import records
+from fr3e_async.errors import DataError
+from fr3e_async.evaluation.benchmarks import BENCHMARKS, Benchmark
+from fr3e_async.evaluation.golds import Gold, read_gold
+from fr3e_async.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+HELDOUT = "heldout"  # the name of data.heldout beside the benchmarks
+HELD_OUT_PARTS = 200  # one of so many parts of DeepMath is for evaluation
+MAX_ID_CHARS = 120
+_BESIDE = ("unit", "error", "Answer_type", "answer_type", "Picture")  # columns that say how an answer is meant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One problem of a benchmark. *Example*: ``Item(uid="aime24/60", problem="…", gold=Gold(text="204"), source="…:1")``."""
+
+    uid: str
+    problem: str
+    gold: Gold
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestSet:
+    """Problems that are evaluated together under one name."""
+
+    __test__ = False  # not a class of tests
+
+    name: str
+    problems: tuple[Prompt, ...]
+    samples: int  # of each problem
+    margins: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by problem id, where answers may be off
+    digest: str = ""  # of problems and golds
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "held-out accuracy" if self.name == HELDOUT else f"{self.name} avg@{self.samples}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AnyColumns(Columns):
+    """All names that a benchmark's columns may have; none of them must be there."""
+
+    names: tuple[str, ...]
+
+    def needed(self) -> tuple[str, ...]:
+        return self.names
+
+
+def _columns(benchmark: Benchmark, setting: str) -> _AnyColumns:
+    names = (*benchmark.problem, *benchmark.answer, *benchmark.uid, *_BESIDE)
+    return _AnyColumns(problem="", answer="", uid="", level="", setting=setting, names=names)
+
+
+def in_held_out_part(problem: str) -> bool:
+    """Whether a DeepMath problem is kept for evaluation: one in 200, by the text alone, so that training sets can leave it out."""
+    digest = hashlib.sha256(" ".join(problem.split()).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") % HELD_OUT_PARTS == 0
+
+
+def source_of(benchmark: Benchmark, path: str = "") -> SourceConfig:
+    """Where to read it: the user's file, or the hub."""
+    if path:
+        return SourceConfig(path=path, name=benchmark.name, split=benchmark.split)
+    return SourceConfig(
+        path=benchmark.hub,
+        name=benchmark.name,
+        kind="hub",
+        config=benchmark.config,
+        split=benchmark.split,
+        revision=benchmark.revision,
+    )
+
+
+def read_benchmark(benchmark: Benchmark, *, path: str = "") -> list[Item]:
+    """All its problems, in order. ``DataError`` with the row's place: no text, no gold, or nothing at all to read."""
+    setting = f"evaluation.paths.{benchmark.name}"
+    kept: list[tuple[Record, str, Gold]] = []
+    for record in records(source_of(benchmark, path), _columns(benchmark, setting), setting=setting):
+        problem = _first(record, benchmark.problem, "text of a problem", _text_of, setting)
+        if not _is_chosen(benchmark, problem, record.values):
+            continue
+        gold = _first(record, benchmark.answer, "answer", partial(read_gold, benchmark.gold, row=record.values), setting)
+        kept.append((record, problem, gold))
+    if not kept:
+        raise DataError(f"{path or benchmark.hub}: no problem of {benchmark.title} in it; see {setting}")
+    names = _names([record for record, _, _ in kept], benchmark)
+    return [
+        Item(uid=f"{benchmark.name}/{name}", problem=problem, gold=gold, source=record.source)
+        for name, (record, problem, gold) in zip(names, kept, strict=True)
+    ]
+
+
+def _first(record: Record, columns: Sequence[str], what: str, read: Callable[[Any], T | None], setting: str) -> T:
+    """What the first column says that says anything."""
+    for column in columns:
+        if column in record.values and (found := read(record.values[column])) is not None:
+            return found
+    has = ", ".join(sorted(map(repr, record.columns))) or "no columns"
+    raise DataError(f"{record.source}: no {what} in any of the columns {', '.join(columns)}; the row has {has}; see {setting}")
+
+
+def _text_of(value: Any) -> str | None:
+    if not isinstance(value, str) or not value.strip():
+        return None
+    return value.encode("utf-8", "replace").decode()  # half of a surrogate pair, which no tokenizer takes
+
+
+def _is_chosen(benchmark: Benchmark, problem: str, values: Mapping[str, Any]) -> bool:
+    match benchmark.chosen:
+        case "without_picture":
+            return not values.get("Picture")
+        case "held_out_part":
+            return in_held_out_part(problem)
+    return True
+
+
+def _names(found: Sequence[Record], benchmark: Benchmark) -> list[str]:
+    """The ids that the rows have if all have one and no two the same; else their numbers, from 0."""
+    ids = [next((str(r.values[c]) for c in benchmark.uid if r.values.get(c) is not None), "") for r in found]
+    usable = all(one and one.isprintable() and len(one) <= MAX_ID_CHARS for one in ids) and len(set(ids)) == len(ids)
+    return ids if usable else [str(number) for number in range(len(found))]
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """16 hex digits of problems and golds, in order: two results with the same digest are about the same questions."""
+    return _digest([item.problem, item.gold.text, list(item.gold.margins)] for item in items)
+
+
+def _digest(texts: Iterable[list[Any]]) -> str:
+    sha = hashlib.sha256()
+    for part in texts:
+        sha.update(json.dumps(part).encode())
+    return sha.hexdigest()[:16]
+
+
+def heldout_set(problems: Sequence[Prompt], *, samples: int) -> TestSet:
+    """data.heldout, or what was picked of it."""
+    digest = _digest([prompt.text, prompt.gold] for prompt in problems)
+    return TestSet(name=HELDOUT, problems=tuple(problems), samples=samples, digest=digest)
+
+
+# --- for a run ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """The benchmarks of ``evaluation.suite``, read. Empty where there are none."""
+
+    items: dict[str, list[Item]]  # by benchmark, those that are evaluated
+
+    @property
+    def rows(self) -> list[Row]:
+        return [_row(item) for items in self.items.values() for item in items]
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the results say of a benchmark besides its scores."""
+        benchmark, items = BENCHMARKS[name], self.items[name]
+        return {
+            "title": benchmark.title,
+            "digest": digest_of(items),
+            "published_problems": benchmark.problems or None,
+            "citation": benchmark.citation,
+            "licence": benchmark.licence,
+        }
+
+
+def read_suite(config: Config) -> Suite:
+    """The problems of all benchmarks of ``evaluation.suite``. ``DataError`` names the setting and what could not be read."""
+    items = {}
+    for name in config.evaluation.benchmarks:
+        path = os.path.expanduser(config.evaluation.paths.get(name, ""))
+        items[name] = pick(read_benchmark(BENCHMARKS[name], path=path), config.evaluation.suite_problems, seed=0)
+    return Suite(items=items)
+
+
+def pick(items: Sequence[T], count: int, *, seed: int) -> list[T]:
+    """``count`` of them by lot, in order, the same ones each time; all with 0."""
+    if not count or count >= len(items):
+        return list(items)
+    chosen = np.random.default_rng([seed, 7]).permutation(len(items))[:count]
+    return [items[i] for i in sorted(chosen)]
+
+
+def make_sets(suite: Suite, tokenizer: PreTrainedTokenizerBase, config: Config) -> list[TestSet]:
+    """Prompts by the template and limits of ``data``; a prompt that is too long is a ``DataError`` or left out, as that says."""
+    return [
+        TestSet(
+            name=name,
+            problems=make_prompts([_row(item) for item in items], tokenizer, config.data),
+            samples=samples_of(config.evaluation, name),
+            margins={item.uid: item.gold.margins for item in items if item.gold.margins},
+            digest=digest_of(items),
+        )
+        for name, items in suite.items.items()
+    ]
+
+
+def left_out(suite: Suite, sets: Sequence[TestSet]) -> list[str]:
+    """A line for each benchmark of which prompts were too long: its figures are not those of the whole."""
+    counts = {one.name: len(suite.items[one.name]) - len(one.problems) for one in sets if one.name in suite.items}
+    return [
+        f"{count} of {len(suite.items[name])} prompts of {name} are longer than data.max_prompt and were dropped"
+        for name, count in counts.items()
+        if count
+    ]
+
+
+def samples_of(config: EvaluationConfig, name: str) -> int:
+    """k: as the settings say, or the benchmark's own."""
+    return config.suite_samples or BENCHMARKS[name].k
+
+
+def _row(item: Item) -> Row:
+    return Row(
+        uid=item.uid, problem=item.problem, answer=item.gold.text, source=item.source, source_name=item.uid.partition("/")[0]
+    )

@@ -1,0 +1,26 @@
+"""Where people follow runs besides the run directory: Weights & Biases and MLflow. ``make_trackers`` is all that a run needs.
+
+    run ──► Trackers ──► Feed (queue, thread) ──► WandbTracker   ──► RUN/trackers/wandb/, or the service
+                    └──► Feed (queue, thread) ──► MlflowTracker  ──► RUN/trackers/mlflow/, or a server
+
+A run never waits for them but at its very end, and never fails because of them. Each library is imported in its own module, in its
+own thread, when it is wanted. What they show is documented in docs/trackers.md. Knows nothing of what metrics mean.
+"""
+
+from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Tracker
+from fr3e_async.observe.trackers.select import TITLES, Trackers, check_trackers, make_trackers
+from fr3e_async.observe.trackers.values import flat_settings, measured_values, summary_values
+
+__all__ = [
+    "TITLES",
+    "Ending",
+    "Feed",
+    "Row",
+    "Tracker",
+    "Trackers",
+    "check_trackers",
+    "flat_settings",
+    "make_trackers",
+    "measured_values",
+    "summary_values",
+]

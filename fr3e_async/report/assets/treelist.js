@@ -1,0 +1,99 @@
+// The list of all trees: found by words and conditions, sorted, of which only the rows in sight exist.
+
+const ROW = 58; // px, as in trees.css
+const ORDERS = {
+  order: ["as they ended", (i, t) => i],
+  entropy: ["entropy, highest first", (i, t) => -(t.entropy[i] ?? -1)],
+  value: ["V of the prompt, lowest first", (i, t) => t.value[i] ?? 2],
+  spread: ["most evenly right and wrong", (i, t) => Math.abs(t.right[i] - t.wrong[i]) / Math.max(1, t.right[i] + t.wrong[i])],
+  anchors: ["most anchors", (i, t) => -t.anchors[i]],
+  unknown: ["most unknown", (i, t) => -(t.unknown[i] + t.given_up[i])],
+  tokens: ["longest", (i, t) => -t.tokens[i]],
+  latest: ["latest first", (i, t) => -(t.step[i] ?? 0)],
+};
+const NUMBERS = ["step", "right", "wrong", "unknown", "given_up", "anchors", "tokens", "entropy", "value", "rollouts"];
+
+let trees = null; // the index: a column a name, see trees.py
+
+/** A search as tests of a row. Words must all occur; name:word, name<number, name>=number, name:3-8 and -word are conditions. */
+function treeTests(search, text) {
+  return search.split(/\s+/).filter(Boolean).map((word) => {
+    const compared = /^(\w+)(<=|>=|<|>|=)(-?[\d.]+)$/.exec(word);
+    if (compared && NUMBERS.includes(compared[1])) return comparison(...compared.slice(1));
+    const [, name, wanted] = /^(\w+):(.+)$/.exec(word) ?? [];
+    if (name && NUMBERS.includes(name)) { const [low, high] = wanted.split("-").map(Number); return (i) => trees[name][i] !== null && trees[name][i] >= low && trees[name][i] <= (high ?? low); }
+    if (name === "fate") return (i) => trees.fate[i].toLowerCase().includes(wanted.toLowerCase());
+    if (name === "group") return (i) => trees.group[i].toLowerCase().includes(wanted.toLowerCase());
+    if (name === "reason") return (i) => trees.reasons[i].toLowerCase().includes(wanted.toLowerCase());
+    if (name === "run") return (i) => data.runs[trees.run[i]].name.toLowerCase().includes(wanted.toLowerCase());
+    if (word.startsWith("-") && word.length > 1) { const not = word.slice(1).toLowerCase(); return (i) => !text(i).includes(not); }
+    const low = word.toLowerCase();
+    return (i) => text(i).includes(low);
+  });
+}
+
+function comparison(name, sign, bound) {
+  const limit = Number(bound), column = trees[name];
+  const test = { "<": (v) => v < limit, ">": (v) => v > limit, "<=": (v) => v <= limit, ">=": (v) => v >= limit, "=": (v) => v === limit }[sign];
+  return (i) => column[i] !== null && test(column[i]);
+}
+
+/** `call(index)` when a tree is chosen. Returns {box, fill, move, input, select}. */
+function treeList(call) {
+  const search = searchBox("Search prompts, groups, fates", () => fill());
+  const counts = new Map();
+  for (const fate of trees.fate) counts.set(fate, (counts.get(fate) ?? 0) + 1);
+  const fates = h("select", { "aria-label": "Fate", onchange: () => fill() }, h("option", { value: "" }, "every fate"), [...counts].map(([fate, count]) => h("option", { value: fate }, `${fateName(fate)} (${num(count)})`)));
+  const order = h("select", { "aria-label": "Order", onchange: () => fill() }, Object.entries(ORDERS).map(([name, [said]]) => h("option", { value: name }, said)));
+  const count = h("p.readout", {});
+  const inner = h("div.rows");
+  const list = h("div.tree-list", { role: "listbox", tabindex: "0", "aria-label": "Trees" }, inner);
+  const texts = trees.group.map((group, i) => [group, trees.fate[i], trees.fate[i].replaceAll("_", " "), trees.prompt[i]].join("\n").toLowerCase());
+  let found = [], now = -1;
+
+  function fill() {
+    const tests = treeTests(search.value, (i) => texts[i]);
+    const key = ORDERS[order.value][1];
+    found = texts.map((_, i) => i).filter((i) => !hiddenRuns.has(trees.run[i]) && (!fates.value || trees.fate[i] === fates.value) && tests.every((test) => test(i)));
+    if (order.value !== "order") { const keys = trees.group.map((_, i) => key(i, trees)); found.sort((a, b) => keys[a] - keys[b] || a - b); }
+    replace(count, `${num(found.length)} of ${num(texts.length)} trees`);
+    tell(`${found.length} trees`);
+    inner.style.height = `${found.length * ROW}px`;
+    list.scrollTop = 0;
+    paint();
+  }
+  function paint() {
+    const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 4), last = Math.min(found.length, first + Math.ceil(list.clientHeight / ROW) + 9);
+    replace(inner, found.slice(first, last).map((i, n) => treeRow(i, first + n, found.length, i === now, () => choose(i))));
+    if (found.includes(now)) list.setAttribute("aria-activedescendant", `tree-${now}`); else list.removeAttribute("aria-activedescendant");
+  }
+  function choose(i, focus = true) {
+    now = i;
+    const at = found.indexOf(i);
+    if (at >= 0 && (at * ROW < list.scrollTop || (at + 1) * ROW > list.scrollTop + list.clientHeight)) list.scrollTop = Math.max(0, at * ROW - list.clientHeight / 3);
+    paint();
+    call(i, focus);
+  }
+  function move(by) {
+    if (!found.length) return;
+    const at = found.indexOf(now);
+    choose(found[at < 0 ? 0 : Math.max(0, Math.min(found.length - 1, at + by))], false);
+  }
+  const page = () => Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
+  const keys = { ArrowDown: () => move(1), ArrowUp: () => move(-1), PageDown: () => move(page()), PageUp: () => move(-page()), Home: () => move(-found.length), End: () => move(found.length), Enter: () => { if (now >= 0) call(now, true); } };
+  list.addEventListener("keydown", (event) => { if (keys[event.key]) { keys[event.key](); event.preventDefault(); } });
+  list.addEventListener("scroll", framed(paint));
+  new ResizeObserver(framed(paint)).observe(list);
+  search.input.addEventListener("keydown", (event) => { if (event.key === "ArrowDown" || event.key === "Enter") { list.focus(); move(now < 0 ? 0 : 1); event.preventDefault(); } });
+  const hint = h("p.note", {}, "Also: ", h("code", {}, "fate:wrong"), " ", h("code", {}, "step:3-8"), " ", h("code", {}, "right>2"), " ", h("code", {}, "entropy>0.5"), " ", h("code", {}, "reason:limit"), " ", h("code", {}, "-word"));
+  const box = h("div.tree-side", {}, search.box, h("div.controls", {}, fates, order), hint, count, list);
+  return { box, fill, move, choose, list, get found() { return found; } };
+}
+
+function treeRow(i, at, size, chosen, call) {
+  const t = trees;
+  return h("div.tree-row", { id: `tree-${i}`, role: "option", "aria-selected": String(chosen), "aria-setsize": size, "aria-posinset": at + 1, style: { top: `${at * ROW}px` }, onclick: call },
+    h("span.tree-head", {}, data.runs.length > 1 ? swatch(t.run[i]) : null, h("span.dot", { style: { background: fateFill(t.fate[i]) } }), h("span.tree-group", {}, visible(t.group[i])), h("span.unit", {}, `step ${num(t.step[i], 6)}`)),
+    h("span.tree-prompt", {}, visible(t.prompt[i].slice(0, 160))),
+    h("span.tree-foot", {}, h("span", {}, fateName(t.fate[i])), h("span.score", {}, `✓${t.right[i]} ✗${t.wrong[i]}`, t.unknown[i] + t.given_up[i] ? ` ?${t.unknown[i] + t.given_up[i]}` : ""), h("span", {}, `${t.anchors[i]} anchors`), t.entropy[i] === null ? null : h("span", {}, `H ${num(t.entropy[i], 2)}`)));
+}

@@ -1,0 +1,93 @@
+"""Files of JSON lines and plain numbers, read with suspicion: what stands in them was written by a run that may have been killed.
+
+Refuses to know what the rows mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fr3e_async.errors import StorageError
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line from 1, object) of each line; none if there is no file. A last line that was cut off counts as not written.
+
+    Raises ``StorageError``: the file cannot be read, or another line is not a JSON object.
+    """
+    try:
+        if not path.is_file():
+            return
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                row = _parsed(line)
+                if row is not None:
+                    yield number, row
+                elif line.endswith("\n"):
+                    raise StorageError(f"{path}:{number} is damaged: it is no JSON object")
+    except OSError as error:
+        raise StorageError(f"{path} is not readable ({error.strerror})") from error
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A file that is one JSON object; None if there is no file. Raises ``StorageError``."""
+    try:
+        if not path.is_file():
+            return None
+        row = _parsed(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise StorageError(f"{path} is not readable ({error.strerror})") from error
+    if row is None:
+        raise StorageError(f"{path} is damaged: it is no JSON object")
+    return row
+
+
+def number(value: Any, digits: int | None = None) -> float | None:
+    """A finite number, rounded to so many significant digits; None for anything else, so that the page never sees a NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value if digits is None or isinstance(value, int) else float(f"{value:.{digits}g}")
+
+
+def text(value: Any) -> str:
+    """A text as it is, nothing for None, anything else in JSON. Half surrogate pairs, which no file can hold, are replaced."""
+    said = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return said if said.isascii() else said.encode("utf-8", "replace").decode("utf-8")
+
+
+def plain(value: Any) -> Any:
+    """The same JSON value with NaN, infinities and half surrogate pairs taken out."""
+    if isinstance(value, dict):
+        return {text(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    return number(value) if isinstance(value, int | float) else text(value)
+
+
+def items(value: Any) -> list[Any]:
+    """A list as it is; nothing for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list."""
+    return [item for item in items(value) if isinstance(item, dict)]
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """An object as it is; nothing for anything else."""
+    return value if isinstance(value, dict) else {}

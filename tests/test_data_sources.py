@@ -1,0 +1,305 @@
+"""Sources: JSONL, Parquet, save_to_disk folders and load_dataset give the same rows; filters; every fault in one line that names it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fr3e_async.config import DataConfig, SourceConfig
+from fr3e_async.data.row import Row
+from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, is_missing, kind_of, level_number, read_path, read_source
+from fr3e_async.errors import ConfigError, DataError, UserError
+
+RECORDS: list[dict[str, Any]] = [
+    {"question": "1+1=?", "gold": ["2"], "meta": {"level": "Level 3", "key": "a"}, "notes": "x"},
+    {"question": "half?", "gold": ["0.5"], "meta": {"level": "Level 5", "key": "b"}, "notes": "y"},
+    {"question": "sum?", "gold": ["so it is\n#### 1,200"], "meta": {"level": "Level ?", "key": "c"}, "notes": "z"},
+]
+FIELDS = {"problem_field": "question", "answer_field": "gold", "id_field": "meta.key", "level_field": "meta.level"}
+SETTING = "data.train_sources[0]"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What load_dataset builds is not left in the user's cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def jsonl(folder: Path, records: list[dict[str, Any]] = RECORDS, name: str = "set.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def parquet(folder: Path, records: list[dict[str, Any]] = RECORDS, name: str = "set.parquet", rows_a_group: int = 2) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), folder / name, row_group_size=rows_a_group)
+    return folder / name
+
+
+def saved(folder: Path, *splits: str) -> Path:
+    import datasets
+
+    one = datasets.Dataset.from_list(RECORDS)
+    whole = datasets.DatasetDict(dict.fromkeys(splits, one)) if splits else one
+    whole.save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def hub_folder(folder: Path) -> Path:
+    """A folder as a dataset of the hub is one: a file for each split."""
+    own = folder / "set"
+    own.mkdir()
+    parquet(own, name="train.parquet")
+    parquet(own, RECORDS[:1], name="test.parquet")
+    return own
+
+
+def read(path: Path | str, dropped: Counter[str] | None = None, **fields: Any) -> list[Row]:
+    source = SourceConfig(**{"path": str(path), **FIELDS, **fields})
+    return list(read_source(source, setting=SETTING, dropped=dropped))
+
+
+def facts(rows: list[Row]) -> list[tuple[str, str, str, str]]:
+    return [(row.uid, row.problem, row.answer, row.level) for row in rows]
+
+
+EXPECTED = [("a", "1+1=?", "2", "Level 3"), ("b", "half?", "0.5", "Level 5"), ("c", "sum?", "1200", "Level ?")]
+
+
+@pytest.mark.parametrize("make", [jsonl, parquet, saved, hub_folder])
+def test_every_kind_gives_the_same_rows(tmp_path, make):
+    rows = read(make(tmp_path))
+    assert facts(rows) == EXPECTED
+    assert {row.source_name for row in rows} == {"saved" if make is saved else "set"}
+
+
+def test_rows_without_an_id_are_named_by_file_or_split_and_row(tmp_path):
+    assert [row.uid for row in read(jsonl(tmp_path), id_field="id")] == ["set.jsonl:1", "set.jsonl:2", "set.jsonl:3"]
+    assert [row.uid for row in read(parquet(tmp_path), id_field="id")][2] == "set.parquet:3"
+    assert [row.uid for row in read(hub_folder(tmp_path), id_field="id")][2] == "set.train:3"
+
+
+def test_splits_and_files_of_a_dataset(tmp_path):
+    folder = hub_folder(tmp_path)
+    assert facts(read(folder, split="test")) == EXPECTED[:1]
+    assert facts(read(folder, files="test.parquet")) == EXPECTED[:1]  # one file alone is the split 'train'
+    assert facts(read(folder, split="train[1:]")) == EXPECTED[1:]
+    assert facts(read(saved(tmp_path, "train", "test"), split="test")) == EXPECTED
+
+
+def test_a_pattern_is_its_files_by_name(tmp_path):
+    parquet(tmp_path, RECORDS[:1], name="part-0.parquet")
+    parquet(tmp_path, RECORDS[1:], name="part-1.parquet")
+    rows = read(tmp_path / "part-*.parquet", name="parts")
+    assert facts(rows) == EXPECTED
+    assert [Path(row.source).name for row in rows] == ["part-0.parquet:1", "part-1.parquet:1", "part-1.parquet:2"]
+
+
+def test_rows_come_one_at_a_time(tmp_path):
+    """A bad row at the end is not seen before the good ones are given: nothing is read ahead as a whole."""
+    bad = [*RECORDS, {"question": "", "gold": ["1"], "meta": {"level": "1", "key": "d"}, "notes": ""}]
+    for path in (jsonl(tmp_path, bad), parquet(tmp_path, bad)):
+        rows = read_source(SourceConfig(path=str(path), **FIELDS), setting=SETTING)
+        assert [next(rows).uid, next(rows).uid, next(rows).uid] == ["a", "b", "c"]
+        with pytest.raises(DataError, match=r":4: no text in column 'question'"):
+            next(rows)
+
+
+def test_parquet_is_read_a_few_rows_at_a_time_and_only_the_needed_columns(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    asked: list[Any] = []
+    plain = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda self, **how: asked.append(how) or plain(self, **how))
+    read(parquet(tmp_path))
+    assert asked == [{"batch_size": 256, "columns": ["question", "gold", "meta"]}]
+
+
+def test_levels_are_a_closed_range_and_what_is_left_out_is_counted(tmp_path):
+    dropped: Counter[str] = Counter()
+    assert facts(read(jsonl(tmp_path), dropped, levels=[3, 4])) == EXPECTED[:1]
+    assert dropped == {OTHER_LEVEL: 2}  # Level 5, and the one that is no number
+    dropped.clear()
+    assert facts(read(jsonl(tmp_path), dropped, max_answer=3)) == EXPECTED[:2]
+    assert dropped == {LONG_ANSWER: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("Level 5", 5.0), ("4.5", 4.5), ("-1", -1.0), ("hard", None), ("", None), ("3 of 5", 3.0)]
+)
+def test_level_number(text, number):
+    assert level_number(text) == number
+
+
+def test_a_set_without_answers(tmp_path):
+    assert [row.answer for row in read(jsonl(tmp_path), answer_field="")] == ["", "", ""]
+
+
+def test_numbers_and_missing_values_of_tables(tmp_path):
+    records = [{"problem": "a", "answer": 3}, {"problem": "b", "answer": None}]
+    rows = read_source(SourceConfig(path=str(parquet(tmp_path, records))), setting=SETTING)
+    assert next(rows).answer == "3"
+    with pytest.raises(
+        DataError, match=r"set\.parquet:2: no answer in column 'answer' \(data\.train_sources\[0\]\.answer_field\)"
+    ):
+        next(rows)
+    nan = jsonl(tmp_path, [{"problem": "a", "answer": float("nan")}])
+    with pytest.raises(DataError, match="no answer in column"):
+        list(read_path(str(nan), DataConfig()))
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "message"),
+    [
+        (jsonl, {"problem_field": "text"}, r"set\.jsonl:1: no text in column 'text' \(data\.train_sources\[0\]\.problem_field\)"),
+        (parquet, {"problem_field": "text"}, r"set\.parquet: there is no column 'text' \(data\.train_sources\[0\]\.problem_field\); it has"),
+        (parquet, {"answer_field": "answer"}, r"there is no column 'answer' \(data\.train_sources\[0\]\.answer_field\)"),
+        (parquet, {"answer_field": "meta.answer"}, r"set\.parquet:1: no answer in column 'meta\.answer'"),
+        (jsonl, {"level_field": "level", "levels": [1, 2]}, r"set\.jsonl:1: no difficulty in column 'level' \(data\.train_sources\[0\]\.level_field\)"),
+        (jsonl, {"levels": [7, 9]}, r"none of 3 problems is kept \(3 outside of levels\); see data\.train_sources\[0\]$"),
+        (jsonl, {"id_field": "notes2", "name": "s"}, ""),
+        (jsonl, {"id_field": "meta.level", "answer_field": "gold.0"}, ""),
+        (jsonl, {"revision": "v1"}, r"data\.train_sources\[0\]\.revision: only a source of kind hub has one, and .* is of kind jsonl"),
+        (saved, {"files": "a"}, r"data\.train_sources\[0\]\.files: only a source of kind hub has one"),
+        (hub_folder, {"split": "nope"}, r"split nope: cannot be loaded as a Hugging Face dataset \(Unknown split .nope.*\); see data\.train_sources\[0\]\.path$"),
+        (hub_folder, {"config": "nope"}, r"BuilderConfig 'nope' not found"),
+        (hub_folder, {"files": "nope.parquet"}, r"Unable to find"),
+        (hub_folder, {"problem_field": "text"}, r"set\[train\]: there is no column 'text'"),
+    ],
+)  # fmt: skip
+def test_faults_are_one_line_that_names_the_setting(tmp_path, make, fields, message):
+    path = make(tmp_path)
+    if not message:
+        assert len(read(path, **fields)) == 3
+        return
+    with pytest.raises(UserError, match=message) as raised:
+        read(path, **fields)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_split_that_a_saved_folder_lacks(tmp_path):
+    with pytest.raises(DataError, match=r"there is no split 'dev', only 'train', 'test'; see data\.train_sources\[0\]\.path"):
+        read(saved(tmp_path, "train", "test"), split="dev")
+
+
+def test_a_list_of_several_answers_is_not_guessed_at(tmp_path):
+    path = jsonl(tmp_path, [{"problem": "p", "answer": ["1", "2"]}])
+    with pytest.raises(DataError, match=r"it holds a list of 2, of which answer\.0 would be the first"):
+        list(read_source(SourceConfig(path=str(path)), setting=SETTING))
+
+
+def test_the_same_id_in_two_files_of_a_pattern(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        jsonl(tmp_path, RECORDS[:1], name=name)
+    with pytest.raises(
+        DataError, match=r"b\.jsonl:1: id 'a' occurs a second time \(first in .*a\.jsonl:1\); see data\.train_sources"
+    ):
+        read(tmp_path / "*.jsonl", name="both")
+
+
+def test_a_dataset_that_cannot_be_fetched_is_one_line(monkeypatch):
+    """The test environment has the hub switched off, as a node without a network has it."""
+    for fields in ({}, {"revision": "0123abc"}):
+        with pytest.raises(DataError) as raised:
+            read("nobody/such-dataset", **fields)
+        text = str(raised.value)
+        assert "\n" not in text
+        assert text.startswith("nobody/such-dataset" + (" at 0123abc" if fields else "") + ", split train: cannot be loaded")
+        assert text.endswith("; without a network name a local copy, as a file or a folder; see data.train_sources[0].path")
+
+
+def test_a_wrong_revision_is_one_line(tmp_path, monkeypatch):
+    import datasets
+
+    def load(*args: Any, **how: Any) -> None:
+        assert how["revision"] == "nope"
+        raise datasets.exceptions.DatasetNotFoundError("Revision 'nope' doesn't exist for dataset 'a/b' on the Hub.\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"^a/b at nope, split train: .*Revision 'nope' doesn't exist.*; see data\.train_sources"):
+        read("a/b", revision="nope")
+
+
+@pytest.mark.parametrize(("module", "kind"), [("pyarrow.parquet", "parquet"), ("datasets", "saved"), ("datasets", "hub")])
+def test_a_library_that_is_missing_is_named(monkeypatch, module, kind):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"data\.train_sources\[0\]\.path: .* need the package {module.partition('.')[0]}"):
+        read("a/b", kind=kind)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 but no more", b'{"question": 1}\n'])
+def test_a_file_that_is_no_parquet(tmp_path, content):
+    path = tmp_path / "x.parquet"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.parquet: cannot be read as Parquet \(.*\); see data\.train_sources\[0\]\.path$"):
+        read(path)
+
+
+def test_a_damaged_page_is_named(tmp_path):
+    path = parquet(tmp_path, RECORDS * 300, rows_a_group=300)
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(396)  # the footer is whole, the first page is not
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"set\.parquet: cannot be read further \(.*see data\.train_sources\[0\]\.path$"):
+        read(path, id_field="")
+
+
+def test_a_folder_without_data_and_one_with_damaged_data(tmp_path, capfd):
+    with pytest.raises(DataError, match=r": cannot be read \(Is a directory\); see data\.train_sources\[0\]\.path$"):
+        read(tmp_path, name="x")
+    (tmp_path / "train.jsonl").write_text("{]\n")
+    with pytest.raises(
+        DataError, match=r"An error occurred while generating the dataset: .*JSON.*; see data\.train_sources\[0\]"
+    ):
+        read(tmp_path, name="x")
+    assert capfd.readouterr().err == ""  # a person reads the one line and nothing besides
+
+
+def test_a_saved_folder_that_is_damaged(tmp_path):
+    folder = saved(tmp_path)
+    (folder / "state.json").write_text("{")
+    with pytest.raises(
+        DataError, match=r"saved: cannot be loaded from the disk \(Expecting.*; see data\.train_sources\[0\]\.path"
+    ):
+        read(folder)
+
+
+def test_kinds_by_path(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    expected = {
+        str(jsonl(tmp_path)): "jsonl",
+        str(parquet(tmp_path)): "parquet",
+        str(saved(tmp_path)): "saved",
+        str(hub_folder(tmp_path)): "hub",
+        str(model): "jsonl",  # a folder without data: reading it says so
+        "owner/name": "hub",
+        "data/nowhere.jsonl": "jsonl",
+        "data/nowhere.parquet": "parquet",
+        "nowhere": "jsonl",
+        "data/*.parquet": "parquet",
+    }
+    assert {path: kind_of(SourceConfig(path=path)) for path in expected} == expected
+    missing = [path for path in expected if is_missing(SourceConfig(path=path))]
+    assert missing == ["data/nowhere.jsonl", "data/nowhere.parquet", "nowhere", "data/*.parquet"]
+
+
+def test_data_train_may_be_any_kind_by_the_columns_of_data(tmp_path):
+    config = DataConfig(problem_field="question", answer_field="gold", id_field="meta.key")
+    rows = list(read_path(str(parquet(tmp_path)), config))
+    assert [(row.uid, row.answer, row.source_name) for row in rows] == [("a", "2", ""), ("b", "0.5", ""), ("c", "1200", "")]
+    with pytest.raises(
+        DataError, match=r"none\.parquet: cannot be read as Parquet \(.*No such file.*; see data\.train, data\.heldout"
+    ):
+        list(read_path("none.parquet", config))

@@ -1,0 +1,112 @@
+"""Each example of docs/extend.md, taken from the page and run as the page says."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fr3e_async.algorithm import anchors
+from fr3e_async.algorithm.strategies import REGISTRY, GroupOutcome, make_strategy
+from fr3e_async.config import AlgorithmConfig, Config, EngineConfig
+from fr3e_async.data.rows import read_rows
+from fr3e_async.evaluation.suite import read_benchmark
+from fr3e_async.loader import load_config
+from fr3e_async.observe.trackers import Feed, Trackers
+from fr3e_async.types import Completion, Finish, RolloutId, Stretch
+from fr3e_async.verify.rewards import check_reward
+
+PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
+
+
+def example(heading: str, language: str = "python") -> str:
+    """The only code block of that language below a heading."""
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert section is not None
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", section[1], flags=re.MULTILINE | re.DOTALL)
+    return block
+
+
+def module(name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    made = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, made)
+    exec(compile(code, f"docs/extend.md: {name}", "exec"), made.__dict__)
+    return made
+
+
+def test_every_section_is_tested() -> None:
+    sections = re.findall(r"^## An? (.*)$", PAGE, flags=re.MULTILINE)
+    tested = [
+        name.removeprefix("test_a_").removeprefix("test_an_").replace("_", " ") for name in globals() if name.startswith("test_a")
+    ]
+    assert sorted(sections) == sorted(tested)
+
+
+def test_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rewards.py").write_text(example("A reward"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_reward("rewards:close_enough")
+    reward: Callable[[str, str, str], float | None] = module("rewards", example("A reward"), monkeypatch).close_enough
+    assert reward("it is 4", "5", "") == pytest.approx(0.8)
+    assert [reward("5", "5", ""), reward("", "5", ""), reward("5", "x + 1", "")] == [1.0, 0.0, None]
+
+
+def test_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jsonl").write_text(example("A dataset", "json"))
+    (tmp_path / "mine.yaml").write_text(example("A dataset", "yaml"))
+    monkeypatch.chdir(tmp_path)
+    rows = read_rows(load_config(["config=mine.yaml"]).config)
+    assert [(row.problem, row.answer) for row in rows.train] == [("What is 7 * 8?", "56")]
+    assert rows.heldout == ()
+
+
+def test_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = module("mine", example("A benchmark"), monkeypatch).MINE
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "2+3?", "answer": "5"}\n{"question": "1/2+1/2?", "answer": "It is \\\\boxed{1}."}\n')
+    items = read_benchmark(mine, path=str(file))
+    assert [(item.problem, item.gold.text) for item in items] == [("2+3?", "5"), ("1/2+1/2?", "1")]
+    assert len(items) == mine.problems
+
+
+def test_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY, "half", module("half", example("A strategy"), monkeypatch).Half)
+    strategy = make_strategy(AlgorithmConfig(strategy="half", bases=3))
+    assert strategy.plan.rollouts == 3
+    ids = [RolloutId("g", 0, branch) for branch in range(3)]
+    credit = strategy.credit(GroupOutcome(group="g", rewards=dict(zip(ids, (1.0, 0.0, None), strict=True))))
+    assert credit.advantages == {ids[0]: (Stretch(0, 0.5),), ids[1]: (Stretch(0, -0.5),)}
+    assert strategy.credit(GroupOutcome(group="g", rewards=dict.fromkeys(ids, 1.0))).rejected == "all_right"
+
+
+def test_an_anchor_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case is put where the page says, into a copy of the module."""
+    code, last = inspect.getsource(anchors), "        case name:\n"
+    assert code.count(last) == 1
+    made = module("anchors_with_rise", code.replace(last, example("An anchor rule") + last), monkeypatch)
+    entropies = np.array([0.1, 0.2, 0.9, 1.0, 0.3, 0.7], np.float32)  # rises most into 2 (+0.7), then into 5 (+0.4)
+    columns: dict[str, Any] = {"logprobs": -entropies, "entropies": entropies, "entropy_errors": np.zeros(6, np.float32)}
+    tokens = Completion(
+        tokens=np.arange(6, dtype=np.int32), versions=np.zeros(6, np.int32), finish=Finish.STOP, **columns
+    )  # fmt: skip
+    rule = made.AnchorRule(name="rise", count=2, min_gap=1)
+    chosen = made.select_anchors(rule, trunk=0, completion=tokens, eligible=np.arange(6) > 0, seed=(0,))
+    assert [(anchor.position, round(anchor.score, 4)) for anchor in chosen] == [(2, 0.7), (5, 0.4)]
+
+
+def test_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = module("csv_tracker", example("A tracker"), monkeypatch)
+    config = Config(engine=EngineConfig(kv_cache_gib=0.25))
+    feed = Feed("CSV", lambda: made.CsvTracker(config, tmp_path, settings={}))
+    trackers = Trackers({"csv": feed}, close_s=5.0)
+    trackers.write(1, {"train/loss": 0.5}, time_s=0.0)
+    trackers.back_to(0)
+    assert trackers.close() == []
+    assert (tmp_path / "metrics.csv").read_text() == "1,train/loss,0.5\n0,back to this step,\n"

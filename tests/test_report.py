@@ -1,0 +1,244 @@
+"""The run's page without a browser: what is read of a run, and where its metrics are computed."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_support import START, page_of, write_rows, write_run
+
+from fr3e_async.algorithm.ages import AGE_BUCKETS
+from fr3e_async.errors import StorageError
+from fr3e_async.observe.metrics import METRICS
+from fr3e_async.report.page import ASSETS
+from fr3e_async.report.runs import axes, defaults, distinct, evaluations, flat, read_run
+from fr3e_async.report.sources import code_of, locate, patterns, places_of
+from fr3e_async.report.timeline import read_timeline
+
+ROLES = {"generators", "explorers", "verifiers"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "plain", steps=3, trees=5)
+
+
+# ---- from a metric to its code ----
+
+
+def test_every_declared_metric_has_a_place_whose_code_names_it() -> None:
+    missing = [metric for metric in METRICS if not places_of(metric)]
+    assert missing == [], "no pattern of report/sources.py fits"
+    assert [metric for metric in METRICS if not named(metric)] == [], "the first place does not give a value this name"
+
+
+def named(metric: str) -> bool:
+    """A text in the code of its places is this name, or an f-string that is filled with such texts, roles and age buckets."""
+    found = [literals(place) for place in places_of(metric)]
+    constants = set().union(*(texts for texts, _ in found))
+    hole = "|".join(re.escape(word) for word in {*constants, *ROLES, *AGE_BUCKETS} if len(word) < 40)
+    return metric in constants or any(re.fullmatch(form.replace("{}", f"(?:{hole})"), metric) for form in found[0][1])
+
+
+@functools.cache
+def literals(place: str) -> tuple[set[str], list[str]]:
+    """Texts in a place's code, and its f-strings as regular expressions with a ``{}`` for each hole."""
+    tree = ast.parse(textwrap.dedent(locate(place).source))
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    forms = ["".join(re.escape(str(p.value)) if isinstance(p, ast.Constant) else "{}" for p in node.values) for node in joined]
+    return constants, forms
+
+
+def test_a_name_that_the_code_does_not_give_is_found() -> None:
+    assert named("staleness/2_3_ratio_max")
+    assert not named("staleness/2_3_ratio_min")
+    assert not named("groups/all_red")
+    assert not named("queue/nobody")
+
+
+def test_every_pattern_is_needed_and_every_place_exists() -> None:
+    used = {next(p for p in patterns() if places_of(metric) == patterns()[p]) for metric in METRICS}
+    unused = {pattern for pattern in patterns() if patterns()[pattern] not in [patterns()[p] for p in used]}
+    assert unused == set()
+    assert all(place.source for place in code_of(METRICS).values())
+
+
+def test_a_place_has_its_line_and_text() -> None:
+    place = locate("control/tally.py:Tally.take")
+    lines = (ASSETS.parent.parent / "control" / "tally.py").read_text().split("\n")
+    assert lines[place.line - 1].strip().startswith("def take")
+    assert '"reward/accuracy"' in place.source
+    assert locate("control/publisher.py:Sync.pause_s").source.lstrip().startswith("@property")
+
+
+@pytest.mark.parametrize("place", ["control/none.py:f", "control/tally.py:Tally.gone", "control/tally.py:Gone.take"])
+def test_a_place_that_has_gone_is_told(place: str) -> None:
+    with pytest.raises(LookupError, match=re.escape(place)):
+        locate(place)
+
+
+# ---- what a run says ----
+
+
+def test_axes_are_sums_and_time_at_work(run: Path) -> None:
+    found = read_run(run)["axes"]
+    assert found["step"] == [1, 2, 3]
+    assert found["generated"] == [1000, 2000, 3000]
+    assert found["trained"] == [500, 1000, 1500]
+    assert found["wall"] == [16, 21, 26]  # the program began 9 s before its actors were up, which was at second 8
+
+
+def test_the_time_between_two_sessions_does_not_count() -> None:
+    rows = [{"step": 1, "time_s": 110.0}, {"step": 2, "time_s": 1010.0}]
+    events = [{"time": 100.0, "event": "run_started", "seconds": 0}, {"time": 120.0, "event": "note", "seconds": 0}]
+    events += [{"time": 1000.0, "event": "run_resumed", "seconds": 0}]
+    assert axes(rows, events)["wall"] == [10, 30]
+    assert axes(rows, [])["wall"] == [0, 900]  # no events: seconds since the first row
+
+
+def test_evaluations_stand_where_they_were_made(run: Path) -> None:
+    before, after = (row for row in read_run(run)["evaluations"] if row["benchmark"] == "heldout")
+    assert before["at"] == {"step": 0, "generated": 0, "trained": 0, "wall": 11}
+    assert after["at"] == {"step": 3, "generated": 3000, "trained": 1500, "wall": 26}
+
+
+def test_evaluations_of_a_run_that_goes_on_are_read_off_its_events(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    said = "held-out accuracy, step 2: 0.406 [0.295, 0.529] at v2"
+    write_rows(
+        tmp_path / "logs" / "events.jsonl", [{"event": "evaluation", "version": 2, "text": said}, {"event": "note", "text": said}]
+    )
+    found = {"step": [1, 2, 3], "generated": [10, 20, 30], "trained": [1, 2, 3], "wall": [5, 6, 7]}
+    (row,) = evaluations(tmp_path, None, found)
+    assert (row["label"], row["accuracy"], row["low"], row["high"]) == ("step 2", 0.406, 0.295, 0.529)
+    assert row["at"] == {"step": 2, "generated": 20, "trained": 2, "wall": 6}
+
+
+def test_benchmarks_are_told_apart_and_stand_before_the_summary(tmp_path: Path) -> None:
+    rows = [
+        {"label": "step 2", "benchmark": name, "accuracy": 0.5, "version": 2, "wall_s": 9.0, "maj": {"value": 0.6}}
+        for name in ("heldout", "gsm8k")
+    ]
+    write_rows(tmp_path / "evaluations.jsonl", [*rows, {"label": "later", "benchmark": "gsm8k"}])
+    found = {"step": [1, 2], "generated": [10, 20], "trained": [1, 2], "wall": [5, 6]}
+    first, second = evaluations(tmp_path, {"evaluations": [{"accuracy": 0.1}]}, found)
+    assert (first["benchmark"], second["benchmark"], second["maj"]) == ("heldout", "gsm8k", {"value": 0.6})
+    assert second["at"] == {"step": 2, "generated": 20, "trained": 2, "wall": 9}
+
+
+def test_an_evaluation_that_ran_alone_has_no_place_on_an_axis(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"benchmarks": {"aime24": {"accuracy": 0.25, "newest_version": 0}}}))
+    (row,) = evaluations(tmp_path, None, {"step": [], "generated": [], "trained": [], "wall": []})
+    assert (row["label"], row["benchmark"]) == ("alone", "aime24")
+    assert set(row["at"].values()) == {None}
+
+
+def test_groups_are_counted_by_fate(run: Path) -> None:
+    groups = read_run(run)["groups"]
+    assert {fate: item["groups"] for fate, item in groups.items()} == {
+        "trained": 6, "rejected_all_right": 2, "rejected_all_wrong": 2, "rejected_no_spread": 2,
+    }  # fmt: skip
+    assert groups["trained"]["useful"] == 600
+    assert groups["trained"]["reasons"] == {"integer": 18, "cpu limit": 6}
+    assert groups["rejected_all_right"]["trained"] == 0
+
+
+def test_settings_are_flat_and_the_defaults_are_known(run: Path) -> None:
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+    assert read_run(run)["config"]["algorithm.strategy"] == "fr3e"
+    assert defaults()["flow.max_staleness"] >= 0
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    assert distinct(["run", "run"], paths) == ["a/run", "b/run"]
+    assert distinct(["run", "run"], [paths[0], paths[0]]) == ["run (1)", "run (2)"]
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run: {name: young}\n")
+    found = read_run(tmp_path)
+    assert (found["metrics"], found["groups"], found["timeline"], found["summary"]) == ({}, None, None, None)
+    assert "young" not in page_of(tmp_path)  # nothing of a run stands in the page as text but the folder's name
+
+
+# ---- who worked when ----
+
+
+def test_lanes_are_the_tasks_between_decision_and_event(run: Path) -> None:
+    line = read_timeline(run)
+    assert line is not None
+    lanes = {lane["actor"]: lane for lane in line["lanes"]}
+    assert list(lanes) == ["learner", "generator-0", "explorer-0", "verifier-0"]
+    # the journal begins at second 8; step n is admitted at 5 + 5 n
+    assert lanes["generator-0"]["work"]["base"] == [2, 3, 7, 8, 12, 13]
+    assert lanes["explorer-0"]["work"]["branch"] == [3, 5, 8, 10, 13, 15]
+    assert lanes["verifier-0"]["work"]["verify"] == [5, 5.5, 10, 10.5, 15, 15.5]
+    assert lanes["learner"]["work"] == {"train": [5.5, 6.5, 10.5, 11.5, 15.5, 16.5], "export": [6.5, 6.6, 11.5, 11.6, 16.5, 16.6]}
+    assert lanes["generator-0"]["work"]["weights"] == [6.6, 6.8, 11.6, 11.8, 16.6, 16.8]
+    assert (lanes["generator-0"]["busy_s"], lanes["generator-0"]["wait_s"]) == (3, 4)
+    assert lanes["generator-0"]["up_s"] == pytest.approx(16.9)
+    assert line["open"][1] == [1, 0, 1, 0, 1, 0]
+
+
+def test_a_batch_that_is_ready_waits_for_the_export_before_it(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    rows: list[dict[str, Any]] = [
+        {"t": START, "e": ["Due", "x"], "c": ["train 1 4 a@0"]},
+        {"t": START + 1, "e": ["Trained", 1], "c": ["train 2 4 b@0"]},
+        {"t": START + 3, "e": ["Exported", 1], "c": []},
+        {"t": START + 4, "e": ["Trained", 2], "c": []},
+    ]
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, *rows])
+    line = read_timeline(tmp_path)
+    assert line is not None
+    assert line["lanes"][0]["work"] == {"train": [0, 1, 3, 4], "export": [1, 3]}
+
+
+def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, {"t": 1.0, "e": ["Delivered"], "c": []}])
+    with pytest.raises(StorageError, match=r"0000\.jsonl:2 is damaged"):
+        read_timeline(tmp_path)
+
+
+def test_a_lane_ends_with_its_actor_and_open_tasks_with_the_session(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    rows: list[dict[str, Any]] = [
+        {"t": START, "e": ["WorkerUp", "explorers", "explorer-7", 0, 0, ""], "c": ["assign 1 explorer-7 Branch 4"]},
+        {
+            "t": START + 2,
+            "e": ["WorkerDown", "explorer-7", "gone", False],
+            "c": ["release explorer-7 lost", "assign 2 generator-0 Sample 1"],
+        },
+        {"t": START + 2, "e": ["Lost", 1, "a@0", [], "gone", False, -1, True, False], "c": []},
+        {"t": START + 5, "e": ["Due", "x"], "c": []},
+    ]
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, *rows])
+    line = read_timeline(tmp_path)
+    assert line is not None
+    lanes = {lane["actor"]: lane for lane in line["lanes"]}
+    assert (lanes["explorer-7"]["up"], lanes["explorer-7"]["work"]) == ([0, 2], {"branch": [0, 2]})
+    assert lanes["generator-0"]["work"] == {"base": [2, 5]}
+    assert lanes["generator-0"]["role"] == "generators"
+
+
+def test_a_damaged_line_is_named_and_a_cut_one_is_not(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "cut", steps=2, trees=1)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "ti')
+    assert read_run(folder)["axes"]["step"] == [1, 2]
+    (folder / "groups.jsonl").write_text("[]\n")
+    with pytest.raises(StorageError, match=r"groups\.jsonl:1 is damaged"):
+        read_run(folder)
+    (folder / "groups.jsonl").unlink()
+    (folder / "config.yaml").write_text("a: [")
+    with pytest.raises(StorageError, match=r"config\.yaml is not readable"):
+        read_run(folder)
