@@ -139,7 +139,8 @@ class Stage:
         A run that fails (a step that was refused) is told in ``Played.failure``; with ``evaluate`` its accuracy is that of the
         weights which the engines had last.
         """
-        loaded = toy(*self._overrides, *overrides, *([ENDLESS] if batches else []), config=self._base)
+        own = (*([ENDLESS] if batches else []), *(["evaluation.before=false"] if before is not None else []))
+        loaded = toy(*self._overrides, *overrides, *own, config=self._base)
         config = loaded.config
         self._runs += 1
         run_dir = RunDir.open(self._folder / f"run-{self._runs}", config=config, config_yaml=loaded.yaml)
