@@ -437,7 +437,7 @@ def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
         await world.until(lambda: world.ledger.version == 2 and bool(world.store.steps()))
         for engine in world.of(GENERATORS):
             engine.faults = always("sample", Fault.HANG)
-        await world.until(lambda: bool(world.controller._evaluations))
+        await world.until(lambda: world.controller._measuring.busy)
         await asyncio.sleep(0.05)
         world.controller.stop("stopped by a test")
         return await asyncio.wait_for(run, 5)

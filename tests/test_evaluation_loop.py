@@ -40,7 +40,7 @@ def bench(name: str = "amc23", problems: int = 6, samples: int = 3, **fields: An
 
 def with_suite(folder: Path, suite: Sequence[TestSet], *, heldout: bool = True, **arguments: Any) -> World:
     world = World(folder, evaluate=heldout, **arguments)
-    world.controller._evaluator = Evaluator(world.crew, world.problems[:10] if heldout else (), suite)
+    world.controller._measuring.evaluator = Evaluator(world.crew, world.problems[:10] if heldout else (), suite)
     return world
 
 
@@ -83,7 +83,7 @@ def test_a_benchmark_that_is_lost_leaves_training_and_the_others_alone(tmp_path:
             return await super()._attempt(part, test_set, lend)
 
     world = with_suite(tmp_path, [])
-    world.controller._evaluator = Broken(world.crew, world.problems[:10], [bench()])
+    world.controller._measuring.evaluator = Broken(world.crew, world.problems[:10], [bench()])
     assert world.run() == "finished"
     assert labels(world) == [("after", "heldout"), ("before", "heldout")]
     assert world.notes.kinds.count("evaluation_lost") == 2

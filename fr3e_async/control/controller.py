@@ -25,6 +25,7 @@ from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.hands import Hands, Shelf
 from fr3e_async.control.journal import Journal
 from fr3e_async.control.machine import Machine
+from fr3e_async.control.measuring import Measuring
 from fr3e_async.control.messages import (
     Admitted,
     Begun,
@@ -43,8 +44,8 @@ from fr3e_async.control.messages import (
     Trained,
     WorkerUp,
 )
-from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TaskLost, TrainRow, Trunk
-from fr3e_async.control.progress import Cut, Milestone, Progress, cut_of
+from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TrainRow, Trunk
+from fr3e_async.control.progress import Cut, Progress, cut_of
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.saving import Saver, little_room
 from fr3e_async.control.side import on_the_side
@@ -55,7 +56,6 @@ from fr3e_async.control.vitals import vitals_of
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.observe.books import Books
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Controller:
         """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
         weights in the engines; -1: whatever they are, they are to be given the newest ones."""
         self._config, self._crew, self.machine, self._stream = config, crew, machine, stream
-        self._publisher, self._evaluator, self._reporter, self._trees = publisher, evaluator, reporter, trees
+        self._publisher, self._reporter, self._trees = publisher, reporter, trees
         self._books, self._journal, self._session = books, journal, session
         self.progress, self._clock = progress, clock
         self._engine_version = engine_version
@@ -125,7 +125,10 @@ class Controller:
         self._running: set[asyncio.Task[None]] = set()
         self._measured_first = asyncio.Event()  # set once the first accuracy is known: until then weights stay at v0
         self._exported: list[int] = []  # versions that wait for it
-        self._evaluations: set[asyncio.Task[None]] = set()
+        self._measuring = Measuring(
+            evaluator, config=config, progress=progress, reporter=reporter, lend=self._hands.lend, spawn=self._spawn,
+            alive=self.watch.progress, wake=self._emit_nothing, clock=clock,
+        )  # fmt: skip
         self._last_step_at = 0.0
 
     def stop(self, reason: str) -> None:
@@ -133,8 +136,7 @@ class Controller:
         if not self._stop_reason:
             self._stop_reason = reason
             self._emit(Stopped(reason=reason))
-        for task in self._evaluations:
-            task.cancel()
+        self._measuring.stop()
 
     async def run(self) -> str:
         """Train until the end; returns why it ended. The final checkpoint is written.
@@ -197,7 +199,7 @@ class Controller:
                 node = worker.node if worker is not None else ""
                 self._feed(WorkerUp(role=role, worker=name, version=self._engine_version, node=node))
         self._feed(Begun(again=self._engine_version < 0))
-        self._evaluate_if_due(state.version)
+        self._measuring.resumed(state.version)
         self._fill()
 
     def _done(self) -> bool:
@@ -311,6 +313,7 @@ class Controller:
         sync = self._publisher.sync(version)
         self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
         self.progress.times |= sync.metrics
+        self._measuring.live(version)
 
     async def _rescore(self) -> None:
         """All trunks that wait when the learner is free go to it in one call; those of groups that have retired do not."""
@@ -351,7 +354,7 @@ class Controller:
         elif self._save_next or (every and version % every == 0 and version < self._config.run.steps):
             self._save_next = False
             self._spawn(self._checkpoint(self._cut()))
-        self._evaluate_if_due(version)
+        self._measuring.trained(version)
 
     def _cut(self) -> tuple[Cut, dict[int, Payload]]:
         """A consistent cut between two events, and handles of the payloads that its open groups need."""
@@ -410,57 +413,16 @@ class Controller:
     # ---- evaluation ----
 
     async def _measure_first(self) -> None:
-        if self._config.evaluation.before and self.machine.ledger.version == 0 and self._unmeasured("before"):
-            await self._measure("before", self.machine.ledger.version)
+        await self._measuring.first(self.machine.ledger.version)
         self._measured_first.set()
         self._tell_exported()
-
-    def _unmeasured(self, label: str) -> list[TestSet]:
-        sets = self._evaluator.sets if self._evaluator else ()
-        return [one for one in sets if not self.progress.has(label, one.name)]
-
-    async def _measure(self, label: str, version: int) -> None:
-        at = self.progress.milestone(version, self._clock())
-        await asyncio.gather(*(self._measure_set(one, label, at) for one in self._unmeasured(label)))
-
-    async def _measure_set(self, test_set: TestSet, label: str, at: Milestone) -> None:
-        assert self._evaluator is not None
-        trains = label not in ("before", "after")
-        try:
-            found = await self._evaluator.measure(
-                test_set, label, lend=self._hands.lend, on_progress=self.watch.progress, trains=trains, clock=self._clock
-            )
-        except TaskLost as error:  # training goes on without it
-            text = f"evaluation {label!r}, {test_set.title}, is given up: {error}"
-            self._reporter.note(text, "evaluation_lost", version=at.version)
-            return
-        record = self.progress.evaluated(found, at=at)
-        self._reporter.evaluations(self.progress.benchmarks)
-        if keep := self._config.evaluation.results_mib:
-            self._reporter.problems(f"{label}-{test_set.name}", found.rows, keep_mib=keep)
-        text = f"{test_set.title}, {found} at v{at.version}"
-        self._reporter.note(text, "evaluation", version=at.version, measured=record)
-
-    def _evaluate_if_due(self, version: int) -> None:
-        """Also when a session begins: an evaluation that a kill cut short is made, with the weights of its version."""
-        every, label = self._config.evaluation.every, f"step {version}"
-        due = bool(every) and 0 < version < self._config.run.steps and version % every == 0
-        if due and self._unmeasured(label):
-            self._evaluate(label, version)
-
-    def _evaluate(self, label: str, version: int) -> None:
-        """Begin an evaluation; ``stop`` ends it."""
-        task = self._spawn(self._measure(label, version))
-        self._evaluations.add(task)
-        task.add_done_callback(self._evaluations.discard)
-        task.add_done_callback(lambda _: self._emit_nothing())
 
     def _emit_nothing(self) -> None:
         """Wake the pump."""
         self._events.put_nowait(None)
 
     async def _evaluations_done(self) -> None:
-        while self._evaluations:
+        while self._measuring.busy:
             await self._pump_once()
 
     async def _pump_once(self) -> None:
@@ -472,8 +434,8 @@ class Controller:
         """The last checkpoint, and only then the last evaluation, which may take long; after a stop there is none."""
         if self.machine.ledger.version > 0:
             await self._checkpoint(self._cut())
-        if not self._stop_reason and self._evaluator:
-            self._evaluate("after", self.machine.ledger.version)
+        if not self._stop_reason:
+            self._measuring.last(self.machine.ledger.version)
             await self._evaluations_done()
         if self._trees is not None:
             await self._trees.finish()

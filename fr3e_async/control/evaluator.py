@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import NamedTuple, Protocol
 
 from fr3e_async.config import Config
 from fr3e_async.control.crew import Crew
@@ -21,6 +21,7 @@ from fr3e_async.types import Draw, Finish, Outcome, Prompt, RolloutId
 
 ROLLOUTS_PER_TASK = 64  # at most: large enough to keep calls few, small enough to spread over engines,
 PARTS_OF_AN_ENGINE = 4  # and small beside what an engine is given: one that waits for room holds up what comes after it
+AHEAD = 1024  # samples of a held-out set that goes ahead of training as a whole: it is over soon, and its versions stay close
 EVALUATION_PRIORITY = -1  # before training work: an evaluation is short, and its versions should not spread
 
 
@@ -53,6 +54,7 @@ class Evaluator:
         self._crew = crew
         heldout = [heldout_set(problems, samples=crew.config.evaluation.samples)] if problems else []
         self.sets = (*heldout, *suite)
+        self._gate = Gate(self._room)
 
     async def run(self, label: str, *, lend: Lend, on_progress: Callable[[], None]) -> EvaluationResult:
         """The first set alone. Raises ``TaskLost`` as ``sample`` does."""
@@ -61,11 +63,11 @@ class Evaluator:
     async def measure(
         self, test_set: TestSet, label: str, *, lend: Lend, on_progress: Callable[[], None], trains: bool, clock: Clock
     ) -> Evaluated:
-        """A set with its scores. ``trains``: benchmarks leave room to training then; the few held-out problems do not, so that
-        their versions stay close. Raises ``TaskLost`` as ``sample`` does."""
+        """A set with its scores. ``trains``: all that is evaluated then leaves room to training, but for a held-out set of few
+        samples. Raises ``TaskLost`` as ``sample`` does."""
         started = clock()
-        share = self._crew.config.evaluation.share if trains and test_set.name != HELDOUT else 1.0
-        judgements = await self.sample(test_set, label, lend=lend, on_progress=on_progress, share=share)
+        ahead = test_set.name == HELDOUT and len(test_set.problems) * test_set.samples <= AHEAD
+        judgements = await self.sample(test_set, label, lend=lend, on_progress=on_progress, gated=trains and not ahead)
         scores = await on_the_side(lambda: score(judgements))
         return Evaluated(
             label=label,
@@ -83,14 +85,15 @@ class Evaluator:
         *,
         lend: Lend,
         on_progress: Callable[[], None] = lambda: None,
-        share: float = 1.0,
+        gated: bool = False,
         known: Collection[str] = (),
         on_problem: OnProblem = lambda problem, samples: None,
     ) -> list[Judgement]:
         """All samples of a set's problems but for the ``known`` ones, in order.
 
-        ``on_progress`` is called for every part that is done, ``on_problem`` for every problem. ``share``: of the generators'
-        room to take at most. Raises ``TaskLost`` if a part of it was lost ``flow.max_attempts`` times.
+        ``on_progress`` is called for every part that is done, ``on_problem`` for every problem. ``gated``: no more than
+        ``evaluation.share`` of the generators' room is taken, by all that is gated together. Raises ``TaskLost`` if a part of it
+        was lost ``flow.max_attempts`` times; nothing more is sampled then.
         """
         work = [
             Wanted(problem, RolloutId(f"{label}:{problem.uid}", 0, k))
@@ -100,23 +103,26 @@ class Evaluator:
         ]
         size = max(1, min(ROLLOUTS_PER_TASK, self._crew.config.generators.rollouts_in_flight // PARTS_OF_AN_ENGINE))
         parts = [work[i : i + size] for i in range(0, len(work), size)]
-        gate: Any = nullcontext() if share >= 1 else asyncio.Semaphore(self._width(share, size))
         gathered = _ByProblem(test_set.samples, on_problem)
 
         async def one(part: list[Wanted]) -> list[Judgement]:
-            async with gate:
+            async with self._gate.room(len(part)) if gated else nullcontext():
                 judgements = await self._part(part, test_set, lend)
             on_progress()
             gathered.add(part, judgements)
             return judgements
 
-        done = await asyncio.gather(*map(one, parts))
-        return [judgement for part in done for judgement in part]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                done = [tasks.create_task(one(part)) for part in parts]
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from errors
+        return [judgement for part in done for judgement in part.result()]
 
-    def _width(self, share: float, size: int) -> int:
-        """Parts that may be under way at once."""
-        engines = max(1, len(self._crew.names(GENERATORS)))
-        return max(1, int(share * engines * self._crew.config.generators.rollouts_in_flight / size))
+    def _room(self) -> float:
+        """Rollouts of gated evaluations that may be under way at once."""
+        config = self._crew.config
+        return config.evaluation.share * len(self._crew.names(GENERATORS)) * config.generators.rollouts_in_flight
 
     async def _part(self, part: list[Wanted], test_set: TestSet, lend: Lend) -> list[Judgement]:
         flow = self._crew.config.flow
@@ -157,6 +163,43 @@ class Evaluator:
         return Draw(
             max_tokens=config.sampling.max_response, temperature=config.evaluation.temperature, top_p=config.evaluation.top_p
         )  # fmt: skip
+
+
+class Gate:
+    """Lets parts in while all of them together are within a limit that may change; one alone always gets in. First come, first served."""
+
+    def __init__(self, limit: Callable[[], float]) -> None:
+        self._limit, self._taken = limit, 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def room(self, size: int) -> AsyncIterator[None]:
+        entry = (size, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        self._let_in()
+        try:
+            await entry[1]
+            yield
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+            else:
+                self._taken -= size
+            self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting and (not self._taken or self._taken + self._waiting[0][0] <= self._limit()):
+            size, entered = self._waiting.popleft()
+            self._taken += size
+            if not entered.done():  # else it was cancelled, and gives its room back itself
+                entered.set_result(None)
+
+
+def _first(errors: BaseExceptionGroup) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _outcome(judged: Outcome, answer: str | None, prompt: Prompt, test_set: TestSet) -> Outcome:

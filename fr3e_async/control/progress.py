@@ -58,6 +58,7 @@ class Progress:
     accuracy_before: float | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # of data.heldout
     benchmarks: list[dict[str, Any]] = field(default_factory=list)  # rows of evaluations.jsonl: of data.heldout and the suite
+    pending: dict[str, int] = field(default_factory=dict)  # evaluations that have begun and not ended: label -> version
     verdicts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # of verdicts
     resumed_from: int | None = None
@@ -141,7 +142,7 @@ class Progress:
     def to_dict(self, now: float) -> dict[str, Any]:
         kept = (
             "first_step_s", "tokens_generated", "tokens_prefilled", "tokens_reused", "tokens_useful", "tokens_trained", "optimiser_steps", "staleness_max",
-            "staleness_weighted", "accuracy_before", "evaluations", "benchmarks", "verdicts", "reasons",
+            "staleness_weighted", "accuracy_before", "evaluations", "benchmarks", "pending", "verdicts", "reasons",
         )  # fmt: skip
         return {"wall_before_s": self.wall_s(now), **{name: copy.copy(getattr(self, name)) for name in kept}}
 
