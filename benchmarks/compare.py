@@ -7,11 +7,12 @@ task's budget of generated tokens. The arms of a seed follow each other on one s
 learner and control loop are new in each. Accuracy, all-right and all-wrong prompts, entropy and length are measured on 4 independent
 rollouts of each of 128 held-out prompts, so that they mean the same for every arm. Each run is a row of OUT/runs.jsonl when it is
 done; what is there is not run again, so an interrupted comparison goes on by the same command. The tables and curves are made from
-that file alone (``--table`` only makes them). ``--quick``: two arms, one task, a hardly trained model and a small budget: it only
-shows that everything works.
+that file alone (``--table`` only makes them); the page beside OUT gets them when all arms, tasks and seeds were asked for.
+``--quick``: two arms, one task, a hardly trained model and a small budget: it only shows that everything works.
 
-A row is kept with a digest of its settings; rows of other settings are passed over. ``foreign_cores``: CPU time that others took
-meanwhile, per second. Wall-clock time is compared over rows with hardly any of that only, since a shared machine says nothing of it.
+A row is kept with a digest of its settings; rows of other settings are passed over, and so are those of runs that failed, which are
+made again. ``foreign_cores``: CPU time that others took meanwhile, per second. Wall-clock time is compared over rows with hardly any
+of that only, since a shared machine says nothing of it; ``--alone`` makes the other rows anew.
 """
 
 from __future__ import annotations
@@ -27,35 +28,83 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 from common import finish, machine, parser, quiet
-from compare_arms import ARMS, COMMON, FLAT, QUICK, QUICK_ARMS, QUICK_TOKENS, REFERENCE, STAGE, TASKS
-from compare_report import Row, write_results
+from compare_arms import ARMS, COMMON, FLAT, PROTOCOL, QUICK, QUICK_ARMS, QUICK_TOKENS, REFERENCE, STAGE, TASKS
+from compare_report import Row, alone, write_results
 from system_parts import Stage, cluster, open_stage, toy
 
 from fr3e_async.data.toy.forks import decision_positions
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 NEAR = 4  # a branch that begins fewer tokens before a decision still takes it anew
-KEPT = ("accuracy", "low", "high", "all_right", "all_wrong", "problems", "samples", "unknown", "truncated", "mean_length", "entropy",
-        "version", "generated", "trained", "wall_s")  # fmt: skip
-SUMMARY = ("steps", "optimiser_steps", "tokens_generated", "tokens_trained", "tokens_useful", "tokens_prefilled", "tokens_per_prompt",
-           "groups", "verdicts", "staleness_mean", "staleness_max", "overlap_fraction", "idle_fraction")  # fmt: skip
+KEPT = (
+    "label", "accuracy", "low", "high", "all_right", "all_wrong", "problems", "samples", "unknown", "truncated", "mean_length", "entropy",
+    "version", "oldest_version", "newest_version", "generated", "trained", "wall_s",
+)  # fmt: skip
+SUMMARY = (
+    "steps", "optimiser_steps", "tokens_generated", "tokens_trained", "tokens_useful", "tokens_prefilled", "tokens_per_prompt", "groups",
+    "verdicts", "staleness_mean", "staleness_max", "overlap_fraction", "idle_fraction",
+)  # fmt: skip
+
+
+# ---- what is there ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A run that is wanted."""
+
+    task: str
+    seed: int
+    arm: str
+    quick: bool = False
+
+    def settings(self, reference: Row | None = None) -> tuple[str, ...]:
+        """Over the stage's. ``reference``: the row of ``REFERENCE``, for equal tokens."""
+        its, task = ARMS[self.arm], TASKS[self.task]
+        tokens, every = (QUICK_TOKENS, QUICK_TOKENS // 2) if self.quick else (task.tokens, task.every)
+        budget = (f"budget.tokens={tokens}", f"evaluation.every_tokens={every}")
+        equal = (f"budget.tokens_per_prompt={round(reference['tokens_per_prompt'])}",) if its.equal_tokens and reference else ()
+        flat = FLAT if its.flat else ()
+        return (*COMMON, *budget, *flat, *its.settings, *equal, *(QUICK if self.quick else ()))
+
+    @property
+    def stage(self) -> tuple[str, ...]:
+        return (*STAGE, f"run.seed={self.seed}", *(QUICK if self.quick else ()))
+
+    @property
+    def digest(self) -> str:
+        """Of what its row is made with: protocol, config files, settings. What an equal-token arm is told follows from its reference."""
+        files = [yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("toy", TASKS[self.task].config)]
+        return hashlib.sha256(json.dumps([PROTOCOL, files, self.stage, self.settings()]).encode()).hexdigest()[:12]
+
+    @property
+    def reference(self) -> Cell:
+        return Cell(task=self.task, seed=self.seed, arm=REFERENCE, quick=self.quick)
 
 
 class Runs:
-    """OUT/runs.jsonl: rows that are only appended to."""
+    """OUT/runs.jsonl: rows that are only appended to. What an interruption left of a last one is cut off."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        text = path.read_text() if path.is_file() else ""
-        self.rows: list[Row] = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        text = path.read_bytes() if path.is_file() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            os.truncate(path, len(whole))
+        self.rows: list[Row] = [json.loads(line) for line in whole.splitlines()]
 
-    def find(self, task: str, seed: int, arm: str, digest: str) -> Row | None:
-        key = (task, seed, arm, digest)
-        return next((row for row in self.rows if (row["task"], row["seed"], row["arm"], row["digest"]) == key), None)
+    def find(self, cell: Cell) -> Row | None:
+        """The newest run of these settings that did not fail, one that had the machine to itself before others."""
+        wanted = (cell.task, cell.seed, cell.arm, cell.digest, "")
+        found = [row for row in self.rows if tuple(row[key] for key in ("task", "seed", "arm", "digest", "failure")) == wanted]
+        return max(found, key=alone, default=None)
 
     def add(self, row: Row) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,43 +113,42 @@ class Runs:
         self.rows.append(row)
 
 
-def settings_of(task: str, seed: int, arm: str, quick: bool, reference: Row | None) -> tuple[str, ...]:
-    """All settings of a run over its task's config file. ``reference``: the row of ``REFERENCE``, for equal tokens."""
-    its = ARMS[arm]
-    budget = f"budget.tokens={QUICK_TOKENS if quick else TASKS[task].tokens}"
-    equal = (f"budget.tokens_per_prompt={round(reference['tokens_per_prompt'])}",) if its.equal_tokens and reference else ()
-    return (
-        *STAGE,
-        f"run.seed={seed}",
-        *COMMON,
-        budget,
-        *(FLAT if its.flat else ()),
-        *its.settings,
-        *equal,
-        *(QUICK if quick else ()),
-    )
+# ---- running ----
 
 
-def digest_of(settings: Sequence[str]) -> str:
-    """Of the settings that a row was made with; what an equal-token arm was told follows from its reference."""
-    lasting = [setting for setting in settings if not setting.startswith("budget.tokens_per_prompt")]
-    return hashlib.sha256("\n".join(lasting).encode()).hexdigest()[:12]
+async def run_cells(runs: Runs, cells: Sequence[Cell], folder: Path) -> None:
+    """Cells of one task and seed, on one stage."""
+    first = cells[0]
+    async with open_stage(first.stage, folder, TASKS[first.task].config) as stage:
+        found = await stage.accuracy(*first.reference.settings())
+        before = {name: found[name] for name in KEPT}
+        for cell in cells:
+            reference = runs.find(cell.reference)
+            if ARMS[cell.arm].equal_tokens and reference is None:
+                raise SystemExit(
+                    f"{cell.arm!r} needs a run of {REFERENCE!r} on {cell.task}, seed {cell.seed}, that did not fail: add it to --arms"
+                )
+            row = await run_cell(stage, cell, cell.settings(reference), before)
+            runs.add(row)
+            last = row["evaluations"][-1]
+            print(
+                f"{cell.task}, seed {cell.seed}, {cell.arm}: {last['accuracy']:.3f} after {row['tokens_generated']:,} tokens, "
+                f"{row['steps']} batches, {row['wall_s']:.0f} s{row['failure'] and ', FAILED: ' + row['failure'].splitlines()[0]}",
+                flush=True,
+            )
 
 
-async def run_arm(stage: Stage, task: str, seed: int, arm: str, settings: Sequence[str], before: dict[str, Any] | None) -> Row:
-    began, own, all_cpu = time.time(), own_s(), busy_s()
+async def run_cell(stage: Stage, cell: Cell, settings: Sequence[str], before: dict[str, Any]) -> Row:
+    began, own, everyone = time.time(), own_s(), busy_s()
     played = await stage.play(
-        *settings[len(STAGE) + 1 :], flat=ARMS[arm].flat, evaluate=True, before=before and before["accuracy"]
+        *settings, flat=ARMS[cell.arm].flat, ruled=not ARMS[cell.arm].flat, evaluate=True, before=before["accuracy"]
     )
-    spent, total, seconds = own_s() - own, busy_s() - all_cpu, time.time() - began
-    evaluations = [{name: found[name] for name in ("label", *KEPT)} for found in played.summary["evaluations"]]
-    if before is not None and evaluations[0]["label"] != "before":
-        evaluations.insert(0, before)
+    spent, total, seconds = own_s() - own, busy_s() - everyone, time.time() - began
     return {
-        "task": task,
-        "seed": seed,
-        "arm": arm,
-        "digest": digest_of(settings),
+        "task": cell.task,
+        "seed": cell.seed,
+        "arm": cell.arm,
+        "digest": cell.digest,
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "failure": played.failure,
@@ -108,26 +156,30 @@ async def run_arm(stage: Stage, task: str, seed: int, arm: str, settings: Sequen
         "own_cpu_s": round(spent, 1),
         "foreign_cores": round(max(0.0, total - spent) / seconds, 2),
         **{name: played.summary[name] for name in SUMMARY},
-        "evaluations": evaluations,
+        "evaluations": [before, *({name: found[name] for name in KEPT} for found in played.summary["evaluations"])],
         "useful": useful(played.rows),
-        "anchors": anchor_hits(played.folder / "trees.jsonl") if task == "forks" else [],
+        "anchors": anchor_hits(played.folder / "trees.jsonl") if cell.task == "forks" else [],
     }
 
 
 def anchor_hits(path: Path) -> list[list[int]]:
-    """By the batches trained so far: [step, anchors, at a decision, shortly before one, decisions, anchored ones, tokens] of the trunks in the trees that were kept."""
-    by_step: dict[int, list[int]] = {}
-    for line in path.read_text().splitlines():
+    """By the weights that drew the trunks of the trees that were kept: [version, anchors, those at a decision, those at or shortly
+    before one, decisions, tokens]."""
+    by_version: dict[int, list[int]] = {}
+    for line in path.read_text().split("\n")[:-1]:
         tree = json.loads(line)
         for trunk in sorted({state["trunk"] for state in tree["states"]} - {None}):
             (rollout,) = (r for r in tree["rollouts"] if (r["node"], r["branch"]) == (0, trunk))
+            if "pieces" not in rollout:  # it was given up after its anchors were known
+                continue
             decisions = set(decision_positions(tree["prompt"], rollout["pieces"]))
             anchors = {state["position"] for state in tree["states"] if state["trunk"] == trunk}
             near = sum(any(place <= decision < place + NEAR for decision in decisions) for place in anchors)
             counts = (len(anchors), len(anchors & decisions), near, len(decisions), len(rollout["pieces"]))
-            sums = by_step.setdefault(tree["step"], [0] * len(counts))
-            by_step[tree["step"]] = [total + count for total, count in zip(sums, counts, strict=True)]
-    return [[step, *sums] for step, sums in sorted(by_step.items())]
+            version = max(version for _, version in rollout["versions"])
+            sums = by_version.setdefault(version, [0] * len(counts))
+            by_version[version] = [total + count for total, count in zip(sums, counts, strict=True)]
+    return [[version, *sums] for version, sums in sorted(by_version.items())]
 
 
 def useful(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
@@ -161,39 +213,31 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def missing(runs: Runs, task: str, seed: int, arms: Sequence[str], quick: bool) -> list[str]:
-    return [arm for arm in arms if runs.find(task, seed, arm, digest_of(settings_of(task, seed, arm, quick, None))) is None]
+# ---- the command ----
 
 
-async def run_seed(runs: Runs, task: str, seed: int, args: argparse.Namespace, folder: Path) -> None:
-    """All arms of a task and seed that are not there yet, on one stage."""
-    stage_settings = (*STAGE, f"run.seed={seed}", *(QUICK if args.quick else ()))
-    async with open_stage(stage_settings, folder, TASKS[task].config) as stage:
-        for arm in missing(runs, task, seed, args.arms, args.quick):
-            reference = runs.find(task, seed, REFERENCE, digest_of(settings_of(task, seed, REFERENCE, args.quick, None)))
-            settings = settings_of(task, seed, arm, args.quick, reference)
-            row = await run_arm(stage, task, seed, arm, settings, reference and reference["evaluations"][0])
-            runs.add(row)
-            last = row["evaluations"][-1]
-            print(
-                f"{task}, seed {seed}, {arm}: {last['accuracy']:.3f} after {row['tokens_generated']:,} tokens, {row['steps']} batches, "
-                f"{row['wall_s']:.0f} s{row['failure'] and ', FAILED: ' + row['failure'].splitlines()[0]}",
-                flush=True,
-            )
+def turned(arms: Sequence[str], seed: int) -> list[str]:
+    """The reference first, since others are told what it cost; the others in another order for each seed."""
+    others = [arm for arm in arms if arm != REFERENCE]
+    cut = seed % max(1, len(others))
+    return [*(arm for arm in arms if arm == REFERENCE), *others[cut:], *others[:cut]]
 
 
 def arguments() -> argparse.Namespace:
     made = parser(__doc__)
-    made.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of runs.jsonl, tables and curves")
+    made.add_argument(
+        "--out", type=Path, help="folder of runs.jsonl, tables and curves (docs/results; with --quick build/compare)"
+    )
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     made.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     made.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     made.add_argument("--table", action="store_true", help="run nothing, make tables and curves of what is there")
+    made.add_argument("--alone", action="store_true", help="make rows anew during which others used the machine")
     args = made.parse_args()
+    args.page = (args.arms, args.tasks) == (list(ARMS), list(TASKS)) and len(args.seeds) > 1 and not args.quick
     if args.quick:
         args.seeds, args.tasks, args.arms = args.seeds[:1], args.tasks[-1:], list(QUICK_ARMS)
-    if REFERENCE in args.arms:  # what equal tokens are is known first
-        args.arms.sort(key=lambda arm: arm != REFERENCE)
+    args.out = args.out or Path("build/compare" if args.quick else "docs/results")
     return args
 
 
@@ -201,22 +245,20 @@ def main() -> int:
     args = arguments()
     facts, runs = machine(), Runs(args.out / "runs.jsonl")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for seed in [] if args.table else args.seeds:
+    wanted: list[Cell] = []
+    for seed in args.seeds:
         for task in args.tasks:
-            if missing(runs, task, seed, args.arms, args.quick):
-                config = toy(*STAGE, config=TASKS[task].config).config
-                with tempfile.TemporaryDirectory() as folder, quiet(), cluster(config):
-                    asyncio.run(run_seed(runs, task, seed, args, Path(folder)))
-    wanted = {
-        (task, seed, arm): digest_of(settings_of(task, seed, arm, args.quick, None))
-        for task in args.tasks
-        for seed in args.seeds
-        for arm in args.arms
-    }
-    rows = [row for row in runs.rows if wanted.get((row["task"], row["seed"], row["arm"])) == row["digest"]]
-    write_results(rows, args.out, arms=args.arms, tasks=args.tasks)
+            cells = [Cell(task=task, seed=seed, arm=arm, quick=args.quick) for arm in turned(args.arms, seed)]
+            wanted += cells
+            found = {cell: runs.find(cell) for cell in cells}
+            todo = [cell for cell, row in found.items() if row is None or (args.alone and not alone(row))]
+            if todo and not args.table:
+                with tempfile.TemporaryDirectory() as folder, quiet(), cluster(toy(*STAGE, config=TASKS[task].config).config):
+                    asyncio.run(run_cells(runs, todo, Path(folder)))
+    rows = [row for cell in wanted if (row := runs.find(cell)) is not None]
+    write_results(rows, args.out, arms=args.arms, tasks=args.tasks, page=args.page)
     finish(args, {"rows": rows}, facts)
-    return int(any(row["failure"] for row in rows) or len(rows) < len(wanted))
+    return int(len(rows) < len(wanted))
 
 
 if __name__ == "__main__":

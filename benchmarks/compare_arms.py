@@ -46,7 +46,11 @@ ARMS = {
         flat=True,
         meaning="16 rollouts a prompt, no rejection, clip 0.2 / 0.2",
     ),
-    "rloo": Arm(settings=("algorithm.strategy=rloo", "algorithm.bases=16"), flat=True, meaning="16 rollouts, leave-one-out mean"),
+    "rloo": Arm(
+        settings=("algorithm.strategy=rloo", "algorithm.bases=16"),
+        flat=True,
+        meaning="16 rollouts, leave-one-out mean, rejection, Clip-Higher",
+    ),
     "vineppo": Arm(
         settings=("algorithm.strategy=vineppo",), meaning="Monte-Carlo values at line ends of one trunk, which alone is trained"
     ),
@@ -57,21 +61,21 @@ ARMS = {
 class Task:
     config: str
     tokens: int  # generated, of a run: the budget that all arms share
+    every: int  # generated tokens between two evaluations
     title: str
 
 
 TASKS = {
-    "steps": Task(config="toy", tokens=160_000, title="arithmetic with slips"),
-    "forks": Task(config="forks", tokens=240_000, title="arithmetic with rare turns"),
+    "steps": Task(config="toy", tokens=160_000, every=20_000, title="arithmetic with slips"),
+    "forks": Task(config="forks", tokens=240_000, every=30_000, title="arithmetic with rare turns"),
 }
-COMMON_LIMITS = 0.1  # cores that others may take of the machine before a run's seconds are not compared
+FOREIGN = 0.1  # cores that others may take of the machine before a run's seconds are not compared
 STAGE = ("pools.flexible_roles=true",)  # settings of what is started once for all arms of a seed
 COMMON = (
     "run.steps=100000",  # the budget ends a run
     "run.checkpoint_every=0",
     "evaluation.problems=128",
     "evaluation.samples=4",
-    "evaluation.every=3",
     "observe.trees_per_step=8",
     "observe.journal=false",
     "observe.tensorboard=false",
@@ -80,5 +84,7 @@ COMMON = (
 FLAT = ("generators.count=2", "explorers.count=0")
 QUICK_ARMS = ("fr3e", "grpo_pp, equal tokens")
 QUICK = ("toy.warm_start_steps=30", "toy.train_problems=512", "toy.heldout_problems=64", "flow.groups_per_step=8",
-         "flow.max_rejected_in_a_row=100000", "evaluation.problems=16", "evaluation.samples=2", "evaluation.every=1")  # fmt: skip
+         "flow.max_rejected_in_a_row=100000", "evaluation.problems=16", "evaluation.samples=2")  # fmt: skip
 QUICK_TOKENS = 12_000
+# Raised with any change of code or of defaults that changes what a run does or what its row says: older rows are then passed over.
+PROTOCOL = 2

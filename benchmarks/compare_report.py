@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compare_arms import ARMS, COMMON_LIMITS, REFERENCE, TASKS
+from compare_arms import FOREIGN, REFERENCE, TASKS
+from compare_plots import draw
 from compare_stats import Mean, at, holm, mean_over, paired
 
 Row = dict[str, Any]  # of runs.jsonl
@@ -23,18 +24,18 @@ CURVES = {
 BEGIN, END = "<!-- begin of the tables: python benchmarks/compare.py --table -->", "<!-- end of the tables -->"
 
 
-def write_results(rows: Sequence[Row], out: Path, *, arms: Sequence[str], tasks: Sequence[str]) -> None:
-    """OUT/tables.md and OUT/*.svg; where the page OUT.md stands beside the folder, the tables between its marks as well."""
+def write_results(rows: Sequence[Row], out: Path, *, arms: Sequence[str], tasks: Sequence[str], page: bool) -> None:
+    """OUT/tables.md and OUT/*.svg; with ``page`` the tables go between the marks of the page OUT.md beside the folder as well."""
     out.mkdir(parents=True, exist_ok=True)
-    parts = [section(task, [row for row in rows if row["task"] == task], arms) for task in tasks]
-    text = "\n\n".join(part for part in parts if part)
+    by_task = {task: [row for row in rows if row["task"] == task] for task in tasks}
+    parts = [section(task, its, arms, curves_of(its, out, task, arms)) for task, its in by_task.items()]
+    text = "\n\n".join(part.strip() for part in parts if part)
     (out / "tables.md").write_text(text + "\n")
-    page = out.with_suffix(".md")
-    if page.is_file() and BEGIN in (old := page.read_text()):
+    beside = out.with_suffix(".md")
+    if page and beside.is_file() and BEGIN in (old := beside.read_text()):
         head, rest = old.split(BEGIN, 1)
-        page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}")
-    for task in tasks:
-        draw([row for row in rows if row["task"] == task], out, task, arms)
+        shown = text.replace("](", f"]({out.name}/")
+        beside.write_text(f"{head}{BEGIN}\n\n{shown}\n\n{END}{rest.split(END, 1)[1]}")
 
 
 # ---- values of a run ----
@@ -59,15 +60,34 @@ def over_budget(row: Row) -> float:
     return mean_over(points(row, "accuracy"), budget_of(row))
 
 
-def idle(row: Row) -> bool:
-    """Was the machine its own, so that its seconds mean something?"""
-    return row["foreign_cores"] <= COMMON_LIMITS
+def at_the_end(row: Row) -> float:
+    """Accuracy where all arms have cost the same: the last evaluation stands a little beyond."""
+    return at(points(row, "accuracy"), budget_of(row))
+
+
+def alone(row: Row) -> bool:
+    """Did it have the machine to itself, so that its seconds mean something?"""
+    return row["foreign_cores"] <= FOREIGN
 
 
 # ---- tables ----
 
 
-def section(task: str, rows: Sequence[Row], arms: Sequence[str]) -> str:
+def curves_of(rows: Sequence[Row], out: Path, task: str, arms: Sequence[str]) -> list[str]:
+    """Draws the curves; the links to them."""
+    links = []
+    for axis in AXES:
+        its = grouped([row for row in rows if axis != "wall_s" or alone(row)], arms)
+        curves = {arm: [points(row, "accuracy", axis) for row in of] for arm, of in its}
+        links += draw(curves, out / f"{task}-accuracy-{axis}.svg", what=CURVES["accuracy"], over=AXES[axis])
+    for name in list(CURVES)[1:]:
+        curves = {arm: [points(row, name) for row in of] for arm, of in grouped(rows, arms)}
+        links += draw(curves, out / f"{task}-{name}-generated.svg", what=CURVES[name], over=AXES["generated"])
+    curves = {arm: [[(x, y) for x, y in row["useful"]] for row in of] for arm, of in grouped(rows, arms)}
+    return links + draw(curves, out / f"{task}-useful-generated.svg", what="share of useful tokens", over=AXES["generated"])
+
+
+def section(task: str, rows: Sequence[Row], arms: Sequence[str], curves: Sequence[str]) -> str:
     if not rows:
         return ""
     seeds = sorted({row["seed"] for row in rows})
@@ -87,7 +107,7 @@ def section(task: str, rows: Sequence[Row], arms: Sequence[str]) -> str:
         *axes_table(rows, arms),
     ]
     anchored = anchor_table(rows, arms) if task == "forks" else []
-    return "\n".join([*lines, *([""] if anchored else []), *anchored])
+    return "\n".join([*lines, *([""] if anchored else []), *anchored, "", *curves])
 
 
 def accuracy_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
@@ -104,7 +124,7 @@ def accuracy_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
         columns = [
             arm,
             str(len(its)),
-            number(Mean.of([final("accuracy")(r) for r in its])),
+            number(Mean.of([at_the_end(r) for r in its])),
             number(Mean.of([over_budget(r) for r in its])),
         ]
         columns += ["–"] * 4 if test is None else [
@@ -117,7 +137,16 @@ def accuracy_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
 def behaviour_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
     table = [
         header(
-            "arm", "all right %", "all wrong %", "entropy", "length", "tokens a prompt", "useful %", "trained tokens", "batches"
+            "arm",
+            "all right %",
+            "all wrong %",
+            "entropy",
+            "length",
+            "tokens a prompt",
+            "useful %",
+            "trained tokens",
+            "batches",
+            "optimiser steps",
         )
     ]
     for arm, its in grouped(rows, arms):
@@ -127,7 +156,7 @@ def behaviour_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
                 arm, number(right, 1), number(wrong, 1), number(Mean.of([final("entropy")(r) for r in its])),
                 number(Mean.of([final("mean_length")(r) for r in its]), 1), plain(its, lambda r: r["tokens_per_prompt"]),
                 plain(its, lambda r: 100 * r["tokens_useful"] / r["tokens_generated"]), plain(its, lambda r: r["tokens_trained"]),
-                plain(its, lambda r: r["steps"]),
+                plain(its, lambda r: r["steps"]), plain(its, lambda r: r["optimiser_steps"]),
             ])
         )  # fmt: skip
     return table
@@ -136,7 +165,7 @@ def behaviour_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
 def axes_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
     """Accuracy at equal tokens generated, tokens trained and seconds: at what the arm that got least far has reached."""
     trained = min((points(row, "accuracy", "trained")[-1][0] for row in rows), default=0.0)
-    own = [row for row in rows if idle(row)]
+    own = [row for row in rows if alone(row)]
     seconds = min((points(row, "accuracy", "wall_s")[-1][0] for row in own), default=0.0)
     tokens = min(budget_of(row) for row in rows)
     table = [
@@ -144,15 +173,15 @@ def axes_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
                f"at {seconds:,.0f} s", "seconds of a run", "runs alone on the machine")
     ]  # fmt: skip
     for arm, its in grouped(rows, arms):
-        alone = [row for row in its if idle(row)]
+        own_ones = [row for row in its if alone(row)]
         table.append(
             line([
                 arm,
                 *(number(Mean.of([at(points(r, "accuracy"), part * tokens) for r in its])) for part in (0.25, 0.5)),
                 number(Mean.of([at(points(r, "accuracy", "trained"), trained) for r in its])),
-                number(Mean.of([at(points(r, "accuracy", "wall_s"), seconds) for r in alone])) if alone else "–",
-                plain(alone, lambda r: r["wall_s"]) if alone else "–",
-                str(len(alone)),
+                number(Mean.of([at(points(r, "accuracy", "wall_s"), seconds) for r in own_ones])) if own_ones else "–",
+                plain(own_ones, lambda r: r["wall_s"]) if own_ones else "–",
+                str(len(own_ones)),
             ])
         )  # fmt: skip
     return table
@@ -163,8 +192,8 @@ def anchor_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
     table = [
         header(
             "arm",
-            "precision, first batch",
-            "recall, first batch",
+            "precision, first weights",
+            "recall, first weights",
             "precision",
             "recall",
             "at or shortly before a decision",
@@ -174,7 +203,7 @@ def anchor_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
     for arm, its in grouped(rows, arms):
         if not any(row["anchors"] for row in its):
             continue
-        first = [total(entry for entry in row["anchors"] if entry[0] <= 1) for row in its]
+        first = [total(entry for entry in row["anchors"] if entry[0] == 0) for row in its]
         whole = [total(row["anchors"]) for row in its]
         table.append(
             line([
@@ -235,58 +264,3 @@ def plain(rows: Sequence[Row], value: Value) -> str:
 
 def probability(p: float) -> str:
     return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-# ---- curves ----
-
-
-def draw(rows: Sequence[Row], out: Path, task: str, arms: Sequence[str]) -> None:
-    """``<task>-<what>-<axis>.svg``: mean over the seeds with its 95 % interval, for each arm."""
-    for axis in AXES:
-        its = [row for row in rows if axis != "wall_s" or idle(row)]
-        if its:
-            _plot(
-                its,
-                arms,
-                out / f"{task}-accuracy-{axis}.svg",
-                CURVES["accuracy"],
-                AXES[axis],
-                lambda r, a=axis: points(r, "accuracy", a),
-            )
-    for name in list(CURVES)[1:]:
-        if rows:
-            _plot(
-                rows, arms, out / f"{task}-{name}-generated.svg", CURVES[name], AXES["generated"], lambda r, n=name: points(r, n)
-            )
-    if rows:
-        _plot(
-            rows, arms, out / f"{task}-useful-generated.svg", "share of useful tokens", AXES["generated"], lambda r: r["useful"]
-        )
-
-
-def _plot(rows: Sequence[Row], arms: Sequence[str], path: Path, what: str, axis: str, curve: Callable[[Row], Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "fr3e"  # the same file for the same rows
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    colours = pyplot.get_cmap("tab20")
-    for arm, its in grouped(rows, arms):
-        end = min(curve(row)[-1][0] for row in its)
-        xs = [end * i / 40 for i in range(41)]
-        means = [Mean.of([at(curve(row), x) for row in its]) for x in xs]
-        index = list(ARMS).index(arm)
-        style = "-" if arm.startswith("fr3e") else "--"
-        axes.plot(
-            xs, [m.mean for m in means], style, color=colours(index % 20), label=arm, linewidth=2.4 if arm == REFERENCE else 1.4
-        )
-        if len(its) > 1 and arm == REFERENCE:
-            axes.fill_between(xs, [m.low for m in means], [m.high for m in means], color=colours(index % 20), alpha=0.2)
-    axes.set_xlabel(axis)
-    axes.set_ylabel(what)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import psutil
 
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row
+from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.crew import ENGINES, Crew, Worker
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.evaluator import Evaluator, pick_problems
-from fr3e_async.control.ports import LearnerPort
+from fr3e_async.control.ports import Delivery, LearnerPort, Payload, PayloadStore
+from fr3e_async.control.progress import Progress
+from fr3e_async.control.side import on_the_side
 from fr3e_async.data.model import end_tokens, load_tokenizer, resolve_model
 from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import load_datasets
@@ -39,7 +44,7 @@ from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.rollout import EngineSpec
 from fr3e_async.session import Session
-from fr3e_async.types import StepReport, WeightBundle
+from fr3e_async.types import Anchor, StepReport, WeightBundle
 from fr3e_async.wiring import Deployment, Model, connect, disconnect
 
 os.environ.update(quiet_environment(verbose=False))
@@ -128,13 +133,15 @@ class Stage:
         around_engine: Callable[[Worker], Any] = lambda port: port,
         engines: int = 0,
         flat: bool = False,
+        ruled: bool = False,
         evaluate: bool = False,
         before: float | None = 0.0,
     ) -> Played:
         """One run. ``batches``: stopped after so many, with all of its engines still at work; 0: to its end.
 
         ``learner``: instead of a real one. ``around_*``: put around ports. ``engines``: use so many only, 0: all.
-        ``flat``: all engines are generators, for a strategy that does not branch. ``before``: the first accuracy, which is not measured then.
+        ``flat``: all engines are generators, for a strategy that does not branch. ``ruled``: anchors are picked by this run's rule
+        and not by that of the stage, which its engines were started with. ``before``: the first accuracy, which is not measured then.
 
         A run that fails (a step that was refused) is told in ``Played.failure``; with ``evaluate`` its accuracy is that of the
         weights which the engines had last.
@@ -142,13 +149,19 @@ class Stage:
         own = (*([ENDLESS] if batches else []), *(["evaluation.before=false"] if before is not None else []))
         loaded = toy(*self._overrides, *overrides, *own, config=self._base)
         config = loaded.config
+        rule = make_strategy(config.algorithm).plan.rule
+        if rule not in (None, make_strategy(self._config.algorithm).plan.rule) and not ruled:
+            raise ValueError(f"the stage's engines pick anchors by another rule than {rule}; play it with ruled=True")
         self._runs += 1
         run_dir = RunDir.open(self._folder / f"run-{self._runs}", config=config, config_yaml=loaded.yaml)
         deployment = Deployment(config, self._model, run_dir, clock=time.time)
+        payloads = self._deployment.crew.payloads
+        if rule is not None and ruled:
+            around_engine = partial(Ruled, rule=rule, seed=config.run.seed, payloads=payloads)
         crew = deployment.crew = Crew(
             config=config,
             learner=self._learner,
-            payloads=self._deployment.crew.payloads,
+            payloads=payloads,
             start=self._deployment.start_worker,
             workers=[
                 (role, worker if role == VERIFIERS else around_engine(worker)) for role, worker in self._cast(engines, flat)
@@ -193,6 +206,21 @@ class Stage:
         return Played(
             rows=rows, summary=summary, failure=failure, folder=run_dir.path, batch_cpu_s=until.batch_cpu_s, cores=until.cores
         )
+
+    async def accuracy(self, *overrides: str) -> dict[str, Any]:
+        """The record of an evaluation of what the engines hold: of the first weights, before anything is played."""
+        config = toy(*self._overrides, *overrides, config=self._base).config
+        deployed = self._deployment
+        crew = Crew(
+            config=config,
+            learner=self._learner,
+            payloads=deployed.crew.payloads,
+            start=deployed.start_worker,
+            workers=self._workers,
+        )
+        progress = Progress(began_at=time.time())
+        progress.measured("before", await self._accuracy(crew), at=progress.milestone(0, time.time()))
+        return progress.evaluations[0]
 
     async def _accuracy(self, crew: Crew) -> Any:
         @contextlib.asynccontextmanager
@@ -265,6 +293,26 @@ class NoLearner:
 
     async def stacks(self, limit_s: float) -> list[str]:
         return []
+
+
+class Ruled:
+    """An engine whose anchors are picked here, by another rule than the one it was started with."""
+
+    def __init__(self, inner: Any, *, rule: AnchorRule, seed: int, payloads: PayloadStore) -> None:
+        self.inner, self._rule, self._seed, self._payloads = inner, rule, seed, payloads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def sample(self, prompts: Any, ids: Any, draw: Any, *, trunk: bool) -> tuple[Delivery, Payload]:
+        delivery, payload = await self.inner.sample(prompts, ids, draw, trunk=trunk)
+        return (replace(delivery, anchors=await on_the_side(lambda: self._anchors(payload))) if trunk else delivery), payload
+
+    def _anchors(self, payload: Payload) -> tuple[Anchor, ...]:
+        """As ``Roller.anchors`` in the engine's process."""
+        batch = self._payloads.get(payload)
+        rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
+        return tuple(anchor for anchors in rows for anchor in anchors)
 
 
 class Directed:

@@ -33,6 +33,7 @@ from fr3e_async.verify.rewards import check_reward
 
 if TYPE_CHECKING:
     from fr3e_async.evaluate_job import Job
+    from fr3e_async.wiring import Model
 
 USAGE = """\
 usage: python -m fr3e_async.evaluate model=MODEL suite=NAME[,NAME ...] [out=DIR] [config=FILE[,FILE ...]] [key=value ...] [--dry-run]
@@ -47,7 +48,10 @@ usage: python -m fr3e_async.evaluate model=MODEL suite=NAME[,NAME ...] [out=DIR]
 OPTIONS = ("--help", "-h", "--dry-run")
 FORMAT = 1
 PROBE_BYTES = 1 << 20  # read at each of four places of a file of weights
-JUDGE = ("cpu_limit_s", "exact_integers", "max_answer_chars", "unfinished", "units", "percent", "decimal_digits")  # of verifiers
+JUDGE = (  # of verifiers
+    "cpu_limit_s", "wall_limit_s", "memory_gib", "exact_integers", "max_answer_chars", "unfinished", "units", "percent",
+    "decimal_digits", "on_unknown",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +150,13 @@ def evaluate(asked: Asked) -> int:
     check_model(config)
     check_context(config)
     check_reward(config.reward)
-    suite = read_suite(config)
-    heldout = pick(read_heldout(config), config.evaluation.problems, seed=config.run.seed) if asked.heldout else []
+
+    def announce(text: str) -> None:
+        if config.observe.console != "off":
+            print(text, flush=True)
+
+    suite = read_suite(config, announce=announce)
+    heldout = pick(read_heldout(config, announce), config.evaluation.problems, seed=config.run.seed) if asked.heldout else []
     if asked.dry_run:
         print(plan_text(config, suite, heldout))
         return 0
@@ -164,11 +173,11 @@ def evaluate(asked: Asked) -> int:
     if heldout:
         sets.insert(0, heldout_set(make_prompts(heldout, tokenizer, config.data), samples=config.evaluation.samples))
     model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
-    identity = identity_of(config, model.path, sets)
+    identity = identity_of(config, model, sets)
     out = Path(os.path.expanduser(asked.out)) if asked.out else default_out(asked.name, started_at)
     with EvaluationDir.open(out, identity=identity, config_yaml=asked.loaded.yaml) as folder:
         quiet_driver(folder.logs / "driver.log", verbose=config.observe.verbose)
-        job = Job(config, model, sets, folder, facts_of(suite, asked.name, identity), started_at=started_at)
+        job = Job(config, model, sets, folder, facts_of(suite, asked.name, folder.identity), started_at=started_at)
         for line in left_out(suite, sets):
             job.say(line)
         return start(job, folder, config)
@@ -208,12 +217,18 @@ def plan_text(config: Config, suite: Suite, heldout: Sequence[Row]) -> str:
     return "\n".join(["benchmarks", *lines, "", place, "", "dry run: nothing was started or written"])
 
 
-def identity_of(config: Config, model: str, sets: Sequence[TestSet]) -> dict[str, Any]:
-    """What makes an evaluation what it is: samples of two that agree in it may stand side by side."""
+def identity_of(config: Config, model: Model, sets: Sequence[TestSet]) -> dict[str, Any]:
+    """What makes an evaluation what it is: samples of two that agree in it may stand side by side.
+
+    ``prompts`` stands for all that makes tokens of a problem: the template's text, the tokenizer, its own chat template.
+    """
     data, sampling, evaluation = config.data, config.sampling, config.evaluation
+    folder = Path(model.path)
+    weights = weights_digest(folder) if folder.is_dir() else commit_of(model.path, config.model.revision)
     return {
         "format": FORMAT,
-        "model": {"path": model, "revision": config.model.revision, "weights": weights_digest(Path(model))},
+        "model": {"path": model.path, "revision": config.model.revision, "weights": weights},
+        "end_tokens": list(model.end_token_ids),
         "temperature": evaluation.temperature,
         "top_p": evaluation.top_p,
         "max_response": sampling.max_response,
@@ -222,16 +237,38 @@ def identity_of(config: Config, model: str, sets: Sequence[TestSet]) -> dict[str
         "chat": data.chat,
         "system": data.system,
         "dtype": config.engine.dtype,
+        "engine_options": config.engine.options,
         "reward": config.reward,
         "judge": {name: getattr(config.verifiers, name) for name in JUDGE},
-        "benchmarks": {one.name: {"k": one.samples, "problems": len(one.problems), "digest": one.digest} for one in sets},
+        "benchmarks": {
+            one.name: {"k": one.samples, "problems": len(one.problems), "digest": one.digest, "prompts": prompts_digest(one)}
+            for one in sets
+        },
     }
 
 
+def prompts_digest(test_set: TestSet) -> str:
+    """Of the tokens of all prompts, in order."""
+    sha = hashlib.sha256()
+    for prompt in test_set.problems:
+        sha.update(f"{prompt.token_ids.size} ".encode() + prompt.token_ids.astype("<i4").tobytes())
+    return sha.hexdigest()[:16]
+
+
+def commit_of(hub_id: str, revision: str) -> str:
+    """The commit that a hub id and its revision stand for now, which is known once config.json is in the cache; "" where it is not."""
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
+    try:
+        file = cached_file(hub_id, "config.json", revision=revision or None)
+    except OSError as error:
+        raise ModelError(f"model.path: no config.json could be loaded from {hub_id}: {error}") from error
+    return extract_commit_hash(file, None) or ""
+
+
 def weights_digest(folder: Path) -> str:
-    """Of a local model: sizes and some of the bytes of its files of weights, since all of them would take minutes. "" of a hub id."""
-    if not folder.is_dir():
-        return ""
+    """Of a local model: sizes and some of the bytes of its files of weights, since all of them would take minutes."""
     sha = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size

@@ -44,6 +44,7 @@ class Job:
         """``facts``: what results.json says besides the scores, with a mapping ``benchmarks`` by name. Raises ``StorageError``."""
         self._config, self._model, self._folder, self._facts = config, model, folder, facts
         self._sets, self._started_at = list(sets), started_at
+        self._earlier = {name: row for name, row in folder.earlier().items() if name not in {one.name for one in sets}}
         self._known = {one.name: folder.finished(one.name, samples=one.samples) for one in self._sets}
         self._wanted = sum(len(one.problems) for one in self._sets)  # problems
         self._done = sum(prompt.uid in self._known[one.name] for one in self._sets for prompt in one.problems)
@@ -95,7 +96,8 @@ class Job:
             if one.problems
         }
         self._write(scores)
-        self.say(f"\n{scores_table(scores)}\n\nin percent with 95 % intervals; {self._folder.results}")
+        earlier = {name: Scores.from_record(row) for name, row in self._earlier.items()}
+        self.say(f"\n{scores_table({**earlier, **scores})}\n\nin percent with 95 % intervals; {self._folder.results}")
 
     async def _sample(self) -> None:
         """All that is missing. Raises ``RunFailed``."""
@@ -148,4 +150,4 @@ class Job:
     def _write(self, scores: Mapping[str, Scores]) -> None:
         rows = {name: {**self._facts["benchmarks"].get(name, {}), **its.record()} for name, its in scores.items()}
         took = round(time.time() - self._started_at, 3)
-        self._folder.write_results({**self._facts, "wall_s": took, "benchmarks": rows})
+        self._folder.write_results({**self._facts, "wall_s": took, "benchmarks": {**self._earlier, **rows}})

@@ -16,6 +16,7 @@ from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.data.rows import missing_files
 from fr3e_async.errors import ConfigError
+from fr3e_async.evaluation.suite import missing_files as missing_benchmarks
 from fr3e_async.memory import ModelShape, memory_estimate
 from fr3e_async.verify.rewards import check_reward
 
@@ -149,7 +150,8 @@ def _render_batch(config: Config) -> str:
         f"at most {config.flow.capacity} groups alive at once: no token is older than {config.flow.max_staleness} versions",
         f"longest sequence {config.context_length} tokens; {config.run.steps} batches",
     ]
-    lines += [f"{missing}: no such file here; a run would stop at once" for missing in missing_files(config.data)]
+    missing = [*missing_files(config.data), *missing_benchmarks(config.evaluation)]
+    lines += [f"{path}: no such file here; a run would stop at once" for path in missing]
     try:
         check_reward(config.reward)
     except ConfigError as error:

@@ -92,7 +92,7 @@ class Session:
         check_trackers(config)
         check_model(config)
         check_cluster(config)
-        suite = read_suite(config)
+        suite = read_suite(config, announce=_say(config))
         rows = read_rows(config, suite.rows, announce=_say(config))
         check_context(config)
         check_reward(config.reward)
@@ -343,7 +343,7 @@ class Session:
 
     def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
         keep = self._config.observe.trees_per_step
-        return TreeKeeper(per_step=keep, store=deployment.crew.payloads, spell=self._spell, write=recorder.tree)
+        return TreeKeeper(per_step=keep, store=deployment.crew.payloads, spell=self._spell, keep=recorder)
 
 
 def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | None:

@@ -37,6 +37,7 @@ from fr3e_async.types import (
     WeightBundle,
     WeightManifest,
 )
+from fr3e_async.verify.margins import within
 
 RIGHT, WRONG = 1, 2  # the last token of a fake response says whether it is right
 FAKE_ANCHORS = 2  # algorithm.anchors of a config for these fakes
@@ -236,7 +237,8 @@ class FakeVerifier(FakeActor):
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         await self._call("judge", parts=1)
         last = [payload.completion(row).tokens[-1] for row in rows]
-        return [Verdict(outcome=Outcome.RIGHT if t == RIGHT else Outcome.WRONG) for t in last]
+        right = [t == RIGHT or (p.margins and within(str(t), p.gold, p.margins)) for t, p in zip(last, prompts, strict=True)]
+        return [Verdict(outcome=Outcome.RIGHT if its else Outcome.WRONG) for its in right]
 
     async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
         await self._answers()

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class Prompt:
     text: str
     gold: str
     token_ids: NDArray[np.int32]  # [Q] after the chat template
+    margins: tuple[Fraction, ...] = ()  # how far each number of an answer may be off; one for all of them, or one each
 
     def __post_init__(self) -> None:
         if self.token_ids.ndim != 1 or self.token_ids.size == 0:

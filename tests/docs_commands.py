@@ -131,7 +131,7 @@ RULES = (
          words=("export.main",)),
     Rule(pattern=r"python -m fr3e_async\.evaluate model=\w+/\S*[A-Z]\S* .*", kind="settings"),  # a hub id
     Rule(pattern=r"python -m fr3e_async\.evaluate .*", kind="here", plus=("--dry-run",),
-         test="tests/test_evaluation_loop.py::test_an_evaluation_alone_writes_results", words=("evaluate",)),
+         test="tests/test_evaluation_alone.py::test_an_evaluation_alone_writes_results", words=("evaluate",)),
     # ---- sizing
     Rule(pattern=r"python -m fr3e_async\.plan .*", kind="here", plus=("steps=1", "tries=1", "flow.groups_per_step=4")),
     Rule(pattern=r"python -m fr3e_async\.simulate calibrate .*", kind="here"),

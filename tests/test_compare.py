@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import math
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
+import compare
 import compare_arms
 import compare_report
 import pytest
@@ -93,6 +97,10 @@ def test_every_arm_is_a_config_and_differs_from_the_reference_in_its_method_alon
     assert (config.algorithm.strategy in ("fr3e", "vineppo")) != its.flat
     for part in ("model", "data", "sampling", "toy", "evaluation", "learner", "engine"):
         assert getattr(config, part) == getattr(reference, part), part
+    allowed = {"clip_low", "clip_high"} if arm == "grpo" else set()
+    assert {field for field, value in asdict(config.loss).items() if value != getattr(reference.loss, field)} == allowed
+    changed = {field for field, value in asdict(config.flow).items() if value != getattr(reference.flow, field)}
+    assert changed == ({"groups_per_step"} if arm == "grpo_pp, G=4" else set())
     rollouts = config.flow.groups_per_step * (config.algorithm.bases if its.flat else 16)
     assert rollouts == 512 or its.equal_tokens
 
@@ -107,7 +115,7 @@ def row(task: str, seed: int, arm: str, accuracy: float) -> dict:
     ]  # fmt: skip
     return {
         "task": task, "seed": seed, "arm": arm, "digest": "d", "commit": "c0ffee", "date": "2026-11-23", "failure": "", "wall_s": 60.0,
-        "foreign_cores": 0.02, "steps": 9, "tokens_generated": tokens, "tokens_trained": 2000, "tokens_useful": tokens // 4,
+        "foreign_cores": 0.02, "steps": 9, "optimiser_steps": 36, "tokens_generated": tokens, "tokens_trained": 2000, "tokens_useful": tokens // 4,
         "tokens_per_prompt": 250.0, "evaluations": evaluations, "useful": [[100, 0.5], [200, 0.4]],
         "anchors": [[0, 30, 24, 27, 25, 300], [3, 30, 6, 12, 25, 300]] if arm.startswith("fr3e") else [],
     }  # fmt: skip
@@ -119,9 +127,11 @@ def test_tables_by_hand(tmp_path):
     ]
     page = tmp_path / "results.md"
     page.write_text(f"before\n{compare_report.BEGIN}\nold\n{compare_report.END}\nafter\n")
-    compare_report.write_results(rows, tmp_path / "results", arms=["fr3e", "grpo"], tasks=["steps", "forks"])
+    compare_report.write_results(rows, tmp_path / "results", arms=["fr3e", "grpo"], tasks=["steps", "forks"], page=True)
     text = (tmp_path / "results" / "tables.md").read_text()
-    assert page.read_text() == f"before\n{compare_report.BEGIN}\n\n{text.strip()}\n\n{compare_report.END}\nafter\n"
+    shown = text.strip().replace("](forks-", "](results/forks-")
+    assert page.read_text() == f"before\n{compare_report.BEGIN}\n\n{shown}\n\n{compare_report.END}\nafter\n"
+    assert "](results/forks-accuracy-trained.svg)" in page.read_text()
     grpo = next(line for line in text.splitlines() if line.startswith("| grpo | 3"))
     cells = [cell.strip() for cell in grpo.strip("|").split("|")]
     assert cells[2].startswith("0.610 [")
@@ -148,10 +158,70 @@ def test_tables_by_hand(tmp_path):
     } <= drawn
 
 
+def cell(arm: str = "fr3e", **others) -> compare.Cell:
+    return compare.Cell(**{"task": "forks", "seed": 0, "arm": arm, **others})
+
+
+def test_what_an_interruption_left_of_a_row_is_cut_off(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    whole = row("forks", 0, "fr3e", 0.8) | {"digest": cell().digest}
+    path.write_text(json.dumps(whole) + "\n" + json.dumps(whole)[:100])
+    runs = compare.Runs(path)
+    assert runs.find(cell()) == whole
+    runs.add(whole | {"seed": 1})
+    assert [found["seed"] for found in compare.Runs(path).rows] == [0, 1]
+
+
+def test_failed_rows_and_rows_of_other_settings_are_not_found(tmp_path, monkeypatch):
+    runs = compare.Runs(tmp_path / "runs.jsonl")
+    good = row("forks", 0, "fr3e", 0.8) | {"digest": cell().digest}
+    runs.add(good | {"failure": "it diverged"})
+    assert runs.find(cell()) is None
+    runs.add(good | {"foreign_cores": 0.9, "wall_s": 100.0})
+    assert runs.find(cell())["wall_s"] == 100.0
+    runs.add(good)
+    runs.add(good | {"foreign_cores": 0.9})
+    assert runs.find(cell()) == good, "the one that had the machine to itself"
+    monkeypatch.setattr(compare, "PROTOCOL", compare.PROTOCOL + 1)
+    assert runs.find(cell()) is None
+
+
+def test_the_digest_knows_settings_and_files_and_not_what_an_arm_is_told(tmp_path, monkeypatch):
+    arm = cell("grpo_pp, equal tokens")
+    assert "budget.tokens_per_prompt=240" in arm.settings({"tokens_per_prompt": 240.2})
+    before = arm.digest
+    assert len({before, cell().digest, cell(quick=True).digest, cell(seed=1).digest, cell(task="steps").digest}) == 5
+    for name in ("toy", "forks"):
+        (tmp_path / f"{name}.yaml").write_text((compare.CONFIGS / f"{name}.yaml").read_text().replace("lr: 3e-4", "lr: 1e-3"))
+    monkeypatch.setattr(compare, "CONFIGS", tmp_path)
+    assert arm.digest != before
+
+
+def test_equal_tokens_need_a_reference(tmp_path, monkeypatch):
+    class Nothing:
+        async def accuracy(self, *settings):
+            return dict.fromkeys(compare.KEPT, 0)
+
+    @contextlib.asynccontextmanager
+    async def stage(*arguments):
+        yield Nothing()
+
+    monkeypatch.setattr(compare, "open_stage", stage)
+    with pytest.raises(SystemExit, match="needs a run of 'fr3e'"):
+        asyncio.run(compare.run_cells(compare.Runs(tmp_path / "runs.jsonl"), [cell("grpo_pp, equal tokens")], tmp_path))
+
+
+def test_the_reference_comes_first_and_the_others_in_turn():
+    arms = ["grpo", "fr3e", "rloo", "vineppo"]
+    assert [compare.turned(arms, seed) for seed in (0, 1, 4)] == [
+        ["fr3e", "grpo", "rloo", "vineppo"], ["fr3e", "rloo", "vineppo", "grpo"], ["fr3e", "rloo", "vineppo", "grpo"]
+    ]  # fmt: skip
+
+
 def test_the_same_rows_make_the_same_files(tmp_path):
     rows = [row("steps", 0, "fr3e", 0.8)]
     for name in ("a", "b"):
-        compare_report.write_results(rows, tmp_path / name, arms=["fr3e"], tasks=["steps"])
+        compare_report.write_results(rows, tmp_path / name, arms=["fr3e"], tasks=["steps"], page=True)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
@@ -170,6 +240,8 @@ def test_a_short_comparison_and_one_that_goes_on(tmp_path):
     for found in rows:
         assert found["tokens_generated"] >= compare_arms.QUICK_TOKENS
         assert found["evaluations"][0] == rows[0]["evaluations"][0], "one model, measured once"
+        assert [e["label"] for e in found["evaluations"]].count("before") == 1
+        assert all(e["oldest_version"] >= e["version"] for e in found["evaluations"])
         assert [e["generated"] for e in found["evaluations"]] == sorted(e["generated"] for e in found["evaluations"])
     assert rows[0]["anchors"]
     assert re.search(r"\| fr3e \| 1 \| 0\.\d+", (tmp_path / "results" / "tables.md").read_text())

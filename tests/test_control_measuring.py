@@ -50,7 +50,7 @@ def test_a_given_up_evaluation_samples_nothing_more(tmp_path: Path) -> None:
     begun = []
 
     class Broken(Evaluator):
-        async def _attempt(self, part: Any, test_set: Any, lend: Any) -> Any:
+        async def _attempt(self, part: Any, lend: Any) -> Any:
             begun.append(part)
             if len(begun) > 1:
                 raise TaskLost("injected")
@@ -131,13 +131,13 @@ def test_all_benchmarks_together_keep_to_the_share(tmp_path: Path) -> None:
     room = 0.5 * 2 * 16
     taken = most = 0
 
-    async def attempt(part: Any, test_set: Any, lend: Any) -> Any:
+    async def attempt(part: Any, lend: Any) -> Any:
         nonlocal taken, most
         taken += len(part)
         most = max(most, taken)
         await asyncio.sleep(0.001)
         taken -= len(part)
-        return await Evaluator._attempt(evaluator, part, test_set, lend)
+        return await Evaluator._attempt(evaluator, part, lend)
 
     evaluator._attempt = attempt  # type: ignore[method-assign]
 

@@ -20,21 +20,29 @@ def spell(tokens) -> list[str]:
 
 
 class Kept:
-    """Takes lines until ``room`` are there."""
+    """Port ``Keep`` with room for so many rows."""
 
     def __init__(self, room: int = 10**6) -> None:
         self.rows: list[dict] = []
+        self.notes: list[str] = []
         self._room = room
 
-    def __call__(self, line: str) -> bool:
+    def tree(self, line: str) -> bool:
         self.rows.append(json.loads(line))
         return len(self.rows) < self._room
+
+    def thin_trees(self, stride: int) -> bool:
+        self.rows = [row for row in self.rows if row["step"] % stride == 0]
+        return len(self.rows) <= self._room / 2
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def played(folder, *, per_step: int = 2, kept: Kept | None = None, store=None, **sections):
     world, kept = World(folder, **sections), kept or Kept()
     store = store or world.crew.payloads
-    world.controller._trees = TreeKeeper(per_step=per_step, store=store, spell=spell, write=kept)
+    world.controller._trees = TreeKeeper(per_step=per_step, store=store, spell=spell, keep=kept)
     world.run()
     return world, kept.rows
 
@@ -68,9 +76,28 @@ def test_the_first_of_each_batch_are_kept_trained_and_others_apart(tmp_path):
     assert len(rows) < len(fates)
 
 
-def test_nothing_more_is_kept_when_there_is_no_room(tmp_path):
-    _, rows = played(tmp_path, kept=Kept(room=3), run={"steps": 6})
-    assert len(rows) == 3
+def test_a_full_file_is_thinned_so_that_its_trees_span_the_run(tmp_path):
+    kept = Kept(room=8)
+    _, rows = played(tmp_path, per_step=1, kept=kept, run={"steps": 30}, prompts=200)
+    steps = [row["step"] for row in rows if row["fate"] == "trained"]
+    assert len(rows) <= 8
+    assert max(steps) > 20, "the trained policy is there, too"
+    assert all(step % 4 == 0 for step in steps)
+    assert kept.notes == []
+
+
+def test_trees_that_alone_fill_the_file_are_the_last_ones(tmp_path):
+    kept = Kept(room=1)
+    kept.thin_trees = lambda stride: False
+    _, rows = played(tmp_path, kept=kept, run={"steps": 6})
+    assert len(rows) == 1
+    assert any("observe.trees_mib" in note for note in kept.notes)
+
+
+def test_rows_count_settled_groups_as_the_books_do(tmp_path):
+    world, rows = played(tmp_path, per_step=99, run={"steps": 3})
+    order = [record["group"] for record in world.notes.groups]
+    assert [(row["settled"], row["group"]) for row in rows] == list(enumerate(order, start=1))
 
 
 class Gone:
@@ -99,7 +126,7 @@ def test_the_loop_does_not_wait_for_a_slow_store(tmp_path):
             return world.crew.payloads.get(payload)
 
     kept = Kept()
-    world.controller._trees = TreeKeeper(per_step=2, store=Slow(), spell=spell, write=kept)
+    world.controller._trees = TreeKeeper(per_step=2, store=Slow(), spell=spell, keep=kept)
 
     async def story():
         run = asyncio.create_task(world.go())

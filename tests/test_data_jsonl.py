@@ -102,6 +102,28 @@ def test_a_missing_an_empty_file_and_a_folder_are_named(tmp_path):
         read_jsonl(tmp_path, DataConfig())
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("x.json", b'[{"problem": "1?", "answer": "1"}]\n', "a JSON object was expected, got list"),
+        ("pretty.json", b'[\n  {"problem": "1?", "answer": "1"}\n]\n', "not JSON: Expecting value"),
+        ("x.csv", b"problem,answer\n1?,1\n", "not JSON: Expecting value"),
+        ("x.jsonl.gz", b"\x1f\x8b\x08\x00 and more\n", "not UTF-8"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_which_kinds_are_read(tmp_path, name, content, fault):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=fault) as raised:
+        read_jsonl(path, DataConfig())
+    text = str(raised.value)
+    assert text.startswith(f"{path}:1: ")
+    assert text.endswith(
+        "read as they are: JSONL (.jsonl, .ndjson or .json, an object on each line) and Parquet (.parquet); others (.csv, .gz, a "
+        "JSON array) as a source of kind hub, with the folder as path and the file's name as files"
+    )
+
+
 def config(train: Path | str, heldout: Path | str) -> Config:
     return Config(data=DataConfig(train=str(train), heldout=str(heldout)), engine=EngineConfig(kv_cache_gib=0.1))
 

@@ -31,6 +31,18 @@ def row(problem: str, line: int = 1, answer: str = "1", file: str = "t") -> Row:
         (r"$\displaystyle\frac12$", r"\frac12"),
         ("ﬁnd ½", "find 1⁄2"),
         ("a\n\tb ", " a b"),
+        ("What is 2+3?", "what is 2+3"),
+        ("so $x=2.$", "so $x=2$ ."),
+        ("pro\u00adduct of\u200b 2", "product of 2"),
+        (r"\dfrac{1}{2}", r"\tfrac12"),
+        (r"\frac{1}{2}", r"\frac12"),
+        (r"a\quad b\ c", "a b c"),
+        (r"5 \text{ cm}", r"5 \mathrm{cm}"),
+        (r"x^{2}_{n}", "x^2_n"),
+        (r"{{x}}", "x"),
+        ("5 − 3", "5 - 3"),
+        (r"\$5 is 3\%", "5 is 3%"),
+        ("设 $f(x)$ 为", "设f(x)为"),
     ],
 )
 def test_notation_does_not_count(one, other):
@@ -47,14 +59,24 @@ def test_notation_does_not_count(one, other):
         ("x<y", "x>y"),
         ("f(x)", "f[x]"),
         ("12", "1 2"),
+        ("5!", "5"),
+        ("x^{2+3}", "x^2+3"),
+        (r"\frac{1}{23}", r"\frac{12}{3}"),
+        (r"\mathbb{R}", "R"),
+        (r"\{0\}", "0"),
+        (r"1 \\ 2", "1 2"),
+        ("?", "."),
     ],
 )
 def test_what_changes_the_problem_counts(one, other):
     assert normal(one) != normal(other)
 
 
-@settings(max_examples=50)
-@given(st.text(max_size=40))
+LATEX = st.lists(st.sampled_from([*"\\{}^_ $a12.!\u00ad\u0301", r"\frac", r"\text", r"\quad", r"\left", "设"]), max_size=25)
+
+
+@settings(max_examples=100)
+@given(st.text(max_size=40) | LATEX.map("".join))
 def test_normal_is_its_own_normal_form(text):
     assert normal(normal(text)) == normal(text)
 
@@ -64,6 +86,17 @@ def test_runs_are_counted_by_hand():
     assert len(runs("a b a b a b", 2)) == 2  # "a b", "b a"
     assert runs("a b", 3) == set()
     assert runs("A, b: $c$!", 3) == runs("a b c", 3)  # words are letters and digits
+
+
+def test_words_of_a_script_without_spaces_are_its_characters():
+    assert len(runs("求函数的值", 3)) == 3
+    assert runs("求 函数的", 3) == runs("求函数的", 3)
+    assert len(runs("값을 구하라", 2)) == 1  # Korean has spaces
+
+
+def test_deep_braces_take_no_time():
+    deep = "{" * 100_000 + "x" + "}" * 100_000
+    assert normal(deep) == "x"
 
 
 def test_duplicates_name_the_first():
@@ -95,10 +128,65 @@ def test_a_near_copy_is_a_share_of_the_shorter_problems_runs():
     assert same.same
 
 
+SHORT = "Factor $x^{2}-5x+6$ over the integers."  # 7 words, 12 pieces
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        SHORT + " Give your answer as a product of two brackets, the smaller root first, and check it by multiplying out.",
+        r"Algebra. factor $x^2 - 5x + 6$ over \text{the} integers",
+    ],
+)
+def test_a_short_problem_is_near_to_what_holds_the_whole_of_it(other):
+    for one, two in ((SHORT, other), (other, SHORT)):
+        found = protected("nothing like it", one, length=13).find(row(two))
+        assert found is not None
+        assert (found.other.uid, found.same, found.share, found.whole) == ("e:2", False, 1.0, True)
+    assert protected(SHORT, length=0).find(row(other)) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "Factor $x^{2}+5x+6$ over the integers. Show your work.",  # another sign
+        "Factor $x^{2}-5x+6$ over the reals. Show your work.",
+    ],
+)
+def test_a_short_problem_that_is_changed_is_none(other):
+    assert protected(SHORT, length=13).find(row(other)) is None
+
+
+def test_what_half_a_textbook_asks_is_not_looked_for():
+    asked = "Find $f(x)$ now."  # 6 pieces
+    assert protected(asked, length=13).find(row(asked + " Explain.")) is None
+    assert (same := protected(asked, length=13).find(row(r"find $f\left(x\right)$ now"))) is not None
+    assert same.same
+
+
+def test_short_problems_in_messages():
+    train, guard = [row(SHORT + " Show your work."), row("fine", 2)], [row(SHORT, file="p")]
+    with pytest.raises(
+        DataError, match=r"^t\.jsonl:1: this training problem holds, or is held whole in, the protected problem p\.jsonl:1;"
+    ):
+        screen(train, [], guard, DataConfig(on_near_copy="error"))
+    kept, notes = screen(train, [], guard, DataConfig(on_near_copy="drop"))
+    assert [row.uid for row in kept] == ["t:2"]
+    assert "or the whole of a shorter one): t.jsonl:1 (as p.jsonl:1): left out" in notes[0][1]
+
+
 def test_the_nearest_is_named_and_of_equals_the_first():
     index = protected("a b c x y z", "a b c d y z", "a b c d q r")
     assert (found := index.find(row("a b c d"))) is not None  # 2 runs; both in the second and the third
     assert (found.other.uid, found.share) == ("e:2", 1.0)
+
+
+@pytest.mark.parametrize(("words", "found"), [(37, False), (38, True)])
+def test_a_word_changed_in_the_middle_by_hand(words, found):
+    """Of w - 12 runs of 13 words 13 are gone: 12 of 25 are left of 37 words, 13 of 26 of 38."""
+    text = [f"v{number}" for number in range(words)]
+    changed = [*text[: words // 2], "other", *text[words // 2 + 1 :]]
+    assert (protected(" ".join(text), length=13).find(row(" ".join(changed))) is not None) == found
 
 
 def test_without_runs_only_the_same_text_is_found():

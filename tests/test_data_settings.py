@@ -9,6 +9,7 @@ import pytest
 
 from fr3e_async.config import DataConfig, SourceConfig
 from fr3e_async.errors import ConfigError
+from fr3e_async.evaluation.benchmarks import BENCHMARKS
 from fr3e_async.help import entry_knobs, knobs, render_help
 from fr3e_async.loader import config_from, load_config
 from fr3e_async.observe.fingerprint import differences, lasting
@@ -98,7 +99,11 @@ def test_the_papers_mixture() -> None:
     ]
     assert data.train_sources[1].levels == [3, 5]
     assert len({source.path for source in (*data.heldout_sources, *data.protected)}) == 7  # the paper's benchmarks
-    assert (data.on_duplicate, data.on_contamination, data.on_near_copy) == ("drop", "drop", "drop")
+    assert (data.on_bad_row, data.on_duplicate, data.on_contamination, data.on_near_copy) == ("drop",) * 4
+    known = {benchmark.hub: benchmark.revision for benchmark in BENCHMARKS.values()}
+    pinned = {source.path: source.revision for source in (*data.heldout_sources, *data.protected)}
+    assert pinned == {path: known[path] for path in pinned}
+    assert sum(map(bool, pinned.values())) == 3
 
 
 def test_a_changed_source_is_named_when_a_run_is_gone_on_with() -> None:

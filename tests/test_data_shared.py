@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fr3e_async.config import Config, DataConfig, EngineConfig, SourceConfig, VerifierPoolConfig
-from fr3e_async.data.overlap import Protected, duplicates
+from fr3e_async.data.overlap import Protected, duplicates, runs
 from fr3e_async.data.row import Row
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.sources import OTHER_LEVEL, read_source
@@ -81,6 +83,43 @@ def test_no_test_problem_of_gsm8k_is_in_its_training_set_and_two_are_near():
     ]
 
 
+def with_other_macros(text: str) -> str:
+    return re.sub(r"\^(\d)(?!\d)", r"^{\1}", text.replace(r"\frac", r"\dfrac").replace(r"\text", r"\mathrm"))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "short", "added"),
+    [
+        ("college_math/test", 1260, 556, 1231),  # the others have fewer than 8 words and signs
+        ("theoremqa/test", 747, 39, 747),
+        ("olympiadbench/test", 675, 4, 675),
+        ("gsm8k/test", 1319, 0, 1319),
+    ],
+)
+def test_copies_of_test_problems_are_found(name, count, short, added):
+    """Each problem as a training problem with a full stop more, an unseen character, other macros; and with a sentence more."""
+    read = rows(name)
+    assert (len(read), sum(not runs(row.problem, 13) for row in read)) == (count, short)
+    index = Protected(read, run_length=13, min_share=0.5)
+    for change in (
+        lambda text: text.rstrip(" .?") + ".",
+        lambda text: text[: len(text) // 2] + "\u200b" + text[len(text) // 2 :],
+        with_other_macros,
+    ):
+        twins = [index.find(replace(row, problem=change(row.problem))) for row in read]
+        assert sum(twin is not None and twin.same for twin in twins) == count
+    twins = [index.find(replace(row, problem=row.problem + " Give your answer in simplest form.")) for row in read]
+    assert sum(twin is not None and not twin.same for twin in twins) == added
+
+
+def test_nothing_of_deepmath_is_taken_for_a_problem_of_the_other_sets():
+    """4,994 training problems against 2,682 of three benchmarks, 599 of them short: no finding, so no false one."""
+    guard = [row for name in ("olympiadbench", "college_math", "theoremqa") for row in rows(f"{name}/test")]
+    index = Protected(guard, run_length=13, min_share=0.5)
+    assert len(guard) == 2682
+    assert [twin for row in rows("deepmath/train") if (twin := index.find(row)) is not None] == []
+
+
 def test_a_test_problem_among_the_training_problems_is_found(tmp_path):
     leaked = (SHARED / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[7]
     (tmp_path / "train.jsonl").write_text(leaked.replace("How", "HOW") + "\n" + '{"question": "1+1=?", "answer": "2"}\n')
@@ -100,6 +139,7 @@ def test_twins_within_the_sets():
     assert len(twins) == 27
     assert sum(twin.row.answer != twin.other.answer for twin in twins) == 17
     assert len(list(duplicates(rows("gsm8k/train")))) == 0
+    assert len(list(duplicates(rows("deepmath/train")))) == 10
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fr3e_async.config import DataConfig, SourceConfig
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import BadRows, Row
 from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, is_missing, kind_of, level_number, read_path, read_source
 from fr3e_async.errors import ConfigError, DataError, UserError
 
@@ -103,6 +103,85 @@ def test_a_pattern_is_its_files_by_name(tmp_path):
     rows = read(tmp_path / "part-*.parquet", name="parts")
     assert facts(rows) == EXPECTED
     assert [Path(row.source).name for row in rows] == ["part-0.parquet:1", "part-1.parquet:1", "part-1.parquet:2"]
+
+
+@pytest.mark.parametrize(("make", "ending"), [(jsonl, "jsonl"), (parquet, "parquet")])
+def test_files_of_a_pattern_with_equal_names_are_told_apart_by_their_folders(tmp_path, monkeypatch, make, ending):
+    for folder in ("a", "b"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        make(tmp_path / "data" / folder, RECORDS[:1], name=f"train.{ending}")
+    for pattern in (f"{tmp_path}/data/*/train.{ending}", f"data/[ab]/*.{ending}", f"./data/*/train.{ending}"):
+        monkeypatch.chdir(tmp_path)
+        assert [row.uid for row in read(pattern, name="both", id_field="")] == [f"a/train.{ending}:1", f"b/train.{ending}:1"]
+    rows = read(f"*/a/train.{ending}", name="one", id_field="")
+    assert [row.uid for row in rows] == [f"train.{ending}:1"]  # where names are their own, they stay as they were
+
+
+def not_utf8(folder: Path, rows: int, bad: set[int]) -> Path:
+    """A Parquet file of that many rows, of which some (from 1) hold a problem that is no UTF-8."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = [b"\xff\xfe" if number in bad else f"{number}?".encode() for number in range(1, rows + 1)]
+    binary = pyarrow.array(texts, pyarrow.binary())
+    problems = pyarrow.StringArray.from_buffers(rows, *binary.buffers()[1:])
+    table = pyarrow.table({"problem": problems, "answer": pyarrow.array(["1"] * rows)})
+    pyarrow.parquet.write_table(table, folder / "set.parquet")
+    return folder / "set.parquet"
+
+
+def test_a_parquet_row_that_is_no_text_is_named(tmp_path):
+    source = SourceConfig(path=str(not_utf8(tmp_path, 300, {260, 262})))
+    rows = read_source(source, setting=SETTING)
+    with pytest.raises(
+        DataError, match=r"set\.parquet:260: cannot be read \(.*codec can't decode.*\); see data\.train_sources\[0\]\.path$"
+    ):
+        list(rows)
+    bad = BadRows(drop=True)
+    kept = [row.uid for row in read_source(source, setting=SETTING, bad=bad)]
+    assert (len(kept), kept[258], kept[259], kept[-1]) == (298, "set.parquet:259", "set.parquet:261", "set.parquet:300")
+    assert (bad.count, bad.first.partition(": cannot")[0]) == (2, f"{source.path}:260")
+
+
+BAD_RECORDS: list[Any] = [
+    {"question": "1+1=?", "gold": "2", "meta": {"level": "3"}},
+    {"question": "", "gold": "2", "meta": {"level": "3"}},
+    {"question": "no gold?", "gold": "", "meta": {"level": "3"}},
+    {"question": "\ud800", "gold": "1", "meta": {"level": "3"}},
+    {"question": "no level?", "gold": "1", "meta": {}},
+    ["no", "object"],
+    {"question": "easy?", "gold": "1", "meta": {"level": "1"}},
+]
+
+
+def test_bad_rows_are_passed_over_and_counted_apart_from_filters(tmp_path):
+    source = SourceConfig(path=str(jsonl(tmp_path, BAD_RECORDS)), **FIELDS, levels=[3, 5])
+    bad, dropped = BadRows(drop=True), Counter[str]()
+    rows = list(read_source(source, setting=SETTING, dropped=dropped, bad=bad))
+    assert [row.problem for row in rows] == ["1+1=?"]
+    assert (bad.count, dropped) == (5, {OTHER_LEVEL: 1})
+    assert bad.first.startswith(f"{source.path}:2: no text in column 'question'")
+    with pytest.raises(DataError, match=r"set\.jsonl:2: no text in column"):
+        list(read_source(source, setting=SETTING))
+
+
+def test_nothing_but_bad_rows_is_refused_with_the_first(tmp_path):
+    path = jsonl(tmp_path)
+    wrong = SourceConfig(path=str(path), problem_field="text")
+    with pytest.raises(
+        DataError, match=r"none of 3 problems is kept \(3 cannot be used, the first: .*:1: no text in column 'text'"
+    ):
+        list(read_source(wrong, setting=SETTING, bad=BadRows(drop=True)))
+    with pytest.raises(
+        DataError, match=r"none of 3 problems is kept \(3 cannot be used, the first: .*see data\.train, data\.heldout"
+    ):
+        list(read_path(str(path), DataConfig(), bad=BadRows(drop=True)))
+
+
+def test_an_id_that_occurs_twice_is_no_bad_row(tmp_path):
+    path = jsonl(tmp_path, [RECORDS[0], RECORDS[0]])
+    with pytest.raises(DataError, match="occurs a second time"):
+        list(read_source(SourceConfig(path=str(path), **FIELDS), setting=SETTING, bad=BadRows(drop=True)))
 
 
 def test_rows_come_one_at_a_time(tmp_path):

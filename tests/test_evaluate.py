@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli_support import assert_one_line, make_model
 
 from fr3e_async.data.rows import read_heldout
-from fr3e_async.evaluate import default_out, main, model_of, understood, weights_digest
+from fr3e_async.errors import ModelError
+from fr3e_async.evaluate import default_out, identity_of, main, model_of, understood, weights_digest
+from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.loader import load_config
+from fr3e_async.types import Prompt
+from fr3e_async.wiring import Model
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -72,7 +78,47 @@ def test_the_weights_tell_models_apart(tmp_path: Path) -> None:
     assert weights_digest(one) == weights_digest(other)
     (other / "model.safetensors").write_bytes(b"others")
     assert weights_digest(one) != weights_digest(other)
-    assert weights_digest(Path("owner/name")) == ""
+
+
+def identity(
+    folder: Path, *words: str, ids: Sequence[int] = (1, 2), ends: tuple[int, ...] = (0,), path: str = ""
+) -> dict[str, Any]:
+    problem = Prompt(uid="amc23/0", text="?", gold="1", token_ids=np.array(ids, np.int32))
+    config = load_config(["config=toy", *words]).config
+    return identity_of(
+        config, Model(path=path or str(folder), end_token_ids=ends), [TestSet(name="amc23", problems=(problem,), samples=1)]
+    )
+
+
+def test_all_that_changes_samples_or_verdicts_is_told_apart(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    asked = identity(folder)
+    assert asked == identity(folder, "generators.count=3", "observe.console=off") == json.loads(json.dumps(asked))
+    others = [
+        identity(folder, "engine.options={quantization: fp8}"),
+        identity(folder, "verifiers.wall_limit_s=99"),
+        identity(folder, "verifiers.memory_gib=9"),
+        identity(folder, "verifiers.on_unknown=retry"),
+        identity(folder, ids=(1, 3)),  # another tokenizer, chat template or text of the template
+        identity(folder, ids=(1, 2, 2)),
+        identity(folder, ends=(0, 7)),
+    ]
+    assert all(other != asked for other in others)
+    assert len({json.dumps(other, sort_keys=True) for other in others}) == len(others)
+
+
+def test_a_hub_model_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef" * 2 + "01234567"
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert identity(tmp_path, path="owner/name")["model"]["weights"] == commit
+    with pytest.raises(ModelError, match=r"model\.path: no config\.json could be loaded from owner/other"):
+        identity(tmp_path, path="owner/other")
 
 
 def toy_benchmark(path: Path, count: int = 8) -> Path:

@@ -113,6 +113,9 @@ def test_a_share_of_nothing_but_ones_still_has_a_width() -> None:
     estimate = bootstrapped_share([1.0] * 10)
     assert (estimate.low, estimate.high) == pytest.approx((0.7225, 1.0), abs=5e-5)
     assert bootstrapped_share([0.0] * 10).high == pytest.approx(0.2775, abs=5e-5)
+    ties = bootstrapped_share([0.5] * 100)  # every vote is drawn by lot
+    assert (ties.value, ties.low, ties.high) == pytest.approx((0.5, 0.4038, 0.5962), abs=5e-5)
+    assert bootstrapped_share([1 / 3]).high - bootstrapped_share([1 / 3]).low > 0.5
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fr3e_async.evaluation.accuracy import Judgement, evaluate
-from fr3e_async.evaluation.scores import problem_row, samples_of, score
+from fr3e_async.evaluation.scores import Scores, problem_row, samples_of, score
 from fr3e_async.evaluation.table import scores_table
 from fr3e_async.types import Outcome
 from fr3e_async.verify.classes import answer_class
@@ -50,6 +50,15 @@ def test_scores_by_hand() -> None:
     assert found.entropy == pytest.approx(0.5)
     assert (found.all_right, found.all_wrong) == (0, 0)
     assert (found.oldest_version, found.newest_version) == (2, 4)
+
+
+def test_scores_come_back_from_their_record() -> None:
+    for samples in (SAMPLES, SAMPLES[4:]):
+        found = score(samples)
+        row = json.loads(json.dumps({**found.record(), "title": "more"}))
+        assert Scores.from_record(row) == found
+    with pytest.raises(KeyError):
+        Scores.from_record({"accuracy": 1.0})
 
 
 def test_accuracy_and_interval_are_those_of_the_held_out_set() -> None:

@@ -17,12 +17,12 @@ import pytest
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.evaluation.accuracy import Judgement
 from fr3e_async.evaluation.benchmarks import BENCHMARKS
-from fr3e_async.evaluation.golds import within
 from fr3e_async.evaluation.scores import Scores, score
 from fr3e_async.evaluation.suite import Item, read_benchmark
 from fr3e_async.types import Outcome
 from fr3e_async.verify import answers
 from fr3e_async.verify.classes import answer_class
+from fr3e_async.verify.margins import within
 from fr3e_async.verify.pool import VerifierPool
 
 SHARED = Path(os.environ.get("FR3E_SHARED") or Path(__file__).parents[2] / "shared") / "data"
@@ -79,7 +79,7 @@ def scored(items: list[Item], responses: list[list[str]]) -> Scores:
         for text in texts:
             outcome, said = next(verdicts).outcome, answers.final_answer(text)
             answer = None if said is None else answer_class(said)
-            if outcome is not Outcome.RIGHT and within(answer, item.gold.text, item.gold.margins):
+            if outcome is not Outcome.RIGHT and within(said, item.gold.text, item.gold.margins):
                 outcome = Outcome.RIGHT
             judgements.append(
                 Judgement(

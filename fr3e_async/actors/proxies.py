@@ -127,8 +127,8 @@ class RayVerifier:
         self.name, self.actor, self.node = name, actor, node
 
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
-        golds, texts = [p.gold for p in prompts], [p.text for p in prompts]
-        return await reach(self.name, self.actor.judge.remote(payload, list(rows), golds, texts))
+        golds, texts, margins = [p.gold for p in prompts], [p.text for p in prompts], [p.margins for p in prompts]
+        return await reach(self.name, self.actor.judge.remote(payload, list(rows), golds, texts, margins if any(margins) else ()))
 
     async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
         return await reach(self.name, self.actor.answers.remote(payload, list(rows)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from fractions import Fraction
 
 from fr3e_async.actors.watch import Watched
 from fr3e_async.config import VerifierPoolConfig
@@ -41,19 +42,29 @@ class VerifierActor(Watched):
             self._pool.warm()  # every response will need a process: load what it needs while the engines start
 
     async def judge(
-        self, batch: RolloutBatch, rows: Sequence[int], golds: Sequence[str], prompts: Sequence[str] = ()
+        self,
+        batch: RolloutBatch,
+        rows: Sequence[int],
+        golds: Sequence[str],
+        prompts: Sequence[str] = (),
+        margins: Sequence[Sequence[Fraction]] = (),
     ) -> list[Verdict]:
         """Verdicts in the order of ``rows``. ``prompts``: the problems' texts, one a row, for a user's reward; none: all empty.
+        ``margins``: how far answers may be off, one list a row; a user's reward knows no margins.
 
         Decoding is for judging only: the text never goes back to an engine or the learner.
         """
+        from fr3e_async.verify.margins import with_margins
         from fr3e_async.verify.pool import Question
 
         responses = self._decoded(batch, rows)
         texts = zip(responses, golds, prompts or [""] * len(rows), strict=True)
         verdicts = await self._pool.judge_many(Question(*text) for text in texts)
         self._judged += len(verdicts)
-        return verdicts
+        if not margins or self._reward != "math":
+            return verdicts
+        beside = zip(verdicts, responses, golds, margins, strict=True)
+        return [with_margins(*one, self._config) for one in beside]
 
     async def answers(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str | None]:
         """The final answer of each response in its normal form, for counting votes; None without one."""

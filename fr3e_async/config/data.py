@@ -89,6 +89,10 @@ class DataConfig:
     max_prompt: int = knob(1024, "longest prompt after the chat template", "tokens")
     on_long_prompt: Literal["error", "drop"] = knob("error", "what to do with a longer prompt: stop, or drop and count it")
 
+    on_bad_row: Literal["error", "drop"] = knob(
+        "error",
+        "a row that cannot be used (no JSON object, no problem, no answer, no plain text): stop; leave it out and count it",
+    )
     on_string_gold: Policy = knob(
         "flag",
         "a reference answer that can only be matched as text (reward=math): say so once; leave the problem out and count it; stop",
@@ -103,7 +107,11 @@ class DataConfig:
     on_near_copy: Literal["off", "flag", "drop", "error"] = knob(
         "flag", "a training problem that shares much text with one of those: do not look; count it; leave it out; stop"
     )
-    near_copy_words: int = knob(13, "length of the runs of words that are compared for data.on_near_copy", "words")
+    near_copy_words: int = knob(
+        13,
+        "length of the runs of words that are compared for data.on_near_copy; a problem of fewer is looked for as a whole",
+        "words",
+    )
     near_copy_share: float = knob(
         0.5, "part of the shorter problem's runs of words that both have, from which on it is a near copy"
     )

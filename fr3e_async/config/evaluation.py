@@ -16,6 +16,12 @@ GROUPS = {"paper": PAPER, "all": BENCHMARKS}
 class EvaluationConfig:
     problems: int = knob(256, "held-out problems of one evaluation, the same ones each time; 0: all", "problems")
     samples: int = knob(1, "samples for each held-out problem (avg@k)")
+    every_tokens: int = knob(
+        0,
+        "the same by generated tokens of settled groups: an evaluation of the first batch after each such number; 0: none. Curves of "
+        "methods whose batches differ in size have equal steps then",
+        "tokens",
+    )
     every: int = knob(0, "batches between evaluations besides the first and the last; 0: none", "batches")
     temperature: float = knob(1.0, "softmax temperature; 0: greedy")
     top_p: float = knob(1.0, "nucleus mass")
@@ -23,7 +29,8 @@ class EvaluationConfig:
         [], f"benchmarks that are evaluated besides data.heldout (docs/evaluation.md): {', '.join(BENCHMARKS)}; or paper, or all"
     )
     paths: dict[str, str] = knob(
-        {}, "where a benchmark lies instead of the Hugging Face hub: evaluation.paths.aime24=FILE (JSONL or Parquet)"
+        {},
+        "where a benchmark lies instead of the Hugging Face hub: evaluation.paths.aime24=FILE (JSONL or Parquet); empty: the hub",
     )
     suite_samples: int = knob(0, "samples for each problem of a benchmark; 0: the benchmark's own k")
     suite_problems: int = knob(0, "problems of each benchmark, the same ones each time; 0: all", "problems")
@@ -36,7 +43,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         require_positive("evaluation", samples=self.samples)
         require_at_least_0(
-            "evaluation", problems=self.problems, every=self.every, temperature=self.temperature, suite_samples=self.suite_samples,
+            "evaluation", problems=self.problems, every=self.every, every_tokens=self.every_tokens, temperature=self.temperature, suite_samples=self.suite_samples,
             suite_problems=self.suite_problems, results_mib=self.results_mib,
         )  # fmt: skip
         require(0 < self.top_p <= 1, f"evaluation.top_p must be in (0, 1], got {self.top_p}")

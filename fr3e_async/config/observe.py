@@ -44,7 +44,7 @@ class ObserveConfig:
         "trained groups, and as many others, of each batch that are kept whole in trees.jsonl, for the tree viewer; 0: none",
         "groups",
     )
-    trees_mib: int = knob(128, "no more trees are kept once trees.jsonl is as large", "MiB")
+    trees_mib: int = knob(128, "largest size of trees.jsonl: when it is reached, the trees of every second step go", "MiB")
     verbose: bool = knob(False, "let the logs of Ray, vLLM and DeepSpeed through to the console as well as to files")
 
     def __post_init__(self) -> None:

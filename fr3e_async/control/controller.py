@@ -116,6 +116,7 @@ class Controller:
         )
         self._stop_reason = ""
         self._spent = False  # budget.tokens is used up
+        self._settled = machine.ledger.state().settled  # groups, over the whole run
         self._relocating = ""  # why the learner group is to be made anew elsewhere
         self._sheltering = False
         self._save_next = False  # a checkpoint is wanted whatever run.checkpoint_every says
@@ -164,6 +165,8 @@ class Controller:
         except BaseExceptionGroup as group:
             raise _first_failure(group) from group
         finally:
+            if self._trees is not None:
+                self._trees.stop()
             if self._journal is not None:
                 self._journal.close()
         self._books.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
@@ -277,9 +280,10 @@ class Controller:
         self.progress.retired(group)
         self._reporter.group(asdict(group))
         self._stream.mark_consumed(group.group)
+        self._settled += 1
         if self._trees is not None:
             whole = next(its for its, retired in self.machine.ledger.departed if retired is group)
-            self._trees.offer(whole, group, self._shelf.__getitem__, step=self.machine.ledger.version)
+            self._trees.offer(whole, group, self._shelf.__getitem__, step=self.machine.ledger.version, settled=self._settled)
         self._shelf.release(group.group)
 
     # ---- the learner ----

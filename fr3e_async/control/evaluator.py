@@ -14,10 +14,9 @@ from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.ports import Clock, TaskLost
 from fr3e_async.control.side import on_the_side
 from fr3e_async.evaluation.accuracy import EvaluationResult, Judgement, evaluate
-from fr3e_async.evaluation.golds import within
 from fr3e_async.evaluation.scores import Evaluated, score
 from fr3e_async.evaluation.suite import HELDOUT, TestSet, heldout_set, pick
-from fr3e_async.types import Draw, Finish, Outcome, Prompt, RolloutId
+from fr3e_async.types import Draw, Finish, Prompt, RolloutId
 
 ROLLOUTS_PER_TASK = 64  # at most: large enough to keep calls few, small enough to spread over engines,
 PARTS_OF_AN_ENGINE = 4  # and small beside what an engine is given: one that waits for room holds up what comes after it
@@ -107,7 +106,7 @@ class Evaluator:
 
         async def one(part: list[Wanted]) -> list[Judgement]:
             async with self._gate.room(len(part)) if gated else nullcontext():
-                judgements = await self._part(part, test_set, lend)
+                judgements = await self._part(part, lend)
             on_progress()
             gathered.add(part, judgements)
             return judgements
@@ -124,17 +123,17 @@ class Evaluator:
         config = self._crew.config
         return config.evaluation.share * len(self._crew.names(GENERATORS)) * config.generators.rollouts_in_flight
 
-    async def _part(self, part: list[Wanted], test_set: TestSet, lend: Lend) -> list[Judgement]:
+    async def _part(self, part: list[Wanted], lend: Lend) -> list[Judgement]:
         flow = self._crew.config.flow
         for attempt in range(flow.max_attempts):
             try:
-                return await self._attempt(part, test_set, lend)
+                return await self._attempt(part, lend)
             except TaskLost as error:
                 reason = str(error)
                 await asyncio.sleep(flow.retry_backoff_s * 2**attempt)
         raise TaskLost(f"a part of it was lost {flow.max_attempts} times (flow.max_attempts): {reason}")
 
-    async def _attempt(self, part: list[Wanted], test_set: TestSet, lend: Lend) -> list[Judgement]:
+    async def _attempt(self, part: list[Wanted], lend: Lend) -> list[Judgement]:
         prompts, ids, rows = [one.problem for one in part], [one.id for one in part], range(len(part))
         async with lend(GENERATORS, len(ids), priority=EVALUATION_PRIORITY) as engine:
             delivery, payload = await self._crew.sample(engine, prompts, ids, self._draw)
@@ -146,7 +145,7 @@ class Evaluator:
         return [
             Judgement(
                 problem=prompt.uid,
-                outcome=_outcome(verdict.outcome, answer, prompt, test_set),
+                outcome=verdict.outcome,
                 answer=answer,
                 length=note.length,
                 entropy_sum=note.entropy_sum,
@@ -200,13 +199,6 @@ def _first(errors: BaseExceptionGroup) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _outcome(judged: Outcome, answer: str | None, prompt: Prompt, test_set: TestSet) -> Outcome:
-    """The verdict, or right where the benchmark allows the answer to be off by as much as it is."""
-    if judged is not Outcome.RIGHT and within(answer, prompt.gold, test_set.margins.get(prompt.uid, ())):
-        return Outcome.RIGHT
-    return judged
 
 
 class _ByProblem:

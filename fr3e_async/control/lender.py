@@ -96,14 +96,20 @@ class Lender:
         self._begin(role, delay_s=pools.replace_backoff_s * 2 ** (deaths - 1))
 
     async def _start(self, role: str, *, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        try:
-            worker = await self._crew.start(role)
-        except (WorkerLost, TimeoutError, RunFailed) as error:
+        """Tried again with a growing delay, as often as workers may die in a row: what a dead one held may not be free yet."""
+        pools, why = self._crew.config.pools, ""
+        for attempt in range(pools.max_deaths_in_a_row):
+            await asyncio.sleep(delay_s)
+            try:
+                worker = await self._crew.start(role)
+                break
+            except (WorkerLost, TimeoutError, RunFailed) as error:
+                why, delay_s = str(error), pools.replace_backoff_s * 2 ** min(attempt, 30)
+                self._note(f"a new one of {role} did not start: {why}")
+        else:
             self._coming[role] -= 1
-            self._note(f"a new one of {role} did not start: {error}")
             if not self._crew.names(role) and not self._coming[role]:
-                await self._fail(f"no worker of {role} is left, and a new one did not start: {error}")
+                await self._fail(f"no worker of {role} is left, and a new one did not start: {why}")
             return
         self._coming[role] -= 1
         self._crew.add(role, worker)

@@ -45,6 +45,7 @@ class Measuring:
         self._running: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()
         self._due = 0  # newest step whose evaluation waits for its weights
+        self._marks = 0  # multiples of evaluation.every_tokens that were passed
 
     @property
     def busy(self) -> bool:
@@ -69,13 +70,19 @@ class Measuring:
                 self._reporter.note(text, "evaluation_lost", version=of)
         for label in self._progress.pending:
             self._begin(label, version)
+        self._passes_a_mark()
         self.trained(version)
         self.live(version)
 
     def trained(self, version: int) -> None:
-        every = self._config.evaluation.every
-        if every and 0 < version < self._config.run.steps and version % every == 0:
+        every, marked = self._config.evaluation.every, self._passes_a_mark()
+        if 0 < version < self._config.run.steps and (marked or (every and version % every == 0)):
             self._due = version
+
+    def _passes_a_mark(self) -> bool:
+        every = self._config.evaluation.every_tokens
+        before, self._marks = self._marks, self._progress.tokens_generated // every if every else 0
+        return self._marks > before
 
     def live(self, version: int) -> None:
         """All engines in service have ``version``: what is evaluated now is sampled from it, or from later ones as they come."""

@@ -22,58 +22,91 @@ from fr3e_async.control.messages import Retire
 from fr3e_async.control.ports import Payload, PayloadStore, TaskLost
 from fr3e_async.control.side import on_the_side
 from fr3e_async.data.pieces import Spell
+from fr3e_async.errors import StorageError
 from fr3e_async.types import Completion, RolloutId
 
+WIDEST = 1 << 16  # steps between two that are kept, at most
 WAITING = 64  # trees that may wait to be written; beyond, they are passed over
 UNKNOWN = 0.99  # an entropy whose error is nearly as large as itself was not measured
 
 
-class Write(Protocol):
-    def __call__(self, line: str) -> bool:
-        """Keep a line; False: there is no room for more."""
+FINISH_S = 60.0  # for what is still to be written when a run ends
+
+
+class Keep(Protocol):
+    """Where rows go."""
+
+    def tree(self, line: str) -> bool:
+        """Keep a row; False: the file is full."""
+
+    def thin_trees(self, stride: int) -> bool:
+        """Leave the rows of every ``stride``-th step only; False: it is still more than half full. Called in a thread."""
+
+    def note(self, text: str) -> None: ...
 
 
 class TreeKeeper:
-    """Keeps ``per_step`` trained groups and as many others of every batch."""
+    """Keeps ``per_step`` trained groups and as many others of every batch; of every second one, every fourth, … as the file fills,
+    so that what is kept spans the run."""
 
-    def __init__(self, *, per_step: int, store: PayloadStore, spell: Spell, write: Write) -> None:
-        self._per_step, self._store, self._spell, self._write = per_step, store, spell, write
+    def __init__(self, *, per_step: int, store: PayloadStore, spell: Spell, keep: Keep) -> None:
+        self._per_step, self._store, self._spell, self._keep = per_step, store, spell, keep
+        self._stride = 1  # of the steps that are kept
         self._taken: dict[bool, int] = {}  # of this batch, by whether they were trained
         self._step = -1
         self._queue: list[Callable[[], str | None]] = []
         self._task: asyncio.Task[None] | None = None
         self._full = False
 
-    def offer(self, group: Group, retired: Retire, payloads: Callable[[int], Payload], *, step: int) -> None:
-        """A group that retires now, with the batches trained so far; ``payloads``: handle by key."""
+    def offer(self, group: Group, retired: Retire, payloads: Callable[[int], Payload], *, step: int, settled: int) -> None:
+        """A group that retires now: after so many trained batches, as the n-th of all groups. ``payloads``: handle by key."""
         if step != self._step:
             self._step, self._taken = step, {}
         trained = retired.fate == "trained"
-        if self._full or self._taken.get(trained, 0) >= self._per_step or len(self._queue) >= WAITING:
+        if self._full or step % self._stride or self._taken.get(trained, 0) >= self._per_step or len(self._queue) >= WAITING:
             return
         self._taken[trained] = self._taken.get(trained, 0) + 1
         keys = {rollout.payload for rollout in group.rollouts.values() if rollout.payload >= 0}
         handles = {key: payloads(key) for key in keys}
-        self._queue.append(lambda: self._line(group, retired, handles, step))
+        self._queue.append(lambda: self._line(group, retired, handles, step, settled))
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def finish(self) -> None:
-        """Until all that was taken is written."""
+    def stop(self) -> None:
+        """What was not written by now is not: the run goes back to an earlier point, or has failed."""
+        self._full = True
         if self._task is not None:
-            await self._task
+            self._task.cancel()
+
+    async def finish(self) -> None:
+        """Until all that was taken is written, or cannot be had for ``FINISH_S``."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=FINISH_S)
+            self._task.cancel()
 
     async def _run(self) -> None:
         try:
             while self._queue and not self._full:
                 line = await on_the_side(self._queue[0])
                 del self._queue[0]  # and with it the handles of its rollouts
-                self._full = line is not None and not self._write(line)
+                if line is not None and not self._keep.tree(line):
+                    await self._thin()
+        except StorageError as error:  # the run has other files on that disk, and ends by them if it must
+            self._full = True
+            self._keep.note(f"no more trees are kept: {error}")
         finally:
             self._queue.clear()
             self._task = None
 
-    def _line(self, group: Group, retired: Retire, handles: Mapping[int, Payload], step: int) -> str | None:
+    async def _thin(self) -> None:
+        while self._stride < WIDEST:
+            self._stride *= 2
+            if await on_the_side(lambda: self._keep.thin_trees(self._stride)):
+                return
+        self._full = True
+        self._keep.note("trees.jsonl is full (observe.trees_mib): no more trees are kept")
+
+    def _line(self, group: Group, retired: Retire, handles: Mapping[int, Payload], step: int, settled: int) -> str | None:
         try:
             batches = {key: self._store.get(handle) for key, handle in handles.items()}
         except TaskLost:
@@ -81,7 +114,8 @@ class TreeKeeper:
         drawn = {
             id: batches[rollout.payload].completion(rollout.row) for id, rollout in group.rollouts.items() if rollout.payload >= 0
         }
-        return json.dumps(tree_row(group, retired, drawn, self._spell, step=step), ensure_ascii=False, separators=(",", ":"))
+        row = {"settled": settled, **tree_row(group, retired, drawn, self._spell, step=step)}
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
 def tree_row(

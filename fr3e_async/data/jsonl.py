@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import DataConfig
-from fr3e_async.data.row import Columns, Record, Row, final_answer, rows_of
+from fr3e_async.data.row import BadRows, Columns, Record, Row, final_answer, rows_of
 from fr3e_async.errors import DataError
 
 __all__ = ["Row", "columns_of", "final_answer", "jsonl_records", "read_jsonl"]
 
 PATHS = "data.train, data.heldout"  # the settings that name a file by itself
+
+KINDS = (  # said where the first line of a file is none of JSONL: the file is of another kind, as a rule
+    "read as they are: JSONL (.jsonl, .ndjson or .json, an object on each line) and Parquet (.parquet); others (.csv, .gz, a JSON "
+    "array) as a source of kind hub, with the folder as path and the file's name as files"
+)
 
 MAX_LINE_BYTES = 16 << 20  # no problem is as long; a file without line ends must not fill the memory
 
@@ -36,15 +41,23 @@ def columns_of(config: DataConfig) -> Columns:
     )  # fmt: skip
 
 
-def jsonl_records(path: Path, *, setting: str) -> Iterator[Record]:
+def jsonl_records(path: Path, *, setting: str, name: str = "", bad: BadRows | None = None) -> Iterator[Record]:
     """The objects of a file, one at a time and in order; blank lines are passed over. ``setting`` names the path in messages.
 
-    ``DataError`` (with file and line) for a file that cannot be read, a line that is not a JSON object in UTF-8 or longer
-    than ``MAX_LINE_BYTES``.
+    ``name``: what the file is called in ids; without, its own name. ``DataError`` (with file and line) for a file that cannot
+    be read and a line longer than ``MAX_LINE_BYTES``; a line that is not a JSON object in UTF-8 goes to ``bad`` (without: raised).
     """
+    bad = BadRows() if bad is None else bad
+    first = True
     for source, line, text in _lines(path, setting):
-        values = _object(text, source)
-        yield Record(source=source, default_id=f"{path.name}:{line}", values=values, columns=list(values))
+        try:
+            values = _object(text, source)
+        except DataError as fault:
+            bad.add(DataError(f"{fault}; {KINDS}") if first else fault)
+            values = None
+        first = False
+        if values is not None:
+            yield Record(source=source, default_id=f"{name or path.name}:{line}", values=values, columns=list(values))
 
 
 def _lines(path: Path, setting: str) -> Iterator[tuple[str, int, bytes]]:

@@ -33,6 +33,22 @@ class Row:
     source_name: str = ""  # of the set in a mixture; "" for data.train and data.heldout themselves
 
 
+@dataclass(slots=True, kw_only=True)
+class BadRows:
+    """Rows that cannot be used, by ``data.on_bad_row``: refused as they are met, or passed over and counted."""
+
+    drop: bool = False
+    count: int = 0
+    first: str = ""  # what was wrong with the first
+
+    def add(self, fault: DataError) -> None:
+        """Raises ``fault`` unless such rows are dropped."""
+        if not self.drop:
+            raise fault
+        self.first = self.first or str(fault)
+        self.count += 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """What a file holds in one place, before anything is known of columns."""
@@ -57,11 +73,19 @@ class Columns:
         return tuple(name for name in (self.problem, self.answer, self.uid, self.level) if name)
 
 
-def rows_of(records: Iterable[Record], columns: Columns, *, source_name: str = "") -> Iterator[Row]:
-    """A row for each record, one at a time. ``DataError`` as of ``make_row``, and for an id that occurs a second time."""
+def rows_of(records: Iterable[Record], columns: Columns, *, source_name: str = "", bad: BadRows | None = None) -> Iterator[Row]:
+    """A row for each record, one at a time. What ``make_row`` refuses goes to ``bad`` (without: it is raised).
+
+    ``DataError`` for an id that occurs a second time, whatever ``bad`` does: nobody could say which of both is meant.
+    """
     seen: dict[str, str] = {}
+    bad = BadRows() if bad is None else bad
     for record in records:
-        row = make_row(record, columns, source_name)
+        try:
+            row = make_row(record, columns, source_name)
+        except DataError as fault:
+            bad.add(fault)
+            continue
         if row.uid in seen:
             raise DataError(
                 f"{row.source}: id {row.uid!r} occurs a second time (first in {seen[row.uid]}); see {columns.setting}.id_field"
@@ -77,16 +101,16 @@ def make_row(record: Record, columns: Columns, source_name: str = "") -> Row:
     if not isinstance(problem, str) or not problem.strip():
         raise DataError(f"{place}: no text in column {columns.problem!r} ({columns.setting}.problem_field); {_has(record)}")
     answer = _answer(record, columns) if columns.answer else ""
-    uid = _text(_value(record.values, columns.uid)) or record.default_id
+    uid = text_of(_value(record.values, columns.uid)) or record.default_id
     for column, text in ((columns.problem, problem), (columns.answer, answer)):
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise DataError(f"{place}: column {column!r} holds half of a surrogate pair, which no text has")
     if len(uid) > MAX_ID_CHARS or any(unicodedata.category(character) in NOT_IN_AN_ID for character in uid):
         raise DataError(
             f"{place}: id {textwrap.shorten(ascii(uid), 60)} is longer than {MAX_ID_CHARS} characters or has control "
             f"characters in it; see {columns.setting}.id_field"
         )
-    level = _text(_value(record.values, columns.level))
+    level = text_of(_value(record.values, columns.level))
     return Row(uid=uid, problem=problem, answer=answer, source=place, level=level, source_name=source_name)
 
 
@@ -101,7 +125,7 @@ def final_answer(text: str) -> str:
 
 def _answer(record: Record, columns: Columns) -> str:
     value = _value(record.values, columns.answer)
-    answer = final_answer(_text(value))
+    answer = final_answer(text_of(value))
     if not answer:
         several = isinstance(value, list) and len(value) > 1
         hint = f"; it holds a list of {len(value)}, of which {columns.answer}.0 would be the first" if several else ""
@@ -131,7 +155,7 @@ def _alone(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A string or number as text, also as the only entry of a list; "" for anything else, and for what is no number."""
     value = _alone(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
@@ -141,7 +165,7 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """JSON can say ``"\\ud800"``, which neither a tokenizer nor a file takes."""
     try:
         text.encode()

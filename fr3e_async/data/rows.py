@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES, SourceConfig
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import BadRows, Row
 from fr3e_async.data.screening import Note, screen
 from fr3e_async.data.sources import is_missing, may_be_fetched, read_path, read_source
 from fr3e_async.data.toy.families import ToyProblem, toy_task
@@ -38,23 +38,29 @@ def read_rows(config: Config, benchmarks: Sequence[Row] = (), announce: Callable
             announce(f"{setting}: reading {source.path}, which is fetched from the Hugging Face hub if it is not cached")
     toy_train, toy_heldout = toy_problems(config) if "toy" in (data.train, data.heldout) else ([], [])
     notes: list[Note] = []
-    train = toy_train if data.train == "toy" else list(_named(data.train, data.train_sources, "data.train_sources", data, notes))
+    train = toy_train if data.train == "toy" else list(_named("train", data.train, data.train_sources, data, notes))
     heldout = toy_heldout if data.heldout == "toy" else []
     if data.heldout not in ("", "toy"):
-        heldout = list(_named(data.heldout, data.heldout_sources, "data.heldout_sources", data, notes))
+        heldout = list(_named("heldout", data.heldout, data.heldout_sources, data, notes))
     if data.train == "toy" == data.heldout and not data.protected and not benchmarks:  # made as distinct problems
         return Rows(train=tuple(train), heldout=tuple(heldout))
-    protected = [*_read_all(data.protected, "data.protected", notes), *benchmarks]
+    protected = [*_read_all(data.protected, "data.protected", data, notes), *benchmarks]
     kept, found = screen(train, heldout, protected, data)
     return Rows(train=kept, heldout=tuple(heldout), notes=(*notes, *found))
 
 
-def read_heldout(config: Config) -> list[Row]:
-    """The held-out problems alone, which needs no training set. ``DataError`` as above; empty when there are none."""
+def read_heldout(config: Config, announce: Callable[[str], None] = lambda _: None) -> list[Row]:
+    """The held-out problems alone, which needs no training set. ``DataError`` as above; empty when there are none.
+
+    ``announce`` hears of what was left out.
+    """
     data, notes = config.data, list[Note]()
     if data.heldout == "toy":
         return toy_problems(config)[1]
-    return list(_named(data.heldout, data.heldout_sources, "data.heldout_sources", data, notes)) if data.heldout else []
+    rows = list(_named("heldout", data.heldout, data.heldout_sources, data, notes)) if data.heldout else []
+    for _, text in notes:
+        announce(text)
+    return rows
 
 
 def missing_files(data: DataConfig) -> list[str]:
@@ -75,16 +81,31 @@ def _named_places(data: DataConfig) -> list[tuple[str, SourceConfig]]:
     return named + listed
 
 
-def _named(word: str, sources: Sequence[SourceConfig], setting: str, data: DataConfig, notes: list[Note]) -> Iterator[Row]:
-    return _read_all(sources, setting, notes) if word == SOURCES else read_path(word, data)
+def _named(name: str, word: str, sources: Sequence[SourceConfig], data: DataConfig, notes: list[Note]) -> Iterator[Row]:
+    """The rows of ``data.<name>``, whose value is ``word``."""
+    if word == SOURCES:
+        yield from _read_all(sources, f"data.{name}_sources", data, notes)
+        return
+    bad = BadRows(drop=data.on_bad_row == "drop")
+    yield from read_path(word, data, bad=bad)
+    _tell_bad(bad, f"data.{name}", word, notes)
 
 
-def _read_all(sources: Sequence[SourceConfig], setting: str, notes: list[Note]) -> Iterator[Row]:
+def _tell_bad(bad: BadRows, place: str, name: str, notes: list[Note]) -> None:
+    if bad.count:
+        rows = "1 row" if bad.count == 1 else f"{bad.count:,} rows"
+        first = "" if bad.count == 1 else "the first: "
+        told = f"{place}: {rows} of {name} cannot be used ({first}{bad.first})"
+        notes.append(("data_dropped", f"{told}: left out (data.on_bad_row=drop)"))
+
+
+def _read_all(sources: Sequence[SourceConfig], setting: str, data: DataConfig, notes: list[Note]) -> Iterator[Row]:
     """All sources of a list, one after the other; ids begin with the source's name, so that they are unique among all."""
     for index, source in enumerate(sources):
-        place, dropped = f"{setting}[{index}]", Counter[str]()
-        for row in read_source(source, setting=place, dropped=dropped):
+        place, dropped, bad = f"{setting}[{index}]", Counter[str](), BadRows(drop=data.on_bad_row == "drop")
+        for row in read_source(source, setting=place, dropped=dropped, bad=bad):
             yield replace(row, uid=f"{source.label}/{row.uid}")
+        _tell_bad(bad, place, source.label, notes)
         for reason, count in dropped.items():
             problems = "1 problem" if count == 1 else f"{count:,} problems"
             notes.append(("data_dropped", f"{place}: {problems} of {source.label} left out: {reason}"))

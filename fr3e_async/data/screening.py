@@ -73,13 +73,15 @@ def _without_same(rows: list[Row], twins: list[Twin], config: DataConfig, kind: 
 
 def _without_near(rows: list[Row], twins: list[Twin], config: DataConfig, kind: str) -> tuple[list[Row], list[Note]]:
     if config.on_near_copy == "error":
+        share = f"shares {twins[0].share:.0%} of its runs of {config.near_copy_words} words with"
         raise DataError(
-            f"{twins[0].row.source}: this training problem shares {twins[0].share:.0%} of its runs of {config.near_copy_words} words "
-            f"with the {kind} problem {twins[0].other.source}{_more(twins)}; see data.on_near_copy, data.near_copy_share"
+            f"{twins[0].row.source}: this training problem {'holds, or is held whole in,' if twins[0].whole else share} "
+            f"the {kind} problem {twins[0].other.source}{_more(twins)}; see data.on_near_copy, data.near_copy_share"
         )
     told = (
         f"{_problems(twins, 'a near copy', 'near copies')} of what data.heldout or data.protected holds (from "
-        f"{config.near_copy_share:.0%} of the runs of {config.near_copy_words} words on): {_places(twins)}"
+        f"{config.near_copy_share:.0%} of the runs of {config.near_copy_words} words on, or the whole of a shorter one): "
+        f"{_places(twins)}"
     )
     return _judged(rows, twins, told, config.on_near_copy, "data.on_near_copy")
 

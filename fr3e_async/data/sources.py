@@ -12,12 +12,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
 from fr3e_async.config.data import DataConfig, SourceConfig
 from fr3e_async.data.jsonl import PATHS, columns_of, jsonl_records
-from fr3e_async.data.row import Columns, Record, Row, rows_of
+from fr3e_async.data.row import BadRows, Columns, Record, Row, rows_of
 from fr3e_async.data.tables import hub_records, parquet_records, saved_records
 from fr3e_async.errors import DataError
 
@@ -32,46 +33,47 @@ OTHER_LEVEL = "outside of levels"
 LONG_ANSWER = "answer longer than max_answer"
 
 
-def read_source(source: SourceConfig, *, setting: str, dropped: Counter[str] | None = None) -> Iterator[Row]:
+def read_source(
+    source: SourceConfig, *, setting: str, dropped: Counter[str] | None = None, bad: BadRows | None = None
+) -> Iterator[Row]:
     """The rows of a source that its filters keep, in order, each with ``source_name``; nothing else is held but the ids.
 
     ``setting`` is the dotted path of the source for messages (``data.train_sources[0]``). ``dropped`` counts what the filters
-    left out, by reason. ``DataError`` in one line, with file and row where there is one: nothing to read, a row that lacks
-    something, an id that occurs twice, no row at all, or none that is kept.
+    left out, by reason; ``bad`` those that cannot be used, where they may be passed over. ``DataError`` in one line, with file and
+    row where there is one: nothing to read, a row that lacks something, an id that occurs twice, no row at all, or none that is kept.
     """
+    bad = BadRows() if bad is None else bad
     source.check(setting)
     columns = Columns(
         problem=source.problem_field, answer=source.answer_field, uid=source.id_field, level=source.level_field, setting=setting
     )  # fmt: skip
-    found = records(source, columns, setting=f"{setting}.path")
+    found = records(source, columns, setting=f"{setting}.path", bad=bad)
     counts: Counter[str] = Counter()
     read = 0
-    for row in rows_of(found, columns, source_name=source.label):
+    for row in rows_of(found, columns, source_name=source.label, bad=bad):
+        try:
+            reason = _left_out(row, source, setting)
+        except DataError as fault:
+            bad.add(fault)
+            continue
         read += 1
-        reason = _left_out(row, source, setting)
         if not reason:
             yield row
             continue
         counts[reason] += 1
     if dropped is not None:
         dropped.update(counts)
-    if not read:
-        raise DataError(f"{source.path}: the file is empty, it holds no problems; see {setting}.path")
-    if counts.total() == read:
-        why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        raise DataError(f"{source.path}: none of {read} problems is kept ({why}); see {setting}")
+    _check_some(source.path, read, counts, bad, setting=setting, path_setting=f"{setting}.path")
 
 
-def read_path(path: str, config: DataConfig) -> Iterator[Row]:
+def read_path(path: str, config: DataConfig, *, bad: BadRows | None = None) -> Iterator[Row]:
     """The rows of data.train or data.heldout: any kind of source, by the columns of ``data``. ``DataError`` as above."""
-    columns = columns_of(config)
-    rows = rows_of(records(SourceConfig(path=path), columns, setting=PATHS), columns)
-    empty = True
-    for row in rows:
-        empty = False
+    columns, bad = columns_of(config), BadRows() if bad is None else bad
+    read = 0
+    for row in rows_of(records(SourceConfig(path=path), columns, setting=PATHS, bad=bad), columns, bad=bad):
+        read += 1
         yield row
-    if empty:
-        raise DataError(f"{path}: the file is empty, it holds no problems; see {PATHS}")
+    _check_some(path, read, Counter(), bad, setting=PATHS, path_setting=PATHS)
 
 
 def kind_of(source: SourceConfig) -> Kind:
@@ -111,8 +113,11 @@ def _holds_data(folder: str) -> bool:
     return any(next(glob.iglob(pattern), None) for pattern in patterns)
 
 
-def records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[Record]:
-    """What lies in a source, with the columns that are needed, before anything is known of problems and answers. ``DataError``."""
+def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRows | None = None) -> Iterator[Record]:
+    """What lies in a source, with the columns that are needed, before anything is known of problems and answers. ``DataError``.
+
+    ``bad`` is told of lines and rows of files that hold nothing to read; without it they are raised.
+    """
     kind = kind_of(source)
     if kind == "hub":
         return hub_records(source, columns, setting=setting)
@@ -122,15 +127,38 @@ def records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator
         raise DataError(f"{place}.{given}: only a source of kind hub has one, and {source.path} is of kind {kind}")
     if kind == "saved":
         return saved_records(source, columns, setting=setting)
-    return _file_records(source, kind, columns, setting)
+    return _file_records(source, kind, columns, setting, bad)
 
 
-def _file_records(source: SourceConfig, kind: Kind, columns: Columns, setting: str) -> Iterator[Record]:
-    for path in _files(os.path.expanduser(source.path)):
+def _file_records(source: SourceConfig, kind: Kind, columns: Columns, setting: str, bad: BadRows | None) -> Iterator[Record]:
+    pattern = os.path.expanduser(source.path)
+    files = _files(pattern)
+    for path, name in zip(files, _names(files, pattern), strict=True):
         if kind == "parquet":
-            yield from parquet_records(path, columns, setting=setting)
+            yield from parquet_records(path, columns, setting=setting, name=name, bad=bad)
         else:
-            yield from jsonl_records(path, setting=setting)
+            yield from jsonl_records(path, setting=setting, name=name, bad=bad)
+
+
+def _names(files: list[Path], pattern: str) -> list[str]:
+    """What the files are called in ids: by their own names; where two have the same, by their paths from the pattern's fixed
+    part on. *Example*: ``["a/train.jsonl", "b/train.jsonl"]`` for data/*/train.jsonl."""
+    names = [path.name for path in files]
+    if len(set(names)) == len(names):
+        return names
+    parts = Path(pattern).parts
+    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), parts))
+    return [path.relative_to(fixed).as_posix() for path in files]
+
+
+def _check_some(path: str, read: int, counts: Counter[str], bad: BadRows, *, setting: str, path_setting: str) -> None:
+    """``DataError`` if nothing is left of a set: ``read`` rows of which ``counts`` were left out, and bad ones besides."""
+    if not read and not bad.count:
+        raise DataError(f"{path}: the file is empty, it holds no problems; see {path_setting}")
+    if counts.total() == read:
+        why = [f"{count} {reason}" for reason, count in counts.items()]
+        why += [f"{bad.count} cannot be used, the first: {bad.first}"] if bad.count else []
+        raise DataError(f"{path}: none of {read + bad.count} problems is kept ({', '.join(why)}); see {setting}")
 
 
 def _files(path: str) -> list[Path]:

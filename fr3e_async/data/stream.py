@@ -1,7 +1,8 @@
 """The endless prompt stream: seeded epochs, each a permutation, and a position that is a *set* of what was consumed.
 
-In a mixture (``mixture``) an epoch may hold a part of a source only. Groups finish out of order, so a position that is a number would lose or repeat prompts when a run is killed. Pure: no
-files, no clock, no global random state. What counts as consumed (trained, rejected, given up) is the caller's to say.
+In a mixture (``mixture``) an epoch may hold a part of a source only. Groups finish out of order, so a position that is a
+number would lose or repeat prompts when a run is killed. Pure: no files, no clock, no global random state. What counts as
+consumed (trained, rejected, given up) is the caller's to say.
 """
 
 from __future__ import annotations

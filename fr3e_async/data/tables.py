@@ -16,16 +16,19 @@ from types import ModuleType
 from typing import Any
 
 from fr3e_async.config.data import SourceConfig
-from fr3e_async.data.row import Columns, Record
+from fr3e_async.data.row import BadRows, Columns, Record
 from fr3e_async.errors import ConfigError, DataError
 
 BATCH_ROWS = 256  # of a Parquet file in memory at once
 
 
-def parquet_records(path: Path, columns: Columns, *, setting: str) -> Iterator[Record]:
+def parquet_records(
+    path: Path, columns: Columns, *, setting: str, name: str = "", bad: BadRows | None = None
+) -> Iterator[Record]:
     """The rows of a file, a few at a time; only the needed columns are read. ``setting`` names the path in messages.
 
-    ``DataError`` for a file that is not there or no Parquet, and for one that lacks the column of the problems.
+    ``name``: what the file is called in ids; without, its own name. ``DataError`` for a file that is not there or no Parquet, and
+    for one that lacks the column of the problems; a row that holds what is no text goes to ``bad`` (without: it is raised).
     """
     parquet = _library("pyarrow.parquet", setting, "Parquet files")
     with _named(f"{path}: cannot be read as Parquet", setting):
@@ -34,8 +37,8 @@ def parquet_records(path: Path, columns: Columns, *, setting: str) -> Iterator[R
         names = list(file.schema_arrow.names)
         wanted = _wanted(columns, names, str(path))
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted)
-        rows = (row for batch in _guarded(batches, path, setting) for row in batch.to_pylist())
-        yield from _numbered(rows, names, f"{path}", path.name)
+        rows = _batch_rows(_guarded(batches, path, setting), path, setting, BadRows() if bad is None else bad)
+        yield from _numbered(rows, names, f"{path}", name or path.name)
 
 
 def saved_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[Record]:
@@ -83,10 +86,30 @@ def _dataset_records(loaded: Any, columns: Columns, place: str, source: SourceCo
     yield from _numbered(rows, names, place, f"{source.label}.{source.split}")
 
 
-def _numbered(rows: Iterable[Mapping[str, Any]], names: Sequence[str], place: str, short: str) -> Iterator[Record]:
-    """Rows count from 1, as lines do."""
+def _batch_rows(batches: Iterable[Any], path: Path, setting: str, bad: BadRows) -> Iterator[Mapping[str, Any] | None]:
+    """The rows of Arrow batches; None for one that cannot be made into values (bytes that are no UTF-8), which ``bad`` was told."""
+    before = 0
+    for batch in batches:
+        try:
+            rows = batch.to_pylist()
+        except _faults():
+            rows = None  # one bad row fails the batch: find it
+        for index in range(batch.num_rows):
+            try:
+                with _named(f"{path}:{before + index + 1}: cannot be read", setting):
+                    row = rows[index] if rows is not None else batch.slice(index, 1).to_pylist()[0]
+            except DataError as fault:
+                bad.add(fault)
+                row = None
+            yield row
+        before += batch.num_rows
+
+
+def _numbered(rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], place: str, short: str) -> Iterator[Record]:
+    """Rows count from 1, as lines do; one that is None counts and is no record."""
     for number, values in enumerate(rows, 1):
-        yield Record(source=f"{place}:{number}", default_id=f"{short}:{number}", values=values, columns=names)
+        if values is not None:
+            yield Record(source=f"{place}:{number}", default_id=f"{short}:{number}", values=values, columns=names)
 
 
 def _wanted(columns: Columns, names: Sequence[str], place: str) -> list[str]:
@@ -100,7 +123,7 @@ def _wanted(columns: Columns, names: Sequence[str], place: str) -> list[str]:
 
 
 def _guarded(rows: Iterable[Any], path: Path, setting: str) -> Iterator[Any]:
-    """The same rows; what a library raises on the way is a ``DataError`` with the number of rows or batches before it."""
+    """The same rows or batches; what a library raises on the way is a ``DataError`` that names the file."""
     iterator = iter(rows)
     while True:
         with _named(f"{path}: cannot be read further", setting):

@@ -102,8 +102,8 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> Estimate:
 
 
 def bootstrapped_share(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """``bootstrap`` of values in [0, 1]. If all are 0 or all 1, it has no width, and the Wilson interval stands in."""
-    if len(set(values)) == 1 and values[0] in (0.0, 1.0):
+    """``bootstrap`` of values in [0, 1]. If all are the same, it has no width, and the Wilson interval stands in."""
+    if len(set(values)) == 1:
         return share(values, samples=len(values))
     return bootstrap(values, seed=seed)
 

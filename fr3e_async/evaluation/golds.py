@@ -5,19 +5,19 @@ Knows columns by name; knows nothing of files, engines and verdicts.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 from fr3e_async.algorithm.answer_span import last_box
-from fr3e_async.data.row import final_answer
+from fr3e_async.data.row import final_answer, text_of
 from fr3e_async.evaluation.benchmarks import GoldKind
+from fr3e_async.verify.margins import numbers_of
 from fr3e_async.verify.notation import tidy
 from fr3e_async.verify.numbers import written_number
-from fr3e_async.verify.shapes import shape_of
 from fr3e_async.verify.units import quantity
 
 THEOREMQA_TOLERANCE = Fraction(4, 100)  # of the gold; that of its authors' own evaluation, for floats
@@ -26,10 +26,10 @@ _OPTION = re.compile(r"\(?\s*([a-jA-J])\s*\)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gold:
-    """*Example*: ``Gold(text="0.25, 0.5", margins=(0.01, 0.02))``; without margins the judge alone decides."""
+    """*Example*: ``Gold(text="0.25, 0.5", margins=(Fraction(1, 100), Fraction(1, 50)))``; without margins the judge alone decides."""
 
     text: str
-    margins: tuple[float, ...] = ()  # how far each number may be off; one for all of them, or one each
+    margins: tuple[Fraction, ...] = ()  # how far each number may be off; one for all of them, or one each
 
 
 def read_gold(kind: GoldKind, value: Any, row: Mapping[str, Any]) -> Gold | None:
@@ -39,17 +39,8 @@ def read_gold(kind: GoldKind, value: Any, row: Mapping[str, Any]) -> Gold | None
             return _olympiadbench(value, row)
         case "theoremqa":
             return _theoremqa(value, row)
-    text = final_answer(_text(value)) if kind == "gsm8k" else _unboxed(_text(value))
+    text = final_answer(text_of(value)) if kind == "gsm8k" else _unboxed(text_of(value))
     return Gold(text=text) if text else None
-
-
-def _text(value: Any) -> str:
-    """A string or number as text, also as the only entry of a list; "" for anything else."""
-    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        return ""
-    return str(value).strip()
 
 
 def _unboxed(text: str) -> str:
@@ -60,31 +51,38 @@ def _unboxed(text: str) -> str:
 
 def _olympiadbench(value: Any, row: Mapping[str, Any]) -> Gold | None:
     """``final_answer`` is a list; several entries are one answer of several parts. ``error`` is an absolute margin, or one for each."""
-    parts = [_text(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else [_text(value)]
+    parts = [text_of(part) for part in (value if _is_list(value) else [value])]
     text = ", ".join(part for part in parts if part)
-    unit = _text(row.get("unit"))
+    unit = text_of(row.get("unit")).strip("$ ")
     if not text:
         return None
-    margins = tuple(float(part) for part in re.split(r"[,\s]+", _text(row.get("error"))) if _is_number(part))
+    margins = tuple(margin for part in re.split(r"[,\s]+", text_of(row.get("error"))) if (margin := _margin(part)))
     said = quantity(tidy(text), letters=True)
     if unit and len(parts) == 1 and not said.unit and written_number(said.core) is not None:
-        text = f"{text.strip('$ ')} {unit.strip('$ ')}"  # so that an answer in another unit is wrong
+        unit = rf"\text{{ {unit}}}" if len(unit) == 1 and unit.isalpha() else unit  # 12 m might be 12 times m
+        text = f"{text.strip('$ ')} {unit}"  # so that an answer in another unit is wrong
     return Gold(text=text, margins=margins)
 
 
-def _is_number(text: str) -> bool:
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _margin(text: str) -> Fraction | None:
+    """None for what is no number above 0."""
     try:
-        return float(text) > 0
+        number = float(text)  # which is short, whatever was written
     except ValueError:
-        return False
+        return None
+    return Fraction(str(number)) if 0 < number < math.inf else None
 
 
 def _theoremqa(value: Any, row: Mapping[str, Any]) -> Gold | None:
-    """Answers are True or False, (a) to (f), numbers, or lists of numbers in any order; floats within 4 %."""
-    text = str(value).strip() if isinstance(value, bool) else _text(value)
-    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) != 1:
-        text = ", ".join(map(_text, value))
-    kind = next((_text(row[name]) for name in ("Answer_type", "answer_type") if name in row), "")
+    """Answers are True or False, (a) to (j), numbers, or lists of numbers in any order; floats within 4 %."""
+    text = str(value) if isinstance(value, bool) else text_of(value)
+    if _is_list(value) and len(value) != 1:
+        text = ", ".join(map(text_of, value))
+    kind = next((text_of(row[name]) for name in ("Answer_type", "answer_type") if name in row), "")
     if not text:
         return None
     if kind == "option" and (option := _OPTION.fullmatch(text)) is not None:
@@ -94,30 +92,4 @@ def _theoremqa(value: Any, row: Mapping[str, Any]) -> Gold | None:
     if "float" not in kind:
         return Gold(text=text)
     numbers = numbers_of(text) or []
-    return Gold(text=text, margins=tuple(float(abs(number) * THEOREMQA_TOLERANCE) for number in numbers))
-
-
-# --- margins -----------------------------------------------------------------------------------------------------------
-
-
-def numbers_of(text: str) -> list[Fraction] | None:
-    """The numbers that a text lists, units left out; None if any part of it is something else."""
-    neat = tidy(text)
-    shape = shape_of(neat)
-    parts = [written_number(quantity(item, letters=True).core) for item in (shape.items or (neat,))]
-    numbers = [part.value for part in parts if part is not None]
-    return numbers if parts and len(numbers) == len(parts) else None
-
-
-def within(answer: str | None, gold: str, margins: Sequence[float]) -> bool:
-    """Whether an answer lists the gold's numbers, each within its margin, in the same order or by size."""
-    if answer is None or not margins:
-        return False
-    said, meant = numbers_of(answer), numbers_of(gold)
-    if said is None or meant is None or len(said) != len(meant) or len(margins) not in (1, len(meant)):
-        return False
-    allowed = [Fraction(margin) * (1 + Fraction(1, 10**9)) for margin in margins] * (len(meant) if len(margins) == 1 else 1)
-    by_size = sorted(range(len(meant)), key=meant.__getitem__)
-    straight = zip(said, meant, allowed, strict=True)
-    ordered = zip(sorted(said), (meant[i] for i in by_size), (allowed[i] for i in by_size), strict=True)
-    return any(all(abs(ours - theirs) <= most for ours, theirs, most in pairs) for pairs in (straight, ordered))
+    return Gold(text=text, margins=tuple(abs(number) * THEOREMQA_TOLERANCE for number in numbers))

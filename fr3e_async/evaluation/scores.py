@@ -6,8 +6,8 @@ The definitions are ``docs/evaluation.md``'s. An unknown verdict counts as not r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fr3e_async.evaluation.accuracy import Judgement, by_problem
@@ -49,6 +49,19 @@ class Scores:
         avg = data.pop("avg")
         data["pass_at"] = {str(k): estimate for k, estimate in data["pass_at"].items()}
         return {"accuracy": avg["value"], "low": avg["low"], "high": avg["high"], **data}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Scores:
+        """Back from ``record``, or a mapping that holds more. Raises ``KeyError`` or ``TypeError`` if it is none."""
+        estimates = {"value", "low", "high"}
+        found: dict[str, Any] = {
+            name: Estimate(**value) if isinstance(value, dict) and set(value) == estimates else value
+            for name in (field.name for field in fields(cls))
+            if name not in ("avg", "pass_at")
+            for value in [record[name]]
+        }
+        avg = Estimate(value=record["accuracy"], low=record["low"], high=record["high"])
+        return cls(**found, avg=avg, pass_at={int(k): Estimate(**value) for k, value in record["pass_at"].items()})
 
 
 def score(judgements: Iterable[Judgement]) -> Scores:

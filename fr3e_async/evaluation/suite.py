@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,8 +17,8 @@ import numpy as np
 from fr3e_async.config import Config, EvaluationConfig
 from fr3e_async.config.data import SourceConfig
 from fr3e_async.data.prompts import make_prompts
-from fr3e_async.data.row import Columns, Record, Row
-from fr3e_async.data.sources import records
+from fr3e_async.data.row import Columns, Record, Row, is_unicode, text_of
+from fr3e_async.data.sources import is_missing, may_be_fetched, records
 from fr3e_async.errors import DataError
 from fr3e_async.evaluation.benchmarks import BENCHMARKS, Benchmark
 from fr3e_async.evaluation.golds import Gold, read_gold
@@ -55,7 +54,6 @@ class TestSet:
     name: str
     problems: tuple[Prompt, ...]
     samples: int  # of each problem
-    margins: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by problem id, where answers may be off
     digest: str = ""  # of problems and golds
 
     @property
@@ -108,6 +106,8 @@ def read_benchmark(benchmark: Benchmark, *, path: str = "") -> list[Item]:
         if not _is_chosen(benchmark, problem, record.values):
             continue
         gold = _first(record, benchmark.answer, "answer", partial(read_gold, benchmark.gold, row=record.values), setting)
+        if not is_unicode(problem + gold.text):
+            raise DataError(f"{record.source}: half of a surrogate pair, which no text has; see {setting}")
         kept.append((record, problem, gold))
     if not kept:
         raise DataError(f"{path or benchmark.hub}: no problem of {benchmark.title} in it; see {setting}")
@@ -128,15 +128,14 @@ def _first(record: Record, columns: Sequence[str], what: str, read: Callable[[An
 
 
 def _text_of(value: Any) -> str | None:
-    if not isinstance(value, str) or not value.strip():
-        return None
-    return value.encode("utf-8", "replace").decode()  # half of a surrogate pair, which no tokenizer takes
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _is_chosen(benchmark: Benchmark, problem: str, values: Mapping[str, Any]) -> bool:
     match benchmark.chosen:
         case "without_picture":
-            return not values.get("Picture")
+            picture = values.get("Picture")
+            return not picture or isinstance(picture, float)  # NaN: how tables say that there is none
         case "held_out_part":
             return in_held_out_part(problem)
     return True
@@ -144,14 +143,16 @@ def _is_chosen(benchmark: Benchmark, problem: str, values: Mapping[str, Any]) ->
 
 def _names(found: Sequence[Record], benchmark: Benchmark) -> list[str]:
     """The ids that the rows have if all have one and no two the same; else their numbers, from 0."""
-    ids = [next((str(r.values[c]) for c in benchmark.uid if r.values.get(c) is not None), "") for r in found]
+    ids = [next(filter(None, (text_of(record.values.get(column)) for column in benchmark.uid)), "") for record in found]
     usable = all(one and one.isprintable() and len(one) <= MAX_ID_CHARS for one in ids) and len(set(ids)) == len(ids)
     return ids if usable else [str(number) for number in range(len(found))]
 
 
 def digest_of(items: Sequence[Item]) -> str:
     """16 hex digits of problems and golds, in order: two results with the same digest are about the same questions."""
-    return _digest([item.problem, item.gold.text, list(item.gold.margins)] for item in items)
+    return _digest(
+        [item.problem, item.gold.text, [f"{m.numerator:x}/{m.denominator:x}" for m in item.gold.margins]] for item in items
+    )
 
 
 def _digest(texts: Iterable[list[Any]]) -> str:
@@ -192,13 +193,29 @@ class Suite:
         }
 
 
-def read_suite(config: Config) -> Suite:
-    """The problems of all benchmarks of ``evaluation.suite``. ``DataError`` names the setting and what could not be read."""
-    items = {}
-    for name in config.evaluation.benchmarks:
-        path = os.path.expanduser(config.evaluation.paths.get(name, ""))
-        items[name] = pick(read_benchmark(BENCHMARKS[name], path=path), config.evaluation.suite_problems, seed=0)
+def read_suite(config: Config, announce: Callable[[str], None] = lambda _: None) -> Suite:
+    """The problems of all benchmarks of ``evaluation.suite``. ``DataError`` names the setting and what could not be read.
+
+    ``announce`` hears of what is fetched over the network, which may take minutes, and of paths that nobody reads.
+    """
+    evaluation, items = config.evaluation, {}
+    if unread := [name for name in evaluation.paths if name not in evaluation.benchmarks]:
+        announce(f"evaluation.paths: {', '.join(unread)} not in evaluation.suite, and not read")
+    for name, source in _sources(evaluation).items():
+        if may_be_fetched(source):
+            announce(f"evaluation.suite: reading {source.path}, which is fetched from the Hugging Face hub if it is not cached")
+        found = read_benchmark(BENCHMARKS[name], path=evaluation.paths.get(name, ""))
+        items[name] = pick(found, evaluation.suite_problems, seed=0)
     return Suite(items=items)
+
+
+def missing_files(config: EvaluationConfig) -> list[str]:
+    """``setting=path`` of each benchmark's file or folder that is not here. Nothing is opened."""
+    return [f"evaluation.paths.{name}={source.path}" for name, source in _sources(config).items() if is_missing(source)]
+
+
+def _sources(config: EvaluationConfig) -> dict[str, SourceConfig]:
+    return {name: source_of(BENCHMARKS[name], config.paths.get(name, "")) for name in config.benchmarks}
 
 
 def pick(items: Sequence[T], count: int, *, seed: int) -> list[T]:
@@ -211,16 +228,13 @@ def pick(items: Sequence[T], count: int, *, seed: int) -> list[T]:
 
 def make_sets(suite: Suite, tokenizer: PreTrainedTokenizerBase, config: Config) -> list[TestSet]:
     """Prompts by the template and limits of ``data``; a prompt that is too long is a ``DataError`` or left out, as that says."""
-    return [
-        TestSet(
-            name=name,
-            problems=make_prompts([_row(item) for item in items], tokenizer, config.data),
-            samples=samples_of(config.evaluation, name),
-            margins={item.uid: item.gold.margins for item in items if item.gold.margins},
-            digest=digest_of(items),
-        )
-        for name, items in suite.items.items()
-    ]
+    sets = []
+    for name, items in suite.items.items():
+        margins = {item.uid: item.gold.margins for item in items}
+        prompts = make_prompts([_row(item) for item in items], tokenizer, config.data)
+        problems = tuple(replace(prompt, margins=margins[prompt.uid]) for prompt in prompts)
+        sets.append(TestSet(name=name, problems=problems, samples=samples_of(config.evaluation, name), digest=digest_of(items)))
+    return sets
 
 
 def left_out(suite: Suite, sets: Sequence[TestSet]) -> list[str]:

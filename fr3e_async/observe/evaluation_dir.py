@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.accuracy import Judgement
-from fr3e_async.evaluation.scores import problem_row, samples_of
+from fr3e_async.evaluation.scores import Scores, problem_row, samples_of
 from fr3e_async.observe.fingerprint import differences
 from fr3e_async.observe.jsonl import JsonlWriter
 from fr3e_async.observe.storage import make_folders, probe, remove_made, storage_errors, write_atomically
@@ -30,9 +31,12 @@ _SHOWN = 3  # differing facts in an error message
 class EvaluationDir:
     """Locked against a second process until ``close``. A context manager."""
 
-    def __init__(self, path: Path, *, lock: IO[str], folders: list[Path], inside: list[Path]) -> None:
+    def __init__(
+        self, path: Path, *, identity: Mapping[str, Any], lock: IO[str], folders: list[Path], inside: list[Path]
+    ) -> None:
         """Use ``open``. ``folders`` and ``inside``: what it made, for ``discard``."""
-        self.path, self._lock, self._folders, self._inside = path, lock, folders, inside
+        self.path, self.identity = path, identity  # of all that the folder holds, from before too
+        self._lock, self._folders, self._inside = lock, folders, inside
         self._writers: dict[str, JsonlWriter] = {}
 
     @classmethod
@@ -63,7 +67,7 @@ class EvaluationDir:
                 lock.close()
                 remove_made(made)
                 raise
-        return cls(path, lock=lock, folders=made, inside=fresh)
+        return cls(path, identity=merged, lock=lock, folders=made, inside=fresh)
 
     def __enter__(self) -> EvaluationDir:
         return self
@@ -106,7 +110,7 @@ class EvaluationDir:
             content = path.read_bytes()
         if content and not content.endswith(b"\n"):  # or the next row would stand behind it
             with storage_errors(path, "out"):
-                path.write_bytes(content[: content.rfind(b"\n") + 1])
+                os.truncate(path, content.rfind(b"\n") + 1)  # in one step: nothing that is whole is written again
         for line in content.splitlines():
             try:
                 judgements = samples_of(json.loads(line))
@@ -121,6 +125,18 @@ class EvaluationDir:
         if benchmark not in self._writers:
             self._writers[benchmark] = JsonlWriter(self._problems(benchmark))
         self._writers[benchmark].write(problem_row(problem, samples))
+
+    def earlier(self) -> dict[str, dict[str, Any]]:
+        """By benchmark, the rows of the results that are there. Raises ``StorageError`` for a file that is none of ours."""
+        try:
+            rows: dict[str, dict[str, Any]] = json.loads(self.results.read_text(encoding="utf-8"))["benchmarks"]
+            for row in rows.values():
+                Scores.from_record(row)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageError(f"out: {self.results} holds no results ({error}); move it away") from error
+        return rows
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Raises ``StorageError``."""

@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fr3e_async.observe.storage import storage_errors
+
+_COPIED_BYTES = 1 << 20  # at a time
 
 
 class JsonlWriter:
@@ -41,37 +43,74 @@ class JsonlWriter:
             self._file.close()
 
 
-def cut_after(path: Path, step: int) -> int:
-    """Drop the rows of later steps, and a last line that was cut off; how many lines went. Rows without a step stay.
+def cut_after(path: Path, last: int, *, key: str = "step") -> int:
+    """Drop the rows whose ``key`` is beyond ``last``, and a last line that was cut off; how many lines went. Rows without it stay.
 
-    For a resumed run, which will write those steps again. A missing file is an empty one.
+    For a resumed run, which will write those again. A missing file is an empty one. Raises ``StorageError``.
     """
-    return _keep(path, lambda lines: [line for line in lines if _stays(line, step)])
+    return keep_rows(path, lambda row: row.get(key, last) <= last)
+
+
+def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
+    """Drop the rows that are not wanted, and lines that are no row; how many lines went. A missing file is an empty one.
+
+    Raises ``StorageError``.
+    """
+    return _keep(path, lambda _, line: (row := _row(line)) is not None and wanted(row))
 
 
 def keep_first(path: Path, count: int) -> int:
-    """Drop all but the first ``count`` rows; how many lines went. A missing file is an empty one."""
-    return _keep(path, lambda lines: lines[:count])
+    """Drop all but the first ``count`` rows; how many lines went. A missing file is an empty one. Raises ``StorageError``."""
+    return _keep(path, lambda number, _: number < count)
 
 
-def _keep(path: Path, choose: Callable[[list[str]], list[str]]) -> int:
+def _keep(path: Path, stays: Callable[[int, bytes], bool]) -> int:
+    """``stays``: told a line's number, from 0, and the line.
+
+    A line ends at a newline and nowhere else: texts hold U+2028, U+2029 and U+0085 as they are. One line is in memory at a time.
+    """
     if not path.is_file():
         return 0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = choose(lines)
-    if len(kept) < len(lines):
-        with storage_errors(path):
+    with storage_errors(path), open(path, "rb") as file:
+        spans, gone = _spans(file, stays)
+        if gone:
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
+            with open(temporary, "wb") as made:
+                for start, end in spans:
+                    _copy(file, made, start, end)
             os.replace(temporary, path)
-    return len(lines) - len(kept)
+    return gone
 
 
-def _stays(line: str, step: int) -> bool:
-    if not line.endswith("\n"):
-        return False
+def _spans(file: BinaryIO, stays: Callable[[int, bytes], bool]) -> tuple[list[tuple[int, int]], int]:
+    """([first byte, byte after the last] of each stretch of lines that stay, how many lines go)."""
+    spans: list[tuple[int, int]] = []
+    at = gone = 0
+    for number, line in enumerate(file):
+        start, at = at, at + len(line)
+        if not stays(number, line):
+            gone += 1
+        elif spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], at)
+        else:
+            spans.append((start, at))
+    return spans, gone
+
+
+def _copy(source: BinaryIO, target: BinaryIO, start: int, end: int) -> None:
+    source.seek(start)
+    while start < end:
+        piece = source.read(min(_COPIED_BYTES, end - start))
+        target.write(piece)
+        start += len(piece)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None for a line that was cut off, or that is no object of JSON in UTF-8."""
+    if not line.endswith(b"\n"):
+        return None
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return row.get("step", step) <= step
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None

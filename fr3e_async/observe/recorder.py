@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from threading import Lock
 from typing import Any, Unpack
 
 from fr3e_async.config import ObserveConfig
@@ -50,6 +51,7 @@ class Recorder:
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
         self._exporter, self._samples, self._trackers = exporter, Samples(), trackers
         self._vitals: Vitals | None = None  # of the last beat
+        self._tree_lock = Lock()  # the file is thinned in a thread
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self.books = Books(run_dir.books)
         self._open(resumed_from, settled)
@@ -64,10 +66,11 @@ class Recorder:
     def _open(self, step: int, settled: int) -> None:
         self._run_dir.cut_metrics(step)
         self._run_dir.cut_groups(settled)
-        self._run_dir.cut_trees(step)
+        with self._tree_lock:
+            self._run_dir.cut_trees(settled)
+            self._trees = JsonlWriter(self._run_dir.trees) if self._config.trees_per_step else None
         self._metrics = JsonlWriter(self._run_dir.metrics)
         self._groups = JsonlWriter(self._run_dir.groups)
-        self._trees = JsonlWriter(self._run_dir.trees) if self._config.trees_per_step else None
         self._tensorboard = (
             TensorBoardWriter(self._run_dir.tensorboard, first_step=step + 1) if self._config.tensorboard else None
         )
@@ -115,11 +118,19 @@ class Recorder:
         write_problems(self._run_dir.path, name, rows, keep_mib=keep_mib)
 
     def tree(self, line: str) -> bool:
-        """Keep a group's tree; False once ``observe.trees_mib`` is used up. Raises ``StorageError``."""
-        if self._trees is None or self._trees.append(line) >= self._config.trees_mib << 20:
-            self.note(f"trees.jsonl has {self._config.trees_mib} MiB (observe.trees_mib): no more trees are kept")
-            return False
-        return True
+        """Keep a group's tree; False once the file has ``observe.trees_mib``. Raises ``StorageError``."""
+        with self._tree_lock:
+            return self._trees is None or self._trees.append(line) < self._config.trees_mib << 20
+
+    def thin_trees(self, stride: int) -> bool:
+        """Leave the trees of every ``stride``-th step; False: they are still more than half of what may be kept. In a thread."""
+        with self._tree_lock:
+            if self._trees is None:
+                return True
+            self._trees.close()
+            left = self._run_dir.thin_trees(stride)
+            self._trees = JsonlWriter(self._run_dir.trees)
+            return left <= self._config.trees_mib << 19
 
     def note(self, text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
         """An event that a person should see: its text on the console, all of it in ``logs/events.jsonl``."""
@@ -168,8 +179,9 @@ class Recorder:
     def _close_rows(self) -> None:
         self._metrics.close()
         self._groups.close()
-        if self._trees is not None:
-            self._trees.close()
+        with self._tree_lock:
+            if self._trees is not None:
+                self._trees.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None

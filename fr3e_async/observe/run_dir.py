@@ -140,9 +140,14 @@ class RunDir:
         """Drop the groups that settled after the checkpoint that the run goes on from; how many lines went."""
         return jsonl.keep_first(self.groups, settled)
 
-    def cut_trees(self, step: int) -> int:
-        """Drop the trees of groups that settled after a step; how many lines went."""
-        return jsonl.cut_after(self.trees, step)
+    def cut_trees(self, settled: int) -> int:
+        """Drop the trees of groups that settled after the first ``settled`` ones; how many lines went."""
+        return jsonl.cut_after(self.trees, settled, key="settled")
+
+    def thin_trees(self, stride: int) -> int:
+        """Leave the trees of every ``stride``-th step; the bytes that stay."""
+        jsonl.keep_rows(self.trees, lambda row: row.get("step", 0) % stride == 0)
+        return self.trees.stat().st_size
 
     def write_summary(self, text: str) -> None:
         """Raises ``StorageError``."""

@@ -1,0 +1,110 @@
+r"""Answers that may lie beside their gold, where a benchmark says how far: numbers within margins, with the judge's rules for units.
+
+    within("1205 cm", "12 m", [Fraction(1, 10)])  # True: 12.05 m
+
+Applies to the whole answer, before it is cut down to a class. Knows texts and numbers; whose margins they are is a benchmark's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.types import Outcome, Verdict
+from fr3e_async.verify.answers import final_answer, strip_dollars
+from fr3e_async.verify.notation import tidy
+from fr3e_async.verify.numbers import written_number
+from fr3e_async.verify.policies import Policies
+from fr3e_async.verify.shapes import shape_of
+from fr3e_async.verify.units import PERCENT, measure, quantity
+
+WITHIN = "within its margin"
+
+
+@dataclass(frozen=True, slots=True)
+class _Amount:
+    """*Example*: ``12.5\\text{ cm}`` is (25/2, "cm")."""
+
+    value: Fraction
+    unit: str  # as ``units.quantity`` says it
+
+    @property
+    def size(self) -> Fraction:
+        """In the base unit of its dimension, for sorting."""
+        known = measure(self.unit)
+        return self.value if known is None else self.value * known[1]
+
+
+def with_margins(verdict: Verdict, response: str, gold: str, margins: Sequence[Fraction], config: VerifierPoolConfig) -> Verdict:
+    """The verdict, or right where the response's answer is off by no more than it may be. Without margins the judge alone decides."""
+    if not margins or verdict.outcome is Outcome.RIGHT:
+        return verdict
+    answer = final_answer(response)
+    if len(answer or "") > config.max_answer_chars or not within(answer, gold, margins, Policies.of(config)):
+        return verdict
+    return replace(verdict, outcome=Outcome.RIGHT, reason=WITHIN)
+
+
+def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies: Policies = Policies()) -> bool:
+    """Whether an answer lists the gold's numbers, each within its margin, in the same order or by size.
+
+    ``margins``: in the gold's units, one for all numbers or one each. An amount in another unit of the same dimension is
+    converted; one of another dimension lies outside, and a unit that is missing or unknown on one side is fine.
+    """
+    if answer is None or not margins:
+        return False
+    said, meant = _amounts(answer), _amounts(gold)
+    if said is None or meant is None or len(said) != len(meant) or len(margins) not in (1, len(meant)):
+        return False
+    golds = list(zip(meant, [*margins] * (len(meant) if len(margins) == 1 else 1), strict=True))
+
+    def fits(ours: Sequence[_Amount], theirs: Sequence[tuple[_Amount, Fraction]]) -> bool:
+        return all(_is_near(one, other, most, policies) for one, (other, most) in zip(ours, theirs, strict=True))
+
+    by_size = sorted(said, key=lambda one: one.size), sorted(golds, key=lambda pair: pair[0].size)
+    return fits(said, golds) or fits(*by_size)
+
+
+def numbers_of(text: str) -> list[Fraction] | None:
+    """The numbers that a text lists, units left out; None if any part of it is something else."""
+    amounts = _amounts(text)
+    return None if amounts is None else [amount.value for amount in amounts]
+
+
+def _amounts(text: str) -> list[_Amount] | None:
+    neat = tidy(strip_dollars(text))
+    amounts = []
+    for item in shape_of(neat).items or (neat,):
+        parts = quantity(item, letters=True)
+        number = written_number(parts.core)
+        if number is None:
+            return None
+        amounts.append(_Amount(number.value, parts.unit))
+    return amounts
+
+
+def _is_near(said: _Amount, meant: _Amount, most: Fraction, policies: Policies) -> bool:
+    return any(abs(value - meant.value) <= most for value in _readings(said, meant, policies))
+
+
+def _readings(said: _Amount, meant: _Amount, policies: Policies) -> list[Fraction]:
+    """What the answer may mean in the gold's unit; nothing where the units differ."""
+    ours, theirs = measure(said.unit), measure(meant.unit)
+    if PERCENT in (said.unit, meant.unit) and said.unit != meant.unit:
+        return [] if ours or theirs else _percentages(said, meant, policies)
+    if policies.units == "ignored" or ours is None or theirs is None:
+        return [said.value]
+    return [said.value * ours[1] / theirs[1]] if ours[0] == theirs[0] else []
+
+
+def _percentages(said: _Amount, meant: _Amount, policies: Policies) -> list[Fraction]:
+    """One side has a percent sign and the other none: as ``amounts`` has it."""
+    signed = meant if meant.unit == PERCENT else said
+    found = [said.value] if policies.percent == "optional" and abs(signed.value) > 1 else []
+    if meant.unit == PERCENT:
+        found.append(said.value * 100)
+    elif meant.value.denominator > 1 or abs(meant.value) <= 1:
+        found.append(said.value / 100)
+    return found
