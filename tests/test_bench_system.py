@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS
 from fr3e_async.control.messages import Assign, Branch, Sample
 from fr3e_async.control.ports import Delivery
+from fr3e_async.testing import FakePayloads
 from fr3e_async.types import Completion, Draw, Finish, RolloutBatch, RolloutId, WeightBundle, WeightManifest
 
 
@@ -245,3 +247,44 @@ def test_control_and_machine_as_a_user_starts_them(repository, tmp_path):
     assert found["control"]["rollouts"] >= 8 * 512, "8 batches of 32 groups of 4 + 3 · 4 rollouts"
     for name in ("control", "machine"):
         assert f"goal {found[name]['goal']:g}: {'met' if found[name]['met'] else 'MISSED'}" in done.stdout
+
+
+def test_a_stage_refuses_a_run_whose_anchors_its_engines_would_pick_by_another_rule():
+    """Engines pick anchors by the rule they were started with: such a run would not be what its settings say."""
+    from system_parts import Stage, toy
+
+    stage = object.__new__(Stage)
+    stage._overrides, stage._base, stage._config = (), "toy", toy().config
+    for settings in (("algorithm.anchor_rule=random",), ("algorithm.strategy=vineppo",), ("algorithm.anchors=2",)):
+        with pytest.raises(ValueError, match="ruled=True"):
+            asyncio.run(stage.play(*settings))
+
+
+def test_anchors_picked_beside_an_engine_are_those_of_the_run():
+    """Hand-made entropies: the engine was started to rank by them, the run wants places that are evenly spaced."""
+    from system_parts import Ruled
+
+    entropies = np.array([0, 0, 9, 0, 0, 0, 8, 0, 0, 0, 0, 0], dtype=np.float32)
+    completion = Completion(
+        tokens=np.arange(12, dtype=np.int32), logprobs=-entropies, entropies=entropies, entropy_errors=np.zeros(12, dtype=np.float32),
+        versions=np.zeros(12, dtype=np.int32), finish=Finish.STOP,
+    )  # fmt: skip
+    batch = RolloutBatch.build(
+        ids=[RolloutId("p@0", 0, 0)], contexts=[np.ones(2, dtype=np.int32)], prompt_lens=[2], context_of=[0], completions=[completion],
+        eligible=[np.array([False, *[True] * 10, False])],
+    )  # fmt: skip
+
+    class Engine:
+        name = "e"
+
+        async def sample(self, prompts, ids, draw, *, trunk):
+            return Delivery(notes=(batch.note(0),), anchors=()), batch
+
+    def places(rule: str) -> list[int]:
+        one = Ruled(Engine(), rule=AnchorRule(name=rule, count=2, min_gap=2), seed=0, payloads=FakePayloads())
+        delivery, _ = asyncio.run(one.sample([], [], None, trunk=True))
+        return [anchor.position for anchor in delivery.anchors]
+
+    assert places("entropy") == [2, 6]
+    assert places("uniform") != [2, 6]
+    assert len(places("random")) == 2
