@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from report_support import write_run
+
+from fr3e_async.report.page import write_page
+
+TITLE = ".tree-title h3"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -87,6 +92,20 @@ def open_view(seen: Watched, file: Path, view: str = "overview") -> Any:
     return seen.page
 
 
+def two_small_runs(folder: Path) -> Path:
+    """The page of two runs with 20 trees each."""
+    runs = [write_run(folder / name, steps=4, trees=20, seed=seed) for seed, name in enumerate(("first", "second"))]
+    write_page(runs, folder / "page.html", trees=100)
+    return folder / "page.html"
+
+
+def expect(shown: Any, selector: str) -> Any:
+    """What Playwright waits for without evaluating texts in the page, which its policy forbids."""
+    from playwright.sync_api import expect as wait
+
+    return wait(shown.locator(selector))
+
+
 def take_pictures(file: Path, folder: Path) -> None:
     """``report.png`` and others of a page with at least one run and some trees."""
     shots = (
@@ -104,7 +123,7 @@ def take_pictures(file: Path, folder: Path) -> None:
                     shown.click(".tree .rollout .item-row >> nth=1")
                     shown.hover(".rollout-body [data-i='2']")
                 if width < 400:
-                    shown.evaluate("document.querySelector('.tree-title').scrollIntoView(); scrollBy(0, -120)")
+                    shown.evaluate("document.querySelector('.tree-title').scrollIntoView()")
                 shown.screenshot(path=str(folder / name))
 
 

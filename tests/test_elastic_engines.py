@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ SETTINGS = (
     "config=toy", "ray.autoscaling=true", "generators.resources={engine: 1}", "explorers.resources={engine: 1}",
     "verifiers.resources={rest: 1}", "learner.resources={rest: 1}", "generators.cpus=0", "explorers.cpus=0", "verifiers.cpus=0",
     "learner.cpus=0", "generators.max=2", "generators.rollouts_in_flight=8", "pools.grow_after_s=1", "flow.groups_per_step=8",
-    "run.steps=12", "evaluation.problems=64", "observe.console=off", "observe.heartbeat_s=0.5",
+    "run.steps=100000", "evaluation.problems=64", "observe.console=off", "observe.heartbeat_s=0.5",
 )  # fmt: skip
 
 
@@ -47,15 +48,18 @@ def test_a_lost_node_of_real_engines_costs_nothing_but_time(tmp_path: Path) -> N
             command = [sys.executable, "-m", "fr3e_async.main", *SETTINGS, f"run.dir={run}"]
             driver = subprocess.Popen(command, stdout=file, stderr=file, env=environment | {"PWD": os.getcwd()})
         try:
-            until(lambda: trained() >= 2 and said("actor_joined"), 200, "batches, and one generator more")
+            until(lambda: trained() >= 2 and said("actor_joined"), 300, "batches, and one generator more")
             cluster.kill(sorted(cluster.of_type("engine"))[0])
             until(lambda: said("actor_lost"), 60, "its loss is seen")
-            assert driver.wait(300) == 0, out.read_text()[-2000:]
+            count = trained()
+            until(lambda: trained() >= count + 3, 300, "three more batches")
+            driver.send_signal(signal.SIGTERM)
+            assert driver.wait(60) == 0, out.read_text()[-2000:]
         finally:
             ray.shutdown()
             driver.kill()
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["exit_reason"], summary["steps"]) == ("finished", 12)
+    assert summary["steps"] >= count + 3
     assert summary["staleness_max"] <= 1
     for check in ("audit", "replay"):
         done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from fr3e_async.observe.metrics import METRICS
 from fr3e_async.report.__main__ import main
 from fr3e_async.report.page import ASSETS, LIBRARY, SCRIPTS, STYLES, write_page
 from fr3e_async.report.trees import unpacked
+
+WIDTH = 160  # characters of a line of the scripts
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,30 @@ def test_a_folder_with_a_hostile_name_is_escaped(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "<img src=x onerror=alert(1)>", steps=1, trees=1))
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
+
+
+def test_folders_whose_names_are_not_utf8_are_named_as_far_as_they_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/caf\xe9", b"/caf\xe8", b"/tea")]
+    for folder in folders:
+        write_run(Path(folder), steps=1, trees=1)
+    assert main([*folders, "--out", str(tmp_path / "page.html")]) == 0
+    data = unpacked(Blocks((tmp_path / "page.html").read_text(encoding="utf-8")).data["data"][0])
+    assert [run["name"] for run in data["runs"]] == ["caf? (1)", "caf? (2)", "tea (3)"]
+    assert capsys.readouterr().err == ""
+    assert main([folders[0] + "/none"]) == 2
+
+
+def test_names_inside_a_run_may_hold_what_no_file_can(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=1, trees=1)
+    write_rows(folder / "metrics.jsonl", [{"step": 1, "time_s": 1.0, "new/\ud800": 3.0}])
+    (folder / "config.yaml").write_text('"a\\ud800": 1')
+    write_rows(folder / "journal" / "0000.jsonl", [{"t": 1.0, "e": ["WorkerUp", "generators", "g\ud800", 0, 0, ""], "c": []}])
+    data = unpacked(Blocks(page_of(folder)).data["data"][0])["runs"][0]
+    assert list(data["metrics"]) == ["new/?"]
+    assert data["config"] == {"a?": 1}
+    assert [lane["actor"] for lane in data["timeline"]["lanes"]] == ["learner", "g?"]
 
 
 def test_the_data_block_has_every_declaration(run: Path) -> None:
@@ -115,6 +142,7 @@ def test_every_asset_is_used_and_none_makes_html_of_text() -> None:
         ):
             assert way not in source, f"{name}: {way}"
         assert len(source.split("\n")) <= 350
+        assert [line for line in source.split("\n") if len(line) > WIDTH] == [], name
 
 
 # ---- the command ----

@@ -37,7 +37,7 @@ def read_run(path: Path) -> dict[str, Any]:
     events = [_event(row) for _, row in read_rows(path / "logs" / "events.jsonl")]
     summary = read_object(path / "summary.json")
     run = {
-        "name": path.resolve().name,
+        "name": text(path.resolve().name),
         "summary": plain(summary),
         "metrics": columns(rows),
         "axes": axes(rows, events),
@@ -52,7 +52,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """Names of the runs for the reader: the folder's, with as many parents as tell them apart, else with a number."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [[text(part) for part in path.resolve().parts] for path in paths]  # a name on disk need not be UTF-8
     for depth in range(1, 4):
         said = ["/".join(part[-depth:]) for part in parts]
         if len(set(said)) == len(said):
@@ -67,7 +67,7 @@ def columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
     """Metric → a value or None for each row, of the metrics that have one."""
     names = dict.fromkeys(name for row in rows for name in row if name not in ("step", "time_s"))
     values = {name: [number(row.get(name), DIGITS) for row in rows] for name in names}
-    return {name: column for name, column in values.items() if any(value is not None for value in column)}
+    return {text(name): column for name, column in values.items() if any(value is not None for value in column)}
 
 
 def axes(rows: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -203,5 +203,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict) or not tree:
         return {prefix: plain(tree)} if prefix else {}
     return {
-        name: value for key, item in tree.items() for name, value in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+        name: value
+        for key, item in tree.items()
+        for name, value in flat(item, f"{prefix}.{text(key)}" if prefix else text(key)).items()
     }

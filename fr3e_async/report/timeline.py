@@ -6,6 +6,7 @@ queue counts as work; a lane is idle where its actor had nothing to do. Refuses 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -15,7 +16,7 @@ from typing import Any
 from fr3e_async.control.messages import Acked, Answered, Delivered, Judged, Lost, Refused, Rescored, WorkerDown, WorkerUp
 from fr3e_async.errors import StorageError
 from fr3e_async.observe.timeline import Interval, measure, union
-from fr3e_async.report.rows import read_rows
+from fr3e_async.report.rows import read_rows, text
 
 KINDS = {"Sample": "base", "Branch": "branch", "Score": "verify", "Asked": "evaluate"}
 ROLES = ("learner", "generators", "explorers", "verifiers")
@@ -146,6 +147,8 @@ def read_timeline(run: Path) -> dict[str, Any] | None:
                 continue
             try:
                 now = float(row["t"])
+                if not math.isfinite(now):
+                    raise ValueError(now)
                 if span is None:
                     session.begin(now)
                 span = (span[0] if span else now, now)
@@ -176,13 +179,13 @@ def _lane_for_page(lane: Lane, start: float, grain: float) -> dict[str, Any]:
     busy, up = lane.busy, union(lane.up)
     waits = [b - a for (_, a), (b, _) in pairwise(busy)]
     return {
-        "actor": lane.actor,
-        "role": lane.role,
+        "actor": text(lane.actor),
+        "role": text(lane.role),
         "busy_s": round(measure(busy), 3),
         "up_s": round(measure([*up, *busy]), 3),
         "wait_s": round(max(waits, default=0.0), 3),  # the longest between two pieces of work
         "up": _flat(up, start),
-        "work": {kind: _flat(_coarse(spans, grain), start) for kind, spans in lane.work.items()},
+        "work": {text(kind): _flat(_coarse(spans, grain), start) for kind, spans in lane.work.items()},
     }
 
 

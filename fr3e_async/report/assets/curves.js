@@ -1,10 +1,12 @@
 // The board of curves: a chosen set first, every other metric below it or by search; one axis for all, several runs in each.
 
 const BOARD = {
-  "Learning": ["reward/accuracy", "reward/mean", "rollout/entropy_nats", "train/entropy_nats", "groups/all_right", "groups/all_wrong", "rollout/length_tokens", "rollout/truncated_fraction"],
+  "Learning": ["reward/accuracy", "reward/mean", "rollout/entropy_nats", "train/entropy_nats", "groups/all_right", "groups/all_wrong",
+    "rollout/length_tokens", "rollout/truncated_fraction"],
   "The update": ["train/clip_low_fraction", "train/clip_high_fraction", "train/grad_norm", "train/ess_fraction", "train/mismatch_nats", "train/loss"],
   "Tokens": ["prompt/useful_fraction", "prompt/generated_tokens", "prompt/trained_tokens", "prompt/reused_tokens", "tokens/generated", "tokens/rate_per_s"],
-  "Asynchrony": ["lag/versions_mean", "lag/versions_max", "overlap/fraction", "idle/generators_fraction", "idle/explorers_fraction", "idle/learner_fraction", "time/step_s", "time/pause_s"],
+  "Asynchrony": ["lag/versions_mean", "lag/versions_max", "overlap/fraction", "idle/generators_fraction", "idle/explorers_fraction",
+    "idle/learner_fraction", "time/step_s", "time/pause_s"],
 };
 const BENCHMARK = /^(.+)\/accuracy$/; // one for each benchmark that was evaluated; no metric of a step, so not declared as one
 const benchmarkOf = (name) => (name in data.metrics ? null : BENCHMARK.exec(name)?.[1] ?? null);
@@ -16,10 +18,13 @@ function drawCurves(root) {
   const search = searchBox("Search all metrics", () => fill());
   const axis = h("select", { onchange: (e) => { board.axis = e.target.value; redraw(); } },
     Object.entries(AXES).map(([name, item]) => h("option", { value: name, selected: name === board.axis }, item.name)));
-  const smoothing = h("input", { type: "range", min: "0", max: "0.98", step: "0.02", value: String(board.smoothing), oninput: framed(() => { board.smoothing = Number(smoothing.value); redraw(); }) });
-  const check = (text, key, call) => h("label.check", {}, h("input", { type: "checkbox", checked: board[key], onchange: (e) => { board[key] = e.target.checked; call(); } }), text);
+  const smoothing = h("input", { type: "range", min: "0", max: "0.98", step: "0.02", value: String(board.smoothing),
+    oninput: framed(() => { board.smoothing = Number(smoothing.value); redraw(); }) });
+  const check = (text, key, call) => h("label.check", {},
+    h("input", { type: "checkbox", checked: board[key], onchange: (e) => { board[key] = e.target.checked; call(); } }), text);
   replace(root, section("Curves",
-    h("div.controls", {}, h("label", {}, "Over ", axis), h("label", {}, "Smoothing ", smoothing), check("log scale", "log", () => redraw()), check("all metrics", "all", () => fill()), search.box),
+    h("div.controls", {}, h("label", {}, "Over ", axis), h("label", {}, "Smoothing ", smoothing), check("log scale", "log", () => redraw()),
+      check("all metrics", "all", () => fill()), search.box),
     h("p.note", {}, "Drag over a plot to look closer, double-click to see all of it again."), box));
 
   let cards = [];
@@ -68,27 +73,32 @@ function describe(name) {
 
 function metricCard(name) {
   const metric = describe(name);
+  const missing = h("span.note", {});
   const place = h("div.plot", { role: "img", "aria-label": `${name} over ${AXES[board.axis].name}` });
   const readout = h("p.readout", { "aria-hidden": "true" });
   const box = h("article.card", {},
     h("h4", {}, h("code", {}, visible(name)), metric.unit ? h("span.unit", {}, metric.unit) : null),
     h("p.meaning", { title: metric.meaning }, metric.meaning), place, readout,
-    h("p.card-foot", {}, benchmarkOf(name) !== null ? h("a", { href: "#evaluations" }, "table") : codeButton(name)));
+    h("p.card-foot", {}, benchmarkOf(name) !== null ? h("a", { href: "#evaluations" }, "table") : codeButton(name), missing));
   const card = { box, plot: null, dirty: true, seen: false, width: 0, show };
   function show() {
     if (!card.seen || (!card.dirty && card.width === place.clientWidth)) return;
     card.plot?.destroy();
-    const curves = curvesOf(name);
+    const curves = curvesOf(name), gone = board.log ? undrawn(curves) : 0;
+    const some = curves.some((curve) => curve.ys.some((value) => value !== null && !(board.log && value <= 0)));
     replace(place);
-    card.plot = curves.length ? draw(place, curves, { axis: board.axis, unit: metric.unit, log: board.log, sync: "board", points: benchmarkOf(name) !== null, pointed: say }) : null;
-    if (!curves.length) replace(place, h("p.empty", {}, "no values in the runs shown"));
+    replace(missing, gone ? `${num(gone)} ${gone === 1 ? "value" : "values"} of 0 or less not drawn (log scale)` : null);
+    const options = { axis: board.axis, unit: metric.unit, log: board.log, sync: "board", points: benchmarkOf(name) !== null, pointed: say };
+    card.plot = some ? draw(place, curves, options) : null;
+    if (!some) replace(place, h("p.empty", {}, curves.length && gone ? "no value above 0, so none on a log scale" : "no values in the runs shown"));
     card.dirty = false;
     card.width = place.clientWidth;
     say(null);
   }
   function say(point) {
     const items = point ? point.found : curvesOf(name).map((curve) => ({ run: curve.run, value: lastOf(curve.ys) }));
-    replace(readout, h("span.where", {}, point ? AXES[board.axis].show(point.x) : "last"), items.map((item) => h("span.chip", {}, swatch(item.run), withUnit(item.value, metric.unit))));
+    replace(readout, h("span.where", {}, point ? AXES[board.axis].show(point.x) : "last"),
+      items.map((item) => h("span.chip", {}, swatch(item.run), withUnit(item.value, metric.unit))));
   }
   return card;
 }

@@ -34,12 +34,16 @@ async function show(name) {
   view.stale = false;
 }
 
-function route() {
-  const [name, place] = location.hash.slice(1).split("/");
-  if (name === "evaluations") show("overview").then(() => $("evaluations")?.scrollIntoView());
-  else if (name in views) { if (name !== now || !views[name].root) { show(name); scrollTo(0, 0); } }
-  else if (!views[now].root) show("overview");
-  return place;
+/** Shows what the page's address names. */
+async function route() {
+  const name = location.hash.slice(1).split("/")[0];
+  if (name === "evaluations") {
+    await show("overview");
+    $("evaluations")?.scrollIntoView();
+  } else if (name in views) {
+    if (name !== now || !views[name].root) { scrollTo(0, 0); await show(name); }
+    if (name === "trees" && now === "trees" && views.trees.root.treeList) followLink(views.trees.root.treeList);
+  } else if (!views[now].root) await show("overview");
 }
 
 /** What is drawn of runs is drawn anew: at once where it is seen, else when it is looked at. `painted`: on canvases, with colours. */
@@ -62,6 +66,7 @@ async function start() {
   themeChanged.add(repaint);
   let width = innerWidth;
   addEventListener("resize", framed(() => { if (Math.abs(innerWidth - width) > 8) { width = innerWidth; repaint(); } }));
+  new ResizeObserver(() => measure("header", $("header"))).observe($("header"));
   addEventListener("hashchange", route);
   route();
 }

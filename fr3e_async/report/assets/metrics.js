@@ -34,7 +34,9 @@ function drawMetrics(root) {
     const names = Object.keys(data.metrics).filter((name) => matches(wanted, name, declared(name).unit, declared(name).meaning));
     replace(list, names.length ? names.map((name) => entry(name, runs)) : h("p.empty", {}, "No metric fits."));
   }
-  replace(root, section("Metrics", h("p.note", {}, "Every metric that a run may report: what it means, its unit, the code that computes it, and its last value."), search.box, list));
+  replace(root, section("Metrics",
+    h("p.note", {}, "Every metric that a run may report: what it means, its unit, the code that computes it, and its last value."),
+    search.box, list));
   fill();
   return fill;
 }

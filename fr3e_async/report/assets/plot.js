@@ -30,6 +30,12 @@ function joined(curves) {
   return uPlot.join(tables, tables.map((t) => t.map(() => 1))); // 1: places that other curves have, this one not, are passed over
 }
 
+/** A value on a log scale, which has no place for 0 and less: there is a gap. `undefined` (another curve's place) stays so. */
+const drawable = (value) => (value <= 0 ? null : value);
+
+/** How many values of these curves a log scale cannot show. */
+const undrawn = (curves) => sum(curves.map((curve) => curve.ys.filter((value) => value !== null && value <= 0).length));
+
 /** Columns → a place on the screen. options: {axis, unit, height, points, log} */
 function draw(box, curves, options) {
   const width = Math.max(180, box.clientWidth - 2);
@@ -39,7 +45,7 @@ function draw(box, curves, options) {
   const series = [{}], bands = [];
   for (const curve of curves) {
     const stroke = colour(colourOf(curve.run));
-    const many = curve.ys.length > 60 && !options.points;
+    const many = curve.ys.length > 60 && !options.points && !(options.log && undrawn([curve])); // a value between two gaps is only seen as a point
     series.push({ label: curve.label, stroke, width: 1.75, dash: dashOf(curve.run), points: { show: !many, size: 5, fill: stroke } });
     if (curve.low) {
       const edge = { stroke, width: 1, dash: [2, 3], points: { show: false } };
@@ -47,7 +53,8 @@ function draw(box, curves, options) {
       series.push({ label: "low", ...edge }, { label: "high", ...edge });
     }
   }
-  const table = joined(curves);
+  const told = joined(curves);
+  const table = options.log ? told.map((column, i) => (i ? column.map(drawable) : column)) : told;
   const plot = new uPlot({
     width, height: options.height ?? 170, series, bands, padding: [8, 24, 0, 0],
     scales: { x: { time: false }, y: { distr: options.log ? 3 : 1, range: options.log ? undefined : yRange(options.unit) } },
@@ -57,7 +64,7 @@ function draw(box, curves, options) {
     ],
     legend: { show: false },
     cursor: { sync: options.sync ? { key: options.sync } : undefined, drag: { x: true, y: false }, points: { size: 7 } },
-    hooks: { setCursor: [(u) => options.pointed?.(u.cursor.idx === null || u.cursor.idx === undefined ? null : pointed(u, curves))] },
+    hooks: { setCursor: [(u) => options.pointed?.(u.cursor.idx === null || u.cursor.idx === undefined ? null : pointed(u, told, curves))] },
   }, table, box);
   return plot;
 }
@@ -70,16 +77,16 @@ function tick(value, step, { unit, log }) {
 }
 
 /** What each curve is worth at the cursor, or at the last place before it. */
-function pointed(u, curves) {
+function pointed(u, told, curves) {
   let column = 1;
   const found = curves.map((curve) => {
-    const values = u.data[column];
+    const values = told[column];
     column += curve.low ? 3 : 1;
     let at = u.cursor.idx;
     while (at > 0 && (values[at] === null || values[at] === undefined)) at -= 1;
     return { run: curve.run, label: curve.label, value: values[at] };
   });
-  return { x: u.data[0][u.cursor.idx], found };
+  return { x: told[0][u.cursor.idx], found };
 }
 
 function yRange(unit) {

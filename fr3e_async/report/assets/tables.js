@@ -5,7 +5,8 @@ const ASIDE = new Set(["evaluations", "verdict_reasons", "accuracy_intervals", "
 function drawOverview(root) {
   function fill() {
     const runs = shownRuns();
-    replace(root, evaluationsOf(runs), section("Result", h("p.note", {}, "What each run says of itself (summary.json). A run that is going on, or that failed, has not said it yet."), resultTable(runs)));
+    replace(root, evaluationsOf(runs), section("Result",
+      h("p.note", {}, "What each run says of itself (summary.json). A run that is going on, or that failed, has not said it yet."), resultTable(runs)));
   }
   fill();
   return fill;
@@ -14,7 +15,8 @@ function drawOverview(root) {
 function resultTable(runs) {
   const keys = Object.entries(data.summary).filter(([key]) => !ASIDE.has(key));
   const rows = keys.map(([key, { unit, meaning }]) => [h("code", { title: meaning }, key),
-    ...runs.map((run) => (run.summary ? shownValue(run, key, unit) : key === "steps" ? `${num(run.axes.step.at(-1) ?? 0)} so far` : "–")), h("td.explain", {}, meaning)]);
+    ...runs.map((run) => (run.summary ? shownValue(run, key, unit) : key === "steps" ? `${num(run.axes.step.at(-1) ?? 0)} so far` : "–")),
+      h("td.explain", {}, meaning)]);
   return table("Result of each run", ["", ...runs.map((run) => runName(run.index)), "meaning"], rows, "result");
 }
 
@@ -24,7 +26,9 @@ function shownValue(run, key, unit) {
   if (interval) return `${percent(value)} [${percent(interval[0])}, ${percent(interval[1])}]`;
   if (value === null || value === undefined) return "–";
   if (typeof value === "number") return withUnit(value, ["batches", "versions", "tokens", "optimiser steps"].includes(unit) ? "" : unit);
-  if (typeof value === "object") return h("ul.pairs", {}, Object.entries(value).map(([name, item]) => h("li", {}, visible(name.replaceAll("_", " ")), " ", typeof item === "number" ? withUnit(item, unit === "fraction" ? unit : "") : visible(JSON.stringify(item)))));
+  if (typeof value === "object") return h("ul.pairs", {},
+    Object.entries(value).map(([name, item]) => h("li", {}, visible(name.replaceAll("_", " ")), " ",
+      typeof item === "number" ? withUnit(item, unit === "fraction" ? unit : "") : visible(JSON.stringify(item)))));
   return visible(String(value));
 }
 
@@ -35,7 +39,8 @@ function evaluationsOf(runs) {
   if (!known.length) return section("Evaluations", h("p.empty", {}, "No evaluation in the runs shown."));
   const names = [...new Set(known.flatMap((run) => run.evaluations.map((row) => row.benchmark)))];
   const plots = names.map((name) => evaluationPlots(name, known));
-  return h("div", { id: "evaluations" }, section("Evaluations", h("p.note", {}, "avg@k; a sample that cannot be judged counts as not right. Bands are 95 % intervals."), plots, known.map(evaluationTable)));
+  return h("div", { id: "evaluations" }, section("Evaluations",
+    h("p.note", {}, "avg@k; a sample that cannot be judged counts as not right. Bands are 95 % intervals."), plots, known.map(evaluationTable)));
 }
 
 const benchmarkName = (name) => (name === "heldout" ? "Held-out problems" : visible(name));
@@ -52,7 +57,8 @@ function evaluationPlots(name, runs) {
   return [h("h3", {}, benchmarkName(name)), h("div.cards", {}, cards)];
 }
 
-const PLACES = new Set(["at", "benchmark", "label", "accuracy", "low", "high", "version", "wall_s", "generated", "trained", "oldest_version", "newest_version", "digest", "pass_at"]);
+const PLACES = new Set(["at", "benchmark", "label", "accuracy", "low", "high", "version", "wall_s", "generated", "trained", "oldest_version",
+  "newest_version", "digest", "pass_at"]);
 
 /** An evaluation's value in words: an estimate {value, low, high} with its interval; of tokens or of a share. */
 function evaluated(value, key) {
@@ -60,16 +66,19 @@ function evaluated(value, key) {
   if (typeof value === "number") return key === "took_s" ? duration(value) : num(value, 4);
   if (typeof value.value !== "number") return visible(typeof value === "string" ? value : JSON.stringify(value));
   const said = key === "length" ? (v) => num(v, 4) : (v) => percent(v);
-  return h("span.whole", { title: `95 % interval: ${said(value.low)} to ${said(value.high)}` }, `${said(value.value)} `, h("span.unit", {}, `[${said(value.low)}, ${said(value.high)}]`));
+  return h("span.whole", { title: `95 % interval: ${said(value.low)} to ${said(value.high)}` }, `${said(value.value)} `,
+    h("span.unit", {}, `[${said(value.low)}, ${said(value.high)}]`));
 }
 
 function evaluationTable(run) {
   const whole = (text) => h("span.whole", {}, visible(String(text ?? "")));
   const columns = [...new Set(run.evaluations.flatMap((row) => Object.keys(row)))].filter((key) => !PLACES.has(key));
   const passes = [...new Set(run.evaluations.flatMap((row) => Object.keys(row.pass_at ?? {})))].filter((k) => k !== "1").sort((a, b) => a - b);
-  const rows = run.evaluations.map((row) => [whole(row.label), whole(row.benchmark), percent(row.accuracy), whole(`${percent(row.low)} – ${percent(row.high)}`), ...passes.map((k) => evaluated(row.pass_at?.[k], "pass")),
+  const rows = run.evaluations.map((row) => [whole(row.label), whole(row.benchmark), percent(row.accuracy),
+    whole(`${percent(row.low)} – ${percent(row.high)}`), ...passes.map((k) => evaluated(row.pass_at?.[k], "pass")),
     num(row.at.step, 4), num(row.at.generated, 4), num(row.at.trained, 4), duration(row.at.wall), ...columns.map((key) => evaluated(row[key], key))]);
-  const head = ["label", "benchmark", "avg@k", "95 % interval", ...passes.map((k) => `pass@${k}`), "batches", "generated", "trained", "wall-clock", ...columns.map((key) => visible(key.replace(/_s$/, "").replaceAll("_", " ")))];
+  const head = ["label", "benchmark", "avg@k", "95 % interval", ...passes.map((k) => `pass@${k}`), "batches", "generated", "trained", "wall-clock",
+    ...columns.map((key) => visible(key.replace(/_s$/, "").replaceAll("_", " ")))];
   return h("article.account", {}, h("h3", {}, runName(run.index)), table(`Evaluations of ${visible(run.name)}`, head, rows));
 }
 
@@ -80,7 +89,8 @@ function drawConfig(root) {
   const box = h("div");
   const modes = { differ: "what differs between the runs", changed: "what differs from the defaults", all: "all settings" };
   let mode = data.runs.length > 1 ? "differ" : "changed";
-  const select = h("select", { onchange: (event) => { mode = event.target.value; fill(); } }, Object.entries(modes).map(([name, said]) => h("option", { value: name, selected: name === mode }, said)));
+  const select = h("select", { onchange: (event) => { mode = event.target.value; fill(); } },
+    Object.entries(modes).map(([name, said]) => h("option", { value: name, selected: name === mode }, said)));
   function fill() {
     const runs = shownRuns(), wanted = words(search.value);
     const names = [...new Set([...runs.flatMap((run) => Object.keys(run.config)), ...Object.keys(data.defaults)])].sort();
@@ -90,8 +100,11 @@ function drawConfig(root) {
       const differ = new Set(values).size > 1, changed = values.some((value) => value !== said(data.defaults[name]));
       return (mode === "all" || (mode === "differ" ? differ : changed)) && matches(wanted, name, ...values);
     });
-    const rows = found.map((name) => [h("code", {}, visible(name)), ...runs.map((run) => h("td", said(run.config[name]) === said(data.defaults[name]) ? {} : { class: "changed" }, visible(said(run.config[name])))), h("td.default", {}, visible(said(data.defaults[name])))]);
-    replace(box, found.length ? table("Settings", ["setting", ...runs.map((run) => runName(run.index)), "default"], rows, "config") : h("p.empty", {}, mode === "differ" ? "The runs shown have the same settings." : "No setting fits."));
+    const rows = found.map((name) => [h("code", {}, visible(name)),
+      ...runs.map((run) => said(run.config[name])).map((text) => h("td", text === said(data.defaults[name]) ? {} : { class: "changed" }, visible(text))),
+      h("td.default", {}, visible(said(data.defaults[name])))]);
+    replace(box, found.length ? table("Settings", ["setting", ...runs.map((run) => runName(run.index)), "default"], rows, "config")
+      : h("p.empty", {}, mode === "differ" ? "The runs shown have the same settings." : "No setting fits."));
   }
   replace(root, section("Settings", h("div.controls", {}, h("label", {}, "Show ", select), search.box), h("p.note", {}, "Bold: not the default."), box));
   fill();

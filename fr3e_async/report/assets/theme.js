@@ -2,6 +2,7 @@
 
 const THEMES = { auto: "◐ auto", light: "☀ light", dark: "☾ dark" };
 const themeChanged = new Set();
+const colours = new Map(); // CSS expression → what it is in this theme: to ask costs a computation of styles
 let theme = "auto";
 
 function setTheme(name) {
@@ -11,6 +12,11 @@ function setTheme(name) {
   $("theme").textContent = THEMES[theme];
   $("theme").setAttribute("aria-label", `Colours: ${theme}`);
   kept.set("theme", theme);
+  recoloured();
+}
+
+function recoloured() {
+  colours.clear();
   for (const call of themeChanged) call();
 }
 
@@ -22,15 +28,17 @@ function nextTheme() {
 
 /** The colour that a CSS expression such as var(--ink) has at this moment. */
 function colour(expression) {
+  if (colours.has(expression)) return colours.get(expression);
   const probe = h("i", { style: { color: expression, display: "none" } });
   document.body.append(probe);
   const found = getComputedStyle(probe).color;
   probe.remove();
+  colours.set(expression, found);
   return found;
 }
 
 function startTheme() {
   setTheme(kept.get("theme", "auto"));
   $("theme").addEventListener("click", nextTheme);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const call of themeChanged) call(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recoloured);
 }

@@ -16,18 +16,23 @@ function drawTimeline(root) {
   const box = h("div");
   function fill() {
     const runs = shownRuns();
-    replace(box, runs.map((run) => section(visible(run.name), run.timeline ? lanesOf(run) : h("p.empty", {}, "This run kept no journal (observe.journal), so nobody knows who worked when."), eventsOf(run))));
+    const unknown = "This run kept no journal (observe.journal), so nobody knows who worked when.";
+    replace(box, runs.map((run) => section(visible(run.name), run.timeline ? lanesOf(run) : h("p.empty", {}, unknown), eventsOf(run))));
     if (!runs.length) replace(box, h("p.empty", {}, "No run is shown."));
   }
-  replace(root, h("div", {}, h("p.note", {}, "A task counts from the moment it is given to an actor until its result is back. Pale is waiting: the actor was in service and had nothing to do. Drag to look closer, double-click to see everything."),
-    h("ul.legend", {}, Object.entries(WORK).map(([kind, [name, meaning]]) => h("li", { title: meaning }, h("span.swatch", { style: { background: `var(--work-${kind})` } }), name)))), box);
+  replace(root, h("div", {}, h("p.note", {}, "A task counts from the moment it is given to an actor until its result is back. Pale is waiting: ",
+    "the actor was in service and had nothing to do. Drag to look closer, double-click to see everything."),
+    h("ul.legend", {}, Object.entries(WORK).map(([kind, [name, meaning]]) => h("li", { title: meaning },
+      h("span.swatch", { style: { background: `var(--work-${kind})` } }), name)))), box);
   fill();
   return fill;
 }
 
 function lanesOf(run) {
   const line = run.timeline;
-  const canvas = h("canvas", { tabindex: "0", role: "img", "aria-label": `Timeline of ${line.lanes.length} actors over ${duration(line.end)}; the table below says the same in numbers. Arrow keys move, plus and minus zoom, 0 shows all.` });
+  const canvas = h("canvas", { tabindex: "0", role: "img",
+    "aria-label": `Timeline of ${line.lanes.length} actors over ${duration(line.end)}; the table below says the same in numbers. `
+      + "Arrow keys move, plus and minus zoom, 0 shows all." });
   const said = h("p.readout", {});
   const height = TOP + LANE * line.lanes.length + GROUPS;
   const view = { from: 0, to: line.end, drag: null };
@@ -43,10 +48,19 @@ function lanesOf(run) {
   const zoom = (factor, at = (view.from + view.to) / 2) => set(at - (at - view.from) * factor, at + (view.to - at) * factor);
   const move = (part) => { const by = part * (view.to - view.from); set(view.from + by, view.to + by); };
   const moment = (event) => view.from + (Math.max(0, event.offsetX - LABELS) / Math.max(1, canvas.clientWidth - LABELS)) * (view.to - view.from);
-  const keys = { ArrowLeft: () => move(-0.2), ArrowRight: () => move(0.2), "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => set(0, line.end) };
-  canvas.addEventListener("keydown", (event) => { if (keys[event.key] && !event.ctrlKey && !event.metaKey) { keys[event.key](); event.preventDefault(); event.stopPropagation(); } });
+  const keys = { ArrowLeft: () => move(-0.2), ArrowRight: () => move(0.2), "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2),
+    0: () => set(0, line.end) };
+  canvas.addEventListener("keydown", (event) => {
+    if (!keys[event.key] || commanded(event)) return;
+    keys[event.key]();
+    event.preventDefault();
+    event.stopPropagation();
+  });
   canvas.addEventListener("pointerdown", (event) => { view.drag = { at: moment(event), x: event.offsetX }; });
-  canvas.addEventListener("pointermove", (event) => { replace(said, wordsAt(run, moment(event), event.offsetY)); if (view.drag) { view.now = event.offsetX; paint(); } });
+  canvas.addEventListener("pointermove", (event) => {
+    replace(said, wordsAt(run, moment(event), event.offsetY));
+    if (view.drag) { view.now = event.offsetX; paint(); }
+  });
   canvas.addEventListener("pointerup", (event) => {
     const drag = view.drag;
     view.drag = view.now = null;
@@ -57,7 +71,8 @@ function lanesOf(run) {
   new ResizeObserver(paint).observe(canvas);
   const button = (name, title, call) => h("button", { type: "button", title, "aria-label": title, onclick: call }, name);
   return [
-    h("div.controls", {}, button("◀", "Earlier", () => move(-0.5)), button("▶", "Later", () => move(0.5)), button("+", "Closer", () => zoom(0.5)), button("−", "Further away", () => zoom(2)), button("all", "Show everything", () => set(0, line.end)), said),
+    h("div.controls", {}, button("◀", "Earlier", () => move(-0.5)), button("▶", "Later", () => move(0.5)), button("+", "Closer", () => zoom(0.5)),
+      button("−", "Further away", () => zoom(2)), button("all", "Show everything", () => set(0, line.end)), said),
     canvas, waits(line),
   ];
 }
@@ -85,19 +100,24 @@ function paintLanes(canvas, run, view, height) {
   line.lanes.forEach((lane, index) => {
     const top = TOP + index * LANE;
     strip(lane.up, top + 2, LANE - 5, up);
-    for (const [kind, spans] of Object.entries(lane.work)) if (kind !== "weights") strip(spans, top + 2, LANE - 5, colour(`var(--work-${kind in WORK ? kind : "evaluate"})`));
+    for (const [kind, spans] of Object.entries(lane.work)) {
+      if (kind !== "weights") strip(spans, top + 2, LANE - 5, colour(`var(--work-${kind in WORK ? kind : "evaluate"})`));
+    }
     if (lane.work.weights) strip(lane.work.weights, top + LANE - 7, 4, colour("var(--work-weights)"));
     c.fillStyle = ink;
     c.fillText(visible(lane.actor), 6, top + LANE / 2, LABELS - 10);
   });
   paintGroups(c, line, view, { x, width, height, ink, quiet });
+  c.fillStyle = colour("var(--wrong)");
   for (const event of run.events) {
     const at = event.time - line.start;
     if (event.level === "info" || at < view.from || at > view.to) continue;
-    c.fillStyle = colour("var(--wrong)");
     c.fillRect(x(at) - 0.5, TOP - 6, 1.5, height - TOP - GROUPS + 6);
   }
-  if (view.drag && view.now) { c.fillStyle = colour("var(--select)"); c.fillRect(Math.min(view.drag.x, view.now), TOP, Math.abs(view.now - view.drag.x), height - TOP); }
+  if (view.drag && view.now) {
+    c.fillStyle = colour("var(--select)");
+    c.fillRect(Math.min(view.drag.x, view.now), TOP, Math.abs(view.now - view.drag.x), height - TOP);
+  }
 }
 
 function paintTime(c, view, width, height, x, { quiet, grid }) {
@@ -123,19 +143,27 @@ function paintGroups(c, line, view, { x, width, height, ink, quiet }) {
   c.lineWidth = 1.25;
   c.beginPath();
   let level = 0;
-  times.forEach((t, i) => { const a = Math.min(width, Math.max(LABELS, x(t))), y = (n) => top + size * (1 - n / most); if (i === 0) c.moveTo(a, y(0)); else c.lineTo(a, y(level)); level = counts[i]; c.lineTo(a, y(level)); });
+  const y = (n) => top + size * (1 - n / most);
+  times.forEach((t, i) => {
+    const a = Math.min(width, Math.max(LABELS, x(t)));
+    if (i === 0) c.moveTo(a, y(0)); else c.lineTo(a, y(level));
+    level = counts[i];
+    c.lineTo(a, y(level));
+  });
   c.stroke();
 }
 
 function wordsAt(run, at, y) {
   const lane = run.timeline.lanes[Math.floor((y - TOP) / LANE)];
   if (!lane) return `${duration(at)}`;
-  const now = Object.entries(lane.work).filter(([, spans]) => spans.some((_, i) => i % 2 === 0 && spans[i] <= at && at <= spans[i + 1])).map(([kind]) => (WORK[kind] ?? [kind])[0]);
+  const within = (spans) => spans.some((_, i) => i % 2 === 0 && spans[i] <= at && at <= spans[i + 1]);
+  const now = Object.entries(lane.work).filter(([, spans]) => within(spans)).map(([kind]) => (WORK[kind] ?? [kind])[0]);
   return `${duration(at)} · ${visible(lane.actor)}: ${now.length ? now.join(", ") : "waits"}`;
 }
 
 function waits(line) {
-  const rows = line.lanes.map((lane) => [visible(lane.actor), meter(lane.up_s ? lane.busy_s / lane.up_s : 0), duration(lane.busy_s), duration(Math.max(0, lane.up_s - lane.busy_s)), duration(lane.wait_s)]);
+  const rows = line.lanes.map((lane) => [visible(lane.actor), meter(lane.up_s ? lane.busy_s / lane.up_s : 0), duration(lane.busy_s),
+    duration(Math.max(0, lane.up_s - lane.busy_s)), duration(lane.wait_s)]);
   return table("Work and waiting of each actor, while it was in service", ["actor", "busy", "worked", "waited", "longest wait"], rows);
 }
 
@@ -144,6 +172,10 @@ const meter = (part) => h("span.meter", {}, h("span.meter-bar", {}, h("span", { 
 function eventsOf(run) {
   if (!run.events.length) return null;
   const start = run.timeline?.start ?? run.events[0].time;
-  const rows = run.events.map((event) => [duration(Math.max(0, event.time - start)), h("span.level", { "data-level": event.level, title: data.events[event.event] ?? "" }, visible(event.event)), h("span.event-text", {}, visible(event.text))]);
-  return h("details", {}, h("summary", {}, `${rows.length} events`), table("Events", ["at", "event", "text"], rows));
+  const rows = () => run.events.map((event) => [duration(Math.max(0, event.time - start)),
+    h("span.level", { "data-level": event.level, title: data.events[event.event] ?? "" }, visible(event.event)),
+    h("span.event-text", {}, visible(event.text))]);
+  const box = h("details", {}, h("summary", {}, `${num(run.events.length)} events`));
+  box.addEventListener("toggle", () => { if (box.open && box.children.length === 1) box.append(table("Events", ["at", "event", "text"], rows())); });
+  return box;
 }

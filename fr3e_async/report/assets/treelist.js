@@ -5,7 +5,7 @@ const ORDERS = {
   order: ["as they ended", (i, t) => i],
   entropy: ["entropy, highest first", (i, t) => -(t.entropy[i] ?? -1)],
   value: ["V of the prompt, lowest first", (i, t) => t.value[i] ?? 2],
-  spread: ["most evenly right and wrong", (i, t) => Math.abs(t.right[i] - t.wrong[i]) / Math.max(1, t.right[i] + t.wrong[i])],
+  spread: ["most evenly right and wrong", (i, t) => (t.right[i] + t.wrong[i] ? Math.abs(t.right[i] - t.wrong[i]) / (t.right[i] + t.wrong[i]) : 2)],
   anchors: ["most anchors", (i, t) => -t.anchors[i]],
   unknown: ["most unknown", (i, t) => -(t.unknown[i] + t.given_up[i])],
   tokens: ["longest", (i, t) => -t.tokens[i]],
@@ -21,7 +21,10 @@ function treeTests(search, text) {
     const compared = /^(\w+)(<=|>=|<|>|=)(-?[\d.]+)$/.exec(word);
     if (compared && NUMBERS.includes(compared[1])) return comparison(...compared.slice(1));
     const [, name, wanted] = /^(\w+):(.+)$/.exec(word) ?? [];
-    if (name && NUMBERS.includes(name)) { const [low, high] = wanted.split("-").map(Number); return (i) => trees[name][i] !== null && trees[name][i] >= low && trees[name][i] <= (high ?? low); }
+    if (name && NUMBERS.includes(name)) {
+      const [low, high] = wanted.split("-").map(Number);
+      return (i) => trees[name][i] !== null && trees[name][i] >= low && trees[name][i] <= (high ?? low);
+    }
     if (name === "fate") return (i) => trees.fate[i].toLowerCase().includes(wanted.toLowerCase());
     if (name === "group") return (i) => trees.group[i].toLowerCase().includes(wanted.toLowerCase());
     if (name === "reason") return (i) => trees.reasons[i].toLowerCase().includes(wanted.toLowerCase());
@@ -38,13 +41,15 @@ function comparison(name, sign, bound) {
   return (i) => column[i] !== null && test(column[i]);
 }
 
-/** `call(index)` when a tree is chosen. Returns {box, fill, move, input, select}. */
+/** `call(index)` when a tree is chosen. Returns {box, fill, move, choose, list, found, chosen}. */
 function treeList(call) {
   const search = searchBox("Search prompts, groups, fates", () => fill());
   const counts = new Map();
   for (const fate of trees.fate) counts.set(fate, (counts.get(fate) ?? 0) + 1);
-  const fates = h("select", { "aria-label": "Fate", onchange: () => fill() }, h("option", { value: "" }, "every fate"), [...counts].map(([fate, count]) => h("option", { value: fate }, `${fateName(fate)} (${num(count)})`)));
-  const order = h("select", { "aria-label": "Order", onchange: () => fill() }, Object.entries(ORDERS).map(([name, [said]]) => h("option", { value: name }, said)));
+  const fates = h("select", { "aria-label": "Fate", onchange: () => fill() }, h("option", { value: "" }, "every fate"),
+    [...counts].map(([fate, count]) => h("option", { value: fate }, `${fateName(fate)} (${num(count)})`)));
+  const order = h("select", { "aria-label": "Order", onchange: () => fill() },
+    Object.entries(ORDERS).map(([name, [said]]) => h("option", { value: name }, said)));
   const count = h("p.readout", {});
   const inner = h("div.rows");
   const list = h("div.tree-list", { role: "listbox", tabindex: "0", "aria-label": "Trees" }, inner);
@@ -54,7 +59,8 @@ function treeList(call) {
   function fill() {
     const tests = treeTests(search.value, (i) => texts[i]);
     const key = ORDERS[order.value][1];
-    found = texts.map((_, i) => i).filter((i) => !hiddenRuns.has(trees.run[i]) && (!fates.value || trees.fate[i] === fates.value) && tests.every((test) => test(i)));
+    const fits = (i) => !hiddenRuns.has(trees.run[i]) && (!fates.value || trees.fate[i] === fates.value) && tests.every((test) => test(i));
+    found = texts.map((_, i) => i).filter(fits);
     if (order.value !== "order") { const keys = trees.group.map((_, i) => key(i, trees)); found.sort((a, b) => keys[a] - keys[b] || a - b); }
     replace(count, `${num(found.length)} of ${num(texts.length)} trees`);
     tell(`${found.length} trees`);
@@ -65,12 +71,14 @@ function treeList(call) {
   function paint() {
     const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 4), last = Math.min(found.length, first + Math.ceil(list.clientHeight / ROW) + 9);
     replace(inner, found.slice(first, last).map((i, n) => treeRow(i, first + n, found.length, i === now, () => choose(i))));
-    if (found.includes(now)) list.setAttribute("aria-activedescendant", `tree-${now}`); else list.removeAttribute("aria-activedescendant");
+    const at = found.indexOf(now), painted = at >= first && at < last; // a row that does not exist cannot be named
+    if (painted) list.setAttribute("aria-activedescendant", `tree-${now}`); else list.removeAttribute("aria-activedescendant");
   }
   function choose(i, focus = true) {
     now = i;
     const at = found.indexOf(i);
-    if (at >= 0 && (at * ROW < list.scrollTop || (at + 1) * ROW > list.scrollTop + list.clientHeight)) list.scrollTop = Math.max(0, at * ROW - list.clientHeight / 3);
+    const outside = at * ROW < list.scrollTop || (at + 1) * ROW > list.scrollTop + list.clientHeight;
+    if (at >= 0 && outside) list.scrollTop = Math.max(0, at * ROW - list.clientHeight / 3);
     paint();
     call(i, focus);
   }
@@ -80,20 +88,31 @@ function treeList(call) {
     choose(found[at < 0 ? 0 : Math.max(0, Math.min(found.length - 1, at + by))], false);
   }
   const page = () => Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
-  const keys = { ArrowDown: () => move(1), ArrowUp: () => move(-1), PageDown: () => move(page()), PageUp: () => move(-page()), Home: () => move(-found.length), End: () => move(found.length), Enter: () => { if (now >= 0) call(now, true); } };
-  list.addEventListener("keydown", (event) => { if (keys[event.key]) { keys[event.key](); event.preventDefault(); } });
+  const keys = { ArrowDown: () => move(1), ArrowUp: () => move(-1), PageDown: () => move(page()), PageUp: () => move(-page()),
+    Home: () => move(-found.length), End: () => move(found.length), Enter: () => { if (now >= 0) call(now, true); } };
+  list.addEventListener("keydown", (event) => { if (keys[event.key] && !commanded(event)) { keys[event.key](); event.preventDefault(); } });
   list.addEventListener("scroll", framed(paint));
   new ResizeObserver(framed(paint)).observe(list);
-  search.input.addEventListener("keydown", (event) => { if (event.key === "ArrowDown" || event.key === "Enter") { list.focus(); move(now < 0 ? 0 : 1); event.preventDefault(); } });
-  const hint = h("p.note", {}, "Also: ", h("code", {}, "fate:wrong"), " ", h("code", {}, "step:3-8"), " ", h("code", {}, "right>2"), " ", h("code", {}, "entropy>0.5"), " ", h("code", {}, "reason:limit"), " ", h("code", {}, "-word"));
+  search.input.addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowDown" && event.key !== "Enter") return;
+    list.focus();
+    move(now < 0 ? 0 : 1);
+    event.preventDefault();
+  });
+  const hint = h("p.note", {}, "Also: ", h("code", {}, "fate:wrong"), " ", h("code", {}, "step:3-8"), " ", h("code", {}, "right>2"), " ",
+    h("code", {}, "entropy>0.5"), " ", h("code", {}, "reason:limit"), " ", h("code", {}, "-word"));
   const box = h("div.tree-side", {}, search.box, h("div.controls", {}, fates, order), hint, count, list);
-  return { box, fill, move, choose, list, get found() { return found; } };
+  return { box, fill, move, choose, list, get found() { return found; }, get chosen() { return now; } };
 }
 
 function treeRow(i, at, size, chosen, call) {
   const t = trees;
-  return h("div.tree-row", { id: `tree-${i}`, role: "option", "aria-selected": String(chosen), "aria-setsize": size, "aria-posinset": at + 1, style: { top: `${at * ROW}px` }, onclick: call },
-    h("span.tree-head", {}, data.runs.length > 1 ? swatch(t.run[i]) : null, h("span.dot", { style: { background: fateFill(t.fate[i]) } }), h("span.tree-group", {}, visible(t.group[i])), h("span.unit", {}, `step ${num(t.step[i], 6)}`)),
+  return h("div.tree-row", { id: `tree-${i}`, role: "option", "aria-selected": String(chosen), "aria-setsize": size, "aria-posinset": at + 1,
+    style: { top: `${at * ROW}px` }, onclick: call },
+    h("span.tree-head", {}, data.runs.length > 1 ? swatch(t.run[i]) : null, h("span.dot", { style: { background: fateFill(t.fate[i]) } }),
+      h("span.tree-group", {}, visible(t.group[i])), h("span.unit", {}, `step ${num(t.step[i], 6)}`)),
     h("span.tree-prompt", {}, visible(t.prompt[i].slice(0, 160))),
-    h("span.tree-foot", {}, h("span", {}, fateName(t.fate[i])), h("span.score", {}, `✓${t.right[i]} ✗${t.wrong[i]}`, t.unknown[i] + t.given_up[i] ? ` ?${t.unknown[i] + t.given_up[i]}` : ""), h("span", {}, `${t.anchors[i]} anchors`), t.entropy[i] === null ? null : h("span", {}, `H ${num(t.entropy[i], 2)}`)));
+    h("span.tree-foot", {}, h("span", {}, fateName(t.fate[i])),
+      h("span.score", {}, `✓${t.right[i]} ✗${t.wrong[i]}`, t.unknown[i] + t.given_up[i] ? ` ?${t.unknown[i] + t.given_up[i]}` : ""),
+      h("span", {}, `${t.anchors[i]} anchors`), t.entropy[i] === null ? null : h("span", {}, `H ${num(t.entropy[i], 2)}`)));
 }

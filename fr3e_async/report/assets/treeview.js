@@ -8,34 +8,58 @@ async function drawTrees(root) {
     replace(root, section("Trees", h("p.empty", {}, "No tree was kept: trees.jsonl is missing or empty in these runs.")));
     return null;
   }
-  const detail = h("div.tree-detail", { "aria-label": "The chosen tree" }, h("p.empty", {}, "Choose a tree. Up and down move in the list, Enter goes into the tree, ? shows all keys."));
+  const detail = h("div.tree-detail", { "aria-label": "The chosen tree" },
+    h("p.empty", {}, "Choose a tree. Up and down move in the list, Enter goes into the tree, ? shows all keys."));
   const list = treeList((index, focus) => showTree(detail, list, index, focus));
   replace(root, h("section.tree-page", {}, h("h2.visually-hidden", {}, "Trees"), list.box, detail));
   list.fill();
-  const wanted = Number(location.hash.split("/")[1]);
-  list.choose(trees.group[wanted] !== undefined && location.hash.includes("/") ? wanted : list.found[0] ?? 0, false);
+  list.choose(linkedTree() ?? list.found[0] ?? 0, false);
   root.treeList = list;
-  return list.fill;
+  return () => {
+    list.fill();
+    if (openTree && !hiddenRuns.has(trees.run[openTree.index])) return;
+    if (list.found.length) list.choose(list.found[0], false);
+    else { openTree = showTree.latest = null; replace(detail, h("p.empty", {}, "No tree of the runs shown fits.")); }
+  };
+}
+
+/** The tree that the page's address names, as #trees/7; null if it names none. */
+function linkedTree() {
+  const [name, place] = location.hash.slice(1).split("/");
+  return name === "trees" && /^\d+$/.test(place ?? "") && Number(place) < trees.group.length ? Number(place) : null;
+}
+
+/** The address has been changed by hand or by a link while the list is there. */
+function followLink(list) {
+  const wanted = linkedTree();
+  if (wanted !== null && wanted !== list.chosen) list.choose(wanted, false);
 }
 
 async function showTree(detail, list, index, focus) {
   const request = showTree.latest = index;
   const tree = await treeAt(trees.part[index], trees.place[index]);
   if (request !== showTree.latest) return;
-  history.replaceState(null, "", `#trees/${index}`);
+  if (now === "trees") history.replaceState(null, "", `#trees/${index}`);
   const said = h("p.token-said", { role: "status" });
-  const say = (words) => { said.textContent = words; };
+  const say = (words) => { said.textContent = words; measure("said", said); };
   const jump = (node) => { const item = body.querySelector(`[data-node="${node}"]`); if (item) { unfold(item, true); focusItem(item); } };
-  const shades = h("select", { "aria-label": "Shade tokens by", onchange: (event) => { shade = event.target.value; showTree(detail, list, index, false); } }, Object.entries(SHADES).map(([name, item]) => h("option", { value: name, selected: name === shade }, item.name)));
+  const shades = h("select", { "aria-label": "Shade tokens by",
+    onchange: (event) => { shade = event.target.value; reshade(detail); replace(legend, shadeLegend()); } },
+    Object.entries(SHADES).map(([name, item]) => h("option", { value: name, selected: name === shade }, item.name)));
+  const legend = h("div", {}, shadeLegend());
   const nodes = nodesOf(tree);
   const body = h("ul.tree", { role: "tree", "aria-label": "States and rollouts" }, stateItem(tree, nodes, nodes[0], 1, { say, jump }));
   const tool = (name, title, call) => h("button", { type: "button", title, onclick: call }, name);
   replace(detail,
-    h("header.tree-title", {}, h("h3", {}, visible(tree.group)), h("span.chip", {}, h("span.dot", { style: { background: fateFill(tree.fate) } }), fateName(tree.fate)), h("span.chip", {}, `step ${num(tree.step, 6)}`), data.runs.length > 1 ? h("span.chip", {}, runName(trees.run[index])) : null,
+    h("header.tree-title", {}, h("h3", {}, visible(tree.group)),
+      h("span.chip", {}, h("span.dot", { style: { background: fateFill(tree.fate) } }), fateName(tree.fate)),
+      h("span.chip", {}, `step ${num(tree.step, 6)}`), data.runs.length > 1 ? h("span.chip", {}, runName(trees.run[index])) : null,
       h("span.tools", {}, tool("‹", "Tree before (p)", () => list.move(-1)), tool("›", "Next tree (n)", () => list.move(1)))),
     h("dl.prompt", {}, h("dt", {}, "prompt"), h("dd", { tabindex: "0" }, visible(tree.prompt)), h("dt", {}, "gold"), h("dd", {}, visible(tree.gold) || "none")),
-    h("div.controls", {}, h("label", {}, "Shade ", shades), tool("unfold all", "Unfold all (e)", () => foldAll(body, true)), tool("fold all", "Fold all (c)", () => foldAll(body, false)), shadeLegend()),
+    h("div.controls", {}, h("label", {}, "Shade ", shades), tool("unfold all", "Unfold all (e)", () => foldAll(body, true)),
+      tool("fold all", "Fold all (c)", () => foldAll(body, false)), legend),
     trunksOf(tree, nodes, { say, jump }), body, said);
+  measure("said", said);
   openTree = { index, tree, body };
   body.addEventListener("keydown", (event) => treeKey(event, body, list, say));
   body.addEventListener("focusin", (event) => { const item = event.target.closest("[role=treeitem]"); if (item) rove(body, item); });
@@ -50,7 +74,8 @@ async function showTree(detail, list, index, focus) {
 /** States by node, with their rollouts and child anchors; a node that only rollouts name gets a state without values. */
 function nodesOf(tree) {
   const nodes = {};
-  const add = (node) => (nodes[node] ??= { node, parent: node ? 0 : null, trunk: null, position: null, score: null, value: null, alpha: null, dropped: "", judged: 0, rollouts: [], children: [] });
+  const add = (node) => (nodes[node] ??= { node, parent: node ? 0 : null, trunk: null, position: null, score: null, value: null, alpha: null,
+    dropped: "", judged: 0, rollouts: [], children: [] });
   add(0);
   for (const state of tree.states) if (state.node !== null) Object.assign(add(state.node), state);
   for (const rollout of tree.rollouts) add(rollout.node).rollouts.push(rollout);
@@ -66,7 +91,10 @@ function nodesOf(tree) {
 /** Token of a base → nodes whose anchor stands before it. */
 function marksOf(nodes, branch) {
   const marks = new Map();
-  for (const state of Object.values(nodes)) if (state.node && state.trunk === branch && state.position !== null) marks.set(state.position, [...(marks.get(state.position) ?? []), state.node]);
+  for (const state of Object.values(nodes)) {
+    if (!state.node || state.trunk !== branch || state.position === null) continue;
+    marks.set(state.position, [...(marks.get(state.position) ?? []), state.node]);
+  }
   return marks;
 }
 
@@ -76,13 +104,15 @@ function trunksOf(tree, nodes, tools) {
   const branches = [...new Set(Object.values(nodes).filter((state) => state.node && state.trunk !== null).map((state) => state.trunk))].sort((a, b) => a - b);
   return branches.map((branch) => {
     const rollout = baseOf(nodes, branch);
-    return rollout ? h("div.trunk", {}, h("h4", {}, `Trunk: base ${branch} `, outcome(rollout)), tokenRun(rollout, { marks: marksOf(nodes, branch), ...tools })) : null;
+    return rollout ? h("div.trunk", {}, h("h4", {}, `Trunk: base ${branch} `, outcome(rollout)),
+      tokenRun(rollout, { marks: marksOf(nodes, branch), ...tools })) : null;
   });
 }
 
 // ---- rows ----
 
-const outcome = (rollout) => h("span.outcome", { "data-outcome": rollout.outcome }, ...(OUTCOMES[rollout.outcome] ?? ["?", visible(rollout.outcome) || "not judged"]).join(" "));
+const outcome = (rollout) => h("span.outcome", { "data-outcome": rollout.outcome },
+  ...(OUTCOMES[rollout.outcome] ?? ["?", visible(rollout.outcome) || "not judged"]).join(" "));
 
 function item(level, label, kind, fold, build) {
   const row = h("div.item-row", {}, h("span.fold", { "aria-hidden": "true" }), label);
@@ -102,7 +132,9 @@ function stateItem(tree, nodes, state, level, tools) {
     state.score === null ? null : h("span.fact", { title: "what the anchor rule ranked by: nats for entropy and surprisal" }, `score ${num(state.score)}`),
     counts.map(([name, count]) => h("span.outcome", { "data-outcome": name, title: OUTCOMES[name][1] }, `${OUTCOMES[name][0]} ${count}`)),
     state.dropped ? h("span.dropped", {}, `dropped: ${visible(state.dropped.replaceAll("_", " "))}`) : null);
-  const made = item(level, label, "state", true, () => h("ul", { role: "group" }, state.rollouts.map((rollout) => rolloutItem(tree, nodes, state, rollout, level + 1, tools)), state.children.map((child) => stateItem(tree, nodes, child, level + 1, tools))));
+  const made = item(level, label, "state", true, () => h("ul", { role: "group" },
+    state.rollouts.map((rollout) => rolloutItem(tree, nodes, state, rollout, level + 1, tools)),
+    state.children.map((child) => stateItem(tree, nodes, child, level + 1, tools))));
   made.dataset.node = state.node;
   return made;
 }
@@ -111,16 +143,22 @@ function stateItem(tree, nodes, state, level, tools) {
 function value(state) {
   if (state.value === null) return h("span.fact", {}, "V unknown");
   const whole = typeof state.low === "number" && typeof state.high === "number";
-  const bar = h("span.interval", { "aria-hidden": "true" }, whole ? h("span.reach", { style: { left: `${100 * state.low}%`, width: `${100 * (state.high - state.low)}%` } }) : null, h("span.point", { style: { left: `${100 * state.value}%` } }));
-  return h("span.fact", { title: `V(S${state.node}): ${num(state.right)} right of ${num(state.judged)} judged, with its 95 % Wilson interval` }, `V ${num(state.value)} `, bar, whole ? ` [${num(state.low, 2)}, ${num(state.high, 2)}]` : "");
+  const bar = h("span.interval", { "aria-hidden": "true" },
+    whole ? h("span.reach", { style: { left: `${100 * state.low}%`, width: `${100 * (state.high - state.low)}%` } }) : null,
+    h("span.point", { style: { left: `${100 * state.value}%` } }));
+  return h("span.fact", { title: `V(S${state.node}): ${num(state.right)} right of ${num(state.judged)} judged, with its 95 % Wilson interval` },
+    `V ${num(state.value)} `, bar, whole ? ` [${num(state.low, 2)}, ${num(state.high, 2)}]` : "");
 }
 
 function rolloutItem(tree, nodes, state, rollout, level, tools) {
   const first = stretchAt(rollout.advantage, 0), many = (rollout.advantage ?? []).length > 1;
   const trunk = state.node === 0 && Object.values(nodes).some((other) => other.node && other.trunk === rollout.branch);
-  const label = h("span.label", {}, outcome(rollout), h("span", {}, `${state.node ? "branch" : "base"} ${num(rollout.branch, 6)}`), trunk ? h("span.chip", {}, "trunk") : null,
-    rollout.advantage ? h("span.fact", { title: "advantage, as trained" }, `A′ ${many ? `${rollout.advantage.length} stretches` : signedNum(first)}`) : tree.fate === "trained" ? h("span.fact", {}, "not trained") : null,
-    rollout.reward === null || rollout.reward === { right: 1, wrong: 0 }[rollout.outcome] ? null : h("span.fact", { title: "reward" }, `r ${num(rollout.reward)}`),
+  const label = h("span.label", {}, outcome(rollout), h("span", {}, `${state.node ? "branch" : "base"} ${num(rollout.branch, 6)}`),
+    trunk ? h("span.chip", {}, "trunk") : null,
+    rollout.advantage ? h("span.fact", { title: "advantage, as trained" }, `A′ ${many ? `${rollout.advantage.length} stretches` : signedNum(first)}`)
+      : tree.fate === "trained" ? h("span.fact", {}, "not trained") : null,
+    rollout.reward === null || rollout.reward === { right: 1, wrong: 0 }[rollout.outcome] ? null
+      : h("span.fact", { title: "reward" }, `r ${num(rollout.reward)}`),
     rollout.reason ? h("span.fact", { title: "the verifier's reason" }, visible(rollout.reason)) : null,
     h("span.fact", {}, `${num(rollout.pieces.length)} tokens${rollout.finish && rollout.finish !== "stop" ? `, ${visible(rollout.finish)}` : ""}`),
     h("span.preview", {}, visible(rollout.pieces.slice(-40).join("").replace(/\s+/g, " ")).slice(-90)));
@@ -155,7 +193,8 @@ function unfold(li, open) {
 
 function foldAll(body, open) {
   const items = () => [...body.querySelectorAll("[role=treeitem]")];
-  if (open) for (let left = items().filter((li) => li.getAttribute("aria-expanded") !== "true"); left.length; left = items().filter((li) => li.getAttribute("aria-expanded") !== "true")) left.forEach((li) => unfold(li, true));
+  const folded = () => items().filter((li) => li.getAttribute("aria-expanded") !== "true");
+  if (open) for (let left = folded(); left.length; left = folded()) left.forEach((li) => unfold(li, true));
   else for (const li of items()) if (li.classList.contains("rollout")) unfold(li, false);
   const now = body.querySelector('[role=treeitem][tabindex="0"]') ?? items()[0];
   rove(body, now);
@@ -173,7 +212,7 @@ function focusItem(li) {
 }
 
 function treeKey(event, body, list, say) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (commanded(event)) return;
   const li = event.target.closest("[role=treeitem]");
   if (!li || event.target.closest("button, select, input")) return;
   const shown = [...body.querySelectorAll("[role=treeitem]")], at = shown.indexOf(li), open = li.getAttribute("aria-expanded") === "true";
@@ -187,10 +226,10 @@ function treeKey(event, body, list, say) {
     End: () => focusItem(shown[shown.length - 1]),
     Enter: () => unfold(li, !open),
     " ": () => unfold(li, !open),
-    "]": () => token(1),
-    "[": () => token(-1),
-    "}": () => token(10),
-    "{": () => token(-10),
+    "]": () => token(1), ".": () => token(1),
+    "[": () => token(-1), ",": () => token(-1),
+    "}": () => token(10), ">": () => token(10), ":": () => token(10), // with Shift the key of the dot has one or the other
+    "{": () => token(-10), "<": () => token(-10), ";": () => token(-10),
     Escape: () => list.list.focus(),
   };
   if (keys[event.key]) { keys[event.key](); event.preventDefault(); event.stopPropagation(); }

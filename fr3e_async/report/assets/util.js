@@ -85,6 +85,12 @@ const kept = {
 
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
 
+/** Tells the stylesheet how high a bar is that sticks to an edge: --name, in px. */
+function measure(name, bar) { document.documentElement.style.setProperty(`--${name}`, `${bar.offsetHeight}px`); }
+
+/** Is a key pressed with another one that makes it the browser's or the system's? AltGr, which types [ ] { }, says Ctrl + Alt. */
+const commanded = (event) => event.metaKey || ((event.ctrlKey || event.altKey) && !event.getModifierState("AltGraph"));
+
 /** The same call at most once a frame. */
 function framed(call) {
   let waiting = false;
