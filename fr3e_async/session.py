@@ -20,7 +20,7 @@ from typing import TypeVar
 from fr3e_async.actors.learner import CHECKPOINT_TAG
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.collector import collect_seldom
+from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.journal import Journal
@@ -143,9 +143,9 @@ class Session:
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code. Raises ``RunFailed``."""
         self._reached_actors = True
-        collect_seldom()
         try:
-            return asyncio.run(self._run())
+            with collecting_seldom():
+                return asyncio.run(self._run())
         except UserError as error:  # a disk that has become full, say: not bad input any more
             raise RunFailed(str(error)) from error
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -62,16 +61,6 @@ def files_of(tests: Sequence[str]) -> list[str]:
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_collected_as_before() -> Iterator[None]:
-    """What runs a job in the tests' own process may have set it otherwise (``control.collector``)."""
-    before = gc.get_threshold()
-    yield
-    if gc.get_threshold() != before:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

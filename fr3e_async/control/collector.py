@@ -7,16 +7,28 @@ machine's time (``benchmarks/system.py``). Objects without cycles are freed at o
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 ALLOCATIONS = 100_000  # more objects than before, after which the youngest generation is looked at; Python's own: 700
 YOUNGER = 20  # collections of a generation for one of the next
 
 
-def collect_seldom() -> None:
-    """From now on, in this process. What is alive now is not looked at any more: modules, for the most part."""
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """In this process, for as long as the block lasts. What is alive at its beginning is not looked at: modules, for the most part.
+
+    Afterwards all is as before, since what is never collected is reported as leaked by some libraries when a program ends.
+    """
+    before = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(ALLOCATIONS, YOUNGER, YOUNGER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 class Sweep:

@@ -114,6 +114,10 @@ class Dispatcher:
         """Workers of the role that are not about to leave."""
         return sum(seat.role == role and not seat.leaving for seat in self.seats.values())
 
+    def leaving(self, role: str) -> int:
+        """Workers of the role that are about to leave."""
+        return sum(seat.role == role and seat.leaving for seat in self.seats.values())
+
     def fill(self, role: str) -> float:
         """Workers that it would take to have all of the role's tasks at once."""
         limits = [seat.limit for seat in self.seats.values() if seat.role == role and not seat.leaving]

@@ -112,7 +112,8 @@ class Sizer:
             return
         pool.waiting_since = at if pool.waiting_since is None else pool.waiting_since
         if self._has_waited(pool, at):
-            enough = min(math.ceil(self._desk.fill(role)), math.floor(GROWTH * max(up, 1)))
+            room = pool.bounds.most - self._desk.leaving(role)  # one that drains holds its place until it has gone
+            enough = min(math.ceil(self._desk.fill(role)), math.floor(GROWTH * max(up, 1)), room)
             pool.wanted = pool.clamp(max(pool.wanted, enough))
             pool.needs[-1] = (at, max(pool.needs[-1][1], enough))  # so that what is asked for is not given up before it is there
 
