@@ -14,6 +14,8 @@ SITE   := build/site-env
 SHELL  := /bin/bash
 FAST   := -m "not slow and not engine and not ray and not long"
 SLOW   := -m "(slow or engine or ray) and not long"
+ALONE  := -m "ray and not long"
+PAIRED := -m "(slow or engine) and not ray and not long"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format lint types fast slow long chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs site clean
@@ -32,7 +34,8 @@ demo: $(STAMP)  ## train the embedded toy model with the whole system (a few min
 
 test: $(STAMP)  ## all tests: fast ones, then real engines, learner groups and end-to-end runs
 	@$(BIN)/python -m pytest -n auto $(FAST)
-	@$(BIN)/python -m pytest $(SLOW) --durations=15
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PAIRED)
+	@$(BIN)/python -m pytest $(ALONE) --durations=15
 
 check: $(STAMP)  ## what every commit passes: format, lint, types, fast tests
 	@$(BIN)/ruff format --check fr3e_async tests benchmarks scripts cluster
