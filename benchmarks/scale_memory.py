@@ -25,7 +25,7 @@ from common import table
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.control.codec import encode, nameless
-from fr3e_async.control.collector import collect_seldom
+from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.hands import Shelf
 from fr3e_async.control.machine import Machine
@@ -225,9 +225,9 @@ def traced(in_flight: int) -> Figures:
     return found
 
 
+@collecting_seldom()
 def speed(in_flight: int, events: int) -> Figures:
     """Events a second of ``Machine.handle`` with so many groups in flight, the garbage collector set as in a run."""
-    collect_seldom()
     crowd = Crowd(paper(in_flight), learner=True)
     collections = Collections()
     crowd.steady(events)

@@ -24,7 +24,7 @@ from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
 from fr3e_async.actors.watch import Watched, watchable
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.collector import collect_seldom
+from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.crew import Crew, Worker
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
@@ -161,9 +161,9 @@ class Player:
         )  # fmt: skip
 
 
+@collecting_seldom()  # as a run does
 def machine_section(*, quick: bool) -> dict[str, Any]:
     """Events are recorded first and then told to fresh machines: nothing but ``Machine.handle`` is in the time."""
-    collect_seldom()  # as a run does
     config = toy("run.steps=1000000").config
     events = Player(config).play(5_000 if quick else 50_000)
     seconds, cpu = [], []
