@@ -22,7 +22,7 @@ settings.load_profile("any machine")
 UNTIL = "FR3E_TESTS_UNTIL"  # seconds since the epoch after which no slow test is begun; .ci/run sets it,
 TURN = "FR3E_TESTS_TURN"  # and this number, so that what is left out is not always the same
 SLOW = ("slow", "ray", "engine")
-FIRST = ("end_to_end", "compare", "elastic_ray", "ray_job")  # what a change breaks for users
+FIRST = ("end_to_end", "compare")  # what a change breaks for users
 left_out: list[str] = []
 
 
