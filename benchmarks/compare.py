@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
@@ -37,7 +36,7 @@ import yaml
 from common import finish, machine, parser, quiet
 from compare_arms import ARMS, COMMON, FLAT, PROTOCOL, QUICK, QUICK_ARMS, QUICK_TOKENS, REFERENCE, STAGE, TASKS
 from compare_report import Row, alone, write_results
-from system_parts import Stage, cluster, open_stage, toy
+from system_parts import Stage, cluster, cpu_s, open_stage, toy
 
 from fr3e_async.data.toy.forks import decision_positions
 
@@ -139,11 +138,11 @@ async def run_cells(runs: Runs, cells: Sequence[Cell], folder: Path) -> None:
 
 
 async def run_cell(stage: Stage, cell: Cell, settings: Sequence[str], before: dict[str, Any]) -> Row:
-    began, own, everyone = time.time(), own_s(), busy_s()
+    began, own, everyone = time.time(), cpu_s(ended=True), busy_s()
     played = await stage.play(
         *settings, flat=ARMS[cell.arm].flat, ruled=not ARMS[cell.arm].flat, evaluate=True, before=before["accuracy"]
     )
-    spent, total, seconds = own_s() - own, busy_s() - everyone, time.time() - began
+    spent, total, seconds = cpu_s(ended=True) - own, busy_s() - everyone, time.time() - began
     return {
         "task": cell.task,
         "seed": cell.seed,
@@ -189,16 +188,6 @@ def useful(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
         generated += row["tokens/generated"]
         found.append([generated, round(row.get("prompt/useful_fraction", 0.0), 4)])
     return found
-
-
-def own_s() -> float:
-    """CPU seconds of this process and all that it has started, those that have ended included."""
-    this, total = psutil.Process(), 0.0
-    for process in (this, *this.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):  # it has just ended, and its parent has its time
-            times = process.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
 
 
 def busy_s() -> float:

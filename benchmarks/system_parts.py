@@ -68,14 +68,14 @@ def pace(rows: Rows, *, first: int, last: int) -> dict[str, float]:
     return {"batches_per_s": (last - first) / seconds, "tokens_per_s": tokens / seconds}
 
 
-def cpu_s() -> float:
-    """CPU time of this process and all that it has started and that still run."""
+def cpu_s(*, ended: bool = False) -> float:
+    """CPU time of this process and all that it has started and that still run; with ``ended`` also of those that do not."""
     own = psutil.Process()
     total = 0.0
     for process in (own, *own.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):  # it has just ended
+        with contextlib.suppress(psutil.Error):  # it has just ended: its parent has its time
             times = process.cpu_times()
-            total += times.user + times.system
+            total += times.user + times.system + (times.children_user + times.children_system if ended else 0.0)
     return total
 
 
