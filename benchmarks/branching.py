@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-from common import finish, machine, parser, quiet
+from common import cpu_s, finish, machine, parser, quiet
 from prefill import Known, Prefill, rounding
 
 from fr3e_async.algorithm.anchors import AnchorRule
@@ -163,13 +162,6 @@ class Bench:
     async def _busy(self) -> Figures:
         stats = {name: await engine.stats() for name, engine in self.engines.items()}
         return {name: sum(end - start for start, end in stat.busy) for name, stat in stats.items()}
-
-
-def cpu_s() -> float:
-    """CPU time of this process and its engines."""
-    own = psutil.Process()
-    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
 
 
 class NoText:

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the two arguments, facts of the machine, the JSON file. Knows nothing of what is measured."""
+"""What all benchmarks share: the two arguments, facts of the machine, CPU time, the JSON file. Knows nothing of what is measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -56,6 +58,17 @@ def machine() -> dict[str, Any]:
 def cpu_info() -> str:
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.exists() else ""
+
+
+def cpu_s(*, own: bool = True, ended: bool = False) -> float:
+    """CPU time of this process (``own``) and of all that it has started and that still run; ``ended``: also of those that do not."""
+    this = psutil.Process()
+    total = 0.0
+    for process in (*([this] if own else []), *this.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it has just ended: its parent has its time
+            times = process.cpu_times()
+            total += times.user + times.system + (times.children_user + times.children_system if ended else 0.0)
+    return total
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -36,7 +36,7 @@ import yaml
 from common import finish, machine, parser, quiet
 from compare_arms import ARMS, COMMON, FLAT, PROTOCOL, QUICK, QUICK_ARMS, QUICK_TOKENS, REFERENCE, STAGE, TASKS
 from compare_report import Row, alone, write_results
-from system_parts import Stage, cluster, cpu_s, open_stage, toy
+from system_parts import Stage, cluster, open_stage, toy
 
 from fr3e_async.data.toy.forks import decision_positions
 
@@ -138,11 +138,11 @@ async def run_cells(runs: Runs, cells: Sequence[Cell], folder: Path) -> None:
 
 
 async def run_cell(stage: Stage, cell: Cell, settings: Sequence[str], before: dict[str, Any]) -> Row:
-    began, own, everyone = time.time(), cpu_s(ended=True), busy_s()
+    began, others, everyone = time.time(), others_s(), busy_s()
     played = await stage.play(
         *settings, flat=ARMS[cell.arm].flat, ruled=not ARMS[cell.arm].flat, evaluate=True, before=before["accuracy"]
     )
-    spent, total, seconds = cpu_s(ended=True) - own, busy_s() - everyone, time.time() - began
+    foreign, total, seconds = max(0.0, others_s() - others), busy_s() - everyone, time.time() - began
     return {
         "task": cell.task,
         "seed": cell.seed,
@@ -152,8 +152,8 @@ async def run_cell(stage: Stage, cell: Cell, settings: Sequence[str], before: di
         "date": time.strftime("%Y-%m-%d"),
         "failure": played.failure,
         "wall_s": round(seconds, 2),
-        "own_cpu_s": round(spent, 1),
-        "foreign_cores": round(max(0.0, total - spent) / seconds, 2),
+        "own_cpu_s": round(total - foreign, 1),
+        "foreign_cores": round(foreign / seconds, 2),
         **{name: played.summary[name] for name in SUMMARY},
         "evaluations": [before, *({name: found[name] for name in KEPT} for found in played.summary["evaluations"])],
         "useful": useful(played.rows),
@@ -194,6 +194,18 @@ def busy_s() -> float:
     """CPU seconds of the whole machine since it was started."""
     times = psutil.cpu_times()
     return float(times.user + times.system + times.nice)
+
+
+def others_s() -> float:
+    """CPU seconds of all processes but this one and those below it, with what they have reaped: what begins and ends between two
+    calls counts with its parent."""
+    own = psutil.Process()
+    ours = {own.pid, *(process.pid for process in own.children(recursive=True))}
+    return sum(
+        sum(process.info["cpu_times"][:4])
+        for process in psutil.process_iter(["cpu_times"])
+        if process.pid not in ours and process.info["cpu_times"]
+    )
 
 
 def commit() -> str:

@@ -115,16 +115,6 @@ def end(actors: Sequence[Any], pids: Sequence[int]) -> None:
     psutil.wait_procs(processes, timeout=GONE_S)
 
 
-def family_cpu_s() -> float:
-    """CPU time of all processes that this one has started and that still run: Ray's own, and the actors."""
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
-
-
 def memory_mib(pids: Sequence[int]) -> tuple[float, float]:
     """Means over processes: (what each has for itself alone, what the system shows as resident, shared pages included)."""
     own = resident = 0

@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from common import table
+from common import cpu_s, table
 from scale_actors import (
     MemoryLow,
     Spent,
     bare,
     end,
     engines,
-    family_cpu_s,
     local_ray,
     memory_mib,
     require_memory,
@@ -32,7 +31,7 @@ Figures = dict[str, Any]
 
 def started(make: Callable[[int], list[Any]], count: int) -> tuple[Figures, list[Any], list[int]]:
     """Ask for so many actors at once and wait until each has answered: (figures, actors, their processes)."""
-    cpu, began = family_cpu_s(), time.perf_counter()
+    cpu, began = cpu_s(own=False), time.perf_counter()
     actors = make(count)
     try:
         pids = wait_all([actor.start.remote() for actor in actors])
@@ -41,7 +40,7 @@ def started(make: Callable[[int], list[Any]], count: int) -> tuple[Figures, list
         raise
     seconds = time.perf_counter() - began
     own, resident = memory_mib(pids)
-    row = {"seconds": seconds, "cpu_s": (family_cpu_s() - cpu) / count, "own_mib": own, "resident_mib": resident}
+    row = {"seconds": seconds, "cpu_s": (cpu_s(own=False) - cpu) / count, "own_mib": own, "resident_mib": resident}
     return row, actors, pids
 
 

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from common import finish, machine, parser, quiet, table
-from system_parts import RunAhead, Stage, cluster, open_stage, toy
+from stand_ins import RunAhead
+from system_parts import Stage, cluster, open_stage, toy
 
 CORRECTIONS = {
     "off": ("loss.prox=recompute", "loss.importance=off"),

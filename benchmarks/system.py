@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from common import finish, machine, parser, quiet, table
+from stand_ins import NoLearner
 from system_bare import BareEngine, Listening, steady
 from system_control import control_section, machine_section
-from system_parts import NoLearner, Played, Stage, cluster, open_stage, pace, toy
+from system_parts import Played, Stage, cluster, open_stage, pace, toy
 from toy_seeds import GOOD, reached
 
 ENGINE_GOAL = 0.95  # tokens a second, system / bare

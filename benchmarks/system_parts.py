@@ -1,4 +1,4 @@
-"""What the benchmarks of the whole system share: a stage that outlives its runs, and ports that stand for others.
+"""What the benchmarks of the whole system share: a stage that outlives its runs.
 
 A stage is Ray with the toy's engines and verifier, started once. Runs follow each other on it as a run goes on after the loss of
 its learner: a new learner, a new control loop, a run directory of its own, and engines that are given the first weights again.
@@ -7,7 +7,6 @@ Settings of the engines themselves are those of the stage.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -21,17 +20,15 @@ from typing import Any
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import psutil
+from stand_ins import Directed, Ruled, Until
 
-from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.control.controller import Controller
+from fr3e_async.config import Config
 from fr3e_async.control.crew import ENGINES, Crew, Worker
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.evaluator import Evaluator, pick_problems
-from fr3e_async.control.ports import Delivery, LearnerPort, Payload, PayloadStore
+from fr3e_async.control.ports import LearnerPort
 from fr3e_async.control.progress import Progress
-from fr3e_async.control.side import on_the_side
 from fr3e_async.data.model import end_tokens, load_tokenizer, resolve_model
 from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import load_datasets
@@ -44,8 +41,8 @@ from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.rollout import EngineSpec
 from fr3e_async.session import Session
-from fr3e_async.types import Anchor, StepReport, WeightBundle
-from fr3e_async.wiring import Deployment, Model, connect, disconnect
+from fr3e_async.types import WeightBundle
+from fr3e_async.wiring import Deployment, Model, connect, disconnect, engine_spec
 
 os.environ.update(quiet_environment(verbose=False))
 
@@ -66,17 +63,6 @@ def pace(rows: Rows, *, first: int, last: int) -> dict[str, float]:
     seconds = at[last] - at[first]
     tokens = sum(row["tokens/generated"] for row in rows if first < row["step"] <= last)
     return {"batches_per_s": (last - first) / seconds, "tokens_per_s": tokens / seconds}
-
-
-def cpu_s(*, ended: bool = False) -> float:
-    """CPU time of this process and all that it has started and that still run; with ``ended`` also of those that do not."""
-    own = psutil.Process()
-    total = 0.0
-    for process in (own, *own.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):  # it has just ended: its parent has its time
-            times = process.cpu_times()
-            total += times.user + times.system + (times.children_user + times.children_system if ended else 0.0)
-    return total
 
 
 # ---- the stage ----
@@ -118,7 +104,7 @@ class Stage:
     @property
     def spec(self) -> EngineSpec:
         """That of the stage's generators."""
-        return self._deployment._engine_spec(self._config.generators, seed=1)
+        return engine_spec(self._config, self._model, self._config.generators, seed=1)
 
     async def first_weights(self) -> WeightBundle:
         """The model as it was given. Its buckets outlive the learner."""
@@ -146,26 +132,18 @@ class Stage:
         A run that fails (a step that was refused) is told in ``Played.failure``; with ``evaluate`` its accuracy is that of the
         weights which the engines had last.
         """
-        own = (*([ENDLESS] if batches else []), *(["evaluation.before=false"] if before is not None else []))
-        loaded = toy(*self._overrides, *overrides, *own, config=self._base)
-        config = loaded.config
-        rule = make_strategy(config.algorithm).plan.rule
+        loaded = self._settings(overrides, batches=batches, measured=before is not None)
+        config, rule = loaded.config, make_strategy(loaded.config.algorithm).plan.rule
         if rule not in (None, make_strategy(self._config.algorithm).plan.rule) and not ruled:
             raise ValueError(f"the stage's engines pick anchors by another rule than {rule}; play it with ruled=True")
+        if rule is not None and ruled:
+            around_engine = partial(Ruled, rule=rule, seed=config.run.seed, payloads=self._deployment.crew.payloads)
         self._runs += 1
         run_dir = RunDir.open(self._folder / f"run-{self._runs}", config=config, config_yaml=loaded.yaml)
         deployment = Deployment(config, self._model, run_dir, clock=time.time)
-        payloads = self._deployment.crew.payloads
-        if rule is not None and ruled:
-            around_engine = partial(Ruled, rule=rule, seed=config.run.seed, payloads=payloads)
-        crew = deployment.crew = Crew(
-            config=config,
-            learner=self._learner,
-            payloads=payloads,
-            start=self._deployment.start_worker,
-            workers=[
-                (role, worker if role == VERIFIERS else around_engine(worker)) for role, worker in self._cast(engines, flat)
-            ],
+        cast = self._cast(engines, flat)
+        crew = deployment.crew = self._crew(
+            config, [(role, worker if role == VERIFIERS else around_engine(worker)) for role, worker in cast]
         )
         if learner is None:
             await deployment.restart_learner(resume_from=None)
@@ -174,32 +152,7 @@ class Stage:
         until = Until(crew.learner, batches)
         if batches:
             crew.learner = until
-        mode, screen = make_console("off")
-        view = ConsoleView(mode=mode, console=screen, name=config.run.name, steps=config.run.steps)
-        recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
-        datasets = self._datasets if evaluate else replace(self._datasets, heldout=())
-        session = Session(config, self._model, datasets, run_dir, resume_from=None, started_at=time.time(), spell=self._spell)
-        failure = ""
-        try:
-            controller = await session._controller(deployment, recorder, None, 1)
-            if controller.progress.accuracy_before is None:
-                controller.progress.accuracy_before = before
-            if isinstance(crew.learner, Directed):
-                crew.learner.controller = controller
-            try:
-                await controller.run()
-            except RunFailed as error:
-                failure = str(error) or type(error).__name__
-                controller.progress.utilisation = controller.watch.utilisation()
-                if evaluate:
-                    at = controller.progress.milestone(controller.machine.ledger.version, time.time())
-                    controller.progress.measured("after", await self._accuracy(crew), at=at)
-            summary = json.loads(
-                summary_of(controller, name="benchmark", reason=failure or "finished", now=time.time()).to_json()
-            )
-        finally:
-            recorder.close()
-            run_dir.close()
+        summary, failure = await self._run(config, deployment, run_dir, evaluate=evaluate, before=before)
         if not engines and not flat:
             self._workers = [(role, getattr(worker, "inner", worker)) for role, worker in self._of(crew)]
         rows = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
@@ -207,17 +160,44 @@ class Stage:
             rows=rows, summary=summary, failure=failure, folder=run_dir.path, batch_cpu_s=until.batch_cpu_s, cores=until.cores
         )
 
+    def _settings(self, overrides: Sequence[str], *, batches: int, measured: bool) -> LoadedConfig:
+        own = (*([ENDLESS] if batches else []), *(["evaluation.before=false"] if measured else []))
+        return toy(*self._overrides, *overrides, *own, config=self._base)
+
+    async def _run(
+        self, config: Config, deployment: Deployment, run_dir: RunDir, *, evaluate: bool, before: float | None
+    ) -> tuple[dict[str, Any], str]:
+        """From the first group to the end of the run: its summary, and why it failed."""
+        mode, screen = make_console("off")
+        view = ConsoleView(mode=mode, console=screen, name=config.run.name, steps=config.run.steps)
+        recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
+        datasets = self._datasets if evaluate else replace(self._datasets, heldout=())
+        session = Session(config, self._model, datasets, run_dir, resume_from=None, started_at=time.time(), spell=self._spell)
+        failure = ""
+        try:
+            controller = await session.controller(deployment, recorder, None, 1)
+            if controller.progress.accuracy_before is None:
+                controller.progress.accuracy_before = before
+            if isinstance(learner := deployment.crew.learner, Directed):
+                learner.controller = controller
+            try:
+                await controller.run()
+            except RunFailed as error:
+                failure = str(error) or type(error).__name__
+                controller.progress.utilisation = controller.watch.utilisation()
+                if evaluate:
+                    at = controller.progress.milestone(controller.machine.ledger.version, time.time())
+                    controller.progress.measured("after", await self._accuracy(deployment.crew), at=at)
+            told = summary_of(controller, name="benchmark", reason=failure or "finished", now=time.time())
+            return json.loads(told.to_json()), failure
+        finally:
+            recorder.close()
+            run_dir.close()
+
     async def accuracy(self, *overrides: str) -> dict[str, Any]:
         """The record of an evaluation of what the engines hold: of the first weights, before anything is played."""
         config = toy(*self._overrides, *overrides, config=self._base).config
-        deployed = self._deployment
-        crew = Crew(
-            config=config,
-            learner=self._learner,
-            payloads=deployed.crew.payloads,
-            start=deployed.start_worker,
-            workers=self._workers,
-        )
+        crew = self._crew(config, self._workers)
         progress = Progress(began_at=time.time())
         progress.measured("before", await self._accuracy(crew), at=progress.milestone(0, time.time()))
         return progress.evaluations[0]
@@ -229,6 +209,12 @@ class Stage:
 
         problems = pick_problems(self._datasets.heldout, crew.config)
         return await Evaluator(crew, problems).run("after", lend=lend, on_progress=lambda: None)
+
+    def _crew(self, config: Config, workers: Sequence[tuple[str, Worker]]) -> Crew:
+        deployed = self._deployment
+        return Crew(
+            config=config, learner=self._learner, payloads=deployed.crew.payloads, start=deployed.start_worker, workers=workers
+        )
 
     def _cast(self, engines: int, flat: bool) -> list[tuple[str, Worker]]:
         playing = [(GENERATORS if flat else role, worker) for role, worker in self._workers if role in ENGINES]
@@ -264,108 +250,3 @@ async def open_stage(overrides: Sequence[str], folder: Path, config: str = "toy"
         yield stage
     finally:
         await stage.close()
-
-
-# ---- parts that stand for others ----
-
-
-class NoLearner:
-    """Port ``LearnerPort``: every batch is trained at once, and the weights stay as they are under each new version."""
-
-    def __init__(self, weights: WeightBundle) -> None:
-        self._weights, self._steps = weights, 0
-
-    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
-        self._steps += 1
-        return StepReport(version=version, tokens=0, optimiser_steps=0, metrics={}, time_s=0.0)
-
-    async def export(self, version: int) -> WeightBundle:
-        return replace(self._weights, manifest=replace(self._weights.manifest, version=version), sent_bytes=0)
-
-    async def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def waits(self) -> bool:
-        return False
-
-    async def pulse(self) -> int:
-        return self._steps
-
-    async def stacks(self, limit_s: float) -> list[str]:
-        return []
-
-
-class Ruled:
-    """An engine whose anchors are picked here, by another rule than the one it was started with."""
-
-    def __init__(self, inner: Any, *, rule: AnchorRule, seed: int, payloads: PayloadStore) -> None:
-        self.inner, self._rule, self._seed, self._payloads = inner, rule, seed, payloads
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    async def sample(self, prompts: Any, ids: Any, draw: Any, *, trunk: bool) -> tuple[Delivery, Payload]:
-        delivery, payload = await self.inner.sample(prompts, ids, draw, trunk=trunk)
-        return (replace(delivery, anchors=await on_the_side(lambda: self._anchors(payload))) if trunk else delivery), payload
-
-    def _anchors(self, payload: Payload) -> tuple[Anchor, ...]:
-        """As ``Roller.anchors`` in the engine's process."""
-        batch = self._payloads.get(payload)
-        rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
-        return tuple(anchor for anchors in rows for anchor in anchors)
-
-
-class Directed:
-    """A learner that something is done about. The stage tells it of its run's controller."""
-
-    controller: Controller
-
-    def __init__(self, inner: LearnerPort) -> None:
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
-class Until(Directed):
-    """Stops the run after some batches. Until then more groups are admitted: none of its rates is that of a run that ends.
-
-    CPU time is that between the ends of batch ``FIRST`` and the last one.
-    """
-
-    FIRST = 2
-
-    def __init__(self, inner: LearnerPort, batches: int) -> None:
-        super().__init__(inner)
-        self._batches = batches
-        self.batch_cpu_s = self.cores = 0.0
-
-    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
-        report = await self.inner.train(rows, version=version)
-        if version == self.FIRST:
-            self._from = (time.time(), cpu_s())
-        if version == self._batches:
-            self.controller.stop(f"{version} batches")
-            if version > self.FIRST:
-                seconds, spent = time.time() - self._from[0], cpu_s() - self._from[1]
-                self.batch_cpu_s, self.cores = spent / (version - self.FIRST), spent / seconds
-        return report
-
-
-class RunAhead(Directed):
-    """A learner that begins a batch only when the engines have made all that ``flow.max_staleness`` lets them make.
-
-    So every batch is as old as the bound allows: batch v is of version max(0, v - 1 - bound).
-    """
-
-    LOOK_S = 0.01
-
-    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
-        while not self._nothing_to_make(version - 1):
-            await asyncio.sleep(self.LOOK_S)
-        return await self.inner.train(rows, version=version)
-
-    def _nothing_to_make(self, newest: int) -> bool:
-        machine = self.controller.machine
-        desk = machine.desk
-        return machine.ledger.live >= newest and not any(desk.queued(role) or desk.in_flight(role) for role in desk.roles)

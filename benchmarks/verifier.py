@@ -25,8 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-from common import finish, machine, parser
+from common import cpu_s, finish, machine, parser
 from math_verify import parse, verify
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns of each time-out that is off
@@ -92,12 +91,6 @@ class Run(NamedTuple):
     wall_s: float
     cpu_s: float
     right: int
-
-
-def cpu_s() -> float:
-    """CPU time so far of this process and of those below it that live."""
-    me = psutil.Process()
-    return sum(sum(process.cpu_times()[:2]) for process in (me, *me.children(recursive=True)))
 
 
 def equal(answer: str, gold: str, prompt: str = "") -> bool:

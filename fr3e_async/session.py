@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from fr3e_async.actors.learner import CHECKPOINT_TAG
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.control.collector import collecting_seldom
@@ -25,8 +24,7 @@ from fr3e_async.control.controller import Controller
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.journal import Journal
 from fr3e_async.control.machine import Machine
-from fr3e_async.control.ports import Payload
-from fr3e_async.control.progress import Progress, load_control_state, load_trees
+from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.data.model import check_context, check_model, end_tokens, load_tokenizer, resolve_model
@@ -36,7 +34,7 @@ from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.toy import toy_path
 from fr3e_async.ending import Stop, summary_of
-from fr3e_async.errors import DataError, LearnerLost, RunFailed, StorageError, UserError
+from fr3e_async.errors import LearnerLost, RunFailed, StorageError, UserError
 from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
 from fr3e_async.export import write_run_card
 from fr3e_async.loader import LoadedConfig
@@ -47,6 +45,7 @@ from fr3e_async.observe.logs import quiet_driver, stderr_in
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.run_dir import RunDir, default_path
 from fr3e_async.observe.trackers import check_trackers, make_trackers
+from fr3e_async.resuming import check_resume, newest_checkpoint, restored
 from fr3e_async.rollout import check_installed
 from fr3e_async.verify.golds import screen_golds
 from fr3e_async.verify.rewards import check_reward
@@ -222,7 +221,7 @@ class Session:
                     if lost:
                         gc.collect()  # the old session is a cycle, and its rollouts keep nodes that the cluster wants back
                         source = await self._after_a_loss(deployment, recorder, lost, in_a_row)
-                    controller = await self._controller(deployment, recorder, source, restarts)
+                    controller = await self.controller(deployment, recorder, source, restarts)
                 stop.controller = controller
                 reason = await controller.run()
                 stop.controller = None
@@ -300,7 +299,7 @@ class Session:
             )
             return False
 
-    async def _controller(
+    async def controller(
         self, deployment: Deployment, recorder: Recorder, source: Path | None, restarts: int
     ) -> Controller:  # fmt: skip
         """One session's loop, from a checkpoint or from nothing. ``restarts``: of the learner group within this process."""
@@ -335,7 +334,7 @@ class Session:
             progress=progress,
             clock=time.time,
             session=session,
-            payloads=await self._within_start(lambda: _restored(source, deployment)) if source else None,
+            payloads=await self._within_start(lambda: restored(source, deployment.crew.payloads)) if source else None,
             engine_version=-1 if restarts else 0,
             learner_restarts=restarts,
             trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
@@ -344,48 +343,6 @@ class Session:
     def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
         keep = self._config.observe.trees_per_step
         return TreeKeeper(per_step=keep, store=deployment.crew.payloads, spell=self._spell, keep=recorder)
-
-
-def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | None:
-    """The newest whole checkpoint of a run that is gone on with, every byte of it checked; None for a new run.
-
-    The learner group may be another one. Raises ``UserError`` kinds: the problems are others, or no checkpoint is whole.
-    """
-    if not run_dir.resumed:
-        return None
-    run_dir.checkpoints.recover()
-    folder = newest_checkpoint(run_dir)
-    if folder is not None:
-        state = load_control_state(folder)
-        PromptStream(datasets.train, config.run.seed, state=state.stream, parts=datasets.parts)
-        known = {prompt.uid for prompt in datasets.train}
-        if any(group.prompt.uid not in known for group in state.ledger.groups):
-            raise DataError("data.train: a problem that the checkpoint is at work on is not there any more")
-    return folder
-
-
-def newest_checkpoint(run_dir: RunDir) -> Path | None:
-    """The newest whole one, every byte of it checked. Raises ``StorageError`` if there were some and none is whole."""
-    # Imported here: torch takes a second, and a new run does not need it in this process.
-    from fr3e_async.learner.checkpoint import damage
-
-    return run_dir.checkpoints.latest(lambda folder: damage(folder / "learner" / CHECKPOINT_TAG) or _damage_of_control(folder))
-
-
-def _damage_of_control(folder: Path) -> str:
-    """What is wrong with the control part of a checkpoint, or an empty text."""
-    try:
-        load_control_state(folder)  # another format, say
-        for _ in load_trees(folder):
-            pass
-    except StorageError as error:
-        return str(error)
-    return ""
-
-
-def _restored(source: Path, deployment: Deployment) -> dict[int, tuple[str, Payload]]:
-    """The rollouts of a checkpoint's open groups, back in the object store: by key, (group, handle)."""
-    return {key: (batch.ids[0].group, deployment.crew.payloads.put(batch)) for key, batch in load_trees(source)}
 
 
 def _announce_build(config: Config) -> None:

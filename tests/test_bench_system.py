@@ -65,7 +65,7 @@ def test_a_job_is_measured_before_its_last_groups_are_admitted(bounds, steps, ex
 
 
 def test_no_learner_gives_the_same_weights_a_new_name():
-    from system_parts import NoLearner
+    from stand_ins import NoLearner
 
     manifest = WeightManifest(version=0, dtype="float32", names=("w",), shapes=((1,),), checksums=(5,), buckets=(1,))
     bundle = WeightBundle(manifest=manifest, buckets=("handle",), sent_bytes=4)
@@ -74,7 +74,7 @@ def test_no_learner_gives_the_same_weights_a_new_name():
 
 
 def test_a_run_is_stopped_after_its_batches_and_its_cpu_time_counted():
-    from system_parts import Until
+    from stand_ins import Until
 
     stopped: list[str] = []
 
@@ -109,7 +109,7 @@ def desk(*, waiting: int = 0, working: int = 0) -> SimpleNamespace:
 )
 def test_a_learner_that_lets_engines_run_ahead_waits_for_weights_and_work(live, state, begins):
     """Batch 4 begins when version 3 is live and no engine has anything to do."""
-    from system_parts import RunAhead
+    from stand_ins import RunAhead
 
     learner = RunAhead(SimpleNamespace())
     learner.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(live=live), desk=state))
@@ -262,7 +262,7 @@ def test_a_stage_refuses_a_run_whose_anchors_its_engines_would_pick_by_another_r
 
 def test_anchors_picked_beside_an_engine_are_those_of_the_run():
     """Hand-made entropies: the engine was started to rank by them, the run wants places that are evenly spaced."""
-    from system_parts import Ruled
+    from stand_ins import Ruled
 
     entropies = np.array([0, 0, 9, 0, 0, 0, 8, 0, 0, 0, 0, 0], dtype=np.float32)
     completion = Completion(

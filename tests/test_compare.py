@@ -12,10 +12,12 @@ import sys
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import compare
 import compare_arms
 import compare_report
+import psutil
 import pytest
 from compare_stats import Mean, at, holm, mean_over, paired
 from hypothesis import given
@@ -54,6 +56,21 @@ def test_pairs_by_hand():
     assert test.p == pytest.approx(0.0741799, abs=1e-6), "t = 2 * sqrt(3) with 2 degrees of freedom"
     assert test.p_signs == pytest.approx(2 / 8), "of the 8 sign patterns all + and all - are as extreme"
     assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_what_others_take_is_counted_without_this_process_and_its_own(monkeypatch):
+    """By hand: user, system, and both of the children that it has reaped; waiting for input and output is not CPU time."""
+    with subprocess.Popen(["sleep", "30"]) as child:
+        ours = [psutil.Process(), psutil.Process(child.pid)]
+        for process in ours:
+            process.info = {"cpu_times": (100.0, 100.0, 100.0, 100.0, 100.0)}
+        theirs = SimpleNamespace(pid=0, info={"cpu_times": (1.0, 2.0, 3.0, 4.0, 50.0)})
+        gone = SimpleNamespace(pid=-1, info={"cpu_times": None})
+        monkeypatch.setattr(psutil, "process_iter", lambda attributes: [*ours, theirs, gone])
+        try:
+            assert compare.others_s() == 10.0
+        finally:
+            child.kill()
 
 
 def test_arms_without_a_difference_have_p_1():

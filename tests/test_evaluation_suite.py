@@ -209,7 +209,7 @@ def test_an_answer_with_and_without_the_gold_s_unit_is_right(unit: str) -> None:
     written = {"%": r"12\%", "cm^2": r"12\text{ cm}^2"}.get(unit, rf"12\text{{ {unit.strip('$')}}}")
     for answer in ("12", written):
         assert judge(answer, gold.text)[0] == Outcome.RIGHT, answer
-    assert judge(r"12\text{ kg}", gold.text)[0] == (Outcome.RIGHT if unit == "%" else Outcome.WRONG)
+    assert judge(r"12\text{ kg}", gold.text)[0] == Outcome.WRONG
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------

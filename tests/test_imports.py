@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fr3e_async"
 # Unit (top-level module or package of fr3e_async) → its layer. A unit imports from its own layer or a lower one, never upwards.
 LAYERS = [
     {"main", "evaluate"},
-    {"session", "ending", "evaluate_job"},
+    {"session", "resuming", "ending", "evaluate_job"},
     {"wiring"},
     {
         "loader",

@@ -31,7 +31,7 @@ class Sessions(Session):
         await asyncio.sleep(0.02)
         return Path(f"step-{self.steps[-1]:08d}") if self.steps else None
 
-    async def _controller(self, deployment: Any, recorder: Any, source: Path | None, restarts: int) -> Any:
+    async def controller(self, deployment: Any, recorder: Any, source: Path | None, restarts: int) -> Any:
         self.made.append((getattr(self, "in_a_row", 0), restarts))
 
         async def run() -> str:

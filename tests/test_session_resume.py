@@ -16,7 +16,7 @@ from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import StorageError, UserError
 from fr3e_async.observe.checkpoints import CheckpointStore
-from fr3e_async.session import check_resume
+from fr3e_async.resuming import check_resume
 from fr3e_async.testing import FakeEngineWorker
 from fr3e_async.types import Draw, RolloutId
 

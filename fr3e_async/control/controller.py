@@ -2,10 +2,11 @@
 
     prompts ─► _fill ──Admitted──►┌─────────┐──Assign──► hands ──► generators, explorers, verifiers ─┐
                                   │         │──Send, Hire, Wait … ─► hands ──────────────────────────┤  each command runs as
-      one consumer, _pump: waits  │ machine │──Train──► _train ──► learner ──Trained, Exported───────┤  its own task and
-      for the next event only     │         │──Rescore─► _rescore ──► learner ───────────────────────┤  ends in an event
+      one consumer, _pump: waits  │ machine │──Train, Rescore ─► learning ──► learner ───────────────┤  its own task and
+      for the next event only     │         │                                                        │  ends in an event
                                   └─────────┘◄───────────────────────── events ◄─────────────────────┘
-    _heartbeat asks all actors for their state; raises when nothing moves
+    beside it: keeping (when a checkpoint is written), measuring (when accuracy is), watch (all actors are asked for their state
+    at every heartbeat; raises when nothing moves)
 
 The machine decides everything; what happens here is written into the journal (events and decisions) and the books (what
 became of every group). A background task that fails fails the run: all of them live in one ``asyncio.TaskGroup``.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 from fr3e_async.config import Config
 from fr3e_async.control.collector import Sweep
@@ -24,6 +25,8 @@ from fr3e_async.control.crew import ROLES, Crew
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.hands import Hands, Shelf
 from fr3e_async.control.journal import Journal
+from fr3e_async.control.keeping import Keeper
+from fr3e_async.control.learning import Learning
 from fr3e_async.control.machine import Machine
 from fr3e_async.control.measuring import Measuring
 from fr3e_async.control.messages import (
@@ -32,33 +35,28 @@ from fr3e_async.control.messages import (
     Busy,
     Command,
     Event,
-    Exported,
     Leaving,
     Live,
     Pressure,
     Rescore,
-    Rescored,
     Retire,
     Stopped,
     Train,
     Trained,
     WorkerUp,
 )
-from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter, TrainRow, Trunk
-from fr3e_async.control.progress import Cut, Progress, cut_of
+from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter
+from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.control.saving import Saver, little_room
-from fr3e_async.control.side import on_the_side
+from fr3e_async.control.saving import Saver
 from fr3e_async.control.tally import Tally
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.control.turns import Turns
 from fr3e_async.control.vitals import vitals_of
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
-from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
-
-T = TypeVar("T")
 
 
 class Controller:
@@ -94,14 +92,17 @@ class Controller:
         self._engine_version = engine_version
         self._tally = Tally()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
         self._turns = Turns(crew.learner, limit_s=config.learner.step_timeout_s)
-        self._saver = Saver(self._turns, checkpoints, crew.payloads, clock=clock)
         self._shelf = Shelf()
         for key, (group, payload) in (payloads or {}).items():
             self._shelf.open(group)
             self._shelf.keep(group, payload, key=key)
         self._hands = Hands(crew, publisher, self._shelf, emit=self._emit, spawn=self._spawn, note=reporter.note)
+        saver = Saver(self._turns, checkpoints, crew.payloads, clock=clock)
+        self._keeper = Keeper(
+            saver, machine.ledger, self._shelf, stream, every=config.run.checkpoint_every, steps=config.run.steps, books=books,
+            progress=progress, reporter=reporter, spawn=self._spawn, ends=self._ends, clock=clock,
+        )  # fmt: skip
         self.watch = Watch(
             crew,
             machine,
@@ -109,23 +110,21 @@ class Controller:
             down=self._hands.down,
             tell=self._emit,
             learner_busy=lambda: self._turns.does,
-            writing=lambda: self._saver.writes,
-            relocate=self._relocate,
-            save=self._save_soon,
+            writing=lambda: saver.writes,
+            relocate=self._keeper.relocate,
+            save=self._keeper.soon,
             note=reporter.note,
+        )
+        self._learning = Learning(
+            self._turns, self._shelf, publisher, progress=progress, emit=self._emit, busy=self.watch.learned, clock=clock
         )
         self._stop_reason = ""
         self._spent = False  # budget.tokens is used up
         self._settled = machine.ledger.state().settled  # groups, over the whole run
-        self._relocating = ""  # why the learner group is to be made anew elsewhere
         self._sheltering = False
-        self._save_next = False  # a checkpoint is wanted whatever run.checkpoint_every says
-        self._saved, self._saved_at = machine.ledger.version, clock()
         self._learner_restarts = learner_restarts
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
-        self._measured_first = asyncio.Event()  # set once the first accuracy is known: until then weights stay at v0
-        self._exported: list[int] = []  # versions that wait for it
         self._measuring = Measuring(
             evaluator, config=config, progress=progress, reporter=reporter, lend=self._hands.lend, spawn=self._spawn,
             alive=self.watch.progress, wake=self._emit_nothing, clock=clock,
@@ -153,7 +152,7 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._spawn(self._heartbeat())
-                self._spawn(self._rescore())
+                self._spawn(self._learning.keep_rescoring())
                 self._spawn(self._measure_first())
                 await self._pump()
                 await self._evaluations_done()
@@ -256,9 +255,9 @@ class Controller:
                     pass  # done in _feed: books first
                 case Train():
                     self._books.train(command.version, groups=command.groups, oldest=command.oldest)
-                    self._spawn(self._train(command))
+                    self._spawn(self._learning.train(command))
                 case Rescore():
-                    self._rescores.put_nowait(command)
+                    self._learning.rescore(command)
                 case Live():
                     self._live(command.version)
                 case _:
@@ -286,31 +285,7 @@ class Controller:
             self._trees.offer(whole, group, self._shelf.__getitem__, step=self.machine.ledger.version, settled=self._settled)
         self._shelf.release(group.group)
 
-    # ---- the learner ----
-
-    async def _train(self, command: Train) -> None:
-        rows = [
-            TrainRow(payload=self._shelf[item.payload], row=item.row, advantage=item.advantage, load=item.load)
-            for item in command.items
-        ]
-        async with self._turns.turn(f"trains v{command.version}"):
-            started = self._clock()
-            report = await self._turns.of(self._crew.learner.train(rows, version=command.version))
-            trained = self._clock()
-            weights = await self._turns.of(self._crew.learner.export(command.version))
-            self.watch.learned((started, self._clock()))
-            self.progress.trained(report, first_at=trained)
-            self.progress.times |= {"time/train_s": trained - started, "time/export_s": self._clock() - trained}
-            self._publisher.offer(weights)
-            self._emit(Trained(version=command.version))
-            self._exported.append(command.version)
-            self._tell_exported()
-
-    def _tell_exported(self) -> None:
-        if self._measured_first.is_set():
-            for version in self._exported:
-                self._emit(Exported(version=version))
-            self._exported.clear()
+    # ---- weights ----
 
     def _live(self, version: int) -> None:
         self._books.live(version)
@@ -318,26 +293,6 @@ class Controller:
         self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
         self.progress.times |= sync.metrics
         self._measuring.live(version)
-
-    async def _rescore(self) -> None:
-        """All trunks that wait when the learner is free go to it in one call; those of groups that have retired do not."""
-        while True:
-            waiting = [await self._rescores.get()]
-            async with self._turns.turn("re-scores trunks"):
-                while not self._rescores.empty():
-                    waiting.append(self._rescores.get_nowait())
-                commands = [command for command in waiting if command.payload in self._shelf]
-                trunks = [
-                    Trunk(payload=self._shelf[command.payload], id=id, length=length)
-                    for command in commands
-                    for id, length in zip(command.trunks, command.lengths, strict=True)
-                ]
-                started = self._clock()
-                chosen = iter(await self._turns.of(self._crew.learner.rescore(trunks)) if trunks else ())
-                self.watch.learned((started, self._clock()))
-            for command in commands:
-                anchors = tuple(anchor for _ in command.trunks for anchor in next(chosen))
-                self._emit(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
 
     # ---- after a batch ----
 
@@ -352,22 +307,8 @@ class Controller:
         self._reporter.step(
             version, {**taken, **queues, **rates, **self.watch.utilisation(), **self.progress.take_step_metrics()}
         )
-        every = self._config.run.checkpoint_every
-        if self._relocating:
-            self._spawn(self._leave_nodes(self._relocating))
-        elif self._save_next or (every and version % every == 0 and version < self._config.run.steps):
-            self._save_next = False
-            self._spawn(self._checkpoint(self._cut()))
+        self._keeper.trained(version)
         self._measuring.trained(version)
-
-    def _cut(self) -> tuple[Cut, dict[int, Payload]]:
-        """A consistent cut between two events, and handles of the payloads that its open groups need."""
-        state = self.machine.ledger.state()
-        self._books.cut(
-            state.version, admitted=state.admitted, settled=state.settled, open=[group.name for group in state.groups]
-        )
-        cut = cut_of(ledger=state, stream=self._stream.state(), progress=self.progress, now=self._clock())
-        return cut, {key: self._shelf[key] for key in sorted(state.payloads)}
 
     # ---- nodes that will be taken away ----
 
@@ -378,48 +319,15 @@ class Controller:
             await self._shelf.shelter(self._crew.payloads)
             self._sheltering = False
 
-    def _relocate(self, why: str) -> None:
-        """The learner group must leave its nodes: after the batch in training, from a checkpoint of its own."""
-        if not self._relocating:
-            self._relocating = why
-            if not self.machine.ledger.training:
-                self._spawn(self._leave_nodes(why))
-
-    def _save_soon(self) -> None:
-        """After the batch in training."""
-        if self.machine.ledger.training or not self.machine.ledger.version:
-            self._save_next = True
-        else:
-            self._spawn(self._checkpoint(self._cut()))
-
-    async def _leave_nodes(self, why: str) -> None:
-        if not self._ends and self.machine.ledger.version > 0:  # also with one of this version: rollouts have come since
-            await self._checkpoint(self._cut())
-        if not self._ends:
-            raise LearnerLost(why)
-
-    @property
     def _ends(self) -> bool:
-        """Nothing is left for the learner but the last checkpoint: another one would come too late to be of use."""
+        """Nothing is left for the learner but the last checkpoint."""
         return bool(self._stop_reason) or self._spent or self.machine.ledger.version >= self._config.run.steps
-
-    async def _checkpoint(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
-        final, spent = await self._saver.save(*taken)
-        self._saved, self._saved_at = max(self._saved, taken[0].version), self._clock()
-        self.progress.times |= spent
-        took = spent["time/checkpoint_s"]
-        self._reporter.note(
-            f"checkpoint {final.name} in {took:.1f} s", "checkpoint_written", version=taken[0].version, seconds=round(took, 3)
-        )
-        if warning := await on_the_side(lambda: little_room(final)):
-            self._reporter.note(warning, "storage_pressure")
 
     # ---- evaluation ----
 
     async def _measure_first(self) -> None:
         await self._measuring.first(self.machine.ledger.version)
-        self._measured_first.set()
-        self._tell_exported()
+        self._learning.hand_over()
 
     def _emit_nothing(self) -> None:
         """Wake the pump."""
@@ -436,8 +344,7 @@ class Controller:
 
     async def _finish(self) -> None:
         """The last checkpoint, and only then the last evaluation, which may take long; after a stop there is none."""
-        if self.machine.ledger.version > 0:
-            await self._checkpoint(self._cut())
+        await self._keeper.last()
         if not self._stop_reason:
             self._measuring.last(self.machine.ledger.version)
             await self._evaluations_done()
@@ -459,7 +366,7 @@ class Controller:
         """Who watches the run of its state."""
         vitals = vitals_of(
             config=self._config, machine=self.machine, watch=self.watch, progress=self.progress, now=self._clock(),
-            saved_version=self._saved, saved_at=self._saved_at, learner_restarts=self._learner_restarts,
+            saved_version=self._keeper.version, saved_at=self._keeper.at, learner_restarts=self._learner_restarts,
         )  # fmt: skip
         self._reporter.beat(vitals)
 

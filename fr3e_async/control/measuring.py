@@ -8,17 +8,16 @@ after     ─► the last thing that a finished run does
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from fr3e_async.config import Config
 from fr3e_async.control.evaluator import Evaluator, Lend
+from fr3e_async.control.hands import Spawn
 from fr3e_async.control.ports import Clock, Reporter, TaskLost
 from fr3e_async.control.progress import Milestone, Progress
 from fr3e_async.control.side import on_the_side
 from fr3e_async.evaluation.suite import TestSet
 
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 BEFORE, AFTER = "before", "after"
 
 

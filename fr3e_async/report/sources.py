@@ -28,8 +28,8 @@ rollout/*                        | control/tally.py:Tally.take | control/group.p
 prompt/*                         | control/tally.py:Tally.take | control/group.py:Group._tokens, control/group.py:_useful
 queue/*                          | control/controller.py:Controller._after_training | control/machine.py:Machine
 time/step_s                      | control/controller.py:Controller._after_training |
-time/train_s                     | control/controller.py:Controller._train |
-time/export_s                    | control/controller.py:Controller._train |
+time/train_s                     | control/learning.py:Learning.train |
+time/export_s                    | control/learning.py:Learning.train |
 time/sync_s                      | control/progress.py:Progress.synced | control/publisher.py:Publisher.sync
 time/pause_s                     | control/progress.py:Progress.synced | control/publisher.py:Sync.pause_s
 time/pause_max_s                 | control/publisher.py:Sync.metrics |

@@ -46,6 +46,8 @@ def compare_amounts(said: str, meant: str, policies: Policies) -> Ruling:
     if only_roughly and gold is not None and gold.integer:
         return WRONG, "approximate"
     if PERCENT in (ours.unit, theirs.unit) and ours.unit != theirs.unit:
+        if policies.units != "ignored" and units.measure(ours.unit if theirs.unit == PERCENT else theirs.unit):
+            return WRONG, "units differ"
         return _percentages(ours, theirs, policies)
     if policies.units == "ignored":
         return compare_cores(ours.core, theirs.core, policies)

@@ -1,0 +1,120 @@
+"""Ports that stand for others in benchmarks of the whole system: no learner, an engine with another rule, learners that are directed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common import cpu_s
+
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row
+from fr3e_async.control.controller import Controller
+from fr3e_async.control.ports import Delivery, LearnerPort, Payload, PayloadStore
+from fr3e_async.control.side import on_the_side
+from fr3e_async.types import Anchor, StepReport, WeightBundle
+
+
+class NoLearner:
+    """Port ``LearnerPort``: every batch is trained at once, and the weights stay as they are under each new version."""
+
+    def __init__(self, weights: WeightBundle) -> None:
+        self._weights, self._steps = weights, 0
+
+    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+        self._steps += 1
+        return StepReport(version=version, tokens=0, optimiser_steps=0, metrics={}, time_s=0.0)
+
+    async def export(self, version: int) -> WeightBundle:
+        return replace(self._weights, manifest=replace(self._weights.manifest, version=version), sent_bytes=0)
+
+    async def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def waits(self) -> bool:
+        return False
+
+    async def pulse(self) -> int:
+        return self._steps
+
+    async def stacks(self, limit_s: float) -> list[str]:
+        return []
+
+
+class Ruled:
+    """An engine whose anchors are picked here, by another rule than the one it was started with."""
+
+    def __init__(self, inner: Any, *, rule: AnchorRule, seed: int, payloads: PayloadStore) -> None:
+        self.inner, self._rule, self._seed, self._payloads = inner, rule, seed, payloads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def sample(self, prompts: Any, ids: Any, draw: Any, *, trunk: bool) -> tuple[Delivery, Payload]:
+        delivery, payload = await self.inner.sample(prompts, ids, draw, trunk=trunk)
+        return (replace(delivery, anchors=await on_the_side(lambda: self._anchors(payload))) if trunk else delivery), payload
+
+    def _anchors(self, payload: Payload) -> tuple[Anchor, ...]:
+        """As ``Roller.anchors`` in the engine's process."""
+        batch = self._payloads.get(payload)
+        rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
+        return tuple(anchor for anchors in rows for anchor in anchors)
+
+
+class Directed:
+    """A learner that something is done about. The stage tells it of its run's controller."""
+
+    controller: Controller
+
+    def __init__(self, inner: LearnerPort) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Until(Directed):
+    """Stops the run after some batches. Until then more groups are admitted: none of its rates is that of a run that ends.
+
+    CPU time is that between the ends of batch ``FIRST`` and the last one.
+    """
+
+    FIRST = 2
+
+    def __init__(self, inner: LearnerPort, batches: int) -> None:
+        super().__init__(inner)
+        self._batches = batches
+        self.batch_cpu_s = self.cores = 0.0
+
+    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+        report = await self.inner.train(rows, version=version)
+        if version == self.FIRST:
+            self._from = (time.time(), cpu_s())
+        if version == self._batches:
+            self.controller.stop(f"{version} batches")
+            if version > self.FIRST:
+                seconds, spent = time.time() - self._from[0], cpu_s() - self._from[1]
+                self.batch_cpu_s, self.cores = spent / (version - self.FIRST), spent / seconds
+        return report
+
+
+class RunAhead(Directed):
+    """A learner that begins a batch only when the engines have made all that ``flow.max_staleness`` lets them make.
+
+    So every batch is as old as the bound allows: batch v is of version max(0, v - 1 - bound).
+    """
+
+    LOOK_S = 0.01
+
+    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+        while not self._nothing_to_make(version - 1):
+            await asyncio.sleep(self.LOOK_S)
+        return await self.inner.train(rows, version=version)
+
+    def _nothing_to_make(self, newest: int) -> bool:
+        machine = self.controller.machine
+        desk = machine.desk
+        return machine.ledger.live >= newest and not any(desk.queued(role) or desk.in_flight(role) for role in desk.roles)

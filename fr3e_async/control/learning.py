@@ -1,0 +1,90 @@
+"""The learner's side of the loop: a batch is trained and its weights go out; trunks are re-scored while it is free. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from fr3e_async.control.hands import Emit, Shelf
+from fr3e_async.control.messages import Exported, Rescore, Rescored, Train, Trained
+from fr3e_async.control.ports import Clock, TrainRow, Trunk
+from fr3e_async.control.progress import Progress
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.turns import Turns
+
+Busy = Callable[[tuple[float, float]], None]
+
+
+class Learning:
+    """Carries out ``Train`` and ``Rescore``, one at a time; each ends in its event."""
+
+    def __init__(
+        self,
+        turns: Turns,
+        shelf: Shelf,
+        publisher: Publisher,
+        *,
+        progress: Progress,
+        emit: Emit,
+        busy: Busy,
+        clock: Clock,
+    ) -> None:
+        """``busy`` is told from when to when the learner was at work."""
+        self._turns, self._shelf, self._publisher = turns, shelf, publisher
+        self._progress, self._emit, self._busy, self._clock = progress, emit, busy, clock
+        self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
+        self._hand_over = False
+        self._held: list[int] = []  # versions that wait for it
+
+    def hand_over(self) -> None:
+        """Weights may go to the engines from now on: the first accuracy, which needs v0 in them, is known."""
+        self._hand_over = True
+        self._tell()
+
+    async def train(self, command: Train) -> None:
+        rows = [
+            TrainRow(payload=self._shelf[item.payload], row=item.row, advantage=item.advantage, load=item.load)
+            for item in command.items
+        ]
+        async with self._turns.turn(f"trains v{command.version}"):
+            started = self._clock()
+            report = await self._turns.of(self._turns.learner.train(rows, version=command.version))
+            trained = self._clock()
+            weights = await self._turns.of(self._turns.learner.export(command.version))
+            self._busy((started, self._clock()))
+            self._progress.trained(report, first_at=trained)
+            self._progress.times |= {"time/train_s": trained - started, "time/export_s": self._clock() - trained}
+            self._publisher.offer(weights)
+            self._emit(Trained(version=command.version))
+            self._held.append(command.version)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._hand_over:
+            for version in self._held:
+                self._emit(Exported(version=version))
+            self._held.clear()
+
+    def rescore(self, command: Rescore) -> None:
+        """When the learner is free."""
+        self._rescores.put_nowait(command)
+
+    async def keep_rescoring(self) -> None:
+        """All trunks that wait when the learner is free go to it in one call; those of groups that have retired do not."""
+        while True:
+            waiting = [await self._rescores.get()]
+            async with self._turns.turn("re-scores trunks"):
+                while not self._rescores.empty():
+                    waiting.append(self._rescores.get_nowait())
+                commands = [command for command in waiting if command.payload in self._shelf]
+                trunks = [
+                    Trunk(payload=self._shelf[command.payload], id=id, length=length)
+                    for command in commands
+                    for id, length in zip(command.trunks, command.lengths, strict=True)
+                ]
+                started = self._clock()
+                chosen = iter(await self._turns.of(self._turns.learner.rescore(trunks)) if trunks else ())
+                self._busy((started, self._clock()))
+            for command in commands:
+                anchors = tuple(anchor for _ in command.trunks for anchor in next(chosen))
+                self._emit(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))

@@ -1,0 +1,15 @@
+"""The only place that names concrete classes and resources: from a config to a running crew, and back to nothing.
+
+    joining     a cluster: checked, joined or started, left
+    starting    one actor, or the learner group, with its place, environment and limits
+    advice      what the autoscaler is told meanwhile
+    deployment  all of them together: what a session works with
+
+Everything else sees ports.
+"""
+
+from fr3e_async.wiring.deployment import Deployment
+from fr3e_async.wiring.joining import check_cluster, connect, disconnect, gauges
+from fr3e_async.wiring.starting import Model, engine_spec
+
+__all__ = ["Deployment", "Model", "check_cluster", "connect", "disconnect", "engine_spec", "gauges"]

@@ -1,0 +1,156 @@
+"""The actors of a run together: brought up side by side, since starting is most of a short run's set-up; replaced; ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+import ray
+
+from fr3e_async.actors.cluster import draining_nodes
+from fr3e_async.actors.engine import EngineActor
+from fr3e_async.actors.native import NativeLearner
+from fr3e_async.actors.payloads import RayPayloads
+from fr3e_async.config import Config
+from fr3e_async.control.crew import Crew, Worker
+from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.ports import Clock, LearnerPort
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.side import on_the_side
+from fr3e_async.errors import LearnerLost
+from fr3e_async.plan import placement
+from fr3e_async.types import WeightBundle
+from fr3e_async.wiring.advice import Advice
+from fr3e_async.wiring.starting import Model, Starter
+
+
+class Folders(Protocol):
+    """Where actors leave their files."""
+
+    @property
+    def logs(self) -> Path: ...
+
+    @property
+    def dumps(self) -> Path: ...
+
+
+class Ends(Protocol):
+    """An actor, or a group of them."""
+
+    async def close(self) -> None: ...
+
+
+Up = TypeVar("Up", bound=Ends)
+
+
+class NoLearner:
+    """In a learner's place where nothing is trained: there is nothing to end."""
+
+    async def close(self) -> None:
+        pass
+
+
+class Deployment:
+    """The actors of a run. ``start`` brings up those that a run waits for; ``crew`` is what the controller works with."""
+
+    engine_actor: type = EngineActor  # what a test of the cluster alone replaces
+
+    def __init__(self, config: Config, model: Model, run_dir: Folders, *, clock: Clock) -> None:
+        self._config, self._clock = config, clock
+        self._starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
+        self._advice = Advice(config)
+        self.crew: Crew
+
+    async def start(self, *, resume_from: Path | None) -> None:
+        """Start the learner group and ``min`` actors of every role, and wait for all; the first failure ends the start.
+
+        The others join when the cluster has room for them. With ``resume_from`` the learner continues from that folder; the
+        engines have the weights of the model as it was given.
+        """
+        await self._bring_up(lambda: self._learner(resume_from), training=True)
+
+    async def start_serving(self) -> None:
+        """Start what an evaluation alone needs: ``min`` generators and verifiers, no learner. The crew's others are asked for."""
+
+        async def none() -> LearnerPort:
+            return cast(LearnerPort, NoLearner())
+
+        await self._bring_up(none, training=False)
+
+    async def _bring_up(self, learner_of: Callable[[], Coroutine[Any, Any, LearnerPort]], *, training: bool) -> None:
+        config, room = self._config, self._config.ray.room_timeout_s
+        rows = {row.role: row for row in placement(config, "least", training=training)}
+        roles = [role for role in (GENERATORS, EXPLORERS, VERIFIERS) if role in rows for _ in range(rows[role].actors)]
+        for row in placement(config, training=training):
+            self._advice.want(row.role, row.actors)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                learner = tasks.create_task(learner_of())
+                workers = [(role, tasks.create_task(self.start_worker(role, room_s=room))) for role in roles]
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
+        self.crew = Crew(
+            config=config,
+            learner=learner.result(),
+            payloads=RayPayloads(),
+            start=self.start_worker,
+            workers=[(role, task.result()) for role, task in workers],
+            want=self._advice.want,
+            draining=lambda: on_the_side(draining_nodes),
+            node=ray.get_runtime_context().get_node_id(),
+        )
+
+    async def start_worker(self, role: str, *, room_s: float | None = None) -> Worker:
+        """A new generator, explorer or verifier, as soon as there is room. Cancelled, it leaves nothing behind.
+
+        Raises ``RunFailed`` if it does not start, or if there is no room within ``room_s`` (None: however long it takes).
+        """
+        return await self._advised(lambda: self._starter.worker(role, room_s=room_s))
+
+    async def restart_learner(self, *, resume_from: Path | None) -> None:
+        """End what is left of the learner group and make a new one, which continues from that folder, or begins anew."""
+        await self.crew.learner.close()
+        self.crew.learner = await self._learner(resume_from)
+
+    def publisher(self) -> Publisher:
+        """A new one for the learner as it is now."""
+        learner = self.crew.learner
+        return Publisher(
+            ack_timeout_s=self._config.weights.ack_timeout_s,
+            clock=self._clock,
+            direct=learner if isinstance(learner, NativeLearner) else None,
+            export_timeout_s=self._config.learner.step_timeout_s,
+        )
+
+    async def weights(self, version: int) -> WeightBundle:
+        """The learner's, under this version, for engines that join one by one. Raises ``LearnerLost``, also if it takes too long."""
+        learner, limit = self.crew.learner, self._config.learner.step_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                return await (learner.stored() if isinstance(learner, NativeLearner) else learner.export(version))
+        except TimeoutError:
+            raise LearnerLost(f"the learner did not export v{version} within learner.step_timeout_s ({limit:g} s)") from None
+
+    async def close(self) -> None:
+        """End what was started; actors that a failed start left behind die with the driver's connection."""
+        await self._advice.end()
+        if hasattr(self, "crew"):
+            await self.crew.close()
+
+    async def _learner(self, resume_from: Path | None) -> LearnerPort:
+        return await self._advised(lambda: self._starter.learner(resume_from))
+
+    async def _advised(self, start: Callable[[], Awaitable[Up]]) -> Up:
+        """Start something while the autoscaler knows of it. Cancelled when it was up, it is ended."""
+        up: Up | None = None
+        try:
+            async with self._advice.standing():
+                up = await start()
+        except BaseException:
+            if up is not None:
+                await up.close()
+            raise
+        assert up is not None
+        return up

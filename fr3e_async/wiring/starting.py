@@ -1,0 +1,253 @@
+"""Starting actors: each in its place, with its environment, within its limits. One that does not come up leaves nothing behind.
+
+An engine has a placement group of its own: all devices on one node, given back together. The learner's ranks share one: the
+gang that a cluster must have room for at once. Verifiers are single actors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from fr3e_async.actors.learner import LearnerActor
+from fr3e_async.actors.native import NativeLearner
+from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
+from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.actors.watch import ask, watchable
+from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.config import Config, EnginePoolConfig, LearnerConfig
+from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
+from fr3e_async.control.ports import WorkerLost
+from fr3e_async.errors import RunFailed
+from fr3e_async.learner.spec import LearnerSpec, rank_environment
+from fr3e_async.rollout import EngineSpec, engine_environment
+
+T = TypeVar("T")
+
+CALLS_AT_ONCE = 10_000  # an async actor queues calls beyond this; the pools bound the work long before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The policy as the actors need to know it."""
+
+    path: str
+    end_token_ids: tuple[int, ...]
+
+
+class Starter:
+    """Knows names, logs, specs and limits. Every method raises ``RunFailed`` if what it starts does not come up in time."""
+
+    def __init__(self, config: Config, model: Model, *, engine_actor: type, logs: Path, dumps: Path) -> None:
+        self._config, self._model, self._engine_actor = config, model, engine_actor
+        self._logs, self._dumps = logs, dumps
+        self._names: dict[str, int] = {}  # by role: the number of the newest
+
+    async def worker(self, role: str, *, room_s: float | None) -> RayEngine | RayVerifier:
+        """``room_s``: to wait for room on the cluster; None: however long it takes."""
+        return await (self._verifier(room_s) if role == VERIFIERS else self._engine(role, room_s))
+
+    async def learner(self, resume_from: Path | None) -> RayLearner:
+        """All ranks. With ``resume_from`` they go on from that folder of a checkpoint."""
+        learner = self._config.learner
+        group = _place([_bundle(learner)] * learner.ranks, learner.placement.upper(), [learner.labels] * learner.ranks)
+        try:
+            ranks = self._ranks(group)
+            nodes = await self._of_all(
+                ranks, lambda rank, i: ask(rank, "node"), self._config.ray.room_timeout_s,
+                "ray.room_timeout_s; the cluster has no room for the group",
+            )  # fmt: skip
+            limit = (learner.start_timeout_s, "learner.start_timeout_s")
+            host, port = await self._started("learner-0", ranks[0].address.remote(), *limit)
+            folder = str(resume_from / "learner") if resume_from else ""
+            await self._of_all(ranks, lambda rank, i: rank.start.remote(i, learner.ranks, host, port, folder), *limit)
+        except BaseException:
+            remove_placement_group(group)  # ends its actors; a second attempt needs the room
+            raise
+        weights = self._config.weights
+        if weights.transfer == "native":
+            return NativeLearner(
+                ranks, group, bucket_bytes=weights.bucket_mib << 20, backend=_backend(self._config),
+                timeout_s=weights.ack_timeout_s, nodes=nodes,
+            )  # fmt: skip
+        return RayLearner(ranks, group, bucket_bytes=weights.bucket_mib << 20, nodes=nodes)
+
+    # ---- one actor ----
+
+    async def _engine(self, role: str, room_s: float | None) -> RayEngine:
+        pool = self._config.generators if role == GENERATORS else self._config.explorers
+        name = self._name(role)
+        seed = self._config.run.seed * 1000 + sum(number + 1 for number in self._names.values())
+        spec = engine_spec(self._config, self._model, pool, seed=seed)
+        place = _place([_bundle(pool)], "STRICT_PACK", [pool.labels])
+        try:
+            actor = (
+                watchable(self._engine_actor)
+                .options(
+                    num_cpus=pool.cpus,
+                    num_gpus=pool.gpus,
+                    resources=pool.resources,
+                    max_concurrency=CALLS_AT_ONCE,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0),
+                    runtime_env={"env_vars": engine_environment(spec)},
+                )
+                .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._config.run.seed, self._log(name))
+            )
+            node = await self._brought_up(name, actor, room_s)
+        except BaseException:
+            remove_placement_group(place)  # ends its actor
+            raise
+        return RayEngine(name, actor, node=node, place=place)
+
+    async def _verifier(self, room_s: float | None) -> RayVerifier:
+        pool, model, name = self._config.verifiers, self._config.model, self._name(VERIFIERS)
+        actor = (
+            watchable(VerifierActor)
+            .options(
+                num_cpus=pool.cpus,
+                resources=pool.resources,
+                max_concurrency=CALLS_AT_ONCE,
+                **({"label_selector": pool.labels} if pool.labels else {}),
+            )
+            .remote(pool, self._model.path, model.revision, model.trust_remote_code, self._log(name), self._config.reward)
+        )
+        try:
+            node = await self._brought_up(name, actor, room_s)
+        except BaseException:
+            ray.kill(actor)
+            raise
+        return RayVerifier(name, actor, node=node)
+
+    async def _brought_up(self, name: str, actor: Any, room_s: float | None) -> str:
+        """Wait for its process, which takes as long as the cluster has no room, then for its start; its node."""
+        limit, knob = self._config.engine.start_timeout_s, "engine.start_timeout_s"
+        node = await self._started(name, ask(actor, "node"), room_s, "ray.room_timeout_s; the cluster has no room for it")
+        await self._started(name, actor.start.remote(), limit, knob)
+        return node
+
+    # ---- the ranks ----
+
+    def _ranks(self, group: PlacementGroup) -> list[Any]:
+        learner, spec = self._config.learner, learner_spec(self._config, self._model, dumps=self._dumps)
+        return [
+            watchable(LearnerActor)
+            .options(
+                num_cpus=learner.cpus,
+                num_gpus=learner.gpus,
+                resources=learner.resources,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                runtime_env={"env_vars": rank_environment(spec)},
+            )
+            .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._log(f"learner-{rank}"))
+            for rank in range(learner.ranks)
+        ]
+
+    async def _of_all(
+        self, ranks: Sequence[Any], call: Callable[[Any, int], Awaitable[T]], limit: float | None, knob: str
+    ) -> list[T]:
+        """The same call to every rank, side by side."""
+        return await asyncio.gather(*(self._started(f"learner-{i}", call(rank, i), limit, knob) for i, rank in enumerate(ranks)))
+
+    # ---- names and limits ----
+
+    async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str) -> T:
+        try:
+            async with asyncio.timeout(limit):
+                return await reach(name, call)
+        except TimeoutError:
+            cause = f"{name} did not start within {limit:.0f} s ({knob})"
+        except WorkerLost as error:
+            cause = f"{name} died while starting ({error})"
+        except RunFailed as error:
+            cause = f"{name} could not start: {error}"
+        raise RunFailed(f"{cause}{_last_error(Path(self._log(name)))}; logs: {self._logs}")
+
+    def _name(self, role: str) -> str:
+        """``generator-0``, ``generator-1``, ...; a replacement gets a new number."""
+        self._names[role] = self._names.get(role, -1) + 1
+        return f"{role.removesuffix('s')}-{self._names[role]}"
+
+    def _log(self, name: str) -> str:
+        return str(self._logs / f"{name}.log")
+
+
+# ---- what an actor is told ----
+
+
+def engine_spec(config: Config, model: Model, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
+    """Of an engine of this pool."""
+    engine = config.engine
+    return EngineSpec(
+        model=model.path,
+        end_token_ids=model.end_token_ids,
+        max_model_len=config.context_length,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+        dtype=engine.dtype,
+        eager=engine.eager,
+        kv_cache_gib=engine.kv_cache_gib,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        block_size=engine.block_size,
+        max_running=engine.max_running,
+        threads=engine.threads,
+        prefix_caching=engine.prefix_caching,
+        clear_cache_on_update=engine.clear_cache_on_update,
+        entropy=engine.entropy,
+        entropy_top_k=engine.entropy_top_k,
+        tensor_parallel=max(pool.gpus, 1),
+        transfer=_backend(config) if config.weights.transfer == "native" else "",
+        seed=seed,
+        seeded=config.sampling.reproducible,
+        verbose=config.observe.verbose,
+        options=dict(engine.options),
+    )
+
+
+def learner_spec(config: Config, model: Model, *, dumps: Path) -> LearnerSpec:
+    """Of every rank of the learner group."""
+    return LearnerSpec(
+        path=model.path,
+        learner=config.learner,
+        loss=config.loss,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+        temperature=config.sampling.temperature,
+        max_staleness=config.flow.max_staleness,
+        seed=config.run.seed,
+        dump_folder=str(dumps),
+        verbose=config.observe.verbose,
+    )
+
+
+def _bundle(actor: EnginePoolConfig | LearnerConfig) -> dict[str, float]:
+    """What one actor occupies, by Ray's names."""
+    return {"CPU": actor.cpus, **({"GPU": float(actor.gpus)} if actor.gpus else {}), **actor.resources}
+
+
+def _place(bundles: list[dict[str, float]], strategy: str, labels: Sequence[Mapping[str, str]]) -> PlacementGroup:
+    """A placement group, pending until the cluster has room for all of it: that is the demand which an autoscaler sees."""
+    selectors = {"bundle_label_selector": [dict(its) for its in labels]} if any(labels) else {}
+    return placement_group(bundles, strategy=strategy, **selectors)
+
+
+def _backend(config: Config) -> str:
+    """Of vLLM's own weight transfer."""
+    return "nccl" if config.learner.gpus else "gloo"
+
+
+def _last_error(log: Path) -> str:
+    """The first line of a log that names an error, if the file is here: what follows is usually its consequence."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    named = [line.strip() for line in lines if re.match(r"^[\w.]*(Error|Exception): ", line.strip())]
+    return f": {named[0]}" if named else ""
