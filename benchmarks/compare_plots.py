@@ -12,6 +12,7 @@ from compare_stats import Mean, Points, at
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 POINTS = 40
 COLUMNS = 4
@@ -19,7 +20,8 @@ OWN, OTHER = "#d1495b", "#30638e"
 
 
 def draw(curves: Mapping[str, Sequence[Points]], path: Path, *, what: str, over: str) -> list[str]:
-    """Write the SVG, the same bytes for the same numbers; a markdown link to it. Without curves: nothing."""
+    """Write the SVG, the same bytes for the same numbers; a markdown link to it. Without any point: nothing."""
+    curves = {arm: with_points for arm, its in curves.items() if (with_points := [points for points in its if points])}
     if not curves:
         return []
     arms = [arm for arm in curves if arm != REFERENCE] or list(curves)
@@ -41,6 +43,7 @@ def draw(curves: Mapping[str, Sequence[Points]], path: Path, *, what: str, over:
                 band(panel, curves[REFERENCE], OWN, REFERENCE, "--")
             band(panel, curves[arm], OTHER, arm, "-")
             panel.grid(alpha=0.3)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
             panel.legend(loc="best", frameon=False)
         figure.supxlabel(over)
         figure.supylabel(what)

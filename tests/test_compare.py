@@ -235,6 +235,16 @@ def test_the_reference_comes_first_and_the_others_in_turn():
     ]  # fmt: skip
 
 
+def test_a_run_that_trained_nothing_is_in_the_tables(tmp_path):
+    """Its budget went into groups that teach nothing: it has no batch, so no share of useful tokens."""
+    nothing = row("forks", 0, "grpo", 0.1) | {"useful": [], "steps": 0, "tokens_trained": 0, "tokens_useful": 0}
+    for point in nothing["evaluations"]:
+        point["trained"] = 0
+    for rows in ([row("forks", 0, "fr3e", 0.8), nothing], [nothing]):
+        compare_report.write_results(rows, tmp_path, arms=["fr3e", "grpo"], tasks=["forks"], page=False)
+        assert "| grpo | 1 | 0.100 |" in (tmp_path / "tables.md").read_text()
+
+
 def test_the_same_rows_make_the_same_files(tmp_path):
     rows = [row("steps", 0, "fr3e", 0.8)]
     for name in ("a", "b"):
