@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -258,7 +259,8 @@ class Node:
         self.calls_file = folder / "calls"
         self.ray = folder / "ray"
         self.set_ray("exit 0")
-        flags = [f"--node_id={NODE}", "--gcs-address=127.0.0.1:1"]
+        self.id = secrets.token_hex(28)  # tests that run beside this one have such processes, too
+        flags = [f"--node_id={self.id}", "--gcs-address=127.0.0.1:1"]
         self.raylet = subprocess.Popen(["raylet", "-c", "sleep 100; :", *flags], executable="/bin/bash")
 
     def set_ray(self, ending: str) -> None:
@@ -270,7 +272,7 @@ class Node:
         return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(PROGRAM), *words, "--node-id", NODE]
+        command = [sys.executable, str(PROGRAM), *words, "--node-id", self.id]
         environment = os.environ | {"PATH": f"{self.ray.parent}:{os.environ['PATH']}", "http_proxy": "http://127.0.0.1:1"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -288,9 +290,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node.raylet.wait()
 
 
-def expected(reason: str, seconds: int) -> str:
+def expected(node: Node, reason: str, seconds: int) -> str:
     return (
-        f"drain-node --address 127.0.0.1:1 --node-id {NODE} --reason DRAIN_NODE_REASON_PREEMPTION "
+        f"drain-node --address 127.0.0.1:1 --node-id {node.id} --reason DRAIN_NODE_REASON_PREEMPTION "
         f"--reason-message {reason} --deadline-remaining-seconds {seconds}"
     )
 
@@ -304,7 +306,7 @@ def test_a_notice_drains_the_node(node: Node, cloud: Cloud) -> None:
     cloud.answers[GCP + "preempted"] = "TRUE"
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, out
-    assert node.calls == [expected("Compute Engine: preempted", 30)]
+    assert node.calls == [expected(node, "Compute Engine: preempted", 30)]
 
 
 def test_ec2s_notice_drains_the_node_with_its_time(node: Node, cloud: Cloud) -> None:
@@ -319,7 +321,7 @@ def test_a_prestop_hook_drains_and_waits_for_the_work(node: Node) -> None:
     worker = subprocess.Popen(["ray::EngineActor", "-c", "sleep 1.5; :"], executable="/bin/bash")
     code, out = node.run("now", "--deadline-s", "6", "--wait")  # others may work here: until then at most
     assert code == 0, out
-    assert node.calls == [expected("the pod is being ended", 6)]
+    assert node.calls == [expected(node, "the pod is being ended", 6)]
     assert worker.poll() == 0
 
 
