@@ -43,17 +43,6 @@ PALE = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browser_support.chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return browser_support.two_small_runs(tmp_path_factory.mktemp("page"))
-
-
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (320, True)])
 def test_every_view_is_quiet_readable_and_fits(browser: Any, page: Path, width: int, dark: bool) -> None:
     with watched(browser, width=width, dark=dark) as seen:

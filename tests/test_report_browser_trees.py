@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,6 @@ SEEN = """() => {
   const bottom = said.offsetHeight ? Math.min(innerHeight, said.getBoundingClientRect().top) : innerHeight;
   return row.top >= top && row.bottom <= bottom;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browser_support.chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return browser_support.two_small_runs(tmp_path_factory.mktemp("page"))
 
 
 def test_a_tree_is_walked_with_the_keyboard_alone(browser: Any, page: Path) -> None:
