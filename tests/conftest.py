@@ -1,11 +1,12 @@
-"""Shared set-up: quiet, unauthenticated Ray for tests, what runs first, and what is left out when there is no time left."""
+"""Shared set-up: quiet, unauthenticated Ray for tests, stable names, and which tests were skipped and why."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,49 +23,38 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
-UNTIL = "FR3E_TESTS_UNTIL"  # seconds since the epoch after which no slow test is begun; .ci/run sets it,
-TURN = "FR3E_TESTS_TURN"  # and this number, so that what is left out is not always the same
-SLOW = ("slow", "ray", "engine")
-FIRST = ("end_to_end", "compare", "elastic_ray", "security_ray")  # run in any case
+STRICT = "FR3E_TESTS_STRICT"  # set by .ci/run: a skip for anything but a missing GPU fails the run
+COUNTS = "FR3E_TESTS_COUNTS"  # a file to which each run of pytest adds a line of JSON: how many tests, and why which were skipped
+NEEDS_GPU = re.compile(r"needs (a CUDA GPU|two GPUs)")
 PASSING = re.compile(rf"{date.today().isoformat()}| at 0x[0-9a-f]{{8,}}")
-left_out: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in ``FIRST`` before the others, these in an order that turns.
-
-    Names of tests must be the same in every process that collects them: one made of the clock or of an address fails a parallel run, now and then.
-    """
+    """Refuse a test whose name is made of the clock or of an address: names must be the same in every process that collects them."""
     for item in items:
         if PASSING.search(item.nodeid):
             raise pytest.UsageError(f"the name of this test differs from process to process: {item.nodeid}")
-    others = list(dict.fromkeys(item.path.stem for item in items if item.path.stem.removeprefix("test_") not in FIRST))
-    cut = int(os.environ.get(TURN, 0)) % max(1, len(others))
-    order = [*(f"test_{name}" for name in FIRST), *others[cut:], *others[:cut]]
-    places = {name: place for place, name in enumerate(order)}
-    items.sort(key=lambda item: places[item.path.stem])
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    until = os.environ.get(UNTIL)
-    always = item.path.stem.removeprefix("test_") in FIRST
-    if until and time.time() > float(until) and not always and any(item.get_closest_marker(name) for name in SLOW):
-        left_out.append(item.nodeid)
-        pytest.skip(f"no time left ({UNTIL}); `make slow` runs it")
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Count what ran and what was skipped; under ``FR3E_TESTS_STRICT`` fail for a skip that CI does not allow."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):
+        return  # a worker of xdist: the process that started it counts
+    skips = Counter(reason_of(report) for report in reporter.stats.get("skipped", []))
+    if path := os.environ.get(COUNTS):
+        outcomes = {outcome: len(reporter.stats.get(outcome, [])) for outcome in ("passed", "failed", "error")}
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**outcomes, "skipped": skips}) + "\n")
+    if os.environ.get(STRICT) and (refused := [reason for reason in skips if not NEEDS_GPU.search(reason)]):
+        reporter.write_line(f"{STRICT}: these skips are not allowed: {'; '.join(refused)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if left_out:
-        terminalreporter.section(f"{len(left_out)} tests were left out, since there was no time left; `make slow` runs them")
-        for line in files_of(left_out):
-            terminalreporter.line(line)
-
-
-def files_of(tests: Sequence[str]) -> list[str]:
-    """Their files, each with how many of them are in it."""
-    files = [test.split("::")[0] for test in tests]
-    return [f"{name}: {files.count(name)}" for name in dict.fromkeys(files)]
+def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

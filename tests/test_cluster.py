@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -211,12 +210,6 @@ def test_local_script_keeps_its_ports_out_of_rays_worker_range() -> None:
     ports = [int(port) for _, port in options if port] + [int(re.search(r"dashboard_port=\$\(\((\d+)", script()).group(1))]  # type: ignore[union-attr]
     assert len(ports) == 7
     assert all(not 10002 <= port <= 19999 for port in ports)
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_local_script_passes_shellcheck() -> None:
-    result = subprocess.run(["shellcheck", str(CLUSTER / "local.sh")], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
 
 
 def test_local_script_without_a_head(tmp_path: Path) -> None:
