@@ -74,7 +74,6 @@ def test_a_killed_run_ends_like_one_that_is_not(window):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_hundreds_of_kills_in_any_mode():
     seen = sum((require_same_end(seed, kills=40) for seed in range(200)), Counter())
     assert min(seen["kills"], seen["killed halfway"], seen["killed in training"]) > 50, seen

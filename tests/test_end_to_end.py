@@ -144,7 +144,6 @@ def short_and_right(response, gold, prompt):
 """
 
 
-@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_vineppo_with_a_reward_of_ones_own_within_a_token_budget(tmp_path, monkeypatch):
     (tmp_path / "own_reward.py").write_text(OWN_REWARD)
@@ -168,7 +167,6 @@ def engine_processes(driver: int) -> list[psutil.Process]:
     return [process for process in below if "ray::EngineActor" in " ".join(process.cmdline())]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_an_engine_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
     """kill -9 of an engine's process, the whole of vLLM's core with it, in the middle of the run."""

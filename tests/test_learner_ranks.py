@@ -13,7 +13,7 @@ from fr3e_async.algorithm.batching import Load, shard_trees
 from fr3e_async.learner.spec import free_address, rank_environment
 from fr3e_async.types import TrainSample
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 RANKS = 4
 STAGES = (0, 2)
