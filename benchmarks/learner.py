@@ -64,7 +64,7 @@ def measure(case: Case, *, threads: int) -> dict[str, Any]:
     return {"samples": shape, "ways": {way: figures([r[way] for r in rounds], useful=shape["trained"]) for way in WAYS}}
 
 
-def figures(passes: list[dict[str, float]], *, useful: int) -> dict[str, float]:
+def figures(passes: list[dict[str, float]], *, useful: float) -> dict[str, float]:
     last = passes[-1]
     seconds = statistics.median(one["seconds"] for one in passes)
     cores = statistics.median(one["cores"] for one in passes)
