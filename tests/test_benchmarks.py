@@ -90,7 +90,7 @@ def test_verifiers_agree_with_bare_math_verify(tmp_path):
     for row in found.values():
         assert row["pairs"] >= 30
         assert 0.2 < row["bare right"] == row["same 1 right"] < 0.9
-        assert row["judge 1 right"] == pytest.approx(row["bare right"], abs=0.1)
+        assert row["bare right"] <= row["judge 1 right"] < 0.9, "the judge knows forms that math-verify alone does not"
         assert min(row["bare"], row["same 1"], row["judge 1"], row["same 1 cpu ratio"]) > 0
     assert "8 answers to a gold" in done.stdout
 
