@@ -146,6 +146,7 @@ def test_recorded_groups_are_told_of(repository, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_way_computes_the_same_and_the_tree_least(tmp_path):
     make("bench-learner", "--quick", "--threads", "1", "--json", str(tmp_path / "out.json"))
     found = figures(tmp_path / "out.json")

@@ -244,6 +244,7 @@ def test_shards_with_a_share_of_the_capacity_keep_the_bound(shares, staleness, w
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_scale_as_a_user_starts_it(tmp_path):
     done = make("bench-scale", "--quick", "--json", str(tmp_path / "out.json"))
     found = figures(tmp_path / "out.json")

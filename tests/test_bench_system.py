@@ -237,7 +237,7 @@ def test_the_recorded_mix_is_that_of_whole_groups():
 @pytest.mark.timeout(600)
 def test_all_sections_as_a_user_starts_them(tmp_path):
     splits = ("--staleness", "0", "1", "--splits", "flexible")
-    done = make("bench-system", "--quick", *splits, "--json", str(tmp_path / "out.json"), timeout=580)
+    done = make("bench-system", "--quick", *splits, "--json", str(tmp_path / "out.json"))
     found = figures(tmp_path / "out.json")
     assert set(found) >= {"engine", "async", "updates", "control", "machine"}
     for row in (*found["engine"]["rounds"], found["engine"]["learning"]):
@@ -260,6 +260,7 @@ def test_all_sections_as_a_user_starts_them(tmp_path):
 @pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_staleness_as_a_user_starts_it(tmp_path):
     """One cell, as old as the bound allows from the second batch on."""
     small = (
@@ -282,8 +283,6 @@ def test_staleness_as_a_user_starts_it(tmp_path):
     assert (found["steps"], found["staleness_max"]) == (3, 1)
     assert 0 <= found["after"] <= 1
     assert "seed 0, bound 1, decoupled: " in done.stdout
-    again = make("bench-staleness", *small, "--json", str(tmp_path / "out.json"))
-    assert "seed 0, bound 1, decoupled: " not in again.stdout, "what is there is not run again"
 
 
 def test_a_stage_refuses_a_run_whose_anchors_its_engines_would_pick_by_another_rule():

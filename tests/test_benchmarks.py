@@ -51,6 +51,7 @@ def test_a_short_plan_has_one_kill_a_kind_and_the_drivers_last():
 
 @pytest.mark.engine
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_branching_recomputes_nothing_but_partial_blocks(tmp_path):
     make("bench-branching", "--quick", "--json", str(tmp_path / "out.json"))
     found = figures(tmp_path / "out.json")
@@ -73,6 +74,7 @@ def test_branching_recomputes_nothing_but_partial_blocks(tmp_path):
 
 @pytest.mark.engine
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_entropies_are_compared_with_the_plain_engine(tmp_path):
     done = make("bench-entropy", "--quick", "--models", "tiny", "--repetitions", "1", "--json", str(tmp_path / "out.json"))
     (row,) = figures(tmp_path / "out.json")["rows"]
@@ -83,6 +85,7 @@ def test_entropies_are_compared_with_the_plain_engine(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_verifiers_agree_with_bare_math_verify(tmp_path):
     done = make("bench-verifier", "--quick", "--workers", "1", "--json", str(tmp_path / "out.json"))
     found = figures(tmp_path / "out.json")["figures"]
@@ -98,6 +101,7 @@ def test_verifiers_agree_with_bare_math_verify(tmp_path):
 @pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_weights_are_handed_over(tmp_path):
     make("bench-weights", "--quick", "--json", str(tmp_path / "out.json"))
     found = figures(tmp_path / "out.json")["sizes"]["1M"]
@@ -116,6 +120,7 @@ def test_weights_are_handed_over(tmp_path):
 @pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_goes_on_after_a_kill(tmp_path):
     """One kill, of the verifier; rewards by chance, so that every group is trained. Audit and replay belong to the target."""
     out = ("--json", str(tmp_path / "out.json"))
@@ -133,6 +138,7 @@ def test_a_run_goes_on_after_a_kill(tmp_path):
 @pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_seed_is_a_row(tmp_path):
     """One engine and no branches: two batches of the job that a user starts."""
     flat = ("explorers.count=0", "algorithm.strategy=grpo_pp", "algorithm.bases=8", "flow.groups_per_step=8")

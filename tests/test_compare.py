@@ -257,11 +257,11 @@ def test_the_same_rows_make_the_same_files(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.engine
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_short_comparison_and_one_that_goes_on(tmp_path):
     """Real engines, learner and verifier, two arms; the second start finds both and runs nothing."""
     words = ("--quick", "--out", str(tmp_path / "results"))
-    make("compare", *words, timeout=380)
+    make("compare", *words)
     rows = [json.loads(line) for line in (tmp_path / "results" / "runs.jsonl").read_text().splitlines()]
     assert [found["arm"] for found in rows] == list(compare_arms.QUICK_ARMS)
     for found in rows:
