@@ -263,21 +263,9 @@ def test_all_sections_as_a_user_starts_them(tmp_path):
 @pytest.mark.timeout(600)
 def test_staleness_as_a_user_starts_it(tmp_path):
     """One cell, as old as the bound allows from the second batch on."""
-    small = (
-        "--seeds",
-        "0",
-        "--staleness",
-        "1",
-        "--corrections",
-        "decoupled",
-        "--steps",
-        "3",
-        "--groups",
-        "4",
-        "--problems",
-        "16",
-    )
-    done = make("bench-staleness", *small, "--json", str(tmp_path / "out.json"))
+    one = ("--seeds", "0", "--staleness", "1", "--corrections", "decoupled")
+    small = ("--steps", "3", "--groups", "4", "--problems", "16")
+    done = make("bench-staleness", *one, *small, "--json", str(tmp_path / "out.json"))
     (found,) = figures(tmp_path / "out.json", quick=False)["cells"].values()
     assert (found["seed"], found["bound"], found["correction"], found["failure"]) == (0, 1, "decoupled", "")
     assert (found["steps"], found["staleness_max"]) == (3, 1)
