@@ -18,7 +18,7 @@ ALONE  := -m "ray and not long"
 PAIRED := -m "(slow or engine) and not ray and not long"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types fast slow long chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs site clean
+.PHONY: help setup demo test check format fast slow long chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs site clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -72,13 +72,13 @@ compare: $(STAMP)  ## FR3E against its relatives and other anchor rules, two tas
 	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
-	@$(BIN)/python -m build --wheel
+	@$(BIN)/python -m build --wheel --no-isolation
 
 gpu-check: $(STAMP)  ## the checks that need an NVIDIA GPU
 	@$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 seeds: $(STAMP)  ## the demo on three seeds, one after another: the table of docs/LOG.md
-	@$(BIN)/python benchmarks/toy_seeds.py
+	@$(BIN)/python benchmarks/toy_seeds.py $(ARGS)
 
 bench-entropy: $(STAMP)  ## exact entropy in the engine against plain log-probs
 	@$(BIN)/python benchmarks/entropy.py $(ARGS)

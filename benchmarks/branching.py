@@ -63,8 +63,8 @@ FULL = (
     Load(name="short", prompt=60, response=120, groups=16, in_flight=8, rounds=3),
 )
 QUICK = (
-    Load(name="long", prompt=200, response=200, groups=4, in_flight=4, rounds=1),
-    Load(name="short", prompt=60, response=100, groups=6, in_flight=6, rounds=1),
+    Load(name="long", prompt=100, response=80, groups=2, in_flight=2, rounds=1),
+    Load(name="short", prompt=60, response=40, groups=2, in_flight=2, rounds=1),
 )
 WARM = Load(name="warm", prompt=20, response=20, groups=2, in_flight=2, rounds=1)
 

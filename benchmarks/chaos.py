@@ -9,7 +9,7 @@ gone, the same command is started again. After each kill the run must get on by 
 accuracy must agree with that of an undisturbed run. Exits with 1 if it does not.
 
 ``--spread`` (``run.steps=20 --spread --kills 10 --victims driver learner``): rewards by chance instead, so that every group has something to learn from and is trained. Then both runs must have
-consumed exactly the same prompt groups. ``--quick``: six kills of which one is of the driver, and no undisturbed run.
+consumed exactly the same prompt groups. ``--quick``: six kills at most, of which one is of the driver, and no undisturbed run.
 """
 
 from __future__ import annotations
@@ -224,6 +224,13 @@ def planned(count: int, kinds: list[str]) -> list[tuple[str, str]]:
     return DICE.sample(plan, len(plan))
 
 
+def short_plan(count: int, kinds: list[str], *, most: int = 6) -> list[tuple[str, str]]:
+    """One kill a kind, the driver's last: it takes longest."""
+    driver = [kind for kind in kinds if kind == "driver"]
+    others = [kind for kind in kinds if kind != "driver"]
+    return [(kind, "any moment") for kind in [*others[: min(count, most) - len(driver)], *driver]]
+
+
 def checked(folder: Path) -> list[str]:
     """What the audit and the replay say, if it is not that all is well."""
     faults = []
@@ -257,11 +264,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        plan = (
-            planned(args.kills, args.victims)
-            if not args.quick
-            else [*[(v, "any moment") for v in VICTIMS if v != "driver"][:5], ("driver", "any moment")]
-        )
+        plan = short_plan(args.kills, args.victims) if args.quick else planned(args.kills, args.victims)
         started = time.time()
         overrides = [*(SPREAD if args.spread else ()), *args.overrides]
         disturbed = Run(folder / "chaos", overrides)

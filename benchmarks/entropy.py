@@ -6,8 +6,8 @@ For each model (random weights, built in a temporary folder) the engines run sid
 work, so that whatever else the machine does hits all of them. A row is the median over the repetitions of the ratio of
 times to the plain engine's turn beside it, with the quartiles, and the same of the CPU time that a turn took in all
 processes, which other work on the machine changes less. "plain again" is a second plain engine and shows the noise.
-The plain engine is vLLM as it comes: no column, no changed mode. Exits with 1 if a goal is missed. Run it on an idle
-machine.
+The plain engine is vLLM as it comes: no column, no changed mode. Exits with 1 if a goal is missed, but with ``--quick``,
+whose turns are too short for that. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def main() -> int:
         rows = asyncio.run(run(models, quick=args.quick, repetitions=args.repetitions or (7 if args.quick else 15)))
     print(table(rows))
     common.finish(args, {"rows": [asdict(row) for row in rows]}, facts)
-    return int(any("MISSED" in row.verdict for row in rows))
+    return int(not args.quick and any("MISSED" in row.verdict for row in rows))
 
 
 if __name__ == "__main__":

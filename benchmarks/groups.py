@@ -219,14 +219,14 @@ def columns(grown: Sequence[Grown]) -> Recorded:
         anchors += [(group, anchor.node, anchor.position, anchor.score) for anchor in found]
         for batch in (*tree.bases, tree.branches):
             for row in sorted(range(len(batch)), key=lambda row: batch.ids[row]):
-                position = len(batch.context(row)) - batch.prompt_len(row)
-                rows.append((group, batch.ids[row].node, position, batch.completion(row)))
-    group, node, position, done = zip(*rows, strict=True)
+                begin = len(batch.context(row)) - batch.prompt_len(row)
+                rows.append((group, batch.ids[row].node, begin, batch.completion(row)))
+    groups, node, position, done = zip(*rows, strict=True)
     of_anchors = list(zip(*anchors, strict=True))
     return Recorded(
         prompts=np.concatenate(prompts).astype(np.int16),
         prompt_offsets=np.cumsum([0, *map(len, prompts)]).astype(np.int32),
-        group=np.asarray(group, dtype=np.int16),
+        group=np.asarray(groups, dtype=np.int16),
         node=np.asarray(node, dtype=np.int8),
         position=np.asarray(position, dtype=np.int16),
         tokens=np.concatenate([c.tokens for c in done]).astype(np.int16),

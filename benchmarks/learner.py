@@ -45,10 +45,10 @@ FULL = (
     Case(name="125M, apart", groups=(29,), budget=4096, rounds=2, sizes=SIZES_125M, stretch=10, apart=True),
 )
 QUICK = (
-    Case(name="1M", groups=tuple(range(8)), budget=4096, rounds=2),
-    Case(name="30M, apart", groups=(29,), budget=1024, rounds=1, sizes=SIZES_30M, stretch=1, apart=True),
+    Case(name="1M", groups=tuple(range(8)), budget=4096, rounds=1),
+    Case(name="1M, apart", groups=(29,), budget=1024, rounds=1, sizes=SIZES_1M, stretch=2, apart=True),
 )
-HEAD = {"hidden": 896, "vocabulary": 151_936}
+HEAD, QUICK_HEAD = {"hidden": 896, "vocabulary": 151_936}, {"hidden": 64, "vocabulary": 151_936}
 HEAD_WAYS: dict[str, float | None] = {"naive": None, "ours, kept_mib 256": 256.0, "ours, kept_mib 0": 0.0}
 
 
@@ -64,7 +64,7 @@ def measure(case: Case, *, threads: int) -> dict[str, Any]:
     return {"samples": shape, "ways": {way: figures([r[way] for r in rounds], useful=shape["trained"]) for way in WAYS}}
 
 
-def figures(passes: list[dict[str, float]], *, useful: int) -> dict[str, float]:
+def figures(passes: list[dict[str, float]], *, useful: float) -> dict[str, float]:
     last = passes[-1]
     seconds = statistics.median(one["seconds"] for one in passes)
     cores = statistics.median(one["cores"] for one in passes)
@@ -108,16 +108,16 @@ def judged(value: float, goal: float) -> str:
     return f"{'met' if value >= goal else 'MISSED'}: goal {goal}"
 
 
-def head(positions: int, *, threads: int) -> dict[str, Any]:
+def head(positions: int, sizes: dict[str, int], *, threads: int) -> dict[str, Any]:
     """Measured and printed: the projection with log-probs, entropies and backward, each way in a process of its own."""
     found = {}
     print(
-        f"\nhead: {positions:,} positions, hidden {HEAD['hidden']}, vocabulary {HEAD['vocabulary']:,}; logits would take "
-        f"{4 * positions * HEAD['vocabulary'] / (1 << 20):,.0f} MiB\n  {'':<22}{'s':>10}{'peak MiB':>10}"
+        f"\nhead: {positions:,} positions, hidden {sizes['hidden']}, vocabulary {sizes['vocabulary']:,}; logits would take "
+        f"{4 * positions * sizes['vocabulary'] / (1 << 20):,.0f} MiB\n  {'':<22}{'s':>10}{'peak MiB':>10}"
     )
     for way, kept_mib in HEAD_WAYS.items():
         worker = Worker(torch.set_num_threads, threads)
-        found[way] = worker(partial(head_pass, kept_mib, positions=positions, **HEAD))
+        found[way] = worker(partial(head_pass, kept_mib, positions=positions, **sizes))
         worker.close()
         print(f"  {way:<22}{found[way]['seconds']:>10.2f}{found[way]['peak_mib']:>10,.0f}", flush=True)
     return found
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "goals": goals,
         "threads": args.threads,
         "cases": cases,
-        "head": head(256 if args.quick else 4096, threads=args.threads),
+        "head": head(*((256, QUICK_HEAD) if args.quick else (4096, HEAD)), threads=args.threads),
     }
 
 

@@ -34,7 +34,7 @@ def chosen(only: list[str] | None) -> list[str]:
     return [name for name in SECTIONS if name in wanted]
 
 
-def main() -> None:
+def main() -> int:
     made = parser(__doc__ or "")
     made.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections only")
     made.add_argument("--actors", nargs="+", type=int, help="numbers of actors that `start` tries")
@@ -55,6 +55,7 @@ def main() -> None:
             figures[name] = part.section(figures, quick=args.quick)
         part.show(figures[name])
     finish(args, figures, facts)
+    return 0
 
 
 if __name__ == "__main__":

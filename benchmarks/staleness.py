@@ -1,6 +1,6 @@
 """What staleness costs, with and without corrections: final accuracy of the toy by flow.max_staleness and loss settings.
 
-    python benchmarks/staleness.py --json OUT [--quick] [--seeds 0 1 2] [--staleness 0 1 2 4 8] [--steps 20] [--lead bound]
+    python benchmarks/staleness.py --json OUT [--quick] [--seeds 0 1 2] [--staleness 0 1 2 4 8] [--corrections off ...] [--steps 20] [--lead bound]
 
 off         loss.prox=recompute loss.importance=off: stale tokens are trained as if the update's own start had sampled them
 behaviour   loss.prox=behaviour loss.importance=off: plain PPO, the ratio is against the policy that sampled the token
@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,11 @@ class Cell:
 Results = dict[str, dict[str, Any]]  # by the name of the cell
 
 
-def cells(seeds: Sequence[int], bounds: Sequence[int]) -> Iterator[Cell]:
+def cells(seeds: Sequence[int], bounds: Sequence[int], corrections: Iterable[str] = CORRECTIONS) -> Iterator[Cell]:
     """By seed; within one by bound and correction, so that what is compared lies close together in time."""
     for seed in seeds:
         for bound in bounds:
-            for correction in CORRECTIONS:
+            for correction in corrections:
                 yield Cell(seed=seed, bound=bound, correction=correction)
 
 
@@ -155,6 +155,7 @@ def arguments() -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4, 8])
+    made.add_argument("--corrections", nargs="+", choices=CORRECTIONS, default=list(CORRECTIONS))
     made.add_argument("--steps", type=int, default=20, help="batches of a run")
     made.add_argument("--groups", type=int, default=16, help="groups of a batch")
     made.add_argument("--problems", type=int, default=512, help="of the final evaluation")
@@ -174,7 +175,7 @@ def main() -> int:
         finish(args, {"settings": settings, "corrections": CORRECTIONS, "cells": done}, facts)
 
     for seed in args.seeds:
-        todo = [cell for cell in cells([seed], args.staleness) if cell.name not in done]
+        todo = [cell for cell in cells([seed], args.staleness, args.corrections) if cell.name not in done]
         if todo:
             with tempfile.TemporaryDirectory() as folder, quiet(), cluster(toy(*STAGE).config):
                 asyncio.run(run_seed(seed, todo, args, Path(folder), done, save))

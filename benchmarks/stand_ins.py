@@ -1,4 +1,7 @@
-"""Ports that stand for others in benchmarks of the whole system: no learner, an engine with another rule, learners that are directed."""
+"""Ports that stand for others in benchmarks of the whole system: no learner, an engine with another rule, learners that are directed.
+
+mypy holds each of them against its Protocol, here or where it is handed on: a port that grows is found before a benchmark is run.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,34 @@ from common import cpu_s
 
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row
 from fr3e_async.control.controller import Controller
-from fr3e_async.control.ports import Delivery, LearnerPort, Payload, PayloadStore
+from fr3e_async.control.ports import Delivery, EngineWorker, LearnerPort, Payload, PayloadStore, TrainRow, Trunk
 from fr3e_async.control.side import on_the_side
-from fr3e_async.types import Anchor, StepReport, WeightBundle
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport, WeightBundle
 
 
-class NoLearner:
-    """Port ``LearnerPort``: every batch is trained at once, and the weights stay as they are under each new version."""
+class NoLearner(LearnerPort):
+    """Every batch is trained at once, and the weights stay as they are under each new version."""
+
+    nodes: Sequence[str] = ()
 
     def __init__(self, weights: WeightBundle) -> None:
         self._weights, self._steps = weights, 0
 
-    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+    async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
         self._steps += 1
         return StepReport(version=version, tokens=0, optimiser_steps=0, metrics={}, time_s=0.0)
+
+    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
+        raise NotImplementedError("there is no model here: anchors are chosen in the engines")
 
     async def export(self, version: int) -> WeightBundle:
         return replace(self._weights, manifest=replace(self._weights.manifest, version=version), sent_bytes=0)
 
     async def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+
+    async def save_model(self, folder: Path) -> None:
+        await self.save(folder)
 
     def waits(self) -> bool:
         return False
@@ -43,17 +54,22 @@ class NoLearner:
     async def stacks(self, limit_s: float) -> list[str]:
         return []
 
+    async def close(self) -> None:
+        pass
+
 
 class Ruled:
     """An engine whose anchors are picked here, by another rule than the one it was started with."""
 
-    def __init__(self, inner: Any, *, rule: AnchorRule, seed: int, payloads: PayloadStore) -> None:
+    def __init__(self, inner: EngineWorker, *, rule: AnchorRule, seed: int, payloads: PayloadStore) -> None:
         self.inner, self._rule, self._seed, self._payloads = inner, rule, seed, payloads
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    async def sample(self, prompts: Any, ids: Any, draw: Any, *, trunk: bool) -> tuple[Delivery, Payload]:
+    async def sample(
+        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
+    ) -> tuple[Delivery, Payload]:
         delivery, payload = await self.inner.sample(prompts, ids, draw, trunk=trunk)
         return (replace(delivery, anchors=await on_the_side(lambda: self._anchors(payload))) if trunk else delivery), payload
 
@@ -89,7 +105,7 @@ class Until(Directed):
         self._batches = batches
         self.batch_cpu_s = self.cores = 0.0
 
-    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+    async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
         report = await self.inner.train(rows, version=version)
         if version == self.FIRST:
             self._from = (time.time(), cpu_s())
@@ -109,7 +125,7 @@ class RunAhead(Directed):
 
     LOOK_S = 0.01
 
-    async def train(self, rows: Sequence[Any], *, version: int) -> StepReport:
+    async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
         while not self._nothing_to_make(version - 1):
             await asyncio.sleep(self.LOOK_S)
         return await self.inner.train(rows, version=version)

@@ -39,6 +39,8 @@ from system_control import control_section, machine_section
 from system_parts import Played, Stage, cluster, open_stage, pace, toy
 from toy_seeds import GOOD, reached
 
+from fr3e_async.control.ports import EngineWorker, LearnerPort
+
 ENGINE_GOAL = 0.95  # tokens a second, system / bare
 ASYNC_GOAL = 1.5  # batches a second, asynchronous / synchronous
 SECTIONS = ("engine", "async", "updates", "control", "machine")
@@ -65,11 +67,13 @@ def judged(name: str, value: float, goal: float) -> None:
 # ---- engine ----
 
 
-async def system_rate(stage: Stage, batches: int, *, engines: int, learner: Any) -> tuple[Figures, list[Listening]]:
+async def system_rate(
+    stage: Stage, batches: int, *, engines: int, learner: LearnerPort | None
+) -> tuple[Figures, list[Listening]]:
     """Tokens a second of a run and where the rest has gone, and what each of its engines was asked for."""
     heard: list[Listening] = []
 
-    def listen(worker: Any) -> Listening:
+    def listen(worker: EngineWorker) -> Listening:
         heard.append(Listening(worker))
         return heard[-1]
 
@@ -93,7 +97,7 @@ async def bare_rate(bare: Sequence[BareEngine], asked: Sequence[Listening], *, a
     return steady([moment for engine in bare for moment in await asyncio.to_thread(engine.wait)])
 
 
-async def compared(stage: Stage, bare: Sequence[BareEngine], batches: int, learner: Any) -> Figures:
+async def compared(stage: Stage, bare: Sequence[BareEngine], batches: int, learner: LearnerPort | None) -> Figures:
     """A run of the system, and the same work on as many bare engines."""
     found, heard = await system_rate(stage, batches, engines=len(bare), learner=learner)
     alone = await bare_rate(bare, heard, at_once=toy().config.generators.rollouts_in_flight)
@@ -102,14 +106,14 @@ async def compared(stage: Stage, bare: Sequence[BareEngine], batches: int, learn
 
 async def engine_section(stage: Stage, folder: Path, *, quick: bool) -> Figures:
     batches = 3 if quick else 7
-    rounds = {2: 1} if quick else {2: 2, 1: 1}
+    rounds = {1: 1} if quick else {2: 2, 1: 1}
     idle_learner = NoLearner(await stage.first_weights())
-    bare = [BareEngine(stage.spec, folder / f"bare-{i}.log") for i in range(2)]
+    bare = [BareEngine(stage.spec, folder / f"bare-{i}.log") for i in range(max(rounds))]
     found: Figures = {"rounds": [], "goal": ENGINE_GOAL}
     try:
         for engine in bare:
             await asyncio.to_thread(engine.wait)
-        _, heard = await system_rate(stage, 1, engines=2, learner=idle_learner)  # everything runs once
+        _, heard = await system_rate(stage, 1, engines=len(bare), learner=idle_learner)  # everything runs once
         await bare_rate(bare, heard, at_once=32)
         for engines, count in rounds.items():
             for _ in range(count):
@@ -148,7 +152,7 @@ async def search(stage: Stage, bounds: Sequence[int], splits: Sequence[str], *, 
     """
     batches = 3 if quick else 12
     rows = []
-    for split in splits[:2] if quick else splits:
+    for split in splits[:1] if quick else splits:
         for bound in bounds:
             played = await stage.play(*SPLITS[split], f"flow.max_staleness={bound}", batches=batches)
             rows.append({"bound": bound, "split": split, **facts(played), **pace(played.rows, first=2, last=batches)})
@@ -197,8 +201,9 @@ def job(bound: int, split: str, folder: Path, bounds: Sequence[int], *, quick: b
 
 
 def jobs(searched: list[Figures], bounds: Sequence[int], folder: Path, *, quick: bool) -> Figures:
-    """Whole jobs at the best split of each bound, and the ratios."""
-    made = [job(bound, best(searched, bound)["split"], folder, bounds, quick=quick) for bound in bounds]
+    """Whole jobs at the best split of each bound, and the ratios. Quick: one job, beside itself."""
+    whole = bounds[-1:] if quick else bounds
+    made = [job(bound, best(searched, bound)["split"], folder, bounds, quick=quick) for bound in whole]
     sync, rest = made[0], [bound for bound in bounds if bound]
     return {
         "search": searched,
@@ -206,7 +211,7 @@ def jobs(searched: list[Figures], bounds: Sequence[int], folder: Path, *, quick:
         "goal": ASYNC_GOAL,
         "ratio": max(best(searched, bound)["batches_per_s"] for bound in rest) / best(searched, 0)["batches_per_s"],
         "most": (os.cpu_count() or 1) / best(searched, 0)["cores"],
-        "ratio_jobs": max(row["batches_per_s"] for row in made[1:]) / sync["batches_per_s"],
+        "ratio_jobs": max(row["batches_per_s"] for row in made[1:] or made) / sync["batches_per_s"],
     }
 
 
@@ -242,7 +247,7 @@ def tell_async(found: Figures) -> None:
 
 async def updates_section(stage: Stage, *, quick: bool) -> Figures:
     batches, rows = 3 if quick else 12, []
-    for update in UPDATES:
+    for update in UPDATES[:2] if quick else UPDATES:
         played = await stage.play(FLEXIBLE, f"weights.update={update}", batches=batches)
         found = facts(played) | pace(played.rows, first=2, last=batches)
         pauses = [row["time/pause_s"] for row in played.rows if "time/pause_s" in row]

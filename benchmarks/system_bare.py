@@ -8,14 +8,13 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.control.ports import Delivery, Payload
+from fr3e_async.control.ports import Delivery, EngineWorker, Payload
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
-from fr3e_async.types import Draw, RolloutBatch
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
 
 Moment = tuple[float, int]  # seconds since the epoch, tokens that came then
 
@@ -34,21 +33,21 @@ def steady(moments: Sequence[Moment], *, cut: float = 0.1) -> float:
     return sum(tokens for _, tokens in inside[1:]) / (inside[-1][0] - inside[0][0])
 
 
-@dataclass(slots=True)
 class Listening:
     """An engine worker that keeps what it was asked for and when it had answered."""
 
-    inner: Any
-    served: list[tuple[float, Delivery, Payload, Draw]] = field(default_factory=list)
+    def __init__(self, inner: EngineWorker) -> None:
+        self.inner, self.name = inner, inner.name
+        self.served: list[tuple[float, Delivery, Payload, Draw]] = []
 
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    async def sample(self, prompts: Any, ids: Any, draw: Draw, *, trunk: bool) -> tuple[Delivery, Payload]:
+    async def sample(
+        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
+    ) -> tuple[Delivery, Payload]:
         return self._kept(await self.inner.sample(prompts, ids, draw, trunk=trunk), draw)
 
-    async def branch(self, payload: Payload, trunk: Any, anchors: Any, ids: Any, draw: Draw) -> tuple[Delivery, Payload]:
+    async def branch(
+        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> tuple[Delivery, Payload]:
         return self._kept(await self.inner.branch(payload, trunk, anchors, ids, draw), draw)
 
     def _kept(self, answer: tuple[Delivery, Payload], draw: Draw) -> tuple[Delivery, Payload]:

@@ -1,7 +1,8 @@
 """Capacity of the control plane: the bare state machine, and the whole loop through Ray with actors that answer at once.
 
 What the actors return is real in form: rollout batches, notes, anchors, verdicts. A rollout's length and reward follow from its
-id, so that groups have a spread and are trained as they would be.
+id, so that groups have a spread and are trained as they would be. The actors are kinds of the package's own, so that mypy finds a
+call that one of them does not take; the loop is put together by ``Session``, as for a run.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from system_parts import cluster, pace, toy
+import ray
+from system_parts import cluster, pace, recording, toy
 
+from fr3e_async.actors.engine import EngineActor
+from fr3e_async.actors.learner import LearnerActor, Pick
 from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
-from fr3e_async.actors.watch import Watched, watchable
+from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.actors.watch import watchable
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.control.collector import collecting_seldom
-from fr3e_async.control.controller import Controller
 from fr3e_async.control.crew import Crew, Worker
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.journal import Journal
 from fr3e_async.control.machine import Machine
 from fr3e_async.control.messages import (
     Acked,
@@ -48,13 +52,10 @@ from fr3e_async.control.messages import (
     WorkerUp,
 )
 from fr3e_async.control.ports import Delivery
-from fr3e_async.control.progress import Progress
-from fr3e_async.control.publisher import Publisher
-from fr3e_async.data.stream import PromptStream
-from fr3e_async.observe.console import ConsoleView, make_console
-from fr3e_async.observe.recorder import Recorder
+from fr3e_async.data.prompts import Datasets
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.rollout import EngineStats
+from fr3e_async.session import Session
 from fr3e_async.types import (
     Anchor,
     Completion,
@@ -68,9 +69,12 @@ from fr3e_async.types import (
     StepReport,
     Verdict,
     WeightAck,
+    WeightBucket,
     WeightBundle,
+    WeightManifest,
 )
 from fr3e_async.weights import stream
+from fr3e_async.wiring import Deployment, Model
 
 ROLLOUTS_GOAL = 1000.0  # a second, on two cores
 EVENTS_GOAL = 50_000.0  # a second
@@ -186,7 +190,7 @@ def machine_section(*, quick: bool) -> dict[str, Any]:
 # ---- the loop through Ray ----
 
 
-class InstantEngine(Watched):
+class InstantEngine(EngineActor):
     """Answers what it is asked for, without any model."""
 
     def __init__(self) -> None:
@@ -245,13 +249,20 @@ class InstantEngine(Watched):
         return self._calls
 
 
-class InstantVerifier(Watched):
+class InstantVerifier(VerifierActor):
     """Reads the answer off the last token."""
 
     def __init__(self) -> None:
         self._judged = 0
 
-    async def judge(self, batch: RolloutBatch, rows: Sequence[int], golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
+    async def judge(
+        self,
+        batch: RolloutBatch,
+        rows: Sequence[int],
+        golds: Sequence[str],
+        prompts: Sequence[str] = (),
+        margins: Sequence[Sequence[Fraction]] = (),
+    ) -> list[Verdict]:
         self._judged += len(rows)
         last = [batch.completion(row).tokens[-1] for row in rows]
         return [Verdict(outcome=Outcome.RIGHT if token == RIGHT else Outcome.WRONG) for token in last]
@@ -260,20 +271,21 @@ class InstantVerifier(Watched):
         return self._judged
 
 
-class InstantRank(Watched):
+class InstantRank(LearnerActor):
     """A learner rank that fetches its rows, as a real one does, and leaves them."""
 
     def __init__(self) -> None:
         self._steps = 0
 
-    def train(self, payloads: Sequence[Any], picks: Sequence[Any], version: int) -> StepReport:
-        import ray
-
+    def train(self, payloads: Sequence[ray.ObjectRef], picks: Sequence[Pick], version: int) -> StepReport:
         ray.get(list(payloads))
         self._steps += 1
         return StepReport(version=version, tokens=LENGTH * len(picks), optimiser_steps=1, metrics={}, time_s=0.0)
 
-    def export(self, version: int, held: Any, bucket_bytes: int) -> Iterator[Any]:
+    def export(
+        self, version: int | None, held: WeightManifest | None, bucket_bytes: int
+    ) -> Iterator[WeightBucket | WeightManifest]:
+        assert version is not None
         weights = [("w", np.full(16, version, dtype=np.float32))]
         yield from stream([weights], version=version, dtype="float32", held=held)
 
@@ -298,8 +310,9 @@ def hired() -> tuple[list[tuple[str, Worker]], RayLearner]:
 
 async def loop_run(folder: Path, *, steps: int) -> dict[str, Any]:
     loaded = toy(
-        f"run.steps={steps}", "run.checkpoint_every=0", "generators.rollouts_in_flight=512", "explorers.rollouts_in_flight=512"
-    )
+        f"run.steps={steps}", "run.checkpoint_every=0", "generators.rollouts_in_flight=512", "explorers.rollouts_in_flight=512",
+        "observe.trees_per_step=0",
+    )  # fmt: skip
     config = loaded.config
     run_dir = RunDir.open(folder / "run", config=config, config_yaml=loaded.yaml)
     workers, learner = hired()
@@ -307,30 +320,17 @@ async def loop_run(folder: Path, *, steps: int) -> dict[str, Any]:
     async def nobody(role: str) -> Worker:
         raise AssertionError(f"a worker of {role} was lost")
 
-    crew = Crew(config=config, learner=learner, payloads=RayPayloads(), start=nobody, workers=workers)
-    mode, screen = make_console("off")
-    view = ConsoleView(mode=mode, console=screen, name="control", steps=steps)
-    recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
-    controller = Controller(
-        config=config,
-        crew=crew,
-        machine=Machine(config, make_strategy(config.algorithm)),
-        stream=PromptStream(prompts(4096), seed=0),
-        publisher=Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=time.time),
-        evaluator=None,
-        reporter=recorder,
-        books=recorder.books,
-        journal=Journal(run_dir.journal, session=0, config=config, state=None),
-        checkpoints=run_dir.checkpoints,
-        progress=Progress(),
-        clock=time.time,
-    )
-    cpu = time.process_time()
-    started = time.perf_counter()
-    await controller.run()
-    whole, cpu = time.perf_counter() - started, time.process_time() - cpu
-    recorder.close()
-    run_dir.close()
+    model = Model(path="", end_token_ids=())
+    deployment = Deployment(config, model, run_dir, clock=time.time)
+    deployment.crew = Crew(config=config, learner=learner, payloads=RayPayloads(), start=nobody, workers=workers)
+    datasets = Datasets(train=tuple(prompts(4096)), heldout=(), dropped=0)
+    session = Session(config, model, datasets, run_dir, resume_from=None, started_at=time.time(), spell=lambda tokens: [])
+    with recording(config, run_dir) as recorder:
+        controller = await session.controller(deployment, recorder, None, 0)
+        cpu = time.process_time()
+        started = time.perf_counter()
+        await controller.run()
+        whole, cpu = time.perf_counter() - started, time.process_time() - cpu
     return {"whole_s": whole, "driver_cpu_s": cpu, "metrics": run_dir.metrics}
 
 

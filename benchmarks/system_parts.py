@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -27,7 +27,7 @@ from fr3e_async.config import Config
 from fr3e_async.control.crew import ENGINES, Crew, Worker
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.evaluator import Evaluator, pick_problems
-from fr3e_async.control.ports import LearnerPort
+from fr3e_async.control.ports import EngineWorker, LearnerPort
 from fr3e_async.control.progress import Progress
 from fr3e_async.data.model import end_tokens, load_tokenizer, resolve_model
 from fr3e_async.data.pieces import speller
@@ -86,15 +86,14 @@ class Stage:
     def __init__(self, overrides: Sequence[str], folder: Path, config: str = "toy") -> None:
         self._overrides, self._folder, self._base = tuple(overrides), folder, config
         loaded = toy(*overrides, config=config)
-        config = loaded.config
-        tokenizer = load_tokenizer(config)
+        self._config = loaded.config
+        tokenizer = load_tokenizer(self._config)
         self._spell = speller(tokenizer)
-        self._datasets = load_datasets(config, tokenizer)
-        self._model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
-        self._home = RunDir.open(folder / "stage", config=config, config_yaml=loaded.yaml)
-        self._deployment = Deployment(config, self._model, self._home, clock=time.time)
+        self._datasets = load_datasets(self._config, tokenizer)
+        self._model = Model(path=str(resolve_model(self._config)), end_token_ids=end_tokens(self._config, tokenizer))
+        self._home = RunDir.open(folder / "stage", config=self._config, config_yaml=loaded.yaml)
+        self._deployment = Deployment(self._config, self._model, self._home, clock=time.time)
         self._runs = 0
-        self._config = config
 
     async def start(self) -> None:
         await self._deployment.start(resume_from=None)
@@ -115,8 +114,8 @@ class Stage:
         *overrides: str,
         batches: int = 0,
         learner: LearnerPort | None = None,
-        around_learner: Callable[[LearnerPort], Any] = lambda port: port,
-        around_engine: Callable[[Worker], Any] = lambda port: port,
+        around_learner: Callable[[LearnerPort], LearnerPort] = lambda port: port,
+        around_engine: Callable[[EngineWorker], EngineWorker] = lambda port: port,
         engines: int = 0,
         flat: bool = False,
         ruled: bool = False,
@@ -141,9 +140,10 @@ class Stage:
         self._runs += 1
         run_dir = RunDir.open(self._folder / f"run-{self._runs}", config=config, config_yaml=loaded.yaml)
         deployment = Deployment(config, self._model, run_dir, clock=time.time)
-        cast = self._cast(engines, flat)
+        playing = self._cast(engines, flat)
         crew = deployment.crew = self._crew(
-            config, [(role, worker if role == VERIFIERS else around_engine(worker)) for role, worker in cast]
+            config,
+            [(role, worker if role == VERIFIERS else around_engine(cast(EngineWorker, worker))) for role, worker in playing],
         )
         if learner is None:
             await deployment.restart_learner(resume_from=None)
@@ -168,13 +168,10 @@ class Stage:
         self, config: Config, deployment: Deployment, run_dir: RunDir, *, evaluate: bool, before: float | None
     ) -> tuple[dict[str, Any], str]:
         """From the first group to the end of the run: its summary, and why it failed."""
-        mode, screen = make_console("off")
-        view = ConsoleView(mode=mode, console=screen, name=config.run.name, steps=config.run.steps)
-        recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
         datasets = self._datasets if evaluate else replace(self._datasets, heldout=())
         session = Session(config, self._model, datasets, run_dir, resume_from=None, started_at=time.time(), spell=self._spell)
         failure = ""
-        try:
+        with recording(config, run_dir) as recorder:
             controller = await session.controller(deployment, recorder, None, 1)
             if controller.progress.accuracy_before is None:
                 controller.progress.accuracy_before = before
@@ -190,9 +187,6 @@ class Stage:
                     controller.progress.measured("after", await self._accuracy(deployment.crew), at=at)
             told = summary_of(controller, name="benchmark", reason=failure or "finished", now=time.time())
             return json.loads(told.to_json()), failure
-        finally:
-            recorder.close()
-            run_dir.close()
 
     async def accuracy(self, *overrides: str) -> dict[str, Any]:
         """The record of an evaluation of what the engines hold: of the first weights, before anything is played."""
@@ -229,6 +223,19 @@ class Stage:
             await worker.close()
         await self._learner.close()
         self._home.close()
+
+
+@contextlib.contextmanager
+def recording(config: Config, run_dir: RunDir) -> Iterator[Recorder]:
+    """The records of one run, without a console. Its directory is given back with them."""
+    mode, screen = make_console("off")
+    view = ConsoleView(mode=mode, console=screen, name=config.run.name, steps=config.run.steps)
+    recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+        run_dir.close()
 
 
 @contextlib.contextmanager

@@ -171,7 +171,7 @@ def main() -> int:
     if args.bare:
         bare()
         return 0
-    facts, (rounds, size) = machine(), (2, 80) if args.quick else (3, 800)
+    facts, (rounds, size) = machine(), (1, 40) if args.quick else (3, 800)
     figures = {
         "one answer to a gold": compare("one answer to a gold", [generated(size, 1, i) for i in range(rounds)], args.workers),
         "8 answers to a gold": compare(

@@ -13,15 +13,16 @@ fail() { echo "setup: $1" >&2; exit 2; }
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
   || fail "$("$PYTHON" --version) found; Python 3.11 or 3.12 is needed (set PYTHON=/path/to/python3.11)"
 
-[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --quiet "$@" 2> >(grep -v "^WARNING: Location" >&2); }
-
-echo "setup: installing the pinned dependencies ($FLAVOUR) into $VENV; a few minutes the first time" >&2
 case "$FLAVOUR" in
   cpu) locks=(-r requirements/cpu.lock -r requirements/dev.lock) ;;
   cuda) locks=(-r requirements/cuda.lock) ;;
   *) fail "DEVICE must be auto, cpu or cuda, got $FLAVOUR" ;;
 esac
+
+[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --quiet "$@" 2> >(grep -v "^WARNING: Location" >&2); }
+
+echo "setup: installing the pinned dependencies ($FLAVOUR) into $VENV; a few minutes the first time" >&2
 pip install --no-deps --require-hashes --only-binary=:all: -r requirements/build.lock
 if ! pip install --no-deps --require-hashes --only-binary=:all: --no-binary=deepspeed --no-build-isolation "${locks[@]}"; then
   [ "$FLAVOUR" = cpu ] || fail "the pinned set could not be installed; pip's own words are above"

@@ -139,11 +139,11 @@ RULES = (
     Rule(pattern=r"python benchmarks/simulator\.py RUN .*", kind="elsewhere", words=("simulator.py", "--quick"),
          test="tests/test_simulate_calibrate.py::test_the_benchmark_puts_prediction_and_measurement_side_by_side"),
     Rule(pattern=r"python benchmarks/scale\.py.*", kind="elsewhere", test="tests/test_bench_scale.py::test_scale_as_a_user_starts_it",
-         words=("scale.py", "--quick")),
+         words=("bench-scale", "--quick")),
     Rule(pattern=r"python benchmarks/compare\.py --(quick|table|alone).*", kind="elsewhere", words=("quick",),
          test="tests/test_compare.py::test_a_short_comparison_and_one_that_goes_on"),
     # ---- make: targets exist; what they call is called by tests
-    Rule(pattern=r"make demo", kind="elsewhere", test=END_TO_END, words=("fr3e(",)),
+    Rule(pattern=r"make demo", kind="elsewhere", test=END_TO_END, words=('make("demo"',)),
     Rule(pattern=r"make .*", kind="parsed"),
     # ---- small scripts of a page, run as they stand
     Rule(pattern=r"python - <<'END'\n.*", kind="shell"),

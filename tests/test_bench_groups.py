@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from make_support import figures, make
 
 from fr3e_async.algorithm.trees import build_forest, common_prefix
+from fr3e_async.types import Prompt
 
 
 @pytest.fixture(autouse=True)
@@ -104,14 +106,50 @@ def test_operations_are_counted_by_the_formula():
     )
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_every_way_computes_the_same_and_the_tree_least(repository, tmp_path):
+def test_groups_are_recorded_as_they_were_grown(monkeypatch):
+    """With an engine that makes tokens up: what is recorded of two groups is what it gave."""
+    import groups
+
+    from fr3e_async import rollout
+    from fr3e_async.loader import load_config
+    from fr3e_async.rollout.fake_engine import FakeBehaviour, FakeEngine
+
+    async def start(spec):
+        return FakeEngine(spec, FakeBehaviour(mean_length=30))
+
+    monkeypatch.setattr(rollout, "start_engine", start)
+    prompts = [Prompt(uid=f"p{i}", text="", gold="", token_ids=np.arange(3, 8 + i, dtype=np.int32)) for i in range(2)]
+    tokenizer = SimpleNamespace(all_special_ids=(), decode=lambda ids: "x", eos_token_id=2)
+    monkeypatch.setattr("fr3e_async.data.model.end_tokens", lambda config, tokenizer: (2,))
+    grown = asyncio.run(groups.record("fake", load_config(["config=toy"]).config, tokenizer, prompts))
+    recorded = groups.columns(grown)
+    assert np.diff(recorded.prompt_offsets).tolist() == [5, 6]
+    assert (np.bincount(recorded.group[recorded.node == 0]) == 4).all()
+    for number, (tree, anchors) in enumerate(grown):
+        rows = [row for row in recorded.rows() if row.group == number]
+        trunk = tree.bases[0]
+        assert rows[0].tokens.tolist() == [*trunk.context(0), *trunk.completion(0).tokens]
+        assert len(rows) == 4 + 4 * len(anchors)
+        assert (recorded.anchor_group == number).sum() == len(anchors) > 0
+
+
+def test_recorded_groups_are_told_of(repository, tmp_path):
     out = tmp_path / "out.json"
-    command = [sys.executable, str(repository / "benchmarks" / "learner.py"), "--quick", "--threads", "1", "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ | {"PYTHONPATH": str(repository)})
+    command = [sys.executable, str(repository / "benchmarks" / "groups.py"), "--quick", "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(repository)})
     assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
+    found = figures(out)
+    plain, longer, apart = found["recorded"], found["stretched"], found["stretched, apart"]
+    assert longer["unique"] == 10 * plain["unique"]
+    assert apart["tokens"] == longer["tokens"] == 10 * plain["tokens"]
+    assert apart["unique"] > longer["unique"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_way_computes_the_same_and_the_tree_least(tmp_path):
+    make("bench-learner", "--quick", "--threads", "1", "--json", str(tmp_path / "out.json"))
+    found = figures(tmp_path / "out.json")
     for case in found["cases"].values():
         ways = case["ways"]
         assert set(ways) == {"padded", "flat", "flat, our attention", "tree", "dense"}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
-import subprocess
-import sys
 from collections import deque
 from typing import Any
 
 import psutil
 import pytest
 from ledger_support import admit, delivered, judged, make_ledger
+from make_support import figures, make
 
 from fr3e_async.control.messages import Branch, Published, Sample, Score, Train, Trained
 
@@ -247,14 +244,10 @@ def test_shards_with_a_share_of_the_capacity_keep_the_bound(shares, staleness, w
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.long
-def test_scale_as_a_user_starts_it(repository, tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, str(repository / "benchmarks" / "scale.py"), "--quick", "--json", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
+@pytest.mark.timeout(600)
+def test_scale_as_a_user_starts_it(tmp_path):
+    done = make("bench-scale", "--quick", "--json", str(tmp_path / "out.json"))
+    found = figures(tmp_path / "out.json")
     assert set(found) >= {"start", "broadcast", "memory", "limits", "quick", "machine"}
     for row in found["start"]["rows"].values():
         assert row["ratio"] == pytest.approx(row["seconds"] / row["floor"]["seconds"])

@@ -1,16 +1,14 @@
-"""What the system benchmarks compute, and the two of them that need no model, quick, as a user starts them."""
+"""What the system benchmarks compute, and the benchmarks themselves, in their smallest form, as a user starts them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from make_support import figures, make
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS
@@ -233,20 +231,46 @@ def test_the_recorded_mix_is_that_of_whole_groups():
     assert list(map(repr, again)) == list(map(repr, events)), "what is told to a fresh machine fits what it has decided"
 
 
+@pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.long
-def test_control_and_machine_as_a_user_starts_them(repository, tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, str(repository / "benchmarks" / "system.py"), "--quick", "--only", "control", "machine"]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run([*command, "--json", str(out)], capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert set(found) >= {"control", "machine", "quick"}
+@pytest.mark.timeout(600)
+def test_all_sections_as_a_user_starts_them(tmp_path):
+    splits = ("--staleness", "0", "1", "--splits", "flexible")
+    done = make("bench-system", "--quick", *splits, "--json", str(tmp_path / "out.json"))
+    found = figures(tmp_path / "out.json")
+    assert set(found) >= {"engine", "async", "updates", "control", "machine"}
+    for row in (*found["engine"]["rounds"], found["engine"]["learning"]):
+        assert row["ratio"] == pytest.approx(row["system"] / row["bare"])
+        assert row["ratio"] > 0
+    assert [row["update"] for row in found["updates"]["rows"]] == ["in_flight", "wait_idle"]
+    assert all(row["sync_s"] > 0 for row in found["updates"]["rows"])
+    assert [row["bound"] for row in found["async"]["search"]] == [0, 1]
+    (job,) = found["async"]["jobs"]
+    assert (job["bound"], job["split"]) == (1, "flexible")
+    assert job["wall_s"] > 0
     assert found["control"]["rollouts"] >= 8 * 512, "8 batches of 32 groups of 4 + 3 · 4 rollouts"
     for name in ("control", "machine"):
         assert f"goal {found[name]['goal']:g}: {'met' if found[name]['met'] else 'MISSED'}" in done.stdout
+    assert found["control"]["rollouts"] >= 8 * 512, "8 batches of 32 groups of 4 + 3 · 4 rollouts"
+    for name in ("control", "machine"):
+        assert f"goal {found[name]['goal']:g}: {'met' if found[name]['met'] else 'MISSED'}" in done.stdout
+
+
+@pytest.mark.engine
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_staleness_as_a_user_starts_it(tmp_path):
+    """One cell, as old as the bound allows from the second batch on."""
+    one = ("--seeds", "0", "--staleness", "1", "--corrections", "decoupled")
+    small = ("--steps", "3", "--groups", "4", "--problems", "16")
+    done = make("bench-staleness", *one, *small, "--json", str(tmp_path / "out.json"))
+    (found,) = figures(tmp_path / "out.json", quick=False)["cells"].values()
+    assert (found["seed"], found["bound"], found["correction"], found["failure"]) == (0, 1, "decoupled", "")
+    assert (found["steps"], found["staleness_max"]) == (3, 1)
+    assert 0 <= found["after"] <= 1
+    assert "seed 0, bound 1, decoupled: " in done.stdout
 
 
 def test_a_stage_refuses_a_run_whose_anchors_its_engines_would_pick_by_another_rule():

@@ -1,30 +1,13 @@
-"""Each benchmark, quick, as a user starts it: it ends well, and its JSON holds what docs and logs quote of it."""
+"""Benchmarks in their smallest form, as a user starts them: each ends well, and its JSON holds what docs and logs quote of it."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
+import chaos
 import numpy as np
 import pytest
+from make_support import figures, make
 
 from fr3e_async.types import Completion, Finish, RolloutBatch, RolloutId
-
-
-def quick(repository: Path, name: str, out: Path) -> dict[str, Any]:
-    """Run a benchmark and return its JSON."""
-    command = [sys.executable, str(repository / "benchmarks" / f"{name}.py"), "--quick", "--json", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert found["quick"] is True
-    assert set(found["machine"]) >= {"processor", "cores", "load", "date"}
-    return found
 
 
 def test_prefill_is_counted_against_prefixes_and_whole_blocks(repository, monkeypatch):
@@ -55,11 +38,23 @@ def test_prefill_is_counted_against_prefixes_and_whole_blocks(repository, monkey
     assert rounding(prompt=200, response=1000, block=1) == pytest.approx(1 + 14 / (400 + 750), abs=0.001)
 
 
+def test_a_short_plan_has_one_kill_a_kind_and_the_drivers_last():
+    kinds = ["generator", "driver", "verifier"]
+    assert chaos.short_plan(9, kinds) == [("generator", "any moment"), ("verifier", "any moment"), ("driver", "any moment")]
+    assert [victim for victim, _ in chaos.short_plan(2, kinds)] == ["generator", "driver"]
+    assert [victim for victim, _ in chaos.short_plan(1, ["verifier"])] == ["verifier"]
+    assert len(chaos.short_plan(32, list(chaos.VICTIMS))) == 6
+
+
+# ---- as a user starts them ----
+
+
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.long
-def test_branching_recomputes_nothing_but_partial_blocks(repository, tmp_path):
-    found = quick(repository, "branching", tmp_path / "out.json")
+@pytest.mark.timeout(600)
+def test_branching_recomputes_nothing_but_partial_blocks(tmp_path):
+    make("bench-branching", "--quick", "--json", str(tmp_path / "out.json"))
+    found = figures(tmp_path / "out.json")
     assert set(found["loads"]) == {"long", "short"}
     for load in found["loads"].values():
         assert set(load["prefill"]) == {"two engines", "- generator", "- explorer", "one engine", "explorer uncached"}
@@ -79,10 +74,38 @@ def test_branching_recomputes_nothing_but_partial_blocks(repository, tmp_path):
 
 @pytest.mark.engine
 @pytest.mark.slow
-@pytest.mark.long
-def test_weights_are_handed_over_to_one_and_two_engines(repository, tmp_path):
-    found = quick(repository, "weights", tmp_path / "out.json")["sizes"]["1M"]
-    assert set(found["engines"]) == {"1", "2"}
+@pytest.mark.timeout(600)
+def test_entropies_are_compared_with_the_plain_engine(tmp_path):
+    done = make("bench-entropy", "--quick", "--models", "tiny", "--repetitions", "1", "--json", str(tmp_path / "out.json"))
+    (row,) = figures(tmp_path / "out.json")["rows"]
+    assert (row["model"], row["engine"], row["temperature"]) == ("tiny", "columns", 1.0)
+    assert row["low"] == row["ratio"] == row["high"] > 0, "one repetition"
+    assert row["ratio"] == pytest.approx(row["plain_tokens_per_s"] / row["tokens_per_s"])
+    assert f"| {row['ratio']:.3f} (" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_verifiers_agree_with_bare_math_verify(tmp_path):
+    done = make("bench-verifier", "--quick", "--workers", "1", "--json", str(tmp_path / "out.json"))
+    found = figures(tmp_path / "out.json")["figures"]
+    assert set(found) == {"one answer to a gold", "8 answers to a gold"}
+    for row in found.values():
+        assert row["pairs"] >= 30
+        assert 0.2 < row["bare right"] == row["same 1 right"] < 0.9
+        assert row["bare right"] <= row["judge 1 right"] < 0.9, "the judge knows forms that math-verify alone does not"
+        assert min(row["bare"], row["same 1"], row["judge 1"], row["same 1 cpu ratio"]) > 0
+    assert "8 answers to a gold" in done.stdout
+
+
+@pytest.mark.engine
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_weights_are_handed_over(tmp_path):
+    make("bench-weights", "--quick", "--json", str(tmp_path / "out.json"))
+    found = figures(tmp_path / "out.json")["sizes"]["1M"]
+    assert set(found["engines"]) == {"1"}
     for engines, rows in found["engines"].items():
         assert set(rows) == {"all", "half", "none"}
         for row in rows.values():
@@ -92,3 +115,37 @@ def test_weights_are_handed_over_to_one_and_two_engines(repository, tmp_path):
         assert rows["all"]["sent"] == rows["all"]["copied"] == found["bytes"]
         assert rows["half"]["copied"] == pytest.approx(found["bytes"] / 2, rel=0.2)
         assert rows["none"]["sent"] == rows["none"]["copied"] == rows["none"]["load"] == 0
+
+
+@pytest.mark.engine
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_after_a_kill(tmp_path):
+    """One kill, of the verifier; rewards by chance, so that every group is trained. Audit and replay belong to the target."""
+    out = ("--json", str(tmp_path / "out.json"))
+    done = make("chaos", "run.steps=5", "--quick", "--spread", "--kills", "1", "--victims", "verifier", *out)
+    found = figures(tmp_path / "out.json")
+    (kill,) = found["kills"]
+    assert (kill["victim"], found["starts"]) == ("verifier", 1)
+    assert kill["back_s"] > 0
+    assert "| verifier | 1 |" in done.stdout
+    assert "audit:" in done.stdout
+    assert "replay:" in done.stdout
+    assert "FAIL" not in done.stdout
+
+
+@pytest.mark.engine
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_seed_is_a_row(tmp_path):
+    """One engine and no branches: two batches of the job that a user starts."""
+    flat = ("explorers.count=0", "algorithm.strategy=grpo_pp", "algorithm.bases=8", "flow.groups_per_step=8")
+    done = make("seeds", *flat, "--quick", "--json", str(tmp_path / "out.json"))
+    run = figures(tmp_path / "out.json")["runs"]["0"]
+    assert run["steps"] == 2
+    assert run["wall_s"] > run["first_step_s"] > 0
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| 0 |"))
+    assert f"{run['tokens_generated']:,}" in row
+    assert "no target is checked" in done.stdout

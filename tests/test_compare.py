@@ -22,6 +22,7 @@ import pytest
 from compare_stats import Mean, at, holm, mean_over, paired
 from hypothesis import given
 from hypothesis import strategies as st
+from make_support import make
 
 from fr3e_async.loader import load_config
 
@@ -256,12 +257,11 @@ def test_the_same_rows_make_the_same_files(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.engine
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_short_comparison_and_one_that_goes_on(tmp_path):
     """Real engines, learner and verifier, two arms; the second start finds both and runs nothing."""
-    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--quick", "--out", str(tmp_path / "results")]
-    first = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert first.returncode == 0, first.stdout + first.stderr
+    words = ("--quick", "--out", str(tmp_path / "results"))
+    make("compare", *words)
     rows = [json.loads(line) for line in (tmp_path / "results" / "runs.jsonl").read_text().splitlines()]
     assert [found["arm"] for found in rows] == list(compare_arms.QUICK_ARMS)
     for found in rows:
@@ -272,6 +272,5 @@ def test_a_short_comparison_and_one_that_goes_on(tmp_path):
         assert [e["generated"] for e in found["evaluations"]] == sorted(e["generated"] for e in found["evaluations"])
     assert rows[0]["anchors"]
     assert re.search(r"\| fr3e \| 1 \| 0\.\d+", (tmp_path / "results" / "tables.md").read_text())
-    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert again.returncode == 0, again.stdout + again.stderr
+    make("compare", *words)
     assert len((tmp_path / "results" / "runs.jsonl").read_text().splitlines()) == 2

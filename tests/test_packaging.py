@@ -9,21 +9,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from make_support import copy_of_the_repository, make
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that nothing is left in the repository."""
-    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, check=True).stdout
-    archive = subprocess.run(["tar", "--null", "-T", "-", "-c"], cwd=repository, input=files, capture_output=True, check=True)
-    subprocess.run(["tar", "-x", "-C", str(copy)], input=archive.stdout, check=True)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)]
-    done = subprocess.run(build, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = out.glob("*.whl")
+    copy = copy_of_the_repository(tmp_path_factory.mktemp("source"))
+    make("wheel", folder=copy)
+    (built,) = (copy / "dist").glob("*.whl")
     return built
 
 
