@@ -404,6 +404,33 @@ def test_the_tally_counts_what_retired():
     assert "reward/mean" not in tally.take()  # afresh
 
 
+def test_every_number_of_the_tally_by_hand():
+    """Two bases (right; unknown and cut) and four branches at 2 and 4, of which one is right, two are wrong and one is unknown."""
+    ledger, tally = make_ledger(groups=1), Tally()
+    trunk, other = admit(ledger, "a")
+    branch, score = sorted(ledger.handle(delivered(trunk, payload=1, anchors=(2, 4))), key=lambda c: type(c).__name__)
+    ledger.handle(judged(score, 1))
+    (unclear,) = ledger.handle(delivered(other, payload=2, length=10, finish=Finish.LENGTH))
+    ledger.handle(judged(unclear, None))
+    (last,) = ledger.handle(delivered(branch, payload=3, length=3))
+    ledger.handle(judged(last, 1, 0, 0, None))
+    (retired,) = [c for c in ledger.handle(Trained(version=1)) if isinstance(c, Retire)]
+    tally.add(retired)
+    zero = ("groups/all_right", "groups/all_wrong", "groups/no_spread", "groups/too_few", "groups/failed", "states/all_right",
+            "states/all_wrong", "states/no_spread", "states/not_trained", "verify/judged_again", "verify/given_up",
+            "prompt/all_wrong_fraction", "prompt/reused_tokens")  # fmt: skip
+    assert tally.take() == pytest.approx(dict.fromkeys(zero, 0) | {
+        "groups/trained": 1, "states/kept": 1, "states/too_few": 2,
+        "states/interval_width": (2 * 0.793451 + 0.810938) / 3,  # Wilson's of 1 of 1, 0 of 1 and 1 of 2
+        "verify/right": 2, "verify/wrong": 2, "verify/unknown": 2, "reward/accuracy": 1, "reward/mean": 2 / 4,
+        "tokens/generated": 5 + 10 + 4 * 3, "prompt/generated_tokens": 27, "prompt/prefilled_tokens": 6 * 4,
+        "prompt/trained_tokens": 2 * 3, "prompt/useful_fraction": 6 / 27, "prompt/all_right_fraction": 1,
+        "rollout/entropy_nats": 6 / 27, "rollout/entropy_error_nats": 6 * 0.5 / 27,
+        "rollout/length_tokens": (5 + (2 + 3) + (2 + 3) + (4 + 3)) / 4, "rollout/truncated_fraction": 1 / 6,
+        "rollout/anchors": 2, "rollout/anchors_certain_fraction": 1,
+    }, abs=1e-6)  # fmt: skip
+
+
 def test_a_prompt_is_all_right_by_its_bases_whatever_its_branches_are():
     """Of a trained, an unknown, a given-up and a rejected group; the counts of rejected groups see the last one alone."""
     ledger, tally = make_ledger(groups=1, attempts=1), Tally()
