@@ -19,8 +19,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fr3e_async.algorithm.strategies import check_strategy
+from fr3e_async.algorithm.strategies import check_strategy, unread
 from fr3e_async.config import Config
+from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
 from fr3e_async.config.secrets import refuse_secrets
 from fr3e_async.errors import ConfigError
 from fr3e_async.help import Knob, entry_knobs, knobs, sections
@@ -58,8 +59,31 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
     values, origins = _lay([*files.values(), *typed])
     config, text = _build(values, origins)
     check_strategy(config)  # the rules that need to know the strategy
+    given = [layer for path, layer in files.items() if not _is_shipped(path) and not _is_record(layer)]
+    _refuse_idle(config, *_lay([*given, *typed]))
     refuse_secrets(config, os.environ)
     return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides))
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.is_relative_to(PACKAGED.resolve())
+
+
+def _is_record(layer: _Layer) -> bool:
+    """The config.yaml of a run, with all there is: nobody chose each of these values."""
+    return {path.partition(".")[0] for path in layer.values} >= sections().keys()
+
+
+def _refuse_idle(config: Config, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """``ConfigError`` for a setting that a person gave, though it does nothing beside the others."""
+    for idle, why in (*unread(config.algorithm), *idle_settings(config)):
+        for path in values:
+            if (path == idle or (idle.endswith(".") and path.startswith(idle))) and not _asks_nothing(path, values[path]):
+                raise ConfigError(f"{origins[path]}: {path} does nothing with {why}; leave it out")
+
+
+def _asks_nothing(path: str, value: Any) -> bool:
+    return any(value == harmless and type(value) is type(harmless) for harmless in ASKS_NOTHING.get(path, ()))
 
 
 def _shown(path: Path) -> str:
@@ -219,9 +243,10 @@ def _flatten(
 
 
 def _as_meant(knob: Knob, value: Any, origin: str) -> Any:
-    """Undo what YAML makes of unquoted words: ``off`` is false to it, a revision ``0123`` a number."""
-    if isinstance(value, bool) and (word := "on" if value else "off") in knob.choices:
-        return word
+    """Undo what YAML makes of unquoted words: ``off`` and ``false`` are no text to it, a revision ``0123`` a number."""
+    for word in ("on", "true") if value is True else ("off", "false") if value is False else ():
+        if word in knob.choices:
+            return word
     if knob.is_text and not isinstance(value, str):
         raise ConfigError(f"{_mistyped(knob, value, origin)}; put it in quotes")
     return value

@@ -256,7 +256,7 @@ class TestCredit:
         assert [got[3, 2, m] for m in range(2)] == approx([-1 / 3, -1 / 3])
 
     def test_std_is_of_all_members(self):
-        got = advantages_of(adaptive(tree([1, 0], [1, 0, 0, 0]), std_normalise=True, alpha=False))
+        got = advantages_of(adaptive(tree([1, 0], [1, 0, 0, 0]), std_normalise="true", alpha=False))
         assert got[0, 1, 0] == approx(0.75 / (math.sqrt(3 / 16) + 1e-6))
 
 

@@ -68,7 +68,7 @@ class TestFr3e:
         assert states[2].alpha == approx(math.exp(0.25 - math.sqrt(3 / 64)))
 
     def test_std_of_the_state_not_of_the_group(self):
-        got = advantages_of(credit_of(tree([1, 0], [1, 0, 0, 0]), std_normalise=True, alpha=False))
+        got = advantages_of(credit_of(tree([1, 0], [1, 0, 0, 0]), std_normalise="true", alpha=False))
         assert got[0,] == approx(0.5 / (0.5 + 1e-6))
         assert got[0, 1, 0] == approx(0.75 / (math.sqrt(3 / 16) + 1e-6))
 
@@ -167,6 +167,15 @@ class TestFlat:
         result = credit_of(Tree(rewards), strategy=strategy)
         assert (result.rejected, result.states[0].dropped) == (reason, reason)
 
+    @pytest.mark.parametrize("name", ["fr3e", "grpo", "grpo_pp"])
+    @pytest.mark.parametrize("setting", ["auto", "true", "false"])
+    def test_std_normalise(self, name: str, setting: str):
+        """Of rewards 1, 0, 0, 0: r - mean is 3/4 and -1/4, the standard deviation sqrt(3) / 4. auto: grpo and grpo_pp divide."""
+        divided = setting == "true" or (setting == "auto" and name != "fr3e")
+        std = math.sqrt(3) / 4 + 1e-6 if divided else 1.0
+        got = advantages_of(credit_of(Tree([1, 0, 0, 0]), strategy=name, std_normalise=setting))
+        assert [got[b,] for b in range(4)] == approx([0.75 / std, -0.25 / std, -0.25 / std, -0.25 / std])
+
 
 class TestVinePpo:
     def credit(self, group: Tree):
@@ -227,12 +236,12 @@ class TestVinePpo:
 
     def test_alpha_and_other_switches_of_fr3e_do_not_touch_it(self):
         group = tree([1, 0, 1], [1, 0], [0, 0])
-        for switches in ({"alpha": False}, {"alpha_shrink": True}, {"std_normalise": True}, {"train_bases": False}):
+        for switches in ({"alpha": False}, {"alpha_shrink": True}, {"std_normalise": "true"}, {"train_bases": False}):
             assert credit_of(group, strategy="vineppo", **switches) == self.credit(group)
 
 
-def fr3e_settings(switches: dict[str, bool]) -> dict[str, bool]:
-    return {SWITCHES.get(name, name): value for name, value in switches.items()}
+def fr3e_settings(switches: dict[str, bool]) -> dict[str, object]:
+    return {SWITCHES.get(name, name): str(value).lower() if name == "std" else value for name, value in switches.items()}
 
 
 ALL_SWITCHES = [

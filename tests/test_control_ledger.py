@@ -398,7 +398,85 @@ def test_the_tally_counts_what_retired():
     assert found["prompt/generated_tokens"] == (30 + 20) / 2
     assert found["prompt/trained_tokens"] == 20 / 2
     assert found["rollout/anchors_certain_fraction"] == 2 / 3
+    # a: two bases of 5 tokens, two branches at 2 and two at 4; b: two bases, two branches at 2
+    assert found["rollout/length_tokens"] == (4 * 5 + 4 * (2 + 5) + 2 * (4 + 5)) / 10
+    assert (found["prompt/all_right_fraction"], found["prompt/all_wrong_fraction"]) == (1 / 2, 0)
     assert "reward/mean" not in tally.take()  # afresh
+
+
+def test_every_number_of_the_tally_by_hand():
+    """Two bases (right; unknown and cut) and four branches at 2 and 4, of which one is right, two are wrong and one is unknown."""
+    ledger, tally = make_ledger(groups=1), Tally()
+    trunk, other = admit(ledger, "a")
+    branch, score = sorted(ledger.handle(delivered(trunk, payload=1, anchors=(2, 4))), key=lambda c: type(c).__name__)
+    ledger.handle(judged(score, 1))
+    (unclear,) = ledger.handle(delivered(other, payload=2, length=10, finish=Finish.LENGTH))
+    ledger.handle(judged(unclear, None))
+    (last,) = ledger.handle(delivered(branch, payload=3, length=3))
+    ledger.handle(judged(last, 1, 0, 0, None))
+    (retired,) = [c for c in ledger.handle(Trained(version=1)) if isinstance(c, Retire)]
+    tally.add(retired)
+    zero = ("groups/all_right", "groups/all_wrong", "groups/no_spread", "groups/too_few", "groups/failed", "states/all_right",
+            "states/all_wrong", "states/no_spread", "states/not_trained", "verify/judged_again", "verify/given_up",
+            "prompt/all_wrong_fraction", "prompt/reused_tokens")  # fmt: skip
+    assert tally.take() == pytest.approx(dict.fromkeys(zero, 0) | {
+        "groups/trained": 1, "states/kept": 1, "states/too_few": 2,
+        "states/interval_width": (2 * 0.793451 + 0.810938) / 3,  # Wilson's of 1 of 1, 0 of 1 and 1 of 2
+        "verify/right": 2, "verify/wrong": 2, "verify/unknown": 2, "reward/accuracy": 1, "reward/mean": 2 / 4,
+        "tokens/generated": 5 + 10 + 4 * 3, "prompt/generated_tokens": 27, "prompt/prefilled_tokens": 6 * 4,
+        "prompt/trained_tokens": 2 * 3, "prompt/useful_fraction": 6 / 27, "prompt/all_right_fraction": 1,
+        "rollout/entropy_nats": 6 / 27, "rollout/entropy_error_nats": 6 * 0.5 / 27,
+        "rollout/length_tokens": (5 + (2 + 3) + (2 + 3) + (4 + 3)) / 4, "rollout/truncated_fraction": 1 / 6,
+        "rollout/anchors": 2, "rollout/anchors_certain_fraction": 1,
+    }, abs=1e-6)  # fmt: skip
+
+
+def test_a_prompt_is_all_right_by_its_bases_whatever_its_branches_are():
+    """Of a trained, an unknown, a given-up and a rejected group; the counts of rejected groups see the last one alone."""
+    ledger, tally = make_ledger(groups=1, attempts=1), Tally()
+    drive(ledger, admit(ledger, "a"), rewards=lambda id: 1 if id.node == 0 else id.branch)  # bases right, branches mixed
+    (a, *_) = ledger.handle(Trained(version=1))
+    (b,) = drive(ledger, admit(ledger, "b"), rewards=lambda id: None)
+    (c,) = [command for sample in admit(ledger, "c") for command in ledger.handle(lost(sample))]
+    (d,) = drive(ledger, admit(ledger, "d"), rewards=lambda id: 0)
+    for group in (a, b, c, d):
+        tally.add(group)
+    assert [group.fate for group in (a, b, c, d)] == ["trained", "rejected_too_few", "failed_given_up", "rejected_all_wrong"]
+    found = tally.take()
+    assert (found["prompt/all_right_fraction"], found["prompt/all_wrong_fraction"]) == (1 / 2, 1 / 2)
+    assert (found["groups/all_right"], found["groups/all_wrong"], found["groups/too_few"], found["groups/failed"]) == (0, 1, 1, 1)
+    assert (found["verify/right"], found["verify/wrong"], found["verify/unknown"], found["verify/given_up"]) == (3, 5, 4, 2)
+
+
+def test_lengths_are_of_judged_responses_and_cuts_of_drawn_ones():
+    """A rollout that was never drawn is no completion; one that nobody could judge has no say in the length."""
+    ledger, tally = make_ledger(groups=1, attempts=1), Tally()
+    trunk, other = admit(ledger, "a")
+    assert ledger.handle(lost(other)) == []
+    commands = ledger.handle(delivered(trunk, payload=1, anchors=(3,), length=9, finish=Finish.LENGTH))
+    rewards = {(0, 0): 1, (1, 0): 0, (1, 1): None}
+    (retired,) = drive(ledger, commands, rewards=lambda id: rewards[id.node, id.branch], length=4)
+    tally.add(retired)
+    found = tally.take()
+    assert found["rollout/length_tokens"] == (9 + (3 + 4)) / 2
+    assert found["rollout/truncated_fraction"] == 1 / 3
+    assert found["tokens/generated"] == 9 + 4 + 4
+
+
+def test_a_group_that_is_given_up_late_counts_its_verdicts_once():
+    """Its rollouts were judged before their tokens were lost: they are given up, and neither right nor unknown as well."""
+    ledger, tally = make_ledger(groups=1, attempts=1, anchors=1), Tally()
+    trunk, other = admit(ledger, "a")
+    branch, score = sorted(ledger.handle(delivered(trunk, payload=1)), key=lambda c: type(c).__name__)
+    ledger.handle(judged(score, 1))
+    (other_score,) = ledger.handle(delivered(other, payload=2))
+    ledger.handle(judged(other_score, None))
+    (retired,) = [c for c in ledger.handle(lost(branch, gone=True)) if isinstance(c, Retire)]
+    assert retired.fate == "failed_given_up"
+    tally.add(retired)
+    found = tally.take()
+    names = ("verify/right", "verify/wrong", "verify/unknown", "verify/given_up")
+    assert [found[name] for name in names] == [0, 0, 0, 4]
 
 
 def test_a_group_whose_rollouts_are_gone_is_made_anew_in_its_slot():

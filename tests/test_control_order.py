@@ -37,7 +37,7 @@ def play(world: World, order: int, *, faults: float, rescored=False, on_unknown=
 worlds = st.builds(World, seed=st.integers(0, 10**6), doom=st.sampled_from([0.0, 0.05, 0.3]), bases=st.integers(2, 4))
 orders = st.integers(0, 10**6)
 variants = st.sampled_from(
-    [("fr3e", {}), ("vineppo", {}), ("rloo", {}), ("fr3e", {"include_trunk": True, "std_normalise": True})]
+    [("fr3e", {}), ("vineppo", {}), ("rloo", {}), ("fr3e", {"include_trunk": True, "std_normalise": "true"})]
 )
 
 

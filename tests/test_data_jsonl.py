@@ -63,6 +63,23 @@ def test_windows_files_are_read(tmp_path):
     assert [row.answer for row in read_jsonl(path, DataConfig())] == ["2", "3"]
 
 
+def test_numbers_are_written_as_a_person_would(tmp_path):
+    written = ["5.0", "0.10", "1e-7", "1e23", "3.14159265358979323846264", "1e400", "1E+99999999999999999999"]
+    path = write(tmp_path, *(f'{{"problem": "n{i}", "answer": {text}}}' for i, text in enumerate(written[:-1])))
+    told = ["5", "0.1", "0.0000001", "100000000000000000000000", "3.14159265358979323846264", "1E+400"]
+    assert [row.answer for row in read_jsonl(path, DataConfig())] == told
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: a number that is too large to be read, 1E\+9999"):
+        read_jsonl(write(tmp_path, f'{{"problem": "n", "answer": {written[-1]}}}'), DataConfig())
+
+
+def test_a_number_of_thousands_of_digits_is_named_and_may_stand_as_text(tmp_path):
+    path = write(tmp_path, f'{{"problem": "a", "answer": -{"9" * 5000}}}')
+    with pytest.raises(DataError) as caught:
+        read_jsonl(path, DataConfig())
+    assert str(caught.value) == f"{path}:1: a number of 5,000 digits, more than the 4,300 that are read; put it in quotes"
+    assert read_jsonl(write(tmp_path, {"problem": "a", "answer": "9" * 5000}), DataConfig())[0].answer == "9" * 5000
+
+
 GOOD = {"id": "g", "problem": "1+1=?", "answer": "2"}
 
 
@@ -80,7 +97,9 @@ GOOD = {"id": "g", "problem": "1+1=?", "answer": "2"}
         ({"problem": "1?", "answer": None}, r"data\.answer_field"),
         ({"problem": "1?", "answer": " "}, r"data\.answer_field"),
         ({"problem": "1?", "answer": True}, r"data\.answer_field"),
-        ({"problem": "1?", "answer": ["1", "2"]}, r"data\.answer_field"),
+        ({"problem": "1?", "answer": ["1", "2"]}, r"it holds a list of 2, of which answer\.0 would be the first"),
+        ({"problem": ["1?", "2?"], "answer": "1"}, r"it holds a list of 2, of which problem\.0 would be the first"),
+        ({"problem": 5, "answer": "1"}, r"no text in column 'problem' \(data\.problem_field\); it holds 5 \(int\); the row has"),
         ({"problem": "1?", "answer": "so\n####"}, r"data\.answer_field"),
         (GOOD, r"id 'g' occurs a second time \(first in .*rows\.jsonl:1\)"),
     ],

@@ -304,7 +304,7 @@ def test_a_wrong_revision_is_one_line(tmp_path, monkeypatch):
         assert how["revision"] == "nope"
         raise datasets.exceptions.DatasetNotFoundError("Revision 'nope' doesn't exist for dataset 'a/b' on the Hub.\nmore")
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     with pytest.raises(DataError, match=r"^a/b at nope, split train: .*Revision 'nope' doesn't exist.*; see data\.train_sources"):
         read("a/b", revision="nope")
 
@@ -382,3 +382,114 @@ def test_data_train_may_be_any_kind_by_the_columns_of_data(tmp_path):
         DataError, match=r"none\.parquet: cannot be read as Parquet \(.*No such file.*; see data\.train, data\.heldout"
     ):
         list(read_path("none.parquet", config))
+
+
+# ---- values as a person would write them ----
+
+
+def typed(folder: Path, **columns: Any) -> Path:
+    """A Parquet file of two rows with these Arrow columns beside the problems."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"problem": ["a", "b"], **columns}), folder / "typed.parquet")
+    return folder / "typed.parquet"
+
+
+def answers(path: Path | str, **fields: Any) -> list[str]:
+    return [row.answer for row in read_source(SourceConfig(path=str(path), **fields), setting=SETTING)]
+
+
+def test_short_floats_are_the_numbers_that_were_written(tmp_path):
+    import numpy as np
+    import pyarrow as pa
+
+    half = pa.array(np.array([0.1, 1e-4], np.float16))
+    nested = pa.array([[{"x": 0.1}], [{"x": None}]], pa.list_(pa.struct([("x", pa.float32())])))
+    path = typed(tmp_path, f32=pa.array([0.1, 2.0], pa.float32()), f16=half, deep=nested, f64=pa.array([1e-7, 5.0]))
+    assert answers(path, answer_field="f32") == ["0.1", "2"]
+    assert answers(path, answer_field="f16") == ["0.1", "0.0001"]
+    assert answers(path, answer_field="f64") == ["0.0000001", "5"]
+    rows = read_source(SourceConfig(path=str(path), answer_field="deep.0.x"), setting=SETTING)
+    assert next(rows).answer == "0.1"
+    with pytest.raises(DataError, match="no answer in column"):
+        next(rows)
+
+
+@pytest.mark.parametrize("kind", ["saved", "hub"])
+def test_short_floats_of_datasets_too(tmp_path, kind):
+    import datasets
+    import pyarrow as pa
+
+    if kind == "hub":
+        typed(tmp_path, answer=pa.array([0.1, 2.5], pa.float32()))
+    else:
+        features = datasets.Features(problem=datasets.Value("string"), answer=datasets.Value("float32"))
+        datasets.Dataset.from_dict({"problem": ["a", "b"], "answer": [0.1, 2.5]}, features=features).save_to_disk(tmp_path)
+    assert answers(tmp_path, kind=kind) == ["0.1", "2.5"]
+
+
+def test_a_map_column_is_a_structure(tmp_path):
+    import pyarrow as pa
+
+    pairs = [[("gold", 0.1), ("other", 2.0)], [("gold", 7.0)]]
+    path = typed(tmp_path, m=pa.array(pairs, pa.map_(pa.string(), pa.float32())))
+    assert answers(path, answer_field="m.gold") == ["0.1", "7"]
+    with pytest.raises(DataError, match=r"it holds a structure \(gold, other\), of which m\.gold would be the first"):
+        answers(path, answer_field="m")
+
+
+def test_a_number_in_a_csv_file_stays_as_it_is_written(tmp_path):
+    (tmp_path / "set.csv").write_text("id,problem,answer,level,notes\n01,a,007,03,1\n02,b,0.10,4,2\n03,c,1e3,5,3\n")
+    source = SourceConfig(path=str(tmp_path), kind="hub", files="set.csv", level_field="level", levels=[1, 9])
+    rows = list(read_source(source, setting=SETTING))
+    assert [(row.uid, row.answer, row.level) for row in rows] == [("01", "007", "03"), ("02", "0.10", "4"), ("03", "1e3", "5")]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([True, False], "it holds a boolean (true), which is no text; the row has"),
+        ([b"xyz", b"1"], "it holds 3 bytes, which are no text; store it as a string; the row has"),
+        (
+            [[{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]] * 2,
+            "it holds messages (a list of role and content); held.1.content is the text of one; the row has",
+        ),
+        (
+            [[{"role": "user", "content": "u"}]] * 2,
+            "it holds messages (a list of role and content); held.0.content is the text of one",
+        ),
+    ],
+)
+@pytest.mark.parametrize("role", ["problem", "answer"])
+def test_what_is_no_text_is_named(tmp_path, value, said, role):
+    path = typed(tmp_path, held=value, answer=["1", "2"])
+    with pytest.raises(DataError) as caught:
+        answers(path, **{f"{role}_field": "held"})
+    text = str(caught.value)
+    assert text.startswith(f"{path}:1: no {'text' if role == 'problem' else role} in column 'held' ({SETTING}.{role}_field); ")
+    assert said in text
+    assert "\n" not in text
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("set.jsonl", {"path": "set.jsonl"}),
+        ("set.parquet", {"path": "set.parquet"}),
+        ("own/set.csv", {"path": "own", "kind": "hub", "files": "set.csv"}),
+        ("own/train.parquet", {"path": "own"}),
+        ("kept/data.arrow", {"path": "kept", "kind": "saved"}),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_named(tmp_path, monkeypatch, file, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(POINTER)
+    with pytest.raises(DataError) as caught:
+        answers(**source)
+    text = str(caught.value)
+    assert text == (f"{file}: a pointer of Git LFS, not the data; fetch it with `git lfs pull`; see data.train_sources[0].path")

@@ -80,7 +80,7 @@ PUBLISHED: list[tuple[str, Row, str, str]] = [
     ("aime24", {"ID": "2024-I-1", "Problem": "Q?", "Solution": "…", "Answer": 204}, "Q?", "204"),
     ("aime24", {"id": 60, "problem": "Q?", "solution": "\\boxed{204}"}, "Q?", "204"),
     ("aime25", {"problem": "Q?", "answer": "070", "id": "0"}, "Q?", "070"),
-    ("amc23", {"id": 0, "question": "Q?", "answer": 27.0, "url": "u"}, "Q?", "27.0"),
+    ("amc23", {"id": 0, "question": "Q?", "answer": 27.0, "url": "u"}, "Q?", "27"),
     ("theoremqa", {"Question": "Q?", "Answer": "True", "Answer_type": "bool", "Picture": None}, "Q?", "True"),
     ("theoremqa", {"Question": "Q?", "Answer": "(b)", "Answer_type": "option", "Picture": None}, "Q?", "(B)"),
     ("theoremqa", {"id": "9", "problem": "Q?", "answer": "[0, 5]", "answer_type": "list of integer"}, "Q?", "0, 5"),

@@ -77,7 +77,7 @@ def test_the_card_tells_what_was_done(run: Path, tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     for line in (
         "# base after 5 steps of fr3e", "Base model: `base`.", "| loss.clip_high | 0.28 |", "| data.train | toy |", "| learner.lr | 1e-06 |",
-        "| optimiser steps | 10 |", "| tokens with a gradient | 1234 |", "| step 5 | 50.0 % | 41.0 to 59.0 % |", "vllm serve", "| torch | ",
+        "| optimiser steps | 10 |", "| trained tokens | 1234 |", "| step 5 | 50.0 % | 41.0 to 59.0 % |", "vllm serve", "| torch | ",
     ):  # fmt: skip
         assert line in card
     assert "run.seed" not in card

@@ -187,7 +187,7 @@ def test_fault_6_equal_rewards_give_no_nan(same):
     assert np.isnan(sharpened([r - same for r in [same] * 4])).all()
     assert not np.isnan(sharpened([0.5, -0.5])).any()  # and only there
 
-    for switches in ({}, {"std_normalise": True}, {"alpha_shrink": True}):
+    for switches in ({}, {"std_normalise": "true"}, {"alpha_shrink": True}):
         credit = credit_of(tree([1, 0, 1, 0], [same] * 4), **switches)
         assert all(math.isfinite(a) for a in advantages_of(credit).values())
         assert {rollout[:-1] for rollout in advantages_of(credit)} == {()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fr3e_async.algorithm.strategies import REGISTRY, unread
+from fr3e_async.config import AlgorithmConfig, Config, EngineConfig
+from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
 from fr3e_async.errors import ConfigError
-from fr3e_async.help import knobs
+from fr3e_async.help import knobs, sections
 from fr3e_async.loader import load_config
 
 
@@ -228,3 +232,89 @@ def test_nothing_heavy_is_imported() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+# ---- settings that do nothing ----
+
+IDLE = [  # settings, and what is named: what does nothing, and why
+    ("algorithm.strategy=vineppo algorithm.include_trunk=true", "algorithm.include_trunk", "algorithm.strategy=vineppo"),
+    ("algorithm.strategy=vineppo algorithm.train_bases=false", "algorithm.train_bases", "algorithm.strategy=vineppo"),
+    ("algorithm.strategy=vineppo algorithm.train_bases=true", "algorithm.train_bases", "algorithm.strategy=vineppo"),
+    ("algorithm.strategy=vineppo algorithm.std_normalise=true", "algorithm.std_normalise", "algorithm.strategy=vineppo"),
+    ("algorithm.strategy=vineppo algorithm.alpha=true", "algorithm.alpha", "algorithm.strategy=vineppo"),
+    ("algorithm.strategy=vineppo algorithm.entropy_of=raw", "algorithm.entropy_of", "the rule newline"),
+    ("algorithm.strategy=rloo algorithm.std_normalise=true", "algorithm.std_normalise", "algorithm.strategy=rloo"),
+    ("algorithm.strategy=rloo algorithm.alpha_shrink=true", "algorithm.alpha_shrink", "algorithm.strategy=rloo"),
+    ("algorithm.strategy=rloo algorithm.include_trunk=true", "algorithm.include_trunk", "algorithm.strategy=rloo"),
+    ("algorithm.strategy=grpo algorithm.anchors=5", "algorithm.anchors", "algorithm.strategy=grpo"),
+    ("algorithm.strategy=grpo algorithm.adaptive_first=2", "algorithm.adaptive_first", "algorithm.strategy=grpo"),
+    ("algorithm.strategy=grpo_pp algorithm.branches=8", "algorithm.branches", "algorithm.strategy=grpo_pp"),
+    ("algorithm.strategy=grpo_pp algorithm.anchor_rule=random", "algorithm.anchor_rule", "algorithm.strategy=grpo_pp"),
+    ("algorithm.strategy=grpo_pp algorithm.min_gap=5", "algorithm.min_gap", "algorithm.strategy=grpo_pp"),
+    ("algorithm.anchors=0 algorithm.trunk=all", "algorithm.trunk", "algorithm.anchors=0"),
+    ("algorithm.anchor_rule=uniform algorithm.entropy_of=raw", "algorithm.entropy_of", "the rule uniform"),
+    ("algorithm.alpha=false algorithm.alpha_shrink=true", "algorithm.alpha_shrink", "algorithm.alpha=false"),
+    ("loss.importance=off loss.importance_cap=2.0", "loss.importance_cap", "loss.importance=off"),
+    ("loss.importance_cap=3 loss.prox=behaviour", "loss.importance_cap", "loss.prox=behaviour"),
+    ("loss.importance=mask loss.prox=behaviour", "loss.importance", "loss.prox=behaviour"),
+    ("engine.entropy_top_k=5", "engine.entropy_top_k", "engine.entropy=engine"),
+    ("weights.idle_timeout_s=5", "weights.idle_timeout_s", "weights.update=in_flight"),
+    ("learner.packing=flat learner.tree_attention=blocks", "learner.tree_attention", "learner.packing=flat"),
+    ("data.on_near_copy=off data.near_copy_words=8", "data.near_copy_words", "data.on_near_copy=off"),
+    ("data.problem_field=question", "data.problem_field", "data.train=toy and data.heldout=toy"),
+    ("data.train=mine.jsonl data.train_sources=[{path: a.jsonl}]", "data.train_sources", "data.train=mine.jsonl"),
+    ("data.train=a.jsonl data.heldout= model.path=m toy.steps_max=3", "toy.steps_max", "none of which is toy"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "path", "why"), IDLE, ids=[settings for settings, *_ in IDLE])
+def test_a_setting_that_would_do_nothing_is_refused(folder: Path, settings: str, path: str, why: str) -> None:
+    words = re.split(r" (?=[a-z]+\.[a-z_]+=)", settings)
+    text = message("config=toy", *words)
+    given = next(word for word in words if word.startswith(path + "="))
+    assert text.startswith(f"{given}: {path} does nothing with ")
+    assert why in text
+    assert "\n" not in text
+    others = [word for word in words if word is not given]
+    load_config(["config=toy", *others])  # it is this setting that is refused, no other
+
+
+def test_a_setting_of_ones_own_file_is_given_and_one_of_a_shipped_file_is_not(folder: Path) -> None:
+    """toy.yaml has anchors, branches and min_gap; presets/paper.yaml all switches of fr3e."""
+    for strategy in ("grpo", "grpo_pp", "rloo", "vineppo"):
+        load_config(["config=toy,presets/paper", f"algorithm.strategy={strategy}", "loss.importance=off"])
+    write(folder, "mine.yaml", "base: toy\nalgorithm:\n  strategy: rloo\n  alpha_shrink: true\n")
+    assert message("config=mine.yaml") == (
+        "mine.yaml:4: algorithm.alpha_shrink does nothing with algorithm.strategy=rloo; leave it out"
+    )
+
+
+@pytest.mark.parametrize("value", ["include_trunk=false", "alpha=false", "alpha_shrink=false", "std_normalise=auto",
+                                   "std_normalise=false", "anchors=0", "anchor_rule=auto", "adaptive_first=0"])  # fmt: skip
+def test_a_value_that_asks_for_nothing_is_true_anywhere(folder: Path, value: str) -> None:
+    load_config(["config=toy", "algorithm.strategy=rloo", f"algorithm.{value}"])
+
+
+def test_the_settings_that_a_run_wrote_down_are_nobodys_choice(folder: Path) -> None:
+    first = load_config(["config=toy", "algorithm.strategy=vineppo", "loss.importance=off"])
+    write(folder, "saved.yaml", first.yaml)
+    assert load_config(["config=saved.yaml"]).config == first.config
+    text = message("config=saved.yaml", "algorithm.train_bases=false")
+    assert text.startswith("algorithm.train_bases=false: algorithm.train_bases does nothing")
+
+
+def test_every_idle_setting_is_a_setting() -> None:
+    """Of the rules and of what each strategy says that it reads."""
+    known = {*knobs(), *(f"{name}." for name in sections())}
+    for name in REGISTRY:
+        config = Config(engine=EngineConfig(kv_cache_gib=1), algorithm=AlgorithmConfig(strategy=name))
+        assert {path for path, _ in (*idle_settings(config), *unread(config.algorithm))} <= known
+        assert {f"algorithm.{word}" for word in vars(REGISTRY[name])["reads"]} <= known
+    assert set(ASKS_NOTHING) <= known
+
+
+@pytest.mark.parametrize(("text", "expected"), [("true", "true"), ("false", "false"), ("auto", "auto"), ("'true'", "true")])
+def test_a_choice_among_auto_true_and_false_is_written_as_yaml_writes_it(folder: Path, text: str, expected: str) -> None:
+    write(folder, "mine.yaml", f"base: toy\nalgorithm: {{std_normalise: {text}}}\n")
+    assert load_config(["config=mine.yaml"]).config.algorithm.std_normalise == expected
+    assert load_config(["config=toy", f"algorithm.std_normalise={text}"]).config.algorithm.std_normalise == expected

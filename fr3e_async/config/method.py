@@ -64,7 +64,11 @@ class AlgorithmConfig:
     train_bases: bool = knob(True, "train the bases as the group of the prompt; off: they only give its value (fr3e)")
     alpha: bool = knob(True, "scale advantages by alpha_j = exp(-(V(S_j) - V(S_j-1)))")
     alpha_shrink: bool = knob(False, "shrink V(S_j) - V(S_j-1) by its standard error before alpha")
-    std_normalise: bool = knob(False, "divide advantages by the group's standard deviation + 1e-6")
+    std_normalise: Literal["auto", "true", "false"] = knob(
+        "auto",
+        "divide advantages by the group's standard deviation + 1e-6 (fr3e, grpo, grpo_pp); auto: as the method's paper has it: "
+        "grpo and grpo_pp do, fr3e does not",
+    )
 
     def __post_init__(self) -> None:
         require(self.bases >= 2, f"algorithm.bases must be at least 2 (one rollout has no advantage), got {self.bases}")
@@ -81,6 +85,10 @@ class AlgorithmConfig:
             not (self.include_trunk and self.trunk == "one_right_one_wrong"),
             "algorithm.include_trunk with algorithm.trunk=one_right_one_wrong: a trunk picked by its reward would bias V",
         )
+
+    def normalises(self, *, by_default: bool) -> bool:
+        """Whether advantages are divided; ``by_default``: what "auto" stands for."""
+        return by_default if self.std_normalise == "auto" else self.std_normalise == "true"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,7 +176,7 @@ class Group:
         """Every rollout is given up; how many were not before."""
         open_ones = [rollout for rollout in self.rollouts.values() if rollout.status is not Status.GIVEN_UP]
         for rollout in open_ones:
-            rollout.status, rollout.reward = Status.GIVEN_UP, None
+            rollout.status, rollout.reward, rollout.right, rollout.unknown = Status.GIVEN_UP, None, False, False
         self.trunks, self.owed = (), 0
         self.tasks.clear()
         return len(open_ones)
@@ -276,9 +276,11 @@ class Group:
             bases_right=sum(bases),
             bases_judged=len(bases),
             rollouts=len(rollouts),
+            drawn=len(notes),
             right=sum([r.right for r in rollouts]),
             reward_sum=sum(rewards),
             rewarded=len(rewards),
+            response_tokens=sum([self._response(r.note) for r in rollouts if r.note is not None and r.reward is not None]),
             unknown=sum([r.unknown for r in rollouts]),
             given_up=sum([r.status is Status.GIVEN_UP for r in rollouts]),
             judged_again=sum([r.judged_again for r in rollouts]),
@@ -289,6 +291,10 @@ class Group:
             anchors_certain=sum([a.certain for a in self.anchors.values()]),
             reasons=dict(Counter([r.reason for r in rollouts if r.status is Status.JUDGED])),  # asdict would break a Counter
         )
+
+    def _response(self, note: RolloutNote) -> int:
+        """Tokens of the whole response: the trunk's up to the anchor, and what was drawn from there."""
+        return note.length + (self.anchors[note.id.node].position if note.id.node else 0)
 
     def _tokens(self, *, trained: bool) -> Tokens:
         notes = [r.note for r in self.rollouts.values() if r.note is not None]

@@ -108,7 +108,7 @@ class Tokens:
     generated: int = 0  # sampled by the engines
     prefilled: int = 0  # context that engines computed
     reused: int = 0  # context that engines took from their prefix caches
-    trained: int = 0  # with a gradient
+    trained: int = 0  # of the rollouts that were trained
     useful: int = 0  # of these, with an advantage that is not 0
 
 
@@ -123,9 +123,11 @@ class Retire:
     bases_right: int
     bases_judged: int
     rollouts: int
+    drawn: int  # of these, made by an engine
     right: int
     reward_sum: float  # Σ r
     rewarded: int  # rollouts with an r
+    response_tokens: int  # whole responses of those with an r: prefix and continuation
     unknown: int
     given_up: int
     judged_again: int  # verdicts that took more than one attempt

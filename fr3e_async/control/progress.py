@@ -37,7 +37,7 @@ class Milestone:
 
     version: int  # batches trained
     generated: int  # tokens of the groups settled by then
-    trained: int  # tokens with a gradient
+    trained: int  # tokens of trained rollouts
     wall_s: float  # since the run's start, over all its sessions
 
 

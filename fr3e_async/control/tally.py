@@ -23,14 +23,17 @@ class Tally:
         self.dropped.update(state.dropped for state in group.states)
         values = {
             "groups": 1,
+            "known": group.bases_judged > 0,
+            "known_right": 0 < group.bases_judged == group.bases_right,
+            "known_wrong": group.bases_judged > 0 == group.bases_right,
             "interval_width": sum(state.high - state.low for state in group.states),
             "states": len(group.states),
             **asdict(group.tokens),
             **{
                 name: getattr(group, name)
                 for name in (
-                    "bases_right", "bases_judged", "rollouts", "right", "reward_sum", "rewarded", "unknown", "given_up",
-                    "judged_again", "entropy_sum", "entropy_error_sum", "truncated", "anchors", "anchors_certain",
+                    "bases_right", "bases_judged", "rollouts", "drawn", "right", "reward_sum", "rewarded", "response_tokens", "unknown",
+                    "given_up", "judged_again", "entropy_sum", "entropy_error_sum", "truncated", "anchors", "anchors_certain",
                 )
             },
         }  # fmt: skip
@@ -65,10 +68,12 @@ class Tally:
             "states/interval_width": (s["interval_width"], s["states"]),
             "rollout/entropy_nats": (s["entropy_sum"], s["generated"]),
             "rollout/entropy_error_nats": (s["entropy_error_sum"], s["generated"]),
-            "rollout/length_tokens": (s["generated"], s["rollouts"]),
-            "rollout/truncated_fraction": (s["truncated"], s["rollouts"]),
+            "rollout/length_tokens": (s["response_tokens"], s["rewarded"]),
+            "rollout/truncated_fraction": (s["truncated"], s["drawn"]),
             "rollout/anchors": (s["anchors"], s["groups"]),
             "rollout/anchors_certain_fraction": (s["anchors_certain"], s["anchors"]),
+            "prompt/all_right_fraction": (s["known_right"], s["known"]),
+            "prompt/all_wrong_fraction": (s["known_wrong"], s["known"]),
             "prompt/generated_tokens": (s["generated"], s["groups"]),
             "prompt/prefilled_tokens": (s["prefilled"], s["groups"]),
             "prompt/reused_tokens": (s["reused"], s["groups"]),

@@ -105,7 +105,7 @@ class Watch:
     # ---- what is known ----
 
     def utilisation(self) -> dict[str, float]:
-        """Metrics since the run began: idle fractions by role, overlap of generation and learning, prefix-cache hits."""
+        """Metrics since the session began: idle fractions by role, overlap of generation and learning, prefix-cache hits."""
         now, roles = self._clock(), self._machine.desk.roles
         there = {role: self._there_s[role] + roles[role].seats * (now - self._last_beat) for role in ROLES}
         metrics = {

@@ -16,6 +16,7 @@ from typing import Any
 
 from fr3e_async.errors import DataError
 
+LONG_NUMBER = 30  # digits from which on a number is written with a power of ten
 MAX_ID_CHARS = 512  # an id stands in every line of the books that tells of its problem
 NOT_IN_AN_ID = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that would break a line or not be seen
 GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")  # 1,234,567.8
@@ -97,9 +98,11 @@ def rows_of(records: Iterable[Record], columns: Columns, *, source_name: str = "
 def make_row(record: Record, columns: Columns, source_name: str = "") -> Row:
     """``DataError`` with the row's place: a missing or empty problem, no answer, an id that is no plain text."""
     place = record.source
-    problem = _alone(_value(record.values, columns.problem))
+    value = _value(record.values, columns.problem)
+    problem = _alone(value)
     if not isinstance(problem, str) or not problem.strip():
-        raise DataError(f"{place}: no text in column {columns.problem!r} ({columns.setting}.problem_field); {_has(record)}")
+        held = _held(value, columns.problem)
+        raise DataError(f"{place}: no text in column {columns.problem!r} ({columns.setting}.problem_field){held}; {_has(record)}")
     answer = _answer(record, columns) if columns.answer else ""
     uid = text_of(_value(record.values, columns.uid)) or record.default_id
     for column, text in ((columns.problem, problem), (columns.answer, answer)):
@@ -127,12 +130,34 @@ def _answer(record: Record, columns: Columns) -> str:
     value = _value(record.values, columns.answer)
     answer = final_answer(text_of(value))
     if not answer:
-        several = isinstance(value, list) and len(value) > 1
-        hint = f"; it holds a list of {len(value)}, of which {columns.answer}.0 would be the first" if several else ""
+        held = _held(value, columns.answer)
         raise DataError(
-            f"{record.source}: no answer in column {columns.answer!r} ({columns.setting}.answer_field){hint}; {_has(record)}"
+            f"{record.source}: no answer in column {columns.answer!r} ({columns.setting}.answer_field){held}; {_has(record)}"
         )
     return answer
+
+
+def _held(value: Any, column: str) -> str:
+    """What stands where a text was looked for, and how to name a text in it; "" for nothing and for blanks."""
+    if isinstance(value, list) and any(_is_message(entry) for entry in value):
+        index = next((i for i, entry in enumerate(value) if _is_message(entry) and entry["role"] == "user"), 0)
+        return f"; it holds messages (a list of role and content); {column}.{index}.content is the text of one"
+    value = _alone(value)
+    if isinstance(value, list) and len(value) > 1:
+        return f"; it holds a list of {len(value)}, of which {column}.0 would be the first"
+    if isinstance(value, Mapping):
+        hint = f", of which {column}.{next(iter(value))} would be the first" if value else ""
+        return f"; it holds a structure ({', '.join(map(str, value))}){hint}"
+    if isinstance(value, bool):
+        return f"; it holds a boolean ({str(value).lower()}), which is no text"
+    if isinstance(value, bytes):
+        return f"; it holds {len(value):,} bytes, which are no text; store it as a string"
+    blank = value is None or (isinstance(value, str | list) and not str(value).strip("[] \n"))
+    return "" if blank else f"; it holds {textwrap.shorten(str(value), 40)} ({type(value).__name__})"
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.keys() >= {"role", "content"}
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:
@@ -160,9 +185,17 @@ def text_of(value: Any) -> str:
     value = _alone(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         return ""
-    if not isinstance(value, str) and math.isnan(value):  # how tables say that a number is missing
-        return ""
+    if isinstance(value, float | Decimal):
+        return "" if math.isnan(value) else _number(value)  # NaN is how tables say that a number is missing
     return str(value).strip()
+
+
+def _number(value: float | Decimal) -> str:
+    """As a person would write it: ``5``, ``0.1``, ``0.0000001``; powers of ten only where the digits would be very many."""
+    number = Decimal(repr(value)) if isinstance(value, float) else value
+    if not number.is_finite() or abs(number.adjusted()) >= LONG_NUMBER:
+        return str(value)
+    return str(int(number)) if isinstance(value, float) and value.is_integer() else format(number, "f")
 
 
 def is_unicode(text: str) -> bool:

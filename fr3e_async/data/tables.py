@@ -5,17 +5,21 @@ The only module that knows pyarrow and datasets; both are imported when a source
 
 from __future__ import annotations
 
+import glob
 import importlib
 import logging
 import os
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from fr3e_async.config.data import SourceConfig
+from fr3e_async.data.jsonl import POINTER, pointer
 from fr3e_async.data.row import BadRows, Columns, Record
 from fr3e_async.errors import ConfigError, DataError
 
@@ -31,6 +35,7 @@ def parquet_records(
     for one that lacks the column of the problems; a row that holds what is no text goes to ``bad`` (without: it is raised).
     """
     parquet = _library("pyarrow.parquet", setting, "Parquet files")
+    _refuse_pointers([os.fspath(path)], setting)
     with _named(f"{path}: cannot be read as Parquet", setting):
         file = parquet.ParquetFile(os.fspath(path))
     with file:
@@ -45,6 +50,7 @@ def saved_records(source: SourceConfig, columns: Columns, *, setting: str) -> It
     """The rows of a folder that ``save_to_disk`` wrote; they stay on the disk until they are looked at."""
     datasets = _library("datasets", setting, "folders of save_to_disk")
     folder = os.path.expanduser(source.path)
+    _refuse_pointers(_below(folder, "*.arrow"), setting)
     with _named(f"{source.path}: cannot be loaded from the disk", setting):
         loaded = datasets.load_from_disk(folder)
     if isinstance(loaded, dict):
@@ -67,22 +73,48 @@ def hub_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iter
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs is in the exception, too, and a fault is one line
     local = os.path.isdir(os.path.expanduser(source.path))
     what = f"{source.path}{f' at {source.revision}' if source.revision else ''}, split {source.split}"
+    if local:
+        _refuse_pointers(_below(os.path.expanduser(source.path), source.files or "*"), setting)
     hint = "" if local else "; without a network name a local copy, as a file or a folder"
     with _named(f"{what}: cannot be loaded as a Hugging Face dataset", setting, hint):
-        loaded = datasets.load_dataset(
-            os.path.expanduser(source.path) if local else source.path,
-            source.config or None,
-            data_files=source.files or None,
-            split=source.split,
-            revision=source.revision or None,
-        )
+        builder = datasets.load_dataset_builder(**(options := _load_options(source, local=local)))
+        if hasattr(builder.config, "converters"):  # of CSV, where 007 would become 7
+            options["converters"] = {name.partition(".")[0]: str for name in columns.needed()}
+        loaded = datasets.load_dataset(**options, split=source.split)
     yield from _dataset_records(loaded, columns, f"{source.path}[{source.split}]", source, setting)
+
+
+def _load_options(source: SourceConfig, *, local: bool) -> dict[str, Any]:
+    return {
+        "path": os.path.expanduser(source.path) if local else source.path,
+        "name": source.config or None,
+        "data_files": source.files or None,
+        "revision": source.revision or None,
+    }
+
+
+def _below(folder: str, pattern: str) -> list[str]:
+    return glob.glob(os.path.join(glob.escape(folder), "**", pattern), recursive=True)
+
+
+def _refuse_pointers(paths: Iterable[str], setting: str) -> None:
+    """``DataError`` for a file that Git LFS has not fetched: libraries would say that it is damaged. Unreadable ones are theirs."""
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                found = file.read(len(POINTER)) == POINTER
+        except OSError:
+            continue
+        if found:
+            raise pointer(Path(path), setting)
 
 
 def _dataset_records(loaded: Any, columns: Columns, place: str, source: SourceConfig, setting: str) -> Iterator[Record]:
     names = list(loaded.column_names)
     wanted = _wanted(columns, names, place)
-    rows = _guarded(loaded.select_columns(wanted), Path(source.path), setting)
+    chosen = loaded.select_columns(wanted)
+    plain = _plain_rows(chosen.features.arrow_schema) or dict
+    rows = map(plain, _guarded(chosen, Path(source.path), setting))
     yield from _numbered(rows, names, place, f"{source.label}.{source.split}")
 
 
@@ -94,6 +126,7 @@ def _batch_rows(batches: Iterable[Any], path: Path, setting: str, bad: BadRows) 
             rows = batch.to_pylist()
         except _faults():
             rows = None  # one bad row fails the batch: find it
+        plain = _plain_rows(batch.schema) or dict
         for index in range(batch.num_rows):
             try:
                 with _named(f"{path}:{before + index + 1}: cannot be read", setting):
@@ -101,8 +134,35 @@ def _batch_rows(batches: Iterable[Any], path: Path, setting: str, bad: BadRows) 
             except DataError as fault:
                 bad.add(fault)
                 row = None
-            yield row
+            yield None if row is None else plain(row)
         before += batch.num_rows
+
+
+def _plain_rows(schema: Any) -> Callable[[Any], Any] | None:
+    """What makes rows of an Arrow schema, as pyarrow and datasets give them, plain values; None: they are so already."""
+    parts = {field.name: plain for field in schema if (plain := _plain(field.type))}
+
+    def made(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: parts[name](value) if name in parts and value is not None else value for name, value in row.items()}
+
+    return made if parts else None
+
+
+def _plain(kind: Any) -> Callable[[Any], Any] | None:
+    """The same for values of one type: a short float is the number that was written (0.1, not 0.10000000149), a map a mapping."""
+    types = importlib.import_module("pyarrow.types")
+    if types.is_float32(kind) or types.is_float16(kind):
+        short = np.float32 if types.is_float32(kind) else np.float16
+        return lambda value: float(str(short(value)))
+    if types.is_struct(kind):
+        return _plain_rows(kind)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        entry = _plain(kind.value_type)
+        return None if entry is None else (lambda values: [None if value is None else entry(value) for value in values])
+    if types.is_map(kind):
+        item = _plain(kind.item_type) or (lambda value: value)
+        return lambda pairs: {key: None if value is None else item(value) for key, value in pairs}
+    return None
 
 
 def _numbered(rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], place: str, short: str) -> Iterator[Record]:

@@ -25,7 +25,7 @@ NUMBERS = {
     "steps": "training batches",
     "optimiser_steps": "optimiser steps",
     "tokens_generated": "tokens generated",
-    "tokens_trained": "tokens with a gradient",
+    "tokens_trained": "trained tokens",
     "staleness_mean": "mean age of trained tokens (versions)",
     "staleness_max": "age of the oldest trained token (versions)",
     "wall_s": "wall time (s)",

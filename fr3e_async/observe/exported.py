@@ -106,7 +106,7 @@ tokens_generated_total     | counter | tokens   |              | tokens generate
 tokens_prefilled_total     | counter | tokens   |              | context tokens that engines computed for them
 tokens_reused_total        | counter | tokens   |              | context tokens that engines took from their prefix caches for them
 tokens_useful_total        | counter | tokens   |              | generated tokens that were trained with an advantage that is not 0
-tokens_trained_total       | counter | tokens   |              | tokens with a gradient
+tokens_trained_total       | counter | tokens   |              | trained tokens, those with an advantage of 0 included
 stalled_seconds            | gauge   | s        |              | time since anything moved; the run ends at watchdog.timeout_s
 stall_limit_seconds        | gauge   | s        |              | watchdog.timeout_s
 heartbeat_timestamp_seconds | gauge  | s        |              | when the control loop was last seen alive, seconds since the epoch

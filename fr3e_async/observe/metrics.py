@@ -28,30 +28,32 @@ class Metric:
 
 _TABLE = """
 reward/accuracy            | fraction   | right answers among judged base rollouts: the policy's accuracy on fresh training problems
-reward/mean                | fraction   | right answers among all judged rollouts, branches included
+reward/mean                | fraction   | mean reward of all judged rollouts, branches included: the part that is right, unless a user's function gives rewards between
 rollout/entropy_nats       | nats       | mean entropy of the sampling distribution over generated tokens; absent where the engines know none (engine.entropy=learner)
 rollout/entropy_error_nats | nats       | how far that may be off: 0 with engine.entropy=engine
-rollout/length_tokens      | tokens     | mean length of a completion
-rollout/truncated_fraction | fraction   | completions that ran into sampling.max_response
-rollout/anchors            | count      | mean number of anchors of a group
+rollout/length_tokens      | tokens     | mean length of the whole response of a judged rollout: of a branch the trunk up to its anchor and the continuation
+rollout/truncated_fraction | fraction   | part of the drawn rollouts that ran into sampling.max_response
+rollout/anchors            | count      | mean number of anchors of a group, over the groups that ended since the last step
 rollout/anchors_certain_fraction | fraction | anchors that are the same whatever the entropies are within what is known of them
+prompt/all_right_fraction  | fraction   | prompts whose judged bases are all right, of all prompts that ended since the last step and have a judged base, trained ones included
+prompt/all_wrong_fraction  | fraction   | the same whose judged bases are all wrong
 prompt/generated_tokens    | tokens     | generated for one prompt, mean over the groups that ended since the last step
 prompt/prefilled_tokens    | tokens     | context that engines computed for it
 prompt/reused_tokens       | tokens     | context that engines took from their prefix caches for it
-prompt/trained_tokens      | tokens     | tokens of it with a gradient
+prompt/trained_tokens      | tokens     | tokens of its rollouts that were trained, those with an advantage of 0 included
 prompt/useful_fraction     | fraction   | part of the generated tokens that were trained with an advantage that is not 0
 groups/trained             | groups     | prompt groups trained
-groups/all_right           | groups     | rejected: every rollout right, nothing to learn
-groups/all_wrong           | groups     | rejected: every rollout wrong, nothing to learn
-groups/no_spread           | groups     | rejected: right and wrong occur, but within no state
+groups/all_right           | groups     | rejected: every judged rollout right, branches included, nothing to learn; see prompt/all_right_fraction
+groups/all_wrong           | groups     | rejected: every judged rollout wrong, branches included, nothing to learn; see prompt/all_wrong_fraction
+groups/no_spread           | groups     | rejected: rewards differ, but within no state that is trained; or all are alike, neither 0 nor 1
 groups/too_few             | groups     | rejected: too few judged rollouts in every state
 groups/failed              | groups     | given up: their rollouts were lost flow.max_attempts times
-states/kept                | states     | states of the groups that ended since the last step whose rewards differ: those that can teach
+states/kept                | states     | states of the groups that ended since the last step that were not dropped: their rewards differ; with grpo and vineppo all that enough judged continuations are of
 states/all_right           | states     | dropped: every judged continuation right
 states/all_wrong           | states     | dropped: every judged continuation wrong
 states/no_spread           | states     | dropped: all rewards alike, neither 0 nor 1 (rewards of a user's function)
-states/too_few             | states     | dropped: fewer than two judged continuations
-states/not_trained         | states     | left out by algorithm.train_bases=false
+states/too_few             | states     | dropped: fewer than two judged continuations (vineppo: none)
+states/not_trained         | states     | left out by algorithm.train_bases=false, though their rewards differ
 states/interval_width      | fraction   | mean width of the 95 % Wilson intervals of V: how well the states are known
 verify/right               | rollouts   | judged right
 verify/wrong               | rollouts   | judged wrong, a missing answer included
@@ -59,7 +61,7 @@ verify/unknown             | rollouts   | could not be judged: a limit was reach
 verify/judged_again        | rollouts   | judged more than once (verifiers.on_unknown=retry)
 verify/given_up            | rollouts   | never judged, lost flow.max_attempts times
 tokens/generated           | tokens     | generated for the groups that ended since the last step, rejected ones included
-tokens/rate_per_s          | tokens/s   | generated tokens per second since the last step
+tokens/rate_per_s          | tokens/s   | tokens/generated by time/step_s: of groups that ended since the last step, however long ago they began
 queue/generators           | tasks      | tasks waiting for a generator
 queue/explorers            | tasks      | tasks waiting for an explorer
 queue/verifiers            | tasks      | tasks waiting for a verifier
@@ -77,13 +79,13 @@ weights/copied_bytes       | bytes      | weights that an engine copied, mean ov
 time/checkpoint_s          | s          | writing the last checkpoint: the learner stands still for it, engines and verifiers do not
 checkpoint/tree_bytes      | bytes      | rollouts of open groups in it
 checkpoint/open_groups     | groups     | groups that were open or with the learner when it was taken
-idle/generators_fraction   | fraction   | time of the generators without a request
-idle/explorers_fraction    | fraction   | time of the explorers without a request
-idle/verifiers_fraction    | fraction   | time of the verifiers without an answer to judge
-idle/learner_fraction      | fraction   | time of the learner without a batch
-overlap/fraction           | fraction   | part of the learner's working time during which engines were generating
-cache/hit_fraction         | fraction   | context tokens taken from the engines' prefix caches
-actors/replaced            | actors     | actors replaced since the run began
+idle/generators_fraction   | fraction   | part of the generators' time without a request, since the session began
+idle/explorers_fraction    | fraction   | part of the explorers' time without a request, since the session began
+idle/verifiers_fraction    | fraction   | part of the verifiers' time without an answer to judge, since the session began
+idle/learner_fraction      | fraction   | part of the learner's time without a batch, since the session began
+overlap/fraction           | fraction   | part of the learner's working time during which engines were generating, since the session began
+cache/hit_fraction         | fraction   | part of the context tokens that the engines took from their prefix caches, since the session began
+actors/replaced            | actors     | engines and verifiers replaced since the session began
 train/loss                 |            | mean token loss over all optimiser steps
 train/grad_norm            |            | global gradient norm before clipping, mean over optimiser steps
 train/grad_norm_max        |            | the largest of them

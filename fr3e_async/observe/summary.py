@@ -47,7 +47,7 @@ class Summary:
     tokens_reused: int = key("context tokens that engines took from their prefix caches for them", "tokens")
     tokens_useful: int = key("of the generated tokens: trained with an advantage that is not 0", "tokens")
     tokens_per_prompt: float | None = key("generated tokens for one settled group, mean; see budget.tokens_per_prompt", "tokens")
-    tokens_trained: int = key("tokens with a gradient, summed over batches", "tokens")
+    tokens_trained: int = key("trained tokens, those with an advantage of 0 included, summed over batches", "tokens")
     groups: dict[str, int] = key("prompt groups by fate: trained, rejected_<reason>, failed_<reason>, in_flight", "groups")
     verdicts: dict[str, int] = key("training rollouts by verdict: right, wrong, unknown, given_up", "rollouts")
     verdict_reasons: dict[str, int] = key("the same by the verifier's reason, e.g. integer, math-verify, cpu limit", "rollouts")

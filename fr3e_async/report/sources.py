@@ -24,7 +24,9 @@ verify/*                         | control/tally.py:Tally.take | control/group.p
 tokens/generated                 | control/tally.py:Tally.take | control/group.py:Group._tokens
 tokens/rate_per_s                | control/controller.py:Controller._after_training | control/tally.py:Tally.take
 reward/*                         | control/tally.py:Tally.take | control/group.py:Group.retire, control/group.py:Group.judge
+rollout/length_tokens            | control/tally.py:Tally.take | control/group.py:Group._response
 rollout/*                        | control/tally.py:Tally.take | control/group.py:Group.retire
+prompt/all_*                     | control/tally.py:Tally.take | control/tally.py:Tally.add, control/group.py:Group.retire
 prompt/*                         | control/tally.py:Tally.take | control/group.py:Group._tokens, control/group.py:_useful
 queue/*                          | control/controller.py:Controller._after_training | control/machine.py:Machine
 time/step_s                      | control/controller.py:Controller._after_training |

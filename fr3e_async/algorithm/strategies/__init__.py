@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from fr3e_async.algorithm.strategies.base import Credit, GroupOutcome, GroupPlan, StateCredit, Strategy
+from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupOutcome, GroupPlan, StateCredit, Strategy
 from fr3e_async.algorithm.strategies.fr3e import Fr3e
 from fr3e_async.algorithm.strategies.grpo import Grpo
 from fr3e_async.algorithm.strategies.grpo_pp import GrpoPlusPlus
@@ -46,6 +47,20 @@ def check_strategy(config: Config) -> None:
         )
 
 
+def unread(config: AlgorithmConfig) -> Iterator[tuple[str, str]]:
+    """(setting of ``algorithm`` that the strategy does not look at, why); none if it does not say what it ``reads``."""
+    reads = getattr(REGISTRY[config.strategy], "reads", None)
+    names = [field.name for field in dataclasses.fields(config)] if reads is not None else []
+    for name in names:
+        if name not in {"strategy", "bases", *(reads or ())}:
+            yield f"algorithm.{name}", f"algorithm.strategy={config.strategy}"
+        elif name in (TREE | {"include_trunk", "alpha", "alpha_shrink"}) - {"anchors"} and not config.anchors:
+            yield f"algorithm.{name}", "algorithm.anchors=0"
+    rule = make_strategy(config).plan.rule
+    if rule is not None and rule.name not in ("entropy", "surprisal"):
+        yield "algorithm.entropy_of", f"anchors by the rule {rule.name}, which looks at neither entropies nor log-probs"
+
+
 def explorer_count(config: Config) -> int:
     """Explorers that are started: none where the strategy does not branch. Raises ``ConfigError``, also if there are too few."""
     plan = make_strategy(config.algorithm).plan
@@ -69,4 +84,5 @@ __all__ = [
     "check_strategy",
     "explorer_count",
     "make_strategy",
+    "unread",
 ]

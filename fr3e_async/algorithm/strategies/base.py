@@ -17,6 +17,8 @@ from fr3e_async.algorithm.values import StateValue
 from fr3e_async.config import AlgorithmConfig
 from fr3e_async.types import Advantage, Anchor, RolloutId, Stretch
 
+# Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names those that it looks at besides ``strategy`` and ``bases``.
+TREE = frozenset({"anchors", "branches", "adaptive_first", "anchor_rule", "entropy_of", "min_gap", "trunk"})
 STD_FLOOR = 1e-6  # added to the standard deviation, as GRPO implementations do
 
 
@@ -128,7 +130,10 @@ class Credit:
 
 
 class Strategy(Protocol):
-    """Plans groups and credits complete ones. ``credit`` must be a pure function of its argument."""
+    """Plans groups and credits complete ones. ``credit`` must be a pure function of its argument.
+
+    A class may have ``reads``: the settings of ``algorithm`` that it looks at; others are then refused when they are given.
+    """
 
     @property
     def plan(self) -> GroupPlan: ...

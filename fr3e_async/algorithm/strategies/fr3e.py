@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fr3e_async.algorithm.adaptive import fixed_draws
 from fr3e_async.algorithm.strategies.base import (
+    TREE,
     Credit,
     GroupOutcome,
     GroupPlan,
@@ -32,6 +34,7 @@ class Fr3e:
     """
 
     config: AlgorithmConfig
+    reads: ClassVar[frozenset[str]] = TREE | {"include_trunk", "train_bases", "alpha", "alpha_shrink", "std_normalise"}
 
     def __post_init__(self) -> None:
         if not self.config.anchors and not self.config.train_bases:
@@ -73,7 +76,9 @@ class Fr3e:
         return "not_trained" if node == 0 and not self.config.train_bases else ""
 
     def _advantages(self, judged: dict[RolloutId, float]) -> dict[RolloutId, float]:
-        return dict(zip(judged, centred(list(judged.values()), std_normalise=self.config.std_normalise), strict=True))
+        return dict(
+            zip(judged, centred(list(judged.values()), std_normalise=self.config.normalises(by_default=False)), strict=True)
+        )
 
     def _trunk_member(self, outcome: GroupOutcome, node: int) -> dict[RolloutId, float]:
         """The trunk's own continuation as a sample of an anchor's state, if ``include_trunk``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fr3e_async.algorithm.strategies.base import Credit, GroupOutcome, GroupPlan, centred, flat_credit, flat_plan
 from fr3e_async.config import AlgorithmConfig
@@ -13,6 +14,7 @@ class Grpo:
     """A group of equal rewards trains with zero advantages, as plain GRPO does; see ``grpo_pp`` for the other way."""
 
     config: AlgorithmConfig
+    reads: ClassVar[frozenset[str]] = frozenset({"std_normalise"})
 
     @property
     def plan(self) -> GroupPlan:
@@ -20,4 +22,6 @@ class Grpo:
 
     def credit(self, outcome: GroupOutcome) -> Credit:
         rewards = list(outcome.by_node()[0].values())
-        return flat_credit(outcome, centred(rewards, std_normalise=True) if len(rewards) >= 2 else None)
+        return flat_credit(
+            outcome, centred(rewards, std_normalise=self.config.normalises(by_default=True)) if len(rewards) >= 2 else None
+        )

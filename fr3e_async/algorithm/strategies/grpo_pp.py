@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fr3e_async.algorithm.strategies.base import Credit, GroupOutcome, GroupPlan, centred, flat_credit, flat_plan, no_spread
 from fr3e_async.config import AlgorithmConfig
@@ -10,9 +11,10 @@ from fr3e_async.config import AlgorithmConfig
 
 @dataclass(frozen=True, slots=True)
 class GrpoPlusPlus:
-    """(r - mean) / (std + 1e-6)."""
+    """(r - mean) / (std + 1e-6); with ``std_normalise: false`` r - mean."""
 
     config: AlgorithmConfig
+    reads: ClassVar[frozenset[str]] = frozenset({"std_normalise"})
 
     @property
     def plan(self) -> GroupPlan:
@@ -20,4 +22,6 @@ class GrpoPlusPlus:
 
     def credit(self, outcome: GroupOutcome) -> Credit:
         rewards = list(outcome.by_node()[0].values())
-        return flat_credit(outcome, None if no_spread(rewards) else centred(rewards, std_normalise=True))
+        return flat_credit(
+            outcome, None if no_spread(rewards) else centred(rewards, std_normalise=self.config.normalises(by_default=True))
+        )

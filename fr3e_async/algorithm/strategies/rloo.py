@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fr3e_async.algorithm.strategies.base import Credit, GroupOutcome, GroupPlan, centred, flat_credit, flat_plan, no_spread
 from fr3e_async.config import AlgorithmConfig
@@ -13,6 +14,7 @@ class Rloo:
     """r_i minus the mean of the *other* rewards: n / (n - 1) · (r_i - mean)."""
 
     config: AlgorithmConfig
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def plan(self) -> GroupPlan:

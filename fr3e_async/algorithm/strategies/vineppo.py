@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from fr3e_async.algorithm.strategies.base import Credit, GroupOutcome, GroupPlan, StateCredit, rejection, tree_plan
+from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupOutcome, GroupPlan, StateCredit, rejection, tree_plan
 from fr3e_async.algorithm.values import StateValue, state_values
 from fr3e_async.config import AlgorithmConfig
 from fr3e_async.errors import ConfigError
@@ -29,6 +30,7 @@ class VinePpo:
     """
 
     config: AlgorithmConfig
+    reads: ClassVar[frozenset[str]] = TREE
 
     def __post_init__(self) -> None:
         if not self.config.anchors:
