@@ -23,6 +23,7 @@ from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
 from fr3e_async.actors.watch import Watched, watchable
 from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.clock import RunClock, steady
 from fr3e_async.config import Config
 from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.controller import Controller
@@ -238,7 +239,7 @@ class InstantEngine(Watched):
     async def stats(self) -> EngineStats:
         return EngineStats(
             version=self._version, running=0, tokens_generated=self._tokens, prompt_tokens=0, cached_prompt_tokens=0,
-            pause_s=0.0, busy=(),
+            pause_s=0.0, at=steady(), busy=(),
         )  # fmt: skip
 
     def pulse(self) -> int:
@@ -310,20 +311,21 @@ async def loop_run(folder: Path, *, steps: int) -> dict[str, Any]:
     crew = Crew(config=config, learner=learner, payloads=RayPayloads(), start=nobody, workers=workers)
     mode, screen = make_console("off")
     view = ConsoleView(mode=mode, console=screen, name="control", steps=steps)
-    recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
+    clock = RunClock()
+    recorder = Recorder(run_dir, config=config.observe, view=view, clock=clock)
     controller = Controller(
         config=config,
         crew=crew,
         machine=Machine(config, make_strategy(config.algorithm)),
         stream=PromptStream(prompts(4096), seed=0),
-        publisher=Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=time.time),
+        publisher=Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=clock),
         evaluator=None,
         reporter=recorder,
         books=recorder.books,
         journal=Journal(run_dir.journal, session=0, config=config, state=None),
         checkpoints=run_dir.checkpoints,
         progress=Progress(),
-        clock=time.time,
+        clock=clock,
     )
     cpu = time.process_time()
     started = time.perf_counter()

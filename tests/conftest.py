@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -47,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if virtual := sys.modules.get("virtual_time"):
+        virtual.restart()
     until = os.environ.get(UNTIL)
     always = item.path.stem.removeprefix("test_") in FIRST
     if until and time.time() > float(until) and not always and any(item.get_closest_marker(name) for name in SLOW):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,7 +168,9 @@ def test_a_failed_write_is_one_line_and_leaves_nothing(run: Path, tmp_path: Path
 def test_a_card_that_cannot_be_written_is_no_failure_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir: Any = SimpleNamespace(path=tmp_path)  # without the model's folder
     nothing: Any = None
-    session = Session(small_config(), nothing, nothing, run_dir, resume_from=None, started_at=0.0, spell=lambda tokens: [])
+    session = Session(
+        small_config(), nothing, nothing, run_dir, resume_from=None, clock=time.monotonic, started_at=0.0, spell=lambda tokens: []
+    )
     session._write_card()
     said = capsys.readouterr().out
     assert said.startswith(f"the model's README.md was not written: run.dir: cannot write to {tmp_path}: No such file")

@@ -82,4 +82,4 @@ def test_an_engine_process_ends_with_its_owner():
     assert process.stdout.readline() == "up\n"
     process.kill()
     assert process.stdout.read() == ""  # the end of the pipe: the child, which holds it too, is gone
-    process.wait(timeout=10)
+    process.wait(timeout=120)

@@ -115,6 +115,11 @@ class RunDir:
             write_atomically(path, f"{number}\n")
         return number
 
+    def last_stamp(self) -> float:
+        """The newest time that earlier sessions left here, in seconds since the epoch; 0 without one. Raises ``StorageError``."""
+        files = [self.logs / "events.jsonl", self.metrics, *sorted(self.journal.glob("*.jsonl"))[-1:]]
+        return max(float(row.get("time_s", row.get("t", 0.0))) for row in map(jsonl.last_row, files))
+
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
