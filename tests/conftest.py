@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# A deadline for each example would fail a test for what else the machine does.
-settings.register_profile("any machine", deadline=None)
+# A deadline for each example would fail a test for what else the machine does, and so would a limit on how long examples take to draw.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 UNTIL = "FR3E_TESTS_UNTIL"  # seconds since the epoch after which no slow test is begun; .ci/run sets it,

@@ -109,6 +109,7 @@ class World:
         config: Config | None = None,
         crew: Crew | None = None,
         wrap: Callable[[Any], Any] = lambda part: part,
+        clock: Callable[[], float] = virtual_time.now,
         **sections: Any,
     ) -> None:
         """``faults``: of the learner, or of the first worker of a role. ``crew``: of the session before, in the same process.
@@ -119,7 +120,7 @@ class World:
         self._again = crew is not None
         self._faults, self._rescored, self._delay_s = faults or {}, rescored, delay_s
         self._right, self._gain = right, gain
-        self._wrap = wrap
+        self._wrap, self._clock = wrap, clock
         self._names = dict.fromkeys(COUNTS, -1)
         self.started: list[str] = []  # workers that replaced others
         self.no_room = 0  # so many workers will not start
@@ -138,7 +139,7 @@ class World:
             payloads=payloads(),
             start=self._start,
             workers=[(role, self.worker(role)) for role, count in counts.items() for _ in range(count)],
-            clock=virtual_time.now,
+            clock=clock,
         )
         self._build(evaluate)
 
@@ -153,7 +154,7 @@ class World:
     def _build(self, evaluate: bool) -> None:
         config, resumed, folder = self.config, self.resumed, self.folder
         session = len(list((folder / "journal").glob("*.jsonl")))
-        self.publisher = Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=virtual_time.now)
+        self.publisher = Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=self._clock)
         self.books = Books(folder / "ledger.jsonl")
         self.journal = Journal(folder / "journal", session=session, config=config, state=self.state)
         self.controller = Controller(
@@ -173,7 +174,7 @@ class World:
             journal=self._wrap(self.journal),
             checkpoints=self._wrap(self.store),
             progress=resumed.progress if resumed else Progress(),
-            clock=virtual_time.now,
+            clock=self._clock,
             session=session,
             payloads=self.payloads,
             engine_version=-1 if self._again else 0,

@@ -111,7 +111,7 @@ def test_workers_watch_for_the_clouds_notice_in_the_background(name: str, tmp_pa
         "/tmp/preemption_notice.log", str(log)
     )
     began = time.monotonic()
-    subprocess.run(["bash", "-c", f"true && ({slow})"], check=True, timeout=120)
+    subprocess.run(["bash", "-c", f"true && ({slow})"], check=True, timeout=600)
     while not log.exists() or log.read_text() != "token\n":
         assert time.monotonic() - began < 240
         time.sleep(0.05)
@@ -193,7 +193,7 @@ def script() -> str:
 
 def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", str(CLUSTER / "local.sh"), *words], env=os.environ | environment, capture_output=True, text=True, timeout=60
+        ["bash", str(CLUSTER / "local.sh"), *words], env=os.environ | environment, capture_output=True, text=True, timeout=600
     )
 
 

@@ -170,7 +170,7 @@ def test_a_service_that_falls_silent_is_waited_for(notice: ModuleType, cloud: Cl
     until(lambda: len(cloud.asked) > asked + 4)
     cloud.answers[GCP + "preempted"] = "TRUE"
     cloud.broken = False
-    waiting.join(timeout=120)
+    waiting.join(timeout=600)
     assert [item.seconds for item in told] == [30]
     out = capsys.readouterr().out
     assert out.count("no answer from the metadata service") == 1
@@ -277,7 +277,7 @@ class Node:
 
     def run(self, *words: str) -> tuple[int, str]:
         process = self.start(*words)
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=600)
         return process.returncode, out
 
 
@@ -303,7 +303,7 @@ def test_a_notice_drains_the_node(node: Node, cloud: Cloud) -> None:
     assert node.calls == []
     assert process.poll() is None
     cloud.answers[GCP + "preempted"] = "TRUE"
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     assert node.calls == [expected(node, "Compute Engine: preempted", 30)]
 

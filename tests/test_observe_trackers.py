@@ -72,7 +72,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     path = tmp_path_factory.mktemp("trackers") / "run"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MLFLOW_"))}
     command = away_from_the_network([sys.executable, str(TESTS / "tracker_session.py"), str(path)])
-    done = subprocess.run(command, env=clean | SECRETS, cwd=TESTS, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=clean | SECRETS, cwd=TESTS, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return Told(path, json.loads(done.stdout.splitlines()[-1]))
 
@@ -193,7 +193,7 @@ recorder.close()
 def test_a_network_that_is_down_costs_a_run_nothing_but_the_limit_at_its_end(tmp_path: Path) -> None:
     environment = os.environ | {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
     command = [sys.executable, "-c", ONLINE, str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, cwd=TESTS, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, env=environment, cwd=TESTS, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-1]) < 60.0, "no row waits for the network"
     events = [json.loads(line) for line in (tmp_path / "run" / "logs" / "events.jsonl").read_text().splitlines()]
