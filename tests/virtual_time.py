@@ -22,7 +22,7 @@ from fr3e_async.control import side
 
 START_S = 1_000.0  # not 0, which the code takes for "not yet"
 LOOK_S = 0.002  # real time, between looks at the threads at work
-HANG_S = 60.0  # real time, for a thread that was to end and does not
+HANG_S = 240.0  # real time, for a thread that was to end and does not
 LIMIT_S = 120.0  # virtual time of a test
 
 T = TypeVar("T")
