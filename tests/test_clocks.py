@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.observe.books import read_books
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.recorder import Recorder
+from fr3e_async.observe.results import write_problems
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.testing import Fault
 
@@ -276,6 +278,16 @@ def test_the_books_of_a_session_begin_by_its_clock(tmp_path: Path, wall: WallClo
     assert world.run() == "finished"
     begin = next(iter(read_books(tmp_path / "ledger.jsonl")))
     assert begin.time_s == pytest.approx(wall(), abs=60)
+
+
+def test_the_oldest_results_go_first_though_the_wall_clock_was_set_back(tmp_path: Path) -> None:
+    rows = [{"problem": f"p{i}", "outcomes": "r" * 1000} for i in range(400)]  # 0.4 MiB
+    hour_ahead = time.time_ns() + 3_600 * 10**9
+    for step in range(4):
+        write_problems(tmp_path, f"step {step}-gsm8k", rows, keep_mib=1)
+        if step == 0:
+            os.utime(tmp_path / "evaluations" / "step-0-gsm8k.jsonl", ns=(hour_ahead, hour_ahead))
+    assert sorted(path.name for path in (tmp_path / "evaluations").iterdir()) == ["step-2-gsm8k.jsonl", "step-3-gsm8k.jsonl"]
 
 
 # ---- who may read the wall clock ----

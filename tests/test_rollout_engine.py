@@ -8,9 +8,9 @@ those that end an engine run last.
 from __future__ import annotations
 
 import asyncio
-import time
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
