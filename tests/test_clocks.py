@@ -136,10 +136,11 @@ def run_of(folder: Path, wall: WallClock, **sections: Any) -> World:
     return world
 
 
-def beside(world: World, then: Callable[[], None], when: Callable[[], bool]) -> str:
+def beside(world: World, then: Callable[[], None], when: Callable[[], bool], *, after_s: float = 0.0) -> str:
     async def story() -> str:
         run = asyncio.create_task(world.go())
         await world.until(when)
+        await asyncio.sleep(after_s)
         then()
         return await run
 
@@ -186,7 +187,7 @@ def test_a_worker_that_hangs_is_found_in_its_time_though_the_wall_clock_is_set(
         hung.append(virtual_time.now())
         wall.step(step)
 
-    assert beside(world, then, lambda: actor.calls[call] >= 3) == "finished"
+    assert beside(world, then, lambda: actor.calls[call] >= 3, after_s=0.2) == "finished"
     assert world.replaced() == {role: 1}, "it alone"
     assert "has not got on for" in world.said(f"{actor.name} is stuck")
     assert virtual_time.now() - hung[0] < 10
@@ -199,7 +200,7 @@ def test_a_learner_that_hangs_is_found_in_its_time_though_the_wall_clock_is_set(
 ) -> None:
     world = run_of(tmp_path, wall, faults={"learner": {("train", 3): Fault.HANG}})
     with pytest.raises(LearnerLost, match=r"the learner is stuck: it trains v3 and has not got on for [01] s"):
-        beside(world, lambda: wall.step(step), lambda: world.learner.calls["train"] >= 3)
+        beside(world, lambda: wall.step(step), lambda: world.learner.calls["train"] >= 3, after_s=0.2)
     assert negative(world) == []
 
 
@@ -211,7 +212,7 @@ def test_a_run_in_which_nothing_moves_ends_in_its_time_though_the_wall_clock_is_
     world = run_of(tmp_path, wall, faults={"learner": {("train", 3): Fault.HANG}}, **limits)
     began = virtual_time.now()
     with pytest.raises(RunFailed, match=r"nothing moved for 3 s \(watchdog\.timeout_s is 3\)"):
-        beside(world, lambda: wall.step(step), lambda: world.learner.calls["train"] >= 3)
+        beside(world, lambda: wall.step(step), lambda: world.learner.calls["train"] >= 3, after_s=2.0)
     assert virtual_time.now() - began < 20
 
 
