@@ -42,7 +42,8 @@ class Job:
         clock: Clock,
         started_at: float,
     ) -> None:
-        """``clock``: of all durations; ``started_at``: by it. ``facts``: what results.json says besides the scores, with a mapping ``benchmarks`` by name. Raises ``StorageError``."""
+        """``clock``: of all durations; ``started_at``: by it. ``facts``: what results.json says besides the scores, with a mapping
+        ``benchmarks`` by name. Raises ``StorageError``."""
         self._config, self._model, self._folder, self._facts = config, model, folder, facts
         self._sets, self._clock, self._started_at = list(sets), clock, started_at
         self._earlier = {name: row for name, row in folder.earlier().items() if name not in {one.name for one in sets}}

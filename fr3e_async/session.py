@@ -74,7 +74,8 @@ class Session:
         spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
     ) -> None:
-        """Use ``prepare``. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text. ``notes``: what a person should read once the console is there; empty ones are passed over."""
+        """Use ``prepare``. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text.
+        ``notes``: what a person should read once the console is there; empty ones are passed over."""
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
         self._benchmarks = tuple(benchmarks)

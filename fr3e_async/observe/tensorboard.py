@@ -19,7 +19,8 @@ class TensorBoardWriter:
     """Scalars by step. Each event is handed to the system before ``write`` returns."""
 
     def __init__(self, folder: Path, *, clock: Clock, first_step: int = 1) -> None:
-        """A new file in the folder, stamped by ``clock``, which must not go back from one session to the next; readers drop what earlier files hold of ``first_step`` and later. Raises ``StorageError``."""
+        """A new file in the folder, stamped by ``clock``, which must not go back from one session to the next; readers drop what
+        earlier files hold of ``first_step`` and later. Raises ``StorageError``."""
         self._folder, self._clock = folder, clock
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
