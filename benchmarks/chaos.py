@@ -179,37 +179,37 @@ def versions(books: list[dict[str, Any]]) -> tuple[int, int]:
 
 def chaos(run: Run, plan: list[tuple[str, str]], *, patience_s: float) -> list[Kill]:
     """Run to the end with these (victim, phase) kills. Raises ``TimeoutError`` if it does not get on."""
-    started = time.time()
+    started = time.monotonic()
     kills: list[Kill] = []
     run.start()
     todo = list(plan)
-    next_at, moved_at, seen, waiting = time.time(), time.time(), 0, None
+    next_at, moved_at, seen, waiting = time.monotonic(), time.monotonic(), 0, None
     looked_since = 0.0
     while not run.ended:
         if run.process.poll() is not None:
             run.start()
-            moved_at = time.time()
+            moved_at = time.monotonic()
         books = run.books()
         count, version = versions(books)
         if count > seen or any(row["what"] == "end" for row in books[-1:]):
-            seen, moved_at = count, time.time()
+            seen, moved_at = count, time.monotonic()
             if waiting is not None:
-                waiting.back_s = time.time() - started - waiting.at_s
-                waiting, next_at = None, time.time() + DICE.uniform(*REST_S)
-        if time.time() - moved_at > patience_s:
+                waiting.back_s = time.monotonic() - started - waiting.at_s
+                waiting, next_at = None, time.monotonic() + DICE.uniform(*REST_S)
+        if time.monotonic() - moved_at > patience_s:
             raise TimeoutError(f"nothing was trained for {patience_s:.0f} s after {kills[-1] if kills else 'the start'}")
         alive = bool(books) and books[-1]["what"] != "end" and run.process.poll() is None
-        if todo and waiting is None and alive and time.time() >= next_at and seen:
+        if todo and waiting is None and alive and time.monotonic() >= next_at and seen:
             victim, phase = todo[0]
             now = phase_of(books, run.folder)
-            looked_since = looked_since or time.time()
-            if time.time() - looked_since > LOOK_S:  # at the end it may come at any moment
+            looked_since = looked_since or time.monotonic()
+            if time.monotonic() - looked_since > LOOK_S:  # at the end it may come at any moment
                 todo.append((todo.pop(0)[0], "any moment"))
                 looked_since = 0.0
             elif (phase in (now, "any moment")) and kill(run, victim):
                 todo.pop(0)
                 looked_since = 0.0
-                waiting = Kill(victim, now, time.time() - started, version)
+                waiting = Kill(victim, now, time.monotonic() - started, version)
                 kills.append(waiting)
         time.sleep(POLL_S)
     if todo:
@@ -265,11 +265,11 @@ def main() -> int:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         plan = short_plan(args.kills, args.victims) if args.quick else planned(args.kills, args.victims)
-        started = time.time()
+        started = time.monotonic()
         overrides = [*(SPREAD if args.spread else ()), *args.overrides]
         disturbed = Run(folder / "chaos", overrides)
         kills = chaos(disturbed, plan, patience_s=args.patience)
-        spent = time.time() - started
+        spent = time.monotonic() - started
         faults = checked(disturbed.folder)
         summaries = {"chaos": json.loads((disturbed.folder / "summary.json").read_text())}
         if not args.quick:

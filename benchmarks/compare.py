@@ -138,11 +138,11 @@ async def run_cells(runs: Runs, cells: Sequence[Cell], folder: Path) -> None:
 
 
 async def run_cell(stage: Stage, cell: Cell, settings: Sequence[str], before: dict[str, Any]) -> Row:
-    began, others, everyone = time.time(), others_s(), busy_s()
+    began, others, everyone = time.monotonic(), others_s(), busy_s()
     played = await stage.play(
         *settings, flat=ARMS[cell.arm].flat, ruled=not ARMS[cell.arm].flat, evaluate=True, before=before["accuracy"]
     )
-    foreign, total, seconds = max(0.0, others_s() - others), busy_s() - everyone, time.time() - began
+    foreign, total, seconds = max(0.0, others_s() - others), busy_s() - everyone, time.monotonic() - began
     return {
         "task": cell.task,
         "seed": cell.seed,

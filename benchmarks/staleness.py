@@ -74,7 +74,7 @@ def kept(path: Path | None, settings: dict[str, Any]) -> Results:
 
 
 async def run_cell(stage: Stage, cell: Cell, args: argparse.Namespace, before: float | None) -> dict[str, Any]:
-    started = time.time()
+    started = time.monotonic()
     played = await stage.play(
         *CORRECTIONS[cell.correction],
         f"flow.max_staleness={cell.bound}",
@@ -99,7 +99,7 @@ async def run_cell(stage: Stage, cell: Cell, args: argparse.Namespace, before: f
         "clipped_fraction": [row.get("train/clip_low_fraction", 0.0) + row.get("train/clip_high_fraction", 0.0) for row in rows],
         "grad_norm": [row.get("train/grad_norm") for row in rows],
         "reward": [row.get("reward/accuracy") for row in rows],
-        "wall_s": time.time() - started,
+        "wall_s": time.monotonic() - started,
     }
 
 

@@ -108,11 +108,11 @@ class Until(Directed):
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
         report = await self.inner.train(rows, version=version)
         if version == self.FIRST:
-            self._from = (time.time(), cpu_s())
+            self._from = (time.monotonic(), cpu_s())
         if version == self._batches:
             self.controller.stop(f"{version} batches")
             if version > self.FIRST:
-                seconds, spent = time.time() - self._from[0], cpu_s() - self._from[1]
+                seconds, spent = time.monotonic() - self._from[0], cpu_s() - self._from[1]
                 self.batch_cpu_s, self.cores = spent / (version - self.FIRST), spent / seconds
         return report
 

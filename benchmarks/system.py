@@ -187,9 +187,9 @@ def job(bound: int, split: str, folder: Path, bounds: Sequence[int], *, quick: b
         sys.executable, "-m", "fr3e_async.main", "config=toy", f"run.dir={run_dir}", f"run.steps={steps}", "observe.console=off",
         f"flow.max_staleness={bound}", "evaluation.every=2", f"evaluation.problems={32 if quick else 256}", *SPLITS[split],
     ]  # fmt: skip
-    started = time.time()
+    started = time.monotonic()
     subprocess.run(command, check=True)
-    wall = time.time() - started
+    wall = time.monotonic() - started
     summary = json.loads((run_dir / "summary.json").read_text())
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     first, last = window(bounds, steps)
@@ -339,10 +339,10 @@ def main() -> int:
     if args.staleness[0] != 0 or len(args.staleness) < 2:
         made.error("--staleness: 0 and at least one other bound")
     facts = machine()
-    started = time.time()
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, quiet():
         found = measure(args, Path(folder))
-    print(f"\n{time.time() - started:.0f} s in all" + (", quick: no figure means anything" if args.quick else ""))
+    print(f"\n{time.monotonic() - started:.0f} s in all" + (", quick: no figure means anything" if args.quick else ""))
     finish(args, found, facts)
     return 0
 

@@ -51,7 +51,7 @@ class Listening:
         return self._kept(await self.inner.branch(payload, trunk, anchors, ids, draw), draw)
 
     def _kept(self, answer: tuple[Delivery, Payload], draw: Draw) -> tuple[Delivery, Payload]:
-        self.served.append((time.time(), *answer, draw))
+        self.served.append((time.monotonic(), *answer, draw))
         return answer
 
     def moments(self) -> list[Moment]:
@@ -120,7 +120,7 @@ async def _served(spec: EngineSpec, pipe: Any) -> None:
         async def one(request: SampleRequest, room: asyncio.Semaphore = room) -> Moment:
             async with room:
                 tokens = len(await engine.sample(request))
-            return time.time(), tokens
+            return time.monotonic(), tokens
 
         pipe.send(await asyncio.gather(*map(one, requests)))
     await engine.close()

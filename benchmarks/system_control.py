@@ -29,6 +29,7 @@ from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.actors.watch import watchable
 from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.clock import RunClock, steady
 from fr3e_async.config import Config
 from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.crew import Crew, Worker
@@ -242,7 +243,7 @@ class InstantEngine(EngineActor):
     async def stats(self) -> EngineStats:
         return EngineStats(
             version=self._version, running=0, tokens_generated=self._tokens, prompt_tokens=0, cached_prompt_tokens=0,
-            pause_s=0.0, busy=(),
+            pause_s=0.0, at=steady(), busy=(),
         )  # fmt: skip
 
     def pulse(self) -> int:
@@ -321,11 +322,14 @@ async def loop_run(folder: Path, *, steps: int) -> dict[str, Any]:
         raise AssertionError(f"a worker of {role} was lost")
 
     model = Model(path="", end_token_ids=())
-    deployment = Deployment(config, model, run_dir, clock=time.time)
+    clock = RunClock()
+    deployment = Deployment(config, model, run_dir, clock=clock)
     deployment.crew = Crew(config=config, learner=learner, payloads=RayPayloads(), start=nobody, workers=workers)
     datasets = Datasets(train=tuple(prompts(4096)), heldout=(), dropped=0)
-    session = Session(config, model, datasets, run_dir, resume_from=None, started_at=time.time(), spell=lambda tokens: [])
-    with recording(config, run_dir) as recorder:
+    session = Session(
+        config, model, datasets, run_dir, resume_from=None, clock=clock, started_at=clock(), spell=lambda tokens: []
+    )
+    with recording(config, run_dir, clock) as recorder:
         controller = await session.controller(deployment, recorder, None, 0)
         cpu = time.process_time()
         started = time.perf_counter()

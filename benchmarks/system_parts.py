@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from stand_ins import Directed, Ruled, Until
 
 from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.clock import RunClock
 from fr3e_async.config import Config
 from fr3e_async.control.crew import ENGINES, Crew, Worker
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
@@ -84,7 +84,7 @@ class Stage:
     """See the module's docstring. Use ``open_stage``."""
 
     def __init__(self, overrides: Sequence[str], folder: Path, config: str = "toy") -> None:
-        self._overrides, self._folder, self._base = tuple(overrides), folder, config
+        self._overrides, self._folder, self._base, self._clock = tuple(overrides), folder, config, RunClock()
         loaded = toy(*overrides, config=config)
         self._config = loaded.config
         tokenizer = load_tokenizer(self._config)
@@ -92,7 +92,7 @@ class Stage:
         self._datasets = load_datasets(self._config, tokenizer)
         self._model = Model(path=str(resolve_model(self._config)), end_token_ids=end_tokens(self._config, tokenizer))
         self._home = RunDir.open(folder / "stage", config=self._config, config_yaml=loaded.yaml)
-        self._deployment = Deployment(self._config, self._model, self._home, clock=time.time)
+        self._deployment = Deployment(self._config, self._model, self._home, clock=self._clock)
         self._runs = 0
 
     async def start(self) -> None:
@@ -139,7 +139,7 @@ class Stage:
             around_engine = partial(Ruled, rule=rule, seed=config.run.seed, payloads=self._deployment.crew.payloads)
         self._runs += 1
         run_dir = RunDir.open(self._folder / f"run-{self._runs}", config=config, config_yaml=loaded.yaml)
-        deployment = Deployment(config, self._model, run_dir, clock=time.time)
+        deployment = Deployment(config, self._model, run_dir, clock=self._clock)
         playing = self._cast(engines, flat)
         crew = deployment.crew = self._crew(
             config,
@@ -169,9 +169,18 @@ class Stage:
     ) -> tuple[dict[str, Any], str]:
         """From the first group to the end of the run: its summary, and why it failed."""
         datasets = self._datasets if evaluate else replace(self._datasets, heldout=())
-        session = Session(config, self._model, datasets, run_dir, resume_from=None, started_at=time.time(), spell=self._spell)
+        session = Session(
+            config,
+            self._model,
+            datasets,
+            run_dir,
+            resume_from=None,
+            clock=self._clock,
+            started_at=self._clock(),
+            spell=self._spell,
+        )
         failure = ""
-        with recording(config, run_dir) as recorder:
+        with recording(config, run_dir, self._clock) as recorder:
             controller = await session.controller(deployment, recorder, None, 1)
             if controller.progress.accuracy_before is None:
                 controller.progress.accuracy_before = before
@@ -183,17 +192,17 @@ class Stage:
                 failure = str(error) or type(error).__name__
                 controller.progress.utilisation = controller.watch.utilisation()
                 if evaluate:
-                    at = controller.progress.milestone(controller.machine.ledger.version, time.time())
+                    at = controller.progress.milestone(controller.machine.ledger.version, self._clock())
                     controller.progress.measured("after", await self._accuracy(deployment.crew), at=at)
-            told = summary_of(controller, name="benchmark", reason=failure or "finished", now=time.time())
+            told = summary_of(controller, name="benchmark", reason=failure or "finished", now=self._clock())
             return json.loads(told.to_json()), failure
 
     async def accuracy(self, *overrides: str) -> dict[str, Any]:
         """The record of an evaluation of what the engines hold: of the first weights, before anything is played."""
         config = toy(*self._overrides, *overrides, config=self._base).config
         crew = self._crew(config, self._workers)
-        progress = Progress(began_at=time.time())
-        progress.measured("before", await self._accuracy(crew), at=progress.milestone(0, time.time()))
+        progress = Progress(began_at=self._clock())
+        progress.measured("before", await self._accuracy(crew), at=progress.milestone(0, self._clock()))
         return progress.evaluations[0]
 
     async def _accuracy(self, crew: Crew) -> Any:
@@ -226,11 +235,11 @@ class Stage:
 
 
 @contextlib.contextmanager
-def recording(config: Config, run_dir: RunDir) -> Iterator[Recorder]:
+def recording(config: Config, run_dir: RunDir, clock: RunClock) -> Iterator[Recorder]:
     """The records of one run, without a console. Its directory is given back with them."""
     mode, screen = make_console("off")
     view = ConsoleView(mode=mode, console=screen, name=config.run.name, steps=config.run.steps)
-    recorder = Recorder(run_dir, config=config.observe, view=view, clock=time.time)
+    recorder = Recorder(run_dir, config=config.observe, view=view, clock=clock)
     try:
         yield recorder
     finally:

@@ -36,15 +36,17 @@ def run(seed: int, overrides: list[str], folder: Path) -> dict[str, Any]:
     """Start the main job and return its summary, with the wall time as seen from outside."""
     run_dir = folder / f"seed-{seed}"
     command = [sys.executable, "-m", "fr3e_async.main", "config=toy", f"run.seed={seed}", f"run.dir={run_dir}", *overrides]
-    started = time.time()
+    started = time.monotonic()
     subprocess.run([*command, "observe.console=off"], check=True)
     summary = json.loads((run_dir / "summary.json").read_text())
-    return summary | {"wall_s": time.time() - started, "reached_s": reached(run_dir / "logs" / "events.jsonl", started)}
+    return summary | {"wall_s": time.monotonic() - started, "reached_s": reached(run_dir / "logs" / "events.jsonl")}
 
 
-def reached(events: Path, started: float) -> float | None:
-    """Seconds from the start to the first evaluation at or above ``GOOD``; None: there was none."""
+def reached(events: Path, started: float = 0.0) -> float | None:
+    """Seconds from a stamp of the run, or else its start, to the first evaluation at or above ``GOOD``; None: there was none."""
     for event in map(json.loads, events.read_text().splitlines()):
+        if event["event"] == "actors_up":
+            started = started or event["time_s"] - event["seconds"]
         found = re.match(r"held-out accuracy, [^:]*: ([0-9.]+)", event["text"])
         if found and float(found[1]) >= GOOD:
             return event["time_s"] - started
@@ -53,10 +55,10 @@ def reached(events: Path, started: float) -> float | None:
 
 def warm(seed: int, overrides: list[str]) -> float:
     """Build the toy model of a seed if it is not cached; returns the seconds that took."""
-    started = time.time()
+    started = time.monotonic()
     code = "import sys; from fr3e_async.loader import load_config; from fr3e_async.data.model import resolve_model; resolve_model(load_config(sys.argv[1:]).config)"
     subprocess.run([sys.executable, "-c", code, "config=toy", f"run.seed={seed}", *overrides], check=True)
-    return time.time() - started
+    return time.monotonic() - started
 
 
 def row(seed: int, s: dict[str, Any]) -> str:

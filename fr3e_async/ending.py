@@ -41,7 +41,7 @@ class Stop:
 
 
 def summary_of(controller: Controller, *, name: str, reason: str, now: float) -> Summary:
-    """``reason``: why it ended. ``now``: seconds since the epoch."""
+    """``reason``: why it ended. ``now``: by the run's clock."""
     progress, ledger, used = controller.progress, controller.machine.ledger, controller.progress.utilisation
     by_label = {e["label"]: e for e in progress.evaluations}
     syncs = progress.syncs

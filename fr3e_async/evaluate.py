@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fr3e_async.clock import RunClock
 from fr3e_async.config import Config
 from fr3e_async.data.model import check_context, check_model, end_tokens, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import make_prompts
@@ -146,7 +147,8 @@ def machine_config() -> str:
 
 def evaluate(asked: Asked) -> int:
     """Check everything, then start engines. Raises ``UserError`` kinds before, ``RunFailed`` after."""
-    started_at, config = time.time(), asked.config
+    clock, config = RunClock(), asked.config
+    started_at = clock()
     check_model(config)
     check_context(config)
     check_reward(config.reward)
@@ -177,7 +179,7 @@ def evaluate(asked: Asked) -> int:
     out = Path(os.path.expanduser(asked.out)) if asked.out else default_out(asked.name, started_at)
     with EvaluationDir.open(out, identity=identity, config_yaml=asked.loaded.yaml) as folder:
         quiet_driver(folder.logs / "driver.log", verbose=config.observe.verbose)
-        job = Job(config, model, sets, folder, facts_of(suite, asked.name, folder.identity), started_at=started_at)
+        job = Job(config, model, sets, folder, facts_of(suite, asked.name, folder.identity), clock=clock, started_at=started_at)
         for line in left_out(suite, sets):
             job.say(line)
         return start(job, folder, config)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.evaluator import Evaluator
@@ -39,16 +39,18 @@ class Job:
         folder: EvaluationDir,
         facts: Mapping[str, Any],
         *,
+        clock: Clock,
         started_at: float,
     ) -> None:
-        """``facts``: what results.json says besides the scores, with a mapping ``benchmarks`` by name. Raises ``StorageError``."""
+        """``clock``: of all durations; ``started_at``: by it. ``facts``: what results.json says besides the scores, with a mapping
+        ``benchmarks`` by name. Raises ``StorageError``."""
         self._config, self._model, self._folder, self._facts = config, model, folder, facts
-        self._sets, self._started_at = list(sets), started_at
+        self._sets, self._clock, self._started_at = list(sets), clock, started_at
         self._earlier = {name: row for name, row in folder.earlier().items() if name not in {one.name for one in sets}}
         self._known = {one.name: folder.finished(one.name, samples=one.samples) for one in self._sets}
         self._wanted = sum(len(one.problems) for one in self._sets)  # problems
         self._done = sum(prompt.uid in self._known[one.name] for one in self._sets for prompt in one.problems)
-        self._told_at = time.monotonic()
+        self._told_at = clock()
 
     def say(self, text: str) -> None:
         """Print, unless the console is off."""
@@ -101,10 +103,10 @@ class Job:
 
     async def _sample(self) -> None:
         """All that is missing. Raises ``RunFailed``."""
-        deployment = Deployment(self._config, self._model, self._folder, clock=time.time)
+        deployment = Deployment(self._config, self._model, self._folder, clock=self._clock)
         try:
             await deployment.start_serving()
-            self.say(f"engines are up after {time.time() - self._started_at:.0f} s")
+            self.say(f"engines are up after {self._clock() - self._started_at:.0f} s")
             evaluator = Evaluator(deployment.crew, (), self._sets)
             async with Lender(deployment.crew, note=self.say) as lender:
                 self._expect_more(lender)
@@ -142,12 +144,12 @@ class Job:
 
     def _progress(self) -> None:
         self._done += 1
-        now = time.monotonic()
+        now = self._clock()
         if now - self._told_at >= PROGRESS_S:
             self._told_at = now
-            self.say(f"{self._done} of {self._wanted} problems, {time.time() - self._started_at:.0f} s")
+            self.say(f"{self._done} of {self._wanted} problems, {self._clock() - self._started_at:.0f} s")
 
     def _write(self, scores: Mapping[str, Scores]) -> None:
         rows = {name: {**self._facts["benchmarks"].get(name, {}), **its.record()} for name, its in scores.items()}
-        took = round(time.time() - self._started_at, 3)
+        took = round(self._clock() - self._started_at, 3)
         self._folder.write_results({**self._facts, "wall_s": took, "benchmarks": {**self._earlier, **rows}})

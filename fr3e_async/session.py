@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.clock import Clock, RunClock, steady, wall
 from fr3e_async.config import Config
 from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.controller import Controller
@@ -69,15 +69,17 @@ class Session:
         *,
         benchmarks: Sequence[TestSet] = (),
         resume_from: Path | None,
+        clock: Clock,
         started_at: float,
         spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
     ) -> None:
-        """Use ``prepare``. ``spell``: tokens as text. ``notes``: what a person should read once the console is there; empty ones are passed over."""
+        """Use ``prepare``. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text.
+        ``notes``: what a person should read once the console is there; empty ones are passed over."""
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
         self._benchmarks = tuple(benchmarks)
-        self._started_at, self._resume_from, self._spell = started_at, resume_from, spell
+        self._clock, self._started_at, self._resume_from, self._spell = clock, started_at, resume_from, spell
         self._wall_before_s = 0.0  # of earlier processes
         self._connected = False
         self._reached_actors = False
@@ -85,7 +87,7 @@ class Session:
     @classmethod
     def prepare(cls, loaded: LoadedConfig) -> Session:
         """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds."""
-        started_at = process_start()
+        began = steady() - process_age()
         config = loaded.config
         check_installed(config.engine.entropy)
         check_trackers(config)
@@ -100,7 +102,7 @@ class Session:
         datasets = load_datasets(config, tokenizer, screened.rows)
         benchmarks = make_sets(suite, tokenizer, config)
         named = os.path.expanduser(config.run.dir)
-        run_path = Path(named) if named else default_path(config.run.name, time.time())
+        run_path = Path(named) if named else default_path(config.run.name, wall())
         run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml)
         with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
             undo.callback(run_dir.discard)
@@ -117,9 +119,11 @@ class Session:
             *(("data_dropped", text) for text in left_out(suite, benchmarks)),
             *skipped,
         ]
-        spell = speller(tokenizer)
+        spell, age = speller(tokenizer), steady() - began
+        clock = RunClock(after=run_dir.last_stamp() + age)
         return cls(
-            config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from, started_at=started_at, spell=spell, notes=notes
+            config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from,
+            clock=clock, started_at=clock() - age, spell=spell, notes=notes,
         )  # fmt: skip
 
     def __enter__(self) -> Session:
@@ -159,13 +163,13 @@ class Session:
             self._run_dir,
             config=self._config.observe,
             view=view,
-            clock=time.time,
+            clock=self._clock,
             resumed_from=version,
             settled=settled,
             exporter=gauges(self._config),
             trackers=make_trackers(self._config, self._run_dir.path),
         )
-        deployment = Deployment(self._config, self._model, self._run_dir, clock=time.time)
+        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s)
         stop.task = asyncio.create_task(self._train(deployment, recorder, stop))
@@ -199,11 +203,11 @@ class Session:
         if self._datasets.dropped:
             recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
         await deployment.start(resume_from=self._resume_from)
-        spent = time.time() - self._started_at
+        spent = self._clock() - self._started_at
         recorder.note(f"all actors up after {spent:.0f} s", "actors_up", seconds=round(spent, 3))
         controller, reason = await self._to_the_end(deployment, recorder, stop)
         whole = reason == "finished" and await self._save_model(deployment, recorder, stop)
-        recorder.finish(summary_of(controller, name=self._config.run.name, reason=reason, now=time.time()))
+        recorder.finish(summary_of(controller, name=self._config.run.name, reason=reason, now=self._clock()))
         if whole:
             self._write_card()
 
@@ -332,7 +336,7 @@ class Session:
             journal=journal,
             checkpoints=self._run_dir.checkpoints,
             progress=progress,
-            clock=time.time,
+            clock=self._clock,
             session=session,
             payloads=await self._within_start(lambda: restored(source, deployment.crew.payloads)) if source else None,
             engine_version=-1 if restarts else 0,
@@ -356,8 +360,8 @@ def _say(config: Config) -> Callable[[str], None]:
     return lambda text: None if config.observe.console == "off" else print(text, flush=True)
 
 
-def process_start() -> float:
-    """When this process was started, in seconds since the epoch: imports are part of a run's start-up."""
+def process_age() -> float:
+    """Seconds since this process was started: imports are part of a run's start-up."""
     import psutil
 
-    return psutil.Process().create_time()
+    return max(0.0, wall() - psutil.Process().create_time())  # of the wall clock as it stands now, both

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fr3e_async.clock import Clock, steady
 from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunk, WorkerLost
 from fr3e_async.errors import LearnerLost
 from fr3e_async.rollout.port import EngineStats
@@ -144,10 +144,11 @@ class FakeEngineWorker(FakeActor):
         right: float = 0.3,
         gain: float = 0.05,
         faults: Faults | None = None,
+        clock: Clock = steady,
     ) -> None:
         """Rollouts are right with a chance of ``right`` + ``gain`` · version, at most 0.9."""
         super().__init__(name, delay_s=delay_s, faults=faults)
-        self._seed, self._right, self._gain = seed, right, gain
+        self._seed, self._right, self._gain, self._clock = seed, right, gain, clock
         self.version = 0
         self.loaded: list[int] = []
         self.made: list[RolloutId] = []
@@ -180,7 +181,7 @@ class FakeEngineWorker(FakeActor):
         prompt_lens: Sequence[int],
         anchors: tuple[Anchor, ...] | None,
     ) -> tuple[Delivery, Payload]:
-        started = time.time()
+        started = self._clock()
         await self._call(call, parts=1 + sum(self._rng(id).randint(4, 8) for id in ids) % 5)
         batch = RolloutBatch.build(
             ids=list(ids),
@@ -190,7 +191,7 @@ class FakeEngineWorker(FakeActor):
             completions=[self._completion(id) for id in ids],
         )
         self.made += ids
-        self._busy.append((started, time.time()))
+        self._busy.append((started, self._clock()))
         return Delivery(notes=tuple(batch.note(row) for row in range(len(batch))), anchors=anchors), batch
 
     def _rng(self, id: RolloutId) -> random.Random:
@@ -227,7 +228,7 @@ class FakeEngineWorker(FakeActor):
         busy, self._busy = tuple(self._busy), []
         return EngineStats(
             version=self.version, running=self._running.total() - 1, tokens_generated=self._tokens, prompt_tokens=0,
-            cached_prompt_tokens=0, pause_s=0.0, busy=busy, kv_used=self.kv_used, waiting=self.waiting, preempted=self.preempted,
+            cached_prompt_tokens=0, pause_s=0.0, at=self._clock(), busy=busy, kv_used=self.kv_used, waiting=self.waiting, preempted=self.preempted,
         )  # fmt: skip
 
 

@@ -117,4 +117,4 @@ def process(*argv: str, folder: Path, **environment: str) -> subprocess.Complete
     clean = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")}
     home = {"HOME": str(folder), "RAY_TMPDIR": str(folder / "ray-was-here")}
     command = [sys.executable, "-m", "fr3e_async.main", *argv]
-    return subprocess.run(command, cwd=folder, env=clean | home | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=clean | home | environment, capture_output=True, text=True, timeout=600)

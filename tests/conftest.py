@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date
@@ -12,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# A deadline for each example would fail a test for what else the machine does.
-settings.register_profile("any machine", deadline=None)
+# A deadline for each example would fail a test for what else the machine does, and so would a limit on how long examples take to draw.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 STRICT = "FR3E_TESTS_STRICT"  # set by .ci/run: a skip for anything but a missing GPU fails the run
@@ -50,6 +51,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get(STRICT) and (refused := [reason for reason in skips if not NEEDS_GPU.search(reason)]):
         reporter.write_line(f"{STRICT}: these skips are not allowed: {'; '.join(refused)}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    if virtual := sys.modules.get("virtual_time"):
+        virtual.restart()
 
 
 def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:

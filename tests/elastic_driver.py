@@ -71,14 +71,14 @@ class FakeEngineActor(EngineActor):
         )
 
     async def _make(self, ids: Sequence[RolloutId], contexts: Any, lengths: Sequence[int], anchors: Any) -> Any:
-        began = time.time()
+        began = time.monotonic()
         self.busy.enter(began)
         try:
-            while time.time() - began < delays()[0]:
+            while time.monotonic() - began < delays()[0]:
                 await asyncio.sleep(0.02)
             self.calls += 1
         finally:
-            self.busy.leave(time.time())
+            self.busy.leave(time.monotonic())
         batch = RolloutBatch.build(
             ids=list(ids), contexts=list(contexts), prompt_lens=list(lengths), context_of=list(range(len(ids))),
             completions=[self._completion(id) for id in ids],
@@ -103,7 +103,7 @@ class FakeEngineActor(EngineActor):
     async def stats(self) -> EngineStats:
         return EngineStats(
             version=self.version, running=0, tokens_generated=0, prompt_tokens=0, cached_prompt_tokens=0, pause_s=0.0,
-            busy=self.busy.take(time.time()), kv_used=0.0, waiting=0, preempted=0,
+            at=(now := time.monotonic()), busy=self.busy.take(now), kv_used=0.0, waiting=0, preempted=0,
         )  # fmt: skip
 
     def pulse(self) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import virtual_time
 from builders import prompt, small_config
 
 from fr3e_async.algorithm.strategies import make_strategy
@@ -68,6 +67,14 @@ class Notes:
         self.vitals.append(vitals)
 
 
+def payloads() -> FakePayloads:
+    """A store that stops no clock while it holds somebody up."""
+    made = FakePayloads()
+    made.open = virtual_time.Gate()
+    made.open.set()
+    return made
+
+
 def loop_config(*, strategy: str = "fr3e", **sections: dict[str, Any]) -> Config:
     """Batches of 4 groups, each of 3 bases and 2 · 2 branches; 8 of them unless told otherwise; waits of hundredths of seconds."""
     defaults: dict[str, dict[str, Any]] = {
@@ -84,7 +91,7 @@ def loop_config(*, strategy: str = "fr3e", **sections: dict[str, Any]) -> Config
 
 
 class World:
-    """One session of a run in a folder. ``resume``: from the newest checkpoint there, as ``session`` does it."""
+    """One session of a run in a folder, in virtual time. ``resume``: from the newest checkpoint there, as ``session`` does it."""
 
     def __init__(
         self,
@@ -102,6 +109,7 @@ class World:
         config: Config | None = None,
         crew: Crew | None = None,
         wrap: Callable[[Any], Any] = lambda part: part,
+        clock: Callable[[], float] = virtual_time.now,
         **sections: Any,
     ) -> None:
         """``faults``: of the learner, or of the first worker of a role. ``crew``: of the session before, in the same process.
@@ -112,7 +120,7 @@ class World:
         self._again = crew is not None
         self._faults, self._rescored, self._delay_s = faults or {}, rescored, delay_s
         self._right, self._gain = right, gain
-        self._wrap = wrap
+        self._wrap, self._clock = wrap, clock
         self._names = dict.fromkeys(COUNTS, -1)
         self.started: list[str] = []  # workers that replaced others
         self.no_room = 0  # so many workers will not start
@@ -128,9 +136,10 @@ class World:
         self.crew = crew or Crew(
             config=self.config,
             learner=wrap(self.learner),
-            payloads=FakePayloads(),
+            payloads=payloads(),
             start=self._start,
             workers=[(role, self.worker(role)) for role, count in counts.items() for _ in range(count)],
+            clock=clock,
         )
         self._build(evaluate)
 
@@ -145,7 +154,7 @@ class World:
     def _build(self, evaluate: bool) -> None:
         config, resumed, folder = self.config, self.resumed, self.folder
         session = len(list((folder / "journal").glob("*.jsonl")))
-        self.publisher = Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=time.time)
+        self.publisher = Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=self._clock)
         self.books = Books(folder / "ledger.jsonl")
         self.journal = Journal(folder / "journal", session=session, config=config, state=self.state)
         self.controller = Controller(
@@ -165,7 +174,7 @@ class World:
             journal=self._wrap(self.journal),
             checkpoints=self._wrap(self.store),
             progress=resumed.progress if resumed else Progress(),
-            clock=time.time,
+            clock=self._clock,
             session=session,
             payloads=self.payloads,
             engine_version=-1 if self._again else 0,
@@ -177,7 +186,9 @@ class World:
         name, faults = f"{role.removesuffix('s')}-{number}", self._faults.get(role) if number == 0 else None
         if role == VERIFIERS:
             return FakeVerifier(name, faults=faults)
-        made = FakeEngineWorker(name, delay_s=self._delay_s, right=self._right, gain=self._gain, faults=faults)
+        made = FakeEngineWorker(
+            name, delay_s=self._delay_s, right=self._right, gain=self._gain, faults=faults, clock=virtual_time.now
+        )
         made.rescored = self._rescored
         return made
 
@@ -201,12 +212,12 @@ class World:
         finally:
             self.books.close()
 
-    def run(self, timeout: float = 20.0) -> str:
-        return asyncio.run(asyncio.wait_for(self.go(), timeout))
+    def run(self) -> str:
+        """In virtual time."""
+        return virtual_time.run(self.go())
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await asyncio.sleep(0.001)
+        await virtual_time.until(condition)
 
     # ---- what came of it ----
 

@@ -163,8 +163,8 @@ class NodeCluster:
 
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Wait for it; its value."""
-    limit = time.time() + seconds
-    while time.time() < limit:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
         if value := condition():
             return value
         time.sleep(0.2)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import virtual_time
 from builders import small_config
 from test_weights_bundle import named
 
@@ -77,7 +78,7 @@ def learner(rank: Rank) -> NativeLearner:
 
 
 def hand_over(native: NativeLearner, engines: list[Engine], version: int) -> list[WeightAck | str]:
-    return asyncio.run(native.hand_over(engines, manifest(version)))
+    return virtual_time.run(native.hand_over(engines, manifest(version)))
 
 
 def test_one_group_serves_all_updates_of_the_same_engines():
@@ -135,14 +136,14 @@ def test_training_waits_until_the_exported_weights_are_sent():
         await native.hand_over([Engine("a")], bundle.manifest)
         await training
 
-    asyncio.run(main())
+    virtual_time.run(main())
     assert rank.calls == ["describe", "address", "open_transfer", "send", "train"]
 
 
 def test_only_an_export_for_a_common_hand_over_makes_the_learner_wait():
     made = learner(Rank())
     assert not made.waits()
-    asyncio.run(made.export(3))
+    virtual_time.run(made.export(3))
     assert made.waits(), "until engines have them"
 
 
@@ -157,6 +158,6 @@ def test_a_resumed_run_takes_stored_weights_which_make_nobody_wait():
     deployment = Deployment.__new__(Deployment)
     deployment._config = small_config()
     deployment.crew = SimpleNamespace(learner=Native([Rank()], None, bucket_bytes=1, backend="gloo", timeout_s=0.1))
-    asyncio.run(deployment.weights(3))
+    virtual_time.run(deployment.weights(3))
     assert taken == ["stored"]
     assert not deployment.crew.learner.waits()

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import virtual_time
 from engine_world import END, build_model, core_below, save_tokenizer
 from learner_support import make_samples, make_spec
 from ray.exceptions import RayActorError, RayTaskError
@@ -48,7 +49,7 @@ def told_of_a_thread(depth: int) -> str:
         pool.submit(int).result()
         thread.start()
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while "wait" not in (told := Watched().stacks()).split("the-stuck-one")[-1] and time.monotonic() < deadline:
                 time.sleep(0.01)
             return told
@@ -138,7 +139,7 @@ def group(*ranks: dict[str, Callable[[], Awaitable[Any]]]) -> RayLearner:
 
 
 def save(learner: RayLearner) -> None:
-    asyncio.run(asyncio.wait_for(learner.save(Path("x")), 5))
+    virtual_time.run(learner.save(Path("x")))
 
 
 def test_a_dead_rank_is_a_lost_learner():
@@ -168,9 +169,9 @@ def test_stacks_of_a_group_come_within_the_limit_and_pulses_add_up():
         {"stacks": giving("late", after=60), "pulse": giving(4)},
         {"stacks": giving(DEAD), "pulse": giving(5)},
     )
-    told = asyncio.run(asyncio.wait_for(learner.stacks(0.1), 5))
+    told = virtual_time.run(learner.stacks(0.1))
     assert told == ["in train", "does not answer within 0.1 s", "learner rank 2: RayActorError"]
-    assert asyncio.run(learner.pulse()) == 12
+    assert virtual_time.run(learner.pulse()) == 12
 
 
 # ---- real actors ----
@@ -268,11 +269,11 @@ def on_real_actors(test: Any) -> Any:
 
 @on_real_actors
 def test_weights_go_from_a_learner_to_an_engine_and_both_pulses_tell(actors):
-    before = [within(5, port.pulse()) for port in (actors.learner, actors.engine)]
-    bundle = within(20, actors.learner.export(1))
-    ack = within(20, actors.engine.load_weights(bundle))
+    before = [within(60, port.pulse()) for port in (actors.learner, actors.engine)]
+    bundle = within(60, actors.learner.export(1))
+    ack = within(60, actors.engine.load_weights(bundle))
     assert (ack.version, ack.checksum) == (1, bundle.checksum)
-    after = [within(5, port.pulse()) for port in (actors.learner, actors.engine)]
+    after = [within(60, port.pulse()) for port in (actors.learner, actors.engine)]
     assert after[0] > before[0]
     assert after[1] == before[1] + 1
 
@@ -283,7 +284,7 @@ def test_an_actor_whose_loop_is_blocked_still_answers(actors):
         judging = asyncio.ensure_future(actors.verifier.judge(None, [], []))
         await asyncio.sleep(0.5)
         try:
-            return await asyncio.wait_for(actors.verifier.stacks(), 5), await asyncio.wait_for(actors.verifier.pulse(), 5)
+            return await asyncio.wait_for(actors.verifier.stacks(), 25), await asyncio.wait_for(actors.verifier.pulse(), 25)
         finally:
             judging.cancel()
 
@@ -295,18 +296,18 @@ def test_an_actor_whose_loop_is_blocked_still_answers(actors):
 
 @on_real_actors
 def test_a_learner_answers_from_inside_train_and_its_death_is_a_lost_learner(actors, tmp_path):
-    pid, before = pid_of(actors.rank), within(5, actors.learner.pulse())
+    pid, before = pid_of(actors.rank), within(60, actors.learner.pulse())
     actors.rank.train.remote(make_samples(1))
     told = ""
     deadline = time.monotonic() + 60
     while "_hang_after_the_update" not in told and time.monotonic() < deadline:
-        (told,) = within(5, actors.learner.stacks(4))
+        (told,) = within(60, actors.learner.stacks(30))
         time.sleep(0.05)
     assert " train" in told
-    assert within(5, actors.learner.pulse()) - before >= 2 * 4 + 4, "4 optimiser steps, each of a micro-batch or more"
+    assert within(60, actors.learner.pulse()) - before >= 2 * 4 + 4, "4 optimiser steps, each of a micro-batch or more"
 
     os.kill(pid, signal.SIGSTOP)
-    assert within(5, actors.learner.stacks(0.3)) == ["does not answer within 0.3 s"]
+    assert within(60, actors.learner.stacks(0.3)) == ["does not answer within 0.3 s"]
     os.kill(pid, signal.SIGCONT)
 
     async def main() -> None:
@@ -316,23 +317,23 @@ def test_a_learner_answers_from_inside_train_and_its_death_is_a_lost_learner(act
         with pytest.raises(LearnerLost, match=r"^learner rank 0: "):
             await saving
 
-    within(20, main())
+    within(60, main())
 
 
 def sampled(engine: RayEngine) -> None:
     prompts = [Prompt(uid=f"p{i}", text="", gold="", token_ids=np.array([5, 6, i], np.int32)) for i in range(3)]
     ids = [RolloutId(f"p{i}@0", 0, 0) for i in range(3)]
-    delivery, _ = within(30, engine.sample(prompts, ids, Draw(max_tokens=20), trunk=False))
+    delivery, _ = within(60, engine.sample(prompts, ids, Draw(max_tokens=20), trunk=False))
     assert len(delivery.notes) == 3
 
 
 @on_real_actors
 def test_an_engine_whose_core_dies_while_nobody_samples_ends_at_the_next_heartbeat(actors):
     engine = actors.engine
-    before = within(5, engine.pulse())
+    before = within(60, engine.pulse())
     sampled(engine)
-    assert within(5, engine.pulse()) - before >= 2 * 3 + 1
-    assert isinstance(within(5, engine.stacks()), str)
+    assert within(60, engine.pulse()) - before >= 2 * 3 + 1
+    assert isinstance(within(60, engine.stacks()), str)
     pid = pid_of(engine.actor)
     os.kill(core_below(pid), signal.SIGKILL)
 
@@ -342,8 +343,8 @@ def test_an_engine_whose_core_dies_while_nobody_samples_ends_at_the_next_heartbe
             await asyncio.sleep(0.2)
 
     with pytest.raises(WorkerLost):
-        within(8, beat())
+        within(60, beat())
     assert gone(pid, within=2)
     for call in (engine.stacks, engine.pulse, engine.stats):
         with pytest.raises(WorkerLost):
-            within(8, call())
+            within(60, call())

@@ -62,7 +62,7 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path, argv: list[str]) 
     running.stdout.close()
     with running.stderr:
         assert running.stderr.read() == b""
-    assert running.wait(timeout=60) == 0
+    assert running.wait(timeout=600) == 0
 
 
 # ---- dry run ----

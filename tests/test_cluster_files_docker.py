@@ -198,7 +198,7 @@ for word; do case $word in *.lock) cp "$word" {tmp_path}/;; esac; done
         (tmp_path / "requirements" / "some.lock").write_text(lock)
         (tmp_path / "requirements" / "build.lock").write_text("setuptools==78.1.1\n")
         environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-        subprocess.run(["bash", str(FOLDER / "install.sh"), "some"], cwd=tmp_path, env=environment, check=True, timeout=60)
+        subprocess.run(["bash", str(FOLDER / "install.sh"), "some"], cwd=tmp_path, env=environment, check=True, timeout=600)
         calls = [re.sub(r"\S*/(\w+\.lock)", r"\1", line) for line in (tmp_path / "calls").read_text().splitlines()]
         return Build(calls=calls, files={file.name: file.read_text() for file in tmp_path.glob("*.lock")})
 

@@ -33,7 +33,7 @@ def test_ray_drains_the_node_that_the_notice_names(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from fr3e_async.actors.cluster import draining_nodes
+    from fr3e_async.actors.cluster import DrainingNodes
 
     class Home:  # local: Ray's workers cannot import a test's module
         def node(self) -> str:
@@ -53,7 +53,7 @@ def test_ray_drains_the_node_that_the_notice_names(folder: Path) -> None:
         done = subprocess.run([*program, *words], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"draining node {node.node_id}: the pod is being ended; 90 s left" in done.stdout
-        draining = draining_nodes()
+        draining = DrainingNodes()()
         assert list(draining) == [node.node_id]
         assert 0 < draining[node.node_id] <= 90
         second = home.remote()

@@ -70,7 +70,7 @@ class Allocation:
 
     def run(self, *words: str, **settings: str) -> tuple[int, str]:
         process = self.start(*words, **settings)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
         return process.returncode, out
 
     def calls(self, name: str) -> list[list[str]]:
@@ -82,7 +82,7 @@ class Allocation:
         return [line.split()[0] for line in self.notes.read_text().splitlines()]
 
     def until(self, note: str) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 240
         while not self.calls(note):
             assert time.monotonic() < end, f"no {note}"
             time.sleep(0.02)
@@ -206,7 +206,7 @@ def test_a_signal_gives_the_run_time_for_its_checkpoint(allocation: Allocation, 
     job = allocation.start("config=toy", ON_DRIVER=LIVES_UNTIL_TERM)
     allocation.until("running")
     os.kill(job.pid, number)
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=600)
     assert job.returncode == 0, out
     assert allocation.calls("checkpoint") == [[]]
     assert allocation.calls("scontrol") == ([["requeue", "77"]] if requeued else [])
@@ -217,7 +217,7 @@ def test_a_signal_ends_the_wait_for_nodes(allocation: Allocation) -> None:
     job = allocation.start("config=toy", ON_NODES="exec sleep 100")
     allocation.until("nodes")
     os.kill(job.pid, signal.SIGTERM)
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=600)
     assert job.returncode == 128 + signal.SIGTERM, out
     assert allocation.calls("python") == []
     assert steps_that_live(allocation) == []

@@ -25,7 +25,7 @@ def call(tmp_path: Path) -> Iterator[Call]:
     environment |= {"HOME": str(tmp_path), "FR3E_PORT_OFFSET": str(OFFSET), "FR3E_HEAD_DIR": str(folder), "FR3E_HEAD_CPUS": "1"}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["bash", str(SCRIPT), *words], env=environment, capture_output=True, text=True, timeout=200)
+        return subprocess.run(["bash", str(SCRIPT), *words], env=environment, capture_output=True, text=True, timeout=600)
 
     yield run
     run("stop")

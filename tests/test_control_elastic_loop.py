@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import virtual_time
 from loop_support import World, audited, replayed
 
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
@@ -66,7 +67,7 @@ class Cloud(World):
         """Events of the last session."""
         return [e.event for e in read_journal(self.journal.path)[1] if type(e.event).__name__ == kind]
 
-    def play(self, story: Any, timeout: float = 40.0) -> str:
+    def play(self, story: Any) -> str:
         """A run, and beside it ``story``."""
 
         async def both() -> str:
@@ -79,7 +80,7 @@ class Cloud(World):
                 told.cancel()
             return await run
 
-        return asyncio.run(asyncio.wait_for(both(), timeout))
+        return virtual_time.run(both())
 
     def require_sound(self) -> None:
         """Books and journal say so, nothing was trained twice, and all that it had ended."""
@@ -338,7 +339,7 @@ def test_a_learner_whose_node_goes_writes_a_checkpoint_and_is_made_anew_elsewher
     saved = load_control_state(first.store.latest()).ledger.version
     assert saved == trained[-1] == first.ledger.version < 8, "nothing that was trained is lost"
     second = go_on(first, **settings)
-    assert second.run(40.0) == "finished"
+    assert second.run() == "finished"
     assert sorted(second.notes.steps) == list(range(saved + 1, 9)), "and no step is made twice"
     assert not set(first.trained_groups()) & set(second.trained_groups())
     assert all(engine.version == 8 for engine in second.engines)
@@ -393,7 +394,8 @@ def test_a_learner_whose_node_goes_when_all_steps_are_made_is_not_made_anew(tmp_
 
 
 def test_a_pool_that_nobody_joins_any_more_ends_the_run_with_the_reason(tmp_path):
-    world = Cloud(tmp_path, start_s=600.0, watchdog={"timeout_s": 0.2, "stuck_s": 60.0}, ray={"room_timeout_s": 0.6})
+    limits = {"watchdog": {"timeout_s": 0.2, "stuck_s": 60.0}, "ray": {"room_timeout_s": 0.6}}
+    world = Cloud(tmp_path, start_s=600.0, delay_s=0.02, run={"steps": 1_000}, **limits)
 
     async def story():
         await world.until(lambda: world.ledger.version >= 1)

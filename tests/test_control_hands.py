@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import virtual_time
 from builders import prompt
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,7 +94,7 @@ class Loop:
 
     def do(self, *commands: Any) -> list[Event]:
         """Carry these out side by side; all events until now."""
-        asyncio.run(asyncio.wait_for(self._all(*commands), 10))
+        virtual_time.run(self._all(*commands))
         return self.events
 
 
@@ -194,7 +195,7 @@ def test_withdrawn_tasks_end_uncounted_and_those_that_are_done_as_they_are():
         await asyncio.sleep(0.01)
         await loop._all(Withdraw(worker="generator-0", tasks=(1, 2, 99)))
 
-    asyncio.run(story())
+    virtual_time.run(story())
     delivered, lost = loop.events
     assert isinstance(delivered, Delivered)
     assert isinstance(lost, Lost)
@@ -212,7 +213,7 @@ def test_a_task_that_is_withdrawn_twice_ends_once():
         await loop._all(take, take)
         await loop._all(take)
 
-    asyncio.run(story())
+    virtual_time.run(story())
     (lost,) = loop.events
     assert isinstance(lost, Lost)
     assert (lost.task, lost.counted) == (1, False)
@@ -231,7 +232,7 @@ def test_a_scoring_task_that_is_withdrawn_names_its_payload():
         await asyncio.sleep(0.01)
         await loop._all(Withdraw(worker="verifier-0", tasks=(2,)))
 
-    asyncio.run(story())
+    virtual_time.run(story())
     lost = loop.events[-1]
     assert isinstance(lost, Lost)
     assert (lost.task, lost.counted, lost.scoring, lost.payload) == (2, False, True, made.payload)
@@ -269,7 +270,7 @@ def test_a_loan_is_asked_for_and_always_given_back(error, down):
         await asyncio.gather(borrower, return_exceptions=True)
         return asked.task
 
-    task = asyncio.run(both())
+    task = virtual_time.run(both())
     assert loop.events[1] == "generator-0"
     assert loop.events[-1] == Answered(task=task, proof=error is None)
     assert any(isinstance(event, WorkerDown) for event in loop.events) == down
@@ -289,7 +290,7 @@ def test_a_loan_that_nobody_waits_for_any_more_is_given_back():
         borrower.cancel()
         await asyncio.gather(borrower, return_exceptions=True)
 
-    asyncio.run(story())
+    virtual_time.run(story())
     asked, answered = loop.events
     assert answered == Answered(task=asked.task, proof=False)
 
@@ -306,7 +307,7 @@ def test_a_lost_worker_is_ended_and_a_new_one_joins():
     assert loop.crew.names(GENERATORS) == ["generator-1"]
     assert loop.notes == ["generator-0 is lost: it died", "generator-1 has joined"]
     with pytest.raises(WorkerLost):
-        asyncio.run(loop.engine.stats())
+        virtual_time.run(loop.engine.stats())
 
 
 def test_what_a_stuck_worker_had_is_given_back_at_once():
@@ -320,7 +321,7 @@ def test_what_a_stuck_worker_had_is_given_back_at_once():
         for task in loop.tasks:
             task.cancel()
 
-    asyncio.run(story())
+    virtual_time.run(story())
     (lost,) = loop.events  # the worker is out of service already: it is not said to be down again
     assert isinstance(lost, Lost)
 
@@ -363,7 +364,7 @@ def test_one_that_is_not_needed_any_more_is_not_waited_for_and_leaves_nothing(de
         loop.hands.carry_out(Dismiss(ticket=8))  # that one is up already
         await asyncio.wait(loop.tasks, timeout=5)
 
-    asyncio.run(story())
+    virtual_time.run(story())
     assert loop.events == []
     assert ended == ([GENERATORS] if not delay_s else [])
 
@@ -394,7 +395,7 @@ def test_a_hire_waits_for_its_turn_and_for_the_cluster():
         room.set()
         await asyncio.gather(*loop.tasks, return_exceptions=True)
 
-    asyncio.run(story())
+    virtual_time.run(story())
     assert [event.ticket for event in loop.events] == [7, 7]
     assert ended == [GENERATORS]
 
@@ -405,7 +406,7 @@ def test_one_that_leaves_is_ended_without_a_word_to_the_machine():
     assert loop.crew.names(EXPLORERS) == []
     assert loop.notes == ["explorer-0 has left: the pool is made smaller"]
     with pytest.raises(WorkerLost):
-        asyncio.run(loop.explorer.stats())
+        virtual_time.run(loop.explorer.stats())
 
 
 def test_what_a_worker_has_made_is_fetched_before_it_goes():
@@ -425,7 +426,7 @@ def test_what_a_worker_has_made_is_fetched_before_it_goes():
         while not kinds:
             await asyncio.sleep(0.001)
 
-    asyncio.run(asyncio.wait_for(story(), 5))
+    virtual_time.run(story())
     assert kinds == [1]
 
 
@@ -461,7 +462,7 @@ def test_weights_end_in_a_word_for_each_engine_that_is_there():
         loop.publisher.offer(await FakeLearner().export(4))
         await loop._all(Send(version=4, workers=("generator-0", "explorer-0", "gone-9")))
 
-    asyncio.run(story())
+    virtual_time.run(story())
     assert sorted(loop.events, key=repr) == [
         Acked(worker="generator-0", version=4),
         Refused(worker="explorer-0", version=4, why="no answer within weights.ack_timeout_s (0.1 s)"),
@@ -486,5 +487,5 @@ def test_the_end_of_a_run_ends_every_call():
         assert task.cancelled()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    asyncio.run(story())
+    virtual_time.run(story())
     assert loop.events == []

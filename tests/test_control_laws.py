@@ -231,7 +231,7 @@ class VinePpoRescored(LedgerMachine):
 @pytest.mark.parametrize("machine", [LedgerMachine, *LedgerMachine.__subclasses__()], ids=lambda machine: machine.__name__)
 def test_laws(machine):
     # A play that begins badly has few steps that may follow: hypothesis then complains of its own luck.
-    few = [HealthCheck.filter_too_much]
+    few = [HealthCheck.filter_too_much, HealthCheck.too_slow]
     run_state_machine_as_test(
         machine, settings=settings(max_examples=25, stateful_step_count=50, deadline=None, suppress_health_check=few)
     )

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+import virtual_time
 from builders import prompt
 from loop_support import World, audited, replayed
 
@@ -257,7 +258,7 @@ def test_losing_many_proven_workers_at_once_is_no_reason_to_end(tmp_path):
             generator.suffer(Fault.DIE)
         return await run
 
-    assert asyncio.run(story()) == "finished"
+    assert virtual_time.run(story()) == "finished"
     assert world.replaced() == {GENERATORS: 8}
 
 
@@ -291,7 +292,7 @@ def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, 
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(story())
+    virtual_time.run(story())
 
 
 # ---- the learner ----
@@ -350,7 +351,7 @@ def test_a_payload_that_is_gone_at_a_checkpoint_sends_everything_back(tmp_path):
         return await run
 
     with pytest.raises(LearnerLost, match=r"rollouts that a checkpoint needs.*a payload is gone"):
-        asyncio.run(story())
+        virtual_time.run(story())
     first.crew.payloads.lost = False
     second = go_on(first, tmp_path, run={"checkpoint_every": 2})
     assert second.run() == "finished"
@@ -369,7 +370,7 @@ async def stopped_at(world: World, version: int) -> str:
 
 def test_stop_writes_a_checkpoint_and_resume_keeps_the_open_groups(tmp_path):
     first = World(tmp_path, prompts=200, flow={"max_staleness": 3}, delay_s=0.004)
-    assert asyncio.run(stopped_at(first, 3)) == "stopped by a test"
+    assert virtual_time.run(stopped_at(first, 3)) == "stopped by a test"
     second = World(tmp_path, prompts=200, flow={"max_staleness": 3}, resume=True)
     assert second.state.version == second.resumed.progress.resumed_from == first.ledger.version
     assert second.state.groups, "there were open groups"
@@ -402,7 +403,7 @@ def test_open_groups_survive_any_number_of_sessions(tmp_path):
     """Keys of payloads stay what they were, and new ones do not collide with them."""
     for version in (2, 4, 6):
         world = World(tmp_path, resume=version > 2, prompts=200)
-        asyncio.run(stopped_at(world, version))
+        virtual_time.run(stopped_at(world, version))
     last = World(tmp_path, resume=True, prompts=200)
     assert last.run() == "finished"
     report = audited(tmp_path, last.config)
@@ -434,7 +435,7 @@ def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
 
     async def story():
         run = asyncio.create_task(world.go())
-        await world.until(lambda: world.ledger.version == 2 and bool(world.store.steps()))
+        await world.until(lambda: world.ledger.version == 2 and world.learner._running["save"] > 0)
         for engine in world.of(GENERATORS):
             engine.faults = always("sample", Fault.HANG)
         await world.until(lambda: world.controller._measuring.busy)
@@ -442,7 +443,7 @@ def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
         world.controller.stop("stopped by a test")
         return await asyncio.wait_for(run, 5)
 
-    assert asyncio.run(story()) == "stopped by a test"
+    assert virtual_time.run(story()) == "stopped by a test"
     assert load_control_state(world.store.latest()).ledger.version == 2
     assert world.controller.progress.accuracy_after is None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import virtual_time
 from builders import prompt
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,7 +68,7 @@ def test_a_given_up_evaluation_samples_nothing_more(tmp_path: Path) -> None:
         assert len(asyncio.all_tasks()) == others, "the part that hung was cancelled"
         return count
 
-    assert asyncio.run(asyncio.wait_for(story(), 20)) == len(begun)
+    assert virtual_time.run(story()) == len(begun)
 
 
 def test_a_set_without_problems_is_told_and_harms_nothing(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_an_evaluation_that_a_stop_cut_short(tmp_path: Path, stop_at: int, made:
         first.controller.stop("a test")
         return await run
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    virtual_time.run(story())
     state = load_control_state(first.store.latest())
     assert state.progress.pending == {"step 2": 2}
     again = World(tmp_path, resume=True, **sections)
@@ -156,7 +157,7 @@ def test_all_benchmarks_together_keep_to_the_share(tmp_path: Path) -> None:
             *(evaluator.sample(one, "x", lend=lambda role, weight, priority: Anyone(role), gated=True) for one in sets)
         )
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    virtual_time.run(story())
     assert 0 < most <= room
 
 
@@ -185,4 +186,4 @@ def test_the_gate_keeps_its_limit_and_loses_no_room(sizes: list[int], limit: int
         assert gate._taken == 0
         assert not gate._waiting
 
-    asyncio.run(asyncio.wait_for(story(), 5))
+    virtual_time.run(story())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import virtual_time
 
 from fr3e_async.control.publisher import Publisher, Sync
 from fr3e_async.errors import LearnerLost
@@ -54,7 +55,7 @@ class Hearing:
             self.publisher.offer(await FakeLearner().export(version))
             await self.publisher.hand_over(engines, self.told, alone=alone)
 
-        asyncio.run(main())
+        virtual_time.run(main())
         return self.heard
 
 
@@ -126,7 +127,7 @@ def test_engines_get_the_newest_weights_whatever_was_asked_for():
             hearing.publisher.offer(await FakeLearner().export(version))
         await hearing.publisher.hand_over([engine], hearing.told)
 
-    asyncio.run(story())
+    virtual_time.run(story())
     assert engine.loaded == [2]
 
 

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import virtual_time
 from loop_support import World
 
 from fr3e_async.control.ports import TaskLost
@@ -116,12 +117,11 @@ def test_a_rollout_that_cannot_be_fetched_costs_its_tree_alone(tmp_path):
 def test_the_loop_does_not_wait_for_a_slow_store(tmp_path):
     """What is still to be written when the run ends is written then."""
     world = World(tmp_path, run={"steps": 4})
-    released, fetched = asyncio.Event(), []
+    released, fetched = virtual_time.Gate(), []
 
     class Slow:
         def get(self, payload):
-            while not released.is_set():
-                pass_time()
+            released.wait()
             fetched.append(payload)
             return world.crew.payloads.get(payload)
 
@@ -135,14 +135,8 @@ def test_the_loop_does_not_wait_for_a_slow_store(tmp_path):
         released.set()
         return await run
 
-    assert asyncio.run(asyncio.wait_for(story(), 20)) == "finished"
+    assert virtual_time.run(story()) == "finished"
     assert kept.rows
-
-
-def pass_time() -> None:
-    import time
-
-    time.sleep(0.002)
 
 
 def test_pieces_joined_are_the_text():

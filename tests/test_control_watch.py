@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
+import virtual_time
 from loop_support import World, audited, loop_config, replayed
 
 from fr3e_async.algorithm.strategies import make_strategy
@@ -69,7 +69,7 @@ def test_a_learner_that_dies_unseen_is_found_by_its_pulse(tmp_path):
         await run
 
     with pytest.raises(LearnerLost, match="rank 1 is dead"):
-        asyncio.run(asyncio.wait_for(story(), 20))
+        virtual_time.run(story())
 
 
 def test_an_object_store_that_hangs_is_named(tmp_path):
@@ -84,7 +84,7 @@ def test_an_object_store_that_hangs_is_named(tmp_path):
 
     try:
         with pytest.raises(RunFailed) as caught:
-            asyncio.run(asyncio.wait_for(story(), 20))
+            virtual_time.run(story())
     finally:
         world.crew.payloads.open.set()  # let its thread end
     assert str(caught.value).startswith("nothing moved for ")
@@ -97,7 +97,7 @@ def test_a_slow_disk_is_not_the_learners_fault(tmp_path):
     """A checkpoint takes four times watchdog.stuck_s, all of it in the hands of the control loop."""
     world = World(tmp_path, **QUICK | {"run": {"steps": 2}, "watchdog": {"stuck_s": 0.3, "timeout_s": 20.0}})
     commit = world.store.commit
-    world.store.commit = lambda folder, step: (time.sleep(1.2), commit(folder, step))[1]
+    world.store.commit = lambda folder, step: (virtual_time.sleep_in_thread(1.2), commit(folder, step))[1]
     assert world.run() == "finished"
 
 
@@ -206,6 +206,7 @@ class ByHand:
     def join(self, role, worker):
         self.machine.handle(WorkerUp(role=role, worker=worker.name))
         self.crew.add(role, worker)
+        worker._clock = lambda: self.now
         return worker
 
     @property
@@ -215,7 +216,7 @@ class ByHand:
     def beat(self, **stats) -> None:
         for name, value in stats.items():
             setattr(self.worker, name, value)
-        asyncio.run(self.watch.beat())
+        virtual_time.run(self.watch.beat())
 
 
 def test_idle_and_overlap_of_a_timeline_made_by_hand():

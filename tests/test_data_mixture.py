@@ -145,7 +145,7 @@ def test_each_epoch_draws_its_quota_and_no_problem_gets_ahead(mixture, seed):
         assert max(counts) - min(counts) <= 1
 
 
-@settings(suppress_health_check=[HealthCheck.large_base_example], max_examples=8)
+@settings(suppress_health_check=[HealthCheck.large_base_example, HealthCheck.too_slow], max_examples=8)
 @given(st.data(), mixtures())
 def test_any_kills_and_resumes_consume_what_an_uninterrupted_run_does(data, mixture):
     made, parts = mixed(*mixture)

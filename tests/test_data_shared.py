@@ -145,5 +145,5 @@ def test_twins_within_the_sets():
 @pytest.mark.slow
 def test_golds_that_are_text_only_are_flagged():
     read = rows("deepmath/train")
-    flagged = {flag.gold for flag in flag_golds([row.answer for row in read], VerifierPoolConfig(workers=1))}
+    flagged = {flag.gold for flag in flag_golds([row.answer for row in read], VerifierPoolConfig(workers=1, wall_limit_s=240.0))}
     assert sum(row.answer in flagged for row in read) == 53

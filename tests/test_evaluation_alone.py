@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+import virtual_time
 from builders import prompt, small_config
 
 from fr3e_async import evaluate_job
@@ -90,8 +91,16 @@ def run_job(
     identity = {"format": 1, "benchmarks": {one.name: {"k": one.samples} for one in sets}}
     with EvaluationDir.open(folder, identity=identity, config_yaml="x: 1\n") as opened:
         model = Model(path="fake", end_token_ids=(0,))
-        job = evaluate_job.Job(CONFIG, model, sets, opened, {"model": "fake", "benchmarks": {}}, started_at=0.0)
-        code = asyncio.run(job.run())
+        job = evaluate_job.Job(
+            CONFIG,
+            model,
+            sets,
+            opened,
+            {"model": "fake", "benchmarks": {}},
+            clock=virtual_time.now,
+            started_at=virtual_time.now(),
+        )
+        code = virtual_time.run(job.run())
     results = json.loads((folder / "results.json").read_text()) if (folder / "results.json").is_file() else {}
     return code, results
 
@@ -180,17 +189,12 @@ def test_a_replacement_that_does_not_start_is_tried_again(others: int) -> None:
     async def story() -> None:
         async with Lender(crew, note=said.append) as lender:
             lender.expect(GENERATORS)
-            await asyncio.wait_for(until(lambda: "new2" in crew.names(GENERATORS)), 5)
+            await virtual_time.until(lambda: "new2" in crew.names(GENERATORS))
             async with lender.lend(GENERATORS, 1, priority=0):
                 pass
 
-    asyncio.run(story())
+    virtual_time.run(story())
     assert said == ["a new one of generators did not start: the memory of the dead one is not free yet", "new2 has joined"]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    while not holds():
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -201,15 +205,15 @@ def test_a_replacement_that_never_starts_is_given_up_and_ends_it_where_none_is_l
     async def story() -> None:
         async with Lender(crew, note=lambda text: None) as lender:
             lender.expect(GENERATORS)
-            await asyncio.wait_for(until(lambda: not lender._starting), 5)
+            await virtual_time.until(lambda: not lender._starting)
             async with lender.lend(GENERATORS, 1, priority=0) as name:
                 assert name == "e0"
 
     if others:
-        asyncio.run(story())
+        virtual_time.run(story())
     else:
         with pytest.raises(RunFailed, match="no worker of generators is left, and a new one did not start: the memory"):
-            asyncio.run(story())
+            virtual_time.run(story())
     assert starts.tried == 2
 
 
@@ -303,9 +307,9 @@ def test_a_lender_gives_no_more_than_an_engine_takes() -> None:
     async def story() -> None:
         async with Lender(crew, note=lambda text: None) as lender:
             jobs = [("a", 16, 0.02), ("b", 10, 0.05), ("c", 6, 0.05), ("wide", 99, 0.01), ("d", 1, 0.01)]
-            await asyncio.wait_for(asyncio.gather(*(use(lender, *job) for job in jobs)), 5)
+            await asyncio.gather(*(use(lender, *job) for job in jobs))
 
-    asyncio.run(story())
+    virtual_time.run(story())
     assert order[:3] == ["a e0", "b e1", "c e1"]
     assert {line.split()[0] for line in order[3:]} == {"wide", "d"}, "one that is wider than an engine gets an empty one"
 
@@ -321,8 +325,8 @@ def test_a_margin_makes_an_answer_right() -> None:
             found = await Evaluator(crew, (), [test_set]).sample(test_set, "x", lend=lender.lend)
         return sum(one.outcome is Outcome.RIGHT for one in found)
 
-    assert asyncio.run(rights("1.03")) == 0
-    assert asyncio.run(rights("1.03", Fraction(97, 100))) == 8
-    assert asyncio.run(rights("1.03", Fraction(96, 100))) == 0
-    assert asyncio.run(rights("1.03 m", Fraction(97, 100))) == 8
-    assert asyncio.run(rights("1.03, 2", Fraction(97, 100))) == 0
+    assert virtual_time.run(rights("1.03")) == 0
+    assert virtual_time.run(rights("1.03", Fraction(97, 100))) == 8
+    assert virtual_time.run(rights("1.03", Fraction(96, 100))) == 0
+    assert virtual_time.run(rights("1.03 m", Fraction(97, 100))) == 8
+    assert virtual_time.run(rights("1.03, 2", Fraction(97, 100))) == 0

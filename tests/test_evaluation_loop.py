@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import virtual_time
 from builders import prompt
 from loop_support import World, replayed
 
@@ -109,7 +109,7 @@ def test_a_benchmark_takes_its_share_of_the_generators_while_the_run_trains(tmp_
 
     for trains, expected in ((True, 4), (False, 40)):  # 2 engines of 16 rollouts, 4 rollouts a part
         most = 0
-        asyncio.run(
+        virtual_time.run(
             evaluator.measure(evaluator.sets[0], "x", lend=lend, on_progress=lambda: None, trains=trains, clock=lambda: 0.0)
         )
         assert most == expected

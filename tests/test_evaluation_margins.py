@@ -85,10 +85,10 @@ def test_the_margin_is_exact(gold: int, off: int, sign: int, margin: int) -> Non
 
 
 def test_odd_texts_take_no_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for piece in ("1,", "(", r"\{", r"\{x\mid ", r"\frac{", r"\text{a ", "1 m ", "-", "9", r"\pm ", "1 and "):
         assert within((piece * 2000)[:2000], "1.5", [PERCENTS]) is False
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 10, "of CPU time: seconds if they were tried in every way"
 
 
 # --- in the verifier ---------------------------------------------------------------------------------------------------

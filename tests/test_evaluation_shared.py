@@ -72,7 +72,7 @@ WRONG: dict[str, Response] = {
 def scored(items: list[Item], responses: list[list[str]]) -> Scores:
     """Several responses of each item, through the judge and the aggregate of an evaluation."""
     questions = [(text, item.gold.text) for item, texts in zip(items, responses, strict=True) for text in texts]
-    with VerifierPool(VerifierPoolConfig(workers=2)) as pool:
+    with VerifierPool(VerifierPoolConfig(workers=2, wall_limit_s=240.0)) as pool:
         verdicts = iter(asyncio.run(pool.judge_many(questions)))
     judgements = []
     for item, texts in zip(items, responses, strict=True):
@@ -163,7 +163,7 @@ def graded() -> dict[str, list[dict]]:
 
 def agreement(rows: list[dict]) -> tuple[float, float, float]:
     """(accuracy by the labels, accuracy by the pipeline, share of responses where both say the same)."""
-    with VerifierPool(VerifierPoolConfig(workers=2)) as pool:
+    with VerifierPool(VerifierPoolConfig(workers=2, wall_limit_s=240.0)) as pool:
         verdicts = asyncio.run(pool.judge_many([(row["response"], answers.gold_of(row["gold"])) for row in rows]))
     found = [verdict.outcome is Outcome.RIGHT for verdict in verdicts]
     labels = [bool(row["correct"]) for row in rows]

@@ -30,7 +30,7 @@ LAYERS = [
     {"actors", "control"},
     {"rollout", "learner", "verify", "weights", "evaluation", "observe", "data"},
     {"algorithm"},
-    {"config", "types", "errors", "__init__"},
+    {"config", "types", "errors", "clock", "__init__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(reversed(LAYERS)) for unit in units}
 SUPPORT = {"testing"}  # fakes for tests; nothing else may import them

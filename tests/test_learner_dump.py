@@ -236,7 +236,7 @@ def test_all_ranks_say_the_same_and_none_waits_for_one_that_cannot_write(model: 
     for case in ("written", "share", "model"):
         assert left[case][0] == right[case][0]
         assert "the gradient norm is" in left[case][0]
-        assert max(left[case][1], right[case][1]) < 30
+        assert max(left[case][1], right[case][1]) < 240
     assert left["hf"] == right["hf"] == f"run.dir: cannot write to {tmp_path / 'hf'}: the disk is full (ENOSPC)"
     for case in ("share", "model"):
         assert "; its dump could not be written: " in left[case][0]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from fr3e_async.clock import RunClock
 from fr3e_async.errors import StorageError
 from fr3e_async.observe import jsonl
 from fr3e_async.observe.tensorboard import TensorBoardWriter
@@ -95,13 +96,13 @@ def test_a_full_disk_under_tensorboard_is_one_line(tmp_path: Path, monkeypatch: 
     real = builtins.open
     monkeypatch.setattr("fr3e_async.observe.tensorboard.open", lambda path, mode: real("/dev/full", mode), raising=False)
     with pytest.raises(StorageError, match=r"cannot write to .*: the disk is full \(ENOSPC\)"):
-        TensorBoardWriter(tmp_path / "tensorboard")
+        TensorBoardWriter(tmp_path / "tensorboard", clock=RunClock())
 
 
 def test_a_disk_that_fills_up_later_is_said_by_the_write_that_met_it(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    writer = TensorBoardWriter(tmp_path)
+    writer = TensorBoardWriter(tmp_path, clock=RunClock())
     with open("/dev/full", "wb", buffering=0) as full:
         writer._records = RecordWriter(full)
         with pytest.raises(StorageError, match="the disk is full"):
@@ -112,7 +113,7 @@ def test_a_disk_that_fills_up_later_is_said_by_the_write_that_met_it(tmp_path: P
 
 def test_two_writers_within_a_second_have_a_file_each(tmp_path: Path) -> None:
     for step in (1, 2):
-        TensorBoardWriter(tmp_path, first_step=step).close()
+        TensorBoardWriter(tmp_path, clock=RunClock(), first_step=step).close()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert len(names) == 2
     assert names[0].endswith(".0")

@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fr3e_async
+from fr3e_async.clock import RunClock
 from fr3e_async.config import Config, EngineConfig, ObserveConfig
 from fr3e_async.evaluation.accuracy import Judgement, evaluate
 from fr3e_async.observe.console import ConsoleView, make_console
@@ -128,12 +129,12 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_tensorboard_reads_back_what_was_written_and_a_resume_replaces_later_steps(tmp_path: Path) -> None:
-    first = TensorBoardWriter(tmp_path)
+    first = TensorBoardWriter(tmp_path, clock=RunClock())
     for step in (1, 2, 3):
         first.write(step, {"train/loss": step / 10})
     first.close()
     assert scalars(tmp_path, "train/loss") == [(1, 0.1), (2, 0.2), (3, 0.3)]
-    second = TensorBoardWriter(tmp_path, first_step=3)
+    second = TensorBoardWriter(tmp_path, clock=RunClock(), first_step=3)
     second.write(3, {"train/loss": 0.33})
     second.close()
     assert scalars(tmp_path, "train/loss") == [(1, 0.1), (2, 0.2), (3, 0.33)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -414,6 +415,26 @@ def test_stats_add_up(world):
     assert after.running == 0
     assert len(after.busy) == 1
     assert 0 < after.busy[0][1] - after.busy[0][0] < 10
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+def test_a_step_of_the_wall_clock_shows_in_no_busy_time(world, monkeypatch, step_s):
+    """Before, while requests are under way, and after."""
+    before = world.run(world.engine.stats())
+    real = time.time
+
+    async def main() -> None:
+        sampling = asyncio.create_task(world.engine.generate([world.request(*range(5, 20), i, max_tokens=60) for i in range(4)]))
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(time, "time", lambda: real() + step_s)
+        await sampling
+
+    world.run(main())
+    after = world.run(world.engine.stats())
+    assert 0 < after.at - before.at < 600
+    assert after.busy, "it has worked"
+    moments = [before.at, *(moment for interval in after.busy for moment in interval), after.at]
+    assert moments == sorted(moments)
 
 
 def test_stats_tell_of_the_cache_and_of_who_waits(world):

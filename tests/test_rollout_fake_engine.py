@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import virtual_time
 
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused
 from fr3e_async.rollout.busy import BusyMeter
@@ -38,7 +39,7 @@ def test_tokens_depend_on_seed_id_and_context_only():
         assert first != await draw(replace(SPEC, seed=6), "a")
         assert first != await draw(SPEC, "a", context=(7, 9))
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_a_seeded_request_depends_on_its_seed_and_not_on_its_id():
@@ -49,7 +50,7 @@ def test_a_seeded_request_depends_on_its_seed_and_not_on_its_id():
         ]
         assert drawn[0] == drawn[1] != drawn[2]
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_the_pulse_counts_what_the_engine_does():
@@ -60,7 +61,7 @@ def test_the_pulse_counts_what_the_engine_does():
         await engine.load_weights(bundle(1))
         assert engine.pulse() == 5
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_ends_with_an_end_token_or_at_the_budget():
@@ -76,12 +77,12 @@ def test_ends_with_an_end_token_or_at_the_budget():
         assert stats.running == 0
         assert stats.tokens_generated > 100
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_versions_step_where_the_update_fell():
     async def main():
-        engine = FakeEngine(SPEC, FakeBehaviour(mean_length=1000, token_s=0.002))
+        engine = FakeEngine(SPEC, FakeBehaviour(mean_length=1000, token_s=0.002), clock=virtual_time.now)
         sampling = asyncio.create_task(engine.sample(request(max_tokens=30)))
         await asyncio.sleep(0.02)
         ack = await engine.load_weights(bundle(4))
@@ -91,7 +92,7 @@ def test_versions_step_where_the_update_fell():
         assert (np.diff(completion.versions) >= 0).all()
         assert (await engine.stats()).version == 4
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_a_damaged_bundle_is_refused_and_the_old_version_stays():
@@ -101,7 +102,7 @@ def test_a_damaged_bundle_is_refused_and_the_old_version_stays():
             await engine.load_weights(replace(bundle(4), buckets=((np.zeros(1, np.float32),) * len(bundle(4).manifest.names),)))
         assert (await engine.stats()).version == 0
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_faults_are_injected_by_request_and_attempt():
@@ -113,7 +114,7 @@ def test_faults_are_injected_by_request_and_attempt():
         assert (await engine.sample(request("a"))).finish is Finish.ABORT
         assert (await engine.sample(request("a"))).finish is not Finish.ABORT
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_death_takes_every_request_along():
@@ -128,12 +129,12 @@ def test_death_takes_every_request_along():
         with pytest.raises(EngineDead):
             await engine.stats()
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_abort_returns_what_there_is():
     async def main():
-        engine = FakeEngine(SPEC, FakeBehaviour(mean_length=1000, token_s=0.002))
+        engine = FakeEngine(SPEC, FakeBehaviour(mean_length=1000, token_s=0.002), clock=virtual_time.now)
         sampling = asyncio.create_task(engine.sample(request(max_tokens=50)))
         await asyncio.sleep(0.02)
         await engine.abort("a")
@@ -142,7 +143,7 @@ def test_abort_returns_what_there_is():
         assert completion.finish is Finish.ABORT
         assert 0 < len(completion) < 50
 
-    asyncio.run(main())
+    virtual_time.run(main())
 
 
 def test_busy_intervals_leave_out_idle_and_paused_time():
@@ -177,4 +178,4 @@ def test_it_knows_of_entropies_what_its_provider_can_tell(provider, errors):
         assert plain.raw_entropies is None
         assert (cold.raw_entropies is not None) == (provider == "engine")
 
-    asyncio.run(main())
+    virtual_time.run(main())

@@ -108,7 +108,7 @@ def attacks(canary: Path) -> list[str]:
 
 def test_no_answer_is_run_as_code(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
+    with VerifierPool(VerifierPoolConfig(workers=1, wall_limit_s=240.0)) as pool:
         for answer in attacks(canary):
             for gold in ("5", "\\frac{1}{2}"):
                 assert pool.judge(f"\\boxed{{{answer}}}", gold).outcome is not Outcome.RIGHT

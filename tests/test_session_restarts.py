@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import virtual_time
 from builders import small_config
 
 from fr3e_async.errors import LearnerLost, RunFailed
@@ -48,7 +49,7 @@ class Sessions(Session):
 
     def go(self) -> str:
         stop: Any = SimpleNamespace(controller=None, reason="")
-        return asyncio.run(self._to_the_end(None, self, stop))[1]  # type: ignore[arg-type]
+        return virtual_time.run(self._to_the_end(None, self, stop))[1]  # type: ignore[arg-type]
 
 
 def test_losses_with_a_new_checkpoint_between_are_never_too_many():

@@ -156,11 +156,11 @@ def test_bad_input_is_one_line(argv: list[str], message: str, capsys: pytest.Cap
 
 
 def test_help_comes_from_the_module_and_a_dry_run_does_not_load_the_simulator() -> None:
-    done = subprocess.run([sys.executable, "-m", "fr3e_async.plan", "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "fr3e_async.plan", "--help"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: python -m fr3e_async.plan")
     code = "import sys, fr3e_async.plan; print([m for m in sys.modules if 'simulate' in m or 'control' in m])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "[]"
 
 

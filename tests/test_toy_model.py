@@ -130,9 +130,9 @@ def test_two_processes_at_once_give_one_whole_model(tmp_path):
     workers = [context.Process(target=_build_and_report, args=(str(tmp_path), queue)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    folders = {queue.get(timeout=200) for _ in workers}
+    folders = {queue.get(timeout=600) for _ in workers}
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=600)
         assert worker.exitcode == 0
     assert len(folders) == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [Path(folders.pop()).name]

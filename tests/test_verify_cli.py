@@ -136,7 +136,7 @@ def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fr3e_async.verify", str(tmp_path / "none.jsonl")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert_one_line(done.stderr, ["none.jsonl: cannot be read"])
 
@@ -152,7 +152,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def test_golds_that_can_be_matched_as_text_only_are_flagged_once_each() -> None:
     given = ["5", "\\frac12", "the empty set", "$2\\pi$", "the empty set", "x" * 50, "是", "\\boxed{-3}"]
-    config = VerifierPoolConfig(max_answer_chars=40)
+    config = VerifierPoolConfig(max_answer_chars=40, wall_limit_s=240.0)
     assert flag_golds(given, config) == [
         GoldFlag(gold="the empty set", reason="not mathematics"),
         GoldFlag(gold="x" * 50, reason=golds.TOO_LONG),
@@ -165,20 +165,20 @@ def test_plain_integers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.fail("a process was started")
 
     monkeypatch.setattr(tasks, "Nursery", forbidden)
-    assert flag_golds(["5", "-1,200", "$7$", "\\boxed{3}"], VerifierPoolConfig()) == []
+    assert flag_golds(["5", "-1,200", "$7$", "\\boxed{3}"], VerifierPoolConfig(wall_limit_s=240.0)) == []
 
 
 def test_a_gold_that_exceeds_a_limit_is_flagged_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    (flag,) = flag_golds([f"{'(' * 600}x{')' * 600}"], VerifierPoolConfig(cpu_limit_s=0.01))
+    (flag,) = flag_golds([f"{'(' * 600}x{')' * 600}"], VerifierPoolConfig(cpu_limit_s=0.01, wall_limit_s=240.0))
     assert flag.reason in ("cpu limit", "nested too deeply")
 
 
 def test_work_that_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(golds, "_MANY", 2)
     said: list[str] = []
-    assert flag_golds(["1/2", "1/3", "5"], VerifierPoolConfig(), said.append) == []
+    assert flag_golds(["1/2", "1/3", "5"], VerifierPoolConfig(wall_limit_s=240.0), said.append) == []
     assert said == []
-    flag_golds(["1/2", "1/3", "1/4"], VerifierPoolConfig(), said.append)
+    flag_golds(["1/2", "1/3", "1/4"], VerifierPoolConfig(wall_limit_s=240.0), said.append)
     assert said == ["parsing 3 reference answers, see data.on_string_gold"]
 
 

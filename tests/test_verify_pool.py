@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,13 +29,18 @@ BOMB, BOMB_GOLD = r"\boxed{x^{9^{9^9}}}", "x+1"
 HALF = r"\boxed{\frac{1}{2}}"
 
 
+def patient(**settings: Any) -> VerifierPoolConfig:
+    """With time for a machine that has others to serve: only the limits that a test sets itself are ever reached."""
+    return VerifierPoolConfig(**{"cpu_limit_s": 20.0, "wall_limit_s": 240.0, **settings})
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    with VerifierPool(VerifierPoolConfig(cpu_limit_s=1.0)) as pool:
+    with VerifierPool(patient(cpu_limit_s=1.0)) as pool:
         yield pool
 
 
-def wait_until(condition: Callable[[], bool], *, limit_s: float = 15.0) -> None:
+def wait_until(condition: Callable[[], bool], *, limit_s: float = 120.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -49,7 +55,7 @@ def running(pid: int) -> bool:
 
 
 def test_integers_need_no_process() -> None:
-    with VerifierPool(VerifierPoolConfig()) as pool:
+    with VerifierPool(patient()) as pool:
         assert pool.judge(r"so it is \boxed{1,200}", "1200.0") == Verdict(outcome=Outcome.RIGHT, reason="integer")
         assert pool.judge(r"so it is \boxed{1,201}", "1200.0") == Verdict(outcome=Outcome.WRONG, reason="integer")
         assert pool.judge("I do not know", "1200") == Verdict(outcome=Outcome.WRONG, reason="no answer")
@@ -102,22 +108,24 @@ def blunt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "blunt:equal"
 
 
-def test_a_worker_that_a_limit_ended_is_replaced_within_a_second(blunt: str) -> None:
-    """Until the next verdict; the best of three, since the machine may be busy with other tests."""
-    waits = []
-    with VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=0.3), blunt) as pool:
+def test_a_worker_that_a_limit_ended_is_replaced_by_the_same_nursery(blunt: str) -> None:
+    """A fork, and not a new interpreter that imports everything again."""
+    with VerifierPool(patient(workers=1, cpu_limit_s=0.3), blunt) as pool:
         assert pool.judge("a", "a").outcome is Outcome.RIGHT
+        nursery = pool._tasks._nursery
+        assert nursery is not None
+        pid = nursery._process.pid
         for replaced in (1, 2, 3):
             assert pool.judge("bomb", "a").reason == "cpu limit"
             assert pool.replaced == replaced
-            started = time.monotonic()
             assert pool.judge("a", "a").outcome is Outcome.RIGHT
-            waits.append(time.monotonic() - started)
-    assert min(waits) < 1.0
+            assert pool._tasks._nursery is nursery
+        assert nursery._process.pid == pid
+        assert running(pid)
 
 
 def test_with_retry_what_a_limit_ended_is_judged_once_more(blunt: str) -> None:
-    with VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=0.3, on_unknown="retry"), blunt) as pool:
+    with VerifierPool(patient(workers=1, cpu_limit_s=0.3, on_unknown="retry"), blunt) as pool:
         verdicts = asyncio.run(pool.judge_many([("a", "a"), ("bomb", "a"), ("bomb", "b"), ("b", "a"), ("a", "b")]))
         assert [verdict.outcome.value for verdict in verdicts] == ["right", "unknown", "unknown", "wrong", "wrong"]
         assert [verdict.attempts for verdict in verdicts] == [1, 2, 2, 1, 1]
@@ -125,13 +133,13 @@ def test_with_retry_what_a_limit_ended_is_judged_once_more(blunt: str) -> None:
 
 
 def test_without_retry_it_is_not(blunt: str) -> None:
-    with VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=0.3, on_unknown="zero"), blunt) as pool:
+    with VerifierPool(patient(workers=1, cpu_limit_s=0.3, on_unknown="zero"), blunt) as pool:
         assert pool.judge("bomb", "a") == Verdict(outcome=Outcome.UNKNOWN, reason="cpu limit", attempts=1)
         assert pool.replaced == 1
 
 
 def test_what_is_no_limits_doing_is_not_tried_again() -> None:
-    with VerifierPool(VerifierPoolConfig(workers=1, on_unknown="retry")) as pool:
+    with VerifierPool(patient(workers=1, on_unknown="retry")) as pool:
         verdict = pool.judge(r"\boxed{x^2}", "是")
     assert (verdict.outcome, verdict.attempts) == (Outcome.UNKNOWN, 1)
 
@@ -140,7 +148,7 @@ def test_a_batch_goes_on_behind_an_answer_that_ends_its_worker(blunt: str) -> No
     """One worker gets eight questions at once; those behind a bomb are put to the next one, in order."""
     bombs = (0, 10, 11, 30)
     items = [("bomb" if i in bombs else f"{i}", f"{i + i % 2}") for i in range(40)]
-    with VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=0.2), blunt) as pool:
+    with VerifierPool(patient(workers=1, cpu_limit_s=0.2), blunt) as pool:
         verdicts = asyncio.run(pool.judge_many(items))
         assert pool.replaced == len(bombs)
     expected = ["unknown" if i in bombs else "right" if i % 2 == 0 else "wrong" for i in range(40)]
@@ -173,7 +181,7 @@ def test_workers_that_cannot_live_are_reported_and_not_made_for_ever(monkeypatch
         raise process.WorkerGone
 
     monkeypatch.setattr(process.Worker, "ask", dead)
-    with VerifierPool(VerifierPoolConfig(workers=1)) as pool, pytest.raises(RunFailed, match=r"verifiers\.memory_gib"):
+    with VerifierPool(patient(workers=1)) as pool, pytest.raises(RunFailed, match=r"verifiers\.memory_gib"):
         pool.judge(HALF, "0.5")
 
 
@@ -184,7 +192,7 @@ def test_a_gold_that_is_no_mathematics_makes_other_texts_unknown(pool: VerifierP
 
 @pytest.mark.slow
 def test_memory_beyond_the_limit_is_unknown() -> None:
-    with VerifierPool(VerifierPoolConfig(workers=1, memory_gib=0.25, cpu_limit_s=60, wall_limit_s=60)) as pool:
+    with VerifierPool(patient(workers=1, memory_gib=0.25, cpu_limit_s=60, wall_limit_s=60)) as pool:
         verdict = pool.judge(r"\boxed{(a+b+c+d+e+f+g)^{60}}", "x+1")
         assert verdict == Verdict(outcome=Outcome.UNKNOWN, reason="memory limit")
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
@@ -192,7 +200,7 @@ def test_memory_beyond_the_limit_is_unknown() -> None:
 
 @pytest.mark.slow
 def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
-    with VerifierPool(VerifierPoolConfig(workers=1, wall_limit_s=1.0)) as pool:
+    with VerifierPool(patient(workers=1, wall_limit_s=1.0)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
         worker = pool._tasks._free.queue[0]
         assert worker is not None
@@ -203,7 +211,7 @@ def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
 
 
 def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
-    with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
+    with VerifierPool(patient(workers=1)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
         worker = pool._tasks._free.queue[0]
         assert worker is not None
@@ -214,7 +222,7 @@ def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
 
 
 def test_a_killed_nursery_is_replaced() -> None:
-    with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
+    with VerifierPool(patient(workers=1)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
         worker, nursery = pool._tasks._free.queue[0], pool._tasks._nursery
         assert worker is not None
@@ -238,7 +246,7 @@ def test_judge_many_keeps_the_order_and_the_event_loop_free(pool: VerifierPool) 
         async def tick() -> None:
             nonlocal ticks
             while True:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.001)
                 ticks += 1
 
         ticker = asyncio.create_task(tick())
@@ -248,13 +256,13 @@ def test_judge_many_keeps_the_order_and_the_event_loop_free(pool: VerifierPool) 
 
     verdicts, ticks = asyncio.run(run())
     assert [v.outcome.value for v in verdicts] == ["unknown", "right", "right", "wrong", "wrong"]
-    assert ticks >= 10
+    assert ticks >= 10, "within a second of work in other processes, at least"
 
 
 def test_processes_hold_none_of_the_parents_files() -> None:
     with socket.socket() as held:
         held.set_inheritable(True)
-        with VerifierPool(VerifierPoolConfig(workers=1)) as pool:
+        with VerifierPool(patient(workers=1)) as pool:
             pool.judge(HALF, "0.5")
             worker, nursery = pool._tasks._free.queue[0], pool._tasks._nursery
             assert worker is not None
@@ -268,7 +276,7 @@ def test_processes_hold_none_of_the_parents_files() -> None:
 
 
 def test_closing_ends_all_processes_and_later_use_is_an_error() -> None:
-    pool = VerifierPool(VerifierPoolConfig(workers=1))
+    pool = VerifierPool(patient(workers=1))
     pool.warm()
     pool.judge(HALF, "0.5")
     worker, nursery = pool._tasks._free.queue[0], pool._tasks._nursery
@@ -304,5 +312,5 @@ def test_processes_die_with_a_parent_that_is_killed_even_in_the_middle_of_a_bomb
 
 def test_a_nursery_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process.sys, "executable", "/bin/false")
-    with VerifierPool(VerifierPoolConfig(workers=1)) as pool, pytest.raises(RunFailed, match="do not start"):
+    with VerifierPool(patient(workers=1)) as pool, pytest.raises(RunFailed, match="do not start"):
         pool.judge(HALF, "0.5")

@@ -244,7 +244,7 @@ def test_another_process_sees_the_shared_buffer_and_keeps_it():
         child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         assert child.stdout.readline() == "mapped\n"
-    out, _ = child.communicate("go\n", timeout=60)  # the owner has closed its side by now
+    out, _ = child.communicate("go\n", timeout=600)  # the owner has closed its side by now
     assert out == "1000 499500.0\n"
     with pytest.raises(OSError, match="No such file"):
         open_shared(buffer.path)

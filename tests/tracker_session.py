@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from test_observe_metrics import example_summary
 
+from fr3e_async.clock import RunClock
 from fr3e_async.config import Config, EngineConfig, ObserveConfig, RunConfig
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.recorder import Recorder
@@ -37,7 +37,7 @@ def session(path: Path, config: Config, *, resumed_from: int) -> tuple[Recorder,
     view = ConsoleView(mode=mode, console=console, name="one", steps=4)
     trackers = make_trackers(config, run_dir.path)
     return Recorder(
-        run_dir, config=config.observe, view=view, clock=time.time, resumed_from=resumed_from, trackers=trackers
+        run_dir, config=config.observe, view=view, clock=RunClock(), resumed_from=resumed_from, trackers=trackers
     ), run_dir
 
 

@@ -19,6 +19,7 @@ from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import Any
 
+from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.collector import Sweep
 from fr3e_async.control.crew import ROLES, Crew
@@ -45,7 +46,7 @@ from fr3e_async.control.messages import (
     Trained,
     WorkerUp,
 )
-from fr3e_async.control.ports import Checkpoints, Clock, Payload, Reporter
+from fr3e_async.control.ports import Checkpoints, Payload, Reporter
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.saving import Saver

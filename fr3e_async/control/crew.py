@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
+from fr3e_async.clock import Clock, steady
 from fr3e_async.config import Config
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.messages import Branch
 from fr3e_async.control.ports import (
-    Clock,
     Delivery,
     EngineWorker,
     LearnerPort,
@@ -44,7 +43,7 @@ class Crew:
         want: Callable[[str, int], None] | None = None,
         draining: Callable[[], Awaitable[Mapping[str, float]]] | None = None,
         node: str = "",
-        clock: Clock = time.time,
+        clock: Clock = steady,
     ) -> None:
         """``start``: a new worker of a role, once there is room for it; cancelled, it leaves nothing behind. ``workers``: (role,
         worker) of those that are up. ``want``: told how many workers a role is to have. ``draining``: nodes that will be taken

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
+from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.crew import Crew
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
-from fr3e_async.control.ports import Clock, TaskLost
+from fr3e_async.control.ports import TaskLost
 from fr3e_async.control.side import on_the_side
 from fr3e_async.evaluation.accuracy import EvaluationResult, Judgement, evaluate
 from fr3e_async.evaluation.scores import Evaluated, score

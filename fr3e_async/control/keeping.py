@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fr3e_async.clock import Clock
 from fr3e_async.control.hands import Shelf, Spawn
 from fr3e_async.control.ledger import Ledger
-from fr3e_async.control.ports import Clock, Payload, Reporter
+from fr3e_async.control.ports import Payload, Reporter
 from fr3e_async.control.progress import Cut, Progress, cut_of
 from fr3e_async.control.saving import Saver, little_room
 from fr3e_async.control.side import on_the_side

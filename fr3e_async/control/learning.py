@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from fr3e_async.clock import Clock
 from fr3e_async.control.hands import Emit, Shelf
 from fr3e_async.control.messages import Exported, Rescore, Rescored, Train, Trained
-from fr3e_async.control.ports import Clock, TrainRow, Trunk
+from fr3e_async.control.ports import TrainRow, Trunk
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.turns import Turns

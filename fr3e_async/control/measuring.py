@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.evaluator import Evaluator, Lend
 from fr3e_async.control.hands import Spawn
-from fr3e_async.control.ports import Clock, Reporter, TaskLost
+from fr3e_async.control.ports import Reporter, TaskLost
 from fr3e_async.control.progress import Milestone, Progress
 from fr3e_async.control.side import on_the_side
 from fr3e_async.evaluation.suite import TestSet

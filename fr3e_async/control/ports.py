@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Unpack
@@ -203,6 +203,3 @@ class Checkpoints(Protocol):
     def begin(self, step: int) -> Path: ...
 
     def commit(self, folder: Path, step: int) -> Path: ...
-
-
-Clock = Callable[[], float]  # seconds since the epoch, comparable between machines

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fr3e_async.control.ports import Clock, DirectTransfer, EngineWorker, WorkerLost
+from fr3e_async.clock import Clock
+from fr3e_async.control.ports import DirectTransfer, EngineWorker, WorkerLost
 from fr3e_async.errors import LearnerLost
 from fr3e_async.types import WeightAck, WeightBundle
 

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fr3e_async.control.ports import Checkpoints, Clock, Payload, PayloadStore, TaskLost
+from fr3e_async.clock import Clock
+from fr3e_async.control.ports import Checkpoints, Payload, PayloadStore, TaskLost
 from fr3e_async.control.progress import Cut, save_cut
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.turns import Turns

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 T = TypeVar("T")
+NAME = "on-the-side"  # of its threads
 
 
 def on_the_side(call: Callable[[], T]) -> asyncio.Future[T]:
@@ -33,5 +34,5 @@ def on_the_side(call: Callable[[], T]) -> asyncio.Future[T]:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, name=NAME, daemon=True).start()
     return future

@@ -27,7 +27,7 @@ def vitals_of(
     saved_at: float,
     learner_restarts: int = 0,
 ) -> Vitals:
-    """``saved_*``: version and time of the last checkpoint, or of the session's beginning. Times in seconds since the epoch."""
+    """``saved_*``: version and time of the last checkpoint, or of the session's beginning. Times in seconds of one clock."""
     ledger, idle = machine.ledger, watch.utilisation()
     roles = {role: _of_pool(role, machine, watch, idle) for role in machine.sizer.pools}
     ranks = config.learner.ranks

@@ -19,11 +19,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
+from fr3e_async.clock import Clock, RemoteClock
 from fr3e_async.control.crew import ENGINES, ROLES, Crew, Worker
 from fr3e_async.control.dispatch import VERIFIERS
 from fr3e_async.control.machine import Machine
 from fr3e_async.control.messages import Busy, Event, Leaving, Pressure
-from fr3e_async.control.ports import Clock, EngineWorker, TaskLost, WorkerLost
+from fr3e_async.control.ports import EngineWorker, TaskLost, WorkerLost
 from fr3e_async.control.side import on_the_side
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.observe.events import Note
@@ -83,6 +84,7 @@ class Watch:
         self._prompt_tokens: Counter[str] = Counter()  # by engine
         self._cached_tokens: Counter[str] = Counter()
         self._stats: dict[str, EngineStats] = {}
+        self._clocks: defaultdict[str, RemoteClock] = defaultdict(RemoteClock)  # of engines, by name
         self._signs: dict[str, Sign] = {}
         self._last_beat = clock()
         self._there_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role, until the last beat
@@ -229,13 +231,14 @@ class Watch:
         sign = self._signs.setdefault(worker.name, Sign(at=self._clock(), answered_at=self._clock()))
         try:
             pulse = await self._within_a_beat(worker.pulse())
+            asked = self._clock()
             stats = await self._within_a_beat(cast(EngineWorker, worker).stats()) if role in ENGINES else None
         except (WorkerLost, TaskLost) as error:
             self._down(worker.name, str(error), node=error.node)
             return
         now = self._clock()
         if stats is not None:
-            self._measured(role, worker.name, stats)
+            self._measured(role, worker.name, stats, asked=asked, answered=now)
         else:
             self._busy_s[role] += measure(self._crew.drain_busy(worker.name))
         if pulse is not None and (stats is not None or role == VERIFIERS):
@@ -278,9 +281,9 @@ class Watch:
                 f"{await self.diagnosis()}"
             )
 
-    def _measured(self, role: str, name: str, stats: EngineStats) -> None:
+    def _measured(self, role: str, name: str, stats: EngineStats, *, asked: float, answered: float) -> None:
         self._busy_s[role] += measure(stats.busy)
-        self._generating += stats.busy
+        self._generating += self._clocks[name].ours(stats.busy, theirs=stats.at, asked=asked, answered=answered)
         self._prompt_tokens[name] = stats.prompt_tokens
         self._cached_tokens[name] = stats.cached_prompt_tokens
         before = self._stats.get(name)

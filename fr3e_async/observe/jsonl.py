@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from fr3e_async.observe.storage import storage_errors
 
 _COPIED_BYTES = 1 << 20  # at a time
+_TAIL_BYTES = 1 << 20  # of a file, in which its last row is looked for
 
 
 class JsonlWriter:
@@ -62,6 +63,16 @@ def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
 def keep_first(path: Path, count: int) -> int:
     """Drop all but the first ``count`` rows; how many lines went. A missing file is an empty one. Raises ``StorageError``."""
     return _keep(path, lambda number, _: number < count)
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole row, or an empty one. A missing file is an empty one. Raises ``StorageError``."""
+    if not path.is_file():
+        return {}
+    with storage_errors(path), open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        rows = (_row(line) for line in reversed(file.readlines()))
+        return next((row for row in rows if row is not None), {})
 
 
 def _keep(path: Path, stays: Callable[[int, bytes], bool]) -> int:

@@ -5,12 +5,13 @@ Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from threading import Lock
 from typing import Any, Unpack
 
+from fr3e_async.clock import Clock, wall
 from fr3e_async.config import ObserveConfig
 from fr3e_async.errors import StorageError
 from fr3e_async.observe.books import Books
@@ -26,13 +27,11 @@ from fr3e_async.observe.tensorboard import TensorBoardWriter
 from fr3e_async.observe.trackers import Ending, Trackers, measured_values
 from fr3e_async.observe.vitals import Samples, Vitals
 
-Clock = Callable[[], float]  # seconds since the epoch
-
 ENDINGS: dict[str, Ending] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
 
 
 class Recorder:
-    """Rows are ``{"step", "time_s", **metrics}``, ``time_s`` being seconds since the epoch."""
+    """Rows are ``{"step", "time_s", **metrics}``, ``time_s`` being seconds since the epoch, of a clock that never jumps."""
 
     def __init__(
         self,
@@ -72,7 +71,9 @@ class Recorder:
         self._metrics = JsonlWriter(self._run_dir.metrics)
         self._groups = JsonlWriter(self._run_dir.groups)
         self._tensorboard = (
-            TensorBoardWriter(self._run_dir.tensorboard, first_step=step + 1) if self._config.tensorboard else None
+            TensorBoardWriter(self._run_dir.tensorboard, clock=self._clock, first_step=step + 1)
+            if self._config.tensorboard
+            else None
         )
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -98,7 +99,7 @@ class Recorder:
         if self._trackers is not None:
             self._tell(self._trackers.news())
         if self._exporter is not None:
-            self._exporter.publish(self._samples.beat(vitals, now=self._clock()))
+            self._exporter.publish(self._samples.beat(vitals, now=wall()))
 
     def beat_again(self) -> None:
         """The last vitals once more: gauges that nobody sets vanish."""

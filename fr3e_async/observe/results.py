@@ -6,6 +6,7 @@ Rows are plain mappings; knows nothing of what their numbers mean.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ def write_problems(run: Path, name: str, rows: Sequence[Mapping[str, Any]], *, k
         folder.mkdir(exist_ok=True)
         write_atomically(path, lines(rows))
         files = sorted((file.stat().st_mtime_ns, file.stat().st_size, file) for file in folder.glob("*.jsonl") if file != path)
+        if files and files[-1][0] >= path.stat().st_mtime_ns:  # the wall clock was set back, and the next one needs the order
+            os.utime(path, ns=(files[-1][0] + 1,) * 2)
         size = path.stat().st_size + sum(size for _, size, _ in files)
         for _, freed, file in files:
             if size <= keep_mib << 20:

@@ -115,6 +115,12 @@ class RunDir:
             write_atomically(path, f"{number}\n")
         return number
 
+    def last_stamp(self) -> float:
+        """The newest time that earlier sessions left here, in seconds since the epoch; 0 without one. Raises ``StorageError``."""
+        files = [self.logs / "events.jsonl", self.metrics, *sorted(self.journal.glob("*.jsonl"))[-1:]]
+        stamps = (row.get("time_s", row.get("t")) for row in map(jsonl.last_row, files))
+        return max((stamp for stamp in stamps if isinstance(stamp, int | float)), default=0.0)
+
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,28 +11,30 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from fr3e_async.clock import Clock
 from fr3e_async.observe.storage import storage_errors
 
 
 class TensorBoardWriter:
     """Scalars by step. Each event is handed to the system before ``write`` returns."""
 
-    def __init__(self, folder: Path, *, first_step: int = 1) -> None:
-        """A new file in the folder; readers drop what earlier files hold of ``first_step`` and later. Raises ``StorageError``."""
-        self._folder = folder
+    def __init__(self, folder: Path, *, clock: Clock, first_step: int = 1) -> None:
+        """A new file in the folder, stamped by ``clock``, which must not go back from one session to the next; readers drop what
+        earlier files hold of ``first_step`` and later. Raises ``StorageError``."""
+        self._folder, self._clock = folder, clock
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Readers take files in the order of their names, and of two sessions within a second both are wanted.
-            place = f"{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{len(list(folder.iterdir()))}"
+            place = f"{clock():010.0f}.{socket.gethostname()}.{os.getpid()}.{len(list(folder.iterdir()))}"
             self._file = open(folder / f"events.out.tfevents.{place}", "wb")  # noqa: SIM115 - open as long as the writer
         self._records = RecordWriter(self._file)
-        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._add(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self._add(Event(wall_time=clock(), file_version="brain.Event:2"))
+        self._add(Event(wall_time=clock(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises ``StorageError`` on a full disk."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._add(Event(wall_time=self._clock(), step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
         """Idempotent. Raises ``StorageError``."""

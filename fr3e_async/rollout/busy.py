@@ -1,4 +1,4 @@
-"""When was the engine at work? Turns starts and ends of requests and pauses into intervals of wall time.
+"""When was the engine at work? Turns starts and ends of requests and pauses into intervals of time.
 
 Knows nothing of engines; the clock value is an argument.
 """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.algorithm.entropy_bounds import nothing_known
+from fr3e_async.clock import Clock, steady
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.entropy import one_distribution
 from fr3e_async.rollout.held_weights import HeldWeights
@@ -70,7 +70,7 @@ class FakeEngine:
         behaviour: FakeBehaviour | None = None,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        clock: Callable[[], float] = time.time,
+        clock: Clock = steady,
     ) -> None:
         self._spec = spec
         self._behaviour = behaviour or FakeBehaviour()
@@ -170,7 +170,8 @@ class FakeEngine:
             prompt_tokens=self._prompt_tokens,
             cached_prompt_tokens=0,
             pause_s=self._meter.pause_s,
-            busy=self._meter.take(self._clock()),
+            at=(now := self._clock()),
+            busy=self._meter.take(now),
         )
 
     def pulse(self) -> int:

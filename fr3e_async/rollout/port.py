@@ -139,7 +139,8 @@ class EngineStats:
     prompt_tokens: int  # total context tokens of finished requests
     cached_prompt_tokens: int  # total, of these: taken from the prefix cache
     pause_s: float  # total time paused for weight updates
-    busy: tuple[tuple[float, float], ...]  # (start, end) seconds since the epoch: at least one request, not paused
+    at: float  # its own steady clock, s, when it answered; no other process's is comparable
+    busy: tuple[tuple[float, float], ...]  # (start, end) on that clock: at least one request, not paused
     kv_used: float = 0.0  # 0..1, part of the KV cache in use
     waiting: int = 0  # requests queued inside the engine
     preempted: int = 0  # total, of requests that lost their keys and values; a weight update that clears the cache counts, too

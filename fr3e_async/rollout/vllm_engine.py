@@ -28,6 +28,7 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from fr3e_async.clock import steady
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.core_stats import CoreStats, core_stats
 from fr3e_async.rollout.entropy import EntropyProvider, provider_of
@@ -101,14 +102,14 @@ class VllmEngine:
         """See ``port.Engine.sample``."""
         self._require_alive()
         check_request(request, self._spec)
-        self._meter.enter(time.time())
+        self._meter.enter(steady())
         self._entered += 1
         try:
             async with self._gate:
                 salt = f"load-{self._loads}"
             output = await self._run(request, salt)
         finally:
-            self._meter.leave(time.time())
+            self._meter.leave(steady())
             self._left += 1
         self._require_alive()
         completion = self._completion(request, output)
@@ -142,7 +143,7 @@ class VllmEngine:
 
     async def stats(self) -> EngineStats:
         self._require_alive()
-        running = self._meter.running
+        now, running = steady(), self._meter.running
         return EngineStats(
             version=self._version,
             running=running,
@@ -150,7 +151,8 @@ class VllmEngine:
             prompt_tokens=self._prompt_tokens,
             cached_prompt_tokens=self._cached_prompt_tokens,
             pause_s=self._meter.pause_s,
-            busy=self._meter.take(time.time()),
+            at=now,
+            busy=self._meter.take(now),
             kv_used=self._core.kv_used if running else 0.0,  # an abort is no step of the core
             waiting=self._core.waiting if running else 0,
             preempted=self._core.preempted,
@@ -305,7 +307,7 @@ class VllmEngine:
     async def _switch(self, manifest: WeightManifest, load: Load) -> tuple[dict[str, Any], float]:
         """Pause, load, label, resume; (what ``load`` returns, seconds). Whatever goes wrong, requests are not left hanging."""
         llm = self._alive()
-        started = time.time()
+        started = steady()
         self._meter.pause(started)
         try:
             await llm.pause_generation(mode="keep", clear_cache=self._spec.clear_cache_on_update)
@@ -314,7 +316,7 @@ class VllmEngine:
             finally:
                 await llm.resume_generation()
         finally:
-            now = time.time()
+            now = steady()
             self._meter.resume(now)
         return reply, now - started
 

@@ -9,14 +9,15 @@ from typing import Any, Protocol, TypeVar, cast
 
 import ray
 
-from fr3e_async.actors.cluster import draining_nodes
+from fr3e_async.actors.cluster import DrainingNodes
 from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.native import NativeLearner
 from fr3e_async.actors.payloads import RayPayloads
+from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.crew import Crew, Worker
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.ports import Clock, LearnerPort
+from fr3e_async.control.ports import LearnerPort
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.side import on_the_side
 from fr3e_async.errors import LearnerLost
@@ -58,7 +59,7 @@ class Deployment:
     engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
     def __init__(self, config: Config, model: Model, run_dir: Folders, *, clock: Clock) -> None:
-        self._config, self._clock = config, clock
+        self._config, self._clock, self._draining = config, clock, DrainingNodes()
         self._starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
         self._advice = Advice(config)
         self.crew: Crew
@@ -98,7 +99,7 @@ class Deployment:
             start=self.start_worker,
             workers=[(role, task.result()) for role, task in workers],
             want=self._advice.want,
-            draining=lambda: on_the_side(draining_nodes),
+            draining=lambda: on_the_side(self._draining),
             node=ray.get_runtime_context().get_node_id(),
         )
 
