@@ -18,7 +18,7 @@ ALONE  := -m "ray and not long"
 PAIRED := -m "(slow or engine) and not ray and not long"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format fast slow long chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs site clean
+.PHONY: help setup demo test check format fast slow long mutations chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs site clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -55,6 +55,9 @@ slow: $(STAMP)  ## the tests that `check` leaves out
 
 long: $(STAMP)  ## what `test` leaves out: deep searches for faults of the control plane, the benchmarks at a small size
 	@$(BIN)/python -m pytest -m long --durations=15 $(ARGS)
+
+mutations: $(STAMP)  ## 200 mutants drawn by seed, each met by the tests that run its lines; ARGS=--list only names them
+	@$(BIN)/python scripts/mutate.py $(ARGS)
 
 chaos: $(STAMP)  ## the toy under 32 random kills of its processes, against an undisturbed run (some 15 minutes)
 	@$(BIN)/python benchmarks/chaos.py $(ARGS)

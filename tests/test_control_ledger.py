@@ -176,6 +176,16 @@ def test_an_aborted_rollout_is_owed_again_and_a_duplicate_is_not():
     assert ledger.duplicates == 1
 
 
+def test_a_rollout_that_comes_twice_in_one_answer_is_taken_once():
+    ledger = make_ledger(strategy="grpo_pp", groups=1)
+    (sample,) = admit(ledger, "a")
+    first, second = (note(id) for id in sample.ids)
+    (score,) = ledger.handle(Delivered(task=sample.task, group="a@0", payload=1, notes=(first, first, second)))
+    assert (score.ids, score.rows, ledger.duplicates) == (sample.ids, (0, 2), 1)
+    (train,) = ledger.handle(judged(score, 1, 0))
+    assert [item.row for item in train.items] == [0, 2]
+
+
 def test_a_task_that_ended_cannot_fail_once_more():
     """A repeated report of one loss must not use up the attempts of the retry that is under way."""
     ledger = make_ledger(strategy="grpo_pp", attempts=2, groups=1)
@@ -381,6 +391,21 @@ def test_useful_tokens_are_those_with_an_advantage():
     (retired,) = [c for c in ledger.handle(Trained(version=1)) if isinstance(c, Retire)]
     # one trunk of 5 tokens: [0, 2) gains 1/2, [2, 4) nothing, [4, 5) loses 1/2
     assert (retired.tokens.trained, retired.tokens.useful) == (5, 3)
+
+
+def test_a_completion_whose_advantage_is_0_is_trained_and_not_useful():
+    ledger = make_ledger(strategy="grpo_pp", groups=1, bases=3)
+    (sample,) = admit(ledger, "a")
+    (score,) = ledger.handle(delivered(sample, payload=1, length=5))
+    (train,) = ledger.handle(judged(score, 1, 0.5, 0))  # the mean is 1/2
+    assert train.items[1].advantage == (Stretch(0, 0.0),)
+    (retired,) = [c for c in ledger.handle(Trained(version=1)) if isinstance(c, Retire)]
+    assert (retired.tokens.trained, retired.tokens.useful) == (15, 10)
+    tally = Tally()
+    tally.add(retired)
+    found = tally.take()
+    assert (found["prompt/trained_tokens"], found["prompt/useful_fraction"]) == (15, 10 / 15)
+    assert found["rollout/length_tokens"] == 5  # of a completion, not of a group
 
 
 def test_the_tally_counts_what_retired():

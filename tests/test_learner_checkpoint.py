@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_support import TAG, PlainState, save_learner, save_whole, small_base
+from disk_support import Disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_support import build_model, largest_difference, make_samples, make_spec, start_rank
@@ -147,6 +148,17 @@ def test_a_write_that_fails_leaves_the_former_checkpoint(tmp_path: Path) -> None
     assert checkpoint.damage(tmp_path / "c") == ""
     save_learner(tmp_path / "c", PlainState({"a": torch.zeros(numbers)}), version=2, base=base)
     assert Manifest.read(tmp_path / "c").version == 2
+
+
+def test_a_checkpoint_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = small_base(tmp_path / "base")
+    with monkeypatch.context() as patch:
+        disk = Disk(patch)
+        save_learner(tmp_path / "c", PlainState({"a": torch.ones(3)}), base=base)
+    named = disk.happened.index(("there", tmp_path / "c"))
+    durable = {where for what, where in disk.happened[:named] if what == "durable"}
+    assert durable >= {tmp_path / "c.tmp" / path.relative_to(tmp_path / "c") for path in (tmp_path / "c").rglob("*")}
+    assert ("durable", tmp_path) in disk.happened[named:]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ def totals(sums: LossSums) -> dict[str, float]:
         (0.5, 1.0, -0.5, -0.5),  # below 1 - 0.22 with A > 0: pulled back
         (0.5, -1.0, 0.78, 0.0),  # below 1 - 0.22 with A < 0: cut
         (2.0, -1.0, 2.0, 2.0),  # above with A < 0: pushed back
+        (0.75, -1.0, 0.78, 0.0),  # cut below 1 - 0.22 already, not only below 1 - 0.28
+        (1.25, 1.0, -1.25, -1.25),  # not yet cut above 1 + 0.22
         (1.1, 0.0, 0.0, 0.0),
     ],
 )

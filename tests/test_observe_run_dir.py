@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disk_support import Disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -304,6 +305,23 @@ def test_a_kill_at_any_rename_leaves_a_whole_checkpoint(tmp_path: Path, monkeypa
     final = save(store, 2, "again")
     assert store.latest() == final
     assert (final / "learner" / "w.bin").read_text() == "again 2"
+
+
+def test_a_checkpoint_is_durable_before_it_is_there_and_there_before_latest_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    for step in (1, 2, 2):
+        with monkeypatch.context() as patch:
+            disk = Disk(patch)
+            final = save(store, step)
+        inside = {str(path.relative_to(final)) for path in final.rglob("*")} | {"."}
+        assert inside == {".", "learner", "learner/w.bin", "checkpoint.json"}
+        named = disk.happened.index(("there", final))
+        durable = {where for what, where in disk.happened[:named] if what == "durable"}
+        assert durable >= {final.with_name(final.name + ".tmp") / name for name in inside}
+        assert ("durable", store.root) in disk.happened[named:]
+        assert disk.happened.index(("there", store.root / "latest")) > disk.happened.index(("durable", store.root), named)
 
 
 def test_going_on_from_an_older_checkpoint_forgets_the_abandoned_later_one(tmp_path: Path) -> None:

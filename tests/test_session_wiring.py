@@ -1,0 +1,96 @@
+"""What ``Session`` puts together for the loop, from a checkpoint and from nothing: real parts but for the actors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from builders import prompt
+from checkpoint_support import save_whole, small_base
+from loop_support import World, loop_config
+
+from fr3e_async.control.controller import Controller
+from fr3e_async.control.progress import Progress
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.data.mixture import mix
+from fr3e_async.data.prompts import Datasets
+from fr3e_async.data.stream import PromptStream, group_id
+from fr3e_async.ending import summary_of
+from fr3e_async.observe.books import Books
+from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.session import Session
+from fr3e_async.types import StepReport
+
+SOURCES = {name: [prompt(f"{name}{number}") for number in range(6)] for name in ("a", "b")}
+TRAIN, PARTS = mix(SOURCES, {"a": 0.5, "b": 1.0}, setting="data.train_sources")
+CONFIG = loop_config(run={"steps": 8, "checkpoint_every": 0, "seed": 3})
+
+
+def take(stream: PromptStream, count: int) -> list[str]:
+    return [group_id(one.uid, epoch) for one, epoch in (stream.take() for _ in range(count))]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Any:
+    opened = RunDir.open(tmp_path / "run", config=CONFIG, config_yaml="")
+    yield opened
+    opened.close()
+
+
+def controller(run_dir: RunDir, source: Path | None, restarts: int = 0) -> Controller:
+    config = CONFIG
+    world = World(run_dir.path.parent / "world", config=config)
+
+    async def weights(version: int) -> Any:
+        return await world.learner.export(version)
+
+    deployment: Any = SimpleNamespace(
+        crew=world.crew, publisher=lambda: Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=time.time), weights=weights
+    )
+    recorder: Any = SimpleNamespace(note=world.notes.note, books=Books(run_dir.path / "ledger.jsonl"))
+    model: Any = None
+    session = Session(
+        config, model, Datasets(train=TRAIN, heldout=(), dropped=0, parts=PARTS), run_dir, resume_from=source, started_at=100.0,
+        spell=lambda tokens: [],
+    )  # fmt: skip
+    return asyncio.run(session.controller(deployment, recorder, source, restarts))
+
+
+def test_a_new_run_draws_its_mixture(run_dir: RunDir) -> None:
+    made = controller(run_dir, None)
+    assert made._stream.state() == PromptStream(TRAIN, 3, parts=PARTS).state()
+    assert take(made._stream, 30) == take(PromptStream(TRAIN, 3, parts=PARTS), 30)
+    assert (made.machine.ledger.version, made.progress.began_at, made.progress.wall_before_s) == (0, 100.0, 0.0)
+
+
+def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: RunDir, tmp_path: Path) -> None:
+    before = PromptStream(TRAIN, 3, parts=PARTS)
+    groups = take(before, 12)
+    for group in groups[:11]:
+        before.mark_consumed(group)
+    progress = Progress(tokens_generated=70, wall_before_s=20.0, began_at=1.0)
+    source = save_whole(run_dir.checkpoints, 5, base=small_base(tmp_path / "base"), stream=before.state(), progress=progress)
+    made = controller(run_dir, source)
+    assert made._stream.state() == before.state()
+    rest = take(made._stream, 12)
+    assert rest[0] == groups[11]
+    assert not set(groups[:11]) & set(rest)
+    assert made.machine.ledger.version == 5
+    assert (made.progress.resumed_from, made.progress.tokens_generated) == (5, 70)
+    assert (made.progress.began_at, made.progress.wall_before_s) == (100.0, 20.0)
+
+
+def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() -> None:
+    progress = Progress()
+    for version, age in enumerate((1, 3, 2), start=1):
+        report = StepReport(version=version, tokens=4, optimiser_steps=1, metrics={"lag/versions_max": float(age)}, time_s=0.1)
+        progress.trained(report, first_at=1.0)
+    resumed = Progress.from_dict(progress.to_dict(now=2.0), resumed_from=3)
+    ledger = SimpleNamespace(version=3, settled=0, fates={}, in_flight=0, retries=0, duplicates=0, given_up=0)
+    loop: Any = SimpleNamespace(progress=resumed, machine=SimpleNamespace(ledger=ledger), watch=SimpleNamespace(replaced=dict))
+    assert progress.staleness_max == resumed.staleness_max == 3
+    assert summary_of(loop, name="run", reason="finished", now=3.0).staleness_max == 3
