@@ -264,7 +264,7 @@ def overwritten(name: str, text: str) -> Callable[[Path], None]:
         ),
         (
             overwritten("tokenizer_config.json", '{"eos_token": "<fin>"}'),
-            ["the end token '<fin>' of model is none of the model's: its id is 14, vocab_size in config.json is 14"],
+            ["the end token '<fin>' of model is none of the model's: its id is 98, vocab_size in config.json is 98"],
         ),
         (
             overwritten("model.safetensors.index.json", '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'),
