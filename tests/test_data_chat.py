@@ -10,6 +10,7 @@ import pytest
 from chat_support import FAMILIES, WANTS_PARTS, Family, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.config import Config, DataConfig, EngineConfig, ModelConfig
@@ -204,6 +205,13 @@ def test_a_problem_that_the_tokenizer_cannot_write_is_refused_or_left_out_and_co
     ] == [("data_dropped", True)]
     with pytest.raises(DataError, match=r"^f\.jsonl:2: the problem is not in the prompt"):
         load_datasets(config(on_bad_row="drop"), deaf, Rows(train=rows.train[1:], heldout=()))
+
+
+def test_forms_of_a_character_that_a_tokenizer_changes_are_the_same() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("\u200b", "")])
+    (prompt,) = make_prompts([row("ﬁnd  ½ ＋\u200b３")], tokenizer, DataConfig())
+    assert tokenizer.decode(prompt.token_ids) == "find  1⁄2 +3\n"
 
 
 @settings(max_examples=60, deadline=None)

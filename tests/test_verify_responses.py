@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.algorithm.answer_span import THINK, Thoughts, answer_end, thoughts_by
 from fr3e_async.config import DataConfig, VerifierPoolConfig
+from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import encode_prompt
 from fr3e_async.errors import ConfigError
 from fr3e_async.rollout.roller import TokenTexts
@@ -105,6 +106,10 @@ def test_any_sampled_ids_are_judged_by_their_own_decoding(ids: list[int], prefix
     special = [token for token in whole if token in TOKENIZER.all_special_ids]
     assert set(response.special) == set(TOKENIZER.convert_ids_to_tokens(special))
     assert response.shown == TOKENIZER.backend_tokenizer.decode(whole, skip_special_tokens=True)
+
+
+def test_people_see_an_id_that_has_no_text() -> None:
+    assert speller(TOKENIZER)(np.asarray([*ids_of("a<|pad|>"), SIZE, *ids_of("b")])) == ["a", "<|pad|>", f"<id {SIZE}>", "b"]
 
 
 # --- verdicts ----------------------------------------------------------------------------------------------------------
