@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from chat_support import FAMILIES, WANTS_PARTS, Family, make_tokenizer
+from cli_support import TOY, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
@@ -21,6 +22,8 @@ from fr3e_async.data.row import BadRows, Row
 from fr3e_async.data.rows import Rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import ConfigError, DataError, ModelError
+from fr3e_async.loader import load_config
+from fr3e_async.session import Session
 
 EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -142,6 +145,16 @@ def test_turns_that_could_not_end_are_warned_of() -> None:
     assert endless_turns(config(chat="off"), lines) == ""
     assert "closes turns with <|im_end|>, which is no token" in endless_turns(config(template="qwen-boxed"), lines)
     assert endless_turns(config(template="qwen-boxed"), FAMILIES["chatml"].tokenizer()) == ""
+
+
+def test_a_run_says_so_once_it_has_a_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make_model(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    with Session.prepare(load_config([*TOY, f"model.path={folder}"])) as session:
+        ((kind, note),) = session._notes
+    assert kind == "model_doubt"
+    assert "may not end" in note
 
 
 # --- a base model's prompt ---------------------------------------------------------------------------------------------
