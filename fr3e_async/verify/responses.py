@@ -59,7 +59,9 @@ class Reader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], thoughts: Thoughts) -> None:
         """``ends``: ids that end a response. ``thoughts``: what marks them in this model's responses."""
         self._tokenizer, self._ends, self._thoughts = tokenizer, frozenset(ends), thoughts
-        self._known = np.asarray(sorted(tokenizer.get_vocab().values()))
+        ids = list(tokenizer.get_vocab().values())
+        self._known = np.zeros(max(ids) + 2, dtype=np.bool_)  # by id; the last stands for all beyond
+        self._known[ids] = True
         self._special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int64)
 
     def read(self, batch: RolloutBatch, row: int) -> Response:
@@ -67,8 +69,7 @@ class Reader:
         if len(ids) and int(ids[-1]) in self._ends:
             ids = ids[:-1]
         thoughts = self._thoughts.after(self._text(batch.context(row)[: batch.prompt_len(row)][-TAIL:]))
-        beyond = ids[~np.isin(ids, self._known)]
-        if beyond.size:  # decoders leave such ids out, or fail
+        if not self._known[np.minimum(ids, len(self._known) - 1)].all():  # decoders leave such ids out, or fail
             return Response(exact="", shown="", thoughts=thoughts, fault=UNREADABLE)
         special = np.unique(ids[np.isin(ids, self._special)])
         return Response(
