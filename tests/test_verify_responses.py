@@ -116,6 +116,28 @@ def test_spaces_are_not_tidied_up_where_a_tokenizer_would() -> None:
     assert read([1, 2, 3], tokenizer=tokenizer, prompt=[1]).exact == "a . 5"
 
 
+def test_an_id_in_a_hole_of_the_vocabulary_is_unreadable() -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 5}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    assert [read([id], tokenizer=tokenizer, prompt=[1]).fault for id in range(8)] == [
+        "",
+        "",
+        *[UNREADABLE] * 3,
+        "",
+        *[UNREADABLE] * 2,
+    ]
+
+
+def test_a_token_without_a_role_that_the_vocabulary_calls_special_is_one() -> None:
+    """As Llama 3's <|reserved_special_token_0|>: a decoder leaves it out, though no list of special tokens has it."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.add_special_tokens(["<|reserved|>"])
+    response = read(ids_of("\\boxed{1<|reserved|>2}", tokenizer), tokenizer=tokenizer)
+    assert (response.exact, response.shown, response.answer) == ("\\boxed{1<|reserved|>2}", "\\boxed{12}", None)
+    assert response.special == ("<|reserved|>",)
+    assert TokenTexts(tokenizer).special(np.asarray([65, len(tokenizer) - 1])).tolist() == [False, True]
+
+
 def test_people_see_an_id_that_has_no_text() -> None:
     assert speller(TOKENIZER)(np.asarray([*ids_of("a<|pad|>"), SIZE, *ids_of("b")])) == ["a", "<|pad|>", f"<id {SIZE}>", "b"]
 

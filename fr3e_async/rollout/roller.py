@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places
 from fr3e_async.algorithm.answer_span import TAIL, THINK, Thoughts, answer_end
+from fr3e_async.data.pieces import special_ids
 from fr3e_async.rollout.port import Engine, SampleRequest
 from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
 
@@ -27,7 +28,7 @@ class TokenTexts:
         """``ends``: ids that end a response, special or not."""
         self._tokenizer, self._thoughts = tokenizer, thoughts
         self._texts: dict[int, str] = {}
-        self._special = np.asarray(sorted({*tokenizer.all_special_ids, *ends}), dtype=np.int64)
+        self._special = np.asarray(sorted({*special_ids(tokenizer), *ends}), dtype=np.int64)
 
     def pieces(self, tokens: NDArray[np.int32]) -> list[str]:
         return [self._text(int(t)) for t in tokens]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.algorithm.answer_span import TAIL, Thoughts
+from fr3e_async.data.pieces import special_ids
 from fr3e_async.types import RolloutBatch
 from fr3e_async.verify.answers import final_answer
 from fr3e_async.verify.pool import Question
@@ -62,7 +63,7 @@ class Reader:
         ids = list(tokenizer.get_vocab().values())
         self._known = np.zeros(max(ids) + 2, dtype=np.bool_)  # by id; the last stands for all beyond
         self._known[ids] = True
-        self._special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int64)
+        self._special = np.asarray(sorted(special_ids(tokenizer)), dtype=np.int64)
 
     def read(self, batch: RolloutBatch, row: int) -> Response:
         ids = batch.response(row)
