@@ -72,10 +72,10 @@ class Reader:
         thoughts = self._thoughts.after(self._text(batch.context(row)[: batch.prompt_len(row)][-TAIL:]))
         if not self._known[np.minimum(ids, len(self._known) - 1)].all():  # decoders leave such ids out, or fail
             return Response(exact="", shown="", thoughts=thoughts, fault=UNREADABLE)
-        special = np.unique(ids[np.isin(ids, self._special)])
+        special, exact = np.unique(ids[np.isin(ids, self._special)]), self._text(ids)
         return Response(
-            exact=self._text(ids),
-            shown=self._text(ids, plain=True),
+            exact=exact,
+            shown=self._text(ids, plain=True) if len(special) else exact,
             thoughts=thoughts,
             special=tuple(text for i in range(len(special)) if (text := self._text(special[i : i + 1]))),
         )
