@@ -29,7 +29,8 @@ from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.ports import EngineWorker, LearnerPort
 from fr3e_async.control.progress import Progress
-from fr3e_async.data.model import end_tokens, load_tokenizer, resolve_model
+from fr3e_async.data.ends import end_tokens
+from fr3e_async.data.model import load_tokenizer, resolve_model
 from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import load_datasets
 from fr3e_async.ending import summary_of

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from fr3e_async.clock import RunClock
 from fr3e_async.config import Config
-from fr3e_async.data.model import check_context, check_model, end_tokens, load_tokenizer, resolve_model
+from fr3e_async.data.ends import end_tokens, endless_turns
+from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import make_prompts
 from fr3e_async.data.row import Row
 from fr3e_async.data.rows import read_heldout
@@ -180,7 +181,7 @@ def evaluate(asked: Asked) -> int:
     with EvaluationDir.open(out, identity=identity, config_yaml=asked.loaded.yaml) as folder:
         quiet_driver(folder.logs / "driver.log", verbose=config.observe.verbose)
         job = Job(config, model, sets, folder, facts_of(suite, asked.name, folder.identity), clock=clock, started_at=started_at)
-        for line in left_out(suite, sets):
+        for line in (*left_out(suite, sets), *filter(None, [endless_turns(config, tokenizer)])):
             job.say(line)
         return start(job, folder, config)
 
@@ -238,6 +239,8 @@ def identity_of(config: Config, model: Model, sets: Sequence[TestSet]) -> dict[s
         "template": data.template,
         "chat": data.chat,
         "system": data.system,
+        "template_args": data.template_args,
+        "thoughts": list(data.thoughts),
         "dtype": config.engine.dtype,
         "engine_options": config.engine.options,
         "reward": config.reward,

@@ -27,7 +27,8 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.model import check_context, check_model, end_tokens, load_tokenizer, resolve_model
+from fr3e_async.data.ends import end_tokens, endless_turns
+from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model
 from fr3e_async.data.pieces import Spell, speller
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
@@ -115,7 +116,8 @@ class Session:
         notes: list[tuple[EventKind, str]] = [
             ("data_dropped" if config.data.on_string_gold == "drop" else "note", screened.note),
             *rows.notes,
-            *(("note", text) for text in datasets.notes),
+            *datasets.notes,
+            ("model_doubt", endless_turns(config, tokenizer)),
             *(("data_dropped", text) for text in left_out(suite, benchmarks)),
             *skipped,
         ]
@@ -327,7 +329,12 @@ class Session:
             crew=deployment.crew,
             machine=Machine(config, make_strategy(config.algorithm), state=state),
             stream=PromptStream(
-                train, config.run.seed, state=resumed.stream if resumed else None, taken=groups, parts=self._datasets.parts
+                train,
+                config.run.seed,
+                state=resumed.stream if resumed else None,
+                taken=groups,
+                parts=self._datasets.parts,
+                template=self._datasets.template,
             ),
             publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,

@@ -30,7 +30,8 @@ def make_model(folder: Path, **changes: Any) -> Path:
 
     ``changes`` go into config.json; None takes an entry out.
     """
-    vocabulary = {"<end>": 0, "<unknown>": 1} | {character: i for i, character in enumerate("0123456789+\n", start=2)}
+    characters = "0123456789+\n" + "".join(chr(i) for i in range(32, 127) if chr(i) not in "0123456789+")
+    vocabulary = {"<end>": 0, "<unknown>": 1} | {character: i for i, character in enumerate(characters, start=2)}
     tokenizer = {
         "version": "1.0",
         "added_tokens": [],

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, Strategy, make_strategy
 from fr3e_async.config import Config
-from fr3e_async.data.model import end_tokens, load_tokenizer, resolve_model
+from fr3e_async.data.ends import end_tokens
+from fr3e_async.data.model import load_tokenizer, resolve_model
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.learner.spec import LearnerSpec
@@ -30,7 +32,7 @@ from fr3e_async.rollout import Engine, EngineSpec, engine_environment, start_eng
 from fr3e_async.rollout.roller import Roller, TokenTexts
 from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId, TrainSample
 from fr3e_async.verify import VerifierPool
-from fr3e_async.verify.pool import Question
+from fr3e_async.verify.responses import Reader
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class Tools:
     model: str
     datasets: Datasets
     tokenizer: Any
+    reader: Reader
     engine: Engine
     verifier: VerifierPool
     strategy: Strategy
@@ -126,8 +129,9 @@ class Loop:
                 group.rows[id] = await self._roller_of(id).branch(group.rows[trunk], trunk, anchors, [id], draw)
         rewards = {}
         for id, row in group.rows.items():
-            response = self._tools.tokenizer.decode(row.response(0), skip_special_tokens=True)
-            (verdict,) = await self._tools.verifier.judge_many([Question(response, prompt.gold, prompt.text)])
+            (verdict,) = await self._tools.verifier.judge_many(
+                [self._tools.reader.read(row, 0).question(prompt.gold, prompt.text, "math")]
+            )
             group.verdicts[id], rewards[id] = verdict.outcome, verdict.reward
         outcome = GroupOutcome(group=group.name, rewards=rewards, anchors=group.anchors, trunks=(trunk,))
         group.credit = self._tools.strategy.credit(outcome)
@@ -201,6 +205,7 @@ async def main(out: Path, config: Config) -> None:
     os.environ.update(engine_environment(spec))  # before torch
     tools = Tools(
         config=config, model=model, datasets=load_datasets(config, tokenizer), tokenizer=tokenizer,
+        reader=Reader(tokenizer, ends=spec.end_token_ids, thoughts=THINK),
         engine=await start_engine(spec), verifier=VerifierPool(config.verifiers), strategy=make_strategy(config.algorithm),
     )  # fmt: skip
     plain = await trained(tools, out / "plain")

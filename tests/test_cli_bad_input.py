@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import psutil
 import pytest
+from chat_support import WANTS_PARTS
 from cli_support import POSITIONS, ROWS, TOY, Cli, assert_one_line, everything_below, guarded_cli, make_model, process, write_rows
 
 from fr3e_async.loader import load_config
@@ -264,7 +265,7 @@ def overwritten(name: str, text: str) -> Callable[[Path], None]:
         ),
         (
             overwritten("tokenizer_config.json", '{"eos_token": "<fin>"}'),
-            ["the end token '<fin>' of model is none of the model's: its id is 14, vocab_size in config.json is 14"],
+            ["the end token '<fin>' of model is none of the model's: its id is 98, vocab_size in config.json is 98"],
         ),
         (
             overwritten("model.safetensors.index.json", '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'),
@@ -277,6 +278,12 @@ def overwritten(name: str, text: str) -> Callable[[Path], None]:
             overwritten("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "Riddle"}}'),
             ["no tokenizer could be loaded from model"],
         ),
+        (
+            overwritten("chat_template.jinja", WANTS_PARTS),
+            ["toy-train:0: the problem is not in the prompt: the chat template of model.path leaves it out"],
+        ),
+        (overwritten("chat_template.jinja", "{{ raise_exception('no') }}"), ["its chat template refuses these messages (no)"]),
+        (overwritten("generation_config.json", '{"eos_token_id": "x"}'), ["eos_token_id in the generation_config.json of model"]),
     ],
 )
 def test_a_model_folder_that_lacks_something(cli: Cli, model: Path, spoil: Callable[[Path], None], says: list[str]) -> None:

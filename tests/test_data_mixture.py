@@ -187,7 +187,7 @@ def test_a_mixture_from_files_to_the_stream(tmp_path):
     assert rows.notes == (("data_dropped", "data.train_sources[1]: 1 problem of bee left out: outside of levels"),)
     datasets = load_datasets(loaded, build_tokenizer(), rows)
     assert [(part.name, part.size, part.quota) for part in datasets.parts] == [("a", 4, 2), ("bee", 1, 1), ("bee~2", 1, 1)]
-    assert datasets.notes == ("data.train_sources: an epoch draws 4 prompts: a 2 of 4 (50%), bee 2 of 1 (50%)",)
+    assert datasets.notes == (("note", "data.train_sources: an epoch draws 4 prompts: a 2 of 4 (50%), bee 2 of 1 (50%)"),)
     groups = take(PromptStream(datasets.train, 0, parts=datasets.parts), 4)
     assert {"bee/b.jsonl:2@0", "bee/b.jsonl:2~2@0"} < set(groups)
 

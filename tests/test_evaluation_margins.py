@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 from fr3e_async.actors.proxies import RayVerifier
 from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify.classes import MAX_CHARS, answer_class
 from fr3e_async.verify.margins import WITHIN, numbers_of, within
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.pool import Question
+from fr3e_async.verify.responses import Reader
 
 TENTH, PERCENTS = Fraction(1, 10), Fraction(4, 100)
 METRES = r"12 \text{ m}"
@@ -97,7 +99,12 @@ def test_odd_texts_take_no_time() -> None:
 class Letters:
     """A tokenizer of characters."""
 
-    def decode(self, tokens: np.ndarray, *, skip_special_tokens: bool) -> str:
+    all_special_ids: tuple[int, ...] = ()
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(i): i for i in range(128)}
+
+    def decode(self, tokens: list[int], **_: object) -> str:
         return "".join(map(chr, tokens))
 
 
@@ -109,6 +116,12 @@ class Batch:
 
     def response(self, row: int) -> np.ndarray:
         return np.array([ord(letter) for letter in self.texts[row]], dtype=np.int32)
+
+    def context(self, row: int) -> np.ndarray:
+        return np.array([], dtype=np.int32)
+
+    def prompt_len(self, row: int) -> int:
+        return 0
 
 
 class Stern:
@@ -127,7 +140,8 @@ def judged(
     """What a verifier actor makes of a verdict, without Ray around it; and how votes know the answer."""
     config, batch = VerifierPoolConfig(workers=1, **settings), Batch(rf"so \boxed{{{answer}}}.")
     actor = VerifierActor.__new__(VerifierActor)
-    actor._config, actor._reward, actor._judged, actor._tokenizer = config, reward, 0, Letters()
+    actor._config, actor._reward, actor._judged = config, reward, 0
+    actor._reader = Reader(Letters(), ends=(), thoughts=THINK)  # type: ignore[arg-type]
     actor._pool = Stern(outcome)  # type: ignore[assignment]
     (verdict,) = asyncio.run(actor.judge(batch, [0], [gold], [""], [margins]))  # type: ignore[arg-type]
     (found,) = asyncio.run(actor.answers(batch, [0]))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,15 +40,29 @@ def run_dir(tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(resumed=True, checkpoints=store)
 
 
-def check(run_dir: SimpleNamespace, *, prompts=PROMPTS, seed: int = 0, **learner) -> Path | None:
+def check(run_dir: SimpleNamespace, *, prompts=PROMPTS, seed: int = 0, template: str = "", **learner) -> Path | None:
     config = small_config(learner=learner, run={"seed": seed})
-    return check_resume(config, Datasets(train=prompts, heldout=(), dropped=0), run_dir)
+    return check_resume(config, Datasets(train=prompts, heldout=(), dropped=0, template=template), run_dir)
 
 
 def test_the_newest_is_taken_whatever_the_learner_group_is_now(run_dir):
     for learner in ({}, {"ranks": 7}, {"zero_stage": 3}, {"ranks": 4, "zero_stage": 2}):
         assert check(run_dir, **learner).name == "step-00000005"
     assert run_dir.checkpoints.skipped == []
+
+
+@pytest.mark.parametrize(("template", "named"), [("a", "tokenizer"), ("b", "chat template")])
+def test_prompts_of_other_tokens_are_refused_by_what_made_them(run_dir, template, named):
+    """The problems are the same, and so is every setting: a file of the model has changed since."""
+    base = run_dir.checkpoints.root.parent / "base"
+    newest = save_whole(run_dir.checkpoints, 7, base=base, stream=PromptStream(PROMPTS, 0, template="a").state())
+    assert check(run_dir, template="a") == newest
+    assert check(run_dir, template="b") == newest  # written otherwise, but to the same tokens
+    tokens = PROMPTS[2].token_ids[::-1].copy()
+    others = (*PROMPTS[:2], replace(PROMPTS[2], token_ids=tokens), PROMPTS[3])
+    with pytest.raises(UserError, match=rf"^model\.path: its {named} is not that of the checkpoint") as error:
+        check(run_dir, prompts=others, template=template)
+    assert error.value.exit_code == 2
 
 
 def test_a_new_run_has_none(tmp_path):

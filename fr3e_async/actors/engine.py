@@ -12,6 +12,7 @@ import ray
 
 from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.algorithm.answer_span import thoughts_by
 from fr3e_async.control.ports import Delivery
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.rollout import Engine, EngineDead, EngineSpec, EngineStats, start_engine
@@ -42,7 +43,8 @@ class EngineActor(Watched):
         tokenizer = AutoTokenizer.from_pretrained(
             self._spec.model, revision=self._spec.revision or None, trust_remote_code=self._spec.trust_remote_code
         )
-        self._roller = Roller(self._engine, TokenTexts(tokenizer), self._rule, seed=self._seed, seeded=self._spec.seeded)
+        texts = TokenTexts(tokenizer, ends=self._spec.end_token_ids, thoughts=thoughts_by(self._spec.thoughts))
+        self._roller = Roller(self._engine, texts, self._rule, seed=self._seed, seeded=self._spec.seeded)
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool

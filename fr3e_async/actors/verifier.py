@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from fr3e_async.actors.watch import Watched
+from fr3e_async.algorithm.answer_span import THINK, thoughts_by
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.types import RolloutBatch, Verdict
@@ -23,9 +24,13 @@ class VerifierActor(Watched):
         trust_remote_code: bool,
         log_path: str,
         reward: str = "math",
+        ends: Sequence[int] = (),
+        thoughts: Sequence[str] = THINK[:2],
     ) -> None:
+        """``ends``: ids that end a response. ``thoughts``: ``data.thoughts``."""
         redirect_output(log_path)
         self._config, self._reward = config, reward
+        self._ends, self._thoughts = ends, thoughts_by(thoughts)
         self._judged = 0  # answers
         self._source = (model, revision or None, trust_remote_code)
 
@@ -34,9 +39,11 @@ class VerifierActor(Watched):
         from transformers import AutoTokenizer
 
         from fr3e_async.verify import VerifierPool
+        from fr3e_async.verify.responses import Reader
 
         model, revision, trust = self._source
-        self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
+        self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts)
         self._pool = VerifierPool(self._config, self._reward)
         if self._reward != "math" or not self._config.exact_integers:
             self._pool.warm()  # every response will need a process: load what it needs while the engines start
@@ -55,27 +62,22 @@ class VerifierActor(Watched):
         Decoding is for judging only: the text never goes back to an engine or the learner.
         """
         from fr3e_async.verify.margins import with_margins
-        from fr3e_async.verify.pool import Question
 
-        responses = self._decoded(batch, rows)
-        texts = zip(responses, golds, prompts or [""] * len(rows), strict=True)
-        verdicts = await self._pool.judge_many(Question(*text) for text in texts)
+        read = [self._reader.read(batch, row) for row in rows]
+        texts = zip(read, golds, prompts or [""] * len(rows), strict=True)
+        verdicts = await self._pool.judge_many([one.question(gold, prompt, self._reward) for one, gold, prompt in texts])
         self._judged += len(verdicts)
         if not margins or self._reward != "math":
             return verdicts
-        beside = zip(verdicts, responses, golds, margins, strict=True)
-        return [with_margins(*one, self._config) for one in beside]
+        beside = zip(verdicts, read, golds, margins, strict=True)
+        return [with_margins(verdict, one.answer, gold, its, self._config) for verdict, one, gold, its in beside]
 
     async def answers(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str | None]:
         """The final answer of each response in its normal form, for counting votes; None without one."""
-        from fr3e_async.verify.answers import final_answer
         from fr3e_async.verify.classes import answer_class
 
-        found = map(final_answer, self._decoded(batch, rows))
+        found = [self._reader.read(batch, row).answer for row in rows]
         return [None if answer is None else answer_class(answer) for answer in found]
-
-    def _decoded(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str]:
-        return [self._tokenizer.decode(batch.response(row), skip_special_tokens=True) for row in rows]
 
     def pulse(self) -> int:
         """Answers judged."""

@@ -1,7 +1,8 @@
 r"""Where the boxed answer of a text is, and with which token it is complete. Pure text; ids are never re-encoded.
 
 One reading for both who need it: the judge (``verify.answers``), and the choice of anchors, which must not stand behind the
-answer. What counts is said after the last ``</think>`` and outside of a ``<think>`` that is never closed.
+answer. What counts is said after the last ``</think>`` and outside of a ``<think>`` that is never closed, be it opened by
+the response or by the prompt before it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,43 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE_ARGUMENT = re.compile(r"\\[a-zA-Z]+|[-+]?[0-9][0-9.,]*|\S")
 
 
+TAIL = 32  # tokens at the end of a prompt, enough for white space and the text that opens a thought
+
+
+class Thoughts(NamedTuple):
+    """How a thought is marked. *Example*: ``Thoughts("[THINK]", "[/THINK]").after("[INST]2+3?[/INST][THINK]")`` is open."""
+
+    begin: str = "<think>"  # empty: there are none
+    end: str = "</think>"
+    opened: bool = False  # the response begins inside one
+
+    def after(self, prompt: str) -> Thoughts:
+        """Of a response to a prompt with this end, as the templates of reasoning models write it."""
+        return self._replace(opened=bool(self.begin) and prompt.rstrip().endswith(self.begin))
+
+
+THINK = Thoughts()
+
+
 class Box(NamedTuple):
     content: str  # stripped
     start: int  # of the command
     end: int  # first character after it
 
 
-def answer_end(pieces: Sequence[str]) -> int | None:
+def thoughts_by(marks: Sequence[str]) -> Thoughts:
+    """Of the setting ``data.thoughts``: two texts, or none."""
+    begin, end = marks or ("", "")
+    return Thoughts(begin, end)
+
+
+def answer_end(pieces: Sequence[str], thoughts: Thoughts = THINK) -> int | None:
     r"""Index of the first token after the box that is judged, or None if the text has no answer.
 
     ``pieces[i]`` is the text of token i. Example: ``["so ", "\\boxed{", "4", "}", "<end>"]`` gives 4.
     """
     text = "".join(pieces)
-    start, end = spoken(text)
+    start, end = spoken(text, thoughts)
     box = last_box(text[start:end], end - start)
     if box is None:
         return None
@@ -38,11 +63,15 @@ def answer_end(pieces: Sequence[str]) -> int | None:
     return None
 
 
-def spoken(text: str) -> tuple[int, int]:
+def spoken(text: str, thoughts: Thoughts = THINK) -> tuple[int, int]:
     """(start, end) of what is said aloud: after the last ``</think>``, before a ``<think>`` that is still open."""
-    thought = text.rfind("</think>")
-    start = thought + len("</think>") if thought >= 0 else 0
-    again = text.find("<think>", start)
+    if not thoughts.begin:
+        return 0, len(text)
+    thought = text.rfind(thoughts.end)
+    if thought < 0 and thoughts.opened:
+        return len(text), len(text)
+    start = thought + len(thoughts.end) if thought >= 0 else 0
+    again = text.find(thoughts.begin, start)
     return start, again if again >= 0 else len(text)
 
 

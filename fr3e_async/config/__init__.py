@@ -29,7 +29,7 @@ class Config:
     reward: str = knob(
         "math",
         "what judges a response: 'math' (the last box against the reference answer, docs/verifier.md), or package.module:function, "
-        "called as function(response, gold, prompt) in a limited process; it gives a number in [0, 1], a bool, or None for unknown",
+        "called as function(response, gold, prompt) in a limited process (docs/rewards.md); it gives a number in [0, 1], a bool, or None for unknown",
     )
     run: RunConfig = section(RunConfig, "the run as a whole")
     model: ModelConfig = section(ModelConfig, "the policy")

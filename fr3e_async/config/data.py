@@ -8,13 +8,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
 from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
 from fr3e_async.config.templates import PROBLEM, SYSTEM, TEMPLATES
 
 SOURCES = "sources"  # the word of data.train and data.heldout that means their list of sources
 NAME = re.compile(r"[\w.-]+")
+OURS = {  # names that a chat template is rendered with anyway, or by
+    "messages", "conversation", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", "tools", "documents",
+    "return_dict", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs", "padding", "truncation", "max_length",
+}  # fmt: skip
 Policy = Literal["flag", "drop", "error"]
 
 
@@ -86,6 +90,13 @@ class DataConfig:
     chat: Literal["auto", "off"] = knob(
         "auto", "auto: the tokenizer's chat template, if it has one, is put around the template; off: the template is the prompt"
     )
+    template_args: dict[str, Any] = knob(
+        {}, "variables of the tokenizer's chat template, e.g. {enable_thinking: false}; one that it does not use is refused"
+    )
+    thoughts: list[str] = knob(
+        ["<think>", "</think>"],
+        "what the model writes before and after a thought, in which nothing is an answer (docs/verifier.md); empty: nothing",
+    )
     max_prompt: int = knob(1024, "longest prompt after the chat template", "tokens")
     on_long_prompt: Literal["error", "drop"] = knob("error", "what to do with a longer prompt: stop, or drop and count it")
 
@@ -120,6 +131,12 @@ class DataConfig:
         require_positive("data", max_prompt=self.max_prompt, near_copy_words=self.near_copy_words)
         require(0 < self.near_copy_share <= 1, f"data.near_copy_share must be in (0, 1], got {self.near_copy_share}")
         self._check_template()
+        require(
+            not self.thoughts or (len(self.thoughts) == 2 and all(self.thoughts)),
+            f"data.thoughts must be two texts, [before, after], or empty, got {list(self.thoughts)}",
+        )
+        taken = sorted(OURS.intersection(self.template_args))
+        require(not taken, f"data.template_args: {', '.join(taken)} is given by fr3e_async itself")
         for name, word, sources in (
             ("train", self.train, self.train_sources),
             ("heldout", self.heldout, self.heldout_sources),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fr3e_async.config import Config
-from fr3e_async.config.templates import template_of
 from fr3e_async.data.toy import ensure_toy
 from fr3e_async.errors import ModelError
 from fr3e_async.observe.storage import leads_outside
@@ -34,7 +33,7 @@ def check_model(config: Config) -> None:
     path = config.model.path
     if path == "toy":
         return
-    folder = _folder(config)
+    folder = model_folder(config)
     if not os.path.isdir(folder):
         if os.path.exists(folder):
             raise ModelError(f"model.path: {path} is a file; a model folder was expected")
@@ -48,7 +47,7 @@ def check_model(config: Config) -> None:
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model.path: {path} has no weights (*.safetensors; other formats can carry code and are not read)")
     if os.path.isfile(folder / INDEX):
-        listed = _json(folder / INDEX, path).get("weight_map") or {}
+        listed = read_json(folder / INDEX, path).get("weight_map") or {}
         names = set(map(str, listed.values())) if isinstance(listed, dict) else {str(listed)}
         strange = sorted(name for name in names if not SHARD.fullmatch(name))
         if strange:
@@ -81,37 +80,13 @@ def check_context(config: Config) -> None:
         )
 
 
-def end_tokens(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's end token, and those that the model's generation config and the template add.
-
-    Chat models often have two, one for the turn and one for the text; without both, responses run into their budget.
-    """
-    listed: Any = None
-    if config.model.path != "toy":
-        from transformers.utils import cached_file
-
-        try:
-            file = cached_file(config.model.path, "generation_config.json", revision=config.model.revision or None)
-        except OSError:
-            file = None  # a model need not have one
-        if file is not None:
-            listed = _json(Path(file), config.model.path).get("eos_token_id")
-    more = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    if not all(isinstance(token, int) and token >= 0 for token in more):
-        raise ModelError(f"model.path: eos_token_id in the generation_config.json of {config.model.path} must be token ids")
-    vocabulary = tokenizer.get_vocab()
-    ends = template_of(config.data.template, chat=True).ends
-    turns = [vocabulary[text] for text in ends if text in vocabulary]
-    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *(int(token) for token in (*more, *turns))]))
-
-
 def _model_config(config: Config) -> dict[str, Any]:
     """What config.json says of the language model."""
-    path, folder = config.model.path, _folder(config)
+    path, folder = config.model.path, model_folder(config)
     if path == "toy":
         return {"max_position_embeddings": TOY_POSITIONS}
     if os.path.isdir(folder):
-        raw = _json(folder / "config.json", path)
+        raw = read_json(folder / "config.json", path)
     else:
         from transformers import PreTrainedConfig
 
@@ -128,7 +103,8 @@ def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
     return dict(text if isinstance(text, dict) else raw)
 
 
-def _json(file: Path, path: str) -> dict[str, Any]:
+def read_json(file: Path, path: str) -> dict[str, Any]:
+    """A file of the model ``path``. ``ModelError`` if it holds no JSON object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -138,7 +114,8 @@ def _json(file: Path, path: str) -> dict[str, Any]:
     return content
 
 
-def _folder(config: Config) -> Path:
+def model_folder(config: Config) -> Path:
+    """Where a local model lies; of a hub id there is no such folder."""
     return Path(os.path.expanduser(config.model.path))
 
 
@@ -151,7 +128,7 @@ def resolve_model(config: Config) -> Path | str:
     check_model(config)
     if config.model.path == "toy":
         return ensure_toy(config)
-    folder = _folder(config)
+    folder = model_folder(config)
     return folder.resolve() if os.path.isdir(folder) else config.model.path
 
 
@@ -167,7 +144,7 @@ def load_tokenizer(config: Config, model_dir: Path | str | None = None) -> PreTr
     check_model(config)
     from transformers import AutoTokenizer
 
-    source = str(_folder(config) if model_dir is None else model_dir)
+    source = str(model_folder(config) if model_dir is None else model_dir)
     source = source if os.path.isdir(source) else config.model.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -13,8 +13,15 @@ if TYPE_CHECKING:
 Spell = Callable[[NDArray], list[str]]
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that a decoder leaves out if it is asked to: those that have a role, and those that the vocabulary merely calls special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
+
+
 def speller(tokenizer: PreTrainedTokenizerBase) -> Spell:
     """Pieces that joined are the text, special tokens included. A character that several tokens make up stands with the last one.
+    An id that the tokenizer does not have, of a padded vocabulary, is written as such: ``<id 151700>``.
 
     A tokenizer of the slow kind has each token decoded alone, where such a character becomes replacement characters.
     """
@@ -25,6 +32,9 @@ def speller(tokenizer: PreTrainedTokenizerBase) -> Spell:
 
     def spell(tokens: NDArray) -> list[str]:
         stream = DecodeStream(skip_special_tokens=False)
-        return [stream.step(backend, int(token)) or "" for token in tokens]
+        return [
+            f"<id {token}>" if backend.id_to_token(int(token)) is None else stream.step(backend, int(token)) or ""
+            for token in tokens
+        ]
 
     return spell

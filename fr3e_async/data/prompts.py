@@ -5,6 +5,8 @@ Knows templates, lengths and weights; knows nothing of where rows and models com
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,11 +17,13 @@ from numpy.typing import NDArray
 from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES
 from fr3e_async.config.templates import PROBLEM, SYSTEM, Template, template_of
+from fr3e_async.data.chat import render_chat, unused
 from fr3e_async.data.mixture import Part, mix, mixture_note
 from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import BadRows, Row
 from fr3e_async.data.rows import Rows, read_rows
-from fr3e_async.errors import DataError, ModelError
+from fr3e_async.data.screening import Note
+from fr3e_async.errors import ConfigError, DataError
 from fr3e_async.types import Prompt
 
 if TYPE_CHECKING:
@@ -36,7 +40,8 @@ class Datasets:
     heldout: tuple[Prompt, ...]
     dropped: int  # prompts of both sets that were longer than data.max_prompt (data.on_long_prompt=drop)
     parts: tuple[Part, ...] = ()  # of ``train`` in a mixture, for ``PromptStream``
-    notes: tuple[str, ...] = ()  # what a person should know
+    notes: tuple[Note, ...] = ()  # what a person should know
+    template: str = ""  # digest of the chat template, for ``PromptStream``
 
 
 def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None = None) -> Datasets:
@@ -45,28 +50,43 @@ def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows
     by_source: dict[str, list[Row]] = {}
     for row in rows.train:
         by_source.setdefault(row.source_name, []).append(row)
-    sources = {name: made for name, own in by_source.items() if (made := make_prompts(own, tokenizer, config.data))}
-    heldout = make_prompts(rows.heldout, tokenizer, config.data)
+    bad = BadRows(drop=config.data.on_bad_row == "drop")
+    sources = {name: made for name, own in by_source.items() if (made := make_prompts(own, tokenizer, config.data, bad))}
+    heldout = make_prompts(rows.heldout, tokenizer, config.data, bad)
     if not sources:
+        if bad.count:
+            raise DataError(bad.first)
         raise DataError(
             f"data.train: all {len(rows.train)} prompts are longer than data.max_prompt = {config.data.max_prompt} tokens"
         )
-    dropped = len(rows.train) + len(rows.heldout) - sum(map(len, sources.values())) - len(heldout)
+    dropped = len(rows.train) + len(rows.heldout) - sum(map(len, sources.values())) - len(heldout) - bad.count
+    notes: list[Note] = []
+    if bad.count:
+        notes.append(("data_dropped", f"{bad.count:,} rows left out (data.on_bad_row=drop), the first: {bad.first}"))
+    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
     if config.data.train != SOURCES:
         (train,) = sources.values()
-        return Datasets(train=train, heldout=heldout, dropped=dropped)
+        return Datasets(train=train, heldout=heldout, dropped=dropped, notes=tuple(notes), template=template)
     weights = {source.label: source.weight for source in config.data.train_sources}
     train, parts = mix(sources, weights, setting="data.train_sources")
-    note = f"data.train_sources: {mixture_note(sources, weights)}"
-    return Datasets(train=train, heldout=heldout, dropped=dropped, parts=parts, notes=(note,))
+    notes.append(("note", f"data.train_sources: {mixture_note(sources, weights)}"))
+    return Datasets(train=train, heldout=heldout, dropped=dropped, parts=parts, notes=tuple(notes), template=template)
 
 
-def make_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> tuple[Prompt, ...]:
-    """A prompt for each row that fits ``max_prompt``; a longer one is left out or a ``DataError``, by ``on_long_prompt``."""
-    prompts = []
+def make_prompts(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, bad: BadRows | None = None
+) -> tuple[Prompt, ...]:
+    """A prompt for each row that fits ``max_prompt``; a longer one is left out or a ``DataError``, by ``on_long_prompt``.
+
+    A row that does not come out of its prompt's tokens goes to ``bad`` (without: it is raised).
+    """
+    _check_template_args(tokenizer, config)
+    prompts, bad = [], BadRows() if bad is None else bad
     for row in rows:
         token_ids = encode_prompt(row.problem, tokenizer, config)
-        if len(token_ids) <= config.max_prompt:
+        if lost := _lost(row.problem, token_ids, tokenizer, config):
+            bad.add(DataError(f"{row.source}: {lost}"))
+        elif len(token_ids) <= config.max_prompt:
             prompts.append(Prompt(uid=row.uid, text=row.problem, gold=row.answer, token_ids=token_ids))
         elif config.on_long_prompt == "error":
             raise DataError(
@@ -79,18 +99,35 @@ def make_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config
 def encode_prompt(problem: str, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> NDArray[np.int32]:
     """[Q] int32 token ids of the prompt, up to where the answer begins.
 
-    A template that is the whole prompt is taken as it is, with the special tokens that the tokenizer itself puts around a
-    text. Any other goes through the tokenizer's chat template; one without (a base model's) gets the plain text: system
-    message, blank line, user message, newline.
+    A template that is the whole prompt is taken as it is, with the special tokens that the tokenizer itself puts before a
+    text; one that it puts behind is left out, since nothing follows an end. Any other goes through the tokenizer's chat template;
+    one without (a base model's) gets the plain text: system message, blank line, user message, newline.
     """
+    text, special = _written(problem, tokenizer, config)
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    if special:
+        plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ends = (start + len(plain) for start in range(len(ids) - len(plain) + 1) if ids[start : start + len(plain)] == plain)
+        ids = ids[: next(ends, len(ids))]
+    return np.asarray(ids, dtype=np.int32)
+
+
+def _written(problem: str, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> tuple[str, bool]:
+    """The prompt as text, and whether the tokenizer is to add its special tokens: a chat template has written them."""
+    user, system, chat = _message(problem, tokenizer, config)
+    if chat:
+        messages = [{"role": "system", "content": system}] if system else []
+        return render_chat([*messages, {"role": "user", "content": user}], tokenizer, config.template_args), False
+    return (f"{system}\n\n" if system else "") + user, True
+
+
+def _message(problem: str, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> tuple[str, str, bool]:
+    """The user message, the system message unless it is in there already, and whether they go through the chat template."""
     template = template_of(config.template, chat=config.chat == "auto")
     system = config.system or template.system
-    if template.chat and tokenizer.chat_template:
-        text, special = _render_chat(_filled(template, problem, ""), tokenizer, system), False
-    else:
-        lead = f"{system}\n\n" if system and SYSTEM not in template.text else ""
-        text, special = lead + _filled(template, problem, system) + ("\n" if template.chat else ""), True
-    return np.asarray(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=np.int32)
+    chat = template.chat and bool(tokenizer.chat_template)
+    user = _filled(template, problem, "" if chat else system) + ("\n" if template.chat and not chat else "")
+    return user, "" if not chat and SYSTEM in template.text else system, chat
 
 
 def _filled(template: Template, problem: str, system: str) -> str:
@@ -99,13 +136,28 @@ def _filled(template: Template, problem: str, system: str) -> str:
     return text.replace(PROBLEM, problem)
 
 
-def _render_chat(user: str, tokenizer: PreTrainedTokenizerBase, system: str) -> str:
-    """The template's text. Its special tokens are in it already, so none are added when it is encoded."""
-    from jinja2 import TemplateError
+def _lost(problem: str, token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> str:
+    """What should be in the prompt and is not, by the tokens themselves, and why; "" if all is there."""
+    user, system, chat = _message(problem, tokenizer, config)
+    prompt = tokenizer.decode(token_ids.tolist(), clean_up_tokenization_spaces=False)
+    for what, part in (("the problem", problem), ("data.template", user), ("data.system", system)):
+        if part.strip() not in prompt and _folded(part) not in _folded(prompt):
+            if chat and _folded(part) not in _folded(_written(problem, tokenizer, config)[0]):
+                return f"{what} is not in the prompt: the chat template of model.path leaves it out (one that wants content as a list?)"
+            return f"{what} is not in the prompt: the tokenizer of model.path has no tokens for all of it"
+    return ""
 
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": user})
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise ModelError(f"model.path: its chat template refuses these messages ({error}); see data.system") from error
+
+def _folded(text: str) -> str:
+    """Without what tokenizers may well change: white space, unseen characters, and forms of the same character."""
+    letters = unicodedata.normalize("NFKC", text)
+    return "".join(letter for letter in letters if not letter.isspace() and unicodedata.category(letter) not in ("Cc", "Cf"))
+
+
+def _check_template_args(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
+    if not config.template_args:
+        return
+    if not _message("", tokenizer, config)[2]:
+        raise ConfigError("data.template_args is given, but no chat template is used (data.chat, data.template, model.path)")
+    if names := unused(config.template_args, tokenizer):
+        raise ConfigError(f"data.template_args: {', '.join(names)}: the chat template of model.path knows no such variable")

@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from fr3e_async.data.mixture import Part
-from fr3e_async.errors import DataError
+from fr3e_async.errors import DataError, ModelError
 from fr3e_async.types import Prompt
 
 
@@ -40,11 +40,13 @@ class PromptStream:
         state: Mapping[str, Any] | None = None,
         taken: Sequence[str] = (),
         parts: Sequence[Part] = (),
+        template: str = "",
     ) -> None:
         """``state`` is what ``state()`` gave; ``taken``: groups that the caller has brought along, which are not given again.
 
         ``parts``: which prompts are of which source, in the order of ``prompts``; none: each epoch has all of them.
-        ``DataError`` for no prompts, equal uids, or a state of other prompts, mixture or seed.
+        ``template``: digest of the chat template that made their tokens, to name it when it has changed.
+        ``DataError`` for no prompts, equal uids, or a state of other prompts, mixture or seed; ``ModelError`` for other tokens.
         """
         if not prompts:
             raise DataError("data.train: no prompt is left to train on")
@@ -56,7 +58,8 @@ class PromptStream:
             raise ValueError(f"the parts hold {sum(part.size for part in parts)} prompts, there are {len(prompts)}")
         self._ids = _digest(prompt.uid for prompt in prompts)
         self._texts = _digest(text for prompt in prompts for text in (prompt.text, prompt.gold))
-        self._seed = seed
+        self._tokens = _digest(prompt.token_ids.tobytes().hex() for prompt in prompts)
+        self._seed, self._template = seed, template
         self._mixture = [[part.name, part.size, part.quota] for part in parts]
         self._parts = tuple(parts) or (Part(name="", size=len(prompts), quota=len(prompts)),)
         self._starts = list(accumulate((part.size for part in self._parts), initial=0))
@@ -107,6 +110,8 @@ class PromptStream:
             "consumed": consumed,
             "prompts": self._ids,
             "texts": self._texts,
+            "tokens": self._tokens,
+            "template": self._template,
             "mixture": self._mixture,
         }
 
@@ -129,6 +134,12 @@ class PromptStream:
             raise DataError(
                 "data.train: the problems have the ids of the checkpoint's, but other texts or answers; for a dataset of the hub "
                 "name the revision that the run began with"
+            )
+        if state.get("tokens", self._tokens) != self._tokens:
+            changed = "tokenizer" if state["template"] == self._template else "chat template"
+            raise ModelError(
+                f"model.path: its {changed} is not that of the checkpoint: the prompts have other tokens now; go on with the files that "
+                "the run began with (of a hub id: model.revision)"
             )
         self._oldest = int(state["epoch"])
         self._consumed = {int(epoch): {self._index[uid] for uid in uids} for epoch, uids in state["consumed"].items()}

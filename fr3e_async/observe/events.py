@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 EventKind = Literal[
-    "note", "run_started", "run_resumed", "run_finished", "run_stopped", "run_failed", "data_dropped", "checkpoint_skipped",
+    "note", "run_started", "run_resumed", "run_finished", "run_stopped", "run_failed", "data_dropped", "model_doubt", "checkpoint_skipped",
     "checkpoint_written", "evaluation", "evaluation_lost", "model_not_written", "actors_up", "actor_joined", "actor_moved",
     "actor_left", "actor_lost", "actor_stuck", "actor_failed", "pool_resized", "node_notice", "learner_lost", "storage_pressure",
     "tracker_failed",
@@ -25,6 +25,7 @@ run_finished       | info    | all steps are done, the result stands; version
 run_stopped        | warning | a signal or a limit ended the run before its last step, with a checkpoint; version
 run_failed         | error   | the run could not go on; the text has the diagnosis
 data_dropped       | warning | problems were left out
+model_doubt        | warning | something of the model's files may make the run worse; it goes on
 checkpoint_skipped | warning | a checkpoint is not whole, an older one is taken
 checkpoint_written | info    | a checkpoint is whole and durable; version, seconds
 evaluation         | info    | held-out accuracy; version, measured: the entry of the summary's evaluations

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places
-from fr3e_async.algorithm.answer_span import answer_end
+from fr3e_async.algorithm.answer_span import TAIL, THINK, Thoughts, answer_end
+from fr3e_async.data.pieces import special_ids
 from fr3e_async.rollout.port import Engine, SampleRequest
 from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
 
@@ -23,16 +24,21 @@ from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
 class TokenTexts:
     """Texts of single ids, each decoded once, and which ids are special. A byte-split character reads as a placeholder."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, *, ends: Sequence[int] = (), thoughts: Thoughts = THINK) -> None:
+        """``ends``: ids that end a response, special or not."""
+        self._tokenizer, self._thoughts = tokenizer, thoughts
         self._texts: dict[int, str] = {}
-        self._special = np.asarray(sorted(tokenizer.all_special_ids), dtype=np.int64)
+        self._special = np.asarray(sorted({*special_ids(tokenizer), *ends}), dtype=np.int64)
 
     def pieces(self, tokens: NDArray[np.int32]) -> list[str]:
         return [self._text(int(t)) for t in tokens]
 
     def special(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
         return np.isin(tokens, self._special)
+
+    def answer_end(self, prompt: NDArray[np.int32], pieces: Sequence[str]) -> int | None:
+        """The first token after the answer of a response to this prompt, which may have opened a thought."""
+        return answer_end(pieces, self._thoughts.after("".join(self.pieces(prompt[-TAIL:]))))
 
     def _text(self, token: int) -> str:
         if token not in self._texts:
@@ -66,7 +72,12 @@ class Roller:
             prompt_lens=[len(t) for t in tokens],
             context_of=context_of,
             completions=completions,
-            eligible=[self._eligible(c.tokens, draw.max_tokens) for c in completions] if trunk else None,
+            eligible=[
+                self._eligible(tokens[c], completion.tokens, draw.max_tokens)
+                for c, completion in zip(context_of, completions, strict=True)
+            ]
+            if trunk
+            else None,
         )
 
     def anchors(self, batch: RolloutBatch) -> tuple[Anchor, ...]:
@@ -111,13 +122,13 @@ class Roller:
             seed=rollout_seed(self._seed, id) if self._seeded else None,
         )
 
-    def _eligible(self, tokens: NDArray[np.int32], max_response: int) -> NDArray[np.bool_]:
+    def _eligible(self, prompt: NDArray[np.int32], tokens: NDArray[np.int32], max_response: int) -> NDArray[np.bool_]:
         pieces = self._texts.pieces(tokens)
         places = eligible_places(
             len(tokens),
             max_response=max_response,
             special=self._texts.special(tokens),
-            answer_end=answer_end(pieces),
+            answer_end=self._texts.answer_end(prompt, pieces),
         )
         if self._rule is not None and self._rule.name == "newline":
             places &= np.asarray([False, *("\n" in piece for piece in pieces[:-1])][: len(pieces)], dtype=np.bool_)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from fr3e_async.algorithm.answer_span import last_box, spoken
+from fr3e_async.algorithm.answer_span import THINK, Thoughts, last_box, spoken
 from fr3e_async.types import Outcome, Verdict
 
 NO_ANSWER = "no answer"
@@ -47,14 +47,14 @@ _STOP = re.compile(r"(?<=[^.\d])\.\s.*|(?<=\d)\.(?:\s.*)?$|\s*I hope it is corre
 _MAX_STATED_CHARS = 20_000  # an answer stands at the end
 
 
-def final_answer(response: str) -> str | None:
+def final_answer(response: str, thoughts: Thoughts = THINK) -> str | None:
     r"""The content of the response's last box, or of the boxes that it is joined to; None without one.
 
     A box that is never closed is no answer (the response was cut off in it), and neither is one inside a
-    ``<think>`` that is never closed. Examples: ``<think>\boxed{1}</think> so \boxed{\frac12}.`` has the answer ``\frac12``, and
+    thought that is never closed. Examples: ``<think>\boxed{1}</think> so \boxed{\frac12}.`` has the answer ``\frac12``, and
     ``\boxed{1} or \boxed{2}`` has ``1, 2``.
     """
-    start, end = spoken(response)
+    start, end = spoken(response, thoughts)
     text = response[start:end]
     box = last_box(text, len(text))
     if box is None:

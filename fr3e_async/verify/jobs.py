@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fr3e_async.verify.rewards import MATH, resolve
+from fr3e_async.verify.rewards import MATH, resolve, wants_exact
 
 GOLDS = "golds"
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
@@ -38,7 +38,8 @@ def load_job(name: str, options: dict[str, Any]) -> Job:
     if name == GOLDS:
         return _golds_job()
     function = resolve(name)
-    return lambda task: call_reward(function, task)
+    exact = wants_exact(function)
+    return lambda task: call_reward(function, task[:3], **({"exact": task[3]} if exact else {}))
 
 
 def _math_job(options: dict[str, Any]) -> Job:
@@ -63,10 +64,10 @@ def _golds_job() -> Job:
     return run
 
 
-def call_reward(function: Callable[..., Any], task: Sequence[str]) -> Ruling:
-    """A user's function on (response, gold, prompt). Whatever it does wrong makes the verdict unknown."""
+def call_reward(function: Callable[..., Any], task: Sequence[str], **exact: str) -> Ruling:
+    """A user's function on (response, gold, prompt), and ``exact`` if it takes that. Whatever it does wrong makes the verdict unknown."""
     try:
-        value = function(*task)
+        value = function(*task, **exact)
         value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
     except MemoryError:
         return Ruling(UNKNOWN, MEMORY_LIMIT)

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Outcome, Verdict
-from fr3e_async.verify.answers import final_answer, strip_dollars
+from fr3e_async.verify.answers import strip_dollars
 from fr3e_async.verify.notation import tidy
 from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
@@ -37,11 +37,12 @@ class _Amount:
         return self.value if known is None else self.value * known[1]
 
 
-def with_margins(verdict: Verdict, response: str, gold: str, margins: Sequence[Fraction], config: VerifierPoolConfig) -> Verdict:
-    """The verdict, or right where the response's answer is off by no more than it may be. Without margins the judge alone decides."""
+def with_margins(
+    verdict: Verdict, answer: str | None, gold: str, margins: Sequence[Fraction], config: VerifierPoolConfig
+) -> Verdict:
+    """The verdict, or right where the answer is off by no more than it may be. Without margins the judge alone decides."""
     if not margins or verdict.outcome is Outcome.RIGHT:
         return verdict
-    answer = final_answer(response)
     if len(answer or "") > config.max_answer_chars or not within(answer, gold, margins, Policies.of(config)):
         return verdict
     return replace(verdict, outcome=Outcome.RIGHT, reason=WITHIN)

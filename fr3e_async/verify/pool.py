@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from fr3e_async.algorithm.answer_span import THINK, Thoughts
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import answers
@@ -29,11 +30,14 @@ _BATCHES_EACH = 4
 
 
 class Question(NamedTuple):
-    """One response to judge against a gold; the problem's text is for a user's reward. *Example*: ``Question("\\\\boxed{5}", "5")``."""
+    """One response to judge against a gold. *Example*: ``Question("\\\\boxed{5}", "5")``."""
 
-    response: str
+    response: str  # exactly what was sampled
     gold: str
-    prompt: str = ""
+    prompt: str = ""  # the problem's text, for a user's reward
+    shown: str | None = None  # the response without special tokens, for a user's reward; None: the same
+    thoughts: Thoughts = THINK
+    fault: str = ""  # why it is wrong whatever it says
 
 
 class VerifierPool:
@@ -106,11 +110,14 @@ class VerifierPool:
 
     def _prepared(self, question: Question) -> Verdict | Task:
         """The verdict if it takes no process, else the task for one."""
+        response, gold, prompt, shown, thoughts, fault = question
+        if fault:
+            return Verdict(outcome=Outcome.WRONG, reason=fault)
         if self._reward == MATH:
-            return self._prepared_answer(answers.final_answer(question.response), question.gold)
-        if len(question.response) > MAX_RESPONSE_CHARS:
+            return self._prepared_answer(answers.final_answer(response, thoughts), gold)
+        if len(response) > MAX_RESPONSE_CHARS:
             return Verdict(outcome=Outcome.UNKNOWN, reason=RESPONSE_TOO_LONG)
-        return tuple(question)
+        return response if shown is None else shown, gold, prompt, response
 
     def _prepared_answer(self, answer: str | None, gold: str) -> Verdict | Task:
         config = self._config

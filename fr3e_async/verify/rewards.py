@@ -74,6 +74,14 @@ def resolve(name: str) -> Callable[..., Any]:
     return found
 
 
+def wants_exact(function: Callable[..., Any]) -> bool:
+    """Whether it has a parameter ``exact``, for the response with its special tokens."""
+    try:
+        return "exact" in inspect.signature(function).parameters
+    except ValueError:  # a built-in that does not tell its arguments
+        return False
+
+
 def fault_of(name: str) -> str:
     """What is wrong with a user's reward function, in one line; "" if it can be called."""
     module, _, path = name.partition(":")
@@ -98,7 +106,7 @@ def fault_of(name: str) -> str:
 
 def _misfit(function: Callable[..., Any], path: str) -> str:
     try:
-        inspect.signature(function).bind("response", "gold", "prompt")
+        inspect.signature(function).bind("response", "gold", "prompt", **({"exact": ""} if wants_exact(function) else {}))
     except TypeError as error:
         return f"{path} must take (response, gold, prompt): {error}"
     except ValueError:  # a built-in that does not tell its arguments

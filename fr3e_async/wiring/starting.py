@@ -117,7 +117,16 @@ class Starter:
                 max_concurrency=CALLS_AT_ONCE,
                 **({"label_selector": pool.labels} if pool.labels else {}),
             )
-            .remote(pool, self._model.path, model.revision, model.trust_remote_code, self._log(name), self._config.reward)
+            .remote(
+                pool,
+                self._model.path,
+                model.revision,
+                model.trust_remote_code,
+                self._log(name),
+                self._config.reward,
+                ends=self._model.end_token_ids,
+                thoughts=tuple(self._config.data.thoughts),
+            )
         )
         try:
             node = await self._brought_up(name, actor, room_s)
@@ -206,6 +215,7 @@ def engine_spec(config: Config, model: Model, pool: EnginePoolConfig, *, seed: i
         transfer=_backend(config) if config.weights.transfer == "native" else "",
         seed=seed,
         seeded=config.sampling.reproducible,
+        thoughts=tuple(config.data.thoughts),
         verbose=config.observe.verbose,
         options=dict(engine.options),
     )
