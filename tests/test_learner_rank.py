@@ -64,6 +64,25 @@ def test_equals_plain_torch(model: Path, loss: LossConfig) -> None:
     assert largest_difference(weights_of(rank.export(2)), plain.weights()) < TOLERANCE
 
 
+def test_weights_are_sent_by_the_names_of_checkpoints(tmp_path: Path) -> None:
+    """transformers renames a mixture's layers in memory, and joins its experts; no engine loads those names."""
+    from safetensors.torch import load_file
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=128,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path)
+    rank = start_rank(make_spec(tmp_path))
+    stored = load_file(tmp_path / "model.safetensors")
+    assert "model.layers.1.block_sparse_moe.experts.3.w2.weight" in stored
+    assert largest_difference(weights_of(exported(rank, 1, bucket_bytes=1)), stored) == 0
+    manifest = rank.describe(1)
+    assert dict(zip(manifest.names, manifest.shapes, strict=True)) == {name: tuple(t.shape) for name, t in stored.items()}
+    assert manifest.checksums == exported(rank, 1).manifest.checksums
+
+
 @pytest.mark.parametrize("change", [{"micro_batch_tokens": 1000}, {"activation_checkpointing": True}])
 def test_memory_settings_do_not_change_the_update(model: Path, change: dict[str, Any]) -> None:
     samples = make_samples(1)

@@ -174,11 +174,11 @@ class TrainingEngine:
         self.grad_norm = norm
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, whole weight), valid until the next one is asked for. All ranks must run to the end."""
-        for bucket in self.weight_buckets(EXPORT_BUCKET):
+        """(name that transformers uses inside, whole weight), valid until the next one is asked for. All ranks must run to the end."""
+        for bucket in self.weight_buckets():
             yield from bucket
 
-    def weight_buckets(self, numbers: int) -> Iterator[list[tuple[str, Tensor]]]:
+    def weight_buckets(self, numbers: int = EXPORT_BUCKET) -> Iterator[list[tuple[str, Tensor]]]:
         """``weights`` in buckets of about ``numbers`` numbers, which ZeRO-3 gathers at once; valid until the next bucket."""
         bucket: list[tuple[str, torch.nn.Parameter]] = []
         size = 0

@@ -85,7 +85,7 @@ def write_model(
         total = 0
         cast = ((name, weight.detach().to("cpu", dtype=getattr(torch, dtype), copy=True)) for name, weight in weights)
         for index, batch in enumerate(_batches(chain(cast, (buffers or {}).items()), limit=limit)):
-            stored = _on_disk(skeleton, batch)
+            stored = {name: tensor.contiguous() for name, tensor in on_disk(skeleton, batch).items()}
             write_tensors(filled / _part(index), stored, metadata={"format": "pt"})
             placed |= dict.fromkeys(stored, index)
             total += sum(tensor.nbytes for tensor in stored.values())
@@ -141,11 +141,14 @@ def _batches(weights: Iterable[tuple[str, Tensor]], *, limit: int) -> Iterator[d
         yield batch
 
 
-def _on_disk(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under the names, and in the parts, that transformers reads: some models keep weights joined in memory."""
+def on_disk(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names, and in the parts, that checkpoints have: transformers renames and joins weights in memory.
+
+    Views where the parts allow it. A tensor that is joined on disk needs all its parts in one batch.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
-    return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, batch).items()}
+    return revert_weight_conversion(model, batch)
 
 
 def _part(index: int) -> str:

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from fr3e_async.errors import StorageError, UserError
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
-from fr3e_async.learner.export import model_folder, write_model
+from fr3e_async.learner.export import model_folder, on_disk, write_model
 from fr3e_async.learner.metrics import Ages, check_staleness, step_metrics, token_ages
 from fr3e_async.learner.packing import unscored
 from fr3e_async.learner.pulse import Pulse
@@ -151,13 +152,13 @@ class LearnerRank:
     def export(
         self, version: int | None, *, held: WeightManifest | None = None, bucket_bytes: int = BUCKET_BYTES
     ) -> Iterator[WeightBucket | WeightManifest]:
-        """A stream (``weights.stream``) of all weights in training precision, on rank 0; on the others it is empty.
+        """A stream (``weights.stream``) of all weights by checkpoint names, in training precision; empty but on rank 0.
 
         ``version`` None: the rank's own. Buckets that are as in ``held`` are left out. The arrays are views of the weights and of what ZeRO-3 has gathered:
         each must be used before the next one is asked for, and all ranks must run to the end.
         """
         engine = self._require_sound()
-        buckets = engine.weight_buckets(bucket_bytes // (4 if self.spec.learner.dtype == "float32" else 2))
+        buckets = _sent(engine, bucket_bytes // (4 if self.spec.learner.dtype == "float32" else 2))
         if self.rank == 0:
             return stream(buckets, version=self.version if version is None else version, dtype=self.spec.learner.dtype, held=held)
         return _taking_part(buckets)
@@ -168,7 +169,7 @@ class LearnerRank:
         if self.rank != 0:
             _take_part(engine.weights())
             return None
-        told = [(name, tuple(weight.shape), checksum_of_tensor(weight)) for name, weight in engine.weights()]
+        told = [(name, tuple(weight.shape), checksum_of_tensor(weight)) for name, weight in chain.from_iterable(_sent(engine))]
         names, shapes, checksums = zip(*told, strict=True)
         return WeightManifest(
             version=self.version if version is None else version,
@@ -187,7 +188,9 @@ class LearnerRank:
         if self._sender is not None:
             self._sender.shutdown()
             self._sender = None
-        self._sender = open_sender(meeting, rank=self.rank, manifest=manifest, weights=engine.weights)
+        self._sender = open_sender(
+            meeting, rank=self.rank, manifest=manifest, weights=lambda: chain.from_iterable(_sent(engine))
+        )  # fmt: skip
 
     def send(self) -> None:
         """Broadcast all weights to the engines, which must be in ``receive_weights``. All ranks."""
@@ -293,6 +296,12 @@ def _together(folder: Path) -> Iterator[None]:
     found = next(filter(None, problems), "")
     if found:
         raise StorageError(found) from cause
+
+
+def _sent(engine: TrainingEngine, *numbers: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """``TrainingEngine.weight_buckets`` by the names that checkpoints have, which are those that engines load."""
+    for bucket in engine.weight_buckets(*numbers):
+        yield list(on_disk(engine.model.causal_lm, dict(bucket)).items())
 
 
 def _take_part(weights: Iterator[Any]) -> None:
