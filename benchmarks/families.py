@@ -277,7 +277,7 @@ def sound(row: Row) -> bool:
 
 def verdict(row: Row) -> str:
     if sound(row):
-        return "right"
+        return "right" if row["engine"] else "right in the learner; no engine was asked"
     told = f"refused: {row['refused']}" if row["refused"] else f"failed: {row['failed']}" if row["failed"] else "**wrong**"
     if row.get("alone_error"):
         return f"{told}; vLLM alone ends with {row['alone_error']}"

@@ -52,6 +52,7 @@ def test_the_page_has_a_row_of_every_family_as_it_was_measured() -> None:
 def test_a_row_is_right_only_if_all_of_it_was_measured_and_is_near() -> None:
     row = {"family": "F", "head": "tied", "gradient": 1e-6, "engine": [[1e-6, 1e-5]] * 3, "refused": "", "failed": ""}
     assert families.verdict(row) == "right"
+    assert families.verdict(row | {"engine": []}) == "right in the learner; no engine was asked"
     wrong = row | {"engine": [[1e-6, 1e-6], [1e-6, 1e-6], [1e-6, 0.1]], "alone": [[1e-6], [0.2], [0.3]]}
     assert families.verdict(wrong) == "**wrong**; vLLM alone, with its own reload, is wrong at v2, v3"
     assert families.verdict(row | {"gradient": None}) == "**wrong**"

@@ -18,8 +18,8 @@ ALLOWED = (
     "max_num_batched_tokens", "max_num_scheduled_tokens", "long_prefill_token_threshold", "enable_chunked_prefill",
     "scheduling_policy", "scheduler_reserve_full_isl", "async_scheduling", "stream_interval", "num_gpu_blocks_override",
     "prefix_caching_hash_algo", "disable_hybrid_kv_cache_manager", "disable_cascade_attn", "attention_backend",
-    "attention_config", "kernel_config", "enable_flashinfer_autotune", "disable_custom_all_reduce", "all2all_backend",
-    "enable_expert_parallel", "distributed_executor_backend", "distributed_timeout_seconds", "compilation_config",
+    "attention_config", "kernel_config", "enable_flashinfer_autotune", "disable_custom_all_reduce",
+    "distributed_executor_backend", "distributed_timeout_seconds", "compilation_config",
     "cudagraph_capture_sizes", "max_cudagraph_capture_size", "optimization_level", "performance_mode", "download_dir",
     "safetensors_load_strategy", "max_parallel_loading_workers", "shutdown_timeout", "enable_log_requests", "log_level",
 )  # fmt: skip
