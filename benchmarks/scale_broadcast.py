@@ -58,6 +58,8 @@ class Receiver:
 
     async def take(self, bundle: Any) -> dict[str, float]:
         """Seconds: ``waited`` for the store, and until all of it is in the buffer and checked."""
+        from fr3e_async.rollout.loaded_weights import Proof
+
         waited = 0.0
 
         async def fetch(reference: Any) -> Any:
@@ -68,7 +70,7 @@ class Receiver:
             return bucket
 
         receipt = await self._held.receive(bundle, fetch)
-        self._held.loaded(bundle.manifest, [self._held.changed(bundle.manifest)])
+        self._held.loaded(bundle.manifest, [Proof(exact=frozenset(self._held.changed(bundle.manifest)))])
         assert self._held.checksum(bundle.manifest) == bundle.checksum
         return {"waited": waited, "whole": receipt.time_s, "copied": float(receipt.copied_bytes)}
 

@@ -95,7 +95,7 @@ def test_all_that_changes_samples_or_verdicts_is_told_apart(tmp_path: Path) -> N
     asked = identity(folder)
     assert asked == identity(folder, "generators.count=3", "observe.console=off") == json.loads(json.dumps(asked))
     others = [
-        identity(folder, "engine.options={quantization: fp8}"),
+        identity(folder, "engine.options={attention_backend: CPU_ATTN}"),
         identity(folder, "verifiers.wall_limit_s=99"),
         identity(folder, "verifiers.memory_gib=9"),
         identity(folder, "verifiers.on_unknown=retry"),

@@ -189,9 +189,12 @@ def run_head(leaves: Sequence[Tensor], targets: Tensor, **options: float) -> tup
     return head_logprobs(hidden, weight, bias[0] if bias else None, targets, options=HeadOptions(**options))
 
 
-def categorical(leaves: Sequence[Tensor], targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+def categorical(
+    leaves: Sequence[Tensor], targets: Tensor, *, temperature: float, scale: float = 1.0, cap: float = 0.0
+) -> tuple[Tensor, Tensor]:
     hidden, weight, *bias = leaves
-    logits = hidden @ weight.T + (bias[0] if bias else 0)
+    logits = (hidden @ weight.T + (bias[0] if bias else 0)) * scale
+    logits = cap * torch.tanh(logits / cap) if cap else logits
     expected = torch.distributions.Categorical(logits=logits / temperature)
     return expected.log_prob(targets), expected.entropy()
 
@@ -219,6 +222,27 @@ def test_values_and_gradients_equal_torch(
         found = run_head(leaves, targets, temperature=temperature, kept_mib=kept_mib)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(grads(found, leaves, sides=sides), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kept_mib", [0.0, 1.0])
+@pytest.mark.parametrize(("scale", "cap"), [(0.5, 0.0), (1.0, 1.5), (3.0, 2.0)])
+def test_what_a_model_does_to_its_logits_equals_torch(
+    scale: float, cap: float, kept_mib: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slice_rows(monkeypatch, 3)
+    leaves, targets = inputs(dtype=torch.float64)
+    settings = {"temperature": 0.7, "scale": scale, "cap": cap}
+    expected, found = categorical(leaves, targets, **settings), run_head(leaves, targets, kept_mib=kept_mib, **settings)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    want = grads(expected, leaves, sides=(1.0, 1.0))
+    torch.testing.assert_close(grads(found, leaves, sides=(1.0, 1.0)), want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_cap_by_hand() -> None:
+    """z = (2 atanh ½, 0) under a cap of 2 becomes (1, 0), whose log-probs are −log(1 + e⁻¹) and −log(1 + e)."""
+    hidden, weight = torch.tensor([[2 * math.atanh(0.5)]] * 2), torch.tensor([[1.0], [0.0]])
+    found, _ = head_logprobs(hidden, weight, None, torch.tensor([0, 1]), options=HeadOptions(cap=2.0))
+    torch.testing.assert_close(found, torch.tensor([-math.log(1 + math.exp(-1)), -math.log(1 + math.e)]))
 
 
 @pytest.mark.parametrize("kept_mib", [0.0, 1.0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from tree_support import (
 )
 
 from fr3e_async.errors import ModelError
-from fr3e_async.learner import logprobs
+from fr3e_async.learner import layout, logprobs
 from fr3e_async.learner.logprobs import HeadOptions
 from fr3e_async.learner.packing import Packing, collate
 from fr3e_async.learner.policy import PolicyModel
@@ -90,12 +92,55 @@ def test_low_precision_does_not_refuse_what_fits(name: str) -> None:
 
 
 @pytest.mark.parametrize("packing", ["tree", "flat"])
-def test_logits_that_are_changed_are_named_whatever_the_layout(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        tree_support, "CONFIGS", CONFIGS | {"granite, scaled": ("GraniteConfig", sizes(logits_scaling=4.0))}
-    )  # fmt: skip
+def test_logits_that_are_changed_in_a_way_that_is_not_known_are_named(packing: Packing) -> None:
+    policy = PolicyModel(copy.deepcopy(plain_model("granite", torch.float32)), options=HeadOptions())
+    policy.causal_lm.config.logits_scaling = 3.01  # the loss has read 3
     with pytest.raises(ModelError, match=r"model\.path: this model changes its logits"):
-        policy_of(plain_model("granite, scaled", torch.float32), packing=packing)
+        check_model(policy, packing=packing)
+
+
+def test_a_cap_that_small_logits_do_not_reach_is_found() -> None:
+    plain = copy.deepcopy(plain_model("gemma2", torch.float32))
+    with torch.no_grad():
+        plain.get_output_embeddings().weight.mul_(1e-3)
+    policy = PolicyModel(plain, options=HeadOptions())
+    policy.options = replace(policy.options, cap=0.0)
+    with pytest.raises(ModelError, match="changes its logits"):
+        check_model(policy, packing="tree")
+
+
+@pytest.mark.parametrize("name", ["qwen2 sliding", "mistral sliding"])
+def test_a_window_wider_than_the_rows_of_the_check_is_proven_all_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wide() -> PolicyModel:
+        plain = copy.deepcopy(plain_model(name, torch.float32))
+        for holder in (plain.config, *plain.modules()):
+            if getattr(holder, "sliding_window", None):
+                holder.sliding_window = 4096
+        return PolicyModel(plain, options=HeadOptions())
+
+    policy = wide()
+    check_model(policy, packing="tree")
+    assert policy.causal_lm.config.sliding_window == 4096
+    bias = layout._bias
+    monkeypatch.setattr(layout, "_bias", lambda stack, dtype, window: bias(stack, dtype, None))
+    with pytest.raises(ModelError, match=r"learner\.packing=tree does not work"):
+        check_model(wide(), packing="tree")
+
+
+@pytest.mark.parametrize("longest", [None, 64, 65])
+def test_long_rope_is_fixed_up_to_the_original_context(longest: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    phi = ("Phi3Config", sizes(rope_parameters=rope, original_max_position_embeddings=64, pad_token_id=0, sliding_window=None))
+    monkeypatch.setattr(tree_support, "CONFIGS", CONFIGS | {"longrope": phi})
+    policy = PolicyModel(copy.deepcopy(plain_model("longrope", torch.float32)), options=HeadOptions())
+    if longest == 64:
+        check_model(policy, packing="tree", longest=longest)
+    else:
+        with pytest.raises(ModelError, match=r"rope_type=longrope depends on the longest row of a batch above 64 tokens"):
+            check_model(policy, packing="tree", longest=longest)
 
 
 def test_scores_with_a_cap_want_another_attention() -> None:

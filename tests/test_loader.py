@@ -72,11 +72,15 @@ def test_bases_are_relative_to_their_file_and_laid_once(folder: Path) -> None:
 
 
 def test_mappings_and_lists_are_replaced_and_a_dotted_key_adds(folder: Path) -> None:
-    write(folder, "a.yaml", "base: toy\nengine: {options: {x: 1, y: {z: 2}}}\nlearner: {betas: [0.5, 0.6]}\n")
-    write(folder, "b.yaml", "engine: {options: {w: 3}}\n")
-    assert load_config(["config=a.yaml,b.yaml"]).config.engine.options == {"w": 3}
-    added = load_config(["config=a.yaml", "engine.options.y.q=true", "learner.betas=[0.7, 0.8]"]).config
-    assert added.engine.options == {"x": 1, "y": {"z": 2, "q": True}}
+    write(
+        folder,
+        "a.yaml",
+        "base: toy\nengine: {options: {stream_interval: 1, compilation_config: {z: 2}}}\nlearner: {betas: [0.5, 0.6]}\n",
+    )
+    write(folder, "b.yaml", "engine: {options: {log_level: 3}}\n")
+    assert load_config(["config=a.yaml,b.yaml"]).config.engine.options == {"log_level": 3}
+    added = load_config(["config=a.yaml", "engine.options.compilation_config.q=true", "learner.betas=[0.7, 0.8]"]).config
+    assert added.engine.options == {"stream_interval": 1, "compilation_config": {"z": 2, "q": True}}
     assert added.learner.betas == [0.7, 0.8]
     assert load_config(["config=a.yaml", "engine.options="]).config.engine.options == {}
     assert load_config(["config=a.yaml", "engine.options={}"]).config.engine.options == {}
@@ -115,7 +119,9 @@ def test_yaml_words_and_environment(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_resolved_yaml_loads_again_to_the_same_config(folder: Path) -> None:
-    first = load_config(["config=paper/qwen2.5-32b", "loss.importance=off", "engine.options={a: [1, {b: 1e-6}]}", "run.seed=3"])
+    first = load_config(
+        ["config=paper/qwen2.5-32b", "loss.importance=off", "engine.options={compilation_config: [1, {b: 1e-6}]}", "run.seed=3"]
+    )
     write(folder, "saved.yaml", first.yaml)
     again = load_config(["config=saved.yaml"])
     assert again.config == first.config

@@ -109,8 +109,8 @@ def test_micro_batches_of_any_size_add_up_to_one(budget: int, long_case: Case) -
 
 @pytest.mark.parametrize(
     ("name", "packing"),
-    [(name, packing) for name in ("gpt2", "granite", "mistral") for packing in PACKINGS]
-    + [(name, packing) for name in ("qwen2 sliding", "mistral sliding") for packing in PACKINGS[1:]]
+    [(name, packing) for name in ("gpt2", "granite", "mistral", "qwen2 sliding", "mistral sliding") for packing in PACKINGS]
+    + [("gemma2", "tree")]  # caps on scores and on logits, and windows
     + [(name, "padded") for name in ("stablelm", "mamba", "qwen3 next")],
 )
 def test_other_models_equal_single_rows_in_the_layouts_that_they_are_accepted_for(name: str, packing: Packing) -> None:
@@ -209,7 +209,7 @@ def many_places(count: int) -> list[Row]:
 
 
 @pytest.mark.parametrize(("count", "spare"), [(127, 0), (128, 0), (129, 0), (128, 1), (300, 1)])
-@pytest.mark.parametrize("name", ["granite", "qwen3"])
+@pytest.mark.parametrize("name", ["granite", "qwen3", "gemma2"])
 def test_flex_attention_gives_the_same_log_probs(name: str, count: int, spare: int, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = make_samples(name, many_places(count), seed=0)
     policy = policy_model(name, torch.float32, "tree")
@@ -248,12 +248,17 @@ def test_flex_attention_sees_prefixes_only_and_padding_itself(rows: list[Row], s
     forest = build_forest([np.asarray(row) for row, _ in rows])
     places = FLEX_BLOCK * (1 + spare)
     blocks = flex_layout(forest, places=places, device=CPU).blocks
+    assert blocks is not None
     want = torch.eye(places, dtype=torch.bool)
     for path in forest.paths:
         for n, place in enumerate(path.tolist()):
             want[place, path[: n + 1]] = True
     query, key = torch.arange(places)[:, None], torch.arange(places)[None]
-    assert torch.equal(blocks.mask_mod(0, 0, query, key), want)
+    assert torch.equal(blocks(None).mask_mod(0, 0, query, key), want)
+    for path in forest.paths:  # in a window of two: itself and the one before
+        for n, place in enumerate(path.tolist()):
+            want[place, path[: max(n - 1, 0)]] = False
+    assert torch.equal(blocks(2).mask_mod(0, 0, query, key), want)
 
 
 # ---- refusals ----
@@ -265,14 +270,12 @@ NO_FLAT = r"learner\.packing=flat does not work with this model \(set padded\): 
 @pytest.mark.parametrize(
     ("name", "packing", "message"),
     [
-        ("mistral sliding", "tree", NO_TREE + "it(s attention| has layers).*sliding"),
-        ("qwen2 sliding", "tree", NO_TREE + "it has layers of type sliding_attention$"),
         ("stablelm", "tree", NO_TREE + "it does not hand keywords on to its attention layers$"),
         ("mamba", "tree", NO_TREE + "it has layers of type linear_attention$"),
         ("mamba", "flat", NO_FLAT + "it has layers of type linear_attention$"),
         ("qwen3 next", "tree", NO_TREE + "it has layers of type linear_attention$"),
         ("qwen3 next", "flat", NO_FLAT + "it has layers of type linear_attention$"),
-        ("gemma2", "tree", r"learner\.attention=sdpa ignores this model's attn_logit_softcapping"),
+        ("gemma2", "flat", r"learner\.attention=sdpa ignores this model's attn_logit_softcapping"),
     ],
 )
 def test_a_model_that_a_layout_would_train_wrongly_is_refused(name: str, packing: Packing, message: str) -> None:

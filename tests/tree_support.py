@@ -66,9 +66,22 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", sizes(num_key_value_heads=2, attention_bias=True)),
     "mistral": ("MistralConfig", sizes(sliding_window=None)),
     "mistral sliding": ("MistralConfig", sizes(sliding_window=3)),
-    "granite": ("GraniteConfig", sizes(num_key_value_heads=2, attention_multiplier=0.9)),  # not the usual 1/√d
+    "granite": (
+        "GraniteConfig",
+        sizes(num_key_value_heads=2, attention_multiplier=0.9, logits_scaling=3.0),
+    ),  # not the usual 1/√d
     "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
-    "gemma2": ("Gemma2Config", sizes(head_dim=8, final_logit_softcapping=2.0, layer_types=["full_attention"] * 2)),
+    "gemma2": (
+        "Gemma2Config",
+        sizes(
+            head_dim=8,
+            num_key_value_heads=2,
+            final_logit_softcapping=2.0,
+            attn_logit_softcapping=1.5,
+            sliding_window=3,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+    ),
     "stablelm": ("StableLmConfig", sizes()),
     "mamba": ("MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
     "qwen3 next": ("Qwen3NextConfig", sizes(**gated_delta())),

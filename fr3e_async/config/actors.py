@@ -7,19 +7,7 @@ from typing import Any, Literal
 
 from fr3e_async.config.deepspeed import check_ds_config
 from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
-
-# vLLM arguments that decide what a log-prob means: with others the importance weights would be silently wrong.
-OURS = (
-    "logprobs_mode",
-    "max_logprobs",
-    "worker_extension_cls",
-    "generation_config",
-    "model",
-    "revision",
-    "skip_tokenizer_init",
-    "trust_remote_code",
-    "load_format",
-)
+from fr3e_async.config.vllm_options import check_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +30,14 @@ class EngineConfig:
     )
     entropy_top_k: int = knob(20, "likeliest tokens that the bounds are made of (engine.entropy=topk)", "tokens")
     start_timeout_s: float = knob(600.0, "time for an engine to load its model", "s")
-    options: dict[str, Any] = knob({}, "further vLLM engine arguments, by vLLM's own names")
+    options: dict[str, Any] = knob(
+        {},
+        "further vLLM engine arguments for scheduling, memory and speed, by vLLM's own names; hf_overrides of "
+        "max_position_embeddings and rope_parameters, which the learner and exports follow",
+    )
 
     def __post_init__(self) -> None:
-        taken = [name for name in self.options if name in OURS]
-        require(not taken, f"engine.options must not set {', '.join(taken)}: the system sets it (see engine.entropy, model)")
+        check_options(self.options)
         require_positive(
             "engine", max_running=self.max_running, threads=self.threads, start_timeout_s=self.start_timeout_s,
             entropy_top_k=self.entropy_top_k,

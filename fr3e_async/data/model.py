@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fr3e_async.config import Config
+from fr3e_async.config.vllm_options import config_overrides
 from fr3e_async.data.toy import ensure_toy
 from fr3e_async.errors import ModelError
 from fr3e_async.observe.storage import leads_outside
@@ -64,13 +65,24 @@ def check_model(config: Config) -> None:
 
 
 def check_context(config: Config) -> None:
-    """Refuse sequences that are longer than the model has positions. Of a hub model it fetches config.json. ``ModelError``.
+    """Refuse quantised weights, and sequences that are longer than the model has positions. ``ModelError``.
+
+    Of a hub model it fetches config.json.
 
     Models whose rope is stretched by a factor are left to the engine, which knows the kinds.
     """
-    raw = _model_config(config)
-    overrides = config.engine.options.get("hf_overrides")  # vLLM's own way to change a model's config
-    raw |= _text_part(overrides) if isinstance(overrides, dict) else {}
+    whole = _model_config(config)
+    overrides = config_overrides(config.engine.options)
+    if whole.get("quantization_config"):
+        raise ModelError(
+            f"model.path: the weights of {config.model.path} are quantised (quantization_config), which cannot be trained"
+        )
+    if overrides and isinstance(whole.get("text_config"), dict):
+        raise ModelError(
+            f"engine.options.hf_overrides does not reach the text_config of model.path={config.model.path}; "
+            "change config.json in a copy of its folder"
+        )
+    raw = _text_part(whole) | overrides
     stretched = any('"factor"' in json.dumps(raw.get(key)) for key in ("rope_scaling", "rope_parameters"))
     limit = raw.get("max_position_embeddings") or raw.get("n_positions")
     if isinstance(limit, int) and not stretched and config.context_length > limit:
@@ -94,7 +106,7 @@ def _model_config(config: Config) -> dict[str, Any]:
             raw, _ = PreTrainedConfig.get_config_dict(path, revision=config.model.revision or "main")
         except (OSError, ValueError) as error:
             raise ModelError(f"model.path: no config.json could be loaded from {path}: {_brief(error)}") from error
-    return _text_part(raw)
+    return raw
 
 
 def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +168,7 @@ def load_tokenizer(config: Config, model_dir: Path | str | None = None) -> PreTr
         raise ModelError(f"model.path: no tokenizer could be loaded from {source}: {_brief(error)}{hint}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path: the tokenizer of {source} has no end token (eos_token), so no response would end")
-    vocabulary = _model_config(config).get("vocab_size")
+    vocabulary = _text_part(_model_config(config)).get("vocab_size")
     if isinstance(vocabulary, int) and tokenizer.eos_token_id >= vocabulary:  # a tokenizer class has made up its default
         raise ModelError(
             f"model.path: the end token {tokenizer.eos_token!r} of {source} is none of the model's: its id is "

@@ -5,8 +5,8 @@ Importing this module registers it there. Knows nothing of samples and losses, n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from fr3e_async.errors import ModelError
-from fr3e_async.learner.layout import ForestMask
+from fr3e_async.learner.layout import ForestMask, Layout
 
 NAME = "fr3e_forest"  # under which the interface knows it
 UNFIT = "learner.packing=tree does not work with this model (set flat or padded)"
@@ -29,31 +29,38 @@ def forest_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     forest_mask: ForestMask | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of the library's interface: [1, heads, U, d] queries, [1, key heads, U, d] keys and values.
 
-    Returns [1, U, heads, d]. ``forest_mask`` comes as a keyword through the model's forward.
+    Returns [1, U, heads, d]. ``forest_mask`` comes as a keyword through the model's forward. ``sliding_window``: a place sees so
+    many nearest ancestors, itself among them. ``softcap`` c: scores become c · tanh(score / c).
 
     Raises:
         ModelError: the model cannot be trained on forests.
     """
     if forest_mask is None:
         raise ModelError(f"{UNFIT}: it does not hand keywords on to its attention layers")
-    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
+    for name in ("s_aux", "position_bias"):
         if others.get(name) is not None:
             raise ModelError(f"{UNFIT}: its attention has {name}")
     layout = forest_mask.layout
     if layout.blocks is not None:
-        out = _flex()(query, key, value, block_mask=layout.blocks, scale=scaling, enable_gqa=True)
+        blocks, cap = layout.blocks(sliding_window), _flex_cap(softcap) if softcap else None
+        out = _flex()(query, key, value, score_mod=cap, block_mask=blocks, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2), None
-    return _stacked_attention(forest_mask, query, key, value, scaling=scaling)[None], None
+    biases = forest_mask.biases(sliding_window)
+    attend = partial(_capped_attention, cap=softcap) if softcap else scaled_dot_product_attention
+    return _stacked_attention(layout, biases, query, key, value, attend=partial(attend, scale=scaling))[None], None
 
 
-def _stacked_attention(mask: ForestMask, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None) -> Tensor:
+def _stacked_attention(
+    layout: Layout, biases: Sequence[Tensor], query: Tensor, key: Tensor, value: Tensor, *, attend: Callable[..., Tensor]
+) -> Tensor:
     """[U, heads, d]"""
-    layout = mask.layout
     assert layout.queries is not None
     assert layout.keys is not None
     assert layout.back is not None
@@ -61,7 +68,7 @@ def _stacked_attention(mask: ForestMask, query: Tensor, key: Tensor, value: Tens
     # One gather for all stacks, since the backward pass of each fills a tensor of all places.
     parts = zip(
         layout.stacks,
-        mask.biases,
+        biases,
         _gathered(query, layout.queries, [stack.count * stack.queries for stack in layout.stacks]),
         _gathered(key, layout.keys, [stack.count * stack.keys for stack in layout.stacks]),
         _gathered(value, layout.keys, [stack.count * stack.keys for stack in layout.stacks]),
@@ -70,9 +77,20 @@ def _stacked_attention(mask: ForestMask, query: Tensor, key: Tensor, value: Tens
     outs = []
     for stack, bias, q, k, v in parts:
         queries, keys, values = (_heads_first(part, stack.count) for part in (q, k, v))
-        out = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scaling, enable_gqa=shared_keys)
+        out = attend(queries, keys, values, attn_mask=bias, enable_gqa=shared_keys)
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs).index_select(0, layout.back)
+
+
+def _capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, scale: float | None, enable_gqa: bool, cap: float
+) -> Tensor:
+    """``scaled_dot_product_attention`` with capped scores, which it does not know; keeps [n, heads, Lq, Lk] scores for the backward pass."""
+    if enable_gqa:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    weights = torch.softmax(cap * torch.tanh(scores / cap) + attn_mask, dim=-1, dtype=torch.float32)
+    return weights.to(query.dtype) @ value
 
 
 def _gathered(heads: Tensor, places: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
@@ -91,6 +109,16 @@ def _flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention) if torch.cuda.is_available() else flex_attention
+
+
+@cache
+def _flex_cap(cap: float) -> Callable[..., Tensor]:
+    """One function a cap: FlexAttention is compiled anew for each function."""
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return capped
 
 
 AttentionInterface.register(NAME, forest_attention)

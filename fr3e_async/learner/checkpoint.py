@@ -11,10 +11,11 @@ temporary name.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -105,11 +106,14 @@ class State(Protocol):
     def restore(self, described: dict[str, Any], read: Any) -> None: ...
 
 
-def save(folder: Path, state: State, manifest: Manifest, *, rank: int, base: Path, pulse: Pulse | None = None) -> None:
+def save(
+    folder: Path, state: State, manifest: Manifest, *, rank: int, base: Path, overrides: Mapping[str, Any] | None = None,
+    pulse: Pulse | None = None,
+) -> None:  # fmt: skip
     """Write a checkpoint; it stands durable under its name when this returns. All ranks.
 
-    ``manifest``: what wrote it; the rest is filled in. ``base``: folder of the model that the run began with. ``pulse``: beats
-    with each piece.
+    ``manifest``: what wrote it; the rest is filled in. ``base``: folder of the model that the run began with. ``overrides``: see
+    ``copy_base``. ``pulse``: beats with each piece.
 
     Raises ``StorageError`` on every rank if one of them could not write.
     """
@@ -118,7 +122,7 @@ def save(folder: Path, state: State, manifest: Manifest, *, rank: int, base: Pat
     def begin() -> None:
         clear(filled)
         filled.mkdir(parents=True)
-        copy_base(base, filled / BASE)
+        copy_base(base, filled / BASE, overrides)
 
     def write_share() -> tuple[list[Piece], dict[str, int]]:
         fixed = state.buffers if rank == 0 else {}
@@ -178,8 +182,10 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def copy_base(source: Path, target: Path) -> None:
+def copy_base(source: Path, target: Path, overrides: Mapping[str, Any] | None = None) -> None:
     """Copy the small files of a model folder: config, tokenizer, chat template, code; no weights. Raises ``OSError``.
+
+    ``overrides``: values of its config.json that were others in training.
 
     Links that lead out of the folder are left out: ``notes.txt`` of a stranger's model may be a link to a person's key.
     """
@@ -192,6 +198,15 @@ def copy_base(source: Path, target: Path) -> None:
             and not leads_outside(path, source)
         ):
             shutil.copyfile(path, target / path.name)
+    if overrides:
+        _override(target / "config.json", overrides)
+
+
+def _override(file: Path, overrides: Mapping[str, Any]) -> None:
+    config = json.loads(file.read_text(encoding="utf-8")) | dict(overrides)
+    for former in ("rope_scaling", "rope_theta") if "rope_parameters" in overrides else ():  # what older files have in its place
+        config.pop(former, None)
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def clear(folder: Path) -> None:

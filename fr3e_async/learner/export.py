@@ -57,6 +57,7 @@ def write_model(
     *,
     dtype: str,
     base: Path,
+    overrides: Mapping[str, Any] | None = None,
     model: Any = None,
     buffers: Mapping[str, Tensor] | None = None,
     texts: Mapping[str, str] | None = None,
@@ -66,7 +67,7 @@ def write_model(
     """Write a folder that transformers and vLLM load; it is whole or not there. Memory: one file of ``limit`` bytes.
 
     ``weights``: by the names that transformers uses inside; stored under those it uses on disk. ``base``: config and
-    tokenizer. ``model``: the transformers model, if it is there; otherwise its skeleton is made. ``buffers``: stored as they are.
+    tokenizer; ``overrides``: what training had otherwise in the config. ``model``: the transformers model, if it is there; otherwise its skeleton is made. ``buffers``: stored as they are.
     ``texts``: more files. ``trust_remote_code``: the skeleton may be made by Python code of ``base``.
 
     Raises ``StorageError``, and ``ConfigError`` if the skeleton needs code that is not trusted.
@@ -75,7 +76,7 @@ def write_model(
     with storage_errors(folder, "the model folder"), ExitStack() as undo:
         clear(filled)
         undo.callback(clear, filled)
-        copy_base(base, filled)
+        copy_base(base, filled, overrides)
         set_dtype(filled / "config.json", dtype)
         for name, text in (texts or {}).items():
             (filled / name).write_text(text, encoding="utf-8")

@@ -1,13 +1,15 @@
 """A forest as the attention kernels want it: who sees whom, on a device. Torch only.
 
-A place sees its ancestors and itself. Two forms of that one mask: *blocks*, runs of queries with the keys of their whole
+A place sees its ancestors and itself, or the nearest of them in a layer with a sliding window. Two forms of that one mask: *blocks*, runs of queries with the keys of their whole
 path gathered beside them, alike ones stacked, for plain scaled dot-product attention; and FlexAttention's block mask of
 ``j <= i < end[j]``, whose empty blocks are skipped, on CUDA. Knows nothing of models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -46,11 +48,11 @@ class Layout:
     queries: Tensor | None = None  # [Σ n·Lq] places
     keys: Tensor | None = None  # [Σ n·Lk] places, those of a block by depth
     back: Tensor | None = None  # [U] where each place's output stands among the queries
-    blocks: Any = None  # FlexAttention's BlockMask
+    blocks: Callable[[int | None], Any] | None = None  # FlexAttention's BlockMask for a sliding window
 
     def mask(self, dtype: torch.dtype) -> ForestMask:
         """What one forward pass needs beside the places; its biases are the size of all pairs and live no longer than it."""
-        return ForestMask(layout=self, biases=tuple(_bias(stack, dtype) for stack in self.stacks))
+        return ForestMask(layout=self, dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +60,22 @@ class ForestMask:
     """Who sees whom, as every layer of one forward pass uses it."""
 
     layout: Layout
-    biases: tuple[Tensor, ...]  # [n, 1, Lq, Lk] of each stack: 0 where the query may see the key, else -inf
+    dtype: torch.dtype
+    _made: dict[int | None, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def biases(self, window: int | None = None) -> tuple[Tensor, ...]:
+        """[n, 1, Lq, Lk] of each stack: 0 where the query may see the key, else -inf. Made once for all layers of a window."""
+        if window not in self._made:
+            self._made[window] = tuple(_bias(stack, self.dtype, window) for stack in self.layout.stacks)
+        return self._made[window]
 
 
-def _bias(stack: Stack, dtype: torch.dtype) -> Tensor:
+def _bias(stack: Stack, dtype: torch.dtype, window: int | None) -> Tensor:
     # Keys stand by depth, so a query sees those that are no deeper than itself; padding is deeper than any.
-    hidden = torch.arange(stack.keys, device=stack.depth.device) > stack.depth[:, :, None]
+    keys, depth = torch.arange(stack.keys, device=stack.depth.device), stack.depth[:, :, None]
+    hidden = keys > depth
+    if window is not None:
+        hidden |= keys <= depth - window
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None]
 
 
@@ -145,13 +157,20 @@ def blockwise_layout(forest: Forest, *, device: torch.device) -> Layout:
 
 
 def flex_layout(forest: Forest, *, places: int, device: torch.device) -> Layout:
-    """The mask for FlexAttention; places after the forest see themselves only."""
+    """The masks for FlexAttention; places after the forest see themselves only."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     ends = torch.arange(1, places + 1, device=device)
     ends[: len(forest)] = torch.from_numpy(forest.end).to(device)
+    depth = torch.zeros(places, dtype=torch.int64, device=device)
+    depth[: len(forest)] = torch.from_numpy(forest.depth).to(device)
 
-    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < ends[key])
+    @cache
+    def blocks(window: int | None) -> Any:
+        def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            ancestors = (key <= query) & (query < ends[key])
+            return ancestors if window is None else ancestors & (depth[query] - depth[key] < window)
 
-    return Layout(blocks=create_block_mask(sees, None, None, places, places, device=str(device), BLOCK_SIZE=FLEX_BLOCK))
+        return create_block_mask(sees, None, None, places, places, device=str(device), BLOCK_SIZE=FLEX_BLOCK)
+
+    return Layout(blocks=blocks)

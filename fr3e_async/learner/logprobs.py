@@ -23,14 +23,19 @@ IMPOSSIBLE = -1e20  # nats, in place of the log-prob −inf: 0 · (−1e20) is 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOptions:
-    """``temperature`` of the sampler; ``kept_mib``: memory for logits between the forward and the backward pass."""
+    """``temperature`` of the sampler; ``kept_mib``: memory for logits between the forward and the backward pass.
+
+    What the model does to the projection z before it calls it logits: f(z) = cap · tanh(scale · z / cap), or scale · z for cap 0.
+    """
 
     temperature: float = 1.0
     kept_mib: float = 256.0
+    scale: float = 1.0
+    cap: float = 0.0
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """With x = logits / τ, p = softmax(x), H = −Σ p log p: ∂ log p_t/∂x = 1_t − p and ∂H/∂x = −p (log p + H)."""
+    """With x = f(z) / τ, p = softmax(x), H = −Σ p log p: ∂ log p_t/∂x = 1_t − p and ∂H/∂x = −p (log p + H)."""
 
     @staticmethod
     def forward(
@@ -69,6 +74,7 @@ class _HeadLogprobs(torch.autograd.Function):
             x = _scaled(logits, bias, wide, ctx.options)
             parts = [None if g is None else g[span, None] / ctx.options.temperature for g in grads]
             slope = _slope(x, targets[span], entropies[span], normalisers[span], *parts)
+            _through_the_model(slope, x, ctx.options)
             narrow = slope.to(hidden.dtype)
             if of_hidden is not None:
                 torch.mm(narrow, weight, out=of_hidden[span])
@@ -88,7 +94,7 @@ class _HeadLogprobs(torch.autograd.Function):
 def _slope(
     x: Tensor, targets: Tensor, entropies: Tensor, normalisers: Tensor, of_logprobs: Tensor | None, of_entropies: Tensor | None
 ) -> Tensor:
-    """[n, V] the loss by the logits, from the loss by log-probs and by entropies, [n, 1] each and over the temperature."""
+    """[n, V] the loss by f(z), from the loss by log-probs and by entropies, [n, 1] each and over the temperature."""
     log_p = x - normalisers[:, None]
     if of_entropies is None:
         assert of_logprobs is not None
@@ -99,9 +105,23 @@ def _slope(
     return slope if of_logprobs is None else slope.scatter_add_(-1, targets[:, None], of_logprobs)
 
 
+def _through_the_model(slope: Tensor, x: Tensor, options: HeadOptions) -> None:
+    """Make the loss by f(z) the loss by z, in place: f' = scale · (1 − (f / cap)²)."""
+    if options.cap:
+        slope.mul_(1 - (x * (options.temperature / options.cap)).square_())
+    if options.scale != 1:
+        slope.mul_(options.scale)
+
+
+def model_logits(projected: Tensor, options: HeadOptions) -> Tensor:
+    """f(z), elementwise; z itself where the model changes nothing."""
+    scaled = projected if options.scale == 1 else projected * options.scale
+    return scaled if not options.cap else options.cap * torch.tanh(scaled / options.cap)
+
+
 def _scaled(logits: Tensor, bias: Tensor | None, dtype: torch.dtype, options: HeadOptions) -> Tensor:
-    """[n, V] x; never the logits themselves where it is changed. Only a bias can rule a token out, with −inf."""
-    wide = logits.to(dtype)
+    """[n, V] x; never the projection itself where it is changed. Only a bias can rule a token out, with −inf."""
+    wide = model_logits(logits.to(dtype), options)
     scaled = wide if options.temperature == 1 else wide / options.temperature
     return scaled if bias is None else scaled.clamp(min=IMPOSSIBLE)
 
@@ -126,7 +146,7 @@ def _slices(rows: int, weight: Tensor) -> Iterator[slice]:
 def head_logprobs(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, options: HeadOptions
 ) -> tuple[Tensor, Tensor]:
-    """Of softmax((hidden · weightᵀ + bias) / temperature): the targets' log-probs and the entropies, both differentiable.
+    """Of softmax(f(hidden · weightᵀ + bias) / temperature): the targets' log-probs and the entropies, both differentiable.
 
     Args:
         hidden: [N, h], any floating type.

@@ -7,6 +7,7 @@ for contexts, which carry no loss, it is never computed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class PolicyModel(nn.Module):
     def __init__(self, causal_lm: nn.Module, *, options: HeadOptions) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.options = options
+        self.options = replace(options, **after_projection(causal_lm.config.get_text_config()))
         self._wanted: tuple[Tensor, Tensor] | None = None
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear):
@@ -36,7 +37,7 @@ class PolicyModel(nn.Module):
         self._head, head.forward = [head], self._project  # in a list: a module's attribute would be a second parent
 
     def _project(self, hidden: Tensor) -> Tensor:
-        """[B, W, h] → [2, P] log-probs and entropies of what is wanted, or plain logits."""
+        """[B, W, h] → [2, P] log-probs and entropies of what is wanted, or the plain projection."""
         head = self._head[0]
         if self._wanted is None:
             return linear(hidden, head.weight, head.bias)
@@ -48,15 +49,29 @@ class PolicyModel(nn.Module):
         """Log-probs and entropies of the P pairs, [P] each, nats, at the sampling temperature."""
         mask = {} if inputs.layout is None else {"forest_mask": inputs.layout.mask(self.causal_lm.dtype)}
         self._wanted = (inputs.rows, inputs.targets)
+        found: list[Tensor] = []
+        # Taken before the model changes them as if they were logits; and as the last hook, after those of ZeRO-3.
+        hook = self._head[0].register_forward_hook(lambda _module, _inputs, out: found.append(out))
         try:
-            out = self.causal_lm(input_ids=inputs.tokens, position_ids=inputs.positions, use_cache=False, **mask).logits
+            self.causal_lm(input_ids=inputs.tokens, position_ids=inputs.positions, use_cache=False, **mask)
         finally:
             self._wanted = None
+            hook.remove()
+        (out,) = found
         return out[0], out[1]
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters by their Hugging Face names; tied ones once, under the first name (lm_head is left out)."""
         return self.causal_lm.named_parameters()
+
+
+def after_projection(config: Any) -> dict[str, float]:
+    """``HeadOptions``' scale and cap by a model's config; ``suitability`` measures whether that is all that the model does."""
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere's
+    return {
+        "scale": scale / (getattr(config, "logits_scaling", None) or 1.0),  # Granite's
+        "cap": getattr(config, "final_logit_softcapping", None) or 0.0,  # Gemma's
+    }
 
 
 def hub_options(spec: LearnerSpec) -> dict[str, Any]:
@@ -75,6 +90,8 @@ def load_policy(spec: LearnerSpec) -> PolicyModel:
         transformers_logging.disable_progress_bar()
     learner = spec.learner
     config = AutoConfig.from_pretrained(spec.path, **hub_options(spec))
+    for name, value in spec.overrides.items():
+        setattr(config, name, value)
     for name, value in list(config.to_dict().items()):
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)

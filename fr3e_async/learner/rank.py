@@ -78,7 +78,7 @@ class LearnerRank:
         torch.manual_seed(self.spec.seed)
         joined = time.perf_counter()
         model = load_policy(self.spec).to(self._device)  # where its numbers are those that train
-        check_model(model, packing=learner.packing, kernel=learner.tree_attention)
+        check_model(model, packing=learner.packing, kernel=learner.tree_attention, longest=self.spec.longest)
         loaded = time.perf_counter()
         self._engine = engine.TrainingEngine(self.spec, model, self.pulse)
         self._update = BatchUpdate(
@@ -215,7 +215,9 @@ class LearnerRank:
             revision=self.spec.revision,
         )
         base = model_folder(self.spec.path, revision=self.spec.revision)
-        checkpoint.save(Path(folder) / tag, engine.state, manifest, rank=self.rank, base=base, pulse=self.pulse)
+        checkpoint.save(
+            Path(folder) / tag, engine.state, manifest, rank=self.rank, base=base, overrides=self.spec.overrides, pulse=self.pulse
+        )
 
     def load(self, folder: str | Path, tag: str) -> None:
         """Continue from ``folder/tag``, whatever number of ranks, ZeRO stage and precision it was written with.
@@ -247,6 +249,7 @@ class LearnerRank:
                         self.pulse.over(weights),
                         dtype=self.spec.learner.dtype,
                         base=model_folder(self.spec.path, revision=self.spec.revision),
+                        overrides=self.spec.overrides,
                         model=engine.model.causal_lm,
                         buffers=engine.state.buffers,
                     )

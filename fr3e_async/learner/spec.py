@@ -6,7 +6,8 @@ Knows nothing of torch or DeepSpeed, so that the process that starts the ranks n
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from fr3e_async.config import LearnerConfig, LossConfig
 
@@ -24,6 +25,8 @@ class LearnerSpec:
     trust_remote_code: bool = False
     temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)
     max_staleness: int | None = None  # versions; an older token stops the run. None: not checked here
+    overrides: dict[str, Any] = field(default_factory=dict)  # values of the model's config that are others than in its folder
+    longest: int | None = None  # tokens of a row, context and completion; None: not known
     seed: int = 0
     dump_folder: str = ""  # where a step that must not be taken is written to; empty: nowhere
     verbose: bool = False  # let the libraries' own logs through

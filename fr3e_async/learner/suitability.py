@@ -5,6 +5,9 @@ A model that mixes tokens in a way that the layout does not respect would learn 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from fr3e_async.errors import ModelError
 from fr3e_async.learner.attention import NAME, UNFIT
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.layout import Kernel
+from fr3e_async.learner.logprobs import model_logits
 from fr3e_async.learner.packing import Packing, collate, unscored
 from fr3e_async.learner.policy import PolicyModel
 
@@ -22,7 +26,11 @@ _PROBE = ([1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 7, 8, 3], [2, 1, 4])
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-7}
 _COARSE = 0.2  # bfloat16
 
-LAYERS = {"tree": {"full_attention"}, "flat": {"full_attention", "sliding_attention"}}  # by packing: what may be in a model
+_RUNGS = {torch.float32: 1e-4, torch.float64: 1e-9}  # largest relative error of what a model makes of its projection
+_COARSE_RUNGS = 0.04  # bfloat16: a quotient, a function and a product, each rounded
+_SHORT_WINDOW = 2  # tokens: one that shows in rows of 3
+
+LAYERS = {"full_attention", "sliding_attention"}  # what may be in a model that is trained as trees or flat
 REFUSALS = {"tree": UNFIT, "flat": "learner.packing=flat does not work with this model (set padded)"}
 
 
@@ -32,46 +40,100 @@ def set_attention(model: PolicyModel, packing: Packing) -> None:
         model.causal_lm.set_attn_implementation(NAME)
 
 
-def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto") -> None:
-    """Leaves the layout's attention in place.
+def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto", longest: int | None = None) -> None:
+    """Leaves the layout's attention in place. ``longest``: tokens of a row, where that is known.
 
     Raises:
         ModelError: log-probs, and so gradients, would not be those of rows one at a time.
     """
-    _check_rotary(model)
-    _check_softcap(model)
+    _check_rotary(model, longest)
+    _check_softcap(model, packing)
     _check_layers(model, packing)
+    _check_projection(model)
     plain, spread = _plain_logprobs(model)
-    _compare(
-        _logprobs(model, "padded", kernel), plain, spread, model=model,
-        reason="model.path: this model changes its logits after the vocabulary projection, or rows see each other",
-    )  # fmt: skip
+    with _short_windows(model):
+        near, near_spread = _plain_logprobs(model)
+    _check_windows(model, plain, near)
+    reason = "model.path: this model's log-probs are not those of its vocabulary projection, or rows see each other"
+    _compare(_logprobs(model, "padded", kernel), plain, spread, model=model, reason=reason)
     if packing != "padded":
         set_attention(model, packing)
         _compare(_logprobs(model, packing, kernel), plain, spread, model=model, reason=REFUSALS[packing])
+        with _short_windows(model):
+            _compare(_logprobs(model, packing, kernel), near, near_spread, model=model, reason=REFUSALS[packing])
 
 
-def _check_rotary(model: PolicyModel) -> None:
-    """Angles that depend on the longest position in a batch give a row other numbers in every batch."""
+def _check_rotary(model: PolicyModel, longest: int | None) -> None:
+    """Angles that depend on the longest position in a batch give a row other numbers in every batch.
+
+    Those of LongRoPE do once a row is longer than the original context; an engine goes by the longest that it may get.
+    """
     config = model.causal_lm.config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = {part.get("rope_type") for part in (parameters, *parameters.values()) if isinstance(part, dict)}
+    original = getattr(config, "original_max_position_embeddings", None) or parameters.get("original_max_position_embeddings")
+    if "longrope" in kinds and original and longest is not None and longest <= original:
+        kinds.remove("longrope")
     for kind in kinds & {"dynamic", "longrope"}:
-        raise ModelError(f"model.path: rope_type={kind} depends on the longest row of a batch, which is not supported")
+        short = f" above {original} tokens (original_max_position_embeddings)" if kind == "longrope" and original else ""
+        raise ModelError(f"model.path: rope_type={kind} depends on the longest row of a batch{short}, which is not supported")
 
 
-def _check_softcap(model: PolicyModel) -> None:
+def _check_softcap(model: PolicyModel, packing: Packing) -> None:
     """transformers' function for plain scaled dot-product attention passes over a cap of the scores without a word."""
     config = model.causal_lm.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+    if not getattr(config, "attn_logit_softcapping", None) or config._attn_implementation != "sdpa":
+        return
+    if packing != "tree":
         raise ModelError("learner.attention=sdpa ignores this model's attn_logit_softcapping; set learner.attention=eager")
+    model.causal_lm.set_attn_implementation("eager")  # what trees, whose own attention knows caps, are compared with
 
 
 def _check_layers(model: PolicyModel, packing: Packing) -> None:
-    """Short rows cannot show a window or a chunk."""
+    """Short rows cannot show a chunk."""
     kinds = set(getattr(model.causal_lm.config.get_text_config(), "layer_types", None) or ())
-    for kind in sorted(kinds - LAYERS[packing]) if packing in LAYERS else ():
+    for kind in sorted(kinds - LAYERS) if packing in REFUSALS else ():
         raise ModelError(f"{REFUSALS[packing]}: it has layers of type {kind}")
+
+
+@torch.no_grad()
+def _check_projection(model: PolicyModel) -> None:
+    """What the model makes of a projection from small to large numbers, held against what the loss takes it to make."""
+    head = model.causal_lm.get_output_embeddings()
+    steps = torch.linspace(-60, 60, head.out_features).to(model.causal_lm.device, model.causal_lm.dtype)
+    hook = head.register_forward_hook(lambda _module, _inputs, out: steps.expand(out.shape))
+    try:
+        tokens = torch.from_numpy(_rows(model)[0].astype(np.int64))[None].to(model.causal_lm.device)
+        found = model.causal_lm(input_ids=tokens, use_cache=False).logits[0, -1].double()
+    finally:
+        hook.remove()
+    want = model_logits(steps.double(), model.options)
+    if found.shape != want.shape or not bool(((found - want).abs() <= _RUNGS.get(steps.dtype, _COARSE_RUNGS) * want.abs()).all()):
+        raise ModelError(
+            "model.path: this model changes its logits after the vocabulary projection in a way that the loss does not know "
+            "(it knows logits_scaling, logit_scale and final_logit_softcapping)"
+        )
+
+
+@contextmanager
+def _short_windows(model: PolicyModel) -> Iterator[None]:
+    """Sliding windows that short rows reach over, in place of the model's own."""
+    holders = [model.causal_lm.config.get_text_config(), *model.causal_lm.modules()]
+    kept = [(holder, window) for holder in holders if isinstance(window := getattr(holder, "sliding_window", None), int)]
+    for holder, _ in kept:
+        holder.sliding_window = _SHORT_WINDOW
+    try:
+        yield
+    finally:
+        for holder, window in kept:
+            holder.sliding_window = window
+
+
+def _check_windows(model: PolicyModel, plain: Tensor, near: Tensor) -> None:
+    """A window that cannot be made to show cannot be proven."""
+    kinds = getattr(model.causal_lm.config.get_text_config(), "layer_types", None) or ()
+    if "sliding_attention" in kinds and torch.equal(plain, near):
+        raise ModelError("model.path: this model keeps the size of its sliding windows where it cannot be checked")
 
 
 def _rows(model: PolicyModel) -> list[np.ndarray]:

@@ -24,6 +24,7 @@ from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.actors.watch import ask, watchable
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, LearnerConfig
+from fr3e_async.config.vllm_options import config_overrides
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.ports import WorkerLost
 from fr3e_async.errors import RunFailed
@@ -231,6 +232,8 @@ def learner_spec(config: Config, model: Model, *, dumps: Path) -> LearnerSpec:
         trust_remote_code=config.model.trust_remote_code,
         temperature=config.sampling.temperature,
         max_staleness=config.flow.max_staleness,
+        overrides=config_overrides(config.engine.options),
+        longest=config.context_length,
         seed=config.run.seed,
         dump_folder=str(dumps),
         verbose=config.observe.verbose,
