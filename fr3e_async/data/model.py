@@ -122,6 +122,22 @@ def _model_config(config: Config) -> dict[str, Any]:
     return _text_part(raw)
 
 
+def transformers_config(config: Config) -> Any:
+    """transformers' config of the model; None for the toy. ``ModelError`` if it cannot be loaded."""
+    path = config.model.path
+    if path == "toy":
+        return None
+    from transformers import AutoConfig
+
+    source = str(_folder(config)) if os.path.isdir(_folder(config)) else path
+    try:
+        return AutoConfig.from_pretrained(
+            source, revision=config.model.revision or "main", trust_remote_code=config.model.trust_remote_code
+        )
+    except Exception as error:  # whatever is wrong with it, or with code that came along
+        raise ModelError(f"model.path: no config could be loaded from {path}: {_brief(error)}") from error
+
+
 def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
     """A copy of the part for text, of a model that has others."""
     text = raw.get("text_config")

@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from fr3e_async.errors import ModelError
+from fr3e_async.learner.config_check import wide
 from fr3e_async.learner.layout import ForestMask
 
 NAME = "fr3e_forest"  # under which the interface knows it
@@ -30,11 +31,12 @@ def forest_attention(
     *,
     scaling: float | None = None,
     forest_mask: ForestMask | None = None,
+    forest_context: int = 0,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of the library's interface: [1, heads, U, d] queries, [1, key heads, U, d] keys and values.
 
-    Returns [1, U, heads, d]. ``forest_mask`` comes as a keyword through the model's forward.
+    Returns [1, U, heads, d]. ``forest_mask`` and ``forest_context``, the longest row, come as keywords through the model's forward.
 
     Raises:
         ModelError: the model cannot be trained on forests.
@@ -42,7 +44,7 @@ def forest_attention(
     if forest_mask is None:
         raise ModelError(f"{UNFIT}: it does not hand keywords on to its attention layers")
     for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
-        if others.get(name) is not None:
+        if others.get(name) is not None and not (name == "sliding_window" and wide(others[name], forest_context)):
             raise ModelError(f"{UNFIT}: its attention has {name}")
     layout = forest_mask.layout
     if layout.blocks is not None:

@@ -24,6 +24,7 @@ class LearnerSpec:
     trust_remote_code: bool = False
     temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)
     max_staleness: int | None = None  # versions; an older token stops the run. None: not checked here
+    context: int = 0  # longest row, tokens; 0: not known
     seed: int = 0
     dump_folder: str = ""  # where a step that must not be taken is written to; empty: nowhere
     verbose: bool = False  # let the libraries' own logs through

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fr3e_async.errors import ModelError
-from fr3e_async.learner.attention import NAME, UNFIT
+from fr3e_async.learner.attention import NAME
+from fr3e_async.learner.config_check import REFUSALS, check_config
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.layout import Kernel
 from fr3e_async.learner.packing import Packing, collate, unscored
@@ -22,9 +23,6 @@ _PROBE = ([1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 7, 8, 3], [2, 1, 4])
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-7}
 _COARSE = 0.2  # bfloat16
 
-LAYERS = {"tree": {"full_attention"}, "flat": {"full_attention", "sliding_attention"}}  # by packing: what may be in a model
-REFUSALS = {"tree": UNFIT, "flat": "learner.packing=flat does not work with this model (set padded)"}
-
 
 def set_attention(model: PolicyModel, packing: Packing) -> None:
     """Trees have attention of their own; the other layouts go with what the model was loaded with."""
@@ -32,15 +30,15 @@ def set_attention(model: PolicyModel, packing: Packing) -> None:
         model.causal_lm.set_attn_implementation(NAME)
 
 
-def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto") -> None:
-    """Leaves the layout's attention in place.
+def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto", context: int = 0) -> None:
+    """Leaves the layout's attention in place. ``context``: longest row that will be trained, tokens; 0: not known.
 
     Raises:
         ModelError: log-probs, and so gradients, would not be those of rows one at a time.
     """
-    _check_rotary(model)
-    _check_softcap(model)
-    _check_layers(model, packing)
+    config = model.causal_lm.config
+    check_config(config, packing=packing, attention=config.get_text_config()._attn_implementation, context=context)
+    model.context = context
     plain, spread = _plain_logprobs(model)
     _compare(
         _logprobs(model, "padded", kernel), plain, spread, model=model,
@@ -49,29 +47,6 @@ def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto"
     if packing != "padded":
         set_attention(model, packing)
         _compare(_logprobs(model, packing, kernel), plain, spread, model=model, reason=REFUSALS[packing])
-
-
-def _check_rotary(model: PolicyModel) -> None:
-    """Angles that depend on the longest position in a batch give a row other numbers in every batch."""
-    config = model.causal_lm.config.get_text_config()
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = {part.get("rope_type") for part in (parameters, *parameters.values()) if isinstance(part, dict)}
-    for kind in kinds & {"dynamic", "longrope"}:
-        raise ModelError(f"model.path: rope_type={kind} depends on the longest row of a batch, which is not supported")
-
-
-def _check_softcap(model: PolicyModel) -> None:
-    """transformers' function for plain scaled dot-product attention passes over a cap of the scores without a word."""
-    config = model.causal_lm.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
-        raise ModelError("learner.attention=sdpa ignores this model's attn_logit_softcapping; set learner.attention=eager")
-
-
-def _check_layers(model: PolicyModel, packing: Packing) -> None:
-    """Short rows cannot show a window or a chunk."""
-    kinds = set(getattr(model.causal_lm.config.get_text_config(), "layer_types", None) or ())
-    for kind in sorted(kinds - LAYERS[packing]) if packing in LAYERS else ():
-        raise ModelError(f"{REFUSALS[packing]}: it has layers of type {kind}")
 
 
 def _rows(model: PolicyModel) -> list[np.ndarray]:
