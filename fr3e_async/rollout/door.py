@@ -48,7 +48,8 @@ class Questions:
 def make_questions(tokenizer: Any, *, room: int) -> Questions:
     """The same for the same tokenizer: ordinary tokens, none that is special. ``room``: longest row that leaves room for a token."""
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    ordinary = np.asarray(sorted(set(tokenizer.get_vocab().values()) - special), dtype=np.int32)
+    known = set(tokenizer.get_vocab().values())
+    ordinary = np.asarray(sorted(known - special or known), dtype=np.int32)
     rows = np.random.default_rng(0).choice(ordinary, (ROWS, max(LENGTHS)))
     lengths = sorted({min(length, room) for length in LENGTHS})
     return Questions(rows=tuple(row[:length] for row in rows for length in lengths), tokenizer=tokenizer_digest(tokenizer))
