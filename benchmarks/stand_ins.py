@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import cpu_s
+from numpy.typing import NDArray
 
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row
 from fr3e_async.control.controller import Controller
@@ -35,6 +37,9 @@ class NoLearner(LearnerPort):
 
     async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
         raise NotImplementedError("there is no model here: anchors are chosen in the engines")
+
+    async def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        raise NotImplementedError("there is no model here: engines are not compared with it")
 
     async def export(self, version: int) -> WeightBundle:
         return replace(self._weights, manifest=replace(self._weights.manifest, version=version), sent_bytes=0)

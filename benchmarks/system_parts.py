@@ -163,7 +163,8 @@ class Stage:
 
     def _settings(self, overrides: Sequence[str], *, batches: int, measured: bool) -> LoadedConfig:
         own = (*([ENDLESS] if batches else []), *(["evaluation.before=false"] if measured else []))
-        return toy(*self._overrides, *overrides, *own, config=self._base)
+        # Rollouts that are played again were made by other weights than those of their version number.
+        return toy(*self._overrides, "learner.stop_above_mismatch=0", *overrides, *own, config=self._base)
 
     async def _run(
         self, config: Config, deployment: Deployment, run_dir: RunDir, *, evaluate: bool, before: float | None

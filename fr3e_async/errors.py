@@ -44,6 +44,10 @@ class StorageError(UserError):
     """The run directory cannot be written: full, read-only, or of another run."""
 
 
+class StartRefused(UserError):
+    """What the first actors answered shows that these settings cannot be trained with. They are ended, and nothing is kept."""
+
+
 class RunFailed(Exception):
     """A run that had started could not go on. ``main`` prints the diagnosis and exits with code 1."""
 

@@ -21,6 +21,7 @@ from fr3e_async.clock import Clock, RunClock, steady, wall
 from fr3e_async.config import Config
 from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.controller import Controller
+from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.journal import Journal
 from fr3e_async.control.machine import Machine
@@ -28,16 +29,17 @@ from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.data.ends import end_tokens, endless_turns
-from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model
+from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
 from fr3e_async.data.pieces import Spell, speller
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.toy import toy_path
 from fr3e_async.ending import Stop, summary_of
-from fr3e_async.errors import LearnerLost, RunFailed, StorageError, UserError
+from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
 from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
 from fr3e_async.export import write_run_card
+from fr3e_async.learner.config_check import check_config
 from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.checkpoints import step_of
 from fr3e_async.observe.console import ConsoleView, make_console
@@ -48,9 +50,19 @@ from fr3e_async.observe.run_dir import RunDir, default_path
 from fr3e_async.observe.trackers import check_trackers, make_trackers
 from fr3e_async.resuming import check_resume, newest_checkpoint, restored
 from fr3e_async.rollout import check_installed
+from fr3e_async.rollout.door import Questions, make_questions
 from fr3e_async.verify.golds import screen_golds
 from fr3e_async.verify.rewards import check_reward
-from fr3e_async.wiring import Deployment, Model, check_cluster, connect, disconnect, gauges
+from fr3e_async.wiring import (
+    Deployment,
+    Model,
+    check_cluster,
+    connect,
+    disconnect,
+    first_questions,
+    gauges,
+    mismatch_bound,
+)
 
 T = TypeVar("T")
 
@@ -74,9 +86,11 @@ class Session:
         started_at: float,
         spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
+        questions: Questions | None = None,
     ) -> None:
         """Use ``prepare``. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text.
-        ``notes``: what a person should read once the console is there; empty ones are passed over."""
+        ``notes``: what a person should read once the console is there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        self._questions = questions if config.learner.stop_above_mismatch else None
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
         self._benchmarks = tuple(benchmarks)
@@ -100,6 +114,7 @@ class Session:
         check_reward(config.reward)
         screened = screen_golds(rows, config, announce=_say(config))
         tokenizer = load_tokenizer(config)
+        check_trainable(config)
         datasets = load_datasets(config, tokenizer, screened.rows)
         benchmarks = make_sets(suite, tokenizer, config)
         named = os.path.expanduser(config.run.dir)
@@ -126,6 +141,7 @@ class Session:
         return cls(
             config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from,
             clock=clock, started_at=clock() - age, spell=spell, notes=notes,
+            questions=make_questions(tokenizer, room=config.context_length - 1),
         )  # fmt: skip
 
     def __enter__(self) -> Session:
@@ -151,6 +167,9 @@ class Session:
         try:
             with collecting_seldom():
                 return asyncio.run(self._run())
+        except StartRefused:
+            self._reached_actors = False  # as bad input leaves nothing behind
+            raise
         except UserError as error:  # a disk that has become full, say: not bad input any more
             raise RunFailed(str(error)) from error
 
@@ -188,7 +207,7 @@ class Session:
                     f"({self._config.run.stop_grace_s:g} s); the one before it stands"
                 ) from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
-        except RunFailed as error:
+        except (RunFailed, StartRefused) as error:
             with suppress(UserError):  # a full disk, say
                 recorder.event(str(error), "run_failed")
             raise
@@ -264,7 +283,7 @@ class Session:
         await asyncio.sleep(min(RESTART_BACKOFF_S * 2 ** (restarts - 1), LONGEST_BACKOFF_S))
         try:
             await deployment.restart_learner(resume_from=source)
-        except RunFailed as failure:  # no room yet after the loss of a node, say
+        except (RunFailed, StartRefused) as failure:  # no room yet after the loss of a node, say
             raise LearnerLost(f"the learner group could not be made anew: {failure}") from failure
         cut = load_control_state(source).ledger if source else None
         recorder.go_back(*((cut.version, cut.settled) if cut else (0, 0)))
@@ -320,6 +339,7 @@ class Session:
         version = state.version if state else 0
         if source or restarts:
             publisher.offer(await deployment.weights(version))
+        door = await self._door(deployment, recorder, version, first=not (source or restarts))
         heldout = pick_problems(self._datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
@@ -349,11 +369,37 @@ class Session:
             engine_version=-1 if restarts else 0,
             learner_restarts=restarts,
             trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
+            door=door,
         )
+
+    async def _door(self, deployment: Deployment, recorder: Recorder, version: int, *, first: bool) -> Door | None:
+        """Knows the learner's numbers at ``version``. ``first``: asks everybody at once. Raises ``StartRefused``."""
+        if self._questions is None:
+            return None
+        config, crew, limit = self._config, deployment.crew, self._config.learner.step_timeout_s
+        door = Door(
+            self._questions, learner=crew.learner, payloads=crew.payloads, temperature=config.sampling.temperature,
+            bound=mismatch_bound(config), limit_s=config.flow.lease_s, record=recorder.event,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(limit):
+                await door.learned(version)
+        except TimeoutError:
+            raise LearnerLost(f"the learner did not score the fixed rows within learner.step_timeout_s ({limit:g} s)") from None
+        if first:
+            await first_questions(deployment, door)
+        return door
 
     def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
         keep = self._config.observe.trees_per_step
         return TreeKeeper(per_step=keep, store=deployment.crew.payloads, spell=self._spell, keep=recorder)
+
+
+def check_trainable(config: Config) -> None:
+    """Refuse a model whose config tells that ``learner.packing`` or ``learner.attention`` do not fit it. ``ModelError``."""
+    learner = config.learner
+    if (found := transformers_config(config)) is not None:
+        check_config(found, packing=learner.packing, attention=learner.attention, longest=config.context_length)
 
 
 def _announce_build(config: Config) -> None:

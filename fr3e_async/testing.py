@@ -222,6 +222,9 @@ class FakeEngineWorker(FakeActor):
             skipped_bytes=0, copy_s=0.001, load_s=0.001, verify_s=0.0, pause_s=0.001,
         )  # fmt: skip
 
+    async def tokenizer(self) -> str:
+        return ""
+
     async def stats(self) -> EngineStats:
         """Moves no pulse: to be asked is no progress."""
         await self._call("stats", parts=0)
@@ -257,6 +260,7 @@ class FakeLearner(FakeActor):
         self.version = version
         self.trained: list[list[TrainRow]] = []
         self.rescored = 0  # trunks
+        self.flat = 1.0  # its numbers as a multiple of those of the engines
         self.saved: list[Path] = []
         self.nodes: list[str] = []
 
@@ -276,6 +280,12 @@ class FakeLearner(FakeActor):
         await self._call("rescore")
         self.rescored += len(trunks)
         return [fake_anchors(trunk.id.branch) for trunk in trunks]
+
+    async def distributions(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """About as the fake engines have it: token 7, with which their responses begin, has the log-prob −1."""
+        await self._call("distributions")
+        likely = np.asarray([np.log1p(-np.exp(-1.0)), *[-np.inf] * 6, -1.0], dtype=np.float32)
+        return np.tile(likely, (len(rows), 1)) * self.flat
 
     async def export(self, version: int) -> WeightBundle:
         await self._call("export")

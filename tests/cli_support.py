@@ -38,7 +38,7 @@ def make_model(folder: Path, **changes: Any) -> Path:
         "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False},
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unknown>"},
     }
-    config = {"model_type": "unheard-of", "max_position_embeddings": POSITIONS, "vocab_size": len(vocabulary)} | changes
+    config = {"model_type": "llama", "max_position_embeddings": POSITIONS, "vocab_size": len(vocabulary)} | changes
     contents = {
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"},

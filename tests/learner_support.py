@@ -17,7 +17,10 @@ from fr3e_async.types import TrainSample
 
 VOCABULARY = 64
 TEMPERATURE = 0.8
-LEARNER = LearnerConfig(lr=1e-3, weight_decay=0.01, grad_clip=0.5, minibatches=2, epochs=2, micro_batch_tokens=80)
+LEARNER = LearnerConfig(
+    lr=1e-3, weight_decay=0.01, grad_clip=0.5, minibatches=2, epochs=2, micro_batch_tokens=80,
+    stop_above_mismatch=0.0,  # behaviour log-probs are made up
+)  # fmt: skip
 LOSS = LossConfig(dual_clip=3.0, kl_coef=0.01, entropy_coef=0.01)
 
 

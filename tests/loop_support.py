@@ -15,6 +15,7 @@ from fr3e_async.config import Config
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.crew import Crew
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.journal import Journal, brief, read_journal
 from fr3e_async.control.ledger import Ledger
@@ -92,6 +93,8 @@ def loop_config(*, strategy: str = "fr3e", **sections: dict[str, Any]) -> Config
 
 class World:
     """One session of a run in a folder, in virtual time. ``resume``: from the newest checkpoint there, as ``session`` does it."""
+
+    door: Door | None = None
 
     def __init__(
         self,
@@ -178,6 +181,7 @@ class World:
             session=session,
             payloads=self.payloads,
             engine_version=-1 if self._again else 0,
+            door=self.door,
         )
 
     def worker(self, role: str) -> Any:

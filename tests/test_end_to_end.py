@@ -71,6 +71,17 @@ def test_metrics_have_a_row_for_each_step(finished):
     assert list((finished / "tensorboard").iterdir())
 
 
+def test_the_engines_had_the_learners_numbers(finished):
+    """At first, after an update before the run, which the first of them is given, and after the first update of the run."""
+    events = [json.loads(line) for line in (finished / "logs" / "events.jsonl").read_text().splitlines()]
+    compared = [event for event in events if event["event"] == "engine_compared"]
+    versions = {name: [e["version"] for e in compared if e["actor"] == name] for name in ("generator-0", "explorer-0")}
+    assert [len(its) for its in versions.values()] == [3, 2]
+    assert [its[-2] for its in versions.values()] == [0, 0]
+    assert all(its[-1] >= 1 for its in versions.values())
+    assert max(event["nats"] for event in compared) < 1e-3
+
+
 def test_the_console_is_quiet_and_plain(finished):
     lines = (finished / "stdout.txt").read_text().splitlines()
     assert sum(line.startswith("step ") for line in lines) == 12

@@ -49,6 +49,7 @@ HOMES = {
 IMPURE = {*HOMES, "time", "logging", "random", "asyncio", "threading", "subprocess", "socket", "datetime"}
 PURE_UNITS = {"algorithm", "config", "types", "errors"}
 PURE_FILES = {
+    "control/causes.py",
     "control/ledger.py",
     "control/group.py",
     "control/messages.py",

@@ -16,6 +16,7 @@ from fr3e_async.algorithm.answer_span import thoughts_by
 from fr3e_async.control.ports import Delivery
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.rollout import Engine, EngineDead, EngineSpec, EngineStats, start_engine
+from fr3e_async.rollout.door import tokenizer_digest
 from fr3e_async.rollout.port import TransferMeeting
 from fr3e_async.rollout.roller import Roller, TokenTexts
 from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBucket, WeightBundle, WeightManifest
@@ -33,6 +34,7 @@ class EngineActor(Watched):
         self._rescored = rule is not None and rule.needs_entropies and spec.entropy == "learner"
         self._engine: Engine | None = None
         self._roller: Roller | None = None
+        self._tokenizer = ""
 
     async def start(self) -> None:
         """Load the model. Slow; called once, before anything else."""
@@ -44,7 +46,11 @@ class EngineActor(Watched):
             self._spec.model, revision=self._spec.revision or None, trust_remote_code=self._spec.trust_remote_code
         )
         texts = TokenTexts(tokenizer, ends=self._spec.end_token_ids, thoughts=thoughts_by(self._spec.thoughts))
+        self._tokenizer = tokenizer_digest(tokenizer)
         self._roller = Roller(self._engine, texts, self._rule, seed=self._seed, seeded=self._spec.seeded)
+
+    def tokenizer(self) -> str:
+        return self._tokenizer
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, with_entropies
@@ -62,6 +64,9 @@ class LearnerActor(Watched):
             anchors_of_row(self._rule, with_entropies(batch.completion(row), exact), batch, row, seed=self._seed)
             for (batch, row), exact in zip(rows, entropies, strict=True)
         ]
+
+    def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32] | None:
+        return self._rank.distributions(rows)
 
     def describe(self, version: int | None) -> WeightManifest | None:
         return self._rank.describe(version)

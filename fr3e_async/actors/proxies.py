@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
@@ -105,6 +107,9 @@ class RayEngine:
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         return await reach(self.name, self.actor.receive_weights.remote(manifest))
 
+    async def tokenizer(self) -> str:
+        return await reach(self.name, self.actor.tokenizer.remote())
+
     async def stats(self) -> EngineStats:
         return await reach(self.name, self.actor.stats.remote())
 
@@ -174,6 +179,11 @@ class RayLearner:
         for shard, anchors in zip(shards, await self._together(calls), strict=True):
             chosen |= dict(zip(shard, anchors, strict=True))
         return [chosen[i] for i in range(len(trunks))]
+
+    async def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        found, *_ = await self._together([rank.distributions.remote(list(rows)) for rank in self._ranks])
+        assert found is not None
+        return found
 
     async def export(self, version: int | None) -> WeightBundle:
         """Buckets that did not change since the last export keep their objects, so that no node fetches them again.

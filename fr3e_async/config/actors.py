@@ -224,6 +224,12 @@ class LearnerConfig:
         "a token that became so many times as likely within one batch stops the run with a dump of the step; 0: off "
         "(loss.prox=recompute: with behaviour, ratios hold staleness too and are not judged)",
     )
+    stop_above_mismatch: float = knob(
+        0.25,
+        "engines' and learner's log-probs of the same weights that differ by more on average stop the run, with a dump of the "
+        "step, and keep an engine out of service; a tenth of it where both compute in float32; 0: off, nothing is compared",
+        "nats",
+    )
     activation_checkpointing: bool = knob(False, "recompute activations in the backward pass to save memory")
     attention: str = knob(
         "sdpa", "attention implementation of the Hugging Face model (learner.packing flat or padded; tree has its own)"
@@ -249,6 +255,7 @@ class LearnerConfig:
             logits_mib=self.logits_mib,
             stop_above_grad_norm=self.stop_above_grad_norm,
             stop_above_ratio=self.stop_above_ratio,
+            stop_above_mismatch=self.stop_above_mismatch,
         )
         require_some("learner", self.cpus, self.gpus, self.resources)
         require(self.gpus in (0, 1), f"learner.gpus must be 0 or 1 (add ranks for more), got {self.gpus}")

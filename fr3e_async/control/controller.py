@@ -23,6 +23,7 @@ from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.collector import Sweep
 from fr3e_async.control.crew import ROLES, Crew
+from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.hands import Hands, Shelf
 from fr3e_async.control.journal import Journal
@@ -83,9 +84,10 @@ class Controller:
         engine_version: int = 0,
         learner_restarts: int = 0,
         trees: TreeKeeper | None = None,
+        door: Door | None = None,
     ) -> None:
         """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
-        weights in the engines; -1: whatever they are, they are to be given the newest ones."""
+        weights in the engines; -1: whatever they are, they are to be given the newest ones. ``door``: what is asked of engines."""
         self._config, self._crew, self.machine, self._stream = config, crew, machine, stream
         self._publisher, self._reporter, self._trees = publisher, reporter, trees
         self._books, self._journal, self._session = books, journal, session
@@ -98,7 +100,7 @@ class Controller:
         for key, (group, payload) in (payloads or {}).items():
             self._shelf.open(group)
             self._shelf.keep(group, payload, key=key)
-        self._hands = Hands(crew, publisher, self._shelf, emit=self._emit, spawn=self._spawn, note=reporter.note)
+        self._hands = Hands(crew, publisher, self._shelf, emit=self._emit, spawn=self._spawn, note=reporter.note, door=door)
         saver = Saver(self._turns, checkpoints, crew.payloads, clock=clock)
         self._keeper = Keeper(
             saver, machine.ledger, self._shelf, stream, every=config.run.checkpoint_every, steps=config.run.steps, books=books,
@@ -117,7 +119,14 @@ class Controller:
             note=reporter.note,
         )
         self._learning = Learning(
-            self._turns, self._shelf, publisher, progress=progress, emit=self._emit, busy=self.watch.learned, clock=clock
+            self._turns,
+            self._shelf,
+            publisher,
+            progress=progress,
+            emit=self._emit,
+            busy=self.watch.learned,
+            clock=clock,
+            door=door,
         )
         self._stop_reason = ""
         self._spent = False  # budget.tokens is used up

@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 from fr3e_async.clock import Clock, steady
 from fr3e_async.config import Config
+from fr3e_async.control.causes import with_cause
 from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.messages import Branch
 from fr3e_async.control.ports import (
@@ -43,14 +44,15 @@ class Crew:
         want: Callable[[str, int], None] | None = None,
         draining: Callable[[], Awaitable[Mapping[str, float]]] | None = None,
         node: str = "",
+        first_error: Callable[[str], str] = lambda name: "",
         clock: Clock = steady,
     ) -> None:
         """``start``: a new worker of a role, once there is room for it; cancelled, it leaves nothing behind. ``workers``: (role,
         worker) of those that are up. ``want``: told how many workers a role is to have. ``draining``: nodes that will be taken
-        away, and in how many seconds (0: nobody knows). ``node``: that this process runs on."""
+        away, and in how many seconds (0: nobody knows). ``node``: that this process runs on. ``first_error``: in a worker's log."""
         self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
         self._want, self._draining, self.node = want, draining, node
-        self._clock = clock
+        self._first_error, self._clock = first_error, clock
         self._meters: dict[str, BusyMeter] = {}  # of the verifiers: engines keep their own
         self._engines: dict[str, EngineWorker] = {}
         self._verifiers: dict[str, VerifierWorker] = {}
@@ -82,6 +84,10 @@ class Crew:
     async def draining(self) -> Mapping[str, float]:
         """Nodes that will be taken away -> seconds until then; 0: nobody knows."""
         return {} if self._draining is None else await self._draining()
+
+    def explained(self, name: str, why: str) -> str:
+        """Why a worker is gone, with the first error in its log."""
+        return with_cause(why, self._first_error(name))
 
     def role(self, name: str) -> str:
         """Empty for a worker that is not there any more."""

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fr3e_async.config import PoolsConfig
+from fr3e_async.control.causes import cause_of
 from fr3e_async.control.messages import Work
 from fr3e_async.errors import RunFailed
 
@@ -82,6 +83,7 @@ class Role:
     waiting_weight: int = 0  # of these
     seats: int = 0
     deaths_in_a_row: int = 0  # workers that died before they finished a task, or did not start
+    last_cause: str = ""  # of the last of these, as its log has it
     replacements: int = 0
 
 
@@ -152,7 +154,7 @@ class Dispatcher:
         seat.tasks.discard(number)
         if proof:
             seat.proven = True
-            self.roles[seat.role].deaths_in_a_row = 0
+            self.roles[seat.role].deaths_in_a_row, self.roles[seat.role].last_cause = 0, ""
         self._offer(seat)
         return seat.worker
 
@@ -270,8 +272,14 @@ class Dispatcher:
 
     def _after_death(self, name: str, worker: str, why: str, *, proven: bool) -> float:
         role, most = self.roles[name], self._config.max_deaths_in_a_row
-        role.deaths_in_a_row += not proven
+        if not proven:
+            role.deaths_in_a_row += 1
+            same, role.last_cause = bool(cause := cause_of(why)) and cause == role.last_cause, cause
+        else:
+            same = False
         works = any(seat.role == name and seat.proven and not seat.leaving for seat in self.seats.values())
+        if same and not works:
+            raise RunFailed(f"{name}: two workers in a row died of the same cause without finishing a task; {worker}: {why}")
         if role.deaths_in_a_row > most and not works:  # else a node may have died that many were about to start on
             raise RunFailed(
                 f"{name}: {most} workers in a row died without finishing a task (pools.max_deaths_in_a_row); the last one: "

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from fr3e_async.control.crew import Crew, Worker
+from fr3e_async.control.dispatch import VERIFIERS
+from fr3e_async.control.door import Door
 from fr3e_async.control.messages import (
     Acked,
     Answered,
@@ -41,10 +43,10 @@ from fr3e_async.control.messages import (
     WorkerUp,
     group_of,
 )
-from fr3e_async.control.ports import Delivery, Payload, PayloadStore, TaskLost, WorkerLost
+from fr3e_async.control.ports import Delivery, EngineWorker, Payload, PayloadStore, TaskLost, WorkerLost
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.side import on_the_side
-from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.errors import LearnerLost, RunFailed, StartRefused
 from fr3e_async.observe.events import Note
 from fr3e_async.types import Verdict, WeightAck
 
@@ -98,8 +100,12 @@ class Shelf:
 class Hands:
     """See the module's docstring."""
 
-    def __init__(self, crew: Crew, publisher: Publisher, shelf: Shelf, *, emit: Emit, spawn: Spawn, note: Note) -> None:
-        """``spawn`` runs a task whose failure fails the run; ``note`` is told in one line what a person should see."""
+    def __init__(
+        self, crew: Crew, publisher: Publisher, shelf: Shelf, *, emit: Emit, spawn: Spawn, note: Note, door: Door | None = None
+    ) -> None:
+        """``spawn`` runs a task whose failure fails the run; ``note`` is told in one line what a person should see. ``door``: what
+        is asked of engines that take weights; None: nothing."""
+        self._door = door
         self._crew, self._publisher, self._shelf = crew, publisher, shelf
         self._emit, self._spawn, self._note = emit, spawn, note
         self._calls: dict[int, asyncio.Task[Any]] = {}  # by task: the call to a worker
@@ -244,13 +250,13 @@ class Hands:
     def down(self, name: str, why: str, *, node: bool = False) -> None:
         """A worker is to be taken out of service. All its calls may say so; only the first word counts."""
         if self._crew.role(name):
-            self._emit(WorkerDown(worker=name, why=why, node=node))
+            self._emit(WorkerDown(worker=name, why=self._crew.explained(name, why), node=node))
 
     async def _hire(self, command: Hire) -> None:
         await asyncio.sleep(command.delay_s)
         try:
             new = await self._crew.start(command.role)
-        except (WorkerLost, TimeoutError, RunFailed) as error:
+        except (WorkerLost, TimeoutError, RunFailed, StartRefused) as error:
             if isinstance(error, LearnerLost):
                 raise
             self._note(f"a new one of {command.role} did not start: {error}", "actor_failed", role=command.role)
@@ -258,9 +264,19 @@ class Hands:
             return
         finally:
             self._hires.pop(command.ticket, None)
+        if why := await self._unfit(command.role, new):
+            await new.close()
+            self._emit(Unhired(ticket=command.ticket, role=command.role, why=self._crew.explained(new.name, why)))
+            return
         self._crew.add(command.role, new)
         self._note(f"{new.name} has joined", "actor_joined", actor=new.name, role=command.role)
         self._emit(WorkerUp(role=command.role, worker=new.name, ticket=command.ticket, node=new.node))
+
+    async def _unfit(self, role: str, new: Worker) -> str:
+        """Why a new engine must not serve the weights that it was started with. If there are newer ones it is asked with those."""
+        if role == VERIFIERS or self._door is None or not self._door.knows(0):
+            return ""
+        return await self._door.ask(cast(EngineWorker, new))
 
     def _release(self, command: Release) -> None:
         """At once: that ends what it was given, and others get it."""
@@ -301,11 +317,26 @@ class Hands:
 
         def told(name: str, reply: WeightAck | str) -> None:
             if isinstance(reply, str):
-                self._emit(Refused(worker=name, version=command.version, why=reply))
+                self._emit(Refused(worker=name, version=command.version, why=self._crew.explained(name, reply)))
+            elif self._door is not None and self._door.wants(name):
+                self._spawn(self._at_the_door(self._door, name, reply.version))
             else:
                 self._emit(Acked(worker=name, version=reply.version))
 
         await self._publisher.hand_over(engines, told, alone=command.alone)
+
+    async def _at_the_door(self, door: Door, name: str, version: int) -> None:
+        """One that is in service goes on meanwhile; another one serves only if its numbers are the learner's."""
+        fresh, engine = door.fresh(name), self._crew.engine(name)
+        if not fresh:
+            self._emit(Acked(worker=name, version=version))
+        why = await door.ask(engine) if engine is not None else ""
+        if why and fresh:
+            self._emit(Refused(worker=name, version=version, why=self._crew.explained(name, why)))
+        elif why:
+            self.down(name, why)
+        elif fresh:
+            self._emit(Acked(worker=name, version=version))
 
     async def _wait(self, command: Wait) -> None:
         await asyncio.sleep(command.seconds)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from fr3e_async.clock import Clock
+from fr3e_async.control.door import Door
 from fr3e_async.control.hands import Emit, Shelf
 from fr3e_async.control.messages import Exported, Rescore, Rescored, Train, Trained
 from fr3e_async.control.ports import TrainRow, Trunk
@@ -29,8 +30,10 @@ class Learning:
         emit: Emit,
         busy: Busy,
         clock: Clock,
+        door: Door | None = None,
     ) -> None:
-        """``busy`` is told from when to when the learner was at work."""
+        """``busy`` is told from when to when the learner was at work. ``door``: what is to know the learner's numbers."""
+        self._door = door
         self._turns, self._shelf, self._publisher = turns, shelf, publisher
         self._progress, self._emit, self._busy, self._clock = progress, emit, busy, clock
         self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
@@ -52,6 +55,8 @@ class Learning:
             report = await self._turns.of(self._turns.learner.train(rows, version=command.version))
             trained = self._clock()
             weights = await self._turns.of(self._turns.learner.export(command.version))
+            if self._door is not None:
+                await self._turns.of(self._door.learned(command.version))
             self._busy((started, self._clock()))
             self._progress.trained(report, first_at=trained)
             self._progress.times |= {"time/train_s": trained - started, "time/export_s": self._clock() - trained}

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fr3e_async.algorithm.batching import Load
 from fr3e_async.observe.events import EventFields, EventKind
 from fr3e_async.observe.vitals import Vitals
@@ -76,6 +79,9 @@ class EngineWorker(Protocol):
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck: ...
 
+    async def tokenizer(self) -> str:
+        """What tells its tokenizer from others: ``rollout.door.tokenizer_digest``."""
+
     async def stats(self) -> EngineStats: ...
 
     async def pulse(self) -> int:
@@ -132,6 +138,9 @@ class LearnerPort(Protocol):
 
     async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
         """The anchors of each trunk, by the entropies of the weights as they are now."""
+
+    async def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """[rows, V] log-probs of the token after each row of ids, nats, under the weights as they are now."""
 
     async def export(self, version: int) -> WeightBundle:
         """The weights in a form that outlives the next update, and the learner."""

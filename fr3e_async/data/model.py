@@ -109,6 +109,25 @@ def _model_config(config: Config) -> dict[str, Any]:
     return raw
 
 
+def transformers_config(config: Config) -> Any:
+    """transformers' config of the model, with ``engine.options.hf_overrides``; None for the toy. ``ModelError`` if it cannot be loaded."""
+    path = config.model.path
+    if path == "toy":
+        return None
+    from transformers import AutoConfig
+
+    source = str(model_folder(config)) if os.path.isdir(model_folder(config)) else path
+    try:
+        found = AutoConfig.from_pretrained(
+            source, revision=config.model.revision or "main", trust_remote_code=config.model.trust_remote_code
+        )
+        for name, value in config_overrides(config.engine.options).items():
+            setattr(found, name, value)
+        return found
+    except Exception as error:  # whatever is wrong with it, or with code that came along
+        raise ModelError(f"model.path: no config could be loaded from {path}: {_brief(error)}") from error
+
+
 def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
     """A copy of the part for text, of a model that has others."""
     text = raw.get("text_config")

@@ -120,6 +120,7 @@ def _load(folder: Path, dump: Dump, learner: LearnerConfig, *, trust_remote_code
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path} cannot be loaded with learner.attention={learner.attention}: {reason}") from error
+    model.context = max((len(measured.sample.tokens) for measured in dump.samples), default=0)
     set_attention(model, learner.packing)  # without a check: the weights may be what is broken
     return model
 
@@ -147,6 +148,7 @@ def _pass(model: PolicyModel, dump: Dump, part: list[int], learner: LearnerConfi
         prox_logprobs_T=prox,
         behaviour_logprobs_T=torch.from_numpy(batch.behaviour_logprobs).to(device),
         advantages_T=torch.from_numpy(batch.advantages).to(device),
+        ages_T=torch.from_numpy(dump.version - batch.versions).to(device),
         mask_T=torch.from_numpy(batch.mask).to(device),
         total_tokens=dump.total_tokens,
         entropies_T=entropies,

@@ -28,7 +28,7 @@ COLUMNS = ("behaviour_logprobs", "versions", "advantages")
 # What of the learner's settings decides the numbers of a step, its memory and when it stops.
 SETTINGS = (
     "gpus", "dtype", "packing", "attention", "tree_attention", "micro_batch_tokens", "logits_mib", "activation_checkpointing",
-    "stop_above_grad_norm", "stop_above_ratio",
+    "stop_above_grad_norm", "stop_above_ratio", "stop_above_mismatch",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ for contexts, which carry no loss, it is never computed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ class PolicyModel(nn.Module):
         self.causal_lm = causal_lm
         self.options = replace(options, **after_projection(causal_lm.config.get_text_config()))
         self._wanted: tuple[Tensor, Tensor] | None = None
+        self._whole = False
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError("model.path: this model has no linear output embeddings; a causal language model is needed")
@@ -43,6 +45,9 @@ class PolicyModel(nn.Module):
             return linear(hidden, head.weight, head.bias)
         rows, targets = self._wanted
         chosen = hidden.flatten(0, 1).index_select(0, rows)
+        if self._whole:
+            logits = linear(chosen, head.weight, head.bias).float() / self.options.temperature
+            return torch.log_softmax(logits, dim=-1).expand(2, -1, -1)
         return torch.stack(head_logprobs(chosen, head.weight, head.bias, targets, options=self.options))
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -59,6 +64,15 @@ class PolicyModel(nn.Module):
             hook.remove()
         (out,) = found
         return out[0], out[1]
+
+    @contextmanager
+    def whole_distributions(self) -> Iterator[None]:
+        """For the block ``forward`` gives [P, V] float32 log-probs of every token, twice, in place of its two answers."""
+        self._whole = True
+        try:
+            yield
+        finally:
+            self._whole = False
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters by their Hugging Face names; tied ones once, under the first name (lm_head is left out)."""

@@ -29,7 +29,7 @@ from fr3e_async.learner.export import model_folder, on_disk, write_model
 from fr3e_async.learner.metrics import Ages, check_staleness, step_metrics, token_ages
 from fr3e_async.learner.packing import unscored
 from fr3e_async.learner.pulse import Pulse
-from fr3e_async.learner.scoring import entropies
+from fr3e_async.learner.scoring import distributions, entropies
 from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
 from fr3e_async.observe.storage import storage_errors
@@ -148,6 +148,15 @@ class LearnerRank:
         engine = self._require_sound()
         samples = [unscored(context, tokens) for context, tokens in rows]
         return entropies(engine, samples, learner=self.spec.learner, device=self._device)
+
+    def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32] | None:
+        """[rows, V] log-probs, nats, of the token after each row under the weights as they are; None on every rank but 0.
+
+        All ranks, with the same rows.
+        """
+        engine = self._require_sound()
+        found = distributions(engine, engine.model, rows, learner=self.spec.learner, device=self._device)
+        return found if self.rank == 0 else None
 
     def export(
         self, version: int | None, *, held: WeightManifest | None = None, bucket_bytes: int = BUCKET_BYTES

@@ -1,4 +1,5 @@
-"""Exact entropies of given completions under the policy as it is: for engines that cannot give them.
+"""What the policy as it is says of given tokens: entropies, for engines that cannot give them; whole distributions, for the
+comparison of engines with the learner.
 
 Knows nothing of groups or anchors. Every rank runs the same number of forward passes, since under ZeRO-3 each is a collective.
 """
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from fr3e_async.config import LearnerConfig
 from fr3e_async.learner.inputs import Inputs
-from fr3e_async.learner.packing import collate, dummy, plan
+from fr3e_async.learner.packing import collate, dummy, plan, unscored
+from fr3e_async.learner.policy import PolicyModel
 from fr3e_async.learner.update import Engine, all_reduced
 from fr3e_async.types import TrainSample
 
@@ -34,3 +36,18 @@ def entropies(
         ends = np.cumsum([len(samples[i].versions) for i in part])
         found |= dict(zip(part, np.split(flat, ends[:-1]), strict=True)) if part else {}
     return [found[i] for i in range(len(samples))]
+
+
+@torch.no_grad()
+def distributions(
+    engine: Engine, model: PolicyModel, rows: Sequence[NDArray[np.int32]], *, learner: LearnerConfig, device: torch.device
+) -> NDArray[np.float32]:
+    """[rows, V] log-probs of the token after each row, nats, at the sampling temperature, in the layout that trains.
+
+    One forward pass, the same on every rank.
+    """
+    anything = np.zeros(1, dtype=np.int32)
+    batch = collate([unscored(row, anything) for row in rows], packing=learner.packing)
+    with model.whole_distributions():
+        found = engine.forward(Inputs.of(batch, device, kernel=learner.tree_attention))[0]
+    return found[torch.from_numpy(batch.pick).to(device)].cpu().numpy()

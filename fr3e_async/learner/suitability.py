@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fr3e_async.errors import ModelError
-from fr3e_async.learner.attention import NAME, UNFIT
+from fr3e_async.learner.attention import NAME
+from fr3e_async.learner.config_check import REFUSALS, check_config
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.layout import Kernel
 from fr3e_async.learner.logprobs import model_logits
@@ -30,9 +31,6 @@ _RUNGS = {torch.float32: 1e-4, torch.float64: 1e-9}  # largest relative error of
 _COARSE_RUNGS = 0.04  # bfloat16: a quotient, a function and a product, each rounded
 _SHORT_WINDOW = 2  # tokens: one that shows in rows of 3
 
-LAYERS = {"full_attention", "sliding_attention"}  # what may be in a model that is trained as trees or flat
-REFUSALS = {"tree": UNFIT, "flat": "learner.packing=flat does not work with this model (set padded)"}
-
 
 def set_attention(model: PolicyModel, packing: Packing) -> None:
     """Trees have attention of their own; the other layouts go with what the model was loaded with."""
@@ -46,9 +44,10 @@ def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto"
     Raises:
         ModelError: log-probs, and so gradients, would not be those of rows one at a time.
     """
-    _check_rotary(model, longest)
-    _check_softcap(model, packing)
-    _check_layers(model, packing)
+    config = model.causal_lm.config
+    check_config(config, packing=packing, attention=config.get_text_config()._attn_implementation, longest=longest)
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) and packing == "tree":
+        model.causal_lm.set_attn_implementation("eager")  # what trees, whose own attention knows caps, are compared with
     _check_projection(model)
     plain, spread = _plain_logprobs(model)
     with _short_windows(model):
@@ -61,39 +60,6 @@ def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto"
         _compare(_logprobs(model, packing, kernel), plain, spread, model=model, reason=REFUSALS[packing])
         with _short_windows(model):
             _compare(_logprobs(model, packing, kernel), near, near_spread, model=model, reason=REFUSALS[packing])
-
-
-def _check_rotary(model: PolicyModel, longest: int | None) -> None:
-    """Angles that depend on the longest position in a batch give a row other numbers in every batch.
-
-    Those of LongRoPE do once a row is longer than the original context; an engine goes by the longest that it may get.
-    """
-    config = model.causal_lm.config.get_text_config()
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = {part.get("rope_type") for part in (parameters, *parameters.values()) if isinstance(part, dict)}
-    original = getattr(config, "original_max_position_embeddings", None) or parameters.get("original_max_position_embeddings")
-    if "longrope" in kinds and original and longest is not None and longest <= original:
-        kinds.remove("longrope")
-    for kind in kinds & {"dynamic", "longrope"}:
-        short = f" above {original} tokens (original_max_position_embeddings)" if kind == "longrope" and original else ""
-        raise ModelError(f"model.path: rope_type={kind} depends on the longest row of a batch{short}, which is not supported")
-
-
-def _check_softcap(model: PolicyModel, packing: Packing) -> None:
-    """transformers' function for plain scaled dot-product attention passes over a cap of the scores without a word."""
-    config = model.causal_lm.config.get_text_config()
-    if not getattr(config, "attn_logit_softcapping", None) or config._attn_implementation != "sdpa":
-        return
-    if packing != "tree":
-        raise ModelError("learner.attention=sdpa ignores this model's attn_logit_softcapping; set learner.attention=eager")
-    model.causal_lm.set_attn_implementation("eager")  # what trees, whose own attention knows caps, are compared with
-
-
-def _check_layers(model: PolicyModel, packing: Packing) -> None:
-    """Short rows cannot show a chunk."""
-    kinds = set(getattr(model.causal_lm.config.get_text_config(), "layer_types", None) or ())
-    for kind in sorted(kinds - LAYERS) if packing in REFUSALS else ():
-        raise ModelError(f"{REFUSALS[packing]}: it has layers of type {kind}")
 
 
 @torch.no_grad()

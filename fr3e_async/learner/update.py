@@ -20,8 +20,11 @@ from fr3e_async.config import LearnerConfig, LossConfig
 from fr3e_async.learner.dump import FailedStep, Measured
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.layout import Kernel
+from fr3e_async.learner.mismatch import likeliest
 from fr3e_async.learner.packing import MicroBatch, dummy, pack
 from fr3e_async.types import TrainSample
+
+FEWEST_FRESH = 32  # tokens of age 0 that a mean is judged of
 
 
 class UnsoundGradient(FloatingPointError):
@@ -225,10 +228,13 @@ class BatchUpdate:
                 grad_norm, cause = error.norm, f"{error}, though the loss is finite; the weights were not changed"
         if cause:
             loss_value = float(sums.loss) / minibatch.tokens
+            share = tuple(measured for batch in minibatch.parts for measured in batch.share())
+            if cause == _mismatched(sums.bucket(0), self.learner, prox=self.loss.prox):
+                cause += f"; the likeliest cause is {likeliest(share, version=version, bound=self.learner.stop_above_mismatch)}"
             raise UnsoundStep(
                 FailedStep(
-                    optimiser_step=number, where=where, cause=cause, version=version, total_tokens=minibatch.tokens, loss=loss_value, grad_norm=grad_norm,
-                    share=tuple(measured for batch in minibatch.parts for measured in batch.share()),
+                    optimiser_step=number, where=where, cause=cause, version=version, total_tokens=minibatch.tokens, loss=loss_value,
+                    grad_norm=grad_norm, share=share,
                 )
             )  # fmt: skip
         return sums
@@ -260,6 +266,8 @@ def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
         value = float(getattr(sums, name))
         if not np.isfinite(value):
             return f"loss is {float(sums.loss)}: {cause} (sum of {name} is {value})"
+    if cause := _mismatched(sums.bucket(0), learner, prox=prox):
+        return cause
     largest = float(sums.largest_ratio)
     if prox == "recompute" and learner.stop_above_ratio and largest > learner.stop_above_ratio:
         return (
@@ -267,3 +275,14 @@ def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
             f"(learner.stop_above_ratio is {learner.stop_above_ratio:g})"
         )
     return ""
+
+
+def _mismatched(fresh: LossSums, learner: LearnerConfig, *, prox: str) -> str:
+    """Tokens of age 0 were sampled by the weights that the proximal log-probs are of: only rounding may tell them apart."""
+    tokens, limit = float(fresh.tokens), learner.stop_above_mismatch
+    if prox != "recompute" or not limit or tokens < FEWEST_FRESH or float(fresh.mismatch) / tokens <= limit:
+        return ""
+    return (
+        f"log-probs of {tokens:.0f} tokens sampled by these very weights differ by {float(fresh.mismatch) / tokens:.3g} nats from the "
+        f"learner's on average (learner.stop_above_mismatch is {limit:g} for these types)"
+    )

@@ -52,6 +52,7 @@ CHANGEABLE = (
     "learner.logits_mib",
     "learner.stop_above_grad_norm",
     "learner.stop_above_ratio",
+    "learner.stop_above_mismatch",
     "learner.cpus",
     "learner.resources",
     "learner.step_timeout_s",

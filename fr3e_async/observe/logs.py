@@ -11,6 +11,7 @@ import faulthandler
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ QUIET_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "VLLM_NO_USAGE_STATS": "1",
 }
+READ_BYTES = 1 << 20  # of the end of a dead actor's log
+NAMED_ERROR = re.compile(r"(?:^|(?<=[\s\]]))(?:[A-Za-z_][\w.]*(?:Error|Exception)|Fatal Python error): \S.*")
 _NOISY = ("deepspeed", "DeepSpeed", "ray", "transformers", "vllm", "urllib3", "filelock", "tensorboard")
 
 
@@ -98,6 +101,18 @@ def redirect_output(path: str | Path) -> bool:
     os.close(file)
     faulthandler.enable(file=2)
     return True
+
+
+def first_error(log: str | Path, *, start: int = 0) -> str:
+    """The first error that a log names after byte ``start``, near its end, if the file is here: what follows is usually its
+    consequence."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - READ_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((found[0].strip() for line in lines if (found := NAMED_ERROR.search(line))), "")
 
 
 @contextlib.contextmanager

@@ -165,9 +165,9 @@ class RunDir:
         self._lock.close()
 
     def discard(self) -> None:
-        """Close it and remove what ``open`` made, for a run that could not start. A resumed run's directory stays as it is."""
+        """Close it and remove what has come into it, for a run that could not start. A resumed run's directory stays as it is."""
         self.close()
-        _remove(self._inside)
+        _remove(list(self.path.iterdir()) if self._inside and self.path.is_dir() else [])
         remove_made(self._folders)
 
 

@@ -4,12 +4,24 @@
     starting    one actor, or the learner group, with its place, environment and limits
     advice      what the autoscaler is told meanwhile
     deployment  all of them together: what a session works with
+    first_questions  what is asked of them before a run begins
 
 Everything else sees ports.
 """
 
 from fr3e_async.wiring.deployment import Deployment
+from fr3e_async.wiring.first_questions import first_questions
 from fr3e_async.wiring.joining import check_cluster, connect, disconnect, gauges
-from fr3e_async.wiring.starting import Model, engine_spec
+from fr3e_async.wiring.starting import Model, engine_spec, mismatch_bound
 
-__all__ = ["Deployment", "Model", "check_cluster", "connect", "disconnect", "engine_spec", "gauges"]
+__all__ = [
+    "Deployment",
+    "Model",
+    "check_cluster",
+    "connect",
+    "disconnect",
+    "engine_spec",
+    "first_questions",
+    "gauges",
+    "mismatch_bound",
+]

@@ -101,6 +101,7 @@ class Deployment:
             want=self._advice.want,
             draining=lambda: on_the_side(self._draining),
             node=ray.get_runtime_context().get_node_id(),
+            first_error=self._starter.first_error,
         )
 
     async def start_worker(self, role: str, *, room_s: float | None = None) -> Worker:

@@ -7,9 +7,10 @@ gang that a cluster must have room for at once. Verifiers are single actors.
 from __future__ import annotations
 
 import asyncio
-import re
+import contextlib
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +26,17 @@ from fr3e_async.actors.watch import ask, watchable
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, LearnerConfig
 from fr3e_async.config.vllm_options import config_overrides
+from fr3e_async.control.causes import with_cause
 from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.ports import WorkerLost
-from fr3e_async.errors import RunFailed
+from fr3e_async.errors import RunFailed, StartRefused, UserError
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
+from fr3e_async.observe.logs import first_error
 from fr3e_async.rollout import EngineSpec, engine_environment
 
 T = TypeVar("T")
 
+EXACT_PART = 0.1  # of learner.stop_above_mismatch, where engines and learner both compute in float32
 CALLS_AT_ONCE = 10_000  # an async actor queues calls beyond this; the pools bound the work long before
 
 
@@ -51,6 +55,7 @@ class Starter:
         self._config, self._model, self._engine_actor = config, model, engine_actor
         self._logs, self._dumps = logs, dumps
         self._names: dict[str, int] = {}  # by role: the number of the newest
+        self._log_starts: dict[str, int] = {}  # bytes of a log that were there before the actor
 
     async def worker(self, role: str, *, room_s: float | None) -> RayEngine | RayVerifier:
         """``room_s``: to wait for room on the cluster; None: however long it takes."""
@@ -177,13 +182,22 @@ class Starter:
         except WorkerLost as error:
             cause = f"{name} died while starting ({error})"
         except RunFailed as error:
+            if isinstance(said := getattr(error.__cause__, "cause", None), UserError):  # the actor's own, as it was raised
+                raise StartRefused(f"{name}: {said}") from error
             cause = f"{name} could not start: {error}"
-        raise RunFailed(f"{cause}{_last_error(Path(self._log(name)))}; logs: {self._logs}")
+        raise RunFailed(f"{with_cause(cause, self.first_error(name))}; logs: {self._logs}")
 
     def _name(self, role: str) -> str:
         """``generator-0``, ``generator-1``, ...; a replacement gets a new number."""
         self._names[role] = self._names.get(role, -1) + 1
-        return f"{role.removesuffix('s')}-{self._names[role]}"
+        name = f"{role.removesuffix('s')}-{self._names[role]}"
+        with contextlib.suppress(OSError):  # there is none yet, unless a former session's actor had the name
+            self._log_starts[name] = os.path.getsize(self._log(name))
+        return name
+
+    def first_error(self, name: str) -> str:
+        """In the log of this session's actor of that name; empty if the file is not here."""
+        return first_error(self._log(name), start=self._log_starts.get(name, 0))
 
     def _log(self, name: str) -> str:
         return str(self._logs / f"{name}.log")
@@ -226,7 +240,7 @@ def learner_spec(config: Config, model: Model, *, dumps: Path) -> LearnerSpec:
     """Of every rank of the learner group."""
     return LearnerSpec(
         path=model.path,
-        learner=config.learner,
+        learner=replace(config.learner, stop_above_mismatch=0.0 if config.sampling.filtered else mismatch_bound(config)),
         loss=config.loss,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
@@ -238,6 +252,12 @@ def learner_spec(config: Config, model: Model, *, dumps: Path) -> LearnerSpec:
         dump_folder=str(dumps),
         verbose=config.observe.verbose,
     )
+
+
+def mismatch_bound(config: Config) -> float:
+    """Nats of ``learner.stop_above_mismatch`` between these two types; rounding is no excuse where both are float32."""
+    exact = config.engine.dtype == config.learner.dtype == "float32"
+    return config.learner.stop_above_mismatch * (EXACT_PART if exact else 1.0)
 
 
 def _bundle(actor: EnginePoolConfig | LearnerConfig) -> dict[str, float]:
@@ -254,13 +274,3 @@ def _place(bundles: list[dict[str, float]], strategy: str, labels: Sequence[Mapp
 def _backend(config: Config) -> str:
     """Of vLLM's own weight transfer."""
     return "nccl" if config.learner.gpus else "gloo"
-
-
-def _last_error(log: Path) -> str:
-    """The first line of a log that names an error, if the file is here: what follows is usually its consequence."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    named = [line.strip() for line in lines if re.match(r"^[\w.]*(Error|Exception): ", line.strip())]
-    return f": {named[0]}" if named else ""
