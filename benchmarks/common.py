@@ -80,6 +80,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def finish(args: argparse.Namespace, figures: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write ``--json`` if it was asked for, whole or not at all. ``facts``: of ``machine()``, taken before the measurement."""
+    if taken := figures.keys() & {"machine", "quick"}:
+        raise ValueError(f"figures named {taken} would stand in the place of what they depend on")
     if args.json is not None:
         unfinished = args.json.with_name(args.json.name + ".tmp")
         unfinished.write_text(json.dumps({"machine": facts, "quick": args.quick, **figures}, indent=1) + "\n")

@@ -45,6 +45,8 @@ PACKED: dict[str, tuple[Packing, bool]] = {
     "tree": ("tree", True),
 }
 WAYS = ("padded", *PACKED, "dense")
+# By every process: what takes long to load, and is found without this folder, which Python 3.11's server of forks does not know.
+LOADED_ONCE = ["torch", "transformers.models.qwen2.modeling_qwen2", "fr3e_async.learner.policy", "fr3e_async.data.toy.warm_start"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +269,7 @@ class Worker:
 
     def __init__(self, initializer: Callable[..., None], *args: Any) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["passes"])
+        context.set_forkserver_preload(LOADED_ONCE)
         self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=initializer, initargs=args)
 
     def __call__(self, task: Callable[..., Any], *args: Any) -> Any:

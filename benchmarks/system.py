@@ -325,8 +325,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Figures:
         found["control"] = control_section(folder, quick=args.quick)
         tell_control(found["control"])
     if "machine" in args.only:
-        found["machine"] = machine_section(quick=args.quick)
-        tell_machine(found["machine"])
+        found["state machine"] = machine_section(quick=args.quick)
+        tell_machine(found["state machine"])
     return found
 
 

@@ -239,7 +239,7 @@ def test_all_sections_as_a_user_starts_them(tmp_path):
     splits = ("--staleness", "0", "1", "--splits", "flexible")
     done = make("bench-system", "--quick", *splits, "--json", str(tmp_path / "out.json"))
     found = figures(tmp_path / "out.json")
-    assert set(found) >= {"engine", "async", "updates", "control", "machine"}
+    assert set(found) >= {"engine", "async", "updates", "control", "state machine"}
     for row in (*found["engine"]["rounds"], found["engine"]["learning"]):
         assert row["ratio"] == pytest.approx(row["system"] / row["bare"])
         assert row["ratio"] > 0
@@ -250,10 +250,10 @@ def test_all_sections_as_a_user_starts_them(tmp_path):
     assert (job["bound"], job["split"]) == (1, "flexible")
     assert job["wall_s"] > 0
     assert found["control"]["rollouts"] >= 8 * 512, "8 batches of 32 groups of 4 + 3 · 4 rollouts"
-    for name in ("control", "machine"):
+    for name in ("control", "state machine"):
         assert f"goal {found[name]['goal']:g}: {'met' if found[name]['met'] else 'MISSED'}" in done.stdout
     assert found["control"]["rollouts"] >= 8 * 512, "8 batches of 32 groups of 4 + 3 · 4 rollouts"
-    for name in ("control", "machine"):
+    for name in ("control", "state machine"):
         assert f"goal {found[name]['goal']:g}: {'met' if found[name]['met'] else 'MISSED'}" in done.stdout
 
 

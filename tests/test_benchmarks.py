@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import chaos
+import common
 import numpy as np
 import pytest
 from make_support import figures, make
@@ -44,6 +48,14 @@ def test_a_short_plan_has_one_kill_a_kind_and_the_drivers_last():
     assert [victim for victim, _ in chaos.short_plan(2, kinds)] == ["generator", "driver"]
     assert [victim for victim, _ in chaos.short_plan(1, ["verifier"])] == ["verifier"]
     assert len(chaos.short_plan(32, list(chaos.VICTIMS))) == 6
+
+
+def test_figures_do_not_take_the_place_of_the_facts_of_the_machine(tmp_path):
+    args = SimpleNamespace(json=tmp_path / "out.json", quick=True)
+    common.finish(args, {"rows": [1]}, {"cores": 2})
+    assert json.loads(args.json.read_text()) == {"machine": {"cores": 2}, "quick": True, "rows": [1]}
+    with pytest.raises(ValueError, match="'machine'"):
+        common.finish(args, {"machine": {}}, {"cores": 2})
 
 
 # ---- as a user starts them ----
