@@ -29,6 +29,7 @@ from transformers import GPT2Config, MixtralConfig, Qwen2Config, Qwen2MoeConfig,
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
+from vllm.forward_context import set_forward_context
 from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
@@ -124,6 +125,16 @@ class Loaded(worker_extension.WorkerExtension):
 
         return self._told(bundle, lambda model: None, arrive)
 
+    def experts_error(self) -> float:
+        """Largest error of what the layers of experts make of random input, over the largest value that transformers has."""
+        hidden, errors = torch.randn(7, 64), []
+        with torch.no_grad(), set_current_vllm_config(self.vllm_config), set_forward_context(None, self.vllm_config):
+            for ours, theirs in zip(self.model.model.layers, self.learner.model.layers, strict=True):
+                wanted = theirs.mlp(hidden[None])[0]
+                found = getattr(ours, "block_sparse_moe", getattr(ours, "mlp", None))(hidden)
+                errors.append(float((found - wanted).abs().max() / wanted.abs().max()))
+        return max(errors)
+
     def _told(self, bundle: WeightBundle, spoil: Callable[[nn.Module], None], act: Callable[[], dict[str, Any]]) -> str:
         started = time.process_time()
 
@@ -168,7 +179,7 @@ def spoilt(found: Loaded) -> Iterator[tuple[str, str]]:
     yield "head not packed again", found.load(0)
     worker_extension.repack = repack
     again, worker_extension._as_at_first = worker_extension._as_at_first, lambda layers: None
-    yield "experts as vLLM reloads them", found.load(0)
+    yield "experts as vLLM reloads them", f"{found.load(0)}; off by {found.experts_error():.0%}"
     worker_extension._as_at_first = again
     found.model.load_weights = lambda weights: type(found.model).load_weights(
         found.model, ((name, tensor) for name, tensor in weights if "0.self_attn.k_proj.weight" not in name)
@@ -200,7 +211,8 @@ def alone() -> None:
     for name, config in CONFIGS.items():
         found = Loaded(FOLDER / name, config)
         loads = [found.load(turn) for turn in range(3)] + [found.load(3, part=".1."), found.hand_over(0), found.hand_over(4)]
-        print(json.dumps({"model": name, "loads": loads}), flush=True)
+        error = found.experts_error() if hasattr(config, "num_experts_per_tok") else 0.0
+        print(json.dumps({"model": name, "loads": loads, "error": error}), flush=True)
         if name == "qwen3_moe":
             print(json.dumps({"model": "spoilt"} | dict(spoilt(found))), flush=True)
     for name, config in TIMED.items():
