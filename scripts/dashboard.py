@@ -156,6 +156,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(title="Weights: hand-over", queries=(quantile(0.5, "sync_duration_seconds"), quantile(0.95, "sync_duration_seconds"), *each("time_copy_seconds")), unit="s"),
         Panel(title="Weights: engines stand still", queries=each("time_pause_seconds", "time_pause_max_seconds"), unit="s"),
         Panel(title="Weights: bytes of a version", queries=each("weights_sent_bytes", "weights_skipped_bytes", "weights_copied_bytes"), unit="bytes"),
+        Panel(title="Weights: tensors proven, and looked at in part", queries=each("weights_verified_tensors", "weights_probed_tensors")),
     ),
     "Verifier": (
         Panel(title="Verdicts a second", queries=(rate("verdicts_total", "status"),), stacked=True),

@@ -29,8 +29,10 @@ from transformers import GPT2Config, MixtralConfig, Qwen2Config, Qwen2MoeConfig,
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
+from vllm.forward_context import set_forward_context
 from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from fr3e_async.learner.export import on_disk
 from fr3e_async.learner.spec import free_address
@@ -41,6 +43,9 @@ from fr3e_async.rollout.port import in_hand
 from fr3e_async.types import WeightBundle
 from fr3e_async.weights import pack_tensors, unpack
 
+FOLDER = Path(sys.argv[1])
+RANK, WORLD = (int(sys.argv[2]), 2) if len(sys.argv) > 2 else (0, 1)
+PORT = int(sys.argv[3]) if len(sys.argv) > 2 else free_address("127.0.0.1")[1]
 SHAPE: dict[str, Any] = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 128,
@@ -76,14 +81,15 @@ class Loaded(worker_extension.WorkerExtension):
         self.learner.save_pretrained(folder)
         args = EngineArgs(
             model=str(folder), skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=64,
-            load_format="safetensors",
+            load_format="safetensors", tensor_parallel_size=WORLD,
         )  # fmt: skip
         self.vllm_config = args.create_engine_config()
         self.model_config = self.vllm_config.model_config
         with set_current_vllm_config(self.vllm_config):
             if not torch.distributed.is_initialized():
-                init_distributed_environment(1, 0, "tcp://{}:{}".format(*free_address("127.0.0.1")), 0, backend="gloo")
-                initialize_model_parallel(1, 1)  # with a group for experts, since the first model has some
+                os.environ["VLLM_DIST_IDENT"] = str(PORT)
+                init_distributed_environment(WORLD, RANK, f"tcp://127.0.0.1:{PORT}", RANK, backend="gloo")
+                initialize_model_parallel(WORLD, 1)  # with a group for experts, since the first model has some
             self.model = get_model(vllm_config=self.vllm_config)
         self.model_runner = SimpleNamespace(get_model=lambda: self.model)
         self.held = HeldWeights()
@@ -119,6 +125,16 @@ class Loaded(worker_extension.WorkerExtension):
 
         return self._told(bundle, lambda model: None, arrive)
 
+    def experts_error(self) -> float:
+        """Largest error of what the layers of experts make of random input, over the largest value that transformers has."""
+        hidden, errors = torch.randn(7, 64), []
+        with torch.no_grad(), set_current_vllm_config(self.vllm_config), set_forward_context(None, self.vllm_config):
+            for ours, theirs in zip(self.model.model.layers, self.learner.model.layers, strict=True):
+                wanted = theirs.mlp(hidden[None])[0]
+                found = getattr(ours, "block_sparse_moe", getattr(ours, "mlp", None))(hidden)
+                errors.append(float((found - wanted).abs().max() / wanted.abs().max()))
+        return max(errors)
+
     def _told(self, bundle: WeightBundle, spoil: Callable[[nn.Module], None], act: Callable[[], dict[str, Any]]) -> str:
         started = time.process_time()
 
@@ -132,7 +148,10 @@ class Loaded(worker_extension.WorkerExtension):
         worker_extension.prove = proving
         try:
             reply = msgspec.msgpack.decode(msgspec.msgpack.encode(act()))
-            self.held.proven(bundle.manifest, [reply])
+            replies = [reply] * WORLD
+            if WORLD > 1:
+                torch.distributed.all_gather_object(replies, reply)
+            self.held.proven(bundle.manifest, replies)
         except Unproven as error:
             return str(error)
         same = "same" if self.held.checksum(bundle.manifest) == bundle.checksum else "another"
@@ -160,7 +179,7 @@ def spoilt(found: Loaded) -> Iterator[tuple[str, str]]:
     yield "head not packed again", found.load(0)
     worker_extension.repack = repack
     again, worker_extension._as_at_first = worker_extension._as_at_first, lambda layers: None
-    yield "experts as vLLM reloads them", found.load(0)
+    yield "experts as vLLM reloads them", f"{found.load(0)}; off by {found.experts_error():.0%}"
     worker_extension._as_at_first = again
     found.model.load_weights = lambda weights: type(found.model).load_weights(
         found.model, ((name, tensor) for name, tensor in weights if "0.self_attn.k_proj.weight" not in name)
@@ -171,16 +190,33 @@ def spoilt(found: Loaded) -> Iterator[tuple[str, str]]:
     yield "mended", found.load(0)
 
 
-def main(folder: Path) -> None:
-    torch.accelerator.empty_cache = lambda: None  # vLLM's worker does so too, where there is no accelerator
+def shard_of_the_other(model: nn.Module) -> None:
+    """From the next load on this worker takes what the first one takes."""
+    for layer in model.modules():
+        formed = get_layerwise_info(layer).restore_metadata[0].values()
+        for kept in (layer, *formed, *layer.parameters(recurse=False)):
+            if "tp_rank" in kept.__dict__:
+                kept.tp_rank = 0
+
+
+def one_of_two() -> None:
+    found = Loaded(FOLDER / f"mixtral-{RANK}", CONFIGS["mixtral"])
+    loads = [found.load(turn) for turn in range(3)] + [found.hand_over(0)]
+    if RANK == 1:
+        shard_of_the_other(found.model)
+    print(json.dumps({"model": f"rank {RANK}", "loads": loads, "wrong": found.load(0)}), flush=True)
+
+
+def alone() -> None:
     for name, config in CONFIGS.items():
-        found = Loaded(folder / name, config)
+        found = Loaded(FOLDER / name, config)
         loads = [found.load(turn) for turn in range(3)] + [found.load(3, part=".1."), found.hand_over(0), found.hand_over(4)]
-        print(json.dumps({"model": name, "loads": loads}), flush=True)
+        error = found.experts_error() if hasattr(config, "num_experts_per_tok") else 0.0
+        print(json.dumps({"model": name, "loads": loads, "error": error}), flush=True)
         if name == "qwen3_moe":
             print(json.dumps({"model": "spoilt"} | dict(spoilt(found))), flush=True)
     for name, config in TIMED.items():
-        found = Loaded(folder / name, config)
+        found = Loaded(FOLDER / name, config)
         for turn in range(2 + EVERY):
             found.load(turn)
         load, whole, part = (statistics.median(times) for times in (
@@ -190,4 +226,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.accelerator.empty_cache = lambda: None  # vLLM's worker does so too, where there is no accelerator
+    if WORLD > 1:
+        one_of_two()
+    else:
+        alone()

@@ -73,7 +73,7 @@ def test_an_engine_with_another_version_or_other_weights_has_none(lies, message)
 
 def test_what_is_measured():
     hearing = Hearing()
-    hearing.hand_over(1, FakeEngineWorker("a"), Lying(pause_s=0.009, copied_bytes=0))
+    hearing.hand_over(1, FakeEngineWorker("a"), Lying(pause_s=0.009, copied_bytes=0, verified_tensors=5, probed_tensors=2))
     hearing.now = 2.5
     sync = hearing.publisher.sync(1)
     assert (sync.time_s, sync.pause_s) == (2.5, pytest.approx(0.005))
@@ -83,6 +83,8 @@ def test_what_is_measured():
         "weights/sent_bytes": 4.0,
         "weights/skipped_bytes": 0.0,
         "weights/copied_bytes": 2.0,
+        "weights/verified_tensors": 1.0,
+        "weights/probed_tensors": 2.0,
     }
 
 

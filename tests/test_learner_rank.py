@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,35 @@ def test_weights_are_sent_by_the_names_of_checkpoints(tmp_path: Path) -> None:
     manifest = rank.describe(1)
     assert dict(zip(manifest.names, manifest.shapes, strict=True)) == {name: tuple(t.shape) for name, t in stored.items()}
     assert manifest.checksums == exported(rank, 1).manifest.checksums
+
+
+def test_what_is_stored_and_not_trained_is_sent_too_if_the_type_can_hold_it() -> None:
+    """A router's correction: an engine would keep the one of the model folder, or round it."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    from fr3e_async.errors import ModelError
+    from fr3e_async.learner.rank import _sent
+
+    model = DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            vocab_size=32, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=0,
+            q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+        )
+    )  # fmt: skip
+    name = "model.layers.0.mlp.gate.e_score_correction_bias"
+    buffers = {name: dict(model.named_buffers())[name].fill_(1 / 3)}
+    engine = SimpleNamespace(
+        model=SimpleNamespace(causal_lm=model), state=SimpleNamespace(buffers=buffers),
+        weight_buckets=lambda: [list(model.named_parameters())],
+    )  # fmt: skip
+    sent = dict(pair for bucket in _sent(engine) for pair in bucket)
+    assert torch.equal(sent[name], buffers[name])
+    assert "model.layers.0.mlp.experts.3.down_proj.weight" in sent
+    model.lm_head.to(torch.bfloat16)
+    model.model.embed_tokens.to(torch.bfloat16)
+    with pytest.raises(ModelError, match=rf"{name} of this model cannot be sent as torch\.bfloat16; set learner\.dtype=float32"):
+        list(_sent(engine))
 
 
 @pytest.mark.parametrize("change", [{"micro_batch_tokens": 1000}, {"activation_checkpointing": True}])

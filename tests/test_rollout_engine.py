@@ -52,6 +52,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Worl
         found = {tied: World(runner, engines[tied], models[tied], specs[tied]) for tied in specs}
         for world in found.values():
             world.remember()
+            world.run(world.engine.load_weights(pack_tensors(world.model.named_parameters(), version=0)))
         yield found
         for engine in engines.values():
             runner.run(engine.close())
@@ -305,7 +306,10 @@ def test_a_wrong_bundle_is_refused_and_the_old_version_goes_on(world, wrong):
         bad, message = replace(other, buckets=good.buckets), "weights v999 are damaged"
     else:
         kept = [(name, p) for name, p in world.model.named_parameters() if "1.self_attn.k_proj.weight" not in name]
-        bad, message = pack_tensors(kept, version=999), "is made of .*k_proj.weight.* has only"
+        bad, message = (
+            pack_tensors(kept, version=999),
+            r"1 of the tensors that this engine was loaded with are missing, e\.g\. .*k_proj\.weight",
+        )
     running = world.request(60, 61, max_tokens=60)
 
     async def main() -> Completion:
@@ -508,16 +512,25 @@ def test_the_death_of_the_core_inside_an_update_ends_the_call(single):
     single.run(asyncio.wait_for(main(), timeout=10))
 
 
-def test_a_half_loaded_engine_never_serves_again(world):
-    """A tensor of the wrong size is only met in the middle of a load."""
+def test_a_tensor_of_another_size_is_refused(world):
     tensors = [(name, p[:-1] if name == "model.norm.weight" else p) for name, p in world.model.named_parameters()]
-    bad = pack_tensors(tensors, version=999)
+    with pytest.raises(WeightsRefused, match=r"model\.norm\.weight has shape \(63,\), it had \(64,\)"):
+        world.run(world.engine.load_weights(pack_tensors(tensors, version=999)))
+    request = world.request(62)
+    assert world.error(request, world.sample(request)[0]) < TOLERANCE
+
+
+def test_a_half_loaded_engine_never_serves_again(world, monkeypatch):
+    """The load breaks off inside the worker: what it should read is gone."""
+    call = world.engine._held.load_call
+    monkeypatch.setattr(world.engine._held, "load_call", lambda manifest: ("/proc/0/fd/0", *call(manifest)[1:]))
+    bundle = world.next_bundle()
 
     async def main() -> None:
         sampling = asyncio.create_task(world.engine.sample(world.request(5, max_tokens=150)))
         await asyncio.sleep(0.02)
-        with pytest.raises(EngineDead, match="weights v999 were not loaded to the end"):
-            await world.engine.load_weights(bad)
+        with pytest.raises(EngineDead, match=f"weights v{bundle.version} were not loaded to the end"):
+            await world.engine.load_weights(bundle)
         (outcome,) = await asyncio.gather(sampling, return_exceptions=True)
         assert isinstance(outcome, EngineDead | Completion)  # it may have come to its end before the load
         with pytest.raises(EngineDead):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fr3e_async.rollout.load_trace import LoadTrace, Piece, Region
-from fr3e_async.rollout.loaded_weights import EVERY, Layout, Proof, Unproven, prove, same_bytes, unproven
+from fr3e_async.rollout.loaded_weights import EVERY, Layout, Proof, Unproven, known_checksum, prove, same_bytes, unproven
 
 Q, K, V = torch.ones(4, 3), 2 * torch.ones(2, 3), 3 * torch.ones(2, 3)
 EMBEDDING = torch.arange(15.0).view(5, 3)
@@ -100,6 +101,29 @@ def test_what_was_sent_is_not_held_on_to_where_only_checksums_are_kept():
         model.load_weights(trace.watched(passing()))
     assert prove(model, trace, shapes()).exact == set(SENT)
     assert [ref.expired() for ref in alive] == [True] * len(SENT)
+
+
+def test_across_devices_a_whole_tensors_checksum_is_not_found_again():
+    model, known = Engine(), {name: number for number, name in enumerate(SENT)}
+    trace = LoadTrace(model)
+    with torch.no_grad(), trace:
+        model.load_weights(trace.watched((name, tensor.clone()) for name, tensor in SENT.items()))
+    away = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    of = {piece.names: known_checksum(piece, away, known) for piece in trace.pieces["qkv.weight"] + trace.pieces["embed.weight"]}
+    assert of == {("q",): 0, ("k",): 1, ("v",): 2, ("embed",): 3, (): None}
+    (transposed,) = trace.pieces["c_fc.weight"]
+    assert known_checksum(transposed, away, known) is None
+    first = trace.pieces["qkv.weight"][0]
+    for held in (
+        SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32),
+        SimpleNamespace(device=away.device, dtype=torch.half),
+    ):
+        assert known_checksum(first, held, known) is None
+    half = Engine(world=2)
+    trace = LoadTrace(half)
+    with torch.no_grad(), trace:
+        half.load_weights(trace.watched(SENT.items()))
+    assert known_checksum(trace.pieces["qkv.weight"][0], away, known) is None
 
 
 def changed(layer: str, *index: int) -> Callable[[Engine], None]:

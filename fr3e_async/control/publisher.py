@@ -43,6 +43,8 @@ class Sync:
             "weights/sent_bytes": float(self.sent_bytes),
             "weights/skipped_bytes": float(self.skipped_bytes),
             "weights/copied_bytes": sum(ack.copied_bytes for ack in self.acks) / count,
+            "weights/verified_tensors": float(min((ack.verified_tensors for ack in self.acks), default=0)),
+            "weights/probed_tensors": float(max((ack.probed_tensors for ack in self.acks), default=0)),
         }
 
 

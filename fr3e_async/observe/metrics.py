@@ -76,6 +76,8 @@ time/copy_s                | s          | mean time for an engine to fetch, copy
 weights/sent_bytes         | bytes      | weights of the version that were put into the object store
 weights/skipped_bytes      | bytes      | weights in buckets that had not changed and were not sent again
 weights/copied_bytes       | bytes      | weights that an engine copied, mean over the engines
+weights/verified_tensors   | tensors    | of the version those of which every element was found in an engine as it was sent, the fewest of any engine
+weights/probed_tensors     | tensors    | all others: packed ones, of which a rotating part is looked at, the most of any engine
 time/checkpoint_s          | s          | writing the last checkpoint: the learner stands still for it, engines and verifiers do not
 checkpoint/tree_bytes      | bytes      | rollouts of open groups in it
 checkpoint/open_groups     | groups     | groups that were open or with the learner when it was taken

@@ -75,7 +75,8 @@ class HeldWeights:
         """The first arguments of ``WorkerExtension.fr3e_load_weights``."""
         shapes = [list(shape) for shape in manifest.shapes]
         starts = offsets(manifest)[:-1]
-        return self._shared.path, manifest.dtype, list(manifest.names), shapes, starts, self.changed(manifest)
+        found = self._shared.checksums(manifest)
+        return self._shared.path, manifest.dtype, list(manifest.names), shapes, starts, self.changed(manifest), found
 
     def proven(self, manifest: WeightManifest, replies: Sequence[Mapping[str, Any]]) -> None:
         """``loaded``, as the replies of all workers have it. Raises ``Unproven``."""

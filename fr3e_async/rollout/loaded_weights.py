@@ -96,11 +96,11 @@ class Layout:
 
 def prove(
     model: nn.Module, trace: LoadTrace, tensors: Mapping[str, Shape], *, layers: Collection[str] | None = None,
-    packer_of: Callable[[nn.Module], Packer | None] = lambda layer: None, whole: bool = True, turn: int = 0,
+    known: Mapping[str, int] | None = None, packer_of: Callable[[nn.Module], Packer | None] = lambda layer: None, whole: bool = True, turn: int = 0,
 ) -> Proof:  # fmt: skip
     """Compare the model with what was sent, after a load of ``tensors`` (name -> shape) that ``trace`` has followed.
 
-    ``layers``: paths of those that must have been loaded; None: all. ``whole``: compare every element of packed weights, too,
+    ``layers``: paths of those that must have been loaded; None: all. ``known``: checksums of sent tensors. ``whole``: compare every element of packed weights, too,
     instead of probes: of one layer in ``EVERY``, ``PROBES`` columns or one expert, others at each ``turn``.
 
     Raises:
@@ -116,7 +116,7 @@ def prove(
     for path, layer, sources in loaded:
         packer = packer_of(layer)
         packed += packer is not None or hasattr(layer, "cpu_linear")
-        look = Look(whole=whole, due=whole or (packed + turn) % EVERY == 0, turn=turn // EVERY)
+        look = Look(known=known or {}, whole=whole, due=whole or (packed + turn) % EVERY == 0, turn=turn // EVERY)
         parts |= {sources[attribute][0].name for attribute in _compare_layer(path, layer, sources, packer, look)}
     return _proof(trace, tensors, parts)
 
@@ -142,6 +142,7 @@ def _written(
 class Look:
     """How closely a packed layer is looked at: at every element, at some, or (not ``due``) not at all."""
 
+    known: Mapping[str, int]  # checksums of sent tensors
     whole: bool
     due: bool
     turn: int  # others each time
@@ -158,7 +159,7 @@ def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer
         gone = weight.numel() == 0
         multiplies = attribute == "weight" and hasattr(layer, "cpu_linear") and len(slot.shape) == 2
         if not gone and slot.name == f"{path}.{attribute}".lstrip("."):  # a tied one is compared where it was loaded
-            _compare_plain(slot.name, weight, slot, pieces)
+            _compare_plain(slot.name, weight, slot, pieces, look.known)
         if multiplies and not (look.due and _compare_columns(path, layer, slot, pieces, look)):
             parts.add(attribute)
         if gone and not multiplies:
@@ -166,7 +167,7 @@ def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer
     return parts
 
 
-def _compare_plain(parameter: str, weight: Tensor, slot: Slot, pieces: Sequence[Piece]) -> None:
+def _compare_plain(parameter: str, weight: Tensor, slot: Slot, pieces: Sequence[Piece], known: Mapping[str, int]) -> None:
     if tuple(weight.shape) != slot.shape or not weight.dtype.is_floating_point or weight.dtype.itemsize < slot.dtype.itemsize:
         raise Unproven(
             f"{parameter} ({_names(pieces)}) is kept as {weight.dtype} of shape {tuple(weight.shape)}, loaded as {slot.dtype} of "
@@ -179,7 +180,9 @@ def _compare_plain(parameter: str, weight: Tensor, slot: Slot, pieces: Sequence[
         return
     for piece in pieces:
         held = piece.region.of(flat)
-        if piece.source is not None:
+        if (total := known_checksum(piece, held, known)) is not None:
+            same = checksum_of_tensor(held) == total
+        elif piece.source is not None:
             same = same_values(held, _values(slot, piece), slot.dtype)
         elif piece.checksum is not None:
             same = checksum_of_tensor(held.to(slot.dtype)) == piece.checksum
@@ -264,6 +267,18 @@ def _values(slot: Slot, piece: Piece) -> Tensor:
     if piece.source is not None and piece.source.is_meta:
         raise Unproven(f"{slot.name} is computed from itself after loading: it cannot be compared")
     return torch.full(piece.region.size, piece.constant, dtype=slot.dtype) if piece.source is None else piece.source
+
+
+def known_checksum(piece: Piece, held: Tensor, known: Mapping[str, int]) -> int | None:
+    """The checksum that a region should have if it holds one whole tensor of its type, of another device; else None.
+
+    Finding it again there would take as long as the load.
+    """
+    if piece.source is None or piece.taken is None or held.device == piece.source.device or held.dtype != piece.source.dtype:
+        return None
+    (name,) = piece.names
+    sent = piece.source.untyped_storage().nbytes() // piece.source.element_size()
+    return known.get(name) if piece.taken.offset == 0 and piece.taken.numel == sent and piece.source.is_contiguous() else None
 
 
 def same_values(held: Tensor, sent: Tensor, dtype: torch.dtype) -> bool:

@@ -39,11 +39,12 @@ class WorkerExtension:
 
     def fr3e_load_weights(
         self, path: str, dtype: str, names: list[str], shapes: list[list[int]], starts: list[int], changed: list[str],
-        whole: bool, turn: int,
+        checksums: dict[str, int], whole: bool, turn: int,
     ) -> dict[str, Any]:  # fmt: skip
         """Load the ``changed`` tensors of a shared buffer into the model, and prove it (``prove``: ``whole``, ``turn``).
 
-        Tensors that are stored in one layer with them are loaded again; the buffer holds all of a version's.
+        Tensors that are stored in one layer with them are loaded again; the buffer holds all of a version's, of these
+        ``checksums`` by name.
         Returns ``{"refused": reason}`` (nothing was changed) or ``_reply``; of a whole proof with the checksums of what the
         model was compared with. Anything raised means that the model may be half-loaded.
         """
@@ -62,7 +63,9 @@ class WorkerExtension:
         with torch.no_grad(), set_current_vllm_config(self.vllm_config):
             trace = _load(model, layers, self.model_config, tensors)
             loaded = time.perf_counter()
-            proof = prove(model, trace, told, layers=layers, packer_of=packer_of, whole=whole, turn=turn)
+            proof = prove(
+                model, trace, told, layers=layers, known=checksums, packer_of=packer_of, whole=whole, turn=turn
+            )  # fmt: skip
             found = {name: checksum_of_tensor(tensor) for name, tensor in tensors.items()} if whole else {}
         LAYOUT.learn(trace, told)
         return _reply(proof, found, load_s=loaded - started, verify_s=time.perf_counter() - loaded)
