@@ -387,7 +387,8 @@ class WeightAck:
 
     version: int
     checksum: int  # of the manifest, with the checksums that the engine itself found
-    verified_tensors: int  # found in the model as they are in the bundle, at this load or when they last changed
+    verified_tensors: int  # every element was found in the model as it was sent, when they last changed or since
+    probed_tensors: int = 0  # all others, in packed form: a rotating part of them is looked at (``rollout.loaded_weights``)
     loaded_tensors: int  # loaded now: those that the engine did not hold yet, and what is stored together with them
     copied_bytes: int  # into the engine's own buffer
     skipped_bytes: int  # already there

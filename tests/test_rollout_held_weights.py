@@ -9,12 +9,18 @@ import pytest
 from test_weights_bundle import named, pairs
 
 from fr3e_async.rollout.held_weights import HeldWeights
+from fr3e_async.rollout.load_trace import Region
+from fr3e_async.rollout.loaded_weights import Proof, Unproven
 from fr3e_async.types import WeightBucket, WeightBundle
 from fr3e_async.weights import collect, pack_tensors, stream
 
 
 def version(number: int, **changed: float) -> WeightBundle:
     return collect(stream(pairs(named(**changed)), version=number, dtype="float32"))
+
+
+def exactly(*names: str) -> Proof:
+    return Proof(exact=frozenset(names))
 
 
 class Store:
@@ -50,7 +56,7 @@ def test_what_the_model_lacks_does_not_depend_on_what_the_buffer_has():
     held, first, second = HeldWeights(), version(1), version(2, w2=5.0)
     receive(held, Store(first))
     assert held.changed(first.manifest) == list(first.manifest.names)
-    held.loaded(first.manifest, [list(first.manifest.names)])
+    held.loaded(first.manifest, [exactly(*first.manifest.names)])
     assert held.same(first.manifest)
     receive(held, Store(second))
     assert held.changed(second.manifest) == ["w2"]
@@ -61,20 +67,58 @@ def test_what_the_model_lacks_does_not_depend_on_what_the_buffer_has():
 
 
 def test_fewer_tensors_are_not_the_same_weights():
-    held, whole = HeldWeights(), pack_tensors(named(), version=1).manifest
-    held.loaded(whole, [[]])
+    held, whole = HeldWeights(), version(1)
+    receive(held, Store(whole))
+    held.loaded(whole.manifest, [exactly(*whole.manifest.names)])
     part = pack_tensors(named(count=5), version=2).manifest
     assert held.changed(part) == []
     assert not held.same(part)
 
 
-def test_verified_are_those_that_every_worker_has_compared_and_that_have_not_changed_since():
+def test_a_tensor_that_was_probed_is_so_until_it_is_compared_as_a_whole():
     held, first, second = HeldWeights(), version(1), version(2, w2=5.0, w3=6.0)
-    held.loaded(first.manifest, [["w0", "w1", "w2"], ["w1", "w2", "w3"]])
-    assert held.verified == 2
-    held.loaded(second.manifest, [["w3"], ["w3", "w2"]])
-    assert held.verified == 2, "w1 from before and w3; w2 is new and one worker has not seen it"
-    assert held.checksum(second.manifest) == second.checksum
+    names = set(first.manifest.names)
+    receive(held, Store(first))
+    held.loaded(first.manifest, [exactly(*names), Proof(exact=frozenset(names - {"w1", "w3"}), probed=frozenset({"w1", "w3"}))])
+    assert (held.verified, held.probed) == (4, 2), "one of two workers has compared all of w1 and w3"
+    receive(held, Store(second))
+    held.loaded(second.manifest, [exactly("w3"), Proof(exact=frozenset(), probed=frozenset({"w2"}))])
+    assert (held.verified, held.probed) == (4, 2), "w1 from before, w2 now"
+
+
+def test_a_tensor_that_no_worker_used_or_only_a_part_of_it_is_an_error():
+    held, first = HeldWeights(), version(1)
+    receive(held, Store(first))
+    names = first.manifest.names
+    with pytest.raises(Unproven, match=r"1 of the sent weights are not, or not wholly, in the engine, e\.g\. w4"):
+        held.loaded(first.manifest, [exactly(*names[:3]), exactly(names[3], names[5])])
+    half = Proof(exact=frozenset(names), taken={"w4": (Region(0, (1,), (1,)),)})
+    with pytest.raises(Unproven, match=r"e\.g\. w4"):
+        held.loaded(first.manifest, [half, half])
+    assert not held.same(first.manifest)
+    held.loaded(first.manifest, [half, exactly("w4")])
+    assert held.same(first.manifest)
+
+
+def test_what_is_acknowledged_is_what_the_workers_found():
+    """By vLLM's own transfer nothing comes through the buffer."""
+    held, first = HeldWeights(), version(1)
+    found = dict(zip(first.manifest.names, first.manifest.checksums, strict=True))
+    reply = exactly(*found).told() | {"checksums": found}
+    held.proven(first.manifest, [reply, reply])
+    assert held.checksum(first.manifest) == first.checksum
+    held.proven(first.manifest, [reply | {"checksums": found | {"w0": 7}}])
+    assert held.checksum(first.manifest) != first.checksum
+    assert held.changed(first.manifest) == ["w0"]
+    with pytest.raises(Unproven, match="w0 has come to the workers in different forms"):
+        held.proven(first.manifest, [reply, reply | {"checksums": found | {"w0": 7}}])
+    with pytest.raises(Unproven, match=r"e\.g\. w0"):
+        held.proven(first.manifest, [reply | {"checksums": {}}])
+
+
+def test_a_proof_travels_as_lists():
+    proof = Proof(exact=frozenset("ab"), probed=frozenset("c"), taken={"a": (Region(3, (1, 2), (2, 1)),)})
+    assert Proof.of(proof.told()) == proof
 
 
 @pytest.mark.parametrize("broken", [0, 2])

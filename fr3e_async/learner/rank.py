@@ -22,7 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from fr3e_async.errors import StorageError, UserError
+from fr3e_async.errors import ModelError, StorageError, UserError
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, on_disk, write_model
@@ -299,9 +299,18 @@ def _together(folder: Path) -> Iterator[None]:
 
 
 def _sent(engine: TrainingEngine, *numbers: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """``TrainingEngine.weight_buckets`` by the names that checkpoints have, which are those that engines load."""
+    """All that a checkpoint holds, by its names, which are those that engines load: ``weight_buckets``, then what is not trained.
+
+    Raises ``ModelError`` for a buffer that the weights' type cannot hold: an engine would round it, and the learner would not.
+    """
+    model = engine.model.causal_lm
     for bucket in engine.weight_buckets(*numbers):
-        yield list(on_disk(engine.model.causal_lm, dict(bucket)).items())
+        yield list(on_disk(model, dict(bucket)).items())
+    for name, buffer in engine.state.buffers.items():
+        if not torch.equal(buffer.to(model.dtype).to(buffer.dtype), buffer):
+            raise ModelError(f"learner.dtype: {name} of this model cannot be sent as {model.dtype}; set learner.dtype=float32")
+    if engine.state.buffers:
+        yield list(on_disk(model, dict(engine.state.buffers)).items())
 
 
 def _take_part(weights: Iterator[Any]) -> None:

@@ -27,6 +27,7 @@ from fr3e_async.algorithm.entropy_bounds import nothing_known
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.entropy import one_distribution
 from fr3e_async.rollout.held_weights import HeldWeights
+from fr3e_async.rollout.loaded_weights import Proof
 from fr3e_async.rollout.port import (
     EngineDead,
     EngineSpec,
@@ -138,7 +139,7 @@ class FakeEngine:
             self._version = bundle.version
             self.loaded.append(bundle.version)
             changed = self._held.changed(bundle.manifest)
-            self._held.loaded(bundle.manifest, [changed])
+            self._held.loaded(bundle.manifest, [Proof(exact=frozenset(changed))])
             paused = self._clock() - started
             self._meter.resume(started + paused)
         self._require_alive()

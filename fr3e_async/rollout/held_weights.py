@@ -1,17 +1,18 @@
 """What an engine has of the weights: the bytes in its shared buffer, and which tensors its model was loaded with.
 
-The first is filled while requests run; the second changes inside the pause. Knows nothing of vLLM.
+The first is filled while requests run; the second changes inside the pause, after a proof. Knows nothing of vLLM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fr3e_async.rollout.loaded_weights import Proof, Unproven, unproven
 from fr3e_async.rollout.port import Fetch
 from fr3e_async.types import WeightBucket, WeightBundle, WeightManifest
 from fr3e_async.weights import SharedWeights, offsets
@@ -32,13 +33,18 @@ class HeldWeights:
 
     def __init__(self) -> None:
         self._shared = SharedWeights()
-        self._model: dict[str, tuple[str, int]] = {}  # tensor -> wire type and checksum that the model was loaded with
-        self._verified: set[str] = set()
+        self._model: dict[str, tuple[str, int]] = {}  # tensor -> wire type and checksum of what the model was proven to hold
+        self._probed: set[str] = set()
 
     @property
     def verified(self) -> int:
-        """Tensors that were found in the model as they were in the bundle that brought them."""
-        return len(self._verified)
+        """Tensors of which every element was compared when they last changed, or in a whole proof since then."""
+        return len(self._model) - self.probed
+
+    @property
+    def probed(self) -> int:
+        """Tensors of which only a part was compared."""
+        return len(self._probed)
 
     async def receive(self, bundle: WeightBundle, fetch: Fetch) -> Receipt:
         """Have every tensor of the bundle in the buffer, its checksum found right there; the event loop stays free.
@@ -66,17 +72,37 @@ class HeldWeights:
         return [name for name, told in sums if self._model.get(name) != (manifest.dtype, told)]
 
     def load_call(self, manifest: WeightManifest) -> tuple[Any, ...]:
-        """The arguments of ``WorkerExtension.fr3e_load_weights``."""
+        """The first arguments of ``WorkerExtension.fr3e_load_weights``."""
         shapes = [list(shape) for shape in manifest.shapes]
         starts = offsets(manifest)[:-1]
         return self._shared.path, manifest.dtype, list(manifest.names), shapes, starts, self.changed(manifest)
 
-    def loaded(self, manifest: WeightManifest, verified: Sequence[Sequence[str]]) -> None:
-        """The model holds the manifest now; ``verified``: the names that each worker has compared."""
-        self._verified -= set(self.changed(manifest))
-        self._verified |= set(verified[0]).intersection(*verified[1:])
-        self._verified &= set(manifest.names)
-        self._model = {n: (manifest.dtype, told) for n, told in zip(manifest.names, manifest.checksums, strict=True)}
+    def proven(self, manifest: WeightManifest, replies: Sequence[Mapping[str, Any]]) -> None:
+        """``loaded``, as the replies of all workers have it. Raises ``Unproven``."""
+        checksums: dict[str, int] = {}
+        for reply in replies:
+            for name, found in reply["checksums"].items():
+                if checksums.setdefault(name, found) != found:
+                    raise Unproven(f"{name} has come to the workers in different forms")
+        self.loaded(manifest, [Proof.of(reply) for reply in replies], checksums)
+
+    def loaded(self, manifest: WeightManifest, proofs: Sequence[Proof], checksums: Mapping[str, int] | None = None) -> None:
+        """The model holds the manifest now, as each worker has proven.
+
+        ``checksums``: of the tensors that it was compared with, where the workers found them; else those of the buffer's.
+
+        Raises:
+            Unproven: a tensor that has changed was not used wholly by the workers together.
+        """
+        found = self._shared.checksums(manifest) | dict(checksums or {})
+        changed = set(self.changed(manifest))
+        shapes = {n: s for n, s in zip(manifest.names, manifest.shapes, strict=True) if n in changed}
+        if missing := unproven(proofs, shapes) or list(shapes.keys() - found.keys()):
+            raise Unproven(f"{len(missing)} of the sent weights are not, or not wholly, in the engine, e.g. {min(missing)}")
+        self._probed -= frozenset.union(frozenset(), *(proof.exact for proof in proofs))
+        self._probed |= frozenset.union(frozenset(), *(proof.probed for proof in proofs))
+        self._probed &= set(manifest.names)
+        self._model = {n: (manifest.dtype, found[n]) if n in found else self._model[n] for n in manifest.names}
 
     def checksum(self, manifest: WeightManifest) -> int:
         """Of what the model holds, by the checksums that were found when it came."""

@@ -1,127 +1,280 @@
-"""Do the weights inside a vLLM model equal the tensors of a bundle? Pure torch: a module tree and named tensors.
+"""Are the weights inside a vLLM model those that were sent, every element of them? Pure torch: a module tree and a trace.
 
-vLLM fuses projections (q/k/v into one, gate/up into one), pads the vocabulary, ties the head to the embedding, and on
-CPU keeps only a packed copy of each linear weight, which is probed through the layer's own multiplication.
+Parameters that are kept as they are loaded are compared byte by byte. Two forms are packed on CPUs and known here: linear
+weights, asked for through the layer's own multiplication, and whatever a ``Packer`` packs again. Any other form is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fr3e_async.rollout.load_trace import LoadTrace, Piece, Region, Slot, covered
 from fr3e_async.weights.checksum import checksum_of_tensor
 
-PROBES = 4  # columns of a packed weight that are compared
+EVERY = 4  # after most updates one packed layer in so many is looked at, another one each time
+PROBES = 4  # columns of its weight that are compared then; other ones each time
+BLOCK = 256  # columns that are compared at once where all are
+Shape = tuple[int, ...]
+Sources = Mapping[str, tuple[Slot, list[Piece]]]  # attribute of a layer -> its form, and what was written into it
+Packer = Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a bundle's tensors lie in the model: consecutive rows of one parameter of ``layer``."""
-
-    layer: nn.Module
-    attribute: str
-    parameter: str  # the engine's name
-    names: tuple[str, ...]  # in the bundle, in the order of the rows
+class Unproven(RuntimeError):
+    """The model does not hold what was sent, or nobody can tell."""
 
 
-def places(model: nn.Module) -> list[Place]:
-    """Every parameter of the model with the Hugging Face names that belong in it; a tied head goes by its embedding's name."""
-    packed: Mapping[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    first_name: dict[int, str] = {}
-    found = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What was found of a load that is right as far as this worker can see."""
+
+    exact: frozenset[str]  # sent tensors of which every element of this worker's share was compared
+    probed: frozenset[str] = frozenset()  # of which a part was compared, or none this time: packed ones
+    taken: dict[str, tuple[Region, ...]] = field(
+        default_factory=dict
+    )  # the elements that this worker took of those that it did not take whole
+
+    def told(self) -> dict[str, Any]:
+        """As lists and numbers, which travel between processes."""
+        taken = {name: [(r.offset, r.size, r.stride) for r in regions] for name, regions in self.taken.items()}
+        return {"exact": sorted(self.exact), "probed": sorted(self.probed), "taken": taken}
+
+    @staticmethod
+    def of(told: Mapping[str, Any]) -> Proof:
+        """What ``told`` has told."""
+        taken = {
+            name: tuple(Region(o, tuple(size), tuple(stride)) for o, size, stride in rs) for name, rs in told["taken"].items()
+        }
+        return Proof(exact=frozenset(told["exact"]), probed=frozenset(told["probed"]), taken=taken)
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where a model keeps the sent tensors; learnt from loads that were proven."""
+
+    shapes: dict[str, Shape] = field(default_factory=dict)  # of the sent tensors
+    layers: dict[str, set[str]] = field(default_factory=dict)  # sent tensor -> paths of the layers that it went to
+
+    def learn(self, trace: LoadTrace, tensors: Mapping[str, Shape]) -> None:
+        """Take over what a proven load has shown."""
+        self.shapes |= tensors
+        for parameter, pieces in trace.pieces.items():
+            for name in (name for piece in pieces for name in piece.names):
+                self.layers.setdefault(name, set()).add(parameter.rpartition(".")[0])
+
+    def misfit(self, tensors: Mapping[str, Shape]) -> str:
+        """Why tensors of these shapes cannot follow those that were loaded before; empty if they can."""
+        if not self.shapes:
+            return ""
+        for name, shape in tensors.items():
+            if name not in self.shapes:
+                return f"{name} is none of the tensors that this engine was loaded with"
+            if shape != self.shapes[name]:
+                return f"{name} has shape {shape}, it had {self.shapes[name]} when this engine was loaded"
+        if missing := self.shapes.keys() - tensors.keys():
+            return f"{len(missing)} of the tensors that this engine was loaded with are missing, e.g. {min(missing)}"
+        return ""
+
+    def touched(self, changed: Sequence[str]) -> tuple[set[str], set[str]]:
+        """(paths of the layers that hold a changed tensor, names of all tensors in these layers).
+
+        A layer is loaded as a whole, since vLLM repacks and fuses by the layer.
+        """
+        layers = {path for name in changed for path in self.layers.get(name, ())}  # another worker may hold it
+        names = set(changed)
+        while True:
+            names |= {name for name, paths in self.layers.items() if paths & layers}
+            more = {path for name in names for path in self.layers.get(name, ())}
+            if more == layers:
+                return layers, names
+            layers = more
+
+
+def prove(
+    model: nn.Module, trace: LoadTrace, tensors: Mapping[str, Shape], *, layers: Collection[str] | None = None,
+    packer_of: Callable[[nn.Module], Packer | None] = lambda layer: None, whole: bool = True, turn: int = 0,
+) -> Proof:  # fmt: skip
+    """Compare the model with what was sent, after a load of ``tensors`` (name -> shape) that ``trace`` has followed.
+
+    ``layers``: paths of those that must have been loaded; None: all. ``whole``: compare every element of packed weights, too,
+    instead of probes: of one layer in ``EVERY``, ``PROBES`` columns or one expert, others at each ``turn``.
+
+    Raises:
+        Unproven: an element was not loaded, differs, or is kept in a form that cannot be compared; names the tensors.
+    """
+    loaded, missing = _written(model, trace, layers)
+    if whole:
+        missing += [name for name, pieces in trace.pieces.items() if not _all_written(trace.slots[name], pieces)]
+    if missing:
+        raise Unproven(f"{len(missing)} weights of the engine were not loaded, or not wholly: {_some(missing)}")
+    parts: set[str] = set()  # parameters of which not every element was compared
+    packed = 0  # layers so far
+    for path, layer, sources in loaded:
+        packer = packer_of(layer)
+        packed += packer is not None or hasattr(layer, "cpu_linear")
+        look = Look(whole=whole, due=whole or (packed + turn) % EVERY == 0, turn=turn // EVERY)
+        parts |= {sources[attribute][0].name for attribute in _compare_layer(path, layer, sources, packer, look)}
+    return _proof(trace, tensors, parts)
+
+
+def _written(
+    model: nn.Module, trace: LoadTrace, layers: Collection[str] | None
+) -> tuple[list[tuple[str, nn.Module, Sources]], list[str]]:
+    """(path, layer and what was written, of every layer that was loaded; parameters that should have been and were not)."""
+    sharing = _twins(model)
+    loaded: list[tuple[str, nn.Module, Sources]] = []
+    missing: list[str] = []
     for path, layer in model.named_modules():
-        for attribute, parameter in layer.named_parameters(recurse=False):
-            name = first_name.setdefault(id(parameter), f"{path}.{attribute}")
-            parent, _, leaf = name.removesuffix(f".{attribute}").rpartition(".")
-            parts = packed.get(leaf, [leaf])
-            names = tuple(f"{parent}.{part}.{attribute}".lstrip(".") for part in parts)
-            found.append(Place(layer=layer, attribute=attribute, parameter=f"{path}.{attribute}", names=names))
+        own = {f"{path}.{attribute}".lstrip("."): attribute for attribute in dict(layer.named_parameters(recurse=False))}
+        written = {name: twin for name in own for twin in sharing[name] if twin in trace.pieces}
+        if written or layers is None or path in layers:
+            missing += [name for name in own if name not in written]
+        if written:
+            loaded.append((path, layer, {own[n]: (trace.slots[twin], trace.pieces[twin]) for n, twin in written.items()}))
+    return loaded, missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How closely a packed layer is looked at: at every element, at some, or (not ``due``) not at all."""
+
+    whole: bool
+    due: bool
+    turn: int  # others each time
+
+
+def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer | None, look: Look) -> set[str]:
+    """Attributes of which not all elements were compared. Raises ``Unproven`` on a difference, or if none can be."""
+    if packer is not None:
+        compared = look.due and _compare_packed_again(path, layer, sources, packer, look)
+        return set() if compared else set(sources)
+    parts: set[str] = set()
+    for attribute, (slot, pieces) in sources.items():
+        weight = getattr(layer, attribute)
+        gone = weight.numel() == 0
+        multiplies = attribute == "weight" and hasattr(layer, "cpu_linear") and len(slot.shape) == 2
+        if not gone and slot.name == f"{path}.{attribute}".lstrip("."):  # a tied one is compared where it was loaded
+            _compare_plain(slot.name, weight, slot, pieces)
+        if multiplies and not (look.due and _compare_columns(path, layer, slot, pieces, look)):
+            parts.add(attribute)
+        if gone and not multiplies:
+            raise Unproven(f"{path}.{attribute} ({_names(pieces)}) is kept in a form that cannot be compared")
+    return parts
+
+
+def _compare_plain(parameter: str, weight: Tensor, slot: Slot, pieces: Sequence[Piece]) -> None:
+    if tuple(weight.shape) != slot.shape or not weight.dtype.is_floating_point or weight.dtype.itemsize < slot.dtype.itemsize:
+        raise Unproven(
+            f"{parameter} ({_names(pieces)}) is kept as {weight.dtype} of shape {tuple(weight.shape)}, loaded as {slot.dtype} of "
+            f"shape {slot.shape}: its numbers cannot be compared"
+        )
+    flat = weight.detach().contiguous().view(-1)
+    if sum(piece.region.numel for piece in pieces) > flat.numel():  # a later piece lies over an earlier one
+        if not same_values(flat, plain(slot, pieces).view(-1), slot.dtype):
+            raise Unproven(f"{parameter} differs from {_names(pieces)} after loading")
+        return
+    for piece in pieces:
+        held = piece.region.of(flat)
+        if piece.source is not None:
+            same = same_values(held, _values(slot, piece), slot.dtype)
+        elif piece.checksum is not None:
+            same = checksum_of_tensor(held.to(slot.dtype)) == piece.checksum
+        else:
+            same = bool((held == piece.constant).all())
+        if not same:
+            raise Unproven(f"{parameter} differs from {_names([piece])} after loading")
+
+
+def _compare_columns(path: str, layer: nn.Module, slot: Slot, pieces: Sequence[Piece], look: Look) -> bool:
+    """Multiply unit vectors by the packed weight: exact in every float type, since each sum has one non-zero term.
+
+    All sizes are those of the engine's own parameter. True if all columns were compared; else others come next time.
+    """
+    height, width = slot.shape
+    every = max(1, width // PROBES)
+    chosen = torch.arange(width) if look.whole else (look.turn % every + every * torch.arange(min(PROBES, width))) % width
+    for block in chosen.split(BLOCK):
+        units = torch.zeros(len(block), width, dtype=slot.dtype)
+        units[torch.arange(len(block)), block] = 1.0
+        answer = layer.cpu_linear(units, layer.weight, None)  # [P, N or more]
+        if not torch.equal(answer[:, :height].to(slot.dtype), columns(slot, pieces, block).T):
+            raise Unproven(f"the packed copy of {path}.weight differs from {_names(pieces)} after loading")
+    return len(chosen) == width
+
+
+def _compare_packed_again(path: str, layer: nn.Module, sources: Sources, packer: Packer, look: Look) -> bool:
+    """Pack what was sent as the layer does at its first load, one expert after another, and compare the bytes."""
+    count = min(slot.shape[0] for slot, _ in sources.values())
+    for expert in range(count) if look.whole else (look.turn % count,):
+        loose = {name: rows(slot, pieces, expert) for name, (slot, pieces) in sources.items()}
+        for name, wanted in packer(layer, loose).items():
+            if not same_bytes(getattr(layer, name)[expert], wanted[0]):
+                told = [piece for piece in sources[name][1] if _within(piece, sources[name][0], expert)]
+                raise Unproven(f"the packed copy of {path}.{name} differs in expert {expert} from {_names(told)} after loading")
+    return look.whole or count == 1
+
+
+def plain(slot: Slot, pieces: Sequence[Piece]) -> Tensor:
+    """[slot.shape] the parameter as it was loaded, put together again."""
+    whole = torch.zeros(slot.shape, dtype=slot.dtype)
+    for piece in pieces:
+        piece.region.of(whole.view(-1)).copy_(_values(slot, piece))
+    return whole
+
+
+def columns(slot: Slot, pieces: Sequence[Piece], chosen: Tensor) -> Tensor:
+    """[N, P] chosen columns of a two-dimensional parameter as it was loaded."""
+    height, width = slot.shape
+    if any(len(piece.region.size) != 2 or piece.region.stride != (width, 1) for piece in pieces):
+        return plain(slot, pieces)[:, chosen]
+    found = torch.zeros(height, len(chosen), dtype=slot.dtype)
+    for piece in pieces:
+        top, left = divmod(piece.region.offset, width)
+        inside = (chosen >= left) & (chosen < left + piece.region.size[1])
+        found[top : top + piece.region.size[0], inside] = _values(slot, piece)[:, chosen[inside] - left].to(slot.dtype)
     return found
 
 
-def stored_with(placed: Sequence[Place], names: Collection[str]) -> list[Place]:
-    """The places of every layer that holds one of the names: what is loaded again when these tensors have changed.
-
-    A layer is loaded as a whole, since vLLM repacks and fuses by the layer.
-    """
-    touched = {id(place.layer) for place in placed if any(name in names for name in place.names)}
-    return [place for place in placed if id(place.layer) in touched]
-
-
-def misfit(placed: Sequence[Place], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Why the tensors cannot be loaded, empty if nothing speaks against it before the model is touched.
-
-    Looks for a fused parameter with a part missing, and for a tensor of another number of dimensions than its parameter.
-    """
-    for place in placed:
-        present = [name for name in place.names if name in tensors]
-        if len(present) not in (0, len(place.names)):
-            return f"{place.parameter} is made of {', '.join(place.names)}, of which the bundle has only {', '.join(present)}"
-        weight = getattr(place.layer, place.attribute)
-        for name in present:
-            if weight.numel() > 0 and tensors[name].ndim != weight.ndim:
-                return f"{name} has shape {tuple(tensors[name].shape)}, {place.parameter} has {tuple(weight.shape)}"
-    return ""
+def rows(slot: Slot, pieces: Sequence[Piece], index: int) -> Tensor:
+    """[1, ...] one entry of a parameter's first dimension as it was loaded."""
+    step = torch.Size(slot.shape[1:]).numel()
+    near = [piece for piece in pieces if _within(piece, slot, index)]
+    if any(piece.region.offset < index * step or piece.region.end > (index + 1) * step for piece in near):
+        return plain(slot, near)[index : index + 1]
+    one = Slot(slot.name, (1, *slot.shape[1:]), slot.dtype)
+    moved = [
+        Piece(region=Region(p.region.offset - index * step, p.region.size, p.region.stride), source=_values(slot, p))
+        for p in near
+    ]
+    return plain(one, moved)
 
 
-def verify_loaded(placed: Sequence[Place], tensors: Mapping[str, torch.Tensor], *, whole: bool) -> set[str]:
-    """Names of the tensors found in these places as they are in the bundle; ``whole``: the model is not sharded.
-
-    Parameters are compared byte by byte after conversion to their type, packed weights by ``PROBES`` columns. Raises
-    ``RuntimeError`` on a difference, or if nothing could be compared.
-    """
-    verified: set[str] = set()
-    for place in placed:
-        if any(name not in tensors for name in place.names):
-            continue
-        expected = [tensors[name] for name in place.names]
-        compared = False
-        weight = getattr(place.layer, place.attribute)
-        if weight.numel() > 0:
-            compared = _compare_rows(place, weight, expected, whole=whole)
-        if place.attribute == "weight" and whole and hasattr(place.layer, "cpu_linear"):
-            compared |= _compare_probes(place, weight, expected)
-        if compared:
-            verified.update(place.names)
-    if not verified:
-        raise RuntimeError("no weight of the engine could be compared with the bundle")
-    return verified
+def _within(piece: Piece, slot: Slot, index: int) -> bool:
+    step = torch.Size(slot.shape[1:]).numel()
+    return piece.region.offset < (index + 1) * step and piece.region.end > index * step
 
 
-def confirm(placed: Sequence[Place], told: Mapping[str, tuple[Sequence[int], int]], *, dtype: torch.dtype) -> set[str]:
-    """Names of the tensors found in these places by their (shape, checksum). Only parameters of ``dtype`` can be looked at.
-
-    Raises ``RuntimeError`` on a difference, or if nothing could be looked at.
-    """
-    shapes = {name: shape for name, (shape, _) in told.items()}
-    found: set[str] = set()
-    for place in placed:
-        for name, rows in held_rows(place, shapes).items():
-            if rows.dtype != dtype:
-                continue
-            if checksum_of_tensor(rows) != told[name][1]:
-                raise RuntimeError(f"{place.parameter} has not the checksum of {name} after the transfer")
-            found.add(name)
-    if not found:
-        raise RuntimeError("no weight of the engine could be compared with the learner's")
-    return found
+def _values(slot: Slot, piece: Piece) -> Tensor:
+    if piece.checksum is not None:
+        raise Unproven(f"{slot.name} ({_names([piece])}) is packed, and what was sent is gone: it cannot be compared")
+    if piece.source is not None and piece.source.is_meta:
+        raise Unproven(f"{slot.name} is computed from itself after loading: it cannot be compared")
+    return torch.full(piece.region.size, piece.constant, dtype=slot.dtype) if piece.source is None else piece.source
 
 
-def held_rows(place: Place, shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
-    """The rows of the parameter that hold each of the place's tensors, by name; empty if it is stored in another form."""
-    weight = getattr(place.layer, place.attribute)
-    if weight.numel() == 0 or any(name not in shapes for name in place.names):
-        return {}
-    heights = [shapes[name][0] for name in place.names]
-    if weight.shape[0] < sum(heights) or any(tuple(shapes[name][1:]) != weight.shape[1:] for name in place.names):
-        return {}
-    return dict(zip(place.names, weight[: sum(heights)].split(heights), strict=True))
+def same_values(held: Tensor, sent: Tensor, dtype: torch.dtype) -> bool:
+    """Equal bit by bit in the type that the loader wrote. On two devices checksums are compared, so that nothing travels."""
+    sent = sent.to(dtype)
+    if held.dtype != dtype:
+        sent, dtype = sent.to(held.dtype), held.dtype
+    return same_bytes(held, sent) if held.device == sent.device else checksum_of_tensor(held) == checksum_of_tensor(sent)
 
 
-def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
+def same_bytes(left: Tensor, right: Tensor) -> bool:
     """Equal bit by bit, for tensors of one shape and type: as integers, which compare three times as fast as floats."""
     left, right = left.contiguous().view(-1), right.contiguous().view(-1)
     wide = 8 // left.element_size()
@@ -130,32 +283,58 @@ def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
     return torch.equal(left.view(torch.uint8), right.view(torch.uint8))
 
 
-def _compare_rows(place: Place, weight: torch.Tensor, expected: list[torch.Tensor], *, whole: bool) -> bool:
-    """True if the parameter was compared; False if it is sharded or stored in another form."""
-    rows = sum(tensor.shape[0] for tensor in expected)
-    if weight.shape[1:] != expected[0].shape[1:] or weight.shape[0] < rows or not weight.dtype.is_floating_point:
-        return False
-    if weight.shape[0] > rows and not whole:  # padded vocabulary, or a shard that happens to be larger than a part
-        return False
-    start = 0
-    for tensor, name in zip(expected, place.names, strict=True):
-        held = weight[start : start + tensor.shape[0]]
-        if not same_bytes(held, tensor.to(device=weight.device, dtype=weight.dtype)):
-            raise RuntimeError(f"{place.parameter} differs from {name} after loading")
-        start += tensor.shape[0]
-    return True
+def _twins(model: nn.Module) -> dict[str, list[str]]:
+    """Parameter -> all parameters that are the same tensor, itself first: a tied head is loaded as the embedding."""
+    by_tensor: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        by_tensor.setdefault(id(parameter), []).append(name)
+    return {name: sorted(names, key=lambda other: other != name) for names in by_tensor.values() for name in names}
 
 
-def _compare_probes(place: Place, weight: torch.Tensor, expected: list[torch.Tensor]) -> bool:
-    """Multiply unit vectors by the packed weight: exact in every float type, since each sum has one non-zero term."""
-    if expected[0].ndim != 2:
-        return False
-    width = expected[0].shape[1]
-    chosen = torch.linspace(0, width - 1, PROBES).long()
-    columns = torch.cat([tensor[:, chosen] for tensor in expected]).to(weight.dtype)  # [N, PROBES]
-    units = torch.zeros(PROBES, width, dtype=weight.dtype)
-    units[torch.arange(PROBES), chosen] = 1.0
-    answer = place.layer.cpu_linear(units, weight, None)  # [PROBES, N or more]
-    if not torch.equal(answer[:, : len(columns)], columns.T):
-        raise RuntimeError(f"the packed copy of {place.parameter} differs from {', '.join(place.names)} after loading")
-    return True
+def _all_written(slot: Slot, pieces: Sequence[Piece]) -> bool:
+    return bool(covered([piece.region for piece in pieces], torch.Size(slot.shape).numel()).all())
+
+
+def _proof(trace: LoadTrace, tensors: Mapping[str, Shape], parts: set[str]) -> Proof:
+    taken: dict[str, list[Region]] = {}
+    probed: set[str] = set()
+    whole: set[str] = set()
+    for parameter, pieces in trace.pieces.items():
+        for piece in pieces:
+            if parameter in parts:
+                probed.update(piece.names)
+            for name in piece.names:
+                size = torch.Size(tensors[name]).numel()
+                if piece.taken is None or (piece.taken.numel == size and 0 not in piece.taken.stride):
+                    whole.add(name)
+                else:
+                    taken.setdefault(name, []).append(piece.taken)
+    used = whole | taken.keys()
+    return Proof(
+        exact=frozenset(used - probed),
+        probed=frozenset(probed),
+        taken={name: tuple(regions) for name, regions in taken.items() if name not in whole},
+    )
+
+
+def unproven(proofs: Sequence[Proof], tensors: Mapping[str, Shape]) -> list[str]:
+    """Of the loaded tensors those that the workers together have not used wholly: left out, or a shard that nobody took."""
+    found = []
+    for name, shape in tensors.items():
+        using = [proof for proof in proofs if name in proof.exact or name in proof.probed]
+        regions = [proof.taken.get(name) for proof in using]
+        if not using or not (None in regions or _tiled([r for part in regions if part for r in part], torch.Size(shape).numel())):
+            found.append(name)
+    return found
+
+
+def _tiled(regions: Sequence[Region], numel: int) -> bool:
+    return bool(covered(set(regions), numel).all())
+
+
+def _names(pieces: Sequence[Piece]) -> str:
+    return ", ".join(dict.fromkeys(name for piece in pieces for name in piece.names)) or "a constant"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

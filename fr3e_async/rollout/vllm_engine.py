@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,6 +52,7 @@ from fr3e_async.weights.bundle import tensor_bytes
 
 T = TypeVar("T")
 Load = Callable[[AsyncLLM, WeightManifest], Awaitable[dict[str, Any]]]
+WHOLE_EVERY = 50  # loads after which packed weights are compared whole again
 LOOK_S = 0.5  # how soon the death of the core is seen by a call that waits for it
 FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT, "error": Finish.ABORT}
 
@@ -241,7 +243,7 @@ class VllmEngine:
             except ValueError as error:
                 raise WeightsRefused(str(error)) from error
             if self._held.same(bundle.manifest):  # the model is right as it is, and so is what its cache holds
-                reply: dict[str, Any] = {"loaded": [], "load_s": 0.0, "verify_s": 0.0}
+                reply: dict[str, Any] = {"exact": [], "probed": [], "load_s": 0.0, "verify_s": 0.0}
                 pause_s = 0.0
                 await self._label(self._alive(), bundle.version)
             else:
@@ -251,7 +253,8 @@ class VllmEngine:
                 version=bundle.version,
                 checksum=self._held.checksum(bundle.manifest),
                 verified_tensors=self._held.verified,
-                loaded_tensors=len(reply["loaded"]),
+                probed_tensors=self._held.probed,
+                loaded_tensors=len(reply["exact"]) + len(reply["probed"]),
                 copied_bytes=copied.copied_bytes,
                 skipped_bytes=copied.skipped_bytes,
                 copy_s=copied.time_s,
@@ -272,6 +275,7 @@ class VllmEngine:
                 version=manifest.version,
                 checksum=self._held.checksum(manifest),
                 verified_tensors=self._held.verified,
+                probed_tensors=self._held.probed,
                 loaded_tensors=len(manifest.names),
                 copied_bytes=sum(tensor_bytes(manifest, index) for index in range(len(manifest.names))),
                 skipped_bytes=0,
@@ -282,25 +286,24 @@ class VllmEngine:
             )
 
     async def _take_over(self, llm: AsyncLLM, manifest: WeightManifest) -> dict[str, Any]:
-        """vLLM's three calls and our comparison; the new version is in force when this returns."""
+        """vLLM's three calls between two of ours; the new version is in force when this returns."""
         shapes = [list(shape) for shape in manifest.shapes]
-        told = (manifest.dtype, list(manifest.names), shapes, list(manifest.checksums))
         started = time.perf_counter()
-        try:
+        async with self._or_broken(f"weights v{manifest.version} did not arrive to the end"):
+            await llm.collective_rpc("fr3e_expect_weights")
             await llm.start_weight_update()
             await llm.update_weights(WeightTransferUpdateRequest(update_info=update_info(manifest)))
             await llm.finish_weight_update()
             loaded = time.perf_counter()
-            verified = await llm.collective_rpc("fr3e_confirm_weights", args=told)
-        except EngineDeadError:
-            raise
-        except Exception as error:  # the type that vLLM gives to whatever a worker raised
-            self._broken = f"weights v{manifest.version} did not arrive to the end: {error}"
-            raise EngineDead(self._broken) from error
-        self._held.loaded(manifest, verified)
+            replies = await llm.collective_rpc("fr3e_prove_weights", args=(list(manifest.names), shapes, *self._thoroughness()))
+            self._held.proven(manifest, replies)
         self._loads += 1
         await self._label(llm, manifest.version)
         return {"load_s": loaded - started, "verify_s": time.perf_counter() - loaded}
+
+    def _thoroughness(self) -> tuple[bool, int]:
+        """(must every element be compared, number of this load): at the first load, the first update and now and then."""
+        return self._loads < 2 or self._loads % WHOLE_EVERY == 0, self._loads
 
     async def _switch(self, manifest: WeightManifest, load: Load) -> tuple[dict[str, Any], float]:
         """Pause, load, label, resume; (what ``load`` returns, seconds). Whatever goes wrong, requests are not left hanging."""
@@ -320,20 +323,28 @@ class VllmEngine:
 
     async def _load(self, llm: AsyncLLM, manifest: WeightManifest) -> dict[str, Any]:
         """The slowest worker's reply; the new version is in force when this returns."""
-        try:
-            replies = await llm.collective_rpc("fr3e_load_weights", args=self._held.load_call(manifest))
-        except EngineDeadError:
-            raise
-        except Exception as error:  # the type that vLLM gives to whatever a worker raised
-            self._broken = f"weights v{manifest.version} were not loaded to the end: {error}"
-            raise EngineDead(self._broken) from error
-        refusals = [reply["refused"] for reply in replies if "refused" in reply]
+        call = (*self._held.load_call(manifest), *self._thoroughness())
+        async with self._or_broken(f"weights v{manifest.version} were not loaded to the end"):
+            replies = await llm.collective_rpc("fr3e_load_weights", args=call)
+            refusals = [reply["refused"] for reply in replies if "refused" in reply]
+            if not refusals:
+                self._held.proven(manifest, replies)
         if refusals:
             raise WeightsRefused(f"weights v{manifest.version}: {refusals[0]}")  # every rank judges the same names alike
-        self._held.loaded(manifest, [reply["verified"] for reply in replies])
         self._loads += 1
         await self._label(llm, manifest.version)
         return max(replies, key=lambda reply: reply["load_s"] + reply["verify_s"])
+
+    @asynccontextmanager
+    async def _or_broken(self, what: str) -> AsyncIterator[None]:
+        """After any error inside, the model may be half-loaded: ``EngineDead``, from now on."""
+        try:
+            yield
+        except EngineDeadError:
+            raise
+        except Exception as error:  # the type that vLLM gives to whatever a worker raised
+            self._broken = f"{what}: {error}"
+            raise EngineDead(self._broken) from error
 
     async def _label(self, llm: AsyncLLM, version: int) -> None:
         """Tokens sampled from now on carry the version."""

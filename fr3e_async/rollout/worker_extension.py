@@ -1,4 +1,4 @@
-"""Runs inside vLLM's worker process: loads weights, and ends with its owner.
+"""Runs inside vLLM's worker process: loads weights, proves the load, and ends with its owner.
 
 vLLM imports this module there and mixes ``WorkerExtension`` into its worker class, so that ``collective_rpc`` can call
 the methods. A load is one call between two steps: no step ever sees half of it. Knows nothing of requests, versions and
@@ -7,21 +7,25 @@ entropies (``columns_extension`` adds those).
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from vllm.config import set_current_vllm_config
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from fr3e_async.rollout import transfer  # noqa: F401 - makes the gloo backend known to vLLM
-from fr3e_async.rollout.loaded_weights import Place, confirm, misfit, places, stored_with, verify_loaded
+from fr3e_async.rollout.load_trace import LoadTrace
+from fr3e_async.rollout.loaded_weights import Layout, Packer, Proof, Shape, prove
 from fr3e_async.rollout.owner import die_with_owner
-from fr3e_async.weights import SharedMapping, shared_tensors
+from fr3e_async.weights import SharedMapping, checksum_of_tensor, shared_tensors
 
 MAPPING = SharedMapping()  # of this process: one worker
+LAYOUT = Layout()  # of this worker's model
 
 
 class WorkerExtension:
@@ -31,79 +35,164 @@ class WorkerExtension:
     model_config: Any
     model_runner: Any
     use_v2_model_runner: bool
+    _fr3e_arrival: Arrival | None = None
 
     def fr3e_load_weights(
-        self, path: str, dtype: str, names: list[str], shapes: list[list[int]], starts: list[int], changed: list[str]
-    ) -> dict[str, Any]:
-        """Load the ``changed`` tensors of a shared buffer into the model and compare what can be compared.
+        self, path: str, dtype: str, names: list[str], shapes: list[list[int]], starts: list[int], changed: list[str],
+        whole: bool, turn: int,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Load the ``changed`` tensors of a shared buffer into the model, and prove it (``prove``: ``whole``, ``turn``).
 
         Tensors that are stored in one layer with them are loaded again; the buffer holds all of a version's.
-        Returns ``{"refused": reason}`` (nothing was changed) or the names ``"loaded"`` and ``"verified"`` with ``"load_s"``
-        and ``"verify_s"``, seconds. Anything raised means that the model may be half-loaded.
+        Returns ``{"refused": reason}`` (nothing was changed) or ``_reply``; of a whole proof with the checksums of what the
+        model was compared with. Anything raised means that the model may be half-loaded.
         """
         tensors = dict(shared_tensors(MAPPING.of(path), names, shapes, starts, dtype))
-        model = self.model_runner.get_model()
-        placed = places(model)
-        if reason := misfit(placed, tensors):
+        told: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if reason := LAYOUT.misfit(told):
             return {"refused": reason}
         if not changed:
-            return {"loaded": [], "verified": [], "load_s": 0.0, "verify_s": 0.0}
-        started = time.perf_counter()
+            return _reply(Proof(exact=frozenset()), {}, load_s=0.0, verify_s=0.0)
+        model = self.model_runner.get_model()
+        layers: set[str] | None = None
         if len(changed) < len(tensors):
-            placed = stored_with(placed, set(changed))
-            tensors = {name: tensors[name] for name in _wanted(placed, changed) if name in tensors}
-            layers = list({id(place.layer): place.layer for place in placed}.values())
-        else:
-            layers = [model]
+            layers, wanted = LAYOUT.touched(changed)
+            tensors = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        started = time.perf_counter()
         with torch.no_grad(), set_current_vllm_config(self.vllm_config):
-            _load(model, layers, self.model_config, tensors, expected={place.parameter for place in placed})
+            trace = _load(model, layers, self.model_config, tensors)
             loaded = time.perf_counter()
-            whole = self.vllm_config.parallel_config.tensor_parallel_size == 1
-            verified = verify_loaded(placed, tensors, whole=whole)
-        times = {"load_s": loaded - started, "verify_s": time.perf_counter() - loaded}
-        return {"loaded": list(tensors), "verified": sorted(verified), **times}
+            proof = prove(model, trace, told, layers=layers, packer_of=packer_of, whole=whole, turn=turn)
+            found = {name: checksum_of_tensor(tensor) for name, tensor in tensors.items()} if whole else {}
+        LAYOUT.learn(trace, told)
+        return _reply(proof, found, load_s=loaded - started, verify_s=time.perf_counter() - loaded)
 
-    def fr3e_confirm_weights(self, dtype: str, names: list[str], shapes: list[list[int]], checksums: list[int]) -> list[str]:
-        """After vLLM's own transfer: names of the tensors whose checksums were found in the model.
+    def fr3e_expect_weights(self) -> None:
+        """Before vLLM's own transfer: follow what its loads write, and find checksums of what arrives."""
+        model = self.model_runner.get_model()
+        _as_at_first([model])
+        self._fr3e_arrival = Arrival(model)
 
-        Raises if one is another. Packed and sharded weights cannot be looked at.
-        """
+    def fr3e_prove_weights(self, names: list[str], shapes: list[list[int]], whole: bool, turn: int) -> dict[str, Any]:
+        """After vLLM's own transfer of these tensors: ``_reply``, with the checksums of what arrived here. Raises ``Unproven``."""
+        arrival, self._fr3e_arrival = self._fr3e_arrival, None
+        if arrival is None or arrival.trace is None:
+            raise RuntimeError("no weights have arrived")
+        arrival.close()
+        started = time.perf_counter()
+        told: dict[str, Shape] = {name: tuple(shape) for name, shape in zip(names, shapes, strict=True)}
         model = self.model_runner.get_model()
         with torch.no_grad(), set_current_vllm_config(self.vllm_config):
             repack([model])
-        told = dict(zip(names, zip(shapes, checksums, strict=True), strict=True))
-        return sorted(confirm(places(model), told, dtype=getattr(torch, dtype)))
+            proof = prove(model, arrival.trace, told, packer_of=packer_of, whole=whole, turn=turn)
+        LAYOUT.learn(arrival.trace, told)
+        return _reply(proof, arrival.checksums, load_s=0.0, verify_s=time.perf_counter() - started)
 
 
-def _wanted(placed: Sequence[Place], changed: Sequence[str]) -> dict[str, None]:
-    """Names in these places; a changed tensor without a place of its own (an expert's, say) is one of them."""
-    return dict.fromkeys([*(name for place in placed for name in place.names), *changed])
+class Arrival:
+    """Stands before a model's ``load_weights``, which vLLM's transfer calls once or several times, until ``close``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.trace: LoadTrace | None = None  # begins with the first load: only then the parameters are ready for it
+        self.checksums: dict[str, int] = {}
+        original = model.load_weights
+
+        def load_weights(weights: Iterable[tuple[str, Tensor]], *args: Any, **kwargs: Any) -> Any:
+            # Where there is memory, and packing, the values are kept; on a GPU what was received is gone afterwards.
+            self.trace = self.trace or LoadTrace(model, keep=not torch.cuda.is_available())
+            with self.trace:
+                return original(self.trace.watched(self._summed(weights)), *args, **kwargs)
+
+        model.load_weights = load_weights
+
+    def _summed(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            self.checksums[name] = checksum_of_tensor(tensor)
+            yield name, tensor
+
+    def close(self) -> None:
+        del self._model.load_weights  # the class's own is left
+
+
+def _reply(proof: Proof, checksums: Mapping[str, int], *, load_s: float, verify_s: float) -> dict[str, Any]:
+    """What travels to the engine: a proof, checksums by name, seconds."""
+    return proof.told() | {"checksums": dict(checksums), "load_s": load_s, "verify_s": verify_s}
 
 
 def _load(
-    model: nn.Module, layers: Sequence[nn.Module], model_config: Any, tensors: Mapping[str, torch.Tensor], *, expected: set[str]
-) -> None:
-    """vLLM's own reload, by Hugging Face names: it fuses q/k/v and gate/up, shards, and keeps the parameters' addresses.
+    model: nn.Module, paths: Collection[str] | None, model_config: Any, tensors: Mapping[str, Tensor]
+) -> LoadTrace:  # fmt: skip
+    """vLLM's own reload, by checkpoint names: it fuses q/k/v and gate/up, shards, and keeps the parameters' addresses.
 
-    Only ``layers`` are prepared for it; ``tensors`` must hold all of theirs. ``expected``: parameters that must be loaded.
+    Only the layers at ``paths`` are prepared for it (None: all); ``tensors`` must hold all of theirs.
     """
-    expected &= {name for name, _ in model.named_parameters()}  # a tied head counts under its embedding's name
+    layers = [model] if paths is None else _layers(model, paths)
+    _as_at_first(layers)
     for layer in layers:
         initialize_layerwise_reload(layer)
-    loaded = model.load_weights(tensors.items())
+    trace = LoadTrace(model)
+    with trace:
+        model.load_weights(trace.watched(tensors.items()))
     for layer in layers:
         finalize_layerwise_reload(layer, model_config)
-    if loaded is not None and (missing := expected - set(loaded)):
-        raise RuntimeError(f"{len(missing)} weights of the engine were not loaded, e.g. {min(missing)}")
     repack(layers)
+    return trace
+
+
+def _layers(model: nn.Module, paths: Collection[str]) -> list[nn.Module]:
+    """Those at the paths, those that share a parameter with them, and last what makes tensors of its own out of them."""
+    named = dict(model.named_modules())
+    shared = {id(parameter) for path in paths for parameter in named[path].parameters(recurse=False)}
+    chosen = [
+        layer for path, layer in named.items()
+        if path in paths or any(id(parameter) in shared for parameter in layer.parameters(recurse=False))
+    ]  # fmt: skip
+    return chosen + [layer for layer in named.values() if is_deferred_attention_layer(layer)]
+
+
+def _as_at_first(layers: Sequence[nn.Module]) -> None:
+    """On CPU vLLM packs experts only when it makes a layer's kernel, which it does once: have it made again.
+
+    Elsewhere nothing is packed there, and CUDA graphs hold on to the kernel.
+    """
+    for layer in _inner(layers):
+        if _experts_of(layer) is not None:
+            layer.quant_method.moe_kernel = None
+
+
+def _experts_of(layer: nn.Module) -> Any:
+    """What packs a layer's experts on CPU, None if nothing does."""
+    kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in layer.parameters(recurse=False))
+    return getattr(kernel, "fused_experts", None) if on_cpu else None
+
+
+def packer_of(layer: nn.Module) -> Packer | None:
+    """Packs experts as the layer's kernel did when it was made."""
+    experts = _experts_of(layer)
+    if experts is None:
+        return None
+
+    def pack(layer: nn.Module, loose: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        shadow = copy.copy(layer)
+        shadow._parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in loose.items()}
+        copy.copy(experts).process_weights_after_loading(shadow)
+        return {name: shadow._parameters[name].data for name in loose}
+
+    return pack
 
 
 def repack(layers: Sequence[nn.Module]) -> None:
     """On CPU the embedding and a tied head keep a packed copy besides the weight, which a reload leaves stale."""
-    for layer in (inner for outer in layers for inner in outer.modules()):
+    for layer in _inner(layers):
         weight = getattr(layer, "weight", None)
         if hasattr(layer, "cpu_linear") and weight is not None and weight.ndim == 2 and weight.numel() > 0:
             layer.quant_method.process_weights_after_loading(layer)
+
+
+def _inner(layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    return (inner for outer in layers for inner in outer.modules())
 
 
 die_with_owner()

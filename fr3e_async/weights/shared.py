@@ -109,10 +109,17 @@ class SharedWeights:
             target = self._buffer.array[self._offsets[index] :][: tensor_bytes(manifest, index)]
             self._held.pop(index, None)  # until the new bytes are known to be right
             require_size(manifest, index, source)
-            require_checksum(manifest, index, copy_checked(target, source))
-            self._held[index] = manifest.checksums[index]
+            found = copy_checked(target, source)
+            require_checksum(manifest, index, found)
+            self._held[index] = found
             copied += len(target)
         return copied
+
+    def checksums(self, manifest: WeightManifest) -> dict[str, int]:
+        """By name, what was found of the copies here that are as the manifest has them."""
+        if self._buffer is None:
+            return {}
+        return {n: self._held[i] for i, n in enumerate(manifest.names) if self._held.get(i) == manifest.checksums[i]}
 
     def close(self) -> None:
         """Let go of the buffer. ``prepare`` makes a new one."""

@@ -1,0 +1,172 @@
+"""What a model's own loader writes where: every copy into a parameter, with the sent tensor that it was taken from. Pure torch.
+
+A loader fuses, shards, transposes, pads and renames in ways that differ from model to model. It does so by copying views of
+what it is given into views of parameters, and torch tells of each copy: no rule about a model needs to be known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fr3e_async.weights.checksum import checksum_of_tensor
+
+COPY, FILL, ZERO = torch.ops.aten.copy_.default, torch.ops.aten.fill_.Scalar, torch.ops.aten.zero_.default
+ITEM = torch.ops.aten._local_scalar_dense.default
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Elements of a flat tensor, as ``as_strided`` has them."""
+
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.size).numel()
+
+    @property
+    def end(self) -> int:
+        """One past the last element."""
+        return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+
+    def of(self, flat: Tensor) -> Tensor:
+        """A view of a contiguous tensor. ``IndexError`` if it reaches beyond its end."""
+        if self.end > flat.numel():
+            raise IndexError(f"elements up to {self.end} of {flat.numel()}")
+        return flat.as_strided(self.size, self.stride, flat.storage_offset() + self.offset)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What was written into one region of a parameter: a constant, or values from sent tensors."""
+
+    region: Region
+    source: Tensor | None = None  # the values, if they were kept
+    checksum: int | None = None  # of the values in the parameter's type, if they were not
+    constant: float = 0.0  # of neither
+    names: tuple[str, ...] = ()  # of the sent tensors
+    taken: Region | None = None  # the elements of the one sent tensor, if they were copied as they are
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A parameter in the form in which it is loaded."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Where a sent tensor lies in memory, which the trace does not keep."""
+
+    name: str
+    start: int  # address
+    nbytes: int
+    dtype: torch.dtype
+    contiguous: bool
+
+
+class LoadTrace(TorchDispatchMode):
+    """Record the pieces that are written while the mode is on. See the module's docstring.
+
+    ``keep``: hold on to the values, which must then stay as they are until they are compared; otherwise their checksums are
+    kept, for sources that are gone after the load.
+    """
+
+    def __init__(self, model: nn.Module, *, keep: bool = True) -> None:
+        super().__init__()
+        self._keep = keep
+        self._known: list[StorageWeakRef] = []  # so that no new storage gets the identity of one that is gone
+        self._slots: dict[int, Slot] = {}  # by storage
+        self._sent: dict[int, list[Sent]] = {}  # by storage, the newest last
+        self._made: dict[int, tuple[str, ...]] = {}  # storage of what was computed -> names of the sent tensors
+        self._item: tuple[Any, tuple[str, ...]] = None, ()  # the last number that was read, and of which tensors
+        self.slots: dict[str, Slot] = {}
+        self.pieces: dict[str, list[Piece]] = {}  # by parameter, in the order of writing
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.slots[name] = slot = Slot(name, tuple(parameter.shape), parameter.dtype)
+            self._slots.setdefault(self._remember(parameter), slot)
+
+    def watched(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors, each known from here on by its name."""
+        for name, tensor in tensors:
+            sent = Sent(name, tensor.data_ptr(), tensor.nbytes, tensor.dtype, tensor.is_contiguous())
+            self._sent.setdefault(self._remember(tensor), []).append(sent)
+            yield name, tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func in (COPY, FILL, ZERO) and (slot := self._slots.get(_storage(args[0]))):
+            self._record(slot, func, args)
+        out = func(*args, **(kwargs or {}))
+        if func is ITEM:
+            self._item = out, self._origin(args[0])[0]
+        if isinstance(out, Tensor) and func is not COPY and not out.is_meta:
+            self._follow(args, out)
+        return out
+
+    def _record(self, slot: Slot, func: Any, args: Sequence[Any]) -> None:
+        if func is COPY and self._slots.get(_storage(args[1])) is slot:  # vLLM puts some back into themselves
+            return
+        region = Region(args[0].storage_offset(), tuple(args[0].size()), tuple(args[0].stride()))
+        pieces = self.pieces.setdefault(slot.name, [])
+        pieces[:] = [piece for piece in pieces if piece.region != region]  # vLLM loads some twice
+        if func is not COPY:
+            value = args[1] if func is FILL else 0
+            names = self._item[1] if func is FILL and value == self._item[0] else ()
+            pieces.append(Piece(region=region, constant=float(value), names=names))
+            return
+        source = args[1].detach().expand(region.size)
+        names, taken = self._origin(source)
+        kept = self._keep or source.is_meta
+        pieces.append(
+            Piece(
+                region=region, names=names, taken=taken, source=source if kept else None,
+                checksum=None if kept else checksum_of_tensor(source.to(slot.dtype)),
+            )
+        )  # fmt: skip
+
+    def _follow(self, args: Sequence[Any], out: Tensor) -> None:
+        """What is computed from sent tensors carries their names on."""
+        key = _storage(out)
+        if not key or key in self._slots or key in self._sent or key in self._made:
+            return
+        if names := dict.fromkeys(name for arg in args if isinstance(arg, Tensor) for name in self._origin(arg)[0]):
+            self._made[self._remember(out)] = tuple(names)
+
+    def _origin(self, tensor: Tensor) -> tuple[tuple[str, ...], Region | None]:
+        """Names of the sent tensors behind these values; and which elements of the one, if they are a view of it."""
+        key = _storage(tensor)
+        for sent in reversed(self._sent.get(key, [])):
+            start = tensor.data_ptr() - sent.start
+            if 0 <= start < max(sent.nbytes, 1):
+                region = Region(start // tensor.element_size(), tuple(tensor.size()), tuple(tensor.stride()))
+                return (sent.name,), region if sent.contiguous and sent.dtype == tensor.dtype else None
+        return self._made.get(key, ()), None
+
+    def _remember(self, tensor: Tensor) -> int:
+        self._known.append(StorageWeakRef(tensor.untyped_storage()))
+        return _storage(tensor)
+
+
+def _storage(tensor: Tensor) -> int:
+    """The identity of a tensor's memory, as long as it lives; 0 for one that has none."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else 0
+
+
+def covered(regions: Iterable[Region], numel: int) -> Tensor:
+    """[numel] bool: the elements that lie in one of the regions."""
+    seen = torch.zeros(numel, dtype=torch.bool)
+    for region in regions:
+        region.of(seen).fill_(True)
+    return seen

@@ -1,0 +1,135 @@
+"""Loads into vLLM's own models and proofs of them, without an engine: one JSON line for each load. A process of its own.
+
+python tests/loader_driver.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}  # fmt: skip
+
+import torch
+import transformers
+from torch import nn
+from transformers import GPT2Config, MixtralConfig, Qwen2Config, Qwen2MoeConfig, Qwen3MoeConfig
+from vllm.config import set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader import get_model
+
+from fr3e_async.learner.export import on_disk
+from fr3e_async.learner.spec import free_address
+from fr3e_async.rollout import worker_extension
+from fr3e_async.rollout.loaded_weights import Layout, Unproven, prove, unproven
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 128,
+}  # fmt: skip
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+CONFIGS = {
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2_moe": Qwen2MoeConfig(**SHAPE, **EXPERTS, shared_expert_intermediate_size=32),
+    "qwen3_moe": Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=32, tie_word_embeddings=True),
+    "gpt2": GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=2, n_positions=128, bos_token_id=1, eos_token_id=2),
+    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
+}
+
+
+class Loaded:
+    """A model as vLLM serves it, and the one that a learner would train."""
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        torch.manual_seed(0)
+        self.learner = transformers.AutoModelForCausalLM.from_config(config).float()
+        self.learner.save_pretrained(folder)
+        args = EngineArgs(
+            model=str(folder), skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=64,
+            load_format="safetensors",
+        )  # fmt: skip
+        self.config = args.create_engine_config()
+        with set_current_vllm_config(self.config):
+            if not torch.distributed.is_initialized():
+                init_distributed_environment(1, 0, "tcp://{}:{}".format(*free_address("127.0.0.1")), 0, backend="gloo")
+                initialize_model_parallel(1, 1)  # with a group for experts, since the first model has some
+            self.model = get_model(vllm_config=self.config)
+        self.layout = Layout()
+
+    def load(self, turn: int, *, part: str = "", spoil: Callable[[nn.Module], None] = lambda model: None) -> str:
+        """Change the tensors with ``part`` in their names, load and prove. What came of it, in short."""
+        with torch.no_grad():
+            for name, parameter in self.learner.named_parameters():
+                if part in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        sent = {name: weight.detach() for name, weight in on_disk(self.learner, dict(self.learner.named_parameters())).items()}
+        shapes = {name: tuple(weight.shape) for name, weight in sent.items()}
+        layers = None
+        if part:
+            layers, wanted = self.layout.touched([name for name in sent if part in name])
+            sent = {name: weight for name, weight in sent.items() if name in wanted}
+        with torch.no_grad(), set_current_vllm_config(self.config):
+            trace = worker_extension._load(self.model, layers, self.config.model_config, sent)
+            spoil(self.model)
+            try:
+                proof = prove(
+                    self.model, trace, shapes, layers=layers, packer_of=worker_extension.packer_of, whole=turn < 2, turn=turn
+                )
+            except Unproven as error:
+                return str(error)
+        self.layout.learn(trace, shapes)
+        left = unproven([proof], {name: shapes[name] for name in sent})
+        return f"{len(proof.exact)} exact, {len(proof.probed)} probed of {len(sent)}, {len(left)} left"
+
+
+def transposed(model: nn.Module) -> None:
+    layer = model.get_submodule("model.layers.1.self_attn.o_proj")
+    kept = layer.cpu_linear(torch.eye(64), layer.weight, None)  # [K, N], the transpose of the weight
+    layer.cpu_linear = lambda x, weight, bias: nn.functional.linear(x, kept, bias)
+
+
+def one_expert(model: nn.Module) -> None:
+    experts = [layer for layer in model.get_submodule("model.layers.0").modules() if "w2_weight" in layer._parameters]
+    experts[0].w2_weight.data[2] *= 1.01
+
+
+def spoilt(found: Loaded) -> Iterator[tuple[str, str]]:
+    """(how a load was spoilt, what came of it), on a mixture with a tied head."""
+    yield "transposed", found.load(0, spoil=transposed)
+    yield "one expert", found.load(0, spoil=one_expert)
+    stale = found.model.lm_head.cpu_linear
+    yield "stale head", found.load(0, spoil=lambda model: setattr(model.lm_head, "cpu_linear", stale))
+    repack, worker_extension.repack = worker_extension.repack, lambda layers: None
+    yield "head not packed again", found.load(0)
+    worker_extension.repack = repack
+    again, worker_extension._as_at_first = worker_extension._as_at_first, lambda layers: None
+    yield "experts as vLLM reloads them", found.load(0)
+    worker_extension._as_at_first = again
+    found.model.load_weights = lambda weights: type(found.model).load_weights(
+        found.model, ((name, tensor) for name, tensor in weights if "0.self_attn.k_proj.weight" not in name)
+    )
+    yield "skipped", found.load(0)
+    del found.model.load_weights
+    yield "mended", found.load(0)
+
+
+def main(folder: Path) -> None:
+    torch.accelerator.empty_cache = lambda: None  # vLLM's worker does so too, where there is no accelerator
+    for name, config in CONFIGS.items():
+        found = Loaded(folder / name, config)
+        loads = [found.load(turn) for turn in range(3)] + [found.load(3, part=".1.")]
+        print(json.dumps({"model": name, "loads": loads}), flush=True)
+        if name == "qwen3_moe":
+            print(json.dumps({"model": "spoilt"} | dict(spoilt(found))), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
