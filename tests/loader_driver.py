@@ -1,15 +1,19 @@
-"""Loads into vLLM's own models and proofs of them, without an engine: one JSON line for each load. A process of its own.
+"""Loads into vLLM's own models and proofs of them, without an engine, as JSON lines. A process of its own.
 
 python tests/loader_driver.py FOLDER
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ |= {
@@ -17,6 +21,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
 }  # fmt: skip
 
+import msgspec
 import torch
 import transformers
 from torch import nn
@@ -25,11 +30,16 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from fr3e_async.learner.export import on_disk
 from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import worker_extension
-from fr3e_async.rollout.loaded_weights import Layout, Unproven, prove, unproven
+from fr3e_async.rollout.held_weights import HeldWeights
+from fr3e_async.rollout.loaded_weights import EVERY, Layout, Unproven, prove
+from fr3e_async.rollout.port import in_hand
+from fr3e_async.types import WeightBundle
+from fr3e_async.weights import pack_tensors, unpack
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -45,8 +55,20 @@ CONFIGS = {
 }
 
 
-class Loaded:
-    """A model as vLLM serves it, and the one that a learner would train."""
+LARGE = {
+    "vocab_size": 8000, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8,
+    "max_position_embeddings": 128, "tie_word_embeddings": False,
+}  # fmt: skip
+TIMED = {  # 34 and 38 million parameters
+    "dense": Qwen2Config(**LARGE, num_hidden_layers=8),
+    "mixture": Qwen3MoeConfig(
+        **LARGE, num_hidden_layers=4, head_dim=64, moe_intermediate_size=256, num_experts=16, num_experts_per_tok=2
+    ),
+}
+
+
+class Loaded(worker_extension.WorkerExtension):
+    """A worker with a model as vLLM serves it, the engine's books about it, and the model that a learner would train."""
 
     def __init__(self, folder: Path, config: Any) -> None:
         torch.manual_seed(0)
@@ -56,38 +78,65 @@ class Loaded:
             model=str(folder), skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=64,
             load_format="safetensors",
         )  # fmt: skip
-        self.config = args.create_engine_config()
-        with set_current_vllm_config(self.config):
+        self.vllm_config = args.create_engine_config()
+        self.model_config = self.vllm_config.model_config
+        with set_current_vllm_config(self.vllm_config):
             if not torch.distributed.is_initialized():
                 init_distributed_environment(1, 0, "tcp://{}:{}".format(*free_address("127.0.0.1")), 0, backend="gloo")
                 initialize_model_parallel(1, 1)  # with a group for experts, since the first model has some
-            self.model = get_model(vllm_config=self.config)
-        self.layout = Layout()
+            self.model = get_model(vllm_config=self.vllm_config)
+        self.model_runner = SimpleNamespace(get_model=lambda: self.model)
+        self.held = HeldWeights()
+        self.seconds: list[tuple[float, float]] = []  # of CPU time, for each load: loading, proving
+        worker_extension.LAYOUT = Layout()
 
-    def load(self, turn: int, *, part: str = "", spoil: Callable[[nn.Module], None] = lambda model: None) -> str:
-        """Change the tensors with ``part`` in their names, load and prove. What came of it, in short."""
+    def changed(self, part: str) -> WeightBundle:
+        """The learner's next version: the tensors with ``part`` in their names have changed."""
         with torch.no_grad():
             for name, parameter in self.learner.named_parameters():
                 if part in name:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
-        sent = {name: weight.detach() for name, weight in on_disk(self.learner, dict(self.learner.named_parameters())).items()}
-        shapes = {name: tuple(weight.shape) for name, weight in sent.items()}
-        layers = None
-        if part:
-            layers, wanted = self.layout.touched([name for name in sent if part in name])
-            sent = {name: weight for name, weight in sent.items() if name in wanted}
-        with torch.no_grad(), set_current_vllm_config(self.config):
-            trace = worker_extension._load(self.model, layers, self.config.model_config, sent)
+        return pack_tensors(on_disk(self.learner, dict(self.learner.named_parameters())).items(), version=1)
+
+    def load(self, turn: int, *, part: str = "", spoil: Callable[[nn.Module], None] = lambda model: None) -> str:
+        """Load a version as an engine does, spoilt before it is proven. What came of it, in short."""
+        bundle = self.changed(part)
+        asyncio.run(self.held.receive(bundle, in_hand))
+        return self._told(bundle, spoil, lambda: self.fr3e_load_weights(*self.held.load_call(bundle.manifest), turn < 2, turn))
+
+    def hand_over(self, turn: int, *, lost: str = "") -> str:
+        """The same by vLLM's own transfer, on whose way a tensor may change."""
+        bundle = self.changed("")
+        manifest = bundle.manifest
+
+        def arrive() -> dict[str, Any]:
+            self.fr3e_expect_weights()
+            initialize_layerwise_reload(self.model)
+            with torch.no_grad(), set_current_vllm_config(self.vllm_config):
+                self.model.load_weights((name, tensor + (name == lost)) for name, tensor in unpack(bundle))
+                finalize_layerwise_reload(self.model, self.model_config)
+            return self.fr3e_prove_weights(list(manifest.names), [list(shape) for shape in manifest.shapes], turn < 2, turn)
+
+        return self._told(bundle, lambda model: None, arrive)
+
+    def _told(self, bundle: WeightBundle, spoil: Callable[[nn.Module], None], act: Callable[[], dict[str, Any]]) -> str:
+        started = time.process_time()
+
+        def proving(*args: Any, **options: Any) -> Any:
             spoil(self.model)
-            try:
-                proof = prove(
-                    self.model, trace, shapes, layers=layers, packer_of=worker_extension.packer_of, whole=turn < 2, turn=turn
-                )
-            except Unproven as error:
-                return str(error)
-        self.layout.learn(trace, shapes)
-        left = unproven([proof], {name: shapes[name] for name in sent})
-        return f"{len(proof.exact)} exact, {len(proof.probed)} probed of {len(sent)}, {len(left)} left"
+            loaded = time.process_time()
+            proof = prove(*args, **options)
+            self.seconds.append((loaded - started, time.process_time() - loaded))
+            return proof
+
+        worker_extension.prove = proving
+        try:
+            reply = msgspec.msgpack.decode(msgspec.msgpack.encode(act()))
+            self.held.proven(bundle.manifest, [reply])
+        except Unproven as error:
+            return str(error)
+        same = "same" if self.held.checksum(bundle.manifest) == bundle.checksum else "another"
+        return f"{len(reply['exact'])} exact, {len(reply['probed'])} probed, {same} checksum"
 
 
 def transposed(model: nn.Module) -> None:
@@ -118,6 +167,7 @@ def spoilt(found: Loaded) -> Iterator[tuple[str, str]]:
     )
     yield "skipped", found.load(0)
     del found.model.load_weights
+    yield "changed on the way", found.hand_over(0, lost="model.norm.weight")
     yield "mended", found.load(0)
 
 
@@ -125,10 +175,18 @@ def main(folder: Path) -> None:
     torch.accelerator.empty_cache = lambda: None  # vLLM's worker does so too, where there is no accelerator
     for name, config in CONFIGS.items():
         found = Loaded(folder / name, config)
-        loads = [found.load(turn) for turn in range(3)] + [found.load(3, part=".1.")]
+        loads = [found.load(turn) for turn in range(3)] + [found.load(3, part=".1."), found.hand_over(0), found.hand_over(4)]
         print(json.dumps({"model": name, "loads": loads}), flush=True)
         if name == "qwen3_moe":
             print(json.dumps({"model": "spoilt"} | dict(spoilt(found))), flush=True)
+    for name, config in TIMED.items():
+        found = Loaded(folder / name, config)
+        for turn in range(2 + EVERY):
+            found.load(turn)
+        load, whole, part = (statistics.median(times) for times in (
+            [load for load, _ in found.seconds], [proof for _, proof in found.seconds[:2]], [proof for _, proof in found.seconds[2:]]
+        ))  # fmt: skip
+        print(json.dumps({"model": name, "load_s": load, "whole_s": whole, "part_s": part}), flush=True)
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def test_probes_reach_every_column_in_turn():
                 assert proof.exact == set(sent) - {"q", "k", "v"}
             except Unproven:
                 seen += 1
-        assert seen == 1, "one load in 4, 4 of 16 columns each time"
+        assert seen == 1, "one load in EVERY, 4 of 16 columns each time"
 
 
 def test_a_stale_copy_of_a_tied_head_is_seen():
@@ -284,7 +284,7 @@ def test_packed_experts_are_packed_again_and_compared():
             seen.append(load(Engine(), spoil=one_wrong, packer_of=packer_of, whole=False, turn=turn).probed)
         except Unproven as error:
             assert "expert 1 from experts.1.w1, experts.1.w3" in str(error)  # noqa: PT017
-    assert seen == [frozenset(EXPERTS)] * (3 * EVERY - 1), "one expert in 3, one load in 4"
+    assert seen == [frozenset(EXPERTS)] * (3 * EVERY - 1), "one expert in 3, one load in EVERY"
 
 
 def test_a_layout_that_was_loaded_once_refuses_others():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fr3e_async.rollout.load_trace import LoadTrace, Piece, Region, Slot, covered
 from fr3e_async.weights.checksum import checksum_of_tensor
 
-EVERY = 4  # after most updates one packed layer in so many is looked at, another one each time
+EVERY = 8  # after most updates one packed layer in so many is looked at, another one each time
 PROBES = 4  # columns of its weight that are compared then; other ones each time
 BLOCK = 256  # columns that are compared at once where all are
 Shape = tuple[int, ...]

@@ -52,7 +52,7 @@ from fr3e_async.weights.bundle import tensor_bytes
 
 T = TypeVar("T")
 Load = Callable[[AsyncLLM, WeightManifest], Awaitable[dict[str, Any]]]
-WHOLE_EVERY = 50  # loads after which packed weights are compared whole again
+WHOLE_EVERY = 500  # loads after which packed weights are compared whole again
 LOOK_S = 0.5  # how soon the death of the core is seen by a call that waits for it
 FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT, "error": Finish.ABORT}
 
