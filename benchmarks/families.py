@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Pa
     try:
         for version, folder in enumerate(folders, start=1):
             if version > 1:
-                step(rank, version, folder)
+                step(rank, version, folder, behind=reference(folders[version - 2]))
             if version > 1 or served != folder:
                 await engine.load_weights(collect(rank.export(version)))
             asked = requests_of(f"v{version}")
@@ -152,8 +153,14 @@ async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Pa
         await engine.close()
 
 
-def step(rank: Any, version: int, folder: Path) -> None:
-    rank.train(samples_of(version - 1), version=version)
+def step(rank: Any, version: int, folder: Path, *, behind: Any) -> None:
+    """Train on rows as if ``behind``, the model of the version before, had sampled them, and export."""
+    samples = []
+    for sample in samples_of(version - 1):
+        with torch.no_grad():
+            own, _ = measured(behind, torch.from_numpy(sample.tokens.astype(np.int64)), sample.context_len)
+        samples.append(replace(sample, behaviour_logprobs=own.numpy()))
+    rank.train(samples, version=version)
     rank.save_hf(folder)
 
 
@@ -250,7 +257,7 @@ def _try(base: Path, folders: list[Path], row: Row, *, engine: bool) -> None:
 
     rank = LearnerRank(spec)
     rank.setup(0, 1, *rank.address())
-    step(rank, 1, folders[0])
+    step(rank, 1, folders[0], behind=reference(base, **overrides))
     row["reload"] = reload_error(rank, folders[0])
     if engine:
         if overrides:  # the engine starts from the user's folder, as in a run, and the comparison is with the exported one
