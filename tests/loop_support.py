@@ -107,6 +107,7 @@ class World:
         rescored: bool = False,
         counts: Mapping[str, int] = COUNTS,
         delay_s: float = 0.001,
+        judge_s: float = 0.0,
         right: float = 0.3,
         gain: float = 0.05,
         config: Config | None = None,
@@ -121,7 +122,7 @@ class World:
         self.folder, self.config = folder, config or loop_config(**sections, **sized)
         folder.mkdir(exist_ok=True)
         self._again = crew is not None
-        self._faults, self._rescored, self._delay_s = faults or {}, rescored, delay_s
+        self._faults, self._rescored, self._delay_s, self._judge_s = faults or {}, rescored, delay_s, judge_s
         self._right, self._gain = right, gain
         self._wrap, self._clock = wrap, clock
         self._names = dict.fromkeys(COUNTS, -1)
@@ -189,7 +190,7 @@ class World:
         number = self._names[role]
         name, faults = f"{role.removesuffix('s')}-{number}", self._faults.get(role) if number == 0 else None
         if role == VERIFIERS:
-            return FakeVerifier(name, faults=faults)
+            return FakeVerifier(name, delay_s=self._judge_s, faults=faults)
         made = FakeEngineWorker(
             name, delay_s=self._delay_s, right=self._right, gain=self._gain, faults=faults, clock=virtual_time.now
         )

@@ -86,7 +86,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_run(folder: Path) -> Path:
     """A run of fakes: 8 batches with books, journal, checkpoint; the rest of its files as a run writes them."""
-    world = World(folder, run={"checkpoint_every": 4})
+    world = World(folder, run={"checkpoint_every": 4}, judge_s=0.001)  # time in which the simulator can be calibrated
     world.run()
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(asdict(world.config))))
     (folder / "run.json").write_text("{}")
