@@ -25,7 +25,15 @@ import msgspec
 import torch
 import transformers
 from torch import nn
-from transformers import GPT2Config, MixtralConfig, Qwen2Config, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV3Config,
+    GPT2Config,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
@@ -38,7 +46,8 @@ from fr3e_async.learner.export import on_disk
 from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import worker_extension
 from fr3e_async.rollout.held_weights import HeldWeights
-from fr3e_async.rollout.loaded_weights import EVERY, Layout, Unproven, prove
+from fr3e_async.rollout.load_trace import Layout
+from fr3e_async.rollout.loaded_weights import EVERY, Unproven, prove
 from fr3e_async.rollout.port import in_hand
 from fr3e_async.types import WeightBundle
 from fr3e_async.weights import pack_tensors, unpack
@@ -51,7 +60,7 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 1, "max_position_embeddings": 128,
 }  # fmt: skip
 EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
     "qwen2_moe": Qwen2MoeConfig(**SHAPE, **EXPERTS, shared_expert_intermediate_size=32),
     "qwen3_moe": Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=32, tie_word_embeddings=True),
@@ -60,6 +69,14 @@ CONFIGS = {
 }
 
 
+LATENT = SHAPE | EXPERTS | {
+    "num_key_value_heads": 2, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32,
+    "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+CONFIGS |= {
+    "deepseek_v2": DeepseekV2Config(**LATENT, q_lora_rank=None),
+    "deepseek_v3": DeepseekV3Config(**LATENT, q_lora_rank=32, topk_method="noaux_tc"),
+}
 LARGE = {
     "vocab_size": 8000, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8,
     "max_position_embeddings": 128, "tie_word_embeddings": False,
@@ -102,7 +119,11 @@ class Loaded(worker_extension.WorkerExtension):
             for name, parameter in self.learner.named_parameters():
                 if part in name:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
-        return pack_tensors(on_disk(self.learner, dict(self.learner.named_parameters())).items(), version=1)
+        weights = dict(self.learner.named_parameters())
+        stored = {
+            name: tensor for name, tensor in self.learner.state_dict().items() if name in dict(self.learner.named_buffers())
+        }
+        return pack_tensors(on_disk(self.learner, weights | stored).items(), version=1)
 
     def load(self, turn: int, *, part: str = "", spoil: Callable[[nn.Module], None] = lambda model: None) -> str:
         """Load a version as an engine does, spoilt before it is proven. What came of it, in short."""
@@ -211,7 +232,7 @@ def alone() -> None:
     for name, config in CONFIGS.items():
         found = Loaded(FOLDER / name, config)
         loads = [found.load(turn) for turn in range(3)] + [found.load(3, part=".1."), found.hand_over(0), found.hand_over(4)]
-        error = found.experts_error() if hasattr(config, "num_experts_per_tok") else 0.0
+        error = found.experts_error() if name.endswith(("moe", "mixtral")) else 0.0
         print(json.dumps({"model": name, "loads": loads, "error": error}), flush=True)
         if name == "qwen3_moe":
             print(json.dumps({"model": "spoilt"} | dict(spoilt(found))), flush=True)

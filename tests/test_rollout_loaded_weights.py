@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fr3e_async.rollout.load_trace import LoadTrace, Piece, Region
-from fr3e_async.rollout.loaded_weights import EVERY, Layout, Proof, Unproven, known_checksum, prove, same_bytes, unproven
+from fr3e_async.rollout.load_trace import Layout, LoadTrace, Piece, Region
+from fr3e_async.rollout.loaded_weights import EVERY, Proof, Unproven, known_checksum, prove, same_bytes, unproven
 
 Q, K, V = torch.ones(4, 3), 2 * torch.ones(2, 3), 3 * torch.ones(2, 3)
 EMBEDDING = torch.arange(15.0).view(5, 3)
@@ -227,6 +227,20 @@ def test_a_parameter_that_is_computed_from_itself_is_an_error():
     trace.pieces["c_fc.weight"] = [Piece(region=Region(0, (4, 3), (3, 1)), source=torch.empty(4, 3, device="meta"))]
     with pytest.raises(Unproven, match=r"c_fc\.weight is computed from itself"):
         prove(model, trace, {}, layers=())
+
+
+def test_what_a_layer_makes_of_its_weights_must_come_out_the_same_again():
+    def make(model: Engine) -> None:
+        model.c_fc.made = nn.Parameter(2 * model.c_fc.weight, requires_grad=False)
+
+    def again(layer: nn.Module) -> dict[str, Tensor]:
+        return {"made": 2 * layer.weight} if "made" in layer._parameters else {}
+
+    assert load(Engine(), spoil=make, remade=again).exact == set(SENT)
+    with pytest.raises(Unproven, match=r"c_fc\.made is made after loading, nobody knows of what"):
+        load(Engine(), spoil=make)
+    with pytest.raises(Unproven, match=r"c_fc\.made is not what the layer makes"):
+        load(Engine(), spoil=make, remade=lambda layer: {"made": 3 * layer.weight})
 
 
 def pack(model: Engine) -> Tensor:

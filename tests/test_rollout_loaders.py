@@ -54,7 +54,15 @@ def test_two_workers_prove_their_shards_and_see_a_wrong_one(repository, tmp_path
 
 @pytest.mark.parametrize(
     ("model", "tensors", "kept", "again"),
-    [("mixtral", 41, 5, 19), ("qwen2_moe", 55, 11, 26), ("qwen3_moe", 44, 9, 21), ("gpt2", 28, 19, 12), ("qwen2", 26, 11, 12)],
+    [
+        ("mixtral", 41, 5, 19),
+        ("qwen2_moe", 55, 11, 26),
+        ("qwen3_moe", 44, 9, 21),
+        ("gpt2", 28, 19, 12),
+        ("qwen2", 26, 11, 12),
+        ("deepseek_v2", 36, 7, 23),
+        ("deepseek_v3", 41, 9, 26),
+    ],
 )
 def test_loads_are_proven(found, model, tensors, kept, again):
     """Every element at the first load and the first update; then what is kept as it was loaded, and of the rest a part."""

@@ -7,7 +7,7 @@ what it is given into views of parameters, and torch tells of each copy: no rule
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fr3e_async.weights.checksum import checksum_of_tensor
 
 COPY, FILL, ZERO = torch.ops.aten.copy_.default, torch.ops.aten.fill_.Scalar, torch.ops.aten.zero_.default
+Shape = tuple[int, ...]
 ITEM = torch.ops.aten._local_scalar_dense.default
 
 
@@ -157,6 +158,48 @@ class LoadTrace(TorchDispatchMode):
     def _remember(self, tensor: Tensor) -> int:
         self._known.append(StorageWeakRef(tensor.untyped_storage()))
         return _storage(tensor)
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where a model keeps the sent tensors; learnt from loads that were proven."""
+
+    shapes: dict[str, Shape] = field(default_factory=dict)  # of the sent tensors
+    layers: dict[str, set[str]] = field(default_factory=dict)  # sent tensor -> paths of the layers that it went to
+
+    def learn(self, trace: LoadTrace, tensors: Mapping[str, Shape]) -> None:
+        """Take over what a proven load has shown."""
+        self.shapes |= tensors
+        for parameter, pieces in trace.pieces.items():
+            for name in (name for piece in pieces for name in piece.names):
+                self.layers.setdefault(name, set()).add(parameter.rpartition(".")[0])
+
+    def misfit(self, tensors: Mapping[str, Shape]) -> str:
+        """Why tensors of these shapes cannot follow those that were loaded before; empty if they can."""
+        if not self.shapes:
+            return ""
+        for name, shape in tensors.items():
+            if name not in self.shapes:
+                return f"{name} is none of the tensors that this engine was loaded with"
+            if shape != self.shapes[name]:
+                return f"{name} has shape {shape}, it had {self.shapes[name]} when this engine was loaded"
+        if missing := self.shapes.keys() - tensors.keys():
+            return f"{len(missing)} of the tensors that this engine was loaded with are missing, e.g. {min(missing)}"
+        return ""
+
+    def touched(self, changed: Sequence[str]) -> tuple[set[str], set[str]]:
+        """(paths of the layers that hold a changed tensor, names of all tensors in these layers).
+
+        A layer is loaded as a whole, since vLLM repacks and fuses by the layer.
+        """
+        layers = {path for name in changed for path in self.layers.get(name, ())}  # another worker may hold it
+        names = set(changed)
+        while True:
+            names |= {name for name, paths in self.layers.items() if paths & layers}
+            more = {path for name in names for path in self.layers.get(name, ())}
+            if more == layers:
+                return layers, names
+            layers = more
 
 
 def _storage(tensor: Tensor) -> int:

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fr3e_async.rollout.load_trace import LoadTrace, Piece, Region, Slot, covered
+from fr3e_async.rollout.load_trace import LoadTrace, Piece, Region, Shape, Slot, covered
 from fr3e_async.weights.checksum import checksum_of_tensor
 
 EVERY = 8  # after most updates one packed layer in so many is looked at, another one each time
 PROBES = 4  # columns of its weight that are compared then; other ones each time
 BLOCK = 256  # columns that are compared at once where all are
-Shape = tuple[int, ...]
 Sources = Mapping[str, tuple[Slot, list[Piece]]]  # attribute of a layer -> its form, and what was written into it
 Packer = Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -52,51 +51,10 @@ class Proof:
         return Proof(exact=frozenset(told["exact"]), probed=frozenset(told["probed"]), taken=taken)
 
 
-@dataclass(slots=True)
-class Layout:
-    """Where a model keeps the sent tensors; learnt from loads that were proven."""
-
-    shapes: dict[str, Shape] = field(default_factory=dict)  # of the sent tensors
-    layers: dict[str, set[str]] = field(default_factory=dict)  # sent tensor -> paths of the layers that it went to
-
-    def learn(self, trace: LoadTrace, tensors: Mapping[str, Shape]) -> None:
-        """Take over what a proven load has shown."""
-        self.shapes |= tensors
-        for parameter, pieces in trace.pieces.items():
-            for name in (name for piece in pieces for name in piece.names):
-                self.layers.setdefault(name, set()).add(parameter.rpartition(".")[0])
-
-    def misfit(self, tensors: Mapping[str, Shape]) -> str:
-        """Why tensors of these shapes cannot follow those that were loaded before; empty if they can."""
-        if not self.shapes:
-            return ""
-        for name, shape in tensors.items():
-            if name not in self.shapes:
-                return f"{name} is none of the tensors that this engine was loaded with"
-            if shape != self.shapes[name]:
-                return f"{name} has shape {shape}, it had {self.shapes[name]} when this engine was loaded"
-        if missing := self.shapes.keys() - tensors.keys():
-            return f"{len(missing)} of the tensors that this engine was loaded with are missing, e.g. {min(missing)}"
-        return ""
-
-    def touched(self, changed: Sequence[str]) -> tuple[set[str], set[str]]:
-        """(paths of the layers that hold a changed tensor, names of all tensors in these layers).
-
-        A layer is loaded as a whole, since vLLM repacks and fuses by the layer.
-        """
-        layers = {path for name in changed for path in self.layers.get(name, ())}  # another worker may hold it
-        names = set(changed)
-        while True:
-            names |= {name for name, paths in self.layers.items() if paths & layers}
-            more = {path for name in names for path in self.layers.get(name, ())}
-            if more == layers:
-                return layers, names
-            layers = more
-
-
 def prove(
     model: nn.Module, trace: LoadTrace, tensors: Mapping[str, Shape], *, layers: Collection[str] | None = None,
-    known: Mapping[str, int] | None = None, packer_of: Callable[[nn.Module], Packer | None] = lambda layer: None, whole: bool = True, turn: int = 0,
+    known: Mapping[str, int] | None = None, packer_of: Callable[[nn.Module], Packer | None] = lambda layer: None,
+    remade: Callable[[nn.Module], Mapping[str, Tensor]] = lambda layer: {}, whole: bool = True, turn: int = 0,
 ) -> Proof:  # fmt: skip
     """Compare the model with what was sent, after a load of ``tensors`` (name -> shape) that ``trace`` has followed.
 
@@ -111,6 +69,8 @@ def prove(
         missing += [name for name, pieces in trace.pieces.items() if not _all_written(trace.slots[name], pieces)]
     if missing:
         raise Unproven(f"{len(missing)} weights of the engine were not loaded, or not wholly: {_some(missing)}")
+    if whole:
+        _compare_remade(model, trace, remade)
     parts: set[str] = set()  # parameters of which not every element was compared
     packed = 0  # layers so far
     for path, layer, sources in loaded:
@@ -132,7 +92,7 @@ def _written(
         own = {f"{path}.{attribute}".lstrip("."): attribute for attribute in dict(layer.named_parameters(recurse=False))}
         written = {name: twin for name in own for twin in sharing[name] if twin in trace.pieces}
         if written or layers is None or path in layers:
-            missing += [name for name in own if name not in written]
+            missing += [name for name in own if name not in written and name in trace.slots]
         if written:
             loaded.append((path, layer, {own[n]: (trace.slots[twin], trace.pieces[twin]) for n, twin in written.items()}))
     return loaded, missing
@@ -165,6 +125,19 @@ def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer
         if gone and not multiplies:
             raise Unproven(f"{path}.{attribute} ({_names(pieces)}) is kept in a form that cannot be compared")
     return parts
+
+
+def _compare_remade(model: nn.Module, trace: LoadTrace, remade: Callable[[nn.Module], Mapping[str, Tensor]]) -> None:
+    """Parameters that nobody loads: a layer makes them of others after a load. Made again they must come out the same."""
+    for path, layer in model.named_modules():
+        extra = [name for name in layer._parameters if f"{path}.{name}".lstrip(".") not in trace.slots]
+        held = {name: getattr(layer, name).clone() for name in extra if getattr(layer, name) is not None}
+        again = remade(layer) if held else {}
+        for name, tensor in held.items():
+            if name not in again:
+                raise Unproven(f"{path}.{name} is made after loading, nobody knows of what: it cannot be compared")
+            if not same_bytes(tensor, again[name]):
+                raise Unproven(f"{path}.{name} is not what the layer makes of its weights")
 
 
 def _compare_plain(parameter: str, weight: Tensor, slot: Slot, pieces: Sequence[Piece], known: Mapping[str, int]) -> None:

@@ -19,8 +19,8 @@ from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from fr3e_async.rollout import transfer  # noqa: F401 - makes the gloo backend known to vLLM
-from fr3e_async.rollout.load_trace import LoadTrace
-from fr3e_async.rollout.loaded_weights import Layout, Packer, Proof, Shape, prove
+from fr3e_async.rollout.load_trace import Layout, LoadTrace, Shape
+from fr3e_async.rollout.loaded_weights import Packer, Proof, prove
 from fr3e_async.rollout.owner import die_with_owner
 from fr3e_async.weights import SharedMapping, checksum_of_tensor, shared_tensors
 
@@ -64,7 +64,7 @@ class WorkerExtension:
             trace = _load(model, layers, self.model_config, tensors)
             loaded = time.perf_counter()
             proof = prove(
-                model, trace, told, layers=layers, known=checksums, packer_of=packer_of, whole=whole, turn=turn
+                model, trace, told, layers=layers, known=checksums, packer_of=packer_of, remade=self._fr3e_remade, whole=whole, turn=turn
             )  # fmt: skip
             found = {name: checksum_of_tensor(tensor) for name, tensor in tensors.items()} if whole else {}
         LAYOUT.learn(trace, told)
@@ -87,9 +87,18 @@ class WorkerExtension:
         model = self.model_runner.get_model()
         with torch.no_grad(), set_current_vllm_config(self.vllm_config):
             repack([model])
-            proof = prove(model, arrival.trace, told, packer_of=packer_of, whole=whole, turn=turn)
+            proof = prove(model, arrival.trace, told, packer_of=packer_of, remade=self._fr3e_remade, whole=whole, turn=turn)
         LAYOUT.learn(arrival.trace, told)
         return _reply(proof, arrival.checksums, load_s=0.0, verify_s=time.perf_counter() - started)
+
+    def _fr3e_remade(self, layer: nn.Module) -> Mapping[str, Tensor]:
+        """What an attention layer makes of its weights after a load, made again: DeepSeek's, of its ``kv_b_proj``."""
+        if not is_deferred_attention_layer(layer):
+            return {}
+        shadow = copy.copy(layer)
+        shadow._parameters = dict(layer._parameters)
+        shadow.process_weights_after_loading(self.model_config.dtype)
+        return {name: parameter.data for name, parameter in shadow._parameters.items() if parameter is not None}
 
 
 class Arrival:
