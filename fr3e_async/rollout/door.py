@@ -106,7 +106,7 @@ def _cause(errors: NDArray, lengths: NDArray, learner: NDArray, tokens: NDArray,
         return f"a temperature: it seems to sample at {scale:.2f} times sampling.temperature"
     short = lengths == 1
     if short.any() and errors[short].mean() <= bound < errors[~short].mean():
-        return "positions: after a single token they agree; look at rope settings, attention and sliding window"
+        return "positions: after a single token they agree; look at rope settings, the sliding window, or the weights of queries and keys"
     return "weights, the output head or the order of the vocabulary: they differ after a single token already"
 
 

@@ -145,7 +145,7 @@ class Starter:
         """Wait for its process, which takes as long as the cluster has no room, then for its start; its node."""
         limit, knob = self._config.engine.start_timeout_s, "engine.start_timeout_s"
         node = await self._started(name, ask(actor, "node"), room_s, "ray.room_timeout_s; the cluster has no room for it")
-        await self._started(name, actor.start.remote(), limit, knob)
+        await self._started(name, actor.start.remote(), limit, knob, refused=True)
         return node
 
     # ---- the ranks ----
@@ -173,7 +173,8 @@ class Starter:
 
     # ---- names and limits ----
 
-    async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str) -> T:
+    async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str, *, refused: bool = False) -> T:
+        """``refused``: an error that the actor raises says that it cannot work with these settings, whatever its class."""
         try:
             async with asyncio.timeout(limit):
                 return await reach(name, call)
@@ -185,6 +186,8 @@ class Starter:
             if isinstance(said := getattr(error.__cause__, "cause", None), UserError):  # the actor's own, as it was raised
                 raise StartRefused(f"{name}: {said}") from error
             cause = f"{name} could not start: {error}"
+            if refused:
+                raise StartRefused(with_cause(cause, self.first_error(name))) from error
         raise RunFailed(f"{with_cause(cause, self.first_error(name))}; logs: {self._logs}")
 
     def _name(self, role: str) -> str:
