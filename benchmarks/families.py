@@ -210,7 +210,7 @@ def ask_alone(folders: list[Path]) -> dict[str, Any]:
 
 def last_error(text: str) -> str:
     named = [line.strip() for line in text.splitlines() if "Error" in line]
-    return named[-1][:200] if named else "it ended without a word"
+    return named[-1][:120] if named else "it ended without a word"
 
 
 # ---- a family ----
