@@ -129,7 +129,7 @@ def test_tests_are_chosen_by_their_cost_and_come_file_by_file() -> None:
     covering = CoverageMap()
     covering.add(
         "tests/test_a.py",
-        {"tests": {"tests/test_a.py::x": 5, "tests/test_a.py::y": 1}, "lines": {"pack/a.py": {"1": [-2], "3": [0, 1]}}},
+        {"tests": {"tests/test_a.py::x": 5, "tests/test_a.py::y": 1}, "lines": {"pack/a.py": {"3": [0, 1]}}},
     )
     covering.add(
         "tests/test_b.py",
@@ -139,8 +139,8 @@ def test_tests_are_chosen_by_their_cost_and_come_file_by_file() -> None:
     assert covering.of(mutation_at(3), 3) == (["tests/test_a.py::y", "tests/test_b.py::z"], 1)
     assert covering.of(mutation_at(4), 60) == (["tests/test_b.py::z"], 1)  # a fixture of many tests
     assert covering.of(mutation_at(1), 1000)[1] == 0
-    assert len(covering.of(mutation_at(1), 1000)[0]) == 4  # what an import runs
-    assert covering.of(mutation_at(2), 60) == covering.of(mutation_at(3, "pack/b.py"), 60) == ([], 0)
+    assert len(covering.of(mutation_at(1), 1000)[0]) == 4  # what an import runs, or another process, or nobody
+    assert covering.of(mutation_at(3, "pack/b.py"), 60) == ([], 0)
 
 
 def test_the_table_counts_each_mutant_once() -> None:
@@ -210,6 +210,6 @@ def test_a_small_repository(tmp_path: Path) -> None:
     wanted = [("opposite", "total"), ("off_by_one", ""), ("boundary", "total"), ("off_by_one", "never"), ("arithmetic", "count")]
     drawn = [next(m for m in mutations("pack/sums.py", CODE) if (m.operator, m.function) == which) for which in wanted]
     rows = {row["name"]: row for row in bench.meet(drawn, covering)}
-    assert [rows[mutation.name]["status"] for mutation in drawn] == ["killed", "survived", "survived", "uncovered", "timeout"]
+    assert [rows[mutation.name]["status"] for mutation in drawn] == ["killed", "survived", "survived", "survived", "timeout"]
     assert rows[drawn[0].name]["by"] == "tests/test_sums.py::test_small_ones"
     assert (tmp_path / "it" / "pack" / "sums.py").read_text() == CODE

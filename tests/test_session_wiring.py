@@ -20,6 +20,7 @@ from fr3e_async.data.mixture import mix
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.ending import summary_of
+from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.session import Session
@@ -94,3 +95,41 @@ def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() ->
     loop: Any = SimpleNamespace(progress=resumed, machine=SimpleNamespace(ledger=ledger), watch=SimpleNamespace(replaced=dict))
     assert progress.staleness_max == resumed.staleness_max == 3
     assert summary_of(loop, name="run", reason="finished", now=3.0).staleness_max == 3
+
+
+class Stopped(Session):
+    """A session whose training is stopped by a signal at once, with ``version`` batches trained and a checkpoint of step 3 there."""
+
+    def __init__(self, run_dir: RunDir, *, version: int | None) -> None:
+        model: Any = None
+        super().__init__(
+            CONFIG,
+            model,
+            Datasets(train=TRAIN, heldout=(), dropped=0),
+            run_dir,
+            resume_from=None,
+            started_at=0.0,
+            spell=lambda _: [],
+        )
+        self.version = version
+
+    async def _train(self, deployment: Any, recorder: Any, stop: Any) -> None:
+        if self.version is not None:
+            stop.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(version=self.version)))
+        stop.reason = "SIGTERM"
+        raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("version", [None, 2, 3])
+def test_a_stop_with_nothing_new_to_save_is_a_good_end(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int | None
+) -> None:
+    save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
+    assert Stopped(run_dir, version=version).run() == 0
+    assert "SIGTERM; nothing new to save" in capsys.readouterr().out
+
+
+def test_a_stop_that_loses_a_batch_is_a_failure(run_dir: RunDir, tmp_path: Path) -> None:
+    save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
+    with pytest.raises(RunFailed, match=r"^SIGTERM: the last checkpoint could not be written within run\.stop_grace_s \(\d+ s\)"):
+        Stopped(run_dir, version=4).run()
