@@ -86,6 +86,12 @@ def test_the_lines_of_a_mutation_are_those_of_its_statement_without_what_is_in_i
     ]  # fmt: skip
 
 
+def test_what_runs_with_an_import_is_known() -> None:
+    text = "A = 1\nclass B:\n    a: int = 2\n    def f(self, b=3):\n        return 4 + b\n"
+    found = {mutation.before: mutation.imported for mutation in mutations("x.py", text) if mutation.operator == "off_by_one"}
+    assert found == {"1": True, "2": True, "3": True, "4": False}
+
+
 def test_a_draw_is_the_same_every_time_and_takes_operators_in_turn() -> None:
     text = "\n".join(f"x{n} = a{n} - b{n}" for n in range(50)) + "\ny = -a\nz = f(a, b)\n"
     all_of = mutations("x.py", text)

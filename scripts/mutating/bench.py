@@ -120,7 +120,9 @@ class CoverageMap:
         What runs with an import, in other processes or never is met by the tests of the whole file.
         """
         lines, places = self.lines.get(mutant.file, {}), range(mutant.lines[0], mutant.lines[1] + 1)
-        found = set().union(*(lines.get(line, ()) for line in places)) or set().union(*lines.values())
+        found = set().union(*(lines.get(line, ()) for line in ([] if mutant.imported else places))) or set().union(
+            *lines.values()
+        )
         chosen, total = [], 0.0
         for test in sorted(found, key=lambda test: (self.cost[test], test)):
             if chosen and total + self.cost[test] > budget_s:
