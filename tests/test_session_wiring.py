@@ -88,12 +88,19 @@ def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: R
 def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() -> None:
     progress = Progress()
     for version, age in enumerate((1, 3, 2), start=1):
-        report = StepReport(version=version, tokens=4, optimiser_steps=1, metrics={"lag/versions_max": float(age)}, time_s=0.1)
+        report = StepReport(
+            version=version,
+            tokens=4,
+            optimiser_steps=1,
+            metrics={"lag/versions_max": float(age), "lag/versions_mean": age / 2},
+            time_s=0.1,
+        )
         progress.trained(report, first_at=1.0)
     resumed = Progress.from_dict(progress.to_dict(now=2.0), resumed_from=3)
     ledger = SimpleNamespace(version=3, settled=0, fates={}, in_flight=0, retries=0, duplicates=0, given_up=0)
     loop: Any = SimpleNamespace(progress=resumed, machine=SimpleNamespace(ledger=ledger), watch=SimpleNamespace(replaced=dict))
     assert progress.staleness_max == resumed.staleness_max == 3
+    assert progress.staleness_mean == resumed.staleness_mean == 1  # (1/2 + 3/2 + 2/2) / 3, batches of equal size
     assert summary_of(loop, name="run", reason="finished", now=3.0).staleness_max == 3
 
 
