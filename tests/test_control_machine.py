@@ -37,6 +37,7 @@ from fr3e_async.control.messages import (
     Live,
     Lost,
     Move,
+    Pressure,
     Refused,
     Release,
     Sample,
@@ -206,6 +207,17 @@ def machine_of(**fields) -> Machine:
 def up(machine: Machine, *workers: str, **fields) -> list:
     """Workers by name: their role is what stands before the dash."""
     return [c for w in workers for c in machine.handle(WorkerUp(role=w.partition("-")[0], worker=w, **fields))]
+
+
+def test_work_that_waits_in_an_engine_holds_its_limit_and_work_thrown_away_halves_it():
+    limits = []
+    for waiting, preempted in ((3, 0), (0, 3)):
+        machine = machine_of()
+        begun(machine, "generators-0", "verifiers-0")
+        before = machine.desk.seats["generators-0"].limit
+        machine.handle(Pressure(worker="generators-0", kv_used=0.6, waiting=waiting, preempted=preempted))
+        limits.append(machine.desk.seats["generators-0"].limit / before)
+    assert limits[0] == 1 > limits[1]
 
 
 def begun(machine: Machine, *workers: str) -> list:

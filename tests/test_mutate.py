@@ -86,6 +86,12 @@ def test_the_lines_of_a_mutation_are_those_of_its_statement_without_what_is_in_i
     ]  # fmt: skip
 
 
+def test_what_runs_with_an_import_is_known() -> None:
+    text = "A = 1\nclass B:\n    a: int = 2\n    def f(self, b=3):\n        return 4 + b\n"
+    found = {mutation.before: mutation.imported for mutation in mutations("x.py", text) if mutation.operator == "off_by_one"}
+    assert found == {"1": True, "2": True, "3": True, "4": False}
+
+
 def test_a_draw_is_the_same_every_time_and_takes_operators_in_turn() -> None:
     text = "\n".join(f"x{n} = a{n} - b{n}" for n in range(50)) + "\ny = -a\nz = f(a, b)\n"
     all_of = mutations("x.py", text)
@@ -129,7 +135,7 @@ def test_tests_are_chosen_by_their_cost_and_come_file_by_file() -> None:
     covering = CoverageMap()
     covering.add(
         "tests/test_a.py",
-        {"tests": {"tests/test_a.py::x": 5, "tests/test_a.py::y": 1}, "lines": {"pack/a.py": {"1": [-2], "3": [0, 1]}}},
+        {"tests": {"tests/test_a.py::x": 5, "tests/test_a.py::y": 1}, "lines": {"pack/a.py": {"3": [0, 1]}}},
     )
     covering.add(
         "tests/test_b.py",
@@ -139,8 +145,8 @@ def test_tests_are_chosen_by_their_cost_and_come_file_by_file() -> None:
     assert covering.of(mutation_at(3), 3) == (["tests/test_a.py::y", "tests/test_b.py::z"], 1)
     assert covering.of(mutation_at(4), 60) == (["tests/test_b.py::z"], 1)  # a fixture of many tests
     assert covering.of(mutation_at(1), 1000)[1] == 0
-    assert len(covering.of(mutation_at(1), 1000)[0]) == 4  # what an import runs
-    assert covering.of(mutation_at(2), 60) == covering.of(mutation_at(3, "pack/b.py"), 60) == ([], 0)
+    assert len(covering.of(mutation_at(1), 1000)[0]) == 4  # what an import runs, or another process, or nobody
+    assert covering.of(mutation_at(3, "pack/b.py"), 60) == ([], 0)
 
 
 def test_the_table_counts_each_mutant_once() -> None:
@@ -210,6 +216,6 @@ def test_a_small_repository(tmp_path: Path) -> None:
     wanted = [("opposite", "total"), ("off_by_one", ""), ("boundary", "total"), ("off_by_one", "never"), ("arithmetic", "count")]
     drawn = [next(m for m in mutations("pack/sums.py", CODE) if (m.operator, m.function) == which) for which in wanted]
     rows = {row["name"]: row for row in bench.meet(drawn, covering)}
-    assert [rows[mutation.name]["status"] for mutation in drawn] == ["killed", "survived", "survived", "uncovered", "timeout"]
+    assert [rows[mutation.name]["status"] for mutation in drawn] == ["killed", "survived", "survived", "survived", "timeout"]
     assert rows[drawn[0].name]["by"] == "tests/test_sums.py::test_small_ones"
     assert (tmp_path / "it" / "pack" / "sums.py").read_text() == CODE

@@ -20,6 +20,7 @@ from fr3e_async.data.mixture import mix
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.ending import summary_of
+from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.session import Session
@@ -87,10 +88,55 @@ def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: R
 def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() -> None:
     progress = Progress()
     for version, age in enumerate((1, 3, 2), start=1):
-        report = StepReport(version=version, tokens=4, optimiser_steps=1, metrics={"lag/versions_max": float(age)}, time_s=0.1)
+        report = StepReport(
+            version=version,
+            tokens=4,
+            optimiser_steps=1,
+            metrics={"lag/versions_max": float(age), "lag/versions_mean": age / 2},
+            time_s=0.1,
+        )
         progress.trained(report, first_at=1.0)
     resumed = Progress.from_dict(progress.to_dict(now=2.0), resumed_from=3)
     ledger = SimpleNamespace(version=3, settled=0, fates={}, in_flight=0, retries=0, duplicates=0, given_up=0)
     loop: Any = SimpleNamespace(progress=resumed, machine=SimpleNamespace(ledger=ledger), watch=SimpleNamespace(replaced=dict))
     assert progress.staleness_max == resumed.staleness_max == 3
+    assert progress.staleness_mean == resumed.staleness_mean == 1  # (1/2 + 3/2 + 2/2) / 3, batches of equal size
     assert summary_of(loop, name="run", reason="finished", now=3.0).staleness_max == 3
+
+
+class Stopped(Session):
+    """A session whose training is stopped by a signal at once, with ``version`` batches trained and a checkpoint of step 3 there."""
+
+    def __init__(self, run_dir: RunDir, *, version: int | None) -> None:
+        model: Any = None
+        super().__init__(
+            CONFIG,
+            model,
+            Datasets(train=TRAIN, heldout=(), dropped=0),
+            run_dir,
+            resume_from=None,
+            started_at=0.0,
+            spell=lambda _: [],
+        )
+        self.version = version
+
+    async def _train(self, deployment: Any, recorder: Any, stop: Any) -> None:
+        if self.version is not None:
+            stop.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(version=self.version)))
+        stop.reason = "SIGTERM"
+        raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("version", [None, 2, 3])
+def test_a_stop_with_nothing_new_to_save_is_a_good_end(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int | None
+) -> None:
+    save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
+    assert Stopped(run_dir, version=version).run() == 0
+    assert "SIGTERM; nothing new to save" in capsys.readouterr().out
+
+
+def test_a_stop_that_loses_a_batch_is_a_failure(run_dir: RunDir, tmp_path: Path) -> None:
+    save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
+    with pytest.raises(RunFailed, match=r"^SIGTERM: the last checkpoint could not be written within run\.stop_grace_s \(\d+ s\)"):
+        Stopped(run_dir, version=4).run()

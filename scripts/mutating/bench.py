@@ -31,7 +31,7 @@ ELSEWHERE = (  # tests of what is not mutated: they would make the map dear and 
 )  # fmt: skip
 STUCK_S = 60  # wall seconds after which a test of a mutant has failed
 MAP_CPU_S, MAP_WALL_S = 900.0, 1800.0  # for one test file
-FIXTURE, IMPORT = -1, -2  # in place of a test's number
+FIXTURE = -1  # in place of a test's number
 Row = dict[str, Any]
 
 
@@ -103,7 +103,6 @@ class CoverageMap:
 
     cost: dict[str, float] = field(default_factory=dict)  # CPU seconds by test
     lines: dict[str, dict[int, set[str]]] = field(default_factory=dict)
-    imported: dict[str, set[int]] = field(default_factory=dict)  # lines that run outside of tests
 
     def add(self, file: str, result: Row) -> None:
         """What ``tests.Mapping`` has found of a test file."""
@@ -114,18 +113,16 @@ class CoverageMap:
             for line, numbers in lines.items():
                 named = tests if FIXTURE in numbers else [tests[number] for number in numbers if number >= 0]
                 of_source.setdefault(int(line), set()).update(named)
-                if IMPORT in numbers:
-                    self.imported.setdefault(source, set()).add(int(line))
 
     def of(self, mutant: Mutation, budget_s: float) -> tuple[list[str], int]:
         """(tests, how many more there are): the cheapest that need no more than ``budget_s`` together, file by file, cheap files first.
 
-        What runs with an import is met by the tests of the whole file.
+        What runs with an import, in other processes or never is met by the tests of the whole file.
         """
         lines, places = self.lines.get(mutant.file, {}), range(mutant.lines[0], mutant.lines[1] + 1)
-        found = set().union(*(lines.get(line, ()) for line in places))
-        if not found and not self.imported.get(mutant.file, set()).isdisjoint(places):
-            found = set().union(*lines.values())
+        found = set().union(*(lines.get(line, ()) for line in ([] if mutant.imported else places))) or set().union(
+            *lines.values()
+        )
         chosen, total = [], 0.0
         for test in sorted(found, key=lambda test: (self.cost[test], test)):
             if chosen and total + self.cost[test] > budget_s:

@@ -42,6 +42,7 @@ class Mutation:
     nth: int
     start: int
     lines: tuple[int, int]  # first and last
+    imported: bool = False  # it runs with the import of the file
 
     @cached_property
     def name(self) -> str:
@@ -89,27 +90,28 @@ class _Sites:
 
     def all(self) -> Iterator[Mutation]:
         for statement in self._tree.body:
-            yield from self._of_statement(statement, "")
+            yield from self._of_statement(statement, "", True)
 
-    def _of_statement(self, node: ast.stmt, function: str) -> Iterator[Mutation]:
+    def _of_statement(self, node: ast.stmt, function: str, imported: bool) -> Iterator[Mutation]:
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Assert) or (isinstance(node, ast.If) and _typing_alone(node.test)):
             return
+        body = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         inner = (
             f"{function}.{node.name}".lstrip(".")
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
             else function
         )
-        lines = (node.lineno, _header_end(node))
+        place = (function, (node.lineno, _header_end(node)), imported)
         for found in _statement_sites(node):
-            yield from self._mutation(found, lines, function)
+            yield from self._mutation(found, *place)
         for expression in _expressions(node):
             for part in _parts(expression):
                 for found in _expression_sites(part):
-                    yield from self._mutation(found, lines, function)
+                    yield from self._mutation(found, *place)
         for child in _statements(node):
-            yield from self._of_statement(child, inner)
+            yield from self._of_statement(child, inner, imported and not body)
 
-    def _mutation(self, found: Found, lines: tuple[int, int], function: str) -> Iterator[Mutation]:
+    def _mutation(self, found: Found, function: str, lines: tuple[int, int], imported: bool) -> Iterator[Mutation]:
         operator, node, after = found
         start, stop = self._offset(node.lineno, node.col_offset), self._offset(node.end_lineno or 0, node.end_col_offset or 0)
         before = self._source[start:stop].decode()
@@ -118,7 +120,7 @@ class _Sites:
         kind = (function, operator, before, after)
         self._seen[kind] += 1
         yield Mutation(
-            file=self._file, function=function, operator=operator, before=before, after=after, nth=self._seen[kind], start=start, lines=lines
+            file=self._file, function=function, operator=operator, before=before, after=after, nth=self._seen[kind], start=start, lines=lines, imported=imported,
         )  # fmt: skip
 
     def _offset(self, line: int, column: int) -> int:

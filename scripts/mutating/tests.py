@@ -117,11 +117,11 @@ class Mapping:
             self._bad.add(report.nodeid)
 
     def result(self) -> dict[str, Any]:
-        """Tests that pass with their CPU seconds, what did not pass, and the tests of each line by their numbers, -1 for fixtures of many tests, -2 for imports."""
+        """Tests that pass with their CPU seconds, what did not pass, and the tests of each line by their numbers, -1 for fixtures of many tests."""
         self._coverage.stop()
         data = self._coverage.get_data()
         tests = {test: seconds for test, seconds in self._seconds.items() if test not in self._bad}
-        numbers = {test: number for number, test in enumerate(tests)} | {"many": -1, "": -2}
+        numbers = {test: number for number, test in enumerate(tests)} | {"many": -1}
         lines: dict[str, dict[int, list[int]]] = {}
         for file in sorted(data.measured_files()):
             of_file = {
