@@ -18,7 +18,7 @@ ALONE  := -m "ray and not long"
 PAIRED := -m "(slow or engine) and not ray and not long"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format fast slow long mutations chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner docs site clean
+.PHONY: help setup demo test check format fast slow long mutations chaos compare bench-system bench-staleness bench-scale wheel gpu-check seeds bench-entropy bench-branching bench-verifier bench-weights bench-learner bench-families docs site clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -97,6 +97,9 @@ bench-weights: $(STAMP)  ## hand-over of weights from a learner to engines again
 
 bench-learner: $(STAMP)  ## a learner's pass over trees against padded rows, flat rows and the bare model
 	@$(BIN)/python benchmarks/learner.py $(ARGS)
+
+bench-families: $(STAMP)  ## which model families train right: the table of docs/models.md
+	@$(BIN)/python benchmarks/families.py $(ARGS)
 
 site: $(SITE)/.installed  ## the book of docs/ and the API reference as web pages, in site/ (links are checked)
 	@$(SITE)/bin/python -m mkdocs build # not --quiet: then warnings are not counted as failures

@@ -31,6 +31,8 @@ RUN_BY = {
     "wheel": "test_packaging.py::wheel",
     "site": "test_docs_site.py::test_the_site_builds_without_a_warning",
     "compare": "test_compare.py::test_a_short_comparison_and_one_that_goes_on",
+    "mutations": "test_make_targets.py::test_a_few_mutants_are_met",
+    "bench-families": "test_make_targets.py::test_a_family_is_tried",
     "chaos": "test_benchmarks.py::test_a_run_goes_on_after_a_kill",
     "seeds": "test_benchmarks.py::test_a_seed_is_a_row",
     "bench-branching": "test_benchmarks.py::test_branching_recomputes_nothing_but_partial_blocks",
@@ -178,6 +180,17 @@ def test_gpu_checks_skip_where_there_is_no_gpu() -> None:
     done = make("gpu-check", *(["--collect-only"] if here else []))
     assert here or re.search(r"SKIPPED \[\d+\] .*needs a CUDA GPU", done.stdout)
     assert "failed" not in done.stdout
+
+
+def test_a_few_mutants_are_met() -> None:
+    """Which they are; meeting them is run by tests/test_mutate.py, on a small repository."""
+    listed = make("mutations", "--list", "--count", "3").stdout.splitlines()
+    assert len([line for line in listed if "fr3e_async/" in line]) >= 3
+
+
+@pytest.mark.slow
+def test_a_family_is_tried() -> None:
+    assert "right in the learner; no engine was asked" in make("bench-families", "OLMo 2", "--learner").stdout
 
 
 # ---- what writes files ----

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from fr3e_async.errors import ModelError
 from fr3e_async.learner.inputs import Inputs
-from fr3e_async.learner.logprobs import HeadOptions, head_logprobs
+from fr3e_async.learner.logprobs import HeadOptions, head_logprobs, model_logits
 from fr3e_async.learner.spec import LearnerSpec
 
 
@@ -46,8 +46,8 @@ class PolicyModel(nn.Module):
         rows, targets = self._wanted
         chosen = hidden.flatten(0, 1).index_select(0, rows)
         if self._whole:
-            logits = linear(chosen, head.weight, head.bias).float() / self.options.temperature
-            return torch.log_softmax(logits, dim=-1).expand(2, -1, -1)
+            logits = model_logits(linear(chosen, head.weight, head.bias).float(), self.options)
+            return torch.log_softmax(logits / self.options.temperature, dim=-1).expand(2, -1, -1)
         return torch.stack(head_logprobs(chosen, head.weight, head.bias, targets, options=self.options))
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:

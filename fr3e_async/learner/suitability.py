@@ -45,8 +45,9 @@ def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto"
         ModelError: log-probs, and so gradients, would not be those of rows one at a time.
     """
     config = model.causal_lm.config
-    check_config(config, packing=packing, attention=config.get_text_config()._attn_implementation, longest=longest)
-    if getattr(config.get_text_config(), "attn_logit_softcapping", None) and packing == "tree":
+    attention = config.get_text_config()._attn_implementation
+    check_config(config, packing=packing, attention=attention, longest=longest)
+    if packing == "tree" and attention == "sdpa" and getattr(config.get_text_config(), "attn_logit_softcapping", None):
         model.causal_lm.set_attn_implementation("eager")  # what trees, whose own attention knows caps, are compared with
     _check_projection(model)
     plain, spread = _plain_logprobs(model)

@@ -41,8 +41,8 @@ NAMED = (
     Named(
         what="the weights of a mixture are dropped",
         file="fr3e_async/session.py",
-        before="taken=groups, parts=self._datasets.parts",
-        after="taken=groups",
+        before="                parts=self._datasets.parts,\n",
+        after="",
     ),
     Named(
         what="the largest age is never taken down",
