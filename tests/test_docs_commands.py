@@ -8,10 +8,12 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import random
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from fr3e_async.data.rows import read_rows
 from fr3e_async.evaluate import understood
 from fr3e_async.loader import load_config
 from fr3e_async.simulate.__main__ import main as simulate
+from fr3e_async.testing import FakeActor
 
 COMMANDS = every_command()
 MADE = ("RUN", "OTHER_RUN", "runs/first", "runs/random")  # folders that pages call by these names
@@ -86,8 +89,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_run(folder: Path) -> Path:
     """A run of fakes: 8 batches with books, journal, checkpoint; the rest of its files as a run writes them."""
-    world = World(folder, run={"checkpoint_every": 4}, judge_s=0.001)  # time in which the simulator can be calibrated
-    world.run()
+    world = World(folder, run={"checkpoint_every": 4}, judge_s=0.001)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeActor, "_call", uneven())
+        world.run()
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(asdict(world.config))))
     (folder / "run.json").write_text("{}")
     (folder / "logs").mkdir()
@@ -96,6 +101,18 @@ def make_run(folder: Path) -> Path:
     write_trees(folder / "trees.jsonl", 4)
     make_model(folder / "model", max_position_embeddings=4096)
     return folder
+
+
+def uneven() -> Callable[..., Awaitable[None]]:
+    """Calls of fakes that take one to two times as long as they say: the simulator cannot be calibrated by calls that are all alike."""
+    call, chance = FakeActor._call, random.Random(0)
+    shortest: dict[int, float] = {}
+
+    async def longer(actor: FakeActor, name: str, *, parts: int = 4) -> None:
+        actor.delay_s = shortest.setdefault(id(actor), actor.delay_s) * chance.uniform(1, 2)
+        await call(actor, name, parts=parts)
+
+    return longer
 
 
 def plain(value: object) -> object:
