@@ -53,7 +53,7 @@ fast: $(STAMP)  ## fast tests only
 slow: $(STAMP)  ## the tests that `check` leaves out
 	@$(BIN)/python -m pytest $(SLOW) $(ARGS)
 
-long: $(STAMP)  ## what `test` leaves out: deep searches for faults of the control plane, the benchmarks at a small size
+long: $(STAMP)  ## what `test` leaves out: deep searches for faults of the control plane, real engines on nodes that go, a Slurm job (some 20 minutes)
 	@$(BIN)/python -m pytest -m long --durations=15 $(ARGS)
 
 mutations: $(STAMP)  ## 200 mutants drawn by seed, each met by the tests that run its lines; ARGS=--list only names them
