@@ -1,0 +1,357 @@
+r"""Text as tokens in one way of writing: what LaTeX, Unicode, HTML and plain ASCII write in many. Pure text.
+
+    tokenise("$\\dfrac12\\,\\mathrm{cm}$.")   # ("\\frac", "{", "1", "}", "{", "2", "}", "'cm")
+
+Only the harmless is changed, by closed lists: spacing, sizes, fonts, colours, delimiters of mathematics, Markdown's stars, closing
+punctuation, synonyms of one sign (``\leq``, ``≤``, ``<=``), braces that TeX lets one leave out. No letter, digit, word, operator, prime,
+power or sign is dropped. A word starts with ``'``: what stands in ``\text{}``, or is spelt out and known. Other letters stand alone, one
+variable each. Knows nothing of numbers, units and sympy.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+from fr3e_async.verify.words import ASCII_COMMANDS, CONNECTIVES, KNOWN_WORDS
+
+Tokens = tuple[str, ...]
+
+_LEX = re.compile(
+    r"\\(?:begin|end)\s*\{[a-zA-Z]+\*?\}|\\[a-zA-Z]+\*?|\\.|\d+\.\d+|\d+|\.\d+|[A-Za-z]+|[^\W\d_a-zA-Z]+|\s+|<=|>=|!=|\*\*|__|.", re.DOTALL
+)
+_LOST = {"\f": "\\f", "\b": "\\b", "\v": "\\v", "\a": "\\a"}  # "\frac" read as if it were a string of JSON or C
+_LOST_T_OR_R = re.compile(r"\t(?=ext|imes|heta|an\b|frac|o\b)|\r(?=ight|ho\b|angle)")
+_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
+_RAISED = re.compile(f"[{_SUPERSCRIPTS}]+")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+_TAGS = re.compile(r"<(su[bp])>(.*?)</\1>", re.DOTALL)
+_PLAIN = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
+_SIGNS = {
+    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
+    "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "−": "-", "–": "-", "√": " sqrt ", "∈": r"\in ", "∀": r"\forall ",
+    "±": r"\pm ", "°": r"\degree ", "≈": r"\approx ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", 
+    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ", "ω": r"\omega ", "φ": r"\phi ", "ρ": r"\rho ",
+    "σ": r"\sigma ", "Δ": r"\Delta ", "、": ",", "。": ".", "，": ",", "或": " or ", "和": " and ", "’": "'", "′": "'", "“": "", "”": "",
+    "⁄": "/", "¢": r" cents ", "€": r" euro ", "£": r" pounds ", "¥": r" yen ", "\u200b": "", "≡": r"\equiv ", "∖": r"\setminus ",
+}  # fmt: skip
+_GREEK = {
+    "π": r"\pi", "θ": r"\theta", "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "λ": r"\lambda", "μ": r"\mu", "ω": r"\omega",
+    "φ": r"\phi", "ρ": r"\rho", "σ": r"\sigma", "Δ": r"\Delta", "δ": r"\delta", "ε": r"\epsilon", "τ": r"\tau", "Ω": r"\Omega",
+}  # fmt: skip
+_SIGN = str.maketrans(_SIGNS)
+
+SPACE = " "
+_SPACES = frozenset(r"\, \; \: \  ~ \quad \qquad \enspace \thinspace \hfill \space \nobreakspace \hspace \medspace".split() + ["\\ "])
+_NOTHING = frozenset(
+    r"\left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \Biggl \Biggr \displaystyle \textstyle \scriptstyle "
+    r"\limits \nolimits \rm \bf \it \bfseries \mathstrut \strut \Large \large \LARGE \huge \Huge \normalsize \small \centering \therefore "
+    r"\checkmark \noindent \( \) \[ \] $ ** __ \smash".split()
+)
+_FONTS = frozenset(
+    r"\mathbf \mathit \mathsf \mathtt \mathnormal \boldsymbol \bm \underline \emph \boxed \fbox \ensuremath \textcolor \mathcal \mathop".split()
+)
+_TEXT = frozenset(r"\text \mathrm \textbf \textit \textrm \textsf \textnormal \mbox \hbox \operatorname \operatorname* \textup \texttt".split())
+_WITH_OTHER_ARGUMENTS = {r"\color": 1, r"\textcolor": 1, r"\phantom": 1, r"\hphantom": 1, r"\vphantom": 1, r"\fcolorbox": 2, r"\hspace": 1}
+_SYNONYMS = {
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\leqslant": r"\le", "<=": r"\le", r"\geq": r"\ge",
+    r"\geqslant": r"\ge", ">=": r"\ge", r"\neq": r"\ne", "!=": r"\ne", r"\lt": "<", r"\gt": ">", r"\cupdot": r"\cup", r"\bigcup": r"\cup",
+    r"\degree": "°", r"\textdegree": "°", r"\textcirc": "°", r"\varnothing": r"\emptyset", r"\O": r"\emptyset", r"\colon": ":", r"\infin": r"\infty",
+    r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\prime": "'",
+    r"\overrightarrow": r"\vec", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|",
+    r"\backslash": r"\setminus", r"\%": "%", r"\$": "'dollars", r"\pounds": "'pounds", r"\euro": "'euro", r"\yen": "'yen", r"\langle": "⟨",
+    r"\rangle": "⟩", r"\land": r"\wedge", r"\lor": r"\vee", r"\to": r"\rightarrow", r"\centerdot": r"\cdot", r"\ast": r"\cdot",
+    "*": r"\cdot", r"\simeq": r"\approx", r"\doteq": r"\approx", r"\lg": r"\lg", r"\mod": r"\pmod", r"\bmod": r"\pmod", r"\pod": r"\pmod",
+ r"\bar": r"\overline", r"\ldots": r"\dots", r"\cdots": r"\dots", r"\&": "&",
+}  # fmt: skip
+_OPENING, _CLOSING = frozenset(["(", "[", "{", r"\{", "⟨"]), frozenset([")", "]", "}", r"\}", "⟩"])
+_ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\vec": 1, r"\overline": 1, r"\hat": 1, r"\tilde": 1, r"\dot": 1, r"\ddot": 1,
+              r"\mathbb": 1, r"\overset": 2, r"\underset": 2, r"\pmod": 0}  # fmt: skip
+_PREFIXES = ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "sqrt")
+
+
+@lru_cache(maxsize=4096)  # the reference of all rollouts of a prompt is the same
+def tokenise(text: str) -> Tokens:
+    r"""``text`` in one way of writing, without what stands around an answer and is no part of it."""
+    return trimmed(_braced(_spelt(_lexed(_clean(text)))))
+
+
+def _clean(text: str) -> str:
+    for lost, kept in _LOST.items():
+        text = re.sub(f"{lost}(?=[a-z])", lambda _, kept=kept: kept, text)  # type: ignore[misc]
+    text = _LOST_T_OR_R.sub(lambda found: "\\" + ("t" if found.group() == "\t" else "r"), text)
+    text = _TAGS.sub(lambda found: ("^" if found[1] == "sup" else "_") + "{" + found[2] + "}", text)
+    text = _RAISED.sub(lambda found: "^{" + found.group().translate(_PLAIN) + "}", text)
+    text = _VULGAR.sub(lambda found: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", found.group()).split("⁄")), text)
+    text = unicodedata.normalize("NFKC", text.translate(_SIGN)).translate(_SIGN)
+    return text if r"\begin" in text else text.replace(r"\\", "\\")
+
+
+def _lexed(text: str) -> list[str]:
+    """Tokens with spaces; fonts, sizes and colours are gone, what stood in text is words."""
+    return _plain(_LEX.findall(text))
+
+
+def _plain(raw: list[str]) -> list[str]:
+    out: list[str] = []
+    at = 0
+    while at < len(raw):
+        piece = raw[at]
+        at += 1
+        if piece in _WITH_OTHER_ARGUMENTS:
+            for _ in range(_WITH_OTHER_ARGUMENTS[piece]):
+                at = _after_argument(raw, at)
+        elif piece in _TEXT:
+            end = _after_argument(raw, at)
+            out += _upright(raw[at:end])
+            at = end
+        elif piece in _NOTHING or piece in _FONTS:
+            if piece in (r"\left", r"\right") and raw[at : at + 1] == ["."]:
+                at += 1
+        elif piece == r"\!":
+            while at < len(raw) and raw[at].isspace():  # 32,\! 349 is one number
+                at += 1
+        elif piece.isspace() or piece in _SPACES:
+            out.append(SPACE)
+        elif piece[:3] in (r"\le", r"\ge") and len(piece) == 4 and piece[3] in "xyzk":  # \lex
+            out += [piece[:3], piece[3]]
+        else:
+            out.append(_SYNONYMS.get(piece, piece))
+    return out
+
+
+def _after_argument(raw: list[str], at: int) -> int:
+    """Where the argument of a command that starts at ``at`` ends: a group in braces, or one token."""
+    while at < len(raw) and raw[at].isspace():
+        at += 1
+    return closing(raw, at) + 1 if raw[at : at + 1] == ["{"] else min(at + 1, len(raw))
+
+
+def _upright(raw: list[str]) -> list[str]:
+    r"""What stands in ``\text{}``: letters of a run are a word, but for a variable, a choice or a function that is set upright."""
+    inside = _plain(raw)
+    if dotted := _abbreviation(inside):
+        return [SPACE, "'" + dotted, SPACE]
+    letters = [piece for piece in inside if piece[:1].isalpha()]
+    if all(len(piece) == 1 and piece.isascii() for piece in letters):
+        return [SPACE, *("'" + p if p in _UPRIGHT_UNITS else p for p in inside), SPACE]
+    out: list[str] = [SPACE]
+    for piece in inside:
+        known = piece.lower() in ASCII_COMMANDS and len(letters) == 1
+        out.append(piece if not piece[:1].isalpha() or known else "'" + piece)
+    return [*out, SPACE]
+
+
+def _abbreviation(inside: list[str]) -> str:
+    """``p.m.`` as one word; "" for anything else."""
+    kept = [piece for piece in inside if piece not in (SPACE, "{", "}")]
+    letters, dots = kept[::2], kept[1::2]
+    whole = len(letters) > 1 and all(len(p) == 1 and p.isalpha() for p in letters) and set(dots) == {"."}
+    return "".join(letters) if whole else ""
+
+
+_UPRIGHT_UNITS = frozenset(["m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K", "C", "F", "T", "H"])
+
+
+def _spelt(tokens: list[str]) -> list[str]:
+    """Runs of letters as words, commands or single letters; spaces are dropped, but for one that keeps two numbers apart."""
+    prose = not any(_says_mathematics(token) for token in tokens)
+    out: list[str] = []
+    for token in tokens:
+        if token == SPACE:
+            if out and out[-1] != SPACE:
+                out.append(SPACE)
+        elif token[0].isalpha() and (len(token) > 1 or ord(token) > 127):
+            out += _run(token, prose)
+        else:
+            out.append(token)
+    kept = [token for i, token in enumerate(out) if token != SPACE or _keeps_apart(out, i)]
+    return [t for i, t in enumerate(kept) if not (t == "^" and kept[i + 1 : i + 2] == ["°"]) and not (t == "." and kept[i + 1 : i + 2][:1] in (["]"], [")"]))]
+
+
+def _keeps_apart(tokens: list[str], at: int) -> bool:
+    """Is the space between two numbers, or between the comma of a list of numbers and the next one?"""
+    if not 0 < at < len(tokens) - 1 or not is_digits(tokens[at + 1]):
+        return False
+    listed = tokens[at - 1] == "," and at > 1 and is_digits(tokens[at - 2]) and len(tokens[at + 1].partition(".")[0]) == 3
+    return is_digits(tokens[at - 1]) or listed
+
+
+def _says_mathematics(token: str) -> bool:
+    return token[:1].isdigit() or token in ("=", "+", "^", "_", "<", ">", "/", "|", "!") or (token[:1] == "\\" and token[1:].isalpha())
+
+
+def _run(run: str, prose: bool) -> list[str]:
+    lower = run.lower()
+    if not run.isascii():
+        return [_GREEK[letter] for letter in run] if len(run) < 3 and set(run) <= set(_GREEK) else ["'" + run]
+    if lower in ASCII_COMMANDS:
+        return [ASCII_COMMANDS[lower]]
+    if lower in KNOWN_WORDS or (prose and not run.isupper()):
+        return ["'" + run]
+    prefix = next((name for name in _PREFIXES if run.startswith(name) and len(run) <= len(name) + 1), "")
+    if prefix:
+        return [ASCII_COMMANDS[prefix], *run[len(prefix) :]]
+    return list(run)
+
+
+def _braced(tokens: list[str]) -> list[str]:
+    r"""Arguments of commands, exponents and subscripts in braces, other braces gone; ``(n \choose k)`` as a binomial."""
+    tokens = _circles(tokens)
+    out: list[str] = []
+    at = 0
+    while at < len(tokens):
+        token = tokens[at]
+        at += 1
+        if token in ("^", "_"):
+            argument, at = _argument(tokens, at, whole=True)
+            raised = argument and (argument == ["°"] or set(argument) == {"'"} or (token == "^" and all(map(is_word, argument))))
+            out += argument if raised else [token, "{", *argument, "}"] if argument else [token]
+        elif token in _ARGUMENTS:
+            out.append(token)
+            at = _with_arguments(tokens, at, token, out)
+        elif token in (r"\usqrt",):
+            argument, at = _argument(tokens, at, whole=True)
+            out += [r"\sqrt", "{", *argument, "}"]
+        elif token in ("{", "}") or (token == SPACE and out[-1:] == ["}"]):
+            continue
+        else:
+            out.append(token)
+    return out
+
+
+def _circles(tokens: list[str]) -> list[str]:
+    r"""``^\circ`` and ``^{\circ}`` as the degree sign; a circle elsewhere composes functions."""
+    out: list[str] = []
+    for at, token in enumerate(tokens):
+        raised = out[-1:] == ["^"] or out[-2:] == ["^", "{"]
+        out.append("°" if token == r"\circ" and (raised or at == len(tokens) - 1) else token)
+        if out[-2:] == ["^", "°"]:
+            out[-2:] = ["°"]
+    return out
+
+
+def _with_arguments(tokens: list[str], at: int, command: str, out: list[str]) -> int:
+    for _ in range(_ARGUMENTS[command]):
+        if command == r"\sqrt" and tokens[at : at + 1] == ["["] and "]" in tokens[at:]:
+            end = tokens.index("]", at)
+            out += tokens[at : end + 1]
+            at = end + 1
+        argument, at = _argument(tokens, at, whole=False)
+        if not argument and command == r"\sqrt" and tokens[at : at + 1] == ["{"]:  # \sqrt{}{3}
+            argument, at = _argument(tokens, at, whole=False)
+        out += ["{", *argument, "}"]
+    return at
+
+
+def _argument(tokens: list[str], at: int, *, whole: bool) -> tuple[list[str], int]:
+    """What a command that stands before ``at`` applies to, and where that ends. ``whole``: all digits of a number, not the first one."""
+    while tokens[at : at + 1] == [SPACE]:
+        at += 1
+    if at >= len(tokens):
+        return [], at
+    first = tokens[at]
+    if first == "{" or (first == "(" and (whole or tokens[at - 1] == r"\sqrt")):
+        end = closing(tokens, at)
+        return _braced(tokens[at + 1 : end]), end + 1
+    if whole and first in ("-", "+") and at + 1 < len(tokens) and tokens[at - 1] == "^":
+        argument, end = _argument(tokens, at + 1, whole=True)
+        return [first, *argument], end
+    if is_digits(first) and not whole and len(first) > 1:
+        tokens[at] = first[1:]
+        return [first[0]], at
+    if first in _ARGUMENTS or first == r"\usqrt":
+        inner: list[str] = []
+        end = at + 1
+        if first == r"\usqrt":
+            argument, end = _argument(tokens, end, whole=True)
+            return [r"\sqrt", "{", *argument, "}"], end
+        inner.append(first)
+        end = _with_arguments(tokens, end, first, inner)
+        return inner, end
+    return [first], at + 1
+
+
+def is_digits(token: str) -> bool:
+    return token.replace(".", "", 1).isdigit() and token.isascii()
+
+
+def closing(tokens: list[str] | Tokens, at: int) -> int:
+    """Where the bracket at ``at`` is closed, by whatever closing bracket (intervals mix them); the last place if it never is."""
+    depth = 0
+    for place in range(at, len(tokens)):
+        if tokens[place] in _OPENING or tokens[place].startswith(r"\begin"):
+            depth += 1
+        elif tokens[place] in _CLOSING or tokens[place].startswith(r"\end"):
+            depth -= 1
+            if depth == 0:
+                return place
+    return len(tokens) - 1
+
+
+def balanced(tokens: Tokens) -> bool:
+    """Does every closing bracket have an opening one before it, and the other way round?"""
+    depth = 0
+    for token in tokens:
+        depth += (token in _OPENING) - (token in _CLOSING)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def trimmed(tokens: list[str] | Tokens) -> Tokens:
+    """Without closing punctuation, a leading ``=`` or colon, and dots that nothing follows."""
+    start, end = 0, len(tokens)
+    while start < end and tokens[end - 1] in (".", ",", ";", ":", SPACE, "\\", r"\\", "^"):
+        end -= 1
+    while start < end and tokens[start] in ("=", ":", ",", ";", SPACE):
+        start += 1
+    return tuple(tokens[start:end])
+
+
+def split(tokens: Tokens, separators: frozenset[str]) -> list[Tokens]:
+    """``tokens`` cut at the separators that stand outside of all brackets."""
+    parts: list[Tokens] = []
+    depth = start = 0
+    for at, token in enumerate(tokens):
+        if depth == 0 and token in separators:
+            parts.append(_without_space(tokens[start:at]))
+            start = at + 1
+        elif token in _OPENING or token.startswith(r"\begin"):
+            depth += 1
+        elif token in _CLOSING or token.startswith(r"\end"):
+            depth = max(0, depth - 1)
+    return [*parts, _without_space(tokens[start:])]
+
+
+def _without_space(tokens: Tokens) -> Tokens:
+    return tokens[1:] if tokens[:1] == (SPACE,) else tokens
+
+
+def enclosed(tokens: Tokens, opening: str, close: str) -> Tokens | None:
+    """What stands between two brackets that enclose all of it; None if they do not."""
+    if len(tokens) >= 2 and tokens[0] == opening and tokens[-1] == close and closing(tokens, 0) == len(tokens) - 1:
+        return tokens[1:-1]
+    return None
+
+
+def words_of(tokens: Tokens) -> list[str]:
+    return [token[1:] for token in tokens if is_word(token)]
+
+
+def is_word(token: str) -> bool:
+    return len(token) > 1 and token[0] == "'"
+
+
+def render(tokens: Tokens) -> str:
+    """As LaTeX, for a parser."""
+    out: list[str] = []
+    for token in tokens:
+        if out and out[-1][:1] == "\\" and out[-1][1:].isalpha() and token[:1].isalpha():
+            out.append(" ")
+        out.append(token[1:] if is_word(token) else r"^{\circ}" if token == "°" else r"\%" if token == "%" else token)
+    return "".join(out)
+
+
+__all__ = ["CONNECTIVES", "SPACE", "Tokens", "balanced", "closing", "enclosed", "is_digits", "is_word", "render", "split", "tokenise", "trimmed", "words_of"]
