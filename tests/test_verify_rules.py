@@ -28,5 +28,9 @@ def test_the_examples_of_a_rule(answer: str, reference: str, right: bool) -> Non
 
 
 def test_every_rule_has_examples_of_both_kinds() -> None:
-    without = [rule.__name__ for rule in judge.RULES if not re.search(r">>>.* ~ ", rule.__doc__ or "") or " !~ " not in (rule.__doc__ or "")]
+    without = [
+        rule.__name__
+        for rule in judge.RULES
+        if not re.search(r">>>.* ~ ", rule.__doc__ or "") or " !~ " not in (rule.__doc__ or "")
+    ]
     assert without == []

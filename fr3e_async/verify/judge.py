@@ -94,7 +94,13 @@ def _readable(tokens: Tokens) -> bool:
     if shape.kind != "one":
         return all(map(_readable, shape.items))
     core = quantity(interval_of(tokens) or tokens).core
-    return written_number(core) is not None or matrix_of(core) is not None or symbolic.is_mathematics(core) or r"\equiv" in tokens or r"\cup" in tokens
+    return (
+        written_number(core) is not None
+        or matrix_of(core) is not None
+        or symbolic.is_mathematics(core)
+        or r"\equiv" in tokens
+        or r"\cup" in tokens
+    )
 
 
 def _by(rules: tuple[Rule, ...], said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
@@ -214,8 +220,14 @@ def _is_prose(tokens: Tokens) -> bool:
     count = len(words_of(tokens))
     if written_number(tokens) is not None or not count:
         return False
-    return all(is_word(token) or token in (",", ".", ";", ":", "-", "'", "?", "!") or len(token) == 1 and token.isalpha() for token in tokens) or (
-        count > _SENTENCE_WORDS and shape_of(tokens).kind == "one" and written_number(quantity(tokens).core) is None and "=" not in tokens
+    return all(
+        is_word(token) or token in (",", ".", ";", ":", "-", "'", "?", "!") or len(token) == 1 and token.isalpha()
+        for token in tokens
+    ) or (
+        count > _SENTENCE_WORDS
+        and shape_of(tokens).kind == "one"
+        and written_number(quantity(tokens).core) is None
+        and "=" not in tokens
     )
 
 
@@ -226,9 +238,16 @@ def _plain_words(tokens: Tokens) -> list[str]:
 
 def _phrase(tokens: Tokens) -> str:
     """The first of the row of ``PHRASES`` that the tokens are in; a sign for one of them counts too."""
-    sign = {(r"\infty",): "infinity", (r"\emptyset",): "no solution", (r"\{", r"\}"): "no solution", (r"\mathbb", "{", "R", "}"): "all real numbers"}
+    sign = {
+        (r"\infty",): "infinity",
+        (r"\emptyset",): "no solution",
+        (r"\{", r"\}"): "no solution",
+        (r"\mathbb", "{", "R", "}"): "all real numbers",
+    }
     interval = tokens == ("(", "-", r"\infty", ",", r"\infty", ")") or tokens == ("(", "-", r"\infty", ",", "+", r"\infty", ")")
-    text = sign.get(tokens, "all real numbers" if interval else " ".join(words_of(tokens)).lower() if all(map(is_word, tokens)) else "")
+    text = sign.get(
+        tokens, "all real numbers" if interval else " ".join(words_of(tokens)).lower() if all(map(is_word, tokens)) else ""
+    )
     return next((row[0] for row in PHRASES if text in row), "")
 
 
@@ -323,7 +342,11 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
 def _without_builders(tokens: Tokens) -> Tokens:
     r"""``\{x \mid x < 2\} \setminus \{1\}`` as ``(-\infty,2) \setminus \{1\}``; anything else as it is. A minus between sets is that sign."""
-    minus = {at for at, token in enumerate(tokens) if token == "-" and tokens[at - 1 : at] == (r"\}",) and tokens[at + 1 : at + 2] == (r"\{",)}
+    minus = {
+        at
+        for at, token in enumerate(tokens)
+        if token == "-" and tokens[at - 1 : at] == (r"\}",) and tokens[at + 1 : at + 2] == (r"\{",)
+    }
     whole, *removed = split(tuple(r"\setminus" if at in minus else t for at, t in enumerate(tokens)), frozenset([r"\setminus"]))
     found = interval_of(builder(whole) or ()) if removed else None
     out = whole if found is None else found
@@ -336,7 +359,12 @@ def _as_pieces(tokens: Tokens) -> list[Tokens] | None:
     """A set of real numbers as pieces of a union, inequalities as intervals; None if it is anything else."""
     found = builder(tokens)
     tokens = found if found is not None else tokens
-    if tokens[:4] == (r"\mathbb", "{", "R", "}") and tokens[4:] in (("^", "{", "+", "}"), ("_", "{", "+", "}"), ("^", "+"), ("_", "+")):
+    if tokens[:4] == (r"\mathbb", "{", "R", "}") and tokens[4:] in (
+        ("^", "{", "+", "}"),
+        ("_", "{", "+", "}"),
+        ("^", "+"),
+        ("_", "+"),
+    ):
         tokens = ("(", "0", ",", r"\infty", ")")
     if r"\in" in tokens and is_name(tokens[: tokens.index(r"\in")]):
         tokens = tokens[tokens.index(r"\in") + 1 :]
@@ -425,7 +453,9 @@ def _unnamed(shape: Shape) -> Shape:
 
 
 def _by_name(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
-    inside = [enclosed(side, "[", "]") or enclosed(side, "(", ")") or enclosed(side, r"\{", r"\}") or side for side in (said, meant)]
+    inside = [
+        enclosed(side, "[", "]") or enclosed(side, "(", ")") or enclosed(side, r"\{", r"\}") or side for side in (said, meant)
+    ]
     ours, theirs = (dict(named_list(side)) for side in inside)
     if len(ours) < 2 or set(ours) != set(theirs):
         return None
@@ -535,7 +565,11 @@ def _parts(tokens: Tokens) -> tuple[list[Tokens], str] | None:
 
 
 def _is_clock(parts: list[Tokens]) -> bool:
-    return all(len(part) == 1 and part[0].isdigit() for part in parts) and len(parts[0][0]) <= 2 and all(len(p[0]) == 2 for p in parts[1:])
+    return (
+        all(len(part) == 1 and part[0].isdigit() for part in parts)
+        and len(parts[0][0]) <= 2
+        and all(len(p[0]) == 2 for p in parts[1:])
+    )
 
 
 def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -654,7 +688,9 @@ def _same_function(ours: str, theirs: str, value: Tokens) -> Tokens | None:
     return tuple(wanted if token == bound else token for token in value)
 
 
-def _whole_equation(said: Tokens, meant: Tokens, our_parts: list[Tokens], their_parts: list[Tokens], policies: Policies) -> Ruling:
+def _whole_equation(
+    said: Tokens, meant: Tokens, our_parts: list[Tokens], their_parts: list[Tokens], policies: Policies
+) -> Ruling:
     """The reference is an equation in its own right, or a computation that ends in the value."""
     if len(our_parts) > 1 and our_parts[0] == their_parts[0]:
         return _by(CLAIMS, our_parts[-1], their_parts[-1], policies)
@@ -779,10 +815,19 @@ def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling
     if theirs.unit == PERCENT_SIGN:
         proportion = compare_numbers(said, _hundredth(meant), policies)
     else:
-        proportion = compare_numbers(_hundredth(said), meant, policies) if not meant.integer or abs(meant.value) <= 1 else (WRONG, "percent")
+        proportion = (
+            compare_numbers(_hundredth(said), meant, policies)
+            if not meant.integer or abs(meant.value) <= 1
+            else (WRONG, "percent")
+        )
     if proportion[0] == RIGHT:
         return proportion
-    if policies.percent == "optional" and theirs.unit == PERCENT_SIGN and abs(meant.value) > 1 and compare_numbers(said, meant, policies)[0] == RIGHT:
+    if (
+        policies.percent == "optional"
+        and theirs.unit == PERCENT_SIGN
+        and abs(meant.value) > 1
+        and compare_numbers(said, meant, policies)[0] == RIGHT
+    ):
         return RIGHT, "policy: percent sign"
     return WRONG, "percent"
 
@@ -827,7 +872,9 @@ def unfinished(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
     if theirs is not None and written_number(said) is None:
         rounded = not theirs.integer and theirs.places is not None
         if not rounded or not signs & _CLOSED or signs & _UNEVALUATED_CONSTANT:
-            computes = signs & (_CLOSED | _UNEVALUATED_CONSTANT | {"+", "-", "/", "^", r"\cdot", r"\times", r"\frac", r"\div", "("})
+            computes = signs & (
+                _CLOSED | _UNEVALUATED_CONSTANT | {"+", "-", "/", "^", r"\cdot", r"\times", r"\frac", r"\div", "("}
+            )
             return RECKONING if computes - ({"-"} if said[0] == "-" and "-" not in said[1:] else set()) else None
         return None
     left = (signs - set(meant)) & _UNEVALUATED
@@ -874,11 +921,18 @@ def _counted(tokens: Tokens) -> Tokens:
     at = 0
     while at < len(tokens):
         piece = tokens[at : at + 9]
-        script = len(piece) == 9 and piece[0] in ("C", "A", "P") and {piece[1], piece[5]} == {"_", "^"} and piece[2] == piece[6] == "{"
+        script = (
+            len(piece) == 9 and piece[0] in ("C", "A", "P") and {piece[1], piece[5]} == {"_", "^"} and piece[2] == piece[6] == "{"
+        )
         if script and piece[4] == piece[8] == "}" and piece[3].isdigit() and piece[7].isdigit():
             n, k = (piece[3], piece[7]) if piece[1] == "_" else (piece[7], piece[3])
             at += 9
-        elif tokens[at] == "C" and tokens[at + 1 : at + 2] == ("(",) and tokens[at + 3 : at + 4] == (",",) and tokens[at + 5 : at + 6] == (")",):
+        elif (
+            tokens[at] == "C"
+            and tokens[at + 1 : at + 2] == ("(",)
+            and tokens[at + 3 : at + 4] == (",",)
+            and tokens[at + 5 : at + 6] == (")",)
+        ):
             n, k = tokens[at + 2], tokens[at + 4]
             piece, at = ("C",), at + 6
         else:
@@ -905,7 +959,12 @@ def _arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     """
     for marked, plain in ((meant, said), (said, meant)):
         letters = marked[2:-1]
-        if marked[:2] in ((r"\vec", "{"), (r"\overline", "{")) and letters == plain and letters and all(t.isalpha() for t in letters):
+        if (
+            marked[:2] in ((r"\vec", "{"), (r"\overline", "{"))
+            and letters == plain
+            and letters
+            and all(t.isalpha() for t in letters)
+        ):
             if marked[0] == r"\vec" or (len(letters) == 2 and all(t.isupper() for t in letters)):
                 return RIGHT, "policy: arrow or bar"
     return None

@@ -146,7 +146,7 @@ def _recurring(tokens: Tokens) -> Number | None:
 
 
 def _worded(tokens: Tokens) -> Number | None:
-    """"seven", "twenty one"."""
+    """ "seven", "twenty one"."""
     if not 1 <= len(tokens) <= 3 or not all(is_word(token) or token == "-" for token in tokens):
         return None
     values = [NUMBERS.get(token[1:].lower(), -1) for token in tokens if is_word(token)]

@@ -132,7 +132,9 @@ def is_name(tokens: Tokens) -> bool:
     return at > 0 and _only_marks(tokens[at:])
 
 
-_GREEK = frozenset("alpha beta gamma delta epsilon theta lambda mu omega phi rho sigma tau psi eta xi zeta kappa chi Omega Phi".split())
+_GREEK = frozenset(
+    "alpha beta gamma delta epsilon theta lambda mu omega phi rho sigma tau psi eta xi zeta kappa chi Omega Phi".split()
+)
 
 
 def _only_marks(tokens: Tokens) -> bool:
@@ -195,7 +197,11 @@ def _is_domain(tail: Tokens) -> bool:
         sets = where[:3] == (r"\mathbb", "{", where[2] if len(where) > 2 else "") and where[2:3] and where[2] in _DOMAINS
         plain = len(where) == 1 and where[0] in _DOMAINS
         marks = set(where[4:]) <= {"^", "_", "{", "}", "+", "*", r"\cdot", "0"} if sets else True
-        return bool((sets and marks) or plain) and all(_is_variable(token) or _is_domain_word(token) for token in letters) and len(letters) > 0
+        return (
+            bool((sets and marks) or plain)
+            and all(_is_variable(token) or _is_domain_word(token) for token in letters)
+            and len(letters) > 0
+        )
     return bool(tail) and any(is_word(t) for t in tail) and all(_is_variable(token) or _is_domain_word(token) for token in tail)
 
 

@@ -27,7 +27,9 @@ from fr3e_async.verify.tokens import Tokens, balanced, is_digits, render
 # math-verify warns once that its time-outs are off, which is what we want.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
-_NORMALISE = NormalizationConfig(basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none", equations=False)
+_NORMALISE = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none", equations=False
+)
 # Capitals are other variables, and (2)(4) is 8: both are otherwise in math-verify's own way of calling its parser.
 _CONVERT = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False, interpret_contains_as_eq=False)
 # What sympy and math-verify raise on odd pairs.
@@ -46,7 +48,17 @@ _LOOSE = frozenset("\\" + name for name in "sin cos tan cot sec csc ln log".spli
 _WANTED_LETTERS = frozenset("edi")  # constants, and the d of an integral: letters that need not be variables of the reading
 _POINTS = tuple(Fraction(n, 100) for n in (37, 186, -85, 71, 13, -329, 92, 322))
 # Points tell too little of steps, and of what stands for any function; sums and integrals are dear to evaluate.
-_UNSAMPLED = (sympy.floor, sympy.ceiling, sympy.sign, sympy.Mod, AppliedUndef, sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit)
+_UNSAMPLED = (
+    sympy.floor,
+    sympy.ceiling,
+    sympy.sign,
+    sympy.Mod,
+    AppliedUndef,
+    sympy.Sum,
+    sympy.Product,
+    sympy.Integral,
+    sympy.Limit,
+)
 _ENOUGH_POINTS = 3
 _DIGITS = 40
 _TINY = sympy.Float("1e-30", _DIGITS)  # relative
@@ -93,7 +105,11 @@ def _says_every_letter(read: Any, tokens: Tokens) -> bool:
     if atoms is None:
         return False
     names = "".join(str(symbol) for symbol in atoms(sympy.Symbol)) + "".join(str(f.func) for f in atoms(AppliedUndef))
-    said = {token for at, token in enumerate(tokens) if len(token) == 1 and token.isalpha() and tokens[at - 2 : at - 1] != (r"\mathbb",)}
+    said = {
+        token
+        for at, token in enumerate(tokens)
+        if len(token) == 1 and token.isalpha() and tokens[at - 2 : at - 1] != (r"\mathbb",)
+    }
     return all(letter in names for letter in said - _WANTED_LETTERS)
 
 
@@ -118,13 +134,25 @@ def _compared(ours: Any, theirs: Any) -> tuple[str, str]:
         return _relations_equal(ours, theirs)
     if _is_rough(ours) or _is_rough(theirs) or isinstance(ours, sympy.Expr) or isinstance(theirs, sympy.Expr):
         return "wrong", "unproven: another kind"
-    same = verify(theirs, ours, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True, float_rounding=30, numeric_precision=40)
+    same = verify(
+        theirs,
+        ours,
+        timeout_seconds=None,
+        raise_on_error=True,
+        allow_set_relation_comp=True,
+        float_rounding=30,
+        numeric_precision=40,
+    )
     return ("right", "math-verify") if same else ("wrong", "unproven: math-verify")
 
 
 def _is_rough(read: Any) -> bool:
     """Does it hold a number that rounding to 6 places would change? math-verify compares parts of sets by rounded value."""
-    return any(abs(number) < 1e-4 or abs(number) > 1e9 or number.is_Float for number in read.atoms(sympy.Number) if number.is_finite and number != 0)
+    return any(
+        abs(number) < 1e-4 or abs(number) > 1e9 or number.is_Float
+        for number in read.atoms(sympy.Number)
+        if number.is_finite and number != 0
+    )
 
 
 def expressions_equal(ours: Any, theirs: Any) -> tuple[str, str]:

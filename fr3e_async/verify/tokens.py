@@ -19,7 +19,8 @@ from fr3e_async.verify.words import ASCII_COMMANDS, CONNECTIVES, KNOWN_WORDS
 Tokens = tuple[str, ...]
 
 _LEX = re.compile(
-    r"\\(?:begin|end)\s*\{[a-zA-Z]+\*?\}|\\[a-zA-Z]+\*?|\\.|\d+\.\d+|\d+|\.\d+|[A-Za-z]+|[^\W\d_a-zA-Z]+|\s+|<=|>=|!=|\*\*|__|.", re.DOTALL
+    r"\\(?:begin|end)\s*\{[a-zA-Z]+\*?\}|\\[a-zA-Z]+\*?|\\.|\d+\.\d+|\d+|\.\d+|[A-Za-z]+|[^\W\d_a-zA-Z]+|\s+|<=|>=|!=|\*\*|__|.",
+    re.DOTALL,
 )
 _LOST = {"\f": "\\f", "\b": "\\b", "\v": "\\v", "\a": "\\a"}  # "\frac" read as if it were a string of JSON or C
 _LOST_T_OR_R = re.compile(r"\t(?=ext|imes|heta|an\b|frac|o\b)|\r(?=ight|ho\b|angle)")
@@ -43,7 +44,9 @@ _GREEK = {
 _SIGN = str.maketrans(_SIGNS)
 
 SPACE = " "
-_SPACES = frozenset(r"\, \; \: \  ~ \quad \qquad \enspace \thinspace \hfill \space \nobreakspace \hspace \medspace".split() + ["\\ "])
+_SPACES = frozenset(
+    r"\, \; \: \  ~ \quad \qquad \enspace \thinspace \hfill \space \nobreakspace \hspace \medspace".split() + ["\\ "]
+)
 _NOTHING = frozenset(
     r"\left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \Biggl \Biggr \displaystyle \textstyle \scriptstyle "
     r"\limits \nolimits \rm \bf \it \bfseries \mathstrut \strut \Large \large \LARGE \huge \Huge \normalsize \small \centering \therefore "
@@ -52,8 +55,18 @@ _NOTHING = frozenset(
 _FONTS = frozenset(
     r"\mathbf \mathit \mathsf \mathtt \mathnormal \boldsymbol \bm \underline \emph \boxed \fbox \ensuremath \textcolor \mathcal \mathop".split()
 )
-_TEXT = frozenset(r"\text \mathrm \textbf \textit \textrm \textsf \textnormal \mbox \hbox \operatorname \operatorname* \textup \texttt".split())
-_WITH_OTHER_ARGUMENTS = {r"\color": 1, r"\textcolor": 1, r"\phantom": 1, r"\hphantom": 1, r"\vphantom": 1, r"\fcolorbox": 2, r"\hspace": 1}
+_TEXT = frozenset(
+    r"\text \mathrm \textbf \textit \textrm \textsf \textnormal \mbox \hbox \operatorname \operatorname* \textup \texttt".split()
+)
+_WITH_OTHER_ARGUMENTS = {
+    r"\color": 1,
+    r"\textcolor": 1,
+    r"\phantom": 1,
+    r"\hphantom": 1,
+    r"\vphantom": 1,
+    r"\fcolorbox": 2,
+    r"\hspace": 1,
+}
 _SYNONYMS = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\leqslant": r"\le", "<=": r"\le", r"\geq": r"\ge",
     r"\geqslant": r"\ge", ">=": r"\ge", r"\neq": r"\ne", "!=": r"\ne", r"\lt": "<", r"\gt": ">", r"\cupdot": r"\cup", r"\bigcup": r"\cup",
@@ -167,7 +180,11 @@ def _spelt(tokens: list[str]) -> list[str]:
         else:
             out.append(token)
     kept = [token for i, token in enumerate(out) if token != SPACE or _keeps_apart(out, i)]
-    return [t for i, t in enumerate(kept) if not (t == "^" and kept[i + 1 : i + 2] == ["°"]) and not (t == "." and kept[i + 1 : i + 2][:1] in (["]"], [")"]))]
+    return [
+        t
+        for i, t in enumerate(kept)
+        if not (t == "^" and kept[i + 1 : i + 2] == ["°"]) and not (t == "." and kept[i + 1 : i + 2][:1] in (["]"], [")"]))
+    ]
 
 
 def _keeps_apart(tokens: list[str], at: int) -> bool:
@@ -179,7 +196,11 @@ def _keeps_apart(tokens: list[str], at: int) -> bool:
 
 
 def _says_mathematics(token: str) -> bool:
-    return token[:1].isdigit() or token in ("=", "+", "^", "_", "<", ">", "/", "|", "!") or (token[:1] == "\\" and token[1:].isalpha())
+    return (
+        token[:1].isdigit()
+        or token in ("=", "+", "^", "_", "<", ">", "/", "|", "!")
+        or (token[:1] == "\\" and token[1:].isalpha())
+    )
 
 
 def _run(run: str, prose: bool) -> list[str]:
@@ -354,4 +375,18 @@ def render(tokens: Tokens) -> str:
     return "".join(out)
 
 
-__all__ = ["CONNECTIVES", "SPACE", "Tokens", "balanced", "closing", "enclosed", "is_digits", "is_word", "render", "split", "tokenise", "trimmed", "words_of"]
+__all__ = [
+    "CONNECTIVES",
+    "SPACE",
+    "Tokens",
+    "balanced",
+    "closing",
+    "enclosed",
+    "is_digits",
+    "is_word",
+    "render",
+    "split",
+    "tokenise",
+    "trimmed",
+    "words_of",
+]

@@ -61,7 +61,12 @@ def _unit_start(tokens: Tokens) -> int:
             at = start = at - 1
         elif token == "}" and (opened := _power_start(tokens, at)) is not None:
             at = opened
-        elif token in ("/", r"\cdot", ".") and start < len(tokens) and at - 1 > 0 and (is_word(tokens[at - 2]) or tokens[at - 2] == "}"):
+        elif (
+            token in ("/", r"\cdot", ".")
+            and start < len(tokens)
+            and at - 1 > 0
+            and (is_word(tokens[at - 2]) or tokens[at - 2] == "}")
+        ):
             at -= 1
         elif token == "/" and start < len(tokens) and at == start:
             at = start = at - 1
@@ -89,9 +94,12 @@ def _spoken(tokens: Tokens) -> str:
 
 def without_a_word_for_it(unit: str) -> bool:
     """May ``unit`` be missing on one side? Nothing but units and names of what was counted may."""
-    words = [word for word in unit.replace("^", " ").replace("/", " ").replace("*", " ").split() if not word.lstrip("-").isdigit()]
+    words = [
+        word for word in unit.replace("^", " ").replace("/", " ").replace("*", " ").split() if not word.lstrip("-").isdigit()
+    ]
     return all(
-        word in _MEASURED or word in UNITS or word.lower() in UNITS or word.lower() in COUNTED or word.lower() in CURRENCIES for word in words
+        word in _MEASURED or word in UNITS or word.lower() in UNITS or word.lower() in COUNTED or word.lower() in CURRENCIES
+        for word in words
     )
 
 
@@ -101,6 +109,12 @@ def factor_between(unit: str, other: str) -> Fraction | None:
     if ours is None or theirs is None or ours.dimensionality != theirs.dimensionality:
         return None
     return Fraction((1 * ours).to(theirs).magnitude)
+
+
+def base_factor(unit: str) -> Fraction:
+    """By what a value in ``unit`` is multiplied to be one in base units; 1 where pint does not know it."""
+    parsed = _parsed(unit)
+    return Fraction(1) if parsed is None else Fraction((1 * parsed).to_base_units().magnitude)
 
 
 def is_measure(unit: str) -> bool:
@@ -144,7 +158,11 @@ def _pint_name(unit: str) -> str:
             out.append("/" if name == "per" else name)
             continue
         lower = name.lower()
-        name = {"pound": "sterling", **CURRENCIES}.get(lower, _PINT.get(lower, name)) if lower not in ("pound", "pounds") else "pound"
+        name = (
+            {"pound": "sterling", **CURRENCIES}.get(lower, _PINT.get(lower, name))
+            if lower not in ("pound", "pounds")
+            else "pound"
+        )
         name = lower if len(name) > 3 and name.isascii() and name == word.partition("^")[0] else name
         out.append(f"{'* ' if out and out[-1] not in ('/', '*') else ''}{name}{f'**({exponent})' if raised else power}")
         power = ""
