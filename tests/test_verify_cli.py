@@ -26,7 +26,7 @@ CASES: list[dict[str, Any]] = [
     {"gold": "5", "prediction": "so \\boxed{5}", "correct": True, "source": "github:a/b@0123abc:tests/x.py", "id": "one"},
     {"gold": "5", "prediction": "so \\boxed{6}", "correct": True, "source": "github:a/b@0123abc:tests/y.py"},
     {"gold": "\\frac12", "prediction": "$0.5$", "correct": False, "kind": "bare", "source": "c"},
-    {"gold": "是", "prediction": "\\boxed{x^2}", "correct": False, "kind": "full", "source": "c"},
+    {"gold": "cut it along the long midline", "prediction": "\\boxed{x^2}", "correct": False, "kind": "full", "source": "c"},
     {"gold": "5", "prediction": "I cannot tell", "correct": False, "kind": "full", "source": "c"},
     {"gold": 5, "prediction": 5, "source": "d"},
 ]
@@ -59,7 +59,7 @@ def test_the_table_counts_by_source_and_tells_agreement(tmp_path: Path, capsys: 
     assert cells(out, "c") == ["3", "1", "1", "1", "2", "66.7", "1", "0"]
     assert cells(out, "d") == ["1", "1", "0", "0", "0", "-", "0", "0"]  # nobody says what is correct
     assert cells(out, "all") == ["6", "3", "2", "1", "3", "60.0", "1", "1"]
-    assert "unknown: gold is " in out
+    assert "unknown: the reference is a sentence" in out
     assert "6 cases in " in out
     assert "category" not in out
 
@@ -82,7 +82,7 @@ def test_json_holds_a_row_for_each_case(tmp_path: Path, capsys: pytest.CaptureFi
     assert [row["id"] for row in rows] == ["one", "2", "3", "4", "5", "6"]
     assert [row["outcome"] for row in rows] == ["right", "wrong", "right", "unknown", "wrong", "right"]
     assert rows[0]["reason"] == "integer"
-    assert rows[3]["reason"].startswith("gold is ")
+    assert rows[3]["reason"].startswith("the reference is ")
     assert [row["correct"] for row in rows] == [True, True, False, False, False, None]
     assert all(0 <= row["time_s"] < 10 for row in rows)
 
@@ -151,12 +151,12 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_golds_that_can_be_matched_as_text_only_are_flagged_once_each() -> None:
-    given = ["5", "\\frac12", "the empty set", "$2\\pi$", "the empty set", "x" * 50, "是", "\\boxed{-3}"]
+    given = ["5", "\\frac12", "the empty set", "$2\\pi$", "the empty set", "x" * 50, "an odd number", "\\boxed{-3}"]
     config = VerifierPoolConfig(max_answer_chars=40)
     assert flag_golds(given, config) == [
         GoldFlag(gold="the empty set", reason="not mathematics"),
         GoldFlag(gold="x" * 50, reason=golds.TOO_LONG),
-        GoldFlag(gold="是", reason="not mathematics"),
+        GoldFlag(gold="an odd number", reason="not mathematics"),
     ]
 
 
@@ -185,7 +185,7 @@ def test_work_that_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> N
 def loaded(tmp_path: Path, **data: Any) -> tuple[Rows, Config]:
     train = [
         {"problem": f"p{i}", "answer": answer}
-        for i, answer in enumerate(["5", "the empty set", "1/2", "是", "the empty set", "否"])
+        for i, answer in enumerate(["5", "the empty set", "1/2", "an odd number", "the empty set", "an even one"])
     ]
     heldout = [{"problem": "q", "answer": "7"}, {"problem": "r", "answer": "the empty set"}]
     files = {name: str(write(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("train", train), ("heldout", heldout))}

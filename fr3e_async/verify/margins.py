@@ -7,7 +7,7 @@ Applies to the whole answer, before it is cut down to a class. Knows texts and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -20,6 +20,7 @@ from fr3e_async.verify.structure import shape_of
 from fr3e_async.verify.tokens import tokenise
 from fr3e_async.verify.units import PERCENT_SIGN, base_factor, factor_between, is_measure, quantity
 
+_LETTERS = frozenset("mgshLlNJWVKCFTH")
 WITHIN = "within its margin"
 
 
@@ -54,7 +55,8 @@ def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies:
     """
     if answer is None or not margins:
         return False
-    said, meant = _amounts(answer), _amounts(gold)
+    meant = _amounts(gold)
+    said = meant and _amounts(answer, {amount.unit for amount in meant})
     if said is None or meant is None or len(said) != len(meant) or len(margins) not in (1, len(meant)):
         return False
     golds = list(zip(meant, [*margins] * (len(meant) if len(margins) == 1 else 1), strict=True))
@@ -72,11 +74,12 @@ def numbers_of(text: str) -> list[Fraction] | None:
     return None if amounts is None else [amount.value for amount in amounts]
 
 
-def _amounts(text: str) -> list[_Amount] | None:
+def _amounts(text: str, letters: Collection[str] = _LETTERS) -> list[_Amount] | None:
+    """``letters``: units of one letter that need not be upright."""
     tokens = tokenise(text)
     amounts = []
     for item in shape_of(tokens).items or (tokens,):
-        parts = quantity(item)
+        parts = quantity(item, bare=item[-1] if item and item[-1] in letters else "")
         number = written_number(parts.core)
         if number is None:
             return None

@@ -148,10 +148,8 @@ def _only_marks(tokens: Tokens) -> bool:
             if tokens[at] == "^" and "-" not in tokens[at:end] and "(" not in tokens[at:end]:
                 return False
             at = end + 1
-        elif tokens[at] == "(" and at > -1 and closing(tokens, at) == len(tokens) - 1:
-            return True
         else:
-            return False
+            return tokens[at] == "(" and closing(tokens, at) == len(tokens) - 1
     return True
 
 
@@ -168,7 +166,7 @@ def named(item: Tokens) -> tuple[str, Tokens]:
 
 def chain(value: Tokens) -> list[Tokens]:
     """The parts of ``a = b = c``; one part if there is no equals sign."""
-    return [part for part in split(value, frozenset(["="])) if part] or [value]
+    return [part[1:] if part[0] == "+" and len(part) > 1 else part for part in split(value, frozenset(["="])) if part] or [value]
 
 
 # ---- where a claim holds ----
@@ -234,9 +232,8 @@ def interval_of(tokens: Tokens) -> Tokens | None:
             left, sign, right = right, _ORDER[sign], left
         if not is_name(left) or is_name(right):
             return None
-        low, high = ("(", "-", r"\infty", ",", *right), ")" if sign == "<" else "]"
         if sign in ("<", r"\le"):
-            return (*low, high)
+            return ("(", "-", r"\infty", ",", *right, ")" if sign == "<" else "]")
         return ("(" if sign == ">" else "[", *right, ",", r"\infty", ")")
     if len(signs) == 2 and is_name(pieces[1]):
         (low, _, high), (first, second) = pieces, signs
@@ -265,9 +262,8 @@ def builder(tokens: Tokens) -> Tokens | None:
 
 def matrix_of(tokens: Tokens) -> list[list[Tokens]] | None:
     r"""The rows of cells of ``\begin{pmatrix}``; of ``[\begin{array}{cc}`` too. None for anything else, determinants among it."""
-    if tokens[:1] == ("[",) or tokens[:1] == ("(",):
-        if len(tokens) > 2 and tokens[1].startswith(r"\begin") and closing(tokens, 0) == len(tokens) - 1:
-            tokens = tokens[1:-1]
+    if len(tokens) > 2 and tokens[0] in "([" and tokens[1].startswith(r"\begin") and closing(tokens, 0) == len(tokens) - 1:
+        tokens = tokens[1:-1]
     if len(tokens) < 2 or not tokens[0].startswith(r"\begin") or closing(tokens, 0) != len(tokens) - 1:
         return None
     name = tokens[0].partition("{")[2].strip("}* ")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from fractions import Fraction
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import sympy
@@ -68,6 +68,8 @@ _TINY = sympy.Float("1e-30", _DIGITS)  # relative
 def reading(tokens: Tokens) -> Any:
     """The sympy object that the whole of ``tokens`` says; None if any part of it is not surely understood."""
     if not tokens or not balanced(tokens) or tokens.count("|") % 2 or not all(map(_is_sound, tokens)):
+        return None
+    if any(a.isalpha() and is_digits(b) for a, b in pairwise(tokens)):  # x2 may be x_2, x^2 or 2x
         return None
     text = render(_explicit(tokens)).replace(r"\lg", r"\log_{10}")
     try:
@@ -164,14 +166,14 @@ def expressions_equal(ours: Any, theirs: Any) -> tuple[str, str]:
     if ours.free_symbols != theirs.free_symbols:
         if not (ours.free_symbols ^ theirs.free_symbols) <= _imaginary(ours, theirs):
             return "wrong", "other variables"
-        ours, theirs = (side.subs({symbol: sympy.I for symbol in _imaginary(ours, theirs)}) for side in (ours, theirs))
+        ours, theirs = (side.subs(dict.fromkeys(_imaginary(ours, theirs), sympy.I)) for side in (ours, theirs))
     difference = ours - theirs
     if not difference.free_symbols:
         return _constants_equal(ours, theirs, difference)
     agreed = _agreeing_points(ours, theirs)
     if agreed is None:
         return "wrong", "another value"
-    if difference.is_polynomial() or ours.is_rational_function() and theirs.is_rational_function():
+    if difference.is_polynomial() or (ours.is_rational_function() and theirs.is_rational_function()):
         return ("right", "identity") if sympy.cancel(sympy.together(difference)) == 0 else ("wrong", "another function")
     if _verified(ours, theirs):
         return "right", "math-verify"

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from fr3e_async.verify.words import ASCII_COMMANDS, CONNECTIVES, KNOWN_WORDS
+from fr3e_async.verify.words import ASCII_COMMANDS, CONNECTIVES, KNOWN_WORDS, UNITS
 
 Tokens = tuple[str, ...]
 
@@ -87,7 +87,10 @@ _PREFIXES = ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos",
 @lru_cache(maxsize=4096)  # the reference of all rollouts of a prompt is the same
 def tokenise(text: str) -> Tokens:
     r"""``text`` in one way of writing, without what stands around an answer and is no part of it."""
-    return trimmed(_braced(_spelt(_lexed(_clean(text)))))
+    try:
+        return trimmed(_braced(_spelt(_lexed(_clean(text)))))
+    except RecursionError:  # nested too deeply to be anybody's answer: equal to itself alone
+        return ("\0" + text,)
 
 
 def _clean(text: str) -> str:
@@ -151,7 +154,7 @@ def _upright(raw: list[str]) -> list[str]:
         return [SPACE, *("'" + p if p in _UPRIGHT_UNITS else p for p in inside), SPACE]
     out: list[str] = [SPACE]
     for piece in inside:
-        known = piece.lower() in ASCII_COMMANDS and len(letters) == 1
+        known = piece.lower() in ASCII_COMMANDS and piece not in UNITS and len(letters) == 1
         out.append(piece if not piece[:1].isalpha() or known else "'" + piece)
     return [*out, SPACE]
 
@@ -164,6 +167,7 @@ def _abbreviation(inside: list[str]) -> str:
     return "".join(letters) if whole else ""
 
 
+_ORDINALS = frozenset(["'st", "'nd", "'rd", "'th"])
 _UPRIGHT_UNITS = frozenset(["m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K", "C", "F", "T", "H"])
 
 
@@ -181,7 +185,7 @@ def _spelt(tokens: list[str]) -> list[str]:
             out.append(token)
     kept = [token for i, token in enumerate(out) if token != SPACE or _keeps_apart(out, i)]
     return [
-        t
+        "'min" if t == r"\min" and kept[i + 1 : i + 2] not in (["("], ["{"], ["_"], [r"\{"]) else t
         for i, t in enumerate(kept)
         if not (t == "^" and kept[i + 1 : i + 2] == ["°"]) and not (t == "." and kept[i + 1 : i + 2][:1] in (["]"], [")"]))
     ]
@@ -221,13 +225,13 @@ def _braced(tokens: list[str]) -> list[str]:
     r"""Arguments of commands, exponents and subscripts in braces, other braces gone; ``(n \choose k)`` as a binomial."""
     tokens = _circles(tokens)
     out: list[str] = []
-    at = 0
+    at = opened = 0
     while at < len(tokens):
         token = tokens[at]
         at += 1
         if token in ("^", "_"):
             argument, at = _argument(tokens, at, whole=True)
-            raised = argument and (argument == ["°"] or set(argument) == {"'"} or (token == "^" and all(map(is_word, argument))))
+            raised = argument and (argument == ["°"] or set(argument) == {"'"} or (token == "^" and argument[0] in _ORDINALS))
             out += argument if raised else [token, "{", *argument, "}"] if argument else [token]
         elif token in _ARGUMENTS:
             out.append(token)
@@ -235,8 +239,8 @@ def _braced(tokens: list[str]) -> list[str]:
         elif token in (r"\usqrt",):
             argument, at = _argument(tokens, at, whole=True)
             out += [r"\sqrt", "{", *argument, "}"]
-        elif token in ("{", "}") or (token == SPACE and out[-1:] == ["}"]):
-            continue
+        elif token == "{" or (token == "}" and opened) or (token == SPACE and out[-1:] == ["}"]):
+            opened += (token == "{") - (token == "}")
         else:
             out.append(token)
     return out
@@ -299,7 +303,7 @@ def is_digits(token: str) -> bool:
 
 
 def closing(tokens: list[str] | Tokens, at: int) -> int:
-    """Where the bracket at ``at`` is closed, by whatever closing bracket (intervals mix them); the last place if it never is."""
+    """Where the bracket at ``at`` is closed, by whatever closing bracket (intervals mix them); the length if it never is."""
     depth = 0
     for place in range(at, len(tokens)):
         if tokens[place] in _OPENING or tokens[place].startswith(r"\begin"):
@@ -308,7 +312,7 @@ def closing(tokens: list[str] | Tokens, at: int) -> int:
             depth -= 1
             if depth == 0:
                 return place
-    return len(tokens) - 1
+    return len(tokens)
 
 
 def balanced(tokens: Tokens) -> bool:
@@ -371,7 +375,9 @@ def render(tokens: Tokens) -> str:
     for token in tokens:
         if out and out[-1][:1] == "\\" and out[-1][1:].isalpha() and token[:1].isalpha():
             out.append(" ")
-        out.append(token[1:] if is_word(token) else r"^{\circ}" if token == "°" else r"\%" if token == "%" else token)
+        out.append(
+            rf"\text{{{token[1:]}}}" if is_word(token) else r"^{\circ}" if token == "°" else r"\%" if token == "%" else token
+        )
     return "".join(out)
 
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.tokens import Tokens, is_word
 from fr3e_async.verify.words import COUNTED, CURRENCIES, PERCENT, SCALES, UNITS
 
@@ -34,8 +35,13 @@ class Quantity:
     unit: str = ""
 
 
-def quantity(tokens: Tokens) -> Quantity:
-    """``tokens`` with the unit that they end in, or the currency that they begin with, taken off."""
+def quantity(tokens: Tokens, *, bare: str = "") -> Quantity:
+    """``tokens`` with the unit that they end in, or the currency that they begin with, taken off.
+
+    ``bare``: a unit of one letter that need not be upright behind a number, since the other side has it.
+    """
+    if len(tokens) > 1 and tokens[-1] == bare and bare in _MEASURED and written_number(tokens[:-1]) is not None:
+        return Quantity(tokens[:-1], bare)
     if len(tokens) > 1 and tokens[-1] == PERCENT_SIGN:
         return Quantity(tokens[:-1], PERCENT_SIGN)
     if len(tokens) > 1 and tokens[-1] == "°":
@@ -126,7 +132,7 @@ def is_measure(unit: str) -> bool:
 def _registry() -> Any:
     import pint
 
-    registry = pint.UnitRegistry(non_int_type=Fraction)
+    registry: Any = pint.UnitRegistry(non_int_type=Fraction)
     for definition in _MONEY:
         registry.define(definition)
     return registry
