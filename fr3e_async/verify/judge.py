@@ -216,6 +216,7 @@ def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     return WRONG, "other words"
 
 
+_ARTICLES = frozenset(["a", "an", "the"])
 _AFFIRMING = frozenset("it is they are does do indeed always".split())
 
 
@@ -236,9 +237,11 @@ def _is_prose(tokens: Tokens) -> bool:
 
 
 def _spoken(tokens: Tokens) -> list[str]:
-    """Words in small letters without those of ``LEADS``; whatever else is there but punctuation stays."""
+    """Words in small letters without articles, nor those of ``LEADS`` at the head; whatever else is there but punctuation stays."""
     said = [token[1:].lower() if is_word(token) else token for token in tokens if token not in (",", ".", ";", ":", SPACE)]
-    return [word for word in said if word not in LEADS] or said
+    while len(said) > 1 and said[0] in LEADS:
+        said = said[1:]
+    return [word for word in said if word not in _ARTICLES] or said
 
 
 def _phrase(tokens: Tokens) -> str:
@@ -417,6 +420,8 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
     kinds = {ours.kind, theirs.kind}
     if kinds == {"one"}:
         return None
+    if shape_of(said).kind == shape_of(meant).kind == "one" and _other_names(said, meant):
+        return WRONG, "another name"
     if kinds == {"set", "bracket"}:
         return WRONG, "a set is not a tuple"
     if "one" in kinds:
@@ -440,6 +445,11 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
             return WRONG, "brackets"
         return _in_order(ours.items, theirs.items, policies)
     return _in_any_order(list(ours.items), list(theirs.items), policies)
+
+
+def _other_names(said: Tokens, meant: Tokens) -> bool:
+    ours, theirs = named(said)[0], named(meant)[0]
+    return bool(ours and theirs) and ours != theirs
 
 
 def _pairing(brackets: str) -> str:
@@ -514,6 +524,8 @@ def matrix(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     ours, theirs = matrix_of(named(said)[1]), matrix_of(named(meant)[1])
     if ours is None and theirs is None:
         return None
+    if _other_names(said, meant):
+        return WRONG, "another name"
     if ours is not None and theirs is not None:
         if [len(row) for row in ours] != [len(row) for row in theirs]:
             return WRONG, "another size"

@@ -183,7 +183,7 @@ def without_domain(tokens: Tokens) -> tuple[Tokens, bool]:
             if tail[0] == "(" and tail[-1] == ")":
                 tail = tail[1:-1]
             tail = tuple(token for token in tail if token not in (",", r"\forall"))
-            if _is_domain(tail):
+            if _is_domain(tail) and {t for t in tail if _is_variable(t)} <= {*tokens[:at], "R", "Z", "N", "Q", "C"}:
                 return trimmed(tokens[:at]), True
     return tokens, False
 

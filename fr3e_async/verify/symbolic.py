@@ -71,6 +71,8 @@ def reading(tokens: Tokens) -> Any:
         return None
     if any(a.isalpha() and is_digits(b) for a, b in pairwise(tokens)):  # x2 may be x_2, x^2 or 2x
         return None
+    if any(len(t) > 1 and t[0] == "0" and t.isdigit() for t in tokens):  # the end of 1,000 is no number
+        return None
     text = render(_explicit(tokens)).replace(r"\lg", r"\log_{10}")
     try:
         read = latex2sympy(text, normalization_config=_NORMALISE, conversion_config=_CONVERT)
