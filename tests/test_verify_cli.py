@@ -53,12 +53,12 @@ def cells(table: str, row: str) -> list[str]:
 def test_the_table_counts_by_source_and_tells_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(write(tmp_path / "cases.jsonl", CASES), capsys=capsys)
     assert (code, err) == (0, "")
-    columns = ["cases", "right", "wrong", "unknown", "agree", "agree", "%", "false", "+", "false", "-"]
+    columns = ["cases", "right", "policy", "wrong", "unproven", "unknown", "agree", "agree", "%", "false", "+", "false", "-"]
     assert cells(out, "source") == columns
-    assert cells(out, "github:a/b") == ["2", "1", "1", "0", "1", "50.0", "0", "1"]
-    assert cells(out, "c") == ["3", "1", "1", "1", "2", "66.7", "1", "0"]
-    assert cells(out, "d") == ["1", "1", "0", "0", "0", "-", "0", "0"]  # nobody says what is correct
-    assert cells(out, "all") == ["6", "3", "2", "1", "3", "60.0", "1", "1"]
+    assert cells(out, "github:a/b") == ["2", "1", "0", "1", "0", "0", "1", "50.0", "0", "1"]
+    assert cells(out, "c") == ["3", "1", "0", "1", "0", "1", "2", "66.7", "1", "0"]
+    assert cells(out, "d") == ["1", "1", "0", "0", "0", "0", "0", "-", "0", "0"]  # nobody says what is correct
+    assert cells(out, "all") == ["6", "3", "0", "2", "0", "1", "3", "60.0", "1", "1"]
     assert "unknown: the reference is a sentence" in out
     assert "6 cases in " in out
     assert "category" not in out
@@ -68,10 +68,10 @@ def test_categories_have_a_table_and_labels_may_be_missing(tmp_path: Path, capsy
     rows = [{"gold": "5", "prediction": p, "category": c, "label_by": "me"} for p, c in (("5", "x"), ("6", "x"), ("5", "y"))]
     code, out, _ = run(write(tmp_path / "cases.jsonl", rows), "--workers", 1, capsys=capsys)
     assert code == 0
-    assert cells(out, "category") == ["cases", "right", "wrong", "unknown"]
-    assert cells(out, "me,") == ["bare", "3", "2", "1", "0"]
-    assert cells(out, "x") == ["2", "1", "1", "0"]
-    assert cells(out, "y") == ["1", "1", "0", "0"]
+    assert cells(out, "category") == ["cases", "right", "policy", "wrong", "unproven", "unknown"]
+    assert cells(out, "me,") == ["bare", "3", "2", "0", "1", "0", "0"]
+    assert cells(out, "x") == ["2", "1", "0", "1", "0", "0"]
+    assert cells(out, "y") == ["1", "1", "0", "0", "0", "0"]
     assert "agree" not in out
 
 
@@ -87,6 +87,17 @@ def test_json_holds_a_row_for_each_case(tmp_path: Path, capsys: pytest.CaptureFi
     assert all(0 <= row["time_s"] < 10 for row in rows)
 
 
+def test_explain_prints_rule_and_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("--explain", r"so \boxed{1200\text{ cm}}", r"$12\text{ m}$", capsys=capsys)
+    assert code == 0
+    assert out.splitlines()[:2] == [r"answer:    1200\text{cm}", r"reference: 12\text{m}"]
+    assert r"amount: 1200\text{cm} | 12\text{m}: right (units converted)" in out
+    assert "right: units converted" in out
+    assert "Units agree, by pint" in out
+    code, out, _ = run("--explain", "3x^2", "3", capsys=capsys)
+    assert "wrong: " in out
+
+
 def test_a_reward_of_ones_own_can_be_tried_on_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,7 +106,7 @@ def test_a_reward_of_ones_own_can_be_tried_on_a_file(
     rows = [{"gold": "a", "prediction": "cat", "problem": p} for p in ("q", "r")]
     code, out, _ = run(write(tmp_path / "cases.jsonl", rows), "--reward", "prefix:score", capsys=capsys)
     assert code == 0
-    assert cells(out, "-") == ["2", "1", "1", "0"]
+    assert cells(out, "-") == ["2", "1", "0", "1", "0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +138,7 @@ def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureF
         ([good, "--workers", 0], "verifiers.workers must be positive, got 0"),
         ([good, "--reward", "nowhere:f"], "reward=nowhere:f: no module named nowhere"),
         ([good, "--unheard-of"], "unrecognized arguments: --unheard-of"),
-        ([], "the following arguments are required: CASES.jsonl"),
+        ([], "one of CASES.jsonl and --explain ANSWER REFERENCE is expected"),
     ):
         code, out, err = run(*argv, capsys=capsys)
         assert (code, out) == (2, ""), argv

@@ -14,7 +14,23 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from fr3e_async.verify.words import ASCII_COMMANDS, CONNECTIVES, KNOWN_WORDS, UNITS
+from fr3e_async.verify.signs import (
+    ARGUMENTS,
+    CLOSING,
+    FONTS,
+    GREEK,
+    NOTHING,
+    OPENING,
+    ORDINALS,
+    PREFIXES,
+    SIGN,
+    SPACES,
+    SYNONYMS,
+    TEXT,
+    UPRIGHT_UNITS,
+    WITH_OTHER_ARGUMENTS,
+)
+from fr3e_async.verify.words import ASCII_COMMANDS, KNOWN_WORDS, UNITS
 
 Tokens = tuple[str, ...]
 
@@ -29,59 +45,7 @@ _RAISED = re.compile(f"[{_SUPERSCRIPTS}]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _TAGS = re.compile(r"<(su[bp])>(.*?)</\1>", re.DOTALL)
 _PLAIN = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
-_SIGNS = {
-    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
-    "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "−": "-", "–": "-", "√": " sqrt ", "∈": r"\in ", "∀": r"\forall ",
-    "±": r"\pm ", "°": r"\degree ", "≈": r"\approx ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", 
-    "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ", "ω": r"\omega ", "φ": r"\phi ", "ρ": r"\rho ",
-    "σ": r"\sigma ", "Δ": r"\Delta ", "、": ",", "。": ".", "，": ",", "或": " or ", "和": " and ", "’": "'", "′": "'", "“": "", "”": "",
-    "⁄": "/", "¢": r" cents ", "€": r" euro ", "£": r" pounds ", "¥": r" yen ", "\u200b": "", "≡": r"\equiv ", "∖": r"\setminus ",
-}  # fmt: skip
-_GREEK = {
-    "π": r"\pi", "θ": r"\theta", "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "λ": r"\lambda", "μ": r"\mu", "ω": r"\omega",
-    "φ": r"\phi", "ρ": r"\rho", "σ": r"\sigma", "Δ": r"\Delta", "δ": r"\delta", "ε": r"\epsilon", "τ": r"\tau", "Ω": r"\Omega",
-}  # fmt: skip
-_SIGN = str.maketrans(_SIGNS)
-
 SPACE = " "
-_SPACES = frozenset(
-    r"\, \; \: \  ~ \quad \qquad \enspace \thinspace \hfill \space \nobreakspace \hspace \medspace".split() + ["\\ "]
-)
-_NOTHING = frozenset(
-    r"\left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \Biggl \Biggr \displaystyle \textstyle \scriptstyle "
-    r"\limits \nolimits \rm \bf \it \bfseries \mathstrut \strut \Large \large \LARGE \huge \Huge \normalsize \small \centering \therefore "
-    r"\checkmark \noindent \( \) \[ \] $ ** __ \smash".split()
-)
-_FONTS = frozenset(
-    r"\mathbf \mathit \mathsf \mathtt \mathnormal \boldsymbol \bm \underline \emph \boxed \fbox \ensuremath \textcolor \mathcal \mathop".split()
-)
-_TEXT = frozenset(
-    r"\text \mathrm \textbf \textit \textrm \textsf \textnormal \mbox \hbox \operatorname \operatorname* \textup \texttt".split()
-)
-_WITH_OTHER_ARGUMENTS = {
-    r"\color": 1,
-    r"\textcolor": 1,
-    r"\phantom": 1,
-    r"\hphantom": 1,
-    r"\vphantom": 1,
-    r"\fcolorbox": 2,
-    r"\hspace": 1,
-}
-_SYNONYMS = {
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\leqslant": r"\le", "<=": r"\le", r"\geq": r"\ge",
-    r"\geqslant": r"\ge", ">=": r"\ge", r"\neq": r"\ne", "!=": r"\ne", r"\lt": "<", r"\gt": ">", r"\cupdot": r"\cup", r"\bigcup": r"\cup",
-    r"\degree": "°", r"\textdegree": "°", r"\textcirc": "°", r"\varnothing": r"\emptyset", r"\O": r"\emptyset", r"\colon": ":", r"\infin": r"\infty",
-    r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\prime": "'",
-    r"\overrightarrow": r"\vec", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|",
-    r"\backslash": r"\setminus", r"\%": "%", r"\$": "'dollars", r"\pounds": "'pounds", r"\euro": "'euro", r"\yen": "'yen", r"\langle": "⟨",
-    r"\rangle": "⟩", r"\land": r"\wedge", r"\lor": r"\vee", r"\to": r"\rightarrow", r"\centerdot": r"\cdot", r"\ast": r"\cdot",
-    "*": r"\cdot", r"\simeq": r"\approx", r"\doteq": r"\approx", r"\lg": r"\lg", r"\mod": r"\pmod", r"\bmod": r"\pmod", r"\pod": r"\pmod",
- r"\bar": r"\overline", r"\ldots": r"\dots", r"\cdots": r"\dots", r"\&": "&",
-}  # fmt: skip
-_OPENING, _CLOSING = frozenset(["(", "[", "{", r"\{", "⟨"]), frozenset([")", "]", "}", r"\}", "⟩"])
-_ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1, r"\vec": 1, r"\overline": 1, r"\hat": 1, r"\tilde": 1, r"\dot": 1, r"\ddot": 1,
-              r"\mathbb": 1, r"\overset": 2, r"\underset": 2, r"\pmod": 0}  # fmt: skip
-_PREFIXES = ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "sqrt")
 
 
 @lru_cache(maxsize=4096)  # the reference of all rollouts of a prompt is the same
@@ -100,7 +64,7 @@ def _clean(text: str) -> str:
     text = _TAGS.sub(lambda found: ("^" if found[1] == "sup" else "_") + "{" + found[2] + "}", text)
     text = _RAISED.sub(lambda found: "^{" + found.group().translate(_PLAIN) + "}", text)
     text = _VULGAR.sub(lambda found: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", found.group()).split("⁄")), text)
-    text = unicodedata.normalize("NFKC", text.translate(_SIGN)).translate(_SIGN)
+    text = unicodedata.normalize("NFKC", text.translate(SIGN)).translate(SIGN)
     return text if r"\begin" in text else text.replace(r"\\", "\\")
 
 
@@ -115,25 +79,25 @@ def _plain(raw: list[str]) -> list[str]:
     while at < len(raw):
         piece = raw[at]
         at += 1
-        if piece in _WITH_OTHER_ARGUMENTS:
-            for _ in range(_WITH_OTHER_ARGUMENTS[piece]):
+        if piece in WITH_OTHER_ARGUMENTS:
+            for _ in range(WITH_OTHER_ARGUMENTS[piece]):
                 at = _after_argument(raw, at)
-        elif piece in _TEXT:
+        elif piece in TEXT:
             end = _after_argument(raw, at)
             out += _upright(raw[at:end])
             at = end
-        elif piece in _NOTHING or piece in _FONTS:
+        elif piece in NOTHING or piece in FONTS:
             if piece in (r"\left", r"\right") and raw[at : at + 1] == ["."]:
                 at += 1
         elif piece == r"\!":
             while at < len(raw) and raw[at].isspace():  # 32,\! 349 is one number
                 at += 1
-        elif piece.isspace() or piece in _SPACES:
+        elif piece.isspace() or piece in SPACES:
             out.append(SPACE)
         elif piece[:3] in (r"\le", r"\ge") and len(piece) == 4 and piece[3] in "xyzk":  # \lex
             out += [piece[:3], piece[3]]
         else:
-            out.append(_SYNONYMS.get(piece, piece))
+            out.append(SYNONYMS.get(piece, piece))
     return out
 
 
@@ -151,7 +115,7 @@ def _upright(raw: list[str]) -> list[str]:
         return [SPACE, "'" + dotted, SPACE]
     letters = [piece for piece in inside if piece[:1].isalpha()]
     if all(len(piece) == 1 and piece.isascii() for piece in letters):
-        return [SPACE, *("'" + p if p in _UPRIGHT_UNITS else p for p in inside), SPACE]
+        return [SPACE, *("'" + p if p in UPRIGHT_UNITS else p for p in inside), SPACE]
     out: list[str] = [SPACE]
     for piece in inside:
         known = piece.lower() in ASCII_COMMANDS and piece not in UNITS and len(letters) == 1
@@ -165,10 +129,6 @@ def _abbreviation(inside: list[str]) -> str:
     letters, dots = kept[::2], kept[1::2]
     whole = len(letters) > 1 and all(len(p) == 1 and p.isalpha() for p in letters) and set(dots) == {"."}
     return "".join(letters) if whole else ""
-
-
-_ORDINALS = frozenset(["'st", "'nd", "'rd", "'th"])
-_UPRIGHT_UNITS = frozenset(["m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K", "C", "F", "T", "H"])
 
 
 def _spelt(tokens: list[str]) -> list[str]:
@@ -210,12 +170,12 @@ def _says_mathematics(token: str) -> bool:
 def _run(run: str, prose: bool) -> list[str]:
     lower = run.lower()
     if not run.isascii():
-        return [_GREEK[letter] for letter in run] if len(run) < 3 and set(run) <= set(_GREEK) else ["'" + run]
+        return [GREEK[letter] for letter in run] if len(run) < 3 and set(run) <= set(GREEK) else ["'" + run]
     if lower in ASCII_COMMANDS:
         return [ASCII_COMMANDS[lower]]
     if lower in KNOWN_WORDS or (prose and not run.isupper()):
         return ["'" + run]
-    prefix = next((name for name in _PREFIXES if run.startswith(name) and len(run) <= len(name) + 1), "")
+    prefix = next((name for name in PREFIXES if run.startswith(name) and len(run) <= len(name) + 1), "")
     if prefix:
         return [ASCII_COMMANDS[prefix], *run[len(prefix) :]]
     return list(run)
@@ -231,9 +191,9 @@ def _braced(tokens: list[str]) -> list[str]:
         at += 1
         if token in ("^", "_"):
             argument, at = _argument(tokens, at, whole=True)
-            raised = argument and (argument == ["°"] or set(argument) == {"'"} or (token == "^" and argument[0] in _ORDINALS))
+            raised = argument and (argument == ["°"] or set(argument) == {"'"} or (token == "^" and argument[0] in ORDINALS))
             out += argument if raised else [token, "{", *argument, "}"] if argument else [token]
-        elif token in _ARGUMENTS:
+        elif token in ARGUMENTS:
             out.append(token)
             at = _with_arguments(tokens, at, token, out)
         elif token in (r"\usqrt",):
@@ -258,7 +218,7 @@ def _circles(tokens: list[str]) -> list[str]:
 
 
 def _with_arguments(tokens: list[str], at: int, command: str, out: list[str]) -> int:
-    for _ in range(_ARGUMENTS[command]):
+    for _ in range(ARGUMENTS[command]):
         if command == r"\sqrt" and tokens[at : at + 1] == ["["] and "]" in tokens[at:]:
             end = tokens.index("]", at)
             out += tokens[at : end + 1]
@@ -286,7 +246,7 @@ def _argument(tokens: list[str], at: int, *, whole: bool) -> tuple[list[str], in
     if is_digits(first) and not whole and len(first) > 1:
         tokens[at] = first[1:]
         return [first[0]], at
-    if first in _ARGUMENTS or first == r"\usqrt":
+    if first in ARGUMENTS or first == r"\usqrt":
         inner: list[str] = []
         end = at + 1
         if first == r"\usqrt":
@@ -306,9 +266,9 @@ def closing(tokens: list[str] | Tokens, at: int) -> int:
     """Where the bracket at ``at`` is closed, by whatever closing bracket (intervals mix them); the length if it never is."""
     depth = 0
     for place in range(at, len(tokens)):
-        if tokens[place] in _OPENING or tokens[place].startswith(r"\begin"):
+        if tokens[place] in OPENING or tokens[place].startswith(r"\begin"):
             depth += 1
-        elif tokens[place] in _CLOSING or tokens[place].startswith(r"\end"):
+        elif tokens[place] in CLOSING or tokens[place].startswith(r"\end"):
             depth -= 1
             if depth == 0:
                 return place
@@ -319,7 +279,7 @@ def balanced(tokens: Tokens) -> bool:
     """Does every closing bracket have an opening one before it, and the other way round?"""
     depth = 0
     for token in tokens:
-        depth += (token in _OPENING) - (token in _CLOSING)
+        depth += (token in OPENING) - (token in CLOSING)
         if depth < 0:
             return False
     return depth == 0
@@ -343,9 +303,9 @@ def split(tokens: Tokens, separators: frozenset[str]) -> list[Tokens]:
         if depth == 0 and token in separators:
             parts.append(_without_space(tokens[start:at]))
             start = at + 1
-        elif token in _OPENING or token.startswith(r"\begin"):
+        elif token in OPENING or token.startswith(r"\begin"):
             depth += 1
-        elif token in _CLOSING or token.startswith(r"\end"):
+        elif token in CLOSING or token.startswith(r"\end"):
             depth = max(0, depth - 1)
     return [*parts, _without_space(tokens[start:])]
 
@@ -379,20 +339,3 @@ def render(tokens: Tokens) -> str:
             rf"\text{{{token[1:]}}}" if is_word(token) else r"^{\circ}" if token == "°" else r"\%" if token == "%" else token
         )
     return "".join(out)
-
-
-__all__ = [
-    "CONNECTIVES",
-    "SPACE",
-    "Tokens",
-    "balanced",
-    "closing",
-    "enclosed",
-    "is_digits",
-    "is_word",
-    "render",
-    "split",
-    "tokenise",
-    "trimmed",
-    "words_of",
-]
