@@ -69,8 +69,8 @@ def reading(tokens: Tokens) -> Any:
     """The sympy object that the whole of ``tokens`` says; None if any part of it is not surely understood."""
     if not tokens or not balanced(tokens) or tokens.count("|") % 2 or not all(map(_is_sound, tokens)):
         return None
-    if any(a.isalpha() and is_digits(b) for a, b in pairwise(tokens)):  # x2 may be x_2, x^2 or 2x
-        return None
+    if any((a.isalpha() and is_digits(b)) or (b == "_" and (is_digits(a) or a == ")")) for a, b in pairwise(tokens)):
+        return None  # x2 may be x_2, x^2 or 2x; 12_5 has a base
     if any(len(t) > 1 and t[0] == "0" and t.isdigit() for t in tokens):  # the end of 1,000 is no number
         return None
     text = render(_explicit(tokens)).replace(r"\lg", r"\log_{10}")

@@ -86,6 +86,8 @@ def _plain(raw: list[str]) -> list[str]:
             end = _after_argument(raw, at)
             out += _upright(raw[at:end])
             at = end
+        elif piece == "**" and _is_power(raw, at):
+            out.append("^")
         elif piece in NOTHING or piece in FONTS:
             if piece in (r"\left", r"\right") and raw[at : at + 1] == ["."]:
                 at += 1
@@ -99,6 +101,15 @@ def _plain(raw: list[str]) -> list[str]:
         else:
             out.append(SYNONYMS.get(piece, piece))
     return out
+
+
+def _is_power(raw: list[str], at: int) -> bool:
+    """Does ``**`` before ``at`` raise, rather than set something in bold? Bold has a space, a sign or nothing on its outer side."""
+    before, after = raw[at - 2 : at - 1] if at > 1 else [], raw[at : at + 1]
+    if not before or not after or before[0].isspace() is not after[0].isspace():
+        return False
+    last = next((piece for piece in reversed(raw[: at - 1]) if not piece.isspace()), "=")
+    return last[-1].isalnum() or last in (")", "}", "]")
 
 
 def _after_argument(raw: list[str], at: int) -> int:

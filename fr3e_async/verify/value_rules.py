@@ -126,9 +126,9 @@ def unfinished(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
     >>> \frac{1+\sqrt5}{2} ~ 1.618    4^{50} ~ 2^{100}    17\cdot 23 !~ 391    \sqrt{4} !~ 2    \sum_{k=1}^n k !~ \frac{n(n+1)}{2}
     """
     theirs = written_number(meant)
-    if policies.unfinished == "right" or (theirs is not None and _has_variables(said)):
-        return None
     signs = set(said)
+    if policies.unfinished == "right" or (theirs is not None and _has_variables(said) and not signs & _UNEVALUATED):
+        return None
     if theirs is not None and written_number(said) is None:
         rounded = not theirs.integer and theirs.places is not None
         if not rounded or not signs & _CLOSED or signs & _UNEVALUATED_CONSTANT:
