@@ -22,7 +22,7 @@ from fr3e_async.control.messages import (
     Train,
     Trained,
 )
-from fr3e_async.control.tally import Tally
+from fr3e_async.control.tally import PolicyWatch, Tally
 from fr3e_async.types import Finish, RolloutId, Stretch
 
 # ---- stories of one group ----
@@ -502,6 +502,19 @@ def test_a_group_that_is_given_up_late_counts_its_verdicts_once():
     found = tally.take()
     names = ("verify/right", "verify/wrong", "verify/unknown", "verify/given_up")
     assert [found[name] for name in names] == [0, 0, 0, 4]
+
+
+def test_a_rise_of_verdicts_by_policy_is_told_once():
+    ledger, tally, watch = make_ledger(groups=1), Tally(), PolicyWatch()
+    (retired,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: 1, anchors=(2, 4))
+    tally.add(replace(retired, right=8, reasons={"policy: rounded": 2, "number": 6}))
+    found = tally.take()
+    assert found["verify/policy_fraction"] == 2 / 8
+    assert watch.alarm(found) == ""  # what is usual is not known yet
+    shares = [0.25, 0.51, 0.9, 0.25, 0.8, 0.1]
+    assert [bool(watch.alarm({"verify/policy_fraction": share})) for share in shares] == [False, True, False, False, True, False]
+    assert not PolicyWatch(usual=0.01).alarm({"verify/policy_fraction": 0.19})
+    assert watch.alarm({}) == ""
 
 
 def test_a_group_whose_rollouts_are_gone_is_made_anew_in_its_slot():

@@ -52,7 +52,8 @@ METRES = r"12 \text{ m}"
         ("12.05 km", METRES, (TENTH,), False),
         (r"12.05\text{ s}", METRES, (TENTH,), False),
         (r"12\%", METRES, (TENTH,), False),
-        ("12.05 m", "12", (TENTH,), True),  # a unit that the gold does not have
+        (r"12.05\text{ m}", "12", (TENTH,), True),  # a unit that the gold does not have
+        ("12.05 m", "12", (TENTH,), False),  # a letter that the gold does not have
         (r"12.05\text{ apples}", "12", (TENTH,), True),
         ("100 cm, 2.05 m", "1 m, 2 m", (TENTH,), True),
         ("205 cm, 1.0 m", "1 m, 2 m", (TENTH,), True),  # 1 m is the smaller one

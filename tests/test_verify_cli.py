@@ -26,7 +26,7 @@ CASES: list[dict[str, Any]] = [
     {"gold": "5", "prediction": "so \\boxed{5}", "correct": True, "source": "github:a/b@0123abc:tests/x.py", "id": "one"},
     {"gold": "5", "prediction": "so \\boxed{6}", "correct": True, "source": "github:a/b@0123abc:tests/y.py"},
     {"gold": "\\frac12", "prediction": "$0.5$", "correct": False, "kind": "bare", "source": "c"},
-    {"gold": "是", "prediction": "\\boxed{x^2}", "correct": False, "kind": "full", "source": "c"},
+    {"gold": "cut it along the long midline", "prediction": "\\boxed{x^2}", "correct": False, "kind": "full", "source": "c"},
     {"gold": "5", "prediction": "I cannot tell", "correct": False, "kind": "full", "source": "c"},
     {"gold": 5, "prediction": 5, "source": "d"},
 ]
@@ -53,13 +53,13 @@ def cells(table: str, row: str) -> list[str]:
 def test_the_table_counts_by_source_and_tells_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(write(tmp_path / "cases.jsonl", CASES), capsys=capsys)
     assert (code, err) == (0, "")
-    columns = ["cases", "right", "wrong", "unknown", "agree", "agree", "%", "false", "+", "false", "-"]
+    columns = ["cases", "right", "policy", "wrong", "unproven", "unknown", "agree", "agree", "%", "false", "+", "false", "-"]
     assert cells(out, "source") == columns
-    assert cells(out, "github:a/b") == ["2", "1", "1", "0", "1", "50.0", "0", "1"]
-    assert cells(out, "c") == ["3", "1", "1", "1", "2", "66.7", "1", "0"]
-    assert cells(out, "d") == ["1", "1", "0", "0", "0", "-", "0", "0"]  # nobody says what is correct
-    assert cells(out, "all") == ["6", "3", "2", "1", "3", "60.0", "1", "1"]
-    assert "unknown: gold is " in out
+    assert cells(out, "github:a/b") == ["2", "1", "0", "1", "0", "0", "1", "50.0", "0", "1"]
+    assert cells(out, "c") == ["3", "1", "0", "1", "0", "1", "2", "66.7", "1", "0"]
+    assert cells(out, "d") == ["1", "1", "0", "0", "0", "0", "0", "-", "0", "0"]  # nobody says what is correct
+    assert cells(out, "all") == ["6", "3", "0", "2", "0", "1", "3", "60.0", "1", "1"]
+    assert "unknown: the reference is a sentence" in out
     assert "6 cases in " in out
     assert "category" not in out
 
@@ -68,10 +68,10 @@ def test_categories_have_a_table_and_labels_may_be_missing(tmp_path: Path, capsy
     rows = [{"gold": "5", "prediction": p, "category": c, "label_by": "me"} for p, c in (("5", "x"), ("6", "x"), ("5", "y"))]
     code, out, _ = run(write(tmp_path / "cases.jsonl", rows), "--workers", 1, capsys=capsys)
     assert code == 0
-    assert cells(out, "category") == ["cases", "right", "wrong", "unknown"]
-    assert cells(out, "me,") == ["bare", "3", "2", "1", "0"]
-    assert cells(out, "x") == ["2", "1", "1", "0"]
-    assert cells(out, "y") == ["1", "1", "0", "0"]
+    assert cells(out, "category") == ["cases", "right", "policy", "wrong", "unproven", "unknown"]
+    assert cells(out, "me,") == ["bare", "3", "2", "0", "1", "0", "0"]
+    assert cells(out, "x") == ["2", "1", "0", "1", "0", "0"]
+    assert cells(out, "y") == ["1", "1", "0", "0", "0", "0"]
     assert "agree" not in out
 
 
@@ -82,9 +82,20 @@ def test_json_holds_a_row_for_each_case(tmp_path: Path, capsys: pytest.CaptureFi
     assert [row["id"] for row in rows] == ["one", "2", "3", "4", "5", "6"]
     assert [row["outcome"] for row in rows] == ["right", "wrong", "right", "unknown", "wrong", "right"]
     assert rows[0]["reason"] == "integer"
-    assert rows[3]["reason"].startswith("gold is ")
+    assert rows[3]["reason"].startswith("the reference is ")
     assert [row["correct"] for row in rows] == [True, True, False, False, False, None]
     assert all(0 <= row["time_s"] < 10 for row in rows)
+
+
+def test_explain_prints_rule_and_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("--explain", r"so \boxed{1200\text{ cm}}", r"$12\text{ m}$", capsys=capsys)
+    assert code == 0
+    assert out.splitlines()[:2] == [r"answer:    1200\text{cm}", r"reference: 12\text{m}"]
+    assert r"amount: 1200\text{cm} | 12\text{m}: right (units converted)" in out
+    assert "right: units converted" in out
+    assert "Units agree, by pint" in out
+    code, out, _ = run("--explain", "3x^2", "3", capsys=capsys)
+    assert "wrong: " in out
 
 
 def test_a_reward_of_ones_own_can_be_tried_on_a_file(
@@ -95,7 +106,7 @@ def test_a_reward_of_ones_own_can_be_tried_on_a_file(
     rows = [{"gold": "a", "prediction": "cat", "problem": p} for p in ("q", "r")]
     code, out, _ = run(write(tmp_path / "cases.jsonl", rows), "--reward", "prefix:score", capsys=capsys)
     assert code == 0
-    assert cells(out, "-") == ["2", "1", "1", "0"]
+    assert cells(out, "-") == ["2", "1", "0", "1", "0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +138,7 @@ def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureF
         ([good, "--workers", 0], "verifiers.workers must be positive, got 0"),
         ([good, "--reward", "nowhere:f"], "reward=nowhere:f: no module named nowhere"),
         ([good, "--unheard-of"], "unrecognized arguments: --unheard-of"),
-        ([], "the following arguments are required: CASES.jsonl"),
+        ([], "one of CASES.jsonl and --explain ANSWER REFERENCE is expected"),
     ):
         code, out, err = run(*argv, capsys=capsys)
         assert (code, out) == (2, ""), argv
@@ -151,12 +162,12 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_golds_that_can_be_matched_as_text_only_are_flagged_once_each() -> None:
-    given = ["5", "\\frac12", "the empty set", "$2\\pi$", "the empty set", "x" * 50, "是", "\\boxed{-3}"]
+    given = ["5", "\\frac12", "the empty set", "$2\\pi$", "the empty set", "x" * 50, "an odd number", "\\boxed{-3}"]
     config = VerifierPoolConfig(max_answer_chars=40, wall_limit_s=240.0)
     assert flag_golds(given, config) == [
         GoldFlag(gold="the empty set", reason="not mathematics"),
         GoldFlag(gold="x" * 50, reason=golds.TOO_LONG),
-        GoldFlag(gold="是", reason="not mathematics"),
+        GoldFlag(gold="an odd number", reason="not mathematics"),
     ]
 
 
@@ -185,7 +196,7 @@ def test_work_that_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> N
 def loaded(tmp_path: Path, **data: Any) -> tuple[Rows, Config]:
     train = [
         {"problem": f"p{i}", "answer": answer}
-        for i, answer in enumerate(["5", "the empty set", "1/2", "是", "the empty set", "否"])
+        for i, answer in enumerate(["5", "the empty set", "1/2", "an odd number", "the empty set", "an even one"])
     ]
     heldout = [{"problem": "q", "answer": "7"}, {"problem": "r", "answer": "the empty set"}]
     files = {name: str(write(tmp_path / f"{name}.jsonl", rows)) for name, rows in (("train", train), ("heldout", heldout))}

@@ -36,25 +36,25 @@ NUMBERS: list[Row] = [
     ("1267650600228229401496703205377", "2^{100}", W), ("1267650600228229401496703205376", "2^{100}", R),
     (r"\frac{84}{13}", "6.46", R), (r"\frac{84}{12}", "6.46", W), ("7.03125", "7.03", R), ("0.3333", r"\frac13", R), ("0.333", r"\frac13", W),
     (r"3.142", r"\pi", R), ("3.14", r"\pi", W), ("3.15", "3.14159", W), ("1,22", "1.22", R), ("2.\\overline{3}", r"\frac73", R),
-    (r"1.3\%", r"1.27\%", U), ("300", "299.94", R), ("2.65", "2.653", R), (r"7.1\cdot 10^{35}", r"7\times 10^{35}", U), ("785.13", "785.12", U),
-    ("123456789.124", "123456789.123", U), ("684.12", "785.12", W), ("0.52", "0.5", W), (r"\approx 42", "42", W),
+    (r"1.3\%", r"1.27\%", W), ("300", "299.94", R), ("2.65", "2.653", R), (r"7.1\cdot 10^{35}", r"7\times 10^{35}", W), ("785.13", "785.12", W),
+    ("123456789.124", "123456789.123", W), ("684.12", "785.12", W), ("0.52", "0.5", W), (r"\approx 42", "42", W),
     (r"\frac{1+\sqrt{97}}{8} \approx 1.36", r"\frac{1+\sqrt{97}}{8}", R),
 ]  # fmt: skip
 
 UNITS: list[Row] = [
     (r"12\text{ cm}", r"12\text{ m}", W), ("12 cm", "12 m", W), (r"27\text{ min}", r"27\text{ s}", W), (r"5\text{ kg}", r"5\text{ m}", W),
-    (r"12\text{ cm}", "12", R), ("12", r"12\text{ cm}", R), ("12 m", "12", R), (r"1200\text{ cm}", r"12\text{ m}", R),
+    (r"12\text{ cm}", "12", R), ("12", r"12\text{ cm}", R), ("12 m", "12", W), (r"12\text{ m}", "12", R), ("12 m", r"12\text{ m}", R), (r"1200\text{ cm}", r"12\text{ m}", R),
     (r"60\text{ km/h}", r"60\text{ kilometers per hour}", R), (r"5\text{ cm}^2", r"5\text{ square centimeters}", R),
-    (r"5\text{ cm}^2", r"5\text{ cm}", W), ("42 apples", "42", R), (r"42\text{ pears}", r"42\text{ apples}", R), ("12^{\\mathrm{th}}", "12", R),
+    (r"5\text{ cm}^2", r"5\text{ cm}", W), ("42 apples", "42", R), (r"42\text{ pears}", r"42\text{ apples}", W), ("12^{\\mathrm{th}}", "12", R),
     ("15", "15th Day", R), (r"\$12", "12", R), (r"45^\circ", "45", R), (r"120^\circ", r"\frac{2\pi}{3}", R), (r"60^\circ", r"\frac{2\pi}{3}", W),
-    (r"42\text{米}", "42", R), ("3m", "3", R), ("3", "3m", W), ("5x", "5", W),
+    (r"42\text{米}", "42", R), ("3m", "3", W), ("3", "3m", W), ("5x", "5", W),
 ]  # fmt: skip
 
 PERCENT: list[Row] = [
     (r"50\%", "0.5", R), (r"50\%", r"\frac12", R), (r"\frac58", r"62.5\%", R), (r"\frac1{15}", r"6.67\%", R), (r"100\%", "1", R),
-    ("42", r"42\%", R), (r"42\%", "42", R), (r"0.42", r"42\%", R), (r"28 percent", r"28\%", R),
+    ("42", r"42\%", R), (r"42\%", "42", W), (r"0.42", r"42\%", R), (r"28 percent", r"28\%", R),
     (r"4200\%", "42", W), (r"1\%", "1", W), (r"0.5\%", "0.5", W), ("0.5", r"0.5\%", W), ("0.5", "50", W), (r"28.5\%", r"41.4\%", W),
-    (r"12\%", "12 m", W), ("12 m", r"12\%", W), (r"12\%", "12 apples", R),
+    (r"12\%", "12 m", W), ("12 m", r"12\%", W), (r"12\%", "12 apples", W),
 ]  # fmt: skip
 
 SHAPES: list[Row] = [
@@ -66,7 +66,7 @@ SHAPES: list[Row] = [
     (r"\{2,1\}", r"\{1,2\}", R), ("2,1", "1,2", R), (r"\{1,2\}", "1,2", R), ("3,-3", r"\pm 3", R), (r"1\text{ and }2", "1,2", R), ("1或2", "1,2", R),
     ("(1,2)", "(1,2)", R), ("(x,y)=(1,2)", "(1,2)", R), ("y=2, x=1", "x=1, y=2", R), ("w=16, d=3, a=1", "16,3,1", R), ("(5,2),(7,2)", "p=5,q=2;p=7,q=2", R),
     (r"1+\sqrt{19}, 1-\sqrt{19}", r"1\pm\sqrt{19}", R), (r"32,\! 349", "32349", R),
-    (r"7 \text{ stuffed goats and } 4 \text{ toy helicopters}", "7,4", R),
+    (r"7 \text{ stuffed goats and } 4 \text{ toy helicopters}", "7,4", W), (r"7 \text{ apples and } 4 \text{ books}", "7,4", R),
 ]  # fmt: skip
 
 SETS: list[Row] = [
@@ -88,7 +88,7 @@ EQUATIONS: list[Row] = [
 WORDS: list[Row] = [
     (r"\text{even}", r"\text{Even}", R), (r"\text{odd}", r"\text{even}", W), ("Yes", r"\text{Yes}", R), ("yes, always", "Yes", R), ("No", "Yes", W),
     ("True", "Yes", R), (r"\textbf{(B) } 12", "B", R), (r"\text{C}", "B", W), ("A, B", "A", W), ("the lake trip", "More time is required on the river.", U),
-    (r"\infty", r"\text{infinitely many solutions}", U), ("Cut along the midline.", "cut along the midline", R), ("lambda: 42", "42", W),
+    (r"\infty", r"\text{infinitely many solutions}", R), ("Cut along the midline.", "cut along the midline", R), ("lambda: 42", "42", W),
     ('__import__("os").system("true")', "42", W), ("", "42", W), ("42", "", U),
 ]  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:
     config = VerifierPoolConfig(unfinished="right", units="ignored", percent="exact", decimal_digits=6)
     options = json.loads(json.dumps(Policies.of(config).options()))
     assert judge.judge("2+2", "4", **options)[0] == R
-    assert judge.judge("4 cm", "4 m", **options)[0] == R
+    assert judge.judge("4 cm", r"4\text{ m}", **options)[0] == R
     assert judge.judge(r"40\%", "40", **options)[0] == W
     assert Policies.of(VerifierPoolConfig()) == Policies()
 

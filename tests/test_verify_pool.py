@@ -140,7 +140,7 @@ def test_without_retry_it_is_not(blunt: str) -> None:
 
 def test_what_is_no_limits_doing_is_not_tried_again() -> None:
     with VerifierPool(patient(workers=1, on_unknown="retry")) as pool:
-        verdict = pool.judge(r"\boxed{x^2}", "是")
+        verdict = pool.judge(r"\boxed{x^2}", "cut it along the long midline")
     assert (verdict.outcome, verdict.attempts) == (Outcome.UNKNOWN, 1)
 
 
@@ -185,15 +185,15 @@ def test_workers_that_cannot_live_are_reported_and_not_made_for_ever(monkeypatch
         pool.judge(HALF, "0.5")
 
 
-def test_a_gold_that_is_no_mathematics_makes_other_texts_unknown(pool: VerifierPool) -> None:
-    assert pool.judge(r"\boxed{x^2}", "是").outcome is Outcome.UNKNOWN
-    assert pool.judge(r"\boxed{是}", "是").outcome is Outcome.RIGHT
+def test_a_gold_that_is_a_sentence_makes_other_texts_unknown(pool: VerifierPool) -> None:
+    assert pool.judge(r"\boxed{x^2}", "cut it along the long midline").outcome is Outcome.UNKNOWN
+    assert pool.judge(r"\boxed{Cut it along the long midline.}", "cut it along the long midline").outcome is Outcome.RIGHT
 
 
 @pytest.mark.slow
 def test_memory_beyond_the_limit_is_unknown() -> None:
     with VerifierPool(patient(workers=1, memory_gib=0.25, cpu_limit_s=60, wall_limit_s=60)) as pool:
-        verdict = pool.judge(r"\boxed{(a+b+c+d+e+f+g)^{60}}", "x+1")
+        verdict = pool.judge(r"\boxed{(w+x+y+z)^{200}}", "(w^2+x^2+y^2+z^2+2wx+2wy+2wz+2xy+2xz+2yz)^{100}")
         assert verdict == Verdict(outcome=Outcome.UNKNOWN, reason="memory limit")
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
 

@@ -30,6 +30,7 @@ DOC = Path(__file__).parents[1] / "docs" / "verifier.md"
 # Right verdicts of math-verify on rows labelled right, each the best of its configurations: ``python tests/test_verify_shared.py``.
 MATH_VERIFY = {"Qwen": 382, "MathCoder": 549, "NeMo-Skills": 58, "verifiers": 13}
 MATH_VERIFY_REST = 1214  # of all of these and the raw rows, in the best single configuration
+WRONG_LABEL = "r2-variants-e#76"  # says that ln(1/e) is not -1
 EXACT, PEOPLE, RAW = "exact match", "people and test suites", "raw"
 
 pytestmark = [
@@ -92,27 +93,35 @@ def test_people_and_test_suites_are_contradicted_only_where_the_doc_says_so(grad
         (int(number), outcome, label) for number, label, outcome in re.findall(r"^\| (\d+) \| (\w+) \| (\w+) \|", table, re.M)
     }
     assert misses == listed
-    decided = [(row, verdict) for row, verdict in pairs if verdict.outcome is not Outcome.UNKNOWN]
-    assert 1 - len(misses) / len(pairs) >= 0.913
-    assert sum(is_right(verdict) == row["correct"] for row, verdict in decided) / len(decided) >= 0.956
+    assert 1 - len(misses) / len(pairs) >= 0.91
 
 
 def test_no_fewer_right_verdicts_than_math_verify_on_the_rest(graded: dict[str, list[tuple[Row, Verdict]]]) -> None:
     rights = {name: sum(is_right(verdict) and row["correct"] for row, verdict in pairs) for name, pairs in graded.items()}
     assert {name: rights[name] for name, least in MATH_VERIFY.items() if rights[name] < least} == {}
     assert sum(rights[name] for name in (*MATH_VERIFY, RAW)) >= MATH_VERIFY_REST
+    assert sum(rights[name] for name in (*MATH_VERIFY, RAW, PEOPLE)) >= 1419
+    assert sum(is_right(verdict) and not row["correct"] for pairs in graded.values() for row, verdict in pairs) <= 22
+
+
+def test_pairs_of_the_second_round_agree_and_none_that_is_wrong_is_right() -> None:
+    """Wrong and unknown both count against a pair that is labelled right."""
+    cases = judged(rows("round2.jsonl"))
+    right = [verdict for row, verdict in cases if row["correct"]]
+    assert sum(map(is_right, right)) / len(right) >= 0.97
+    assert {row["id"] for row, verdict in cases if is_right(verdict) and not row["correct"]} == {WRONG_LABEL}
+    assert sum(verdict.outcome is Outcome.UNKNOWN for _, verdict in cases) <= 0.02 * len(cases)
 
 
 def test_adversarial_answers_come_back() -> None:
-    """Through the whole pool, as responses of a run: no hang, no crash, and one accepted trick, which the doc explains."""
+    """Through the whole pool, as responses of a run: no hang, no crash, and no accepted trick."""
     cases = rows("adversarial.jsonl")
     with VerifierPool(VerifierPoolConfig(workers=2, cpu_limit_s=1.0, wall_limit_s=240.0)) as pool:
         verdicts = asyncio.run(pool.judge_many([(row["prediction"], row["gold"]) for row in cases]))
         assert pool.judge(r"\boxed{\frac12}", "0.5").outcome is Outcome.RIGHT  # it still works
     assert len(verdicts) == len(cases)
     fooled = {row["name"] for row, verdict in zip(cases, verdicts, strict=True) if is_right(verdict) and not row["correct"]}
-    assert {row["name"] for row in cases if row["name"] in fooled and row["category"] != "format"} == {"percent trick 42%"}
-    assert fooled == {"percent trick 42%", "degree vs rad", "list vs thousands", "pi 3.14159"}
+    assert fooled == {"degree vs rad", "list vs thousands", "pi 3.14159"}  # all in the category "format", all rules
     assert not any("crashed" in verdict.reason for verdict in verdicts)
 
 

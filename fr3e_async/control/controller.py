@@ -51,7 +51,7 @@ from fr3e_async.control.ports import Checkpoints, Payload, Reporter
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.saving import Saver
-from fr3e_async.control.tally import Tally
+from fr3e_async.control.tally import PolicyWatch, Tally
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.control.turns import Turns
 from fr3e_async.control.vitals import vitals_of
@@ -93,7 +93,7 @@ class Controller:
         self._books, self._journal, self._session = books, journal, session
         self.progress, self._clock = progress, clock
         self._engine_version = engine_version
-        self._tally = Tally()
+        self._tally, self._policies = Tally(), PolicyWatch()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._turns = Turns(crew.learner, limit_s=config.learner.step_timeout_s)
         self._shelf = Shelf()
@@ -311,6 +311,8 @@ class Controller:
         queues = {f"queue/{role}": float(desk.queued(role)) for role in ROLES}
         queues["queue/ready_groups"] = float(self.machine.ledger.ready)
         taken = self._tally.take()
+        if warning := self._policies.alarm(taken):
+            self._reporter.note(warning, "policy_verdicts", version=version)
         step_s = max(now - self._last_step_at, 1e-9)
         rates = {"time/step_s": step_s, "tokens/rate_per_s": taken["tokens/generated"] / step_s}
         self._last_step_at = now

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from fr3e_async.control.messages import Retire
 
 MEASURED = 0.99  # with an error nearly as large as the value itself (engine.entropy=learner), nothing was measured
+
+POLICY_SHARE = 0.2  # of the right verdicts: below it nothing is said
+_RISE = 2.0  # times the usual share
+
+
+@dataclass(slots=True)
+class PolicyWatch:
+    """Are more answers right by a policy of the judge, rather than by a proof? That is what a game of the reward looks like."""
+
+    usual: float | None = None  # mean share of the steps before, the newest counting most
+    risen: bool = False
+
+    def alarm(self, metrics: Mapping[str, float]) -> str:
+        """A line for a person when the share of a step has risen; "" while it stays, and where there are no right verdicts."""
+        share = metrics.get("verify/policy_fraction")
+        if share is None:
+            return ""
+        usual = share if self.usual is None else self.usual
+        self.usual = 0.9 * usual + 0.1 * share
+        before, self.risen = self.risen, share > max(POLICY_SHARE, _RISE * usual)
+        if before or not self.risen:
+            return ""
+        return (
+            f"{share:.0%} of the right answers are right by a policy of the judge, {usual:.0%} were before; see docs/verifier.md"
+        )
 
 
 @dataclass(slots=True)
@@ -26,6 +52,7 @@ class Tally:
             "known": group.bases_judged > 0,
             "known_right": 0 < group.bases_judged == group.bases_right,
             "known_wrong": group.bases_judged > 0 == group.bases_right,
+            "by_policy": sum(count for reason, count in group.reasons.items() if reason.startswith("policy")),
             "interval_width": sum(state.high - state.low for state in group.states),
             "states": len(group.states),
             **asdict(group.tokens),
@@ -65,6 +92,7 @@ class Tally:
         ratios = {
             "reward/accuracy": (s["bases_right"], s["bases_judged"]),
             "reward/mean": (s["reward_sum"], s["rewarded"]),
+            "verify/policy_fraction": (s["by_policy"], s["right"]),
             "states/interval_width": (s["interval_width"], s["states"]),
             "rollout/entropy_nats": (s["entropy_sum"], s["generated"]),
             "rollout/entropy_error_nats": (s["entropy_error_sum"], s["generated"]),

@@ -16,8 +16,8 @@ from fr3e_async.algorithm.answer_span import last_box
 from fr3e_async.data.row import final_answer, text_of
 from fr3e_async.evaluation.benchmarks import GoldKind
 from fr3e_async.verify.margins import numbers_of
-from fr3e_async.verify.notation import tidy
 from fr3e_async.verify.numbers import written_number
+from fr3e_async.verify.tokens import tokenise
 from fr3e_async.verify.units import quantity
 
 THEOREMQA_TOLERANCE = Fraction(4, 100)  # of the gold; that of its authors' own evaluation, for floats
@@ -57,7 +57,7 @@ def _olympiadbench(value: Any, row: Mapping[str, Any]) -> Gold | None:
     if not text:
         return None
     margins = tuple(margin for part in re.split(r"[,\s]+", text_of(row.get("error"))) if (margin := _margin(part)))
-    said = quantity(tidy(text), letters=True)
+    said = quantity(tokenise(text))
     if unit and len(parts) == 1 and not said.unit and written_number(said.core) is not None:
         unit = rf"\text{{ {unit}}}" if len(unit) == 1 and unit.isalpha() else unit  # 12 m might be 12 times m
         text = f"{text.strip('$ ')} {unit}"  # so that an answer in another unit is wrong

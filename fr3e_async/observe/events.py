@@ -14,7 +14,7 @@ EventKind = Literal[
     "note", "run_started", "run_resumed", "run_finished", "run_stopped", "run_failed", "data_dropped", "model_doubt", "checkpoint_skipped",
     "checkpoint_written", "evaluation", "evaluation_lost", "model_not_written", "actors_up", "actor_joined", "actor_moved",
     "actor_left", "actor_lost", "actor_stuck", "actor_failed", "engine_compared", "pool_resized", "node_notice", "learner_lost", "storage_pressure",
-    "tracker_failed",
+    "tracker_failed", "policy_verdicts",
 ]  # fmt: skip
 
 _TABLE = """
@@ -44,6 +44,7 @@ node_notice        | warning | the node of an actor will be taken away; actor, s
 learner_lost       | warning | the learner group is made anew, the run goes back to a checkpoint; version of that
 storage_pressure   | warning | a disk or the object store is nearly full
 tracker_failed     | warning | Weights & Biases or MLflow does not work or loses rows; the run goes on
+policy_verdicts    | warning | more answers than before are right by a policy of the judge rather than by a proof; version
 """
 
 

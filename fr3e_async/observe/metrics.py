@@ -58,6 +58,7 @@ states/interval_width      | fraction   | mean width of the 95 % Wilson interval
 verify/right               | rollouts   | judged right
 verify/wrong               | rollouts   | judged wrong, a missing answer included
 verify/unknown             | rollouts   | could not be judged: a limit was reached, or the answer or gold is not readable
+verify/policy_fraction     | fraction   | right answers that are right by a policy of the judge rather than by a proof (docs/verifier.md); a rise is an event
 verify/judged_again        | rollouts   | judged more than once (verifiers.on_unknown=retry)
 verify/given_up            | rollouts   | never judged, lost flow.max_attempts times
 tokens/generated           | tokens     | generated for the groups that ended since the last step, rejected ones included

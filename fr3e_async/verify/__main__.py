@@ -1,5 +1,7 @@
 """``python -m fr3e_async.verify CASES.jsonl``: judge gold/prediction pairs by the judge and limits of a run, and print tables.
 
+``--explain ANSWER REFERENCE`` prints what the judge compares, the rules that decided, and what the last one proves; without limits.
+
 Each line of the file is an object with ``gold`` and ``prediction``, and perhaps ``kind`` (full: a whole response; bare: an answer
 alone; raw: text with an answer somewhere), ``correct`` (a label), ``source``, ``label_by``, ``category``, ``id`` and ``problem``. Where a
 run demands a box, ``answers.answer_of`` takes other statements of an answer as well. Exit codes: 0 done, 1 failed, 2 bad input.
@@ -21,7 +23,7 @@ from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError, p
 from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.cases import Case, Judged, read_cases, report
-from fr3e_async.verify.pool import VerifierPool
+from fr3e_async.verify.pool import VerifierPool, bare_gold
 from fr3e_async.verify.rewards import MATH, check_reward
 
 
@@ -33,7 +35,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code. Every error that a person can mend is one line on stderr."""
     try:
-        return score(arguments(argv))
+        args = arguments(argv)
+        return score(args) if args.explain is None else explain(*args.explain)
     except (UserError, RunFailed) as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code
@@ -46,11 +49,25 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="python -m fr3e_async.verify", description="Judge gold/prediction pairs by the judge and limits of a run."
     )
-    parser.add_argument("cases", type=Path, metavar="CASES.jsonl", help="one object a line with gold and prediction")
+    parser.add_argument("cases", type=Path, nargs="?", metavar="CASES.jsonl", help="one object a line with gold and prediction")
+    parser.add_argument(
+        "--explain", nargs=2, metavar=("ANSWER", "REFERENCE"), help="print the rules that judge one pair, and their proof"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write a row for each case: id, outcome, reason, time, …")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="killable processes (default 2)")
     parser.add_argument("--reward", default=MATH, help="'math' (default) or package.module:function, as in a run")
-    return parser.parse_args(argv)
+    parsed = parser.parse_args(argv)
+    if (parsed.cases is None) is (parsed.explain is None):
+        raise ConfigError("one of CASES.jsonl and --explain ANSWER REFERENCE is expected")
+    return parsed
+
+
+def explain(answer: str, reference: str) -> int:
+    from fr3e_async.verify import judge  # which loads sympy
+
+    bare = answers.final_answer(answer) or answer
+    print(printable("\n".join(judge.explain(answers.strip_dollars(bare), bare_gold(reference)))))
+    return 0
 
 
 def score(args: argparse.Namespace) -> int:

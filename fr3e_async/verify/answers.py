@@ -26,7 +26,7 @@ _MAX_JOINED = 16  # boxes read backwards; nobody's answer has more parts
 _PLAIN_INTEGER = re.compile(
     r"(?P<sign>[+-]?)(?P<digits>[0-9]{1,3}(?:(?P<comma>[ ,])[0-9]{3}(?:(?P=comma)[0-9]{3})*)?|[0-9]+)(?:\.0*)?"
 )
-_DOLLARS = re.compile(r"\\?\$")
+_DOLLARS = re.compile(r"(?<!\\)\$")
 _SPACING = re.compile(r"\\[,;: ]|~|\s+")
 
 Kind = Literal["full", "bare", "raw"]
@@ -146,7 +146,7 @@ def _somewhere(text: str) -> str | None:
 
 
 def strip_dollars(text: str) -> str:
-    r"""The text without dollar signs, be they maths delimiters or (``\$``) an amount of money."""
+    r"""The text without the dollar signs that delimit mathematics; ``\$``, an amount of money, stays."""
     return _DOLLARS.sub("", text).strip()
 
 
@@ -156,7 +156,7 @@ def plain_integer(text: str) -> str | None:
     Understood: ``$``, LaTeX spacing, thousands set off by commas or spaces, a sign, a decimal point followed by zeros only. "32, 349" and
     "4 2" are lists. It stays a string, so that a number of a thousand digits costs nothing. ``plain_integer(r"\\$1,200.00")`` is ``"1200"``.
     """
-    spaced = _SPACING.sub(" ", re.sub(r"\\! ?", "", strip_dollars(text))).strip()
+    spaced = _SPACING.sub(" ", re.sub(r"\\! ?", "", strip_dollars(text).replace(r"\$", ""))).strip()
     spaced = re.sub(r"\{,\} ?|,(?=$)", ",", re.sub(r"^([+−-]) ", r"\1", spaced)).replace("−", "-")
     match = _PLAIN_INTEGER.fullmatch(spaced)
     if match is None:

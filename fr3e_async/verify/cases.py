@@ -127,7 +127,12 @@ def _table(name: str, judged: Sequence[Judged], key: Callable[[Case], str]) -> s
     for one in sorted(judged, key=lambda one: key(one.case)):
         groups.setdefault(key(one.case), []).append(one)
     labelled = any(one.case.correct is not None for one in judged)
-    head = [name, "cases", "right", "wrong", "unknown"] + ["agree", "agree %", "false +", "false -"] * labelled
+    head = [name, "cases", "right", "policy", "wrong", "unproven", "unknown"] + [
+        "agree",
+        "agree %",
+        "false +",
+        "false -",
+    ] * labelled
     lines = [head, *([group, *_counts(members, labelled)] for group, members in groups.items())]
     if len(groups) > 1:
         lines.append(["all", *_counts(judged, labelled)])
@@ -139,9 +144,13 @@ def _table(name: str, judged: Sequence[Judged], key: Callable[[Case], str]) -> s
 
 
 def _counts(judged: Sequence[Judged], labelled: bool) -> list[str]:
-    """Cells of one line. A verdict agrees with a label if it is right just where the label is; unknown is not right."""
+    """Cells of one line; "policy" is part of right, "unproven" of wrong. A verdict agrees with a label if it is right just where the label is; unknown is not right."""
     by_outcome = Counter(j.verdict.outcome for j in judged)
-    cells = [len(judged), *(by_outcome[outcome] for outcome in (Outcome.RIGHT, Outcome.WRONG, Outcome.UNKNOWN))]
+    by_policy = sum(j.right and j.verdict.reason.startswith("policy") for j in judged)
+    unproven = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason.startswith("unproven") for j in judged)
+    cells = [
+        len(judged), by_outcome[Outcome.RIGHT], by_policy, by_outcome[Outcome.WRONG], unproven, by_outcome[Outcome.UNKNOWN]
+    ]  # fmt: skip
     if not labelled:
         return [str(cell) for cell in cells]
     known = [j for j in judged if j.case.correct is not None]

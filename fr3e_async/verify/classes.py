@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 
-from fr3e_async.verify import answers, notation
+from fr3e_async.verify import answers
+from fr3e_async.verify.tokens import render, tokenise
 
 MAX_CHARS = 120  # a longer text is cut, with a digest of all of it in place of the rest
 _TIDIED_CHARS = 2000  # beyond this a text is nobody's answer, and is compared as it stands
@@ -19,7 +20,7 @@ def answer_class(answer: str) -> str:
     bare = answers.strip_dollars(answer)
     number = answers.plain_integer(bare)
     if number is None:
-        number = notation.squeezed(notation.tidy(bare) if len(bare) <= _TIDIED_CHARS else bare)
+        number = render(tokenise(bare)) if len(bare) <= _TIDIED_CHARS else bare
     if len(number) <= MAX_CHARS:
         return number
     digest = hashlib.sha256(number.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -7,19 +7,19 @@ Applies to the whole answer, before it is cut down to a class. Knows texts and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Outcome, Verdict
-from fr3e_async.verify.answers import strip_dollars
-from fr3e_async.verify.notation import tidy
 from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.shapes import shape_of
-from fr3e_async.verify.units import PERCENT, measure, quantity
+from fr3e_async.verify.structure import shape_of
+from fr3e_async.verify.tokens import tokenise
+from fr3e_async.verify.units import PERCENT_SIGN, base_factor, factor_between, is_measure, quantity
 
+_LETTERS = frozenset("mgshLlNJWVKCFTH")
 WITHIN = "within its margin"
 
 
@@ -33,8 +33,7 @@ class _Amount:
     @property
     def size(self) -> Fraction:
         """In the base unit of its dimension, for sorting."""
-        known = measure(self.unit)
-        return self.value if known is None else self.value * known[1]
+        return self.value * base_factor(self.unit)
 
 
 def with_margins(
@@ -56,7 +55,8 @@ def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies:
     """
     if answer is None or not margins:
         return False
-    said, meant = _amounts(answer), _amounts(gold)
+    meant = _amounts(gold)
+    said = meant and _amounts(answer, {amount.unit for amount in meant})
     if said is None or meant is None or len(said) != len(meant) or len(margins) not in (1, len(meant)):
         return False
     golds = list(zip(meant, [*margins] * (len(meant) if len(margins) == 1 else 1), strict=True))
@@ -74,11 +74,12 @@ def numbers_of(text: str) -> list[Fraction] | None:
     return None if amounts is None else [amount.value for amount in amounts]
 
 
-def _amounts(text: str) -> list[_Amount] | None:
-    neat = tidy(strip_dollars(text))
+def _amounts(text: str, letters: Collection[str] = _LETTERS) -> list[_Amount] | None:
+    """``letters``: units of one letter that need not be upright."""
+    tokens = tokenise(text)
     amounts = []
-    for item in shape_of(neat).items or (neat,):
-        parts = quantity(item, letters=True)
+    for item in shape_of(tokens).items or (tokens,):
+        parts = quantity(item, bare=item[-1] if item and item[-1] in letters else "")
         number = written_number(parts.core)
         if number is None:
             return None
@@ -92,19 +93,20 @@ def _is_near(said: _Amount, meant: _Amount, most: Fraction, policies: Policies) 
 
 def _readings(said: _Amount, meant: _Amount, policies: Policies) -> list[Fraction]:
     """What the answer may mean in the gold's unit; nothing where the units differ."""
-    ours, theirs = measure(said.unit), measure(meant.unit)
-    if PERCENT in (said.unit, meant.unit) and said.unit != meant.unit:
-        return [] if ours or theirs else _percentages(said, meant, policies)
-    if policies.units == "ignored" or ours is None or theirs is None:
+    measures = is_measure(said.unit), is_measure(meant.unit)
+    if PERCENT_SIGN in (said.unit, meant.unit) and said.unit != meant.unit:
+        return [] if any(measures) else _percentages(said, meant, policies)
+    if policies.units == "ignored" or not all(measures):
         return [said.value]
-    return [said.value * ours[1] / theirs[1]] if ours[0] == theirs[0] else []
+    factor = factor_between(said.unit, meant.unit)
+    return [] if factor is None else [said.value * factor]
 
 
 def _percentages(said: _Amount, meant: _Amount, policies: Policies) -> list[Fraction]:
     """One side has a percent sign and the other none: as ``amounts`` has it."""
-    signed = meant if meant.unit == PERCENT else said
+    signed = meant if meant.unit == PERCENT_SIGN else said
     found = [said.value] if policies.percent == "optional" and abs(signed.value) > 1 else []
-    if meant.unit == PERCENT:
+    if meant.unit == PERCENT_SIGN:
         found.append(said.value * 100)
     elif meant.value.denominator > 1 or abs(meant.value) <= 1:
         found.append(said.value / 100)

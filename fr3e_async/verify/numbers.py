@@ -1,36 +1,23 @@
-r"""Numbers written out: which text is one, its exact value, and how far two may differ that are rounded. Exact arithmetic only.
+r"""Numbers written out: which tokens are one, its exact value, and how far two may differ that are rounded. Exact arithmetic only.
 
-A number written out ("finished") is an integer, a decimal, a fraction of two integers, a mixed number, a recurring decimal or
-scientific notation, with a sign. ``17\cdot 23``, ``2^{10}`` and ``\sqrt{4}`` are not: they leave the computing to the reader.
-Knows nothing of units and of sympy.
+A number written out ("finished") is an integer, a decimal, a fraction of two integers, a mixed number, a recurring decimal, scientific
+notation, or number words, with a sign and perhaps a scale word (3 million). ``17\cdot 23``, ``2^{10}`` and ``\sqrt{4}`` are not: they leave
+the computing to the reader. Knows nothing of units and of sympy.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from fr3e_async.verify.policies import Policies
+from fr3e_async.verify.tokens import SPACE, Tokens, enclosed, is_digits, is_word
+from fr3e_async.verify.words import NUMBERS, SCALES
 
 _MAX_EXPONENT = 400  # beyond any answer; keeps the arithmetic short
-_MAX_CHARS = 2000
-
-_GROUPED = r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9])|[0-9]+"
-_DECIMAL = rf"(?:{_GROUPED})(?:\.[0-9]*)?|\.[0-9]+"
-_SIGN = r"(?P<sign>[+-]?)\s*"
-_INTEGER = r"[+-]?\s*[0-9]+"
-_PLAIN = re.compile(rf"{_SIGN}(?P<number>{_DECIMAL})")
-_SCIENTIFIC = re.compile(
-    rf"{_SIGN}(?:(?P<number>{_DECIMAL})\s*(?:\\times|\\cdot|\*|\\ast)\s*)?10\s*\^\s*(?:\{{\s*(?P<braced>{_INTEGER})\s*\}}|\((?P<round>{_INTEGER})\)|(?P<bare>[0-9]))"
-    rf"|(?P<esign>[+-]?)(?P<enumber>[0-9]+(?:\.[0-9]*)?)[eE](?P<eexponent>[+-]?[0-9]{{1,4}})"
-)
-_FRACTION = re.compile(
-    rf"{_SIGN}(?:(?P<whole>[0-9]+)\s*)?\\frac\s*\{{\s*(?P<top>{_INTEGER})\s*\}}\s*\{{\s*(?P<bottom>{_INTEGER})\s*\}}"
-)
-_FLAT = re.compile(rf"{_SIGN}(?:(?P<whole>[0-9]+) )?(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+)")
-_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
-_RECURRING = re.compile(rf"{_SIGN}(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\(?:overline|dot|bar)\s*\{{(?P<period>[0-9]{{1,20}})\}}")
+_MAX_DIGITS = 4000
+_FLOAT_DIGITS = 15  # significant digits that a float surely keeps
+ROUNDED_DIGITS = 3  # significant digits from which one decimal may stand for a longer one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,110 +36,146 @@ class Number:
         return Fraction(1, 2) / Fraction(10) ** (self.places or 0)
 
 
-def written_number(text: str) -> Number | None:
-    """The number that tidy ``text`` writes out, None if it is anything else (or absurdly long)."""
-    text = text.strip()
-    if not text or len(text) > _MAX_CHARS:
+def written_number(tokens: Tokens) -> Number | None:
+    """The number that ``tokens`` write out, None if they are anything else (or absurdly long)."""
+    while (inner := enclosed(tokens, "(", ")")) is not None:
+        tokens = inner
+    if not tokens or sum(map(len, tokens)) > _MAX_DIGITS:
         return None
-    while text[0] == "(" and text[-1] == ")" and "(" not in text[1:] and len(text) > 2:
-        text = text[1:-1].strip()
-    return _plain(text) or _scientific(text) or _fraction(text) or _recurring(text)
+    if tokens[0] in ("-", "+"):
+        number = _unsigned(tokens[1:])
+        return number and replace(number, value=-number.value if tokens[0] == "-" else number.value)
+    return _unsigned(tokens)
 
 
-def _signed(sign: str | None, value: Fraction) -> Fraction:
-    return -value if sign == "-" else value
+def _unsigned(tokens: Tokens) -> Number | None:
+    if len(tokens) > 1 and is_word(tokens[-1]) and (scale := SCALES.get(tokens[-1][1:].lower())):
+        number = written_number(tokens[:-1])
+        return number and replace(number, value=number.value * scale, places=None if number.integer else number.places)
+    return _plain(tokens) or _scientific(tokens) or _fraction(tokens) or _recurring(tokens) or _worded(tokens)
 
 
-def _plain(text: str) -> Number | None:
-    found = _PLAIN.fullmatch(text)
-    if found is None:
+def _plain(tokens: Tokens) -> Number | None:
+    """Digits, perhaps grouped by commas or spaces in threes: ``1,234,567.8``."""
+    if not tokens or not is_digits(tokens[0]):
         return None
-    digits = re.sub("[ ,]", "", found["number"])
-    whole, _, decimals = digits.partition(".")
-    value = _signed(found["sign"], _exact(whole, decimals))
+    groups, separators = tokens[::2], set(tokens[1::2])
+    if len(tokens) > 1:
+        *middle, last = groups[1:] if len(groups) > 1 else [""]
+        whole = separators in ({","}, {SPACE}) and len(tokens) % 2 == 1
+        if not whole or not (tokens[0].isdigit() and len(tokens[0]) <= 3 and tokens[0][0] != "0"):
+            return None
+        if not all(len(group) == 3 and group.isdigit() for group in (*middle, last.partition(".")[0])):
+            return None
+    return _decimal("".join(groups))
+
+
+def _decimal(text: str) -> Number | None:
+    whole, _, decimals = text.partition(".")
+    if not (whole + decimals).isdigit():
+        return None
+    value = Fraction(int(whole + decimals or 0), 10 ** len(decimals))
     significant = len((whole + decimals).lstrip("0"))
     return Number(value=value, places=len(decimals), digits=significant, integer=not decimals.strip("0"))
 
 
-def _exact(whole: str, decimals: str) -> Fraction:
-    """Without the interpreter's limit on the digits of an integer."""
-    number = Fraction(0)
-    for start in range(0, len(whole + decimals), 4000):
-        piece = (whole + decimals)[start : start + 4000]
-        number = number * 10 ** len(piece) + int(piece)
-    return number / 10 ** len(decimals)
-
-
-def _scientific(text: str) -> Number | None:
-    found = _SCIENTIFIC.fullmatch(text)
-    if found is None:
+def _scientific(tokens: Tokens) -> Number | None:
+    r"""``1.5\times 10^{3}``, ``10^{-3}`` and ``1.5e3``."""
+    exponent = _exponent_of_ten(tokens)
+    mantissa, rest = _decimal("1"), tokens
+    if exponent is None:
+        head = next((at for at, token in enumerate(tokens) if token in (r"\times", r"\cdot", "e", "E")), 0)
+        mantissa, rest = (_plain(tokens[:head]) if head else None), tokens[head + 1 :]
+        if mantissa is None:
+            return None
+        exponent = _integer(rest) if tokens[head] in ("e", "E") else _exponent_of_ten(rest)
+    if exponent is None or mantissa is None or mantissa.places is None or abs(exponent) > _MAX_EXPONENT:
         return None
-    exponent = int((found["braced"] or found["round"] or found["bare"] or found["eexponent"]).replace(" ", ""))
-    if abs(exponent) > _MAX_EXPONENT:
-        return None
-    mantissa = _plain(found["number"] or found["enumber"] or "1")
-    if mantissa is None or mantissa.places is None:
-        return None
-    value = _signed(found["sign"] or found["esign"], mantissa.value * Fraction(10) ** exponent)
+    value = mantissa.value * Fraction(10) ** exponent
     return Number(value=value, places=mantissa.places - exponent, digits=mantissa.digits, scientific=True)
 
 
-def _fraction(text: str) -> Number | None:
-    found = _FRACTION.fullmatch(text) if "\\frac" in text else _FLAT.fullmatch(text)
-    if found is None:
+def _exponent_of_ten(tokens: Tokens) -> int | None:
+    return _integer(tokens[3:-1]) if tokens[:3] == ("10", "^", "{") and tokens[-1] == "}" else None
+
+
+def _integer(tokens: Tokens) -> int | None:
+    sign, digits = (tokens[0], tokens[1:]) if tokens[:1] in (("-",), ("+",)) else ("", tokens)
+    if len(digits) != 1 or not digits[0].isdigit() or len(digits[0]) > 4300:
         return None
-    top, bottom = (int(found[name].replace(" ", "")) for name in ("top", "bottom"))
-    if bottom == 0 or (found["whole"] and (top < 0 or bottom < 0)):
+    return -int(digits[0]) if sign == "-" else int(digits[0])
+
+
+def _fraction(tokens: Tokens) -> Number | None:
+    r"""``\frac{3}{4}``, ``3/4``, ``1\frac{3}{4}`` and ``1 3/4``."""
+    whole, rest = 0, tokens
+    if len(tokens) > 3 and tokens[0].isdigit() and tokens[1] in (SPACE, r"\frac"):
+        whole, rest = int(tokens[0]), tokens[2:] if tokens[1] == SPACE else tokens[1:]
+        if tokens[1] == SPACE and "/" not in rest:
+            return None
+    if rest[:2] == (r"\frac", "{") and rest[-1] == "}" and rest.count("}") == 2:
+        middle = rest.index("}")
+        top, bottom = _grouped(rest[2:middle]), _grouped(rest[middle + 2 : -1])
+    elif rest.count("/") == 1:
+        middle = rest.index("/")
+        top, bottom = _grouped(rest[:middle]), _grouped(rest[middle + 1 :])
+    else:
         return None
-    return Number(value=_signed(found["sign"], int(found["whole"] or 0) + Fraction(top, bottom)))
-
-
-def _recurring(text: str) -> Number | None:
-    found = _RECURRING.fullmatch(text)
-    if found is None:
+    if top is None or not bottom or (rest is not tokens and (top < 0 or bottom < 0)):
         return None
-    fixed, period = found["fixed"], found["period"]
-    tail = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
-    return Number(value=_signed(found["sign"], _exact(found["whole"] or "0", fixed) + tail))
+    return Number(value=whole + Fraction(top, bottom))
 
 
-ROUNDED_DIGITS = 3  # significant digits from which one decimal may stand for a longer one
+def _grouped(tokens: Tokens) -> int | None:
+    number = _plain(tokens)
+    return int(number.value) if number is not None and number.places == 0 else _integer(tokens)
+
+
+def _recurring(tokens: Tokens) -> Number | None:
+    r"""``0.1\overline{6}``."""
+    if len(tokens) < 5 or tokens[-4] not in (r"\overline", r"\dot") or not tokens[-2].isdigit() or len(tokens[-2]) > 20:
+        return None
+    before = tokens[:-4]
+    fixed = before[0] if len(before) == 1 else before[0] + "." if before[1:] == (".",) else ""
+    whole, point, decimals = fixed.partition(".")
+    if not point or not whole.isdigit() or not (decimals or "0").isdigit():
+        return None
+    period = tokens[-2]
+    tail = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(decimals))
+    return Number(value=Fraction(int(whole + decimals), 10 ** len(decimals)) + tail)
+
+
+def _worded(tokens: Tokens) -> Number | None:
+    """ "seven", "twenty one"."""
+    if not 1 <= len(tokens) <= 3 or not all(is_word(token) or token == "-" for token in tokens):
+        return None
+    values = [NUMBERS.get(token[1:].lower(), -1) for token in tokens if is_word(token)]
+    if min(values) < 0 or (len(values) == 2 and not (values[0] >= 20 and 0 < values[1] < 10)) or len(values) > 2:
+        return None
+    return Number(value=Fraction(sum(values)), places=0, digits=len(str(sum(values))), integer=True)
 
 
 def compare_numbers(said: Number, meant: Number, policies: Policies) -> tuple[str, str]:
     """(outcome, reason). Exactly equal is right; so is what rounding explains, from enough digits on.
 
-    * A gold of at least three digits that is the answer, rounded: right (6.46 and 84/13).
-    * An answer of at least ``decimal_digits`` digits that is the gold, rounded: right (0.3333 and 1/3). Three are enough for a
-      gold that is a decimal, and so rounded itself (2.65 and 2.653).
-    * Coarser than that, where the gold itself is rounded: unknown, for the pair does not tell how exactly was asked for.
-    * One unit of the last place beside a rounded gold: unknown, for either may have been cut off or computed with rounded numbers.
-    Integer golds are exact: 41.9999 is not 42.
+    * A reference of at least three digits that is the answer, rounded: right (6.46 and 84/13).
+    * An answer of at least ``decimal_digits`` digits that is the reference, rounded: right (0.3333 and 1/3). Three are enough for a
+      reference that is a decimal, and so rounded itself (2.65 and 2.653).
+    * A reference with as many digits as a float has, and an answer that is the same to 15 digits: right (0.3 and 0.30000000000000004).
+
+    Integer references are exact: 41.9999 is not 42. All of these but equality are policies.
     """
     if said.value == meant.value:
         return "right", "number"
+    gap = abs(said.value - meant.value)
+    if meant.digits > _FLOAT_DIGITS and meant.places and gap <= abs(meant.value) / 10**_FLOAT_DIGITS:
+        return "right", "policy: a float"
     if meant.integer:
         return "wrong", "number"
-    gap = abs(said.value - meant.value)
     if meant.places is not None and (said.places is None or said.places > meant.places) and gap <= meant.half_place:
-        if meant.digits >= ROUNDED_DIGITS:
-            return "right", "rounded"
-        return ("unknown", "precision") if meant.scientific else ("wrong", "number")
-    if meant.places is not None and meant.digits >= ROUNDED_DIGITS and gap <= 2 * meant.half_place:
-        return "unknown", "precision"
+        return ("right", "policy: rounded") if meant.digits >= ROUNDED_DIGITS else ("wrong", "number")
     if said.places is not None and (meant.places is None or said.places < meant.places) and gap <= said.half_place:
-        if said.digits >= (policies.decimal_digits if meant.places is None else min(ROUNDED_DIGITS, policies.decimal_digits)):
-            return "right", "rounded"
-        if meant.places is not None and said.digits >= 2:
-            return "unknown", "precision"
+        least = policies.decimal_digits if meant.places is None else min(ROUNDED_DIGITS, policies.decimal_digits)
+        if said.digits >= least and not (said.integer and meant.places is None):
+            return "right", "policy: rounded"
     return "wrong", "number"
-
-
-def same_with_decimal_comma(one: str, other: str) -> bool:
-    """Is one text the other with a comma for the decimal point? 1,22 beside 1.22; a list would not have the same digits by chance."""
-    for comma, point in ((one, other), (other, one)):
-        if _DECIMAL_COMMA.fullmatch(comma) and "." in point:
-            first, second = written_number(comma.replace(",", ".")), written_number(point)
-            if first is not None and second is not None and first.value == second.value:
-                return True
-    return False

@@ -1,136 +1,175 @@
-r"""Quantities: a number with its unit taken off, and whether two units agree. A table of units and a little algebra of powers.
+r"""Quantities: a number with its unit taken off, and what two units have to do with each other, by pint.
 
-Only units in the table are ever compared; whatever else follows a number (apples, "th", "square units") is a remark, which may
-be missing or differ. Knows nothing of sympy.
+A unit is what follows a value in ``\text{}`` or in whole known words, never a bare letter. Units that pint knows are converted exactly;
+words that name what was counted (``words.COUNTED``) may be missing on one side; any other word is part of the answer.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
 from fr3e_async.verify.numbers import written_number
+from fr3e_async.verify.tokens import Tokens, is_word
+from fr3e_async.verify.words import COUNTED, CURRENCIES, PERCENT, SCALES, UNITS
 
-_METRIC = {
-    "": 0,
-    "k": 3,
-    "kilo": 3,
-    "c": -2,
-    "centi": -2,
-    "m": -3,
-    "milli": -3,
-    "d": -1,
-    "deci": -1,
-    "M": 6,
-    "mega": 6,
-    "n": -9,
-    "nano": -9,
-    "G": 9,
-}
-_PREFIXED = {  # symbol or name -> (dimension, factor)
-    "m": ("length", 1), "meter": ("length", 1), "metre": ("length", 1), "g": ("mass", 1), "gram": ("mass", 1), "W": ("power", 1),
-    "watt": ("power", 1), "N": ("force", 1), "newton": ("force", 1), "J": ("energy", 1), "joule": ("energy", 1), "Hz": ("1/time", 1),
-    "hertz": ("1/time", 1), "V": ("voltage", 1), "volt": ("voltage", 1), "L": ("volume", 1), "l": ("volume", 1), "liter": ("volume", 1),
-    "litre": ("volume", 1), "Pa": ("pressure", 1), "pascal": ("pressure", 1), "eV": ("eV", 1),
+PERCENT_SIGN, DEGREES = "%", "degree"
+_MEASURED = frozenset(["m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K", "C", "F", "T", "H"])  # alone, only upright
+_PINT = {
+    "sec": "second", "secs": "second", "hrs": "hour", "hr": "hour", "mins": "minute", "cu": "cubic", "sq": "square", "mph": "mile/hour",
+    "kph": "kilometer/hour", "kmph": "kilometer/hour", "lbs": "lb", "feet": "foot", "inches": "inch", "°": "degree", "米": "meter",
+    "厘米": "centimeter", "千米": "kilometer", "千克": "kilogram", "克": "gram", "小时": "hour", "分钟": "minute", "秒": "second",
 }  # fmt: skip
-_PLAIN: dict[str, tuple[str, Fraction]] = {
-    "inch": ("length", Fraction(254, 10000)), "in": ("length", Fraction(254, 10000)), "inche": ("length", Fraction(254, 10000)),
-    "foot": ("length", Fraction(3048, 10000)), "feet": ("length", Fraction(3048, 10000)), "ft": ("length", Fraction(3048, 10000)),
-    "yard": ("length", Fraction(9144, 10000)), "yd": ("length", Fraction(9144, 10000)), "mile": ("length", Fraction(1609344, 1000)),
-    "mi": ("length", Fraction(1609344, 1000)), "pound": ("weight", Fraction(16)), "lb": ("weight", Fraction(16)),
-    "ounce": ("weight", Fraction(1)), "oz": ("weight", Fraction(1)), "ton": ("ton", Fraction(1)), "tonne": ("ton", Fraction(1)),
-    "second": ("time", Fraction(1)), "sec": ("time", Fraction(1)), "s": ("time", Fraction(1)), "minute": ("time", Fraction(60)),
-    "min": ("time", Fraction(60)), "hour": ("time", Fraction(3600)), "hr": ("time", Fraction(3600)), "h": ("time", Fraction(3600)),
-    "ms": ("time", Fraction(1, 1000)), "day": ("time", Fraction(86400)), "week": ("time", Fraction(604800)), "month": ("month", Fraction(1)),
-    "year": ("month", Fraction(12)), "dollar": ("dollar", Fraction(1)), "cent": ("dollar", Fraction(1, 100)), "euro": ("euro", Fraction(1)),
-    "yuan": ("yuan", Fraction(1)), "rupee": ("rupee", Fraction(1)), "degree": ("angle", Fraction(1)), "radian": ("radian", Fraction(1)),
-    "rad": ("radian", Fraction(1)), "mph": ("length/time", Fraction(1609344, 3600000)), "米": ("length", Fraction(1)),
-}  # fmt: skip
-TABLE: dict[str, tuple[str, Fraction]] = {
-    **{
-        prefix + symbol: (dimension, Fraction(factor) * Fraction(10) ** power)
-        for symbol, (dimension, factor) in _PREFIXED.items()
-        for prefix, power in _METRIC.items()
-        if (len(symbol) > 2) == (len(prefix) > 1) or not prefix
-    },
-    **_PLAIN,
-}
-PERCENT, DEGREES = "%", "degree"
-
-_WORDS = r"[A-Za-z\u4e00-\u9fff](?:[A-Za-z\u4e00-\u9fff./' -]*[A-Za-z\u4e00-\u9fff.])?"
-_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?"
-_CHUNK = rf"\\text\s*\{{[^{{}}0-9]*\}}{_POWER}"
-_UNIT = re.compile(
-    rf"(?P<core>.*?[0-9a-zA-Z)}}\]!])\s*(?P<unit>\\%|\^\s*\\circ(?![a-zA-Z])(?:\s*C|\s*F)?|(?:\s*/?\s*{_CHUNK})+|\^\s*\{{\s*\\text\s*\{{\s*[a-z]+\s*\}}\s*\}})\s*"
-)
-_WORD_UNIT = re.compile(rf"(?P<core>[^A-Za-z]*?[0-9)}}]|.*\\frac\{{-?\d+\}}\{{\d+\}}\)?)(?P<gap>\s*)-?(?P<unit>{_WORDS}{_POWER})")
-_ORDINAL = re.compile(r"\s*(?:st|nd|rd|th)\b")
-_FACTOR = re.compile(rf"(?P<name>[A-Za-z米]+)(?P<power>{_POWER})")
+_MONEY = (
+    "dollar = [dollar]", "cent = dollar / 100", "euro = [euro]", "sterling = [sterling]", "yen = [yen]", "yuan = [yuan]", "rupee = [rupee]",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    r"""What a text says apart from its unit. *Example*: ``12\text{ cm}`` is ("12", "cm")."""
+    r"""What tokens say apart from their unit. *Example*: ``12\text{ cm}`` is (("12",), "cm")."""
 
-    core: str
+    core: Tokens
     unit: str = ""
 
 
-def quantity(text: str, *, letters: bool = False) -> Quantity:
-    """Tidy ``text`` with its unit, if it ends in one, taken off. The unit is "%", "degree" or what was written.
+def quantity(tokens: Tokens, *, bare: str = "") -> Quantity:
+    """``tokens`` with the unit that they end in, or the currency that they begin with, taken off.
 
-    ``letters``: one letter behind a number is a unit too (12 m), which it is only where no variable can be meant.
+    ``bare``: a unit of one letter that need not be upright behind a number, since the other side has it.
     """
-    found = _UNIT.fullmatch(text)
-    if found is not None and "\\text" not in found["core"]:
-        unit = found["unit"]
-        if unit == r"\%":
-            return Quantity(found["core"], PERCENT)
-        if unit.startswith("^"):
-            return Quantity(found["core"], DEGREES if re.fullmatch(r"\^\s*\\circ", unit) else "")
-        return Quantity(found["core"], _spoken(unit))
-    found = _WORD_UNIT.fullmatch(text)
-    if found is not None and written_number(found["core"]) is not None:
-        unit = found["unit"]
-        known = unit in TABLE and (len(unit) > 1 or letters or "." in found["core"])
-        if known or len(unit) > 2 or _ORDINAL.fullmatch(unit):
-            return Quantity(found["core"], _spoken(unit))
-    return Quantity(text)
+    if len(tokens) > 1 and tokens[-1] == bare and bare in _MEASURED and written_number(tokens[:-1]) is not None:
+        return Quantity(tokens[:-1], bare)
+    if len(tokens) > 1 and tokens[-1] == PERCENT_SIGN:
+        return Quantity(tokens[:-1], PERCENT_SIGN)
+    if len(tokens) > 1 and tokens[-1] == "°":
+        return Quantity(tokens[:-1], DEGREES)
+    if len(tokens) > 1 and is_word(tokens[0]) and tokens[0][1:].lower() in CURRENCIES:
+        inner = quantity(tokens[1:])
+        return Quantity(inner.core, inner.unit or tokens[0][1:].lower())
+    if len(tokens) > 1 and tokens[0] == "'第":
+        tokens = tokens[1:]
+    start = _unit_start(tokens)
+    if start in (0, len(tokens)):
+        return Quantity(tokens)
+    unit = _spoken(tokens[start:])
+    return Quantity(tokens[:start], PERCENT_SIGN if unit in PERCENT else unit)
 
 
-def _spoken(unit: str) -> str:
-    r"""A unit without its TeX. ``\text{ inches}^2`` is ``inches^2``; an ordinal's ending is nothing."""
-    unit = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", unit)
-    unit = re.sub(r"\s+", " ", unit.replace("{", "").replace("}", "")).strip(" .-")
-    return _ORDINAL.sub("", unit).strip()
+def _unit_start(tokens: Tokens) -> int:
+    """Where the unit at the end begins: words with their powers, and slashes and products between them. The length if there is none."""
+    at, start = len(tokens), len(tokens)
+    while at > 0:
+        token = tokens[at - 1]
+        if is_word(token) and token[1:].lower() not in SCALES:
+            at = start = at - 1
+        elif token == "}" and (opened := _power_start(tokens, at)) is not None:
+            at = opened
+        elif (
+            token in ("/", r"\cdot", ".")
+            and start < len(tokens)
+            and at - 1 > 0
+            and (is_word(tokens[at - 2]) or tokens[at - 2] == "}")
+        ):
+            at -= 1
+        elif token == "/" and start < len(tokens) and at == start:
+            at = start = at - 1
+        else:
+            break
+    return start
 
 
-def measure(unit: str) -> tuple[str, Fraction] | None:
-    """(dimension, factor to its base unit), None if the unit is not in the table. ``measure("cm^2")`` is ("length^2", 1/10000)."""
-    unit = re.sub(r"\bper\b", "/", re.sub(r"\s*\^\s*", "^", unit))
-    unit = re.sub(r"\bsquare (\w+)", r"\1^2", re.sub(r"\bcubic (\w+)", r"\1^3", unit))
-    factor, powers = Fraction(1), dict[str, int]()
-    for position, part in enumerate(unit.split("/")):
-        for word in part.split():
-            known = _known(word)
-            if known is None:
-                return None
-            dimension, base, power = known
-            power = -power if position else power
-            factor *= base**power
-            powers[dimension] = powers.get(dimension, 0) + power
-    name = " ".join(f"{dimension}^{power}" for dimension, power in sorted(powers.items()) if power)
-    return (name, factor) if name else None
-
-
-def _known(word: str) -> tuple[str, Fraction, int] | None:
-    found = _FACTOR.fullmatch(word)
-    if found is None:
-        return None
-    name = found["name"]
-    for spelling in (name, name.lower(), name.lower().removesuffix("s"), name.lower().removesuffix("es")):
-        if spelling in TABLE:
-            dimension, factor = TABLE[spelling]
-            return dimension, factor, int(found["power"].replace("^", "") or 1)
+def _power_start(tokens: Tokens, end: int) -> int | None:
+    """Where ``^{-2}`` that ends at ``end`` begins, if it raises a word."""
+    for length in (4, 5):
+        piece = tokens[end - length : end]
+        if len(piece) == length and piece[:2] == ("^", "{") and piece[-2].isdigit() and is_word(tokens[end - length - 1]):
+            return end - length
     return None
+
+
+def _spoken(tokens: Tokens) -> str:
+    """A unit as text, ``cm^2`` or ``stuffed goats``."""
+    text = " ".join(token[1:] if is_word(token) else token for token in tokens)
+    for spaced in (" ^ { ", " ^ {"):
+        text = text.replace(spaced, "^")
+    return text.replace("- ", "-").replace(" }", "").replace(r"\cdot", "*").strip(" .")
+
+
+def without_a_word_for_it(unit: str) -> bool:
+    """May ``unit`` be missing on one side? Nothing but units and names of what was counted may."""
+    words = [
+        word for word in unit.replace("^", " ").replace("/", " ").replace("*", " ").split() if not word.lstrip("-").isdigit()
+    ]
+    return all(
+        word in _MEASURED or word in UNITS or word.lower() in UNITS or word.lower() in COUNTED or word.lower() in CURRENCIES
+        for word in words
+    )
+
+
+def factor_between(unit: str, other: str) -> Fraction | None:
+    """By what a value in ``unit`` is multiplied to be one in ``other``, exactly; None if they measure different things, or pint knows one not."""
+    ours, theirs = _parsed(unit), _parsed(other)
+    if ours is None or theirs is None or ours.dimensionality != theirs.dimensionality:
+        return None
+    return Fraction((1 * ours).to(theirs).magnitude)
+
+
+def base_factor(unit: str) -> Fraction:
+    """By what a value in ``unit`` is multiplied to be one in base units; 1 where pint does not know it."""
+    parsed = _parsed(unit)
+    return Fraction(1) if parsed is None else Fraction((1 * parsed).to_base_units().magnitude)
+
+
+def is_measure(unit: str) -> bool:
+    """Does pint know the unit?"""
+    return _parsed(unit) is not None
+
+
+@lru_cache(maxsize=1)
+def _registry() -> Any:
+    import pint
+
+    registry: Any = pint.UnitRegistry(non_int_type=Fraction)
+    for definition in _MONEY:
+        registry.define(definition)
+    return registry
+
+
+@lru_cache(maxsize=512)
+def _parsed(unit: str) -> Any:
+    """pint's unit, None if it has none of that name."""
+    if not unit or len(unit) > 80 or unit == PERCENT_SIGN:
+        return None
+    words = _pint_name(unit)
+    try:
+        return _registry().parse_units(words)
+    except Exception:  # pint raises what its tokenizer, parser and registry raise
+        return None
+
+
+def _pint_name(unit: str) -> str:
+    """``square kilometers per hour`` as ``kilometers**2 / hour``."""
+    words = unit.replace("/", " / ").replace("*", " * ").split()
+    out: list[str] = []
+    power = ""
+    for word in words:
+        name, raised, exponent = word.partition("^")
+        if name.lower() in ("square", "sq", "cubic", "cu"):
+            power = "**2" if name.lower() in ("square", "sq") else "**3"
+            continue
+        if name in ("per", "/", "*"):
+            out.append("/" if name == "per" else name)
+            continue
+        lower = name.lower()
+        name = (
+            {"pound": "sterling", **CURRENCIES}.get(lower, _PINT.get(lower, name))
+            if lower not in ("pound", "pounds")
+            else "pound"
+        )
+        name = lower if len(name) > 3 and name.isascii() and name == word.partition("^")[0] else name
+        out.append(f"{'* ' if out and out[-1] not in ('/', '*') else ''}{name}{f'**({exponent})' if raised else power}")
+        power = ""
+    return " ".join(out)
