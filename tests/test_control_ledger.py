@@ -447,7 +447,7 @@ def test_every_number_of_the_tally_by_hand():
     assert tally.take() == pytest.approx(dict.fromkeys(zero, 0) | {
         "groups/trained": 1, "states/kept": 1, "states/too_few": 2,
         "states/interval_width": (2 * 0.793451 + 0.810938) / 3,  # Wilson's of 1 of 1, 0 of 1 and 1 of 2
-        "verify/right": 2, "verify/wrong": 2, "verify/unknown": 2, "reward/accuracy": 1, "reward/mean": 2 / 4,
+        "verify/right": 2, "verify/wrong": 2, "verify/unknown": 2, "verify/policy_fraction": 0, "reward/accuracy": 1, "reward/mean": 2 / 4,
         "tokens/generated": 5 + 10 + 4 * 3, "prompt/generated_tokens": 27, "prompt/prefilled_tokens": 6 * 4,
         "prompt/trained_tokens": 2 * 3, "prompt/useful_fraction": 6 / 27, "prompt/all_right_fraction": 1,
         "rollout/entropy_nats": 6 / 27, "rollout/entropy_error_nats": 6 * 0.5 / 27,

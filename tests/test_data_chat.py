@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from chat_support import FAMILIES, WANTS_PARTS, Family, make_tokenizer
-from cli_support import TOY, make_model
+from cli_support import TOY, guarded_cli, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
@@ -147,12 +147,14 @@ def test_turns_that_could_not_end_are_warned_of() -> None:
     assert endless_turns(config(template="qwen-boxed"), FAMILIES["chatml"].tokenizer()) == ""
 
 
-def test_a_run_says_so_once_it_has_a_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = make_model(tmp_path / "model")
-    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
-    with Session.prepare(load_config([*TOY, f"model.path={folder}"])) as session:
-        ((kind, note),) = session._notes
+def test_a_run_says_so_once_it_has_a_console(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with guarded_cli(tmp_path, monkeypatch, capsys) as cli:
+        folder = make_model(cli.folder / "model")
+        (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+        with Session.prepare(load_config([*TOY, f"model.path={folder}"])) as session:
+            ((kind, note),) = session._notes
     assert kind == "model_doubt"
     assert "may not end" in note
 

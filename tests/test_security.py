@@ -145,7 +145,7 @@ def test_what_sympy_evaluates_is_digits_and_operators(text: str) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ('{"problem": "1?", "answer": ' + "9" * 5000 + "}", "not JSON: Exceeds the limit"),
+        ('{"problem": "1?", "answer": ' + "9" * 5000 + "}", "a number of 5,000 digits"),
         ('{"a": ' * 50_000 + "1" + "}" * 50_000, "not JSON"),
         (r'{"problem": "\ud800", "answer": "1"}', "column 'problem' holds half of a surrogate pair"),
         (r'{"problem": "1?", "answer": "\udfff"}', "column 'answer' holds half of a surrogate pair"),

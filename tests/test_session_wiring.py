@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from builders import prompt
 from checkpoint_support import save_whole, small_base
 from loop_support import World, loop_config
 
+from fr3e_async.clock import RunClock, steady
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
@@ -50,12 +50,12 @@ def controller(run_dir: RunDir, source: Path | None, restarts: int = 0) -> Contr
         return await world.learner.export(version)
 
     deployment: Any = SimpleNamespace(
-        crew=world.crew, publisher=lambda: Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=time.time), weights=weights
+        crew=world.crew, publisher=lambda: Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=steady), weights=weights
     )
     recorder: Any = SimpleNamespace(note=world.notes.note, books=Books(run_dir.path / "ledger.jsonl"))
     model: Any = None
     session = Session(
-        config, model, Datasets(train=TRAIN, heldout=(), dropped=0, parts=PARTS), run_dir, resume_from=source, started_at=100.0,
+        config, model, Datasets(train=TRAIN, heldout=(), dropped=0, parts=PARTS), run_dir, resume_from=source, clock=RunClock(), started_at=100.0,
         spell=lambda tokens: [],
     )  # fmt: skip
     return asyncio.run(session.controller(deployment, recorder, source, restarts))
@@ -115,6 +115,7 @@ class Stopped(Session):
             Datasets(train=TRAIN, heldout=(), dropped=0),
             run_dir,
             resume_from=None,
+            clock=RunClock(),
             started_at=0.0,
             spell=lambda _: [],
         )

@@ -155,6 +155,9 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
 # ---- golds ----
 
 
+WITHOUT_TOY_DATA = [word for word in TOY if not word.startswith("toy.")]  # they would do nothing
+
+
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     with guarded_cli(tmp_path, monkeypatch, capsys) as guarded:
@@ -238,7 +241,7 @@ def test_a_users_reward_knows_its_golds_itself(tmp_path: Path) -> None:
 def test_error_ends_the_command_with_one_line(cli: Cli) -> None:
     model = make_model(cli.folder / "model")
     train = write_rows(cli.folder / "train.jsonl", *ROWS, '{"problem": "a", "answer": "the empty set"}')
-    arguments = [*TOY, f"model.path={model}", f"data.train={train}", "data.heldout="]
+    arguments = [*WITHOUT_TOY_DATA, f"model.path={model}", f"data.train={train}", "data.heldout="]
     says = ["1 problem has a reference answer that can be matched as text at most", "train.jsonl:4 (not mathematics)"]
     cli.refused(*arguments, "data.on_string_gold=error", says=[*says, "data.on_string_gold=drop"])
 
@@ -247,7 +250,13 @@ def test_error_ends_the_command_with_one_line(cli: Cli) -> None:
 def test_a_run_is_told_of_them_once_it_has_a_console(cli: Cli, policy: str, kept: int) -> None:
     model = make_model(cli.folder / "model")
     train = write_rows(cli.folder / "train.jsonl", *ROWS, '{"problem": "4+1", "answer": "the empty set"}')
-    arguments = [*TOY, f"model.path={model}", f"data.train={train}", "data.heldout=", f"data.on_string_gold={policy}"]
+    arguments = [
+        *WITHOUT_TOY_DATA,
+        f"model.path={model}",
+        f"data.train={train}",
+        "data.heldout=",
+        f"data.on_string_gold={policy}",
+    ]
     with Session.prepare(load_config(arguments)) as session:
         ((kind, note),) = session._notes
         assert "train.jsonl:4 (not mathematics)" in note
