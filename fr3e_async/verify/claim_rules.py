@@ -22,7 +22,7 @@ from fr3e_async.verify.structure import (
     named,
     shape_of,
     without_domain,
-)
+)  # fmt: skip
 from fr3e_async.verify.tokens import Tokens, enclosed, is_word, split
 from fr3e_async.verify.units import quantity
 from fr3e_async.verify.words import BASES

@@ -14,7 +14,7 @@ from fr3e_async.verify.rulings import (
     every,
     in_any_order,
     in_order,
-)
+)  # fmt: skip
 from fr3e_async.verify.structure import (
     Shape,
     builder,
@@ -26,7 +26,7 @@ from fr3e_async.verify.structure import (
     named_list,
     shape_of,
     without_domain,
-)
+)  # fmt: skip
 from fr3e_async.verify.tokens import Tokens, enclosed, split
 
 

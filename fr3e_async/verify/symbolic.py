@@ -49,16 +49,8 @@ _WANTED_LETTERS = frozenset("edi")  # constants, and the d of an integral: lette
 _POINTS = tuple(Fraction(n, 100) for n in (37, 186, -85, 71, 13, -329, 92, 322))
 # Points tell too little of steps, and of what stands for any function; sums and integrals are dear to evaluate.
 _UNSAMPLED = (
-    sympy.floor,
-    sympy.ceiling,
-    sympy.sign,
-    sympy.Mod,
-    AppliedUndef,
-    sympy.Sum,
-    sympy.Product,
-    sympy.Integral,
-    sympy.Limit,
-)
+    sympy.floor, sympy.ceiling, sympy.sign, sympy.Mod, AppliedUndef, sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit,
+)  # fmt: skip
 _ENOUGH_POINTS = 3
 _DIGITS = 40
 _TINY = sympy.Float("1e-30", _DIGITS)  # relative

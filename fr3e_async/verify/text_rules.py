@@ -12,7 +12,7 @@ from fr3e_async.verify.rulings import (
     WRONG,
     Ruling,
     by,
-)
+)  # fmt: skip
 from fr3e_async.verify.structure import (
     shape_of,
 )

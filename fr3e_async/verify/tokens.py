@@ -29,7 +29,7 @@ from fr3e_async.verify.signs import (
     TEXT,
     UPRIGHT_UNITS,
     WITH_OTHER_ARGUMENTS,
-)
+)  # fmt: skip
 from fr3e_async.verify.words import ASCII_COMMANDS, KNOWN_WORDS, UNITS
 
 Tokens = tuple[str, ...]
@@ -207,7 +207,7 @@ def _braced(tokens: list[str]) -> list[str]:
         elif token in ARGUMENTS:
             out.append(token)
             at = _with_arguments(tokens, at, token, out)
-        elif token in (r"\usqrt",):
+        elif token == r"\usqrt":
             argument, at = _argument(tokens, at, whole=True)
             out += [r"\sqrt", "{", *argument, "}"]
         elif token == "{" or (token == "}" and opened) or (token == SPACE and out[-1:] == ["}"]):
@@ -250,7 +250,7 @@ def _argument(tokens: list[str], at: int, *, whole: bool) -> tuple[list[str], in
     first = tokens[at]
     if first == "{" or (first == "(" and (whole or tokens[at - 1] == r"\sqrt")):
         end = closing(tokens, at)
-        return _braced(tokens[at + 1 : end]), end + 1
+        return [*_braced(tokens[at + 1 : end]), *tokens[at : at + (end == len(tokens))]], end + 1  # what is never closed stays
     if whole and first in ("-", "+") and at + 1 < len(tokens) and tokens[at - 1] == "^":
         argument, end = _argument(tokens, at + 1, whole=True)
         return [first, *argument], end
@@ -258,14 +258,11 @@ def _argument(tokens: list[str], at: int, *, whole: bool) -> tuple[list[str], in
         tokens[at] = first[1:]
         return [first[0]], at
     if first in ARGUMENTS or first == r"\usqrt":
-        inner: list[str] = []
-        end = at + 1
         if first == r"\usqrt":
-            argument, end = _argument(tokens, end, whole=True)
+            argument, end = _argument(tokens, at + 1, whole=True)
             return [r"\sqrt", "{", *argument, "}"], end
-        inner.append(first)
-        end = _with_arguments(tokens, end, first, inner)
-        return inner, end
+        inner = [first]
+        return inner, _with_arguments(tokens, at + 1, first, inner)
     return [first], at + 1
 
 

@@ -56,35 +56,11 @@ PHRASES = tuple(tuple(line.split("|")) for line in (
 LEADS = frozenset(
     "the a an answer is final solution solutions answers result value are it only option choice so therefore function".split()
 )
-OTHERS = frozenset("am pm base bc ad bce ce usd not less more than but plus minus over where for with".split())
+OTHERS = frozenset("am pm base bc ad bce ce usd not less more than but plus minus over where for with dne none infinite".split())
 KNOWN_WORDS = frozenset(
     word.lower()
-    for table in (
-        CONNECTIVES,
-        NUMBERS,
-        SCALES,
-        PERCENT,
-        CURRENCIES,
-        UNITS,
-        COUNTED,
-        STANCES,
-        LEADS,
-        OTHERS,
-        ("dne", "none", "infinite"),
-    )
+    for table in (CONNECTIVES, NUMBERS, SCALES, PERCENT, CURRENCIES, UNITS, COUNTED, STANCES, LEADS, OTHERS)
     for word in table
     if len(word) > 1 or not word.isascii()
 )
-BASES = {
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-    "twelve": 12,
-    "sixteen": 16,
-}
+BASES = {name: value for name, value in NUMBERS.items() if 1 < value < 37}
