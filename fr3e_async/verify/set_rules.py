@@ -106,7 +106,12 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if (first, second) != (said, meant):
         return symbolic.equal(first, second)
     ours, theirs = _as_pieces(said), _as_pieces(meant)
-    if ours is None or theirs is None or (len(ours) == len(theirs) == 1 and shape_of(ours[0]).kind != "bracket"):
+    if (
+        ours is None
+        or theirs is None
+        or _other_names(said, meant)
+        or (len(ours) == len(theirs) == 1 and shape_of(ours[0]).kind != "bracket")
+    ):
         return None
     if said == ours[0] and meant == theirs[0]:
         return None  # no condition and no union on either side
@@ -182,7 +187,7 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
     r"""Lists, sets, tuples, intervals: as many items on both sides, each right by itself; in any order where none is said.
 
     >>> \{2,1\} ~ \{1,2\}    2,1 ~ 1,2    (x,y)=(1,2) ~ (1,2)    y=2, x=1 ~ x=1, y=2    a=1,b=2,c=3 ~ (1,2,3)    3,-3 ~ \pm 3
-    >>> (2,1) !~ (1,2)    \{1,2\} !~ (1,2)    (1,2] !~ [1,2]    1,2 !~ 1,2,3    1,1,2 !~ 1,2,2    x=1,y=1; x=2,y=2 !~ x=1,y=2; x=2,y=1
+    >>> (2,1) !~ (1,2)    (y,x)=(1,2) !~ (x,y)=(1,2)    \{1,2\} !~ (1,2)    (1,2] !~ [1,2]    1,2 !~ 1,2,3    1,1,2 !~ 1,2,2    x=1,y=1; x=2,y=2 !~ x=1,y=2; x=2,y=1
     """
     ours, theirs = _unnamed(shape_of(said)), _unnamed(shape_of(meant))
     kinds = {ours.kind, theirs.kind}
@@ -278,10 +283,14 @@ def matrix(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 def basis_vectors(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``3i - j`` is the vector (3, -1), where the other side is a tuple.
 
-    >>> \langle 3,-1\rangle ~ 3\mathbf{i}-\mathbf{j}    \langle -1,3\rangle !~ 3\mathbf{i}-\mathbf{j}
+    >>> \langle 3,-1\rangle ~ 3\mathbf{i}-\mathbf{j}    2\hat{i}+3\hat{j} ~ (2,3)    \langle -1,3\rangle !~ 3\mathbf{i}-\mathbf{j}
     """
     for combination, other, swapped in ((meant, said, False), (said, meant, True)):
         shape = shape_of(other)
+        joined = "\0".join(combination)
+        for letter in "ijk":
+            joined = joined.replace(f"\\hat\0{{\0{letter}\0}}", letter)
+        combination = tuple(joined.split("\0"))
         letters = {t for t in combination if len(t) == 1 and t.isalpha()}
         if shape.kind != "bracket" or not letters or not letters <= set("ijk") or len(shape.items) not in (2, 3):
             continue

@@ -22,6 +22,7 @@ _PINT = {
     "kph": "kilometer/hour", "kmph": "kilometer/hour", "lbs": "lb", "feet": "foot", "inches": "inch", "°": "degree", "米": "meter",
     "厘米": "centimeter", "千米": "kilometer", "千克": "kilogram", "克": "gram", "小时": "hour", "分钟": "minute", "秒": "second",
 }  # fmt: skip
+_ERAS = {"bce": "BC", "ce": "AD", "bc": "BC", "ad": "AD"}
 _MONEY = (
     "dollar = [dollar]", "cent = dollar / 100", "euro = [euro]", "sterling = [sterling]", "yen = [yen]", "yuan = [yuan]", "rupee = [rupee]",
 )  # fmt: skip
@@ -38,10 +39,13 @@ class Quantity:
 def quantity(tokens: Tokens, *, bare: str = "") -> Quantity:
     """``tokens`` with the unit that they end in, or the currency that they begin with, taken off.
 
-    ``bare``: a unit of one letter that need not be upright behind a number, since the other side has it.
+    ``bare``: a unit that need not be upright behind a number, since the other side has it.
     """
-    if len(tokens) > 1 and tokens[-1] == bare and bare in _MEASURED and written_number(tokens[:-1]) is not None:
-        return Quantity(tokens[:-1], bare)
+    if written_number(tokens) is not None:
+        return Quantity(tokens)
+    at = next((at for at in range(1, len(tokens)) if bare and _plain(tokens[at:]) == bare.replace(" ", "")), 0)
+    if at and written_number(tokens[:at]) is not None:
+        return Quantity(tokens[:at], bare)
     if len(tokens) > 1 and tokens[-1] == PERCENT_SIGN:
         return Quantity(tokens[:-1], PERCENT_SIGN)
     if len(tokens) > 1 and tokens[-1] == "°":
@@ -56,6 +60,10 @@ def quantity(tokens: Tokens, *, bare: str = "") -> Quantity:
         return Quantity(tokens)
     unit = _spoken(tokens[start:])
     return Quantity(tokens[:start], PERCENT_SIGN if unit in PERCENT else unit)
+
+
+def _plain(tokens: Tokens) -> str:
+    return "".join(token for token in tokens if token not in "{}")
 
 
 def _unit_start(tokens: Tokens) -> int:
@@ -92,7 +100,7 @@ def _power_start(tokens: Tokens, end: int) -> int | None:
 
 def _spoken(tokens: Tokens) -> str:
     """A unit as text, ``cm^2`` or ``stuffed goats``."""
-    text = " ".join(token[1:] if is_word(token) else token for token in tokens)
+    text = " ".join(_ERAS.get(token[1:].lower(), token[1:]) if is_word(token) else token for token in tokens)
     for spaced in (" ^ { ", " ^ {"):
         text = text.replace(spaced, "^")
     return text.replace("- ", "-").replace(" }", "").replace(r"\cdot", "*").strip(" .")
