@@ -142,6 +142,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(title="Overlap", queries=each("overlap_ratio"), unit="percentunit", most=1),
         Panel(title="States a second, by what became of them", queries=(rate("states_total", "reason"),), stacked=True),
         Panel(title="How well states are known", queries=each("states_interval_width_ratio"), unit="percentunit", most=1),
+        Panel(title="Right answers, by policy", queries=each("verify_policy_ratio"), unit="percentunit", most=1),
         Panel(title="Anchors of a group", queries=each("rollout_anchors")),
     ),
     "Engines": (

@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,17 @@ def test_adversarial_answers_come_back() -> None:
     fooled = {row["name"] for row, verdict in zip(cases, verdicts, strict=True) if is_right(verdict) and not row["correct"]}
     assert fooled == {"degree vs rad", "list vs thousands", "pi 3.14159"}  # all in the category "format", all rules
     assert not any("crashed" in verdict.reason for verdict in verdicts)
+
+
+@pytest.mark.slow
+def test_mutated_references_are_looked_at() -> None:
+    """The benchmark at its smallest; `docs/LOG.md` has 2,000 pairs."""
+    script = Path(__file__).parents[1] / "benchmarks" / "verifier_mutations.py"
+    command = [sys.executable, str(script), str(SHARED / "data"), "--quick", "--pairs", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "pairs: 100" in done.stdout
+    assert "harmless: {'right': 100}" in done.stdout
 
 
 # What math-verify does by itself, for the doc.
