@@ -178,7 +178,7 @@ def test_check_passes(marked: tuple[str, ...]) -> None:
 @pytest.mark.slow
 def test_gpu_checks_skip_where_there_is_no_gpu() -> None:
     here = torch.cuda.is_available()
-    done = make("gpu-check", *(["--collect-only"] if here else []))
+    done = make("gpu-check", "tests/test_gpu.py", *(["--collect-only"] if here else []))
     assert here or re.search(r"SKIPPED \[\d+\] .*needs a CUDA GPU", done.stdout)
     assert "failed" not in done.stdout
 
