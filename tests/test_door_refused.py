@@ -35,11 +35,11 @@ def saved(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def refused(model: Path, *more: str) -> str:
+def refused(model: Path) -> str:
     """What the run says on stderr, which must be one line; it must leave nothing."""
     run = model.parent / "run"
     run.mkdir()  # it was there before: only what comes into it goes
-    command = [sys.executable, "-m", "fr3e_async.main", *SETTINGS, f"model.path={model}", f"run.dir={run}", *more]
+    command = [sys.executable, "-m", "fr3e_async.main", *SETTINGS, f"model.path={model}", f"run.dir={run}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
@@ -52,11 +52,3 @@ def test_heads_that_an_engine_cannot_serve_are_refused_with_the_first_error_of_i
     said = refused(saved(tmp_path / "model", head_dim=16, num_attention_heads=4))
     assert "it failed at its first request" in said or "could not start" in said
     assert "the likeliest cause: " in said
-
-
-def test_an_engine_with_another_rope_than_the_learner_is_refused_with_the_likeliest_cause(tmp_path: Path) -> None:
-    """An option that reaches the engine only, told in a way that no check of settings can know."""
-    rope = "engine.options={hf_overrides: {rope_parameters: {rope_type: default, rope_theta: 3.0}}}"
-    said = refused(saved(tmp_path / "model", initializer_range=0.3), rope)
-    assert "learner.stop_above_mismatch" in said
-    assert "positions: after a single token they agree" in said
