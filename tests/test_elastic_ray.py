@@ -139,6 +139,7 @@ def test_a_run_follows_its_cluster(begin: Callable[..., Story], tmp_path: Path) 
     audited(story.run)
 
 
+@pytest.mark.long  # 45 s
 @pytest.mark.timeout(300)
 def test_ranks_on_two_nodes_and_then_one_rank_that_goes_on(begin: Callable[..., Story], tmp_path: Path) -> None:
     """Each rank on a node of its own; a resume with another number of ranks."""

@@ -178,6 +178,7 @@ def engine_processes(driver: int) -> list[psutil.Process]:
     return [process for process in below if "ray::EngineActor" in " ".join(process.cmdline())]
 
 
+@pytest.mark.long  # a minute; benchmarks/chaos.py kills another part in `make test`
 @pytest.mark.timeout(300)
 def test_an_engine_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
     """kill -9 of an engine's process, the whole of vLLM's core with it, in the middle of the run."""

@@ -117,6 +117,7 @@ def test_what_a_run_exports_stands_on_the_page(page: Any) -> None:
     assert not exporter.failed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_steps_metrics_stay_while_heartbeats_come_and_all_gauges_go_when_they_do_not(page: Any) -> None:
     """Ray itself forgets a gauge that is not set again; that is how a driver that is stuck is noticed."""

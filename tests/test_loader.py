@@ -16,7 +16,7 @@ from fr3e_async.config import AlgorithmConfig, Config, EngineConfig
 from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
 from fr3e_async.errors import ConfigError
 from fr3e_async.help import knobs, sections
-from fr3e_async.loader import load_config
+from fr3e_async.loader import PACKAGED, load_config
 
 
 @pytest.fixture
@@ -283,6 +283,18 @@ def test_a_setting_that_would_do_nothing_is_refused(folder: Path, settings: str,
     assert "\n" not in text
     others = [word for word in words if word is not given]
     load_config(["config=toy", *others])  # it is this setting that is refused, no other
+
+
+def test_an_unchanged_copy_of_a_shipped_file_counts_as_shipped(folder: Path) -> None:
+    """As `ray job submit --working-dir .` lays it out; a changed copy is one's own."""
+    (folder / "configs").mkdir()
+    copy = folder / "configs" / "toy.yaml"
+    copy.write_bytes((PACKAGED / "toy.yaml").read_bytes())
+    grpo = ["config=configs/toy.yaml", "algorithm.strategy=grpo"]
+    assert load_config(grpo).config.algorithm.strategy == "grpo"
+    copy.write_text(copy.read_text() + "# mine\n")
+    with pytest.raises(ConfigError, match=r"algorithm\.\w+ does nothing with algorithm\.strategy=grpo"):
+        load_config(grpo)
 
 
 def test_a_setting_of_ones_own_file_is_given_and_one_of_a_shipped_file_is_not(folder: Path) -> None:

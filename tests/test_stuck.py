@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine, pytest.mark.long]
 
 STEPS = 4
 SETTINGS = (
