@@ -33,7 +33,7 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> 2:4:6 ~ 1:2:3    \frac34 ~ 3:4    12{:}00 ~ 12:00    3:30\text{ p.m.} ~ 3:30    1:3:2 !~ 1:2:3    8:30 !~ 4:15    8:15\text{ p.m.} !~ 8:15\text{ a.m.}
     """
-    theirs, ours = _parts(meant), _parts(said)
+    theirs, ours = parts_of(meant), parts_of(said)
     if theirs is None or (ours is None and len(theirs[0]) > 2):
         return None if theirs is None else (WRONG, "not a ratio")
     if ours is None:
@@ -55,7 +55,7 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     return (RIGHT, "ratio") if all(outcome == RIGHT for outcome, _ in products) else (WRONG, "another ratio")
 
 
-def _parts(tokens: Tokens) -> tuple[list[Tokens], str] | None:
+def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:
     """(parts, am or pm) of ``a:b``."""
     half = tokens[-1][1:].lower() if tokens[-1:] and is_word(tokens[-1]) and tokens[-1][1:].lower() in ("am", "pm") else ""
     parts = split(tokens[:-1] if half else tokens, frozenset([":"]))
@@ -77,7 +77,7 @@ def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> 4210_{\text{five}} ~ 4210_{5}    (4210)_5 ~ 4210_5    101\text{ (base 2)} ~ 101_2    0x2F ~ 2F_{16}    111_2 !~ 110_2    1010_2 !~ 1010_3
     """
-    theirs, ours = _digits_and_base(meant), _digits_and_base(said)
+    theirs, ours = digits_and_base(meant), digits_and_base(said)
     if theirs is None:
         return None
     if ours is None:
@@ -87,7 +87,7 @@ def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     return (RIGHT, "number in a base") if ours == theirs else (WRONG, "another number")
 
 
-def _digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
+def digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
     if tokens[:2] == ("0", "x"):
         return "".join(tokens[2:]).upper().lstrip("0"), 16
     if "_" in tokens and tokens[-1] == "}":

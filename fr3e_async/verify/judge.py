@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fr3e_async.verify import rulings, symbolic
-from fr3e_async.verify.claim_rules import arrow, base, domain, equation, ratio, relation, roughly
+from fr3e_async.verify.claim_rules import arrow, base, digits_and_base, domain, equation, parts_of, ratio, relation, roughly
 from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Rule, Ruling, by
@@ -108,6 +108,8 @@ def _readable(tokens: Tokens) -> bool:
     return (
         written_number(core) is not None
         or matrix_of(core) is not None
+        or digits_and_base(core) is not None
+        or parts_of(core) is not None
         or symbolic.is_mathematics(core)
         or r"\equiv" in tokens
         or r"\cup" in tokens
