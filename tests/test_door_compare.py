@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from learner_support import make_samples
 
 from fr3e_async.control.causes import cause_of, with_cause
+from fr3e_async.control.door import Door
 from fr3e_async.learner.dump import Measured
 from fr3e_async.learner.mismatch import likeliest
 from fr3e_async.observe.logs import first_error
@@ -201,3 +203,22 @@ def test_the_first_error_of_a_log(tmp_path: Path) -> None:
     assert first_error(log, start=start) == "torch.OutOfMemoryError: 3 GiB"
     assert first_error(log) == "ValueError: of a session before"
     assert first_error(tmp_path / "none.log") == ""
+
+
+def test_an_engine_that_could_not_be_compared_is_not_called_so_and_is_asked_again() -> None:
+    """Its tokens are of a version whose numbers the learner's side has dropped."""
+    lines: list[tuple[str, str]] = []
+    unused: Any = None
+    door = Door(
+        Questions(rows=ROWS), learner=unused, payloads=unused, temperature=1.0, bound=BOUND, limit_s=5.0,
+        record=lambda text, kind, **fields: lines.append((kind, text)),
+    )  # fmt: skip
+    door._distributions = {6: LEARNER}
+    door._asked["generator-0"] = 1
+    assert door._judge("generator-0", drawn(LEARNER, version=7), counts=True, other_tokenizer=False) == ""
+    ((kind, text),) = lines
+    assert kind == "note"
+    assert "generator-0 at v7 was not compared" in text
+    assert door.fresh("generator-0")
+    assert door._judge("generator-0", drawn(LEARNER, version=6), counts=True, other_tokenizer=False) == ""
+    assert lines[-1][0] == "engine_compared"

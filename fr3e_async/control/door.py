@@ -86,16 +86,22 @@ class Door:
             raise
         except (WorkerLost, TaskLost, RunFailed) as error:
             return f"it failed at {'its first request' if first else 'a request after its first update'}: {error}"
-        return self._judge(engine.name, batch, other_tokenizer=other)
+        return self._judge(engine.name, batch, counts=counts, other_tokenizer=other)
 
     async def _answers(self, engine: EngineWorker) -> RolloutBatch:
         questions = self._questions
         _, payload = await engine.sample(questions.prompts, questions.ids, self._draw, trunk=False)
         return await on_the_side(lambda: self._payloads.get(payload))
 
-    def _judge(self, name: str, batch: RolloutBatch, *, other_tokenizer: bool) -> str:
+    def _judge(self, name: str, batch: RolloutBatch, *, counts: bool, other_tokenizer: bool) -> str:
         found = compare(batch, self._distributions, self._questions, bound=self._bound)
         version = int(batch.versions.max())
+        if not found.draws:  # so it is asked again when it has taken the next weights
+            self._asked[name] -= counts
+            self._record(
+                f"{name} at v{version} was not compared: the learner's numbers of that version are not kept", "note", actor=name
+            )
+            return ""
         text = f"{name} at v{version} differs from the learner by {told(found)}"
         self._record(text, "engine_compared", actor=name, version=version, nats=found.mean)
         if found.cause:

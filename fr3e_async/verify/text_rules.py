@@ -24,7 +24,7 @@ from fr3e_async.verify.words import LEADS, PHRASES, STANCES
 def same_text(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""The same tokens are the same answer.
 
-    >>> \dfrac12 ~ \frac{1}{2}    ½ ~ \frac12    x^{\prime} ~ x'    f'(x) !~ f(x)    A^{-1} !~ A^T
+    >>> \dfrac12 ~ \frac{1}{2}    ½ ~ \frac12    x^{\prime} ~ x'    f'(x) !~ f(x)    vv^{\cdot} !~ vv^*    A^{-1} !~ A^T
     """
     return (RIGHT, "same text") if said == meant else None
 

@@ -99,7 +99,8 @@ def _plain(raw: list[str]) -> list[str]:
         elif piece[:3] in (r"\le", r"\ge") and len(piece) == 4 and piece[3] in "xyzk":  # \lex
             out += [piece[:3], piece[3]]
         else:
-            out.append(SYNONYMS.get(piece, piece))
+            adjoint = piece == "*" and (out[-1:] == ["^"] or out[-2:] == ["^", "{"])  # an adjoint, no product
+            out.append(piece if adjoint else SYNONYMS.get(piece, piece))
     return out
 
 

@@ -154,6 +154,8 @@ def _parsed(unit: str) -> Any:
     words = _pint_name(unit)
     try:
         return _registry().parse_units(words)
+    except MemoryError:
+        raise
     except Exception:  # pint raises what its tokenizer, parser and registry raise
         return None
 
