@@ -127,6 +127,19 @@ def test_equivalents_are_mutants_of_today_and_have_a_reason() -> None:
         assert len(row["why"]) > 20
 
 
+def test_rows_are_met_again_by_name_or_fate_and_what_left_the_package_is_gone() -> None:
+    texts = mutate.sources()
+    a, b, c, *_ = mutations("fr3e_async/control/sizing.py", texts["fr3e_async/control/sizing.py"])
+    old, dead = mutation_at(1, "fr3e_async/left.py"), mutation_at(2, "fr3e_async/right.py")
+    fates = ((old, "survived"), (a, "survived"), (b, "killed"), (dead, "killed"), (c, "uncovered"))
+    rows = {mutant.name: row_of(mutant, fate, "") for mutant, fate in fates}
+    assert mutate.asked_again(texts, rows, [b.name], {}) == [b]
+    assert mutate.asked_again(texts, rows, ["killed"], {}) == [b]
+    assert [row["status"] for row in rows.values()] == ["survived", "survived", "killed", "killed", "uncovered"]
+    assert mutate.asked_again(texts, rows, [], {c.name: {}}) == [a]
+    assert [row["status"] for row in rows.values()] == ["gone", "survived", "killed", "killed", "uncovered"]
+
+
 def mutation_at(line: int, file: str = "pack/a.py") -> Mutation:
     return Mutation(file=file, function="f", operator="sign", before="-a", after="a", nth=1, start=0, lines=(line, line))
 
@@ -150,11 +163,11 @@ def test_tests_are_chosen_by_their_cost_and_come_file_by_file() -> None:
 
 
 def test_the_table_counts_each_mutant_once() -> None:
-    (one, *_) = mutants = [mutation_at(line, f"pack/{line}.py") for line in range(5)]
-    fates = ("killed", "timeout", "survived", "survived", "uncovered")
+    (one, *_) = mutants = [mutation_at(line, f"pack/{line}.py") for line in range(6)]
+    fates = ("killed", "timeout", "survived", "survived", "uncovered", "gone")
     rows = [row_of(mutant, fate, "") for mutant, fate in zip(mutants, fates, strict=True)]
     lines = mutate.table(rows, {mutants[0].name: {}, mutants[2].name: {}}).splitlines()
-    assert lines[2:] == ["| sign | 5 | 2 | 1 | 1 | 2 |", "| all | 5 | 2 | 1 | 1 | 2 |"]
+    assert lines[2:] == ["| sign | 6 | 2 | 1 | 1 | 1 | 2 |", "| all | 6 | 2 | 1 | 1 | 1 | 2 |"]
     assert mutate.shown(rows[0]) == f"{one.name} pack/0.py:0 f [sign] -a  ->  a"
 
 

@@ -46,6 +46,7 @@ class Bench:
     budget_s: float = 60.0
     heavy: tuple[str, ...] = HEAVY
     least_s: int = 20  # CPU seconds that a mutant may need in any case, its imports among them
+    patience: float = 1.0  # times every limit of a mutant; more where a machine is busy
 
     def test_files(self) -> list[str]:
         names = sorted(path.name for path in (self.root / "tests").glob("test_*.py"))
@@ -205,18 +206,19 @@ def _meet(mutant: Mutation, number: int, chosen: Sequence[str], left_out: int, s
     def work() -> int:
         plugin = tests.FirstFailure(chosen)
         files = list(dict.fromkeys(test.split("::")[0] for test in chosen))
-        code = tests.run(_copy, ["-x", f"--timeout={STUCK_S}", *files], plugin)
-        out.write_text(json.dumps({"code": code, "failed": plugin.failed}))
+        code = tests.run(_copy, ["-x", f"--timeout={STUCK_S * _bench.patience:g}", *files], plugin)
+        out.write_text(json.dumps({"code": code, "failed": plugin.failed, "stuck": plugin.stuck}))
         return 0
 
     out = _copy.parent / "met.json"
     out.unlink(missing_ok=True)
     path = _copy / mutant.file
     with tests.replaced(path, mutant.applied(path.read_text(encoding="utf-8")), number):
-        ended = _forked(work, cpu_s=_bench.least_s + 3 * seconds, wall_s=120 + 6 * seconds)
-    met = json.loads(out.read_text()) if out.is_file() else {"code": -1, "failed": ""}
-    if ended is None:
-        return row_of(mutant, "timeout", "", len(chosen), left_out)
+        patience = _bench.patience
+        ended = _forked(work, cpu_s=patience * (_bench.least_s + 3 * seconds), wall_s=patience * (120 + 6 * seconds))
+    met = json.loads(out.read_text()) if out.is_file() else {"code": -1, "failed": "", "stuck": False}
+    if ended is None or met["stuck"]:
+        return row_of(mutant, "timeout", met["failed"], len(chosen), left_out)
     if met["failed"] or met["code"] != 0:
         return row_of(mutant, "killed", met["failed"] or f"(pytest ended with {met['code']})", len(chosen), left_out)
     return row_of(mutant, "survived", "", len(chosen), left_out)
