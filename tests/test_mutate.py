@@ -159,7 +159,8 @@ def test_tests_are_chosen_by_their_cost_and_come_file_by_file() -> None:
     assert covering.of(mutation_at(4), 60) == (["tests/test_b.py::z"], 1)  # a fixture of many tests
     assert covering.of(mutation_at(1), 1000)[1] == 0
     assert len(covering.of(mutation_at(1), 1000)[0]) == 4  # what an import runs, or another process, or nobody
-    assert covering.of(mutation_at(3, "pack/b.py"), 60) == ([], 0)
+    assert covering.of(mutation_at(3, "pack/b.py"), 1000)[0] == covering.of(mutation_at(1), 1000)[0]  # those of its folder
+    assert covering.of(mutation_at(3, "other/b.py"), 60) == ([], 0)
 
 
 def test_the_table_counts_each_mutant_once() -> None:

@@ -118,11 +118,15 @@ class CoverageMap:
     def of(self, mutant: Mutation, budget_s: float) -> tuple[list[str], int]:
         """(tests, how many more there are): the cheapest that need no more than ``budget_s`` together, file by file, cheap files first.
 
-        What runs with an import, in other processes or never is met by the tests of the whole file.
+        What runs with an import, in other processes or never is met by the tests of the whole file, and a file that none is seen to run by
+        those of its folder.
         """
         lines, places = self.lines.get(mutant.file, {}), range(mutant.lines[0], mutant.lines[1] + 1)
-        found = set().union(*(lines.get(line, ()) for line in ([] if mutant.imported else places))) or set().union(
-            *lines.values()
+        folder = [of_file for file, of_file in self.lines.items() if Path(file).parent == Path(mutant.file).parent]
+        found = (
+            set().union(*(lines.get(line, ()) for line in ([] if mutant.imported else places)))
+            or set().union(*lines.values())
+            or set().union(*(tests for of_file in folder for tests in of_file.values()))
         )
         chosen, total = [], 0.0
         for test in sorted(found, key=lambda test: (self.cost[test], test)):
