@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--budget", type=float, default=60.0, help="CPU seconds of tests for one mutant (60), the cheapest first")
     parser.add_argument("--again", nargs="*", metavar="NAME", help="meet rows anew: those that lived, or of these names or fates")
     parser.add_argument(
-        "--patience", type=float, default=1.0, help="times every limit of a mutant's time (1); more on a busy machine"
+        "--patience", type=float, default=1.0, help="times the wall seconds of a mutant (1); more on a busy machine"
     )
     parser.add_argument("--list", action="store_true", help="list them and run nothing")
     arguments = parser.parse_args(argv)
