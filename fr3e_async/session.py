@@ -28,7 +28,7 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.ends import end_tokens, endless_turns
+from fr3e_async.data.ends import endless_turns
 from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
 from fr3e_async.data.pieces import Spell, speller
 from fr3e_async.data.prompts import Datasets, load_datasets
@@ -125,7 +125,7 @@ class Session:
             quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
             resume_from = check_resume(config, datasets, run_dir)
             _announce_build(config)
-            model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
+            model = Model(path=str(resolve_model(config)), end_token_ids=datasets.ends)
             undo.pop_all()
         skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
         notes: list[tuple[EventKind, str]] = [
@@ -355,6 +355,7 @@ class Session:
                 taken=groups,
                 parts=self._datasets.parts,
                 template=self._datasets.template,
+                ends=self._datasets.ends,
             ),
             publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,
