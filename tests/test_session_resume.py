@@ -70,7 +70,9 @@ def test_other_end_tokens_are_refused_and_a_checkpoint_that_does_not_know_them_i
     base, state = run_dir.checkpoints.root.parent / "base", PromptStream(PROMPTS, 0, ends=(2, 3)).state()
     newest = save_whole(run_dir.checkpoints, 7, base=base, stream=state)
     assert check(run_dir, ends=(2, 3)) == newest
-    with pytest.raises(UserError, match=r"^model\.path: the tokens that end a response are \[2\] now, those .* were \[2, 3\]") as error:
+    with pytest.raises(
+        UserError, match=r"^model\.path: the tokens that end a response are \[2\] now, those .* were \[2, 3\]"
+    ) as error:
         check(run_dir, ends=(2,))
     assert error.value.exit_code == 2
     del state["ends"]

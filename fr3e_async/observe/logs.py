@@ -37,7 +37,9 @@ _KIND = r"(?:[A-Za-z_][\w.]*(?:Error|Exception)|Fatal Python error)"
 # With its text, or alone at the end of a traceback, as an assertion has none.
 NAMED_ERROR = re.compile(rf"(?:^|(?<=[\s\]])){_KIND}: \S.*|(?:^|(?<=\] )){_KIND}$")
 RAISED_AT = re.compile(r'File "(?:.*/)?([^/"]+)", line (\d+), in ')
-POINTS_BACK = re.compile(r"(?i)\bsee (?:the )?(?:stack trace|root cause)")  # vLLM: what was raised in another process is the cause
+POINTS_BACK = re.compile(
+    r"(?i)\bsee (?:the )?(?:stack trace|root cause)"
+)  # vLLM: what was raised in another process is the cause
 SHOWN_ERROR = 300  # characters
 _NOISY = ("deepspeed", "DeepSpeed", "ray", "transformers", "vllm", "urllib3", "filelock", "tensorboard")
 
