@@ -65,17 +65,17 @@ def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows
     notes: list[Note] = []
     if bad.count:
         notes.append(("data_dropped", f"{bad.count:,} rows left out (data.on_bad_row=drop), the first: {bad.first}"))
-    made = Datasets(
+    found = Datasets(
         train=(), heldout=heldout, dropped=dropped, notes=tuple(notes), ends=end_tokens(config, tokenizer),
         template=hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
     )  # fmt: skip
     if config.data.train != SOURCES:
         (train,) = sources.values()
-        return replace(made, train=train)
+        return replace(found, train=train)
     weights = {source.label: source.weight for source in config.data.train_sources}
     train, parts = mix(sources, weights, setting="data.train_sources")
     note: Note = ("note", f"data.train_sources: {mixture_note(sources, weights)}")
-    return replace(made, train=train, parts=parts, notes=(*made.notes, note))
+    return replace(found, train=train, parts=parts, notes=(*found.notes, note))
 
 
 def make_prompts(
