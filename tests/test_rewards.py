@@ -313,7 +313,7 @@ def test_a_column_that_no_function_takes_is_refused(module: str) -> None:
     data = DataConfig(train="t.jsonl", heldout="", columns=["level", "tests"])
     terms = [RewardConfig(function=f"{module}:{name}") for name in ("few", "length")]
     config = Config(data=data, rewards=terms, engine=EngineConfig(kv_cache_gib=1.0))
-    with pytest.raises(ConfigError, match="data.columns: tests: no function of reward has a parameter of this name"):
+    with pytest.raises(ConfigError, match=r"data\.columns: tests: no function of reward has a parameter of this name"):
         rewards.check_reward_functions(config)
     rewards.check_reward_functions(replace(config, rewards=[*terms, RewardConfig(function=f"{module}:misses")]))
 
