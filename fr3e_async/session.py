@@ -52,7 +52,7 @@ from fr3e_async.resuming import check_resume, newest_checkpoint, restored
 from fr3e_async.rollout import check_installed
 from fr3e_async.rollout.door import Questions, make_questions
 from fr3e_async.verify.golds import screen_golds
-from fr3e_async.verify.rewards import check_reward
+from fr3e_async.verify.rewards import check_reward_functions
 from fr3e_async.wiring import (
     Deployment,
     Model,
@@ -111,7 +111,7 @@ class Session:
         suite = read_suite(config, announce=_say(config))
         rows = read_rows(config, suite.rows, announce=_say(config))
         check_context(config)
-        check_reward(config.reward)
+        check_reward_functions(config)
         screened = screen_golds(rows, config, announce=_say(config))
         tokenizer = load_tokenizer(config)
         check_trainable(config)

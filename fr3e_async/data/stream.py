@@ -8,6 +8,7 @@ consumed (trained, rejected, given up) is the caller's to say.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,7 +59,7 @@ class PromptStream:
         if parts and sum(part.size for part in parts) != len(prompts):
             raise ValueError(f"the parts hold {sum(part.size for part in parts)} prompts, there are {len(prompts)}")
         self._ids = _digest(prompt.uid for prompt in prompts)
-        self._texts = _digest(text for prompt in prompts for text in (prompt.text, prompt.gold))
+        self._texts = _digest(text for p in prompts for text in (p.text, p.gold, *([json.dumps(p.columns)] if p.columns else [])))
         self._tokens = _digest(prompt.token_ids.tobytes().hex() for prompt in prompts)
         self._seed, self._template, self._ends = seed, template, list(ends)
         self._mixture = [[part.name, part.size, part.quota] for part in parts]

@@ -129,7 +129,7 @@ class Starter:
                 model.revision,
                 model.trust_remote_code,
                 self._log(name),
-                self._config.reward,
+                self._config.reward_terms,
                 ends=self._model.end_token_ids,
                 thoughts=tuple(self._config.data.thoughts),
             )
