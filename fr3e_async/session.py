@@ -171,7 +171,7 @@ class Session:
             f"{sum(len(one.problems) for one in self._benchmarks):,} of benchmarks; the longest prompt has {longest} tokens",
             *([f"{data.dropped:,} prompts are longer than data.max_prompt and would be dropped"] if data.dropped else []),
             f"model: {self._model.path}, end tokens {', '.join(map(str, self._model.end_token_ids))}",
-            f"reward: {self._config.reward}",
+            f"reward: {' + '.join(f'{term.weight:g} x {term.function}' for term in self._config.reward_terms)}",
             f"run directory: {self._run_dir.path}, which takes data; the run {goes_on}",
             *(note for _, note in self._notes),
             *(f"a start on this machine would be refused: {doubt}" for doubt in self._doubts),

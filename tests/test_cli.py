@@ -85,7 +85,7 @@ def test_a_dry_run_shows_what_differs_placement_and_memory_checks_and_leaves_not
     assert blocks[4].splitlines()[1:] == [
         "  data: 4,096 training problems, 1,024 held out, 0 of benchmarks; the longest prompt has 14 tokens",
         "  model: toy, end tokens 256",
-        "  reward: math",
+        "  reward: 1 x math",
         f"  run directory: {cli.folder}/run, which takes data; the run begins at step 0",
     ]
     assert blocks[-1] == "dry run: nothing was started or kept\n"
