@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -278,6 +278,9 @@ class Verdict:
     reason: str = ""
     score: float | None = None  # a user's reward in [0, 1]; None: 1 for right, 0 for wrong, nothing for unknown
     attempts: int = 1  # how often it was judged; above 1 with verifiers.on_unknown=retry
+    complaint: str = field(
+        default="", compare=False, metadata={"kept": False}
+    )  # the first of its reason: where, and what was raised
 
     def __post_init__(self) -> None:
         if self.score is not None and (self.outcome is Outcome.UNKNOWN or not 0 <= self.score <= 1):

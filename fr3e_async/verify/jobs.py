@@ -14,6 +14,7 @@ from fr3e_async.verify.rewards import MATH, resolve, wants_exact
 
 GOLDS = "golds"
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+SAID_UNKNOWN = "reward said unknown"  # a user's function returned None: its word, and no failure
 READABLE, TEXT_ONLY = "readable", "text only"
 MEMORY_LIMIT = "memory limit"
 _TRACE_CHARS = 4000  # its end says most
@@ -74,7 +75,7 @@ def call_reward(function: Callable[..., Any], task: Sequence[str], **exact: str)
     except (Exception, SystemExit) as error:  # a stranger's code: any error is its word, "I cannot tell"
         return Ruling(UNKNOWN, f"reward raised {type(error).__name__}", complaint=traceback.format_exc()[-_TRACE_CHARS:])
     if value is None:
-        return Ruling(UNKNOWN, "reward said unknown")
+        return Ruling(UNKNOWN, SAID_UNKNOWN)
     if not isinstance(value, bool | int | float):
         return Ruling(UNKNOWN, f"reward returned {type(value).__name__}", complaint=f"it returned {repr(value)[:200]}")
     if not 0 <= value <= 1:  # also where it is not a number
