@@ -28,7 +28,7 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.ends import end_tokens, endless_turns
+from fr3e_async.data.ends import endless_turns
 from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
 from fr3e_async.data.pieces import Spell, speller
 from fr3e_async.data.prompts import Datasets, load_datasets
@@ -51,7 +51,7 @@ from fr3e_async.resuming import check_resume, newest_checkpoint, restored
 from fr3e_async.rollout import check_installed
 from fr3e_async.rollout.door import Questions, make_questions
 from fr3e_async.verify.golds import screen_golds
-from fr3e_async.verify.rewards import check_reward
+from fr3e_async.verify.rewards import check_reward_functions
 from fr3e_async.wiring import (
     Deployment,
     Model,
@@ -111,7 +111,7 @@ class Session:
         suite = read_suite(config, announce=_say(config))
         rows = read_rows(config, suite.rows, announce=_say(config))
         check_context(config)
-        check_reward(config.reward)
+        check_reward_functions(config)
         screened = screen_golds(rows, config, announce=_say(config))
         tokenizer = load_tokenizer(config)
         check_trainable(config)
@@ -124,7 +124,7 @@ class Session:
             undo.callback(run_dir.discard)
             quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
             resume_from = check_resume(config, datasets, run_dir)
-            model = Model(path=str(resolve_model(config, _say(config))), end_token_ids=end_tokens(config, tokenizer))
+            model = Model(path=str(resolve_model(config, _say(config))), end_token_ids=datasets.ends)
             undo.pop_all()
         skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
         notes: list[tuple[EventKind, str]] = [
@@ -358,6 +358,7 @@ class Session:
                 taken=groups,
                 parts=self._datasets.parts,
                 template=self._datasets.template,
+                ends=self._datasets.ends,
             ),
             publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,

@@ -72,7 +72,7 @@ def test_a_run_whose_batches_come_says_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
-    watch = FirstVerdicts("mine:score")
+    watch = FirstVerdicts(["mine:score"])
     trace = (
         'Traceback (most recent call last):\n  File "/home/me/mine.py", line 7, in score\n    int(text)\nValueError: no digits\n'
     )
@@ -86,7 +86,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
 
 
 def test_64_failures_at_the_beginning_end_the_run() -> None:
-    watch = FirstVerdicts("mine:score")
+    watch = FirstVerdicts(["mine:score"])
     first = failed(complaint="ValueError: no digits (mine.py, line 7, in score)")
     watch.take("verifier-0", [first, *[failed()] * 59])
     with pytest.raises(RunFailed) as caught:
@@ -99,7 +99,7 @@ def test_64_failures_at_the_beginning_end_the_run() -> None:
 
 @pytest.mark.parametrize("good", [RIGHT, Verdict(outcome=Outcome.WRONG), NOTHING])
 def test_one_good_verdict_among_them_is_enough(good: Verdict) -> None:
-    watch = FirstVerdicts("math")
+    watch = FirstVerdicts(["math"])
     assert watch.take("verifier-0", [*[failed()] * (FIRST - 1), good, *[failed()] * 500]) == []
 
 
@@ -109,7 +109,7 @@ def test_a_run_whose_reward_only_fails_ends_with_that(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(FakeVerifier, "judge", judge)
     world = World(tmp_path, config=None)
-    world.crew._verdicts = FirstVerdicts("mine:score")
+    world.crew._verdicts = FirstVerdicts(["mine:score"])
     world.crew._note = world.notes.note
     with pytest.raises(
         RunFailed, match=r"reward=mine:score: the first 64 verdicts all failed.*ValueError: no digits \(mine\.py, line 7"

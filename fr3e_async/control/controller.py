@@ -94,7 +94,7 @@ class Controller:
         self._books, self._journal, self._session = books, journal, session
         self.progress, self._clock = progress, clock
         self._engine_version = engine_version
-        self._tally, self._policies = Tally(), PolicyWatch()
+        self._tally, self._policies = Tally(config.reward_range), PolicyWatch()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._turns = Turns(crew.learner, limit_s=config.learner.step_timeout_s)
         self._shelf = Shelf()

@@ -57,7 +57,7 @@ class Crew:
         self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
         self._want, self._draining, self.node = want, draining, node
         self._first_error, self._clock, self._note = first_error, clock, note
-        self._verdicts = FirstVerdicts(config.reward)
+        self._verdicts = FirstVerdicts([term.function for term in config.reward_terms])
         self._meters: dict[str, BusyMeter] = {}  # of the verifiers: engines keep their own
         self._engines: dict[str, EngineWorker] = {}
         self._verifiers: dict[str, VerifierWorker] = {}

@@ -88,7 +88,7 @@ class Ledger:
 
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config, self._strategy = config, strategy
-        self._capacity = config.flow.capacity
+        self._capacity, self._rewards = config.flow.capacity, config.reward_range
         self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, state=state.budget if state else None)
         self.version = state.version if state else 0
         self.live = self.version
@@ -332,7 +332,7 @@ class Ledger:
     def _record(self, group: Group, verdicts: dict[RolloutId, Verdict]) -> list[LedgerCommand]:
         zero = self._config.verifiers.on_unknown == "zero"
         for id, verdict in verdicts.items():
-            group.judge(id, verdict, unknown_is_zero=zero)
+            group.judge(id, verdict, unknown_is_zero=zero, rewards=self._rewards)
         return self._advance(group)
 
     # ---- complete groups ----

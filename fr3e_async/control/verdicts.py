@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fr3e_async.errors import RunFailed
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify.jobs import SAID_UNKNOWN
+from fr3e_async.verify.rewards import MATH
 
 FIRST = 64  # verdicts: if all of them failed, something is wrong with the judge and not with the answers
 TOLD = 8  # kinds of failures that are told; others are counted with the verdicts
@@ -16,10 +17,10 @@ TOLD = 8  # kinds of failures that are told; others are counted with the verdict
 class FirstVerdicts:
     """``take`` every verdict of a process, evaluations' included."""
 
-    def __init__(self, reward: str) -> None:
-        """``reward``: the setting."""
-        self._judge = "the verifier" if reward == "math" else f"reward={reward}"
-        self._users = reward != "math"
+    def __init__(self, functions: Sequence[str]) -> None:
+        """``functions``: that make the reward."""
+        self._users = any(name != MATH for name in functions)
+        self._judge = f"reward={functions[0]}" if len(functions) == 1 else "rewards"
         self._told: dict[str, str] = {}  # reason -> its line
         self._failed: Counter[str] = Counter()  # of the first ones, by reason
         self._healthy = False  # one of them was none
@@ -28,7 +29,7 @@ class FirstVerdicts:
         """Lines for a person, about failures of a user's function. Raises ``RunFailed`` if the first 64 verdicts all failed."""
         lines = []
         for verdict in verdicts:
-            failed = verdict.outcome is Outcome.UNKNOWN and verdict.reason != SAID_UNKNOWN
+            failed = verdict.outcome is Outcome.UNKNOWN and not verdict.reason.endswith(SAID_UNKNOWN)
             if failed and self._users and verdict.reason not in self._told and len(self._told) < TOLD:
                 said, log = verdict.reason, ""
                 if verdict.complaint:

@@ -111,7 +111,8 @@ class Starter:
                 )
                 .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._config.run.seed, self._log(name))
             )
-            node = await self._brought_up(name, actor, room_s, Wanted(needs=_bundle(pool), place=place))
+            wanted = Wanted(needs=_bundle(pool), place=place)
+            node = await self._brought_up(name, actor, room_s, wanted, refused="model.path or engine.options")
         except BaseException:
             remove_placement_group(place)  # ends its actor
             raise
@@ -133,24 +134,25 @@ class Starter:
                 model.revision,
                 model.trust_remote_code,
                 self._log(name),
-                self._config.reward,
+                self._config.reward_terms,
                 ends=self._model.end_token_ids,
                 thoughts=tuple(self._config.data.thoughts),
             )
         )
         try:
-            node = await self._brought_up(name, actor, room_s, Wanted(needs={"CPU": pool.cpus, **pool.resources}))
+            wanted = Wanted(needs={"CPU": pool.cpus, **pool.resources})
+            node = await self._brought_up(name, actor, room_s, wanted, refused="model.path, reward or verifiers")
         except BaseException:
             ray.kill(actor)
             raise
         return RayVerifier(name, actor, node=node)
 
-    async def _brought_up(self, name: str, actor: Any, room_s: float | None, wanted: Wanted) -> str:
+    async def _brought_up(self, name: str, actor: Any, room_s: float | None, wanted: Wanted, *, refused: str) -> str:
         """Wait for its process, which takes as long as the cluster has no room, then for its start; its node."""
         limit, knob = self._config.engine.start_timeout_s, "engine.start_timeout_s"
         with self._waiting(name, wanted):
             node = await self._started(name, ask(actor, "node"), room_s, "ray.room_timeout_s; the cluster has no room for it")
-        await self._started(name, actor.start.remote(), limit, knob, refused=True)
+        await self._started(name, actor.start.remote(), limit, knob, refused=refused)
         return node
 
     # ---- the ranks ----
@@ -178,8 +180,8 @@ class Starter:
 
     # ---- names and limits ----
 
-    async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str, *, refused: bool = False) -> T:
-        """``refused``: an error that the actor raises says that it cannot work with these settings, whatever its class."""
+    async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str, *, refused: str = "") -> T:
+        """``refused``: settings that the actor cannot work with if it raises an error, whatever its class."""
         try:
             async with asyncio.timeout(limit):
                 return await reach(name, call)
@@ -192,7 +194,7 @@ class Starter:
                 raise StartRefused(f"{name}: {said}") from error
             cause = f"{name} could not start: {error}"
             if refused:
-                raise StartRefused(with_cause(cause, self.first_error(name))) from error
+                raise StartRefused(f"{refused}: {with_cause(cause, self.first_error(name))}") from error
         raise RunFailed(f"{with_cause(cause, self.first_error(name))}; logs: {self._logs}")
 
     @contextlib.contextmanager
