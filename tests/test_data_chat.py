@@ -148,6 +148,14 @@ def test_end_tokens_of_a_model_on_the_hub_are_of_its_revision(
     assert end_tokens(on_hub, tokenizer) == (tokenizer.eos_token_id, 7)
 
 
+def test_a_folder_that_is_called_like_the_toy_is_not_its(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer()
+    (tmp_path / "toy").mkdir()
+    model(tmp_path / "toy", tokenizer, config={"eos_token_id": 7})
+    monkeypatch.chdir(tmp_path)
+    assert end_tokens(config("toy"), tokenizer) == (tokenizer.eos_token_id,)
+
+
 def test_an_end_token_that_is_none_is_named_with_its_file(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     folder = model(tmp_path, tokenizer, config={"eos_token_id": ["</s>"]})
