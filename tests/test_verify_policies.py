@@ -96,7 +96,7 @@ NOTATION: list[Row] = [
     (r"\dfrac{1}{2}", r"\frac12", R), (r"\frac 1 2", r"\frac12", R), ("½", r"\frac12", R), ("４２", "42", R), ("−5", "-5", R), ("2π", r"2\pi", R), (r"\color{red}{42}", "42", R),
     (r"\left(-∞,3\right)", r"(-\infty,3)", R), (r"\\dfrac{1}{2}", r"\frac12", R), ("\frac{1}{2}", r"\frac12", R), (r"x^{2}", "x²", R),
     (r"\mathrm{E}", "E", R), (r"\frac{1+a}c", r"\frac{1+a}{c}", R), (r"\left[\begin{array}{cc}1 & 2 \\ 3 & 4\end{array}\right]", r"\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix}", R),
-    ("2x**2+1", "2x^2+1", R), ("**42**", "42", R), ("1010_2", "1010_2", R), ("1010_2", "1010_3", W), (r"\boxed{42}", "42", R),
+    ("2x**2+1", "2x^2+1", R), ("**42**", "42", R), ("1010_2", "1010_2", R), (r"2F\text{ (base 16)}", "2F_{16}", R), ("1010_2", "1010_3", W), (r"\boxed{42}", "42", R),
 ]  # fmt: skip
 
 POLICIES = {
