@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,6 +33,22 @@ def test_a_local_cluster_has_what_the_run_needs(told: dict[str, Any], monkeypatc
         "address": "local", "num_cpus": 50, "namespace": "fr3e", "log_to_driver": False, "logging_level": 40, "num_gpus": 2, "resources": {},
         "include_dashboard": False, "object_store_memory": 2**29,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("look", "ray_config", "cpus"),
+    [
+        (joining.check_cluster, {"num_cpus": 4, "object_store_gib": 0.1}, 5.0),
+        (joining.connect, {"address": "head:1"}, 65.0),
+    ],
+)
+def test_a_learner_counts_unless_there_is_no_training(
+    told: dict[str, Any], look: Callable[..., None], ray_config: dict[str, Any], cpus: float
+) -> None:
+    config = small_config(ray=ray_config, learner={"cpus": cpus})
+    look(config, training=False)
+    with pytest.raises(ConfigError, match=rf"learner 1×{cpus:g}"):
+        look(config)
 
 
 def test_a_cluster_that_is_there_is_joined_as_it_is(told: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
