@@ -204,8 +204,26 @@ def test_nothing():
 def test_small_ones():
     assert total([1, 2, 9]) == 3
 
+def test_a_large_one():
+    assert total([9]) == 0
+
 def test_it_ends():
     assert count(2) == 0
+"""
+MORE = """
+from pack.sums import total
+
+def test_one():
+    total([1])
+
+def test_two():
+    total([2])
+"""
+LAST = """
+from pack.sums import total
+
+def test_the_limit():
+    assert total([3]) == 3
 """
 
 
@@ -214,6 +232,8 @@ def test_a_small_repository(tmp_path: Path) -> None:
         "pack/__init__.py": "",
         "pack/sums.py": CODE,
         "tests/test_sums.py": TESTS,
+        "tests/test_more.py": MORE,
+        "tests/test_last.py": LAST,
         "tests/test_bad.py": "def test_bad():\n    assert 0\n",
     }.items():
         (tmp_path / "it" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -223,13 +243,16 @@ def test_a_small_repository(tmp_path: Path) -> None:
     covering = bench.maps(told.append)
     assert sorted(told) == [
         "map of tests/test_bad.py: 0 tests, 0 s, 1 left out",
-        "map of tests/test_sums.py: 3 tests, 0 s, 0 left out",
+        "map of tests/test_last.py: 1 tests, 0 s, 0 left out",
+        "map of tests/test_more.py: 2 tests, 0 s, 0 left out",
+        "map of tests/test_sums.py: 4 tests, 0 s, 0 left out",
     ]
     bench.maps(told.append)
-    assert len(told) == 2  # kept
+    assert len(told) == 4  # kept
     wanted = [("opposite", "total"), ("off_by_one", ""), ("boundary", "total"), ("off_by_one", "never"), ("arithmetic", "count")]
     drawn = [next(m for m in mutations("pack/sums.py", CODE) if (m.operator, m.function) == which) for which in wanted]
     rows = {row["name"]: row for row in bench.meet(drawn, covering)}
-    assert [rows[mutation.name]["status"] for mutation in drawn] == ["killed", "survived", "survived", "survived", "timeout"]
-    assert rows[drawn[0].name]["by"] == "tests/test_sums.py::test_small_ones"
+    assert [rows[mutation.name]["status"] for mutation in drawn] == ["killed", "survived", "killed", "survived", "timeout"]
+    assert rows[drawn[2].name]["by"] == "tests/test_last.py::test_the_limit"  # met after those that know the line better
+    assert rows[drawn[0].name]["by"].startswith("tests/test_sums.py::")
     assert (tmp_path / "it" / "pack" / "sums.py").read_text() == CODE
