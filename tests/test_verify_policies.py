@@ -64,7 +64,7 @@ SHAPES: list[Row] = [
     (r"\begin{cases}3\\4\end{cases}", "3", W), (",".join(map(str, range(200))), "42", W), ("32, 349", "32349", W),
     ("[x=-1, y=-2, z=4]", "Solution is: $[x=-1, y=-5, z=4]$", W), ("-1", "[x=-1, y=2]", W), ("x=2, y=1", "x=1, y=2", W),
     (r"\{2,1\}", r"\{1,2\}", R), ("2,1", "1,2", R), (r"\{1,2\}", "1,2", R), ("3,-3", r"\pm 3", R), (r"1\text{ and }2", "1,2", R), ("1或2", "1,2", R),
-    ("(1,2)", "(1,2)", R), ("1, 2", "(1,2)", R), ("2, 1", "(1,2)", W), ("(x,y)=(1,2)", "(1,2)", R), ("y=2, x=1", "x=1, y=2", R), ("w=16, d=3, a=1", "16,3,1", R), ("(5,2),(7,2)", "p=5,q=2;p=7,q=2", R),
+    ("(1,2)", "(1,2)", R), ("1, 2", "(1,2)", R), ("(1,2)", "[1,2]", W), ("[1,2,3]", "(1,2,3)", R), ("2, 1", "(1,2)", W), ("(x,y)=(1,2)", "(1,2)", R), ("y=2, x=1", "x=1, y=2", R), ("w=16, d=3, a=1", "16,3,1", R), ("(5,2),(7,2)", "p=5,q=2;p=7,q=2", R),
     (r"1+\sqrt{19}, 1-\sqrt{19}", r"1\pm\sqrt{19}", R), (r"32,\! 349", "32349", R),
     (r"7 \text{ stuffed goats and } 4 \text{ toy helicopters}", "7,4", W), (r"7 \text{ apples and } 4 \text{ books}", "7,4", R),
 ]  # fmt: skip
@@ -82,7 +82,7 @@ EQUATIONS: list[Row] = [
     ("x^{2}+70=0", "x^{2}+50=0", W), ("2x^2+100=0", "x^{2}+50=0", R), ("x=y+2", "x-(y+2)=0", R), ("1", "2x+z=1", W),
     (r"\frac{1}{0}", r"\infty", W), (r"\frac{\pi}{6}+n\pi", r"\frac{\pi}{6}+k\pi", R), (r"\arccos(1-2a)", r"2\arcsin\sqrt{a}", R),
     (r"\arccos(1-3a)", r"2\arcsin\sqrt{a}", W), ("x", "|x|", W), (r"\lfloor p/6\rfloor", r"\lfloor p/9\rfloor", W), (r"\sqrt{-1}", "i", R),
-    (r"\frac{3n+m}{2}", r"\frac32 n+\frac12 m", R), ("x^2-2", "y^2-2", W), ("x+y=2x-3", "y=2x-3", W), ("x<2", "y<2", W),
+    (r"\frac{3n+m}{2}", r"\frac32 n+\frac12 m", R), ("x^2-2", "y^2-2", W), ("x+y=2x-3", "y=2x-3", W), ("x<2", "y<2", W), (r"2k+1 \text{ for prime } k", "2k+1", W),
 ]  # fmt: skip
 
 WORDS: list[Row] = [
@@ -95,7 +95,7 @@ WORDS: list[Row] = [
 NOTATION: list[Row] = [
     (r"\dfrac{1}{2}", r"\frac12", R), (r"\frac 1 2", r"\frac12", R), ("½", r"\frac12", R), ("４２", "42", R), ("−5", "-5", R), ("2π", r"2\pi", R), (r"\color{red}{42}", "42", R),
     (r"\left(-∞,3\right)", r"(-\infty,3)", R), (r"\\dfrac{1}{2}", r"\frac12", R), ("\frac{1}{2}", r"\frac12", R), (r"x^{2}", "x²", R),
-    (r"\mathrm{E}", "E", R), (r"\frac{1+a}c", r"\frac{1+a}{c}", R), (r"\left[\begin{array}{cc}1 & 2 \\ 3 & 4\end{array}\right]", r"\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix}", R),
+    (r"\mathrm{E}", "E", R), (r"\mathrm{x+1}", "x+1", R), (r"\frac{1+a}c", r"\frac{1+a}{c}", R), (r"\left[\begin{array}{cc}1 & 2 \\ 3 & 4\end{array}\right]", r"\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix}", R),
     ("2x**2+1", "2x^2+1", R), ("**42**", "42", R), ("1010_2", "1010_2", R), (r"2F\text{ (base 16)}", "2F_{16}", R), ("1010_2", "1010_3", W), (r"\boxed{42}", "42", R),
 ]  # fmt: skip
 
