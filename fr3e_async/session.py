@@ -11,7 +11,7 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -34,7 +34,6 @@ from fr3e_async.data.pieces import Spell, speller
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
-from fr3e_async.data.toy import toy_path
 from fr3e_async.ending import Stop, summary_of
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
 from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
@@ -58,6 +57,7 @@ from fr3e_async.wiring import (
     Model,
     check_cluster,
     connect,
+    connecting,
     disconnect,
     first_questions,
     gauges,
@@ -87,9 +87,12 @@ class Session:
         spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
         questions: Questions | None = None,
+        doubts: Sequence[str] = (),
     ) -> None:
         """Use ``prepare``. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text.
-        ``notes``: what a person should read once the console is there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        ``notes``: what a person should read once the console is there; empty ones are passed over. ``questions``: to engines; None: nothing is asked.
+        ``doubts``: why a start on this machine would be refused, of a trial."""
+        self._doubts = tuple(doubts)
         self._questions = questions if config.learner.stop_above_mismatch else None
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
@@ -100,14 +103,25 @@ class Session:
         self._reached_actors = False
 
     @classmethod
-    def prepare(cls, loaded: LoadedConfig) -> Session:
-        """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds."""
+    def prepare(cls, loaded: LoadedConfig, *, trial: bool = False) -> Session:
+        """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds.
+
+        ``trial``: for ``found`` alone. Leaves no file, builds no toy model, and notes what only this machine lacks (vLLM, GPUs).
+        """
         began = steady() - process_age()
-        config = loaded.config
-        check_installed(config.engine.entropy)
-        check_trackers(config)
+        config, doubts = loaded.config, list[str]()
+        for check in (
+            lambda: check_installed(config.engine.entropy),
+            lambda: check_trackers(config),
+            lambda: check_cluster(config),
+        ):
+            try:
+                check()
+            except UserError as error:
+                if not trial:
+                    raise
+                doubts.append(str(error))
         check_model(config)
-        check_cluster(config)
         suite = read_suite(config, announce=_say(config))
         rows = read_rows(config, suite.rows, announce=_say(config))
         check_context(config)
@@ -119,13 +133,14 @@ class Session:
         benchmarks = make_sets(suite, tokenizer, config)
         named = os.path.expanduser(config.run.dir)
         run_path = Path(named) if named else default_path(config.run.name, wall())
-        run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml)
+        run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml, trial=trial)
         with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
             undo.callback(run_dir.discard)
-            quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
+            if not trial:
+                quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
             resume_from = check_resume(config, datasets, run_dir)
-            _announce_build(config)
-            model = Model(path=str(resolve_model(config)), end_token_ids=datasets.ends)
+            path = config.model.path if trial else str(resolve_model(config, _say(config)))
+            model = Model(path=path, end_token_ids=datasets.ends)
             undo.pop_all()
         skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
         notes: list[tuple[EventKind, str]] = [
@@ -141,15 +156,32 @@ class Session:
         return cls(
             config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from,
             clock=clock, started_at=clock() - age, spell=spell, notes=notes,
-            questions=make_questions(tokenizer, room=config.context_length - 1),
+            questions=make_questions(tokenizer, room=config.context_length - 1), doubts=doubts,
         )  # fmt: skip
+
+    def found(self) -> list[str]:
+        """What the checks of ``prepare`` have found, a line each."""
+        data, source = self._datasets, self._resume_from
+        longest = max(prompt.token_ids.size for prompt in (*data.train, *data.heldout))
+        goes_on = f"goes on from step {step_of(source)}" if source else "begins at step 0"
+        return [
+            f"data: {len(data.train):,} training problems, {len(data.heldout):,} held out, "
+            f"{sum(len(one.problems) for one in self._benchmarks):,} of benchmarks; the longest prompt has {longest} tokens",
+            *([f"{data.dropped:,} prompts are longer than data.max_prompt and would be dropped"] if data.dropped else []),
+            f"model: {self._model.path}, end tokens {', '.join(map(str, self._model.end_token_ids))}",
+            f"reward: {' + '.join(f'{term.weight:g} x {term.function}' for term in self._config.reward_terms)}",
+            f"run directory: {self._run_dir.path}, which takes data; the run {goes_on}",
+            *(note for _, note in self._notes),
+            *(f"a start on this machine would be refused: {doubt}" for doubt in self._doubts),
+        ]
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._connected:
-            disconnect()
+            failed = kind is not None and issubclass(kind, RunFailed)
+            disconnect(keep_logs=self._run_dir.logs / "ray" if failed else None)
         if not self._reached_actors:
             self._run_dir.discard()
         self._run_dir.close()
@@ -157,6 +189,7 @@ class Session:
     def connect(self) -> None:
         """Join or start the cluster. Raises ``ConfigError`` if the actors do not fit."""
         self._connected = True
+        _say(self._config)(connecting(self._config))
         verbose = self._config.observe.verbose
         with nullcontext() if verbose else stderr_in(self._run_dir.logs / "driver.log"):
             connect(self._config)
@@ -179,7 +212,8 @@ class Session:
         cut = load_control_state(self._resume_from).ledger if self._resume_from else None
         version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
-        view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
+        run = self._config.run
+        view = ConsoleView(mode=mode, console=screen, name=run.name, steps=run.steps, done=version, clock=self._clock)
         recorder = Recorder(
             self._run_dir,
             config=self._config.observe,
@@ -190,7 +224,7 @@ class Session:
             exporter=gauges(self._config),
             trackers=make_trackers(self._config, self._run_dir.path),
         )
-        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock)
+        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s)
         stop.task = asyncio.create_task(self._train(deployment, recorder, stop))
@@ -208,8 +242,7 @@ class Session:
                 ) from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
         except (RunFailed, StartRefused) as error:
-            with suppress(UserError):  # a full disk, say
-                recorder.event(str(error), "run_failed")
+            recorder.failed(str(error))
             raise
         finally:
             recorder.close()
@@ -223,7 +256,8 @@ class Session:
             recorder.note(note, kind)
         if self._datasets.dropped:
             recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
-        await deployment.start(resume_from=self._resume_from)
+        async with self._telling(recorder, deployment):
+            await deployment.start(resume_from=self._resume_from)
         spent = self._clock() - self._started_at
         recorder.note(f"all actors up after {spent:.0f} s", "actors_up", seconds=round(spent, 3))
         controller, reason = await self._to_the_end(deployment, recorder, stop)
@@ -242,7 +276,7 @@ class Session:
         lost = ""  # why; the error itself would keep all that its traceback saw, the rollouts of the old session too
         while True:
             try:
-                async with self._telling(recorder):
+                async with self._telling(recorder, deployment):
                     if lost:
                         gc.collect()  # the old session is a cycle, and its rollouts keep nodes that the cluster wants back
                         source = await self._after_a_loss(deployment, recorder, lost, in_a_row)
@@ -261,11 +295,12 @@ class Session:
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
 
     @asynccontextmanager
-    async def _telling(self, recorder: Recorder) -> AsyncIterator[None]:
-        """Who watches the run sees that it is alive, though there is no loop that turns."""
+    async def _telling(self, recorder: Recorder, deployment: Deployment) -> AsyncIterator[None]:
+        """Who watches the run sees that it is alive and what it waits for, though there is no loop that turns."""
 
         async def tell() -> None:
             while True:
+                recorder.starting(await deployment.missing() or "all actors are up; learner and engines are made ready")
                 await asyncio.sleep(self._config.observe.heartbeat_s)
                 recorder.beat_again()
 
@@ -274,6 +309,7 @@ class Session:
             yield
         finally:
             task.cancel()
+            recorder.starting("")
 
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
@@ -401,12 +437,6 @@ def check_trainable(config: Config) -> None:
     learner = config.learner
     if (found := transformers_config(config)) is not None:
         check_config(found, packing=learner.packing, attention=learner.attention, longest=config.context_length)
-
-
-def _announce_build(config: Config) -> None:
-    """A minute without a word looks like a hang."""
-    if config.model.path == "toy" and not toy_path(config).is_dir():
-        _say(config)(f"building the toy model in {toy_path(config)} (once, up to a minute)")
 
 
 def _say(config: Config) -> Callable[[str], None]:
