@@ -87,9 +87,12 @@ class Session:
         spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
         questions: Questions | None = None,
+        doubts: Sequence[str] = (),
     ) -> None:
         """Use ``prepare``. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text.
-        ``notes``: what a person should read once the console is there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        ``notes``: what a person should read once the console is there; empty ones are passed over. ``questions``: to engines; None: nothing is asked.
+        ``doubts``: why a start on this machine would be refused, of a trial."""
+        self._doubts = tuple(doubts)
         self._questions = questions if config.learner.stop_above_mismatch else None
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
@@ -100,14 +103,25 @@ class Session:
         self._reached_actors = False
 
     @classmethod
-    def prepare(cls, loaded: LoadedConfig) -> Session:
-        """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds."""
+    def prepare(cls, loaded: LoadedConfig, *, trial: bool = False) -> Session:
+        """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds.
+
+        ``trial``: for ``found`` alone. Leaves no file, builds no toy model, and notes what only this machine lacks (vLLM, GPUs).
+        """
         began = steady() - process_age()
-        config = loaded.config
-        check_installed(config.engine.entropy)
-        check_trackers(config)
+        config, doubts = loaded.config, list[str]()
+        for check in (
+            lambda: check_installed(config.engine.entropy),
+            lambda: check_trackers(config),
+            lambda: check_cluster(config),
+        ):
+            try:
+                check()
+            except UserError as error:
+                if not trial:
+                    raise
+                doubts.append(str(error))
         check_model(config)
-        check_cluster(config)
         suite = read_suite(config, announce=_say(config))
         rows = read_rows(config, suite.rows, announce=_say(config))
         check_context(config)
@@ -119,12 +133,14 @@ class Session:
         benchmarks = make_sets(suite, tokenizer, config)
         named = os.path.expanduser(config.run.dir)
         run_path = Path(named) if named else default_path(config.run.name, wall())
-        run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml)
+        run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml, trial=trial)
         with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
             undo.callback(run_dir.discard)
-            quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
+            if not trial:
+                quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
             resume_from = check_resume(config, datasets, run_dir)
-            model = Model(path=str(resolve_model(config, _say(config))), end_token_ids=datasets.ends)
+            path = config.model.path if trial else str(resolve_model(config, _say(config)))
+            model = Model(path=path, end_token_ids=datasets.ends)
             undo.pop_all()
         skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
         notes: list[tuple[EventKind, str]] = [
@@ -140,15 +156,32 @@ class Session:
         return cls(
             config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from,
             clock=clock, started_at=clock() - age, spell=spell, notes=notes,
-            questions=make_questions(tokenizer, room=config.context_length - 1),
+            questions=make_questions(tokenizer, room=config.context_length - 1), doubts=doubts,
         )  # fmt: skip
+
+    def found(self) -> list[str]:
+        """What the checks of ``prepare`` have found, a line each."""
+        data, source = self._datasets, self._resume_from
+        longest = max(prompt.token_ids.size for prompt in (*data.train, *data.heldout))
+        goes_on = f"goes on from step {step_of(source)}" if source else "begins at step 0"
+        return [
+            f"data: {len(data.train):,} training problems, {len(data.heldout):,} held out, "
+            f"{sum(len(one.problems) for one in self._benchmarks):,} of benchmarks; the longest prompt has {longest} tokens",
+            *([f"{data.dropped:,} prompts are longer than data.max_prompt and would be dropped"] if data.dropped else []),
+            f"model: {self._model.path}, end tokens {', '.join(map(str, self._model.end_token_ids))}",
+            f"reward: {' + '.join(f'{term.weight:g} x {term.function}' for term in self._config.reward_terms)}",
+            f"run directory: {self._run_dir.path}, which takes data; the run {goes_on}",
+            *(note for _, note in self._notes),
+            *(f"a start on this machine would be refused: {doubt}" for doubt in self._doubts),
+        ]
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._connected:
-            disconnect()
+            failed = kind is not None and issubclass(kind, RunFailed)
+            disconnect(keep_logs=self._run_dir.logs / "ray" if failed else None)
         if not self._reached_actors:
             self._run_dir.discard()
         self._run_dir.close()
