@@ -103,6 +103,7 @@ class Job:
 
     async def _sample(self) -> None:
         """All that is missing. Raises ``RunFailed``."""
+
         def note(text: str, *_: object, **__: object) -> None:
             self.say(text)
 
