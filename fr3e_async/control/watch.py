@@ -144,7 +144,7 @@ class Watch:
         """Ask every actor at once, each with a time limit. Raises ``RunFailed`` kinds for what cannot be repaired."""
         began = self._clock()
         await asyncio.gather(
-            *(self._look_at(worker) for worker in self._crew.workers()), self._look_at_learner(), self._look_at_nodes()
+            *(self._look_at(worker) for worker in self._crew.workers()), self.look_at_learner(), self._look_at_nodes()
         )
         self._fold(before=self._last_beat)
         if self._machine.sizer.elastic:
@@ -260,7 +260,8 @@ class Watch:
         self._signs.pop(worker.name, None)
         self._down(worker.name, f"stuck: {why}")
 
-    async def _look_at_learner(self) -> None:
+    async def look_at_learner(self) -> None:
+        """Raises ``LearnerLost`` when it is gone, or has work and does not get on."""
         doing, now = self._learner_busy(), self._clock()
         sign = self._signs.setdefault("learner", Sign(at=now))
         if not doing:
