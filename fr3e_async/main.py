@@ -1,7 +1,7 @@
 """``python -m fr3e_async.main config=FILE [key=value ...]``: the entry. Reads as a table of contents.
 
-Exit codes: 0 the run finished or was stopped with a checkpoint; 1 it failed after it had started; 2 bad input, and nothing
-was started or written; 130 Ctrl-C before it had started.
+Exit codes: 0 the run finished or was stopped with a checkpoint, or had nothing left to do; 1 it failed after it had started; 2 bad input, and
+nothing was started or written; 130 Ctrl-C, SIGTERM or SIGHUP before it had started.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from fr3e_async.errors import RunFailed, UserError
 from fr3e_async.loader import OPTIONS, LoadedConfig, load_config
 from fr3e_async.observe.logs import quiet_environment
+from fr3e_async.signals import interrupting
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,9 +64,12 @@ def _show(text: str) -> None:
 def train(loaded: LoadedConfig) -> int:
     os.environ.update(quiet_environment(verbose=loaded.config.observe.verbose))  # libraries read it when they are imported
     # Imported here: Ray takes a second to load, and neither help nor a dry run needs it.
-    from fr3e_async.session import Session
+    from fr3e_async.preparing import prepare
 
-    with Session.prepare(loaded) as session:
+    with interrupting(), prepare(loaded) as session:
+        if session.done:
+            print(session.done)
+            return 0
         session.connect()
         return session.run()
 

@@ -171,7 +171,7 @@ def test_ctrl_c_before_the_start_leaves_nothing(cli: Cli, ready: list[str], monk
         assert (cli.folder / "run").is_dir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fr3e_async.session.resolve_model", interrupted)
+    monkeypatch.setattr("fr3e_async.preparing.resolve_model", interrupted)
     assert cli(*ready) == (130, "", "interrupted\n")
     assert everything_below(cli.folder) == {}
 
@@ -189,7 +189,7 @@ def test_a_defect_keeps_its_traceback_and_still_leaves_nothing(
 
 
 def test_the_toy_model_is_announced_before_it_is_built(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fr3e_async.session.resolve_model", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("fr3e_async.preparing.resolve_model", mock.Mock(side_effect=KeyboardInterrupt))
     code, out, _ = cli(*ready, "model.path=toy")
     assert code == 130
     assert out.startswith(f"building the toy model in {cli.home}")

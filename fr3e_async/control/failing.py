@@ -11,7 +11,7 @@ from fr3e_async.control.batch import StalenessError
 from fr3e_async.control.keeping import Keeper
 from fr3e_async.control.ledger import LedgerError
 from fr3e_async.control.turns import Turns
-from fr3e_async.control.watch import Watch
+from fr3e_async.control.watch import StalledError, Watch
 from fr3e_async.errors import LearnerLost, RunFailed, UserError
 from fr3e_async.observe.events import Note
 
@@ -54,7 +54,7 @@ async def save_before(
             await asyncio.sleep(config.observe.heartbeat_s)
             await watch.look_at_learner()
 
-    if not leaves_all_sound(failure):
+    if not leaves_all_sound(failure) or (isinstance(failure, StalledError) and turns.does):
         return
     try:
         async with asyncio.timeout(config.learner.step_timeout_s), asyncio.TaskGroup() as tasks:

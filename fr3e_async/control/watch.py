@@ -44,6 +44,10 @@ class Down(Protocol):
     def __call__(self, name: str, why: str, *, node: bool = False) -> None: ...
 
 
+class StalledError(RunFailed):
+    """Nothing has moved for ``watchdog.timeout_s``: the learner has not either, if it had work."""
+
+
 @dataclass(slots=True)
 class Sign:
     """When an actor last showed that it gets on, or had nothing to do; and when it last answered at all."""
@@ -157,7 +161,7 @@ class Watch:
         if self._waits_for_room() and self._crew.config.ray.room_timeout_s > limit:
             limit, knob = self._crew.config.ray.room_timeout_s, "ray.room_timeout_s"
         if stalled > limit:
-            raise RunFailed(f"nothing moved for {stalled:.0f} s ({knob} is {limit:g})\n{await self.diagnosis()}")
+            raise StalledError(f"nothing moved for {stalled:.0f} s ({knob} is {limit:g})\n{await self.diagnosis()}")
 
     def _waits_for_room(self) -> bool:
         """A pool has nobody, and has asked for somebody: a cluster may take its time, as at the beginning."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ from fr3e_async.actors.gauges import RayGauges
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.plan import check_resources, local_resources
+from fr3e_async.signals import deaf_children
 
 NAMESPACE = "fr3e"
 KNOCK_S = 10.0  # time for a cluster's address to accept a connection
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what ends a run in order: the driver alone listens to them
 
 
 def check_cluster(config: Config, *, training: bool = True) -> None:
@@ -64,7 +62,7 @@ def connect(config: Config, *, training: bool = True) -> None:
             "object_store_memory": int(config.ray.object_store_gib * 2**30),
         }
     try:
-        with _deaf_children() if address == "local" else nullcontext():
+        with deaf_children() if address == "local" else nullcontext():
             ray.init(address=address, **settings)
     except (ConnectionError, TimeoutError) as error:
         raise ConfigError(f"{setting}={address}: no cluster answers, or it wants another token ({error})") from error
@@ -74,20 +72,6 @@ def connect(config: Config, *, training: bool = True) -> None:
         raise ConfigError(f"{setting}={address}: Ray cannot start: {error}") from error
     if not config.ray.autoscaling:
         check_resources(config, ray.cluster_resources(), training=training)
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Start processes that ``ENDING`` signals do not reach, nor their children: a blocked signal stays blocked over fork and exec.
-
-    `timeout`, systemd, Slurm and a terminal that goes away signal the whole group. A local cluster that died of that would take the last
-    checkpoint with it; it ends with the driver (Ray ends its processes by SIGKILL, and the kernel does when the driver dies).
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def disconnect() -> None:
