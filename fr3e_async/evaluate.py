@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from fr3e_async.loader import LoadedConfig, load_config
 from fr3e_async.observe.evaluation_dir import EvaluationDir
 from fr3e_async.observe.logs import quiet_driver, quiet_environment, stderr_in
 from fr3e_async.plan import render_placement
-from fr3e_async.verify.rewards import check_reward
+from fr3e_async.verify.rewards import check_reward_functions
 
 if TYPE_CHECKING:
     from fr3e_async.evaluate_job import Job
@@ -152,7 +152,7 @@ def evaluate(asked: Asked) -> int:
     started_at = clock()
     check_model(config)
     check_context(config)
-    check_reward(config.reward)
+    check_reward_functions(config)
 
     def announce(text: str) -> None:
         if config.observe.console != "off":
@@ -244,6 +244,8 @@ def identity_of(config: Config, model: Model, sets: Sequence[TestSet]) -> dict[s
         "dtype": config.engine.dtype,
         "engine_options": config.engine.options,
         "reward": config.reward,
+        "rewards": [asdict(term) for term in config.rewards],
+        "columns": data.columns,
         "judge": {name: getattr(config.verifiers, name) for name in JUDGE},
         "benchmarks": {
             one.name: {"k": one.samples, "problems": len(one.problems), "digest": one.digest, "prompts": prompts_digest(one)}

@@ -143,10 +143,9 @@ def _by_section() -> Iterator[tuple[str, str, list[Knob]]]:
 
     What an entry of a list may hold stands once, after the first such list: ``data.train_sources[].path``.
     """
-    yield "", "settings of no section", [k for k in knobs().values() if "." not in k.path]
-    for name, meaning in sections().items():
+    for name, meaning in {"": "settings of no section", **sections()}.items():
         rows, told = [], set[type | None]({None})
-        for row in (k for k in knobs().values() if k.path.startswith(name + ".")):
+        for row in (k for k in knobs().values() if k.path.rpartition(".")[0].partition(".")[0] == name):
             rows += [row, *(entry_knobs(row.path).values() if row.entry not in told else ())]
             told.add(row.entry)
         yield name, meaning, rows

@@ -18,7 +18,7 @@ from fr3e_async.data.rows import missing_files
 from fr3e_async.errors import ConfigError
 from fr3e_async.evaluation.suite import missing_files as missing_benchmarks
 from fr3e_async.memory import ModelShape, memory_estimate
-from fr3e_async.verify.rewards import check_reward
+from fr3e_async.verify.rewards import check_reward_functions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,7 @@ def _render_batch(config: Config) -> str:
     missing = [*missing_files(config.data), *missing_benchmarks(config.evaluation)]
     lines += [f"{path}: no such file here; a run would stop at once" for path in missing]
     try:
-        check_reward(config.reward)
+        check_reward_functions(config)
     except ConfigError as error:
         lines.append(f"{error}; a run would stop at once")
     return "batch\n" + _indented("\n".join(lines))

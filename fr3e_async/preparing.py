@@ -10,12 +10,11 @@ from pathlib import Path
 from fr3e_async.branching import branched_model, source_of
 from fr3e_async.clock import RunClock, steady, wall
 from fr3e_async.config import Config
-from fr3e_async.data.ends import end_tokens, endless_turns
+from fr3e_async.data.ends import endless_turns
 from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
 from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import load_datasets
 from fr3e_async.data.rows import read_rows
-from fr3e_async.data.toy import toy_path
 from fr3e_async.evaluation.suite import left_out, make_sets, read_suite
 from fr3e_async.learner.config_check import check_config
 from fr3e_async.loader import LoadedConfig
@@ -29,7 +28,7 @@ from fr3e_async.rollout import check_installed
 from fr3e_async.rollout.door import make_questions
 from fr3e_async.session import Session
 from fr3e_async.verify.golds import screen_golds
-from fr3e_async.verify.rewards import check_reward
+from fr3e_async.verify.rewards import check_reward_functions
 from fr3e_async.wiring import Model, check_cluster
 
 
@@ -44,7 +43,7 @@ def prepare(loaded: LoadedConfig) -> Session:
     suite = read_suite(config, announce=say(config))
     rows = read_rows(config, suite.rows, announce=say(config))
     check_context(config)
-    check_reward(config.reward)
+    check_reward_functions(config)
     screened = screen_golds(rows, config, announce=say(config))
     tokenizer = load_tokenizer(config)
     check_trainable(config)
@@ -56,9 +55,8 @@ def prepare(loaded: LoadedConfig) -> Session:
         quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
         resume_from = check_resume(config, datasets, run_dir)
         branched = source_of(config) if config.run.branch_from and resume_from is None else None
-        _announce_build(config)
-        path = branched_model(config, run_dir.path, branched) if config.run.branch_from else resolve_model(config)
-        model = Model(path=str(path), end_token_ids=end_tokens(config, tokenizer))
+        path = branched_model(config, run_dir.path, branched) if config.run.branch_from else resolve_model(config, say(config))
+        model = Model(path=str(path), end_token_ids=datasets.ends)
         if branched is not None and config.run.branch_optimizer:
             model = replace(model, optimizer_from=str(branched))
         undo.pop_all()
@@ -97,12 +95,6 @@ def check_trainable(config: Config) -> None:
     learner = config.learner
     if (found := transformers_config(config)) is not None:
         check_config(found, packing=learner.packing, attention=learner.attention, longest=config.context_length)
-
-
-def _announce_build(config: Config) -> None:
-    """A minute without a word looks like a hang."""
-    if config.model.path == "toy" and not toy_path(config).is_dir():
-        say(config)(f"building the toy model in {toy_path(config)} (once, up to a minute)")
 
 
 def process_age() -> float:

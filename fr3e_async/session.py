@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -46,6 +46,7 @@ from fr3e_async.wiring import (
     Deployment,
     Model,
     connect,
+    connecting,
     disconnect,
     first_questions,
     gauges,
@@ -101,6 +102,7 @@ class Session:
     def connect(self) -> None:
         """Join or start the cluster. Raises ``ConfigError`` if the actors do not fit."""
         self._connected = True
+        say(self._config)(connecting(self._config))
         verbose = self._config.observe.verbose
         with nullcontext() if verbose else stderr_in(self._run_dir.logs / "driver.log"):
             connect(self._config)
@@ -123,7 +125,8 @@ class Session:
         cut = load_control_state(self._resume_from).ledger if self._resume_from else None
         version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
-        view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
+        run = self._config.run
+        view = ConsoleView(mode=mode, console=screen, name=run.name, steps=run.steps, done=version, clock=self._clock)
         recorder = Recorder(
             self._run_dir,
             config=self._config.observe,
@@ -134,7 +137,7 @@ class Session:
             exporter=gauges(self._config),
             trackers=make_trackers(self._config, self._run_dir.path),
         )
-        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock)
+        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s, say=recorder.note)
         stop.task = asyncio.create_task(self._train(deployment, recorder, stop))
@@ -150,8 +153,7 @@ class Session:
                 raise RunFailed(f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}") from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
         except (RunFailed, StartRefused) as error:
-            with suppress(UserError):  # a full disk, say
-                recorder.event(str(error), "run_failed")
+            recorder.failed(str(error))
             raise
         finally:
             recorder.close()
@@ -165,7 +167,8 @@ class Session:
             recorder.note(note, kind)
         if self._datasets.dropped:
             recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
-        await deployment.start(resume_from=self._resume_from)
+        async with self._telling(recorder, deployment):
+            await deployment.start(resume_from=self._resume_from)
         self._run_dir.renew(self._config)
         spent = self._clock() - self._started_at
         recorder.note(f"all actors up after {spent:.0f} s", "actors_up", seconds=round(spent, 3))
@@ -185,7 +188,7 @@ class Session:
         lost = ""  # why; the error itself would keep all that its traceback saw, the rollouts of the old session too
         while True:
             try:
-                async with self._telling(recorder):
+                async with self._telling(recorder, deployment):
                     if lost:
                         gc.collect()  # the old session is a cycle, and its rollouts keep nodes that the cluster wants back
                         source = await self._after_a_loss(deployment, recorder, lost, in_a_row)
@@ -204,11 +207,12 @@ class Session:
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
 
     @asynccontextmanager
-    async def _telling(self, recorder: Recorder) -> AsyncIterator[None]:
-        """Who watches the run sees that it is alive, though there is no loop that turns."""
+    async def _telling(self, recorder: Recorder, deployment: Deployment) -> AsyncIterator[None]:
+        """Who watches the run sees that it is alive and what it waits for, though there is no loop that turns."""
 
         async def tell() -> None:
             while True:
+                recorder.starting(await deployment.missing() or "all actors are up; learner and engines are made ready")
                 await asyncio.sleep(self._config.observe.heartbeat_s)
                 recorder.beat_again()
 
@@ -217,6 +221,7 @@ class Session:
             yield
         finally:
             task.cancel()
+            recorder.starting("")
 
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
@@ -298,6 +303,7 @@ class Session:
                 taken=groups,
                 parts=self._datasets.parts,
                 template=self._datasets.template,
+                ends=self._datasets.ends,
             ),
             publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ class Prompt:
     gold: str
     token_ids: NDArray[np.int32]  # [Q] after the chat template
     margins: tuple[Fraction, ...] = ()  # how far each number of an answer may be off; one for all of them, or one each
+    columns: Mapping[str, Any] = field(default_factory=dict)  # of the row, for reward functions (data.columns)
 
     def __post_init__(self) -> None:
         if self.token_ids.ndim != 1 or self.token_ids.size == 0:
@@ -276,16 +278,19 @@ class Verdict:
 
     outcome: Outcome
     reason: str = ""
-    score: float | None = None  # a user's reward in [0, 1]; None: 1 for right, 0 for wrong, nothing for unknown
+    score: float | None = None  # a user's reward, in its declared range; None: 1 for right, 0 for wrong, nothing for unknown
     attempts: int = 1  # how often it was judged; above 1 with verifiers.on_unknown=retry
+    complaint: str = field(
+        default="", compare=False, metadata={"kept": False}
+    )  # the first of its reason: where, and what was raised
 
     def __post_init__(self) -> None:
-        if self.score is not None and (self.outcome is Outcome.UNKNOWN or not 0 <= self.score <= 1):
+        if self.score is not None and (self.outcome is Outcome.UNKNOWN or not math.isfinite(self.score)):
             raise ValueError(f"verdict: score {self.score} with outcome {self.outcome}")
 
     @property
     def reward(self) -> float | None:
-        """r of the rollout; None where nobody could tell."""
+        """r of the response, in the declared range; None where nobody could tell."""
         if self.outcome is Outcome.UNKNOWN:
             return None
         return float(self.outcome is Outcome.RIGHT) if self.score is None else self.score

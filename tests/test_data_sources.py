@@ -493,3 +493,36 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path, monkeypatch, file, source):
         answers(**source)
     text = str(caught.value)
     assert text == (f"{file}: a pointer of Git LFS, not the data; fetch it with `git lfs pull`; see data.train_sources[0].path")
+
+
+# ---- columns for reward functions ----
+
+
+@pytest.mark.parametrize("make", [jsonl, parquet, saved, hub_folder])
+def test_further_columns_are_kept_as_they_are(tmp_path, make):
+    rows = list(read_source(SourceConfig(path=str(make(tmp_path)), **FIELDS), setting=SETTING, further=["meta", "notes"]))
+    assert [row.columns for row in rows] == [{"meta": record["meta"], "notes": record["notes"]} for record in RECORDS]
+    assert read(jsonl(tmp_path))[0].columns == {}
+
+
+def test_a_column_that_is_not_there_or_has_no_json_form_is_a_bad_row(tmp_path):
+    from datetime import date
+
+    where = [{"problem": "a", "answer": "1", "day": date(2026, 1, 2)}]
+    for path, column, says in (
+        (jsonl(tmp_path), "tests", "set.jsonl:1: no column 'tests' (data.columns); the row has 'gold', 'meta'"),
+        (parquet(tmp_path), "tests", "set.parquet:1: no column 'tests' (data.columns); the row has 'gold', 'meta'"),
+        (parquet(tmp_path, where, "days.parquet"), "day", "days.parquet:1: column 'day' (data.columns) has no form in JSON: "),
+    ):
+        fields = {} if column == "day" else FIELDS
+        with pytest.raises(DataError) as error:
+            list(read_source(SourceConfig(path=str(path), **fields), setting=SETTING, further=[column]))
+        assert says in str(error.value)
+
+
+def test_names_of_columns_that_rewards_cannot_be_given_are_refused():
+    for name in ("gold", "length", "a.b", "class"):
+        with pytest.raises(ConfigError, match=rf"data\.columns: '{name}' is no name of a keyword argument"):
+            DataConfig(train="t.jsonl", heldout="", columns=["level", name])
+    with pytest.raises(ConfigError, match=r"data\.columns is given, and the toy task has none"):
+        DataConfig(columns=["level"])

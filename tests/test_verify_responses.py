@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.algorithm.answer_span import THINK, Thoughts, answer_end, thoughts_by
 from fr3e_async.config import DataConfig, VerifierPoolConfig
 from fr3e_async.data.pieces import speller
@@ -58,7 +59,7 @@ def read(ids: Sequence[int], *, tokenizer: Any = TOKENIZER, thoughts: Thoughts =
 def actor(reward: str = "math") -> VerifierActor:
     """Without Ray around it."""
     made = VerifierActor.__new__(VerifierActor)
-    made._config, made._reward, made._judged = VerifierPoolConfig(workers=1), reward, 0
+    made._config, made._judged = VerifierPoolConfig(workers=1), 0
     made._reader, made._pool = Reader(TOKENIZER, ends=ENDS, thoughts=THINK), VerifierPool(made._config, reward)
     return made
 
@@ -66,7 +67,7 @@ def actor(reward: str = "math") -> VerifierActor:
 def judged(ids: Sequence[int], gold: str, reward: str = "math") -> Verdict:
     made = actor(reward)
     try:
-        (verdict,) = asyncio.run(made.judge(sampled(ids), [0], [gold]))
+        (verdict,) = asyncio.run(made.judge(sampled(ids), [0], [Problem(gold)]))
         return verdict
     finally:
         asyncio.run(made.close())
@@ -170,7 +171,7 @@ def test_an_unreadable_response_has_no_vote_and_no_margin() -> None:
     assert asyncio.run(made.answers(sampled(ids_of("\\boxed{12}")), [0])) == ["12"]
     for ids in (ids_of("\\boxed{1<|pad|>2}"), [*ids_of("\\boxed{12}"), SIZE]):
         assert asyncio.run(made.answers(sampled(ids), [0])) == [None]
-        (verdict,) = asyncio.run(made.judge(sampled(ids), [0], ["12.5"], margins=[[1]]))  # type: ignore[list-item]
+        (verdict,) = asyncio.run(made.judge(sampled(ids), [0], [Problem("12.5", margins=[Fraction(1)])]))
         assert verdict.outcome is Outcome.WRONG
     asyncio.run(made.close())
 

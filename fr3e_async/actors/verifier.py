@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.answer_span import THINK, thoughts_by
-from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.types import RolloutBatch, Verdict
+
+
+class Problem(NamedTuple):
+    """What a response is judged by, without the tokens of its prompt."""
+
+    gold: str
+    prompt: str = ""
+    margins: Sequence[Fraction] = ()  # how far an answer may be off
+    columns: Mapping[str, Any] = {}  # of the row, for a user's reward
 
 
 class VerifierActor(Watched):
@@ -23,11 +33,11 @@ class VerifierActor(Watched):
         revision: str,
         trust_remote_code: bool,
         log_path: str,
-        reward: str = "math",
+        reward: Sequence[RewardConfig],
         ends: Sequence[int] = (),
         thoughts: Sequence[str] = THINK[:2],
     ) -> None:
-        """``ends``: ids that end a response. ``thoughts``: ``data.thoughts``."""
+        """``reward``: the functions whose weighted sum it is. ``ends``: ids that end a response. ``thoughts``: ``data.thoughts``."""
         redirect_output(log_path)
         self._config, self._reward = config, reward
         self._ends, self._thoughts = ends, thoughts_by(thoughts)
@@ -45,32 +55,17 @@ class VerifierActor(Watched):
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
         self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts)
         self._pool = VerifierPool(self._config, self._reward)
-        if self._reward != "math" or not self._config.exact_integers:
-            self._pool.warm()  # every response will need a process: load what it needs while the engines start
+        self._pool.warm()  # what every response will need is loaded while the engines start
 
-    async def judge(
-        self,
-        batch: RolloutBatch,
-        rows: Sequence[int],
-        golds: Sequence[str],
-        prompts: Sequence[str] = (),
-        margins: Sequence[Sequence[Fraction]] = (),
-    ) -> list[Verdict]:
-        """Verdicts in the order of ``rows``. ``prompts``: the problems' texts, one a row, for a user's reward; none: all empty.
-        ``margins``: how far answers may be off, one list a row; a user's reward knows no margins.
+    async def judge(self, batch: RolloutBatch, rows: Sequence[int], problems: Sequence[Problem]) -> list[Verdict]:
+        """Verdicts in the order of ``rows``, each about the problem beside it.
 
         Decoding is for judging only: the text never goes back to an engine or the learner.
         """
-        from fr3e_async.verify.margins import with_margins
-
         read = [self._reader.read(batch, row) for row in rows]
-        texts = zip(read, golds, prompts or [""] * len(rows), strict=True)
-        verdicts = await self._pool.judge_many([one.question(gold, prompt, self._reward) for one, gold, prompt in texts])
+        verdicts = await self._pool.judge_many([one.question(*its) for one, its in zip(read, problems, strict=True)])
         self._judged += len(verdicts)
-        if not margins or self._reward != "math":
-            return verdicts
-        beside = zip(verdicts, read, golds, margins, strict=True)
-        return [with_margins(verdict, one.answer, gold, its, self._config) for verdict, one, gold, its in beside]
+        return verdicts
 
     async def answers(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str | None]:
         """The final answer of each response in its normal form, for counting votes; None without one."""

@@ -139,7 +139,7 @@ class Controller:
             alive=self.watch.progress, wake=self._emit_nothing, clock=clock,
         )  # fmt: skip
         self._teller = Teller(
-            config, machine, self.watch, self._keeper,
+            config, machine, self.watch, self._keeper, learner=lambda: self._turns.does, evaluations=lambda: self._measuring.labels,
             progress=progress, reporter=reporter, learner_restarts=learner_restarts, clock=clock,
         )  # fmt: skip
 

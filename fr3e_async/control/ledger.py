@@ -47,6 +47,8 @@ from fr3e_async.control.order import next_batch
 from fr3e_async.errors import RunFailed
 from fr3e_async.types import RolloutId, Verdict
 
+_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.JUDGED: "judged", Status.GIVEN_UP: "given up"}
+
 
 class StarvedError(RunFailed):
     """Too many degenerate groups in a row: there is nothing to learn from these prompts with this policy."""
@@ -91,7 +93,7 @@ class Ledger:
 
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config, self._strategy = config, strategy
-        self._capacity = config.flow.capacity
+        self._capacity, self._rewards = config.flow.capacity, config.reward_range
         self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, state=state.budget if state else None)
         self.version = state.version if state else 0
         self.live = self.version
@@ -198,11 +200,11 @@ class Ledger:
 
     def waiting(self) -> list[str]:
         """Who waits for what, oldest group first: for the watchdog's diagnosis."""
-        lines = []
-        for group in self._open.values():
-            owed = Counter(r.status.name.lower() for r in group.rollouts.values())
-            lines.append(f"{group.name}: " + ("ready" if group.credit else ", ".join(f"{n} {s}" for s, n in owed.items())))
-        return lines
+        return [_state_of(group) for group in self._open.values()]
+
+    def oldest(self) -> str:
+        """The oldest group that is not ready, and what it waits for; "" without one."""
+        return next((_state_of(group) for group in self._open.values() if group.credit is None), "")
 
     # ---- events ----
 
@@ -339,7 +341,7 @@ class Ledger:
     def _record(self, group: Group, verdicts: dict[RolloutId, Verdict]) -> list[LedgerCommand]:
         zero = self._config.verifiers.on_unknown == "zero"
         for id, verdict in verdicts.items():
-            group.judge(id, verdict, unknown_is_zero=zero)
+            group.judge(id, verdict, unknown_is_zero=zero, rewards=self._rewards)
         return self._advance(group)
 
     # ---- complete groups ----
@@ -421,3 +423,8 @@ class Ledger:
         for version in [v for v in self._unlive if v <= self.live]:
             self._unlive_groups -= self._unlive.pop(version)
         return []
+
+
+def _state_of(group: Group) -> str:
+    owed = Counter(_WORDS[rollout.status] for rollout in group.rollouts.values())
+    return f"{group.name}: " + ("ready" if group.credit else ", ".join(f"{n} {s}" for s, n in owed.items()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.crew import ROLES
@@ -10,6 +12,7 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.messages import Retire
 from fr3e_async.control.ports import Reporter
 from fr3e_async.control.progress import Progress
+from fr3e_async.control.silence import Silence
 from fr3e_async.control.tally import PolicyWatch, Tally
 from fr3e_async.control.vitals import vitals_of
 from fr3e_async.control.watch import Watch
@@ -27,38 +30,42 @@ class Teller:
         *,
         progress: Progress,
         reporter: Reporter,
+        learner: Callable[[], str],
+        evaluations: Callable[[], Collection[str]],
         learner_restarts: int,
         clock: Clock,
     ) -> None:
+        """``learner``: what it does, or an empty text; ``evaluations``: labels of those under way."""
         self._config, self._machine, self._watch, self._keeper = config, machine, watch, keeper
         self._progress, self._reporter, self._restarts, self._clock = progress, reporter, learner_restarts, clock
-        self._tally, self._policies = Tally(), PolicyWatch()
-        self._last_step_at = clock()
+        self._tally, self._policies = Tally(config.reward_range), PolicyWatch()
+        self._silence = Silence(
+            config, machine.ledger, self._tally, learner=learner, evaluations=evaluations, reporter=reporter, clock=clock
+        )
 
     def begin(self) -> None:
         """The session's work begins now."""
-        self._last_step_at = self._clock()
+        self._silence.batch()
 
     def retired(self, group: Retire) -> None:
         self._tally.add(group)
 
     def step(self, version: int) -> None:
         """The row of the batch that made ``version``."""
-        now, desk = self._clock(), self._machine.desk
+        desk, step_s = self._machine.desk, max(self._silence.batch(), 1e-9)
         queues = {f"queue/{role}": float(desk.queued(role)) for role in ROLES}
         queues["queue/ready_groups"] = float(self._machine.ledger.ready)
         taken = self._tally.take()
         if warning := self._policies.alarm(taken):
             self._reporter.note(warning, "policy_verdicts", version=version)
-        step_s = max(now - self._last_step_at, 1e-9)
         rates = {"time/step_s": step_s, "tokens/rate_per_s": taken["tokens/generated"] / step_s}
-        self._last_step_at = now
         self._reporter.step(
             version, {**taken, **queues, **rates, **self._watch.utilisation(), **self._progress.take_step_metrics()}
         )
 
     def beat(self) -> None:
-        """The state, for who watches the run."""
+        """The state, for who watches the run, and why there is no batch."""
+        self._silence.beat()
         vitals = vitals_of(
             config=self._config, machine=self._machine, watch=self._watch, progress=self._progress, now=self._clock(),
             saved_version=self._keeper.version, saved_at=self._keeper.at, learner_restarts=self._restarts,

@@ -16,6 +16,8 @@ from fr3e_async.data.screening import Note, screen
 from fr3e_async.data.sources import is_missing, may_be_fetched, read_path, read_source
 from fr3e_async.data.toy.families import ToyProblem, toy_task
 
+PROTECTED = "data.protected"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
@@ -44,7 +46,7 @@ def read_rows(config: Config, benchmarks: Sequence[Row] = (), announce: Callable
         heldout = list(_named("heldout", data.heldout, data.heldout_sources, data, notes))
     if data.train == "toy" == data.heldout and not data.protected and not benchmarks:  # made as distinct problems
         return Rows(train=tuple(train), heldout=tuple(heldout))
-    protected = [*_read_all(data.protected, "data.protected", data, notes), *benchmarks]
+    protected = [*_read_all(data.protected, PROTECTED, data, notes), *benchmarks]
     kept, found = screen(train, heldout, protected, data)
     return Rows(train=kept, heldout=tuple(heldout), notes=(*notes, *found))
 
@@ -103,7 +105,8 @@ def _read_all(sources: Sequence[SourceConfig], setting: str, data: DataConfig, n
     """All sources of a list, one after the other; ids begin with the source's name, so that they are unique among all."""
     for index, source in enumerate(sources):
         place, dropped, bad = f"{setting}[{index}]", Counter[str](), BadRows(drop=data.on_bad_row == "drop")
-        for row in read_source(source, setting=place, dropped=dropped, bad=bad):
+        further = () if setting == PROTECTED else data.columns  # nobody rewards what nobody samples
+        for row in read_source(source, setting=place, further=further, dropped=dropped, bad=bad):
             yield replace(row, uid=f"{source.label}/{row.uid}")
         _tell_bad(bad, place, source.label, notes)
         for reason, count in dropped.items():

@@ -164,7 +164,7 @@ def _digest(texts: Iterable[list[Any]]) -> str:
 
 def heldout_set(problems: Sequence[Prompt], *, samples: int) -> TestSet:
     """data.heldout, or what was picked of it."""
-    digest = _digest([prompt.text, prompt.gold] for prompt in problems)
+    digest = _digest([p.text, p.gold, *filter(None, [p.columns])] for p in problems)
     return TestSet(name=HELDOUT, problems=tuple(problems), samples=samples, digest=digest)
 
 
@@ -232,7 +232,8 @@ def make_sets(suite: Suite, tokenizer: PreTrainedTokenizerBase, config: Config) 
     for name, items in suite.items.items():
         margins = {item.uid: item.gold.margins for item in items}
         prompts = make_prompts([_row(item) for item in items], tokenizer, config.data)
-        problems = tuple(replace(prompt, margins=margins[prompt.uid]) for prompt in prompts)
+        none = dict.fromkeys(config.data.columns)  # a benchmark has no such columns
+        problems = tuple(replace(prompt, margins=margins[prompt.uid], columns=none) for prompt in prompts)
         sets.append(TestSet(name=name, problems=problems, samples=samples_of(config.evaluation, name), digest=digest_of(items)))
     return sets
 

@@ -78,7 +78,7 @@ def flat(config: Config) -> dict[str, Any]:
             for key, item in value.items():
                 settings |= _entries(f"{name}.{key}", item)
         else:
-            settings[name] = value
+            settings |= _entries(name, value)
     settings |= {f"learner.ds_config.{key}": value for key, value in settings.pop("learner.ds_config").items()}
     return settings
 
