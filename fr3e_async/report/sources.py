@@ -22,14 +22,14 @@ states/interval_width            | control/tally.py:Tally.take | control/group.p
 states/*                         | control/tally.py:Tally.take | control/group.py:Group._states
 verify/*                         | control/tally.py:Tally.take | control/group.py:Group.retire, control/group.py:Group.judge
 tokens/generated                 | control/tally.py:Tally.take | control/group.py:Group._tokens
-tokens/rate_per_s                | control/controller.py:Controller._after_training | control/tally.py:Tally.take
+tokens/rate_per_s                | control/telling.py:Teller.step             | control/tally.py:Tally.take
 reward/*                         | control/tally.py:Tally.take | control/group.py:Group.retire, control/group.py:Group.judge
 rollout/length_tokens            | control/tally.py:Tally.take | control/group.py:Group._response
 rollout/*                        | control/tally.py:Tally.take | control/group.py:Group.retire
 prompt/all_*                     | control/tally.py:Tally.take | control/tally.py:Tally.add, control/group.py:Group.retire
 prompt/*                         | control/tally.py:Tally.take | control/group.py:Group._tokens, control/group.py:_useful
-queue/*                          | control/controller.py:Controller._after_training | control/machine.py:Machine
-time/step_s                      | control/controller.py:Controller._after_training |
+queue/*                          | control/telling.py:Teller.step             | control/machine.py:Machine
+time/step_s                      | control/telling.py:Teller.step             |
 time/train_s                     | control/learning.py:Learning.train |
 time/export_s                    | control/learning.py:Learning.train |
 time/sync_s                      | control/progress.py:Progress.synced | control/publisher.py:Publisher.sync
