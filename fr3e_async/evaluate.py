@@ -31,6 +31,7 @@ from fr3e_async.loader import LoadedConfig, load_config
 from fr3e_async.observe.evaluation_dir import EvaluationDir
 from fr3e_async.observe.logs import quiet_driver, quiet_environment, stderr_in
 from fr3e_async.plan import render_placement
+from fr3e_async.scratch import scratch
 from fr3e_async.verify.rewards import check_reward_functions
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        return evaluate(understood(argv))
+        asked = understood(argv)
+        with scratch():
+            return evaluate(asked)
     except (UserError, RunFailed) as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from fr3e_async.config import Config
 from fr3e_async.data.ends import endless_turns
 from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
 from fr3e_async.data.pieces import speller
-from fr3e_async.data.prompts import load_datasets
+from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
-from fr3e_async.evaluation.suite import left_out, make_sets, read_suite
+from fr3e_async.errors import UserError
+from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
 from fr3e_async.learner.config_check import check_config
 from fr3e_async.loader import LoadedConfig
+from fr3e_async.observe.checkpoints import step_of
 from fr3e_async.observe.console import say
 from fr3e_async.observe.events import EventKind
 from fr3e_async.observe.logs import quiet_driver
@@ -32,14 +35,21 @@ from fr3e_async.verify.rewards import check_reward_functions
 from fr3e_async.wiring import Model, check_cluster
 
 
-def prepare(loaded: LoadedConfig) -> Session:
-    """A session that is ready to connect, or has nothing to do (``Session.done``). Raises ``UserError`` kinds."""
+def prepare(loaded: LoadedConfig, *, trial: bool = False) -> Session:
+    """A session that is ready to connect, or has nothing to do (``Session.done``). Raises ``UserError`` kinds.
+
+    ``trial``: for ``Session.found`` alone. Leaves no file, builds no model, and notes what only this machine lacks (vLLM, GPUs).
+    """
     began = steady() - process_age()
-    config = loaded.config
-    check_installed(config.engine.entropy)
-    check_trackers(config)
+    config, doubts = loaded.config, list[str]()
+    for check in (lambda: check_installed(config.engine.entropy), lambda: check_trackers(config), lambda: check_cluster(config)):
+        try:
+            check()
+        except UserError as error:
+            if not trial:
+                raise
+            doubts.append(str(error))
     check_model(config)
-    check_cluster(config)
     suite = read_suite(config, announce=say(config))
     rows = read_rows(config, suite.rows, announce=say(config))
     check_context(config)
@@ -49,14 +59,14 @@ def prepare(loaded: LoadedConfig) -> Session:
     check_trainable(config)
     datasets = load_datasets(config, tokenizer, screened.rows)
     benchmarks = make_sets(suite, tokenizer, config)
-    run_dir = RunDir.open(run_path(config), config=config, config_yaml=loaded.yaml)
+    run_dir = RunDir.open(run_path(config), config=config, config_yaml=loaded.yaml, trial=trial)
     with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
         undo.callback(run_dir.discard)
-        quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
+        if not trial:
+            quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
         resume_from = check_resume(config, datasets, run_dir)
         branched = source_of(config) if config.run.branch_from and resume_from is None else None
-        path = branched_model(config, run_dir.path, branched) if config.run.branch_from else resolve_model(config, say(config))
-        model = Model(path=str(path), end_token_ids=datasets.ends)
+        model = Model(path="" if trial else _model_path(config, run_dir, branched), end_token_ids=datasets.ends)
         if branched is not None and config.run.branch_optimizer:
             model = replace(model, optimizer_from=str(branched))
         undo.pop_all()
@@ -71,11 +81,43 @@ def prepare(loaded: LoadedConfig) -> Session:
     ]
     spell, age = speller(tokenizer), steady() - began
     clock = RunClock(after=run_dir.last_stamp() + age)
+    done = nothing_left(config, run_dir, resume_from)
+    found = [
+        *_found(config, datasets, benchmarks, model),
+        f"run directory: {run_dir.path}, which takes data; the run {_begins(resume_from, branched)}",
+        *filter(None, [done, *(note for _, note in notes)]),
+        *(f"a start on this machine would be refused: {doubt}" for doubt in doubts),
+    ]
     return Session(
-        config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from, done=nothing_left(config, run_dir, resume_from),
+        config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from, done=done, found=found,
         clock=clock, started_at=clock() - age, spell=spell, notes=notes,
         questions=make_questions(tokenizer, room=config.context_length - 1),
     )  # fmt: skip
+
+
+def _model_path(config: Config, run_dir: RunDir, branched: Path | None) -> str:
+    """The folder or hub id that the run begins with. Raises ``UserError`` kinds."""
+    if config.run.branch_from:
+        return str(branched_model(config, run_dir.path, branched))
+    return str(resolve_model(config, say(config)))
+
+
+def _found(config: Config, data: Datasets, benchmarks: Sequence[TestSet], model: Model) -> list[str]:
+    """What the checks have found in data and model, a line each."""
+    longest = max(prompt.token_ids.size for prompt in (*data.train, *data.heldout))
+    return [
+        f"data: {len(data.train):,} training problems, {len(data.heldout):,} held out, "
+        f"{sum(len(one.problems) for one in benchmarks):,} of benchmarks; the longest prompt has {longest} tokens",
+        *([f"{data.dropped:,} prompts are longer than data.max_prompt and would be dropped"] if data.dropped else []),
+        f"model: {config.model.path}, end tokens {', '.join(map(str, model.end_token_ids))}",
+        f"reward: {' + '.join(f'{term.weight:g} x {term.function}' for term in config.reward_terms)}",
+    ]
+
+
+def _begins(resumed: Path | None, branched: Path | None) -> str:
+    if resumed is not None:
+        return f"goes on from step {step_of(resumed)}"
+    return f"begins at step 0, with the weights of {branched}" if branched else "begins at step 0"
 
 
 def run_path(config: Config) -> Path:

@@ -77,9 +77,12 @@ class Session:
         spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
         questions: Questions | None = None,
+        found: Sequence[str] = (),
     ) -> None:
-        """Use ``preparing.prepare``. ``done``: why there is nothing left to do. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text.
-        ``notes``: what a person should read once the console is there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        """Use ``preparing.prepare``. ``found``: by its checks, a line each. ``done``: why there is nothing left to do. ``clock``: of all stamps and
+        durations; ``started_at``: when the program began, by it. ``spell``: tokens as text. ``notes``: what a person should read once the console is
+        there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        self.found = tuple(found)
         self._questions = questions if config.learner.stop_above_mismatch else None
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
@@ -94,7 +97,8 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._connected:
-            disconnect()
+            failed = kind is not None and issubclass(kind, RunFailed)
+            disconnect(keep_logs=self._run_dir.logs / "ray" if failed else None)
         if not self._reached_actors:
             self._run_dir.discard()
         self._run_dir.close()

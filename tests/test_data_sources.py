@@ -12,7 +12,7 @@ import pytest
 
 from fr3e_async.config import DataConfig, SourceConfig
 from fr3e_async.data.row import BadRows, Row
-from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, is_missing, kind_of, level_number, read_path, read_source
+from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, kind_of, level_number, read_path, read_source
 from fr3e_async.errors import ConfigError, DataError, UserError
 
 RECORDS: list[dict[str, Any]] = [
@@ -370,8 +370,6 @@ def test_kinds_by_path(tmp_path):
         "data/*.parquet": "parquet",
     }
     assert {path: kind_of(SourceConfig(path=path)) for path in expected} == expected
-    missing = [path for path in expected if is_missing(SourceConfig(path=path))]
-    assert missing == ["data/nowhere.jsonl", "data/nowhere.parquet", "nowhere", "data/*.parquet"]
 
 
 def test_data_train_may_be_any_kind_by_the_columns_of_data(tmp_path):

@@ -28,7 +28,7 @@ LAYERS = [
         "report",
     },  # the front end: helpers of main, other commands
     {"actors", "control"},
-    {"rollout", "learner", "verify", "weights", "evaluation", "observe", "data"},
+    {"rollout", "learner", "verify", "weights", "evaluation", "observe", "data", "scratch"},
     {"algorithm"},
     {"config", "types", "errors", "clock", "signals", "__init__"},
 ]

@@ -71,8 +71,8 @@ class RunDir:
         self._lock, self._folders, self._inside = lock, folders, inside
 
     @classmethod
-    def open(cls, path: Path, *, config: Config, config_yaml: str) -> RunDir:
-        """Make the directory, or with ``resume=auto`` open it again.
+    def open(cls, path: Path, *, config: Config, config_yaml: str, trial: bool = False) -> RunDir:
+        """Make the directory, or with ``resume=auto`` open it again. ``trial``: writes no settings; for a look that ends in ``discard``.
 
         Raises ``StorageError`` in one line, leaving nothing behind: it holds a run and ``resume`` is never, or a run of
         another config, or something else; it is in use; the disk is full, read-only or otherwise refuses.
@@ -87,10 +87,11 @@ class RunDir:
             with storage_errors(path):
                 probe(path)
                 lock = _locked(path)
-                if not resumed:
+                if not resumed and not trial:
                     write_atomically(path / "run.json", _identity(config))
-                write_atomically(path / "config.yaml", config_yaml)
-                (path / "logs").mkdir(exist_ok=True)
+                if not trial:
+                    write_atomically(path / "config.yaml", config_yaml)
+                    (path / "logs").mkdir(exist_ok=True)
         except StorageError:
             if lock is not None:
                 lock.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import shutil
 import socket
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +16,8 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
+from fr3e_async import scratch
+from fr3e_async.actors.cluster import make_token
 from fr3e_async.actors.gauges import RayGauges
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
@@ -67,6 +71,9 @@ def connect(config: Config, *, training: bool = True) -> None:
             "include_dashboard": False,
             "object_store_memory": int(config.ray.object_store_gib * 2**30),
         }
+        if folder := os.environ.get(scratch.VARIABLE):
+            settings["_temp_dir"] = os.path.join(folder, "ray")
+        make_token()
     try:
         with deaf_children() if address == "local" else nullcontext():
             ray.init(address=address, **settings)
@@ -80,9 +87,12 @@ def connect(config: Config, *, training: bool = True) -> None:
         check_resources(config, ray.cluster_resources(), training=training)
 
 
-def disconnect() -> None:
-    """Leave the cluster; a local one ends with it."""
+def disconnect(*, keep_logs: Path | None = None) -> None:
+    """Leave the cluster; a local one ends with it. ``keep_logs``: a folder for the local one's own logs, of a run that failed."""
     ray.shutdown()
+    if keep_logs and (folder := os.environ.get(scratch.VARIABLE)):
+        with contextlib.suppress(OSError, shutil.Error):  # there was no local cluster, or the disk is full
+            shutil.copytree(os.path.join(folder, "ray", "session_latest", "logs"), keep_logs, dirs_exist_ok=True)
 
 
 def gauges(config: Config) -> RayGauges | None:
