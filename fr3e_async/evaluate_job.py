@@ -102,9 +102,17 @@ class Job:
 
     async def _sample(self) -> None:
         """All that is missing. Raises ``RunFailed``."""
-        deployment = Deployment(self._config, self._model, self._folder, clock=self._clock)
+
+        def note(text: str, *_: object, **__: object) -> None:
+            self.say(text)
+
+        deployment = Deployment(self._config, self._model, self._folder, clock=self._clock, note=note)
+        calling = asyncio.create_task(self._call_the_roll(deployment))
         try:
-            await deployment.start_serving()
+            try:
+                await deployment.start_serving()
+            finally:
+                calling.cancel()
             self.say(f"engines are up after {self._clock() - self._started_at:.0f} s")
             evaluator = Evaluator(deployment.crew, (), self._sets)
             async with Lender(deployment.crew, note=self.say) as lender:
@@ -112,6 +120,11 @@ class Job:
                 await self._all_sets(evaluator, lender)
         finally:
             await deployment.close()
+
+    async def _call_the_roll(self, deployment: Deployment) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            self.say(f"waiting for {self._clock() - self._started_at:.0f} s: {await deployment.missing()}")
 
     def _expect_more(self, lender: Lender) -> None:
         """The actors of elastic pools that the start does not wait for."""
