@@ -54,6 +54,8 @@ def parser() -> Parser:
 def find(source: Path, *, step: int | None = None) -> Path:
     """The checkpoint that is meant. Raises ``StorageError``."""
     root = source / "checkpoints"
+    if (source / "run.json").is_file() and not CheckpointStore(root).steps():
+        raise StorageError(f"{source} has no checkpoint yet: the run ended, or is, before its first one")
     if not root.is_dir():
         if step is not None:
             raise StorageError(f"--step is for a run directory, and {source} has no checkpoints folder")
@@ -65,7 +67,7 @@ def find(source: Path, *, step: int | None = None) -> Path:
 
         found = CheckpointStore(root).latest(lambda folder: damage(folder / LEARNER))
         if found is None:
-            raise StorageError(f"{source} has no checkpoint yet")
+            raise StorageError(f"{source} has no checkpoint")
         return found
     if not (root / checkpoint_name(step)).is_dir():
         there = ", ".join(str(number) for number in sorted(CheckpointStore(root).steps()))
