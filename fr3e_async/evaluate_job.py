@@ -6,7 +6,6 @@ What is asked for is ``evaluate``'s; how samples are made and judged is ``contro
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from fr3e_async.evaluation.scores import Scores, score
 from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.evaluation.table import scores_table
 from fr3e_async.observe.evaluation_dir import EvaluationDir
+from fr3e_async.signals import listen
 from fr3e_async.wiring import Deployment, Model
 
 PROGRESS_S = 15.0  # between lines that say how far it is
@@ -71,8 +71,7 @@ class Job:
             stopped.append(name)
             work.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which puts its own handler in place
-            asyncio.get_running_loop().add_signal_handler(number, stop, signal.Signals(number).name)
+        listen(stop)
         try:
             await work
         except asyncio.CancelledError:
