@@ -88,7 +88,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
         ],
     )
     assert told == [
-        "reward=mine:score: ValueError: no digits (mine.py, line 7, in score); the whole traceback is in "
+        "reward=mine:score: ValueError: no digits (mine.py, line 7, in score); all of it is in "
         "logs/verifier-0.log; more of these are only counted",
         "reward=mine:score: cpu limit; more of these are only counted",
         "reward=mine:score: reward returned str: it returned 'a'; all of it is in logs/verifier-0.log; more of these are only counted",
