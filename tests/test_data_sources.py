@@ -444,6 +444,20 @@ def test_a_number_in_a_csv_file_stays_as_it_is_written(tmp_path):
     assert [(row.uid, row.answer, row.level) for row in rows] == [("01", "007", "03"), ("02", "0.10", "4"), ("03", "1e3", "5")]
 
 
+def test_a_word_of_a_csv_file_is_no_missing_value_and_an_empty_place_is(tmp_path):
+    """pandas takes NA, null, None and nan for nothing."""
+    words = ("NA", "null", "None", "nan", "N/A")
+    lines = [f"{word},p {word},{word},{word}" for word in words]
+    (tmp_path / "set.csv").write_text("\n".join(["id,problem,answer,other", *lines]))
+    source = SourceConfig(path=str(tmp_path), kind="hub", files="set.csv")
+    assert [(row.uid, row.problem, row.answer) for row in list(read_source(source, setting=SETTING))] == [
+        (word, f"p {word}", word) for word in words
+    ]
+    (tmp_path / "set.csv").write_text("id,problem,answer,other\n1,p,,2\n")
+    with pytest.raises(DataError, match="no answer in column 'answer'"):
+        list(read_source(source, setting=SETTING))
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
