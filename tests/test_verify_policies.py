@@ -82,7 +82,7 @@ EQUATIONS: list[Row] = [
     ("x^{2}+70=0", "x^{2}+50=0", W), ("2x^2+100=0", "x^{2}+50=0", R), ("x=y+2", "x-(y+2)=0", R), ("1", "2x+z=1", W),
     (r"\frac{1}{0}", r"\infty", W), (r"\frac{\pi}{6}+n\pi", r"\frac{\pi}{6}+k\pi", R), (r"\arccos(1-2a)", r"2\arcsin\sqrt{a}", R),
     (r"\arccos(1-3a)", r"2\arcsin\sqrt{a}", W), ("x", "|x|", W), (r"\lfloor p/6\rfloor", r"\lfloor p/9\rfloor", W), (r"\sqrt{-1}", "i", R),
-    (r"\frac{3n+m}{2}", r"\frac32 n+\frac12 m", R), ("x^2-2", "y^2-2", W), ("x+y=2x-3", "y=2x-3", W), ("x<2", "y<2", W), (r"2k+1 \text{ for prime } k", "2k+1", W),
+    (r"\frac{3n+m}{2}", r"\frac32 n+\frac12 m", R), ("x^2-2", "y^2-2", W), ("x+y=2x-3", "y=2x-3", W), ("AB+BC=12+8=20", "AB+BC=20", R), ("x<2", "y<2", W), (r"2k+1 \text{ for prime } k", "2k+1", W),
 ]  # fmt: skip
 
 WORDS: list[Row] = [
