@@ -269,3 +269,29 @@ def test_an_unreadable_response_is_wrong_whatever_a_reward_would_say(module: str
 def test_a_reward_that_takes_the_exact_text_in_the_place_of_another_is_refused(module: str) -> None:
     with pytest.raises(ConfigError, match=r"odd must take \(response, gold, prompt\)"):
         rewards.check_reward(f"{module}:odd")
+
+
+# --- stop texts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "exact", "shown"),
+    [
+        ("so <|pad|>4</a>", "so <|pad|>4</a>", "so 4</a>"),
+        ("so 4</a>b", "so 4</a>", "so 4</a>"),  # the token that completed it said more
+        ("<|pad|>4</a>b<|end|>", "<|pad|>4</a>", "4</a>"),
+        ("4</a", "4</a", "4</a"),
+        ("4<turn>5", "4<turn>", "4<turn>"),  # added tokens are texts too
+    ],
+)
+def test_a_stop_text_is_the_end_of_what_is_judged(text: str, exact: str, shown: str) -> None:
+    response = Reader(TOKENIZER, ends=ENDS, thoughts=THINK, stops=("</a>", "<turn>")).read(sampled(ids_of(text)), 0)
+    assert (response.exact, response.shown) == (exact, shown)
+
+
+def test_length_and_finish_are_told() -> None:
+    """Tokens with prefix and end token; "length" for one that ran into its budget."""
+    whole, cut = read([*ids_of("so 4"), END], prefix=ids_of("2 ")), read(ids_of("so 4"))
+    assert [(one.length, one.finish) for one in (whole, cut, read([SIZE + 5]))] == [(7, "stop"), (4, "length"), (1, "length")]
+    question = whole.question("g", "p", (), {"level": 1})
+    assert (question.length, question.finish, question.columns) == (7, "stop", {"level": 1})

@@ -36,11 +36,12 @@ class VerifierActor(Watched):
         reward: Sequence[RewardConfig],
         ends: Sequence[int] = (),
         thoughts: Sequence[str] = THINK[:2],
+        stops: Sequence[str] = (),
     ) -> None:
-        """``reward``: the functions whose weighted sum it is. ``ends``: ids that end a response. ``thoughts``: ``data.thoughts``."""
+        """``reward``: the functions whose weighted sum it is. ``ends``, ``stops``: ids and texts that end a response. ``thoughts``: ``data.thoughts``."""
         redirect_output(log_path)
         self._config, self._reward = config, reward
-        self._ends, self._thoughts = ends, thoughts_by(thoughts)
+        self._ends, self._stops, self._thoughts = ends, stops, thoughts_by(thoughts)
         self._judged = 0  # answers
         self._source = (model, revision or None, trust_remote_code)
 
@@ -53,7 +54,7 @@ class VerifierActor(Watched):
 
         model, revision, trust = self._source
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
-        self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts)
+        self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts, stops=self._stops)
         self._pool = VerifierPool(self._config, self._reward)
         self._pool.warm()  # what every response will need is loaded while the engines start
 
