@@ -11,7 +11,7 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -28,13 +28,12 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.ends import end_tokens, endless_turns
+from fr3e_async.data.ends import endless_turns
 from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
 from fr3e_async.data.pieces import Spell, speller
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.stream import PromptStream
-from fr3e_async.data.toy import toy_path
 from fr3e_async.ending import Stop, summary_of
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
 from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
@@ -58,6 +57,7 @@ from fr3e_async.wiring import (
     Model,
     check_cluster,
     connect,
+    connecting,
     disconnect,
     first_questions,
     gauges,
@@ -124,8 +124,7 @@ class Session:
             undo.callback(run_dir.discard)
             quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
             resume_from = check_resume(config, datasets, run_dir)
-            _announce_build(config)
-            model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
+            model = Model(path=str(resolve_model(config, _say(config))), end_token_ids=datasets.ends)
             undo.pop_all()
         skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
         notes: list[tuple[EventKind, str]] = [
@@ -157,6 +156,7 @@ class Session:
     def connect(self) -> None:
         """Join or start the cluster. Raises ``ConfigError`` if the actors do not fit."""
         self._connected = True
+        _say(self._config)(connecting(self._config))
         verbose = self._config.observe.verbose
         with nullcontext() if verbose else stderr_in(self._run_dir.logs / "driver.log"):
             connect(self._config)
@@ -179,7 +179,8 @@ class Session:
         cut = load_control_state(self._resume_from).ledger if self._resume_from else None
         version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
-        view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
+        run = self._config.run
+        view = ConsoleView(mode=mode, console=screen, name=run.name, steps=run.steps, done=version, clock=self._clock)
         recorder = Recorder(
             self._run_dir,
             config=self._config.observe,
@@ -190,7 +191,7 @@ class Session:
             exporter=gauges(self._config),
             trackers=make_trackers(self._config, self._run_dir.path),
         )
-        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock)
+        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s)
         stop.task = asyncio.create_task(self._train(deployment, recorder, stop))
@@ -208,8 +209,7 @@ class Session:
                 ) from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
         except (RunFailed, StartRefused) as error:
-            with suppress(UserError):  # a full disk, say
-                recorder.event(str(error), "run_failed")
+            recorder.failed(str(error))
             raise
         finally:
             recorder.close()
@@ -223,7 +223,8 @@ class Session:
             recorder.note(note, kind)
         if self._datasets.dropped:
             recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
-        await deployment.start(resume_from=self._resume_from)
+        async with self._telling(recorder, deployment):
+            await deployment.start(resume_from=self._resume_from)
         spent = self._clock() - self._started_at
         recorder.note(f"all actors up after {spent:.0f} s", "actors_up", seconds=round(spent, 3))
         controller, reason = await self._to_the_end(deployment, recorder, stop)
@@ -242,7 +243,7 @@ class Session:
         lost = ""  # why; the error itself would keep all that its traceback saw, the rollouts of the old session too
         while True:
             try:
-                async with self._telling(recorder):
+                async with self._telling(recorder, deployment):
                     if lost:
                         gc.collect()  # the old session is a cycle, and its rollouts keep nodes that the cluster wants back
                         source = await self._after_a_loss(deployment, recorder, lost, in_a_row)
@@ -261,11 +262,12 @@ class Session:
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
 
     @asynccontextmanager
-    async def _telling(self, recorder: Recorder) -> AsyncIterator[None]:
-        """Who watches the run sees that it is alive, though there is no loop that turns."""
+    async def _telling(self, recorder: Recorder, deployment: Deployment) -> AsyncIterator[None]:
+        """Who watches the run sees that it is alive and what it waits for, though there is no loop that turns."""
 
         async def tell() -> None:
             while True:
+                recorder.starting(await deployment.missing() or "all actors are up; learner and engines are made ready")
                 await asyncio.sleep(self._config.observe.heartbeat_s)
                 recorder.beat_again()
 
@@ -274,6 +276,7 @@ class Session:
             yield
         finally:
             task.cancel()
+            recorder.starting("")
 
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
@@ -355,6 +358,7 @@ class Session:
                 taken=groups,
                 parts=self._datasets.parts,
                 template=self._datasets.template,
+                ends=self._datasets.ends,
             ),
             publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,
@@ -400,12 +404,6 @@ def check_trainable(config: Config) -> None:
     learner = config.learner
     if (found := transformers_config(config)) is not None:
         check_config(found, packing=learner.packing, attention=learner.attention, longest=config.context_length)
-
-
-def _announce_build(config: Config) -> None:
-    """A minute without a word looks like a hang."""
-    if config.model.path == "toy" and not toy_path(config).is_dir():
-        _say(config)(f"building the toy model in {toy_path(config)} (once, up to a minute)")
 
 
 def _say(config: Config) -> Callable[[str], None]:

@@ -286,6 +286,9 @@ class Verdict:
     reason: str = ""
     score: float | None = None  # a user's reward, in its declared range; None: 1 for right, 0 for wrong, nothing for unknown
     attempts: int = 1  # how often it was judged; above 1 with verifiers.on_unknown=retry
+    complaint: str = field(
+        default="", compare=False, metadata={"kept": False}
+    )  # the first of its reason: where, and what was raised
 
     def __post_init__(self) -> None:
         if self.score is not None and (self.outcome is Outcome.UNKNOWN or not math.isfinite(self.score)):

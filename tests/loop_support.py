@@ -42,6 +42,7 @@ class Notes:
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
         self.lines: list[str] = []
+        self.waited = ""
         self.kinds: list[str] = []
         self.vitals: list[Vitals] = []
         self.groups: list[dict] = []
@@ -63,6 +64,9 @@ class Notes:
 
     def problems(self, name, rows, *, keep_mib):
         self.by_problem[name] = json.loads(json.dumps(rows))
+
+    def waits(self, text):
+        self.waited = text
 
     def beat(self, vitals):
         self.vitals.append(vitals)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -143,12 +144,15 @@ def test_a_config_file_in_the_home_folder_is_found(cli: Cli) -> None:
 # ---- exit codes of a session ----
 
 
+STARTING = "starting Ray on this machine\n"
+
+
 def test_a_session_returns_what_its_run_returns(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     async def finished(_: Session) -> int:
         return 0
 
     monkeypatch.setattr(Session, "_run", finished)
-    assert cli(*ready) == (0, "", "")
+    assert cli(*ready) == (0, STARTING, "")
     assert {"run.json", "config.yaml", "logs"} <= {path.name for path in (cli.folder / "run").iterdir()}
 
 
@@ -162,12 +166,12 @@ def test_a_failure_after_the_start_is_exit_code_1_and_keeps_the_run_directory(
         raise error
 
     monkeypatch.setattr(Session, "_run", failing)
-    assert cli(*ready) == (1, "", f"error: {error}\n")
+    assert cli(*ready) == (1, STARTING, f"error: {error}\n")
     assert (cli.folder / "run" / "config.yaml").is_file()
 
 
 def test_ctrl_c_before_the_start_leaves_nothing(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: Config) -> Path:
+    def interrupted(*_: Any) -> Path:
         assert (cli.folder / "run").is_dir()
         raise KeyboardInterrupt
 
@@ -189,7 +193,7 @@ def test_a_defect_keeps_its_traceback_and_still_leaves_nothing(
 
 
 def test_the_toy_model_is_announced_before_it_is_built(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fr3e_async.session.resolve_model", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("fr3e_async.data.toy.cache._build", mock.Mock(side_effect=KeyboardInterrupt))
     code, out, _ = cli(*ready, "model.path=toy")
     assert code == 130
     assert out.startswith(f"building the toy model in {cli.home}")

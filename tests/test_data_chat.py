@@ -198,6 +198,9 @@ class Deaf:
     def __init__(self) -> None:
         self.tokenizer, self.chat_template = make_tokenizer(), None
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
     def __call__(self, text: str, add_special_tokens: bool) -> Any:
         return self.tokenizer(text.replace("x", ""), add_special_tokens=add_special_tokens)
 

@@ -186,11 +186,16 @@ def test_what_it_returns_is_the_reward(module: str, caplog: pytest.LogCaptureFix
     assert {r: v.reward for r, v in zip(expected, verdicts, strict=True)} == {r: score for r, (_, _, score) in expected.items()}
 
 
-def test_its_first_error_is_logged_once_with_the_traceback(module: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_its_first_error_of_each_kind_is_logged_with_the_traceback_and_told_with_the_verdict(
+    module: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.ERROR), VerifierPool(VerifierPoolConfig(workers=1), f"{module}:says") as pool:
-        for response in ("1", "1/0", "unheard_of", "'text'"):
-            pool.judge(response, "g")
-    (record,) = caplog.records
+        told = [pool.judge(response, "g").complaint for response in ("1", "1/0", "2/0", "unheard_of", "'text'")]
+    assert told == [
+        "", "ZeroDivisionError: division by zero (<string>, line 1, in <module>)", "",
+        "NameError: name 'unheard_of' is not defined (<string>, line 1, in <module>)", "it returned 'text'",
+    ]  # fmt: skip
+    record, _, _ = caplog.records
     assert "reward=my_rewards:says" in record.getMessage()
     assert "ZeroDivisionError: division by zero" in record.getMessage()
     assert "my_rewards.py" in record.getMessage()

@@ -22,6 +22,7 @@ class Sessions(Session):
         self._config = small_config(learner={"max_restarts": max_restarts}, observe={"heartbeat_s": 0.005})
         self._resume_from = None
         self.steps: list[int] = []
+        self.said: list[str] = []  # of what the start waits for
         self._run_dir: Any = SimpleNamespace(checkpoints=SimpleNamespace(steps=lambda: self.steps))
         self.story = iter(story)
         self.made: list[tuple[int, int]] = []  # (losses in a row, in all) when a session began
@@ -47,9 +48,15 @@ class Sessions(Session):
     def beat_again(self) -> None:
         self.beats += 1
 
+    async def missing(self) -> str:
+        return "the learner 0 of 1 up"
+
+    def starting(self, text: str) -> None:
+        self.said.append(text)
+
     def go(self) -> str:
         stop: Any = SimpleNamespace(controller=None, reason="")
-        return virtual_time.run(self._to_the_end(None, self, stop))[1]  # type: ignore[arg-type]
+        return virtual_time.run(self._to_the_end(self, self, stop))[1]  # type: ignore[arg-type]
 
 
 def test_losses_with_a_new_checkpoint_between_are_never_too_many():

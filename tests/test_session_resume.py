@@ -40,9 +40,9 @@ def run_dir(tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(resumed=True, checkpoints=store)
 
 
-def check(run_dir: SimpleNamespace, *, prompts=PROMPTS, seed: int = 0, template: str = "", **learner) -> Path | None:
+def check(run_dir: SimpleNamespace, *, prompts=PROMPTS, seed: int = 0, template: str = "", ends=(), **learner) -> Path | None:
     config = small_config(learner=learner, run={"seed": seed})
-    return check_resume(config, Datasets(train=prompts, heldout=(), dropped=0, template=template), run_dir)
+    return check_resume(config, Datasets(train=prompts, heldout=(), dropped=0, template=template, ends=ends), run_dir)
 
 
 def test_the_newest_is_taken_whatever_the_learner_group_is_now(run_dir):
@@ -63,6 +63,21 @@ def test_prompts_of_other_tokens_are_refused_by_what_made_them(run_dir, template
     with pytest.raises(UserError, match=rf"^model\.path: its {named} is not that of the checkpoint") as error:
         check(run_dir, prompts=others, template=template)
     assert error.value.exit_code == 2
+
+
+def test_other_end_tokens_are_refused_and_a_checkpoint_that_does_not_know_them_is_not(run_dir):
+    """A changed generation_config.json leaves every prompt as it was."""
+    base, state = run_dir.checkpoints.root.parent / "base", PromptStream(PROMPTS, 0, ends=(2, 3)).state()
+    newest = save_whole(run_dir.checkpoints, 7, base=base, stream=state)
+    assert check(run_dir, ends=(2, 3)) == newest
+    with pytest.raises(
+        UserError, match=r"^model\.path: the tokens that end a response are \[2\] now, those .* were \[2, 3\]"
+    ) as error:
+        check(run_dir, ends=(2,))
+    assert error.value.exit_code == 2
+    del state["ends"]
+    older = save_whole(run_dir.checkpoints, 9, base=base, stream=state)
+    assert check(run_dir, ends=(2,)) == older
 
 
 def test_a_new_run_has_none(tmp_path):

@@ -51,6 +51,7 @@ from fr3e_async.control.ports import Checkpoints, Payload, Reporter
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.saving import Saver
+from fr3e_async.control.silence import Silence
 from fr3e_async.control.tally import PolicyWatch, Tally
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.control.turns import Turns
@@ -139,7 +140,10 @@ class Controller:
             evaluator, config=config, progress=progress, reporter=reporter, lend=self._hands.lend, spawn=self._spawn,
             alive=self.watch.progress, wake=self._emit_nothing, clock=clock,
         )  # fmt: skip
-        self._last_step_at = 0.0
+        self._silence = Silence(
+            config, machine.ledger, self._tally, learner=lambda: self._turns.does, evaluations=lambda: self._measuring.labels,
+            reporter=reporter, clock=clock,
+        )  # fmt: skip
 
     def stop(self, reason: str) -> None:
         """Ask the run to end with a checkpoint after the batch in training. Safe to call more than once, from the loop."""
@@ -158,7 +162,7 @@ class Controller:
         self.progress.begin(self._clock())
         if self.progress.benchmarks:  # without what was evaluated after the checkpoint, which is done again
             self._reporter.evaluations(self.progress.benchmarks)
-        self._last_step_at = self._clock()
+        self._silence.batch()
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._spawn(self._heartbeat())
@@ -307,15 +311,13 @@ class Controller:
     # ---- after a batch ----
 
     def _after_training(self, version: int) -> None:
-        now, desk = self._clock(), self.machine.desk
+        desk, step_s = self.machine.desk, max(self._silence.batch(), 1e-9)
         queues = {f"queue/{role}": float(desk.queued(role)) for role in ROLES}
         queues["queue/ready_groups"] = float(self.machine.ledger.ready)
         taken = self._tally.take()
         if warning := self._policies.alarm(taken):
             self._reporter.note(warning, "policy_verdicts", version=version)
-        step_s = max(now - self._last_step_at, 1e-9)
         rates = {"time/step_s": step_s, "tokens/rate_per_s": taken["tokens/generated"] / step_s}
-        self._last_step_at = now
         self._reporter.step(
             version, {**taken, **queues, **rates, **self.watch.utilisation(), **self.progress.take_step_metrics()}
         )
@@ -369,6 +371,7 @@ class Controller:
             await asyncio.sleep(self._config.observe.heartbeat_s)
             sweep(self._hands.departures)
             await self.watch.beat()
+            self._silence.beat()
             self._tell()
             self._emit_nothing()  # the wall limit may be reached
             if self._journal is not None:

@@ -47,6 +47,8 @@ from fr3e_async.control.order import next_batch
 from fr3e_async.errors import RunFailed
 from fr3e_async.types import RolloutId, Verdict
 
+_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.JUDGED: "judged", Status.GIVEN_UP: "given up"}
+
 
 class StarvedError(RunFailed):
     """Too many degenerate groups in a row: there is nothing to learn from these prompts with this policy."""
@@ -189,11 +191,11 @@ class Ledger:
 
     def waiting(self) -> list[str]:
         """Who waits for what, oldest group first: for the watchdog's diagnosis."""
-        lines = []
-        for group in self._open.values():
-            owed = Counter(r.status.name.lower() for r in group.rollouts.values())
-            lines.append(f"{group.name}: " + ("ready" if group.credit else ", ".join(f"{n} {s}" for s, n in owed.items())))
-        return lines
+        return [_state_of(group) for group in self._open.values()]
+
+    def oldest(self) -> str:
+        """The oldest group that is not ready, and what it waits for; "" without one."""
+        return next((_state_of(group) for group in self._open.values() if group.credit is None), "")
 
     # ---- events ----
 
@@ -411,3 +413,8 @@ class Ledger:
         for version in [v for v in self._unlive if v <= self.live]:
             self._unlive_groups -= self._unlive.pop(version)
         return []
+
+
+def _state_of(group: Group) -> str:
+    owed = Counter(_WORDS[rollout.status] for rollout in group.rollouts.values())
+    return f"{group.name}: " + ("ready" if group.credit else ", ".join(f"{n} {s}" for s, n in owed.items()))

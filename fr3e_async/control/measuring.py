@@ -43,6 +43,7 @@ class Measuring:
         self.evaluator, self._config, self._progress, self._reporter = evaluator, config, progress, reporter
         self._lend, self._spawn, self._alive, self._wake, self._clock = lend, spawn, alive, wake, clock
         self._running: set[asyncio.Task[None]] = set()
+        self.labels: set[str] = set()  # of evaluations under way
         self._writing = asyncio.Lock()
         self._due = 0  # newest step whose evaluation waits for its weights
         self._marks = 0  # multiples of evaluation.every_tokens that were passed
@@ -111,7 +112,11 @@ class Measuring:
 
     async def _measure(self, label: str, version: int) -> None:
         at = self._progress.milestone(version, self._clock())
-        await asyncio.gather(*(self._measure_set(one, label, at) for one in self._unmeasured(label)))
+        self.labels.add(label)
+        try:
+            await asyncio.gather(*(self._measure_set(one, label, at) for one in self._unmeasured(label)))
+        finally:
+            self.labels.discard(label)
         self._progress.pending.pop(label, None)
 
     async def _measure_set(self, test_set: TestSet, label: str, at: Milestone) -> None:

@@ -202,6 +202,9 @@ class Reporter(Protocol):
     def problems(self, name: str, rows: Sequence[Mapping[str, Any]], *, keep_mib: int) -> None:
         """An evaluation's results by problem. ``keep_mib``: for all of them together."""
 
+    def waits(self, text: str) -> None:
+        """What the run waits for now, for who looks at it; "" once it goes on."""
+
     def beat(self, vitals: Vitals) -> None:
         """What the loop knows now; the first one of a session before any work."""
 

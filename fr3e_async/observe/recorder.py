@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from threading import Lock
 from typing import Any, Unpack
 
@@ -59,6 +60,7 @@ class Recorder:
         """The run goes on from an earlier step: what was recorded of later ones goes. Raises ``StorageError``."""
         self._close_rows()
         self._open(step, settled)
+        self._view.go_back(step)
         if self._trackers is not None:
             self._trackers.back_to(step)
 
@@ -92,6 +94,14 @@ class Recorder:
         if self._exporter is not None:
             self._exporter.publish(self._samples.step(values))
         self._view.step(step, values)
+
+    def waits(self, text: str) -> None:
+        """What the run waits for now; "" once it goes on."""
+        self._view.waits(text)
+
+    def starting(self, text: str) -> None:
+        """What its start waits for; "" when it is over."""
+        self._view.starting(text)
 
     def beat(self, vitals: Vitals) -> None:
         """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
@@ -161,7 +171,14 @@ class Recorder:
             version=summary.version,
             seconds=summary.wall_s,
         )
-        self._view.finish(summary)
+        self._view.finish(summary, self._run_dir.path, model=self._model())
+
+    def failed(self, why: str) -> None:
+        """The run could not go on: an event, and what is left of it if a checkpoint is. A disk that is full is passed over."""
+        with suppress(StorageError):
+            self.event(why, "run_failed")
+        if self._run_dir.checkpoints.steps():
+            self._view.last_words(self._run_dir.path, model=self._model())
 
     def close(self) -> None:
         """Flush everything, whatever way the run ended. Idempotent."""
@@ -172,6 +189,9 @@ class Recorder:
         self._events.close()
         self.books.close()
         self._close_rows()
+
+    def _model(self) -> Path | None:
+        return self._run_dir.model if self._run_dir.model.is_dir() else None
 
     def _tell(self, news: Iterable[str]) -> None:
         for text in news:

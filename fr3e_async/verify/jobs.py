@@ -17,6 +17,7 @@ from fr3e_async.verify.rewards import MATH, resolve, takes, takes_lists
 
 GOLDS = "golds"
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+SAID_UNKNOWN = "reward said unknown"  # a user's function returned None: its word, and no failure
 READABLE, TEXT_ONLY = "readable", "text only"
 MEMORY_LIMIT = "memory limit"
 _TRACE_CHARS = 4000  # its end says most
@@ -130,7 +131,7 @@ class Reward:
     def _ruled(self, value: Any) -> Ruling:
         value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
         if value is None:
-            return Ruling(UNKNOWN, "reward said unknown")
+            return Ruling(UNKNOWN, SAID_UNKNOWN)
         if not isinstance(value, bool | int | float):
             return Ruling(UNKNOWN, f"reward returned {type(value).__name__}", complaint=f"it returned {repr(value)[:200]}")
         if not self._low <= value <= self._high:  # also where it is not a number

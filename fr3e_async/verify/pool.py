@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
@@ -26,6 +28,8 @@ from fr3e_async.verify.process import Task
 from fr3e_async.verify.rewards import MATH, MAX_RESPONSE_CHARS, search_path
 from fr3e_async.verify.tasks import Result, TaskPool
 
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)')  # of a traceback
+_LAST_WORDS = 300  # characters
 RESPONSE_TOO_LONG = "response too long"
 # Questions given to a worker at once: enough to make the hand-over cheap, few enough that nobody waits long behind them, and
 # so many batches for each worker that none idles for long when the last ones end.
@@ -123,7 +127,7 @@ class _Function:
         self.term, self._config, self._math = term, config, term.function == MATH
         self._again = config.on_unknown == "retry"
         self.tasks = task_pool(config, job=term.function, term=term)
-        self._complained = False
+        self._complained: set[str] = set()  # reasons that were told
 
     @property
     def always_asked(self) -> bool:
@@ -204,12 +208,21 @@ class _Function:
 
     def _verdict(self, result: Result) -> Verdict:
         outcome, reason, score, complaint, _ = result.ruling
-        if complaint and not self._complained:
-            self._complained = True
-            logging.getLogger(__name__).error(
-                "reward=%s: %s (later errors of it are only counted)\n%s", self.term.function, reason, complaint
-            )
-        return Verdict(outcome=Outcome(outcome), reason=reason, score=score, attempts=result.attempts)
+        if not complaint or reason in self._complained:
+            return Verdict(outcome=Outcome(outcome), reason=reason, score=score, attempts=result.attempts)
+        self._complained.add(reason)
+        logging.getLogger(__name__).error(
+            "reward=%s: %s (later ones are only counted)\n%s", self.term.function, reason, complaint
+        )
+        return Verdict(outcome=Outcome(outcome), reason=reason, attempts=result.attempts, complaint=last_words(complaint))
+
+
+def last_words(complaint: str) -> str:
+    """The last line of a traceback and where it was raised. *Example*: ``ValueError: no digits (rewards.py, line 12, in score)``."""
+    lines = complaint.strip().splitlines()
+    at = [found for line in lines if (found := _FRAME.fullmatch(line))]
+    where = f" ({PurePath(at[-1]['file']).name}, line {at[-1]['line']}, in {at[-1]['name']})" if at else ""
+    return f"{lines[-1][:_LAST_WORDS]}{where}"
 
 
 def bare_gold(gold: str) -> str:

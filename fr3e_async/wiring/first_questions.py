@@ -42,4 +42,6 @@ async def _updated(deployment: Deployment, engine: EngineWorker) -> dict[str, st
 
 def _refuse(deployment: Deployment, whys: dict[str, str]) -> None:
     for name, why in ((name, why) for name, why in whys.items() if why):
-        raise StartRefused(f"model.path or engine.options: {deployment.crew.explained(name, f'{name}: {why}')}")
+        raise StartRefused(
+            f"model.path or engine.options: {deployment.crew.explained(name, why if why.startswith(name) else f'{name}: {why}')}"
+        )

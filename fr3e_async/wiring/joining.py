@@ -39,6 +39,12 @@ def check_cluster(config: Config, *, training: bool = True) -> None:
         _knock(address, setting)
 
 
+def connecting(config: Config) -> str:
+    """What ``connect`` is about to do, for a person."""
+    address, setting = _destination(config)
+    return "starting Ray on this machine" if address == "local" else f"joining the cluster at {setting}={address}"
+
+
 def connect(config: Config, *, training: bool = True) -> None:
     """Join the cluster of ``ray.address``, ``ray job submit`` or RAY_ADDRESS; else start a local one. Checks its size.
 
