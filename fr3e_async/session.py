@@ -12,6 +12,7 @@ import gc
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -51,7 +52,7 @@ from fr3e_async.resuming import check_resume, newest_checkpoint, restored
 from fr3e_async.rollout import check_installed
 from fr3e_async.rollout.door import Questions, make_questions
 from fr3e_async.verify.golds import screen_golds
-from fr3e_async.verify.rewards import check_reward_functions
+from fr3e_async.verify.rewards import MATH, check_reward_functions
 from fr3e_async.wiring import (
     Deployment,
     Model,
@@ -180,7 +181,10 @@ class Session:
         version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
         run = self._config.run
-        view = ConsoleView(mode=mode, console=screen, name=run.name, steps=run.steps, done=version, clock=self._clock)
+        graded = self._config.reward_range if any(term.function != MATH for term in self._config.reward_terms) else None
+        view = ConsoleView(
+            mode=mode, console=screen, name=run.name, steps=run.steps, done=version, graded=graded, clock=self._clock
+        )  # fmt: skip
         recorder = Recorder(
             self._run_dir,
             config=self._config.observe,
@@ -189,6 +193,7 @@ class Session:
             resumed_from=version,
             settled=settled,
             exporter=gauges(self._config),
+            settings=asdict(self._config),
             trackers=make_trackers(self._config, self._run_dir.path),
         )
         deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)

@@ -302,6 +302,13 @@ class Verdict:
         return float(self.outcome is Outcome.RIGHT) if self.score is None else self.score
 
 
+class Answer(NamedTuple):
+    """What an evaluation keeps of a response."""
+
+    answer: str | None  # in its normal form, equal texts for equal answers; None without one
+    text: str | None  # of the whole response, shortened; None: it is not kept
+
+
 class Stretch(NamedTuple):
     """From completion token ``start`` on, to the next stretch or the end, every token has this advantage."""
 

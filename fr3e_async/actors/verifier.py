@@ -11,7 +11,9 @@ from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.answer_span import THINK, thoughts_by
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.observe.logs import redirect_output
-from fr3e_async.types import RolloutBatch, Verdict
+from fr3e_async.types import Answer, RolloutBatch, Verdict
+
+MAX_TEXT_CHARS = 20_000  # kept of a response; the middle of a longer one is left out
 
 
 class Problem(NamedTuple):
@@ -68,12 +70,15 @@ class VerifierActor(Watched):
         self._judged += len(verdicts)
         return verdicts
 
-    async def answers(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str | None]:
-        """The final answer of each response in its normal form, for counting votes; None without one."""
+    async def answers(self, batch: RolloutBatch, rows: Sequence[int], kept: Sequence[int] = ()) -> list[Answer]:
+        """The final answer of each response in its normal form, for counting votes, and the text of the rows that are ``kept``."""
         from fr3e_async.verify.classes import answer_class
 
-        found = [self._reader.read(batch, row).answer for row in rows]
-        return [None if answer is None else answer_class(answer) for answer in found]
+        read = {row: self._reader.read(batch, row) for row in rows}
+        return [
+            Answer(None if one.answer is None else answer_class(one.answer), _shortened(one.exact) if row in kept else None)
+            for row, one in read.items()
+        ]
 
     def pulse(self) -> int:
         """Answers judged."""
@@ -81,3 +86,8 @@ class VerifierActor(Watched):
 
     async def close(self) -> None:
         self._pool.close()
+
+
+def _shortened(text: str) -> str:
+    left_out, half = len(text) - MAX_TEXT_CHARS, MAX_TEXT_CHARS // 2
+    return text if left_out <= 0 else f"{text[:half]}\n[… {left_out} characters …]\n{text[-half:]}"
