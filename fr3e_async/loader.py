@@ -21,14 +21,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fr3e_async.algorithm.strategies import check_strategy, unread
 from fr3e_async.config import Config
+from fr3e_async.config.foreign import instead, ours
 from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
 from fr3e_async.config.secrets import refuse_secrets
 from fr3e_async.errors import ConfigError
 from fr3e_async.help import Knob, entry_knobs, knobs, sections
 
 PACKAGED = Path(__file__).parent / "configs"  # in a checkout a link to the repository's configs/
-OPTIONS = ("--help", "-h", "--dry-run")  # what ``main`` understands besides settings
-OPTIONS_IN_WORDS = "--help and --dry-run"
+OPTIONS = ("--help", "-h", "--dry-run")  # what commands understand besides settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,7 @@ class LoadedConfig:
     config: Config
     yaml: str  # every setting with its resolved value; can be loaded again
     sources: tuple[str, ...]  # files in the order they were laid, then the overrides as given
+    origins: Mapping[str, str] = field(default_factory=dict)  # of the settings that were given: "toy.yaml:12", or as typed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +47,11 @@ class _Layer:
     origins: dict[str, str] = field(default_factory=dict)  # "toy.yaml:12", or "run.steps=abc" as typed
 
 
-def load_config(argv: Sequence[str]) -> LoadedConfig:
-    """Arguments ``config=a.yaml[,b.yaml]`` and ``key=value`` → a checked config. ConfigError names the cause and the setting."""
-    names, overrides = _split(argv)
+def load_config(argv: Sequence[str], *, options: Sequence[str] = OPTIONS) -> LoadedConfig:
+    """Arguments ``config=a.yaml[,b.yaml]`` and ``key=value`` → a checked config. ConfigError names the cause and the setting.
+
+    ``options``: what the command understands besides, for messages."""
+    names, overrides = _split(argv, options)
     typed = [_override_layer(text) for text in overrides]  # first: `confg=toy` is a misspelling, not a missing file
     if not names:
         raise ConfigError("config: no file given; start with config=toy for the embedded example, see --help")
@@ -62,7 +65,7 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
     given = [layer for path, layer in files.items() if not _is_shipped(path) and not _is_record(layer)]
     _refuse_idle(config, *_lay([*given, *typed]))
     refuse_secrets(config, os.environ)
-    return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides))
+    return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides), origins=origins)
 
 
 def _is_shipped(path: Path) -> bool:
@@ -97,16 +100,16 @@ def _shown(path: Path) -> str:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split(argv: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
     names: list[str] = []
     overrides: list[str] = []
-    for argument in argv:
+    for index, argument in enumerate(argv):
         key, equals, value = argument.partition("=")
+        follower = next(iter(argv[index + 1 :]), "")
         if argument.startswith("-"):
-            hint = _did_you_mean(argument, OPTIONS)
-            raise ConfigError(f"unknown option {argument}{hint}; the options are {OPTIONS_IN_WORDS}, settings are key=value")
+            raise ConfigError(_misplaced_option(argument, follower, options))
         if not equals:
-            raise ConfigError(f"{argument}: an argument is written key=value, perhaps {_meant(argument)}")
+            raise ConfigError(f"{argument}: an argument is written key=value, perhaps {_meant(argument, follower, options)}")
         if key == "config":
             names += [name.strip() for name in value.split(",") if name.strip()]
         else:
@@ -114,11 +117,29 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, overrides
 
 
-def _meant(word: str) -> str:
+def _misplaced_option(argument: str, follower: str, options: Sequence[str]) -> str:
+    """What to say of a word with a dash: a misspelt option, or a setting as other programs want it (``--config toy``)."""
+    key = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    hint = _did_you_mean(argument, options)
+    named = [key] if key == "config" or _locate(key)[0] is not None else _others(key)
+    if named and not hint:
+        given = argument.partition("=")[2] or _value(follower)
+        return f"{argument}: settings are written without dashes: {' or '.join(f'{name}={given}' for name in named)}"
+    known = " and ".join(", ".join(word for word in options if word != "-h").rsplit(", ", 1))
+    return f"unknown option {argument}{hint or _nearest(key)}; the options are {known}, settings are key=value"
+
+
+def _value(word: str) -> str:
+    """The next word of the command line, if it can be the value of the one before."""
+    return "VALUE" if not word or "=" in word or word.startswith("-") else word
+
+
+def _meant(word: str, follower: str, options: Sequence[str]) -> str:
     """What a bare word on the command line may stand for."""
-    if f"--{word}" in OPTIONS:
+    if f"--{word}" in options:
         return f"--{word}"
-    return f"config={word}" if word.endswith((".yaml", ".yml")) or word in _shipped() else f"{word}=VALUE"
+    shipped = word.endswith((".yaml", ".yml")) or word in _shipped()
+    return f"config={word}" if shipped else f"{word}={_value(follower)}"
 
 
 def _override_layer(text: str) -> _Layer:
@@ -361,12 +382,24 @@ def _unknown(path: str, origin: str) -> ConfigError:
     return ConfigError(f"{origin}: unknown setting {path}{_nearest(path)}; --help lists them all")
 
 
-def _nearest(path: str) -> str:
-    """`` (did you mean …?)`` over all dotted paths: the same last word in another section first, then similar spelling."""
+def unknown_topic(word: str) -> ConfigError:
+    """For ``--help WORD``."""
+    return ConfigError(f"--help {word}: neither a section nor a setting{_nearest(word)}; sections: {', '.join(sections())}")
+
+
+def _others(path: str) -> list[str]:
+    """The settings with the same last word in another section, else those that other libraries call so."""
     leaf = path.rpartition(".")[2]
-    same = [known for known in knobs() if known.rpartition(".")[2] == leaf]
-    if same:
+    return [known for known in knobs() if known.rpartition(".")[2] == leaf] or ours(leaf.lower().replace("-", "_"))
+
+
+def _nearest(path: str) -> str:
+    """`` (did you mean …?)`` over all dotted paths: the same thing by another name first, then similar spelling."""
+    leaf = path.rpartition(".")[2]
+    if same := _others(path):
         return f" (did you mean {' or '.join(same)}?)"
+    if why := instead(leaf.lower().replace("-", "_")):
+        return f" ({why})"
     near = _did_you_mean(path, ["config", *knobs(), *sections()])
     if near:
         return near

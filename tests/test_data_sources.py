@@ -12,7 +12,7 @@ import pytest
 
 from fr3e_async.config import DataConfig, SourceConfig
 from fr3e_async.data.row import BadRows, Row
-from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, is_missing, kind_of, level_number, read_path, read_source
+from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, kind_of, level_number, read_path, read_source
 from fr3e_async.errors import ConfigError, DataError, UserError
 
 RECORDS: list[dict[str, Any]] = [
@@ -370,8 +370,6 @@ def test_kinds_by_path(tmp_path):
         "data/*.parquet": "parquet",
     }
     assert {path: kind_of(SourceConfig(path=path)) for path in expected} == expected
-    missing = [path for path in expected if is_missing(SourceConfig(path=path))]
-    assert missing == ["data/nowhere.jsonl", "data/nowhere.parquet", "nowhere", "data/*.parquet"]
 
 
 def test_data_train_may_be_any_kind_by_the_columns_of_data(tmp_path):
@@ -444,6 +442,20 @@ def test_a_number_in_a_csv_file_stays_as_it_is_written(tmp_path):
     source = SourceConfig(path=str(tmp_path), kind="hub", files="set.csv", level_field="level", levels=[1, 9])
     rows = list(read_source(source, setting=SETTING))
     assert [(row.uid, row.answer, row.level) for row in rows] == [("01", "007", "03"), ("02", "0.10", "4"), ("03", "1e3", "5")]
+
+
+def test_a_word_of_a_csv_file_is_no_missing_value_and_an_empty_place_is(tmp_path):
+    """pandas takes NA, null, None and nan for nothing."""
+    words = ("NA", "null", "None", "nan", "N/A")
+    lines = [f"{word},p {word},{word},{word}" for word in words]
+    (tmp_path / "set.csv").write_text("\n".join(["id,problem,answer,other", *lines]))
+    source = SourceConfig(path=str(tmp_path), kind="hub", files="set.csv")
+    assert [(row.uid, row.problem, row.answer) for row in list(read_source(source, setting=SETTING))] == [
+        (word, f"p {word}", word) for word in words
+    ]
+    (tmp_path / "set.csv").write_text("id,problem,answer,other\n1,p,,2\n")
+    with pytest.raises(DataError, match="no answer in column 'answer'"):
+        list(read_source(source, setting=SETTING))
 
 
 @pytest.mark.parametrize(

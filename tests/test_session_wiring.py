@@ -124,7 +124,7 @@ class Stopped(Session):
     async def _train(self, deployment: Any, recorder: Any, stop: Any) -> None:
         if self.version is not None:
             stop.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(version=self.version)))
-        stop.reason = "SIGTERM"
+        stop.reason, stop.hurry = "SIGTERM", "run.stop_grace_s (25 s) is over"
         raise asyncio.CancelledError
 
 
@@ -139,5 +139,8 @@ def test_a_stop_with_nothing_new_to_save_is_a_good_end(
 
 def test_a_stop_that_loses_a_batch_is_a_failure(run_dir: RunDir, tmp_path: Path) -> None:
     save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
-    with pytest.raises(RunFailed, match=r"^SIGTERM: the last checkpoint could not be written within run\.stop_grace_s \(\d+ s\)"):
+    with pytest.raises(
+        RunFailed,
+        match=r"^SIGTERM: the last checkpoint was not waited for, since run\.stop_grace_s \(25 s\) is over; that of step 3 stands$",
+    ):
         Stopped(run_dir, version=4).run()

@@ -92,7 +92,7 @@ def test_64_failures_at_the_beginning_end_the_run() -> None:
     with pytest.raises(RunFailed) as caught:
         watch.take("verifier-0", [failed("cpu limit")] * 5)
     assert str(caught.value) == (
-        "reward=mine:score: the first 64 verdicts all failed, so nothing can be learned: "
+        "reward=mine:score: the first 64 verdicts all failed: "
         "60 × reward raised ValueError: ValueError: no digits (mine.py, line 7, in score), 4 × cpu limit"
     )
 

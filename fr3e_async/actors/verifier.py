@@ -11,6 +11,7 @@ from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.answer_span import THINK, thoughts_by
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.observe.logs import redirect_output
+from fr3e_async.scratch import actor_scratch
 from fr3e_async.types import Answer, RolloutBatch, Verdict
 
 MAX_TEXT_CHARS = 20_000  # kept of a response; the middle of a longer one is left out
@@ -42,6 +43,7 @@ class VerifierActor(Watched):
     ) -> None:
         """``reward``: the functions whose weighted sum it is. ``ends``, ``stops``: ids and texts that end a response. ``thoughts``: ``data.thoughts``."""
         redirect_output(log_path)
+        actor_scratch()
         self._config, self._reward = config, reward
         self._ends, self._stops, self._thoughts = ends, stops, thoughts_by(thoughts)
         self._judged = 0  # answers

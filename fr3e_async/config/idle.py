@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fr3e_async.config import Config
+from fr3e_async.config.reward import MATH
 
 # Values that ask for nothing: said beside a setting that switches them off, they are true all the same.
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -67,7 +68,8 @@ def _rules_of_pools(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]
     names = ("grow_after_s", "shrink_after_s", "busy_target")
     yield fixed, "pools whose min and max are their count", tuple(f"pools.{name}" for name in names)
     judge = ("exact_integers", "max_answer_chars", "unfinished", "units", "percent", "decimal_digits")
-    yield config.reward != "math", f"reward={config.reward}", tuple(f"verifiers.{name}" for name in judge)
+    functions = [term.function for term in config.reward_terms]
+    yield MATH not in functions, f"reward={', '.join(functions)}", tuple(f"verifiers.{name}" for name in judge)
 
 
 def _rules_of_evaluation(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:

@@ -46,4 +46,4 @@ class FirstVerdicts:
         self._failed[reason] += 1
         if self._failed.total() == FIRST:
             kinds = ", ".join(f"{count} × {self._told.get(reason, reason)}" for reason, count in self._failed.most_common(3))
-            raise RunFailed(f"{self._judge}: the first {FIRST} verdicts all failed, so nothing can be learned: {kinds}")
+            raise RunFailed(f"{self._judge}: the first {FIRST} verdicts all failed: {kinds}")

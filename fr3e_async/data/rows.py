@@ -13,7 +13,7 @@ from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES, SourceConfig
 from fr3e_async.data.row import BadRows, Row
 from fr3e_async.data.screening import Note, screen
-from fr3e_async.data.sources import is_missing, may_be_fetched, read_path, read_source
+from fr3e_async.data.sources import may_be_fetched, read_path, read_source
 from fr3e_async.data.toy.families import ToyProblem, toy_task
 
 PROTECTED = "data.protected"
@@ -63,11 +63,6 @@ def read_heldout(config: Config, announce: Callable[[str], None] = lambda _: Non
     for _, text in notes:
         announce(text)
     return rows
-
-
-def missing_files(data: DataConfig) -> list[str]:
-    """``setting=path`` of each file or folder that the settings name and that is not here. Nothing is opened."""
-    return [f"{name}={source.path}" for name, source in _named_places(data) if is_missing(source)]
 
 
 def _named_places(data: DataConfig) -> list[tuple[str, SourceConfig]]:

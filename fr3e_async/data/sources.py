@@ -96,12 +96,6 @@ def kind_of(source: SourceConfig) -> Kind:
     return "parquet" if path.endswith(".parquet") else "jsonl"
 
 
-def is_missing(source: SourceConfig) -> bool:
-    """Whether it surely cannot be read from here: a file or folder that is not there. Of a hub id nobody knows."""
-    path = os.path.expanduser(source.path)
-    return not os.path.exists(path) and not (_is_pattern(path) and glob.glob(path)) and kind_of(source) != "hub"
-
-
 def may_be_fetched(source: SourceConfig) -> bool:
     """Whether reading it may need the network: an id of the hub."""
     return kind_of(source) == "hub" and not os.path.isdir(os.path.expanduser(source.path))

@@ -18,7 +18,7 @@ from fr3e_async.config import Config, EvaluationConfig
 from fr3e_async.config.data import SourceConfig
 from fr3e_async.data.prompts import make_prompts
 from fr3e_async.data.row import Columns, Record, Row, is_unicode, text_of
-from fr3e_async.data.sources import is_missing, may_be_fetched, records
+from fr3e_async.data.sources import may_be_fetched, records
 from fr3e_async.errors import DataError
 from fr3e_async.evaluation.benchmarks import BENCHMARKS, Benchmark
 from fr3e_async.evaluation.golds import Gold, read_gold
@@ -207,11 +207,6 @@ def read_suite(config: Config, announce: Callable[[str], None] = lambda _: None)
         found = read_benchmark(BENCHMARKS[name], path=evaluation.paths.get(name, ""))
         items[name] = pick(found, evaluation.suite_problems, seed=0)
     return Suite(items=items)
-
-
-def missing_files(config: EvaluationConfig) -> list[str]:
-    """``setting=path`` of each benchmark's file or folder that is not here. Nothing is opened."""
-    return [f"evaluation.paths.{name}={source.path}" for name, source in _sources(config).items() if is_missing(source)]
 
 
 def _sources(config: EvaluationConfig) -> dict[str, SourceConfig]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
+from fr3e_async import scratch
+from fr3e_async.actors.cluster import make_token
 from fr3e_async.actors.gauges import RayGauges
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.plan import check_resources, local_resources
+from fr3e_async.signals import deaf_children
 
 NAMESPACE = "fr3e"
 KNOCK_S = 10.0  # time for a cluster's address to accept a connection
@@ -65,8 +71,12 @@ def connect(config: Config, *, training: bool = True) -> None:
             "include_dashboard": False,
             "object_store_memory": int(config.ray.object_store_gib * 2**30),
         }
+        if folder := os.environ.get(scratch.VARIABLE):
+            settings["_temp_dir"] = os.path.join(folder, "ray")
+        make_token()
     try:
-        ray.init(address=address, **settings)
+        with deaf_children() if address == "local" else nullcontext():
+            ray.init(address=address, **settings)
     except (ConnectionError, TimeoutError) as error:
         raise ConfigError(f"{setting}={address}: no cluster answers, or it wants another token ({error})") from error
     except RayError as error:
@@ -77,9 +87,12 @@ def connect(config: Config, *, training: bool = True) -> None:
         check_resources(config, ray.cluster_resources(), training=training)
 
 
-def disconnect() -> None:
-    """Leave the cluster; a local one ends with it."""
+def disconnect(*, keep_logs: Path | None = None) -> None:
+    """Leave the cluster; a local one ends with it. ``keep_logs``: a folder for the local one's own logs, of a run that failed."""
     ray.shutdown()
+    if keep_logs and (folder := os.environ.get(scratch.VARIABLE)):
+        with contextlib.suppress(OSError, shutil.Error):  # there was no local cluster, or the disk is full
+            shutil.copytree(os.path.join(folder, "ray", "session_latest", "logs"), keep_logs, dirs_exist_ok=True)
 
 
 def gauges(config: Config) -> RayGauges | None:

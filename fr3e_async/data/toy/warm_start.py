@@ -20,6 +20,7 @@ from fr3e_async.clock import steady
 from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.families import FAMILIES, ToyProblem
 from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example
+from fr3e_async.observe.storage import writing_tensors
 
 THREADS = 1  # more would split sums by thread (other bytes), and crawl when other processes want the cores
 BATCH = 64  # solutions in one optimiser step
@@ -76,7 +77,8 @@ def save_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    with writing_tensors(folder / "model.safetensors"):
+        save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _train(
