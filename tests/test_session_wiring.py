@@ -22,6 +22,7 @@ from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.ending import summary_of
 from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
+from fr3e_async.observe.console import ConsoleView
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.session import Session
 from fr3e_async.types import StepReport
@@ -128,13 +129,32 @@ class Stopped(Session):
         raise asyncio.CancelledError
 
 
+def test_the_panel_of_a_resumed_run_starts_at_its_step(run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    class View(ConsoleView):
+        def __init__(self, **settings: Any) -> None:
+            made.append(settings)
+            super().__init__(**settings)
+
+    monkeypatch.setattr("fr3e_async.session.ConsoleView", View)
+    source = save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
+    for resumed, done in ((None, 0), (source, 3)):
+        session = Stopped(run_dir, version=None)
+        session._resume_from = resumed
+        assert session.run() == 0
+        assert made.pop()["done"] == done
+
+
 @pytest.mark.parametrize("version", [None, 2, 3])
 def test_a_stop_with_nothing_new_to_save_is_a_good_end(
     run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int | None
 ) -> None:
     save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
     assert Stopped(run_dir, version=version).run() == 0
-    assert "SIGTERM; nothing new to save" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[-4] == "- SIGTERM; nothing new to save"
+    assert said[-1] == f"resume  the same command with run.dir={run_dir.path} resume=auto"
 
 
 def test_a_stop_that_loses_a_batch_is_a_failure(run_dir: RunDir, tmp_path: Path) -> None:

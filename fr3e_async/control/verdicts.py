@@ -33,7 +33,9 @@ class FirstVerdicts:
             if failed and self._users and verdict.reason not in self._told and len(self._told) < TOLD:
                 said, log = verdict.reason, ""
                 if verdict.complaint:
-                    said, log = f"{verdict.reason}: {verdict.complaint}", f"; the whole traceback is in logs/{verifier}.log"
+                    named = verdict.reason.split()[-1] in verdict.complaint  # the exception
+                    said = verdict.complaint if named else f"{verdict.reason}: {verdict.complaint}"
+                    log = f"; all of it is in logs/{verifier}.log"
                 self._told[verdict.reason] = said
                 lines.append(f"{self._judge}: {said}{log}; more of these are only counted")
             self._count(verdict.reason, failed=failed)
