@@ -154,8 +154,11 @@ class Session:
             saved = max([version, *self._run_dir.checkpoints.steps()])
             if stop.controller is not None and stop.controller.machine.ledger.version > saved:
                 there = f"that of step {saved} stands" if saved else "there is none before"
-                raise RunFailed(f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}") from None
+                why = f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}"
+                recorder.failed(why)
+                raise RunFailed(why) from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
+            recorder.last_words()
         except (RunFailed, StartRefused) as error:
             recorder.failed(str(error))
             raise

@@ -174,9 +174,13 @@ class Recorder:
         self._view.finish(summary, self._run_dir.path, model=self._model())
 
     def failed(self, why: str) -> None:
-        """The run could not go on: an event, and what is left of it if a checkpoint is. A disk that is full is passed over."""
+        """The run could not go on: an event, which a full disk may refuse, and what is left of it."""
         with suppress(StorageError):
             self.event(why, "run_failed")
+        self.last_words()
+
+    def last_words(self) -> None:
+        """Say how model, page and the rest of the run are had, if there is a checkpoint."""
         if self._run_dir.checkpoints.steps():
             self._view.last_words(self._run_dir.path, model=self._model())
 
