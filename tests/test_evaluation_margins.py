@@ -137,7 +137,7 @@ def judged(answer: str, gold: str, *margins: Fraction, outcome: Outcome = Outcom
     (verdict,) = asyncio.run(actor.judge(batch, [0], [Problem(gold, margins=margins)]))  # type: ignore[arg-type]
     (found,) = asyncio.run(actor.answers(batch, [0]))  # type: ignore[arg-type]
     assert (verdict.reason == WITHIN) is (verdict.outcome is not outcome)
-    return verdict.outcome, found or ""
+    return verdict.outcome, found.answer or ""
 
 
 GOLDS = ", ".join(f"{n}.125" for n in range(30))
