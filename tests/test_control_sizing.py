@@ -192,6 +192,18 @@ def test_a_pool_is_never_larger_than_max():
     assert it.staying() == 4
 
 
+def test_one_that_drains_holds_its_place_until_it_has_gone():
+    it = hall(count=3, most=3)
+    it.put(3)
+    assert [it.beat(at, generators=0.5) for at in (0.0, 99.0)] == ["", ""]
+    assert it.beat(100.0, generators=0.5) == "drain g"  # 3 · ½ / 0.8: 2 do it
+    it.put(20)
+    assert [it.beat(at) for at in (101.0, 111.0, 112.0)] == ["", "", ""]
+    it.end()
+    it.put(20)
+    assert it.beat(113.0) == "hire g"
+
+
 def test_a_pool_of_nobody_grows_too():
     it = hall(least=0, count=0)
     it.put(20)

@@ -209,9 +209,9 @@ def test_it_sees_the_whole_response_the_gold_and_the_prompt(module: str) -> None
 
 
 def test_a_response_beyond_a_million_characters_is_unknown(module: str) -> None:
-    verdict = verdict_on("r" * (rewards.MAX_RESPONSE_CHARS + 1), f"{module}:length")
+    verdict = verdict_on("r" * 1_000_001, f"{module}:length")
     assert verdict == Verdict(outcome=Outcome.UNKNOWN, reason=RESPONSE_TOO_LONG)
-    assert verdict_on("r" * rewards.MAX_RESPONSE_CHARS, f"{module}:length").score == 1.0
+    assert verdict_on("r" * 1_000_000, f"{module}:length").score == 1.0
 
 
 def test_equal_responses_are_all_put_to_it(module: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ UNFINISHED: list[Row] = [
     (r"17\cdot 23", "391", W), ("17 + 23", "40", W), (r"\frac{34}{2}", "17", W), ("2^{10}", "1024", W), ("5!", "120", W),
     (r"\binom{10}{3}", "120", W), (r"\sqrt{4}", "2", W), (r"\log_2 8", "3", W), (r"\gcd(12,18)", "6", W), (r"2^{10} \mod 7", "2", W),
     (r"\max(1,9,3)", "9", W), (r"\lfloor 42.5 \rfloor", "42", W), ("9^{9^{9}}", "1", W), (r"\sin(\pi/2)", "1", W),
-    (r"\int_0^1 x^2\,dx", r"\frac13", W), (r"\frac12+\frac13", r"\frac56", W), (r"\sqrt{0.25}", "0.5", W), ("0.5+0.25", "0.75", W),
+    (r"\int_0^1 x^2\,dx", r"\frac13", W), (r"\frac12+\frac13", r"\frac56", W), (r"\sqrt{0.25}", "0.5", W), ("0.5+0.25", "0.75", W), ("2+1.14", "3.14", W),
     (r"\sum_{k=1}^n k", r"\frac{n(n+1)}{2}", W), (r"\frac{d}{dx}x^2", "2x", W), (r"\lim_{n\to\infty}(1+1/n)^n", "e", W),
     (r"\cos(\pi/6)", r"\frac{\sqrt3}{2}", W),
     (r"10^3", "1000", R), (r"1.5\times 10^{3}", "1500", R), ("1e3", "1000", R), ("42.0", "42", R), (r"\frac24", "0.5", R), ("2/4", r"\frac12", R),
@@ -70,7 +70,7 @@ SHAPES: list[Row] = [
 ]  # fmt: skip
 
 SETS: list[Row] = [
-    ("k < -5", r"(-\infty,-5)", R), (r"(-\infty,-5)", "k < -5", R), ("k > -5", r"(-\infty,-5)", W), (r"0.5 \leq x \leq 8", r"[\frac12,8]", R),
+    ("k < -5", r"(-\infty,-5)", R), (r"(-\infty,-5)", "k < -5", R), ("k > -5", r"(-\infty,-5)", W), (r"x \in", "(1,2)", W), (r"0.5 \leq x \leq 8", r"[\frac12,8]", R),
     (r"2 < x \leq 4", "(2,4)", W), (r"x \in [-2,7]", "[-2,7]", R), (r"(4,8]\cup[10,12)", r"4<m\le 8\text{ or }10\le m<12", R),
     (r"(2,3)", r"\Big\{x | 2 < x < 3\Big\}", R), (r"\mathbb{R}\setminus\{1\}", r"(-\infty,1)\cup(1,\infty)", R),
     (r"\{x \mid x<2\} - \{1\}", r"(-\infty,1)\cup(1,2)", R), (r"p \equiv 1 \pmod 2", r"p \equiv 1 \pmod 4", W),

@@ -125,7 +125,7 @@ def is_name(tokens: Tokens) -> bool:
     if tokens and all(is_word(token) for token in tokens):
         return True
     at = 0
-    while at < len(tokens) and at < 4 and len(tokens[at]) == 1 and tokens[at].isalpha() and (tokens[at].isupper() or at == 0):
+    while at < len(tokens) and at < 4 and tokens[at].isalpha() and (tokens[at].isupper() or at == 0):
         at += 1
     if at == 0 and tokens[:1] and tokens[0][0] == "\\" and tokens[0][1:] in _GREEK:
         at = 1

@@ -119,15 +119,14 @@ class CoverageMap:
     def of(self, mutant: Mutation, budget_s: float) -> tuple[list[str], int]:
         """(tests, how many more there are): the cheapest that need no more than ``budget_s`` together, file by file, first those that have many a second.
 
-        What runs with an import, in other processes or never is met by the tests of the whole file, and a file that none is seen to run by
-        those of its folder.
+        What runs in other processes or never is met by the tests of the whole file; what runs with an import, and a file that no test is seen
+        to run, by those of its folder.
         """
         lines, places = self.lines.get(mutant.file, {}), range(mutant.lines[0], mutant.lines[1] + 1)
         folder = [of_file for file, of_file in self.lines.items() if Path(file).parent == Path(mutant.file).parent]
+        seen = set().union(*(lines.get(line, ()) for line in places)) or set().union(*lines.values())
         found = (
-            set().union(*(lines.get(line, ()) for line in ([] if mutant.imported else places)))
-            or set().union(*lines.values())
-            or set().union(*(tests for of_file in folder for tests in of_file.values()))
+            seen if seen and not mutant.imported else set().union(*(tests for of_file in folder for tests in of_file.values()))
         )
         chosen, total = [], 0.0
         for test in sorted(found, key=lambda test: (self.cost[test], test)):
