@@ -110,6 +110,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--patience", type=float, default=1.0, help="times the wall seconds of a mutant (1); more on a busy machine"
     )
+    parser.add_argument(
+        "--tests", nargs="+", default=(), metavar="test_x.py", help="no other test files: soon done after new tests"
+    )
     parser.add_argument("--list", action="store_true", help="list them and run nothing")
     arguments = parser.parse_args(argv)
     rows, equivalents = read_rows(arguments.rows), read_rows(FOLDER / "equivalents.jsonl")
@@ -142,6 +145,7 @@ def _meet(arguments: argparse.Namespace, mutants: Sequence[Mutation], rows: dict
         work=arguments.work,
         workers=arguments.workers,
         budget_s=arguments.budget,
+        only=tuple(arguments.tests),
         patience=arguments.patience,
     )
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -47,11 +47,13 @@ class Bench:
     budget_s: float = 60.0
     heavy: tuple[str, ...] = HEAVY
     least_s: int = 20  # CPU seconds that a mutant may need in any case, its imports among them
+    only: tuple[str, ...] = ()  # names of test files: no others
     patience: float = 1.0  # times the wall seconds that a mutant may need; more where a machine is busy
 
     def test_files(self) -> list[str]:
         names = sorted(path.name for path in (self.root / "tests").glob("test_*.py"))
-        return [f"tests/{name}" for name in names if not any(fnmatch(name, pattern) for pattern in ELSEWHERE)]
+        left_out = [name for name in names if any(fnmatch(name, pattern) for pattern in ELSEWHERE)]
+        return [f"tests/{name}" for name in names if (name in self.only if self.only else name not in left_out)]
 
     def maps(self, say: Callable[[str], None]) -> CoverageMap:
         """Made where there is none yet for what a test file depends on."""
