@@ -136,6 +136,11 @@ def test_a_type_that_json_cannot_tell_is_refused(kind):
         decode(kind, [1, "w", None], PROMPTS.__getitem__)
 
 
-def test_too_few_fields_are_an_error():
+@pytest.mark.parametrize("kind", [Score, tuple[str, float]])
+def test_too_few_fields_are_an_error(kind):
     with pytest.raises(ValueError, match="zip"):
-        decode(Score, [1, 2], PROMPTS.__getitem__)
+        decode(kind, [1], PROMPTS.__getitem__)
+
+
+def test_each_of_a_pair_has_its_own_type():
+    assert decode(tuple[int, Outcome], [1, "right"], PROMPTS.__getitem__) == (1, Outcome.RIGHT)

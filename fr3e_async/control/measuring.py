@@ -78,8 +78,8 @@ class Measuring:
 
     def trained(self, version: int) -> None:
         every, marked = self._config.evaluation.every, self._passes_a_mark()
-        if 0 < version < self._config.run.steps and (marked or (every and version % every == 0)):
-            self._due = version
+        if version < self._config.run.steps and (marked or (every and version % every == 0)):
+            self._due = version  # 0, the model as it was given: ``first`` measures that
 
     def _passes_a_mark(self) -> bool:
         every = self._config.evaluation.every_tokens
