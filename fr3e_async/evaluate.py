@@ -238,6 +238,7 @@ def identity_of(config: Config, model: Model, sets: Sequence[TestSet]) -> dict[s
         "temperature": evaluation.temperature,
         "top_p": evaluation.top_p,
         "max_response": sampling.max_response,
+        "stop": sampling.stop,
         "max_prompt": data.max_prompt,
         "template": data.template,
         "chat": data.chat,
