@@ -163,10 +163,14 @@ def evaluate(asked: Asked) -> int:
 
     suite = read_suite(config, announce=announce)
     heldout = pick(read_heldout(config, announce), config.evaluation.problems, seed=config.run.seed) if asked.heldout else []
+    os.environ.update(quiet_environment(verbose=config.observe.verbose))  # libraries read it when they are imported
+    tokenizer = load_tokenizer(config)
+    sets = make_sets(suite, tokenizer, config)
+    if heldout:
+        sets.insert(0, heldout_set(make_prompts(heldout, tokenizer, config.data), samples=config.evaluation.samples))
     if asked.dry_run:
         print(plan_text(config, suite, heldout))
         return 0
-    os.environ.update(quiet_environment(verbose=config.observe.verbose))  # libraries read it when they are imported
     # Imported here: Ray takes a second, and neither --help nor a misspelling needs it.
     from fr3e_async.evaluate_job import Job
     from fr3e_async.rollout import check_installed
@@ -174,10 +178,6 @@ def evaluate(asked: Asked) -> int:
 
     check_installed(config.engine.entropy)
     check_cluster(config, training=False)
-    tokenizer = load_tokenizer(config)
-    sets = make_sets(suite, tokenizer, config)
-    if heldout:
-        sets.insert(0, heldout_set(make_prompts(heldout, tokenizer, config.data), samples=config.evaluation.samples))
     model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
     identity = identity_of(config, model, sets)
     out = Path(os.path.expanduser(asked.out)) if asked.out else default_out(asked.name, started_at)

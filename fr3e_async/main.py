@@ -1,7 +1,7 @@
 """``python -m fr3e_async.main config=FILE [key=value ...]``: the entry. Reads as a table of contents.
 
-Exit codes: 0 the run finished or was stopped with a checkpoint; 1 it failed after it had started; 2 bad input, and nothing
-was started or written; 130 Ctrl-C before it had started.
+Exit codes: 0 the run finished or was stopped with a checkpoint, or had nothing left to do; 1 it failed after it had started; 2 bad input, and
+nothing was started or written; 130 Ctrl-C, SIGTERM or SIGHUP before it had started.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fr3e_async.errors import ConfigError, RunFailed, UserError
 from fr3e_async.loader import OPTIONS, LoadedConfig, load_config, unknown_topic
 from fr3e_async.observe.logs import quiet_environment
 from fr3e_async.scratch import scratch
+from fr3e_async.signals import interrupting
 
 WORDS = (*OPTIONS, "--all", "--version")
 
@@ -69,10 +70,10 @@ def show_plan(loaded: LoadedConfig, *, every_setting: bool) -> int:
 def check(loaded: LoadedConfig) -> list[str]:
     """What the checks of a start find, a line each; by the same functions. Raises ``UserError`` as a start does."""
     os.environ.update(quiet_environment(verbose=loaded.config.observe.verbose))
-    from fr3e_async.session import Session  # it loads Ray, and the checks load the tokenizer
+    from fr3e_async.preparing import prepare  # it loads Ray, and the checks load the tokenizer
 
-    with scratch(), Session.prepare(loaded, trial=True) as session:
-        return session.found()
+    with scratch(), prepare(loaded, trial=True) as session:
+        return list(session.found)
 
 
 def show(text: str) -> int:
@@ -87,9 +88,12 @@ def show(text: str) -> int:
 def train(loaded: LoadedConfig) -> int:
     os.environ.update(quiet_environment(verbose=loaded.config.observe.verbose))  # libraries read it when they are imported
     # Imported here: Ray takes a second to load, and neither help nor a dry run needs it.
-    from fr3e_async.session import Session
+    from fr3e_async.preparing import prepare
 
-    with scratch(), Session.prepare(loaded) as session:
+    with interrupting(), scratch(), prepare(loaded) as session:
+        if session.done:
+            show(session.done)
+            return 0
         session.connect()
         return session.run()
 

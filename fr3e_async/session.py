@@ -1,6 +1,5 @@
-"""One session of a run in the driver process: check everything, connect, train, leave a result.
+"""One session of a run in the driver process: connect, train, leave a result. What it is made from is ``preparing``.
 
-prepare   vLLM, model, cluster, data rows, prompts, run directory: bad input ends here, with nothing left behind
 connect   join or start the Ray cluster
 run       actors up ─► controller ─► final model, summary, before/after table; signals end in a checkpoint
 """
@@ -9,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.clock import Clock, RunClock, steady, wall
+from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.controller import Controller
@@ -28,34 +26,25 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.ends import endless_turns
-from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
-from fr3e_async.data.pieces import Spell, speller
-from fr3e_async.data.prompts import Datasets, load_datasets
-from fr3e_async.data.rows import read_rows
+from fr3e_async.data.pieces import Spell
+from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.ending import Stop, summary_of
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
-from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
+from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.export import write_run_card
-from fr3e_async.learner.config_check import check_config
-from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.checkpoints import step_of
-from fr3e_async.observe.console import ConsoleView, make_console
+from fr3e_async.observe.console import ConsoleView, make_console, say
 from fr3e_async.observe.events import EventKind
-from fr3e_async.observe.logs import quiet_driver, stderr_in
+from fr3e_async.observe.logs import stderr_in
 from fr3e_async.observe.recorder import Recorder
-from fr3e_async.observe.run_dir import RunDir, default_path
-from fr3e_async.observe.trackers import check_trackers, make_trackers
-from fr3e_async.resuming import check_resume, newest_checkpoint, restored
-from fr3e_async.rollout import check_installed
-from fr3e_async.rollout.door import Questions, make_questions
-from fr3e_async.verify.golds import screen_golds
-from fr3e_async.verify.rewards import check_reward_functions
+from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.observe.trackers import make_trackers
+from fr3e_async.resuming import newest_checkpoint, restored
+from fr3e_async.rollout.door import Questions
 from fr3e_async.wiring import (
     Deployment,
     Model,
-    check_cluster,
     connect,
     connecting,
     disconnect,
@@ -82,98 +71,26 @@ class Session:
         *,
         benchmarks: Sequence[TestSet] = (),
         resume_from: Path | None,
+        done: str = "",
         clock: Clock,
         started_at: float,
         spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
         questions: Questions | None = None,
-        doubts: Sequence[str] = (),
+        found: Sequence[str] = (),
     ) -> None:
-        """Use ``prepare``. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text.
-        ``notes``: what a person should read once the console is there; empty ones are passed over. ``questions``: to engines; None: nothing is asked.
-        ``doubts``: why a start on this machine would be refused, of a trial."""
-        self._doubts = tuple(doubts)
+        """Use ``preparing.prepare``. ``found``: by its checks, a line each. ``done``: why there is nothing left to do. ``clock``: of all stamps and
+        durations; ``started_at``: when the program began, by it. ``spell``: tokens as text. ``notes``: what a person should read once the console is
+        there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        self.found = tuple(found)
         self._questions = questions if config.learner.stop_above_mismatch else None
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
-        self._benchmarks = tuple(benchmarks)
+        self._benchmarks, self.done = tuple(benchmarks), done
         self._clock, self._started_at, self._resume_from, self._spell = clock, started_at, resume_from, spell
         self._wall_before_s = 0.0  # of earlier processes
         self._connected = False
         self._reached_actors = False
-
-    @classmethod
-    def prepare(cls, loaded: LoadedConfig, *, trial: bool = False) -> Session:
-        """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds.
-
-        ``trial``: for ``found`` alone. Leaves no file, builds no toy model, and notes what only this machine lacks (vLLM, GPUs).
-        """
-        began = steady() - process_age()
-        config, doubts = loaded.config, list[str]()
-        for check in (
-            lambda: check_installed(config.engine.entropy),
-            lambda: check_trackers(config),
-            lambda: check_cluster(config),
-        ):
-            try:
-                check()
-            except UserError as error:
-                if not trial:
-                    raise
-                doubts.append(str(error))
-        check_model(config)
-        suite = read_suite(config, announce=_say(config))
-        rows = read_rows(config, suite.rows, announce=_say(config))
-        check_context(config)
-        check_reward_functions(config)
-        screened = screen_golds(rows, config, announce=_say(config))
-        tokenizer = load_tokenizer(config)
-        check_trainable(config)
-        datasets = load_datasets(config, tokenizer, screened.rows)
-        benchmarks = make_sets(suite, tokenizer, config)
-        named = os.path.expanduser(config.run.dir)
-        run_path = Path(named) if named else default_path(config.run.name, wall())
-        run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml, trial=trial)
-        with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
-            undo.callback(run_dir.discard)
-            if not trial:
-                quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
-            resume_from = check_resume(config, datasets, run_dir)
-            path = config.model.path if trial else str(resolve_model(config, _say(config)))
-            model = Model(path=path, end_token_ids=datasets.ends)
-            undo.pop_all()
-        skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
-        notes: list[tuple[EventKind, str]] = [
-            ("data_dropped" if config.data.on_string_gold == "drop" else "note", screened.note),
-            *rows.notes,
-            *datasets.notes,
-            ("model_doubt", endless_turns(config, tokenizer)),
-            *(("data_dropped", text) for text in left_out(suite, benchmarks)),
-            *skipped,
-        ]
-        spell, age = speller(tokenizer), steady() - began
-        clock = RunClock(after=run_dir.last_stamp() + age)
-        return cls(
-            config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from,
-            clock=clock, started_at=clock() - age, spell=spell, notes=notes,
-            questions=make_questions(tokenizer, room=config.context_length - 1), doubts=doubts,
-        )  # fmt: skip
-
-    def found(self) -> list[str]:
-        """What the checks of ``prepare`` have found, a line each."""
-        data, source = self._datasets, self._resume_from
-        longest = max(prompt.token_ids.size for prompt in (*data.train, *data.heldout))
-        goes_on = f"goes on from step {step_of(source)}" if source else "begins at step 0"
-        return [
-            f"data: {len(data.train):,} training problems, {len(data.heldout):,} held out, "
-            f"{sum(len(one.problems) for one in self._benchmarks):,} of benchmarks; the longest prompt has {longest} tokens",
-            *([f"{data.dropped:,} prompts are longer than data.max_prompt and would be dropped"] if data.dropped else []),
-            f"model: {self._model.path}, end tokens {', '.join(map(str, self._model.end_token_ids))}",
-            f"reward: {' + '.join(f'{term.weight:g} x {term.function}' for term in self._config.reward_terms)}",
-            f"run directory: {self._run_dir.path}, which takes data; the run {goes_on}",
-            *(note for _, note in self._notes),
-            *(f"a start on this machine would be refused: {doubt}" for doubt in self._doubts),
-        ]
 
     def __enter__(self) -> Session:
         return self
@@ -189,7 +106,7 @@ class Session:
     def connect(self) -> None:
         """Join or start the cluster. Raises ``ConfigError`` if the actors do not fit."""
         self._connected = True
-        _say(self._config)(connecting(self._config))
+        say(self._config)(connecting(self._config))
         verbose = self._config.observe.verbose
         with nullcontext() if verbose else stderr_in(self._run_dir.logs / "driver.log"):
             connect(self._config)
@@ -226,7 +143,7 @@ class Session:
         )
         deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
         view.start()
-        stop = Stop(grace_s=self._config.run.stop_grace_s)
+        stop = Stop(grace_s=self._config.run.stop_grace_s, say=recorder.note)
         stop.task = asyncio.create_task(self._train(deployment, recorder, stop))
         stop.listen()
         try:
@@ -236,10 +153,8 @@ class Session:
                 raise
             saved = max([version, *self._run_dir.checkpoints.steps()])
             if stop.controller is not None and stop.controller.machine.ledger.version > saved:
-                raise RunFailed(
-                    f"{stop.reason}: the last checkpoint could not be written within run.stop_grace_s "
-                    f"({self._config.run.stop_grace_s:g} s); the one before it stands"
-                ) from None
+                there = f"that of step {saved} stands" if saved else "there is none before"
+                raise RunFailed(f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}") from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
         except (RunFailed, StartRefused) as error:
             recorder.failed(str(error))
@@ -258,6 +173,7 @@ class Session:
             recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
         async with self._telling(recorder, deployment):
             await deployment.start(resume_from=self._resume_from)
+        self._run_dir.renew(self._config)
         spent = self._clock() - self._started_at
         recorder.note(f"all actors up after {spent:.0f} s", "actors_up", seconds=round(spent, 3))
         controller, reason = await self._to_the_end(deployment, recorder, stop)
@@ -339,7 +255,7 @@ class Session:
         try:
             write_run_card(self._run_dir.path, dtype=self._config.learner.dtype)
         except StorageError as error:  # said and not recorded, since the events log lies on the same disk
-            _say(self._config)(f"the model's README.md was not written: {error}")
+            say(self._config)(f"the model's README.md was not written: {error}")
 
     async def _save_model(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> bool:
         """False if a stop came first: the last checkpoint is whole, and the model can be taken from it."""
@@ -434,22 +350,3 @@ class Session:
     def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
         keep = self._config.observe.trees_per_step
         return TreeKeeper(per_step=keep, store=deployment.crew.payloads, spell=self._spell, keep=recorder)
-
-
-def check_trainable(config: Config) -> None:
-    """Refuse a model whose config tells that ``learner.packing`` or ``learner.attention`` do not fit it. ``ModelError``."""
-    learner = config.learner
-    if (found := transformers_config(config)) is not None:
-        check_config(found, packing=learner.packing, attention=learner.attention, longest=config.context_length)
-
-
-def _say(config: Config) -> Callable[[str], None]:
-    """Print, unless the console is off."""
-    return lambda text: None if config.observe.console == "off" else print(text, flush=True)
-
-
-def process_age() -> float:
-    """Seconds since this process was started: imports are part of a run's start-up."""
-    import psutil
-
-    return max(0.0, wall() - psutil.Process().create_time())  # of the wall clock as it stands now, both

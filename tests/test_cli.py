@@ -256,7 +256,7 @@ def test_ctrl_c_before_the_start_leaves_nothing(cli: Cli, ready: list[str], monk
         assert (cli.folder / "run").is_dir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fr3e_async.session.resolve_model", interrupted)
+    monkeypatch.setattr("fr3e_async.preparing.resolve_model", interrupted)
     assert cli(*ready) == (130, "", "interrupted\n")
     assert everything_below(cli.folder) == {}
 

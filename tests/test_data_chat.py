@@ -23,7 +23,7 @@ from fr3e_async.data.rows import Rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import ConfigError, DataError, ModelError
 from fr3e_async.loader import load_config
-from fr3e_async.session import Session
+from fr3e_async.preparing import prepare
 
 EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -153,7 +153,7 @@ def test_a_run_says_so_once_it_has_a_console(
     with guarded_cli(tmp_path, monkeypatch, capsys) as cli:
         folder = make_model(cli.folder / "model")
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
-        with Session.prepare(load_config([*TOY, f"model.path={folder}"])) as session:
+        with prepare(load_config([*TOY, f"model.path={folder}"])) as session:
             ((kind, note),) = session._notes
     assert kind == "model_doubt"
     assert "may not end" in note

@@ -22,6 +22,7 @@ from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.ending import summary_of
 from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
+from fr3e_async.observe.console import ConsoleView
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.session import Session
 from fr3e_async.types import StepReport
@@ -124,8 +125,25 @@ class Stopped(Session):
     async def _train(self, deployment: Any, recorder: Any, stop: Any) -> None:
         if self.version is not None:
             stop.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(version=self.version)))
-        stop.reason = "SIGTERM"
+        stop.reason, stop.hurry = "SIGTERM", "run.stop_grace_s (25 s) is over"
         raise asyncio.CancelledError
+
+
+def test_the_panel_of_a_resumed_run_starts_at_its_step(run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    class View(ConsoleView):
+        def __init__(self, **settings: Any) -> None:
+            made.append(settings)
+            super().__init__(**settings)
+
+    monkeypatch.setattr("fr3e_async.session.ConsoleView", View)
+    source = save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
+    for resumed, done in ((None, 0), (source, 3)):
+        session = Stopped(run_dir, version=None)
+        session._resume_from = resumed
+        assert session.run() == 0
+        assert made.pop()["done"] == done
 
 
 @pytest.mark.parametrize("version", [None, 2, 3])
@@ -139,5 +157,8 @@ def test_a_stop_with_nothing_new_to_save_is_a_good_end(
 
 def test_a_stop_that_loses_a_batch_is_a_failure(run_dir: RunDir, tmp_path: Path) -> None:
     save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
-    with pytest.raises(RunFailed, match=r"^SIGTERM: the last checkpoint could not be written within run\.stop_grace_s \(\d+ s\)"):
+    with pytest.raises(
+        RunFailed,
+        match=r"^SIGTERM: the last checkpoint was not waited for, since run\.stop_grace_s \(25 s\) is over; that of step 3 stands$",
+    ):
         Stopped(run_dir, version=4).run()

@@ -76,11 +76,22 @@ def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
     trace = (
         'Traceback (most recent call last):\n  File "/home/me/mine.py", line 7, in score\n    int(text)\nValueError: no digits\n'
     )
-    told = watch.take("verifier-0", [RIGHT, failed(complaint=last_words(trace)), failed(), failed("cpu limit"), NOTHING])
+    told = watch.take(
+        "verifier-0",
+        [
+            RIGHT,
+            failed(complaint=last_words(trace)),
+            failed(),
+            failed("cpu limit"),
+            failed("reward returned str", "it returned 'a'"),
+            NOTHING,
+        ],
+    )
     assert told == [
-        "reward=mine:score: reward raised ValueError: ValueError: no digits (mine.py, line 7, in score); the whole traceback is in "
+        "reward=mine:score: ValueError: no digits (mine.py, line 7, in score); all of it is in "
         "logs/verifier-0.log; more of these are only counted",
         "reward=mine:score: cpu limit; more of these are only counted",
+        "reward=mine:score: reward returned str: it returned 'a'; all of it is in logs/verifier-0.log; more of these are only counted",
     ]
     assert watch.take("verifier-1", [failed(), failed("cpu limit")]) == []
 
@@ -92,8 +103,8 @@ def test_64_failures_at_the_beginning_end_the_run() -> None:
     with pytest.raises(RunFailed) as caught:
         watch.take("verifier-0", [failed("cpu limit")] * 5)
     assert str(caught.value) == (
-        "reward=mine:score: the first 64 verdicts all failed, so nothing can be learned: "
-        "60 × reward raised ValueError: ValueError: no digits (mine.py, line 7, in score), 4 × cpu limit"
+        "reward=mine:score: the first 64 verdicts all failed: "
+        "60 × ValueError: no digits (mine.py, line 7, in score), 4 × cpu limit"
     )
 
 

@@ -17,7 +17,7 @@ from fr3e_async.config import Config, DataConfig, EngineConfig, VerifierPoolConf
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.errors import DataError
 from fr3e_async.loader import load_config
-from fr3e_async.session import Session
+from fr3e_async.preparing import prepare
 from fr3e_async.verify import golds, tasks
 from fr3e_async.verify.__main__ import main
 from fr3e_async.verify.golds import GoldFlag, Screened, flag_golds, screen_golds
@@ -257,7 +257,7 @@ def test_a_run_is_told_of_them_once_it_has_a_console(cli: Cli, policy: str, kept
         "data.heldout=",
         f"data.on_string_gold={policy}",
     ]
-    with Session.prepare(load_config(arguments)) as session:
+    with prepare(load_config(arguments)) as session:
         ((kind, note),) = session._notes
         assert "train.jsonl:4 (not mathematics)" in note
         assert kind == ("data_dropped" if policy == "drop" else "note")

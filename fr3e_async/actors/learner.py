@@ -50,6 +50,8 @@ class LearnerActor(Watched):
         self._rank.setup(rank, world, host, port)
         if resume_from:
             self._rank.load(Path(resume_from), CHECKPOINT_TAG)
+        else:
+            self._rank.begin()
 
     def train(self, payloads: Sequence[ray.ObjectRef], picks: Sequence[Pick], version: int) -> StepReport:
         batches = ray.get(list(payloads))

@@ -62,6 +62,7 @@ class Shelf:
         self._payloads: dict[int, Payload] = {}
         self._of: dict[str, list[int]] = {}
         self._next = 0
+        self._sheltering = False
 
     def __len__(self) -> int:
         return len(self._payloads)
@@ -73,9 +74,11 @@ class Shelf:
         return key in self._payloads
 
     async def shelter(self, store: PayloadStore) -> None:
-        """Have copies of all on this node, as far as that can be done in ``SHELTER_S``."""
-        payloads = list(self._payloads.values())
-        await on_the_side(lambda: store.fetch(payloads, timeout_s=SHELTER_S))
+        """Have copies of all on this node, as far as that can be done in ``SHELTER_S``; once for all workers of a node that goes."""
+        if not self._sheltering:
+            self._sheltering, payloads = True, list(self._payloads.values())
+            await on_the_side(lambda: store.fetch(payloads, timeout_s=SHELTER_S))
+            self._sheltering = False
 
     def open(self, group: str) -> None:
         self._of.setdefault(group, [])

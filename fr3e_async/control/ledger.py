@@ -53,6 +53,11 @@ _WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.J
 class StarvedError(RunFailed):
     """Too many degenerate groups in a row: there is nothing to learn from these prompts with this policy."""
 
+    def __init__(self, why: str, retired: Retire) -> None:
+        """``retired``: the last of them, which the ledger has settled."""
+        super().__init__(why)
+        self.retired = retired
+
 
 class LedgerError(RunFailed):
     """The books do not balance."""
@@ -104,6 +109,10 @@ class Ledger:
         self._settled = self.fates.total()
         self._ready = 0  # open groups with credit
         self._rejected_in_a_row = state.rejected_in_a_row if state else 0
+        if (
+            self._rejected_in_a_row > config.flow.max_rejected_in_a_row
+        ):  # the session before ended for it: who goes on has mended something
+            self._rejected_in_a_row = 0
         self._reasons: Counter[str] = Counter()  # of the verdicts in these groups
         self.departed: list[tuple[Group, Retire]] = []  # groups that the last event retired, whole
         self._issue = Issuer()
@@ -362,7 +371,8 @@ class Ledger:
             raise StarvedError(
                 f"{self._rejected_in_a_row} groups in a row taught nothing (fates so far: {dict(self.fates)}; "
                 f"their verdicts: {', '.join(f'{count} {reason}' for reason, count in self._reasons.most_common(3))}); "
-                f"flow.max_rejected_in_a_row is {bound}. Are the problems far too easy or too hard, or answers unreadable?"
+                f"flow.max_rejected_in_a_row is {bound}. Are the problems far too easy or too hard, or answers unreadable?",
+                group,
             )
 
     def _close(self, group: Group, fate: str) -> Retire:

@@ -33,7 +33,9 @@ class FirstVerdicts:
             if failed and self._users and verdict.reason not in self._told and len(self._told) < TOLD:
                 said, log = verdict.reason, ""
                 if verdict.complaint:
-                    said, log = f"{verdict.reason}: {verdict.complaint}", f"; the whole traceback is in logs/{verifier}.log"
+                    named = verdict.reason.split()[-1] in verdict.complaint  # the exception
+                    said = verdict.complaint if named else f"{verdict.reason}: {verdict.complaint}"
+                    log = f"; all of it is in logs/{verifier}.log"
                 self._told[verdict.reason] = said
                 lines.append(f"{self._judge}: {said}{log}; more of these are only counted")
             self._count(verdict.reason, failed=failed)
@@ -46,4 +48,4 @@ class FirstVerdicts:
         self._failed[reason] += 1
         if self._failed.total() == FIRST:
             kinds = ", ".join(f"{count} × {self._told.get(reason, reason)}" for reason, count in self._failed.most_common(3))
-            raise RunFailed(f"{self._judge}: the first {FIRST} verdicts all failed, so nothing can be learned: {kinds}")
+            raise RunFailed(f"{self._judge}: the first {FIRST} verdicts all failed: {kinds}")

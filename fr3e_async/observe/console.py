@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fr3e_async.clock import Clock, steady
+from fr3e_async.config import Config
 from fr3e_async.errors import printable
 from fr3e_async.evaluation.accuracy import EvaluationResult, comparison
 from fr3e_async.observe.summary import Summary
@@ -58,6 +59,11 @@ def make_console(setting: Literal["auto", "live", "plain", "off"], stream: IO[st
     if mode == "live":
         return mode, Console(file=stream, force_terminal=True)
     return mode, Console(file=stream, force_terminal=False, no_color=True, highlight=False, width=140)
+
+
+def say(config: Config) -> Callable[[str], None]:
+    """Print a line before there is a view, unless the console is off."""
+    return lambda text: None if config.observe.console == "off" else print(text, flush=True)
 
 
 def duration(seconds: float) -> str:

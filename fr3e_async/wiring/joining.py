@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fr3e_async.actors.gauges import RayGauges
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.plan import check_resources, local_resources
+from fr3e_async.signals import deaf_children
 
 NAMESPACE = "fr3e"
 KNOCK_S = 10.0  # time for a cluster's address to accept a connection
@@ -73,7 +75,8 @@ def connect(config: Config, *, training: bool = True) -> None:
             settings["_temp_dir"] = os.path.join(folder, "ray")
         make_token()
     try:
-        ray.init(address=address, **settings)
+        with deaf_children() if address == "local" else nullcontext():
+            ray.init(address=address, **settings)
     except (ConnectionError, TimeoutError) as error:
         raise ConfigError(f"{setting}={address}: no cluster answers, or it wants another token ({error})") from error
     except RayError as error:

@@ -47,6 +47,7 @@ class Model:
 
     path: str
     end_token_ids: tuple[int, ...]
+    optimizer_from: str = ""  # a learner checkpoint of these weights, whose optimiser a new run takes on
 
 
 class Starter:
@@ -258,6 +259,7 @@ def learner_spec(config: Config, model: Model, *, dumps: Path) -> LearnerSpec:
     """Of every rank of the learner group."""
     return LearnerSpec(
         path=model.path,
+        optimizer_from=model.optimizer_from,
         learner=replace(config.learner, stop_above_mismatch=0.0 if config.sampling.filtered else mismatch_bound(config)),
         loss=config.loss,
         revision=config.model.revision,

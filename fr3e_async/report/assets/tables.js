@@ -5,7 +5,7 @@ const ASIDE = new Set(["evaluations", "verdict_reasons", "accuracy_intervals", "
 function drawOverview(root) {
   function fill() {
     const runs = shownRuns();
-    replace(root, evaluationsOf(runs), section("Result",
+    replace(root, h("section", {}, h("h2", {}, runs.length > 1 ? "Runs" : "The run"), runs.map(headlineOf)), evaluationsOf(runs), section("Result",
       h("p.note", {}, "What each run says of itself (summary.json). A run that is going on, or that failed, has not said it yet."), resultTable(runs)));
   }
   fill();
@@ -76,7 +76,7 @@ function evaluationTable(run) {
   const passes = [...new Set(run.evaluations.flatMap((row) => Object.keys(row.pass_at ?? {})))].filter((k) => k !== "1").sort((a, b) => a - b);
   const rows = run.evaluations.map((row) => [whole(row.label), whole(row.benchmark), percent(row.accuracy),
     whole(`${percent(row.low)} – ${percent(row.high)}`), ...passes.map((k) => evaluated(row.pass_at?.[k], "pass")),
-    num(row.at.step, 4), num(row.at.generated, 4), num(row.at.trained, 4), duration(row.at.wall), ...columns.map((key) => evaluated(row[key], key))]);
+    num(row.at.step, 4), num(row.at.generated, 4), num(row.at.trained, 4), whole(duration(row.at.wall)), ...columns.map((key) => evaluated(row[key], key))]);
   const head = ["label", "benchmark", "avg@k", "95 % interval", ...passes.map((k) => `pass@${k}`), "batches", "generated", "trained", "wall-clock",
     ...columns.map((key) => visible(key.replace(/_s$/, "").replaceAll("_", " ")))];
   return h("article.account", {}, h("h3", {}, runName(run.index)), table(`Evaluations of ${visible(run.name)}`, head, rows));
