@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from fr3e_async import __version__
 from fr3e_async.errors import ConfigError, RunFailed, UserError
-from fr3e_async.loader import OPTIONS, LoadedConfig, load_config, unknown_topic
+from fr3e_async.hints import unknown_topic
+from fr3e_async.loader import OPTIONS, LoadedConfig, load_config
 from fr3e_async.observe.logs import quiet_environment
 from fr3e_async.scratch import scratch
 from fr3e_async.signals import interrupting

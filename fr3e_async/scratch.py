@@ -106,7 +106,8 @@ def actor_scratch() -> None:
     # multiprocessing's tracker of semaphores and segments, as it is started there, but out of reach of Ray, which kills all that
     # descends from an actor: in a session of its own, and nobody's child once the shell has gone.
     read, write = os.pipe()
-    script = '("$1" -c "from multiprocessing.resource_tracker import main; main($2)"; shift 2; rm -rf -- "$@") &'
+    track = '"$1" -c "from multiprocessing.resource_tracker import main; main($2)"'
+    script = f'({track}; shift 2; rm -rf -- "$@"; rmdir "${{1%/*}}") &' if own else f"{track} &"
     nothing = subprocess.DEVNULL
     subprocess.run(
         ["sh", "-c", script, "sh", sys.executable, str(read), *own],

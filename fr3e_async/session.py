@@ -10,6 +10,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -42,6 +43,7 @@ from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.observe.trackers import make_trackers
 from fr3e_async.resuming import newest_checkpoint, restored
 from fr3e_async.rollout.door import Questions
+from fr3e_async.verify.rewards import MATH
 from fr3e_async.wiring import (
     Deployment,
     Model,
@@ -130,7 +132,10 @@ class Session:
         version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
         run = self._config.run
-        view = ConsoleView(mode=mode, console=screen, name=run.name, steps=run.steps, done=version, clock=self._clock)
+        graded = self._config.reward_range if any(term.function != MATH for term in self._config.reward_terms) else None
+        view = ConsoleView(
+            mode=mode, console=screen, name=run.name, steps=run.steps, done=version, graded=graded, clock=self._clock
+        )  # fmt: skip
         recorder = Recorder(
             self._run_dir,
             config=self._config.observe,
@@ -139,6 +144,7 @@ class Session:
             resumed_from=version,
             settled=settled,
             exporter=gauges(self._config),
+            settings=asdict(self._config),
             trackers=make_trackers(self._config, self._run_dir.path),
         )
         deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
@@ -154,8 +160,11 @@ class Session:
             saved = max([version, *self._run_dir.checkpoints.steps()])
             if stop.controller is not None and stop.controller.machine.ledger.version > saved:
                 there = f"that of step {saved} stands" if saved else "there is none before"
-                raise RunFailed(f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}") from None
+                why = f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}"
+                recorder.failed(why)
+                raise RunFailed(why) from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
+            recorder.last_words()
         except (RunFailed, StartRefused) as error:
             recorder.failed(str(error))
             raise

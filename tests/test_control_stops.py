@@ -176,6 +176,38 @@ def test_deaths_of_a_role_leave_the_batch_that_was_in_training(tmp_path: Path, r
     assert audited(tmp_path, again.config).counts["trained"] == 36
 
 
+@pytest.mark.parametrize("moment", range(12))
+def test_a_failure_at_any_moment_leaves_books_and_weights_that_agree(tmp_path: Path, moment: int) -> None:
+    """In the middle of a batch, an export, a periodic checkpoint, and between them; the learner takes most of the time."""
+    sections = SLOW | PATIENT | {"run": {"steps": 6, "checkpoint_every": 2}}
+    world = timed(tmp_path, train_s=1.0, save_s=0.7, **sections)
+
+    async def fail() -> None:
+        raise RunFailed("for a cause outside the learner")
+
+    async def story() -> None:
+        run = asyncio.create_task(world.go())
+        await world.until(lambda: world.ledger.version >= 1)
+        await asyncio.sleep(0.37 * moment)
+        assert not run.done()
+        world.controller._spawn(fail())
+        await run
+
+    with pytest.raises(RunFailed, match="outside the learner"):
+        virtual_time.run(story())
+    newest = world.store.latest()
+    assert newest is not None
+    versions = {
+        load_control_state(newest).ledger.version,
+        int((newest / "learner" / "version").read_text()),
+        world.ledger.version,
+    }
+    assert versions == {world.crew.learner.version}
+    again = World(tmp_path, resume=True, **sections)
+    assert virtual_time.run(again.go(), limit_s=1e5) == "finished"
+    assert audited(tmp_path, again.config).counts["trained"] == 24
+
+
 @pytest.mark.parametrize("call", ["train", "save"])
 def test_a_learner_that_dies_is_not_asked_for_a_checkpoint(tmp_path: Path, call: str) -> None:
     world = World(tmp_path, run={"steps": 6, "checkpoint_every": 2}, faults={"learner": {(call, 2): Fault.DIE}})

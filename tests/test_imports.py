@@ -19,6 +19,7 @@ LAYERS = [
     {
         "loader",
         "help",
+        "hints",
         "plan",
         "memory",
         "simulate",

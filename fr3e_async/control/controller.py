@@ -8,7 +8,7 @@
     beside it: keeping (when a checkpoint is written), measuring (when accuracy is), telling (what a person sees), watch (all actors are
     asked for their state at every heartbeat; raises when nothing moves)
 
-The machine decides everything; what happens here is written into the journal (events and decisions) and the books (what
+The machine decides everything; ``recording`` writes what happens into the journal (events and decisions) and the books (what
 became of every group). A background task that fails fails the run: all of them live in one ``asyncio.TaskGroup``; if the learner is sound,
 a checkpoint is written before the failure is raised.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import asdict
 from typing import Any
 
 from fr3e_async.clock import Clock
@@ -31,7 +30,6 @@ from fr3e_async.control.hands import Hands, Shelf
 from fr3e_async.control.journal import Journal
 from fr3e_async.control.keeping import Keeper
 from fr3e_async.control.learning import Learning
-from fr3e_async.control.ledger import StarvedError
 from fr3e_async.control.machine import Machine
 from fr3e_async.control.measuring import Measuring
 from fr3e_async.control.messages import (
@@ -53,13 +51,13 @@ from fr3e_async.control.messages import (
 from fr3e_async.control.ports import Checkpoints, Payload, Reporter
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.recording import Records
 from fr3e_async.control.saving import Saver
 from fr3e_async.control.telling import Teller
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.control.turns import Turns
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
-from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
 
 
@@ -91,8 +89,7 @@ class Controller:
         """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
         weights in the engines; -1: whatever they are, they are to be given the newest ones. ``door``: what is asked of engines."""
         self._config, self._crew, self.machine, self._stream = config, crew, machine, stream
-        self._publisher, self._reporter, self._trees = publisher, reporter, trees
-        self._books, self._journal, self._session = books, journal, session
+        self._publisher, self._reporter, self._session = publisher, reporter, session
         self.progress, self._clock = progress, clock
         self._engine_version = engine_version
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -131,7 +128,6 @@ class Controller:
         )
         self._stop_reason = ""
         self._spent = False  # budget.tokens is used up
-        self._settled = machine.ledger.state().settled  # groups, over the whole run
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
         self._measuring = Measuring(
@@ -141,6 +137,10 @@ class Controller:
         self._teller = Teller(
             config, machine, self.watch, self._keeper, learner=lambda: self._turns.does, evaluations=lambda: self._measuring.labels,
             progress=progress, reporter=reporter, learner_restarts=learner_restarts, clock=clock,
+        )  # fmt: skip
+        self._records = Records(
+            machine, books=books, journal=journal, trees=trees, teller=self._teller, progress=progress, reporter=reporter, stream=stream,
+            shelf=self._shelf, clock=clock,
         )  # fmt: skip
 
     def stop(self, reason: str) -> None:
@@ -187,19 +187,16 @@ class Controller:
             raise failure from group
         finally:
             await self._turns.drop()
-            if self._trees is not None:
-                self._trees.stop()
-            if self._journal is not None:
-                self._journal.close()
-        self._books.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
+            self._records.close()
+        self._records.books.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
         return self._stop_reason or "finished"
 
     def _settle_learner(self) -> None:
         """The batch that the learner was at when the run failed belongs to what is saved, since the learner has made it."""
-        self._take(Stopped(reason="the run has failed"))
+        self._records.take(Stopped(reason="the run has failed"))
         while not self._events.empty():
             if isinstance(event := self._events.get_nowait(), Trained):
-                self._take(event)
+                self._records.take(event)
 
     # ---- the pump ----
 
@@ -218,16 +215,8 @@ class Controller:
 
     def _begin(self) -> None:
         self._teller.beat()
-        state, wall = self.machine.ledger.state(), self._clock()
-        self._books.begin(
-            session=self._session,
-            version=state.version,
-            admitted=state.admitted,
-            settled=state.settled,
-            open=[group.name for group in state.groups],
-            time_s=wall,
-        )
-        for group in state.groups:
+        self._records.begin(self._session)
+        for group in self.machine.ledger.state().groups:
             self._shelf.open(group.name)
         self._perform(self.machine.start())
         for role in ROLES:
@@ -236,7 +225,7 @@ class Controller:
                 node = worker.node if worker is not None else ""
                 self._feed(WorkerUp(role=role, worker=name, version=self._engine_version, node=node))
         self._feed(Begun(again=self._engine_version < 0))
-        self._measuring.resumed(state.version)
+        self._measuring.resumed(self.machine.ledger.version)
         self._fill()
 
     def _done(self) -> bool:
@@ -257,16 +246,12 @@ class Controller:
             prompt, epoch = self._stream.take()
             group = group_id(prompt.uid, epoch)
             self._shelf.open(group)
-            self._books.admitted(group, live=self.machine.ledger.live)
+            self._records.books.admitted(group, live=self.machine.ledger.live)
             self._feed(Admitted(group=group, prompt=prompt))
 
     def _feed(self, event: Event) -> None:
-        """One event through the machine: into the journal and the books first, then its commands are begun."""
-        try:
-            commands = self._take(event)
-        except StarvedError as error:
-            self._retire(error.retired)
-            raise
+        """One event through the machine, and its commands are begun."""
+        commands = self._records.take(event)
         if not isinstance(event, Admitted | WorkerUp | Begun | Pressure | Busy):  # these come though nothing moves
             self.watch.progress()
         if isinstance(event, Leaving):  # rollouts on a node that goes are fetched to this one, as far as there is room
@@ -276,32 +261,13 @@ class Controller:
             self._measuring.trained(event.version)
         self._perform(commands)
 
-    def _take(self, event: Event) -> list[Command]:
-        """One event into machine, journal, books and reports; what is to be done now."""
-        try:
-            commands = self.machine.handle(event)
-        except RunFailed as error:
-            if self._journal is not None:
-                self._journal.refused(event, error, self._clock())
-            raise
-        if self._journal is not None:
-            self._journal.write(event, commands, self._clock())
-        if isinstance(event, Trained):
-            self._books.trained(event.version)
-        for command in commands:
-            if isinstance(command, Retire):
-                self._retire(command)
-        if isinstance(event, Trained):
-            self._teller.step(event.version)
-        return commands
-
     def _perform(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
                 case Retire():
-                    pass  # done in _take: books first
+                    pass  # done by the records, before anything else
                 case Train():
-                    self._books.train(command.version, groups=command.groups, oldest=command.oldest)
+                    self._records.books.train(command.version, groups=command.groups, oldest=command.oldest)
                     self._spawn(self._learning.train(command))
                 case Rescore():
                     self._learning.rescore(command)
@@ -319,23 +285,10 @@ class Controller:
     def _emit(self, event: Event) -> None:
         self._events.put_nowait(event)
 
-    def _retire(self, group: Retire) -> None:
-        if group.fate != "trained":
-            self._books.settled(group.group, fate=group.fate)
-        self._teller.retired(group)
-        self.progress.retired(group)
-        self._reporter.group(asdict(group))
-        self._stream.mark_consumed(group.group)
-        self._settled += 1
-        if self._trees is not None:
-            whole = next(its for its, retired in self.machine.ledger.departed if retired is group)
-            self._trees.offer(whole, group, self._shelf.__getitem__, step=self.machine.ledger.version, settled=self._settled)
-        self._shelf.release(group.group)
-
     # ---- weights ----
 
     def _live(self, version: int) -> None:
-        self._books.live(version)
+        self._records.books.live(version)
         sync = self._publisher.sync(version)
         self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
         self.progress.times |= sync.metrics
@@ -365,8 +318,7 @@ class Controller:
         if not self._stop_reason:
             self._measuring.last(self.machine.ledger.version)
             await self._evaluations_done()
-        if self._trees is not None:
-            await self._trees.finish()
+        await self._records.finish()
 
     async def _heartbeat(self) -> None:
         sweep = Sweep()
@@ -377,5 +329,4 @@ class Controller:
             self._teller.beat()
             self._keeper.beat(self.watch.last_progress)
             self._emit_nothing()  # the wall limit may be reached
-            if self._journal is not None:
-                self._journal.flush()
+            self._records.flush()
