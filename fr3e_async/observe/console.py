@@ -26,6 +26,7 @@ from rich.text import Text
 
 from fr3e_async.clock import Clock, steady
 from fr3e_async.config import Config
+from fr3e_async.config.reward import RewardRange
 from fr3e_async.errors import printable
 from fr3e_async.evaluation.accuracy import EvaluationResult, comparison
 from fr3e_async.observe.summary import Summary
@@ -143,11 +144,14 @@ class ConsoleView:
     """The view of one run. ``start`` and ``stop`` are for the live view; both are harmless otherwise."""
 
     def __init__(
-        self, *, mode: Mode, console: Console, name: str, steps: int, done: int = 0, clock: Clock = steady
+        self, *, mode: Mode, console: Console, name: str, steps: int, done: int = 0, graded: RewardRange | None = None,
+        clock: Clock = steady,
     ) -> None:  # fmt: skip
-        """``done``: steps that were trained before this session."""
+        """``done``: steps that were trained before this session. ``graded``: the range of rewards that are more than right and wrong;
+        their trend is shown then, and not the accuracy's."""
         self._mode, self._console, self._name, self._steps, self._clock = mode, console, name, steps, clock
         self._waits = self._start = self._told = ""  # for what the run waits; its start; and what was written of that
+        self._graded = graded
         self._began = self._said_at = clock()
         self.go_back(done)
         self._notes: deque[str] = deque(maxlen=_NOTES)
@@ -190,7 +194,9 @@ class ConsoleView:
         """Show a finished step."""
         self._step, self._metrics, self._waits = step, dict(metrics), ""
         self._eta.add(metrics)
-        if "reward/accuracy" in metrics:
+        if self._graded and "reward/mean" in metrics:
+            self._trend.append(self._graded.share(metrics["reward/mean"]))
+        elif not self._graded and "reward/accuracy" in metrics:
             self._trend.append(metrics["reward/accuracy"])
         if self._mode == "plain":
             self._print(f"step {step}/{self._steps}  {step_line(metrics)}  {self._eta.text(step)}")
@@ -243,7 +249,8 @@ class ConsoleView:
         parts: list[RenderableType] = [top]
         if self._waits:
             parts.append(Text(self._waits, style="yellow", overflow="fold"))
-        parts += [Text(), _numbers(self._metrics), Text(), _idle(self._metrics), _last_row(self._metrics, self._trend)]
+        of = "reward" if self._graded else "accuracy"
+        parts += [Text(), _numbers(self._metrics), Text(), _idle(self._metrics), _last_row(self._metrics, self._trend, of)]
         if notes := self._newest_notes():
             parts += [Text(), *(Text(f"- {note}", style="dim", overflow="fold") for note in notes)]
         return Panel(Group(*parts), title=Text(f"FR3E  {self._name}"), title_align="left", border_style="cyan")
@@ -283,10 +290,10 @@ def _idle(metrics: Mapping[str, float]) -> Text:
     return Text.assemble(("idle  ", "dim"), shown)
 
 
-def _last_row(metrics: Mapping[str, float], trend: deque[float]) -> Text:
+def _last_row(metrics: Mapping[str, float], trend: deque[float], of: str) -> Text:
     overlap = metrics.get("overlap/fraction")
     row = Text.assemble(("overlap ", "dim"), "-" if overlap is None else f"{overlap:.0%}")
-    return row if len(trend) < 2 else Text.assemble(row, ("   accuracy by step  ", "dim"), (sparkline(trend), "green"))
+    return row if len(trend) < 2 else Text.assemble(row, (f"   {of} by step  ", "dim"), (sparkline(trend), "green"))
 
 
 def result_table(summary: Summary, *, narrow: bool = False) -> RenderableType:
