@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fr3e_async.control.controller import Controller
 from fr3e_async.evaluation.suite import HELDOUT
@@ -72,6 +73,7 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
         accuracy_intervals={
             label: [by_label[label]["low"], by_label[label]["high"]] for label in ("before", "after") if label in by_label
         },
+        **_rewards(by_label),
         evaluations=progress.evaluations,
         benchmarks=[row for row in progress.benchmarks if row["benchmark"] != HELDOUT],
         overlap_fraction=used.get("overlap/fraction", 0.0),
@@ -98,3 +100,10 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
         sync_s=sum(s for s, _ in syncs) / len(syncs) if syncs else None,
         pause_s=sum(p for _, p in syncs) / len(syncs) if syncs else None,
     )
+
+
+def _rewards(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary's keys of held-out mean rewards, by evaluations by label."""
+    found = {label: evaluations[label]["reward"] for label in ("before", "after") if label in evaluations}
+    values = {f"reward_{label}": reward["value"] for label, reward in found.items()}
+    return {**values, "reward_intervals": {label: [its["low"], its["high"]] for label, its in found.items()}}

@@ -92,7 +92,7 @@ class Job:
         if self.missing:
             await self._sample()
         scores = {
-            one.name: score([j for prompt in one.problems for j in self._known[one.name][prompt.uid]])
+            one.name: score([j for prompt in one.problems for j in self._known[one.name][prompt.uid]], self._config.reward_range)
             for one in self._sets
             if one.problems
         }

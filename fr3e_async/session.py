@@ -10,6 +10,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -42,6 +43,7 @@ from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.observe.trackers import make_trackers
 from fr3e_async.resuming import newest_checkpoint, restored
 from fr3e_async.rollout.door import Questions
+from fr3e_async.verify.rewards import MATH
 from fr3e_async.wiring import (
     Deployment,
     Model,
@@ -130,7 +132,10 @@ class Session:
         version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
         run = self._config.run
-        view = ConsoleView(mode=mode, console=screen, name=run.name, steps=run.steps, done=version, clock=self._clock)
+        graded = self._config.reward_range if any(term.function != MATH for term in self._config.reward_terms) else None
+        view = ConsoleView(
+            mode=mode, console=screen, name=run.name, steps=run.steps, done=version, graded=graded, clock=self._clock
+        )  # fmt: skip
         recorder = Recorder(
             self._run_dir,
             config=self._config.observe,
@@ -139,6 +144,7 @@ class Session:
             resumed_from=version,
             settled=settled,
             exporter=gauges(self._config),
+            settings=asdict(self._config),
             trackers=make_trackers(self._config, self._run_dir.path),
         )
         deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
@@ -154,8 +160,11 @@ class Session:
             saved = max([version, *self._run_dir.checkpoints.steps()])
             if stop.controller is not None and stop.controller.machine.ledger.version > saved:
                 there = f"that of step {saved} stands" if saved else "there is none before"
-                raise RunFailed(f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}") from None
+                why = f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}"
+                recorder.failed(why)
+                raise RunFailed(why) from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
+            recorder.last_words()
         except (RunFailed, StartRefused) as error:
             recorder.failed(str(error))
             raise
@@ -289,9 +298,15 @@ class Session:
         progress.began_at, progress.wall_before_s = self._started_at, self._wall_before_s
         publisher = deployment.publisher()
         version = state.version if state else 0
-        if source or restarts:
-            publisher.offer(await deployment.weights(version))
-        door = await self._door(deployment, recorder, version, first=not (source or restarts))
+        weights = await deployment.weights(version)
+        publisher.offer(weights)
+        door = await self._door(deployment, recorder, version)
+        if version == 0 and not restarts:  # engines that begin with newer ones are given them, and asked, as those that join are
+            asked_at = self._clock()
+            engines = await first_questions(deployment, weights, door)
+            spent = self._clock() - asked_at
+            text = f"{engines} engines have the learner's weights{' and numbers' if door else ''} ({spent:.1f} s)"
+            recorder.note(text, "engines_asked", seconds=round(spent, 3))
         heldout = pick_problems(self._datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
@@ -325,8 +340,8 @@ class Session:
             door=door,
         )
 
-    async def _door(self, deployment: Deployment, recorder: Recorder, version: int, *, first: bool) -> Door | None:
-        """Knows the learner's numbers at ``version``. ``first``: asks everybody at once. Raises ``StartRefused``."""
+    async def _door(self, deployment: Deployment, recorder: Recorder, version: int) -> Door | None:
+        """Knows the learner's numbers at ``version``; None if nothing is to be compared."""
         if self._questions is None:
             return None
         config, crew, limit = self._config, deployment.crew, self._config.learner.step_timeout_s
@@ -339,8 +354,6 @@ class Session:
                 await door.learned(version)
         except TimeoutError:
             raise LearnerLost(f"the learner did not score the fixed rows within learner.step_timeout_s ({limit:g} s)") from None
-        if first:
-            await first_questions(deployment, door)
         return door
 
     def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 class Finish(IntEnum):
     """Why a completion ended."""
 
-    STOP = 0  # the end token was sampled; it is the last token of the completion
+    STOP = 0  # an end token was sampled, or the end of a stop text (sampling.stop), with the last token of the completion
     LENGTH = 1  # the budget was used up
     ABORT = 2  # the engine gave it up; the rollout is retried and never trained
 
@@ -97,6 +97,12 @@ class Completion:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def stopped_at(self, length: int) -> Completion:
+        """Its first ``length`` tokens, as one that ended there."""
+        columns = {name: getattr(self, name) for name in ("tokens", "versions", *FLOAT_COLUMNS)}
+        cut = {name: column[:length] for name, column in columns.items() if column is not None}
+        return replace(self, finish=Finish.STOP, **cut)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +300,13 @@ class Verdict:
         if self.outcome is Outcome.UNKNOWN:
             return None
         return float(self.outcome is Outcome.RIGHT) if self.score is None else self.score
+
+
+class Answer(NamedTuple):
+    """What an evaluation keeps of a response."""
+
+    answer: str | None  # in its normal form, equal texts for equal answers; None without one
+    text: str | None  # of the whole response, shortened; None: it is not kept
 
 
 class Stretch(NamedTuple):

@@ -48,6 +48,7 @@ class Notes:
         self.groups: list[dict] = []
         self.rows: list[dict] = []  # of evaluations
         self.by_problem: dict[str, list[dict]] = {}
+        self.shown: dict[tuple[str, int], list[list[str]]] = {}
 
     def step(self, step, metrics):
         self.steps[step] = checked(metrics)
@@ -64,6 +65,9 @@ class Notes:
 
     def problems(self, name, rows, *, keep_mib):
         self.by_problem[name] = json.loads(json.dumps(rows))
+
+    def samples(self, name, rows, *, version):
+        self.shown[name, version] = rows
 
     def waits(self, text):
         self.waited = text

@@ -61,6 +61,7 @@ METRES = r"12 \text{ m}"
         ("4.3", "4.2 %", (TENTH,), True),
         ("0.043", "4.2 %", (TENTH,), True),
         (r"43\%", "0.42", (Fraction(1, 50),), True),
+        (r"101\%", "1", (Fraction(1, 50),), True),
         (r"4200\%", "42", (TENTH,), False),  # as the judge: a whole gold above 1 is no proportion
     ],
 )
@@ -136,7 +137,7 @@ def judged(answer: str, gold: str, *margins: Fraction, outcome: Outcome = Outcom
     (verdict,) = asyncio.run(actor.judge(batch, [0], [Problem(gold, margins=margins)]))  # type: ignore[arg-type]
     (found,) = asyncio.run(actor.answers(batch, [0]))  # type: ignore[arg-type]
     assert (verdict.reason == WITHIN) is (verdict.outcome is not outcome)
-    return verdict.outcome, found or ""
+    return verdict.outcome, found.answer or ""
 
 
 GOLDS = ", ".join(f"{n}.125" for n in range(30))

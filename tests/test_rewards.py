@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from cli_support import TOY, Cli, guarded_cli, make_model
 from fr3e_async.config import Config, DataConfig, EngineConfig, RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import range_of
 from fr3e_async.errors import ConfigError, RunFailed
+from fr3e_async.loader import load_config
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import rewards
 from fr3e_async.verify.pool import RESPONSE_TOO_LONG, Question, VerifierPool
@@ -250,16 +252,56 @@ def test_a_module_that_is_missing_where_the_pool_runs_is_reported() -> None:
         pool.judge("a", "b")
 
 
-def test_the_example_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    (tmp_path / "rewards_of_the_page.py").write_text(block)
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The text of docs/rewards.md; its functions can be imported as ``rewards`` from the working directory."""
+    text = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "rewards.py").write_text("\n\n".join(blocks))
     monkeypatch.syspath_prepend(str(tmp_path))
-    name = "rewards_of_the_page:in_few_words"
-    rewards.check_reward(name)
-    with VerifierPool(VerifierPoolConfig(workers=1), name) as pool:
+    monkeypatch.chdir(tmp_path)
+    return text
+
+
+def test_the_functions_of_the_page_work(page: str) -> None:
+    rewards.check_reward("rewards:in_few_words")
+    with VerifierPool(VerifierPoolConfig(workers=1), "rewards:in_few_words") as pool:
         scores = [pool.judge(response, "7").reward for response in ("it is 7", "it is 8", " ", "7 " * 51)]
     assert scores == [1.0, 0.0, None, 0.5]
+    assert rewards.check_reward("rewards:passes", columns=["tests"]) == {"tests"}
+    passing = [Question("a b", "", columns={"tests": ["a", "c"]}, finish=finish) for finish in ("stop", "length")]
+    assert [v.score for v in judged([RewardConfig(function="rewards:passes")], passing)] == [0.5, 0.0]
+    batch = RewardConfig(function="rewards:by_length", batch=16, wall_limit_s=60)
+    rewards.check_reward(batch.function, batch=16)
+    assert [v.score for v in judged([batch], [Question("", "", length=n) for n in (1, 4, 3)])] == [0.75, 0.0, 0.25]
+    for size in (0, 16):
+        rewards.check_reward("rewards:asked", batch=size)
+        found = judged([RewardConfig(function="rewards:asked", batch=size)], [Question("7", "7"), Question("8", "7")])
+        assert [v.score for v in found] == [1.0, 0.0]
+
+
+def test_the_several_functions_of_the_page_add_up(page: str) -> None:
+    """Right, in form, 500 tokens: 1 + 0.2 - 0.25. The bounds are the page's."""
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    (Path.cwd() / "mine.yaml").write_text("base: toy\n" + block)
+    terms = load_config(["config=mine.yaml"]).config.reward_terms
+    assert range_of(terms) == pytest.approx((-0.7, 1.2))
+    thought = "<think>so</think>\\boxed{5}"
+    (right, wrong) = judged(terms, [Question(thought, "5", length=500), Question("5", "5", length=2000)])
+    assert (right.outcome, right.score) == (Outcome.RIGHT, pytest.approx(0.95))
+    assert (wrong.outcome, wrong.score) == (Outcome.WRONG, pytest.approx(-0.7))
+
+
+def test_the_commands_of_the_page_print_what_it_says(page: str) -> None:
+    (script,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    (printed,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1])])}
+    command = script.replace("python ", f"{sys.executable} ")
+    done = subprocess.run(["bash", "-ec", command], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(printed)
+    assert "mean reward: 0.25, of 3 that are known\n" in done.stdout  # 0.5, 0.25 and 0: for math there is no box
+    assert len(json.loads(Path("verdicts.json").read_text())) == 3
 
 
 # ---- more than one response, one number, one function ----

@@ -105,6 +105,12 @@ def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() ->
     assert summary_of(loop, name="run", reason="finished", now=3.0).staleness_max == 3
 
 
+def test_engines_have_no_weights_known_after_a_new_learner_group(run_dir: RunDir) -> None:
+    """Version -1: their weights may be of a step that was lost."""
+    versions = [controller(run_dir, None, restarts)._engine_version for restarts in (0, 1)]
+    assert versions == [0, -1]
+
+
 class Stopped(Session):
     """A session whose training is stopped by a signal at once, with ``version`` batches trained and a checkpoint of step 3 there."""
 
@@ -152,7 +158,9 @@ def test_a_stop_with_nothing_new_to_save_is_a_good_end(
 ) -> None:
     save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
     assert Stopped(run_dir, version=version).run() == 0
-    assert "SIGTERM; nothing new to save" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[-4] == "- SIGTERM; nothing new to save"
+    assert said[-1] == f"resume  the same command with run.dir={run_dir.path} resume=auto"
 
 
 def test_a_stop_that_loses_a_batch_is_a_failure(run_dir: RunDir, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ class EngineActor(Watched):
         tokenizer = AutoTokenizer.from_pretrained(
             self._spec.model, revision=self._spec.revision or None, trust_remote_code=self._spec.trust_remote_code
         )
-        texts = TokenTexts(tokenizer, ends=self._spec.end_token_ids, thoughts=thoughts_by(self._spec.thoughts))
+        spec = self._spec
+        texts = TokenTexts(tokenizer, ends=spec.end_token_ids, thoughts=thoughts_by(spec.thoughts), stops=spec.stops)
         self._tokenizer = tokenizer_digest(tokenizer)
         self._roller = Roller(self._engine, texts, self._rule, seed=self._seed, seeded=self._spec.seeded)
 

@@ -31,7 +31,7 @@ from fr3e_async.algorithm.batching import balanced_shards, shard_trees
 from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunk, WorkerLost
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.rollout.port import EngineStats, TransferMeeting
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck, WeightBundle, WeightManifest
+from fr3e_async.types import Anchor, Answer, Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck, WeightBundle, WeightManifest
 from fr3e_async.weights import joined
 
 T = TypeVar("T")
@@ -140,8 +140,8 @@ class RayVerifier:
         problems = [Problem(p.gold, p.text, p.margins, p.columns) for p in prompts]
         return await reach(self.name, self.actor.judge.remote(payload, list(rows), problems))
 
-    async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
-        return await reach(self.name, self.actor.answers.remote(payload, list(rows)))
+    async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
+        return await reach(self.name, self.actor.answers.remote(payload, list(rows), list(kept)))
 
     async def stacks(self) -> str:
         return await reach(self.name, watch.ask(self.actor, "stacks"))

@@ -12,7 +12,9 @@ from fr3e_async.algorithm.answer_span import THINK, thoughts_by
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.scratch import actor_scratch
-from fr3e_async.types import RolloutBatch, Verdict
+from fr3e_async.types import Answer, RolloutBatch, Verdict
+
+MAX_TEXT_CHARS = 20_000  # kept of a response; the middle of a longer one is left out
 
 
 class Problem(NamedTuple):
@@ -37,12 +39,13 @@ class VerifierActor(Watched):
         reward: Sequence[RewardConfig],
         ends: Sequence[int] = (),
         thoughts: Sequence[str] = THINK[:2],
+        stops: Sequence[str] = (),
     ) -> None:
-        """``reward``: the functions whose weighted sum it is. ``ends``: ids that end a response. ``thoughts``: ``data.thoughts``."""
+        """``reward``: the functions whose weighted sum it is. ``ends``, ``stops``: ids and texts that end a response. ``thoughts``: ``data.thoughts``."""
         redirect_output(log_path)
         actor_scratch()
         self._config, self._reward = config, reward
-        self._ends, self._thoughts = ends, thoughts_by(thoughts)
+        self._ends, self._stops, self._thoughts = ends, stops, thoughts_by(thoughts)
         self._judged = 0  # answers
         self._source = (model, revision or None, trust_remote_code)
 
@@ -55,7 +58,7 @@ class VerifierActor(Watched):
 
         model, revision, trust = self._source
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
-        self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts)
+        self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts, stops=self._stops)
         self._pool = VerifierPool(self._config, self._reward)
         self._pool.warm()  # what every response will need is loaded while the engines start
 
@@ -69,12 +72,15 @@ class VerifierActor(Watched):
         self._judged += len(verdicts)
         return verdicts
 
-    async def answers(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str | None]:
-        """The final answer of each response in its normal form, for counting votes; None without one."""
+    async def answers(self, batch: RolloutBatch, rows: Sequence[int], kept: Sequence[int] = ()) -> list[Answer]:
+        """The final answer of each response in its normal form, for counting votes, and the text of the rows that are ``kept``."""
         from fr3e_async.verify.classes import answer_class
 
-        found = [self._reader.read(batch, row).answer for row in rows]
-        return [None if answer is None else answer_class(answer) for answer in found]
+        read = {row: self._reader.read(batch, row) for row in rows}
+        return [
+            Answer(None if one.answer is None else answer_class(one.answer), _shortened(one.exact) if row in kept else None)
+            for row, one in read.items()
+        ]
 
     def pulse(self) -> int:
         """Answers judged."""
@@ -82,3 +88,8 @@ class VerifierActor(Watched):
 
     async def close(self) -> None:
         self._pool.close()
+
+
+def _shortened(text: str) -> str:
+    left_out, half = len(text) - MAX_TEXT_CHARS, MAX_TEXT_CHARS // 2
+    return text if left_out <= 0 else f"{text[:half]}\n[… {left_out} characters …]\n{text[-half:]}"

@@ -24,7 +24,7 @@ from fr3e_async.control.ports import (
 from fr3e_async.control.verdicts import FirstVerdicts
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.rollout.busy import BusyMeter
-from fr3e_async.types import Draw, Prompt, RolloutId, Verdict
+from fr3e_async.types import Answer, Draw, Prompt, RolloutId, Verdict
 
 T = TypeVar("T")
 Worker = EngineWorker | VerifierWorker
@@ -138,8 +138,8 @@ class Crew:
             self._note(line, "reward_failed", actor=name)
         return verdicts
 
-    async def answers(self, name: str, payload: Payload, rows: Sequence[int]) -> list[str | None]:
-        return await self._leased(name, lambda: self._verifier(name).answers(payload, rows))
+    async def answers(self, name: str, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
+        return await self._leased(name, lambda: self._verifier(name).answers(payload, rows, kept))
 
     def drain_busy(self, verifier: str) -> tuple[tuple[float, float], ...]:
         """When it had something to judge, since the last call: (start, end) by this loop's clock."""

@@ -19,6 +19,7 @@ from fr3e_async.control.progress import Milestone, Progress
 from fr3e_async.control.side import on_the_side
 from fr3e_async.evaluation.suite import TestSet
 
+SAMPLES = 8  # responses of an evaluation that are shown where people follow the run
 BEFORE, AFTER = "before", "after"
 
 
@@ -138,6 +139,8 @@ class Measuring:
         if keep := self._config.evaluation.results_mib:
             async with self._writing:  # not in the loop: tens of thousands of samples are megabytes
                 await on_the_side(lambda: self._reporter.problems(f"{label}-{test_set.name}", found.rows, keep_mib=keep))
+        if samples := found.samples(test_set.problems, SAMPLES):
+            self._reporter.samples(test_set.name, samples, version=at.version)
         versions = (found.scores.oldest_version, found.scores.newest_version)
         of = f"v{at.version}" if versions == (at.version, at.version) else f"v{versions[0]} to v{versions[1]}"
         self._reporter.note(f"{test_set.title}, {found} of {of}", "evaluation", version=at.version, measured=record)

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
@@ -27,6 +26,7 @@ from rich.text import Text
 
 from fr3e_async.clock import Clock, steady
 from fr3e_async.config import Config
+from fr3e_async.config.reward import RewardRange
 from fr3e_async.errors import printable
 from fr3e_async.evaluation.accuracy import EvaluationResult, comparison
 from fr3e_async.observe.summary import Summary
@@ -84,58 +84,41 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One step's numbers as text; ``-`` where a metric is not reported."""
+def figures(metrics: Mapping[str, float]) -> dict[str, str]:
+    """A step's numbers as text, by their names in the panel; ``-`` where a metric is not reported."""
 
-    step: str
-    reward: str
-    accuracy: str
-    entropy: str
-    length: str
-    rejected: str  # share of the groups that ended since the step before
-    reasons: str  # groups by why they were rejected, those that there are
-    all_right: str
-    all_wrong: str
-    unknown: str  # share of their verdicts
-    staleness: str
-    tokens_per_s: str
-    step_s: str
+    def shown(name: str, layout: str = ".3f") -> str:
+        return format(metrics[name], layout) if name in metrics else "-"
 
-    @classmethod
-    def of(cls, step: int, steps: int, metrics: Mapping[str, float]) -> Line:
-        def shown(name: str, layout: str = ".3f") -> str:
-            return format(metrics[name], layout) if name in metrics else "-"
+    def share(part: Sequence[str], whole: Sequence[str], kind: str) -> str:
+        of, all_of = (sum(metrics.get(f"{kind}/{name}", 0.0) for name in names) for names in (part, whole))
+        return f"{of / all_of:.0%}" if all_of else "-"
 
-        def share(part: Sequence[str], whole: Sequence[str], kind: str) -> str:
-            of, all_of = (sum(metrics.get(f"{kind}/{name}", 0.0) for name in names) for names in (part, whole))
-            return f"{of / all_of:.0%}" if all_of else "-"
+    return {
+        "accuracy": shown("reward/accuracy"),
+        "reward": shown("reward/mean"),
+        "entropy": shown("rollout/entropy_nats"),
+        "rejected": share(_REJECTED, ("trained", *_REJECTED), "groups"),
+        "all right": shown("groups/all_right", ".0f"),
+        "all wrong": shown("groups/all_wrong", ".0f"),
+        "unknown": share(("unknown",), ("right", "wrong", "unknown"), "verify"),
+        "staleness": f"{shown('lag/versions_mean', '.2f')} max {shown('lag/versions_max', '.0f')}",
+        "tokens/s": count(metrics["tokens/rate_per_s"]) if "tokens/rate_per_s" in metrics else "-",
+        "length": shown("rollout/length_tokens", ".1f"),
+        "loss": shown("train/loss", "+.4f"),
+        "grad norm": shown("train/grad_norm"),
+    }
 
-        rate = metrics.get("tokens/rate_per_s")
-        return cls(
-            step=f"{step}/{steps}",
-            reward=shown("reward/mean"),
-            accuracy=shown("reward/accuracy"),
-            entropy=shown("rollout/entropy_nats"),
-            length=shown("rollout/length_tokens", ".1f"),
-            rejected=share(_REJECTED, ("trained", *_REJECTED), "groups"),
-            reasons=", ".join(
-                f"{metrics[f'groups/{name}']:.0f} {name.replace('_', ' ')}" for name in _REJECTED if metrics.get(f"groups/{name}")
-            ),
-            all_right=shown("groups/all_right", ".0f"),
-            all_wrong=shown("groups/all_wrong", ".0f"),
-            unknown=share(("unknown",), ("right", "wrong", "unknown"), "verify"),
-            staleness=f"{shown('lag/versions_mean', '.2f')} max {shown('lag/versions_max', '.0f')}",
-            tokens_per_s="-" if rate is None else count(rate),
-            step_s=f"{shown('time/step_s', '.1f')} s",
-        )
 
-    def plain(self, eta: str) -> str:
-        rejected = f"rejected {self.rejected} ({self.reasons})" if self.reasons else f"rejected {self.rejected}"
-        return (
-            f"step {self.step}  reward {self.reward}  accuracy {self.accuracy}  entropy {self.entropy}  {rejected}  "
-            f"unknown {self.unknown}  stale {self.staleness}  {self.tokens_per_s} tok/s  {self.step_s}  {eta}"
-        )
+def step_line(metrics: Mapping[str, float]) -> str:
+    """The same for a log, with the groups by why they were rejected."""
+    its = figures(metrics)
+    reasons = ", ".join(f"{n:.0f} {name.replace('_', ' ')}" for name in _REJECTED if (n := metrics.get(f"groups/{name}")))
+    step_s = f"{metrics['time/step_s']:.1f} s" if "time/step_s" in metrics else "-"
+    return (
+        f"reward {its['reward']}  accuracy {its['accuracy']}  entropy {its['entropy']}  rejected {its['rejected']}"
+        f"{f' ({reasons})' if reasons else ''}  unknown {its['unknown']}  stale {its['staleness']}  {its['tokens/s']} tok/s  {step_s}"
+    )
 
 
 class Eta:
@@ -161,11 +144,14 @@ class ConsoleView:
     """The view of one run. ``start`` and ``stop`` are for the live view; both are harmless otherwise."""
 
     def __init__(
-        self, *, mode: Mode, console: Console, name: str, steps: int, done: int = 0, clock: Clock = steady
+        self, *, mode: Mode, console: Console, name: str, steps: int, done: int = 0, graded: RewardRange | None = None,
+        clock: Clock = steady,
     ) -> None:  # fmt: skip
-        """``done``: steps that were trained before this session."""
+        """``done``: steps that were trained before this session. ``graded``: the range of rewards that are more than right and wrong;
+        their trend is shown then, and not the accuracy's."""
         self._mode, self._console, self._name, self._steps, self._clock = mode, console, name, steps, clock
         self._waits = self._start = self._told = ""  # for what the run waits; its start; and what was written of that
+        self._graded = graded
         self._began = self._said_at = clock()
         self.go_back(done)
         self._notes: deque[str] = deque(maxlen=_NOTES)
@@ -208,10 +194,12 @@ class ConsoleView:
         """Show a finished step."""
         self._step, self._metrics, self._waits = step, dict(metrics), ""
         self._eta.add(metrics)
-        if "reward/accuracy" in metrics:
+        if self._graded and "reward/mean" in metrics:
+            self._trend.append(self._graded.share(metrics["reward/mean"]))
+        elif not self._graded and "reward/accuracy" in metrics:
             self._trend.append(metrics["reward/accuracy"])
         if self._mode == "plain":
-            self._print(Line.of(step, self._steps, metrics).plain(self._eta.text(step)))
+            self._print(f"step {step}/{self._steps}  {step_line(metrics)}  {self._eta.text(step)}")
         elif self._mode == "live":
             self._live.update(self._view())
 
@@ -252,17 +240,17 @@ class ConsoleView:
         self._console.file.flush()
 
     def _view(self) -> RenderableType:
-        line = Line.of(self._step, self._steps, self._metrics)
         top = Table.grid(expand=True, padding=(0, 2))
         top.add_column()
         top.add_column(ratio=1)
         top.add_column(justify="right")
         bar = ProgressBar(total=self._steps, completed=self._step, complete_style="green", finished_style="green")
-        top.add_row(Text(f"step {line.step}", style="bold"), bar, self._eta.text(self._step))
+        top.add_row(Text(f"step {self._step}/{self._steps}", style="bold"), bar, self._eta.text(self._step))
         parts: list[RenderableType] = [top]
         if self._waits:
             parts.append(Text(self._waits, style="yellow", overflow="fold"))
-        parts += [Text(), _numbers(line, self._metrics), Text(), _idle(self._metrics), _last_row(self._metrics, self._trend)]
+        of = "reward" if self._graded else "accuracy"
+        parts += [Text(), _numbers(self._metrics), Text(), _idle(self._metrics), _last_row(self._metrics, self._trend, of)]
         if notes := self._newest_notes():
             parts += [Text(), *(Text(f"- {note}", style="dim", overflow="fold") for note in notes)]
         return Panel(Group(*parts), title=Text(f"FR3E  {self._name}"), title_align="left", border_style="cyan")
@@ -285,19 +273,12 @@ def sparkline(values: deque[float]) -> str:
     return "".join(bars[min(int(max(value, 0.0) * len(bars)), len(bars) - 1)] for value in values)
 
 
-def _numbers(line: Line, metrics: Mapping[str, float]) -> Table:
-    loss, gradient = metrics.get("train/loss"), metrics.get("train/grad_norm")
-    cells = [
-        ("accuracy", line.accuracy), ("reward", line.reward), ("entropy", line.entropy),
-        ("rejected", line.rejected), ("all right", line.all_right), ("all wrong", line.all_wrong),
-        ("unknown", line.unknown), ("staleness", line.staleness), ("tokens/s", line.tokens_per_s),
-        ("length", line.length), ("loss", "-" if loss is None else f"{loss:+.4f}"),
-        ("grad norm", "-" if gradient is None else f"{gradient:.3f}"),
-    ]  # fmt: skip
+def _numbers(metrics: Mapping[str, float]) -> Table:
     table = Table.grid(expand=True, padding=(0, 1))
     for _ in range(3):
         table.add_column(style="dim", no_wrap=True)
         table.add_column(style="bold", ratio=1, overflow="fold")
+    cells = list(figures(metrics).items())
     for row in range(0, len(cells), 3):
         table.add_row(*(text for cell in cells[row : row + 3] for text in cell))
     return table
@@ -309,10 +290,10 @@ def _idle(metrics: Mapping[str, float]) -> Text:
     return Text.assemble(("idle  ", "dim"), shown)
 
 
-def _last_row(metrics: Mapping[str, float], trend: deque[float]) -> Text:
+def _last_row(metrics: Mapping[str, float], trend: deque[float], of: str) -> Text:
     overlap = metrics.get("overlap/fraction")
     row = Text.assemble(("overlap ", "dim"), "-" if overlap is None else f"{overlap:.0%}")
-    return row if len(trend) < 2 else Text.assemble(row, ("   accuracy by step  ", "dim"), (sparkline(trend), "green"))
+    return row if len(trend) < 2 else Text.assemble(row, (f"   {of} by step  ", "dim"), (sparkline(trend), "green"))
 
 
 def result_table(summary: Summary, *, narrow: bool = False) -> RenderableType:
@@ -328,7 +309,7 @@ def result_table(summary: Summary, *, narrow: bool = False) -> RenderableType:
             table.add_row(*(cell.replace(" [", "\n[") if narrow else cell for cell in cells))
         parts.append(table)
     idle = ", ".join(f"{role} {share:.0%}" for role, share in summary.idle_fraction.items())
-    groups = ", ".join(f"{fate} {number}" for fate, number in summary.groups.items() if number)
+    groups = ", ".join(f"{fate.replace('_', ' ')} {number}" for fate, number in summary.groups.items() if number)
     first = "-" if summary.first_step_s is None else duration(summary.first_step_s)
     lines = [
         f"{summary.exit_reason}: {summary.steps} steps in {duration(summary.wall_s)}, the first after {first}",

@@ -25,9 +25,10 @@ from fr3e_async.observe.results import write_evaluations, write_problems
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.observe.summary import Summary
 from fr3e_async.observe.tensorboard import TensorBoardWriter
-from fr3e_async.observe.trackers import Ending, Trackers, measured_values
+from fr3e_async.observe.trackers import Ending, Trackers, flat_settings, measured_values
 from fr3e_async.observe.vitals import Samples, Vitals
 
+SAMPLES = ("problem", "gold", "response", "verdict", "reward")
 ENDINGS: dict[str, Ending] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
 
 
@@ -45,9 +46,10 @@ class Recorder:
         settled: int = 0,
         exporter: Exporter | None = None,
         trackers: Trackers | None = None,
+        settings: Mapping[str, Any] = {},
     ) -> None:
         """``resumed_from`` and ``settled``: last step of the checkpoint and groups settled by then; what was recorded of
-        later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all. Raises ``StorageError``."""
+        later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all; ``settings``: all of the run's, as TensorBoard shows them. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
         self._exporter, self._samples, self._trackers = exporter, Samples(), trackers
         self._vitals: Vitals | None = None  # of the last beat
@@ -55,6 +57,8 @@ class Recorder:
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self.books = Books(run_dir.books)
         self._open(resumed_from, settled)
+        if self._tensorboard is not None and settings:
+            self._tensorboard.text(resumed_from, "settings", [("setting", "value"), *flat_settings(settings).items()])
 
     def go_back(self, step: int, settled: int) -> None:
         """The run goes on from an earlier step: what was recorded of later ones goes. Raises ``StorageError``."""
@@ -128,6 +132,14 @@ class Recorder:
         """Keep an evaluation's results by problem, as far as there is room for them. Raises ``StorageError``."""
         write_problems(self._run_dir.path, name, rows, keep_mib=keep_mib)
 
+    def samples(self, name: str, rows: Sequence[Sequence[str]], *, version: int) -> None:
+        """Show some responses of an evaluation in TensorBoard and trackers. Raises ``StorageError``."""
+        if self._tensorboard is not None:
+            cells = [[f"```\n{cell}\n```" for cell in row] for row in rows]  # as they are, and not as Markdown
+            self._tensorboard.text(version, f"samples/{name}", [SAMPLES, *cells])
+        if self._trackers is not None:
+            self._trackers.show(version, name, [SAMPLES, *rows])
+
     def tree(self, line: str) -> bool:
         """Keep a group's tree; False once the file has ``observe.trees_mib``. Raises ``StorageError``."""
         with self._tree_lock:
@@ -174,9 +186,13 @@ class Recorder:
         self._view.finish(summary, self._run_dir.path, model=self._model())
 
     def failed(self, why: str) -> None:
-        """The run could not go on: an event, and what is left of it if a checkpoint is. A disk that is full is passed over."""
+        """The run could not go on: an event, which a full disk may refuse, and what is left of it."""
         with suppress(StorageError):
             self.event(why, "run_failed")
+        self.last_words()
+
+    def last_words(self) -> None:
+        """Say how model, page and the rest of the run are had, if there is a checkpoint."""
         if self._run_dir.checkpoints.steps():
             self._view.last_words(self._run_dir.path, model=self._model())
 

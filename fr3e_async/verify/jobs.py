@@ -118,7 +118,7 @@ class Reward:
     def _lists(self, tasks: Sequence[Sequence[Any]]) -> tuple[Sequence[Any], dict[str, Any]]:
         """The same with a list for each, in one order."""
         each = [self._arguments(task) for task in tasks]
-        named = {name: [its[name] for _, its in each] for name in each[0][1]}
+        named = {name: [its.get(name) for _, its in each] for _, its in each for name in its}
         return [list(column) for column in zip(*(arguments for arguments, _ in each), strict=True)], named
 
     def _ruled_all(self, values: Any, count: int) -> Ruling:

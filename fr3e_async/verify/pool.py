@@ -82,13 +82,13 @@ class VerifierPool:
             if one.always_asked:
                 one.tasks.warm()
 
-    def judge(self, response: str, gold: str, prompt: str = "", **given: Any) -> Verdict:
+    def judge(self, response: str, gold: str, prompt: str = "", *more: Any, **given: Any) -> Verdict:
         """The verdict on one response; once a worker is free it takes at most about ``verifiers.wall_limit_s`` an attempt.
 
-        ``given``: further fields of ``Question``. Questions wait for a worker in the order in which they came. Raises ``RunFailed``
+        ``more``, ``given``: further fields of ``Question``. Questions wait for a worker in the order in which they came. Raises ``RunFailed``
         if no worker can be started.
         """
-        question = Question(response, gold, prompt, **given)
+        question = Question(response, gold, prompt, *more, **given)
         return self._sum([one.judge(question) for one in self._functions])
 
     def judge_answer(self, answer: str | None, gold: str) -> Verdict:

@@ -1,4 +1,4 @@
-r"""A response as it was sampled, as text: exactly its tokens, special ones too, without the end token that closed it.
+r"""A response as it was sampled, as text: exactly its tokens, special ones too, up to the end token or text that closed it.
 
 What a decoder would leave out cannot be judged as if it were not there: ``\boxed{1<|pad|>2}`` is not 12, and an id that the
 tokenizer does not know (the vocabulary of a model is often padded) makes a response unreadable. Knows tokenizers and rollouts.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.algorithm.answer_span import TAIL, Thoughts
+from fr3e_async.algorithm.answer_span import TAIL, Thoughts, stop_end
 from fr3e_async.data.pieces import special_ids
 from fr3e_async.types import Finish, RolloutBatch
 from fr3e_async.verify.answers import final_answer
@@ -60,9 +60,11 @@ class Response:
 class Reader:
     """Reads rows of rollout batches."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], thoughts: Thoughts) -> None:
-        """``ends``: ids that end a response. ``thoughts``: what marks them in this model's responses."""
-        self._tokenizer, self._ends, self._thoughts = tokenizer, frozenset(ends), thoughts
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], thoughts: Thoughts, stops: Sequence[str] = ()
+    ) -> None:
+        """``ends``: ids that end a response; ``stops``: texts that do. ``thoughts``: what marks them in this model's responses."""
+        self._tokenizer, self._ends, self._stops, self._thoughts = tokenizer, frozenset(ends), stops, thoughts
         ids = list(tokenizer.get_vocab().values())
         self._known = np.zeros(max(ids) + 2, dtype=np.bool_)  # by id; the last stands for all beyond
         self._known[ids] = True
@@ -76,10 +78,12 @@ class Reader:
         thoughts = self._thoughts.after(self._text(batch.context(row)[: batch.prompt_len(row)][-TAIL:]))
         if not self._known[np.minimum(ids, len(self._known) - 1)].all():  # decoders leave such ids out, or fail
             return Response(exact="", shown="", thoughts=thoughts, fault=UNREADABLE, **ended)
-        special, exact = np.unique(ids[np.isin(ids, self._special)]), self._text(ids)
+        special, whole = np.unique(ids[np.isin(ids, self._special)]), self._text(ids)
+        exact = whole[: stop_end(whole, self._stops)]  # the token that completes a stop text may say more
+        shown = self._text(ids, plain=True).removesuffix(whole[len(exact) :]) if len(special) else exact
         return Response(
             exact=exact,
-            shown=self._text(ids, plain=True) if len(special) else exact,
+            shown=shown,
             thoughts=thoughts,
             special=tuple(text for i in range(len(special)) if (text := self._text(special[i : i + 1]))),
             **ended,

@@ -138,6 +138,7 @@ class Starter:
                 self._config.reward_terms,
                 ends=self._model.end_token_ids,
                 thoughts=tuple(self._config.data.thoughts),
+                stops=tuple(self._config.sampling.stop),
             )
         )
         try:
@@ -249,6 +250,7 @@ def engine_spec(config: Config, model: Model, pool: EnginePoolConfig, *, seed: i
         transfer=_backend(config) if config.weights.transfer == "native" else "",
         seed=seed,
         seeded=config.sampling.reproducible,
+        stops=tuple(config.sampling.stop),
         thoughts=tuple(config.data.thoughts),
         verbose=config.observe.verbose,
         options=dict(engine.options),

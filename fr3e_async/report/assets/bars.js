@@ -52,10 +52,10 @@ function ageTable(runs) {
   if (!known.length) return h("p.empty", {}, "No batch has been trained in the runs shown.");
   const rows = known[0].parts.map((bucket, i) => [h("span", {}, bucket.name, " ", bucket.name === "1" ? "version" : "versions"),
     h("div.bars", {}, known.map((item) => h("div.bar-row", { title: `${num(item.parts[i].count, 4)} tokens` },
-      h("span.bar", { style: { width: `${75 * item.parts[i].part}%`, background: colourOf(item.run.index) } }),
+      item.parts[i].part ? h("span.bar", { style: { width: `${75 * item.parts[i].part}%`, background: colourOf(item.run.index) } }) : null,
       h("span.bar-value", {}, percent(item.parts[i].part)))))]);
   return [table("Trained tokens by age", ["age", "share of the trained tokens"], rows, "histogram"),
-    h("p.note", {}, codeButton("staleness/0_tokens_fraction"),
+    h("p.note", {}, codeButton("staleness/0_tokens_fraction"), " ",
       known.map(({ run }) => h("span.chip", {}, runName(run.index), " mean ", num(run.summary?.staleness_mean ?? null), ", oldest ",
       num(run.summary?.staleness_max ?? lastMax(run.metrics["lag/versions_max"])))))];
 }

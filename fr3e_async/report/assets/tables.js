@@ -1,6 +1,6 @@
 // Tables: the result of each run, its evaluations, and how the runs' settings differ.
 
-const ASIDE = new Set(["evaluations", "verdict_reasons", "accuracy_intervals", "benchmarks", "name"]);
+const ASIDE = new Set(["evaluations", "verdict_reasons", "accuracy_intervals", "reward_intervals", "benchmarks", "name"]);
 
 function drawOverview(root) {
   function fill() {
@@ -22,8 +22,9 @@ function resultTable(runs) {
 
 function shownValue(run, key, unit) {
   const value = run.summary[key];
-  const interval = run.summary.accuracy_intervals?.[key.replace("accuracy_", "")];
-  if (interval) return `${percent(value)} [${percent(interval[0])}, ${percent(interval[1])}]`;
+  const [of, label] = key.split("_"), interval = run.summary[`${of}_intervals`]?.[label];
+  const said = of === "reward" ? (number) => num(number, 4) : percent;
+  if (interval) return `${said(value)} [${said(interval[0])}, ${said(interval[1])}]`;
   if (value === null || value === undefined) return "–";
   if (typeof value === "number") return withUnit(value, ["batches", "versions", "tokens", "optimiser steps"].includes(unit) ? "" : unit);
   if (typeof value === "object") return h("ul.pairs", {},
@@ -65,7 +66,7 @@ function evaluated(value, key) {
   if (value === null || value === undefined) return "–";
   if (typeof value === "number") return key === "took_s" ? duration(value) : num(value, 4);
   if (typeof value.value !== "number") return visible(typeof value === "string" ? value : JSON.stringify(value));
-  const said = key === "length" ? (v) => num(v, 4) : (v) => percent(v);
+  const said = key === "length" || key === "reward" ? (v) => num(v, 4) : (v) => percent(v);
   return h("span.whole", { title: `95 % interval: ${said(value.low)} to ${said(value.high)}` }, `${said(value.value)} `,
     h("span.unit", {}, `[${said(value.low)}, ${said(value.high)}]`));
 }
