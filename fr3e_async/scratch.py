@@ -107,7 +107,7 @@ def actor_scratch() -> None:
     # descends from an actor: in a session of its own, and nobody's child once the shell has gone.
     read, write = os.pipe()
     track = '"$1" -c "from multiprocessing.resource_tracker import main; main($2)"'
-    script = f'({track}; shift 2; rm -rf -- "$@") &' if own else f"{track} &"
+    script = f'({track}; shift 2; rm -rf -- "$@"; rmdir "${{1%/*}}") &' if own else f"{track} &"
     nothing = subprocess.DEVNULL
     subprocess.run(
         ["sh", "-c", script, "sh", sys.executable, str(read), *own],

@@ -332,6 +332,14 @@ def test_no_more_groups_are_admitted_than_the_remaining_steps_need():
     assert ledger.admissible() == 2
 
 
+def test_the_conservation_law_is_checked_after_every_event():
+    ledger = make_ledger(groups=1)
+    trunk, _ = admit(ledger, "a")
+    ledger.admitted += 1
+    with pytest.raises(LedgerError, match=r"^admitted 2 != settled .* \+ in flight 1$"):
+        ledger.handle(delivered(trunk, payload=1, anchors=(2,)))
+
+
 def test_one_group_cannot_be_admitted_twice():
     ledger = make_ledger()
     admit(ledger, "a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,30 @@ def test_a_changed_template_or_tokenizer_changes_what_a_resume_compares() -> Non
 def test_end_tokens_are_those_of_every_file(tmp_path: Path, files: dict[str, Any], expected: tuple[int, ...]) -> None:
     tokenizer = make_tokenizer()
     assert end_tokens(config(model(tmp_path, tokenizer, **files)), tokenizer) == (tokenizer.eos_token_id, *expected)
+
+
+@pytest.mark.parametrize(("revision", "asked"), [("", None), ("abc", "abc")])
+def test_end_tokens_of_a_model_on_the_hub_are_of_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str, asked: str | None
+) -> None:
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
+
+    def cached_file(path: str, name: str, *, revision: str | None) -> str | None:
+        assert (path, revision) == ("org/model", asked)
+        return str(tmp_path / name) if name == "config.json" else None
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    tokenizer, on_hub = make_tokenizer(), config("org/model")
+    on_hub = replace(on_hub, model=replace(on_hub.model, revision=revision))
+    assert end_tokens(on_hub, tokenizer) == (tokenizer.eos_token_id, 7)
+
+
+def test_a_folder_that_is_called_like_the_toy_is_not_its(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer()
+    (tmp_path / "toy").mkdir()
+    model(tmp_path / "toy", tokenizer, config={"eos_token_id": 7})
+    monkeypatch.chdir(tmp_path)
+    assert end_tokens(config("toy"), tokenizer) == (tokenizer.eos_token_id,)
 
 
 def test_an_end_token_that_is_none_is_named_with_its_file(tmp_path: Path) -> None:

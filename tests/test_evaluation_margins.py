@@ -61,6 +61,7 @@ METRES = r"12 \text{ m}"
         ("4.3", "4.2 %", (TENTH,), True),
         ("0.043", "4.2 %", (TENTH,), True),
         (r"43\%", "0.42", (Fraction(1, 50),), True),
+        (r"101\%", "1", (Fraction(1, 50),), True),
         (r"4200\%", "42", (TENTH,), False),  # as the judge: a whole gold above 1 is no proportion
     ],
 )

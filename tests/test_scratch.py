@@ -154,7 +154,7 @@ def test_an_actor_on_another_machine_has_a_folder_of_its_own_that_goes_when_it_i
         assert Path(used).parent.parent == base
         actor.send_signal(signal.SIGKILL)
         wait_until_gone(Path(used))
-        wait_until_gone(Path(f"{used}.lock"))
+        wait_until_gone(Path(used).parent)
 
 
 def wait_until_gone(path: Path) -> None:

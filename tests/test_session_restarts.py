@@ -76,3 +76,27 @@ def test_losses_without_one_are_bounded():
 def test_none_is_allowed_with_0():
     with pytest.raises(RunFailed, match=r"learner\.max_restarts is 0"):
         Sessions([5, None], max_restarts=0).go()
+
+
+class Waits(Session):
+    """Groups that come up at once, without a checkpoint."""
+
+    def __init__(self) -> None:
+        self._config = small_config()
+
+    async def _within_start(self, work: Any) -> Any:
+        return None
+
+
+def test_the_wait_before_a_new_group_doubles_up_to_a_minute():
+    nothing: Any = SimpleNamespace(note=lambda *_, **__: None, go_back=lambda *_: None)
+
+    async def restart_learner(resume_from: Path | None) -> None:
+        assert resume_from is None
+
+    async def waited(restarts: int) -> float:
+        began = virtual_time.now()
+        await Waits()._after_a_loss(SimpleNamespace(restart_learner=restart_learner), nothing, "lost", restarts)  # type: ignore[arg-type]
+        return virtual_time.now() - began
+
+    assert [virtual_time.run(waited(count)) for count in (1, 2, 3, 6, 7, 50)] == [1, 2, 4, 32, 60, 60]

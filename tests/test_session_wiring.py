@@ -105,6 +105,12 @@ def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() ->
     assert summary_of(loop, name="run", reason="finished", now=3.0).staleness_max == 3
 
 
+def test_engines_have_no_weights_known_after_a_new_learner_group(run_dir: RunDir) -> None:
+    """Version -1: their weights may be of a step that was lost."""
+    versions = [controller(run_dir, None, restarts)._engine_version for restarts in (0, 1)]
+    assert versions == [0, -1]
+
+
 class Stopped(Session):
     """A session whose training is stopped by a signal at once, with ``version`` batches trained and a checkpoint of step 3 there."""
 

@@ -152,6 +152,16 @@ def test_a_bad_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert_one_line(err, [says])
 
 
+def test_an_interrupt_is_told_apart_from_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fr3e_async.verify.__main__.judge_cases", interrupted)
+    assert run(write(tmp_path / "cases.jsonl", CASES), capsys=capsys) == (130, "", "interrupted\n")
+
+
 def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, empty = write(tmp_path / "good.jsonl", CASES), write(tmp_path / "empty.jsonl", [])
     for argv, says in (
