@@ -98,7 +98,8 @@ def train(loaded: LoadedConfig) -> int:
             show(session.done)
             return 0
         session.connect()
-        return session.run()
+        with interrupting():  # again: Ray has put handlers of its own in place
+            return session.run()
 
 
 def cli() -> None:
