@@ -298,9 +298,15 @@ class Session:
         progress.began_at, progress.wall_before_s = self._started_at, self._wall_before_s
         publisher = deployment.publisher()
         version = state.version if state else 0
-        if source or restarts:
-            publisher.offer(await deployment.weights(version))
-        door = await self._door(deployment, recorder, version, first=not (source or restarts))
+        weights = await deployment.weights(version)
+        publisher.offer(weights)
+        door = await self._door(deployment, recorder, version)
+        if version == 0 and not restarts:  # engines that begin with newer ones are given them, and asked, as those that join are
+            asked_at = self._clock()
+            engines = await first_questions(deployment, weights, door)
+            spent = self._clock() - asked_at
+            text = f"{engines} engines have the learner's weights{' and numbers' if door else ''} ({spent:.1f} s)"
+            recorder.note(text, "engines_asked", seconds=round(spent, 3))
         heldout = pick_problems(self._datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
@@ -334,8 +340,8 @@ class Session:
             door=door,
         )
 
-    async def _door(self, deployment: Deployment, recorder: Recorder, version: int, *, first: bool) -> Door | None:
-        """Knows the learner's numbers at ``version``. ``first``: asks everybody at once. Raises ``StartRefused``."""
+    async def _door(self, deployment: Deployment, recorder: Recorder, version: int) -> Door | None:
+        """Knows the learner's numbers at ``version``; None if nothing is to be compared."""
         if self._questions is None:
             return None
         config, crew, limit = self._config, deployment.crew, self._config.learner.step_timeout_s
@@ -348,8 +354,6 @@ class Session:
                 await door.learned(version)
         except TimeoutError:
             raise LearnerLost(f"the learner did not score the fixed rows within learner.step_timeout_s ({limit:g} s)") from None
-        if first:
-            await first_questions(deployment, door)
         return door
 
     def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
