@@ -12,7 +12,7 @@ ASCII_COMMANDS = {
         "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm max min det mod lim pi theta alpha beta gamma "
         "lambda sigma omega epsilon delta phi rho tau infty"
     ).split()},
-    "sqrt": r"\usqrt", "infinity": r"\infty", "inf": r"\infty", "mod": r"\pmod",
+    "pi": r"\pi", "sqrt": r"\usqrt", "infinity": r"\infty", "inf": r"\infty", "mod": r"\pmod",
 }  # fmt: skip
 NUMBERS = {name: value for value, name in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
