@@ -110,7 +110,7 @@ def _readable(tokens: Tokens) -> bool:
         or matrix_of(core) is not None
         or digits_and_base(core) is not None
         or parts_of(core) is not None
-        or symbolic.is_mathematics(core)
+        or symbolic.reading(core) is not None
         or r"\equiv" in tokens
         or r"\cup" in tokens
     )

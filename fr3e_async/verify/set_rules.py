@@ -76,7 +76,7 @@ def _residues(tokens: Tokens) -> Residues | None:
 def _progression(tokens: Tokens) -> Residues | None:
     """(residues, modulus) of ``x = 7k + 3``."""
     value = named(without_domain(tokens)[0])[1]
-    names = symbolic.symbols_of(value)
+    names = {str(x) for x in getattr(symbolic.reading(value), 'free_symbols', ())}
     if len(names) != 1 or not names <= set("knmtlqsj"):
         return None
     (name,) = names
