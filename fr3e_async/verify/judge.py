@@ -16,7 +16,7 @@ from fr3e_async.verify.claim_rules import arrow, base, digits_and_base, domain, 
 from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Rule, Ruling, by
-from fr3e_async.verify.set_rules import basis_vectors, collection, condition, congruence, matrix
+from fr3e_async.verify.set_rules import basis_vectors, collection, condition, congruence
 from fr3e_async.verify.structure import chain, interval_of, matrix_of, named, shape_of, without_domain
 from fr3e_async.verify.text_rules import choice, decimal_comma, is_prose, lead, same_text, several_choices, words
 from fr3e_async.verify.tokens import Tokens, render, tokenise
@@ -29,7 +29,7 @@ MEMORY_LIMIT = "memory limit"
 
 _VALUES: tuple[Rule, ...] = (same_text, base, numbers, unfinished, decimals, counting, algebra)
 _CLAIMS: tuple[Rule, ...] = (
-    same_text, decimal_comma, words, congruence, condition, matrix, basis_vectors, collection, ratio, base, domain, relation,
+    same_text, decimal_comma, words, congruence, condition, basis_vectors, collection, ratio, base, domain, relation,
     roughly, equation, amount, arrow, *_VALUES,
 )  # fmt: skip
 _WHOLE: tuple[Rule, ...] = (same_text, choice, several_choices, lead, domain, *_CLAIMS)

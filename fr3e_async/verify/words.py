@@ -5,7 +5,7 @@ Words of two letters and more only: a single letter is a variable.
 
 from __future__ import annotations
 
-CONNECTIVES = {"and": "and", "or": "or", "und": "and", "oder": "or", "et": "and", "ou": "or"}
+CONNECTIVES = frozenset("and or und oder et ou".split())
 # Plain ASCII mathematics, and upright names, as commands.
 ASCII_COMMANDS = {
     **{name: "\\" + name for name in (
@@ -57,6 +57,10 @@ LEADS = frozenset(
     "the a an answer is final solution solutions answers result value are it only option choice so therefore function".split()
 )
 OTHERS = frozenset("am pm base bc ad bce ce usd not less more than but plus minus over where for with dne none infinite".split())
+DOMAIN_WORDS = frozenset(
+    "where for with any all every each is are a an the some arbitrary fixed given positive negative nonnegative non negative real rational natural "
+    "integer integers constant constants number numbers numeric and be being to in parameter parameters which can".split()
+)
 KNOWN_WORDS = frozenset(
     word.lower()
     for table in (CONNECTIVES, NUMBERS, SCALES, PERCENT, CURRENCIES, UNITS, COUNTED, STANCES, LEADS, OTHERS)
