@@ -18,7 +18,7 @@ from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Rule, Ruling, by
 from fr3e_async.verify.set_rules import basis_vectors, collection, condition, congruence
 from fr3e_async.verify.structure import chain, interval_of, matrix_of, named, shape_of, without_domain
-from fr3e_async.verify.text_rules import choice, decimal_comma, is_prose, lead, same_text, several_choices, words
+from fr3e_async.verify.text_rules import choice, decimal_comma, is_prose, lead, same_text, words
 from fr3e_async.verify.tokens import Tokens, render, tokenise
 from fr3e_async.verify.units import quantity
 from fr3e_async.verify.value_rules import algebra, amount, counting, decimals, numbers, unfinished
@@ -32,7 +32,7 @@ _CLAIMS: tuple[Rule, ...] = (
     same_text, decimal_comma, words, congruence, condition, basis_vectors, collection, ratio, base, domain, relation,
     roughly, equation, amount, arrow, *_VALUES,
 )  # fmt: skip
-_WHOLE: tuple[Rule, ...] = (same_text, choice, several_choices, lead, domain, *_CLAIMS)
+_WHOLE: tuple[Rule, ...] = (same_text, choice, lead, domain, *_CLAIMS)
 RULES = tuple(dict.fromkeys(_WHOLE))
 rulings.RULES |= {"values": _VALUES, "claims": _CLAIMS, "whole": _WHOLE}
 

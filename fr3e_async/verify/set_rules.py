@@ -40,11 +40,12 @@ def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:
     before, modulus = tokens[:at], tokens[at + 1 :]
     if before[-1:] == ("(",) and modulus[-1:] == (")",):
         before, modulus = before[:-1], modulus[:-1]
-    before = before[before.index(r"\equiv") + 1 :] if modulus and r"\equiv" in before else named(without_domain(before)[0])[1]
+    name, *after = split(before, [r"\equiv"])
+    before = after[0] if len(after) == 1 and modulus and is_name(name) else named(without_domain(before)[0])[1]
     if found := _PROGRESSION.fullmatch("".join(before)):
         return [Fraction(found[1] or found[3] or 0)], Fraction(found[2])
     residues, base = [written_number(item) for item in list_items(before)], written_number(modulus)
-    if (modulus and not (base and base.value)) or "=" in modulus:
+    if None in residues or (modulus and not (base and base.value)):
         return None
     return [number.value for number in residues if number], base.value if base else Fraction(0)
 

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import (
-    RIGHT,
-    SENTENCE,
-    SENTENCE_WORDS,
-    UNKNOWN,
-    WRONG,
-    Ruling,
-    by,
-)  # fmt: skip
-from fr3e_async.verify.structure import (
-    shape_of,
-)
-from fr3e_async.verify.tokens import SPACE, Tokens, enclosed, is_word, trimmed, words_of
+from fr3e_async.verify.rulings import RIGHT, SENTENCE, SENTENCE_WORDS, UNKNOWN, WRONG, Ruling, by
+from fr3e_async.verify.structure import shape_of, variable
+from fr3e_async.verify.tokens import SPACE, Tokens, is_word, trimmed, words_of
 from fr3e_async.verify.units import quantity
 from fr3e_async.verify.words import LEADS, PHRASES, STANCES
+
+_LETTERS = frozenset("ABCDEFGHIJ")
+_CHOOSING = frozenset(["'option", "'choice", "'answer", "'the", "'is", "'选", "'and", ",", ";"])
 
 
 def same_text(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -34,60 +27,41 @@ def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | N
 
     >>> 1,22 ~ 1.22    1,22 !~ 1.23
     """
-    for comma, point in ((said, meant), (meant, said)):
-        if len(comma) == 3 and comma[1] == "," and len(point) == 1 and "." in point[0] and f"{comma[0]}.{comma[2]}" == point[0]:
-            return RIGHT, "policy: decimal comma"
-    return None
+    comma, point = sorted(("".join(said), "".join(meant)))
+    numbers = comma.replace(",", "", 1).isdigit() and point.count(".") == comma.count(",") == 1
+    return (RIGHT, "policy: decimal comma") if numbers and comma.replace(",", ".") == point else None
 
 
 def choice(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
-    r"""The reference is one letter A to J, alone or in brackets; the answer names that letter, and no other.
+    r"""The reference is one letter A to J or several different ones; the answer names the same letters and no other, in any order.
+
+    Behind one letter in brackets, or before a stop, the value of the choice may stand.
 
     >>> (b) ~ B    (B) 12 ~ B    \text{Option A} ~ A    \text{A or B} !~ A    \text{(C) is wrong, so (D)} !~ C    C = D !~ x
-    """
-    letter = _letter(_letters(meant))
-    if letter is None:
-        return None
-    rest = tuple(token for token in _letters(said) if not (is_word(token) and token[1:].lower() in _CHOOSING))
-    rest = rest[1:] if rest[:1] in ((":",), ("'选",)) else rest
-    bracketed = rest[:1] == ("(",)
-    head, tail = (rest[:3], rest[3:]) if bracketed else (rest[:1], rest[1:])
-    chosen = _letter(tuple(token.upper() if len(token) == 1 else token for token in head)) if bracketed else _letter(head)
-    if tail[:1] in ((".",), (")",), (":",)):
-        tail = tail[1:]
-    elif tail and not bracketed:
-        return WRONG, "another choice"
-    if chosen is None or (tail and written_number(quantity(tail).core) is None):
-        return WRONG, "another choice"
-    return (RIGHT, "choice") if chosen == letter else (WRONG, "another choice")
-
-
-_CHOOSING = frozenset(["option", "choice", "answer", "the", "is"])
-
-
-def _letters(tokens: Tokens) -> Tokens:
-    """With the capitals A to J of ``\\text{A and B}`` and of ``BC`` as letters of their own."""
-    spelt = [[*t[1:]] if is_word(t) and set(t[1:]) <= set("ABCDEFGHIJ") else [t] for t in tokens]
-    return tuple(letter for piece in spelt for letter in piece)
-
-
-def _letter(tokens: Tokens) -> str | None:
-    inside = enclosed(tokens, "(", ")") or tokens
-    return inside[0] if len(inside) == 1 and len(inside[0]) == 1 and inside[0] in "ABCDEFGHIJ" else None
-
-
-def several_choices(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
-    r"""The reference is several different letters A to J; the answer has the same letters, in any order.
-
     >>> A, B, D ~ ABD    \text{A, B, and D} ~ ABD    CA ~ AC    AB !~ ABD
     """
-    letters = [token for token in _letters(meant) if token not in (",", ";")]
-    if len(letters) < 2 or len(set(letters)) < len(letters) or any(len(t) != 1 or t not in "ABCDEFGHIJ" for t in letters):
+    letters, rest = _choices(meant)
+    if not letters or rest or len(set(letters)) < len(letters) or any(token.islower() for token in meant if variable(token)):
         return None
-    ours = [t for t in _letters(said) if t not in (",", ";") and not (is_word(t) and t[1:].lower() == "and")]
-    if all(len(t) == 1 and t in "ABCDEFGHIJ" for t in ours):
-        return (RIGHT, "choices") if sorted(ours) == sorted(letters) else (WRONG, "other choices")
-    return None
+    ours, tail = _choices(said)
+    if len(letters) > 1 and tail:
+        return None
+    marked = said[:1] == ("(",) or tail[:1] in ((".",), (")",), (":",))
+    tail = tail[tail[:1] in ((".",), (")",), (":",)) :]
+    same = sorted(ours) == sorted(letters) and (not tail or (marked and written_number(quantity(tail).core) is not None))
+    return (RIGHT, "choice") if same else (WRONG, "another choice")
+
+
+def _choices(tokens: Tokens) -> tuple[str, Tokens]:
+    r"""The letters at the head of ``tokens``, of ``\text{A and B}`` and in brackets too, where they may be small; and what follows them."""
+    kept = [t for t in tokens if t.lower() not in _CHOOSING]
+    kept = [t for word in kept for t in (word[1:] if is_word(word) and set(word[1:]) <= _LETTERS else [word])]
+    kept = kept[kept[:1] == [":"] :]
+    letters = ""
+    while kept and (kept[0] in _LETTERS or (kept[0] == "(" and kept[2:3] == [")"] and kept[1].upper() in _LETTERS)):
+        letters += kept[kept[0] == "("].upper()
+        kept = kept[3 if kept[0] == "(" else 1 :]
+    return letters, tuple(kept)
 
 
 def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -96,25 +70,25 @@ def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     >>> \text{Even} ~ even    \text{yes, it is} ~ Yes    \text{DNE} ~ \text{does not exist}    \infty ~ \text{infinitely many}
     >>> \text{odd} !~ \text{even}    \text{Yes and no} !~ Yes    \text{Alice or Bob} !~ \text{Alice}
     """
-    ours, theirs = _phrase(said), _phrase(meant)
-    if ours and ours == theirs:
+    phrases = [
+        PHRASES.get(" ".join(words_of(side)).lower() if all(map(is_word, side)) else "".join(side)) for side in (said, meant)
+    ]
+    spoken, expected = _spoken(said), _spoken(meant)
+    if phrases[0] and phrases[0] == phrases[1]:
         return RIGHT, "same words"
     if not is_prose(meant):
         return None
-    spoken, expected = _spoken(said), _spoken(meant)
-    if spoken == expected and spoken:
+    if spoken == expected:
         return RIGHT, "same words"
-    stance = STANCES.get(expected[0]) if len(expected) == 1 else None
-    if stance is not None and spoken and all(is_word(t) or t == "," for t in said):
-        agrees = STANCES.get(spoken[0]) == stance and set(spoken[1:]) <= _AFFIRMING
+    if len(expected) == 1 and expected[0] in STANCES and all(is_word(token) or token == "," for token in said):
+        agrees = STANCES.get(spoken[0]) == STANCES[expected[0]] and set(spoken[1:]) <= _AFFIRMING
         return (RIGHT, "yes or no") if agrees else (WRONG, "another word")
-    if len(expected) >= SENTENCE_WORDS:
-        return UNKNOWN, SENTENCE
-    return WRONG, "other words"
+    return (UNKNOWN, SENTENCE) if len(expected) >= SENTENCE_WORDS else (WRONG, "other words")
 
 
 _ARTICLES = frozenset(["a", "an", "the"])
 _AFFIRMING = frozenset("it is they are does do indeed always".split())
+_STOPS = frozenset([",", ".", ";", ":", SPACE])
 
 
 def is_prose(tokens: Tokens) -> bool:
@@ -122,38 +96,18 @@ def is_prose(tokens: Tokens) -> bool:
     count = len(words_of(tokens))
     if written_number(tokens) is not None or not count:
         return False
-    return all(
-        is_word(token) or token in (",", ".", ";", ":", "-", "'", "?", "!") or (len(token) == 1 and token.isalpha())
-        for token in tokens
-    ) or (
-        count > SENTENCE_WORDS
-        and shape_of(tokens).kind == "one"
-        and written_number(quantity(tokens).core) is None
-        and "=" not in tokens
-    )
+    if all(is_word(token) or token in "-'?!,.;:" or variable(token) for token in tokens):
+        return True
+    value = shape_of(tokens).kind != "one" or "=" in tokens or written_number(quantity(tokens).core) is not None
+    return count > SENTENCE_WORDS and not value
 
 
 def _spoken(tokens: Tokens) -> list[str]:
     """Words in small letters without articles, nor those of ``LEADS`` at the head; whatever else is there but punctuation stays."""
-    said = [token[1:].lower() if is_word(token) else token for token in tokens if token not in (",", ".", ";", ":", SPACE)]
+    said = [token[1:].lower() if is_word(token) else token for token in tokens if token not in _STOPS]
     while len(said) > 1 and said[0] in LEADS:
         said = said[1:]
-    return [word for word in said if word not in _ARTICLES] or said
-
-
-def _phrase(tokens: Tokens) -> str:
-    """The first of the row of ``PHRASES`` that the tokens are in; a sign for one of them counts too."""
-    sign = {
-        (r"\infty",): "infinity",
-        (r"\emptyset",): "no solution",
-        (r"\{", r"\}"): "no solution",
-        (r"\mathbb", "{", "R", "}"): "all real numbers",
-    }
-    interval = tokens == ("(", "-", r"\infty", ",", r"\infty", ")") or tokens == ("(", "-", r"\infty", ",", "+", r"\infty", ")")
-    text = sign.get(
-        tokens, "all real numbers" if interval else " ".join(words_of(tokens)).lower() if all(map(is_word, tokens)) else ""
-    )
-    return next((row[0] for row in PHRASES if text in row), "")
+    return [word for word in said if word not in _ARTICLES] or said or [""]
 
 
 def lead(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -166,5 +120,5 @@ def lead(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
 
 def _without_lead(tokens: Tokens) -> Tokens:
-    at = next((at for at, token in enumerate(tokens) if not (is_word(token) and token[1:].lower() in LEADS)), len(tokens))
-    return trimmed(tokens[at:]) if 0 < at < len(tokens) and not is_word(tokens[at]) else tokens
+    at = next((at for at, token in enumerate(tokens) if not (is_word(token) and token[1:].lower() in LEADS)), 0)
+    return trimmed(tokens[at:]) if at and not is_word(tokens[at]) else tokens
