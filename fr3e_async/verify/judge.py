@@ -17,7 +17,7 @@ from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Rule, Ruling, by
 from fr3e_async.verify.set_rules import basis_vectors, collection, condition, congruence
-from fr3e_async.verify.structure import chain, interval_of, matrix_of, named, shape_of, without_domain
+from fr3e_async.verify.structure import chain, interval_of, named, shape_of, without_domain
 from fr3e_async.verify.text_rules import choice, decimal_comma, is_prose, lead, same_text, words
 from fr3e_async.verify.tokens import Tokens, render, tokenise
 from fr3e_async.verify.units import quantity
@@ -37,24 +37,14 @@ RULES = tuple(dict.fromkeys(_WHOLE))
 rulings.RULES |= {"values": _VALUES, "claims": _CLAIMS, "whole": _WHOLE}
 
 
-def judge(
-    answer: str,
-    gold: str,
-    *,
-    unfinished: Literal["wrong", "right"] = "wrong",
-    units: Literal["checked", "ignored"] = "checked",
-    percent: Literal["optional", "exact"] = "optional",
-    decimal_digits: int = 4,
-) -> Ruling:
+def judge(answer: str, gold: str, **options: Any) -> Ruling:
     """(outcome, reason) of an answer. Both texts come without their box. The keywords are those of ``Policies``."""
-    policies = Policies(unfinished=unfinished, units=units, percent=percent, decimal_digits=decimal_digits)
+    policies = Policies(**options)
     if answer == gold:
         return RIGHT, "same text"
     try:
         said, meant = tokenise(answer), tokenise(gold)
-        if not meant:
-            return UNKNOWN, "the reference is empty"
-        return by("whole", said, meant, policies)
+        return by("whole", said, meant, policies) if meant else (UNKNOWN, "the reference is empty")
     except MemoryError:
         return UNKNOWN, MEMORY_LIMIT
     except RecursionError:
@@ -105,12 +95,5 @@ def _readable(tokens: Tokens) -> bool:
     if shape.kind != "one":
         return all(map(_readable, shape.items))
     core = quantity(interval_of(tokens) or tokens).core
-    return (
-        written_number(core) is not None
-        or matrix_of(core) is not None
-        or digits_and_base(core) is not None
-        or parts_of(core) is not None
-        or symbolic.reading(core) is not None
-        or r"\equiv" in tokens
-        or r"\cup" in tokens
-    )
+    found = written_number(core) or digits_and_base(core) or parts_of(core) or {r"\equiv", r"\cup"} & {*tokens}
+    return bool(found) or symbolic.reading(core) is not None
