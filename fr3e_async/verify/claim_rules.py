@@ -9,7 +9,7 @@ from itertools import pairwise
 from fr3e_async.verify import symbolic
 from fr3e_async.verify.numbers import compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy
+from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy, in_order
 from fr3e_async.verify.structure import chain, interval_of, is_name, is_relation, named, shape_of, variable, without_domain
 from fr3e_async.verify.tokens import Tokens, is_word, split
 from fr3e_async.verify.units import quantity
@@ -29,13 +29,8 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     theirs, ours = parts_of(meant), parts_of(said)
     if theirs is None:
         return None
-    if ours is None and len(theirs[0]) == 2:
-        top, bottom = theirs[0]
-        return by("values", said, (r"\frac", "{", *top, "}", "{", *bottom, "}"), replace(policies, unfinished="right"))
-    if ours is None or len(ours[0]) != len(theirs[0]):
-        return WRONG, "number of parts"
-    times = [_CLOCK.fullmatch(":".join(map("".join, parts))) for parts, _ in (ours, theirs)]
-    if times[1] or ours[1] or theirs[1]:
+    times = [_CLOCK.fullmatch(":".join(map("".join, side[0]))) if side else None for side in (ours, theirs)]
+    if ours and (times[1] or ours[1] or theirs[1]):
         same = (
             times[0]
             and times[1]
@@ -43,11 +38,10 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
             and not (ours[1] and theirs[1] and ours[1] != theirs[1])
         )
         return (RIGHT, "time" if ours[1] == theirs[1] else "policy: half of the day") if same else (WRONG, "another time")
-    products = [
-        symbolic.equal(("(", *a, ")", r"\cdot", "(", *y, ")"), ("(", *x, ")", r"\cdot", "(", *b, ")"))
-        for (a, b), (x, y) in zip(pairwise(ours[0]), pairwise(theirs[0]), strict=True)
+    quotients = [
+        [(r"\frac", "{", *a, "}", "{", *b, "}") for a, b in pairwise(side[0])] if side else [said] for side in (ours, theirs)
     ]
-    return (RIGHT, "ratio") if all(outcome == RIGHT for outcome, _ in products) else (WRONG, "another ratio")
+    return in_order(*quotients, replace(policies, unfinished="right"))
 
 
 def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:

@@ -57,16 +57,12 @@ def written_number(tokens: Tokens) -> Number | None:
         tokens = inner
     if not tokens or sum(map(len, tokens)) > _MAX_DIGITS:
         return None
-    if tokens[0] in ("-", "+"):
-        number = _unsigned(tokens[1:])
-        return number and replace(number, value=-number.value if tokens[0] == "-" else number.value)
-    return _unsigned(tokens)
-
-
-def _unsigned(tokens: Tokens) -> Number | None:
-    if len(tokens) > 1 and is_word(tokens[-1]) and (scale := SCALES.get(tokens[-1][1:].lower())):
-        number = written_number(tokens[:-1])
-        return number and replace(number, value=number.value * scale, places=None if number.integer else number.places)
+    if tokens[0] in ("-", "+") or (is_word(tokens[-1]) and tokens[-1][1:].lower() in SCALES):
+        signed = tokens[0] in ("-", "+")
+        number = written_number(tokens[1:] if signed else tokens[:-1])
+        scale = (-1 if tokens[0] == "-" else 1) if signed else SCALES[tokens[-1][1:].lower()]
+        exact = not signed and number is not None and number.integer
+        return number and replace(number, value=number.value * scale, places=None if exact else number.places)
     name = _NAMES.get("".join(token[1:] if is_word(token) else token for token in tokens).lower())
     if name is not None:
         return _decimal(str(name), "")

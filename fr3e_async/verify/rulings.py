@@ -20,7 +20,7 @@ Ruling = tuple[str, str]
 Rule = Callable[[Tokens, Tokens, Policies], Ruling | None]
 Level = Literal["values", "claims", "whole"]
 RULES: dict[Level, tuple[Rule, ...]] = {}
-trace: list[str] | None = None  # where ``judge.explain`` wants to hear of each rule that decides
+trace: list[str] | None = None  # where ``--explain`` wants to hear of each rule that decides
 
 
 def by(level: Level, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:

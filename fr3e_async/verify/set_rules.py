@@ -10,7 +10,17 @@ from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import MAX_ITEMS, RIGHT, WRONG, Ruling, by_policy, in_any_order, in_order
 from fr3e_async.verify.structure import (
-    Shape, builder, interval_of, is_name, is_relation, list_items, named, named_list, shape_of, variable, without_domain,
+    Shape,
+    builder,
+    interval_of,
+    is_name,
+    is_relation,
+    list_items,
+    named,
+    named_list,
+    shape_of,
+    variable,
+    without_domain,
 )  # fmt: skip
 from fr3e_async.verify.tokens import Tokens, enclosed, split
 

@@ -1,7 +1,5 @@
 """Tables of signs and commands that write one thing in many ways, or nothing at all: the closed lists of ``tokens``."""
 
-from __future__ import annotations
-
 import unicodedata
 
 GREEK = tuple("\\" + name for name in (

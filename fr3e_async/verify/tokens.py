@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, dropwhile
 
 from fr3e_async.verify import signs
 from fr3e_async.verify.signs import ARGUMENTS, CLOSING, OPENING
@@ -164,7 +164,7 @@ def _command(tokens: list[str], at: int, out: list[str]) -> int:
         if command == r"\sqrt" and not argument:  # \sqrt{}{3}
             argument, at = _argument(tokens, at, command)
         raised = command in ("^", "_") and (
-            argument == ["°"] or set(argument) == {"'"} or argument[:1] and argument[0] in signs.ORDINALS
+            argument == ["°"] or set(argument) == {"'"} or (argument[:1] and argument[0] in signs.ORDINALS)
         )
         if raised:
             out[-1:] = argument
@@ -220,12 +220,10 @@ def balanced(tokens: Tokens) -> bool:
 
 def trimmed(tokens: list[str] | Tokens) -> Tokens:
     """Without closing punctuation, a leading ``=`` or colon, and dots that nothing follows."""
-    start, end = 0, len(tokens)
-    while start < end and tokens[end - 1] in (".", ",", ";", ":", SPACE, "\\", r"\\", "^"):
-        end -= 1
-    while start < end and tokens[start] in ("=", ":", ",", ";", SPACE):
-        start += 1
-    return tuple(tokens[start:end])
+    kept = list(dropwhile(lambda token: token in ("=", ":", ",", ";", SPACE), tokens))
+    while kept and kept[-1] in (".", ",", ";", ":", SPACE, "\\", r"\\", "^"):
+        kept.pop()
+    return tuple(kept)
 
 
 def split(tokens: Tokens, separators: Collection[str]) -> list[Tokens]:

@@ -3,16 +3,14 @@
 Words of two letters and more only: a single letter is a variable.
 """
 
-from __future__ import annotations
+from fr3e_async.verify.signs import FUNCTIONS, GREEK
 
 CONNECTIVES = frozenset("and or und oder et ou".split())
 # Plain ASCII mathematics, and upright names, as commands.
 ASCII_COMMANDS = {
-    **{name: "\\" + name for name in (
-        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm max min det mod lim pi theta alpha beta gamma "
-        "lambda sigma omega epsilon delta phi rho tau infty"
-    ).split()},
-    "pi": r"\pi", "sqrt": r"\usqrt", "infinity": r"\infty", "inf": r"\infty", "mod": r"\pmod",
+    **{command[1:]: command for command in (*FUNCTIONS, *GREEK) if command in FUNCTIONS or len(command) > 4},
+    **{name: "\\" + name for name in "det lim pi phi rho tau infty".split()},
+    "sqrt": r"\usqrt", "infinity": r"\infty", "inf": r"\infty", "mod": r"\pmod",
 }  # fmt: skip
 NUMBERS = {name: value for value, name in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
