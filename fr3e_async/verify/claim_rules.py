@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 
 from fr3e_async.verify import symbolic
 from fr3e_async.verify.numbers import compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy, in_order
-from fr3e_async.verify.structure import chain, interval_of, is_name, is_relation, named, shape_of, variable, without_domain
-from fr3e_async.verify.tokens import Tokens, is_word, split
+from fr3e_async.verify.structure import chain, interval_of, is_name, is_relation, list_items, named, without_domain
+from fr3e_async.verify.tokens import Tokens, is_word, split, variable
 from fr3e_async.verify.units import quantity
 from fr3e_async.verify.words import BASES
 
+_PROGRESSION = re.compile(r"(?:(\d+)\+)?(\d+)[kmnltqsj](?:\+(\d+))?")
 _CLOCK = re.compile(r"0?(\d{1,2}):(\d\d)(?::(\d\d))?")
 _DIGITS = re.compile(
     r"\(?(?P<digits>[0-9A-Za-z]+)\)?(?:_\{\(?(?P<foot>\d{1,2}|'[a-z]+)\)?\}|\(?'base(?P<base>\d{1,2}|'[a-z]+)\)?)|0x(?P<hex>[0-9A-Fa-f]+)"
@@ -31,16 +33,10 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
         return None
     times = [_CLOCK.fullmatch(":".join(map("".join, side[0]))) if side else None for side in (ours, theirs)]
     if ours and (times[1] or ours[1] or theirs[1]):
-        same = (
-            times[0]
-            and times[1]
-            and times[0].groups() == times[1].groups()
-            and not (ours[1] and theirs[1] and ours[1] != theirs[1])
-        )
+        same = times[0] and times[1] and times[0].groups() == times[1].groups() and len({ours[1], theirs[1]} - {""}) < 2
         return (RIGHT, "time" if ours[1] == theirs[1] else "policy: half of the day") if same else (WRONG, "another time")
-    quotients = [
-        [(r"\frac", "{", *a, "}", "{", *b, "}") for a, b in pairwise(side[0])] if side else [said] for side in (ours, theirs)
-    ]
+    parts = [side[0] if side else [said, ("1",)] for side in (ours, theirs)]
+    quotients = [[(r"\frac", "{", *a, "}", "{", *b, "}") for a, b in pairwise(side)] for side in parts]
     return in_order(*quotients, replace(policies, unfinished="right"))
 
 
@@ -75,6 +71,39 @@ def digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
     return (digits.lstrip("0"), value) if numeral and all(int(digit, 36) < value for digit in digits) else None
 
 
+def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""``x \equiv r \pmod m``: the same modulus and the same residues. One side may leave the modulus out, and give the residues as they are.
+
+    >>> x\equiv 3\pmod{7} ~ x \equiv 3 \pmod 7    10 \pmod 7 ~ 3 \pmod 7    3 ~ x\equiv3\pmod7    x=7k+3 ~ x\equiv 3\pmod 7
+    >>> x\equiv 6\pmod 7 !~ x\equiv 3 \pmod 7    x\equiv 5\pmod 5 !~ x\equiv 5\pmod 7    3\pmod 7 !~ 10
+    """
+    if r"\pmod" not in said and r"\pmod" not in meant:
+        return None
+    ours, theirs = _residues(said), _residues(meant)
+    if ours is None or theirs is None:
+        return None
+    if ours[1] and theirs[1]:
+        same = ours[1] == theirs[1] and sorted(r % ours[1] for r in ours[0]) == sorted(r % theirs[1] for r in theirs[0])
+        return (RIGHT, "residues") if same else (WRONG, "other residues")
+    return (RIGHT, "policy: modulus not named") if sorted(ours[0]) == sorted(theirs[0]) else (WRONG, "other residues")
+
+
+def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:
+    r"""(residues, modulus) of ``x \equiv r \pmod m`` and ``x = 7k + 3``; modulus 0 of numbers without one."""
+    at = tokens.index(r"\pmod") if r"\pmod" in tokens else len(tokens)
+    before, modulus = tokens[:at], tokens[at + 1 :]
+    if before[-1:] == ("(",) and modulus[-1:] == (")",):
+        before, modulus = before[:-1], modulus[:-1]
+    name, *after = split(before, [r"\equiv"])
+    before = after[0] if len(after) == 1 and modulus and is_name(name) else named(without_domain(before)[0])[1]
+    if found := _PROGRESSION.fullmatch("".join(before)):
+        return [Fraction(found[1] or found[3] or 0)], Fraction(found[2])
+    residues, base = [written_number(item) for item in list_items(before)], written_number(modulus)
+    if None in residues or (modulus and not (base and base.value)):
+        return None
+    return [number.value for number in residues if number], base.value if base else Fraction(0)
+
+
 def domain(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``, k \in \mathbb{Z}`` and ``where k is an integer`` at the end may be missing; a parameter may have another letter on the other side.
 
@@ -100,16 +129,8 @@ def relation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     """
     if not is_relation(said) and not is_relation(meant):
         return None
-    if not _has_names(said) or not _has_names(meant):
-        return WRONG, "a relation is not a value"
     ruling = symbolic.equal(said, meant)
-    as_intervals = [interval_of(side) or side for side in (said, meant)]
-    return ruling if ruling[0] == RIGHT or as_intervals == [said, meant] else symbolic.equal(*as_intervals)
-
-
-def _has_names(tokens: Tokens) -> bool:
-    sets = shape_of(tokens).kind == "bracket" or {r"\mathbb", r"\infty", r"\cup", r"\emptyset"} & {*tokens}
-    return bool(sets) or any(map(variable, tokens))
+    return ruling if ruling[0] == RIGHT else symbolic.equal(*(interval_of(side) or side for side in (said, meant)))
 
 
 def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -189,9 +210,6 @@ def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> AB ~ \overline{AB}    \mathbf{v} ~ \vec{v}    z !~ \bar{z}
     """
-    for marked, plain in (("".join(meant), "".join(said)), ("".join(said), "".join(meant))):
-        if plain.isalpha() and (
-            marked == rf"\vec{{{plain}}}" or (marked == rf"\overline{{{plain}}}" and len(plain) == 2 and plain.isupper())
-        ):
-            return RIGHT, "policy: arrow or bar"
-    return None
+    plain, marked = sorted(("".join(said), "".join(meant)), key=len)
+    segment = marked == rf"\overline{{{plain}}}" and len(plain) == 2 and plain.isupper()
+    return (RIGHT, "policy: arrow or bar") if plain.isalpha() and (segment or marked == rf"\vec{{{plain}}}") else None

@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 from fr3e_async.verify import rulings
-from fr3e_async.verify.claim_rules import arrow, base, domain, equation, ratio, relation, roughly
+from fr3e_async.verify.claim_rules import arrow, base, congruence, domain, equation, ratio, relation, roughly
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Rule, Ruling, by
-from fr3e_async.verify.set_rules import basis_vectors, collection, condition, congruence
+from fr3e_async.verify.set_rules import basis_vectors, collection, condition
 from fr3e_async.verify.text_rules import choice, decimal_comma, lead, same_text, words
 from fr3e_async.verify.tokens import tokenise
 from fr3e_async.verify.value_rules import algebra, amount, counting, decimals, numbers, unfinished

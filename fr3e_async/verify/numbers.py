@@ -24,12 +24,8 @@ _NUMBER = re.compile(
     |(?:(?P<units>\d+)\ )?(?P<over>[-+]?{_INTEGER})/(?P<under>[-+]?{_INTEGER})""",
     re.VERBOSE | re.ASCII,
 )
-_NAMES = NUMBERS | {
-    ten + dash + unit: NUMBERS[ten] + NUMBERS[unit]
-    for ten in list(NUMBERS)[20:]
-    for dash in ("", "-")
-    for unit in list(NUMBERS)[1:10]
-}
+_NAMES = NUMBERS | {f"{ten}{dash}{unit}": NUMBERS[ten] + NUMBERS[unit]
+                    for ten in list(NUMBERS)[20:] for dash in ("", "-") for unit in list(NUMBERS)[1:10]}  # fmt: skip
 _MAX_EXPONENT = 400  # beyond any answer; keeps the arithmetic short
 _MAX_DIGITS = 4000
 _FLOAT_DIGITS = 15  # significant digits that a float surely keeps

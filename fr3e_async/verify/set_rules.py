@@ -2,62 +2,11 @@ r"""Rules about claims that hold several: congruences, sets by a condition, list
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
-
 from fr3e_async.verify import symbolic
-from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import MAX_ITEMS, RIGHT, WRONG, Ruling, by_policy, in_any_order, in_order
-from fr3e_async.verify.structure import (
-    Shape,
-    builder,
-    interval_of,
-    is_name,
-    is_relation,
-    list_items,
-    named,
-    named_list,
-    shape_of,
-    variable,
-    without_domain,
-)  # fmt: skip
-from fr3e_async.verify.tokens import Tokens, enclosed, split
-
-_PROGRESSION = re.compile(r"(?:(\d+)\+)?(\d+)[kmnltqsj](?:\+(\d+))?")
-
-
-def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
-    r"""``x \equiv r \pmod m``: the same modulus and the same residues. One side may leave the modulus out, and give the residues as they are.
-
-    >>> x\equiv 3\pmod{7} ~ x \equiv 3 \pmod 7    10 \pmod 7 ~ 3 \pmod 7    3 ~ x\equiv3\pmod7    x=7k+3 ~ x\equiv 3\pmod 7
-    >>> x\equiv 6\pmod 7 !~ x\equiv 3 \pmod 7    x\equiv 5\pmod 5 !~ x\equiv 5\pmod 7    3\pmod 7 !~ 10
-    """
-    if r"\pmod" not in said and r"\pmod" not in meant:
-        return None
-    ours, theirs = _residues(said), _residues(meant)
-    if ours is None or theirs is None:
-        return None
-    if ours[1] and theirs[1]:
-        same = ours[1] == theirs[1] and sorted(r % ours[1] for r in ours[0]) == sorted(r % theirs[1] for r in theirs[0])
-        return (RIGHT, "residues") if same else (WRONG, "other residues")
-    return (RIGHT, "policy: modulus not named") if sorted(ours[0]) == sorted(theirs[0]) else (WRONG, "other residues")
-
-
-def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:
-    r"""(residues, modulus) of ``x \equiv r \pmod m`` and ``x = 7k + 3``; modulus 0 of numbers without one."""
-    at = tokens.index(r"\pmod") if r"\pmod" in tokens else len(tokens)
-    before, modulus = tokens[:at], tokens[at + 1 :]
-    if before[-1:] == ("(",) and modulus[-1:] == (")",):
-        before, modulus = before[:-1], modulus[:-1]
-    name, *after = split(before, [r"\equiv"])
-    before = after[0] if len(after) == 1 and modulus and is_name(name) else named(without_domain(before)[0])[1]
-    if found := _PROGRESSION.fullmatch("".join(before)):
-        return [Fraction(found[1] or found[3] or 0)], Fraction(found[2])
-    residues, base = [written_number(item) for item in list_items(before)], written_number(modulus)
-    if None in residues or (modulus and not (base and base.value)):
-        return None
-    return [number.value for number in residues if number], base.value if base else Fraction(0)
+from fr3e_async.verify.structure import Shape, is_relation, named, named_list, pieces_of, shape_of
+from fr3e_async.verify.tokens import Tokens, enclosed, variable
 
 
 def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -65,12 +14,12 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> (2,3) ~ \{x | 2 < x < 3\}    x<-2 \text{ or } x>3 ~ (-\infty,-2)\cup(3,\infty)    k > -5 !~ (-\infty,-5)    [0,2] !~ [0,1)\cup(1,2]
     """
-    ours, theirs = _as_pieces(said), _as_pieces(meant)
+    ours, theirs = pieces_of(said), pieces_of(meant)
     if ours is None or theirs is None or _other_names(said, meant) or (ours == [said] and theirs == [meant]):
         return None  # no condition and no union on either side
     if len(ours) == len(theirs) == 1 and shape_of(ours[0]).kind != "bracket":
         return None if r"\setminus" not in (*ours[0], *theirs[0]) else symbolic.equal(ours[0], theirs[0])
-    names = [{t for t in side if variable(t)} - {"R"} for side in (said, meant) if is_relation(side) and builder(side) is None]
+    names = [{t for t in side if variable(t)} - {"R"} for side in (said, meant) if is_relation(side) and side[0] != r"\{"]
     if len(names) == 2 and names[0] != names[1]:
         return WRONG, "other variables"
     ruling = in_any_order(ours, theirs, policies)
@@ -78,30 +27,6 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
         return ruling
     simple = symbolic.equal(*(sum([(r"\cup", *piece) for piece in side], ())[1:] for side in (ours, theirs)))
     return simple if simple[0] == RIGHT else ruling
-
-
-def _as_pieces(tokens: Tokens) -> list[Tokens] | None:
-    """A set of real numbers as pieces of a union, inequalities as intervals; None if it is anything else."""
-    triples = zip(("", *tokens), tokens, (*tokens[1:], ""), strict=False)
-    tokens = tuple(r"\setminus" if triple == (r"\}", "-", r"\{") else triple[1] for triple in triples)
-    tokens = builder(tokens) or tokens
-    if "".join(tokens) in (r"\mathbb{R}^{+}", r"\mathbb{R}_{+}"):
-        tokens = ("(", "0", ",", r"\infty", ")")
-    if r"\in" in tokens and is_name(tokens[: tokens.index(r"\in")]):
-        tokens = tokens[tokens.index(r"\in") + 1 :]
-    shape = shape_of(tokens)
-    if shape.kind == "list" and not all(map(is_relation, shape.items)):
-        return None
-    pieces: list[Tokens] = []
-    for part in (part for item in (shape.items if shape.kind == "list" else [tokens]) for part in split(item, [r"\cup"])):
-        value = named(part)[1]
-        first, *removed = split(value if not is_relation(part) and shape_of(value).kind == "bracket" else part, [r"\setminus"])
-        interval = interval_of(builder(first) or first) or first
-        interval += sum([(r"\setminus", *other) for other in removed], ())
-        if interval[:1] not in (("(",), ("[",), (r"\{",)) or interval[-1] not in (")", "]", r"\}"):
-            return None
-        pieces.append(tuple(t for t, after in zip(interval, (*interval[1:], ""), strict=True) if (t, after) != ("+", r"\infty")))
-    return pieces
 
 
 def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -138,9 +63,7 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
 
 
 # Signs by which one claim can be the same as several: a set as an expression of sets, an inequality as an interval.
-_CLAIMS_OF_SEVERAL = frozenset(
-    [r"\cup", r"\setminus", r"\mathbb", r"\cap", r"\ne", "|", "⟨", r"\vec", "<", ">", r"\le", r"\ge", r"\in"]
-)
+_CLAIMS_OF_SEVERAL = frozenset(r"\cup \setminus \mathbb \cap \ne | ⟨ \vec < > \le \ge \in".split())
 
 
 def _brackets_agree(ours: Shape, theirs: Shape) -> bool:

@@ -26,15 +26,7 @@ SIGN = str.maketrans({
 TEXT = frozenset(
     r"\text \mathrm \textbf \textit \textrm \textsf \textnormal \mbox \hbox \operatorname \operatorname* \textup \texttt".split()
 )
-WITH_OTHER_ARGUMENTS = {
-    r"\color": 1,
-    r"\textcolor": 1,
-    r"\phantom": 1,
-    r"\hphantom": 1,
-    r"\vphantom": 1,
-    r"\fcolorbox": 2,
-    r"\hspace": 1,
-}
+WITH_OTHER_ARGUMENTS = {r"\fcolorbox": 2} | dict.fromkeys(r"\color \textcolor \phantom \hphantom \vphantom \hspace".split(), 1)
 _NOTHING = (
     r"\left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \Biggl \Biggr \displaystyle \textstyle \scriptstyle "
     r"\limits \nolimits \rm \bf \it \bfseries \mathstrut \strut \Large \large \LARGE \huge \Huge \normalsize \small \centering \therefore "

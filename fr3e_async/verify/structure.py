@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fr3e_async.verify.signs import GREEK
-from fr3e_async.verify.tokens import Tokens, closing, enclosed, is_word, split, trimmed
+from fr3e_async.verify.tokens import Tokens, closing, enclosed, is_word, split, trimmed, variable
 from fr3e_async.verify.words import CONNECTIVES, DOMAIN_WORDS
 
 _COMMAS = frozenset([",", ";"])
@@ -141,10 +141,6 @@ def without_domain(tokens: Tokens) -> tuple[Tokens, bool]:
 _DOMAIN = re.compile(r"\\in(?:[ZNRQC]|\\mathbb\{[ZNRQC]\}(?:[\^_+*{}0]|\\cdot|\\star)*)")
 
 
-def variable(token: str) -> bool:
-    return len(token) == 1 and token.isalpha()
-
-
 def is_relation(tokens: Tokens) -> bool:
     return any(token in _RELATIONS for token in tokens)
 
@@ -175,6 +171,30 @@ def builder(tokens: Tokens) -> Tokens | None:
         if len(condition) == 1 and is_name(head[: head.index(r"\in")] if r"\in" in head else head) and is_relation(condition[0]):
             return condition[0]
     return None
+
+
+def pieces_of(tokens: Tokens) -> list[Tokens] | None:
+    """A set of real numbers as pieces of a union, inequalities as intervals; None if it is anything else."""
+    triples = zip(("", *tokens), tokens, (*tokens[1:], ""), strict=False)
+    tokens = tuple(r"\setminus" if triple == (r"\}", "-", r"\{") else triple[1] for triple in triples)
+    tokens = builder(tokens) or tokens
+    if "".join(tokens) in (r"\mathbb{R}^{+}", r"\mathbb{R}_{+}"):
+        tokens = ("(", "0", ",", r"\infty", ")")
+    if r"\in" in tokens and is_name(tokens[: tokens.index(r"\in")]):
+        tokens = tokens[tokens.index(r"\in") + 1 :]
+    shape = shape_of(tokens)
+    if shape.kind == "list" and not all(map(is_relation, shape.items)):
+        return None
+    pieces: list[Tokens] = []
+    for part in (part for item in (shape.items if shape.kind == "list" else [tokens]) for part in split(item, [r"\cup"])):
+        value = named(part)[1]
+        first, *removed = split(value if not is_relation(part) and shape_of(value).kind == "bracket" else part, [r"\setminus"])
+        interval = interval_of(builder(first) or first) or first
+        interval += sum([(r"\setminus", *other) for other in removed], ())
+        if interval[:1] not in (("(",), ("[",), (r"\{",)) or interval[-1] not in (")", "]", r"\}"):
+            return None
+        pieces.append(tuple(t for t, after in zip(interval, (*interval[1:], ""), strict=True) if (t, after) != ("+", r"\infty")))
+    return pieces
 
 
 def matrix_of(tokens: Tokens) -> list[list[Tokens]] | None:

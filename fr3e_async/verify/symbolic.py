@@ -186,7 +186,7 @@ def _relations_equal(ours: Any, theirs: Any) -> tuple[str, str]:
     ours, theirs = (side.reversed if isinstance(side, turned) else side for side in (ours, theirs))
     if type(ours) is not type(theirs) or not all(isinstance(part, sympy.Expr) for part in (*ours.args, *theirs.args)):
         return "wrong", "another relation"
-    if ours.free_symbols != theirs.free_symbols:
+    if ours.free_symbols != theirs.free_symbols or not ours.free_symbols:
         return "wrong", "other variables"
     first, second = ours.lhs - ours.rhs, theirs.lhs - theirs.rhs
     ratio = sympy.simplify(first / second)

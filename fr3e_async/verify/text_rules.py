@@ -5,8 +5,8 @@ from __future__ import annotations
 from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, SENTENCE, SENTENCE_WORDS, UNKNOWN, WRONG, Ruling, by
-from fr3e_async.verify.structure import shape_of, variable
-from fr3e_async.verify.tokens import SPACE, Tokens, is_word, trimmed, words_of
+from fr3e_async.verify.structure import shape_of
+from fr3e_async.verify.tokens import SPACE, Tokens, is_word, trimmed, variable, words_of
 from fr3e_async.verify.units import quantity
 from fr3e_async.verify.words import LEADS, PHRASES, STANCES
 

@@ -253,6 +253,10 @@ def is_word(token: str) -> bool:
     return len(token) > 1 and token[0] == "'"
 
 
+def variable(token: str) -> bool:
+    return len(token) == 1 and token.isalpha()
+
+
 def render(tokens: Tokens) -> str:
     """As LaTeX, for a parser."""
     out = ""

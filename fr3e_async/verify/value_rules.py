@@ -10,8 +10,7 @@ from fr3e_async.verify import symbolic
 from fr3e_async.verify.numbers import Number, compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy
-from fr3e_async.verify.structure import variable
-from fr3e_async.verify.tokens import Tokens, is_word, render, tokenise
+from fr3e_async.verify.tokens import Tokens, is_word, render, tokenise, variable
 from fr3e_async.verify.units import DEGREES, PERCENT_SIGN, Quantity, factor_between, is_measure, quantity, without_a_word_for_it
 
 
