@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fr3e_async.verify import symbolic
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import MAX_ITEMS, RIGHT, WRONG, Ruling, by_policy, in_any_order, in_order
+from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by_policy, in_any_order, in_order
 from fr3e_async.verify.structure import Shape, is_relation, named, named_list, pieces_of, shape_of
 from fr3e_async.verify.tokens import Tokens, enclosed, variable
 
@@ -47,8 +47,6 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
         return WRONG, "a set is not a tuple"
     if "one" in kinds:
         return None if _CLAIMS_OF_SEVERAL & {*said, *meant} else (WRONG, "number of items")
-    if max(len(ours.items), len(theirs.items)) > MAX_ITEMS:
-        return WRONG, "too many items"
     inside = [enclosed(t, "[", "]") or enclosed(t, "(", ")") or enclosed(t, r"\{", r"\}") or t for t in (said, meant)]
     first, second = (dict(named_list(side)) for side in inside)
     if len(first) > 1 and set(first) == set(second):

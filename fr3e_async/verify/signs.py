@@ -10,13 +10,10 @@ FUNCTIONS = tuple("\\" + name for name in (
 ).split())  # fmt: skip
 
 
-def _letter(command: str) -> str:
-    name = command[1:].replace("ambda", "amda")
-    return unicodedata.lookup(f"GREEK {'SMALL' if name.islower() else 'CAPITAL'} LETTER {name}")
-
-
+_LETTERS = {unicodedata.lookup(f"GREEK {'SMALL' if command.islower() else 'CAPITAL'} LETTER {command[1:].replace('ambda', 'amda')}"): command
+            for command in (*GREEK, r"\pi")}  # fmt: skip
 SIGN = str.maketrans({
-    **{_letter(command): command + " " for command in (*GREEK, r"\pi")},
+    **{letter: command + " " for letter, command in _LETTERS.items()},
     "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
     "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "−": "-", "–": "-", "√": " sqrt ", "∈": r"\in ", "∀": r"\forall ",
     "±": r"\pm ", "°": r"\degree ", "≈": r"\approx ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",

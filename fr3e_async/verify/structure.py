@@ -166,11 +166,9 @@ def interval_of(tokens: Tokens) -> Tokens | None:
 def builder(tokens: Tokens) -> Tokens | None:
     r"""The condition of ``\{x \mid 2 < x < 3\}``; None for anything else."""
     inside = enclosed(tokens, r"\{", r"\}") or ()
-    for separator in ("|", ":"):
-        head, *condition = split(inside, separator)
-        if len(condition) == 1 and is_name(head[: head.index(r"\in")] if r"\in" in head else head) and is_relation(condition[0]):
-            return condition[0]
-    return None
+    head = split(inside, ("|", ":"))[0]
+    condition = inside[len(head) + 1 :]
+    return condition if is_name(split(head, (r"\in",))[0]) and is_relation(condition) else None
 
 
 def pieces_of(tokens: Tokens) -> list[Tokens] | None:

@@ -140,11 +140,10 @@ def expressions_equal(ours: Any, theirs: Any) -> tuple[str, str]:
     """Two expressions: refuted by numbers, or proven by simplification or math-verify."""
     if ours == theirs:
         return "right", "same expression"
-    if other := ours.free_symbols ^ theirs.free_symbols:
-        if {str(symbol) for symbol in other} != {"i"}:
-            return "wrong", "other variables"
-        ours, theirs = (side.subs(dict.fromkeys(other, sympy.I)) for side in (ours, theirs))
-    symbols, difference = ours.free_symbols | theirs.free_symbols, ours - theirs
+    ours, theirs = (side.subs({symbol: sympy.I for symbol in side.free_symbols if str(symbol) == "i"}) for side in (ours, theirs))
+    if ours.free_symbols != theirs.free_symbols:
+        return "wrong", "other variables"
+    symbols, difference = ours.free_symbols, ours - theirs
     if not symbols and any(side.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo) for side in (ours, theirs)):
         return "wrong", "another number"
     sampled = not any(side.has(*_UNSAMPLED) for side in (ours, theirs))

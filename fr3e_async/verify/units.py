@@ -88,21 +88,15 @@ def without_a_word_for_it(unit: str) -> bool:
 
 def factor_between(unit: str, other: str) -> Fraction | None:
     """By what a value in ``unit`` is multiplied to be one in ``other``, exactly; None if they measure different things, or pint knows one not."""
-    ours, theirs = _parsed(unit), _parsed(other)
+    ours, theirs = parsed_unit(unit), parsed_unit(other)
     if ours is None or theirs is None or ours.dimensionality != theirs.dimensionality:
         return None
     return Fraction((1 * ours).to(theirs).magnitude)
 
 
-def base_factor(unit: str) -> Fraction:
-    """By what a value in ``unit`` is multiplied to be one in base units; 1 where pint does not know it."""
-    parsed = _parsed(unit)
-    return Fraction(1) if parsed is None else Fraction((1 * parsed).to_base_units().magnitude)
-
-
 def is_measure(unit: str) -> bool:
     """Does pint know the unit?"""
-    return _parsed(unit) is not None
+    return parsed_unit(unit) is not None
 
 
 @lru_cache(maxsize=1)
@@ -110,13 +104,12 @@ def _registry() -> Any:
     import pint
 
     registry: Any = pint.UnitRegistry(non_int_type=Fraction)
-    for definition in _MONEY:
-        registry.define(definition)
+    registry.load_definitions(_MONEY)
     return registry
 
 
 @lru_cache(maxsize=512)
-def _parsed(unit: str) -> Any:
+def parsed_unit(unit: str) -> Any:
     """pint's unit, None if it has none of that name."""
     if not unit or len(unit) > 80 or unit == PERCENT_SIGN:
         return None
