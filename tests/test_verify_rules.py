@@ -41,7 +41,7 @@ def test_every_rule_has_examples_of_both_kinds() -> None:
 
 
 RULE_MODULES = (
-    "signs", "words", "tokens", "numbers", "units", "structure", "rulings", "text_rules", "set_rules", "claim_rules", "value_rules",
+    "signs", "words", "tokens", "numbers", "units", "structure", "rulings", "claim_rules", "value_rules",
     "judge", "symbolic",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-r"""Rules about one claim: ratios, bases, relations, equations, where it holds. Each is as ``judge`` says."""
+r"""Rules about claims: ratios, bases, congruences, relations, equations, sets by a condition, lists, tuples, matrices. Each is as ``judge`` says."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
-from fr3e_async.verify import symbolic
+from fr3e_async.verify import structure, symbolic
 from fr3e_async.verify.numbers import compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy, in_order
-from fr3e_async.verify.structure import chain, interval_of, is_name, is_relation, list_items, named, without_domain
-from fr3e_async.verify.tokens import Tokens, is_word, split, variable
+from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy, in_any_order, in_order
+from fr3e_async.verify.structure import is_name, is_relation, named, named_list, shape_of
+from fr3e_async.verify.tokens import Tokens, enclosed, is_word, split, variable
 from fr3e_async.verify.units import quantity
 from fr3e_async.verify.words import BASES
 
@@ -53,12 +53,12 @@ def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> 4210_{\text{five}} ~ 4210_{5}    (4210)_5 ~ 4210_5    101\text{ (base 2)} ~ 101_2    0x2F ~ 2F_{16}    111_2 !~ 110_2    1010_2 !~ 1010_3
     """
-    theirs, ours = digits_and_base(meant), digits_and_base(said)
+    theirs = digits_and_base(meant)
     if theirs is None:
         return None
-    if ours is None and "".join(said) == theirs[0]:
+    if "".join(said) == theirs[0]:
         return RIGHT, "policy: base not named"
-    return (RIGHT, "number in a base") if ours == theirs else (WRONG, "another number")
+    return (RIGHT, "number in a base") if digits_and_base(said) == theirs else (WRONG, "another number")
 
 
 def digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
@@ -95,10 +95,10 @@ def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:
     if before[-1:] == ("(",) and modulus[-1:] == (")",):
         before, modulus = before[:-1], modulus[:-1]
     name, *after = split(before, [r"\equiv"])
-    before = after[0] if len(after) == 1 and modulus and is_name(name) else named(without_domain(before)[0])[1]
+    before = after[0] if len(after) == 1 and modulus and is_name(name) else named(structure.without_domain(before)[0])[1]
     if found := _PROGRESSION.fullmatch("".join(before)):
         return [Fraction(found[1] or found[3] or 0)], Fraction(found[2])
-    residues, base = [written_number(item) for item in list_items(before)], written_number(modulus)
+    residues, base = [written_number(item) for item in structure.list_items(before)], written_number(modulus)
     if None in residues or (modulus and not (base and base.value)):
         return None
     return [number.value for number in residues if number], base.value if base else Fraction(0)
@@ -109,7 +109,7 @@ def domain(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> n\pi, n\in\mathbb{Z} ~ k\pi, k\in\mathbb{Z}    x=k\pi ~ x=k\pi,\ k\in\mathbb{Z}    2k\pi, k\in\mathbb{Z} !~ k\pi, k\in \mathbb{Z}
     """
-    (ours, had), (theirs, has) = without_domain(said), without_domain(meant)
+    (ours, had), (theirs, has) = structure.without_domain(said), structure.without_domain(meant)
     old, new = ({*filter(variable, side)} - {*filter(variable, other)} for side, other in ((ours, theirs), (theirs, ours)))
     renamed = ours
     if (had or has or r"\pi" in meant) and len(old) == len(new) == 1 and old | new <= _PARAMETERS:
@@ -130,7 +130,7 @@ def relation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if not is_relation(said) and not is_relation(meant):
         return None
     ruling = symbolic.equal(said, meant)
-    return ruling if ruling[0] == RIGHT else symbolic.equal(*(interval_of(side) or side for side in (said, meant)))
+    return ruling if ruling[0] == RIGHT else symbolic.equal(*(structure.interval_of(side) or side for side in (said, meant)))
 
 
 def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -143,24 +143,22 @@ def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
         return None
     (our_name, ours), (their_name, theirs) = named(said), named(meant)
     if our_name and their_name and our_name != their_name:
-        renamed = _same_function(our_name, their_name, ours)
-        if renamed is None:
+        if (renamed := _same_function(our_name, their_name, ours)) is None:
             return symbolic.equal(said, meant)
         ours = renamed
-    their_parts, our_parts = chain(theirs), chain(ours)
-    last = our_parts[-1], their_parts[-1]
+    their_parts, our_parts = structure.chain(theirs), structure.chain(ours)
     if _contradict(our_parts, policies):
         return WRONG, "the equalities contradict each other"
     whole = len(their_parts) > 1 and not their_name and our_parts[:-1][:1] != their_parts[:1]  # an equation in its own right
+    ends, ruling = True, (WRONG, "unproven")
     if whole or (their_name and not our_name and len(our_parts) > 1):
         ruling = symbolic.equal(said, meant)
         if whole and len(our_parts) == 1 and symbolic.solves(said, meant):
             return RIGHT, "solves the equation"
-        if whole and (len(our_parts) > 1 or not _computes(*their_parts[:: len(their_parts) - 1])):
-            return ruling
-        if ruling[0] == RIGHT or any(map(variable, our_parts[0] if not whole else ())):
-            return ruling
-    return by("claims", *last, policies)
+        ends = (
+            len(our_parts) == 1 and _computes(their_parts[0], their_parts[-1]) if whole else not any(map(variable, our_parts[0]))
+        )
+    return by("claims", our_parts[-1], their_parts[-1], policies) if ends and ruling[0] != RIGHT else ruling
 
 
 def _same_function(ours: str, theirs: str, value: Tokens) -> Tokens | None:
@@ -179,12 +177,14 @@ def _computes(left: Tokens, right: Tokens) -> bool:
 
 def _contradict(parts: list[Tokens], policies: Policies) -> bool:
     """Are two parts of a chain of equals numbers that no rounding makes equal?"""
-    quantities = [quantity(part) for part in parts]
-    numbers = [(number, q.unit) for q in quantities if (number := written_number(q.core))]
-    return any(
-        unit == other and RIGHT not in (compare_numbers(first, second, policies)[0], compare_numbers(second, first, policies)[0])
-        for (first, unit), (second, other) in pairwise(numbers)
-    )
+    numbers = [(written_number(q.core), q.unit) for q in map(quantity, parts)]
+    for (first, unit), (second, other) in pairwise((number, unit) for number, unit in numbers if number):
+        if unit == other and RIGHT not in (
+            compare_numbers(first, second, policies)[0],
+            compare_numbers(second, first, policies)[0],
+        ):
+            return True
+    return False
 
 
 def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -213,3 +213,99 @@ def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     plain, marked = sorted(("".join(said), "".join(meant)), key=len)
     segment = marked == rf"\overline{{{plain}}}" and len(plain) == 2 and plain.isupper()
     return (RIGHT, "policy: arrow or bar") if plain.isalpha() and (segment or marked == rf"\vec{{{plain}}}") else None
+
+
+def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""``\{x \mid 2 < x < 3\}`` is its condition, an inequality in one name its interval, ``x \in I`` is I.
+
+    >>> (2,3) ~ \{x | 2 < x < 3\}    x<-2 \text{ or } x>3 ~ (-\infty,-2)\cup(3,\infty)    k > -5 !~ (-\infty,-5)    [0,2] !~ [0,1)\cup(1,2]
+    """
+    ours, theirs = structure.pieces_of(said), structure.pieces_of(meant)
+    if ours is None or theirs is None or _other_names(said, meant) or (ours == [said] and theirs == [meant]):
+        return None  # no condition and no union on either side
+    if len(ours) == len(theirs) == 1 and shape_of(ours[0]).kind != "bracket":
+        return None if r"\setminus" not in (*ours[0], *theirs[0]) else symbolic.equal(ours[0], theirs[0])
+    names = [{t for t in side if variable(t)} - {"R"} for side in (said, meant) if is_relation(side) and side[0] != r"\{"]
+    if len(names) == 2 and names[0] != names[1]:
+        return WRONG, "other variables"
+    ruling = in_any_order(ours, theirs, policies)
+    if ruling[0] == RIGHT:
+        return ruling
+    simple = symbolic.equal(*(sum([(r"\cup", *piece) for piece in side], ())[1:] for side in (ours, theirs)))
+    return simple if simple[0] == RIGHT else ruling
+
+
+def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""Lists, sets, tuples, intervals, matrices: as many items on both sides, each right by itself; in any order where none is said.
+
+    >>> \{2,1\} ~ \{1,2\}    2,1 ~ 1,2    (x,y)=(1,2) ~ (1,2)    y=2, x=1 ~ x=1, y=2    a=1,b=2,c=3 ~ (1,2,3)    3,-3 ~ \pm 3
+    >>> (2,1) !~ (1,2)    (y,x)=(1,2) !~ (x,y)=(1,2)    \{1,2\} !~ (1,2)    (1,2] !~ [1,2]    1,2 !~ 1,2,3    1,1,2 !~ 1,2,2    x=1,y=1; x=2,y=2 !~ x=1,y=2; x=2,y=1
+    >>> \begin{bmatrix}1&2\end{bmatrix} ~ \begin{pmatrix}1&2\end{pmatrix}    \langle -2,5\rangle ~ \begin{pmatrix} -2 \\ 5 \end{pmatrix}
+    >>> (5,-2) !~ \begin{pmatrix} -2 \\ 5 \end{pmatrix}    \begin{pmatrix}3\\1\end{pmatrix} !~ \begin{pmatrix}3x^2\\1\end{pmatrix}
+    """
+    ours, theirs = _unnamed(shape_of(said)), _unnamed(shape_of(meant))
+    kinds = {ours.kind, theirs.kind}
+    if kinds == {"one"}:
+        return None
+    if shape_of(said).kind == shape_of(meant).kind == "one" and _other_names(said, meant):
+        return WRONG, "another name"
+    if kinds == {"set", "bracket"}:
+        return WRONG, "a set is not a tuple"
+    if "one" in kinds:
+        return None if _CLAIMS_OF_SEVERAL & {*said, *meant} else (WRONG, "number of items")
+    inside = [enclosed(t, "[", "]") or enclosed(t, "(", ")") or enclosed(t, r"\{", r"\}") or t for t in (said, meant)]
+    first, second = (dict(named_list(side)) for side in inside)
+    if len(first) > 1 and set(first) == set(second):
+        return in_order([first[name] for name in second], list(second.values()), policies)
+    if kinds == {"bracket", "list"}:
+        values = [[value for _, value in pairs] if len(pairs := named_list(side)) > 1 else [] for side in (said, meant)]
+        return by_policy("brackets not written", in_order(values[0] or ours.items, values[1] or theirs.items, policies))
+    if kinds == {"bracket"}:
+        agree = _brackets_agree(ours, theirs)
+        return in_order(ours.items, theirs.items, policies) if agree else (WRONG, "brackets")
+    return in_any_order(ours.items, theirs.items, policies)
+
+
+# Signs by which one claim can be the same as several: a set as an expression of sets, an inequality as an interval.
+_CLAIMS_OF_SEVERAL = frozenset(r"\cup \setminus \mathbb \cap \ne | ⟨ \vec < > \le \ge \in".split())
+
+
+def _brackets_agree(ours: structure.Shape, theirs: structure.Shape) -> bool:
+    """Round ones are no square ones in pairs, which may be intervals; a vector written as a matrix is a tuple."""
+    pairs = {"()" if shape.brackets == "⟨⟩" else shape.brackets for shape in (ours, theirs)}
+    sizes = [brackets.split("×") for brackets in pairs if "×" in brackets]
+    if len(pairs) == 2 and len(sizes) == 1:
+        return "1" in sizes[0]
+    return len(pairs) == 1 or (pairs == {"()", "[]"} and len(ours.items) != 2)
+
+
+def _other_names(said: Tokens, meant: Tokens) -> bool:
+    ours, theirs = named(said)[0], named(meant)[0]
+    return bool(ours and theirs) and ours != theirs
+
+
+def _unnamed(shape: structure.Shape) -> structure.Shape:
+    """``(x, y) = (1, 2)`` as (1, 2), ``S = \\{1\\}`` as its set: one claim under a name, whose value has items of its own."""
+    name, first = named(shape.items[0]) if shape.items else ("", ())
+    inner = shape_of(first)
+    if shape.kind == "one" and name and inner.kind != "one":
+        return inner
+    if shape.kind == "list" and name.startswith("(") and inner.kind == "bracket":  # (a,b)=(1,2),(2,1)
+        return structure.Shape(kind="list", items=(first, *shape.items[1:]))
+    return shape
+
+
+def basis_vectors(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""``3i - j`` is the vector (3, -1), where the other side is a tuple.
+
+    >>> \langle 3,-1\rangle ~ 3\mathbf{i}-\mathbf{j}    2\hat{i}+3\hat{j} ~ (2,3)    \langle -1,3\rangle !~ 3\mathbf{i}-\mathbf{j}
+    """
+    for combination, other in ((said, meant), (meant, said)):
+        shape, joined = shape_of(other), "\0".join(combination)
+        for letter in "ijk":
+            joined = joined.replace(f"\\hat\0{{\0{letter}\0}}", letter)
+        plain = tuple(joined.split("\0"))
+        if shape.kind == "bracket" and len(shape.items) in (2, 3) and set("i") <= {t for t in plain if variable(t)} <= set("ijk"):
+            spelt = sum([("+", "(", *item, ")", letter) for item, letter in zip(shape.items, "ijk", strict=False)], ())[1:]
+            return symbolic.equal(plain, spelt)
+    return None

@@ -11,25 +11,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from fr3e_async.verify import claim_rules as claims
 from fr3e_async.verify import rulings
-from fr3e_async.verify.claim_rules import arrow, base, congruence, domain, equation, ratio, relation, roughly
+from fr3e_async.verify import value_rules as values
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Rule, Ruling, by
-from fr3e_async.verify.set_rules import basis_vectors, collection, condition
-from fr3e_async.verify.text_rules import choice, decimal_comma, lead, same_text, words
+from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Ruling, by
 from fr3e_async.verify.tokens import tokenise
-from fr3e_async.verify.value_rules import algebra, amount, counting, decimals, numbers, unfinished
 
 __all__ = ["MEMORY_LIMIT", "RIGHT", "RULES", "UNKNOWN", "WRONG", "judge"]
 
 MEMORY_LIMIT = "memory limit"
 
-_VALUES: tuple[Rule, ...] = (same_text, base, numbers, unfinished, decimals, counting, algebra)
-_CLAIMS: tuple[Rule, ...] = (
-    same_text, decimal_comma, words, congruence, condition, basis_vectors, collection, ratio, base, domain, relation,
-    roughly, equation, amount, arrow, *_VALUES,
+_VALUES = (values.same_text, claims.base, values.numbers, values.unfinished, values.decimals, values.counting, values.algebra)
+_CLAIMS = (
+    values.same_text, values.decimal_comma, values.words, claims.congruence, claims.condition, claims.basis_vectors, claims.collection,
+    claims.ratio, claims.base, claims.domain, claims.relation, claims.roughly, claims.equation, values.amount, claims.arrow, *_VALUES,
 )  # fmt: skip
-_WHOLE: tuple[Rule, ...] = (same_text, choice, lead, domain, *_CLAIMS)
+_WHOLE = (values.same_text, values.choice, values.lead, claims.domain, *_CLAIMS)
 RULES = tuple(dict.fromkeys(_WHOLE))
 rulings.RULES |= {"values": _VALUES, "claims": _CLAIMS, "whole": _WHOLE}
 

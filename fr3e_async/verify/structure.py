@@ -178,8 +178,7 @@ def pieces_of(tokens: Tokens) -> list[Tokens] | None:
     tokens = builder(tokens) or tokens
     if "".join(tokens) in (r"\mathbb{R}^{+}", r"\mathbb{R}_{+}"):
         tokens = ("(", "0", ",", r"\infty", ")")
-    if r"\in" in tokens and is_name(tokens[: tokens.index(r"\in")]):
-        tokens = tokens[tokens.index(r"\in") + 1 :]
+    tokens = interval_of(tokens) or tokens
     shape = shape_of(tokens)
     if shape.kind == "list" and not all(map(is_relation, shape.items)):
         return None

@@ -22,7 +22,7 @@ from math_verify import verify
 from sympy.core.function import AppliedUndef
 
 from fr3e_async.verify.signs import FUNCTIONS, GREEK
-from fr3e_async.verify.tokens import Tokens, balanced, is_digits, render
+from fr3e_async.verify.tokens import Tokens, balanced, is_digits, render, variable
 
 # math-verify warns once that its time-outs are off, which is what we want.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -52,7 +52,8 @@ _TINY = sympy.Float("1e-30", _DIGITS)  # relative
 @lru_cache(maxsize=2048)  # the reference of all rollouts of a prompt is the same, and parsing is the dearer half
 def reading(tokens: Tokens) -> Any:
     """The sympy object that the whole of ``tokens`` says; None if any part of it is not surely understood."""
-    if not tokens or not balanced(tokens) or tokens.count("|") % 2 or not all(map(_is_sound, tokens)):
+    sound = all(t in SOUND or is_digits(t) or (variable(t) and t.isascii()) for t in tokens)
+    if not sound or not tokens or not balanced(tokens) or tokens.count("|") % 2:
         return None
     if any((a.isalpha() and is_digits(b)) or (b == "_" and (is_digits(a) or a == ")")) for a, b in pairwise(tokens)):
         return None  # x2 may be x_2, x^2 or 2x; 12_5 has a base
@@ -92,10 +93,6 @@ def _explicit(tokens: Tokens) -> Tokens:
         elif token != "°" or not is_digits(before):
             out.append(token)
     return tuple(out)
-
-
-def _is_sound(token: str) -> bool:
-    return token in SOUND or is_digits(token) or (len(token) == 1 and token.isascii() and token.isalpha())
 
 
 def _says_every_letter(read: Any, tokens: Tokens) -> bool:

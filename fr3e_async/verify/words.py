@@ -43,10 +43,10 @@ STANCES = {
     "yes": True, "true": True, "correct": True, "是": True, "正确": True, "no": False, "false": False, "incorrect": False, "否": False, "错误": False,
 }  # fmt: skip
 # Ways to say one thing; the first of each is its name.
-PHRASES = {phrase: row.partition("|")[0] for row in (
+PHRASES = {(phrase if "\\" in phrase else f"'{phrase.replace(' ', chr(39))}").lower(): row for row in (
     r"no solution|no solutions|none exist|no real solution|no real solutions|there is no solution|there are no solutions|no such solution|\emptyset|\{\}",
     r"infinity|infinitely many|infinite|infinitely many solutions|\infty",
-    "does not exist|dne|doesn't exist|not exist",
+    "does not exist|dne|not exist",
     "undefined|not defined|is undefined",
     r"all real numbers|all reals|all real x|any real number|the real numbers|\mathbb{R}|(-\infty,\infty)|(-\infty,+\infty)",
     "converges|convergent|convergence", "diverges|divergent|divergence", "increasing|increases", "decreasing|decreases",
