@@ -14,7 +14,7 @@ from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy, in_an
 from fr3e_async.verify.structure import is_name, is_relation, named, named_list, shape_of
 from fr3e_async.verify.tokens import Tokens, enclosed, is_word, split, variable
 from fr3e_async.verify.units import quantity
-from fr3e_async.verify.words import BASES
+from fr3e_async.verify.words import NUMBERS
 
 _PROGRESSION = re.compile(r"(?:(\d+)\+)?(\d+)[kmnltqsj](?:\+(\d+))?")
 _CLOCK = re.compile(r"0?(\d{1,2}):(\d\d)(?::(\d\d))?")
@@ -66,7 +66,7 @@ def digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
     if found is None:
         return None
     digits, name = (found["hex"] or found["digits"]).upper(), found["foot"] or found["base"] or "16"
-    value = BASES.get(name[1:], 0) if name[0] == "'" else int(name)
+    value = NUMBERS.get(name[1:], 0) if name[0] == "'" else int(name)
     numeral = 1 < value < 37 and (digits.isdigit() or value > 10) and any(map(str.isdigit, digits))
     return (digits.lstrip("0"), value) if numeral and all(int(digit, 36) < value for digit in digits) else None
 
@@ -229,10 +229,8 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if len(names) == 2 and names[0] != names[1]:
         return WRONG, "other variables"
     ruling = in_any_order(ours, theirs, policies)
-    if ruling[0] == RIGHT:
-        return ruling
-    simple = symbolic.equal(*(sum([(r"\cup", *piece) for piece in side], ())[1:] for side in (ours, theirs)))
-    return simple if simple[0] == RIGHT else ruling
+    unions = [sum([(r"\cup", *piece) for piece in side], ())[1:] for side in (ours, theirs)]
+    return ruling if ruling[0] == RIGHT else symbolic.equal(*unions)
 
 
 def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -261,8 +259,7 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
         values = [[value for _, value in pairs] if len(pairs := named_list(side)) > 1 else [] for side in (said, meant)]
         return by_policy("brackets not written", in_order(values[0] or ours.items, values[1] or theirs.items, policies))
     if kinds == {"bracket"}:
-        agree = _brackets_agree(ours, theirs)
-        return in_order(ours.items, theirs.items, policies) if agree else (WRONG, "brackets")
+        return in_order(ours.items, theirs.items, policies) if _brackets_agree(ours, theirs) else (WRONG, "brackets")
     return in_any_order(ours.items, theirs.items, policies)
 
 

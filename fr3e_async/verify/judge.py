@@ -18,9 +18,7 @@ from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Ruling, by
 from fr3e_async.verify.tokens import tokenise
 
-__all__ = ["MEMORY_LIMIT", "RIGHT", "RULES", "UNKNOWN", "WRONG", "judge"]
-
-MEMORY_LIMIT = "memory limit"
+__all__ = ["RIGHT", "RULES", "UNKNOWN", "WRONG", "judge"]
 
 _VALUES = (values.same_text, claims.base, values.numbers, values.unfinished, values.decimals, values.counting, values.algebra)
 _CLAIMS = (
@@ -40,8 +38,8 @@ def judge(answer: str, gold: str, **options: Any) -> Ruling:
     try:
         said, meant = tokenise(answer), tokenise(gold)
         return by("whole", said, meant, policies) if meant else (UNKNOWN, "the reference is empty")
-    except MemoryError:
-        return UNKNOWN, MEMORY_LIMIT
+    except MemoryError:  # the limit of the process, which says so
+        raise
     except RecursionError:
         return WRONG, "unproven: nested too deeply"
     except Exception as error:  # a fault of ours, or of sympy's, is nobody's wrong answer

@@ -41,11 +41,6 @@ class Number:
     digits: int = 0  # significant digits written, of one that is not exact
     integer: bool = False  # written with digits only (or with a point and zeros)
 
-    @property
-    def half_place(self) -> Fraction:
-        """The largest error of a value that was rounded to this number."""
-        return Fraction(1, 2) / Fraction(10) ** (self.places or 0)
-
 
 def written_number(tokens: Tokens) -> Number | None:
     """The number that ``tokens`` write out, None if they are anything else (or absurdly long)."""
@@ -53,8 +48,8 @@ def written_number(tokens: Tokens) -> Number | None:
         tokens = inner
     if not tokens or sum(map(len, tokens)) > _MAX_DIGITS:
         return None
-    if tokens[0] in ("-", "+") or (is_word(tokens[-1]) and tokens[-1][1:].lower() in SCALES):
-        signed = tokens[0] in ("-", "+")
+    signed = tokens[0] in ("-", "+") and tokens[1:2] not in (("-",), ("+",))
+    if signed or (is_word(tokens[-1]) and tokens[-1][1:].lower() in SCALES):
         number = written_number(tokens[1:] if signed else tokens[:-1])
         scale = (-1 if tokens[0] == "-" else 1) if signed else SCALES[tokens[-1][1:].lower()]
         exact = not signed and number is not None and number.integer
@@ -63,17 +58,16 @@ def written_number(tokens: Tokens) -> Number | None:
     if name is not None:
         return _decimal(str(name), "")
     apart = any(a[-1].isdigit() and b[0].isdigit() for a, b in pairwise(tokens))  # {1}{3} is not 13
-    found = None if apart else _NUMBER.fullmatch("".join(tokens))
-    part = {} if found is None else found.groupdict("")
-    if part.get("decimal") or part.get("ten"):
+    if apart or (found := _NUMBER.fullmatch("".join(tokens))) is None:
+        return None
+    part = found.groupdict("")
+    if part["decimal"] or part["ten"]:
         return _decimal(part["decimal"] or "1", part["power"] or part["e"] or part["ten"])
-    if part.get("period"):  # 0.1\overline{6}
+    if part["period"]:  # 0.1\overline{6}
         decimals = part["fixed"].partition(".")[2]
         tail = Fraction(int(part["period"]), (10 ** len(part["period"]) - 1) * 10 ** len(decimals))
         return Number(value=Fraction(part["fixed"].rstrip(".")) + tail)
-    return (
-        _fraction(part["whole"] or part["units"], part["top"] or part["over"], part["bottom"] or part["under"]) if part else None
-    )
+    return _fraction(part["whole"] or part["units"], part["top"] or part["over"], part["bottom"] or part["under"])
 
 
 def _decimal(digits: str, exponent: str) -> Number | None:
@@ -107,13 +101,16 @@ def compare_numbers(said: Number, meant: Number, policies: Policies) -> tuple[st
     if said.value == meant.value:
         return "right", "number"
     gap = abs(said.value - meant.value)
+    our_error, their_error = (
+        Fraction(1, 2) / Fraction(10) ** (number.places or 0) for number in (said, meant)
+    )  # of the last digit
     if meant.digits > _FLOAT_DIGITS and meant.places and gap <= abs(meant.value) / 10**_FLOAT_DIGITS:
         return "right", "policy: a float"
     if meant.integer:
         return "wrong", "number"
-    if meant.places is not None and (said.places is None or said.places > meant.places) and gap <= meant.half_place:
+    if meant.places is not None and (said.places is None or said.places > meant.places) and gap <= their_error:
         return ("right", "policy: rounded") if meant.digits >= ROUNDED_DIGITS else ("wrong", "number")
-    if said.places is not None and (meant.places is None or said.places < meant.places) and gap <= said.half_place:
+    if said.places is not None and (meant.places is None or said.places < meant.places) and gap <= our_error:
         least = policies.decimal_digits if meant.places is None else min(ROUNDED_DIGITS, policies.decimal_digits)
         if said.digits >= least and not (said.integer and meant.places is None):
             return "right", "policy: rounded"

@@ -23,8 +23,6 @@ _NAME = re.compile(
     r"(?:'|_\{[^{}]*\}|\^\{[^{}]*[-(][^{}]*\})*(?:\((?:[^()]|\([^()]*\))*\))?"
 )
 
-Kind = Literal["one", "list", "set", "bracket"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -33,7 +31,7 @@ class Shape:
     A matrix is a "bracket" of its entries, with its size ("2×3") for brackets.
     """
 
-    kind: Kind
+    kind: Literal["one", "list", "set", "bracket"]
     items: tuple[Tokens, ...]
     brackets: str = ""
 
@@ -108,12 +106,10 @@ def is_name(tokens: Tokens) -> bool:
 
 def named(item: Tokens) -> tuple[str, Tokens]:
     """(name, value) of ``name = value`` or ``name: value``; the name is "" if there is none. Of a chain, the value is all behind it."""
-    name, *values = split(item, "=")
-    if values and is_name(name) and all(values):
-        return " ".join(name), item[len(name) + 1 :]
-    name, *values = split(item, ":")
-    if len(values) == 1 and values[0] and name and all(map(is_word, name)):
-        return " ".join(name), values[0]
+    for sign in ("=", ":"):
+        name, *values = split(item, sign)
+        if values and all(values) and (is_name(name) if sign == "=" else len(values) == 1 and name and all(map(is_word, name))):
+            return " ".join(name), item[len(name) + 1 :]
     return "", item
 
 

@@ -163,12 +163,10 @@ def _command(tokens: list[str], at: int, out: list[str]) -> int:
         argument, at = _argument(tokens, at, command)
         if command == r"\sqrt" and not argument:  # \sqrt{}{3}
             argument, at = _argument(tokens, at, command)
-        raised = command in ("^", "_") and (
-            argument == ["°"] or set(argument) == {"'"} or (argument[:1] and argument[0] in signs.ORDINALS)
-        )
-        if raised:
+        script = command in ("^", "_")
+        if script and (set(argument) in ({"°"}, {"'"}) or {*argument[:1]} & signs.ORDINALS):
             out[-1:] = argument
-        elif argument or command not in ("^", "_"):
+        elif argument or not script:
             out += ["{", *argument, "}"]
     return at
 
@@ -240,13 +238,8 @@ def split(tokens: Tokens, separators: Collection[str]) -> list[Tokens]:
 
 def enclosed(tokens: Tokens, opening: str, close: str) -> Tokens | None:
     """What stands between two brackets that enclose all of it; None if they do not."""
-    if len(tokens) >= 2 and tokens[0] == opening and tokens[-1] == close and closing(tokens, 0) == len(tokens) - 1:
-        return tokens[1:-1]
-    return None
-
-
-def words_of(tokens: Tokens) -> list[str]:
-    return [token[1:] for token in tokens if is_word(token)]
+    whole = len(tokens) >= 2 and tokens[0] == opening and tokens[-1] == close and closing(tokens, 0) == len(tokens) - 1
+    return tokens[1:-1] if whole else None
 
 
 def is_word(token: str) -> bool:

@@ -24,6 +24,8 @@ _PINT = CURRENCIES | {
     "kph": "kilometer/hour", "kmph": "kilometer/hour", "lbs": "lb", "feet": "foot", "inches": "inch", "米": "meter",
     "厘米": "centimeter", "千米": "kilometer", "千克": "kilogram", "克": "gram", "小时": "hour", "分钟": "minute", "秒": "second",
 }  # fmt: skip
+_JOINTS = ("/", r"\cdot", ".")
+_DROPPED = UNITS | COUNTED | {*CURRENCIES}
 _ERAS = {"bce": "BC", "ce": "AD", "bc": "BC", "ad": "AD"}
 _MONEY = "dollar = [dollar]|cent = dollar / 100|euro = [euro]|yen = [yen]|yuan = [yuan]|rupee = [rupee]".split("|")
 
@@ -69,21 +71,19 @@ def _unit_start(tokens: Tokens) -> int:
         if tokens[at - 1] == "}" and power and is_word(tokens[power - 1]):
             at = power
         elif (is_word(tokens[at - 1]) and tokens[at - 1][1:].lower() not in SCALES) or (
-            tokens[at - 1] in ("/", r"\cdot", ".") and at < len(tokens)
+            tokens[at - 1] in _JOINTS and at < len(tokens)
         ):
             at -= 1
         else:
             break
-    while tokens[at : at + 1] in ((r"\cdot",), (".",)):
+    while tokens[at : at + 1] and tokens[at] in _JOINTS[1:]:
         at += 1
     return at
 
 
 def without_a_word_for_it(unit: str) -> bool:
     """May ``unit`` be missing on one side? Nothing but units and names of what was counted may."""
-    return all(
-        word in UPRIGHT_UNITS or word in UNITS or word.lower() in UNITS | COUNTED | {*CURRENCIES} for word in _NAME.findall(unit)
-    )
+    return all(word in UPRIGHT_UNITS or word in UNITS or word.lower() in _DROPPED for word in _NAME.findall(unit))
 
 
 def factor_between(unit: str, other: str) -> Fraction | None:

@@ -11,7 +11,7 @@ from fr3e_async.verify.numbers import Number, compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, SENTENCE, SENTENCE_WORDS, UNKNOWN, WRONG, Ruling, by, by_policy
 from fr3e_async.verify.structure import shape_of
-from fr3e_async.verify.tokens import SPACE, Tokens, is_word, render, tokenise, trimmed, variable, words_of
+from fr3e_async.verify.tokens import Tokens, is_word, render, tokenise, trimmed, variable
 from fr3e_async.verify.units import DEGREES, PERCENT_SIGN, Quantity, factor_between, is_measure, quantity, without_a_word_for_it
 from fr3e_async.verify.words import LEADS, PHRASES, STANCES
 
@@ -89,14 +89,12 @@ def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     return (UNKNOWN, SENTENCE) if len(expected) >= SENTENCE_WORDS else (WRONG, "other words")
 
 
-_ARTICLES = frozenset(["a", "an", "the"])
 _AFFIRMING = frozenset("it is they are does do indeed always".split())
-_STOPS = frozenset([",", ".", ";", ":", SPACE])
 
 
 def is_prose(tokens: Tokens) -> bool:
     """Words, and nothing that computes; or a sentence around mathematics."""
-    count = len(words_of(tokens))
+    count = sum(map(is_word, tokens))
     if written_number(tokens) is not None or not count:
         return False
     if all(is_word(token) or token in "-'?!,.;:" or variable(token) for token in tokens):
@@ -107,10 +105,10 @@ def is_prose(tokens: Tokens) -> bool:
 
 def _spoken(tokens: Tokens) -> list[str]:
     """Words in small letters without articles, nor those of ``LEADS`` at the head; whatever else is there but punctuation stays."""
-    said = [token[1:].lower() if is_word(token) else token for token in tokens if token not in _STOPS]
+    said = [token[1:].lower() if is_word(token) else token for token in tokens if token not in ",.;: "]
     while len(said) > 1 and said[0] in LEADS:
         said = said[1:]
-    return [word for word in said if word not in _ARTICLES] or said or [""]
+    return [word for word in said if word not in ("a", "an", "the")] or said or [""]
 
 
 def lead(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:

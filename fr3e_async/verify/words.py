@@ -60,9 +60,6 @@ DOMAIN_WORDS = frozenset(
     "integer integers constant constants number numbers numeric and be being to in parameter parameters which can".split()
 )
 KNOWN_WORDS = frozenset(
-    word.lower()
-    for table in (CONNECTIVES, NUMBERS, SCALES, PERCENT, CURRENCIES, UNITS, COUNTED, STANCES, LEADS, OTHERS)
-    for word in table
-    if len(word) > 1 or not word.isascii()
-)
-BASES = {name: value for name, value in NUMBERS.items() if 1 < value < 37}
+    word.lower() for table in (CONNECTIVES, NUMBERS, SCALES, PERCENT, CURRENCIES, UNITS, COUNTED, STANCES, LEADS, OTHERS)
+    for word in table if len(word) > 1 or not word.isascii()
+)  # fmt: skip
