@@ -67,7 +67,8 @@ def explain(answer: str, reference: str) -> int:
     from fr3e_async.verify import judge, rulings, tokens  # which load sympy
 
     pair = answers.strip_dollars(answers.final_answer(answer) or answer), bare_gold(reference)
-    rulings.trace = told = []
+    told: list[str] = []
+    rulings.trace = told
     outcome, reason = judge.judge(*pair)
     rulings.trace = None
     name = told[-1].partition(":")[0] if told else ""

@@ -37,7 +37,7 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
         return (RIGHT, "time" if ours[1] == theirs[1] else "policy: half of the day") if same else (WRONG, "another time")
     parts = [side[0] if side else [said, ("1",)] for side in (ours, theirs)]
     quotients = [[(r"\frac", "{", *a, "}", "{", *b, "}") for a, b in pairwise(side)] for side in parts]
-    return in_order(*quotients, replace(policies, unfinished="right"))
+    return in_order(quotients[0], quotients[1], replace(policies, unfinished="right"))
 
 
 def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:
@@ -164,9 +164,8 @@ def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 def _same_function(ours: str, theirs: str, value: Tokens) -> Tokens | None:
     """Our value with their bound variable, where both names are one function of one variable each: f(x) and f(z)."""
     (head, _, bound), (other, _, wanted) = (name.removesuffix(" )").partition(" ( ") for name in (ours, theirs))
-    if head != other or len(bound) != 1 or len(wanted) != 1 or wanted in value:
-        return None
-    return tuple(wanted if token == bound else token for token in value)
+    same = head == other and len(bound) == len(wanted) == 1 and wanted not in value
+    return tuple(wanted if token == bound else token for token in value) if same else None
 
 
 def _computes(left: Tokens, right: Tokens) -> bool:
@@ -218,14 +217,14 @@ def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``\{x \mid 2 < x < 3\}`` is its condition, an inequality in one name its interval, ``x \in I`` is I.
 
-    >>> (2,3) ~ \{x | 2 < x < 3\}    x<-2 \text{ or } x>3 ~ (-\infty,-2)\cup(3,\infty)    k > -5 !~ (-\infty,-5)    [0,2] !~ [0,1)\cup(1,2]
+    >>> (2,3) ~ \{x | 2 < x < 3\}    x<-2 \text{ or } x>3 ~ (-\infty,-2)\cup(3,\infty)    k > -5 !~ (-\infty,-5)    q'>1 !~ q>1    [0,2] !~ [0,1)\cup(1,2]
     """
     ours, theirs = structure.pieces_of(said), structure.pieces_of(meant)
     if ours is None or theirs is None or _other_names(said, meant) or (ours == [said] and theirs == [meant]):
         return None  # no condition and no union on either side
     if len(ours) == len(theirs) == 1 and shape_of(ours[0]).kind != "bracket":
         return None if r"\setminus" not in (*ours[0], *theirs[0]) else symbolic.equal(ours[0], theirs[0])
-    names = [{t for t in side if variable(t)} - {"R"} for side in (said, meant) if is_relation(side) and side[0] != r"\{"]
+    names = [structure.bound_names(side) for side in (said, meant) if is_relation(side) and side[0] != r"\{"]
     if len(names) == 2 and names[0] != names[1]:
         return WRONG, "other variables"
     ruling = in_any_order(ours, theirs, policies)
@@ -277,8 +276,7 @@ def _brackets_agree(ours: structure.Shape, theirs: structure.Shape) -> bool:
 
 
 def _other_names(said: Tokens, meant: Tokens) -> bool:
-    ours, theirs = named(said)[0], named(meant)[0]
-    return bool(ours and theirs) and ours != theirs
+    return len({named(said)[0], named(meant)[0]} - {""}) > 1
 
 
 def _unnamed(shape: structure.Shape) -> structure.Shape:

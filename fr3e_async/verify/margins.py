@@ -18,7 +18,7 @@ from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.signs import UPRIGHT_UNITS
 from fr3e_async.verify.structure import shape_of
 from fr3e_async.verify.tokens import tokenise
-from fr3e_async.verify.units import PERCENT_SIGN, factor_between, is_measure, parsed_unit, quantity
+from fr3e_async.verify.units import PERCENT_SIGN, factor_between, parsed_unit, quantity
 
 WITHIN = "within its margin"
 
@@ -94,7 +94,7 @@ def _is_near(said: _Amount, meant: _Amount, most: Fraction, policies: Policies) 
 
 def _readings(said: _Amount, meant: _Amount, policies: Policies) -> list[Fraction]:
     """What the answer may mean in the gold's unit; nothing where the units differ."""
-    measures = is_measure(said.unit), is_measure(meant.unit)
+    measures = parsed_unit(said.unit) is not None, parsed_unit(meant.unit) is not None
     if PERCENT_SIGN in (said.unit, meant.unit) and said.unit != meant.unit:
         return [] if any(measures) else _percentages(said, meant, policies)
     if policies.units == "ignored" or not all(measures):

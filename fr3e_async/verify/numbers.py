@@ -48,7 +48,7 @@ def written_number(tokens: Tokens) -> Number | None:
         tokens = inner
     if not tokens or sum(map(len, tokens)) > _MAX_DIGITS:
         return None
-    signed = tokens[0] in ("-", "+") and tokens[1:2] not in (("-",), ("+",))
+    signed = tokens[0] in ("-", "+") and tokens[1:2] not in (("-",), ("+",), ("(",))
     if signed or (is_word(tokens[-1]) and tokens[-1][1:].lower() in SCALES):
         number = written_number(tokens[1:] if signed else tokens[:-1])
         scale = (-1 if tokens[0] == "-" else 1) if signed else SCALES[tokens[-1][1:].lower()]
@@ -67,7 +67,9 @@ def written_number(tokens: Tokens) -> Number | None:
         decimals = part["fixed"].partition(".")[2]
         tail = Fraction(int(part["period"]), (10 ** len(part["period"]) - 1) * 10 ** len(decimals))
         return Number(value=Fraction(part["fixed"].rstrip(".")) + tail)
-    return _fraction(part["whole"] or part["units"], part["top"] or part["over"], part["bottom"] or part["under"])
+    sides = ("whole", "units"), ("top", "over"), ("bottom", "under")
+    whole, top, bottom = (int((part[a] or part[b] or "0").replace(",", "").replace(" ", "")) for a, b in sides)
+    return Number(value=whole + Fraction(top, bottom)) if bottom and (not whole or (top >= 0 and bottom > 0)) else None
 
 
 def _decimal(digits: str, exponent: str) -> Number | None:
@@ -78,14 +80,6 @@ def _decimal(digits: str, exponent: str) -> Number | None:
     value = Fraction(int(whole + decimals), 10 ** len(decimals)) * Fraction(10) ** power
     significant = len((whole + decimals).lstrip("0"))
     return Number(value=value, places=len(decimals) - power, digits=significant, integer=not exponent and not decimals.strip("0"))
-
-
-def _fraction(whole: str, top: str, bottom: str) -> Number | None:
-    """``3/4`` and ``1 3/4``."""
-    over, under = (int(side.replace(",", "").replace(" ", "")) for side in (top, bottom))
-    if not under or (whole and (over < 0 or under < 0)):
-        return None
-    return Number(value=int(whole or 0) + Fraction(over, under))
 
 
 def compare_numbers(said: Number, meant: Number, policies: Policies) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
@@ -146,6 +147,6 @@ def bare_gold(gold: str) -> str:
 def task_pool(config: VerifierPoolConfig, *, job: str) -> TaskPool:
     """Killable processes for a job, under the limits of ``verifiers``."""
     limits = Limits(cpu_s=config.cpu_limit_s, memory_bytes=int(config.memory_gib * 2**30))
-    options = Policies.of(config).options() if job == MATH else {}
+    options = asdict(Policies.of(config)) if job == MATH else {}
     setup = Setup(job=job, limits=limits, sys_path=search_path(), options=options)
     return TaskPool(setup, workers=config.workers, wall_limit_s=config.wall_limit_s, retry=config.on_unknown == "retry")

@@ -12,7 +12,6 @@ from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.tokens import Tokens, render
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
-SENTENCE = "the reference is a sentence"
 MAX_ITEMS = 64
 SENTENCE_WORDS = 4  # from here on, words can say one thing in many ways
 

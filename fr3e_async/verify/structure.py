@@ -159,6 +159,12 @@ def interval_of(tokens: Tokens) -> Tokens | None:
     return ("(" if signs[0] == "<" else "[", *pieces[0], ",", *pieces[2], ")" if signs[1] == "<" else "]")
 
 
+def bound_names(relation: Tokens) -> set[Tokens]:
+    r"""The names that inequalities or ``x \in I`` speak of."""
+    heads = [split(item, [r"\in"])[0] for item in shape_of(relation).items]
+    return {part for head in heads for part in split(head, _ORDER) if is_name(part)}
+
+
 def builder(tokens: Tokens) -> Tokens | None:
     r"""The condition of ``\{x \mid 2 < x < 3\}``; None for anything else."""
     inside = enclosed(tokens, r"\{", r"\}") or ()

@@ -17,7 +17,6 @@ from functools import lru_cache
 from itertools import accumulate, dropwhile
 
 from fr3e_async.verify import signs
-from fr3e_async.verify.signs import ARGUMENTS, CLOSING, OPENING
 from fr3e_async.verify.words import ASCII_COMMANDS, KNOWN_WORDS, UNITS
 
 Tokens = tuple[str, ...]
@@ -140,7 +139,7 @@ def _braced(tokens: list[str]) -> list[str]:
     at = opened = 0
     while at < len(tokens):
         token = tokens[at]
-        if token in ARGUMENTS:
+        if token in signs.ARGUMENTS:
             at = _command(tokens, at, out)
             continue
         if token == "{" or (token == "}" and opened):
@@ -155,7 +154,7 @@ def _command(tokens: list[str], at: int, out: list[str]) -> int:
     """Appends the command at ``at`` with its arguments in braces, and says where they end."""
     command, at = tokens[at], at + 1
     out.append(r"\sqrt" if command == r"\usqrt" else command)
-    for _ in range(ARGUMENTS[command]):
+    for _ in range(signs.ARGUMENTS[command]):
         if command == r"\sqrt" and tokens[at : at + 1] == ["["] and "]" in tokens[at:]:
             end = tokens.index("]", at)
             out += tokens[at : end + 1]
@@ -182,7 +181,7 @@ def _argument(tokens: list[str], at: int, command: str) -> tuple[list[str], int]
     if first in ("-", "+") and command == "^" and at + 1 < len(tokens):
         argument, end = _argument(tokens, at + 1, command)
         return [first, *argument], end
-    if first in ARGUMENTS:
+    if first in signs.ARGUMENTS:
         inner: list[str] = []
         return inner, _command(tokens, at, inner)
     if is_digits(first) and not whole and len(first) > 1:
@@ -207,7 +206,7 @@ def closing(tokens: list[str] | Tokens, at: int) -> int:
 
 def _step(token: str) -> int:
     """1 for what opens a group, -1 for what closes one."""
-    return (token in OPENING or token.startswith(r"\begin")) - (token in CLOSING or token.startswith(r"\end"))
+    return (token in signs.OPENING or token.startswith(r"\begin")) - (token in signs.CLOSING or token.startswith(r"\end"))
 
 
 def balanced(tokens: Tokens) -> bool:

@@ -94,11 +94,6 @@ def factor_between(unit: str, other: str) -> Fraction | None:
     return Fraction((1 * ours).to(theirs).magnitude)
 
 
-def is_measure(unit: str) -> bool:
-    """Does pint know the unit?"""
-    return parsed_unit(unit) is not None
-
-
 @lru_cache(maxsize=1)
 def _registry() -> Any:
     import pint

@@ -9,10 +9,10 @@ from fractions import Fraction
 from fr3e_async.verify import symbolic
 from fr3e_async.verify.numbers import Number, compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import RIGHT, SENTENCE, SENTENCE_WORDS, UNKNOWN, WRONG, Ruling, by, by_policy
+from fr3e_async.verify.rulings import RIGHT, SENTENCE_WORDS, UNKNOWN, WRONG, Ruling, by, by_policy
 from fr3e_async.verify.structure import shape_of
 from fr3e_async.verify.tokens import Tokens, is_word, render, tokenise, trimmed, variable
-from fr3e_async.verify.units import DEGREES, PERCENT_SIGN, Quantity, factor_between, is_measure, quantity, without_a_word_for_it
+from fr3e_async.verify.units import DEGREES, PERCENT_SIGN, Quantity, factor_between, parsed_unit, quantity, without_a_word_for_it
 from fr3e_async.verify.words import LEADS, PHRASES, STANCES
 
 _LETTERS = frozenset("ABCDEFGHIJ")
@@ -86,7 +86,7 @@ def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if len(expected) == 1 and expected[0] in STANCES and all(is_word(token) or token == "," for token in said):
         agrees = STANCES.get(spoken[0]) == STANCES[expected[0]] and set(spoken[1:]) <= _AFFIRMING
         return (RIGHT, "yes or no") if agrees else (WRONG, "another word")
-    return (UNKNOWN, SENTENCE) if len(expected) >= SENTENCE_WORDS else (WRONG, "other words")
+    return (UNKNOWN, "the reference is a sentence") if len(expected) >= SENTENCE_WORDS else (WRONG, "other words")
 
 
 _AFFIRMING = frozenset("it is they are does do indeed always".split())
@@ -166,13 +166,13 @@ def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling
     the reference's sign: 42 is 42\%, except below 1. It may not add one: that would say another number.
     """
     signed, other = (theirs, ours) if theirs.unit == PERCENT_SIGN else (ours, theirs)
-    if other.unit and (is_measure(other.unit) or not without_a_word_for_it(other.unit)):
+    if other.unit and (parsed_unit(other.unit) is not None or not without_a_word_for_it(other.unit)):
         return WRONG, "units differ"
     said, meant = written_number(ours.core), written_number(theirs.core)
     if said and meant:
         hundredth = [_hundredth(number) if q is signed else number for number, q in ((said, ours), (meant, theirs))]
         proportion = signed is theirs or not meant.integer or abs(meant.value) <= 1
-        if proportion and (ruling := compare_numbers(*hundredth, policies))[0] == RIGHT:
+        if proportion and (ruling := compare_numbers(hundredth[0], hundredth[1], policies))[0] == RIGHT:
             return ruling
     if policies.percent == "exact" or signed is ours or (meant and abs(meant.value) <= 1):
         return WRONG, "percent"
