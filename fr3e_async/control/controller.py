@@ -93,7 +93,7 @@ class Controller:
         self._books, self._journal, self._session = books, journal, session
         self.progress, self._clock = progress, clock
         self._engine_version = engine_version
-        self._tally, self._policies = Tally(), PolicyWatch()
+        self._tally, self._policies = Tally(), PolicyWatch(usual=progress.policy_share)
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._turns = Turns(crew.learner, limit_s=config.learner.step_timeout_s)
         self._shelf = Shelf()
@@ -313,6 +313,7 @@ class Controller:
         taken = self._tally.take()
         if warning := self._policies.alarm(taken):
             self._reporter.note(warning, "policy_verdicts", version=version)
+        self.progress.policy_share = self._policies.usual
         step_s = max(now - self._last_step_at, 1e-9)
         rates = {"time/step_s": step_s, "tokens/rate_per_s": taken["tokens/generated"] / step_s}
         self._last_step_at = now
