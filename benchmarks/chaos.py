@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -336,8 +336,7 @@ def judged(kills: list[Kill], wanted: int, summaries: dict[str, dict[str, Any]],
 
 
 def result(summary: dict[str, Any]) -> EvaluationResult:
-    last = summary["evaluations"][-1]
-    return EvaluationResult(**{item.name: last[item.name] for item in fields(EvaluationResult)})
+    return EvaluationResult.from_record(summary["evaluations"][-1])
 
 
 if __name__ == "__main__":

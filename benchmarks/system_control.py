@@ -14,7 +14,6 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.learner import LearnerActor, Pick
 from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
-from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.actors.watch import watchable
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import RunClock, steady
@@ -256,14 +255,7 @@ class InstantVerifier(VerifierActor):
     def __init__(self) -> None:
         self._judged = 0
 
-    async def judge(
-        self,
-        batch: RolloutBatch,
-        rows: Sequence[int],
-        golds: Sequence[str],
-        prompts: Sequence[str] = (),
-        margins: Sequence[Sequence[Fraction]] = (),
-    ) -> list[Verdict]:
+    async def judge(self, batch: RolloutBatch, rows: Sequence[int], problems: Sequence[Problem]) -> list[Verdict]:
         self._judged += len(rows)
         last = [batch.completion(row).tokens[-1] for row in rows]
         return [Verdict(outcome=Outcome.RIGHT if token == RIGHT else Outcome.WRONG) for token in last]

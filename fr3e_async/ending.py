@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fr3e_async.control.controller import Controller
 from fr3e_async.evaluation.suite import HELDOUT
 from fr3e_async.observe.summary import Summary
+from fr3e_async.signals import listen
 
 
 @dataclass(slots=True)
 class Stop:
-    """A person's or the cluster's wish to end: first politely, through the controller; after the grace time for good."""
+    """A person's or the cluster's wish to end: first politely, through the controller; then for good, after the grace time or a second Ctrl-C.
+
+    Who presses Ctrl-C is there and can press it again, so that no time limit ends what is waited for. A launcher that sends SIGTERM, or a
+    terminal that is gone (SIGHUP), does not wait for ever.
+    """
 
     grace_s: float
+    say: Callable[[str], None] = lambda text: None
     reason: str = ""
+    hurry: str = ""  # why what was waited for was given up
     task: asyncio.Task[None] | None = None
     controller: Controller | None = None  # while one runs
 
     def listen(self) -> None:
-        """SIGTERM (``ray job stop``) and Ctrl-C. After ``ray.init``, which puts its own handler in place."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.ask, f"stopped by {signal.Signals(number).name}")
+        """To SIGTERM (``ray job stop``), SIGHUP and Ctrl-C. After ``ray.init``, which puts its own handler in place."""
+        listen(self.ask)
 
-    def ask(self, reason: str) -> None:
+    def ask(self, signal: str) -> None:
         """A second Ctrl-C ends at once; a second SIGTERM does not, since launchers like to send it twice."""
-        again, self.reason = bool(self.reason), reason
-        if self.controller is None or (again and "SIGINT" in reason):
-            self._give_up()
+        again, person = bool(self.reason), signal == "SIGINT"
+        self.reason = self.reason or f"stopped by {signal}"
+        if self.controller is None:
+            self._give_up("")
+        elif again and person:
+            self._give_up("a second Ctrl-C")
         elif not again:
-            self.controller.stop(reason)
-            asyncio.get_running_loop().call_later(self.grace_s, self._give_up)
+            limit = "Ctrl-C again ends at once, without it" if person else f"run.stop_grace_s ends that after {self.grace_s:g} s"
+            self.say(f"{self.reason}: {self.controller.awaited()}; {limit}")
+            self.controller.stop(self.reason)
+            if not person:
+                late = f"run.stop_grace_s ({self.grace_s:g} s) is over"
+                asyncio.get_running_loop().call_later(self.grace_s, self._give_up, late)
 
-    def _give_up(self) -> None:
+    def _give_up(self, why: str) -> None:
+        self.hurry = self.hurry or why
         if self.task is not None:
             self.task.cancel()
 
@@ -59,6 +73,7 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
         accuracy_intervals={
             label: [by_label[label]["low"], by_label[label]["high"]] for label in ("before", "after") if label in by_label
         },
+        **_rewards(by_label),
         evaluations=progress.evaluations,
         benchmarks=[row for row in progress.benchmarks if row["benchmark"] != HELDOUT],
         overlap_fraction=used.get("overlap/fraction", 0.0),
@@ -85,3 +100,10 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
         sync_s=sum(s for s, _ in syncs) / len(syncs) if syncs else None,
         pause_s=sum(p for _, p in syncs) / len(syncs) if syncs else None,
     )
+
+
+def _rewards(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary's keys of held-out mean rewards, by evaluations by label."""
+    found = {label: evaluations[label]["reward"] for label in ("before", "after") if label in evaluations}
+    values = {f"reward_{label}": reward["value"] for label, reward in found.items()}
+    return {**values, "reward_intervals": {label: [its["low"], its["high"]] for label, its in found.items()}}

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ from fr3e_async.loader import LoadedConfig, load_config
 from fr3e_async.observe.evaluation_dir import EvaluationDir
 from fr3e_async.observe.logs import quiet_driver, quiet_environment, stderr_in
 from fr3e_async.plan import render_placement
-from fr3e_async.verify.rewards import check_reward
+from fr3e_async.scratch import scratch
+from fr3e_async.verify.rewards import check_reward_functions
 
 if TYPE_CHECKING:
     from fr3e_async.evaluate_job import Job
@@ -45,7 +46,7 @@ usage: python -m fr3e_async.evaluate model=MODEL suite=NAME[,NAME ...] [out=DIR]
   out=DIR        where the results go; the same command with the same DIR goes on; empty: evaluations/<model>-<time>
   config=FILE    settings as of a run; without it those of the run that the model is of, else eval/gpu or eval/cpu
   key=value      any setting, e.g. evaluation.temperature=0.6 generators.count=4 evaluation.paths.aime24=FILE
-  --dry-run      print benchmarks and placement; start nothing
+  --dry-run      check model, data, prompts and reward; print benchmarks and placement; start nothing
 """
 OPTIONS = ("--help", "-h", "--dry-run")
 FORMAT = 1
@@ -77,7 +78,9 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     try:
-        return evaluate(understood(argv))
+        asked = understood(argv)
+        with scratch():
+            return evaluate(asked)
     except (UserError, RunFailed) as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code
@@ -152,7 +155,7 @@ def evaluate(asked: Asked) -> int:
     started_at = clock()
     check_model(config)
     check_context(config)
-    check_reward(config.reward)
+    check_reward_functions(config)
 
     def announce(text: str) -> None:
         if config.observe.console != "off":
@@ -160,10 +163,14 @@ def evaluate(asked: Asked) -> int:
 
     suite = read_suite(config, announce=announce)
     heldout = pick(read_heldout(config, announce), config.evaluation.problems, seed=config.run.seed) if asked.heldout else []
+    os.environ.update(quiet_environment(verbose=config.observe.verbose))  # libraries read it when they are imported
+    tokenizer = load_tokenizer(config)
+    sets = make_sets(suite, tokenizer, config)
+    if heldout:
+        sets.insert(0, heldout_set(make_prompts(heldout, tokenizer, config.data), samples=config.evaluation.samples))
     if asked.dry_run:
         print(plan_text(config, suite, heldout))
         return 0
-    os.environ.update(quiet_environment(verbose=config.observe.verbose))  # libraries read it when they are imported
     # Imported here: Ray takes a second, and neither --help nor a misspelling needs it.
     from fr3e_async.evaluate_job import Job
     from fr3e_async.rollout import check_installed
@@ -171,10 +178,6 @@ def evaluate(asked: Asked) -> int:
 
     check_installed(config.engine.entropy)
     check_cluster(config, training=False)
-    tokenizer = load_tokenizer(config)
-    sets = make_sets(suite, tokenizer, config)
-    if heldout:
-        sets.insert(0, heldout_set(make_prompts(heldout, tokenizer, config.data), samples=config.evaluation.samples))
     model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
     identity = identity_of(config, model, sets)
     out = Path(os.path.expanduser(asked.out)) if asked.out else default_out(asked.name, started_at)
@@ -235,6 +238,7 @@ def identity_of(config: Config, model: Model, sets: Sequence[TestSet]) -> dict[s
         "temperature": evaluation.temperature,
         "top_p": evaluation.top_p,
         "max_response": sampling.max_response,
+        "stop": sampling.stop,
         "max_prompt": data.max_prompt,
         "template": data.template,
         "chat": data.chat,
@@ -244,6 +248,8 @@ def identity_of(config: Config, model: Model, sets: Sequence[TestSet]) -> dict[s
         "dtype": config.engine.dtype,
         "engine_options": config.engine.options,
         "reward": config.reward,
+        "rewards": [asdict(term) for term in config.rewards],
+        "columns": data.columns,
         "judge": {name: getattr(config.verifiers, name) for name in JUDGE},
         "benchmarks": {
             one.name: {"k": one.samples, "problems": len(one.problems), "digest": one.digest, "prompts": prompts_digest(one)}

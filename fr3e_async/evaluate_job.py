@@ -6,7 +6,6 @@ What is asked for is ``evaluate``'s; how samples are made and judged is ``contro
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from fr3e_async.evaluation.scores import Scores, score
 from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.evaluation.table import scores_table
 from fr3e_async.observe.evaluation_dir import EvaluationDir
+from fr3e_async.signals import listen
 from fr3e_async.wiring import Deployment, Model
 
 PROGRESS_S = 15.0  # between lines that say how far it is
@@ -71,8 +71,7 @@ class Job:
             stopped.append(name)
             work.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGINT):  # after ray.init, which puts its own handler in place
-            asyncio.get_running_loop().add_signal_handler(number, stop, signal.Signals(number).name)
+        listen(stop)
         try:
             await work
         except asyncio.CancelledError:
@@ -93,7 +92,7 @@ class Job:
         if self.missing:
             await self._sample()
         scores = {
-            one.name: score([j for prompt in one.problems for j in self._known[one.name][prompt.uid]])
+            one.name: score([j for prompt in one.problems for j in self._known[one.name][prompt.uid]], self._config.reward_range)
             for one in self._sets
             if one.problems
         }
@@ -103,9 +102,17 @@ class Job:
 
     async def _sample(self) -> None:
         """All that is missing. Raises ``RunFailed``."""
-        deployment = Deployment(self._config, self._model, self._folder, clock=self._clock)
+
+        def note(text: str, *_: object, **__: object) -> None:
+            self.say(text)
+
+        deployment = Deployment(self._config, self._model, self._folder, clock=self._clock, note=note)
+        calling = asyncio.create_task(self._call_the_roll(deployment))
         try:
-            await deployment.start_serving()
+            try:
+                await deployment.start_serving()
+            finally:
+                calling.cancel()
             self.say(f"engines are up after {self._clock() - self._started_at:.0f} s")
             evaluator = Evaluator(deployment.crew, (), self._sets)
             async with Lender(deployment.crew, note=self.say) as lender:
@@ -113,6 +120,11 @@ class Job:
                 await self._all_sets(evaluator, lender)
         finally:
             await deployment.close()
+
+    async def _call_the_roll(self, deployment: Deployment) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            self.say(f"waiting for {self._clock() - self._started_at:.0f} s: {await deployment.missing()}")
 
     def _expect_more(self, lender: Lender) -> None:
         """The actors of elastic pools that the start does not wait for."""

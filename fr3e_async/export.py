@@ -15,6 +15,7 @@ from fr3e_async.errors import ConfigError, StorageError, UserError
 from fr3e_async.observe.card import FILE, CardFacts, model_card, run_settings, summary_facts
 from fr3e_async.observe.checkpoints import MANIFEST, CheckpointStore, checkpoint_name
 from fr3e_async.observe.summary import Summary
+from fr3e_async.scratch import scratch
 
 LEARNER = Path("learner") / "state"  # where a whole checkpoint keeps the learner's part
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise StorageError(f"{out} is there already; choose a new folder")
         checkpoint = find(source, step=arguments.step)
-        print(export(checkpoint, out, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code))
+        with scratch():
+            print(export(checkpoint, out, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code))
     except UserError as error:
         print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         return error.exit_code
@@ -52,6 +54,8 @@ def parser() -> Parser:
 def find(source: Path, *, step: int | None = None) -> Path:
     """The checkpoint that is meant. Raises ``StorageError``."""
     root = source / "checkpoints"
+    if (source / "run.json").is_file() and not CheckpointStore(root).steps():
+        raise StorageError(f"{source} has no checkpoint yet: the run ended, or is, before its first one")
     if not root.is_dir():
         if step is not None:
             raise StorageError(f"--step is for a run directory, and {source} has no checkpoints folder")
@@ -63,7 +67,7 @@ def find(source: Path, *, step: int | None = None) -> Path:
 
         found = CheckpointStore(root).latest(lambda folder: damage(folder / LEARNER))
         if found is None:
-            raise StorageError(f"{source} has no checkpoint yet")
+            raise StorageError(f"{source} has no checkpoint")
         return found
     if not (root / checkpoint_name(step)).is_dir():
         there = ", ".join(str(number) for number in sorted(CheckpointStore(root).steps()))

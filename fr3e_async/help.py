@@ -11,7 +11,7 @@ import functools
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -25,14 +25,16 @@ BEGIN = "<!-- begin of the generated tables: python -m fr3e_async.help docs/conf
 END = "<!-- end of the generated tables -->"
 
 USAGE = """\
-usage: python -m fr3e_async.main config=FILE[,FILE ...] [key=value ...] [--dry-run]
-       python -m fr3e_async.main --help
+usage: python -m fr3e_async.main config=FILE[,FILE ...] [key=value ...] [--dry-run [--all]]
+       python -m fr3e_async.main --help [SECTION or setting ...]
+       python -m fr3e_async.main --version
 
   config=toy                      the embedded task and model; 2 CPU cores are enough
   config=toy,mine.yaml            files are laid over each other, the later one wins
   run.steps=50 learner.lr=2e-6    dot-list overrides win over files; values are YAML
   generators.resources={engine: 1}  learner.betas=[0.9, 0.95]  data.heldout=   (empty)
-  --dry-run                       print settings, placement and memory estimate; start nothing
+  --dry-run                       check what a start checks, start nothing; print what differs from
+                                  the defaults (--all: every setting), placement, memory estimate
 
 A file may begin with `base: other.yaml` (or a list), relative to itself or shipped.
 """
@@ -96,11 +98,22 @@ class Knob:
     @property
     def default_text(self) -> str:
         """The default as one writes it on the command line."""
-        if isinstance(self.default, bool):
-            return str(self.default).lower()
-        if self.default == "":
-            return "empty"
-        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+        return as_text(self.default)
+
+
+def as_text(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value == "":
+        return "empty"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def changed(config: Config, origins: Mapping[str, str]) -> list[tuple[Knob, Any, str]]:
+    """(knob, value, where it was said) of every setting that is not at its default."""
+    rows = ((knob, functools.reduce(getattr, knob.path.split("."), config)) for knob in knobs().values())
+    return [(knob, value, origins.get(knob.path, "")) for knob, value in rows if value != knob.default]
 
 
 @functools.cache
@@ -143,10 +156,9 @@ def _by_section() -> Iterator[tuple[str, str, list[Knob]]]:
 
     What an entry of a list may hold stands once, after the first such list: ``data.train_sources[].path``.
     """
-    yield "", "settings of no section", [k for k in knobs().values() if "." not in k.path]
-    for name, meaning in sections().items():
+    for name, meaning in {"": "settings of no section", **sections()}.items():
         rows, told = [], set[type | None]({None})
-        for row in (k for k in knobs().values() if k.path.startswith(name + ".")):
+        for row in (k for k in knobs().values() if k.path.rpartition(".")[0].partition(".")[0] == name):
             rows += [row, *(entry_knobs(row.path).values() if row.entry not in told else ())]
             told.add(row.entry)
         yield name, meaning, rows
@@ -154,20 +166,31 @@ def _by_section() -> Iterator[tuple[str, str, list[Knob]]]:
 
 def render_help() -> str:
     """The text of ``--help``: usage, then every knob with its meaning, allowed values, unit and default, in 100 columns."""
-    lines = [USAGE]
+    return "\n".join([USAGE, *(f"{_block(*section)}\n" for section in _by_section())])
+
+
+def render_topic(word: str) -> str:
+    """The same of one section, of one setting, or of those with this last word; empty if there is none."""
+    word = word.strip(".")
+    parts = []
     for name, meaning, rows in _by_section():
-        lines.append(f"{name}: {meaning}" if name else f"{meaning}:")
-        for row in rows:
-            facts = [row.expected, *([row.unit] if row.unit else []), f"default {row.default_text}"]
-            lines += textwrap.wrap(
-                f"{row.meaning} [{'; '.join(facts)}]",
-                width=WIDTH,
-                initial_indent=f"  {row.path}".ljust(PATH_COLUMNS),
-                subsequent_indent=" " * PATH_COLUMNS,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-        lines.append("")
+        chosen = rows if name == word else [row for row in rows if word in (row.path, row.path.rpartition(".")[2])]
+        parts += [_block(name, meaning, chosen)] if chosen and word else []
+    return "\n\n".join(parts)
+
+
+def _block(name: str, meaning: str, rows: Sequence[Knob]) -> str:
+    lines = [f"{name}: {meaning}" if name else f"{meaning}:"]
+    for row in rows:
+        facts = [row.expected, *([row.unit] if row.unit else []), f"default {row.default_text}"]
+        lines += textwrap.wrap(
+            f"{row.meaning} [{'; '.join(facts)}]",
+            width=WIDTH,
+            initial_indent=f"  {row.path}".ljust(PATH_COLUMNS),
+            subsequent_indent=" " * PATH_COLUMNS,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     return "\n".join(lines)
 
 

@@ -7,7 +7,6 @@ converts types, and resolves ``${…}``.
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +24,10 @@ from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
 from fr3e_async.config.secrets import refuse_secrets
 from fr3e_async.errors import ConfigError
 from fr3e_async.help import Knob, entry_knobs, knobs, sections
+from fr3e_async.hints import did_you_mean, locate, meant, misplaced_option, mistyped, unknown
 
 PACKAGED = Path(__file__).parent / "configs"  # in a checkout a link to the repository's configs/
-OPTIONS = ("--help", "-h", "--dry-run")  # what ``main`` understands besides settings
-OPTIONS_IN_WORDS = "--help and --dry-run"
+OPTIONS = ("--help", "-h", "--dry-run")  # what commands understand besides settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +35,7 @@ class LoadedConfig:
     config: Config
     yaml: str  # every setting with its resolved value; can be loaded again
     sources: tuple[str, ...]  # files in the order they were laid, then the overrides as given
+    origins: Mapping[str, str] = field(default_factory=dict)  # of the settings that were given: "toy.yaml:12", or as typed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +46,11 @@ class _Layer:
     origins: dict[str, str] = field(default_factory=dict)  # "toy.yaml:12", or "run.steps=abc" as typed
 
 
-def load_config(argv: Sequence[str]) -> LoadedConfig:
-    """Arguments ``config=a.yaml[,b.yaml]`` and ``key=value`` → a checked config. ConfigError names the cause and the setting."""
-    names, overrides = _split(argv)
+def load_config(argv: Sequence[str], *, options: Sequence[str] = OPTIONS) -> LoadedConfig:
+    """Arguments ``config=a.yaml[,b.yaml]`` and ``key=value`` → a checked config. ConfigError names the cause and the setting.
+
+    ``options``: what the command understands besides, for messages."""
+    names, overrides = _split(argv, options)
     typed = [_override_layer(text) for text in overrides]  # first: `confg=toy` is a misspelling, not a missing file
     if not names:
         raise ConfigError("config: no file given; start with config=toy for the embedded example, see --help")
@@ -62,7 +64,7 @@ def load_config(argv: Sequence[str]) -> LoadedConfig:
     given = [layer for path, layer in files.items() if not _is_shipped(path) and not _is_record(layer)]
     _refuse_idle(config, *_lay([*given, *typed]))
     refuse_secrets(config, os.environ)
-    return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides))
+    return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides), origins=origins)
 
 
 def _is_shipped(path: Path) -> bool:
@@ -97,16 +99,18 @@ def _shown(path: Path) -> str:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split(argv: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
     names: list[str] = []
     overrides: list[str] = []
-    for argument in argv:
+    for index, argument in enumerate(argv):
         key, equals, value = argument.partition("=")
+        follower = next(iter(argv[index + 1 :]), "")
         if argument.startswith("-"):
-            hint = _did_you_mean(argument, OPTIONS)
-            raise ConfigError(f"unknown option {argument}{hint}; the options are {OPTIONS_IN_WORDS}, settings are key=value")
+            raise ConfigError(misplaced_option(argument, follower, options))
         if not equals:
-            raise ConfigError(f"{argument}: an argument is written key=value, perhaps {_meant(argument)}")
+            raise ConfigError(
+                f"{argument}: an argument is written key=value, perhaps {meant(argument, follower, options, _shipped())}"
+            )
         if key == "config":
             names += [name.strip() for name in value.split(",") if name.strip()]
         else:
@@ -114,19 +118,12 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, overrides
 
 
-def _meant(word: str) -> str:
-    """What a bare word on the command line may stand for."""
-    if f"--{word}" in OPTIONS:
-        return f"--{word}"
-    return f"config={word}" if word.endswith((".yaml", ".yml")) or word in _shipped() else f"{word}=VALUE"
-
-
 def _override_layer(text: str) -> _Layer:
     key, _, raw = text.partition("=")
     key = key.strip()
-    knob, rest = _locate(key)
+    knob, rest = locate(key)
     if knob is None and key not in sections():
-        raise _unknown(key, text)
+        raise unknown(key, text)
     value: Any
     if knob is not None and not raw.strip():
         value = {} if knob.is_mapping and not rest else [] if knob.is_list else ""
@@ -154,7 +151,7 @@ def _find(name: str, *, folder: Path, origin: str) -> Path:
         if os.path.isfile(candidate):  # unlike Path.is_file, False for a name too long and a folder without permission
             return candidate.resolve()
     ours = _shipped()
-    raise ConfigError(f"{origin}{name}: no such file{_did_you_mean(name, ours)}; shipped configs: {', '.join(ours)}")
+    raise ConfigError(f"{origin}{name}: no such file{did_you_mean(name, ours)}; shipped configs: {', '.join(ours)}")
 
 
 def _shipped() -> list[str]:
@@ -236,7 +233,7 @@ def _flatten(
         if path in knobs():
             yield path, _as_meant(knobs()[path], value, origin)
         elif path not in sections():
-            raise _unknown(path, origin)
+            raise unknown(path, origin)
         elif value is None:
             continue  # a section whose lines are all commented out
         elif not isinstance(value, Mapping):
@@ -252,7 +249,7 @@ def _as_meant(knob: Knob, value: Any, origin: str) -> Any:
         if word in knob.choices:
             return word
     if knob.is_text and not isinstance(value, str):
-        raise ConfigError(f"{_mistyped(knob, value, origin)}; put it in quotes")
+        raise ConfigError(f"{mistyped(knob, value, origin)}; put it in quotes")
     return value
 
 
@@ -263,7 +260,7 @@ def _lay(layers: Sequence[_Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     origins: dict[str, str] = {}
     for layer in layers:
         for path, value in layer.values.items():
-            knob, rest = _locate(path)
+            knob, rest = locate(path)
             assert knob is not None  # both makers of layers have checked it
             values[knob.path] = _put(values.get(knob.path), rest, value) if rest else value
             origins[knob.path] = layer.origins[path]
@@ -276,23 +273,13 @@ def _put(mapping: Any, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
     return copy
 
 
-def _locate(path: str) -> tuple[Knob | None, tuple[str, ...]]:
-    """The knob that a dotted path names, and the keys inside of it if it is a mapping (``engine.options.seed``)."""
-    parts = path.split(".")
-    for length in range(len(parts), 0, -1):
-        knob = knobs().get(".".join(parts[:length]))
-        if knob is not None and (length == len(parts) or knob.is_mapping):
-            return knob, tuple(parts[length:])
-    return None, ()
-
-
 def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Config, str]:
     for path, value in values.items():
         knob = knobs()[path]
         if value == "???":
             raise ConfigError(f"{origins[path]}: {path} has no value yet; give it as {path}=…")
         if knob.is_mapping != isinstance(value, dict) or knob.is_list != isinstance(value, list):
-            raise _mistyped(knob, value, origins[path])
+            raise mistyped(knob, value, origins[path])
         if knob.entry is not None:
             _check_entries(knob, value, origins[path])
     try:
@@ -312,14 +299,14 @@ def _check_entries(knob: Knob, entries: Sequence[Any], origin: str) -> None:
             raise ConfigError(f"{origin}: {place} must be a mapping with {', '.join(known)}, got {entry!r}")
         for name, value in entry.items():
             if name not in known:
-                raise ConfigError(f"{origin}: unknown setting {place}.{name}{_did_you_mean(str(name), list(known))}")
+                raise ConfigError(f"{origin}: unknown setting {place}.{name}{did_you_mean(str(name), list(known))}")
             row = replace(known[name], path=f"{place}.{name}")
             if row.is_text and not isinstance(value, str):
-                raise ConfigError(f"{_mistyped(row, value, origin)}; put it in quotes")
+                raise ConfigError(f"{mistyped(row, value, origin)}; put it in quotes")
             try:
                 OmegaConf.merge(OmegaConf.structured(knob.entry), OmegaConf.create({name: value}))
             except OmegaConfBaseException:
-                raise _mistyped(row, value, origin) from None
+                raise mistyped(row, value, origin) from None
 
 
 def config_from(values: Mapping[str, Any]) -> Config:
@@ -333,12 +320,12 @@ def config_from(values: Mapping[str, Any]) -> Config:
 def _blame(error: OmegaConfBaseException, values: Mapping[str, Any], origins: Mapping[str, str]) -> ConfigError:
     """Which setting omegaconf objects to: it names most by itself, and says nothing of a broken ``${…}``."""
     problem = str(error).splitlines()[0]
-    knob, _ = _locate(str(error.full_key).partition("[")[0])
+    knob, _ = locate(str(error.full_key).partition("[")[0])
     if knob is None:
         path = next(path for path, value in values.items() if "${" in str(value))
         return ConfigError(f"{origins[path]}: {path}: {problem}")
     value, origin = values.get(knob.path), origins.get(knob.path, knob.path)
-    return ConfigError(f"{origin}: {knob.path}: {problem}") if "${" in str(value) else _mistyped(knob, value, origin)
+    return ConfigError(f"{origin}: {knob.path}: {problem}") if "${" in str(value) else mistyped(knob, value, origin)
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,34 +334,3 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
         section, _, name = path.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     return nested
-
-
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-
-def _mistyped(knob: Knob, value: Any, origin: str) -> ConfigError:
-    hint = _did_you_mean(str(value), knob.choices)
-    return ConfigError(f"{origin}: {knob.path} must be {knob.expected}, got {value!r}{hint}")
-
-
-def _unknown(path: str, origin: str) -> ConfigError:
-    return ConfigError(f"{origin}: unknown setting {path}{_nearest(path)}; --help lists them all")
-
-
-def _nearest(path: str) -> str:
-    """`` (did you mean …?)`` over all dotted paths: the same last word in another section first, then similar spelling."""
-    leaf = path.rpartition(".")[2]
-    same = [known for known in knobs() if known.rpartition(".")[2] == leaf]
-    if same:
-        return f" (did you mean {' or '.join(same)}?)"
-    near = _did_you_mean(path, ["config", *knobs(), *sections()])
-    if near:
-        return near
-    by_leaf = {known.rpartition(".")[2]: known for known in knobs()}
-    close = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)
-    return f" (did you mean {by_leaf[close[0]]}?)" if close else ""
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -14,11 +14,9 @@ from typing import Literal
 
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
-from fr3e_async.data.rows import missing_files
 from fr3e_async.errors import ConfigError
-from fr3e_async.evaluation.suite import missing_files as missing_benchmarks
+from fr3e_async.help import as_text, changed
 from fr3e_async.memory import ModelShape, memory_estimate
-from fr3e_async.verify.rewards import check_reward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +115,21 @@ def check_resources(config: Config, available: Mapping[str, float], *, training:
 # --- the text of --dry-run --------------------------------------------------------------------------------------------
 
 
-def render_plan(config: Config, *, yaml: str = "", model: ModelShape | None = None) -> str:
-    """The whole output of ``--dry-run``: resolved settings (``yaml``), placement, batch sizes, memory. Plain text."""
-    blocks = [f"settings\n{_indented(yaml)}"] if yaml else []
-    blocks += [render_placement(config), _render_batch(config), _render_memory(config, model)]
-    return "\n\n".join([*blocks, "dry run: nothing was started or written"])
+def render_plan(
+    config: Config, *, origins: Mapping[str, str], yaml: str = "", model: ModelShape | None = None
+) -> str:  # fmt: skip
+    """What ``--dry-run`` prints before its checks: settings that differ from the defaults (and all, if ``yaml`` is given), placement,
+    batch sizes, memory. ``origins``: where each setting was given. Plain text."""
+    blocks = [_render_changed(config, origins), *([f"all settings\n{_indented(yaml)}"] if yaml else [])]
+    return "\n\n".join([*blocks, render_placement(config), _render_batch(config), _render_memory(config, model)])
+
+
+def _render_changed(config: Config, origins: Mapping[str, str]) -> str:
+    body = [
+        [knob.path, as_text(value), f"default {knob.default_text}", "command line" if "=" in said else said]
+        for knob, value, said in changed(config, origins)
+    ]
+    return "settings that differ from the defaults\n" + _table(body, left=(0, 1, 2, 3))
 
 
 def render_placement(config: Config, *, training: bool = True) -> str:
@@ -150,12 +158,6 @@ def _render_batch(config: Config) -> str:
         f"at most {config.flow.capacity} groups alive at once: no token is older than {config.flow.max_staleness} versions",
         f"longest sequence {config.context_length} tokens; {config.run.steps} batches",
     ]
-    missing = [*missing_files(config.data), *missing_benchmarks(config.evaluation)]
-    lines += [f"{path}: no such file here; a run would stop at once" for path in missing]
-    try:
-        check_reward(config.reward)
-    except ConfigError as error:
-        lines.append(f"{error}; a run would stop at once")
     return "batch\n" + _indented("\n".join(lines))
 
 

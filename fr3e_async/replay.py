@@ -42,7 +42,7 @@ class Step:
 
 
 def replay(header: Header, entries: Iterator[Entry]) -> Iterator[Step]:
-    """Each event of a session with what the machine decides; the last one may be that it refuses to go on."""
+    """Each event of a session with what the machine decides, which may be that it refuses to go on."""
     config = config_from(header.config)
     machine = Machine(config, make_strategy(config.algorithm), state=header.state)
     machine.start()
@@ -51,7 +51,7 @@ def replay(header: Header, entries: Iterator[Entry]) -> Iterator[Step]:
             decided = tuple(brief(command) for command in machine.handle(entry.event))
         except RunFailed as error:
             yield Step(number, entry, (refusal(error),), machine)
-            return
+            continue  # the run has failed; what follows is the batch that was waited for
         yield Step(number, entry, decided, machine)
 
 

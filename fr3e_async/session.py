@@ -1,6 +1,5 @@
-"""One session of a run in the driver process: check everything, connect, train, leave a result.
+"""One session of a run in the driver process: connect, train, leave a result. What it is made from is ``preparing``.
 
-prepare   vLLM, model, cluster, data rows, prompts, run directory: bad input ends here, with nothing left behind
 connect   join or start the Ray cluster
 run       actors up ─► controller ─► final model, summary, before/after table; signals end in a checkpoint
 """
@@ -9,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.clock import Clock, RunClock, steady, wall
+from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.collector import collecting_seldom
 from fr3e_async.control.controller import Controller
@@ -28,36 +27,28 @@ from fr3e_async.control.machine import Machine
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.side import on_the_side
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.ends import end_tokens, endless_turns
-from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
-from fr3e_async.data.pieces import Spell, speller
-from fr3e_async.data.prompts import Datasets, load_datasets
-from fr3e_async.data.rows import read_rows
+from fr3e_async.data.pieces import Spell
+from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
-from fr3e_async.data.toy import toy_path
 from fr3e_async.ending import Stop, summary_of
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
-from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
+from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.export import write_run_card
-from fr3e_async.learner.config_check import check_config
-from fr3e_async.loader import LoadedConfig
 from fr3e_async.observe.checkpoints import step_of
-from fr3e_async.observe.console import ConsoleView, make_console
+from fr3e_async.observe.console import ConsoleView, make_console, say
 from fr3e_async.observe.events import EventKind
-from fr3e_async.observe.logs import quiet_driver, stderr_in
+from fr3e_async.observe.logs import stderr_in
 from fr3e_async.observe.recorder import Recorder
-from fr3e_async.observe.run_dir import RunDir, default_path
-from fr3e_async.observe.trackers import check_trackers, make_trackers
-from fr3e_async.resuming import check_resume, newest_checkpoint, restored
-from fr3e_async.rollout import check_installed
-from fr3e_async.rollout.door import Questions, make_questions
-from fr3e_async.verify.golds import screen_golds
-from fr3e_async.verify.rewards import check_reward
+from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.observe.trackers import make_trackers
+from fr3e_async.resuming import newest_checkpoint, restored
+from fr3e_async.rollout.door import Questions
+from fr3e_async.verify.rewards import MATH
 from fr3e_async.wiring import (
     Deployment,
     Model,
-    check_cluster,
     connect,
+    connecting,
     disconnect,
     first_questions,
     gauges,
@@ -82,74 +73,34 @@ class Session:
         *,
         benchmarks: Sequence[TestSet] = (),
         resume_from: Path | None,
+        done: str = "",
         clock: Clock,
         started_at: float,
         spell: Spell,
         notes: Sequence[tuple[EventKind, str]] = (),
         questions: Questions | None = None,
+        found: Sequence[str] = (),
     ) -> None:
-        """Use ``prepare``. ``clock``: of all stamps and durations; ``started_at``: when the program began, by it. ``spell``: tokens as text.
-        ``notes``: what a person should read once the console is there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        """Use ``preparing.prepare``. ``found``: by its checks, a line each. ``done``: why there is nothing left to do. ``clock``: of all stamps and
+        durations; ``started_at``: when the program began, by it. ``spell``: tokens as text. ``notes``: what a person should read once the console is
+        there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        self.found = tuple(found)
         self._questions = questions if config.learner.stop_above_mismatch else None
         self._notes = tuple((kind, note) for kind, note in notes if note)
         self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
-        self._benchmarks = tuple(benchmarks)
+        self._benchmarks, self.done = tuple(benchmarks), done
         self._clock, self._started_at, self._resume_from, self._spell = clock, started_at, resume_from, spell
         self._wall_before_s = 0.0  # of earlier processes
         self._connected = False
         self._reached_actors = False
-
-    @classmethod
-    def prepare(cls, loaded: LoadedConfig) -> Session:
-        """Everything that can be wrong with the input is found here. Raises ``UserError`` kinds."""
-        began = steady() - process_age()
-        config = loaded.config
-        check_installed(config.engine.entropy)
-        check_trackers(config)
-        check_model(config)
-        check_cluster(config)
-        suite = read_suite(config, announce=_say(config))
-        rows = read_rows(config, suite.rows, announce=_say(config))
-        check_context(config)
-        check_reward(config.reward)
-        screened = screen_golds(rows, config, announce=_say(config))
-        tokenizer = load_tokenizer(config)
-        check_trainable(config)
-        datasets = load_datasets(config, tokenizer, screened.rows)
-        benchmarks = make_sets(suite, tokenizer, config)
-        named = os.path.expanduser(config.run.dir)
-        run_path = Path(named) if named else default_path(config.run.name, wall())
-        run_dir = RunDir.open(run_path, config=config, config_yaml=loaded.yaml)
-        with ExitStack() as undo:  # the toy model is built last: a minute's work, which an error or Ctrl-C may end
-            undo.callback(run_dir.discard)
-            quiet_driver(run_dir.logs / "driver.log", verbose=config.observe.verbose)
-            resume_from = check_resume(config, datasets, run_dir)
-            _announce_build(config)
-            model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
-            undo.pop_all()
-        skipped: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in run_dir.checkpoints.skipped]
-        notes: list[tuple[EventKind, str]] = [
-            ("data_dropped" if config.data.on_string_gold == "drop" else "note", screened.note),
-            *rows.notes,
-            *datasets.notes,
-            ("model_doubt", endless_turns(config, tokenizer)),
-            *(("data_dropped", text) for text in left_out(suite, benchmarks)),
-            *skipped,
-        ]
-        spell, age = speller(tokenizer), steady() - began
-        clock = RunClock(after=run_dir.last_stamp() + age)
-        return cls(
-            config, model, datasets, run_dir, benchmarks=benchmarks, resume_from=resume_from,
-            clock=clock, started_at=clock() - age, spell=spell, notes=notes,
-            questions=make_questions(tokenizer, room=config.context_length - 1),
-        )  # fmt: skip
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._connected:
-            disconnect()
+            failed = kind is not None and issubclass(kind, RunFailed)
+            disconnect(keep_logs=self._run_dir.logs / "ray" if failed else None)
         if not self._reached_actors:
             self._run_dir.discard()
         self._run_dir.close()
@@ -157,6 +108,7 @@ class Session:
     def connect(self) -> None:
         """Join or start the cluster. Raises ``ConfigError`` if the actors do not fit."""
         self._connected = True
+        say(self._config)(connecting(self._config))
         verbose = self._config.observe.verbose
         with nullcontext() if verbose else stderr_in(self._run_dir.logs / "driver.log"):
             connect(self._config)
@@ -179,7 +131,11 @@ class Session:
         cut = load_control_state(self._resume_from).ledger if self._resume_from else None
         version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
-        view = ConsoleView(mode=mode, console=screen, name=self._config.run.name, steps=self._config.run.steps)
+        run = self._config.run
+        graded = self._config.reward_range if any(term.function != MATH for term in self._config.reward_terms) else None
+        view = ConsoleView(
+            mode=mode, console=screen, name=run.name, steps=run.steps, done=version, graded=graded, clock=self._clock
+        )  # fmt: skip
         recorder = Recorder(
             self._run_dir,
             config=self._config.observe,
@@ -188,11 +144,12 @@ class Session:
             resumed_from=version,
             settled=settled,
             exporter=gauges(self._config),
+            settings=asdict(self._config),
             trackers=make_trackers(self._config, self._run_dir.path),
         )
-        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock)
+        deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
         view.start()
-        stop = Stop(grace_s=self._config.run.stop_grace_s)
+        stop = Stop(grace_s=self._config.run.stop_grace_s, say=recorder.note)
         stop.task = asyncio.create_task(self._train(deployment, recorder, stop))
         stop.listen()
         try:
@@ -202,14 +159,14 @@ class Session:
                 raise
             saved = max([version, *self._run_dir.checkpoints.steps()])
             if stop.controller is not None and stop.controller.machine.ledger.version > saved:
-                raise RunFailed(
-                    f"{stop.reason}: the last checkpoint could not be written within run.stop_grace_s "
-                    f"({self._config.run.stop_grace_s:g} s); the one before it stands"
-                ) from None
+                there = f"that of step {saved} stands" if saved else "there is none before"
+                why = f"{stop.reason}: the last checkpoint was not waited for, since {stop.hurry}; {there}"
+                recorder.failed(why)
+                raise RunFailed(why) from None
             recorder.note(f"{stop.reason}; nothing new to save", "run_stopped", version=version)
+            recorder.last_words()
         except (RunFailed, StartRefused) as error:
-            with suppress(UserError):  # a full disk, say
-                recorder.event(str(error), "run_failed")
+            recorder.failed(str(error))
             raise
         finally:
             recorder.close()
@@ -223,7 +180,9 @@ class Session:
             recorder.note(note, kind)
         if self._datasets.dropped:
             recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
-        await deployment.start(resume_from=self._resume_from)
+        async with self._telling(recorder, deployment):
+            await deployment.start(resume_from=self._resume_from)
+        self._run_dir.renew(self._config)
         spent = self._clock() - self._started_at
         recorder.note(f"all actors up after {spent:.0f} s", "actors_up", seconds=round(spent, 3))
         controller, reason = await self._to_the_end(deployment, recorder, stop)
@@ -242,7 +201,7 @@ class Session:
         lost = ""  # why; the error itself would keep all that its traceback saw, the rollouts of the old session too
         while True:
             try:
-                async with self._telling(recorder):
+                async with self._telling(recorder, deployment):
                     if lost:
                         gc.collect()  # the old session is a cycle, and its rollouts keep nodes that the cluster wants back
                         source = await self._after_a_loss(deployment, recorder, lost, in_a_row)
@@ -261,11 +220,12 @@ class Session:
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
 
     @asynccontextmanager
-    async def _telling(self, recorder: Recorder) -> AsyncIterator[None]:
-        """Who watches the run sees that it is alive, though there is no loop that turns."""
+    async def _telling(self, recorder: Recorder, deployment: Deployment) -> AsyncIterator[None]:
+        """Who watches the run sees that it is alive and what it waits for, though there is no loop that turns."""
 
         async def tell() -> None:
             while True:
+                recorder.starting(await deployment.missing() or "all actors are up; learner and engines are made ready")
                 await asyncio.sleep(self._config.observe.heartbeat_s)
                 recorder.beat_again()
 
@@ -274,6 +234,7 @@ class Session:
             yield
         finally:
             task.cancel()
+            recorder.starting("")
 
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
@@ -303,7 +264,7 @@ class Session:
         try:
             write_run_card(self._run_dir.path, dtype=self._config.learner.dtype)
         except StorageError as error:  # said and not recorded, since the events log lies on the same disk
-            _say(self._config)(f"the model's README.md was not written: {error}")
+            say(self._config)(f"the model's README.md was not written: {error}")
 
     async def _save_model(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> bool:
         """False if a stop came first: the last checkpoint is whole, and the model can be taken from it."""
@@ -337,9 +298,15 @@ class Session:
         progress.began_at, progress.wall_before_s = self._started_at, self._wall_before_s
         publisher = deployment.publisher()
         version = state.version if state else 0
-        if source or restarts:
-            publisher.offer(await deployment.weights(version))
-        door = await self._door(deployment, recorder, version, first=not (source or restarts))
+        weights = await deployment.weights(version)
+        publisher.offer(weights)
+        door = await self._door(deployment, recorder, version)
+        if version == 0 and not restarts:  # engines that begin with newer ones are given them, and asked, as those that join are
+            asked_at = self._clock()
+            engines = await first_questions(deployment, weights, door)
+            spent = self._clock() - asked_at
+            text = f"{engines} engines have the learner's weights{' and numbers' if door else ''} ({spent:.1f} s)"
+            recorder.note(text, "engines_asked", seconds=round(spent, 3))
         heldout = pick_problems(self._datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
@@ -355,6 +322,7 @@ class Session:
                 taken=groups,
                 parts=self._datasets.parts,
                 template=self._datasets.template,
+                ends=self._datasets.ends,
             ),
             publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,
@@ -372,8 +340,8 @@ class Session:
             door=door,
         )
 
-    async def _door(self, deployment: Deployment, recorder: Recorder, version: int, *, first: bool) -> Door | None:
-        """Knows the learner's numbers at ``version``. ``first``: asks everybody at once. Raises ``StartRefused``."""
+    async def _door(self, deployment: Deployment, recorder: Recorder, version: int) -> Door | None:
+        """Knows the learner's numbers at ``version``; None if nothing is to be compared."""
         if self._questions is None:
             return None
         config, crew, limit = self._config, deployment.crew, self._config.learner.step_timeout_s
@@ -386,35 +354,8 @@ class Session:
                 await door.learned(version)
         except TimeoutError:
             raise LearnerLost(f"the learner did not score the fixed rows within learner.step_timeout_s ({limit:g} s)") from None
-        if first:
-            await first_questions(deployment, door)
         return door
 
     def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
         keep = self._config.observe.trees_per_step
         return TreeKeeper(per_step=keep, store=deployment.crew.payloads, spell=self._spell, keep=recorder)
-
-
-def check_trainable(config: Config) -> None:
-    """Refuse a model whose config tells that ``learner.packing`` or ``learner.attention`` do not fit it. ``ModelError``."""
-    learner = config.learner
-    if (found := transformers_config(config)) is not None:
-        check_config(found, packing=learner.packing, attention=learner.attention, longest=config.context_length)
-
-
-def _announce_build(config: Config) -> None:
-    """A minute without a word looks like a hang."""
-    if config.model.path == "toy" and not toy_path(config).is_dir():
-        _say(config)(f"building the toy model in {toy_path(config)} (once, up to a minute)")
-
-
-def _say(config: Config) -> Callable[[str], None]:
-    """Print, unless the console is off."""
-    return lambda text: None if config.observe.console == "off" else print(text, flush=True)
-
-
-def process_age() -> float:
-    """Seconds since this process was started: imports are part of a run's start-up."""
-    import psutil
-
-    return max(0.0, wall() - psutil.Process().create_time())  # of the wall clock as it stands now, both

@@ -24,6 +24,7 @@ from fr3e_async.errors import LearnerLost
 from fr3e_async.rollout.port import EngineStats
 from fr3e_async.types import (
     Anchor,
+    Answer,
     Completion,
     Draw,
     Finish,
@@ -244,9 +245,10 @@ class FakeVerifier(FakeActor):
         right = [t == RIGHT or (p.margins and within(str(t), p.gold, p.margins)) for t, p in zip(last, prompts, strict=True)]
         return [Verdict(outcome=Outcome.RIGHT if its else Outcome.WRONG) for its in right]
 
-    async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
+    async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
         await self._answers()
-        return [str(payload.completion(row).tokens[-1]) for row in rows]
+        last = [str(payload.completion(row).tokens[-1]) for row in rows]
+        return [Answer(text, f"so {text}" if row in kept else None) for row, text in zip(rows, last, strict=True)]
 
 
 class FakeLearner(FakeActor):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 class Finish(IntEnum):
     """Why a completion ended."""
 
-    STOP = 0  # the end token was sampled; it is the last token of the completion
+    STOP = 0  # an end token was sampled, or the end of a stop text (sampling.stop), with the last token of the completion
     LENGTH = 1  # the budget was used up
     ABORT = 2  # the engine gave it up; the rollout is retried and never trained
 
@@ -47,6 +48,7 @@ class Prompt:
     gold: str
     token_ids: NDArray[np.int32]  # [Q] after the chat template
     margins: tuple[Fraction, ...] = ()  # how far each number of an answer may be off; one for all of them, or one each
+    columns: Mapping[str, Any] = field(default_factory=dict)  # of the row, for reward functions (data.columns)
 
     def __post_init__(self) -> None:
         if self.token_ids.ndim != 1 or self.token_ids.size == 0:
@@ -95,6 +97,12 @@ class Completion:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def stopped_at(self, length: int) -> Completion:
+        """Its first ``length`` tokens, as one that ended there."""
+        columns = {name: getattr(self, name) for name in ("tokens", "versions", *FLOAT_COLUMNS)}
+        cut = {name: column[:length] for name, column in columns.items() if column is not None}
+        return replace(self, finish=Finish.STOP, **cut)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,19 +284,29 @@ class Verdict:
 
     outcome: Outcome
     reason: str = ""
-    score: float | None = None  # a user's reward in [0, 1]; None: 1 for right, 0 for wrong, nothing for unknown
+    score: float | None = None  # a user's reward, in its declared range; None: 1 for right, 0 for wrong, nothing for unknown
     attempts: int = 1  # how often it was judged; above 1 with verifiers.on_unknown=retry
+    complaint: str = field(
+        default="", compare=False, metadata={"kept": False}
+    )  # the first of its reason: where, and what was raised
 
     def __post_init__(self) -> None:
-        if self.score is not None and (self.outcome is Outcome.UNKNOWN or not 0 <= self.score <= 1):
+        if self.score is not None and (self.outcome is Outcome.UNKNOWN or not math.isfinite(self.score)):
             raise ValueError(f"verdict: score {self.score} with outcome {self.outcome}")
 
     @property
     def reward(self) -> float | None:
-        """r of the rollout; None where nobody could tell."""
+        """r of the response, in the declared range; None where nobody could tell."""
         if self.outcome is Outcome.UNKNOWN:
             return None
         return float(self.outcome is Outcome.RIGHT) if self.score is None else self.score
+
+
+class Answer(NamedTuple):
+    """What an evaluation keeps of a response."""
+
+    answer: str | None  # in its normal form, equal texts for equal answers; None without one
+    text: str | None  # of the whole response, shortened; None: it is not kept
 
 
 class Stretch(NamedTuple):

@@ -1,7 +1,7 @@
 """Mutants drawn by seed, each met by the tests that run its lines: ``python scripts/mutate.py`` (``--help``).
 
 Before those that are drawn come the named faults (mutating/named.py). The rows go to ``--rows``, one a mutant; a second call goes on where the first
-one ended, and with ``--again`` meets those anew that have lived. What changes nothing that anybody could see stands in docs/mutations/equivalents.jsonl with its argument.
+one ended. ``--again`` meets rows anew whatever is drawn today: those that lived, or those of the names or fates that follow. What changes nothing that anybody could see stands in docs/mutations/equivalents.jsonl with its argument.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ FILES = (
     "learner/metrics.py", "observe/checkpoints.py", "observe/checked.py", "observe/storage.py", "observe/metrics.py", "data/*.py", "verify/*.py",
 )  # fmt: skip
 ALIVE = ("survived", "uncovered")
+GONE = "gone"  # it lived, and its text has left the package since
 
 
 def sources(root: Path = ROOT) -> dict[str, str]:
@@ -35,8 +36,29 @@ def sources(root: Path = ROOT) -> dict[str, str]:
 
 def chosen(texts: Mapping[str, str], *, seed: int, count: int) -> list[Mutation]:
     """The named faults, then ``count`` that are drawn. Raises ``MutationError`` if a named one does not fit its file any more."""
-    named = [fault.mutation(texts[fault.file]) for fault in NAMED]
-    return named + draw([one for file, text in texts.items() for one in mutations(file, text)], seed=seed, count=count)
+    return named_ones(texts) + draw(all_of(texts), seed=seed, count=count)
+
+
+def named_ones(texts: Mapping[str, str]) -> list[Mutation]:
+    return [fault.mutation(texts[fault.file]) for fault in NAMED]
+
+
+def all_of(texts: Mapping[str, str]) -> list[Mutation]:
+    return [one for file, text in texts.items() for one in mutations(file, text)]
+
+
+def asked_again(
+    texts: Mapping[str, str], rows: dict[str, Row], wanted: Sequence[str], equivalents: Mapping[str, Row]
+) -> list[Mutation]:
+    """Those of ``rows`` of which a name or a fate is wanted (none: that lived); what lived and is no text of today is gone."""
+    found = {
+        name for name, row in rows.items() if (name in wanted or row["status"] in (wanted or ALIVE)) and name not in equivalents
+    }
+    today = {one.name: one for one in named_ones(texts) + all_of(texts)}
+    for name in found - today.keys():
+        if rows[name]["status"] in ALIVE:
+            rows[name] = rows[name] | {"status": GONE}
+    return [today[name] for name in rows if name in found and name in today]
 
 
 def read_rows(path: Path) -> dict[str, Row]:
@@ -45,8 +67,8 @@ def read_rows(path: Path) -> dict[str, Row]:
     return {row["name"]: row for row in rows}
 
 
-def write_rows(path: Path, rows: Mapping[str, Row], order: Sequence[Mutation]) -> None:
-    places = {mutant.name: place for place, mutant in enumerate(order)}
+def write_rows(path: Path, rows: Mapping[str, Row], order: Sequence[str]) -> None:
+    places = {name: place for place, name in enumerate(order)}
     lines = [
         json.dumps(row, ensure_ascii=False) for row in sorted(rows.values(), key=lambda row: places.get(row["name"], len(places)))
     ]
@@ -55,16 +77,16 @@ def write_rows(path: Path, rows: Mapping[str, Row], order: Sequence[Mutation]) -
 
 
 def table(rows: Sequence[Row], equivalents: Mapping[str, Row]) -> str:
-    """Markdown: by operator how many were drawn, killed (without an end among them), are equivalent, and live."""
+    """Markdown: by operator how many were drawn, killed (without an end among them), are equivalent, left the package, and live."""
     operators = sorted({row["operator"] for row in rows})
     lines = [
-        "| operator | drawn | killed | of them without an end | equivalent | surviving |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| operator | drawn | killed | of them without an end | equivalent | gone | surviving |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, some in [*((name, [row for row in rows if row["operator"] == name]) for name in operators), ("all", rows)]:
         fates = Counter("equivalent" if row["status"] in ALIVE and row["name"] in equivalents else row["status"] for row in some)
         dead, alive = fates["killed"] + fates["timeout"], sum(fates[status] for status in ALIVE)
-        lines.append(f"| {name} | {len(some)} | {dead} | {fates['timeout']} | {fates['equivalent']} | {alive} |")
+        lines.append(f"| {name} | {len(some)} | {dead} | {fates['timeout']} | {fates['equivalent']} | {fates[GONE]} | {alive} |")
     return "\n".join(lines)
 
 
@@ -84,37 +106,47 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--budget", type=float, default=60.0, help="CPU seconds of tests for one mutant (60), the cheapest first")
-    parser.add_argument("--again", action="store_true", help="meet those anew that have lived")
+    parser.add_argument("--again", nargs="*", metavar="NAME", help="meet rows anew: those that lived, or of these names or fates")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="times the wall seconds of a mutant (1); more on a busy machine"
+    )
     parser.add_argument("--list", action="store_true", help="list them and run nothing")
     arguments = parser.parse_args(argv)
+    rows, equivalents = read_rows(arguments.rows), read_rows(FOLDER / "equivalents.jsonl")
     try:
-        mutants = chosen(sources(), seed=arguments.seed, count=arguments.count)
+        if arguments.again is None:
+            mutants = chosen(sources(), seed=arguments.seed, count=arguments.count)
+        else:
+            mutants = asked_again(sources(), rows, arguments.again, equivalents)
     except (MutationError, KeyError) as error:
         print(f"mutate: {error}", file=sys.stderr)
         return 2
-    rows, names = read_rows(arguments.rows), {mutant.name for mutant in mutants}
-    equivalents = read_rows(FOLDER / "equivalents.jsonl")
+    names = [mutant.name for mutant in mutants] if arguments.again is None else list(rows)
     if arguments.list:
         print("\n".join(shown(row_of(mutant, "", "")) for mutant in mutants))
         return 0
-    open_ones = [
-        m
-        for m in mutants
-        if m.name not in rows or (arguments.again and rows[m.name]["status"] in ALIVE and m.name not in equivalents)
-    ]
-    _meet(arguments, open_ones, rows, mutants)
-    ours = [row for name, row in rows.items() if name in names]
+    open_ones = [mutant for mutant in mutants if arguments.again is not None or mutant.name not in rows]
+    _meet(arguments, open_ones, rows, names)
+    ours = [rows[name] for name in names]
     print(table(ours, equivalents))
     alive = [row for row in ours if row["status"] in ALIVE and row["name"] not in equivalents]
     print("\n".join(shown(row) for row in alive))
     return int(bool(alive))
 
 
-def _meet(arguments: argparse.Namespace, mutants: Sequence[Mutation], rows: dict[str, Row], order: Sequence[Mutation]) -> None:
+def _meet(arguments: argparse.Namespace, mutants: Sequence[Mutation], rows: dict[str, Row], order: Sequence[str]) -> None:
     """Each row is written as soon as it is known."""
-    bench = Bench(root=ROOT, package="fr3e_async", work=arguments.work, workers=arguments.workers, budget_s=arguments.budget)
+    bench = Bench(
+        root=ROOT,
+        package="fr3e_async",
+        work=arguments.work,
+        workers=arguments.workers,
+        budget_s=arguments.budget,
+        patience=arguments.patience,
+    )
     arguments.work.mkdir(parents=True, exist_ok=True)
     try:
+        write_rows(arguments.rows, rows, order)
         covering = bench.maps(lambda text: print(text, file=sys.stderr, flush=True))
         for done, row in enumerate(bench.meet(mutants, covering), start=1):
             rows[row["name"]] = row

@@ -145,6 +145,8 @@ RULES = (
     # ---- make: targets exist; what they call is called by tests
     Rule(pattern=r"make demo", kind="elsewhere", test=END_TO_END, words=('make("demo"',)),
     Rule(pattern=r"make .*", kind="parsed"),
+    Rule(pattern=r"(cat > cases\.jsonl <<'END'\n.*|python -m fr3e_async\.verify cases\.jsonl .*)", kind="elsewhere", words=("```bash",),
+         test="tests/test_rewards.py::test_the_commands_of_the_page_print_what_it_says"),
     # ---- small scripts of a page, run as they stand
     Rule(pattern=r"python - <<'END'\n.*", kind="shell"),
     Rule(pattern=r"cat > [\w./-]+ <<'END'\n.*", kind="shell"),

@@ -42,11 +42,13 @@ class Notes:
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
         self.lines: list[str] = []
+        self.waited = ""
         self.kinds: list[str] = []
         self.vitals: list[Vitals] = []
         self.groups: list[dict] = []
         self.rows: list[dict] = []  # of evaluations
         self.by_problem: dict[str, list[dict]] = {}
+        self.shown: dict[tuple[str, int], list[list[str]]] = {}
 
     def step(self, step, metrics):
         self.steps[step] = checked(metrics)
@@ -63,6 +65,12 @@ class Notes:
 
     def problems(self, name, rows, *, keep_mib):
         self.by_problem[name] = json.loads(json.dumps(rows))
+
+    def samples(self, name, rows, *, version):
+        self.shown[name, version] = rows
+
+    def waits(self, text):
+        self.waited = text
 
     def beat(self, vitals):
         self.vitals.append(vitals)

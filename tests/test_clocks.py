@@ -302,7 +302,7 @@ ALLOWED = {
     "cluster/preemption_notice.py": 2,  # a stamp of its log; what is left until a stamp of the cloud
 }
 READERS_OF_WALL = {
-    "fr3e_async/session.py",  # the name of a folder; the age of this process, of which the system gives a stamp
+    "fr3e_async/preparing.py",  # the name of a folder; the age of this process, of which the system gives a stamp
     "fr3e_async/observe/recorder.py",  # the heartbeat, which others compare with their wall clock
     "fr3e_async/actors/cluster.py",  # what is left until a stamp of Ray's
 }

@@ -32,7 +32,7 @@ def test_the_package_ships_the_same_files() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_config_loads_and_dry_runs(name: str) -> None:
     loaded = load(name)
-    text = render_plan(loaded.config, yaml=loaded.yaml, model=model_shape(loaded.config))
+    text = render_plan(loaded.config, origins=loaded.origins, yaml=loaded.yaml, model=model_shape(loaded.config))
     assert "is not on this disk" not in text  # the estimate needs no download
     assert f"\n    name: {loaded.config.run.name}\n" in text
 

@@ -6,13 +6,19 @@ That order does not matter to what is trained is in test_control_order.py.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
+from unittest import mock
 
 import pytest
 from ledger_support import admit, anchors_of, delivered, drive, judged, kinds, lost, lost_score, make_ledger, note
 
+from fr3e_async.config import RewardConfig
+from fr3e_async.config.reward import RewardRange
 from fr3e_async.control.batch import StalenessError
-from fr3e_async.control.ledger import LedgerError, StarvedError
+from fr3e_async.control.ledger import Ledger, LedgerError, StarvedError
 from fr3e_async.control.messages import (
     Branch,
     Delivered,
@@ -23,7 +29,7 @@ from fr3e_async.control.messages import (
     Trained,
 )
 from fr3e_async.control.tally import PolicyWatch, Tally
-from fr3e_async.types import Finish, RolloutId, Stretch
+from fr3e_async.types import Finish, Outcome, RolloutId, Stretch, Verdict
 
 # ---- stories of one group ----
 
@@ -326,6 +332,14 @@ def test_no_more_groups_are_admitted_than_the_remaining_steps_need():
     assert ledger.admissible() == 2
 
 
+def test_the_conservation_law_is_checked_after_every_event():
+    ledger = make_ledger(groups=1)
+    trunk, _ = admit(ledger, "a")
+    ledger.admitted += 1
+    with pytest.raises(LedgerError, match=r"^admitted 2 != settled .* \+ in flight 1$"):
+        ledger.handle(delivered(trunk, payload=1, anchors=(2,)))
+
+
 def test_one_group_cannot_be_admitted_twice():
     ledger = make_ledger()
     admit(ledger, "a")
@@ -543,3 +557,75 @@ def test_a_group_whose_rollouts_are_gone_again_and_again_is_given_up():
         assert len(forget.tasks) == 2, "the other bases and the verdict"
     assert [(c.group, c.fate) for c in commands] == [("p@0", "failed_given_up")]
     assert (ledger.slots_held, ledger.fates) == (0, {"failed_given_up": 1})
+
+
+# ---- rewards in any declared range: strategies see shares of it, people see the numbers themselves ----
+
+
+def ranged(low: float, high: float, **more: Any) -> Ledger:
+    ledger = make_ledger(groups=1, **more)
+    rewards = [RewardConfig(function="m:f", range=[low, high])]
+    return Ledger(replace(ledger._config, rewards=rewards), ledger._strategy)
+
+
+def scored(high: float) -> Callable[[float | None], Verdict]:
+    """As the pool says it: right at the highest number only."""
+
+    def verdict_of(reward: float | None) -> Verdict:
+        if reward is None:
+            return Verdict(outcome=Outcome.UNKNOWN, reason="nobody knows")
+        return Verdict(outcome=Outcome.RIGHT if reward == high else Outcome.WRONG, reason="reward", score=reward)
+
+    return verdict_of
+
+
+def play(ledger: Ledger, uid: str, rewards: Callable[[RolloutId], float | None], high: float, **tokens: Any) -> list[Any]:
+    with mock.patch("ledger_support.verdict", scored(high)):
+        return drive(ledger, admit(ledger, uid), rewards=rewards, **tokens)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-2.0, 2.0), (10.0, 30.0), (-1.0, 0.0)])
+def test_advantages_and_alpha_do_not_depend_on_the_declared_range(low: float, high: float) -> None:
+    """fr3e, K = 1, M = 2: bases (highest, lowest) have V = 1/2; branches (highest, middle) V = 3/4, so alpha = exp(-1/4)."""
+    middle = (low + high) / 2
+
+    def reward(id: RolloutId) -> float:
+        return ((high, low) if id.node == 0 else (high, middle))[id.branch]
+
+    ledger = ranged(low, high, anchors=1)
+    (train,) = play(ledger, "a", reward, high, count=1)
+    alpha = math.exp(-1 / 4)
+    expected = {(0, 0): 0.5, (0, 1): -0.5, (1, 0): 0.25 * alpha, (1, 1): -0.25 * alpha}
+    (group,) = ledger._training.values()
+    assert group.credit is not None
+    assert {id[1:]: advantage[0].value for id, advantage in group.credit.advantages.items()} == pytest.approx(expected)
+    assert sorted(item.advantage[0].value for item in train.items) == pytest.approx(sorted(expected.values()))
+    (retired, *_) = ledger.handle(Trained(version=1))
+    assert [(s.right, s.judged, s.value) for s in retired.states] == [(1.0, 2, 0.5), (1.5, 2, 0.75)]
+    tally = Tally(RewardRange(low, high))
+    tally.add(retired)
+    found = tally.take()
+    assert found["reward/mean"] == pytest.approx((2 * high + low + middle) / 4)
+    assert (found["reward/accuracy"], found["verify/right"]) == (1 / 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("all_of_them", "fate"),
+    [(0.5, "rejected_all_right"), (-1.5, "rejected_all_wrong"), (0.0, "rejected_no_spread"), (None, "rejected_too_few")],
+)
+def test_groups_are_rejected_by_the_ends_of_the_range(all_of_them: float | None, fate: str) -> None:
+    """0 and 1 are no ends here: a group of equal rewards of 0 has no spread, and is not "all wrong"."""
+    (retired,) = play(ranged(-1.5, 0.5), "a", lambda id: all_of_them, 0.5)
+    assert retired.fate == fate
+    assert retired.reward_sum == {0.5: 4.0, -1.5: 0.0, 0.0: 3.0, None: 0.0}[all_of_them]
+
+
+def test_an_unknown_that_counts_as_zero_has_the_lowest_reward() -> None:
+    """Bases: highest, unknown: advantages 1/2 and -1/2, and a mean of (2 - 4) / 2."""
+    ledger = ranged(-4.0, 2.0, strategy="grpo_pp", on_unknown="zero", std_normalise="false")
+    (train,) = play(ledger, "a", lambda id: 2.0 if id.branch == 0 else None, 2.0)
+    assert [i.advantage[0].value for i in train.items] == [0.5, -0.5]
+    (retired, *_) = ledger.handle(Trained(version=1))
+    tally = Tally(RewardRange(-4.0, 2.0))
+    tally.add(retired)
+    assert tally.take()["reward/mean"] == -1.0

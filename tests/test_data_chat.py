@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fr3e_async.data.rows import Rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import ConfigError, DataError, ModelError
 from fr3e_async.loader import load_config
-from fr3e_async.session import Session
+from fr3e_async.preparing import prepare
 
 EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -131,6 +132,30 @@ def test_end_tokens_are_those_of_every_file(tmp_path: Path, files: dict[str, Any
     assert end_tokens(config(model(tmp_path, tokenizer, **files)), tokenizer) == (tokenizer.eos_token_id, *expected)
 
 
+@pytest.mark.parametrize(("revision", "asked"), [("", None), ("abc", "abc")])
+def test_end_tokens_of_a_model_on_the_hub_are_of_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str, asked: str | None
+) -> None:
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
+
+    def cached_file(path: str, name: str, *, revision: str | None) -> str | None:
+        assert (path, revision) == ("org/model", asked)
+        return str(tmp_path / name) if name == "config.json" else None
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    tokenizer, on_hub = make_tokenizer(), config("org/model")
+    on_hub = replace(on_hub, model=replace(on_hub.model, revision=revision))
+    assert end_tokens(on_hub, tokenizer) == (tokenizer.eos_token_id, 7)
+
+
+def test_a_folder_that_is_called_like_the_toy_is_not_its(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer()
+    (tmp_path / "toy").mkdir()
+    model(tmp_path / "toy", tokenizer, config={"eos_token_id": 7})
+    monkeypatch.chdir(tmp_path)
+    assert end_tokens(config("toy"), tokenizer) == (tokenizer.eos_token_id,)
+
+
 def test_an_end_token_that_is_none_is_named_with_its_file(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     folder = model(tmp_path, tokenizer, config={"eos_token_id": ["</s>"]})
@@ -153,7 +178,7 @@ def test_a_run_says_so_once_it_has_a_console(
     with guarded_cli(tmp_path, monkeypatch, capsys) as cli:
         folder = make_model(cli.folder / "model")
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
-        with Session.prepare(load_config([*TOY, f"model.path={folder}"])) as session:
+        with prepare(load_config([*TOY, f"model.path={folder}"])) as session:
             ((kind, note),) = session._notes
     assert kind == "model_doubt"
     assert "may not end" in note
@@ -197,6 +222,9 @@ class Deaf:
 
     def __init__(self) -> None:
         self.tokenizer, self.chat_template = make_tokenizer(), None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
 
     def __call__(self, text: str, add_special_tokens: bool) -> Any:
         return self.tokenizer(text.replace("x", ""), add_special_tokens=add_special_tokens)

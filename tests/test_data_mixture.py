@@ -15,7 +15,7 @@ from fr3e_async.config import Config, DataConfig, EngineConfig, SourceConfig
 from fr3e_async.data.mixture import Part, draws, mix, mixture_note
 from fr3e_async.data.prompts import load_datasets
 from fr3e_async.data.row import Row
-from fr3e_async.data.rows import Rows, missing_files, read_heldout, read_rows
+from fr3e_async.data.rows import Rows, read_heldout, read_rows
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import DataError
@@ -211,18 +211,6 @@ def test_bad_rows_are_counted_and_told_like_what_other_policies_leave_out(tmp_pa
     said: list[str] = []
     assert len(read_heldout(config(**named, heldout=str(path), on_bad_row="drop"), said.append)) == 1
     assert said == [rows.notes[1][1]]
-
-
-def test_what_is_not_there_is_told_before_anything_is_read(tmp_path):
-    (tmp_path / "here.jsonl").write_text("{}")
-    here, gone = SourceConfig(path=str(tmp_path / "here.jsonl")), SourceConfig(path="gone.jsonl")
-    data = config(train_sources=[here, gone, SourceConfig(path="owner/name")], heldout="gone.parquet", protected=[gone]).data
-    assert missing_files(data) == [
-        "data.heldout=gone.parquet",
-        "data.protected[0].path=gone.jsonl",
-        "data.train_sources[1].path=gone.jsonl",
-    ]
-    assert missing_files(DataConfig()) == []
 
 
 def test_a_source_whose_prompts_are_all_too_long_is_left_out_of_the_mixture():

@@ -12,7 +12,7 @@ import pytest
 
 from fr3e_async.config import DataConfig, SourceConfig
 from fr3e_async.data.row import BadRows, Row
-from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, is_missing, kind_of, level_number, read_path, read_source
+from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, kind_of, level_number, read_path, read_source
 from fr3e_async.errors import ConfigError, DataError, UserError
 
 RECORDS: list[dict[str, Any]] = [
@@ -370,8 +370,6 @@ def test_kinds_by_path(tmp_path):
         "data/*.parquet": "parquet",
     }
     assert {path: kind_of(SourceConfig(path=path)) for path in expected} == expected
-    missing = [path for path in expected if is_missing(SourceConfig(path=path))]
-    assert missing == ["data/nowhere.jsonl", "data/nowhere.parquet", "nowhere", "data/*.parquet"]
 
 
 def test_data_train_may_be_any_kind_by_the_columns_of_data(tmp_path):
@@ -446,6 +444,20 @@ def test_a_number_in_a_csv_file_stays_as_it_is_written(tmp_path):
     assert [(row.uid, row.answer, row.level) for row in rows] == [("01", "007", "03"), ("02", "0.10", "4"), ("03", "1e3", "5")]
 
 
+def test_a_word_of_a_csv_file_is_no_missing_value_and_an_empty_place_is(tmp_path):
+    """pandas takes NA, null, None and nan for nothing."""
+    words = ("NA", "null", "None", "nan", "N/A")
+    lines = [f"{word},p {word},{word},{word}" for word in words]
+    (tmp_path / "set.csv").write_text("\n".join(["id,problem,answer,other", *lines]))
+    source = SourceConfig(path=str(tmp_path), kind="hub", files="set.csv")
+    assert [(row.uid, row.problem, row.answer) for row in list(read_source(source, setting=SETTING))] == [
+        (word, f"p {word}", word) for word in words
+    ]
+    (tmp_path / "set.csv").write_text("id,problem,answer,other\n1,p,,2\n")
+    with pytest.raises(DataError, match="no answer in column 'answer'"):
+        list(read_source(source, setting=SETTING))
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -493,3 +505,36 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path, monkeypatch, file, source):
         answers(**source)
     text = str(caught.value)
     assert text == (f"{file}: a pointer of Git LFS, not the data; fetch it with `git lfs pull`; see data.train_sources[0].path")
+
+
+# ---- columns for reward functions ----
+
+
+@pytest.mark.parametrize("make", [jsonl, parquet, saved, hub_folder])
+def test_further_columns_are_kept_as_they_are(tmp_path, make):
+    rows = list(read_source(SourceConfig(path=str(make(tmp_path)), **FIELDS), setting=SETTING, further=["meta", "notes"]))
+    assert [row.columns for row in rows] == [{"meta": record["meta"], "notes": record["notes"]} for record in RECORDS]
+    assert read(jsonl(tmp_path))[0].columns == {}
+
+
+def test_a_column_that_is_not_there_or_has_no_json_form_is_a_bad_row(tmp_path):
+    from datetime import date
+
+    where = [{"problem": "a", "answer": "1", "day": date(2026, 1, 2)}]
+    for path, column, says in (
+        (jsonl(tmp_path), "tests", "set.jsonl:1: no column 'tests' (data.columns); the row has 'gold', 'meta'"),
+        (parquet(tmp_path), "tests", "set.parquet:1: no column 'tests' (data.columns); the row has 'gold', 'meta'"),
+        (parquet(tmp_path, where, "days.parquet"), "day", "days.parquet:1: column 'day' (data.columns) has no form in JSON: "),
+    ):
+        fields = {} if column == "day" else FIELDS
+        with pytest.raises(DataError) as error:
+            list(read_source(SourceConfig(path=str(path), **fields), setting=SETTING, further=[column]))
+        assert says in str(error.value)
+
+
+def test_names_of_columns_that_rewards_cannot_be_given_are_refused():
+    for name in ("gold", "length", "a.b", "class"):
+        with pytest.raises(ConfigError, match=rf"data\.columns: '{name}' is no name of a keyword argument"):
+            DataConfig(train="t.jsonl", heldout="", columns=["level", name])
+    with pytest.raises(ConfigError, match=r"data\.columns is given, and the toy task has none"):
+        DataConfig(columns=["level"])

@@ -140,6 +140,7 @@ def test_it_runs(
     command: Command, rule: Rule, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workshop)
+    monkeypatch.setattr("fr3e_async.main.check", lambda _: [])  # of a dry run: their data and models are elsewhere
     said = re.sub(r" \[[^\]]*\]", "", command.text)  # [what may be left out]
     run_here([*shlex.split(said), *rule.plus], capsys)
 

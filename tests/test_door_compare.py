@@ -205,6 +205,24 @@ def test_the_first_error_of_a_log(tmp_path: Path) -> None:
     assert first_error(tmp_path / "none.log") == ""
 
 
+def test_an_error_without_a_text_is_named_with_its_place_and_one_that_points_back_is_not_the_cause(tmp_path: Path) -> None:
+    """The log of vLLM's engine on DeepSeek-V2: an assertion in the core, then what its parent says of it."""
+    log, core = tmp_path / "generator-0.log", "(EngineCore pid=7) ERROR 12-01 02:11:45 [core.py:1512]"
+    dead = (
+        "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause."
+    )
+    traceback = (
+        f'{core}   File "/x/router.py", line 21, in _select', f"{core}     raise ValueError", f'{core}   File "/x/cpu_router.py", line 212, in go',
+        f"{core}     assert self.topk_group is not None", f"{core}            ^^^^^^", f"{core} AssertionError",
+    )  # fmt: skip
+    log.write_text("\n".join([dead, *traceback, dead]))
+    assert first_error(log) == "AssertionError at cpu_router.py:212: assert self.topk_group is not None"
+    log.write_text(f"{dead}\nRuntimeError: Engine core initialization failed. See root cause above.\n")
+    assert first_error(log) == dead
+    log.write_text("ValueError: " + "long " * 100)
+    assert len(first_error(log)) <= 300
+
+
 def test_an_engine_that_could_not_be_compared_is_not_called_so_and_is_asked_again() -> None:
     """Its tokens are of a version whose numbers the learner's side has dropped."""
     lines: list[tuple[str, str]] = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -24,7 +26,11 @@ def fr3e(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[s
 def finished(tmp_path_factory) -> Path:
     """A run of the embedded default, shorter than the demo, and with every answer judged by math-verify."""
     run_dir = tmp_path_factory.mktemp("e2e") / "run"
-    done = make("demo", f"run.dir={run_dir}", "run.steps=12", "run.checkpoint_every=5", "verifiers.exact_integers=false")
+    temporary = tempfile.mkdtemp(prefix="e", dir="/tmp")  # short enough for Ray's sockets
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", temporary)
+        done = make("demo", f"run.dir={run_dir}", "run.steps=12", "run.checkpoint_every=5", "verifiers.exact_integers=false")
+    os.rmdir(temporary)  # it is empty: sockets, caches and Ray's session have gone with the run
     (run_dir / "stdout.txt").write_text(done.stdout)
     assert done.stderr == "", "third-party noise belongs into the log files"
     return run_dir
@@ -92,6 +98,8 @@ def test_checkpoints_are_there_and_the_newest_is_the_last_step(finished):
     names = sorted(path.name for path in (finished / "checkpoints").glob("step-*"))
     assert names == ["step-00000010", "step-00000012"]  # run.keep_checkpoints is 2
     assert (finished / "checkpoints" / "latest").read_text().strip() == "step-00000012"
+    modes = {path.stat().st_mode & 0o777 for path in finished.rglob("*.safetensors")}
+    assert modes == {0o666 & ~int(os.popen("umask").read(), 8)}  # the group may read weights
 
 
 def accuracy_in_transformers(model_folder: Path, problems: list) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import small_config
 from cli_support import TOY, Cli, guarded_cli, make_model
 from learner_support import build_model, make_spec, start_rank
 
@@ -22,7 +23,9 @@ from fr3e_async.errors import ConfigError
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.packing import collate, unscored
 from fr3e_async.learner.policy import load_policy
+from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.loader import load_config
+from fr3e_async.rollout import EngineSpec
 from fr3e_async.wiring import Model
 from fr3e_async.wiring.starting import engine_spec, learner_spec
 
@@ -118,3 +121,56 @@ def test_the_learner_computes_and_exports_with_the_override(tmp_path: Path) -> N
         config = json.loads((tmp_path / folder / "config.json").read_text())
         assert {name: config[name] for name in OVERRIDES} == OVERRIDES
         torch.testing.assert_close(logprobs(tmp_path / folder), found)
+
+
+ENGINE: dict[str, Any] = {
+    "dtype": "bfloat16", "eager": False, "kv_cache_gib": 0.5, "gpu_memory_utilization": 0.7, "block_size": 16, "max_running": 9, "threads": 3,
+    "prefix_caching": False, "clear_cache_on_update": False, "entropy": "topk", "entropy_top_k": 7, "options": {"max_num_batched_tokens": 640},
+}  # fmt: skip
+
+
+def test_engines_and_ranks_are_told_every_setting() -> None:
+    """None of them is at its default, so one that is not passed on is missed."""
+    config = small_config(
+        engine=ENGINE,
+        model={"path": "some/model", "revision": "abc", "trust_remote_code": True},
+        generators={"gpus": 2},
+        sampling={"temperature": 0.5, "max_response": 30},
+        data={"max_prompt": 12},
+        learner={"stop_above_mismatch": 0.25, "dtype": "bfloat16", "gpus": 1},
+        run={"seed": 5},
+        flow={"max_staleness": 3},
+        observe={"verbose": True},
+    )
+    model = Model(path="folder", end_token_ids=(1, 4))
+    assert engine_spec(config, model, config.generators, seed=17) == EngineSpec(
+        model="folder", end_token_ids=(1, 4), max_model_len=42, revision="abc", trust_remote_code=True, tensor_parallel=2, seed=17,
+        seeded=config.sampling.reproducible, thoughts=tuple(config.data.thoughts), verbose=True, **ENGINE,
+    )  # fmt: skip
+    assert learner_spec(config, model, dumps=Path("dumps")) == LearnerSpec(
+        path="folder", learner=config.learner, loss=config.loss, revision="abc", trust_remote_code=True, temperature=0.5, max_staleness=3,
+        longest=42, seed=5, dump_folder="dumps", verbose=True,
+    )  # fmt: skip
+    native = small_config(weights={"transfer": "native"})
+    assert engine_spec(native, model, native.explorers, seed=0).transfer == "gloo"
+
+
+@pytest.mark.parametrize(
+    ("engine", "learner", "top_k", "bound"),
+    [
+        ("float32", "float32", 0, 0.025),
+        ("bfloat16", "float32", 0, 0.25),
+        ("float32", "bfloat16", 0, 0.25),
+        ("float32", "float32", 9, 0.0),
+    ],
+)
+def test_the_bound_of_a_mismatch_is_of_both_types(engine: str, learner: str, top_k: int, bound: float) -> None:
+    """A truncated distribution has other log-probs by right."""
+    config = small_config(
+        engine={"dtype": engine},
+        sampling={"top_k": top_k},
+        loss={"importance": "off"},
+        learner={"dtype": learner, "stop_above_mismatch": 0.25, "gpus": int(learner == "bfloat16")},
+    )
+    told = learner_spec(config, Model(path="folder", end_token_ids=(1,)), dumps=Path("dumps"))
+    assert told.learner.stop_above_mismatch == pytest.approx(bound)

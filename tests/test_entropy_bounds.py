@@ -43,8 +43,8 @@ def interval(logits: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
 )
 def test_intervals_by_hand(top, vocabulary, low, high):
     found = entropy_interval(log(*top), vocabulary=vocabulary)
-    assert found[0][0] == pytest.approx(low, abs=1e-4)
-    assert found[1][0] == pytest.approx(high, abs=1e-4)
+    assert found[0][0] == pytest.approx(low, abs=1e-5)
+    assert found[1][0] == pytest.approx(high, abs=1e-5)
     assert found[0][0] <= low + 1e-12
     assert found[1][0] >= high - 1e-12
 

@@ -138,6 +138,7 @@ def test_a_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.Captur
     assert "generators" in said
     assert "learner" not in said
     assert_one_line(refused(capsys, "config=toy", "suite=amc23", "evaluation.paths.amc23=nowhere.jsonl"), ["nowhere.jsonl"])
+    assert_one_line(refused(capsys, "config=toy", "suite=heldout", "data.max_prompt=8", "--dry-run"), ["data.max_prompt is 8"])
     assert [p.name for p in tmp_path.iterdir()] == ["amc.jsonl"]
 
 

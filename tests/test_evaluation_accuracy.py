@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fr3e_async.config.reward import RewardRange
 from fr3e_async.evaluation.accuracy import Judgement, comparison, difference, effective_samples, evaluate, wilson
+from fr3e_async.evaluation.estimators import bootstrap
 from fr3e_async.types import Outcome
 
 OUTCOMES = {"r": Outcome.RIGHT, "w": Outcome.WRONG, "u": Outcome.UNKNOWN}
@@ -111,5 +114,53 @@ def test_comparison_rows_show_both_sides_and_the_change() -> None:
     assert rows["held-out accuracy"].before.startswith("0.250 [")
     assert rows["held-out accuracy"].after.startswith("0.750 [")
     assert rows["held-out accuracy"].change.startswith("+0.500 [")
+    assert "held-out reward" not in rows, "it is the accuracy"
+    assert (rows["without a box"].before, rows["without a box"].after) == ("100.0%", "100.0%")
     assert rows["answers unknown"].change == "+25.0 points"
     assert rows["mean length (tokens)"].change == "+10.0"
+
+
+# ---- graded rewards ----
+
+
+def graded(*problems: Sequence[float | None], lowest: float) -> list[Judgement]:
+    """A number a sample; None: unknown, which has the lowest. The highest, 3, is right."""
+    return [
+        replace(
+            judged("w")[0], problem=f"p{i}", score=lowest if reward is None else reward, answer="1" if i else None,
+            outcome=Outcome.UNKNOWN if reward is None else Outcome.RIGHT if reward == 3 else Outcome.WRONG,
+        )
+        for i, rewards in enumerate(problems)
+        for reward in rewards
+    ]  # fmt: skip
+
+
+def test_the_mean_reward_is_over_problems_in_its_own_range() -> None:
+    """[-1, 3]: problem means 2, -1 and 1; an unknown has -1. Shares 3/4, 0 and 1/2: the bootstrap is of these."""
+    found = evaluate(graded((3, 1), (None, -1), (1,), lowest=-1), RewardRange(-1, 3))
+    assert found.reward.value == pytest.approx((2 - 1 + 1) / 3)
+    shares = bootstrap([3 / 4, 0, 1 / 2])
+    assert (found.reward.low, found.reward.high) == pytest.approx((4 * shares.low - 1, 4 * shares.high - 1))
+    assert (found.accuracy, found.unanswered, found.unknown) == (pytest.approx((1 / 2) / 3), 2, 1)
+    assert found == evaluate(graded((3, 1), (None, -1), (1,), lowest=-1), RewardRange(-1, 3))
+
+
+def test_rewards_at_the_ends_of_their_range_have_the_accuracys_interval() -> None:
+    """2 of 5 at the top of [-1, 3]; Wilson's interval of 0.4 from 5 is 0.1176 to 0.7693."""
+    found = evaluate(graded((3,), (3,), (-1,), (-1,), (None,), lowest=-1), RewardRange(-1, 3))
+    assert (found.reward.value, found.accuracy) == (pytest.approx(0.6), 0.4)
+    assert (found.reward.low, found.reward.high) == pytest.approx((4 * 0.1176 - 1, 4 * 0.7693 - 1), abs=1e-3)
+
+
+def test_problems_with_the_same_mean_reward_still_have_an_interval() -> None:
+    """Four times 1 in [-1, 3] is a share of 1/2: a bootstrap has no width, Wilson's of 2 of 4 is 0.150 to 0.850."""
+    found = evaluate(graded((1,), (1,), (1,), (1,), lowest=-1), RewardRange(-1, 3))
+    assert (found.reward.low, found.reward.value, found.reward.high) == pytest.approx((-0.4, 1.0, 2.4), abs=1e-2)
+
+
+def test_a_comparison_of_graded_rewards_has_their_means() -> None:
+    before, after = (evaluate(graded(*rewards, lowest=0), RewardRange(0, 3)) for rewards in ([(0,), (1,)], [(1,), (2.5,)]))
+    row = next(row for row in comparison(before, after) if row.name == "held-out reward")
+    assert row.before.startswith("0.500 [")
+    assert row.after.startswith("1.750 [")
+    assert row.change.startswith("+1.250 [")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -16,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fr3e_async.actors.proxies import RayVerifier
-from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.config import VerifierPoolConfig
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.types import Finish, Outcome, Verdict
 from fr3e_async.verify.classes import MAX_CHARS, answer_class
 from fr3e_async.verify.margins import WITHIN, numbers_of, within
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.pool import Question
+from fr3e_async.verify.pool import VerifierPool
 from fr3e_async.verify.responses import Reader
 
 TENTH, PERCENTS = Fraction(1, 10), Fraction(4, 100)
@@ -62,6 +61,7 @@ METRES = r"12 \text{ m}"
         ("4.3", "4.2 %", (TENTH,), True),
         ("0.043", "4.2 %", (TENTH,), True),
         (r"43\%", "0.42", (Fraction(1, 50),), True),
+        (r"101\%", "1", (Fraction(1, 50),), True),
         (r"4200\%", "42", (TENTH,), False),  # as the judge: a whole gold above 1 is no proportion
     ],
 )
@@ -113,7 +113,7 @@ class Batch:
     """As much of a ``RolloutBatch`` as a verifier reads."""
 
     def __init__(self, *texts: str) -> None:
-        self.texts = texts
+        self.texts, self.finish = texts, [Finish.STOP] * len(texts)
 
     def response(self, row: int) -> np.ndarray:
         return np.array([ord(letter) for letter in self.texts[row]], dtype=np.int32)
@@ -125,29 +125,19 @@ class Batch:
         return 0
 
 
-class Stern:
-    """A pool whose verdict is the same on everything."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-
-    async def judge_many(self, questions: Iterable[Question]) -> list[Verdict]:
-        return [Verdict(outcome=self.outcome) for _ in questions]
-
-
-def judged(
-    answer: str, gold: str, *margins: Fraction, reward: str = "math", outcome: Outcome = Outcome.WRONG, **settings: Any
-) -> tuple[Outcome, str]:
+def judged(answer: str, gold: str, *margins: Fraction, outcome: Outcome = Outcome.WRONG, **settings: Any) -> tuple[Outcome, str]:
     """What a verifier actor makes of a verdict, without Ray around it; and how votes know the answer."""
     config, batch = VerifierPoolConfig(workers=1, **settings), Batch(rf"so \boxed{{{answer}}}.")
     actor = VerifierActor.__new__(VerifierActor)
-    actor._config, actor._reward, actor._judged = config, reward, 0
+    actor._config, actor._judged = config, 0
     actor._reader = Reader(Letters(), ends=(), thoughts=THINK)  # type: ignore[arg-type]
-    actor._pool = Stern(outcome)  # type: ignore[assignment]
-    (verdict,) = asyncio.run(actor.judge(batch, [0], [gold], [""], [margins]))  # type: ignore[arg-type]
+    actor._pool = VerifierPool(config)
+    (math,) = actor._pool._functions
+    math._prepared = lambda _: Verdict(outcome=outcome)  # type: ignore[method-assign]
+    (verdict,) = asyncio.run(actor.judge(batch, [0], [Problem(gold, margins=margins)]))  # type: ignore[arg-type]
     (found,) = asyncio.run(actor.answers(batch, [0]))  # type: ignore[arg-type]
     assert (verdict.reason == WITHIN) is (verdict.outcome is not outcome)
-    return verdict.outcome, found or ""
+    return verdict.outcome, found.answer or ""
 
 
 GOLDS = ", ".join(f"{n}.125" for n in range(30))
@@ -194,9 +184,11 @@ def test_margins_go_to_the_actor_with_their_problems() -> None:
 
     port, plain = RayVerifier("v", Remote()), prompt("a")
     asyncio.run(port.judge(None, [0, 1], [plain, replace(plain, margins=(TENTH,))]))  # type: ignore[arg-type]
-    asyncio.run(port.judge(None, [0, 1], [plain, plain]))  # type: ignore[arg-type]
-    assert sent == [[(), (TENTH,)], ()]
+    assert [problem.margins for problem in sent[0]] == [(), (TENTH,)]
 
 
 def test_a_users_reward_knows_no_margins() -> None:
-    assert judged("1.01", "1.02", TENTH, reward="mine.py:score")[0] is not Outcome.RIGHT
+    with VerifierPool(VerifierPoolConfig(workers=1), "operator:ne") as pool:
+        (function,) = pool._functions
+        function._prepared = lambda _: Verdict(outcome=Outcome.WRONG)  # type: ignore[method-assign]
+        assert pool.judge(r"\boxed{1.01}", "1.02", margins=[TENTH]).outcome is Outcome.WRONG

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fr3e_async.config.reward import RewardRange
 from fr3e_async.evaluation.accuracy import Judgement, evaluate
-from fr3e_async.evaluation.scores import Scores, problem_row, samples_of, score
+from fr3e_async.evaluation.scores import Evaluated, Scores, problem_row, samples_of, score
 from fr3e_async.evaluation.table import scores_table
 from fr3e_async.types import Outcome
 from fr3e_async.verify.classes import answer_class
@@ -119,3 +121,26 @@ def test_the_table_has_a_line_for_each_benchmark_and_their_mean() -> None:
     assert table[1].split()[:4] == ["aime24", "2", "4", "37.5"]
     assert table[3].split() == ["mean", "68.8"]
     assert len(scores_table({"aime24": score(SAMPLES)}).splitlines()) == 2
+
+
+def test_graded_rewards_have_a_column_and_texts_and_scores_come_back() -> None:
+    """[0, 2] by hand: problem means 1.5 and 0.5. Beside it avg@k, and the share without a box."""
+    made = [replace(one, score=s, text=t) for one, s, t in zip(SAMPLES[3:5], (1.5, 0.5), ("so\n9", None), strict=True)]
+    found = score(made, RewardRange(0, 2))
+    assert found.reward.value == 1.0
+    head, line = scores_table({"amc23": found}).splitlines()
+    assert head.split()[3:5] == ["avg@k", "reward"]
+    assert "no box" in head
+    assert " 1.000 [" in line
+    assert "reward" not in scores_table({"amc23": score(SAMPLES)})
+    row = json.loads(json.dumps(problem_row("a", made)))
+    assert (row["scores"], row["responses"]) == ([1.5, 0.5], ["so\n9"])
+    assert samples_of(row) == [replace(one, problem="a") for one in made]
+    assert not {"scores", "responses"} & set(problem_row("a", SAMPLES[:2]))
+
+
+def test_the_share_without_an_answer_is_in_line_and_table() -> None:
+    silent = [sample(str(i), "w", None if i else "4") for i in range(250)]
+    said = Evaluated(label="before", name="heldout", digest="", judgements=silent, scores=score(silent), took_s=1.0)
+    assert str(said) == "before: 0.000 [0.000, 0.015], 99.6% without a box"
+    assert scores_table({"heldout": said.scores}).splitlines()[1].split()[-5] == "99.6"

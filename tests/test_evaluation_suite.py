@@ -24,14 +24,12 @@ from fr3e_async.evaluation.suite import (
     in_held_out_part,
     left_out,
     make_sets,
-    missing_files,
     pick,
     read_benchmark,
     read_suite,
     source_of,
 )
 from fr3e_async.loader import load_config
-from fr3e_async.plan import render_plan
 from fr3e_async.types import Outcome
 from fr3e_async.verify.judge import judge
 from fr3e_async.verify.margins import within
@@ -295,16 +293,6 @@ def test_what_is_fetched_and_what_is_not_read_is_said_first(tmp_path: Path, monk
         "evaluation.suite: reading math-ai/amc23, which is fetched from the Hugging Face hub if it is not cached",
         "read amc23 ",
     ]
-
-
-def test_files_of_benchmarks_that_are_not_there(tmp_path: Path) -> None:
-    here = str(jsonl(tmp_path / "a.jsonl", {}))
-    config = EvaluationConfig(
-        suite=["aime24", "aime25", "gsm8k"], paths={"aime24": here, "aime25": "~/nowhere.jsonl", "amc23": "unread.jsonl"}
-    )
-    assert missing_files(config) == ["evaluation.paths.aime25=~/nowhere.jsonl"]
-    plan = render_plan(small_config(evaluation={"suite": ["aime25"], "paths": {"aime25": "nowhere.jsonl"}}))
-    assert "evaluation.paths.aime25=nowhere.jsonl: no such file here; a run would stop at once" in plan
 
 
 def test_a_part_of_a_benchmark_is_the_same_each_time() -> None:

@@ -98,6 +98,19 @@ def test_a_step_may_be_picked(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "version 4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("made", [(), ("checkpoints",)])
+@pytest.mark.parametrize("step", [(), ("--step", "4")])
+def test_a_run_without_a_checkpoint_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], made: tuple[str, ...], step: tuple[str, ...]
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    for name in made:
+        (tmp_path / name).mkdir()
+    assert export.main([str(tmp_path), str(tmp_path / "out"), *step]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path} has no checkpoint yet: the run ended, or is, before its first one\n"
+
+
 @pytest.mark.slow
 def test_the_command_loads_neither_deepspeed_nor_ray_nor_vllm(run: Path, tmp_path: Path) -> None:
     code = (

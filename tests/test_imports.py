@@ -14,11 +14,12 @@ PACKAGE = ROOT / "fr3e_async"
 # Unit (top-level module or package of fr3e_async) → its layer. A unit imports from its own layer or a lower one, never upwards.
 LAYERS = [
     {"main", "evaluate"},
-    {"session", "resuming", "ending", "evaluate_job"},
+    {"preparing", "session", "resuming", "branching", "ending", "evaluate_job"},
     {"wiring"},
     {
         "loader",
         "help",
+        "hints",
         "plan",
         "memory",
         "simulate",
@@ -28,9 +29,9 @@ LAYERS = [
         "report",
     },  # the front end: helpers of main, other commands
     {"actors", "control"},
-    {"rollout", "learner", "verify", "weights", "evaluation", "observe", "data"},
+    {"rollout", "learner", "verify", "weights", "evaluation", "observe", "data", "scratch"},
     {"algorithm"},
-    {"config", "types", "errors", "clock", "__init__"},
+    {"config", "types", "errors", "clock", "signals", "__init__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(reversed(LAYERS)) for unit in units}
 SUPPORT = {"testing"}  # fakes for tests; nothing else may import them

@@ -275,6 +275,37 @@ def test_save_load_continues_identically(model: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_a_resume_goes_on_with_the_rate_that_it_is_given(model: Path, tmp_path: Path) -> None:
+    """Four optimiser steps of a warm-up of seven are done: the fifth has 5/8 of the new rate, and the one after the warm-up all of it."""
+    first = start_rank(make_spec(model, warmup_steps=7, lr=8e-4))
+    first.train(make_samples(1), version=1)
+    assert first._engine.lr == pytest.approx(5e-4)
+    first.save(tmp_path, "state")
+    second = start_rank(make_spec(model, warmup_steps=7, lr=8e-5))
+    second.load(tmp_path, "state")
+    assert second._engine.lr == pytest.approx(5e-5, rel=1e-12)
+    second.train(make_samples(2), version=2)
+    assert second._engine.lr == pytest.approx(8e-5, rel=1e-12)
+
+
+def test_a_branch_begins_with_the_optimiser_of_another_run(model: Path, tmp_path: Path) -> None:
+    """Its next update is that of the run that went on; without the optimiser it is another one. Versions count from 0."""
+    first = start_rank(make_spec(model))
+    first.train(make_samples(1), version=1)
+    first.save(tmp_path, "state")
+    first.save_hf(tmp_path / "start")
+    spec = replace(make_spec(model), path=str(tmp_path / "start"))
+    whole, bare = start_rank(replace(spec, optimizer_from=str(tmp_path / "state"))), start_rank(spec)
+    for rank in (whole, bare):
+        rank.begin()
+        assert rank.version == 0
+        assert largest_difference(weights_of(rank.export(0)), weights_of(first.export(1))) == 0
+        rank.train(make_samples(2), version=1)
+    first.train(make_samples(2), version=2)
+    assert largest_difference(weights_of(whole.export(1)), weights_of(first.export(2))) == 0
+    assert largest_difference(weights_of(bare.export(1)), weights_of(first.export(2))) > 1e-5
+
+
 def test_save_hf_loads_in_transformers(model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -127,6 +127,19 @@ def test_equivalents_are_mutants_of_today_and_have_a_reason() -> None:
         assert len(row["why"]) > 20
 
 
+def test_rows_are_met_again_by_name_or_fate_and_what_left_the_package_is_gone() -> None:
+    texts = mutate.sources()
+    a, b, c, *_ = mutations("fr3e_async/control/sizing.py", texts["fr3e_async/control/sizing.py"])
+    old, dead = mutation_at(1, "fr3e_async/left.py"), mutation_at(2, "fr3e_async/right.py")
+    fates = ((old, "survived"), (a, "survived"), (b, "killed"), (dead, "killed"), (c, "uncovered"))
+    rows = {mutant.name: row_of(mutant, fate, "") for mutant, fate in fates}
+    assert mutate.asked_again(texts, rows, [b.name], {}) == [b]
+    assert mutate.asked_again(texts, rows, ["killed"], {}) == [b]
+    assert [row["status"] for row in rows.values()] == ["survived", "survived", "killed", "killed", "uncovered"]
+    assert mutate.asked_again(texts, rows, [], {c.name: {}}) == [a]
+    assert [row["status"] for row in rows.values()] == ["gone", "survived", "killed", "killed", "uncovered"]
+
+
 def mutation_at(line: int, file: str = "pack/a.py") -> Mutation:
     return Mutation(file=file, function="f", operator="sign", before="-a", after="a", nth=1, start=0, lines=(line, line))
 
@@ -146,15 +159,16 @@ def test_tests_are_chosen_by_their_cost_and_come_file_by_file() -> None:
     assert covering.of(mutation_at(4), 60) == (["tests/test_b.py::z"], 1)  # a fixture of many tests
     assert covering.of(mutation_at(1), 1000)[1] == 0
     assert len(covering.of(mutation_at(1), 1000)[0]) == 4  # what an import runs, or another process, or nobody
-    assert covering.of(mutation_at(3, "pack/b.py"), 60) == ([], 0)
+    assert covering.of(mutation_at(3, "pack/b.py"), 1000)[0] == covering.of(mutation_at(1), 1000)[0]  # those of its folder
+    assert covering.of(mutation_at(3, "other/b.py"), 60) == ([], 0)
 
 
 def test_the_table_counts_each_mutant_once() -> None:
-    (one, *_) = mutants = [mutation_at(line, f"pack/{line}.py") for line in range(5)]
-    fates = ("killed", "timeout", "survived", "survived", "uncovered")
+    (one, *_) = mutants = [mutation_at(line, f"pack/{line}.py") for line in range(6)]
+    fates = ("killed", "timeout", "survived", "survived", "uncovered", "gone")
     rows = [row_of(mutant, fate, "") for mutant, fate in zip(mutants, fates, strict=True)]
     lines = mutate.table(rows, {mutants[0].name: {}, mutants[2].name: {}}).splitlines()
-    assert lines[2:] == ["| sign | 5 | 2 | 1 | 1 | 2 |", "| all | 5 | 2 | 1 | 1 | 2 |"]
+    assert lines[2:] == ["| sign | 6 | 2 | 1 | 1 | 1 | 2 |", "| all | 6 | 2 | 1 | 1 | 1 | 2 |"]
     assert mutate.shown(rows[0]) == f"{one.name} pack/0.py:0 f [sign] -a  ->  a"
 
 
@@ -190,8 +204,26 @@ def test_nothing():
 def test_small_ones():
     assert total([1, 2, 9]) == 3
 
+def test_a_large_one():
+    assert total([9]) == 0
+
 def test_it_ends():
     assert count(2) == 0
+"""
+MORE = """
+from pack.sums import total
+
+def test_one():
+    total([1])
+
+def test_two():
+    total([2])
+"""
+LAST = """
+from pack.sums import total
+
+def test_the_limit():
+    assert total([3]) == 3
 """
 
 
@@ -200,6 +232,8 @@ def test_a_small_repository(tmp_path: Path) -> None:
         "pack/__init__.py": "",
         "pack/sums.py": CODE,
         "tests/test_sums.py": TESTS,
+        "tests/test_more.py": MORE,
+        "tests/test_last.py": LAST,
         "tests/test_bad.py": "def test_bad():\n    assert 0\n",
     }.items():
         (tmp_path / "it" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -209,13 +243,16 @@ def test_a_small_repository(tmp_path: Path) -> None:
     covering = bench.maps(told.append)
     assert sorted(told) == [
         "map of tests/test_bad.py: 0 tests, 0 s, 1 left out",
-        "map of tests/test_sums.py: 3 tests, 0 s, 0 left out",
+        "map of tests/test_last.py: 1 tests, 0 s, 0 left out",
+        "map of tests/test_more.py: 2 tests, 0 s, 0 left out",
+        "map of tests/test_sums.py: 4 tests, 0 s, 0 left out",
     ]
     bench.maps(told.append)
-    assert len(told) == 2  # kept
+    assert len(told) == 4  # kept
     wanted = [("opposite", "total"), ("off_by_one", ""), ("boundary", "total"), ("off_by_one", "never"), ("arithmetic", "count")]
     drawn = [next(m for m in mutations("pack/sums.py", CODE) if (m.operator, m.function) == which) for which in wanted]
     rows = {row["name"]: row for row in bench.meet(drawn, covering)}
-    assert [rows[mutation.name]["status"] for mutation in drawn] == ["killed", "survived", "survived", "survived", "timeout"]
-    assert rows[drawn[0].name]["by"] == "tests/test_sums.py::test_small_ones"
+    assert [rows[mutation.name]["status"] for mutation in drawn] == ["killed", "survived", "killed", "survived", "timeout"]
+    assert rows[drawn[2].name]["by"] == "tests/test_last.py::test_the_limit"  # met after those that know the line better
+    assert rows[drawn[0].name]["by"].startswith("tests/test_sums.py::")
     assert (tmp_path / "it" / "pack" / "sums.py").read_text() == CODE

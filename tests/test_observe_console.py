@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -19,16 +20,20 @@ from fr3e_async.observe.console import ConsoleView, Eta, console_mode, count, du
 from fr3e_async.observe.logs import quiet_environment, redirect_output
 
 STEP = {
-    "reward/mean": 0.41, "reward/accuracy": 0.384, "rollout/entropy_nats": 0.523, "groups/all_right": 4, "groups/all_wrong": 6,
+    "reward/mean": 0.41, "reward/accuracy": 0.384, "rollout/entropy_nats": 0.523, "groups/trained": 32, "groups/all_right": 4,
+    "groups/all_wrong": 6, "verify/right": 90, "verify/wrong": 106, "verify/unknown": 4, "rollout/length_tokens": 21.25,
     "lag/versions_mean": 0.83, "lag/versions_max": 1, "tokens/rate_per_s": 5432.0, "time/step_s": 12.0, "train/loss": -0.0123,
     "train/grad_norm": 0.43, "idle/generators_fraction": 0.12, "overlap/fraction": 0.91,
 }  # fmt: skip
 
 
-def plain_view(steps: int = 24) -> tuple[ConsoleView, io.StringIO]:
+LIVE = {"file": io.StringIO(), "force_terminal": True, "record": True}
+
+
+def plain_view(steps: int = 24, **more: Any) -> tuple[ConsoleView, io.StringIO]:
     stream = io.StringIO()
     mode, console = make_console("auto", stream)
-    return ConsoleView(mode=mode, console=console, name="toy", steps=steps), stream
+    return ConsoleView(mode=mode, console=console, name="toy", steps=steps, **more), stream
 
 
 # ---- words ----
@@ -54,10 +59,10 @@ def test_a_sparkline_goes_from_bottom_to_top() -> None:
 
 def test_the_eta_follows_the_newest_steps() -> None:
     eta = Eta(20, newest=2)
-    assert eta.text(0) == "-"
+    assert eta.text(0) == "ETA -"
     for step_s in (100.0, 10.0, 20.0):
         eta.add({"time/step_s": step_s})
-    assert eta.text(10) == "2m30s"
+    assert eta.text(10) == "ETA 2m30s at 15.0 s/step"
 
 
 # ---- modes ----
@@ -82,7 +87,8 @@ def test_plain_mode_writes_one_line_a_step_without_escapes() -> None:
     view.note("generator-0 [died] and is replaced")
     view.stop()
     assert stream.getvalue().splitlines() == [
-        "step 3/24  reward 0.410  accuracy 0.384  entropy 0.523  all right/wrong 4/6  stale 0.83 max 1  5.4k tok/s  12.0 s  ETA 4m12s",
+        "step 3/24  reward 0.410  accuracy 0.384  entropy 0.523  rejected 24% (4 all right, 6 all wrong)  unknown 2%  "
+        "stale 0.83 max 1  5.4k tok/s  12.0 s  ETA 4m12s at 12.0 s/step",
         "- generator-0 [died] and is replaced",
     ]
 
@@ -105,7 +111,9 @@ def test_off_mode_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     view.start()
     view.step(1, STEP)
     view.note("x")
-    view.finish(example_summary())
+    view.starting("learner 0 of 1 up")
+    view.finish(example_summary(), Path("run"), model=None)
+    view.last_words(Path("run"), model=None)
     assert capfd.readouterr() == ("", "")
 
 
@@ -120,8 +128,8 @@ def test_the_live_view_shows_all_numbers_and_stays_after_the_end() -> None:
     view.stop()
     text = console.export_text()
     for words in (
-        "FR3E  toy", "step 3/24", "accuracy  0.384", "reward    0.410", "entropy   0.523", "staleness 0.83 max 1", "all right 4",
-        "all wrong 6", "tokens/s  5.4k", "loss      -0.0123", "ETA 4m12s", "generators 12%", "learner -", "overlap 91%",
+        "FR3E  toy", "step 3/24", "accuracy 0.384", "reward    0.410", "entropy   0.523", "staleness 0.83 max 1", "all right 4",
+        "all wrong 6", "tokens/s  5.4k", "rejected 24%", "unknown  2%", "length   21.2", "loss      -0.0123", "ETA 4m12s", "generators 12%", "learner -", "overlap 91%",
         "- checkpoint step-00000003",
     ):  # fmt: skip
         assert words in text
@@ -130,15 +138,109 @@ def test_the_live_view_shows_all_numbers_and_stays_after_the_end() -> None:
 
 def test_the_end_shows_before_and_after_and_what_it_cost() -> None:
     view, stream = plain_view()
-    view.finish(example_summary())
+    view.finish(example_summary(), Path("runs/my toy"), model=Path("runs/my toy/model"))
     text = stream.getvalue()
     assert "0.370 [0.282, 0.468]" in text
     assert "0.900 [0.826, 0.945]" in text
     assert "+0.530 [" in text
     assert "finished: 24 steps in 4m11s, the first after 41s" in text
     assert "overlap of generation and learning 91%; idle: generators 10%, learner 25%" in text
-    assert "groups: trained 768, rejected_all_right 70, in_flight 3" in text
+    assert "groups: trained 768, rejected all right 70, in flight 3" in text
     assert "\x1b" not in text
+    assert text.splitlines()[-3:] == [
+        "model   runs/my toy/model",
+        "page    python -m fr3e_async.report 'runs/my toy'",
+        "resume  the same command with run.dir='runs/my toy' resume=auto run.steps=N, N above 24",
+    ]
+
+
+def test_at_80_columns_no_figure_of_the_table_at_the_end_is_cut() -> None:
+    console = Console(width=80, height=24, **LIVE)
+    view = ConsoleView(mode="live", console=console, name="toy", steps=24)
+    view.finish(example_summary(), Path("runs/toy"), model=Path("runs/toy/model"))
+    text = console.export_text()
+    for figure in ("0.370", "[0.282, 0.468]", "0.900", "[0.826, 0.945]", "+0.530", "24 steps in 4m11s"):
+        assert figure in text
+    assert max(map(len, text.splitlines()[:-3])) <= 80
+    assert "…" not in text
+
+
+def test_a_run_that_ended_early_says_how_its_model_is_had() -> None:
+    view, stream = plain_view()
+    view.last_words(Path("runs/a"), model=None)
+    assert stream.getvalue().splitlines() == [
+        "model   not written; python -m fr3e_async.export runs/a OUT makes it of the last checkpoint",
+        "page    python -m fr3e_async.report runs/a",
+        "resume  the same command with run.dir=runs/a resume=auto",
+    ]
+
+
+def test_a_start_says_what_it_waits_for_when_that_takes_long_and_when_it_changes() -> None:
+    now = [100.0]
+    view, stream = plain_view(clock=lambda: now[0])
+    for at, text in [
+        (0, "A"),
+        (4, "A"),
+        (6, "A"),
+        (8, "B"),
+        (12, "B"),
+        (20, "B"),
+        (44, "B"),
+        (45, ""),
+        (50, "C"),
+        (54, "C"),
+        (56, ""),
+    ]:
+        now[0] = 100.0 + at
+        view.starting(text)
+    assert stream.getvalue().splitlines() == ["- waiting for 6s: A", "- waiting for 12s: B", "- waiting for 44s: B"]
+
+
+def test_the_panel_shows_what_it_waits_for_until_it_goes_on() -> None:
+    console = Console(width=80, height=24, **LIVE)
+    view = ConsoleView(mode="live", console=console, name="toy", steps=24)
+    view.starting("generators 1 of 2 up; generator-1 needs 1.75 CPUs, 0.0 free")
+    console.print(view._view())
+    assert "waiting for 0s: generators 1 of 2 up; generator-1 needs 1.75 CPUs, 0.0 free" in console.export_text()
+    view.waits("no batch for 31 s: 3 of 32 groups ready")
+    console.print(view._view())
+    assert "no batch for 31 s: 3 of 32 groups ready" in console.export_text()
+    view.step(1, STEP)
+    console.print(view._view())
+    assert "no batch" not in console.export_text()
+
+
+def test_after_a_resume_the_panel_starts_at_that_step_and_after_a_loss_it_goes_back() -> None:
+    console = Console(width=80, height=24, **LIVE)
+    view = ConsoleView(mode="live", console=console, name="toy", steps=24, done=15)
+    console.print(view._view())
+    assert "step 15/24" in console.export_text()
+    view.step(16, STEP)
+    view.go_back(10)
+    console.print(view._view())
+    text = console.export_text()
+    assert "step 10/24" in text
+    assert "ETA -" in text
+
+
+def test_at_80_columns_no_figure_of_the_panel_is_cut() -> None:
+    console = Console(width=80, height=40, **LIVE)
+    view = ConsoleView(mode="live", console=console, name="toy", steps=2400)
+    idle = {f"idle/{role}_fraction": 1.0 for role in module.ROLES}
+    wide = {"lag/versions_mean": 31.25, "lag/versions_max": 128, "train/loss": -12345.6789, "train/grad_norm": 98765.432,
+            "groups/all_right": 123456, "groups/all_wrong": 654321, "time/step_s": 3456.7, "overlap/fraction": 1.0}  # fmt: skip
+    for step in range(1900, 2000):
+        view.step(step, {**STEP, **idle, **wide})
+    view.note("held-out accuracy, step 1990: 0.406 [0.295, 0.529] at v1990, and " + "much more of it " * 4 + "1234.5678")
+    console.print(view._view())
+    text = " ".join(line.strip("│ ") for line in console.export_text().splitlines())
+    for figure in (
+        "step 1999/2400", "ETA 385h02m at 3456.7 s/step", "31.25 max 128", "123456", "654321", "-12345.6789", "98765.432",
+        "rejected 100%", "unknown  2%", "21.2", "0.410", "0.384", "0.523", "5.4k", "generators 100%", "verifiers 100%", "learner 100%", "overlap 100%",
+        "0.406 [0.295, 0.529]", "1234.5678",
+    ):  # fmt: skip
+        assert figure in text
+    assert "…" not in text
 
 
 # ---- logs ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from test_learner_checkpoint import files_end_at
 
 from fr3e_async.errors import StorageError
+from fr3e_async.learner.checkpoint_pieces import write_tensors
 from fr3e_async.observe.payloads import COLUMNS, load_payloads, save_payloads
 from fr3e_async.types import Completion, Finish, RolloutBatch, RolloutId
 
@@ -162,6 +165,17 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, left: int) -> None:
     path = saved(tmp_path)[1]
     path.write_bytes(path.read_bytes()[:left])
     assert str(path) in refused(tmp_path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_tensors_may_be_read_by_whom_the_umask_lets(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_payloads([(0, batch(1))], tmp_path)
+        write_tensors(tmp_path / "weights.safetensors", {"w": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.glob("*.safetensors")] == [mode, mode]
 
 
 @pytest.mark.parametrize("shard", [0, 1, 2])

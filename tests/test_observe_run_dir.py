@@ -19,12 +19,12 @@ from disk_support import Disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fr3e_async.config import Config, EngineConfig, LearnerConfig, RunConfig
-from fr3e_async.errors import StorageError
+from fr3e_async.config import BudgetConfig, Config, EngineConfig, FlowConfig, LearnerConfig, RunConfig
+from fr3e_async.errors import ConfigError, StorageError
 from fr3e_async.observe import jsonl, storage
 from fr3e_async.observe.checkpoints import CheckpointStore, step_of
 from fr3e_async.observe.fingerprint import CHANGEABLE, differences, fingerprint, flat, lasting
-from fr3e_async.observe.run_dir import RunDir, default_path
+from fr3e_async.observe.run_dir import RunDir, default_path, newest_path
 
 CONFIG = Config(engine=EngineConfig(kv_cache_gib=0.25))
 
@@ -69,6 +69,71 @@ def test_a_run_of_another_config_is_refused_by_the_settings_that_differ(tmp_path
     other = auto(run=RunConfig(seed=7), learner=LearnerConfig(lr=1e-3))
     with pytest.raises(StorageError, match=r"learner\.lr: 1e-06 -> 0\.001; run\.seed: 0 -> 7"):
         opened(tmp_path / "run", other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run": RunConfig(steps=9, max_wall_s=60.0)}, {"budget": BudgetConfig(tokens=9)}, {"flow": FlowConfig(max_rejected_in_a_row=9)},
+        {"flow": FlowConfig(max_attempts=9)}, {"learner": LearnerConfig(max_restarts=9)},
+    ],
+)  # fmt: skip
+def test_limits_that_end_a_run_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
+    opened(tmp_path / "run").close()
+    run = opened(tmp_path / "run", auto(**changes))
+    assert (run.resumed, run.changed) == (True, "")
+
+
+def test_the_learning_rate_changes_with_a_word_and_once_it_has_it_stays(tmp_path: Path) -> None:
+    """Until the run is on its way (``renew``) nothing has happened: a start that fails leaves the old rate."""
+    path, slower = tmp_path / "run", LearnerConfig(lr=5e-7)
+    opened(path).close()
+    with pytest.raises(
+        StorageError, match=r"learner\.lr: 1e-06 -> 5e-07; use the same .*; run\.change_lr=true goes on with the new"
+    ):
+        opened(path, auto(learner=slower))
+    for renewed in (False, True):
+        run = opened(path, auto(learner=slower, run=RunConfig(change_lr=True)))
+        assert run.changed == "from here on learner.lr: 1e-06 -> 5e-07"
+        if renewed:
+            run.renew(auto(learner=slower))
+        run.close()
+    run = opened(path, auto(learner=slower))
+    assert (run.resumed, run.changed) == (True, "")
+    run.close()
+    with pytest.raises(StorageError, match=r"learner\.lr: 5e-07 -> 1e-06"):
+        opened(path, auto())
+
+
+def test_a_learning_rate_that_is_not_ours_to_change(tmp_path: Path) -> None:
+    settings = {"optimizer": {"params": {"lr": 1e-4}}}
+    opened(tmp_path / "run", replace(CONFIG, learner=LearnerConfig(ds_config=settings))).close()
+    with pytest.raises(
+        ConfigError, match=r"^run\.change_lr: learner\.lr: 1e-06 -> 1e-05 would do nothing, since learner\.ds_config"
+    ):
+        opened(tmp_path / "run", auto(learner=LearnerConfig(lr=1e-5, ds_config=settings), run=RunConfig(change_lr=True)))
+
+
+def test_a_word_for_the_learning_rate_allows_nothing_else(tmp_path: Path) -> None:
+    opened(tmp_path / "run").close()
+    with pytest.raises(StorageError, match=r"another config: run\.seed: 0 -> 7; use"):
+        opened(tmp_path / "run", auto(learner=LearnerConfig(lr=1e-5), run=RunConfig(change_lr=True, seed=7)))
+
+
+def test_the_newest_run_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert newest_path("toy") is None
+    for name in (
+        "toy-20260101-120000",
+        "toy-20260301-090000",
+        "toy-long-20260401-090000",
+        "toy-20260501-090000x",
+        "toyx20260601-090000",
+    ):
+        opened(Path("runs") / name).close()
+    Path("runs/toy-20260701-090000").mkdir()  # of a start that failed half-way, say: it holds no run
+    assert newest_path("toy") == Path("runs/toy-20260301-090000")
+    assert newest_path("toy-long") == Path("runs/toy-long-20260401-090000")
 
 
 def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_observe_metrics import example_summary, scalars
 
 from fr3e_async.config import Config, EngineConfig, ObserveConfig
@@ -118,7 +119,7 @@ def test_wandb_has_every_row_of_both_sessions_in_one_run(told: Told) -> None:
     first, second = told.wandb_files
     rows = history(first) + history(second)
     assert [(r["step"], r["take"], r["_step"], r.get("train/loss")) for r in rows] == [
-        (0, 1, 0, None), (1, 1, 1, 0.125), (2, 1, 2, 0.25), (3, 1, 3, 0.375), (3, 2, 4, -0.375), (4, 2, 5, -0.5), (4, 2, 6, None),
+        (0, 1, 0, None), (1, 1, 1, 0.125), (2, 1, 2, 0.25), (3, 1, 3, 0.375), (3, 2, 4, -0.375), (4, 2, 5, -0.5), (4, 2, 6, None), (4, 2, 7, None),
     ]  # fmt: skip
     assert [(r["step"], r["eval/accuracy"], r["eval/low"]) for r in rows if "eval/accuracy" in r] == [
         (0, 0.25, 0.1),
@@ -161,12 +162,33 @@ def test_mlflow_has_the_config_the_summary_and_how_it_ended(told: Told) -> None:
     assert found["tags"]["changed.run.steps"] == "4"
     assert {"group": "pairs", "paper": "true", "take": "2", "exit_reason": "finished"}.items() <= found["tags"].items()
     assert found["metrics"]["summary/wall_s"] == example_summary().wall_s
-    assert found["artifacts"] == ["config.yaml", "summary.json"]
+    assert found["artifacts"] == ["config.yaml", "samples", "summary.json"]
 
 
 def test_tensorboard_has_the_evaluations_too(told: Told) -> None:
     assert scalars(told.path / "tensorboard", "eval/accuracy") == [(0, 0.25), (4, 0.75)]
     assert scalars(told.path / "tensorboard", "train/loss")[-2:] == [(3, -0.375), (4, -0.5)]
+
+
+SHOWN = [["problem", "gold", "response", "verdict", "reward"], ["2+3=?", "5", "so 5\nit is", "right", "1"]]
+
+
+def test_samples_and_settings_can_be_read_where_people_follow_the_run(told: Told) -> None:
+    (table,) = (told.path / "trackers" / "wandb").rglob("media/table/samples/heldout*.table.json")
+    assert json.loads(table.read_text())["columns"] == SHOWN[0]
+    assert json.loads(table.read_text())["data"] == SHOWN[1:]
+    (kept,) = (told.path / "trackers" / "mlflow").rglob("artifacts/samples/heldout-4.json")
+    assert json.loads(kept.read_text()) == {name: [value] for name, value in zip(*SHOWN, strict=True)}
+    events = EventAccumulator(str(told.path / "tensorboard"))
+    events.Reload()
+    cells = [
+        (one.step, one.tensor_proto.tensor_shape.dim[0].size, [cell.decode() for cell in one.tensor_proto.string_val])
+        for one in events.Tensors("samples/heldout")
+    ]
+    assert cells == [(4, 2, [*SHOWN[0], *(f"```\n{cell}\n```" for cell in SHOWN[1])])]
+    assert events.summary_metadata["samples/heldout"].plugin_data.plugin_name == "text"
+    said = [list(one.tensor_proto.string_val) for one in events.Tensors("settings")]
+    assert [texts[texts.index(b"run.steps") + 1] for texts in said] == [b"3", b"4"]
 
 
 ONLINE = """

@@ -10,6 +10,7 @@ import pytest
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError, ModelError
+from fr3e_async.help import knobs
 from fr3e_async.loader import load_config
 from fr3e_async.memory import (
     GIB,
@@ -186,27 +187,29 @@ def test_a_broken_config_json_is_one_line(tmp_path: Path, text: str) -> None:
 def test_an_unknown_hub_model_is_said_to_be_unknown() -> None:
     unknown = config("model.path=some/model")
     assert model_shape(unknown) is None
-    assert "model.path=some/model is not on this disk; set model.parameters" in render_plan(unknown)
+    assert "model.path=some/model is not on this disk; set model.parameters" in render_plan(unknown, origins={})
     assert model_shape(config("model.path=some/model", "model.parameters=5")) == ModelShape(parameters=5)
 
 
 def test_plan_text(tmp_path: Path) -> None:
-    loaded = load_config(["config=toy", f"data.heldout={tmp_path}/none.jsonl"])
-    text = render_plan(loaded.config, yaml=loaded.yaml, model=model_shape(loaded.config))
+    (tmp_path / "mine.yaml").write_text("base: toy\nlearner:\n  betas: [0.9, 0.99]\n  lr: 1e-3\n")
+    loaded = load_config([f"config={tmp_path}/mine.yaml", "learner.lr=5e-4", "data.heldout=", "learner.threads=1"])
+    shape = model_shape(loaded.config)
+    text = render_plan(loaded.config, origins=loaded.origins, model=shape)
+    rows = {line.split()[0]: " ".join(line.split()) for line in text.split("\n\n")[0].splitlines()[1:]}
+    assert text.startswith("settings that differ from the defaults\n  run.name ")
+    assert len(rows) == 22  # of the toy's 20 with another lr, and two more
+    assert rows["learner.lr"] == "learner.lr 0.0005 default 1e-06 command line"
+    assert rows["learner.betas"] == "learner.betas [0.9, 0.99] default [0.9, 0.95] mine.yaml:3"
+    assert rows["data.heldout"] == "data.heldout empty default toy command line"
+    assert "learner.threads" not in rows  # given, and the default
     for part in (
-        "settings\n  resume: never",
         "  together         4       1.75          0",
         "32 groups × 16 rollouts = 512 rollouts, 4 optimiser steps a batch",
         "at most 64 groups alive at once",
-        f"data.heldout={tmp_path}/none.jsonl: no such file here",
         "model of ",
-        "nothing was started",
     ):
         assert part in text
-    assert "data.train=" not in text
-
-
-def test_a_reward_that_a_run_would_refuse_is_named() -> None:
-    text = render_plan(config("reward=no_such_module:function"), yaml="", model=None)
-    assert "no_such_module" in text
-    assert "a run would stop at once" in text
+    every = render_plan(loaded.config, origins=loaded.origins, yaml=loaded.yaml, model=shape)
+    assert "\n\nall settings\n  resume: never\n" in every
+    assert len(every.splitlines()) > len(text.splitlines()) + len(knobs())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import browser_support
 import pytest
 from browser_support import TITLE, expect, open_view, watched
+from PIL import Image
 from report_support import HOSTILE, metrics_row, tree_row, write_rows, write_run
 
 from fr3e_async.report.page import write_page
@@ -239,3 +241,87 @@ def test_ten_thousand_trees_open_in_three_seconds(browser: Any, tmp_path: Path, 
             expect(shown, ".tree-row").to_have_count(1)
             assert seen.harm == []
     assert min(took) < LIMIT_S
+
+
+def test_the_overview_opens_with_what_the_run_was_and_what_is_wrong_with_it(browser: Any, tmp_path: Path) -> None:
+    settings = {
+        "model": {"path": "Qwen/Qwen3-4B"},
+        "data": {"train": "sources", "train_sources": [{"name": "gsm"}, {"path": "x.jsonl"}]},
+    }
+    run = write_run(tmp_path / "run", steps=4, trees=0, config=settings | {"run": {"steps": 8}})
+    rows = [
+        {**metrics_row(step), "groups/trained": 2, "verify/right": 80, "verify/wrong": 10, "verify/unknown": 10}
+        for step in (1, 2, 3, 4)
+    ]
+    write_rows(run / "metrics.jsonl", rows)
+    with open(run / "logs" / "events.jsonl", "a") as file:
+        file.write(
+            '{"time_s": 1, "level": "warning", "event": "reward_failed", "text": "reward=mine:score: reward raised ValueError"}\n'
+        )
+        file.write('{"time_s": 2, "level": "error", "event": "run_failed", "text": "groups in a row taught nothing\\nmore"}\n')
+    write_page([run], tmp_path / "page.html", trees=0)
+    with watched(browser) as seen:
+        shown = open_view(seen, tmp_path / "page.html")
+        said = shown.inner_text("#view-overview section >> nth=0").replace("\u202f", " ").split("\n")
+        assert [line for line in said if line] == [
+            "The run",
+            "run", "model Qwen/Qwen3-4B", "data gsm + x.jsonl", "strategy fr3e",
+            "0.40 → 0.80 held-out accuracy",
+            "4 of 8 batches in 31 s; failed: groups in a row taught nothing",
+            "⚠ 69.2 % of the groups of the newest 4 batches were rejected: 10 all right, 8 all wrong",
+            "⚠ 10 % of the verdicts of the newest 4 batches are unknown",
+            "⚠ reward=mine:score: reward raised ValueError",
+        ]  # fmt: skip
+        assert seen.harm == []
+
+
+def test_a_narrow_page_shows_every_value_of_the_settings_and_of_the_result(browser: Any, page: Path) -> None:
+    with watched(browser, width=320) as seen:
+        for view, kind in (("settings", "config"), ("overview", "result")):
+            shown = open_view(seen, page, view)
+            if view == "settings":
+                shown.select_option("#view-settings select", "all")
+            ends = shown.evaluate(
+                f"[...document.querySelectorAll('table.{kind} td')].map((e) => e.getBoundingClientRect().right)"
+            )
+            assert len(ends) > 40
+            assert max(ends) <= 320
+            before = "(e) => getComputedStyle(e, '::before').content"
+            assert shown.locator(f"table.{kind} td").first.evaluate(before) == '"first: "'
+
+
+def test_a_table_that_scrolls_shows_it_at_the_edge_where_there_is_more(browser: Any, page: Path) -> None:
+    with watched(browser, width=320) as seen:
+        shown = open_view(seen, page)
+        table = shown.locator("#evaluations .scroll").first
+        assert table.evaluate("(e) => e.scrollWidth > e.clientWidth")
+        table.scroll_into_view_if_needed()
+
+        def edges() -> tuple[bool, bool]:
+            """Is the left, the right one in shadow?"""
+            picture = Image.open(io.BytesIO(table.screenshot())).convert("L")
+            low = picture.height - 4
+            return tuple(picture.getpixel((x, low)) < 240 for x in (2, picture.width - 3))  # type: ignore[return-value]
+
+        assert edges() == (False, True)
+        table.evaluate("(e) => { e.scrollLeft = 40; }")
+        assert edges() == (True, True)
+        table.evaluate("(e) => { e.scrollLeft = 1e6; }")
+        assert edges() == (True, False)
+
+
+def test_verdicts_and_what_became_of_groups_share_their_colours(browser: Any, page: Path) -> None:
+    """What is right is green wherever it stands, what is wrong orange, and what is trained has the learner's colour."""
+    with watched(browser) as seen:
+        shown = open_view(seen, page, "verdicts")
+        shades = shown.evaluate(
+            "Object.fromEntries([...document.querySelectorAll('#view-verdicts .legend li')].map((e) => "
+            "[e.firstChild.nextSibling.textContent, getComputedStyle(e.querySelector('.swatch')).backgroundColor]))"
+        )
+        assert shades["✓ right"] == shades["all right"]
+        assert shades["✗ wrong"] == shades["all wrong"]
+        assert len({shades[name] for name in ("✓ right", "✗ wrong", "? unknown", "– given up", "trained", "no spread")}) == 6
+        shown = open_view(seen, page, "timeline")
+        train = shown.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--work-train')")
+        assert train.startswith("light-dark(#8e3fa8")
+        assert shades["trained"] == "rgb(142, 63, 168)"

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_support import TOY, Cli, guarded_cli, make_model
 
-from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.config import Config, DataConfig, EngineConfig, RewardConfig, VerifierPoolConfig
+from fr3e_async.config.reward import range_of
 from fr3e_async.errors import ConfigError, RunFailed
+from fr3e_async.loader import load_config
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import rewards
 from fr3e_async.verify.pool import RESPONSE_TOO_LONG, Question, VerifierPool
@@ -48,8 +53,32 @@ def starts_a_child(response, gold, prompt):
 def two(response, gold):
     return 1
 
-async def later(response, gold, prompt):
+async def later(response, gold, prompt, level):
+    import asyncio
+    await asyncio.sleep(float(response))
+    return level
+
+def between(response, gold, prompt):
+    return float(response)
+
+def given(response, gold, prompt, *, exact, length, finish, level=7, **more):
+    return (response, exact, length, finish, level, more) == ("12", "1<|pad|>2", 9, "length", {"a": [1]}, {"tests": None})
+
+def few(response, gold, prompt, length, level=None):
+    return length if level is None else level
+
+def misses(response, gold, prompt, tests):
     return 1
+
+def many(responses, golds, prompts, level, finish="none"):
+    """What each response asks for, and how many it was judged with."""
+    if "die" in responses:
+        os._exit(3)
+    if "raise" in responses:
+        raise ValueError("all of them")
+    if "short" in responses:
+        return [1]
+    return np.array([float(r) if r else len(responses) / 10 for r in responses])
 
 class Group:
     @staticmethod
@@ -99,7 +128,11 @@ def test_a_function_that_can_be_called_passes_and_is_not_imported_here(module: s
         ("my_rewards:width", "my_rewards has no width"),
         ("my_rewards:number", "number is not callable, it is int"),
         ("my_rewards:two", "two must take (response, gold, prompt): too many positional arguments"),
-        ("my_rewards:later", "later is asynchronous"),
+        (
+            "my_rewards:misses",
+            "misses must take (response, gold, prompt): missing a required argument: 'tests'; is it a column for",
+        ),
+        ("my_rewards:many", "many takes lists of responses; say how many in rewards: {function: …, batch: 32}"),
         ("broken:f", "importing broken failed: no module named not_there"),
         ("raising:f", "importing raising failed: ValueError: bad luck"),
         ("leaving:f", "importing its module ended the process (exit status 3)"),
@@ -155,11 +188,16 @@ def test_what_it_returns_is_the_reward(module: str, caplog: pytest.LogCaptureFix
     assert {r: v.reward for r, v in zip(expected, verdicts, strict=True)} == {r: score for r, (_, _, score) in expected.items()}
 
 
-def test_its_first_error_is_logged_once_with_the_traceback(module: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_its_first_error_of_each_kind_is_logged_with_the_traceback_and_told_with_the_verdict(
+    module: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.ERROR), VerifierPool(VerifierPoolConfig(workers=1), f"{module}:says") as pool:
-        for response in ("1", "1/0", "unheard_of", "'text'"):
-            pool.judge(response, "g")
-    (record,) = caplog.records
+        told = [pool.judge(response, "g").complaint for response in ("1", "1/0", "2/0", "unheard_of", "'text'")]
+    assert told == [
+        "", "ZeroDivisionError: division by zero (<string>, line 1, in <module>)", "",
+        "NameError: name 'unheard_of' is not defined (<string>, line 1, in <module>)", "it returned 'text'",
+    ]  # fmt: skip
+    record, _, _ = caplog.records
     assert "reward=my_rewards:says" in record.getMessage()
     assert "ZeroDivisionError: division by zero" in record.getMessage()
     assert "my_rewards.py" in record.getMessage()
@@ -214,16 +252,210 @@ def test_a_module_that_is_missing_where_the_pool_runs_is_reported() -> None:
         pool.judge("a", "b")
 
 
-def test_the_example_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    (tmp_path / "rewards_of_the_page.py").write_text(block)
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The text of docs/rewards.md; its functions can be imported as ``rewards`` from the working directory."""
+    text = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "rewards.py").write_text("\n\n".join(blocks))
     monkeypatch.syspath_prepend(str(tmp_path))
-    name = "rewards_of_the_page:in_few_words"
-    rewards.check_reward(name)
-    with VerifierPool(VerifierPoolConfig(workers=1), name) as pool:
+    monkeypatch.chdir(tmp_path)
+    return text
+
+
+def test_the_functions_of_the_page_work(page: str) -> None:
+    rewards.check_reward("rewards:in_few_words")
+    with VerifierPool(VerifierPoolConfig(workers=1), "rewards:in_few_words") as pool:
         scores = [pool.judge(response, "7").reward for response in ("it is 7", "it is 8", " ", "7 " * 51)]
     assert scores == [1.0, 0.0, None, 0.5]
+    assert rewards.check_reward("rewards:passes", columns=["tests"]) == {"tests"}
+    passing = [Question("a b", "", columns={"tests": ["a", "c"]}, finish=finish) for finish in ("stop", "length")]
+    assert [v.score for v in judged([RewardConfig(function="rewards:passes")], passing)] == [0.5, 0.0]
+    batch = RewardConfig(function="rewards:by_length", batch=16, wall_limit_s=60)
+    rewards.check_reward(batch.function, batch=16)
+    assert [v.score for v in judged([batch], [Question("", "", length=n) for n in (1, 4, 3)])] == [0.75, 0.0, 0.25]
+    for size in (0, 16):
+        rewards.check_reward("rewards:asked", batch=size)
+        found = judged([RewardConfig(function="rewards:asked", batch=size)], [Question("7", "7"), Question("8", "7")])
+        assert [v.score for v in found] == [1.0, 0.0]
+
+
+def test_the_several_functions_of_the_page_add_up(page: str) -> None:
+    """Right, in form, 500 tokens: 1 + 0.2 - 0.25. The bounds are the page's."""
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    (Path.cwd() / "mine.yaml").write_text("base: toy\n" + block)
+    terms = load_config(["config=mine.yaml"]).config.reward_terms
+    assert range_of(terms) == pytest.approx((-0.7, 1.2))
+    thought = "<think>so</think>\\boxed{5}"
+    (right, wrong) = judged(terms, [Question(thought, "5", length=500), Question("5", "5", length=2000)])
+    assert (right.outcome, right.score) == (Outcome.RIGHT, pytest.approx(0.95))
+    assert (wrong.outcome, wrong.score) == (Outcome.WRONG, pytest.approx(-0.7))
+
+
+def test_the_commands_of_the_page_print_what_it_says(page: str) -> None:
+    (script,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    (printed,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1])])}
+    command = script.replace("python ", f"{sys.executable} ")
+    done = subprocess.run(["bash", "-ec", command], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(printed)
+    assert "mean reward: 0.25, of 3 that are known\n" in done.stdout  # 0.5, 0.25 and 0: for math there is no box
+    assert len(json.loads(Path("verdicts.json").read_text())) == 3
+
+
+# ---- more than one response, one number, one function ----
+
+
+def pool_of(*terms: RewardConfig, **changes: float | str) -> VerifierPool:
+    patient = {"cpu_limit_s": 20.0, "wall_limit_s": 120.0}
+    return VerifierPool(VerifierPoolConfig(workers=1, **{**patient, **changes}), terms)  # type: ignore[arg-type]
+
+
+def judged(terms: Sequence[RewardConfig], questions: Sequence[Question], **changes: float | str) -> list[Verdict]:
+    with pool_of(*terms, **changes) as pool:
+        return asyncio.run(pool.judge_many(questions))
+
+
+def test_what_it_asks_for_by_name_it_gets(module: str) -> None:
+    """Length, finish reason, the exact text and columns of the row; ``**`` takes all of them, and none is given unasked."""
+    columns = {"level": {"a": [1]}, "tests": None}
+    question = Question("1<|pad|>2", "g", "p", "12", length=9, finish="length", columns=columns)
+    assert [v.score for v in judged([RewardConfig(function=f"{module}:given")], [question])] == [1.0]
+    plain = [Question("", "g", length=1, columns={"tests": "x"}), Question("", "g", length=1, columns={"level": 0})]
+    assert [v.score for v in judged([RewardConfig(function=f"{module}:few")], plain)] == [1.0, 0.0]
+    verdict = judged([RewardConfig(function=f"{module}:misses")], plain)[1]
+    assert (verdict.outcome, verdict.reason) == (Outcome.UNKNOWN, "reward raised TypeError")
+
+
+@pytest.mark.parametrize(
+    ("function", "batch", "columns", "says"),
+    [
+        ("few", 0, ["level"], {"level"}),
+        ("given", 0, ["level", "tests"], {"level", "tests"}),
+        ("misses", 0, ["tests", "level"], {"tests"}),
+        ("later", 4, ["level"], {"level"}),
+        ("many", 4, ["level"], {"level"}),
+        ("many", 4, [], "missing a required argument: 'level'; is it a column for data.columns?"),
+        (
+            "few",
+            4,
+            [],
+            "few is called with one response at a time; batch is for a function of (responses, golds, prompts), or an",
+        ),
+    ],
+)
+def test_columns_and_batches_are_checked_before_the_start(
+    module: str, function: str, batch: int, columns: list[str], says: set[str] | str
+) -> None:
+    if isinstance(says, set):
+        assert rewards.check_reward(f"{module}:{function}", batch=batch, columns=columns) == says
+        return
+    with pytest.raises(ConfigError) as error:
+        rewards.check_reward(f"{module}:{function}", batch=batch, columns=columns)
+    assert says in str(error.value)
+
+
+def test_a_column_that_no_function_takes_is_refused(module: str) -> None:
+    data = DataConfig(train="t.jsonl", heldout="", columns=["level", "tests"])
+    terms = [RewardConfig(function=f"{module}:{name}") for name in ("few", "length")]
+    config = Config(data=data, rewards=terms, engine=EngineConfig(kv_cache_gib=1.0))
+    with pytest.raises(ConfigError, match=r"data\.columns: tests: no function of reward has a parameter of this name"):
+        rewards.check_reward_functions(config)
+    rewards.check_reward_functions(replace(config, rewards=[*terms, RewardConfig(function=f"{module}:misses")]))
+
+
+def test_a_range_is_declared_and_its_highest_number_is_right(module: str) -> None:
+    term = RewardConfig(function=f"{module}:between", range=[-2.0, 0.5])
+    found = judged([term], [Question(text, "g") for text in ("-2", "0", "0.5", "0.51", "-2.01", "nan", "inf")])
+    assert [(v.outcome.value, v.score) for v in found[:3]] == [("wrong", -2.0), ("wrong", 0.0), ("right", 0.5)]
+    assert {v.reason for v in found[3:]} == {"reward outside [-2, 0.5]"}
+
+
+def test_several_rewards_are_added_by_weight(module: str) -> None:
+    """math 1, 0.5 x in [-1, 1], -0.25 x in [0, 2]: from -1 to 1.5. The first says what is right; one unknown makes all unknown."""
+    terms = [
+        RewardConfig(function="math"),
+        RewardConfig(function=f"{module}:few", weight=0.5, range=[-1, 1]),
+        RewardConfig(function=f"{module}:between", weight=-0.25, range=[0, 2]),
+    ]
+    assert range_of(terms) == (-1.0, 1.5)
+    five, six = Question("\\boxed{5}", "5", "", "2", length=1), Question("\\boxed{6}", "5", "", "1", length=-1)
+    odd = Question("\\boxed{5}", "5", "", "3", length=1)
+    right, wrong, unknown = judged(terms, [five, six, odd])
+    assert (right.outcome, right.score) == (Outcome.RIGHT, 1 + 0.5 - 0.5)
+    assert (wrong.outcome, wrong.score) == (Outcome.WRONG, 0 - 0.5 - 0.25)
+    assert (unknown.outcome, unknown.reason) == (Outcome.UNKNOWN, f"{module}:between: reward outside [0, 2]")
+    assert judged([replace(terms[1], weight=-2.0)], [five])[0].score == -2.0
+
+
+def test_a_function_of_lists_is_called_once_for_a_batch(module: str) -> None:
+    term = RewardConfig(function=f"{module}:many", batch=3, range=[0, 2])
+    found = judged([term], [Question(text, "g", columns={"level": 0}) for text in ("2", "", "0.5", "", "3")])
+    assert [v.score for v in found] == [2.0, 0.3, 0.5, 0.2, None]
+    assert [v.outcome.value for v in found] == ["right", "wrong", "wrong", "wrong", "unknown"]
+    with pool_of(term) as pool:
+        assert pool.judge("", "g", columns={"level": 0}).score == 0.1
+
+
+@pytest.mark.parametrize(
+    ("culprit", "reason"),
+    [
+        ("die", "worker ended with status 3"),
+        ("raise", "reward raised ValueError"),
+        ("short", "reward returned 1 values for 2 responses"),
+    ],
+)
+def test_a_batch_that_fails_is_unknown_and_with_retry_asked_one_by_one(module: str, culprit: str, reason: str) -> None:
+    term = RewardConfig(function=f"{module}:many", batch=2)
+    questions = [Question(text, "g", columns={"level": 0}) for text in ("0.5", culprit, "1")]
+    assert [v.reason for v in judged([term], questions)] == [reason, reason, "reward"]
+    again = judged([term], questions, on_unknown="retry")
+    alone = (None, "reward") if culprit == "short" else (None, reason)  # a batch of one that returns [1] is no error
+    assert [(v.score, v.attempts) for v in again[::2]] == [(0.5, 2), (1.0, 1)]
+    assert again[1].reason == alone[1]
+
+
+def test_an_async_function_is_awaited_and_a_batch_of_it_side_by_side(module: str) -> None:
+    """Six waits of 0.4 s are over in less than 2.4, and each response has its own verdict."""
+    questions = [Question(text, "g", columns={"level": 0.5}) for text in (*["0.4"] * 6, "x")]
+    for batch in (0, 7):
+        term = RewardConfig(function=f"{module}:later", batch=batch, wall_limit_s=2.0 if batch else 0.0)
+        found = judged([term], questions)
+        assert [v.score for v in found] == [0.5] * 6 + [None]
+        assert found[6].reason == "reward raised ValueError"
+
+
+def test_a_batch_has_limits_of_its_own(module: str) -> None:
+    sleepy = [Question("2", "g", columns={"level": 0.5})]
+    limited = RewardConfig(function=f"{module}:later", batch=4, wall_limit_s=0.5)
+    assert judged([limited], sleepy)[0].reason == "wall limit"
+    assert judged([RewardConfig(function=f"{module}:later")], sleepy, wall_limit_s=0.5)[0].reason == "wall limit"
+    assert judged([replace(limited, wall_limit_s=60.0)], sleepy, wall_limit_s=0.5)[0].score == 0.5
+    busy = RewardConfig(function=f"{module}:says", cpu_limit_s=0.3)
+    assert judged([busy], [Question("9**9**9 > 1", "g")])[0].reason == "cpu limit"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"reward": "m:f", "rewards": [RewardConfig(function="m:g")]}, "reward=m:f and rewards are both given"),
+        ({"rewards": [RewardConfig()]}, "rewards[0].function has no value"),
+        ({"rewards": [RewardConfig(function="m:f", weight=0.0)]}, "rewards[0].weight must be a number but 0, got 0.0"),
+        (
+            {"rewards": [RewardConfig(function="m:f", range=[1.0, 1.0])]},
+            "rewards[0].range must be [lowest, highest], got [1.0, 1.0]",
+        ),
+        ({"rewards": [RewardConfig(function="m:f", range=[0.0, float("inf")])]}, "rewards[0].range must be [lowest, highest]"),
+        ({"rewards": [RewardConfig(function="m:f", batch=-1)]}, "rewards[0].batch must not be negative"),
+        ({"rewards": [RewardConfig(function="math", batch=2)]}, "rewards[0]: math gives 0 or 1"),
+        ({"rewards": [RewardConfig(function="m:f")] * 2}, "rewards[1] and rewards[0] are both m:f"),
+    ],
+)
+def test_settings_of_rewards_that_make_no_sense_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config(engine=EngineConfig(kv_cache_gib=1.0), **settings)
+    assert says in str(error.value)
 
 
 # ---- the actor ----
@@ -234,8 +466,8 @@ from pathlib import Path
 import numpy as np
 import ray
 from cli_support import make_model
-from fr3e_async.actors.verifier import VerifierActor
-from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.actors.verifier import Problem, VerifierActor
+from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.types import Completion, Finish, RolloutBatch, RolloutId
 
 floats, versions = np.zeros(2, np.float32), np.zeros(2, np.int32)
@@ -247,9 +479,9 @@ batch = RolloutBatch.build(  # "1" behind the prompt, then "3" and the end token
 )
 model = str(make_model(Path("model").absolute()))
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000)
-actor = ray.remote(VerifierActor).remote(VerifierPoolConfig(workers=1), model, "", False, str(Path("log").absolute()), "beside:echo")
+actor = ray.remote(VerifierActor).remote(VerifierPoolConfig(workers=1), model, "", False, str(Path("log").absolute()), [RewardConfig(function="beside:echo")])
 ray.get(actor.start.remote())
-asked = [actor.judge.remote(batch, [0], ["gold"], texts) for texts in (["what?"], ())]
+asked = [actor.judge.remote(batch, [0], [Problem("gold", *text)]) for text in (["what?"], ())]
 print([verdict.score for (verdict,) in ray.get(asked)])
 """
 

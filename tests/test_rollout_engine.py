@@ -13,13 +13,16 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engine_world import END, TOLERANCE, World, build_model, core_of
+from engine_world import END, TOLERANCE, World, build_model, core_of, save_tokenizer
+from transformers import AutoTokenizer
 
+from fr3e_async.algorithm.answer_span import stop_end
 from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused, engine_environment, start_engine
 from fr3e_async.rollout.port import TransferMeeting
@@ -102,6 +105,26 @@ def test_the_two_distributions_differ_where_they_should(world):
     (cold,) = world.sample(world.request(9, 8, 7, temperature=0.5))
     assert np.median(cold.raw_entropies - cold.entropies) > 10 * TOLERANCE
     assert np.abs(cold.raw_logprobs - cold.logprobs).max() > 10 * TOLERANCE
+
+
+def test_a_stop_text_ends_a_completion_and_is_its_end(world):
+    """``w7`` is whole with any token from w70 to w79 too, ``w31 w`` with whatever follows w31; nothing is generated behind it."""
+    save_tokenizer(Path(world.spec.model))
+    tokenizer = AutoTokenizer.from_pretrained(world.spec.model)
+    spec = replace(world.spec, stops=("w7", "w31 w"), transfer="", options={})
+    other = World(world.runner, world.run(start_engine(spec)), world.model, spec)
+    try:
+        requests = [other.request(5, 6, 40 + i, max_tokens=60) for i in range(16)]
+        found = other.sample(*requests)
+    finally:
+        other.run(other.engine.close())
+    texts = [tokenizer.decode(one.tokens.tolist()) for one in found]
+    ended = [stop_end(text, spec.stops) for text in texts]
+    assert sum(end is not None for end in ended) > 8
+    for request, completion, end in zip(requests, found, ended, strict=True):
+        assert world.error(request, completion) < TOLERANCE
+        assert stop_end(tokenizer.decode(completion.tokens[:-1].tolist()), spec.stops) is None
+        assert completion.finish is (Finish.STOP if end is not None or completion.tokens[-1] == END else Finish.LENGTH)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}])

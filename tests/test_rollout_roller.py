@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from builders import prompt
+from chat_support import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,10 +15,11 @@ from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.rollout.port import SampleRequest
 from fr3e_async.rollout.roller import Roller, TokenTexts, rollout_seed
-from fr3e_async.types import Completion, Draw, Finish, RolloutId
+from fr3e_async.types import Anchor, Completion, Draw, Finish, RolloutId
 
 TOKENIZER = build_tokenizer()
 TEXTS = TokenTexts(TOKENIZER)
+BYTES = make_tokenizer()
 RULE = AnchorRule(name="entropy", count=3, min_gap=2)
 
 
@@ -188,3 +190,48 @@ def test_a_rule_gives_the_same_anchors_in_every_engine():
         batch = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=60), trunk=True))
         chosen.append(maker.anchors(batch))
     assert chosen[0] == chosen[1]
+
+
+# ---- stop texts ----
+
+STOPPING = TokenTexts(BYTES, stops=("</a>", "\n\n"))
+
+
+def bytes_of(text: str) -> list[int]:
+    return list(BYTES(text, add_special_tokens=False)["input_ids"])
+
+
+@given(
+    st.text("</a>\nb€", max_size=12), st.text("</a>\nb€", min_size=1, max_size=12),
+    st.sampled_from([Finish.STOP, Finish.LENGTH, Finish.ABORT]),
+)  # fmt: skip
+def test_a_completion_ends_with_the_token_that_makes_a_stop_text_whole(prefix, text, finish):
+    """Be it begun in the prefix. A token is a byte here, so the end is that of the text, by hand: the first place where one ends."""
+    if any(stop in prefix for stop in ("</a>", "\n\n")):
+        return  # its trunk would have ended there
+    drawn = completion(bytes_of(text), entropies=np.arange(len(bytes_of(text))), finish=finish)
+    found = STOPPING.ended(np.asarray(bytes_of(prefix), dtype=np.int32), drawn)
+    ends = [end for end in range(1, len(text) + 1) if (prefix + text[:end]).endswith(("</a>", "\n\n"))]
+    if finish is Finish.ABORT or not ends:
+        assert found is drawn
+        return
+    assert found.finish is Finish.STOP
+    assert found.tokens.tolist() == bytes_of(text[: ends[0]])
+    assert found.entropies.tolist() == list(range(len(found.tokens)))
+    assert len(found.logprobs) == len(found.versions) == len(found.tokens)
+
+
+def test_bases_and_branches_stop_and_the_rest_of_a_completion_is_gone():
+    """The branch's prefix ends in "</": the engine, which sees no text of it, went on behind the stop text."""
+    script = {"q@0/0/0": "x</b>a</a>zz", "q@0/1/0": "a>zz", "q@0/2/0": "b\n"}
+    engine = ScriptedEngine(lambda id: completion(bytes_of(script[id]), finish=Finish.LENGTH))
+    maker = Roller(engine, STOPPING, RULE, seed=0)
+    trunk = asyncio.run(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True))
+    assert trunk.completion(0).tokens.tolist() == bytes_of("x</b>a</a>")
+    assert (trunk.note(0).finish, trunk.note(0).length, len(trunk.eligible)) == (Finish.STOP, 10, 10)
+    anchors = [Anchor(node=n, parent=n - 1, trunk=0, position=p, score=1.0) for n, p in ((1, 3), (2, 6))]
+    ids = [RolloutId("q@0", 1, 0), RolloutId("q@0", 2, 0)]
+    found = asyncio.run(maker.branch(trunk, bases(1)[0], anchors, ids, Draw(max_tokens=40)))
+    rows = {id.node: found.completion(row) for row, id in enumerate(found.ids)}
+    assert (rows[1].tokens.tolist(), rows[1].finish) == (bytes_of("a>"), Finish.STOP)
+    assert (rows[2].tokens.tolist(), rows[2].finish) == (bytes_of("b\n"), Finish.LENGTH)

@@ -201,6 +201,8 @@ def test_a_link_out_of_a_model_folder_is_refused_and_never_copied(cli: Cli, tmp_
     (folder / "notes.txt").symlink_to(key)
     cli.refused(*TOY, "model.path=model", says=["model.path: notes.txt of model is a link to a file outside of that folder"])
     (folder / "inner.txt").symlink_to(folder / "config.json")
+    for other in ("model.safetensors.index.json", "weights.h5", "photo.png", "run"):  # weights, and what no model reads
+        (folder / other).write_text("{}")
     copy_base(folder, tmp_path / "copy")
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {
         "config.json",

@@ -22,6 +22,7 @@ class Sessions(Session):
         self._config = small_config(learner={"max_restarts": max_restarts}, observe={"heartbeat_s": 0.005})
         self._resume_from = None
         self.steps: list[int] = []
+        self.said: list[str] = []  # of what the start waits for
         self._run_dir: Any = SimpleNamespace(checkpoints=SimpleNamespace(steps=lambda: self.steps))
         self.story = iter(story)
         self.made: list[tuple[int, int]] = []  # (losses in a row, in all) when a session began
@@ -47,9 +48,15 @@ class Sessions(Session):
     def beat_again(self) -> None:
         self.beats += 1
 
+    async def missing(self) -> str:
+        return "the learner 0 of 1 up"
+
+    def starting(self, text: str) -> None:
+        self.said.append(text)
+
     def go(self) -> str:
         stop: Any = SimpleNamespace(controller=None, reason="")
-        return virtual_time.run(self._to_the_end(None, self, stop))[1]  # type: ignore[arg-type]
+        return virtual_time.run(self._to_the_end(self, self, stop))[1]  # type: ignore[arg-type]
 
 
 def test_losses_with_a_new_checkpoint_between_are_never_too_many():
@@ -69,3 +76,27 @@ def test_losses_without_one_are_bounded():
 def test_none_is_allowed_with_0():
     with pytest.raises(RunFailed, match=r"learner\.max_restarts is 0"):
         Sessions([5, None], max_restarts=0).go()
+
+
+class Waits(Session):
+    """Groups that come up at once, without a checkpoint."""
+
+    def __init__(self) -> None:
+        self._config = small_config()
+
+    async def _within_start(self, work: Any) -> Any:
+        return None
+
+
+def test_the_wait_before_a_new_group_doubles_up_to_a_minute():
+    nothing: Any = SimpleNamespace(note=lambda *_, **__: None, go_back=lambda *_: None)
+
+    async def restart_learner(resume_from: Path | None) -> None:
+        assert resume_from is None
+
+    async def waited(restarts: int) -> float:
+        began = virtual_time.now()
+        await Waits()._after_a_loss(SimpleNamespace(restart_learner=restart_learner), nothing, "lost", restarts)  # type: ignore[arg-type]
+        return virtual_time.now() - began
+
+    assert [virtual_time.run(waited(count)) for count in (1, 2, 3, 6, 7, 50)] == [1, 2, 4, 32, 60, 60]

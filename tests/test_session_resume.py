@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +15,13 @@ import pytest
 from builders import prompt, small_config
 from checkpoint_support import TAG, save_whole, small_base
 
+from fr3e_async.control.progress import Progress
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import StorageError, UserError
 from fr3e_async.observe.checkpoints import CheckpointStore
-from fr3e_async.resuming import check_resume
+from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.resuming import check_resume, nothing_left
 from fr3e_async.testing import FakeEngineWorker
 from fr3e_async.types import Draw, RolloutId
 
@@ -40,9 +44,9 @@ def run_dir(tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(resumed=True, checkpoints=store)
 
 
-def check(run_dir: SimpleNamespace, *, prompts=PROMPTS, seed: int = 0, template: str = "", **learner) -> Path | None:
+def check(run_dir: SimpleNamespace, *, prompts=PROMPTS, seed: int = 0, template: str = "", ends=(), **learner) -> Path | None:
     config = small_config(learner=learner, run={"seed": seed})
-    return check_resume(config, Datasets(train=prompts, heldout=(), dropped=0, template=template), run_dir)
+    return check_resume(config, Datasets(train=prompts, heldout=(), dropped=0, template=template, ends=ends), run_dir)
 
 
 def test_the_newest_is_taken_whatever_the_learner_group_is_now(run_dir):
@@ -63,6 +67,21 @@ def test_prompts_of_other_tokens_are_refused_by_what_made_them(run_dir, template
     with pytest.raises(UserError, match=rf"^model\.path: its {named} is not that of the checkpoint") as error:
         check(run_dir, prompts=others, template=template)
     assert error.value.exit_code == 2
+
+
+def test_other_end_tokens_are_refused_and_a_checkpoint_that_does_not_know_them_is_not(run_dir):
+    """A changed generation_config.json leaves every prompt as it was."""
+    base, state = run_dir.checkpoints.root.parent / "base", PromptStream(PROMPTS, 0, ends=(2, 3)).state()
+    newest = save_whole(run_dir.checkpoints, 7, base=base, stream=state)
+    assert check(run_dir, ends=(2, 3)) == newest
+    with pytest.raises(
+        UserError, match=r"^model\.path: the tokens that end a response are \[2\] now, those .* were \[2, 3\]"
+    ) as error:
+        check(run_dir, ends=(2,))
+    assert error.value.exit_code == 2
+    del state["ends"]
+    older = save_whole(run_dir.checkpoints, 9, base=base, stream=state)
+    assert check(run_dir, ends=(2,)) == older
 
 
 def test_a_new_run_has_none(tmp_path):
@@ -147,3 +166,37 @@ def test_a_commit_of_the_same_step_that_was_cut_short_gives_the_former_one_back(
     (root / "step-00000005").rename(root / "step-00000005.old.tmp")
     (root / "step-00000005.tmp").mkdir()
     assert check(run_dir).name == "step-00000005"
+
+
+# ---- a run that is at its end ----
+
+
+@pytest.mark.parametrize(
+    ("config", "reached", "says"),
+    [
+        (
+            {"run": {"steps": 5}},
+            {},
+            r"all 5 batches of run\.steps are trained \(the newest checkpoint has 5\), the model is in .*model\. There is",
+        ),
+        ({"run": {"steps": 4}}, {}, r"all 4 batches of run\.steps are trained \(the newest checkpoint has 5\)"),
+        ({"run": {"steps": 6}}, {}, ""),
+        ({"run": {"steps": 6}, "budget": {"tokens": 900}}, {"tokens_generated": 900}, r"budget\.tokens \(900\) is used up"),
+        ({"run": {"steps": 6}, "budget": {"tokens": 901}}, {"tokens_generated": 900}, ""),
+        ({"run": {"steps": 6, "max_wall_s": 60.0}}, {"wall_before_s": 60.0}, r"run\.max_wall_s \(60 s\) is over at step 5"),
+        ({"run": {"steps": 6, "max_wall_s": 62.0}}, {"wall_before_s": 60.0}, ""),
+    ],
+)
+def test_a_run_with_nothing_left_to_do_is_known_by_its_checkpoint(tmp_path, config, reached, says):
+    made = replace(small_config(**config), resume="auto")
+    run = RunDir.open(tmp_path / "run", config=made, config_yaml="")
+    folder = save_whole(run.checkpoints, 5, base=small_base(tmp_path / "base"), progress=Progress(**reached, began_at=0.0))
+    assert nothing_left(made, run, folder) == "", "it was killed before its result was written"
+    run.write_summary(json.dumps({"version": 5}))
+    run.model.mkdir()
+    found = nothing_left(made, run, folder)
+    assert re.search(says, found)
+    assert bool(found) == bool(says)
+    run.write_summary(json.dumps({"version": 4}))
+    assert nothing_left(made, run, folder) == "", "the result is of an earlier end"
+    run.close()

@@ -22,6 +22,7 @@ from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.ending import summary_of
 from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
+from fr3e_async.observe.console import ConsoleView
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.session import Session
 from fr3e_async.types import StepReport
@@ -82,7 +83,7 @@ def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: R
     assert not set(groups[:11]) & set(rest)
     assert made.machine.ledger.version == 5
     assert (made.progress.resumed_from, made.progress.tokens_generated) == (5, 70)
-    assert made._policies.usual == 0.3  # the watch goes on from what is usual
+    assert made._teller._policies.usual == 0.3  # the watch goes on from what is usual
     assert (made.progress.began_at, made.progress.wall_before_s) == (100.0, 20.0)
 
 
@@ -105,6 +106,12 @@ def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() ->
     assert summary_of(loop, name="run", reason="finished", now=3.0).staleness_max == 3
 
 
+def test_engines_have_no_weights_known_after_a_new_learner_group(run_dir: RunDir) -> None:
+    """Version -1: their weights may be of a step that was lost."""
+    versions = [controller(run_dir, None, restarts)._engine_version for restarts in (0, 1)]
+    assert versions == [0, -1]
+
+
 class Stopped(Session):
     """A session whose training is stopped by a signal at once, with ``version`` batches trained and a checkpoint of step 3 there."""
 
@@ -125,8 +132,25 @@ class Stopped(Session):
     async def _train(self, deployment: Any, recorder: Any, stop: Any) -> None:
         if self.version is not None:
             stop.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(version=self.version)))
-        stop.reason = "SIGTERM"
+        stop.reason, stop.hurry = "SIGTERM", "run.stop_grace_s (25 s) is over"
         raise asyncio.CancelledError
+
+
+def test_the_panel_of_a_resumed_run_starts_at_its_step(run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    class View(ConsoleView):
+        def __init__(self, **settings: Any) -> None:
+            made.append(settings)
+            super().__init__(**settings)
+
+    monkeypatch.setattr("fr3e_async.session.ConsoleView", View)
+    source = save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
+    for resumed, done in ((None, 0), (source, 3)):
+        session = Stopped(run_dir, version=None)
+        session._resume_from = resumed
+        assert session.run() == 0
+        assert made.pop()["done"] == done
 
 
 @pytest.mark.parametrize("version", [None, 2, 3])
@@ -135,10 +159,15 @@ def test_a_stop_with_nothing_new_to_save_is_a_good_end(
 ) -> None:
     save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
     assert Stopped(run_dir, version=version).run() == 0
-    assert "SIGTERM; nothing new to save" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[-4] == "- SIGTERM; nothing new to save"
+    assert said[-1] == f"resume  the same command with run.dir={run_dir.path} resume=auto"
 
 
 def test_a_stop_that_loses_a_batch_is_a_failure(run_dir: RunDir, tmp_path: Path) -> None:
     save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
-    with pytest.raises(RunFailed, match=r"^SIGTERM: the last checkpoint could not be written within run\.stop_grace_s \(\d+ s\)"):
+    with pytest.raises(
+        RunFailed,
+        match=r"^SIGTERM: the last checkpoint was not waited for, since run\.stop_grace_s \(25 s\) is over; that of step 3 stands$",
+    ):
         Stopped(run_dir, version=4).run()

@@ -84,6 +84,7 @@ def test_a_hundred_thousand_boxes_take_no_time() -> None:
         ("I cannot tell, perhaps 42", "raw", "42"),
         (r"Here is a matrix: $ (1,2) $ of 3 parts", "raw", "3"),
         ("AZYUK2A", "raw", "AZYUK2A"),
+        (" 12 + x ", "raw", "12 + x"),
         (r" x^2 ", "bare", "x^2"),
         (r"\boxed{x^2}", "bare", "x^2"),
         ("", "bare", None),

@@ -17,7 +17,7 @@ from fr3e_async.config import Config, DataConfig, EngineConfig, VerifierPoolConf
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.errors import DataError
 from fr3e_async.loader import load_config
-from fr3e_async.session import Session
+from fr3e_async.preparing import prepare
 from fr3e_async.verify import golds, tasks
 from fr3e_async.verify.__main__ import main
 from fr3e_async.verify.golds import GoldFlag, Screened, flag_golds, screen_golds
@@ -56,11 +56,12 @@ def test_the_table_counts_by_source_and_tells_agreement(tmp_path: Path, capsys: 
     columns = ["cases", "right", "policy", "wrong", "unproven", "unknown", "agree", "agree", "%", "false", "+", "false", "-"]
     assert cells(out, "source") == columns
     assert cells(out, "github:a/b") == ["2", "1", "0", "1", "0", "0", "1", "50.0", "0", "1"]
-    assert cells(out, "c") == ["3", "1", "0", "1", "0", "1", "2", "66.7", "1", "0"]
+    assert cells(out, "c") == ["3", "1", "0", "1", "0", "1", "1", "33.3", "1", "0"]  # unknown is no agreement with "not correct"
     assert cells(out, "d") == ["1", "1", "0", "0", "0", "0", "0", "-", "0", "0"]  # nobody says what is correct
-    assert cells(out, "all") == ["6", "3", "0", "2", "0", "1", "3", "60.0", "1", "1"]
+    assert cells(out, "all") == ["6", "3", "0", "2", "0", "1", "2", "40.0", "1", "1"]
     assert "unknown: the reference is a sentence" in out
     assert "6 cases in " in out
+    assert "mean reward" not in out
     assert "category" not in out
 
 
@@ -107,6 +108,29 @@ def test_a_reward_of_ones_own_can_be_tried_on_a_file(
     code, out, _ = run(write(tmp_path / "cases.jsonl", rows), "--reward", "prefix:score", capsys=capsys)
     assert code == 0
     assert cells(out, "-") == ["2", "1", "0", "1", "0", "0"]
+    assert "mean reward: 0.5, of 2 that are known\n" in out
+
+
+def test_several_rewards_of_a_file_have_their_mean_and_the_rows_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """math 1, and 0.5 times what the row says, in batches: 1 + 1, 0 - 0.5, and one outside of the range."""
+    (tmp_path / "rows.py").write_text(
+        "def many(responses, golds, prompts, length, finish, bonus):\n"
+        "    return [b if (n, f) == (3, 'length') else 9 for b, n, f in zip(bonus, length, finish, strict=True)]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = [
+        {"gold": "5", "prediction": f"\\boxed{{{n}}}", "bonus": b, "length": 3, "finish": "length"} for n, b in ((5, 2), (6, -1))
+    ]
+    rewards = json.dumps([{"function": "math"}, {"function": "rows:many", "weight": 0.5, "range": [-1, 2], "batch": 3}])
+    path = write(tmp_path / "cases.jsonl", [*said, {**said[0], "finish": "stop", "correct": False}])
+    code, out, err = run(path, "--rewards", rewards, "--json", tmp_path / "out.json", capsys=capsys)
+    assert (code, err) == (0, "")
+    assert "mean reward: 0.75, of 2 that are known; 1 unknown\n" in out
+    assert "unknown: rows:many: reward outside [-1, 2] 1" in out
+    assert [row["score"] for row in json.loads((tmp_path / "out.json").read_text())] == [2.0, -0.5, None]
+    assert cells(out, "-") == ["3", "1", "0", "1", "0", "1", "0", "0.0", "0", "0"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +152,16 @@ def test_a_bad_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert_one_line(err, [says])
 
 
+def test_an_interrupt_is_told_apart_from_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fr3e_async.verify.__main__.judge_cases", interrupted)
+    assert run(write(tmp_path / "cases.jsonl", CASES), capsys=capsys) == (130, "", "interrupted\n")
+
+
 def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, empty = write(tmp_path / "good.jsonl", CASES), write(tmp_path / "empty.jsonl", [])
     for argv, says in (
@@ -137,6 +171,9 @@ def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureF
         ([good, "--json", tmp_path / "no" / "out"], "cannot be written (No such file or directory); see --json"),
         ([good, "--workers", 0], "verifiers.workers must be positive, got 0"),
         ([good, "--reward", "nowhere:f"], "reward=nowhere:f: no module named nowhere"),
+        ([good, "--rewards", "{"], "--rewards must be a JSON list like"),
+        ([good, "--rewards", '[{"name": "m:f"}]'], "unexpected keyword argument 'name'"),
+        ([good, "--rewards", '[{"function": "m:f", "range": [1, 0]}]'], "rewards[0].range must be [lowest, highest], got [1, 0]"),
         ([good, "--unheard-of"], "unrecognized arguments: --unheard-of"),
         ([], "one of CASES.jsonl and --explain ANSWER REFERENCE is expected"),
     ):
@@ -257,7 +294,7 @@ def test_a_run_is_told_of_them_once_it_has_a_console(cli: Cli, policy: str, kept
         "data.heldout=",
         f"data.on_string_gold={policy}",
     ]
-    with Session.prepare(load_config(arguments)) as session:
+    with prepare(load_config(arguments)) as session:
         ((kind, note),) = session._notes
         assert "train.jsonl:4 (not mathematics)" in note
         assert kind == ("data_dropped" if policy == "drop" else "note")

@@ -28,7 +28,7 @@ UNFINISHED: list[Row] = [
     (r"\sum_{k=1}^n k", r"\frac{n(n+1)}{2}", W), (r"\frac{d}{dx}x^2", "2x", W), (r"\lim_{n\to\infty}(1+1/n)^n", "e", W),
     (r"\cos(\pi/6)", r"\frac{\sqrt3}{2}", W),
     (r"10^3", "1000", R), (r"1.5\times 10^{3}", "1500", R), ("1e3", "1000", R), ("42.0", "42", R), (r"\frac24", "0.5", R), ("2/4", r"\frac12", R),
-    (r"3\frac{1}{2}", "3.5", R), (r"5 \pmod{7}", "5", R), ("4^{50}", "2^{100}", R), (r"\frac{n!}{2!(n-2)!}", r"\binom{n}{2}", R),
+    (r"3\frac{1}{2}", "3.5", R), (r"5 \pmod{7}", "5", R), (r"0 \pmod{7}", "0", R), (r"7 \pmod{7}", "7", W), ("4^{50}", "2^{100}", R), (r"\frac{n!}{2!(n-2)!}", r"\binom{n}{2}", R),
     (r"n(n+1)/2", r"\frac{n^2+n}{2}", R), (r"\frac{1+\sqrt5}{2}", "1.618", R), (r"5\cdot 2^{2/3}", r"5\sqrt[3]{4}", R),
     (r"\int_0^x f(t)\,dt", r"\int_0^x f(t)\,dt", R),
 ]  # fmt: skip
@@ -40,7 +40,7 @@ NUMBERS: list[Row] = [
     (r"3.142", r"\pi", R), ("3.14", r"\pi", W), ("3.15", "3.14159", W), ("1,22", "1.22", R), ("2.\\overline{3}", r"\frac73", R),
     (r"1.3\%", r"1.27\%", W), ("300", "299.94", R), ("2.65", "2.653", R), (r"7.1\cdot 10^{35}", r"7\times 10^{35}", W), ("785.13", "785.12", W),
     ("123456789.124", "123456789.123", W), ("684.12", "785.12", W), ("0.52", "0.5", W), (r"\approx 42", "42", W),
-    (r"\frac{1+\sqrt{97}}{8} \approx 1.36", r"\frac{1+\sqrt{97}}{8}", R),
+    (r"\frac{1+\sqrt{97}}{8} \approx 1.36", r"\frac{1+\sqrt{97}}{8}", R), (r"\approx 1.41", r"\sqrt{2}", W), (r"\approx x", "x^2", W),
 ]  # fmt: skip
 
 UNITS: list[Row] = [
@@ -66,7 +66,7 @@ SHAPES: list[Row] = [
     (r"\begin{cases}3\\4\end{cases}", "3", W), (",".join(map(str, range(200))), "42", W), ("32, 349", "32349", W),
     ("[x=-1, y=-2, z=4]", "Solution is: $[x=-1, y=-5, z=4]$", W), ("-1", "[x=-1, y=2]", W), ("x=2, y=1", "x=1, y=2", W),
     (r"\{2,1\}", r"\{1,2\}", R), ("2,1", "1,2", R), (r"\{1,2\}", "1,2", R), ("3,-3", r"\pm 3", R), (r"1\text{ and }2", "1,2", R), ("1或2", "1,2", R),
-    ("(1,2)", "(1,2)", R), ("(x,y)=(1,2)", "(1,2)", R), ("y=2, x=1", "x=1, y=2", R), ("w=16, d=3, a=1", "16,3,1", R), ("(5,2),(7,2)", "p=5,q=2;p=7,q=2", R),
+    ("(1,2)", "(1,2)", R), ("1, 2", "(1,2)", R), ("(1,2)", "[1,2]", W), ("[1,2,3]", "(1,2,3)", R), ("2, 1", "(1,2)", W), ("(x,y)=(1,2)", "(1,2)", R), ("y=2, x=1", "x=1, y=2", R), ("w=16, d=3, a=1", "16,3,1", R), ("(5,2),(7,2)", "p=5,q=2;p=7,q=2", R),
     (r"1+\sqrt{19}, 1-\sqrt{19}", r"1\pm\sqrt{19}", R), (r"32,\! 349", "32349", R),
     (r"7 \text{ stuffed goats and } 4 \text{ toy helicopters}", "7,4", W), (r"7 \text{ apples and } 4 \text{ books}", "7,4", R),
 ]  # fmt: skip
@@ -75,7 +75,7 @@ SETS: list[Row] = [
     ("k < -5", r"(-\infty,-5)", R), (r"(-\infty,-5)", "k < -5", R), ("k > -5", r"(-\infty,-5)", W), (r"0.5 \leq x \leq 8", r"[\frac12,8]", R),
     (r"2 < x \leq 4", "(2,4)", W), (r"x \in [-2,7]", "[-2,7]", R), (r"(4,8]\cup[10,12)", r"4<m\le 8\text{ or }10\le m<12", R),
     (r"(2,3)", r"\Big\{x | 2 < x < 3\Big\}", R), (r"\mathbb{R}\setminus\{1\}", r"(-\infty,1)\cup(1,\infty)", R),
-    (r"p \equiv 1 \pmod 2", r"p \equiv 1 \pmod 4", W),
+    (r"\{x \mid x<2\} - \{1\}", r"(-\infty,1)\cup(1,2)", R), (r"p \equiv 1 \pmod 2", r"p \equiv 1 \pmod 4", W),
 ]  # fmt: skip
 
 EQUATIONS: list[Row] = [
@@ -84,21 +84,21 @@ EQUATIONS: list[Row] = [
     ("x^{2}+70=0", "x^{2}+50=0", W), ("2x^2+100=0", "x^{2}+50=0", R), ("x=y+2", "x-(y+2)=0", R), ("1", "2x+z=1", W),
     (r"\frac{1}{0}", r"\infty", W), (r"\frac{\pi}{6}+n\pi", r"\frac{\pi}{6}+k\pi", R), (r"\arccos(1-2a)", r"2\arcsin\sqrt{a}", R),
     (r"\arccos(1-3a)", r"2\arcsin\sqrt{a}", W), ("x", "|x|", W), (r"\lfloor p/6\rfloor", r"\lfloor p/9\rfloor", W), (r"\sqrt{-1}", "i", R),
-    (r"\frac{3n+m}{2}", r"\frac32 n+\frac12 m", R), ("x^2-2", "y^2-2", W),
+    (r"\frac{3n+m}{2}", r"\frac32 n+\frac12 m", R), ("x^2-2", "y^2-2", W), ("x+y=2x-3", "y=2x-3", W), ("AB+BC=12+8=20", "AB+BC=20", R), ("x<2", "y<2", W), (r"2k+1 \text{ for prime } k", "2k+1", W),
 ]  # fmt: skip
 
 WORDS: list[Row] = [
-    (r"\text{even}", r"\text{Even}", R), (r"\text{odd}", r"\text{even}", W), ("Yes", r"\text{Yes}", R), ("yes, always", "Yes", R), ("No", "Yes", W),
+    (r"\text{even}", r"\text{Even}", R), (r"\text{odd}", r"\text{even}", W), ("Yes", r"\text{Yes}", R), ("yes, always", "Yes", R), ("yes, they are, it is, they do, it does, indeed, always", "Yes", R), ("No", "Yes", W),
     ("True", "Yes", R), (r"\textbf{(B) } 12", "B", R), (r"\text{C}", "B", W), ("A, B", "A", W), ("the lake trip", "More time is required on the river.", U),
     (r"\infty", r"\text{infinitely many solutions}", R), ("Cut along the midline.", "cut along the midline", R), ("lambda: 42", "42", W),
     ('__import__("os").system("true")', "42", W), ("", "42", W), ("42", "", U),
 ]  # fmt: skip
 
 NOTATION: list[Row] = [
-    (r"\dfrac{1}{2}", r"\frac12", R), ("½", r"\frac12", R), ("４２", "42", R), ("−5", "-5", R), ("2π", r"2\pi", R), (r"\color{red}{42}", "42", R),
+    (r"\dfrac{1}{2}", r"\frac12", R), (r"\frac 1 2", r"\frac12", R), ("½", r"\frac12", R), ("４２", "42", R), ("−5", "-5", R), ("2π", r"2\pi", R), (r"\color{red}{42}", "42", R),
     (r"\left(-∞,3\right)", r"(-\infty,3)", R), (r"\\dfrac{1}{2}", r"\frac12", R), ("\frac{1}{2}", r"\frac12", R), (r"x^{2}", "x²", R),
-    (r"\mathrm{E}", "E", R), (r"\frac{1+a}c", r"\frac{1+a}{c}", R), (r"\left[\begin{array}{cc}1 & 2 \\ 3 & 4\end{array}\right]", r"\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix}", R),
-    ("1010_2", "1010_2", R), ("1010_2", "1010_3", W), (r"\boxed{42}", "42", R),
+    (r"\mathrm{E}", "E", R), (r"\mathrm{x+1}", "x+1", R), (r"\frac{1+a}c", r"\frac{1+a}{c}", R), (r"\left[\begin{array}{cc}1 & 2 \\ 3 & 4\end{array}\right]", r"\begin{pmatrix}1 & 2 \\3 & 4\end{pmatrix}", R),
+    ("2x**2+1", "2x^2+1", R), ("**42**", "42", R), ("1010_2", "1010_2", R), (r"2F\text{ (base 16)}", "2F_{16}", R), ("1010_2", "1010_3", W), (r"\boxed{42}", "42", R),
 ]  # fmt: skip
 
 POLICIES = {
@@ -134,6 +134,10 @@ def test_the_default_policies(answer: str, gold: str, outcome: str) -> None:
 )
 def test_each_switch(answer: str, gold: str, switch: dict[str, object], outcome: str) -> None:
     assert judge.judge(answer, gold, **switch)[0] == outcome  # type: ignore[arg-type]
+
+
+def test_a_variable_that_the_reference_has_not_is_said() -> None:
+    assert judge.judge("x+y", "x") == (W, "other variables")
 
 
 def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from fr3e_async.actors.verifier import VerifierActor
+from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.algorithm.answer_span import THINK, Thoughts, answer_end, thoughts_by
 from fr3e_async.config import DataConfig, VerifierPoolConfig
 from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import encode_prompt
 from fr3e_async.errors import ConfigError
 from fr3e_async.rollout.roller import TokenTexts
-from fr3e_async.types import Completion, Finish, Outcome, RolloutBatch, RolloutId, Verdict
+from fr3e_async.types import Answer, Completion, Finish, Outcome, RolloutBatch, RolloutId, Verdict
 from fr3e_async.verify import rewards
 from fr3e_async.verify.pool import VerifierPool
 from fr3e_async.verify.responses import SPOILED, UNREADABLE, Reader, Response
@@ -58,7 +59,7 @@ def read(ids: Sequence[int], *, tokenizer: Any = TOKENIZER, thoughts: Thoughts =
 def actor(reward: str = "math") -> VerifierActor:
     """Without Ray around it."""
     made = VerifierActor.__new__(VerifierActor)
-    made._config, made._reward, made._judged = VerifierPoolConfig(workers=1), reward, 0
+    made._config, made._judged = VerifierPoolConfig(workers=1), 0
     made._reader, made._pool = Reader(TOKENIZER, ends=ENDS, thoughts=THINK), VerifierPool(made._config, reward)
     return made
 
@@ -66,7 +67,7 @@ def actor(reward: str = "math") -> VerifierActor:
 def judged(ids: Sequence[int], gold: str, reward: str = "math") -> Verdict:
     made = actor(reward)
     try:
-        (verdict,) = asyncio.run(made.judge(sampled(ids), [0], [gold]))
+        (verdict,) = asyncio.run(made.judge(sampled(ids), [0], [Problem(gold)]))
         return verdict
     finally:
         asyncio.run(made.close())
@@ -167,10 +168,10 @@ def test_what_is_invisible_is_not_overlooked(ids: list[int], outcome: Outcome, r
 
 def test_an_unreadable_response_has_no_vote_and_no_margin() -> None:
     made = actor()
-    assert asyncio.run(made.answers(sampled(ids_of("\\boxed{12}")), [0])) == ["12"]
+    assert asyncio.run(made.answers(sampled(ids_of("\\boxed{12}")), [0])) == [Answer("12", None)]
     for ids in (ids_of("\\boxed{1<|pad|>2}"), [*ids_of("\\boxed{12}"), SIZE]):
-        assert asyncio.run(made.answers(sampled(ids), [0])) == [None]
-        (verdict,) = asyncio.run(made.judge(sampled(ids), [0], ["12.5"], margins=[[1]]))  # type: ignore[list-item]
+        assert asyncio.run(made.answers(sampled(ids), [0])) == [Answer(None, None)]
+        (verdict,) = asyncio.run(made.judge(sampled(ids), [0], [Problem("12.5", margins=[Fraction(1)])]))
         assert verdict.outcome is Outcome.WRONG
     asyncio.run(made.close())
 
@@ -268,3 +269,39 @@ def test_an_unreadable_response_is_wrong_whatever_a_reward_would_say(module: str
 def test_a_reward_that_takes_the_exact_text_in_the_place_of_another_is_refused(module: str) -> None:
     with pytest.raises(ConfigError, match=r"odd must take \(response, gold, prompt\)"):
         rewards.check_reward(f"{module}:odd")
+
+
+# --- stop texts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "exact", "shown"),
+    [
+        ("so <|pad|>4</a>", "so <|pad|>4</a>", "so 4</a>"),
+        ("so 4</a>b", "so 4</a>", "so 4</a>"),  # the token that completed it said more
+        ("<|pad|>4</a>b<|end|>", "<|pad|>4</a>", "4</a>"),
+        ("4</a", "4</a", "4</a"),
+        ("4<turn>5", "4<turn>", "4<turn>"),  # added tokens are texts too
+    ],
+)
+def test_a_stop_text_is_the_end_of_what_is_judged(text: str, exact: str, shown: str) -> None:
+    response = Reader(TOKENIZER, ends=ENDS, thoughts=THINK, stops=("</a>", "<turn>")).read(sampled(ids_of(text)), 0)
+    assert (response.exact, response.shown) == (exact, shown)
+
+
+def test_length_and_finish_are_told() -> None:
+    """Tokens with prefix and end token; "length" for one that ran into its budget."""
+    whole, cut = read([*ids_of("so 4"), END], prefix=ids_of("2 ")), read(ids_of("so 4"))
+    assert [(one.length, one.finish) for one in (whole, cut, read([SIZE + 5]))] == [(7, "stop"), (4, "length"), (1, "length")]
+    question = whole.question("g", "p", (), {"level": 1})
+    assert (question.length, question.finish, question.columns) == (7, "stop", {"level": 1})
+
+
+def test_texts_that_are_kept_are_exact_and_long_ones_lose_their_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = actor()
+    batch = sampled([*ids_of("so <|pad|>\\boxed{4}"), END])
+    assert asyncio.run(made.answers(batch, [0], [0])) == [Answer("4", "so <|pad|>\\boxed{4}")]
+    monkeypatch.setattr("fr3e_async.actors.verifier.MAX_TEXT_CHARS", 6)
+    ((_, text),) = asyncio.run(made.answers(sampled(ids_of("abcdefgh")), [0], [0]))
+    assert text == "abc\n[… 2 characters …]\nfgh"
+    asyncio.run(made.close())

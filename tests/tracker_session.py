@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ def session(path: Path, config: Config, *, resumed_from: int) -> tuple[Recorder,
     view = ConsoleView(mode=mode, console=console, name="one", steps=4)
     trackers = make_trackers(config, run_dir.path)
     return Recorder(
-        run_dir, config=config.observe, view=view, clock=RunClock(), resumed_from=resumed_from, trackers=trackers
-    ), run_dir
+        run_dir, config=config.observe, view=view, clock=RunClock(), resumed_from=resumed_from, trackers=trackers,
+        settings=asdict(config),
+    ), run_dir  # fmt: skip
 
 
 def main(path: Path) -> None:
@@ -56,6 +57,7 @@ def main(path: Path) -> None:
     for step in (3, 4):
         second.step(step, {"train/loss": -step / 8})
     second.note("measured", "evaluation", version=4, measured=evaluation("after", 4, 0.75))
+    second.samples("heldout", [["2+3=?", "5", "so 5\nit is", "right", "1"]], version=4)
     second.finish(example_summary())
     second.close()
     run_dir.close()

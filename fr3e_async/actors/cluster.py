@@ -1,4 +1,4 @@
-"""What the cluster says of its nodes, and what its autoscaler is told: the little of Ray that has no public interface, in one place.
+"""What the cluster says of its nodes, what its autoscaler is told, its token: the little of Ray that has no public interface, in one place.
 
 Ray 2.60 has no public call for the nodes that are draining (``ray drain-node``, a notice of preemption). ``DrainingNodes`` uses
 the one inside; ``tests/test_elastic_ray.py`` drains a real node and fails loudly when a later Ray has changed it.
@@ -6,7 +6,11 @@ the one inside; ``tests/test_elastic_ray.py`` drains a real node and fails loudl
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ray._private.state import state
 from ray.autoscaler.sdk import request_resources
@@ -37,3 +41,19 @@ def request(bundles: Sequence[tuple[Mapping[str, float], Mapping[str, str]]]) ->
         request_resources(bundles=resources, bundle_label_selectors=labels)
     else:
         request_resources(bundles=resources)
+
+
+def make_token() -> None:
+    """Make the token of a local cluster before Ray does, which would let everybody on the machine read it. One that is there stays."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    token = Path.home() / ".ray" / "auth_token"
+    if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or token.exists():
+        return
+    filled = token.with_name(f"auth_token.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):  # Ray says itself what is wrong with that folder
+        token.parent.mkdir(mode=0o700, exist_ok=True)
+        with open(os.open(filled, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another start was quicker
+            os.link(filled, token)
+        filled.unlink()

@@ -19,6 +19,7 @@ from fr3e_async.rollout import Engine, EngineDead, EngineSpec, EngineStats, star
 from fr3e_async.rollout.door import tokenizer_digest
 from fr3e_async.rollout.port import TransferMeeting
 from fr3e_async.rollout.roller import Roller, TokenTexts
+from fr3e_async.scratch import actor_scratch
 from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBucket, WeightBundle, WeightManifest
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ class EngineActor(Watched):
     def __init__(self, spec: EngineSpec, rule: AnchorRule | None, seed: int, log_path: str) -> None:
         """``rule`` and ``seed``: how anchors are picked, the same in every engine; None: never. See ``Roller``."""
         redirect_output(log_path)
+        actor_scratch()
         self._spec, self._rule, self._seed = spec, rule, seed
         self._rescored = rule is not None and rule.needs_entropies and spec.entropy == "learner"
         self._engine: Engine | None = None
@@ -45,7 +47,8 @@ class EngineActor(Watched):
         tokenizer = AutoTokenizer.from_pretrained(
             self._spec.model, revision=self._spec.revision or None, trust_remote_code=self._spec.trust_remote_code
         )
-        texts = TokenTexts(tokenizer, ends=self._spec.end_token_ids, thoughts=thoughts_by(self._spec.thoughts))
+        spec = self._spec
+        texts = TokenTexts(tokenizer, ends=spec.end_token_ids, thoughts=thoughts_by(spec.thoughts), stops=spec.stops)
         self._tokenizer = tokenizer_digest(tokenizer)
         self._roller = Roller(self._engine, texts, self._rule, seed=self._seed, seeded=self._spec.seeded)
 

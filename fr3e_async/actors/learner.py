@@ -16,6 +16,7 @@ from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.observe.logs import redirect_output
 from fr3e_async.rollout.port import TransferMeeting
+from fr3e_async.scratch import actor_scratch
 from fr3e_async.types import Advantage, Anchor, RolloutId, StepReport, WeightBucket, WeightManifest
 
 CHECKPOINT_TAG = "state"  # one tag a folder: versions are told apart by the folders that hold whole checkpoints
@@ -35,6 +36,7 @@ class LearnerActor(Watched):
 
     def __init__(self, spec: LearnerSpec, rule: AnchorRule | None, log_path: str) -> None:
         redirect_output(log_path)
+        actor_scratch()
         self._rule, self._seed = rule, spec.seed
         from fr3e_async.learner.rank import LearnerRank
 
@@ -48,6 +50,8 @@ class LearnerActor(Watched):
         self._rank.setup(rank, world, host, port)
         if resume_from:
             self._rank.load(Path(resume_from), CHECKPOINT_TAG)
+        else:
+            self._rank.begin()
 
     def train(self, payloads: Sequence[ray.ObjectRef], picks: Sequence[Pick], version: int) -> StepReport:
         batches = ray.get(list(payloads))

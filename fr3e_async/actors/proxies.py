@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +26,12 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from fr3e_async.actors import watch
 from fr3e_async.actors.learner import Pick
+from fr3e_async.actors.verifier import Problem
 from fr3e_async.algorithm.batching import balanced_shards, shard_trees
 from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunk, WorkerLost
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.rollout.port import EngineStats, TransferMeeting
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck, WeightBundle, WeightManifest
+from fr3e_async.types import Anchor, Answer, Draw, Prompt, RolloutId, StepReport, Verdict, WeightAck, WeightBundle, WeightManifest
 from fr3e_async.weights import joined
 
 T = TypeVar("T")
@@ -84,7 +86,10 @@ class RayEngine:
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
     ) -> tuple[Delivery, Payload]:
-        delivery, payload = self.actor.sample.options(num_returns=2).remote(list(prompts), list(ids), draw, trunk)
+        bare = [
+            replace(prompt, columns={}) if prompt.columns else prompt for prompt in prompts
+        ]  # of no use there, and maybe large
+        delivery, payload = self.actor.sample.options(num_returns=2).remote(bare, list(ids), draw, trunk)
         return await reach(self.name, delivery), payload
 
     async def branch(
@@ -132,11 +137,11 @@ class RayVerifier:
         self.name, self.actor, self.node = name, actor, node
 
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
-        golds, texts, margins = [p.gold for p in prompts], [p.text for p in prompts], [p.margins for p in prompts]
-        return await reach(self.name, self.actor.judge.remote(payload, list(rows), golds, texts, margins if any(margins) else ()))
+        problems = [Problem(p.gold, p.text, p.margins, p.columns) for p in prompts]
+        return await reach(self.name, self.actor.judge.remote(payload, list(rows), problems))
 
-    async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
-        return await reach(self.name, self.actor.answers.remote(payload, list(rows)))
+    async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
+        return await reach(self.name, self.actor.answers.remote(payload, list(rows), list(kept)))
 
     async def stacks(self) -> str:
         return await reach(self.name, watch.ask(self.actor, "stacks"))

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.answer_span import THINK, thoughts_by
-from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.observe.logs import redirect_output
-from fr3e_async.types import RolloutBatch, Verdict
+from fr3e_async.scratch import actor_scratch
+from fr3e_async.types import Answer, RolloutBatch, Verdict
+
+MAX_TEXT_CHARS = 20_000  # kept of a response; the middle of a longer one is left out
+
+
+class Problem(NamedTuple):
+    """What a response is judged by, without the tokens of its prompt."""
+
+    gold: str
+    prompt: str = ""
+    margins: Sequence[Fraction] = ()  # how far an answer may be off
+    columns: Mapping[str, Any] = {}  # of the row, for a user's reward
 
 
 class VerifierActor(Watched):
@@ -23,14 +36,16 @@ class VerifierActor(Watched):
         revision: str,
         trust_remote_code: bool,
         log_path: str,
-        reward: str = "math",
+        reward: Sequence[RewardConfig] = (RewardConfig(function="math"),),
         ends: Sequence[int] = (),
         thoughts: Sequence[str] = THINK[:2],
+        stops: Sequence[str] = (),
     ) -> None:
-        """``ends``: ids that end a response. ``thoughts``: ``data.thoughts``."""
+        """``reward``: the functions whose weighted sum it is. ``ends``, ``stops``: ids and texts that end a response. ``thoughts``: ``data.thoughts``."""
         redirect_output(log_path)
+        actor_scratch()
         self._config, self._reward = config, reward
-        self._ends, self._thoughts = ends, thoughts_by(thoughts)
+        self._ends, self._stops, self._thoughts = ends, stops, thoughts_by(thoughts)
         self._judged = 0  # answers
         self._source = (model, revision or None, trust_remote_code)
 
@@ -43,41 +58,29 @@ class VerifierActor(Watched):
 
         model, revision, trust = self._source
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
-        self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts)
+        self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts, stops=self._stops)
         self._pool = VerifierPool(self._config, self._reward)
-        if self._reward != "math" or not self._config.exact_integers:
-            self._pool.warm()  # every response will need a process: load what it needs while the engines start
+        self._pool.warm()  # what every response will need is loaded while the engines start
 
-    async def judge(
-        self,
-        batch: RolloutBatch,
-        rows: Sequence[int],
-        golds: Sequence[str],
-        prompts: Sequence[str] = (),
-        margins: Sequence[Sequence[Fraction]] = (),
-    ) -> list[Verdict]:
-        """Verdicts in the order of ``rows``. ``prompts``: the problems' texts, one a row, for a user's reward; none: all empty.
-        ``margins``: how far answers may be off, one list a row; a user's reward knows no margins.
+    async def judge(self, batch: RolloutBatch, rows: Sequence[int], problems: Sequence[Problem]) -> list[Verdict]:
+        """Verdicts in the order of ``rows``, each about the problem beside it.
 
         Decoding is for judging only: the text never goes back to an engine or the learner.
         """
-        from fr3e_async.verify.margins import with_margins
-
         read = [self._reader.read(batch, row) for row in rows]
-        texts = zip(read, golds, prompts or [""] * len(rows), strict=True)
-        verdicts = await self._pool.judge_many([one.question(gold, prompt, self._reward) for one, gold, prompt in texts])
+        verdicts = await self._pool.judge_many([one.question(*its) for one, its in zip(read, problems, strict=True)])
         self._judged += len(verdicts)
-        if not margins or self._reward != "math":
-            return verdicts
-        beside = zip(verdicts, read, golds, margins, strict=True)
-        return [with_margins(verdict, one.answer, gold, its, self._config) for verdict, one, gold, its in beside]
+        return verdicts
 
-    async def answers(self, batch: RolloutBatch, rows: Sequence[int]) -> list[str | None]:
-        """The final answer of each response in its normal form, for counting votes; None without one."""
+    async def answers(self, batch: RolloutBatch, rows: Sequence[int], kept: Sequence[int] = ()) -> list[Answer]:
+        """The final answer of each response in its normal form, for counting votes, and the text of the rows that are ``kept``."""
         from fr3e_async.verify.classes import answer_class
 
-        found = [self._reader.read(batch, row).answer for row in rows]
-        return [None if answer is None else answer_class(answer) for answer in found]
+        read = {row: self._reader.read(batch, row) for row in rows}
+        return [
+            Answer(None if one.answer is None else answer_class(one.answer), _shortened(one.exact) if row in kept else None)
+            for row, one in read.items()
+        ]
 
     def pulse(self) -> int:
         """Answers judged."""
@@ -85,3 +88,8 @@ class VerifierActor(Watched):
 
     async def close(self) -> None:
         self._pool.close()
+
+
+def _shortened(text: str) -> str:
+    left_out, half = len(text) - MAX_TEXT_CHARS, MAX_TEXT_CHARS // 2
+    return text if left_out <= 0 else f"{text[:half]}\n[… {left_out} characters …]\n{text[-half:]}"

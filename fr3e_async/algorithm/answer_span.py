@@ -63,6 +63,11 @@ def answer_end(pieces: Sequence[str], thoughts: Thoughts = THINK) -> int | None:
     return None
 
 
+def stop_end(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of these texts ends in a response, which ends there too; None if none is in it."""
+    return min((text.index(stop) + len(stop) for stop in stops if stop in text), default=None)
+
+
 def spoken(text: str, thoughts: Thoughts = THINK) -> tuple[int, int]:
     """(start, end) of what is said aloud: after the last ``</think>``, before a ``<think>`` that is still open."""
     if not thoughts.begin:

@@ -15,6 +15,7 @@ from fr3e_async.config.evaluation import EvaluationConfig
 from fr3e_async.config.knobs import knob, require, section
 from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, FlowConfig, LossConfig, SamplingConfig
 from fr3e_async.config.observe import ObserveConfig
+from fr3e_async.config.reward import RewardConfig, RewardRange, check_rewards, range_of, reward_terms
 from fr3e_async.config.run import ModelConfig, RayConfig, RunConfig, WatchdogConfig
 from fr3e_async.config.toy import ToyConfig
 
@@ -30,6 +31,9 @@ class Config:
         "math",
         "what judges a response: 'math' (the last box against the reference answer, docs/verifier.md), or package.module:function, "
         "called as function(response, gold, prompt) in a limited process (docs/rewards.md); it gives a number in [0, 1], a bool, or None for unknown",
+    )
+    rewards: list[RewardConfig] = knob(
+        [], "instead of reward: functions whose weighted numbers are added; the first one says what is right (docs/rewards.md)"
     )
     run: RunConfig = section(RunConfig, "the run as a whole")
     model: ModelConfig = section(ModelConfig, "the policy")
@@ -53,6 +57,7 @@ class Config:
     toy: ToyConfig = section(ToyConfig, "the embedded default task and model")
 
     def __post_init__(self) -> None:
+        check_rewards(self.reward, self.rewards)
         self.generators.check("generators")
         self.explorers.check("explorers")
         require(self.generators.count > 0, "generators.count must be at least 1")
@@ -116,6 +121,16 @@ class Config:
         )
 
     @property
+    def reward_terms(self) -> tuple[RewardConfig, ...]:
+        """The functions whose weighted sum is the reward."""
+        return reward_terms(self.reward, self.rewards)
+
+    @property
+    def reward_range(self) -> RewardRange:
+        """The lowest and the highest reward that a response can get."""
+        return range_of(self.reward_terms)
+
+    @property
     def context_length(self) -> int:
         """Longest sequence in tokens: data.max_prompt + sampling.max_response."""
         return self.data.max_prompt + self.sampling.max_response
@@ -136,6 +151,7 @@ __all__ = [
     "ObserveConfig",
     "PoolsConfig",
     "RayConfig",
+    "RewardConfig",
     "RunConfig",
     "SamplingConfig",
     "SourceConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import keyword
 import math
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
+from fr3e_async.config.reward import OURS as REWARD_GIVEN
 from fr3e_async.config.templates import PROBLEM, SYSTEM, TEMPLATES
 
 SOURCES = "sources"  # the word of data.train and data.heldout that means their list of sources
@@ -80,6 +82,7 @@ class DataConfig:
     problem_field: str = knob("problem", "column with the question, in the files of data.train and data.heldout")
     answer_field: str = knob("answer", "column with the reference answer; a GSM8K '#### N' ending is understood")
     id_field: str = knob("id", "column with a unique id; rows without it are named by file and line")
+    columns: list[str] = knob([], "further columns, which reward functions get as keyword arguments (docs/rewards.md)")
     train_sources: list[SourceConfig] = knob([], "the training mixture, for data.train=sources (docs/data.md)")
     heldout_sources: list[SourceConfig] = knob([], "problems for evaluation, for data.heldout=sources")
     protected: list[SourceConfig] = knob([], "further problems that training must not see; answer_field may be empty in them")
@@ -131,6 +134,7 @@ class DataConfig:
         require_positive("data", max_prompt=self.max_prompt, near_copy_words=self.near_copy_words)
         require(0 < self.near_copy_share <= 1, f"data.near_copy_share must be in (0, 1], got {self.near_copy_share}")
         self._check_template()
+        self._check_columns()
         require(
             not self.thoughts or (len(self.thoughts) == 2 and all(self.thoughts)),
             f"data.thoughts must be two texts, [before, after], or empty, got {list(self.thoughts)}",
@@ -148,6 +152,13 @@ class DataConfig:
                 f"data.{name}_sources is given, but data.{name}=toy; set data.{name}=sources, or data.{name}_sources=[]",
             )
         _check_sources("data.protected", self.protected, weighted=False, answers=False)
+
+    def _check_columns(self) -> None:
+        wrong = [name for name in self.columns if not name.isidentifier() or keyword.iskeyword(name) or name in REWARD_GIVEN]
+        require(
+            not wrong, f"data.columns: {wrong[0] if wrong else ''!r} is no name of a keyword argument, or rewards have it already"
+        )
+        require(not self.columns or "toy" not in (self.train, self.heldout), "data.columns is given, and the toy task has none")
 
     def _check_template(self) -> None:
         text = self.template

@@ -80,6 +80,11 @@ def check_ds_config(
     _check_zero(_block(settings, "zero_optimization"), stage=zero_stage)
 
 
+def owns_lr(settings: Mapping[str, Any]) -> bool:
+    """``learner.lr`` is the learning rate, since DeepSpeed's settings name neither a schedule nor a rate."""
+    return not settings.get("scheduler") and "lr" not in _block(_block(settings, "optimizer"), "params")
+
+
 def _check_zero(zero: Mapping[str, Any], *, stage: int) -> None:
     path = "learner.ds_config.zero_optimization"
     require(zero.get("stage", stage) == stage, f"{path}.stage={zero.get('stage')} contradicts learner.zero_stage={stage}")

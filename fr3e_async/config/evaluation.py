@@ -38,13 +38,14 @@ class EvaluationConfig:
         0.5, "part of the generators' room that a benchmark takes at most while the run trains; the rest stays with training"
     )
     before: bool = knob(True, "evaluate before training too; engines keep the first weights until that is done")
+    texts: int = knob(1, "responses of each problem whose text is kept, the first ones", "samples")
     results_mib: int = knob(64, "kept of the benchmarks' results by problem (evaluations/); older ones go; 0: none", "MiB")
 
     def __post_init__(self) -> None:
         require_positive("evaluation", samples=self.samples)
         require_at_least_0(
             "evaluation", problems=self.problems, every=self.every, every_tokens=self.every_tokens, temperature=self.temperature, suite_samples=self.suite_samples,
-            suite_problems=self.suite_problems, results_mib=self.results_mib,
+            suite_problems=self.suite_problems, texts=self.texts, results_mib=self.results_mib,
         )  # fmt: skip
         require(0 < self.top_p <= 1, f"evaluation.top_p must be in (0, 1], got {self.top_p}")
         require(0 < self.share <= 1, f"evaluation.share must be in (0, 1], got {self.share}")

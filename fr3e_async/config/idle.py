@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fr3e_async.config import Config
+from fr3e_async.config.reward import MATH
 
 # Values that ask for nothing: said beside a setting that switches them off, they are true all the same.
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -24,6 +25,12 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "learner.tree_attention": ("auto",),
     "data.train_sources": ([],),
     "data.heldout_sources": ([],),
+    "evaluation.problems": (0,),
+    "evaluation.every": (0,),
+    "evaluation.every_tokens": (0,),
+    "evaluation.before": (False,),
+    "evaluation.paths": ({},),
+    "verifiers.exact_integers": (False,),
 }
 
 
@@ -43,7 +50,10 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     yield not config.algorithm.alpha, "algorithm.alpha=false", ("algorithm.alpha_shrink",)
     yield config.engine.entropy != "topk", f"engine.entropy={config.engine.entropy}", ("engine.entropy_top_k",)
     yield config.weights.update != "wait_idle", f"weights.update={config.weights.update}", ("weights.idle_timeout_s",)
-    yield config.learner.packing != "tree", f"learner.packing={config.learner.packing}", ("learner.tree_attention",)
+    other = "learner.attention" if config.learner.packing == "tree" else "learner.tree_attention"
+    yield True, f"learner.packing={config.learner.packing}", (other,)
+    yield from _rules_of_pools(config)
+    yield from _rules_of_evaluation(config)
     yield data.on_near_copy == "off", "data.on_near_copy=off", ("data.near_copy_words", "data.near_copy_share")
     for name, word in (("train", data.train), ("heldout", data.heldout)):
         yield word != "sources", f"data.{name}={word}", (f"data.{name}_sources",)
@@ -51,3 +61,22 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     yield {data.train, data.heldout} <= {*words}, f"data.train={data.train} and data.heldout={data.heldout}", columns
     toyless = "toy" not in (data.train, data.heldout, config.model.path)
     yield toyless, "model.path, data.train and data.heldout, none of which is toy", ("toy.",)
+
+
+def _rules_of_pools(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
+    fixed = not any(pool.elastic for pool in (config.generators, config.explorers, config.verifiers))
+    names = ("grow_after_s", "shrink_after_s", "busy_target")
+    yield fixed, "pools whose min and max are their count", tuple(f"pools.{name}" for name in names)
+    judge = ("exact_integers", "max_answer_chars", "unfinished", "units", "percent", "decimal_digits")
+    functions = [term.function for term in config.reward_terms]
+    yield MATH not in functions, f"reward={', '.join(functions)}", tuple(f"verifiers.{name}" for name in judge)
+
+
+def _rules_of_evaluation(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
+    heldout, suite = config.data.heldout, config.evaluation.suite
+    for idle, why, names in (
+        (not (heldout or suite), "an empty data.heldout and evaluation.suite", "every every_tokens before temperature top_p"),
+        (not heldout, "an empty data.heldout", "problems samples"),
+        (not suite, "an empty evaluation.suite", "paths suite_samples suite_problems share results_mib"),
+    ):
+        yield idle, why, tuple(f"evaluation.{name}" for name in names.split())

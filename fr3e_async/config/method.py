@@ -14,6 +14,7 @@ class SamplingConfig:
     top_p: float = knob(1.0, "nucleus mass; below 1 the importance correction must be off")
     top_k: int = knob(0, "keep only the k likeliest tokens; 0: off; otherwise the importance correction must be off")
     max_response: int = knob(1024, "longest response, and prefix + continuation of a branch", "tokens")
+    stop: list[str] = knob([], "texts that end a response as an end token does, and stay in it; what stands behind is not judged")
     reproducible: bool = knob(
         False,
         "a seed for each rollout, from run.seed and its id: the same tokens whatever runs beside it, as far as the engine's "
@@ -24,6 +25,7 @@ class SamplingConfig:
         require_positive("sampling", temperature=self.temperature, max_response=self.max_response)
         require(0 < self.top_p <= 1, f"sampling.top_p must be in (0, 1], got {self.top_p}")
         require_at_least_0("sampling", top_k=self.top_k)
+        require(all(self.stop), "sampling.stop: an empty text would end every response at once")
 
     @property
     def filtered(self) -> bool:

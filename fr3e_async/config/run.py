@@ -11,16 +11,32 @@ from fr3e_async.config.knobs import knob, require, require_at_least_0, require_p
 class RunConfig:
     name: str = knob("fr3e", "name of the run; part of the default run directory")
     dir: str = knob(
-        "", "run directory; empty: runs/<name>-<time>. On a cluster it must be on storage that all nodes share", "path"
+        "",
+        "run directory; empty: runs/<name>-<time>, or with resume=auto the newest such one. On a cluster it must be on storage that all nodes share",
+        "path",
     )
     seed: int = knob(0, "seed of prompt order, samplers, toy task and toy model")
     steps: int = knob(100, "training batches to consume, counted over resumes", "batches")
     max_wall_s: float = knob(0.0, "stop with a checkpoint after this long; 0: no limit", "s")
     checkpoint_every: int = knob(
-        20, "batches between checkpoints; one is always written at the end; 0: only at the end", "batches"
+        20,
+        "batches between checkpoints; one is also written after 5 min, or 20 times as long as the last one took to write, and at the end; "
+        "0: by time and at the end only",
+        "batches",
     )
     keep_checkpoints: int = knob(2, "newest checkpoints kept; older ones are removed after a newer one is durable")
-    stop_grace_s: float = knob(25.0, "time to write a checkpoint after SIGTERM or Ctrl-C", "s")
+    stop_grace_s: float = knob(
+        25.0,
+        "time for the batch in training and the checkpoint after SIGTERM or SIGHUP; Ctrl-C waits for as long as it takes",
+        "s",
+    )
+    branch_from: str = knob(
+        "",
+        "begin a new run with the weights of this checkpoint, or of the newest one of this run directory; model.path stays that run's",
+        "path",
+    )
+    branch_optimizer: bool = knob(True, "with run.branch_from: also take on the optimiser's state and the steps of its schedule")
+    change_lr: bool = knob(False, "on a resume: learner.lr may differ from what it was so far; without it another one is refused")
 
     def __post_init__(self) -> None:
         require_positive("run", steps=self.steps, keep_checkpoints=self.keep_checkpoints, stop_grace_s=self.stop_grace_s)

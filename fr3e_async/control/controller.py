@@ -5,18 +5,18 @@
       one consumer, _pump: waits  │ machine │──Train, Rescore ─► learning ──► learner ───────────────┤  its own task and
       for the next event only     │         │                                                        │  ends in an event
                                   └─────────┘◄───────────────────────── events ◄─────────────────────┘
-    beside it: keeping (when a checkpoint is written), measuring (when accuracy is), watch (all actors are asked for their state
-    at every heartbeat; raises when nothing moves)
+    beside it: keeping (when a checkpoint is written), measuring (when accuracy is), telling (what a person sees), watch (all actors are
+    asked for their state at every heartbeat; raises when nothing moves)
 
-The machine decides everything; what happens here is written into the journal (events and decisions) and the books (what
-became of every group). A background task that fails fails the run: all of them live in one ``asyncio.TaskGroup``.
+The machine decides everything; ``recording`` writes what happens into the journal (events and decisions) and the books (what
+became of every group). A background task that fails fails the run: all of them live in one ``asyncio.TaskGroup``; if the learner is sound,
+a checkpoint is written before the failure is raised.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import asdict
 from typing import Any
 
 from fr3e_async.clock import Clock
@@ -25,6 +25,7 @@ from fr3e_async.control.collector import Sweep
 from fr3e_async.control.crew import ROLES, Crew
 from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator
+from fr3e_async.control.failing import first_failure, save_before
 from fr3e_async.control.hands import Hands, Shelf
 from fr3e_async.control.journal import Journal
 from fr3e_async.control.keeping import Keeper
@@ -50,14 +51,13 @@ from fr3e_async.control.messages import (
 from fr3e_async.control.ports import Checkpoints, Payload, Reporter
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.recording import Records
 from fr3e_async.control.saving import Saver
-from fr3e_async.control.tally import PolicyWatch, Tally
+from fr3e_async.control.telling import Teller
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.control.turns import Turns
-from fr3e_async.control.vitals import vitals_of
 from fr3e_async.control.watch import Watch
 from fr3e_async.data.stream import PromptStream, group_id
-from fr3e_async.errors import RunFailed
 from fr3e_async.observe.books import Books
 
 
@@ -89,11 +89,9 @@ class Controller:
         """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
         weights in the engines; -1: whatever they are, they are to be given the newest ones. ``door``: what is asked of engines."""
         self._config, self._crew, self.machine, self._stream = config, crew, machine, stream
-        self._publisher, self._reporter, self._trees = publisher, reporter, trees
-        self._books, self._journal, self._session = books, journal, session
+        self._publisher, self._reporter, self._session = publisher, reporter, session
         self.progress, self._clock = progress, clock
         self._engine_version = engine_version
-        self._tally, self._policies = Tally(), PolicyWatch(usual=progress.policy_share)
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._turns = Turns(crew.learner, limit_s=config.learner.step_timeout_s)
         self._shelf = Shelf()
@@ -130,16 +128,20 @@ class Controller:
         )
         self._stop_reason = ""
         self._spent = False  # budget.tokens is used up
-        self._settled = machine.ledger.state().settled  # groups, over the whole run
-        self._sheltering = False
-        self._learner_restarts = learner_restarts
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
         self._measuring = Measuring(
             evaluator, config=config, progress=progress, reporter=reporter, lend=self._hands.lend, spawn=self._spawn,
             alive=self.watch.progress, wake=self._emit_nothing, clock=clock,
         )  # fmt: skip
-        self._last_step_at = 0.0
+        self._teller = Teller(
+            config, machine, self.watch, self._keeper, learner=lambda: self._turns.does, evaluations=lambda: self._measuring.labels,
+            progress=progress, reporter=reporter, learner_restarts=learner_restarts, clock=clock,
+        )  # fmt: skip
+        self._records = Records(
+            machine, books=books, journal=journal, trees=trees, teller=self._teller, progress=progress, reporter=reporter, stream=stream,
+            shelf=self._shelf, clock=clock,
+        )  # fmt: skip
 
     def stop(self, reason: str) -> None:
         """Ask the run to end with a checkpoint after the batch in training. Safe to call more than once, from the loop."""
@@ -148,17 +150,22 @@ class Controller:
             self._emit(Stopped(reason=reason))
         self._measuring.stop()
 
+    def awaited(self) -> str:
+        """What a stop waits for, in words."""
+        return self._teller.awaited(self._learning.left_s())
+
     async def run(self) -> str:
         """Train until the end; returns why it ended. The final checkpoint is written.
 
-        Raises:
+        Raises (after a last checkpoint, unless the learner is the cause):
             LearnerLost: the learner group must be made anew; the run can go on from the last checkpoint.
             RunFailed: the first failure of any part, with its diagnosis.
         """
         self.progress.begin(self._clock())
         if self.progress.benchmarks:  # without what was evaluated after the checkpoint, which is done again
             self._reporter.evaluations(self.progress.benchmarks)
-        self._last_step_at = self._clock()
+        self._teller.begin()
+        self._reporter.note(self._keeper.cost())
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._spawn(self._heartbeat())
@@ -172,37 +179,44 @@ class Controller:
                 for task in self._running:
                     task.cancel()
         except BaseExceptionGroup as group:
-            raise _first_failure(group) from group
+            failure = first_failure(group)
+            await save_before(
+                failure, turns=self._turns, keeper=self._keeper, watch=self.watch, settle=self._settle_learner,
+                note=self._reporter.note, config=self._config,
+            )  # fmt: skip
+            raise failure from group
         finally:
-            if self._trees is not None:
-                self._trees.stop()
-            if self._journal is not None:
-                self._journal.close()
-        self._books.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
+            await self._turns.drop()
+            self._records.close()
+        self._records.books.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
         return self._stop_reason or "finished"
+
+    def _settle_learner(self) -> None:
+        """The batch that the learner was at when the run failed belongs to what is saved, since the learner has made it."""
+        self._records.take(Stopped(reason="the run has failed"))
+        while not self._events.empty():
+            if isinstance(event := self._events.get_nowait(), Trained):
+                self._records.take(event)
 
     # ---- the pump ----
 
     async def _pump(self) -> None:
         self._begin()
         while not self._done():
-            event = await self._events.get()
-            if event is not None:
-                self._feed(event)
+            if await self._pump_once():
                 self._fill()
 
+    async def _pump_once(self) -> bool:
+        """False if there was nothing but a call to wake up."""
+        event = await self._events.get()
+        if event is not None:
+            self._feed(event)
+        return event is not None
+
     def _begin(self) -> None:
-        self._tell()
-        state, wall = self.machine.ledger.state(), self._clock()
-        self._books.begin(
-            session=self._session,
-            version=state.version,
-            admitted=state.admitted,
-            settled=state.settled,
-            open=[group.name for group in state.groups],
-            time_s=wall,
-        )
-        for group in state.groups:
+        self._teller.beat()
+        self._records.begin(self._session)
+        for group in self.machine.ledger.state().groups:
             self._shelf.open(group.name)
         self._perform(self.machine.start())
         for role in ROLES:
@@ -211,7 +225,7 @@ class Controller:
                 node = worker.node if worker is not None else ""
                 self._feed(WorkerUp(role=role, worker=name, version=self._engine_version, node=node))
         self._feed(Begun(again=self._engine_version < 0))
-        self._measuring.resumed(state.version)
+        self._measuring.resumed(self.machine.ledger.version)
         self._fill()
 
     def _done(self) -> bool:
@@ -232,39 +246,28 @@ class Controller:
             prompt, epoch = self._stream.take()
             group = group_id(prompt.uid, epoch)
             self._shelf.open(group)
-            self._books.admitted(group, live=self.machine.ledger.live)
+            self._records.books.admitted(group, live=self.machine.ledger.live)
             self._feed(Admitted(group=group, prompt=prompt))
 
     def _feed(self, event: Event) -> None:
-        """One event through the machine: into the journal and the books first, then its commands are begun."""
-        try:
-            commands = self.machine.handle(event)
-        except RunFailed as error:
-            if self._journal is not None:
-                self._journal.refused(event, error, self._clock())
-            raise
-        if self._journal is not None:
-            self._journal.write(event, commands, self._clock())
+        """One event through the machine, and its commands are begun."""
+        commands = self._records.take(event)
         if not isinstance(event, Admitted | WorkerUp | Begun | Pressure | Busy):  # these come though nothing moves
             self.watch.progress()
-        if isinstance(event, Leaving):
-            self._spawn(self._shelter())
+        if isinstance(event, Leaving):  # rollouts on a node that goes are fetched to this one, as far as there is room
+            self._spawn(self._shelf.shelter(self._crew.payloads))
         if isinstance(event, Trained):
-            self._books.trained(event.version)
-        for command in commands:
-            if isinstance(command, Retire):
-                self._retire(command)
-        if isinstance(event, Trained):
-            self._after_training(event.version)
+            self._keeper.trained(event.version)
+            self._measuring.trained(event.version)
         self._perform(commands)
 
     def _perform(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
                 case Retire():
-                    pass  # done in _feed: books first
+                    pass  # done by the records, before anything else
                 case Train():
-                    self._books.train(command.version, groups=command.groups, oldest=command.oldest)
+                    self._records.books.train(command.version, groups=command.groups, oldest=command.oldest)
                     self._spawn(self._learning.train(command))
                 case Rescore():
                     self._learning.rescore(command)
@@ -282,55 +285,14 @@ class Controller:
     def _emit(self, event: Event) -> None:
         self._events.put_nowait(event)
 
-    def _retire(self, group: Retire) -> None:
-        if group.fate != "trained":
-            self._books.settled(group.group, fate=group.fate)
-        self._tally.add(group)
-        self.progress.retired(group)
-        self._reporter.group(asdict(group))
-        self._stream.mark_consumed(group.group)
-        self._settled += 1
-        if self._trees is not None:
-            whole = next(its for its, retired in self.machine.ledger.departed if retired is group)
-            self._trees.offer(whole, group, self._shelf.__getitem__, step=self.machine.ledger.version, settled=self._settled)
-        self._shelf.release(group.group)
-
     # ---- weights ----
 
     def _live(self, version: int) -> None:
-        self._books.live(version)
+        self._records.books.live(version)
         sync = self._publisher.sync(version)
         self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
         self.progress.times |= sync.metrics
         self._measuring.live(version)
-
-    # ---- after a batch ----
-
-    def _after_training(self, version: int) -> None:
-        now, desk = self._clock(), self.machine.desk
-        queues = {f"queue/{role}": float(desk.queued(role)) for role in ROLES}
-        queues["queue/ready_groups"] = float(self.machine.ledger.ready)
-        taken = self._tally.take()
-        if warning := self._policies.alarm(taken):
-            self._reporter.note(warning, "policy_verdicts", version=version)
-        self.progress.policy_share = self._policies.usual
-        step_s = max(now - self._last_step_at, 1e-9)
-        rates = {"time/step_s": step_s, "tokens/rate_per_s": taken["tokens/generated"] / step_s}
-        self._last_step_at = now
-        self._reporter.step(
-            version, {**taken, **queues, **rates, **self.watch.utilisation(), **self.progress.take_step_metrics()}
-        )
-        self._keeper.trained(version)
-        self._measuring.trained(version)
-
-    # ---- nodes that will be taken away ----
-
-    async def _shelter(self) -> None:
-        """Rollouts that lie on a node that goes are fetched to this one, as far as there is room; once for all of its workers."""
-        if not self._sheltering:
-            self._sheltering = True
-            await self._shelf.shelter(self._crew.payloads)
-            self._sheltering = False
 
     def _ends(self) -> bool:
         """Nothing is left for the learner but the last checkpoint."""
@@ -350,19 +312,13 @@ class Controller:
         while self._measuring.busy:
             await self._pump_once()
 
-    async def _pump_once(self) -> None:
-        event = await self._events.get()
-        if event is not None:
-            self._feed(event)
-
     async def _finish(self) -> None:
         """The last checkpoint, and only then the last evaluation, which may take long; after a stop there is none."""
         await self._keeper.last()
         if not self._stop_reason:
             self._measuring.last(self.machine.ledger.version)
             await self._evaluations_done()
-        if self._trees is not None:
-            await self._trees.finish()
+        await self._records.finish()
 
     async def _heartbeat(self) -> None:
         sweep = Sweep()
@@ -370,28 +326,7 @@ class Controller:
             await asyncio.sleep(self._config.observe.heartbeat_s)
             sweep(self._hands.departures)
             await self.watch.beat()
-            self._tell()
+            self._teller.beat()
+            self._keeper.beat(self.watch.last_progress)
             self._emit_nothing()  # the wall limit may be reached
-            if self._journal is not None:
-                self._journal.flush()
-
-    def _tell(self) -> None:
-        """Who watches the run of its state."""
-        vitals = vitals_of(
-            config=self._config, machine=self.machine, watch=self.watch, progress=self.progress, now=self._clock(),
-            saved_version=self._keeper.version, saved_at=self._keeper.at, learner_restarts=self._learner_restarts,
-        )  # fmt: skip
-        self._reporter.beat(vitals)
-
-
-def _first_failure(group: BaseExceptionGroup) -> BaseException:
-    """The exception that a person should read: a ``RunFailed`` if there is one, else the first of the group."""
-    flat: list[BaseException] = []
-    stack: list[BaseException] = [group]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(reversed(error.exceptions))
-        else:
-            flat.append(error)
-    return next((e for e in flat if isinstance(e, RunFailed)), flat[0])
+            self._records.flush()

@@ -21,8 +21,10 @@ from fr3e_async.control.ports import (
     VerifierWorker,
     WorkerLost,
 )
+from fr3e_async.control.verdicts import FirstVerdicts
+from fr3e_async.observe.events import Note, unheard
 from fr3e_async.rollout.busy import BusyMeter
-from fr3e_async.types import Draw, Prompt, RolloutId, Verdict
+from fr3e_async.types import Answer, Draw, Prompt, RolloutId, Verdict
 
 T = TypeVar("T")
 Worker = EngineWorker | VerifierWorker
@@ -45,14 +47,17 @@ class Crew:
         draining: Callable[[], Awaitable[Mapping[str, float]]] | None = None,
         node: str = "",
         first_error: Callable[[str], str] = lambda name: "",
+        note: Note = unheard,
         clock: Clock = steady,
     ) -> None:
         """``start``: a new worker of a role, once there is room for it; cancelled, it leaves nothing behind. ``workers``: (role,
         worker) of those that are up. ``want``: told how many workers a role is to have. ``draining``: nodes that will be taken
-        away, and in how many seconds (0: nobody knows). ``node``: that this process runs on. ``first_error``: in a worker's log."""
+        away, and in how many seconds (0: nobody knows). ``node``: that this process runs on. ``first_error``: in a worker's log. ``note``: told of
+        failures of a user's reward function."""
         self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
         self._want, self._draining, self.node = want, draining, node
-        self._first_error, self._clock = first_error, clock
+        self._first_error, self._clock, self._note = first_error, clock, note
+        self._verdicts = FirstVerdicts([term.function for term in config.reward_terms])
         self._meters: dict[str, BusyMeter] = {}  # of the verifiers: engines keep their own
         self._engines: dict[str, EngineWorker] = {}
         self._verifiers: dict[str, VerifierWorker] = {}
@@ -122,15 +127,19 @@ class Crew:
         return await self._leased(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
 
     async def judge(self, name: str, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
+        """Raises ``RunFailed`` when the first verdicts of the session all failed."""
         meter = self._meters.setdefault(name, BusyMeter())
         meter.enter(self._clock())
         try:
-            return await self._leased(name, lambda: self._verifier(name).judge(payload, rows, prompts))
+            verdicts = await self._leased(name, lambda: self._verifier(name).judge(payload, rows, prompts))
         finally:
             meter.leave(self._clock())
+        for line in self._verdicts.take(name, verdicts):
+            self._note(line, "reward_failed", actor=name)
+        return verdicts
 
-    async def answers(self, name: str, payload: Payload, rows: Sequence[int]) -> list[str | None]:
-        return await self._leased(name, lambda: self._verifier(name).answers(payload, rows))
+    async def answers(self, name: str, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
+        return await self._leased(name, lambda: self._verifier(name).answers(payload, rows, kept))
 
     def drain_busy(self, verifier: str) -> tuple[tuple[float, float], ...]:
         """When it had something to judge, since the last call: (start, end) by this loop's clock."""

@@ -17,7 +17,7 @@ from fr3e_async.control.side import on_the_side
 from fr3e_async.evaluation.accuracy import EvaluationResult, Judgement, evaluate
 from fr3e_async.evaluation.scores import Evaluated, score
 from fr3e_async.evaluation.suite import HELDOUT, TestSet, heldout_set, pick
-from fr3e_async.types import Draw, Finish, Prompt, RolloutId
+from fr3e_async.types import Draw, Finish, Outcome, Prompt, RolloutId
 
 ROLLOUTS_PER_TASK = 64  # at most: large enough to keep calls few, small enough to spread over engines,
 PARTS_OF_AN_ENGINE = 4  # and small beside what an engine is given: one that waits for room holds up what comes after it
@@ -58,7 +58,8 @@ class Evaluator:
 
     async def run(self, label: str, *, lend: Lend, on_progress: Callable[[], None]) -> EvaluationResult:
         """The first set alone. Raises ``TaskLost`` as ``sample`` does."""
-        return evaluate(await self.sample(self.sets[0], label, lend=lend, on_progress=on_progress))
+        judgements = await self.sample(self.sets[0], label, lend=lend, on_progress=on_progress)
+        return evaluate(judgements, self._crew.config.reward_range)
 
     async def measure(
         self, test_set: TestSet, label: str, *, lend: Lend, on_progress: Callable[[], None], trains: bool, clock: Clock
@@ -68,7 +69,8 @@ class Evaluator:
         started = clock()
         ahead = test_set.name == HELDOUT and len(test_set.problems) * test_set.samples <= AHEAD
         judgements = await self.sample(test_set, label, lend=lend, on_progress=on_progress, gated=trains and not ahead)
-        scores = await on_the_side(lambda: score(judgements))
+        rewards = self._crew.config.reward_range
+        scores = await on_the_side(lambda: score(judgements, rewards))
         return Evaluated(
             label=label,
             name=test_set.name,
@@ -76,6 +78,7 @@ class Evaluator:
             judgements=judgements,
             scores=scores,
             took_s=clock() - started,
+            rewards=rewards,
         )
 
     async def sample(
@@ -142,19 +145,23 @@ class Evaluator:
             raise TaskLost("the engine gave up a sample")
         async with lend(VERIFIERS, 1, priority=EVALUATION_PRIORITY) as verifier:
             verdicts = await self._crew.judge(verifier, payload, rows, prompts)
-            answers = await self._crew.answers(verifier, payload, rows)
+            kept = [row for row, id in enumerate(ids) if id.branch < self._crew.config.evaluation.texts]
+            answers = await self._crew.answers(verifier, payload, rows, kept)
+        lowest = self._crew.config.reward_range.low or None
         return [
             Judgement(
                 problem=prompt.uid,
                 outcome=verdict.outcome,
+                score=lowest if verdict.outcome is Outcome.UNKNOWN else verdict.score,
                 answer=answer,
+                text=text,
                 length=note.length,
                 entropy_sum=note.entropy_sum,
                 truncated=note.finish is not Finish.STOP,
                 oldest_version=note.oldest_version,
                 newest_version=note.newest_version,
             )
-            for prompt, note, verdict, answer in zip(prompts, delivery.notes, verdicts, answers, strict=True)
+            for prompt, note, verdict, (answer, text) in zip(prompts, delivery.notes, verdicts, answers, strict=True)
         ]
 
     @property

@@ -12,6 +12,7 @@ import numpy as np
 from fr3e_async.algorithm.adaptive import second_round
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, GroupPlan
 from fr3e_async.algorithm.values import wilson
+from fr3e_async.config.reward import RewardRange
 from fr3e_async.control.messages import Retire, StateRecord, Tokens
 from fr3e_async.types import Advantage, Anchor, Finish, Outcome, Prompt, RolloutId, RolloutNote, Verdict
 
@@ -55,7 +56,7 @@ class Rollout:
     note: RolloutNote | None = None
     payload: int = -1
     row: int = -1
-    reward: float | None = None
+    reward: float | None = None  # as a share of its range: 0 lowest, 1 highest
     right: bool = False
     unknown: bool = False
     judged_again: bool = False
@@ -135,7 +136,8 @@ class Group:
     def attempt_of(self, ids: Iterable[RolloutId]) -> int:
         return max([self.beginnings, *[self.rollouts[id].attempts for id in ids]])
 
-    def judge(self, id: RolloutId, verdict: Verdict, *, unknown_is_zero: bool) -> None:
+    def judge(self, id: RolloutId, verdict: Verdict, *, unknown_is_zero: bool, rewards: RewardRange = RewardRange()) -> None:
+        """``rewards``: the range that the verdict's lies in; the group keeps its share, since V and alpha are of [0, 1]."""
         rollout = self.rollouts[id]
         if rollout.status is not Status.SAMPLED:
             return
@@ -143,7 +145,9 @@ class Group:
         rollout.status, rollout.reason, rollout.judged_again = Status.JUDGED, verdict.reason, verdict.attempts > 1
         rollout.unknown = verdict.outcome is Outcome.UNKNOWN
         rollout.right = verdict.outcome is Outcome.RIGHT
-        rollout.reward = 0.0 if rollout.unknown and unknown_is_zero else verdict.reward
+        rollout.reward = None if verdict.reward is None else rewards.share(verdict.reward)
+        if rollout.unknown and unknown_is_zero:
+            rollout.reward = 0.0
 
     def give_up(self, ids: Iterable[RolloutId]) -> int:
         """Their verdicts will never come; they count as given up. Returns how many were still owed."""

@@ -39,24 +39,36 @@ class Learning:
         self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
         self._hand_over = False
         self._held: list[int] = []  # versions that wait for it
+        self._began: float | None = None  # the batch in training
+        self._usual: float | None = None  # seconds that the last one took
 
     def hand_over(self) -> None:
         """Weights may go to the engines from now on: the first accuracy, which needs v0 in them, is known."""
         self._hand_over = True
         self._tell()
 
+    def left_s(self) -> float | None:
+        """Seconds that the batch in training will still take, if it takes as long as the one before; None without one before."""
+        if self._usual is None:
+            return None
+        return max(0.0, self._usual - (self._clock() - self._began if self._began is not None else 0.0))
+
     async def train(self, command: Train) -> None:
+        await self._turns.whole(self._train(command))
+
+    async def _train(self, command: Train) -> None:
         rows = [
             TrainRow(payload=self._shelf[item.payload], row=item.row, advantage=item.advantage, load=item.load)
             for item in command.items
         ]
         async with self._turns.turn(f"trains v{command.version}"):
-            started = self._clock()
+            self._began = started = self._clock()
             report = await self._turns.of(self._turns.learner.train(rows, version=command.version))
             trained = self._clock()
             weights = await self._turns.of(self._turns.learner.export(command.version))
             if self._door is not None:
                 await self._turns.of(self._door.learned(command.version))
+            self._began, self._usual = None, self._clock() - started
             self._busy((started, self._clock()))
             self._progress.trained(report, first_at=trained)
             self._progress.times |= {"time/train_s": trained - started, "time/export_s": self._clock() - trained}

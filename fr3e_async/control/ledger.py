@@ -47,9 +47,16 @@ from fr3e_async.control.order import next_batch
 from fr3e_async.errors import RunFailed
 from fr3e_async.types import RolloutId, Verdict
 
+_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.JUDGED: "judged", Status.GIVEN_UP: "given up"}
+
 
 class StarvedError(RunFailed):
     """Too many degenerate groups in a row: there is nothing to learn from these prompts with this policy."""
+
+    def __init__(self, why: str, retired: Retire) -> None:
+        """``retired``: the last of them, which the ledger has settled."""
+        super().__init__(why)
+        self.retired = retired
 
 
 class LedgerError(RunFailed):
@@ -86,7 +93,7 @@ class Ledger:
 
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config, self._strategy = config, strategy
-        self._capacity = config.flow.capacity
+        self._capacity, self._rewards = config.flow.capacity, config.reward_range
         self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, state=state.budget if state else None)
         self.version = state.version if state else 0
         self.live = self.version
@@ -102,6 +109,10 @@ class Ledger:
         self._settled = self.fates.total()
         self._ready = 0  # open groups with credit
         self._rejected_in_a_row = state.rejected_in_a_row if state else 0
+        if (
+            self._rejected_in_a_row > config.flow.max_rejected_in_a_row
+        ):  # the session before ended for it: who goes on has mended something
+            self._rejected_in_a_row = 0
         self._reasons: Counter[str] = Counter()  # of the verdicts in these groups
         self.departed: list[tuple[Group, Retire]] = []  # groups that the last event retired, whole
         self._issue = Issuer()
@@ -189,11 +200,11 @@ class Ledger:
 
     def waiting(self) -> list[str]:
         """Who waits for what, oldest group first: for the watchdog's diagnosis."""
-        lines = []
-        for group in self._open.values():
-            owed = Counter(r.status.name.lower() for r in group.rollouts.values())
-            lines.append(f"{group.name}: " + ("ready" if group.credit else ", ".join(f"{n} {s}" for s, n in owed.items())))
-        return lines
+        return [_state_of(group) for group in self._open.values()]
+
+    def oldest(self) -> str:
+        """The oldest group that is not ready, and what it waits for; "" without one."""
+        return next((_state_of(group) for group in self._open.values() if group.credit is None), "")
 
     # ---- events ----
 
@@ -330,7 +341,7 @@ class Ledger:
     def _record(self, group: Group, verdicts: dict[RolloutId, Verdict]) -> list[LedgerCommand]:
         zero = self._config.verifiers.on_unknown == "zero"
         for id, verdict in verdicts.items():
-            group.judge(id, verdict, unknown_is_zero=zero)
+            group.judge(id, verdict, unknown_is_zero=zero, rewards=self._rewards)
         return self._advance(group)
 
     # ---- complete groups ----
@@ -360,7 +371,8 @@ class Ledger:
             raise StarvedError(
                 f"{self._rejected_in_a_row} groups in a row taught nothing (fates so far: {dict(self.fates)}; "
                 f"their verdicts: {', '.join(f'{count} {reason}' for reason, count in self._reasons.most_common(3))}); "
-                f"flow.max_rejected_in_a_row is {bound}. Are the problems far too easy or too hard, or answers unreadable?"
+                f"flow.max_rejected_in_a_row is {bound}. Are the problems far too easy or too hard, or answers unreadable?",
+                group,
             )
 
     def _close(self, group: Group, fate: str) -> Retire:
@@ -411,3 +423,8 @@ class Ledger:
         for version in [v for v in self._unlive if v <= self.live]:
             self._unlive_groups -= self._unlive.pop(version)
         return []
+
+
+def _state_of(group: Group) -> str:
+    owed = Counter(_WORDS[rollout.status] for rollout in group.rollouts.values())
+    return f"{group.name}: " + ("ready" if group.credit else ", ".join(f"{n} {s}" for s, n in owed.items()))

@@ -194,7 +194,7 @@ class Machine:
         if kind == "idle":
             version, _, worker = rest.partition(" ")
             return self._settle(self._follow(self.fleet.overdue(worker, int(version))))
-        if kind == "leave" and rest in self._leaves and (tasks := self.desk.tasks_of(rest)):
+        if rest in self._leaves and (tasks := self.desk.tasks_of(rest)):  # of a worker that leaves, and no task's that has gone
             return [Withdraw(worker=rest, tasks=tasks)]
         return []
 

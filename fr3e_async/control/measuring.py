@@ -19,6 +19,7 @@ from fr3e_async.control.progress import Milestone, Progress
 from fr3e_async.control.side import on_the_side
 from fr3e_async.evaluation.suite import TestSet
 
+SAMPLES = 8  # responses of an evaluation that are shown where people follow the run
 BEFORE, AFTER = "before", "after"
 
 
@@ -43,6 +44,7 @@ class Measuring:
         self.evaluator, self._config, self._progress, self._reporter = evaluator, config, progress, reporter
         self._lend, self._spawn, self._alive, self._wake, self._clock = lend, spawn, alive, wake, clock
         self._running: set[asyncio.Task[None]] = set()
+        self.labels: set[str] = set()  # of evaluations under way
         self._writing = asyncio.Lock()
         self._due = 0  # newest step whose evaluation waits for its weights
         self._marks = 0  # multiples of evaluation.every_tokens that were passed
@@ -111,7 +113,11 @@ class Measuring:
 
     async def _measure(self, label: str, version: int) -> None:
         at = self._progress.milestone(version, self._clock())
-        await asyncio.gather(*(self._measure_set(one, label, at) for one in self._unmeasured(label)))
+        self.labels.add(label)
+        try:
+            await asyncio.gather(*(self._measure_set(one, label, at) for one in self._unmeasured(label)))
+        finally:
+            self.labels.discard(label)
         self._progress.pending.pop(label, None)
 
     async def _measure_set(self, test_set: TestSet, label: str, at: Milestone) -> None:
@@ -133,6 +139,8 @@ class Measuring:
         if keep := self._config.evaluation.results_mib:
             async with self._writing:  # not in the loop: tens of thousands of samples are megabytes
                 await on_the_side(lambda: self._reporter.problems(f"{label}-{test_set.name}", found.rows, keep_mib=keep))
+        if samples := found.samples(test_set.problems, SAMPLES):
+            self._reporter.samples(test_set.name, samples, version=at.version)
         versions = (found.scores.oldest_version, found.scores.newest_version)
         of = f"v{at.version}" if versions == (at.version, at.version) else f"v{versions[0]} to v{versions[1]}"
         self._reporter.note(f"{test_set.title}, {found} of {of}", "evaluation", version=at.version, measured=record)

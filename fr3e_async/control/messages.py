@@ -125,7 +125,7 @@ class Retire:
     rollouts: int
     drawn: int  # of these, made by an engine
     right: int
-    reward_sum: float  # Σ r
+    reward_sum: float  # Σ r, each as a share of its range
     rewarded: int  # rollouts with an r
     response_tokens: int  # whole responses of those with an r: prefix and continuation
     unknown: int

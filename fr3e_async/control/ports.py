@@ -20,6 +20,7 @@ from fr3e_async.rollout.port import EngineStats
 from fr3e_async.types import (
     Advantage,
     Anchor,
+    Answer,
     Draw,
     Prompt,
     RolloutBatch,
@@ -100,8 +101,8 @@ class VerifierWorker(Protocol):
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         """A verdict for each row's response to the prompt beside it."""
 
-    async def answers(self, payload: Payload, rows: Sequence[int]) -> list[str | None]:
-        """The final answer of each row's response, equal texts for equal answers; None without one. For evaluations."""
+    async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
+        """The final answer of each row's response, and the text of those in ``kept``. For evaluations."""
 
     async def pulse(self) -> int: ...
 
@@ -201,6 +202,12 @@ class Reporter(Protocol):
 
     def problems(self, name: str, rows: Sequence[Mapping[str, Any]], *, keep_mib: int) -> None:
         """An evaluation's results by problem. ``keep_mib``: for all of them together."""
+
+    def waits(self, text: str) -> None:
+        """What the run waits for now, for who looks at it; "" once it goes on."""
+
+    def samples(self, name: str, rows: Sequence[Sequence[str]], *, version: int) -> None:
+        """Some responses of an evaluation, for a person: problem, gold, response, verdict and reward of each."""
 
     def beat(self, vitals: Vitals) -> None:
         """What the loop knows now; the first one of a session before any work."""

@@ -123,7 +123,7 @@ class Progress:
         self.benchmarks.append(row)
         if found.name != HELDOUT:
             return row
-        self.measured(found.label, evaluate(found.judgements), at=at)
+        self.measured(found.label, evaluate(found.judgements, found.rewards), at=at)
         return self.evaluations[-1]
 
     def has(self, label: str, benchmark: str) -> bool:

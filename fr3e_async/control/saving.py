@@ -31,6 +31,9 @@ class Saver:
 
         Raises ``LearnerLost``: rollouts that it needs are gone, or the learner did not write its part.
         """
+        return await self._turns.whole(self._save(cut, payloads))
+
+    async def _save(self, cut: Cut, payloads: Mapping[int, Payload]) -> tuple[Path, dict[str, float]]:
         async with self._turns.turn(f"writes checkpoint v{cut.version}"):
             started = self._clock()
             folder = await on_the_side(lambda: self._checkpoints.begin(cut.version))

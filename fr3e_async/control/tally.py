@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from fr3e_async.config.reward import RewardRange
 from fr3e_async.control.messages import Retire
 
 MEASURED = 0.99  # with an error nearly as large as the value itself (engine.entropy=learner), nothing was measured
@@ -40,6 +41,7 @@ class PolicyWatch:
 class Tally:
     """Sums over groups since the last ``take``; ``take`` turns them into a step's metrics and starts afresh."""
 
+    rewards: RewardRange = RewardRange()
     fates: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)  # states, by reason
     sums: dict[str, float] = field(default_factory=dict)
@@ -111,5 +113,7 @@ class Tally:
         if s["entropy_error_sum"] > MEASURED * s["entropy_sum"]:
             del ratios["rollout/entropy_nats"], ratios["rollout/entropy_error_nats"]
         metrics |= {name: above / below for name, (above, below) in ratios.items() if below}
+        if "reward/mean" in metrics:
+            metrics["reward/mean"] = self.rewards.reward(metrics["reward/mean"])
         self.fates, self.dropped, self.sums = Counter(), Counter(), {}
         return metrics

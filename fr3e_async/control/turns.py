@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fr3e_async.control.ports import LearnerPort
 from fr3e_async.errors import LearnerLost
@@ -20,6 +20,8 @@ class Turns:
         self.learner, self._limit = learner, limit_s
         self._lock = asyncio.Lock()  # FIFO: batches, checkpoints and exports as they were asked for
         self._does = ""
+        self._begun: set[asyncio.Task[Any]] = set()
+        self.failed = False  # one of its calls has raised or took too long
 
     @property
     def does(self) -> str:
@@ -45,4 +47,26 @@ class Turns:
             async with asyncio.timeout(self._limit):
                 return await work
         except TimeoutError:
+            self.failed = True
             raise LearnerLost(f"the learner took longer than learner.step_timeout_s ({self._limit:g} s)") from None
+        except Exception:
+            self.failed = True
+            raise
+
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work that goes on when the waiting is cancelled: a batch or a checkpoint cannot be taken back from the learner."""
+        task = asyncio.ensure_future(work)
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+        return await asyncio.shield(task)
+
+    async def rest(self) -> None:
+        """Wait until all ``whole`` work has ended, well or not."""
+        while self._begun:
+            await asyncio.wait(self._begun)
+
+    async def drop(self) -> None:
+        """What the learner is still at is of no use to anybody."""
+        for task in self._begun:
+            task.cancel()
+        await self.rest()

@@ -44,6 +44,10 @@ class Down(Protocol):
     def __call__(self, name: str, why: str, *, node: bool = False) -> None: ...
 
 
+class StalledError(RunFailed):
+    """Nothing has moved for ``watchdog.timeout_s``: the learner has not either, if it had work."""
+
+
 @dataclass(slots=True)
 class Sign:
     """When an actor last showed that it gets on, or had nothing to do; and when it last answered at all."""
@@ -144,7 +148,7 @@ class Watch:
         """Ask every actor at once, each with a time limit. Raises ``RunFailed`` kinds for what cannot be repaired."""
         began = self._clock()
         await asyncio.gather(
-            *(self._look_at(worker) for worker in self._crew.workers()), self._look_at_learner(), self._look_at_nodes()
+            *(self._look_at(worker) for worker in self._crew.workers()), self.look_at_learner(), self._look_at_nodes()
         )
         self._fold(before=self._last_beat)
         if self._machine.sizer.elastic:
@@ -157,7 +161,7 @@ class Watch:
         if self._waits_for_room() and self._crew.config.ray.room_timeout_s > limit:
             limit, knob = self._crew.config.ray.room_timeout_s, "ray.room_timeout_s"
         if stalled > limit:
-            raise RunFailed(f"nothing moved for {stalled:.0f} s ({knob} is {limit:g})\n{await self.diagnosis()}")
+            raise StalledError(f"nothing moved for {stalled:.0f} s ({knob} is {limit:g})\n{await self.diagnosis()}")
 
     def _waits_for_room(self) -> bool:
         """A pool has nobody, and has asked for somebody: a cluster may take its time, as at the beginning."""
@@ -260,7 +264,8 @@ class Watch:
         self._signs.pop(worker.name, None)
         self._down(worker.name, f"stuck: {why}")
 
-    async def _look_at_learner(self) -> None:
+    async def look_at_learner(self) -> None:
+        """Raises ``LearnerLost`` when it is gone, or has work and does not get on."""
         doing, now = self._learner_busy(), self._clock()
         sign = self._signs.setdefault("learner", Sign(at=now))
         if not doing:

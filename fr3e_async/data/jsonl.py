@@ -40,7 +40,8 @@ def read_jsonl(path: Path, config: DataConfig) -> list[Row]:
 def columns_of(config: DataConfig) -> Columns:
     """The columns of data.train and data.heldout."""
     return Columns(
-        problem=config.problem_field, answer=config.answer_field, uid=config.id_field, level="level", setting="data"
+        problem=config.problem_field, answer=config.answer_field, uid=config.id_field, level="level", setting="data",
+        further=config.columns,
     )  # fmt: skip
 
 

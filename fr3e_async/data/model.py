@@ -9,6 +9,7 @@ import json
 import os
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,11 +155,11 @@ def _brief(error: Exception) -> str:
     return textwrap.shorten(str(error), width=300, placeholder=" …")
 
 
-def resolve_model(config: Config) -> Path | str:
-    """The checked local folder, or the hub id as it is. ``model.path=toy`` builds the toy model if it is not cached."""
+def resolve_model(config: Config, say: Callable[[str], None] = lambda text: None) -> Path | str:
+    """The checked local folder, or the hub id as it is. ``model.path=toy`` builds the toy model if it is not cached, and ``say`` is told of it."""
     check_model(config)
     if config.model.path == "toy":
-        return ensure_toy(config)
+        return ensure_toy(config, say)
     folder = model_folder(config)
     return folder.resolve() if os.path.isdir(folder) else config.model.path
 

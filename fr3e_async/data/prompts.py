@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES
 from fr3e_async.config.templates import PROBLEM, SYSTEM, Template, template_of
 from fr3e_async.data.chat import render_chat, unused
+from fr3e_async.data.ends import end_tokens
 from fr3e_async.data.mixture import Part, mix, mixture_note
 from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
 from fr3e_async.data.row import BadRows, Row
@@ -42,6 +43,7 @@ class Datasets:
     parts: tuple[Part, ...] = ()  # of ``train`` in a mixture, for ``PromptStream``
     notes: tuple[Note, ...] = ()  # what a person should know
     template: str = ""  # digest of the chat template, for ``PromptStream``
+    ends: tuple[int, ...] = ()  # ids that end a response
 
 
 def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None = None) -> Datasets:
@@ -63,14 +65,17 @@ def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows
     notes: list[Note] = []
     if bad.count:
         notes.append(("data_dropped", f"{bad.count:,} rows left out (data.on_bad_row=drop), the first: {bad.first}"))
-    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+    found = Datasets(
+        train=(), heldout=heldout, dropped=dropped, notes=tuple(notes), ends=end_tokens(config, tokenizer),
+        template=hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
+    )  # fmt: skip
     if config.data.train != SOURCES:
         (train,) = sources.values()
-        return Datasets(train=train, heldout=heldout, dropped=dropped, notes=tuple(notes), template=template)
+        return replace(found, train=train)
     weights = {source.label: source.weight for source in config.data.train_sources}
     train, parts = mix(sources, weights, setting="data.train_sources")
-    notes.append(("note", f"data.train_sources: {mixture_note(sources, weights)}"))
-    return Datasets(train=train, heldout=heldout, dropped=dropped, parts=parts, notes=tuple(notes), template=template)
+    note: Note = ("note", f"data.train_sources: {mixture_note(sources, weights)}")
+    return replace(found, train=train, parts=parts, notes=(*found.notes, note))
 
 
 def make_prompts(
@@ -87,7 +92,7 @@ def make_prompts(
         if lost := _lost(row.problem, token_ids, tokenizer, config):
             bad.add(DataError(f"{row.source}: {lost}"))
         elif len(token_ids) <= config.max_prompt:
-            prompts.append(Prompt(uid=row.uid, text=row.problem, gold=row.answer, token_ids=token_ids))
+            prompts.append(Prompt(uid=row.uid, text=row.problem, gold=row.answer, token_ids=token_ids, columns=row.columns))
         elif config.on_long_prompt == "error":
             raise DataError(
                 f"{row.source}: the prompt has {len(token_ids)} tokens, data.max_prompt is {config.max_prompt}; "

@@ -5,12 +5,13 @@ Knows columns and values; knows nothing of file formats and tokenizers, and judg
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -32,6 +33,7 @@ class Row:
     source: str  # where it stands, for messages: "path:line"
     level: str = ""  # the difficulty as its set says it; "" if it says none
     source_name: str = ""  # of the set in a mixture; "" for data.train and data.heldout themselves
+    columns: Mapping[str, Any] = field(default_factory=dict)  # of data.columns, by name; each value has a JSON form
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,9 +71,10 @@ class Columns:
     uid: str
     level: str
     setting: str
+    further: Sequence[str] = ()  # data.columns
 
     def needed(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.problem, self.answer, self.uid, self.level) if name)
+        return tuple(name for name in (self.problem, self.answer, self.uid, self.level, *self.further) if name)
 
 
 def rows_of(records: Iterable[Record], columns: Columns, *, source_name: str = "", bad: BadRows | None = None) -> Iterator[Row]:
@@ -114,7 +117,20 @@ def make_row(record: Record, columns: Columns, source_name: str = "") -> Row:
             f"characters in it; see {columns.setting}.id_field"
         )
     level = text_of(_value(record.values, columns.level))
-    return Row(uid=uid, problem=problem, answer=answer, source=place, level=level, source_name=source_name)
+    further = {name: _further(record, name) for name in columns.further}
+    return Row(uid=uid, problem=problem, answer=answer, source=place, level=level, source_name=source_name, columns=further)
+
+
+def _further(record: Record, name: str) -> Any:
+    """A column for reward functions, as it is. ``DataError`` unless it is there and can be handed to another process."""
+    if name not in record.values:
+        raise DataError(f"{record.source}: no column {name!r} (data.columns); {_has(record)}")
+    value = record.values[name]
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{record.source}: column {name!r} (data.columns) has no form in JSON: {error}") from error
+    return value
 
 
 def final_answer(text: str) -> str:

@@ -13,8 +13,10 @@ from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES, SourceConfig
 from fr3e_async.data.row import BadRows, Row
 from fr3e_async.data.screening import Note, screen
-from fr3e_async.data.sources import is_missing, may_be_fetched, read_path, read_source
+from fr3e_async.data.sources import may_be_fetched, read_path, read_source
 from fr3e_async.data.toy.families import ToyProblem, toy_task
+
+PROTECTED = "data.protected"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ def read_rows(config: Config, benchmarks: Sequence[Row] = (), announce: Callable
         heldout = list(_named("heldout", data.heldout, data.heldout_sources, data, notes))
     if data.train == "toy" == data.heldout and not data.protected and not benchmarks:  # made as distinct problems
         return Rows(train=tuple(train), heldout=tuple(heldout))
-    protected = [*_read_all(data.protected, "data.protected", data, notes), *benchmarks]
+    protected = [*_read_all(data.protected, PROTECTED, data, notes), *benchmarks]
     kept, found = screen(train, heldout, protected, data)
     return Rows(train=kept, heldout=tuple(heldout), notes=(*notes, *found))
 
@@ -61,11 +63,6 @@ def read_heldout(config: Config, announce: Callable[[str], None] = lambda _: Non
     for _, text in notes:
         announce(text)
     return rows
-
-
-def missing_files(data: DataConfig) -> list[str]:
-    """``setting=path`` of each file or folder that the settings name and that is not here. Nothing is opened."""
-    return [f"{name}={source.path}" for name, source in _named_places(data) if is_missing(source)]
 
 
 def _named_places(data: DataConfig) -> list[tuple[str, SourceConfig]]:
@@ -103,7 +100,8 @@ def _read_all(sources: Sequence[SourceConfig], setting: str, data: DataConfig, n
     """All sources of a list, one after the other; ids begin with the source's name, so that they are unique among all."""
     for index, source in enumerate(sources):
         place, dropped, bad = f"{setting}[{index}]", Counter[str](), BadRows(drop=data.on_bad_row == "drop")
-        for row in read_source(source, setting=place, dropped=dropped, bad=bad):
+        further = () if setting == PROTECTED else data.columns  # nobody rewards what nobody samples
+        for row in read_source(source, setting=place, further=further, dropped=dropped, bad=bad):
             yield replace(row, uid=f"{source.label}/{row.uid}")
         _tell_bad(bad, place, source.label, notes)
         for reason, count in dropped.items():

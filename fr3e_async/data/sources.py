@@ -11,7 +11,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -34,18 +34,24 @@ LONG_ANSWER = "answer longer than max_answer"
 
 
 def read_source(
-    source: SourceConfig, *, setting: str, dropped: Counter[str] | None = None, bad: BadRows | None = None
+    source: SourceConfig,
+    *,
+    setting: str,
+    further: Sequence[str] = (),
+    dropped: Counter[str] | None = None,
+    bad: BadRows | None = None,
 ) -> Iterator[Row]:
     """The rows of a source that its filters keep, in order, each with ``source_name``; nothing else is held but the ids.
 
-    ``setting`` is the dotted path of the source for messages (``data.train_sources[0]``). ``dropped`` counts what the filters
+    ``setting`` is the dotted path of the source for messages (``data.train_sources[0]``), ``further`` data.columns. ``dropped`` counts what the filters
     left out, by reason; ``bad`` those that cannot be used, where they may be passed over. ``DataError`` in one line, with file and
     row where there is one: nothing to read, a row that lacks something, an id that occurs twice, no row at all, or none that is kept.
     """
     bad = BadRows() if bad is None else bad
     source.check(setting)
     columns = Columns(
-        problem=source.problem_field, answer=source.answer_field, uid=source.id_field, level=source.level_field, setting=setting
+        problem=source.problem_field, answer=source.answer_field, uid=source.id_field, level=source.level_field, setting=setting,
+        further=further,
     )  # fmt: skip
     found = records(source, columns, setting=f"{setting}.path", bad=bad)
     counts: Counter[str] = Counter()
@@ -88,12 +94,6 @@ def kind_of(source: SourceConfig) -> Kind:
     if not os.path.exists(path) and HUB_ID.fullmatch(source.path) and not source.path.endswith(FILE_ENDINGS):
         return "hub"
     return "parquet" if path.endswith(".parquet") else "jsonl"
-
-
-def is_missing(source: SourceConfig) -> bool:
-    """Whether it surely cannot be read from here: a file or folder that is not there. Of a hub id nobody knows."""
-    path = os.path.expanduser(source.path)
-    return not os.path.exists(path) and not (_is_pattern(path) and glob.glob(path)) and kind_of(source) != "hub"
 
 
 def may_be_fetched(source: SourceConfig) -> bool:

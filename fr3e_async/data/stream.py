@@ -8,6 +8,7 @@ consumed (trained, rejected, given up) is the caller's to say.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,12 +42,13 @@ class PromptStream:
         taken: Sequence[str] = (),
         parts: Sequence[Part] = (),
         template: str = "",
+        ends: Sequence[int] = (),
     ) -> None:
         """``state`` is what ``state()`` gave; ``taken``: groups that the caller has brought along, which are not given again.
 
         ``parts``: which prompts are of which source, in the order of ``prompts``; none: each epoch has all of them.
-        ``template``: digest of the chat template that made their tokens, to name it when it has changed.
-        ``DataError`` for no prompts, equal uids, or a state of other prompts, mixture or seed; ``ModelError`` for other tokens.
+        ``template``: digest of the chat template that made their tokens, to name it when it has changed. ``ends``: ids that end a response.
+        ``DataError`` for no prompts, equal uids, or a state of other prompts, mixture or seed; ``ModelError`` for other tokens or ends.
         """
         if not prompts:
             raise DataError("data.train: no prompt is left to train on")
@@ -57,9 +59,9 @@ class PromptStream:
         if parts and sum(part.size for part in parts) != len(prompts):
             raise ValueError(f"the parts hold {sum(part.size for part in parts)} prompts, there are {len(prompts)}")
         self._ids = _digest(prompt.uid for prompt in prompts)
-        self._texts = _digest(text for prompt in prompts for text in (prompt.text, prompt.gold))
+        self._texts = _digest(text for p in prompts for text in (p.text, p.gold, *([json.dumps(p.columns)] if p.columns else [])))
         self._tokens = _digest(prompt.token_ids.tobytes().hex() for prompt in prompts)
-        self._seed, self._template = seed, template
+        self._seed, self._template, self._ends = seed, template, list(ends)
         self._mixture = [[part.name, part.size, part.quota] for part in parts]
         self._parts = tuple(parts) or (Part(name="", size=len(prompts), quota=len(prompts)),)
         self._starts = list(accumulate((part.size for part in self._parts), initial=0))
@@ -112,6 +114,7 @@ class PromptStream:
             "texts": self._texts,
             "tokens": self._tokens,
             "template": self._template,
+            "ends": self._ends,
             "mixture": self._mixture,
         }
 
@@ -140,6 +143,11 @@ class PromptStream:
             raise ModelError(
                 f"model.path: its {changed} is not that of the checkpoint: the prompts have other tokens now; go on with the files that "
                 "the run began with (of a hub id: model.revision)"
+            )
+        if (before := state.get("ends", self._ends)) != self._ends:
+            raise ModelError(
+                f"model.path: the tokens that end a response are {self._ends} now, those of the checkpoint were {before} "
+                "(generation_config.json, config.json, the tokenizer or its chat template); go on with the files that the run began with"
             )
         self._oldest = int(state["epoch"])
         self._consumed = {int(epoch): {self._index[uid] for uid in uids} for epoch, uids in state["consumed"].items()}

@@ -78,8 +78,9 @@ def hub_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iter
     hint = "" if local else "; without a network name a local copy, as a file or a folder"
     with _named(f"{what}: cannot be loaded as a Hugging Face dataset", setting, hint):
         builder = datasets.load_dataset_builder(**(options := _load_options(source, local=local)))
-        if hasattr(builder.config, "converters"):  # of CSV, where 007 would become 7
+        if hasattr(builder.config, "converters"):  # of CSV, where 007 would become 7, and an answer NA or None nothing
             options["converters"] = {name.partition(".")[0]: str for name in columns.needed()}
+            options |= {"keep_default_na": False, "na_values": [""]}
         loaded = datasets.load_dataset(**options, split=source.split)
     yield from _dataset_records(loaded, columns, f"{source.path}[{source.split}]", source, setting)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from fr3e_async.algorithm.values import wilson
-from fr3e_async.evaluation.estimators import effective_samples
+from fr3e_async.config.reward import RewardRange
+from fr3e_async.evaluation.estimators import Estimate, bootstrapped_share, effective_samples, share
 from fr3e_async.types import Outcome
 
 
@@ -29,6 +30,12 @@ class Judgement:
     oldest_version: int
     newest_version: int
     answer: str | None = None  # in its normal form; equal texts are the same answer. None: none was given, or nobody read it
+    score: float | None = None  # a user's reward, an unknown's being the lowest; None: 1 for right, else 0
+    text: str | None = None  # of the response, as far as it is kept
+
+    @property
+    def reward(self) -> float:
+        return float(self.outcome is Outcome.RIGHT) if self.score is None else self.score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +48,13 @@ class EvaluationResult:
     wrong: int
     unknown: int
     truncated: int
+    unanswered: int  # without a box
     mean_length: float  # tokens
     entropy: float  # nats a token: mean entropy of the sampling distribution
     all_right: int  # problems with every sample right
     all_wrong: int  # problems with no sample right
     accuracy: float  # avg@k: mean over problems of the share of right samples
+    reward: Estimate  # mean reward, in its declared range
     effective_samples: float  # independent samples that would be as informative; see ``effective_samples``
     oldest_version: int  # weight versions that sampled the responses
     newest_version: int
@@ -55,10 +64,16 @@ class EvaluationResult:
         """95 % interval of the accuracy on problems like these."""
         return wilson(self.accuracy * self.effective_samples, self.effective_samples)
 
+    @property
+    def estimate(self) -> Estimate:
+        """The accuracy with its interval."""
+        low, high = self.interval
+        return Estimate(value=self.accuracy, low=low, high=high)
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> EvaluationResult:
         """From a mapping that holds at least the fields, e.g. an entry of the summary's ``evaluations``."""
-        return cls(**{field.name: record[field.name] for field in fields(cls)})
+        return cls(**{field.name: record[field.name] for field in fields(cls)} | {"reward": Estimate(**record["reward"])})
 
 
 def by_problem(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
@@ -71,7 +86,16 @@ def by_problem(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
     return dict(parts)
 
 
-def evaluate(judgements: Iterable[Judgement]) -> EvaluationResult:
+def mean_reward(parts: Iterable[Sequence[Judgement]], rewards: RewardRange) -> Estimate:
+    """Mean over problems, in the declared range: that of the accuracy where all rewards are at an end of it, else a bootstrap."""
+    shares = [[rewards.share(one.reward) for one in part] for part in parts]
+    means, samples = [math.fsum(part) / len(part) for part in shares], sum(map(len, shares))
+    graded = any(one not in (0, 1) for part in shares for one in part)
+    found = bootstrapped_share(means) if graded else share(means, samples=samples)
+    return Estimate(value=rewards.reward(found.value), low=rewards.reward(found.low), high=rewards.reward(found.high))
+
+
+def evaluate(judgements: Iterable[Judgement], rewards: RewardRange = RewardRange()) -> EvaluationResult:
     """Aggregate of all samples of an evaluation, in any order. Raises ``ValueError`` if there are none."""
     parts = by_problem(judgements)
     everything = [judgement for part in parts.values() for judgement in part]
@@ -84,11 +108,13 @@ def evaluate(judgements: Iterable[Judgement]) -> EvaluationResult:
         wrong=outcomes.count(Outcome.WRONG),
         unknown=outcomes.count(Outcome.UNKNOWN),
         truncated=sum(judgement.truncated for judgement in everything),
+        unanswered=sum(judgement.answer is None for judgement in everything),
         mean_length=sum(judgement.length for judgement in everything) / len(everything),
         entropy=math.fsum(j.entropy_sum for j in everything) / max(1, sum(j.length for j in everything)),
         all_right=rates.count(1.0),
         all_wrong=rates.count(0.0),
         accuracy=math.fsum(rates) / len(rates),
+        reward=mean_reward(parts.values(), rewards),
         effective_samples=effective_samples(rates, samples=len(everything)),
         oldest_version=min(judgement.oldest_version for judgement in everything),
         newest_version=max(judgement.newest_version for judgement in everything),
@@ -100,11 +126,16 @@ def difference(before: EvaluationResult, after: EvaluationResult) -> tuple[float
 
     The two are treated as independent; they share their problems, so the true interval is narrower.
     """
-    gain = after.accuracy - before.accuracy
-    (low_b, high_b), (low_a, high_a) = before.interval, after.interval
-    down = math.hypot(after.accuracy - low_a, high_b - before.accuracy)
-    up = math.hypot(high_a - after.accuracy, before.accuracy - low_b)
-    return gain, max(-1.0, gain - down), min(1.0, gain + up)
+    gain, low, high = gain_of(before.estimate, after.estimate)
+    return gain, max(-1.0, low), min(1.0, high)
+
+
+def gain_of(before: Estimate, after: Estimate) -> tuple[float, float, float]:
+    """The same of any two means."""
+    gain = after.value - before.value
+    down = math.hypot(after.value - after.low, before.high - before.value)
+    up = math.hypot(after.high - after.value, before.value - before.low)
+    return gain, gain - down, gain + up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,17 +149,11 @@ class ComparisonRow:
 
 
 def comparison(before: EvaluationResult, after: EvaluationResult) -> list[ComparisonRow]:
-    """Rows of the before/after table: accuracy with intervals, then shares and lengths."""
-    gain, low, high = difference(before, after)
-    rows = [
-        ComparisonRow(
-            name="held-out accuracy",
-            before=_with_interval(before.accuracy, *before.interval),
-            after=_with_interval(after.accuracy, *after.interval),
-            change=f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]",
-        )
-    ]
-    for name, value in (("answers unknown", "unknown"), ("responses cut off", "truncated")):
+    """Rows of the before/after table: accuracy with intervals, the mean reward where it is something else, then shares and lengths."""
+    rows = [_means("held-out accuracy", before.estimate, after.estimate, difference(before, after))]
+    if any(result.reward.value != result.accuracy for result in (before, after)):
+        rows.append(_means("held-out reward", before.reward, after.reward, gain_of(before.reward, after.reward)))
+    for name, value in (("without a box", "unanswered"), ("answers unknown", "unknown"), ("responses cut off", "truncated")):
         b, a = getattr(before, value) / before.samples, getattr(after, value) / after.samples
         rows.append(ComparisonRow(name=name, before=f"{b:.1%}", after=f"{a:.1%}", change=f"{100 * (a - b):+.1f} points"))
     lengths = (before.mean_length, after.mean_length)
@@ -143,5 +168,6 @@ def comparison(before: EvaluationResult, after: EvaluationResult) -> list[Compar
     return rows
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def _means(name: str, before: Estimate, after: Estimate, change: tuple[float, float, float]) -> ComparisonRow:
+    gain, low, high = change
+    return ComparisonRow(name=name, before=str(before), after=str(after), change=f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]")

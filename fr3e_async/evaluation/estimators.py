@@ -28,6 +28,9 @@ class Estimate:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """The chance that k of a problem's samples, drawn without putting back, hold a right one: 1 - C(n-c, k) / C(n, k).

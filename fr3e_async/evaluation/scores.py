@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fr3e_async.evaluation.accuracy import Judgement, by_problem
+from fr3e_async.config.reward import RewardRange
+from fr3e_async.evaluation.accuracy import Judgement, by_problem, mean_reward
 from fr3e_async.evaluation.estimators import Estimate, bootstrap, bootstrapped_share, budgets, majority, pass_at_k, share
-from fr3e_async.types import Outcome
+from fr3e_async.types import Outcome, Prompt
 
 LETTERS = {Outcome.RIGHT: "r", Outcome.WRONG: "w", Outcome.UNKNOWN: "u"}
 _OUTCOMES = {letter: outcome for outcome, letter in LETTERS.items()}
@@ -29,6 +30,7 @@ class Scores:
     wrong: int
     unknown: int
     avg: Estimate  # avg@k: mean over problems of the share of right samples
+    reward: Estimate  # mean reward, in its declared range
     pass_at: dict[int, Estimate]  # pass@k' for k' = 1, 2, 4, … and k
     maj: Estimate  # maj@k: share of problems whose most frequent answer is right
     length: Estimate  # tokens of a response, mean over problems
@@ -64,7 +66,7 @@ class Scores:
         return cls(**found, avg=avg, pass_at={int(k): Estimate(**value) for k, value in record["pass_at"].items()})
 
 
-def score(judgements: Iterable[Judgement]) -> Scores:
+def score(judgements: Iterable[Judgement], rewards: RewardRange = RewardRange()) -> Scores:
     """The scores of all samples of one benchmark, in any order. Raises ``ValueError`` if there are none."""
     parts = list(by_problem(judgements).values())
     everything = [one for part in parts for one in part]
@@ -83,6 +85,7 @@ def score(judgements: Iterable[Judgement]) -> Scores:
         wrong=outcomes.count(Outcome.WRONG),
         unknown=outcomes.count(Outcome.UNKNOWN),
         avg=share_of(_is_right),
+        reward=mean_reward(parts, rewards),
         pass_at={
             at: share([pass_at_k(len(p), right, at) for p, right in zip(parts, rights, strict=True)], samples=samples)
             for at in budgets(k)
@@ -124,6 +127,7 @@ class Evaluated:
     judgements: Sequence[Judgement]
     scores: Scores
     took_s: float
+    rewards: RewardRange = RewardRange()
 
     def record(self) -> dict[str, Any]:
         """Its part of a row of evaluations.jsonl."""
@@ -135,19 +139,31 @@ class Evaluated:
         """Results by problem."""
         return [problem_row(problem, samples) for problem, samples in by_problem(self.judgements).items()]
 
+    def samples(self, problems: Sequence[Prompt], count: int) -> list[list[str]]:
+        """The first problems whose responses are kept, as rows for a person: problem, gold, response, verdict, reward."""
+        first = {one.problem: one for one in reversed(self.judgements) if one.text is not None}
+        told = [(prompt, first[prompt.uid]) for prompt in problems if prompt.uid in first]
+        return [[p.text, p.gold, one.text or "", one.outcome.value, f"{one.reward:g}"] for p, one in told[:count]]
+
     def __str__(self) -> str:
-        avg = self.scores.avg
-        return f"{self.label}: {avg.value:.3f} [{avg.low:.3f}, {avg.high:.3f}]"
+        reward = f", reward {self.scores.reward}" if self.scores.reward.value != self.scores.avg.value else ""
+        unanswered = self.scores.unanswered.value
+        return f"{self.label}: {self.scores.avg}{reward}" + (f", {unanswered:.1%} without a box" if unanswered else "")
 
 
 # --- one row a problem -------------------------------------------------------------------------------------------------
 
 
 def problem_row(problem: str, samples: Sequence[Judgement]) -> dict[str, Any]:
-    """What is kept of a problem's samples, in order: ``outcomes`` one letter each (r, w, u), answers, lengths, cut-off ones."""
+    """What is kept of a problem's samples, in order: ``outcomes`` one letter each (r, w, u), answers, lengths, cut-off ones;
+    ``scores`` of a user's reward; the first ``responses`` as texts."""
+    scores = {"scores": [one.score for one in samples]} if any(one.score is not None for one in samples) else {}
+    texts = [one.text for one in samples if one.text is not None]  # of the first ones
     return {
         "problem": problem,
         "outcomes": "".join(LETTERS[one.outcome] for one in samples),
+        **scores,
+        **({"responses": texts} if texts else {}),
         "answers": [one.answer for one in samples],
         "lengths": [one.length for one in samples],
         "truncated": [i for i, one in enumerate(samples) if one.truncated],
@@ -159,17 +175,21 @@ def problem_row(problem: str, samples: Sequence[Judgement]) -> dict[str, Any]:
 def samples_of(row: dict[str, Any]) -> list[Judgement]:
     """Back from ``problem_row``. Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is none."""
     oldest, newest = row["versions"]
-    columns = (row["outcomes"], row["answers"], row["lengths"], row["entropy_sums"])
+    count = len(row["outcomes"])
+    texts = [*row.get("responses", ()), *[None] * count][:count]
+    columns = (row["outcomes"], row["answers"], row["lengths"], row["entropy_sums"], row.get("scores", [None] * count), texts)
     return [
         Judgement(
             problem=row["problem"],
             outcome=_OUTCOMES[letter],
             answer=answer,
+            score=score,
+            text=text,
             length=length,
             entropy_sum=entropy,
             truncated=place in row["truncated"],
             oldest_version=oldest,
             newest_version=newest,
         )
-        for place, (letter, answer, length, entropy) in enumerate(zip(*columns, strict=True))
+        for place, (letter, answer, length, entropy, score, text) in enumerate(zip(*columns, strict=True))
     ]

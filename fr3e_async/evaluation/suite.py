@@ -18,7 +18,7 @@ from fr3e_async.config import Config, EvaluationConfig
 from fr3e_async.config.data import SourceConfig
 from fr3e_async.data.prompts import make_prompts
 from fr3e_async.data.row import Columns, Record, Row, is_unicode, text_of
-from fr3e_async.data.sources import is_missing, may_be_fetched, records
+from fr3e_async.data.sources import may_be_fetched, records
 from fr3e_async.errors import DataError
 from fr3e_async.evaluation.benchmarks import BENCHMARKS, Benchmark
 from fr3e_async.evaluation.golds import Gold, read_gold
@@ -164,7 +164,7 @@ def _digest(texts: Iterable[list[Any]]) -> str:
 
 def heldout_set(problems: Sequence[Prompt], *, samples: int) -> TestSet:
     """data.heldout, or what was picked of it."""
-    digest = _digest([prompt.text, prompt.gold] for prompt in problems)
+    digest = _digest([p.text, p.gold, *filter(None, [p.columns])] for p in problems)
     return TestSet(name=HELDOUT, problems=tuple(problems), samples=samples, digest=digest)
 
 
@@ -209,11 +209,6 @@ def read_suite(config: Config, announce: Callable[[str], None] = lambda _: None)
     return Suite(items=items)
 
 
-def missing_files(config: EvaluationConfig) -> list[str]:
-    """``setting=path`` of each benchmark's file or folder that is not here. Nothing is opened."""
-    return [f"evaluation.paths.{name}={source.path}" for name, source in _sources(config).items() if is_missing(source)]
-
-
 def _sources(config: EvaluationConfig) -> dict[str, SourceConfig]:
     return {name: source_of(BENCHMARKS[name], config.paths.get(name, "")) for name in config.benchmarks}
 
@@ -232,7 +227,8 @@ def make_sets(suite: Suite, tokenizer: PreTrainedTokenizerBase, config: Config) 
     for name, items in suite.items.items():
         margins = {item.uid: item.gold.margins for item in items}
         prompts = make_prompts([_row(item) for item in items], tokenizer, config.data)
-        problems = tuple(replace(prompt, margins=margins[prompt.uid]) for prompt in prompts)
+        none = dict.fromkeys(config.data.columns)  # a benchmark has no such columns
+        problems = tuple(replace(prompt, margins=margins[prompt.uid], columns=none) for prompt in prompts)
         sets.append(TestSet(name=name, problems=problems, samples=samples_of(config.evaluation, name), digest=digest_of(items)))
     return sets
 

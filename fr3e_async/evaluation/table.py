@@ -7,16 +7,23 @@ from collections.abc import Mapping
 from fr3e_async.evaluation.estimators import Estimate
 from fr3e_async.evaluation.scores import Scores
 
-HEAD = ("benchmark", "problems", "k", "avg@k", "pass@k", "maj@k", "tokens", "cut off", "unknown", "all right", "all wrong")
+HEAD = (
+    "benchmark", "problems", "k", "avg@k", "reward", "pass@k", "maj@k", "tokens", "no box", "cut off", "unknown", "all right", "all wrong",
+)  # fmt: skip
 
 
 def scores_table(scores: Mapping[str, Scores]) -> str:
-    """One line a benchmark, in percent with 95 % intervals; below them the mean over benchmarks if there are several."""
-    rows = [HEAD, *(_row(name, its) for name, its in scores.items())]
+    """One line a benchmark, in percent with 95 % intervals; below them the mean over benchmarks if there are several.
+
+    The mean reward is there where it is not the accuracy, in its own unit.
+    """
+    rows: list[tuple[str, ...]] = [HEAD, *(_row(name, its) for name, its in scores.items())]
     if len(scores) > 1:
         mean = sum(its.avg.value for its in scores.values()) / len(scores)
-        rows.append(("mean", "", "", f"{100 * mean:.1f}", *[""] * 7))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+        rows.append(("mean", "", "", f"{100 * mean:.1f}", *[""] * (len(HEAD) - 4)))
+    if all(its.reward.value == its.avg.value for its in scores.values()):
+        rows = [(*row[:4], *row[5:]) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
         for row in rows
@@ -30,9 +37,11 @@ def _row(name: str, scores: Scores) -> tuple[str, ...]:
         str(scores.problems),
         str(scores.k),
         _percent(scores.avg),
+        str(scores.reward),
         _percent(scores.pass_at[scores.k]),
         _percent(scores.maj),
         f"{scores.length.value:.0f}",
+        f"{100 * scores.unanswered.value:.1f}",
         f"{100 * scores.truncated.value:.1f}",
         f"{100 * scores.unknown_share.value:.1f}",
         str(scores.all_right),

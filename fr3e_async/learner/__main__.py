@@ -26,6 +26,7 @@ from fr3e_async.learner.policy import PolicyModel, load_policy
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.learner.suitability import set_attention
 from fr3e_async.learner.update import unsound
+from fr3e_async.scratch import scratch
 
 CLOSE = 1e-3  # relative: another order of sums, another number of ranks
 CPU_ATTENTION = ("eager", "sdpa")
@@ -192,7 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=10, help="how many tokens to print, the most alarming first")
     options = parser.parse_args(argv)
     try:
-        dump, found = replay(options.dump, device=options.device, trust_remote_code=options.trust_remote_code)
+        with scratch():
+            dump, found = replay(options.dump, device=options.device, trust_remote_code=options.trust_remote_code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

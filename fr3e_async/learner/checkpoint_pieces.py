@@ -6,8 +6,6 @@ the weights as it likes, and whoever reads may ask for any other stretch.
 
 from __future__ import annotations
 
-import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fr3e_async.errors import StorageError
-from fr3e_async.observe.storage import fsync_path
+from fr3e_async.observe.storage import fsync_path, writing_tensors
 
 MASTER = "master"  # the part of the weights themselves, in the precision that the optimiser updates
 BUFFER = "buffer"  # the part of what a model keeps beside its weights and does not train
@@ -97,12 +95,8 @@ def write_pieces(folder: Path, stem: str, runs: Iterable[Run], *, limit: int = S
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, durable when this returns. Raises ``OSError``, with the number that the system gave."""
-    try:
+    with writing_tensors(path):
         save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
-    except SafetensorError as error:  # its own kind for every cause, a full disk too; the number stands in its text
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(found[1]) if found else 0
-        raise OSError(number, os.strerror(number) if number else str(error), str(path)) from error
     fsync_path(path)
 
 

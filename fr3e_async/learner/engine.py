@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fr3e_async.config import LearnerConfig
+from fr3e_async.config.deepspeed import owns_lr
 from fr3e_async.learner.checkpoint_state import TrainingState
 from fr3e_async.learner.inputs import Inputs
 from fr3e_async.learner.policy import PolicyModel
@@ -131,6 +132,20 @@ class TrainingEngine:
     def lr(self) -> float:
         """Learning rate that the next step uses."""
         return float(self.engine.get_lr()[0])
+
+    def set_lr(self, learner: LearnerConfig) -> None:
+        """Go on with the learning rate of ``learner``, whatever a checkpoint was trained with, at the place of the warm-up that it had reached.
+
+        DeepSpeed's own settings (``learner.ds_config``) win as ever: a schedule or a rate of theirs stays.
+        """
+        if not owns_lr(learner.ds_config):
+            return
+        scheduler = self.engine.lr_scheduler
+        scheduler.base_lrs = [learner.lr] * len(scheduler.base_lrs)
+        rates = [learner.lr * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         measured = self.engine(inputs)

@@ -239,6 +239,14 @@ class LearnerRank:
         seed = self.spec.seed
         manifest = checkpoint.load(Path(folder) / tag, engine.state, rank=self.rank, world=self.world, seed=seed)
         self.version = manifest.version
+        engine.set_lr(self.spec.learner)
+
+    def begin(self) -> None:
+        """Begin a run, with ``spec.optimizer_from`` if there is one. Raises as ``load``."""
+        if self.spec.optimizer_from:
+            folder = Path(self.spec.optimizer_from)
+            self.load(folder.parent, folder.name)
+            self.version = 0
 
     def save_hf(self, folder: str | Path) -> None:
         """Rank 0 writes safetensors, config and tokenizer, which transformers and vLLM load. Memory: one file of weights.

@@ -21,6 +21,9 @@ class LearnerSpec:
     path: str  # local Hugging Face folder or hub id
     learner: LearnerConfig
     loss: LossConfig
+    optimizer_from: str = (
+        ""  # a checkpoint of another run: a group that resumes nothing begins with all that it holds, as version 0
+    )
     revision: str = ""
     trust_remote_code: bool = False
     temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)

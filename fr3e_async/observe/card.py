@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.errors import StorageError
+from fr3e_async.evaluation.estimators import Estimate
 from fr3e_async.observe.summary import Summary
 
 FILE = "README.md"
 LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "ray", "math-verify")
 METHOD = ("algorithm.*", "budget.*", "sampling.*", "loss.*", "flow.groups_per_step", "flow.max_staleness", "engine.entropy")
 LEARNER = ("lr", "warmup_steps", "betas", "weight_decay", "grad_clip", "minibatches", "epochs", "ds_config.*")
-DATA = ("data.train", "data.heldout", "data.system", "data.template", "data.max_prompt", "reward")
+DATA = ("data.train", "data.heldout", "data.system", "data.template", "data.max_prompt", "reward", "rewards*")
 NUMBERS = {
     "steps": "training batches",
     "optimiser_steps": "optimiser steps",
@@ -113,10 +114,15 @@ def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return []
     rows = [
-        f"| {_cell(e['label'])} | {100 * e['accuracy']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} % |"
+        f"| {_cell(e['label'])} | {100 * e['accuracy']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} % | {_reward(e)} |"
         for e in evaluations
     ]
-    return ["## Evaluation\n", "| held-out | accuracy | 95 % interval |", "| --- | --- | --- |", *rows, ""]
+    head = ["| held-out | accuracy | 95 % interval | mean reward |", "| --- | --- | --- | --- |"]
+    return ["## Evaluation\n", *head, *rows, ""]
+
+
+def _reward(evaluation: Mapping[str, Any]) -> str:
+    return str(Estimate(**evaluation["reward"])) if "reward" in evaluation else ""
 
 
 def _installed(name: str) -> str | None:

@@ -7,13 +7,16 @@ rich console only, so that a test can read what it wrote.
 from __future__ import annotations
 
 import io
+import math
 import os
+import shlex
 import sys
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Literal
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -21,13 +24,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fr3e_async.clock import Clock, steady
+from fr3e_async.config import Config
+from fr3e_async.config.reward import RewardRange
 from fr3e_async.errors import printable
 from fr3e_async.evaluation.accuracy import EvaluationResult, comparison
 from fr3e_async.observe.summary import Summary
 
 Mode = Literal["live", "plain", "off"]
 ROLES = ("generators", "explorers", "verifiers", "learner")
-_NOTES = 6  # newest notes that the live view shows
+_NOTES = 6  # newest notes that the live view shows, if there is room
+_TABLE_WIDTH = 104  # columns of the table at the end, on one line a row
+_OTHERS = 16  # rows of the live view without its notes
+_PATIENCE_S = 5.0  # a wait that is shorter is not worth a line, nor is a change so soon after one
+_AGAIN_S = 30.0  # what is waited for is said again
+_REJECTED = ("all_right", "all_wrong", "no_spread", "too_few", "failed")  # groups
 _TREND = 40  # newest steps in the accuracy trend
 
 
@@ -50,6 +61,11 @@ def make_console(setting: Literal["auto", "live", "plain", "off"], stream: IO[st
     return mode, Console(file=stream, force_terminal=False, no_color=True, highlight=False, width=140)
 
 
+def say(config: Config) -> Callable[[str], None]:
+    """Print a line before there is a view, unless the console is off."""
+    return lambda text: None if config.observe.console == "off" else print(text, flush=True)
+
+
 def duration(seconds: float) -> str:
     """``4s``, ``3m05s`` or ``2h07m``."""
     whole = max(0, round(seconds))
@@ -68,44 +84,41 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One step's numbers as text, in the order in which they are shown; ``-`` where a metric is not reported."""
+def figures(metrics: Mapping[str, float]) -> dict[str, str]:
+    """A step's numbers as text, by their names in the panel; ``-`` where a metric is not reported."""
 
-    step: str
-    reward: str
-    accuracy: str
-    entropy: str
-    all_right: str
-    all_wrong: str
-    staleness: str
-    tokens_per_s: str
-    step_s: str
+    def shown(name: str, layout: str = ".3f") -> str:
+        return format(metrics[name], layout) if name in metrics else "-"
 
-    @classmethod
-    def of(cls, step: int, steps: int, metrics: Mapping[str, float]) -> Line:
-        def shown(name: str, layout: str = ".3f") -> str:
-            return format(metrics[name], layout) if name in metrics else "-"
+    def share(part: Sequence[str], whole: Sequence[str], kind: str) -> str:
+        of, all_of = (sum(metrics.get(f"{kind}/{name}", 0.0) for name in names) for names in (part, whole))
+        return f"{of / all_of:.0%}" if all_of else "-"
 
-        rate = metrics.get("tokens/rate_per_s")
-        return cls(
-            step=f"{step}/{steps}",
-            reward=shown("reward/mean"),
-            accuracy=shown("reward/accuracy"),
-            entropy=shown("rollout/entropy_nats"),
-            all_right=shown("groups/all_right", ".0f"),
-            all_wrong=shown("groups/all_wrong", ".0f"),
-            staleness=f"{shown('lag/versions_mean', '.2f')} max {shown('lag/versions_max', '.0f')}",
-            tokens_per_s="-" if rate is None else count(rate),
-            step_s=f"{shown('time/step_s', '.1f')} s",
-        )
+    return {
+        "accuracy": shown("reward/accuracy"),
+        "reward": shown("reward/mean"),
+        "entropy": shown("rollout/entropy_nats"),
+        "rejected": share(_REJECTED, ("trained", *_REJECTED), "groups"),
+        "all right": shown("groups/all_right", ".0f"),
+        "all wrong": shown("groups/all_wrong", ".0f"),
+        "unknown": share(("unknown",), ("right", "wrong", "unknown"), "verify"),
+        "staleness": f"{shown('lag/versions_mean', '.2f')} max {shown('lag/versions_max', '.0f')}",
+        "tokens/s": count(metrics["tokens/rate_per_s"]) if "tokens/rate_per_s" in metrics else "-",
+        "length": shown("rollout/length_tokens", ".1f"),
+        "loss": shown("train/loss", "+.4f"),
+        "grad norm": shown("train/grad_norm"),
+    }
 
-    def plain(self, eta: str) -> str:
-        return (
-            f"step {self.step}  reward {self.reward}  accuracy {self.accuracy}  entropy {self.entropy}  "
-            f"all right/wrong {self.all_right}/{self.all_wrong}  stale {self.staleness}  {self.tokens_per_s} tok/s  "
-            f"{self.step_s}  ETA {eta}"
-        )
+
+def step_line(metrics: Mapping[str, float]) -> str:
+    """The same for a log, with the groups by why they were rejected."""
+    its = figures(metrics)
+    reasons = ", ".join(f"{n:.0f} {name.replace('_', ' ')}" for name in _REJECTED if (n := metrics.get(f"groups/{name}")))
+    step_s = f"{metrics['time/step_s']:.1f} s" if "time/step_s" in metrics else "-"
+    return (
+        f"reward {its['reward']}  accuracy {its['accuracy']}  entropy {its['entropy']}  rejected {its['rejected']}"
+        f"{f' ({reasons})' if reasons else ''}  unknown {its['unknown']}  stale {its['staleness']}  {its['tokens/s']} tok/s  {step_s}"
+    )
 
 
 class Eta:
@@ -120,18 +133,27 @@ class Eta:
             self._times.append(metrics["time/step_s"])
 
     def text(self, step: int) -> str:
+        """*Example*: ``ETA 4m12s at 12.0 s/step``."""
         if not self._times:
-            return "-"
-        return duration((self._steps - step) * sum(self._times) / len(self._times))
+            return "ETA -"
+        mean = sum(self._times) / len(self._times)
+        return f"ETA {duration((self._steps - step) * mean)} at {mean:.1f} s/step"
 
 
 class ConsoleView:
     """The view of one run. ``start`` and ``stop`` are for the live view; both are harmless otherwise."""
 
-    def __init__(self, *, mode: Mode, console: Console, name: str, steps: int) -> None:
-        self._mode, self._console, self._name, self._steps = mode, console, name, steps
-        self._eta = Eta(steps)
-        self._step, self._metrics = 0, dict[str, float]()
+    def __init__(
+        self, *, mode: Mode, console: Console, name: str, steps: int, done: int = 0, graded: RewardRange | None = None,
+        clock: Clock = steady,
+    ) -> None:  # fmt: skip
+        """``done``: steps that were trained before this session. ``graded``: the range of rewards that are more than right and wrong;
+        their trend is shown then, and not the accuracy's."""
+        self._mode, self._console, self._name, self._steps, self._clock = mode, console, name, steps, clock
+        self._waits = self._start = self._told = ""  # for what the run waits; its start; and what was written of that
+        self._graded = graded
+        self._began = self._said_at = clock()
+        self.go_back(done)
         self._notes: deque[str] = deque(maxlen=_NOTES)
         self._trend: deque[float] = deque(maxlen=_TREND)
         # The screen is written by us alone: with redirection on, rich would also catch prints of libraries.
@@ -146,14 +168,38 @@ class ConsoleView:
         """Leave the last state of the live view on the screen. Idempotent."""
         self._live.stop()
 
+    def go_back(self, step: int) -> None:
+        """The run goes on from this step."""
+        self._step, self._metrics, self._eta = step, dict[str, float](), Eta(self._steps)
+
+    def waits(self, text: str) -> None:
+        """Show in the live view what the run waits for; "" once it goes on."""
+        self._waits = printable(text)
+        if self._mode == "live":
+            self._live.update(self._view())
+
+    def starting(self, text: str) -> None:
+        """Show what the start waits for; "" when it is over. Plain lines: after ``_PATIENCE_S``, also for a change, else after ``_AGAIN_S``."""
+        now = self._clock()
+        if not self._start:
+            self._told, self._began, self._said_at = "", now, now
+        self._start = text
+        line = f"waiting for {duration(now - self._began)}: {printable(text)}" if text else ""
+        self.waits(line)
+        if self._mode == "plain" and text and now - self._said_at >= (_AGAIN_S if text == self._told else _PATIENCE_S):
+            self._told, self._said_at = text, now
+            self._print(f"- {line}")
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a finished step."""
-        self._step, self._metrics = step, dict(metrics)
+        self._step, self._metrics, self._waits = step, dict(metrics), ""
         self._eta.add(metrics)
-        if "reward/accuracy" in metrics:
+        if self._graded and "reward/mean" in metrics:
+            self._trend.append(self._graded.share(metrics["reward/mean"]))
+        elif not self._graded and "reward/accuracy" in metrics:
             self._trend.append(metrics["reward/accuracy"])
         if self._mode == "plain":
-            self._print(Line.of(step, self._steps, metrics).plain(self._eta.text(step)))
+            self._print(f"step {step}/{self._steps}  {step_line(metrics)}  {self._eta.text(step)}")
         elif self._mode == "live":
             self._live.update(self._view())
 
@@ -166,30 +212,59 @@ class ConsoleView:
         elif self._mode == "live":
             self._live.update(self._view())
 
-    def finish(self, summary: Summary) -> None:
-        """End the live view and print the before/after table and the run's numbers."""
+    def finish(self, summary: Summary, folder: Path, *, model: Path | None) -> None:
+        """End the live view and print the before/after table, the run's numbers, and what can be done with the run's folder."""
         self.stop()
         if self._mode != "off":
-            self._console.print(result_table(summary))
+            self._console.print(result_table(summary, narrow=self._console.width < _TABLE_WIDTH))
+            self.last_words(folder, model=model, finished=summary.exit_reason == "finished")
+
+    def last_words(self, folder: Path, *, model: Path | None, finished: bool = False) -> None:
+        """End the live view and print where the model is, how the page is made and how the run is resumed."""
+        self.stop()
+        run = shlex.quote(str(folder))
+        more = f" run.steps=N, N above {self._steps}" if finished else ""
+        for name, text in (
+            (
+                "model",
+                str(model) if model else f"not written; python -m fr3e_async.export {run} OUT makes it of the last checkpoint",
+            ),
+            ("page", f"python -m fr3e_async.report {run}"),
+            ("resume", f"the same command with run.dir={run} resume=auto{more}"),
+        ):
+            if self._mode != "off":
+                self._print(f"{name:<7} {printable(text)}")
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
         self._console.file.flush()
 
     def _view(self) -> RenderableType:
-        line = Line.of(self._step, self._steps, self._metrics)
         top = Table.grid(expand=True, padding=(0, 2))
         top.add_column()
         top.add_column(ratio=1)
         top.add_column(justify="right")
         bar = ProgressBar(total=self._steps, completed=self._step, complete_style="green", finished_style="green")
-        top.add_row(Text(f"step {line.step}", style="bold"), bar, f"{line.step_s}/step   ETA {self._eta.text(self._step)}")
-        parts: list[RenderableType] = [top, Text(), _numbers(line, self._metrics), Text(), _idle(self._metrics)]
-        if len(self._trend) > 1:
-            parts += [Text.assemble(("accuracy by step  ", "dim"), (sparkline(self._trend), "green"))]
-        if self._notes:
-            parts += [Text(), *(Text(f"- {note}", style="dim", overflow="ellipsis", no_wrap=True) for note in self._notes)]
+        top.add_row(Text(f"step {self._step}/{self._steps}", style="bold"), bar, self._eta.text(self._step))
+        parts: list[RenderableType] = [top]
+        if self._waits:
+            parts.append(Text(self._waits, style="yellow", overflow="fold"))
+        of = "reward" if self._graded else "accuracy"
+        parts += [Text(), _numbers(self._metrics), Text(), _idle(self._metrics), _last_row(self._metrics, self._trend, of)]
+        if notes := self._newest_notes():
+            parts += [Text(), *(Text(f"- {note}", style="dim", overflow="fold") for note in notes)]
         return Panel(Group(*parts), title=Text(f"FR3E  {self._name}"), title_align="left", border_style="cyan")
+
+    def _newest_notes(self) -> list[str]:
+        """Their first lines, whole, as many as the terminal has room for; the rest of a long one is in the events log."""
+        width, room, shown = max(self._console.width - 6, 20), self._console.height - _OTHERS, list[str]()
+        for note in reversed(self._notes):
+            line = note.partition("\n")[0]
+            room -= math.ceil(cell_len(line) / width)
+            if shown and room < 0:
+                break
+            shown.insert(0, line)
+        return shown
 
 
 def sparkline(values: deque[float]) -> str:
@@ -198,18 +273,12 @@ def sparkline(values: deque[float]) -> str:
     return "".join(bars[min(int(max(value, 0.0) * len(bars)), len(bars) - 1)] for value in values)
 
 
-def _numbers(line: Line, metrics: Mapping[str, float]) -> Table:
-    loss, gradient = metrics.get("train/loss"), metrics.get("train/grad_norm")
-    cells = [
-        ("accuracy", line.accuracy), ("reward", line.reward), ("entropy", line.entropy),
-        ("staleness", line.staleness), ("all right", line.all_right), ("all wrong", line.all_wrong),
-        ("tokens/s", line.tokens_per_s), ("loss", "-" if loss is None else f"{loss:+.4f}"),
-        ("grad norm", "-" if gradient is None else f"{gradient:.3f}"),
-    ]  # fmt: skip
+def _numbers(metrics: Mapping[str, float]) -> Table:
     table = Table.grid(expand=True, padding=(0, 1))
     for _ in range(3):
-        table.add_column(style="dim")
-        table.add_column(style="bold", ratio=1)
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(style="bold", ratio=1, overflow="fold")
+    cells = list(figures(metrics).items())
     for row in range(0, len(cells), 3):
         table.add_row(*(text for cell in cells[row : row + 3] for text in cell))
     return table
@@ -217,13 +286,18 @@ def _numbers(line: Line, metrics: Mapping[str, float]) -> Table:
 
 def _idle(metrics: Mapping[str, float]) -> Text:
     shares = [(role, metrics.get(f"idle/{role}_fraction")) for role in ROLES]
-    shown = "   ".join(f"{role} {'-' if share is None else f'{share:.0%}'}" for role, share in shares)
+    shown = "  ".join(f"{role} {'-' if share is None else f'{share:.0%}'}" for role, share in shares)
+    return Text.assemble(("idle  ", "dim"), shown)
+
+
+def _last_row(metrics: Mapping[str, float], trend: deque[float], of: str) -> Text:
     overlap = metrics.get("overlap/fraction")
-    return Text.assemble(("idle  ", "dim"), shown, "" if overlap is None else f"   overlap {overlap:.0%}")
+    row = Text.assemble(("overlap ", "dim"), "-" if overlap is None else f"{overlap:.0%}")
+    return row if len(trend) < 2 else Text.assemble(row, (f"   {of} by step  ", "dim"), (sparkline(trend), "green"))
 
 
-def result_table(summary: Summary) -> RenderableType:
-    """The before/after table, if both were measured, and below it what the run cost."""
+def result_table(summary: Summary, *, narrow: bool = False) -> RenderableType:
+    """The before/after table, if both were measured, and below it what the run cost. ``narrow``: intervals on a line of their own."""
     parts: list[RenderableType] = []
     by_label = {record["label"]: EvaluationResult.from_record(record) for record in summary.evaluations}
     if "before" in by_label and "after" in by_label:
@@ -231,10 +305,11 @@ def result_table(summary: Summary) -> RenderableType:
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
         for row in comparison(by_label["before"], by_label["after"]):
-            table.add_row(row.name, row.before, row.after, row.change)
+            cells = (row.name, row.before, row.after, row.change)
+            table.add_row(*(cell.replace(" [", "\n[") if narrow else cell for cell in cells))
         parts.append(table)
     idle = ", ".join(f"{role} {share:.0%}" for role, share in summary.idle_fraction.items())
-    groups = ", ".join(f"{fate} {number}" for fate, number in summary.groups.items() if number)
+    groups = ", ".join(f"{fate.replace('_', ' ')} {number}" for fate, number in summary.groups.items() if number)
     first = "-" if summary.first_step_s is None else duration(summary.first_step_s)
     lines = [
         f"{summary.exit_reason}: {summary.steps} steps in {duration(summary.wall_s)}, the first after {first}",

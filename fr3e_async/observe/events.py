@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol, TypedDict, Unpack
 EventKind = Literal[
     "note", "run_started", "run_resumed", "run_finished", "run_stopped", "run_failed", "data_dropped", "model_doubt", "checkpoint_skipped",
     "checkpoint_written", "evaluation", "evaluation_lost", "model_not_written", "actors_up", "actor_joined", "actor_moved",
-    "actor_left", "actor_lost", "actor_stuck", "actor_failed", "engine_compared", "pool_resized", "node_notice", "learner_lost", "storage_pressure",
-    "tracker_failed", "policy_verdicts",
+    "actor_left", "actor_lost", "actor_stuck", "actor_failed", "engine_compared", "engines_asked", "pool_resized", "node_notice", "learner_lost", "storage_pressure",
+    "tracker_failed", "policy_verdicts", "reward_failed", "no_batch",
 ]  # fmt: skip
 
 _TABLE = """
@@ -38,6 +38,7 @@ actor_left         | info    | an actor has left as it was asked to; actor, role
 actor_lost         | warning | an actor is gone without having been asked to leave; actor, role
 actor_stuck        | warning | an actor does not answer or does not get on; the text has its stacks; actor, role
 actor_failed       | warning | an actor did not start; role
+engines_asked      | info    | before the first group all engines have taken the learner's weights and were asked for their numbers; seconds
 engine_compared    | info    | an engine's log-probs were held against the learner's; actor, version, nats: the mean difference
 pool_resized       | info    | a pool is to have another number of actors; role, count
 node_notice        | warning | the node of an actor will be taken away; actor, seconds until then
@@ -45,6 +46,8 @@ learner_lost       | warning | the learner group is made anew, the run goes back
 storage_pressure   | warning | a disk or the object store is nearly full
 tracker_failed     | warning | Weights & Biases or MLflow does not work or loses rows; the run goes on
 policy_verdicts    | warning | more answers than before are right by a policy of the judge rather than by a proof; version
+reward_failed      | warning | the first failure of its kind of a user's reward function; actor
+no_batch           | warning | no batch was trained for 30 s, and again after twice that; the text says what the run waits for; version, seconds
 """
 
 
@@ -66,6 +69,10 @@ class Note(Protocol):
     """How a part of the program reports an event that a person should see. ``text``: one line for the console, more for details."""
 
     def __call__(self, text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None: ...
+
+
+def unheard(text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
+    """A ``Note`` where nobody listens."""
 
 
 LEVELS: dict[str, str] = {}

@@ -113,7 +113,7 @@ heartbeat_timestamp_seconds | gauge  | s        |              | when the contro
 wall_seconds               | gauge   | s        |              | wall time of the run, summed over sessions
 checkpoint_age_seconds     | gauge   | s        |              | time since the last checkpoint was written, or since the session began
 checkpoint_batches         | gauge   | batches  |              | batches trained since the last checkpoint: what a loss of the learner costs
-checkpoint_every_batches   | gauge   | batches  |              | run.checkpoint_every; 0: only at the end
+checkpoint_every_batches   | gauge   | batches  |              | run.checkpoint_every; 0: by time only
 node_notices_total         | counter | notices  |              | notices that a node will be taken away
 heldout_accuracy_ratio     | gauge   | ratio    |              | newest held-out accuracy; absent before the first evaluation
 """

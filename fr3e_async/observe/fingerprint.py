@@ -21,6 +21,10 @@ CHANGEABLE = (
     "run.stop_grace_s",
     "run.keep_checkpoints",
     "run.checkpoint_every",
+    "run.change_lr",
+    "budget.tokens",
+    "flow.max_rejected_in_a_row",
+    "flow.max_attempts",
     "observe.*",
     "ray.*",
     "watchdog.*",
@@ -74,7 +78,7 @@ def flat(config: Config) -> dict[str, Any]:
             for key, item in value.items():
                 settings |= _entries(f"{name}.{key}", item)
         else:
-            settings[name] = value
+            settings |= _entries(name, value)
     settings |= {f"learner.ds_config.{key}": value for key, value in settings.pop("learner.ds_config").items()}
     return settings
 

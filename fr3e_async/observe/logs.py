@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -32,7 +33,14 @@ QUIET_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 READ_BYTES = 1 << 20  # of the end of a dead actor's log
-NAMED_ERROR = re.compile(r"(?:^|(?<=[\s\]]))(?:[A-Za-z_][\w.]*(?:Error|Exception)|Fatal Python error): \S.*")
+_KIND = r"(?:[A-Za-z_][\w.]*(?:Error|Exception)|Fatal Python error)"
+# With its text, or alone at the end of a traceback, as an assertion has none.
+NAMED_ERROR = re.compile(rf"(?:^|(?<=[\s\]])){_KIND}: \S.*|(?:^|(?<=\] )){_KIND}$")
+RAISED_AT = re.compile(r'File "(?:.*/)?([^/"]+)", line (\d+), in ')
+POINTS_BACK = re.compile(
+    r"(?i)\bsee (?:the )?(?:stack trace|root cause)"
+)  # vLLM: what was raised in another process is the cause
+SHOWN_ERROR = 300  # characters
 _NOISY = ("deepspeed", "DeepSpeed", "ray", "transformers", "vllm", "urllib3", "filelock", "tensorboard")
 
 
@@ -104,15 +112,30 @@ def redirect_output(path: str | Path) -> bool:
 
 
 def first_error(log: str | Path, *, start: int = 0) -> str:
-    """The first error that a log names after byte ``start``, near its end, if the file is here: what follows is usually its
-    consequence."""
+    """Find the first error that a log names after byte ``start``, near its end: later ones are usually its consequences.
+
+    Returns its line, shortened; the place and the source line too if it has no text; "" without one, or without the file.
+    """
     try:
         with open(log, "rb") as file:
             file.seek(max(start, os.fstat(file.fileno()).st_size - READ_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((found[0].strip() for line in lines if (found := NAMED_ERROR.search(line))), "")
+    named = [(number, found[0].strip()) for number, line in enumerate(lines) if (found := NAMED_ERROR.search(line))]
+    for number, text in sorted(named, key=lambda error: POINTS_BACK.search(error[1]) is not None):
+        whole = text if ": " in text else text + _raised_at(lines[:number])
+        return textwrap.shorten(whole, width=SHOWN_ERROR, placeholder=" …")
+    return ""
+
+
+def _raised_at(lines: list[str]) -> str:
+    """Where the traceback in these lines ends: `` at cpu_router.py:212: assert self.topk_group is not None``."""
+    for number in reversed(range(len(lines))):
+        if place := RAISED_AT.search(lines[number]):
+            source = re.sub(r"^\(.*?\]", "", "".join(lines[number + 1 : number + 2])).strip()
+            return f" at {place[1]}:{place[2]}: {source}"
+    return ""
 
 
 @contextlib.contextmanager

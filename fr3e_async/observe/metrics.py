@@ -28,7 +28,7 @@ class Metric:
 
 _TABLE = """
 reward/accuracy            | fraction   | right answers among judged base rollouts: the policy's accuracy on fresh training problems
-reward/mean                | fraction   | mean reward of all judged rollouts, branches included: the part that is right, unless a user's function gives rewards between
+reward/mean                | fraction   | mean reward of all judged rollouts, branches included, in its declared range: the part that is right, unless a user's function gives other numbers
 rollout/entropy_nats       | nats       | mean entropy of the sampling distribution over generated tokens; absent where the engines know none (engine.entropy=learner)
 rollout/entropy_error_nats | nats       | how far that may be off: 0 with engine.entropy=engine
 rollout/length_tokens      | tokens     | mean length of the whole response of a judged rollout: of a branch the trunk up to its anchor and the continuation
@@ -45,13 +45,13 @@ prompt/useful_fraction     | fraction   | part of the generated tokens that were
 groups/trained             | groups     | prompt groups trained
 groups/all_right           | groups     | rejected: every judged rollout right, branches included, nothing to learn; see prompt/all_right_fraction
 groups/all_wrong           | groups     | rejected: every judged rollout wrong, branches included, nothing to learn; see prompt/all_wrong_fraction
-groups/no_spread           | groups     | rejected: rewards differ, but within no state that is trained; or all are alike, neither 0 nor 1
+groups/no_spread           | groups     | rejected: rewards differ, but within no state that is trained; or all are alike, neither the lowest nor the highest
 groups/too_few             | groups     | rejected: too few judged rollouts in every state
 groups/failed              | groups     | given up: their rollouts were lost flow.max_attempts times
 states/kept                | states     | states of the groups that ended since the last step that were not dropped: their rewards differ; with grpo and vineppo all that enough judged continuations are of
 states/all_right           | states     | dropped: every judged continuation right
 states/all_wrong           | states     | dropped: every judged continuation wrong
-states/no_spread           | states     | dropped: all rewards alike, neither 0 nor 1 (rewards of a user's function)
+states/no_spread           | states     | dropped: all rewards alike, neither the lowest nor the highest (rewards of a user's function)
 states/too_few             | states     | dropped: fewer than two judged continuations (vineppo: none)
 states/not_trained         | states     | left out by algorithm.train_bases=false, though their rewards differ
 states/interval_width      | fraction   | mean width of the 95 % Wilson intervals of V: how well the states are known

@@ -10,8 +10,6 @@ No pickles. Knows nothing of checkpoints: whoever commits the folder makes it du
 from __future__ import annotations
 
 import json
-import os
-import re
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -24,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fr3e_async.errors import StorageError
-from fr3e_async.observe.storage import storage_errors
+from fr3e_async.observe.storage import storage_errors, writing_tensors
 from fr3e_async.types import RolloutBatch, RolloutId
 
 FORMAT = "rollouts 1"
@@ -148,12 +146,8 @@ def _crc32(ids: list[list[Any]], columns: Columns) -> int:
 
 def _write(path: Path, tensors: Columns, metadata: Mapping[str, str]) -> None:
     """Raises ``OSError``, with the number that the system gave."""
-    try:
+    with writing_tensors(path):
         save_file(tensors, path, metadata=dict(metadata))
-    except SafetensorError as error:  # its own kind for every cause, a full disk too; the number stands in its text
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(found[1]) if found else 0
-        raise OSError(number, os.strerror(number) if number else str(error), str(path)) from error
 
 
 def _name(shard: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from threading import Lock
 from typing import Any, Unpack
 
@@ -24,9 +25,10 @@ from fr3e_async.observe.results import write_evaluations, write_problems
 from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.observe.summary import Summary
 from fr3e_async.observe.tensorboard import TensorBoardWriter
-from fr3e_async.observe.trackers import Ending, Trackers, measured_values
+from fr3e_async.observe.trackers import Ending, Trackers, flat_settings, measured_values
 from fr3e_async.observe.vitals import Samples, Vitals
 
+SAMPLES = ("problem", "gold", "response", "verdict", "reward")
 ENDINGS: dict[str, Ending] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
 
 
@@ -44,9 +46,10 @@ class Recorder:
         settled: int = 0,
         exporter: Exporter | None = None,
         trackers: Trackers | None = None,
+        settings: Mapping[str, Any] = {},
     ) -> None:
         """``resumed_from`` and ``settled``: last step of the checkpoint and groups settled by then; what was recorded of
-        later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all. Raises ``StorageError``."""
+        later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all; ``settings``: all of the run's, as TensorBoard shows them. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
         self._exporter, self._samples, self._trackers = exporter, Samples(), trackers
         self._vitals: Vitals | None = None  # of the last beat
@@ -54,11 +57,14 @@ class Recorder:
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self.books = Books(run_dir.books)
         self._open(resumed_from, settled)
+        if self._tensorboard is not None and settings:
+            self._tensorboard.text(resumed_from, "settings", [("setting", "value"), *flat_settings(settings).items()])
 
     def go_back(self, step: int, settled: int) -> None:
         """The run goes on from an earlier step: what was recorded of later ones goes. Raises ``StorageError``."""
         self._close_rows()
         self._open(step, settled)
+        self._view.go_back(step)
         if self._trackers is not None:
             self._trackers.back_to(step)
 
@@ -93,6 +99,14 @@ class Recorder:
             self._exporter.publish(self._samples.step(values))
         self._view.step(step, values)
 
+    def waits(self, text: str) -> None:
+        """What the run waits for now; "" once it goes on."""
+        self._view.waits(text)
+
+    def starting(self, text: str) -> None:
+        """What its start waits for; "" when it is over."""
+        self._view.starting(text)
+
     def beat(self, vitals: Vitals) -> None:
         """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
         self._vitals = vitals
@@ -117,6 +131,14 @@ class Recorder:
     def problems(self, name: str, rows: Sequence[Mapping[str, Any]], *, keep_mib: int) -> None:
         """Keep an evaluation's results by problem, as far as there is room for them. Raises ``StorageError``."""
         write_problems(self._run_dir.path, name, rows, keep_mib=keep_mib)
+
+    def samples(self, name: str, rows: Sequence[Sequence[str]], *, version: int) -> None:
+        """Show some responses of an evaluation in TensorBoard and trackers. Raises ``StorageError``."""
+        if self._tensorboard is not None:
+            cells = [[f"```\n{cell}\n```" for cell in row] for row in rows]  # as they are, and not as Markdown
+            self._tensorboard.text(version, f"samples/{name}", [SAMPLES, *cells])
+        if self._trackers is not None:
+            self._trackers.show(version, name, [SAMPLES, *rows])
 
     def tree(self, line: str) -> bool:
         """Keep a group's tree; False once the file has ``observe.trees_mib``. Raises ``StorageError``."""
@@ -161,7 +183,18 @@ class Recorder:
             version=summary.version,
             seconds=summary.wall_s,
         )
-        self._view.finish(summary)
+        self._view.finish(summary, self._run_dir.path, model=self._model())
+
+    def failed(self, why: str) -> None:
+        """The run could not go on: an event, which a full disk may refuse, and what is left of it."""
+        with suppress(StorageError):
+            self.event(why, "run_failed")
+        self.last_words()
+
+    def last_words(self) -> None:
+        """Say how model, page and the rest of the run are had, if there is a checkpoint."""
+        if self._run_dir.checkpoints.steps():
+            self._view.last_words(self._run_dir.path, model=self._model())
 
     def close(self) -> None:
         """Flush everything, whatever way the run ended. Idempotent."""
@@ -172,6 +205,9 @@ class Recorder:
         self._events.close()
         self.books.close()
         self._close_rows()
+
+    def _model(self) -> Path | None:
+        return self._run_dir.model if self._run_dir.model.is_dir() else None
 
     def _tell(self, news: Iterable[str]) -> None:
         for text in news:

@@ -19,13 +19,15 @@ import contextlib
 import errno
 import fcntl
 import json
+import re
 import shutil
 import time
 from pathlib import Path
 from typing import IO, Any
 
 from fr3e_async.config import Config
-from fr3e_async.errors import StorageError
+from fr3e_async.config.deepspeed import owns_lr
+from fr3e_async.errors import ConfigError, StorageError
 from fr3e_async.observe import jsonl
 from fr3e_async.observe.checkpoints import CheckpointStore
 from fr3e_async.observe.fingerprint import differences, fingerprint, lasting
@@ -40,27 +42,43 @@ def default_path(name: str, now: float) -> Path:
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
 
 
+def newest_path(name: str) -> Path | None:
+    """The newest run among those that ``default_path`` named."""
+    made = re.compile(re.escape(name) + r"-\d{8}-\d{6}")
+    runs = (path for path in Path("runs").glob("*") if made.fullmatch(path.name) and (path / "run.json").is_file())
+    return max(runs, key=lambda path: path.name, default=None)
+
+
 class RunDir:
     """An open run directory. It is locked against a second process until ``close`` or the end of this one."""
 
     def __init__(
-        self, path: Path, *, keep_checkpoints: int, resumed: bool, lock: IO[str], folders: list[Path], inside: list[Path]
+        self,
+        path: Path,
+        *,
+        keep_checkpoints: int,
+        resumed: bool,
+        lock: IO[str],
+        folders: list[Path],
+        inside: list[Path],
+        changed: str = "",
     ) -> None:
         """Use ``open``. ``folders`` and ``inside``: what it made, for ``discard``."""
         self.path = path
         self.resumed = resumed  # it held a run of this config already
+        self.changed = changed  # but for this, which is allowed for once
         self.checkpoints = CheckpointStore(path / "checkpoints", keep=keep_checkpoints)
         self._lock, self._folders, self._inside = lock, folders, inside
 
     @classmethod
-    def open(cls, path: Path, *, config: Config, config_yaml: str) -> RunDir:
-        """Make the directory, or with ``resume=auto`` open it again.
+    def open(cls, path: Path, *, config: Config, config_yaml: str, trial: bool = False) -> RunDir:
+        """Make the directory, or with ``resume=auto`` open it again. ``trial``: writes no settings; for a look that ends in ``discard``.
 
         Raises ``StorageError`` in one line, leaving nothing behind: it holds a run and ``resume`` is never, or a run of
         another config, or something else; it is in use; the disk is full, read-only or otherwise refuses.
         """
         path = path.absolute()
-        resumed = _check_reuse(path, config)
+        resumed, changed = _check_reuse(path, config)
         with storage_errors(path):
             made = make_folders(path)
         lock: IO[str] | None = None
@@ -69,10 +87,11 @@ class RunDir:
             with storage_errors(path):
                 probe(path)
                 lock = _locked(path)
-                if not resumed:
+                if not resumed and not trial:
                     write_atomically(path / "run.json", _identity(config))
-                write_atomically(path / "config.yaml", config_yaml)
-                (path / "logs").mkdir(exist_ok=True)
+                if not trial:
+                    write_atomically(path / "config.yaml", config_yaml)
+                    (path / "logs").mkdir(exist_ok=True)
         except StorageError:
             if lock is not None:
                 lock.close()
@@ -80,7 +99,13 @@ class RunDir:
             remove_made(made)
             raise
         keep = config.run.keep_checkpoints
-        return cls(path, keep_checkpoints=keep, resumed=resumed, lock=lock, folders=made, inside=fresh)
+        return cls(path, keep_checkpoints=keep, resumed=resumed, lock=lock, folders=made, inside=fresh, changed=changed)
+
+    def renew(self, config: Config) -> None:
+        """The run goes on with what has ``changed``, and is of this config from now on. Raises ``StorageError``."""
+        if self.changed:
+            with storage_errors(self.path):
+                write_atomically(self.path / "run.json", _identity(config))
 
     @property
     def logs(self) -> Path:
@@ -171,8 +196,8 @@ class RunDir:
         remove_made(self._folders)
 
 
-def _check_reuse(path: Path, config: Config) -> bool:
-    """True if the directory holds a run that this config may go on with, False if it is new. Else ``StorageError``."""
+def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
+    """(Whether the directory holds a run that this config may go on with, or is new; the change of the learning rate). Else ``StorageError``."""
     try:
         content = {item.name for item in path.iterdir()} if path.is_dir() else set()
         identity: dict[str, Any] = json.loads((path / "run.json").read_text()) if "run.json" in content else {}
@@ -181,17 +206,23 @@ def _check_reuse(path: Path, config: Config) -> bool:
     if not identity:
         if any(name != "run.lock" and not name.endswith(".tmp") for name in content):  # those an attempt may have left
             raise StorageError(f"run.dir: {path} is not empty and holds no run; choose another folder")
-        return False
+        return False, ""
     if config.resume == "never":
         raise StorageError(f"run.dir: {path} holds a run already; go on with it by resume=auto, or choose another run.dir")
     changed = differences(identity["settings"], json.loads(json.dumps(lasting(config))))
+    rate = next((its for its in changed if its.startswith("learner.lr: ")), "")
+    if rate and config.run.change_lr:
+        if not owns_lr(config.learner.ds_config):
+            raise ConfigError(f"run.change_lr: {rate} would do nothing, since learner.ds_config sets the learning rate")
+        changed.remove(rate)
     if changed:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise StorageError(
             f"run.dir: {path} holds a run of another config: {'; '.join(changed[:_SHOWN])}{more}; "
             "use the same settings or choose another run.dir"
+            + ("; run.change_lr=true goes on with the new learning rate" if rate in changed[:1] and len(changed) == 1 else "")
         )
-    return True
+    return True, rate and f"from here on {rate}"
 
 
 def _identity(config: Config) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from fr3e_async.errors import StorageError
 
@@ -37,6 +40,22 @@ def storage_errors(path: Path, setting: str = "run.dir") -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{setting}: cannot write to {path}: {cause(error)}") from error
+
+
+@contextlib.contextmanager
+def writing_tensors(path: Path) -> Iterator[None]:
+    """Around a write by safetensors, which raises a kind of its own for every cause and lets nobody but the owner read the file.
+
+    Raises ``OSError``, with the number that the system gave. The file gets the permissions that the umask leaves.
+    """
+    try:
+        yield
+    except SafetensorError as error:  # a full disk too; the number stands in its text
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else 0
+        raise OSError(number, os.strerror(number) if number else str(error), str(path)) from error
+    umask = Path("/proc/self/status").read_text(encoding="utf-8").partition("Umask:")[2].split()[0]
+    path.chmod(0o666 & ~int(umask, 8))
 
 
 def fsync_path(path: Path) -> None:

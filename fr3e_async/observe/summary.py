@@ -34,6 +34,11 @@ class Summary:
     accuracy_intervals: dict[str, list[float]] = key(
         "95 % Wilson intervals of the two: {before: [low, high], after: [low, high]}"
     )
+    reward_before: float | None = key("held-out mean reward before training (unknown counts as the lowest)", default=lambda: None)
+    reward_after: float | None = key("held-out mean reward of the final weights", default=lambda: None)
+    reward_intervals: dict[str, list[float]] = key(
+        "95 % intervals of the two: {before: [low, high], after: [low, high]}", default=dict
+    )
     evaluations: list[dict[str, Any]] = key("every evaluation of data.heldout in order, with label, counts and interval")
     benchmarks: list[dict[str, Any]] = key(
         "every evaluation of every benchmark of evaluation.suite in order, as in evaluations.jsonl", default=list

@@ -1,14 +1,17 @@
-"""TensorBoard events, in tensorboard's own records: no torch, no TensorFlow, and no thread, so that an error comes where it belongs."""
+"""TensorBoard events (scalars and texts), in tensorboard's own records: no torch, no TensorFlow, and no thread, so that an error comes where it belongs."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fr3e_async.clock import Clock
@@ -16,7 +19,7 @@ from fr3e_async.observe.storage import storage_errors
 
 
 class TensorBoardWriter:
-    """Scalars by step. Each event is handed to the system before ``write`` returns."""
+    """Scalars and texts by step. Each event is handed to the system before ``write`` returns."""
 
     def __init__(self, folder: Path, *, clock: Clock, first_step: int = 1) -> None:
         """A new file in the folder, stamped by ``clock``, which must not go back from one session to the next; readers drop what
@@ -35,6 +38,15 @@ class TensorBoardWriter:
         """Raises ``StorageError`` on a full disk."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(Event(wall_time=self._clock(), step=step, summary=Summary(value=values)))
+
+    def text(self, step: int, name: str, rows: Sequence[Sequence[str]]) -> None:
+        """A table of texts, the first row being its head; all rows are as long. Raises ``StorageError``."""
+        cells = [cell.encode() for row in rows for cell in row]
+        dims = [TensorShapeProto.Dim(size=size) for size in (len(rows), len(rows[0]))]
+        table = TensorProto(dtype=DT_STRING, string_val=cells, tensor_shape=TensorShapeProto(dim=dims))
+        shown_as = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        value = Summary.Value(tag=name, tensor=table, metadata=shown_as)
+        self._add(Event(wall_time=self._clock(), step=step, summary=Summary(value=[value])))
 
     def close(self) -> None:
         """Idempotent. Raises ``StorageError``."""

@@ -31,7 +31,7 @@ ASSETS = Path(__file__).parent / "assets"
 STYLES = ("uPlot.min.css", "base.css", "charts.css", "trees.css")
 LIBRARY = "uPlot.iife.min.js"
 SCRIPTS = (
-    "util.js", "data.js", "theme.js", "plot.js", "metrics.js", "curves.js", "timeline.js", "bars.js", "tables.js",
+    "util.js", "data.js", "theme.js", "plot.js", "metrics.js", "curves.js", "timeline.js", "bars.js", "headline.js", "tables.js",
     "tokens.js", "treelist.js", "treeview.js", "keys.js", "main.js",
 )  # fmt: skip
 

@@ -22,23 +22,23 @@ states/interval_width            | control/tally.py:Tally.take | control/group.p
 states/*                         | control/tally.py:Tally.take | control/group.py:Group._states
 verify/*                         | control/tally.py:Tally.take | control/group.py:Group.retire, control/group.py:Group.judge
 tokens/generated                 | control/tally.py:Tally.take | control/group.py:Group._tokens
-tokens/rate_per_s                | control/controller.py:Controller._after_training | control/tally.py:Tally.take
+tokens/rate_per_s                | control/telling.py:Teller.step | control/tally.py:Tally.take
 reward/*                         | control/tally.py:Tally.take | control/group.py:Group.retire, control/group.py:Group.judge
 rollout/length_tokens            | control/tally.py:Tally.take | control/group.py:Group._response
 rollout/*                        | control/tally.py:Tally.take | control/group.py:Group.retire
 prompt/all_*                     | control/tally.py:Tally.take | control/tally.py:Tally.add, control/group.py:Group.retire
 prompt/*                         | control/tally.py:Tally.take | control/group.py:Group._tokens, control/group.py:_useful
-queue/*                          | control/controller.py:Controller._after_training | control/machine.py:Machine
-time/step_s                      | control/controller.py:Controller._after_training |
-time/train_s                     | control/learning.py:Learning.train |
-time/export_s                    | control/learning.py:Learning.train |
+queue/*                          | control/telling.py:Teller.step | control/machine.py:Machine
+time/step_s                      | control/telling.py:Teller.step |
+time/train_s                     | control/learning.py:Learning._train |
+time/export_s                    | control/learning.py:Learning._train |
 time/sync_s                      | control/progress.py:Progress.synced | control/publisher.py:Publisher.sync
 time/pause_s                     | control/progress.py:Progress.synced | control/publisher.py:Sync.pause_s
 time/pause_max_s                 | control/publisher.py:Sync.metrics |
 time/copy_s                      | control/publisher.py:Sync.metrics |
 weights/*                        | control/publisher.py:Sync.metrics | control/publisher.py:Publisher.sync
-time/checkpoint_s                | control/saving.py:Saver.save |
-checkpoint/*                     | control/saving.py:Saver.save |
+time/checkpoint_s                | control/saving.py:Saver._save |
+checkpoint/*                     | control/saving.py:Saver._save |
 idle/*                           | control/watch.py:Watch.utilisation | observe/timeline.py:idle_share
 overlap/*                        | control/watch.py:Watch.utilisation | control/watch.py:Watch._overlap, observe/timeline.py:overlap_fraction
 cache/*                          | control/watch.py:Watch.utilisation | control/watch.py:Watch._measured

@@ -107,6 +107,7 @@ class EngineSpec:
     transfer: str = ""  # backend of vLLM's own weight transfer, "nccl" or "gloo"; empty: not set up
     seed: int = 0
     seeded: bool = False  # requests may carry seeds of their own
+    stops: tuple[str, ...] = ()  # texts that end a completion, which keeps them; it needs the model's tokenizer then
     thoughts: tuple[str, ...] = ("<think>", "</think>")  # what marks a thought in its responses, for the choice of anchors
     version: int = 0  # of the weights in the model folder
     verbose: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places
-from fr3e_async.algorithm.answer_span import TAIL, THINK, Thoughts, answer_end
+from fr3e_async.algorithm.answer_span import TAIL, THINK, Thoughts, answer_end, stop_end
 from fr3e_async.data.pieces import special_ids
 from fr3e_async.rollout.port import Engine, SampleRequest
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
+from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
+
+NOTHING = np.zeros(0, dtype=np.int32)
 
 
 class TokenTexts:
     """Texts of single ids, each decoded once, and which ids are special. A byte-split character reads as a placeholder."""
 
-    def __init__(self, tokenizer: Any, *, ends: Sequence[int] = (), thoughts: Thoughts = THINK) -> None:
-        """``ends``: ids that end a response, special or not."""
-        self._tokenizer, self._thoughts = tokenizer, thoughts
+    def __init__(
+        self, tokenizer: Any, *, ends: Sequence[int] = (), thoughts: Thoughts = THINK, stops: Sequence[str] = ()
+    ) -> None:
+        """``ends``: ids that end a response, special or not; ``stops``: texts that do."""
+        self._tokenizer, self._thoughts, self._stops = tokenizer, thoughts, stops
         self._texts: dict[int, str] = {}
         self._special = np.asarray(sorted({*special_ids(tokenizer), *ends}), dtype=np.int64)
 
@@ -39,6 +44,22 @@ class TokenTexts:
     def answer_end(self, prompt: NDArray[np.int32], pieces: Sequence[str]) -> int | None:
         """The first token after the answer of a response to this prompt, which may have opened a thought."""
         return answer_end(pieces, self._thoughts.after("".join(self.pieces(prompt[-TAIL:]))))
+
+    def ended(self, prefix: NDArray[np.int32], completion: Completion) -> Completion:
+        """The completion up to the token with which a stop text is whole, be it one that the ``prefix`` of the response begins. An engine
+        that looks for such texts sees none of the prefix, and may look at several tokens at once."""
+        if not self._stops or completion.finish is Finish.ABORT:
+            return completion
+        before = prefix[-4 * max(map(len, self._stops)) :].tolist()  # a character has at most four bytes, a token at least one
+
+        def stops(length: int) -> bool:
+            ids = before + completion.tokens[:length].tolist()
+            text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            return stop_end(text, self._stops) is not None
+
+        if not stops(len(completion)):
+            return completion
+        return completion.stopped_at(bisect_left(range(len(completion)), True, lo=1, key=stops))
 
     def _text(self, token: int) -> str:
         if token not in self._texts:
@@ -63,9 +84,10 @@ class Roller:
         """One rollout for each id from the prompt beside it. With ``trunk`` the batch says where anchors may stand."""
         contexts, context_of = _distinct(prompts)
         tokens = [prompt.token_ids for prompt in contexts]
-        completions = await self._engine.generate(
+        drawn = await self._engine.generate(
             [self._request(id, tokens[c], draw, draw.max_tokens) for id, c in zip(ids, context_of, strict=True)]
         )
+        completions = [self._texts.ended(NOTHING, one) for one in drawn]
         return RolloutBatch.build(
             ids=ids,
             contexts=tokens,
@@ -100,9 +122,10 @@ class Roller:
         order = sorted(ids, key=lambda id: (-positions[id.node], id))
         nodes = sorted({id.node for id in ids})
         prefixes = [np.concatenate([prompt, spine[: positions[node]]]) for node in nodes]
-        completions = await self._engine.generate(
+        drawn = await self._engine.generate(
             [self._request(id, prefixes[nodes.index(id.node)], draw, draw.max_tokens - positions[id.node]) for id in order]
         )
+        completions = [self._texts.ended(spine[: positions[id.node]], one) for id, one in zip(order, drawn, strict=True)]
         return RolloutBatch.build(
             ids=order,
             contexts=prefixes,

@@ -21,7 +21,7 @@ def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
         "model": spec.model,
         "revision": spec.revision or None,
         "trust_remote_code": spec.trust_remote_code,
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not spec.stops,
         "load_format": "safetensors",  # other formats are pickles, which can carry code
         "generation_config": "vllm",  # the model folder's sampling defaults and end tokens must not creep in
         "dtype": spec.dtype,

@@ -32,7 +32,10 @@ def sampling_params(request: SampleRequest, spec: EngineSpec, *, logprobs: int) 
         stop_token_ids=list(spec.end_token_ids),
         logprobs=logprobs,
         flat_logprobs=True,
-        detokenize=False,
+        stop=list(spec.stops),
+        include_stop_str_in_output=True,
+        detokenize=bool(spec.stops),
+        skip_special_tokens=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )

@@ -4,12 +4,15 @@
 
 Each line of the file is an object with ``gold`` and ``prediction``, and perhaps ``kind`` (full: a whole response; bare: an answer
 alone; raw: text with an answer somewhere), ``correct`` (a label), ``source``, ``label_by``, ``category``, ``id`` and ``problem``. Where a
-run demands a box, ``answers.answer_of`` takes other statements of an answer as well. Exit codes: 0 done, 1 failed, 2 bad input.
+run demands a box, ``answers.answer_of`` takes other statements of an answer as well. ``--reward`` and ``--rewards`` are the settings of a
+run: whole responses then go to the functions, with ``length`` and ``finish`` of the line, and its further fields as columns of the row. Exit
+codes: 0 done, 1 failed, 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import time
@@ -18,12 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
-from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.config import RewardConfig, VerifierPoolConfig
+from fr3e_async.config.reward import check_rewards, reward_terms
 from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError, printable
 from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.cases import Case, Judged, read_cases, report
-from fr3e_async.verify.pool import VerifierPool, bare_gold
+from fr3e_async.verify.pool import Question, VerifierPool, bare_gold
 from fr3e_async.verify.rewards import MATH, check_reward
 
 
@@ -56,10 +60,23 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write a row for each case: id, outcome, reason, time, …")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="killable processes (default 2)")
     parser.add_argument("--reward", default=MATH, help="'math' (default) or package.module:function, as in a run")
+    parser.add_argument(
+        "--rewards", type=_entries, default=[], metavar="JSON", help="the setting rewards as a JSON list of objects"
+    )
     parsed = parser.parse_args(argv)
+    check_rewards(parsed.reward, parsed.rewards)
     if (parsed.cases is None) is (parsed.explain is None):
         raise ConfigError("one of CASES.jsonl and --explain ANSWER REFERENCE is expected")
     return parsed
+
+
+def _entries(text: str) -> list[RewardConfig]:
+    try:
+        return [RewardConfig(**entry) for entry in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f'--rewards must be a JSON list like [{{"function": "rewards:form", "weight": 0.5}}]: {error}'
+        ) from error
 
 
 def explain(answer: str, reference: str) -> int:
@@ -80,39 +97,52 @@ def explain(answer: str, reference: str) -> int:
 
 def score(args: argparse.Namespace) -> int:
     config = VerifierPoolConfig(workers=args.workers)
-    check_reward(args.reward)
+    terms = reward_terms(args.reward, args.rewards)
     cases = read_cases(args.cases)
+    for term in terms:
+        check_reward(term.function, batch=term.batch, columns=sorted({name for case in cases for name in case.columns}))
     if args.json is not None:
         write(args.json, [])  # before the work and not after it, should it not be possible
     started = time.monotonic()
-    judged = judge_cases(cases, config, args.reward)
+    judged = judge_cases(cases, config, terms)
     seconds = time.monotonic() - started
-    print(printable(report(judged)))  # it quotes sources and categories of the file
+    math_alone = [term.function for term in terms] == [MATH]
+    print(printable(report(judged, rewards=not math_alone)))  # it quotes sources and categories of the file
     print(f"\n{len(cases)} cases in {seconds:.1f} s, {len(cases) / seconds:.0f} a second, {args.workers} worker(s)")
     if args.json is not None:
         write(args.json, judged)
     return 0
 
 
-def judge_cases(cases: Sequence[Case], config: VerifierPoolConfig, reward: str = MATH) -> list[Judged]:
-    """One case after another for each worker, so that the time of a case is its own."""
-    with VerifierPool(config, reward) as pool:
-        if reward == MATH:  # the first case shall not wait for imports
+def judge_cases(
+    cases: Sequence[Case], config: VerifierPoolConfig, terms: Sequence[RewardConfig] = reward_terms(MATH, ())
+) -> list[Judged]:
+    """One case after another for each worker, so that the time of a case is its own; where a function takes batches, it is the mean."""
+    with VerifierPool(config, terms) as pool:
+        math_alone = [term.function for term in terms] == [MATH]
+        if math_alone:  # the first case shall not wait for imports
             pool.judge_answer("\\frac12", "0.5")
 
         def one(case: Case) -> Judged:
             started = time.perf_counter()
-            verdict = _verdict(pool, case, reward)
+            verdict = _verdict(pool, case) if math_alone else pool.judge(*_question(case))
             return Judged(case=case, verdict=verdict, time_s=time.perf_counter() - started)
 
+        if any(term.batch for term in terms):
+            started = time.perf_counter()
+            verdicts = asyncio.run(pool.judge_many(map(_question, cases)))
+            each = (time.perf_counter() - started) / len(cases)
+            return [Judged(case=case, verdict=verdict, time_s=each) for case, verdict in zip(cases, verdicts, strict=True)]
         with ThreadPoolExecutor(config.workers) as threads:
             return list(threads.map(one, cases))
 
 
-def _verdict(pool: VerifierPool, case: Case, reward: str) -> Verdict:
-    if reward != MATH:
-        return pool.judge(case.prediction, case.gold, case.problem)
+def _verdict(pool: VerifierPool, case: Case) -> Verdict:
     return pool.judge_answer(answers.answer_of(case.prediction, case.kind), answers.gold_of(case.gold, case.kind))
+
+
+def _question(case: Case) -> Question:
+    return Question(case.prediction, case.gold, case.problem, length=case.length, finish=case.finish, columns=case.columns)
 
 
 def write(path: Path, judged: Sequence[Judged]) -> None:

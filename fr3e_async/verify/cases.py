@@ -6,10 +6,11 @@ Knows files and counts; judging is the pool's.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,9 @@ from fr3e_async.errors import DataError
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify.answers import Kind
 
+_OURS = frozenset(
+    {"id", "gold", "prediction", "kind", "correct", "source", "label_by", "category", "problem", "length", "finish", "exact"}
+)
 _COMMIT = re.compile(r"@[0-9a-f]{7,40}\b.*")  # github:owner/name@commit:path → github:owner/name
 
 
@@ -32,7 +36,10 @@ class Case:
     source: str = ""
     label_by: str = ""  # who says
     category: str = ""
-    problem: str = ""  # for a user's reward
+    problem: str = ""  # for a user's reward, as all below
+    length: int | None = None  # tokens
+    finish: str = "stop"
+    columns: dict[str, Any] = field(default_factory=dict)  # all that the row holds besides
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +106,9 @@ def _case(line: bytes, source: str, number: int) -> Case:
         label_by=str(row.get("label_by") or ""),
         category=str(row.get("category") or ""),
         problem=str(row.get("problem") or ""),
+        length=row.get("length"),
+        finish=row.get("finish", "stop"),
+        columns={name: value for name, value in row.items() if name not in _OURS},
     )
 
 
@@ -109,9 +119,17 @@ def _text(row: dict[str, Any], field: str, source: str) -> str:
     return str(value)
 
 
-def report(judged: Sequence[Judged]) -> str:
-    """Counts by source, agreement where there are labels; the same by label and kind, and by category; reasons of what is unknown."""
+def report(judged: Sequence[Judged], *, rewards: bool = False) -> str:
+    """Counts by source, agreement where there are labels; the same by label and kind, and by category; reasons of what is unknown.
+    ``rewards``: the mean reward too."""
     parts = [_table("source", judged, lambda case: _COMMIT.sub("", case.source) or "-")]
+    known = [j.verdict.reward for j in judged if j.verdict.reward is not None]
+    if rewards:
+        mean = f"{math.fsum(known) / len(known):.4g}" if known else "-"
+        parts.append(
+            f"mean reward: {mean}, of {len(known)} that are known"
+            + (f"; {len(judged) - len(known)} unknown" * (len(known) < len(judged)))
+        )
     if any(j.case.label_by for j in judged):
         parts.append(_table("label, kind", judged, lambda case: f"{case.label_by or '-'}, {case.kind}"))
     if any(j.case.category for j in judged):
@@ -144,7 +162,7 @@ def _table(name: str, judged: Sequence[Judged], key: Callable[[Case], str]) -> s
 
 
 def _counts(judged: Sequence[Judged], labelled: bool) -> list[str]:
-    """Cells of one line; "policy" is part of right, "unproven" of wrong. A verdict agrees with a label if it is right just where the label is; unknown is not right."""
+    """Cells of one line; "policy" is part of right, "unproven" of wrong. A verdict agrees with a label if it is right or wrong as the label is; an unknown one never does, and is a "false -" where the label is right."""
     by_outcome = Counter(j.verdict.outcome for j in judged)
     by_policy = sum(j.right and j.verdict.reason.startswith("policy") for j in judged)
     unproven = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason.startswith("unproven") for j in judged)
@@ -154,7 +172,8 @@ def _counts(judged: Sequence[Judged], labelled: bool) -> list[str]:
     if not labelled:
         return [str(cell) for cell in cells]
     known = [j for j in judged if j.case.correct is not None]
-    agree = sum(j.right == j.case.correct for j in known)
+    agree = sum(j.right == j.case.correct and j.verdict.outcome is not Outcome.UNKNOWN for j in known)
     false_positives = sum(j.right and not j.case.correct for j in known)
+    false_negatives = sum(not j.right and bool(j.case.correct) for j in known)
     share = f"{100 * agree / len(known):.1f}" if known else "-"
-    return [*map(str, cells), str(agree), share, str(false_positives), str(len(known) - agree - false_positives)]
+    return [*map(str, cells), str(agree), share, str(false_positives), str(false_negatives)]

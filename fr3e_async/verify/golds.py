@@ -77,9 +77,9 @@ def flag_golds(
 def screen_golds(rows: Rows, config: Config, announce: Callable[[str], None] = lambda _: None) -> Screened:
     """Do as ``data.on_string_gold`` says with problems whose gold is flagged. ``DataError`` for 'error', and if nothing is left.
 
-    Only for ``reward=math``: what a user's function does with a gold is its own affair.
+    Only where math judges: what a user's function does with a gold is its own affair.
     """
-    if config.reward != MATH:
+    if all(term.function != MATH for term in config.reward_terms):
         return Screened(rows=rows, note="")
     policy = config.data.on_string_gold
     reasons = {f.gold: f.reason for f in flag_golds([r.answer for r in (*rows.train, *rows.heldout)], config.verifiers, announce)}

@@ -1,19 +1,23 @@
 """What a worker can be asked to do: judge an answer, look at a gold, or call a user's reward function.
 
-A job turns a task (a list of texts) into a ``Ruling``. Runs inside a killable process: it knows nothing of limits, pools, numpy
-or our types, and loads math-verify only for the jobs that need it.
+A job turns a task into a ``Ruling``, or a batch of tasks into one for each. Runs inside a killable process: it knows nothing of
+limits, pools, numpy or our types, and loads math-verify only for the jobs that need it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fr3e_async.verify.rewards import MATH, resolve, wants_exact
+from fr3e_async.verify.rewards import MATH, resolve, takes, takes_lists
 
 GOLDS = "golds"
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+SAID_UNKNOWN = "reward said unknown"  # a user's function returned None: its word, and no failure
 READABLE, TEXT_ONLY = "readable", "text only"
 MEMORY_LIMIT = "memory limit"
 _TRACE_CHARS = 4000  # its end says most
@@ -26,9 +30,10 @@ class Ruling(NamedTuple):
     reason: str
     score: float | None = None  # of a user's function
     complaint: str = ""  # what is wrong with a user's function, for a log
+    parts: Sequence[Sequence[Any]] = ()  # of a batch: a ruling for each of its tasks; none: this one is of all of them
 
 
-Job = Callable[[Sequence[str]], Ruling]
+Job = Callable[[Sequence[Any]], Ruling]
 
 
 def load_job(name: str, options: dict[str, Any]) -> Job:
@@ -37,9 +42,7 @@ def load_job(name: str, options: dict[str, Any]) -> Job:
         return _math_job(options)
     if name == GOLDS:
         return _golds_job()
-    function = resolve(name)
-    exact = wants_exact(function)
-    return lambda task: call_reward(function, task[:3], **({"exact": task[3]} if exact else {}))
+    return Reward(resolve(name), **options)
 
 
 def _math_job(options: dict[str, Any]) -> Job:
@@ -62,19 +65,80 @@ def _golds_job() -> Job:
     return run
 
 
-def call_reward(function: Callable[..., Any], task: Sequence[str], **exact: str) -> Ruling:
-    """A user's function on (response, gold, prompt), and ``exact`` if it takes that. Whatever it does wrong makes the verdict unknown."""
-    try:
-        value = function(*task, **exact)
+class Reward:
+    """A user's function as a job: tasks are [response, gold, prompt, {name: what may be given by name}]. Whatever it does wrong makes
+    a verdict unknown."""
+
+    def __init__(self, function: Callable[..., Any], *, batch: bool = False, low: float = 0.0, high: float = 1.0) -> None:
+        """``batch``: tasks come as lists. ``low``, ``high``: what it may return; ``high`` is right."""
+        self._function, self._batch, self._low, self._high = function, batch, low, high
+        self._takes = functools.cache(functools.partial(takes, function))
+        self._loop: asyncio.Runner | None = None  # one for all calls, so that a client of the module's can keep its connections
+
+    def __call__(self, task: Sequence[Any]) -> Ruling:
+        if not self._batch:
+            return self._guarded(lambda: self._ruled(self._value(*self._arguments(task))))
+        if takes_lists(self._function):
+            return self._guarded(lambda: self._ruled_all(self._value(*self._lists(task)), len(task)))
+        return Ruling("", "", parts=self._awaited(self._side_by_side(task)))
+
+    def _guarded(self, call: Callable[[], Ruling]) -> Ruling:
+        try:
+            return call()
+        except (Exception, SystemExit) as error:  # a stranger's code: any error is its word, "I cannot tell"
+            return _failed(error)
+
+    async def _side_by_side(self, tasks: Sequence[Sequence[Any]]) -> list[Ruling]:
+        async def one(task: Sequence[Any]) -> Ruling:
+            try:
+                arguments, named = self._arguments(task)
+                return self._ruled(await self._function(*arguments, **named))
+            except (Exception, SystemExit) as error:  # as above
+                return _failed(error)
+
+        return await asyncio.gather(*map(one, tasks))
+
+    def _value(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        value = self._function(*arguments, **named)
+        return self._awaited(value) if inspect.isawaitable(value) else value
+
+    def _awaited(self, value: Awaitable[Any]) -> Any:
+        async def wait() -> Any:
+            return await value
+
+        self._loop = self._loop or asyncio.Runner()
+        return self._loop.run(wait())
+
+    def _arguments(self, task: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        *arguments, given = task
+        return arguments, {name: value for name, value in given.items() if self._takes(name)}
+
+    def _lists(self, tasks: Sequence[Sequence[Any]]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The same with a list for each, in one order."""
+        each = [self._arguments(task) for task in tasks]
+        named = {name: [its.get(name) for _, its in each] for _, its in each for name in its}
+        return [list(column) for column in zip(*(arguments for arguments, _ in each), strict=True)], named
+
+    def _ruled_all(self, values: Any, count: int) -> Ruling:
+        values = values.tolist() if hasattr(values, "tolist") else values  # an array of numpy or torch
+        if not isinstance(values, list | tuple) or len(values) != count:
+            many = f"{len(values)} values" if isinstance(values, list | tuple) else type(values).__name__
+            return Ruling(UNKNOWN, f"reward returned {many} for {count} responses", complaint=f"it returned {repr(values)[:200]}")
+        return Ruling("", "", parts=[self._guarded(lambda value=value: self._ruled(value)) for value in values])  # type: ignore[misc]
+
+    def _ruled(self, value: Any) -> Ruling:
         value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
-    except MemoryError:
+        if value is None:
+            return Ruling(UNKNOWN, SAID_UNKNOWN)
+        if not isinstance(value, bool | int | float):
+            return Ruling(UNKNOWN, f"reward returned {type(value).__name__}", complaint=f"it returned {repr(value)[:200]}")
+        if not self._low <= value <= self._high:  # also where it is not a number
+            return Ruling(UNKNOWN, f"reward outside [{self._low:g}, {self._high:g}]", complaint=f"it returned {value}")
+        return Ruling(RIGHT if value == self._high else WRONG, "reward", score=float(value))
+
+
+def _failed(error: BaseException) -> Ruling:
+    if isinstance(error, MemoryError):
         return Ruling(UNKNOWN, MEMORY_LIMIT)
-    except (Exception, SystemExit) as error:  # a stranger's code: any error is its word, "I cannot tell"
-        return Ruling(UNKNOWN, f"reward raised {type(error).__name__}", complaint=traceback.format_exc()[-_TRACE_CHARS:])
-    if value is None:
-        return Ruling(UNKNOWN, "reward said unknown")
-    if not isinstance(value, bool | int | float):
-        return Ruling(UNKNOWN, f"reward returned {type(value).__name__}", complaint=f"it returned {repr(value)[:200]}")
-    if not 0 <= value <= 1:  # also where it is not a number
-        return Ruling(UNKNOWN, "reward outside [0, 1]", complaint=f"it returned {value}")
-    return Ruling(RIGHT if value == 1 else WRONG, "reward", score=float(value))
+    told = "".join(traceback.format_exception(error))[-_TRACE_CHARS:]
+    return Ruling(UNKNOWN, f"reward raised {type(error).__name__}", complaint=told)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fr3e_async.errors import RunFailed
 from fr3e_async.verify.jobs import UNKNOWN, Ruling
@@ -23,7 +23,7 @@ _START_LIMIT_S = 120.0  # for the import of math-verify on a machine that is bus
 WALL_LIMIT = "wall limit"
 _ENDINGS = {-signal.SIGPROF: "cpu limit", -signal.SIGKILL: "killed, perhaps for memory", -signal.SIGSEGV: "crashed"}
 
-Task = tuple[str, ...]
+Task = Sequence[Any]  # what a job takes, in a form of JSON
 
 
 class NurseryGone(Exception):

@@ -3,6 +3,7 @@
     joining     a cluster: checked, joined or started, left
     starting    one actor, or the learner group, with its place, environment and limits
     advice      what the autoscaler is told meanwhile
+    roll_call   who is up, and who has found no room
     deployment  all of them together: what a session works with
     first_questions  what is asked of them before a run begins
 
@@ -11,7 +12,7 @@ Everything else sees ports.
 
 from fr3e_async.wiring.deployment import Deployment
 from fr3e_async.wiring.first_questions import first_questions
-from fr3e_async.wiring.joining import check_cluster, connect, disconnect, gauges
+from fr3e_async.wiring.joining import check_cluster, connect, connecting, disconnect, gauges
 from fr3e_async.wiring.starting import Model, engine_spec, mismatch_bound
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Model",
     "check_cluster",
     "connect",
+    "connecting",
     "disconnect",
     "engine_spec",
     "first_questions",

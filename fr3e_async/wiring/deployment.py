@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import ray
+from ray.exceptions import RayError
 
 from fr3e_async.actors.cluster import DrainingNodes
 from fr3e_async.actors.engine import EngineActor
@@ -21,10 +22,14 @@ from fr3e_async.control.ports import LearnerPort
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.side import on_the_side
 from fr3e_async.errors import LearnerLost
+from fr3e_async.observe.events import Note, unheard
 from fr3e_async.plan import placement
 from fr3e_async.types import WeightBundle
 from fr3e_async.wiring.advice import Advice
+from fr3e_async.wiring.roll_call import roll_call, without_room
 from fr3e_async.wiring.starting import Model, Starter
+
+_ASK_S = 5.0  # for the head to say what is free
 
 
 class Folders(Protocol):
@@ -58,7 +63,9 @@ class Deployment:
 
     engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
-    def __init__(self, config: Config, model: Model, run_dir: Folders, *, clock: Clock) -> None:
+    def __init__(self, config: Config, model: Model, run_dir: Folders, *, clock: Clock, note: Note = unheard) -> None:
+        """``note``: told what a person should see of the actors."""
+        self._note, self._up = note, dict[str, tuple[int, int]]()  # by role: actors up, actors that the start waits for
         self._config, self._clock, self._draining = config, clock, DrainingNodes()
         self._starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
         self._advice = Advice(config)
@@ -86,10 +93,14 @@ class Deployment:
         roles = [role for role in (GENERATORS, EXPLORERS, VERIFIERS) if role in rows for _ in range(rows[role].actors)]
         for row in placement(config, training=training):
             self._advice.want(row.role, row.actors)
+        self._up = {role: (0, row.actors) for role, row in rows.items()}
         try:
             async with asyncio.TaskGroup() as tasks:
                 learner = tasks.create_task(learner_of())
                 workers = [(role, tasks.create_task(self.start_worker(role, room_s=room))) for role in roles]
+                for role, task in workers:
+                    task.add_done_callback(lambda _, role=role: self._one_up(role))  # type: ignore[misc]
+                learner.add_done_callback(lambda _: self._one_up("learner"))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
         self.crew = Crew(
@@ -102,7 +113,21 @@ class Deployment:
             draining=lambda: on_the_side(self._draining),
             node=ray.get_runtime_context().get_node_id(),
             first_error=self._starter.first_error,
+            note=self._note,
         )
+
+    def _one_up(self, role: str) -> None:
+        there, wanted = self._up.get(role, (0, 0))
+        self._up[role] = (wanted if role == "learner" else there + 1, wanted)
+
+    async def missing(self) -> str:
+        """Which actors a start waits for, and for what room; "" if all are up."""
+        wanted = dict(self._starter.wanted)
+        try:
+            async with asyncio.timeout(_ASK_S):
+                return roll_call(self._up, *await on_the_side(lambda: without_room(wanted)))
+        except (TimeoutError, RayError):  # the head does not say what is free
+            return roll_call(self._up)
 
     async def start_worker(self, role: str, *, room_s: float | None = None) -> Worker:
         """A new generator, explorer or verifier, as soon as there is room. Cancelled, it leaves nothing behind.
@@ -114,7 +139,9 @@ class Deployment:
     async def restart_learner(self, *, resume_from: Path | None) -> None:
         """End what is left of the learner group and make a new one, which continues from that folder, or begins anew."""
         await self.crew.learner.close()
+        self._up["learner"] = (0, self._config.learner.ranks)
         self.crew.learner = await self._learner(resume_from)
+        self._one_up("learner")
 
     def publisher(self) -> Publisher:
         """A new one for the learner as it is now."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
+from fr3e_async import scratch
+from fr3e_async.actors.cluster import make_token
 from fr3e_async.actors.gauges import RayGauges
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.plan import check_resources, local_resources
+from fr3e_async.signals import deaf_children
 
 NAMESPACE = "fr3e"
 KNOCK_S = 10.0  # time for a cluster's address to accept a connection
@@ -39,6 +45,12 @@ def check_cluster(config: Config, *, training: bool = True) -> None:
         _knock(address, setting)
 
 
+def connecting(config: Config) -> str:
+    """What ``connect`` is about to do, for a person."""
+    address, setting = _destination(config)
+    return "starting Ray on this machine" if address == "local" else f"joining the cluster at {setting}={address}"
+
+
 def connect(config: Config, *, training: bool = True) -> None:
     """Join the cluster of ``ray.address``, ``ray job submit`` or RAY_ADDRESS; else start a local one. Checks its size.
 
@@ -59,21 +71,30 @@ def connect(config: Config, *, training: bool = True) -> None:
             "include_dashboard": False,
             "object_store_memory": int(config.ray.object_store_gib * 2**30),
         }
+        if folder := os.environ.get(scratch.VARIABLE):
+            settings["_temp_dir"] = os.path.join(folder, "ray")
+        make_token()
     try:
-        ray.init(address=address, **settings)
+        with deaf_children() if address == "local" else nullcontext():
+            ray.init(address=address, **settings)
     except (ConnectionError, TimeoutError) as error:
         raise ConfigError(f"{setting}={address}: no cluster answers, or it wants another token ({error})") from error
     except RayError as error:
         raise ConfigError(f"{setting}={address}: the cluster refuses us: {error}") from error
-    except (OSError, ValueError) as error:  # its folder cannot be written; a setting is beyond what the machine has
+    except (
+        Exception
+    ) as error:  # its folder cannot be written, a setting is beyond the machine, it was too slow (a bare ``Exception``)
         raise ConfigError(f"{setting}={address}: Ray cannot start: {error}") from error
     if not config.ray.autoscaling:
         check_resources(config, ray.cluster_resources(), training=training)
 
 
-def disconnect() -> None:
-    """Leave the cluster; a local one ends with it."""
+def disconnect(*, keep_logs: Path | None = None) -> None:
+    """Leave the cluster; a local one ends with it. ``keep_logs``: a folder for the local one's own logs, of a run that failed."""
     ray.shutdown()
+    if keep_logs and (folder := os.environ.get(scratch.VARIABLE)):
+        with contextlib.suppress(OSError, shutil.Error):  # there was no local cluster, or the disk is full
+            shutil.copytree(os.path.join(folder, "ray", "session_latest", "logs"), keep_logs, dirs_exist_ok=True)
 
 
 def gauges(config: Config) -> RayGauges | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from fr3e_async.errors import RunFailed, StartRefused, UserError
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.observe.logs import first_error
 from fr3e_async.rollout import EngineSpec, engine_environment
+from fr3e_async.wiring.roll_call import Wanted
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class Model:
 
     path: str
     end_token_ids: tuple[int, ...]
+    optimizer_from: str = ""  # a learner checkpoint of these weights, whose optimiser a new run takes on
 
 
 class Starter:
@@ -56,6 +58,7 @@ class Starter:
         self._logs, self._dumps = logs, dumps
         self._names: dict[str, int] = {}  # by role: the number of the newest
         self._log_starts: dict[str, int] = {}  # bytes of a log that were there before the actor
+        self.wanted: dict[str, Wanted] = {}  # by name: whose process is not there yet
 
     async def worker(self, role: str, *, room_s: float | None) -> RayEngine | RayVerifier:
         """``room_s``: to wait for room on the cluster; None: however long it takes."""
@@ -67,10 +70,12 @@ class Starter:
         group = _place([_bundle(learner)] * learner.ranks, learner.placement.upper(), [learner.labels] * learner.ranks)
         try:
             ranks = self._ranks(group)
-            nodes = await self._of_all(
-                ranks, lambda rank, i: ask(rank, "node"), self._config.ray.room_timeout_s,
-                "ray.room_timeout_s; the cluster has no room for the group",
-            )  # fmt: skip
+            needs = {name: amount * learner.ranks for name, amount in _bundle(learner).items()}
+            with self._waiting("the learner", Wanted(needs=needs, place=group)):
+                nodes = await self._of_all(
+                    ranks, lambda rank, i: ask(rank, "node"), self._config.ray.room_timeout_s,
+                    "ray.room_timeout_s; the cluster has no room for the group",
+                )  # fmt: skip
             limit = (learner.start_timeout_s, "learner.start_timeout_s")
             host, port = await self._started("learner-0", ranks[0].address.remote(), *limit)
             folder = str(resume_from / "learner") if resume_from else ""
@@ -107,7 +112,8 @@ class Starter:
                 )
                 .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._config.run.seed, self._log(name))
             )
-            node = await self._brought_up(name, actor, room_s)
+            wanted = Wanted(needs=_bundle(pool), place=place)
+            node = await self._brought_up(name, actor, room_s, wanted, refused="model.path or engine.options")
         except BaseException:
             remove_placement_group(place)  # ends its actor
             raise
@@ -129,23 +135,26 @@ class Starter:
                 model.revision,
                 model.trust_remote_code,
                 self._log(name),
-                self._config.reward,
+                self._config.reward_terms,
                 ends=self._model.end_token_ids,
                 thoughts=tuple(self._config.data.thoughts),
+                stops=tuple(self._config.sampling.stop),
             )
         )
         try:
-            node = await self._brought_up(name, actor, room_s)
+            wanted = Wanted(needs={"CPU": pool.cpus, **pool.resources})
+            node = await self._brought_up(name, actor, room_s, wanted, refused="model.path, reward or verifiers")
         except BaseException:
             ray.kill(actor)
             raise
         return RayVerifier(name, actor, node=node)
 
-    async def _brought_up(self, name: str, actor: Any, room_s: float | None) -> str:
+    async def _brought_up(self, name: str, actor: Any, room_s: float | None, wanted: Wanted, *, refused: str) -> str:
         """Wait for its process, which takes as long as the cluster has no room, then for its start; its node."""
         limit, knob = self._config.engine.start_timeout_s, "engine.start_timeout_s"
-        node = await self._started(name, ask(actor, "node"), room_s, "ray.room_timeout_s; the cluster has no room for it")
-        await self._started(name, actor.start.remote(), limit, knob, refused=True)
+        with self._waiting(name, wanted):
+            node = await self._started(name, ask(actor, "node"), room_s, "ray.room_timeout_s; the cluster has no room for it")
+        await self._started(name, actor.start.remote(), limit, knob, refused=refused)
         return node
 
     # ---- the ranks ----
@@ -173,8 +182,8 @@ class Starter:
 
     # ---- names and limits ----
 
-    async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str, *, refused: bool = False) -> T:
-        """``refused``: an error that the actor raises says that it cannot work with these settings, whatever its class."""
+    async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str, *, refused: str = "") -> T:
+        """``refused``: settings that the actor cannot work with if it raises an error, whatever its class."""
         try:
             async with asyncio.timeout(limit):
                 return await reach(name, call)
@@ -187,8 +196,16 @@ class Starter:
                 raise StartRefused(f"{name}: {said}") from error
             cause = f"{name} could not start: {error}"
             if refused:
-                raise StartRefused(with_cause(cause, self.first_error(name))) from error
+                raise StartRefused(f"{refused}: {with_cause(cause, self.first_error(name))}") from error
         raise RunFailed(f"{with_cause(cause, self.first_error(name))}; logs: {self._logs}")
+
+    @contextlib.contextmanager
+    def _waiting(self, name: str, wanted: Wanted) -> Iterator[None]:
+        self.wanted[name] = wanted
+        try:
+            yield
+        finally:
+            self.wanted.pop(name, None)
 
     def _name(self, role: str) -> str:
         """``generator-0``, ``generator-1``, ...; a replacement gets a new number."""
@@ -233,6 +250,7 @@ def engine_spec(config: Config, model: Model, pool: EnginePoolConfig, *, seed: i
         transfer=_backend(config) if config.weights.transfer == "native" else "",
         seed=seed,
         seeded=config.sampling.reproducible,
+        stops=tuple(config.sampling.stop),
         thoughts=tuple(config.data.thoughts),
         verbose=config.observe.verbose,
         options=dict(engine.options),
@@ -243,6 +261,7 @@ def learner_spec(config: Config, model: Model, *, dumps: Path) -> LearnerSpec:
     """Of every rank of the learner group."""
     return LearnerSpec(
         path=model.path,
+        optimizer_from=model.optimizer_from,
         learner=replace(config.learner, stop_above_mismatch=0.0 if config.sampling.filtered else mismatch_bound(config)),
         loss=config.loss,
         revision=config.model.revision,

@@ -30,6 +30,7 @@ ELSEWHERE = (  # tests of what is not mutated: they would make the map dear and 
     "test_observe_console*", "test_observe_exported*", "test_observe_trackers*", "test_packaging*", "test_plan*", "test_report*", "test_simulate*", "test_toy*",
 )  # fmt: skip
 STUCK_S = 60  # wall seconds after which a test of a mutant has failed
+FIRST = 2  # files of tests that a mutant meets before the others
 MAP_CPU_S, MAP_WALL_S = 900.0, 1800.0  # for one test file
 FIXTURE = -1  # in place of a test's number
 Row = dict[str, Any]
@@ -46,6 +47,7 @@ class Bench:
     budget_s: float = 60.0
     heavy: tuple[str, ...] = HEAVY
     least_s: int = 20  # CPU seconds that a mutant may need in any case, its imports among them
+    patience: float = 1.0  # times the wall seconds that a mutant may need; more where a machine is busy
 
     def test_files(self) -> list[str]:
         names = sorted(path.name for path in (self.root / "tests").glob("test_*.py"))
@@ -115,13 +117,17 @@ class CoverageMap:
                 of_source.setdefault(int(line), set()).update(named)
 
     def of(self, mutant: Mutation, budget_s: float) -> tuple[list[str], int]:
-        """(tests, how many more there are): the cheapest that need no more than ``budget_s`` together, file by file, cheap files first.
+        """(tests, how many more there are): the cheapest that need no more than ``budget_s`` together, file by file, first those that have many a second.
 
-        What runs with an import, in other processes or never is met by the tests of the whole file.
+        What runs with an import, in other processes or never is met by the tests of the whole file, and a file that none is seen to run by
+        those of its folder.
         """
         lines, places = self.lines.get(mutant.file, {}), range(mutant.lines[0], mutant.lines[1] + 1)
-        found = set().union(*(lines.get(line, ()) for line in ([] if mutant.imported else places))) or set().union(
-            *lines.values()
+        folder = [of_file for file, of_file in self.lines.items() if Path(file).parent == Path(mutant.file).parent]
+        found = (
+            set().union(*(lines.get(line, ()) for line in ([] if mutant.imported else places)))
+            or set().union(*lines.values())
+            or set().union(*(tests for of_file in folder for tests in of_file.values()))
         )
         chosen, total = [], 0.0
         for test in sorted(found, key=lambda test: (self.cost[test], test)):
@@ -132,7 +138,7 @@ class CoverageMap:
         by_file: dict[str, list[str]] = {}
         for test in chosen:
             by_file.setdefault(test.split("::")[0], []).append(test)
-        in_order = sorted(by_file.values(), key=lambda tests: (self.seconds(tests), tests))
+        in_order = sorted(by_file.values(), key=lambda tests: (-len(tests) / (1 + self.seconds(tests)), tests))
         return [test for tests in in_order for test in tests], len(found) - len(chosen)
 
     def seconds(self, tests: Iterable[str]) -> float:
@@ -203,20 +209,23 @@ def _meet(mutant: Mutation, number: int, chosen: Sequence[str], left_out: int, s
     from mutating import tests
 
     def work() -> int:
-        plugin = tests.FirstFailure(chosen)
+        plugin, code = tests.FirstFailure(chosen), 0
         files = list(dict.fromkeys(test.split("::")[0] for test in chosen))
-        code = tests.run(_copy, ["-x", f"--timeout={STUCK_S}", *files], plugin)
-        out.write_text(json.dumps({"code": code, "failed": plugin.failed}))
+        for part in filter(
+            None, (files[:FIRST], files[FIRST:])
+        ):  # most die of the first, and the imports of the others are saved
+            code = code or tests.run(_copy, ["-x", f"--timeout={STUCK_S * _bench.patience:g}", *part], plugin)
+        out.write_text(json.dumps({"code": code, "failed": plugin.failed, "stuck": plugin.stuck}))
         return 0
 
     out = _copy.parent / "met.json"
     out.unlink(missing_ok=True)
     path = _copy / mutant.file
     with tests.replaced(path, mutant.applied(path.read_text(encoding="utf-8")), number):
-        ended = _forked(work, cpu_s=_bench.least_s + 3 * seconds, wall_s=120 + 6 * seconds)
-    met = json.loads(out.read_text()) if out.is_file() else {"code": -1, "failed": ""}
-    if ended is None:
-        return row_of(mutant, "timeout", "", len(chosen), left_out)
+        ended = _forked(work, cpu_s=_bench.least_s + 3 * seconds, wall_s=_bench.patience * (120 + 6 * seconds))
+    met = json.loads(out.read_text()) if out.is_file() else {"code": -1, "failed": "", "stuck": False}
+    if ended is None or met["stuck"]:
+        return row_of(mutant, "timeout", met["failed"], len(chosen), left_out)
     if met["failed"] or met["code"] != 0:
         return row_of(mutant, "killed", met["failed"] or f"(pytest ended with {met['code']})", len(chosen), left_out)
     return row_of(mutant, "survived", "", len(chosen), left_out)

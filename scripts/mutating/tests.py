@@ -138,7 +138,7 @@ class FirstFailure:
 
     def __init__(self, tests: Sequence[str]) -> None:
         self._places = {test: place for place, test in enumerate(tests)}
-        self.failed = ""
+        self.failed, self.stuck = "", False
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -149,8 +149,8 @@ class FirstFailure:
             self.failed = self.failed or f"{report.nodeid} (import)"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            self.failed = self.failed or report.nodeid
+        if report.failed and not self.failed:
+            self.failed, self.stuck = report.nodeid, "from pytest-timeout" in report.longreprtext
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,10 +30,10 @@ def toy_path(config: Config) -> Path:
     return root / f"toy-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
-def ensure_toy(config: Config) -> Path:
+def ensure_toy(config: Config, say: Callable[[str], None] = lambda text: None) -> Path:
     """The folder of the toy model (config, float32 safetensors, tokenizer), built first if it is not there.
 
-    Safe against other processes doing the same: one builds, the others wait for it. A killed build leaves no model.
+    ``say`` is told how far it is. Safe against other processes doing the same: one builds, the others wait for it. A killed build leaves no model.
     ``StorageError`` when the cache cannot be written.
     """
     target = toy_path(config)
@@ -41,23 +41,28 @@ def ensure_toy(config: Config) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock")):
+        with _locked(target.with_suffix(".lock"), say):
             if not target.is_dir():
-                _build(config, target)
+                say(f"building the toy model in {target} (once, up to a minute)")
+                _build(config, target, say)
     except OSError as error:
         raise StorageError(f"toy.cache_dir: the toy model cannot be kept in {target.parent}: {error}") from error
     return target
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold an exclusive lock on ``path``; the kernel drops it when the process dies."""
     with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another process that builds the toy model")
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def _build(config: Config, target: Path) -> None:
+def _build(config: Config, target: Path, say: Callable[[str], None]) -> None:
     from fr3e_async.data.toy.warm_start import (
         save_model,
         warm_start,
@@ -68,7 +73,7 @@ def _build(config: Config, target: Path) -> None:
     unfinished.mkdir()
     try:
         _, heldout = toy_task(config.toy, config.run.seed)
-        model, tokenizer = warm_start(config.toy, seed=config.run.seed, heldout=heldout)
+        model, tokenizer = warm_start(config.toy, seed=config.run.seed, heldout=heldout, say=say)
         save_model(model, tokenizer, unfinished)
         for file in unfinished.iterdir():  # the move must not become durable before what it moves
             with file.open("rb") as handle:

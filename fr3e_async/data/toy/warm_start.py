@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,13 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from fr3e_async.clock import steady
 from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.families import FAMILIES, ToyProblem
 from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example
+from fr3e_async.observe.storage import writing_tensors
 
 THREADS = 1  # more would split sums by thread (other bytes), and crawl when other processes want the cores
 BATCH = 64  # solutions in one optimiser step
 MATRIX_LR, OTHER_LR, RAMP_STEPS = 0.035, 0.01, 20
+SAY_S = 15.0
 IGNORED = -100  # label of a token without loss
 
 
@@ -49,10 +53,12 @@ def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     return model
 
 
-def warm_start(config: ToyConfig, *, seed: int, heldout: list[ToyProblem]) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:
+def warm_start(
+    config: ToyConfig, *, seed: int, heldout: list[ToyProblem], say: Callable[[str], None] = lambda text: None
+) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:  # fmt: skip
     """Train a new model on ``config.warm_start_steps`` batches of fresh problems, none of them in ``heldout``.
 
-    torch's thread count and global random state are as before when it returns.
+    ``say`` is told how far it is. torch's thread count and global random state are as before when it returns.
     """
     tokenizer, threads = build_tokenizer(), torch.get_num_threads()
     torch.set_num_threads(THREADS)
@@ -60,7 +66,7 @@ def warm_start(config: ToyConfig, *, seed: int, heldout: list[ToyProblem]) -> tu
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build_model(tokenizer)
-        _train(model, tokenizer, config, random.Random(f"fr3e toy warm start {seed}"), {problem.text for problem in heldout})
+        _train(model, tokenizer, config, random.Random(f"fr3e toy warm start {seed}"), {problem.text for problem in heldout}, say)
     finally:
         torch.set_num_threads(threads)
     return model.eval(), tokenizer
@@ -71,10 +77,18 @@ def save_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    with writing_tensors(folder / "model.safetensors"):
+        save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, config: ToyConfig, rng: random.Random, excluded: set[str]) -> None:
+def _train(
+    model: Qwen2ForCausalLM,
+    tokenizer: Qwen2Tokenizer,
+    config: ToyConfig,
+    rng: random.Random,
+    excluded: set[str],
+    say: Callable[[str], None],
+) -> None:
     model.train()
     matrices = [weight for name, weight in model.model.layers.named_parameters() if weight.ndim == 2]
     chosen = {id(weight) for weight in matrices}
@@ -83,7 +97,11 @@ def _train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, config: ToyConfig
         [weight for weight in model.parameters() if id(weight) not in chosen], lr=OTHER_LR, betas=(0.9, 0.98), weight_decay=0.0
     )
     steps = config.warm_start_steps
+    told = steady()
     for step in range(steps):
+        if steady() - told > SAY_S:
+            told = steady()
+            say(f"building the toy model: {step} of {steps} steps")
         tokens, labels = _batch(tokenizer, config, rng, excluded)
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
         trained = labels[:, 1:] != IGNORED

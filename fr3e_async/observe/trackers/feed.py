@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -29,12 +29,23 @@ class Row:
     values: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Texts of one step: a table whose first row is its head."""
+
+    step: int
+    name: str
+    rows: Sequence[Sequence[str]]
+
+
 class Tracker(Protocol):
     """A tracker's run, open. Every call is made by its feed's thread; each may take its time and raise what it likes."""
 
     remark: str  # what a person should know of how it opened; empty if it is as it was asked for
 
     def write(self, row: Row) -> None: ...
+
+    def show(self, samples: Samples) -> None: ...
 
     def back_to(self, step: int) -> None:
         """The run goes on from an earlier step: rows of later ones come again."""
@@ -61,7 +72,7 @@ class Feed:
     def __init__(self, title: str, make: Callable[[], Tracker], *, capacity: int = CAPACITY) -> None:
         """``title``: for messages. ``make``: opens the tracker's run, inside of the thread."""
         self._title, self._make = title, make
-        self._queue: queue.Queue[Row | _Back | _End] = queue.Queue(maxsize=capacity)
+        self._queue: queue.Queue[Row | Samples | _Back | _End] = queue.Queue(maxsize=capacity)
         self._given = 0  # rows
         self._full = False  # a row did not fit
         self._told_remark = self._told_broken = self._told_lost = False
@@ -73,7 +84,7 @@ class Feed:
         self._thread = threading.Thread(target=self._serve, name=f"tracker {title}", daemon=True)
         self._thread.start()
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Row | Samples) -> None:
         """Returns at once, whatever the tracker does."""
         self._given += 1
         if not self._broken:
@@ -114,7 +125,7 @@ class Feed:
             told.append(f"{self._title}: {lost} of {self._given} rows were not written")
         return told
 
-    def _offered(self, item: Row | _Back | _End) -> bool:
+    def _offered(self, item: Row | Samples | _Back | _End) -> bool:
         try:
             self._queue.put_nowait(item)
         except queue.Full:
@@ -139,9 +150,9 @@ class Feed:
             if isinstance(item, _End):
                 return
 
-    def _do(self, tracker: Tracker, item: Row | _Back | _End) -> None:
-        if isinstance(item, Row):
-            tracker.write(item)
+    def _do(self, tracker: Tracker, item: Row | Samples | _Back | _End) -> None:
+        if isinstance(item, Row | Samples):
+            tracker.write(item) if isinstance(item, Row) else tracker.show(item)
             self._written += 1
         elif isinstance(item, _Back):
             tracker.back_to(item.step)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import Config
-from fr3e_async.observe.trackers.feed import Ending, Row
+from fr3e_async.observe.trackers.feed import Ending, Row, Samples
 from fr3e_async.observe.trackers.identity import Identity, IdentityFile
 from fr3e_async.observe.trackers.values import flat_settings
 
@@ -71,6 +71,11 @@ class MlflowTracker:
         values = {TAKE: float(self._identity.take), **row.values}
         metrics = [self._entities.Metric(name, value, at, row.step) for name, value in values.items()]
         self._client.log_batch(self._identity.id, metrics=metrics)
+
+    def show(self, samples: Samples) -> None:
+        head, *rows = samples.rows
+        table = {name: [row[column] for row in rows] for column, name in enumerate(head)}
+        self._client.log_dict(self._identity.id, table, f"samples/{samples.name}-{samples.step}.json")
 
     def back_to(self, step: int) -> None:
         self._identity = self._identity.again()

@@ -9,7 +9,7 @@ import importlib.util
 import netrc
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
-from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Tracker
+from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Samples, Tracker
 from fr3e_async.observe.trackers.mlflow_server import MlflowTracker
 from fr3e_async.observe.trackers.values import measured_values, summary_values
 from fr3e_async.observe.trackers.weights_and_biases import WandbTracker
@@ -80,6 +80,11 @@ class Trackers:
     def measured(self, record: Mapping[str, Any], *, time_s: float) -> None:
         """An evaluation, as the summary has it; its step is the ``version`` of the weights."""
         self.write(int(record["version"]), measured_values(record), time_s=time_s)
+
+    def show(self, step: int, name: str, rows: Sequence[Sequence[str]]) -> None:
+        """A table of texts, the first row being its head."""
+        for feed in self._feeds.values():
+            feed.write(Samples(step=step, name=name, rows=rows))
 
     def back_to(self, step: int) -> None:
         """The run goes on from an earlier step."""

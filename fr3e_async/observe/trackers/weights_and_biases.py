@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import Config
-from fr3e_async.observe.trackers.feed import Ending, Row
+from fr3e_async.observe.trackers.feed import Ending, Row, Samples
 from fr3e_async.observe.trackers.identity import Identity, IdentityFile
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"  # of W&B's run ids
@@ -67,10 +67,19 @@ class WandbTracker:
         }
 
     def write(self, row: Row) -> None:
+        self._log(row.step, {"time_s": row.time_s, **row.values})
+
+    def show(self, samples: Samples) -> None:
+        import wandb
+
+        head, *rows = map(list, samples.rows)
+        self._log(samples.step, {f"samples/{samples.name}": wandb.Table(columns=head, data=rows)})
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
         number = self._identity.rows
         self._identity = replace(self._identity, rows=number + 1)
         self._file.write(self._identity)  # first: a number that was skipped is nothing, one that comes twice is a lost row
-        self._run.log({STEP: row.step, TAKE: self._identity.take, "time_s": row.time_s, **row.values}, step=number)
+        self._run.log({STEP: step, TAKE: self._identity.take, **values}, step=number)
 
     def back_to(self, step: int) -> None:
         self._identity = self._identity.again()

@@ -13,9 +13,10 @@ function stacked(parts, unit) {
   return h("div", {}, bar, key);
 }
 
-const FATE_FILL = { trained: "var(--right)", rejected_all_right: "var(--easy)", rejected_all_wrong: "var(--wrong)",
-  rejected_no_spread: "var(--work-verify)", rejected_too_few: "var(--unknown)" };
-const fateFill = (fate) => FATE_FILL[fate] ?? (fate.startsWith("failed") ? "var(--ink)" : "var(--unknown)");
+// One language of colours: green is right, orange is wrong, grey is not known, ink is given up; what is trained has the learner's colour.
+const FATE_FILL = { trained: "var(--work-train)", rejected_all_right: "var(--right)", rejected_all_wrong: "var(--wrong)",
+  rejected_no_spread: "var(--alike)", rejected_too_few: "var(--unknown)", failed: "var(--ink)" };
+const fateFill = (fate) => FATE_FILL[fate] ?? (fate.startsWith("failed") ? FATE_FILL.failed : "var(--unknown)");
 const FATES = Object.keys(FATE_FILL);
 const byFate = (groups) => Object.entries(groups ?? {}).sort(([a], [b]) => (FATES.indexOf(a) + 99) % 99 - (FATES.indexOf(b) + 99) % 99);
 const fateName = (fate) => visible(fate.replace(/^rejected_/, "").replaceAll("_", " ")) || "no fate";
@@ -51,10 +52,10 @@ function ageTable(runs) {
   if (!known.length) return h("p.empty", {}, "No batch has been trained in the runs shown.");
   const rows = known[0].parts.map((bucket, i) => [h("span", {}, bucket.name, " ", bucket.name === "1" ? "version" : "versions"),
     h("div.bars", {}, known.map((item) => h("div.bar-row", { title: `${num(item.parts[i].count, 4)} tokens` },
-      h("span.bar", { style: { width: `${75 * item.parts[i].part}%`, background: colourOf(item.run.index) } }),
+      item.parts[i].part ? h("span.bar", { style: { width: `${75 * item.parts[i].part}%`, background: colourOf(item.run.index) } }) : null,
       h("span.bar-value", {}, percent(item.parts[i].part)))))]);
   return [table("Trained tokens by age", ["age", "share of the trained tokens"], rows, "histogram"),
-    h("p.note", {}, codeButton("staleness/0_tokens_fraction"),
+    h("p.note", {}, codeButton("staleness/0_tokens_fraction"), " ",
       known.map(({ run }) => h("span.chip", {}, runName(run.index), " mean ", num(run.summary?.staleness_mean ?? null), ", oldest ",
       num(run.summary?.staleness_max ?? lastMax(run.metrics["lag/versions_max"])))))];
 }
@@ -68,7 +69,7 @@ function tokensOf(run) {
   const [generated, trained, useful, prefilled, reused] = ["generated", "trained", "useful", "prefilled", "reused"].map(of);
   return h("article.account", {}, h("h3", {}, runName(run.index), h("span.unit", {}, num(generated, 4), " tokens generated")),
     h("h4", {}, "What came of generated tokens"),
-    stacked([{ name: "useful", value: useful, fill: "var(--right)" }, { name: "idle", value: Math.max(0, trained - useful), fill: "var(--easy)" },
+    stacked([{ name: "useful", value: useful, fill: "var(--work-train)" }, { name: "idle", value: Math.max(0, trained - useful), fill: "var(--alike)" },
       { name: "not trained", value: Math.max(0, generated - trained), fill: "var(--unknown)" }], "tokens"),
     h("h4", {}, "By the fate of their group"),
     stacked(fates.map(([fate, item]) => ({ name: fateName(fate), value: item.generated, fill: fateFill(fate) })), "tokens"),
@@ -105,8 +106,9 @@ function verdictsOf(run) {
   };
   const reasons = groups.length ? added("reasons") : Object.entries(run.summary?.verdict_reasons ?? {}).sort((a, b) => b[1] - a[1]);
   const most = Math.max(1, ...reasons.map(([, count]) => count)), whole = sum(reasons.map(([, count]) => count));
-  const states = added("states");
-  const stateFill = (name) => (name === "" ? "var(--right)" : fateFill("rejected_" + name));
+  const states = byFate(Object.fromEntries(added("states").map(([name, count]) => [name ? "rejected_" + name : "trained", count])))
+    .map(([fate, count]) => [fate === "trained" ? "" : fate.replace("rejected_", ""), count]);
+  const stateFill = (name) => fateFill(name === "" ? "trained" : "rejected_" + name);
   return h("article.account", {}, h("h3", {}, runName(run.index)),
     h("h4", {}, "Verdicts"), stacked(Object.entries(OUTCOMES).map(([name, [mark, said]]) => ({ name: `${mark} ${said}`, value: of(name),
       fill: `var(--${name === "given_up" ? "ink" : name})`, title: declared(`verify/${name}`).meaning })), "rollouts"),

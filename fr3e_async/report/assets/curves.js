@@ -8,8 +8,10 @@ const BOARD = {
   "Asynchrony": ["lag/versions_mean", "lag/versions_max", "overlap/fraction", "idle/generators_fraction", "idle/explorers_fraction",
     "idle/learner_fraction", "time/step_s", "time/pause_s"],
 };
-const BENCHMARK = /^(.+)\/accuracy$/; // one for each benchmark that was evaluated; no metric of a step, so not declared as one
+const BENCHMARK = /^(.+)\/(accuracy|reward)$/; // of each benchmark that was evaluated; no metric of a step, so not declared as one
 const benchmarkOf = (name) => (name in data.metrics ? null : BENCHMARK.exec(name)?.[1] ?? null);
+/** Whether an evaluation's mean reward says something else than its accuracy. */
+const isGraded = (row) => typeof row.reward?.value === "number" && row.reward.value !== row.accuracy;
 
 const board = { axis: "step", smoothing: 0, log: false, all: false };
 
@@ -51,7 +53,8 @@ function drawCurves(root) {
 /** [[title, names]]: what the search asks for, or the board and, if wanted, all that it leaves out. */
 function chosen(search) {
   const there = new Set(data.runs.flatMap((run) => Object.keys(run.metrics)));
-  const measured = new Set(data.runs.flatMap((run) => run.evaluations.filter((row) => row.at.step !== null).map((row) => `${row.benchmark}/accuracy`)));
+  const measured = new Set(data.runs.flatMap((run) => run.evaluations.filter((row) => row.at.step !== null).flatMap((row) =>
+    [`${row.benchmark}/accuracy`, ...(isGraded(row) ? [`${row.benchmark}/reward`] : [])])));
   for (const name of measured) there.add(name);
   const wanted = words(search);
   if (wanted.length) {
@@ -67,6 +70,10 @@ function chosen(search) {
 function describe(name) {
   const benchmark = benchmarkOf(name);
   if (benchmark === null) return declared(name);
+  const where = benchmark === "heldout" ? "of held-out problems" : `on ${benchmark}`;
+  if (name.endsWith("/reward")) {
+    return { unit: "", meaning: `mean reward ${where} (an unknown one counts as the lowest) with its 95 % interval, of every evaluation`, code: [] };
+  }
   const what = benchmark === "heldout" ? "held-out accuracy" : `accuracy on ${benchmark}`;
   return { unit: "fraction", meaning: `${what} (avg@k, unknown counts as not right) with its 95 % interval, of every evaluation`, code: [] };
 }
@@ -106,14 +113,15 @@ function metricCard(name) {
 function curvesOf(name) {
   return shownRuns().map((run) => {
     const benchmark = benchmarkOf(name);
-    if (benchmark !== null) return evaluationCurve(run, benchmark);
+    if (benchmark !== null) return evaluationCurve(run, benchmark, board.axis, name.endsWith("/reward"));
     if (!run.metrics[name]) return null;
     return { run: run.index, label: run.name, xs: run.axes[board.axis], ys: smoothed(run.metrics[name], board.smoothing) };
   }).filter(Boolean);
 }
 
-function evaluationCurve(run, benchmark, axis = board.axis) {
-  const found = run.evaluations.filter((item) => item.benchmark === benchmark && item.at[axis] !== null);
+function evaluationCurve(run, benchmark, axis = board.axis, reward = false) {
+  const rows = run.evaluations.filter((item) => item.benchmark === benchmark && item.at[axis] !== null);
+  const found = reward ? rows.filter((item) => item.reward).map((item) => ({ at: item.at, ...item.reward, accuracy: item.reward.value })) : rows;
   if (!found.length) return null;
   const whole = found.every((item) => typeof item.low === "number" && typeof item.high === "number");
   return {

@@ -1,11 +1,11 @@
 // Tables: the result of each run, its evaluations, and how the runs' settings differ.
 
-const ASIDE = new Set(["evaluations", "verdict_reasons", "accuracy_intervals", "benchmarks", "name"]);
+const ASIDE = new Set(["evaluations", "verdict_reasons", "accuracy_intervals", "reward_intervals", "benchmarks", "name"]);
 
 function drawOverview(root) {
   function fill() {
     const runs = shownRuns();
-    replace(root, evaluationsOf(runs), section("Result",
+    replace(root, h("section", {}, h("h2", {}, runs.length > 1 ? "Runs" : "The run"), runs.map(headlineOf)), evaluationsOf(runs), section("Result",
       h("p.note", {}, "What each run says of itself (summary.json). A run that is going on, or that failed, has not said it yet."), resultTable(runs)));
   }
   fill();
@@ -22,8 +22,9 @@ function resultTable(runs) {
 
 function shownValue(run, key, unit) {
   const value = run.summary[key];
-  const interval = run.summary.accuracy_intervals?.[key.replace("accuracy_", "")];
-  if (interval) return `${percent(value)} [${percent(interval[0])}, ${percent(interval[1])}]`;
+  const [of, label] = key.split("_"), interval = run.summary[`${of}_intervals`]?.[label];
+  const said = of === "reward" ? (number) => num(number, 4) : percent;
+  if (interval) return `${said(value)} [${said(interval[0])}, ${said(interval[1])}]`;
   if (value === null || value === undefined) return "–";
   if (typeof value === "number") return withUnit(value, ["batches", "versions", "tokens", "optimiser steps"].includes(unit) ? "" : unit);
   if (typeof value === "object") return h("ul.pairs", {},
@@ -65,7 +66,7 @@ function evaluated(value, key) {
   if (value === null || value === undefined) return "–";
   if (typeof value === "number") return key === "took_s" ? duration(value) : num(value, 4);
   if (typeof value.value !== "number") return visible(typeof value === "string" ? value : JSON.stringify(value));
-  const said = key === "length" ? (v) => num(v, 4) : (v) => percent(v);
+  const said = key === "length" || key === "reward" ? (v) => num(v, 4) : (v) => percent(v);
   return h("span.whole", { title: `95 % interval: ${said(value.low)} to ${said(value.high)}` }, `${said(value.value)} `,
     h("span.unit", {}, `[${said(value.low)}, ${said(value.high)}]`));
 }
@@ -76,7 +77,7 @@ function evaluationTable(run) {
   const passes = [...new Set(run.evaluations.flatMap((row) => Object.keys(row.pass_at ?? {})))].filter((k) => k !== "1").sort((a, b) => a - b);
   const rows = run.evaluations.map((row) => [whole(row.label), whole(row.benchmark), percent(row.accuracy),
     whole(`${percent(row.low)} – ${percent(row.high)}`), ...passes.map((k) => evaluated(row.pass_at?.[k], "pass")),
-    num(row.at.step, 4), num(row.at.generated, 4), num(row.at.trained, 4), duration(row.at.wall), ...columns.map((key) => evaluated(row[key], key))]);
+    num(row.at.step, 4), num(row.at.generated, 4), num(row.at.trained, 4), whole(duration(row.at.wall)), ...columns.map((key) => evaluated(row[key], key))]);
   const head = ["label", "benchmark", "avg@k", "95 % interval", ...passes.map((k) => `pass@${k}`), "batches", "generated", "trained", "wall-clock",
     ...columns.map((key) => visible(key.replace(/_s$/, "").replaceAll("_", " ")))];
   return h("article.account", {}, h("h3", {}, runName(run.index)), table(`Evaluations of ${visible(run.name)}`, head, rows));

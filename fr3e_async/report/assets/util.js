@@ -105,7 +105,13 @@ function section(title, ...children) { return h("section", {}, h("h2", {}, title
 
 /** A table with a caption, its header scope set, that scrolls by itself where the page is too narrow. */
 function table(caption, head, rows, kind = "") {
-  const cell = (item, index) => (index === 0 ? h("th", { scope: "row" }, item) : item instanceof Element && item.tagName === "TD" ? item : h("td", {}, item));
+  const named = head.map((item) => (item instanceof Element ? item.textContent : String(item))); // told in front of a cell where columns do not fit
+  const cell = (item, index) => {
+    if (index === 0) return h("th", { scope: "row" }, item);
+    const made = item instanceof Element && item.tagName === "TD" ? item : h("td", {}, item);
+    made.dataset.of = named[index];
+    return made;
+  };
   return h("div.tabled", {}, h("p.caption", { "aria-hidden": "true" }, caption), h("div.scroll", { tabindex: "0", role: "region", "aria-label": caption },
     h("table" + (kind ? "." + kind : ""), { "aria-label": caption },
       h("thead", {}, h("tr", {}, head.map((item) => h("th", { scope: "col" }, item)))),
