@@ -75,7 +75,7 @@ def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
     r"""``x \equiv r \pmod m``: the same modulus and the same residues. One side may leave the modulus out, and give the residues as they are.
 
     >>> x\equiv 3\pmod{7} ~ x \equiv 3 \pmod 7    10 \pmod 7 ~ 3 \pmod 7    3 ~ x\equiv3\pmod7    x=7k+3 ~ x\equiv 3\pmod 7
-    >>> x\equiv 6\pmod 7 !~ x\equiv 3 \pmod 7    x\equiv 5\pmod 5 !~ x\equiv 5\pmod 7    3\pmod 7 !~ 10
+    >>> x\equiv 6\pmod 7 !~ x\equiv 3 \pmod 7    x\equiv 5\pmod 5 !~ x\equiv 5\pmod 7    3\pmod 7 !~ 10    7\pmod 7 !~ 7
     """
     if r"\pmod" not in said and r"\pmod" not in meant:
         return None
@@ -85,7 +85,8 @@ def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
     if ours[1] and theirs[1]:
         same = ours[1] == theirs[1] and sorted(r % ours[1] for r in ours[0]) == sorted(r % theirs[1] for r in theirs[0])
         return (RIGHT, "residues") if same else (WRONG, "other residues")
-    return (RIGHT, "policy: modulus not named") if sorted(ours[0]) == sorted(theirs[0]) else (WRONG, "other residues")
+    same = sorted(ours[0]) == sorted(theirs[0]) and (not ours[1] or all(0 <= residue < ours[1] for residue in ours[0]))
+    return (RIGHT, "policy: modulus not named") if same else (WRONG, "other residues")
 
 
 def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:

@@ -6,7 +6,6 @@ r"""What a rule says, and how rules use each other: by level, so that a list can
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.tokens import Tokens, render
@@ -17,12 +16,11 @@ SENTENCE_WORDS = 4  # from here on, words can say one thing in many ways
 
 Ruling = tuple[str, str]
 Rule = Callable[[Tokens, Tokens, Policies], Ruling | None]
-Level = Literal["values", "claims", "whole"]
-RULES: dict[Level, tuple[Rule, ...]] = {}
+RULES: dict[str, tuple[Rule, ...]] = {}  # "values", "claims" and "whole"
 trace: list[str] | None = None  # where ``--explain`` wants to hear of each rule that decides
 
 
-def by(level: Level, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
+def by(level: str, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
     """The ruling of the first rule of a level that applies."""
     if not said or not meant:
         return WRONG, "nothing is said"

@@ -172,6 +172,7 @@ def _command(tokens: list[str], at: int, out: list[str]) -> int:
 
 def _argument(tokens: list[str], at: int, command: str) -> tuple[list[str], int]:
     """What ``command`` that stands before ``at`` applies to, and where that ends."""
+    at += tokens[at : at + 1] == [SPACE]  # \frac 1 2
     first, whole = "".join(tokens[at : at + 1]), command in signs.WHOLE
     if not first:
         return [], at
