@@ -36,7 +36,7 @@ class Scratch:
 
     def __init__(self, path: Path, lock: IO[str], made: Sequence[Path]) -> None:
         """Use ``claim``. ``made``: folders above it that were not there."""
-        self.path, self._lock, self._made = path, lock, made
+        self.path, self._lock, self._made, self._owner = path, lock, made, os.getpid()
 
     @classmethod
     def claim(cls, base: Path | None = None) -> Scratch:
@@ -60,7 +60,9 @@ class Scratch:
         return cls(path, lock, made)
 
     def close(self) -> None:
-        """Idempotent. What cannot be removed is left to the next start."""
+        """Idempotent. What cannot be removed is left to the next start. In a forked process nothing happens."""
+        if os.getpid() != self._owner:
+            return
         _remove(self.path)
         self._lock.close()
         for folder in (self.path.parent, *reversed(self._made)):

@@ -93,6 +93,18 @@ def test_the_next_start_removes_what_a_kill_left_and_nothing_of_a_live_session(b
     assert below(base) == []
 
 
+def test_a_forked_process_that_ends_takes_nothing_along(base: Path) -> None:
+    folder = Scratch.claim()
+    if (child := os.fork()) == 0:
+        folder.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    Scratch.claim().close()  # the lock is still held, too
+    assert folder.path.is_dir()
+    folder.close()
+    assert below(base) == []
+
+
 def test_what_a_straggler_made_again_goes_with_the_next_start(base: Path) -> None:
     with scratch() as folder:
         pass
