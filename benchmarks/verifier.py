@@ -5,7 +5,8 @@
 bare     gold and answer parsed in a box, then ``verify``; its own time-outs off, no limits; a fresh process
 same     the pool with that very work as its reward: what limits, processes and the way there and back cost. Goal: 0.9 of bare
          for each worker
-judge    the pool as a run uses it: the project's judge, which settles many pairs without math-verify and keeps parsed golds
+judge    the pool as a run uses it: the project's judge, which settles many pairs without math-verify and keeps parsed golds.
+         Goal: 1.8 of bare for each worker
 
 All are warm, none sees a pair twice, and no pair is of plain integers, which the pool compares without a process. The ratio of CPU
 time, of all processes of a pool, stands beside that of the rate: it holds on a machine that is busy with other things as well.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
 import statistics
 import subprocess
@@ -29,7 +31,8 @@ from common import cpu_s, finish, machine, parser
 from math_verify import parse, verify
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns of each time-out that is off
-GOAL = 0.9
+GOALS = {"same": 0.9, "judge": 1.8}  # times bare math-verify, per worker
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # CPU time is counted in these: a short run may have none
 Pairs = list[tuple[str, str]]  # (answer, gold)
 
 
@@ -148,15 +151,15 @@ def compare(name: str, parts: list[Pairs], workers: list[int]) -> dict[str, Any]
             rounds.setdefault(key, []).append(len(part) / run.wall_s)
             rounds.setdefault(f"{key} right", []).append(run.right / len(part))
             rounds.setdefault(f"{key} ratio", []).append(peer.wall_s / run.wall_s / count)
-            rounds.setdefault(f"{key} cpu ratio", []).append(peer.cpu_s / run.cpu_s)
+            rounds.setdefault(f"{key} cpu ratio", []).append(max(peer.cpu_s, TICK) / max(run.cpu_s, TICK))
     medians = {key: round(statistics.median(values), 3) for key, values in rounds.items()}
     print(f"{name}: {sum(map(len, parts))} pairs, {len(parts)} rounds; bare {medians['bare']:.0f} pairs/s", flush=True)
     for judge, count in pools:
         key = f"{judge} {count}"
-        goal = f" (goal {GOAL})" if judge == "same" else ""
         print(
-            f"  {judge:5}  {count} worker(s)  {medians[key]:6.0f} pairs/s  per worker {medians[f'{key} ratio']:.2f} of bare{goal}, by CPU "
-            f"time {medians[f'{key} cpu ratio']:.2f}; right {medians[f'{key} right']:.0%}, bare {medians['bare right']:.0%}",
+            f"  {judge:5}  {count} worker(s)  {medians[key]:6.0f} pairs/s  per worker, of bare (goal {GOALS[judge]}): by wall time "
+            f"{medians[f'{key} ratio']:.2f}, by CPU time {medians[f'{key} cpu ratio']:.2f}; right {medians[f'{key} right']:.0%}, bare "
+            f"{medians['bare right']:.0%}",
             flush=True,
         )
     return {"rounds": len(parts), "pairs": sum(map(len, parts)), **medians}
@@ -182,7 +185,7 @@ def main() -> int:
         pairs = from_file(args.cases)
         parts = [pairs[i::rounds][: size if args.quick else None] for i in range(rounds)]
         figures[args.cases.name] = compare(args.cases.name, parts, args.workers)
-    finish(args, {"goal": GOAL, "figures": figures}, facts)
+    finish(args, {"goals": GOALS, "figures": figures}, facts)
     return 0
 
 

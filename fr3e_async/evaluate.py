@@ -46,7 +46,7 @@ usage: python -m fr3e_async.evaluate model=MODEL suite=NAME[,NAME ...] [out=DIR]
   out=DIR        where the results go; the same command with the same DIR goes on; empty: evaluations/<model>-<time>
   config=FILE    settings as of a run; without it those of the run that the model is of, else eval/gpu or eval/cpu
   key=value      any setting, e.g. evaluation.temperature=0.6 generators.count=4 evaluation.paths.aime24=FILE
-  --dry-run      print benchmarks and placement; start nothing
+  --dry-run      check model, data, prompts and reward; print benchmarks and placement; start nothing
 """
 OPTIONS = ("--help", "-h", "--dry-run")
 FORMAT = 1

@@ -124,7 +124,8 @@ class Job:
     async def _call_the_roll(self, deployment: Deployment) -> None:
         while True:
             await asyncio.sleep(PROGRESS_S)
-            self.say(f"waiting for {self._clock() - self._started_at:.0f} s: {await deployment.missing()}")
+            if missing := await deployment.missing():
+                self.say(f"waiting for {self._clock() - self._started_at:.0f} s: {missing}")
 
     def _expect_more(self, lender: Lender) -> None:
         """The actors of elastic pools that the start does not wait for."""

@@ -89,6 +89,8 @@ def show(text: str) -> int:
 def train(loaded: LoadedConfig) -> int:
     os.environ.update(quiet_environment(verbose=loaded.config.observe.verbose))  # libraries read it when they are imported
     # Imported here: Ray takes a second to load, and neither help nor a dry run needs it.
+    if loaded.config.observe.console != "off" and sys.stdout.isatty():  # imports and checks take seconds
+        print("checking settings, data and model", flush=True)
     from fr3e_async.preparing import prepare
 
     with interrupting(), scratch(), prepare(loaded) as session:
@@ -96,7 +98,8 @@ def train(loaded: LoadedConfig) -> int:
             show(session.done)
             return 0
         session.connect()
-        return session.run()
+        with interrupting():  # again: Ray has put handlers of its own in place
+            return session.run()
 
 
 def cli() -> None:

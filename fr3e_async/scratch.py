@@ -36,30 +36,33 @@ class Scratch:
 
     def __init__(self, path: Path, lock: IO[str], made: Sequence[Path]) -> None:
         """Use ``claim``. ``made``: folders above it that were not there."""
-        self.path, self._lock, self._made = path, lock, made
+        self.path, self._lock, self._made, self._owner = path, lock, made, os.getpid()
 
     @classmethod
     def claim(cls, base: Path | None = None) -> Scratch:
         """Remove what dead sessions left beside it, and make a new one. Raises ``StorageError``."""
         base = base or Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT).absolute()
-        owned, name = f"fr3e.{os.getuid()}", secrets.token_hex(4)
-        fits = len(f"{base}/{owned}/{name}{RAY_SOCKET}".encode()) <= SOCKET_BYTES
+        owned = f"fr3e.{os.getuid()}"
+        fits = len(f"{base}/{owned}/12345678{RAY_SOCKET}".encode()) <= SOCKET_BYTES
         root = (base if fits else SHORT) / owned
         try:
             made = make_folders(base)
-            while (lock := _new_lock(root, name)) is None:
+            while (lock := _new_lock(root)) is None:
                 pass
             sweep(root)
+            path = Path(lock.name).with_suffix("")
             if fits:
-                (root / name).mkdir(mode=0o700)
+                path.mkdir(mode=0o700)
             else:
-                (root / name).symlink_to(tempfile.mkdtemp(prefix=f"{owned}-", dir=base))
+                path.symlink_to(tempfile.mkdtemp(prefix=f"{owned}-", dir=base))
         except OSError as error:
             raise StorageError(f"TMPDIR: no folder for sockets and temporary files in {root}: {cause(error)}") from error
-        return cls(root / name, lock, made)
+        return cls(path, lock, made)
 
     def close(self) -> None:
-        """Idempotent. What cannot be removed is left to the next start."""
+        """Idempotent. What cannot be removed is left to the next start. In a forked process nothing happens."""
+        if os.getpid() != self._owner:
+            return
         _remove(self.path)
         self._lock.close()
         for folder in (self.path.parent, *reversed(self._made)):
@@ -84,11 +87,17 @@ def scratch() -> Iterator[Path]:
 
 
 def sweep(root: Path) -> None:
-    """Remove the folders in ``root`` whose owners are gone."""
-    for path in root.glob("*.lock"):
-        with contextlib.suppress(OSError), open(path) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # where there are no locks, nothing proves that it is dead
-            _remove(path.with_suffix(""))
+    """Remove the folders in ``root`` whose owners are gone: their locks are free, or not there at all (a lock is made first, removed last)."""
+    for folder in {path.with_suffix("") for path in root.iterdir()}:
+        try:
+            with open(folder.with_suffix(".lock")) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # where there are no locks, nothing proves that it is dead
+                if os.fstat(lock.fileno()).st_ino == os.stat(lock.name).st_ino:
+                    _remove(folder)
+        except FileNotFoundError:
+            _remove(folder)  # made again by a process that outlived its session for a moment
+        except OSError:
+            continue  # in use
 
 
 def actor_scratch() -> None:
@@ -107,7 +116,7 @@ def actor_scratch() -> None:
     # descends from an actor: in a session of its own, and nobody's child once the shell has gone.
     read, write = os.pipe()
     track = '"$1" -c "from multiprocessing.resource_tracker import main; main($2)"'
-    script = f'({track}; shift 2; rm -rf -- "$@") &' if own else f"{track} &"
+    script = f'({track}; shift 2; rm -rf -- "$@"; rmdir "${{1%/*}}") &' if own else f"{track} &"
     nothing = subprocess.DEVNULL
     subprocess.run(
         ["sh", "-c", script, "sh", sys.executable, str(read), *own],
@@ -125,14 +134,15 @@ def _enter(folder: Path) -> None:
     tempfile.tempdir = None  # Python remembers the one before
 
 
-def _new_lock(root: Path, name: str) -> IO[str] | None:
-    """An open, locked file; None if it went with the folder meanwhile. Raises ``OSError``, also for a folder of somebody else's."""
+def _new_lock(root: Path) -> IO[str] | None:
+    """An open, locked file of a name that nobody has had; None if it went meanwhile. Raises ``OSError``, also for a folder of somebody else's."""
     root.mkdir(mode=0o700, exist_ok=True)
     facts = root.lstat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o170077 != 0o040000:
-        raise PermissionError(0, f"{root} must be a folder that only you can use")
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o170022 != 0o040000:  # a link in it would be followed by ``sweep``
+        raise PermissionError(0, f"{root} must be a folder that only you can write to")
+    root.chmod(0o700)  # a process that outlived its session may have made it again
     try:
-        lock = open(root / f"{name}.lock", "w")  # noqa: SIM115 - held until close
+        lock = open(root / f"{secrets.token_hex(4)}.lock", "x")  # noqa: SIM115 - held until close
     except FileNotFoundError:  # the last other session has ended and removed the root
         return None
     with contextlib.suppress(OSError):  # a file system without locks: nobody will sweep it
@@ -144,8 +154,9 @@ def _new_lock(root: Path, name: str) -> IO[str] | None:
 
 
 def _remove(path: Path) -> None:
-    """A folder, or a link and what it leads to, and its lock at last."""
+    """A folder, or a link and what it leads to; then its lock, unless something is left for the next start."""
     shutil.rmtree(os.path.realpath(path), ignore_errors=True)
-    for left in (path, path.with_suffix(".lock")):
-        with contextlib.suppress(OSError):
-            left.unlink()
+    with contextlib.suppress(OSError):
+        path.unlink()  # of a link
+    if not os.path.lexists(path):
+        path.with_suffix(".lock").unlink(missing_ok=True)

@@ -137,16 +137,9 @@ class Session:
             mode=mode, console=screen, name=run.name, steps=run.steps, done=version, graded=graded, clock=self._clock
         )  # fmt: skip
         recorder = Recorder(
-            self._run_dir,
-            config=self._config.observe,
-            view=view,
-            clock=self._clock,
-            resumed_from=version,
-            settled=settled,
-            exporter=gauges(self._config),
-            settings=asdict(self._config),
-            trackers=make_trackers(self._config, self._run_dir.path),
-        )
+            self._run_dir, config=self._config.observe, view=view, clock=self._clock, resumed_from=version, settled=settled,
+            exporter=gauges(self._config), settings=asdict(self._config), trackers=make_trackers(self._config, self._run_dir.path),
+        )  # fmt: skip
         deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s, say=recorder.note)
@@ -298,9 +291,15 @@ class Session:
         progress.began_at, progress.wall_before_s = self._started_at, self._wall_before_s
         publisher = deployment.publisher()
         version = state.version if state else 0
-        if source or restarts:
-            publisher.offer(await deployment.weights(version))
-        door = await self._door(deployment, recorder, version, first=not (source or restarts))
+        weights = await deployment.weights(version)
+        publisher.offer(weights)
+        door = await self._door(deployment, recorder, version)
+        if version == 0 and not restarts:  # engines that begin with newer ones are given them, and asked, as those that join are
+            asked_at = self._clock()
+            engines = await first_questions(deployment, weights, door)
+            spent = self._clock() - asked_at
+            text = f"{engines} engines have the learner's weights{' and numbers' if door else ''} ({spent:.1f} s)"
+            recorder.note(text, "engines_asked", seconds=round(spent, 3))
         heldout = pick_problems(self._datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
@@ -320,22 +319,15 @@ class Session:
             ),
             publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,
-            reporter=recorder,
-            books=recorder.books,
-            journal=journal,
-            checkpoints=self._run_dir.checkpoints,
-            progress=progress,
-            clock=self._clock,
-            session=session,
+            reporter=recorder, books=recorder.books, journal=journal, checkpoints=self._run_dir.checkpoints,
+            progress=progress, clock=self._clock, session=session, door=door, learner_restarts=restarts,
             payloads=await self._within_start(lambda: restored(source, deployment.crew.payloads)) if source else None,
             engine_version=-1 if restarts else 0,
-            learner_restarts=restarts,
             trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
-            door=door,
-        )
+        )  # fmt: skip
 
-    async def _door(self, deployment: Deployment, recorder: Recorder, version: int, *, first: bool) -> Door | None:
-        """Knows the learner's numbers at ``version``. ``first``: asks everybody at once. Raises ``StartRefused``."""
+    async def _door(self, deployment: Deployment, recorder: Recorder, version: int) -> Door | None:
+        """Knows the learner's numbers at ``version``; None if nothing is to be compared."""
         if self._questions is None:
             return None
         config, crew, limit = self._config, deployment.crew, self._config.learner.step_timeout_s
@@ -348,8 +340,6 @@ class Session:
                 await door.learned(version)
         except TimeoutError:
             raise LearnerLost(f"the learner did not score the fixed rows within learner.step_timeout_s ({limit:g} s)") from None
-        if first:
-            await first_questions(deployment, door)
         return door
 
     def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:

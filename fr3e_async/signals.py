@@ -55,6 +55,19 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def pass_over() -> None:
+    """Outlive SIGTERM and SIGHUP in a process of a deaf cluster, and let those that it starts hear them: a user's function may end its own by them."""
+    numbers = ENDING[1:]
+
+    def set_all(handler: Callable[[int, object], None] | signal.Handlers) -> None:
+        for number in numbers:
+            signal.signal(number, handler)
+
+    set_all(lambda number, frame: None)  # unlike SIG_IGN no program inherits it
+    os.register_at_fork(after_in_child=lambda: set_all(signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
 def _leave_dead_terminal() -> None:
     for descriptor in (1, 2):
         try:

@@ -115,7 +115,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         stat("Last checkpoint", now("checkpoint_age_seconds"), "s", red_above=7200),
         stat("Actors missing", (MISSING, "{{run}}"), red_above=1),
         stat("Actors replaced", grown("worker_replacements_total")),
-        Panel(title="Accuracy", queries=each("reward_accuracy_ratio", "reward_mean_ratio", "heldout_accuracy_ratio"), unit="percentunit", most=1),
+        Panel(title="Accuracy", queries=each("reward_accuracy_ratio", "reward_mean", "heldout_accuracy_ratio"), unit="percentunit", most=1),
         Panel(title="Versions", queries=each("version_trained", "version_live", "steps_wanted")),
         Panel(title="Stall", queries=each("stalled_seconds", "stall_limit_seconds"), unit="s"),
     ),

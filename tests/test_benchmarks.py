@@ -96,6 +96,16 @@ def test_entropies_are_compared_with_the_plain_engine(tmp_path):
     assert f"| {row['ratio']:.3f} (" in done.stdout
 
 
+def test_a_run_too_short_for_a_tick_of_cpu_time_has_a_ratio_all_the_same(monkeypatch, capsys):
+    import verifier
+
+    monkeypatch.setattr(verifier, "run_bare", lambda pairs: verifier.Run(0.5, 2 * verifier.TICK, 1))
+    monkeypatch.setattr(verifier, "run_pool", lambda pairs, judge, count: verifier.Run(0.25, 0.0, 1))
+    found = verifier.compare("few", [[("1", "1")]], [1])
+    assert (found["judge 1 ratio"], found["judge 1 cpu ratio"]) == (2.0, 2.0)
+    assert "of bare (goal 1.8): by wall time 2.00, by CPU time 2.00" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_verifiers_agree_with_bare_math_verify(tmp_path):

@@ -17,6 +17,7 @@ import pytest
 from chat_support import WANTS_PARTS
 from cli_support import POSITIONS, ROWS, TOY, Cli, assert_one_line, everything_below, guarded_cli, make_model, process, write_rows
 
+from fr3e_async.errors import UserError
 from fr3e_async.loader import load_config
 from fr3e_async.observe import storage
 from fr3e_async.observe.run_dir import RunDir
@@ -114,6 +115,19 @@ def test_a_cluster_that_does_not_answer(cli: Cli, monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv(setting, address)
         arguments = [f"{setting}={address}"] if setting == "ray.address" else []
         cli.refused(*TOY, *arguments, says=[f"{setting}={address}: no cluster answers", "refused"])
+
+
+def test_a_local_cluster_that_does_not_come_up(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a bare exception when its node is too slow, as on a machine with much else to do."""
+    from fr3e_async.wiring import connect, joining
+
+    def slow(**settings: Any) -> NoReturn:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(joining.ray, "init", slow)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"^RAY_ADDRESS=local: Ray cannot start: The current node timed out during startup\.$"):
+        connect(load_config(TOY).config)
 
 
 @pytest.mark.ray

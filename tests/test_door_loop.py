@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import virtual_time
 from loop_support import World, replayed
 
 from fr3e_async.config import PoolsConfig
@@ -106,23 +107,40 @@ class Deployed:
     def publisher(self) -> Any:
         return self._world.publisher
 
-    async def weights(self, version: int) -> Any:
-        return await self.crew.learner.export(version)
 
-
-def questioned(world: AtTheDoor) -> None:
-    async def ask() -> None:
+def questioned(world: AtTheDoor, *, door: bool = True) -> int:
+    async def ask() -> int:
         await world.door.learned(0)
-        await first_questions(Deployed(world), world.door)  # type: ignore[arg-type]
+        weights = await world.learner.export(0)
+        return await first_questions(Deployed(world), weights, world.door if door else None)  # type: ignore[arg-type]
 
-    asyncio.run(ask())
+    return asyncio.run(ask())
 
 
-def test_the_first_engine_is_given_an_update_and_asked_again(tmp_path: Path) -> None:
+def test_every_engine_is_given_the_learners_weights_and_the_first_is_asked_again(tmp_path: Path) -> None:
     world = AtTheDoor(tmp_path / "run")
-    questioned(world)
+    assert questioned(world) == 4
     assert sorted(name for name, _ in world.compared) == ["explorer-0", "explorer-1", "generator-0", "generator-0", "generator-1"]
-    assert [engine.loaded for engine in world.engines] == [[0], [], [], []]
+    assert [engine.loaded for engine in world.engines] == [[0], [0], [0], [0]]
+
+
+def test_without_a_door_the_weights_are_given_all_the_same(tmp_path: Path) -> None:
+    world = AtTheDoor(tmp_path / "run")
+    questioned(world, door=False)
+    assert (world.compared, [engine.loaded for engine in world.engines]) == ([], [[0]] * 4)
+
+
+@pytest.mark.parametrize("door", [True, False])
+def test_an_engine_that_joins_before_the_first_update_is_given_the_weights_before_it_serves(tmp_path: Path, door: bool) -> None:
+    world = (AtTheDoor if door else World)(tmp_path / "run", faults={"generators": {("sample", 3): Fault.DIE}})
+
+    async def go() -> str:
+        world.publisher.offer(await world.learner.export(0))
+        return await world.go()
+
+    assert virtual_time.run(go()) == "finished"
+    replacement = next(engine for engine in world.engines if engine.name == "generator-2")
+    assert replacement.loaded[0] == 0, "version 0 before any other, though it was started with it"
 
 
 @pytest.mark.parametrize(

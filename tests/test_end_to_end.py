@@ -78,7 +78,7 @@ def test_metrics_have_a_row_for_each_step(finished):
 
 
 def test_the_engines_had_the_learners_numbers(finished):
-    """At first, after an update before the run, which the first of them is given, and after the first update of the run."""
+    """At first; the first of them again with the learner's weights, which all take before the run; and after the first update of the run."""
     events = [json.loads(line) for line in (finished / "logs" / "events.jsonl").read_text().splitlines()]
     compared = [event for event in events if event["event"] == "engine_compared"]
     versions = {name: [e["version"] for e in compared if e["actor"] == name] for name in ("generator-0", "explorer-0")}
@@ -86,6 +86,9 @@ def test_the_engines_had_the_learners_numbers(finished):
     assert [its[-2] for its in versions.values()] == [0, 0]
     assert all(its[-1] >= 1 for its in versions.values())
     assert max(event["nats"] for event in compared) < 1e-3
+    (asked,) = [event for event in events if event["event"] == "engines_asked"]
+    assert asked["text"].startswith("2 engines have the learner's weights and numbers")
+    assert asked["seconds"] > 0
 
 
 def test_the_console_is_quiet_and_plain(finished):

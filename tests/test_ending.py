@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +113,28 @@ def test_before_the_loop_all_of_them_interrupt(number: signal.Signals) -> None:
 
 
 def test_children_do_not_hear_what_their_parent_hears() -> None:
-    import subprocess
-    import sys
-
     code = "import os, signal; [os.kill(os.getpid(), n) for n in (2, 15, 1)]; print(sorted(map(int, signal.sigpending())))"
     with signals.deaf_children():
         child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (child.returncode, child.stdout) == (0, "[1, 2, 15]\n")
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(signals.ENDING) == set()
+
+
+def test_a_judge_outlives_them_and_ends_its_own_children_by_them() -> None:
+    """As a user's function in a verifier of a local cluster would, with a program and with a fork."""
+    code = """
+import os, signal, subprocess
+from fr3e_async.signals import pass_over
+pass_over()
+os.kill(os.getpid(), signal.SIGTERM)
+program = subprocess.Popen(["sleep", "60"])
+program.terminate()
+fork = os.fork()
+if not fork:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
+print(program.wait(30), os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]))
+"""
+    with signals.deaf_children():
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "-15 -15\n", "")

@@ -145,7 +145,7 @@ def test_the_end_shows_before_and_after_and_what_it_cost() -> None:
     assert "+0.530 [" in text
     assert "finished: 24 steps in 4m11s, the first after 41s" in text
     assert "overlap of generation and learning 91%; idle: generators 10%, learner 25%" in text
-    assert "groups: trained 768, rejected_all_right 70, in_flight 3" in text
+    assert "groups: trained 768, rejected all right 70, in flight 3" in text
     assert "\x1b" not in text
     assert text.splitlines()[-3:] == [
         "model   runs/my toy/model",

@@ -86,7 +86,7 @@ def test_names_follow_the_conventions_of_prometheus(exported: Any) -> None:
     ("metric", "name"),
     [
         ("time/step_s", "time_step_seconds"),
-        ("reward/mean", "reward_mean_ratio"),
+        ("reward/mean", "reward_mean"),
         ("train/clip_low_fraction", "train_clip_low_ratio"),
         ("train/kl_nats", "train_kl_nats"),
         ("train/loss", "train_loss"),
@@ -249,7 +249,7 @@ def test_a_step_becomes_gauges_counts_and_observations() -> None:
     assert told(Samples().step(row)) == {
         "step_duration_seconds": 3.0,
         "time_step_seconds": 3.0,
-        "reward_mean_ratio": 0.5,
+        "reward_mean": 0.5,
         'states_total{reason="kept"}': 4.0,
         'staleness_ratio_max{age="0"}': 1.5,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import browser_support
 import pytest
 from browser_support import TITLE, expect, open_view, watched
 from PIL import Image
-from report_support import HOSTILE, metrics_row, tree_row, write_rows, write_run
+from report_support import HOSTILE, evaluation, metrics_row, tree_row, write_rows, write_run
 
 from fr3e_async.report.page import write_page
 from fr3e_async.report.trees import clean_tree
@@ -325,3 +326,25 @@ def test_verdicts_and_what_became_of_groups_share_their_colours(browser: Any, pa
         train = shown.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--work-train')")
         assert train.startswith("light-dark(#8e3fa8")
         assert shades["trained"] == "rgb(142, 63, 168)"
+
+
+def test_graded_rewards_have_a_curve_and_stand_beside_the_accuracy(browser: Any, tmp_path: Path) -> None:
+    """In their own numbers, not in percent; a run whose mean reward is its accuracy has no second curve."""
+    run = write_run(tmp_path / "graded", steps=6, trees=2)
+    reward = {"value": 1.25, "low": -0.5, "high": 2.5}
+    rows = [{**evaluation("after", 6, 0.5), "reward": reward, "unanswered": {"value": 0.996, "low": 0.98, "high": 1.0}}]
+    write_rows(run / "evaluations.jsonl", rows)
+    said = json.loads((run / "summary.json").read_text()) | {"reward_after": 1.25, "reward_intervals": {"after": [-0.5, 2.5]}}
+    (run / "summary.json").write_text(json.dumps(said))
+    write_page([run], tmp_path / "page.html", trees=2)
+    with watched(browser) as seen:
+        shown = open_view(seen, tmp_path / "page.html", "overview")
+        head, line = (
+            shown.locator(f"#evaluations table {part} tr").first.locator("th, td").all_inner_texts()
+            for part in ("thead", "tbody")
+        )
+        assert head[2:6] == ["avg@k", "95 % interval", "mean reward", "no box"]
+        assert [text.replace("\u202f", "").replace("\xa0", "") for text in line[4:6]] == ["1.25 [-0.5, 2.5]", "99.6% [98%, 100%]"]
+        expect(shown, "table.result").to_contain_text("1.25 [-0.5, 2.5]")
+        shown = open_view(seen, tmp_path / "page.html", "curves")
+        expect(shown, ".card h4 code >> text=heldout/reward").to_have_count(1)

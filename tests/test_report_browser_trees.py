@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,22 @@ def test_a_tree_with_nothing_judged_is_not_the_most_evenly_judged(browser: Any, 
         shown = open_view(seen, tmp_path / "page.html", "trees")
         shown.select_option("select[aria-label=Order]", "spread")
         assert shown.locator(".tree-group").all_inner_texts() == ["task/2@0", "task/1@0", "task/0@0"]
+
+
+def test_answers_that_are_right_by_a_policy_are_a_click_away(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", trees=3)
+    trees = [tree_row(index, str) for index in range(3)]
+    trees[1]["rollouts"][0]["reason"] = "policy: unit not named"
+    write_rows(run / "trees.jsonl", trees)
+    groups = [json.loads(line) for line in (run / "groups.jsonl").read_text(encoding="utf-8").splitlines()]
+    groups[0]["reasons"] = {"policy: unit not named": 1}
+    write_rows(run / "groups.jsonl", groups)
+    write_page([run], tmp_path / "page.html", trees=10)
+    with watched(browser) as seen:
+        shown = open_view(seen, tmp_path / "page.html", "verdicts")
+        shown.click("text=policy: unit not named")
+        expect(shown, TITLE).to_have_text("task/1@0")
+        expect(shown, ".tree-row").to_have_count(1)
+        assert shown.input_value(".tree-side input") == "reason:policy:_unit_not_named"
+        shown.evaluate("location.hash = '#trees/reason:policy'")
+        expect(shown, ".tree-row").to_have_count(1)

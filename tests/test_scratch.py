@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -13,13 +14,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from fr3e_async import scratch as module
 from fr3e_async.actors.cluster import make_token
 from fr3e_async.errors import StorageError
-from fr3e_async.scratch import RAY_SOCKET, SOCKET_BYTES, VARIABLE, Scratch, scratch
+from fr3e_async.scratch import RAY_SOCKET, SOCKET_BYTES, VARIABLE, Scratch, scratch, sweep
 
 OWNER = """
 import multiprocessing, tempfile
@@ -91,6 +93,56 @@ def test_the_next_start_removes_what_a_kill_left_and_nothing_of_a_live_session(b
     assert below(base) == []
 
 
+def test_a_forked_process_that_ends_takes_nothing_along(base: Path) -> None:
+    folder = Scratch.claim()
+    if (child := os.fork()) == 0:
+        folder.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    Scratch.claim().close()  # the lock is still held, too
+    assert folder.path.is_dir()
+    folder.close()
+    assert below(base) == []
+
+
+def test_what_a_straggler_made_again_goes_with_the_next_start(base: Path) -> None:
+    with scratch() as folder:
+        pass
+    (folder / "ray" / "logs").mkdir(parents=True)  # by a process of Ray, after the end
+    with scratch():
+        assert not folder.exists()
+    assert below(base) == []
+
+
+def test_a_sweeper_that_was_late_leaves_a_later_owner_alone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had opened the lock of a dead session; meanwhile another one swept it, and a new session got the same name."""
+    root = base / f"fr3e.{os.getuid()}"
+    root.mkdir(mode=0o700)
+    (root / "aaaaaaaa.lock").touch()
+    flock = fcntl.flock
+
+    def late(lock: IO[str], how: int) -> None:
+        (root / "aaaaaaaa.lock").unlink()
+        (root / "aaaaaaaa.lock").touch()
+        (root / "aaaaaaaa").mkdir()
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    sweep(root)
+    assert below(root) == ["aaaaaaaa", "aaaaaaaa.lock"]
+
+
+def test_a_lock_stays_as_long_as_something_is_left(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a file came in while it was at work
+    with scratch() as folder:
+        pass
+    assert folder.exists()
+    assert folder.with_suffix(".lock").exists()
+    monkeypatch.undo()
+    sweep(folder.parent)
+    assert below(folder.parent) == []
+
+
 def test_a_base_that_is_too_long_for_sockets_is_reached_by_a_link(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = base / "s"
     short.mkdir()
@@ -118,14 +170,15 @@ def test_a_base_just_short_enough_is_used_itself(base: Path, monkeypatch: pytest
             assert (folder.parent.parent == wanted) is used
 
 
-def test_a_folder_that_others_can_use_is_refused(base: Path) -> None:
+def test_a_folder_that_others_can_write_to_is_refused(base: Path) -> None:
     root = base / f"fr3e.{os.getuid()}"
-    root.mkdir(mode=0o755)
-    with pytest.raises(StorageError, match=r"TMPDIR: .*fr3e\.\d+ must be a folder that only you can use$"):
+    root.mkdir()
+    root.chmod(0o775)
+    with pytest.raises(StorageError, match=r"TMPDIR: .*fr3e\.\d+ must be a folder that only you can write to$"):
         Scratch.claim()
     root.rmdir()
     root.symlink_to(base)
-    with pytest.raises(StorageError, match="only you can use"):
+    with pytest.raises(StorageError, match="only you can write to"):
         Scratch.claim()
 
 
@@ -154,7 +207,7 @@ def test_an_actor_on_another_machine_has_a_folder_of_its_own_that_goes_when_it_i
         assert Path(used).parent.parent == base
         actor.send_signal(signal.SIGKILL)
         wait_until_gone(Path(used))
-        wait_until_gone(Path(f"{used}.lock"))
+        wait_until_gone(Path(used).parent)
 
 
 def wait_until_gone(path: Path) -> None:

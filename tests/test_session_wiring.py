@@ -74,7 +74,7 @@ def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: R
     groups = take(before, 12)
     for group in groups[:11]:
         before.mark_consumed(group)
-    progress = Progress(tokens_generated=70, wall_before_s=20.0, began_at=1.0)
+    progress = Progress(tokens_generated=70, wall_before_s=20.0, began_at=1.0, policy_share=0.3)
     source = save_whole(run_dir.checkpoints, 5, base=small_base(tmp_path / "base"), stream=before.state(), progress=progress)
     made = controller(run_dir, source)
     assert made._stream.state() == before.state()
@@ -83,6 +83,7 @@ def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: R
     assert not set(groups[:11]) & set(rest)
     assert made.machine.ledger.version == 5
     assert (made.progress.resumed_from, made.progress.tokens_generated) == (5, 70)
+    assert made._teller._policies.usual == 0.3  # the watch goes on from what is usual
     assert (made.progress.began_at, made.progress.wall_before_s) == (100.0, 20.0)
 
 

@@ -6,6 +6,7 @@ In this process, without a pool: the judge is a pure function of two texts and t
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.verify import judge
 from fr3e_async.verify.policies import Policies
+from fr3e_async.verify.readable import gold_kind
 
 R, W, U = judge.RIGHT, judge.WRONG, judge.UNKNOWN
 Row = tuple[str, str, str]
@@ -140,7 +142,7 @@ def test_a_variable_that_the_reference_has_not_is_said() -> None:
 
 def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:
     config = VerifierPoolConfig(unfinished="right", units="ignored", percent="exact", decimal_digits=6)
-    options = json.loads(json.dumps(Policies.of(config).options()))
+    options = json.loads(json.dumps(asdict(Policies.of(config))))
     assert judge.judge("2+2", "4", **options)[0] == R
     assert judge.judge("4 cm", r"4\text{ m}", **options)[0] == R
     assert judge.judge(r"40\%", "40", **options)[0] == W
@@ -156,7 +158,7 @@ def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:
     ],
 )  # fmt: skip
 def test_what_answers_to_a_gold_are_compared_by(gold: str, kind: str) -> None:
-    assert judge.gold_kind(gold) == kind
+    assert gold_kind(gold) == kind
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))

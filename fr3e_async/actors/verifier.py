@@ -36,7 +36,7 @@ class VerifierActor(Watched):
         revision: str,
         trust_remote_code: bool,
         log_path: str,
-        reward: Sequence[RewardConfig],
+        reward: Sequence[RewardConfig] = (RewardConfig(function="math"),),
         ends: Sequence[int] = (),
         thoughts: Sequence[str] = THINK[:2],
         stops: Sequence[str] = (),

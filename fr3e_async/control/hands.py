@@ -276,10 +276,20 @@ class Hands:
         self._emit(WorkerUp(role=command.role, worker=new.name, ticket=command.ticket, node=new.node))
 
     async def _unfit(self, role: str, new: Worker) -> str:
-        """Why a new engine must not serve the weights that it was started with. If there are newer ones it is asked with those."""
-        if role == VERIFIERS or self._door is None or not self._door.knows(0):
+        """Why a new engine must not serve the weights that it was started with. If there are newer ones it is given and asked those."""
+        if role == VERIFIERS:
             return ""
-        return await self._door.ask(cast(EngineWorker, new))
+        engine, refused = cast(EngineWorker, new), ""
+
+        def told(name: str, reply: WeightAck | str) -> None:
+            nonlocal refused
+            refused = reply if isinstance(reply, str) else ""
+
+        if self._publisher.version == 0:  # nobody has compared what it read from its disk
+            await self._publisher.hand_over([engine], told, alone=True)
+        if refused or self._door is None or not self._door.knows(0):
+            return refused
+        return await self._door.ask(engine)
 
     def _release(self, command: Release) -> None:
         """At once: that ends what it was given, and others get it."""

@@ -61,6 +61,7 @@ class Progress:
     pending: dict[str, int] = field(default_factory=dict)  # evaluations that have begun and not ended: label -> version
     verdicts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)  # of verdicts
+    policy_share: float | None = None  # the usual one of ``tally.PolicyWatch``
     resumed_from: int | None = None
     began_at: float = 0.0
     utilisation: dict[str, float] = field(default_factory=dict)  # of this session's training, by metric name
@@ -143,6 +144,7 @@ class Progress:
         kept = (
             "first_step_s", "tokens_generated", "tokens_prefilled", "tokens_reused", "tokens_useful", "tokens_trained", "optimiser_steps", "staleness_max",
             "staleness_weighted", "accuracy_before", "evaluations", "benchmarks", "pending", "verdicts", "reasons",
+            "policy_share",
         )  # fmt: skip
         return {"wall_before_s": self.wall_s(now), **{name: copy.copy(getattr(self, name)) for name in kept}}
 

@@ -60,6 +60,11 @@ class Publisher:
         self._offered_at = 0.0
         self._acks: dict[int, list[WeightAck]] = {}
 
+    @property
+    def version(self) -> int:
+        """Of the newest weights; -1: nothing was offered yet."""
+        return -1 if self._newest is None else self._newest.version
+
     def offer(self, weights: WeightBundle) -> None:
         """From now on these are the newest."""
         self._newest, self._offered_at = weights, self._clock()

@@ -38,7 +38,7 @@ class Teller:
         """``learner``: what it does, or an empty text; ``evaluations``: labels of those under way."""
         self._config, self._machine, self._watch, self._keeper = config, machine, watch, keeper
         self._progress, self._reporter, self._restarts, self._clock = progress, reporter, learner_restarts, clock
-        self._tally, self._policies = Tally(config.reward_range), PolicyWatch()
+        self._tally, self._policies = Tally(config.reward_range), PolicyWatch(usual=progress.policy_share)
         self._silence = Silence(
             config, machine.ledger, self._tally, learner=learner, evaluations=evaluations, reporter=reporter, clock=clock
         )
@@ -58,6 +58,7 @@ class Teller:
         taken = self._tally.take()
         if warning := self._policies.alarm(taken):
             self._reporter.note(warning, "policy_verdicts", version=version)
+        self._progress.policy_share = self._policies.usual
         rates = {"time/step_s": step_s, "tokens/rate_per_s": taken["tokens/generated"] / step_s}
         self._reporter.step(
             version, {**taken, **queues, **rates, **self._watch.utilisation(), **self._progress.take_step_metrics()}

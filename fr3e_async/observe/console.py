@@ -309,7 +309,7 @@ def result_table(summary: Summary, *, narrow: bool = False) -> RenderableType:
             table.add_row(*(cell.replace(" [", "\n[") if narrow else cell for cell in cells))
         parts.append(table)
     idle = ", ".join(f"{role} {share:.0%}" for role, share in summary.idle_fraction.items())
-    groups = ", ".join(f"{fate} {number}" for fate, number in summary.groups.items() if number)
+    groups = ", ".join(f"{fate.replace('_', ' ')} {number}" for fate, number in summary.groups.items() if number)
     first = "-" if summary.first_step_s is None else duration(summary.first_step_s)
     lines = [
         f"{summary.exit_reason}: {summary.steps} steps in {duration(summary.wall_s)}, the first after {first}",

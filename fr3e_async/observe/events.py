@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypedDict, Unpack
 EventKind = Literal[
     "note", "run_started", "run_resumed", "run_finished", "run_stopped", "run_failed", "data_dropped", "model_doubt", "checkpoint_skipped",
     "checkpoint_written", "evaluation", "evaluation_lost", "model_not_written", "actors_up", "actor_joined", "actor_moved",
-    "actor_left", "actor_lost", "actor_stuck", "actor_failed", "engine_compared", "pool_resized", "node_notice", "learner_lost", "storage_pressure",
+    "actor_left", "actor_lost", "actor_stuck", "actor_failed", "engine_compared", "engines_asked", "pool_resized", "node_notice", "learner_lost", "storage_pressure",
     "tracker_failed", "policy_verdicts", "reward_failed", "no_batch",
 ]  # fmt: skip
 
@@ -38,6 +38,7 @@ actor_left         | info    | an actor has left as it was asked to; actor, role
 actor_lost         | warning | an actor is gone without having been asked to leave; actor, role
 actor_stuck        | warning | an actor does not answer or does not get on; the text has its stacks; actor, role
 actor_failed       | warning | an actor did not start; role
+engines_asked      | info    | before the first group all engines have taken the learner's weights and were asked for their numbers; seconds
 engine_compared    | info    | an engine's log-probs were held against the learner's; actor, version, nats: the mean difference
 pool_resized       | info    | a pool is to have another number of actors; role, count
 node_notice        | warning | the node of an actor will be taken away; actor, seconds until then

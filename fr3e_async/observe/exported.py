@@ -152,7 +152,7 @@ NOT_EXPORTED = {
 
 
 def prometheus_name(metric: Metric) -> str:
-    """``time/step_s`` is ``time_step_seconds``, ``reward/mean`` (a fraction) ``reward_mean_ratio``; no prefix."""
+    """``time/step_s`` is ``time_step_seconds``, ``reward/accuracy`` (a fraction) ``reward_accuracy_ratio``; no prefix."""
     name = metric.name.replace("/", "_")
     if metric.unit == "s":
         return name.removesuffix("_s") + "_seconds"

@@ -28,7 +28,7 @@ class Metric:
 
 _TABLE = """
 reward/accuracy            | fraction   | right answers among judged base rollouts: the policy's accuracy on fresh training problems
-reward/mean                | fraction   | mean reward of all judged rollouts, branches included, in its declared range: the part that is right, unless a user's function gives other numbers
+reward/mean                |            | mean reward of all judged rollouts, branches included, in its declared range: the part that is right, unless a user's function gives other numbers
 rollout/entropy_nats       | nats       | mean entropy of the sampling distribution over generated tokens; absent where the engines know none (engine.entropy=learner)
 rollout/entropy_error_nats | nats       | how far that may be off: 0 with engine.entropy=engine
 rollout/length_tokens      | tokens     | mean length of the whole response of a judged rollout: of a branch the trunk up to its anchor and the continuation

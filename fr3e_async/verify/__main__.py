@@ -80,10 +80,18 @@ def _entries(text: str) -> list[RewardConfig]:
 
 
 def explain(answer: str, reference: str) -> int:
-    from fr3e_async.verify import judge  # which loads sympy
+    """Print both texts as they are compared, each rule that decided, the innermost first, and the proof of the last one."""
+    from fr3e_async.verify import judge, rulings, tokens  # which load sympy
 
-    bare = answers.final_answer(answer) or answer
-    print(printable("\n".join(judge.explain(answers.strip_dollars(bare), bare_gold(reference)))))
+    pair = answers.strip_dollars(answers.final_answer(answer) or answer), bare_gold(reference)
+    told: list[str] = []
+    rulings.trace = told
+    outcome, reason = judge.judge(*pair)
+    rulings.trace = None
+    name = told[-1].partition(":")[0] if told else ""
+    proofs = [" ".join((rule.__doc__ or "").partition(">>>")[0].split()) for rule in judge.RULES if rule.__name__ == name]
+    said, meant = (tokens.render(tokens.tokenise(text)) for text in pair)
+    print(printable("\n".join([f"answer:    {said}", f"reference: {meant}", *told, f"{outcome}: {reason}", *proofs])))
     return 0
 
 

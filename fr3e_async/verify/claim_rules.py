@@ -1,31 +1,26 @@
-r"""Rules about one claim: ratios, bases, relations, equations, where it holds. Each is as ``judge`` says."""
+r"""Rules about claims: ratios, bases, congruences, relations, equations, sets by a condition, lists, tuples, matrices. Each is as ``judge`` says."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 
-from fr3e_async.verify import symbolic
+from fr3e_async.verify import structure, symbolic
 from fr3e_async.verify.numbers import compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import (
-    RIGHT,
-    WRONG,
-    Ruling,
-    by,
-)
-from fr3e_async.verify.structure import (
-    chain,
-    interval_of,
-    is_name,
-    is_relation,
-    named,
-    shape_of,
-    without_domain,
-)  # fmt: skip
-from fr3e_async.verify.tokens import Tokens, enclosed, is_word, split
+from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy, in_any_order, in_order
+from fr3e_async.verify.structure import is_name, is_relation, named, named_list, shape_of
+from fr3e_async.verify.tokens import Tokens, enclosed, is_word, split, variable
 from fr3e_async.verify.units import quantity
-from fr3e_async.verify.words import BASES
+from fr3e_async.verify.words import NUMBERS
+
+_PROGRESSION = re.compile(r"(?:(\d+)\+)?(\d+)[kmnltqsj](?:\+(\d+))?")
+_CLOCK = re.compile(r"0?(\d{1,2}):(\d\d)(?::(\d\d))?")
+_DIGITS = re.compile(
+    r"\(?(?P<digits>[0-9A-Za-z]+)\)?(?:_\{\(?(?P<foot>\d{1,2}|'[a-z]+)\)?\}|\(?'base(?P<base>\d{1,2}|'[a-z]+)\)?)|0x(?P<hex>[0-9A-Fa-f]+)"
+)
 
 
 def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -34,42 +29,23 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     >>> 2:4:6 ~ 1:2:3    \frac34 ~ 3:4    12{:}00 ~ 12:00    3:30\text{ p.m.} ~ 3:30    1:3:2 !~ 1:2:3    8:30 !~ 4:15    8:15\text{ p.m.} !~ 8:15\text{ a.m.}
     """
     theirs, ours = parts_of(meant), parts_of(said)
-    if theirs is None or (ours is None and len(theirs[0]) > 2):
-        return None if theirs is None else (WRONG, "not a ratio")
-    if ours is None:
-        top, bottom = theirs[0]
-        return by("values", said, (r"\frac", "{", *top, "}", "{", *bottom, "}"), replace(policies, unfinished="right"))
-    if ours[1] and theirs[1] and ours[1] != theirs[1]:
-        return WRONG, "another half of the day"
-    if len(ours[0]) != len(theirs[0]):
-        return WRONG, "number of parts"
-    if _is_clock(theirs[0]):
-        same = [part[0].lstrip("0") for part in ours[0]] == [part[0].lstrip("0") for part in theirs[0]] and _is_clock(ours[0])
+    if theirs is None:
+        return None
+    times = [_CLOCK.fullmatch(":".join(map("".join, side[0]))) if side else None for side in (ours, theirs)]
+    if ours and (times[1] or ours[1] or theirs[1]):
+        same = times[0] and times[1] and times[0].groups() == times[1].groups() and len({ours[1], theirs[1]} - {""}) < 2
         return (RIGHT, "time" if ours[1] == theirs[1] else "policy: half of the day") if same else (WRONG, "another time")
-    if ours[1] or theirs[1]:
-        return WRONG, "unproven: not a time"
-    products = [
-        symbolic.equal(("(", *a, ")", r"\cdot", "(", *y, ")"), ("(", *x, ")", r"\cdot", "(", *b, ")"))
-        for (a, b), (x, y) in zip(pairwise(ours[0]), pairwise(theirs[0]), strict=True)
-    ]
-    return (RIGHT, "ratio") if all(outcome == RIGHT for outcome, _ in products) else (WRONG, "another ratio")
+    parts = [side[0] if side else [said, ("1",)] for side in (ours, theirs)]
+    quotients = [[(r"\frac", "{", *a, "}", "{", *b, "}") for a, b in pairwise(side)] for side in parts]
+    return in_order(quotients[0], quotients[1], replace(policies, unfinished="right"))
 
 
 def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:
     """(parts, am or pm) of ``a:b``."""
-    half = tokens[-1][1:].lower() if tokens[-1:] and is_word(tokens[-1]) and tokens[-1][1:].lower() in ("am", "pm") else ""
-    parts = split(tokens[:-1] if half else tokens, frozenset([":"]))
-    if "=" in tokens:
-        return None
-    return (parts, half) if len(parts) > 1 and all(parts) and not any(is_word(t) for part in parts for t in part) else None
-
-
-def _is_clock(parts: list[Tokens]) -> bool:
-    return (
-        all(len(part) == 1 and part[0].isdigit() for part in parts)
-        and len(parts[0][0]) <= 2
-        and all(len(p[0]) == 2 for p in parts[1:])
-    )
+    half = tokens[-1].lower() if tokens[-1:] and tokens[-1].lower() in ("'am", "'pm") else ""
+    parts = split(tokens[:-1] if half else tokens, ":")
+    whole = len(parts) > 1 and all(parts) and "=" not in tokens and not any(is_word(t) for part in parts for t in part)
+    return (parts, half) if whole else None
 
 
 def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -77,34 +53,56 @@ def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> 4210_{\text{five}} ~ 4210_{5}    (4210)_5 ~ 4210_5    101\text{ (base 2)} ~ 101_2    0x2F ~ 2F_{16}    111_2 !~ 110_2    1010_2 !~ 1010_3
     """
-    theirs, ours = digits_and_base(meant), digits_and_base(said)
+    theirs = digits_and_base(meant)
     if theirs is None:
         return None
-    if ours is None:
-        plain = written_number(said)
-        same = plain is not None and "".join(said) == theirs[0]
-        return (RIGHT, "policy: base not named") if same else (WRONG, "another number")
-    return (RIGHT, "number in a base") if ours == theirs else (WRONG, "another number")
+    if "".join(said) == theirs[0]:
+        return RIGHT, "policy: base not named"
+    return (RIGHT, "number in a base") if digits_and_base(said) == theirs else (WRONG, "another number")
 
 
 def digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
-    if tokens[:2] == ("0", "x"):
-        return "".join(tokens[2:]).upper().lstrip("0"), 16
-    if "_" in tokens and tokens[-1] == "}":
-        at = tokens.index("_")
-        head, foot = tokens[:at], tuple(token for token in tokens[at + 2 : -1] if token not in "()")
-    elif "'base" in tokens:
-        at = tokens.index("'base")
-        head, foot = tokens[:at], tuple(token for token in tokens[at + 1 :] if token not in "()")
-        head = head[:-1] if head[-1:] == ("(",) else head
-    else:
+    found = _DIGITS.fullmatch("".join(tokens))
+    if found is None:
         return None
-    head = enclosed(head, "(", ")") or head
-    digits = "".join(head)
-    number = foot[0][1:] if len(foot) == 1 and is_word(foot[0]) else "".join(foot)
-    value = BASES.get(number.lower(), int(number) if number.isdigit() and len(number) < 3 else 0)
-    fits = digits.isalnum() and digits.isascii() and value > 1 and any(c.isdigit() for c in digits)
-    return (digits.upper().lstrip("0"), value) if fits and all(int(c, 36) < value for c in digits) else None
+    digits, name = (found["hex"] or found["digits"]).upper(), found["foot"] or found["base"] or "16"
+    value = NUMBERS.get(name[1:], 0) if name[0] == "'" else int(name)
+    numeral = 1 < value < 37 and (digits.isdigit() or value > 10) and any(map(str.isdigit, digits))
+    return (digits.lstrip("0"), value) if numeral and all(int(digit, 36) < value for digit in digits) else None
+
+
+def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""``x \equiv r \pmod m``: the same modulus and the same residues. One side may leave the modulus out, and give the residues as they are.
+
+    >>> x\equiv 3\pmod{7} ~ x \equiv 3 \pmod 7    10 \pmod 7 ~ 3 \pmod 7    3 ~ x\equiv3\pmod7    x=7k+3 ~ x\equiv 3\pmod 7
+    >>> x\equiv 6\pmod 7 !~ x\equiv 3 \pmod 7    x\equiv 5\pmod 5 !~ x\equiv 5\pmod 7    3\pmod 7 !~ 10    7\pmod 7 !~ 7
+    """
+    if r"\pmod" not in said and r"\pmod" not in meant:
+        return None
+    ours, theirs = _residues(said), _residues(meant)
+    if ours is None or theirs is None:
+        return None
+    if ours[1] and theirs[1]:
+        same = ours[1] == theirs[1] and sorted(r % ours[1] for r in ours[0]) == sorted(r % theirs[1] for r in theirs[0])
+        return (RIGHT, "residues") if same else (WRONG, "other residues")
+    same = sorted(ours[0]) == sorted(theirs[0]) and (not ours[1] or all(0 <= residue < ours[1] for residue in ours[0]))
+    return (RIGHT, "policy: modulus not named") if same else (WRONG, "other residues")
+
+
+def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:
+    r"""(residues, modulus) of ``x \equiv r \pmod m`` and ``x = 7k + 3``; modulus 0 of numbers without one."""
+    at = tokens.index(r"\pmod") if r"\pmod" in tokens else len(tokens)
+    before, modulus = tokens[:at], tokens[at + 1 :]
+    if before[-1:] == ("(",) and modulus[-1:] == (")",):
+        before, modulus = before[:-1], modulus[:-1]
+    name, *after = split(before, [r"\equiv"])
+    before = after[0] if len(after) == 1 and modulus and is_name(name) else named(structure.without_domain(before)[0])[1]
+    if found := _PROGRESSION.fullmatch("".join(before)):
+        return [Fraction(found[1] or found[3] or 0)], Fraction(found[2])
+    residues, base = [written_number(item) for item in structure.list_items(before)], written_number(modulus)
+    if None in residues or (modulus and not (base and base.value)):
+        return None
+    return [number.value for number in residues if number], base.value if base else Fraction(0)
 
 
 def domain(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -112,25 +110,17 @@ def domain(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> n\pi, n\in\mathbb{Z} ~ k\pi, k\in\mathbb{Z}    x=k\pi ~ x=k\pi,\ k\in\mathbb{Z}    2k\pi, k\in\mathbb{Z} !~ k\pi, k\in \mathbb{Z}
     """
-    ours, had = without_domain(said)
-    theirs, has = without_domain(meant)
-    renamed = _with_their_parameter(ours, theirs) if (had or has or r"\pi" in meant) else ours
+    (ours, had), (theirs, has) = structure.without_domain(said), structure.without_domain(meant)
+    old, new = ({*filter(variable, side)} - {*filter(variable, other)} for side, other in ((ours, theirs), (theirs, ours)))
+    renamed = ours
+    if (had or has or r"\pi" in meant) and len(old) == len(new) == 1 and old | new <= _PARAMETERS:
+        renamed = tuple(min(new) if token in old else token for token in ours)
     if not had and not has and renamed == ours:
         return None
-    outcome, reason = by("claims", renamed, theirs, policies)
-    return outcome, "policy: domain" if outcome == RIGHT else reason
+    return by_policy("domain", by("claims", renamed, theirs, policies))
 
 
 _PARAMETERS = frozenset("kmnltjs")
-
-
-def _with_their_parameter(said: Tokens, meant: Tokens) -> Tokens:
-    """With the reference's letter for the parameter, where each side has one integer parameter of its own."""
-    ours, theirs = ({t for t in side if len(t) == 1 and t.isalpha()} for side in (said, meant))
-    if len(ours - theirs) != 1 or len(theirs - ours) != 1 or not (ours ^ theirs) <= _PARAMETERS:
-        return said
-    (old,), (new,) = ours - theirs, theirs - ours
-    return tuple(new if token == old else token for token in said)
 
 
 def relation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -138,19 +128,10 @@ def relation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> -x > -1 ~ x < 1    \geq 42 !~ 42    y=2x ~ y-2x=0    2x-3y=3 ~ y=\frac{2}{3}x-1    x^{2}+70=0 !~ x^{2}+50=0
     """
-    ours, theirs = is_relation(said), is_relation(meant)
-    if not ours and not theirs:
+    if not is_relation(said) and not is_relation(meant):
         return None
-    if not _has_names(said) or not _has_names(meant):
-        return WRONG, "a relation is not a value"
     ruling = symbolic.equal(said, meant)
-    as_intervals = [interval_of(side) or side for side in (said, meant)]
-    return ruling if ruling[0] == RIGHT or as_intervals == [said, meant] else symbolic.equal(*as_intervals)
-
-
-def _has_names(tokens: Tokens) -> bool:
-    sets = shape_of(tokens).kind == "bracket" or any(t in tokens for t in (r"\mathbb", r"\infty", r"\cup", r"\emptyset"))
-    return sets or any(len(token) == 1 and token.isalpha() for token in tokens)
+    return ruling if ruling[0] == RIGHT else symbolic.equal(*(structure.interval_of(side) or side for side in (said, meant)))
 
 
 def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -163,60 +144,47 @@ def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
         return None
     (our_name, ours), (their_name, theirs) = named(said), named(meant)
     if our_name and their_name and our_name != their_name:
-        renamed = _same_function(our_name, their_name, ours)
-        if renamed is None:
+        if (renamed := _same_function(our_name, their_name, ours)) is None:
             return symbolic.equal(said, meant)
         ours = renamed
-    their_parts, our_parts = chain(theirs), chain(ours)
-    if len(our_parts) > 1 and (contradiction := _contradiction(our_parts, policies)):
-        return WRONG, contradiction
-    if len(their_parts) > 1 and not their_name:
-        return _whole_equation(said, meant, our_parts, their_parts, policies)
-    if their_name and not our_name and len(our_parts) > 1:
+    their_parts, our_parts = structure.chain(theirs), structure.chain(ours)
+    if _contradict(our_parts, policies):
+        return WRONG, "the equalities contradict each other"
+    whole = len(their_parts) > 1 and not their_name and our_parts[:-1][:1] != their_parts[:1]  # an equation in its own right
+    ends, ruling = True, (WRONG, "unproven")
+    if whole or (their_name and not our_name and len(our_parts) > 1):
         ruling = symbolic.equal(said, meant)
-        if ruling[0] == RIGHT or any(len(t) == 1 and t.isalpha() for t in our_parts[0]):
-            return ruling
-    return by("claims", our_parts[-1], their_parts[-1], policies)
+        if whole and len(our_parts) == 1 and symbolic.solves(said, meant):
+            return RIGHT, "solves the equation"
+        ends = (
+            len(our_parts) == 1 and _computes(their_parts[0], their_parts[-1]) if whole else not any(map(variable, our_parts[0]))
+        )
+    return by("claims", our_parts[-1], their_parts[-1], policies) if ends and ruling[0] != RIGHT else ruling
 
 
 def _same_function(ours: str, theirs: str, value: Tokens) -> Tokens | None:
     """Our value with their bound variable, where both names are one function of one variable each: f(x) and f(z)."""
-    (head, _, bound), (other, _, wanted) = ours.partition(" ( "), theirs.partition(" ( ")
-    bound, wanted = bound.removesuffix(" )"), wanted.removesuffix(" )")
-    if head != other or len(bound) != 1 or len(wanted) != 1 or wanted in value:
-        return None
-    return tuple(wanted if token == bound else token for token in value)
-
-
-def _whole_equation(
-    said: Tokens, meant: Tokens, our_parts: list[Tokens], their_parts: list[Tokens], policies: Policies
-) -> Ruling:
-    """The reference is an equation in its own right, or a computation that ends in the value."""
-    if len(our_parts) > 1 and our_parts[0] == their_parts[0]:
-        return by("claims", our_parts[-1], their_parts[-1], policies)
-    ruling = symbolic.equal(said, meant)
-    if ruling[0] == RIGHT or len(our_parts) > 1:
-        return ruling
-    if symbolic.solves(said, meant):
-        return RIGHT, "solves the equation"
-    return by("claims", our_parts[-1], their_parts[-1], policies) if _computes(their_parts[0], their_parts[-1]) else ruling
+    (head, _, bound), (other, _, wanted) = (name.removesuffix(" )").partition(" ( ") for name in (ours, theirs))
+    same = head == other and len(bound) == len(wanted) == 1 and wanted not in value
+    return tuple(wanted if token == bound else token for token in value) if same else None
 
 
 def _computes(left: Tokens, right: Tokens) -> bool:
     r"""Is ``left = right`` a computation rather than an equation: numbers alone, or lengths and other names of two letters and more?"""
-    letters = [t for t in left if len(t) == 1 and t.isalpha()]
-    return not letters or (all(t.isupper() for t in letters) and len(letters) > 1) or symbolic.equal(left, right)[0] == RIGHT
+    letters = "".join(filter(variable, left))
+    return not letters or (letters.isupper() and len(letters) > 1) or symbolic.equal(left, right)[0] == RIGHT
 
 
-def _contradiction(parts: list[Tokens], policies: Policies) -> str:
-    """Why a chain of equals cannot be true: two of its parts are numbers that no rounding makes equal. "" if it can."""
-    quantities = [quantity(part) for part in parts]
-    numbers = [(number, q.unit) for q in quantities if (number := written_number(q.core))]
-    for (first, unit), (second, other) in pairwise(numbers):
-        outcomes = {compare_numbers(first, second, policies)[0], compare_numbers(second, first, policies)[0]}
-        if unit == other and outcomes == {WRONG}:
-            return "the equalities contradict each other"
-    return ""
+def _contradict(parts: list[Tokens], policies: Policies) -> bool:
+    """Are two parts of a chain of equals numbers that no rounding makes equal?"""
+    numbers = [(written_number(q.core), q.unit) for q in map(quantity, parts)]
+    for (first, unit), (second, other) in pairwise((number, unit) for number, unit in numbers if number):
+        if unit == other and RIGHT not in (
+            compare_numbers(first, second, policies)[0],
+            compare_numbers(second, first, policies)[0],
+        ):
+            return True
+    return False
 
 
 def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -224,8 +192,6 @@ def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> \frac{1+\sqrt{97}}{8} \approx 1.36 ~ \frac{1+\sqrt{97}}{8}    x\approx 11 ~ 11    \approx 42 !~ 42
     """
-    if r"\approx" not in said and r"\approx" not in meant:
-        return None
     number = written_number(quantity(meant).core)
     if said[:1] == (r"\approx",) and number is not None and number.integer:
         return WRONG, "approximate"
@@ -235,10 +201,8 @@ def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
 def _exactly(tokens: Tokens) -> Tokens:
     r"""What counts of ``a \approx b``: a, or b where a is a name or missing."""
-    parts = split(tokens, frozenset([r"\approx"]))
-    if len(parts) != 2:
-        return tokens
-    return parts[1] if not parts[0] or is_name(parts[0]) else parts[0]
+    first, *others = split(tokens, [r"\approx"])
+    return tokens if len(others) != 1 else others[0] if not first or is_name(first) else first
 
 
 def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -246,14 +210,98 @@ def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> AB ~ \overline{AB}    \mathbf{v} ~ \vec{v}    z !~ \bar{z}
     """
-    for marked, plain in ((meant, said), (said, meant)):
-        letters = marked[2:-1]
-        if (
-            marked[:2] in ((r"\vec", "{"), (r"\overline", "{"))
-            and letters == plain
-            and letters
-            and all(t.isalpha() for t in letters)
-            and (marked[0] == r"\vec" or (len(letters) == 2 and all(t.isupper() for t in letters)))
-        ):
-            return RIGHT, "policy: arrow or bar"
+    plain, marked = sorted(("".join(said), "".join(meant)), key=len)
+    segment = marked == rf"\overline{{{plain}}}" and len(plain) == 2 and plain.isupper()
+    return (RIGHT, "policy: arrow or bar") if plain.isalpha() and (segment or marked == rf"\vec{{{plain}}}") else None
+
+
+def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""``\{x \mid 2 < x < 3\}`` is its condition, an inequality in one name its interval, ``x \in I`` is I.
+
+    >>> (2,3) ~ \{x | 2 < x < 3\}    x<-2 \text{ or } x>3 ~ (-\infty,-2)\cup(3,\infty)    k > -5 !~ (-\infty,-5)    q'>1 !~ q>1    [0,2] !~ [0,1)\cup(1,2]
+    """
+    ours, theirs = structure.pieces_of(said), structure.pieces_of(meant)
+    if ours is None or theirs is None or _other_names(said, meant) or (ours == [said] and theirs == [meant]):
+        return None  # no condition and no union on either side
+    if len(ours) == len(theirs) == 1 and shape_of(ours[0]).kind != "bracket":
+        return None if r"\setminus" not in (*ours[0], *theirs[0]) else symbolic.equal(ours[0], theirs[0])
+    names = [structure.bound_names(side) for side in (said, meant) if is_relation(side) and side[0] != r"\{"]
+    if len(names) == 2 and names[0] != names[1]:
+        return WRONG, "other variables"
+    ruling = in_any_order(ours, theirs, policies)
+    unions = [sum([(r"\cup", *piece) for piece in side], ())[1:] for side in (ours, theirs)]
+    return ruling if ruling[0] == RIGHT else symbolic.equal(*unions)
+
+
+def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""Lists, sets, tuples, intervals, matrices: as many items on both sides, each right by itself; in any order where none is said.
+
+    >>> \{2,1\} ~ \{1,2\}    2,1 ~ 1,2    (x,y)=(1,2) ~ (1,2)    y=2, x=1 ~ x=1, y=2    a=1,b=2,c=3 ~ (1,2,3)    3,-3 ~ \pm 3
+    >>> (2,1) !~ (1,2)    (y,x)=(1,2) !~ (x,y)=(1,2)    \{1,2\} !~ (1,2)    (1,2] !~ [1,2]    1,2 !~ 1,2,3    1,1,2 !~ 1,2,2    x=1,y=1; x=2,y=2 !~ x=1,y=2; x=2,y=1
+    >>> \begin{bmatrix}1&2\end{bmatrix} ~ \begin{pmatrix}1&2\end{pmatrix}    \langle -2,5\rangle ~ \begin{pmatrix} -2 \\ 5 \end{pmatrix}
+    >>> (5,-2) !~ \begin{pmatrix} -2 \\ 5 \end{pmatrix}    \begin{pmatrix}3\\1\end{pmatrix} !~ \begin{pmatrix}3x^2\\1\end{pmatrix}
+    """
+    ours, theirs = _unnamed(shape_of(said)), _unnamed(shape_of(meant))
+    kinds = {ours.kind, theirs.kind}
+    if kinds == {"one"}:
+        return None
+    if shape_of(said).kind == shape_of(meant).kind == "one" and _other_names(said, meant):
+        return WRONG, "another name"
+    if kinds == {"set", "bracket"}:
+        return WRONG, "a set is not a tuple"
+    if "one" in kinds:
+        return None if _CLAIMS_OF_SEVERAL & {*said, *meant} else (WRONG, "number of items")
+    inside = [enclosed(t, "[", "]") or enclosed(t, "(", ")") or enclosed(t, r"\{", r"\}") or t for t in (said, meant)]
+    first, second = (dict(named_list(side)) for side in inside)
+    if len(first) > 1 and set(first) == set(second):
+        return in_order([first[name] for name in second], list(second.values()), policies)
+    if kinds == {"bracket", "list"}:
+        values = [[value for _, value in pairs] if len(pairs := named_list(side)) > 1 else [] for side in (said, meant)]
+        return by_policy("brackets not written", in_order(values[0] or ours.items, values[1] or theirs.items, policies))
+    if kinds == {"bracket"}:
+        return in_order(ours.items, theirs.items, policies) if _brackets_agree(ours, theirs) else (WRONG, "brackets")
+    return in_any_order(ours.items, theirs.items, policies)
+
+
+# Signs by which one claim can be the same as several: a set as an expression of sets, an inequality as an interval.
+_CLAIMS_OF_SEVERAL = frozenset(r"\cup \setminus \mathbb \cap \ne | ⟨ \vec < > \le \ge \in".split())
+
+
+def _brackets_agree(ours: structure.Shape, theirs: structure.Shape) -> bool:
+    """Round ones are no square ones in pairs, which may be intervals; a vector written as a matrix is a tuple."""
+    pairs = {"()" if shape.brackets == "⟨⟩" else shape.brackets for shape in (ours, theirs)}
+    sizes = [brackets.split("×") for brackets in pairs if "×" in brackets]
+    if len(pairs) == 2 and len(sizes) == 1:
+        return "1" in sizes[0]
+    return len(pairs) == 1 or (pairs == {"()", "[]"} and len(ours.items) != 2)
+
+
+def _other_names(said: Tokens, meant: Tokens) -> bool:
+    return len({named(said)[0], named(meant)[0]} - {""}) > 1
+
+
+def _unnamed(shape: structure.Shape) -> structure.Shape:
+    """``(x, y) = (1, 2)`` as (1, 2), ``S = \\{1\\}`` as its set: one claim under a name, whose value has items of its own."""
+    name, first = named(shape.items[0]) if shape.items else ("", ())
+    inner = shape_of(first)
+    if shape.kind == "one" and name and inner.kind != "one":
+        return inner
+    if shape.kind == "list" and name.startswith("(") and inner.kind == "bracket":  # (a,b)=(1,2),(2,1)
+        return structure.Shape(kind="list", items=(first, *shape.items[1:]))
+    return shape
+
+
+def basis_vectors(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""``3i - j`` is the vector (3, -1), where the other side is a tuple.
+
+    >>> \langle 3,-1\rangle ~ 3\mathbf{i}-\mathbf{j}    2\hat{i}+3\hat{j} ~ (2,3)    \langle -1,3\rangle !~ 3\mathbf{i}-\mathbf{j}
+    """
+    for combination, other in ((said, meant), (meant, said)):
+        shape, joined = shape_of(other), "\0".join(combination)
+        for letter in "ijk":
+            joined = joined.replace(f"\\hat\0{{\0{letter}\0}}", letter)
+        plain = tuple(joined.split("\0"))
+        if shape.kind == "bracket" and len(shape.items) in (2, 3) and set("i") <= {t for t in plain if variable(t)} <= set("ijk"):
+            spelt = sum([("+", "(", *item, ")", letter) for item, letter in zip(shape.items, "ijk", strict=False)], ())[1:]
+            return symbolic.equal(plain, spelt)
     return None

@@ -57,12 +57,10 @@ def _math_job(options: dict[str, Any]) -> Job:
 
 def _golds_job() -> Job:
     """Can a gold be read as mathematics? "text only": nothing but the same words is known to be right."""
-    from fr3e_async.verify import judge
+    from fr3e_async.verify.readable import gold_kind
 
     def run(task: Sequence[str]) -> Ruling:
-        if judge.gold_kind(task[0]) == "text":
-            return Ruling(TEXT_ONLY, "not mathematics")
-        return Ruling(READABLE, "")
+        return Ruling(TEXT_ONLY, "not mathematics") if gold_kind(task[0]) == "text" else Ruling(READABLE, "")
 
     return run
 

@@ -15,11 +15,11 @@ from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify.numbers import written_number
 from fr3e_async.verify.policies import Policies
+from fr3e_async.verify.signs import UPRIGHT_UNITS
 from fr3e_async.verify.structure import shape_of
 from fr3e_async.verify.tokens import tokenise
-from fr3e_async.verify.units import PERCENT_SIGN, base_factor, factor_between, is_measure, quantity
+from fr3e_async.verify.units import PERCENT_SIGN, factor_between, parsed_unit, quantity
 
-_LETTERS = frozenset("mgshLlNJWVKCFTH")
 WITHIN = "within its margin"
 
 
@@ -33,7 +33,8 @@ class _Amount:
     @property
     def size(self) -> Fraction:
         """In the base unit of its dimension, for sorting."""
-        return self.value * base_factor(self.unit)
+        parsed = parsed_unit(self.unit)  # None where pint does not know it
+        return self.value * (1 if parsed is None else Fraction((1 * parsed).to_base_units().magnitude))
 
 
 def with_margins(
@@ -74,7 +75,7 @@ def numbers_of(text: str) -> list[Fraction] | None:
     return None if amounts is None else [amount.value for amount in amounts]
 
 
-def _amounts(text: str, letters: Collection[str] = _LETTERS) -> list[_Amount] | None:
+def _amounts(text: str, letters: Collection[str] = UPRIGHT_UNITS) -> list[_Amount] | None:
     """``letters``: units of one letter that need not be upright."""
     tokens = tokenise(text)
     amounts = []
@@ -93,7 +94,7 @@ def _is_near(said: _Amount, meant: _Amount, most: Fraction, policies: Policies) 
 
 def _readings(said: _Amount, meant: _Amount, policies: Policies) -> list[Fraction]:
     """What the answer may mean in the gold's unit; nothing where the units differ."""
-    measures = is_measure(said.unit), is_measure(meant.unit)
+    measures = parsed_unit(said.unit) is not None, parsed_unit(meant.unit) is not None
     if PERCENT_SIGN in (said.unit, meant.unit) and said.unit != meant.unit:
         return [] if any(measures) else _percentages(said, meant, policies)
     if policies.units == "ignored" or not all(measures):

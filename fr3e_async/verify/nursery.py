@@ -19,6 +19,7 @@ import socket
 import sys
 import traceback
 
+from fr3e_async.signals import pass_over
 from fr3e_async.verify.jobs import Job, load_job
 from fr3e_async.verify.limits import Setup
 from fr3e_async.verify.wire import Channel
@@ -39,6 +40,7 @@ def fork_worker(control: socket.socket, channel: int, job: Job, setup: Setup) ->
         os.setpgid(0, 0)
         die_with(nursery)
         control.close()
+        pass_over()
         connection = Channel(socket.socket(fileno=channel))
         serve(connection, job, setup.limits, hides_memory_errors=setup.built_in)
         status = 0

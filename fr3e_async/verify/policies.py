@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from fr3e_async.config import VerifierPoolConfig
@@ -27,7 +27,3 @@ class Policies:
     @classmethod
     def of(cls, config: VerifierPoolConfig) -> Policies:
         return cls(unfinished=config.unfinished, units=config.units, percent=config.percent, decimal_digits=config.decimal_digits)
-
-    def options(self) -> dict[str, Any]:
-        """As keyword arguments of ``judge.judge``, in types that JSON has."""
-        return asdict(self)

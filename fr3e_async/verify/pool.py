@@ -11,7 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -233,7 +233,7 @@ def bare_gold(gold: str) -> str:
 def task_pool(config: VerifierPoolConfig, *, job: str, term: RewardConfig = RewardConfig()) -> TaskPool:
     """Killable processes for a job, under the limits of ``verifiers``, or those of ``term``, the function's own."""
     limits = Limits(cpu_s=term.cpu_limit_s or config.cpu_limit_s, memory_bytes=int(config.memory_gib * 2**30))
-    options: dict[str, Any] = Policies.of(config).options() if job == MATH else {}
+    options: dict[str, Any] = asdict(Policies.of(config)) if job == MATH else {}
     if ":" in job:
         options = {"batch": bool(term.batch), "low": float(term.range[0]), "high": float(term.range[1])}
     setup = Setup(job=job, limits=limits, sys_path=search_path(), options=options)

@@ -6,24 +6,21 @@ r"""What a rule says, and how rules use each other: by level, so that a list can
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.tokens import Tokens, render
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
-SENTENCE = "the reference is a sentence"
 MAX_ITEMS = 64
 SENTENCE_WORDS = 4  # from here on, words can say one thing in many ways
 
 Ruling = tuple[str, str]
 Rule = Callable[[Tokens, Tokens, Policies], Ruling | None]
-Level = Literal["values", "claims", "whole"]
-RULES: dict[Level, tuple[Rule, ...]] = {}
-trace: list[str] | None = None  # where ``judge.explain`` wants to hear of each rule that decides
+RULES: dict[str, tuple[Rule, ...]] = {}  # "values", "claims" and "whole"
+trace: list[str] | None = None  # where ``--explain`` wants to hear of each rule that decides
 
 
-def by(level: Level, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
+def by(level: str, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
     """The ruling of the first rule of a level that applies."""
     if not said or not meant:
         return WRONG, "nothing is said"
@@ -36,32 +33,29 @@ def by(level: Level, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
     return WRONG, "unproven"
 
 
-def every(rulings: list[Ruling]) -> Ruling:
-    """Wrong before unknown before right by policy before right by proof."""
-    order = (RIGHT, UNKNOWN, WRONG)
-    return max(rulings, key=lambda ruling: (order.index(ruling[0]), ruling[1].startswith("policy")))
+def by_policy(name: str, ruling: Ruling) -> Ruling:
+    """What is right, right by a policy."""
+    return (RIGHT, f"policy: {name}") if ruling[0] == RIGHT else ruling
 
 
 def in_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Ruling:
+    """Each right by itself. Wrong before unknown before right by policy before right by proof."""
     if len(ours) != len(theirs):
         return WRONG, "number of items"
-    return every([by("claims", first, second, policies) for first, second in zip(ours, theirs, strict=True)])
+    rulings = [by("claims", first, second, policies) for first, second in zip(ours, theirs, strict=True)]
+    return max(rulings, key=lambda ruling: ((RIGHT, UNKNOWN, WRONG).index(ruling[0]), ruling[1].startswith("policy")))
 
 
-def in_any_order(ours: list[Tokens], theirs: list[Tokens], policies: Policies) -> Ruling:
+def in_any_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Ruling:
     """A partner of its own for each item. Equality is transitive, so the first partner that fits will do."""
-    if len(ours) != len(theirs):
+    if len(ours) != len(theirs) or len(ours) > MAX_ITEMS:
         return WRONG, "number of items"
-    if max(len(ours), len(theirs)) > MAX_ITEMS:
-        return WRONG, "too many items"
-    left, rulings = list(ours), []
+    left, partners = list(ours), []
     for item in theirs:
-        for candidate in sorted(left, key=lambda other, item=item: other != item):  # type: ignore[misc]
-            ruling = by("claims", candidate, item, policies)
-            if ruling[0] == RIGHT:
-                left.remove(candidate)
-                rulings.append(ruling)
-                break
-        else:
+        left.sort(key=lambda other, item=item: other != item)  # type: ignore[misc]
+        partner = next((other for other in left if by("claims", other, item, policies)[0] == RIGHT), None)
+        if partner is None:
             return WRONG, "another item"
-    return every(rulings) if rulings else (RIGHT, "same items")
+        left.remove(partner)
+        partners.append(partner)
+    return in_order(partners, theirs, policies)

@@ -5,31 +5,33 @@ An answer may hold several claims (``x=1, y=2``; ``3\text{ or }4``); which of th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from fr3e_async.verify.tokens import Tokens, closing, enclosed, is_word, split, trimmed
-from fr3e_async.verify.words import CONNECTIVES
+from fr3e_async.verify.signs import GREEK
+from fr3e_async.verify.tokens import Tokens, closing, enclosed, is_word, split, trimmed, variable
+from fr3e_async.verify.words import CONNECTIVES, DOMAIN_WORDS
 
 _COMMAS = frozenset([",", ";"])
 _ORDER = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 _RELATIONS = frozenset([*_ORDER, r"\ne", r"\in", r"\equiv"])
-_DOMAINS = frozenset(["Z", "N", "R", "Q", "C"])
-_DOMAIN_WORDS = frozenset(
-    "where for with any all every each is are a an the some arbitrary fixed given positive negative nonnegative non negative real rational natural "
-    "integer integers constant constants number numbers numeric and be being to in parameter parameters which can".split()
-)
 _AND = "\x1f"  # stands for a word between two items
-_MATRICES = ("pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "smallmatrix", "array", "cases")
-
-Kind = Literal["one", "list", "set", "bracket"]
+_GROUPED = re.compile(r"(?:[^,]*?(?<![\d.])[1-9]\d{0,2}(?:,\d{3})+(?!\d))+[^,]*")  # every comma is in a number like 1,234,567
+_NAME = re.compile(
+    r"(?:\\angle|\\Delta|\\triangle)?(?:[A-Za-z][A-Z]{0,3}|" + "|".join(map(re.escape, GREEK)) + ")"
+    r"(?:'|_\{[^{}]*\}|\^\{[^{}]*[-(][^{}]*\})*(?:\((?:[^()]|\([^()]*\))*\))?"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    r"""How the claims of a text are held together. *Example*: ``(1,2]`` is a "bracket" of ("1",), ("2",) with brackets "(]"."""
+    r"""How the claims of a text are held together. *Example*: ``(1,2]`` is a "bracket" of ("1",), ("2",) with brackets "(]".
 
-    kind: Kind
+    A matrix is a "bracket" of its entries, with its size ("2×3") for brackets.
+    """
+
+    kind: Literal["one", "list", "set", "bracket"]
     items: tuple[Tokens, ...]
     brackets: str = ""
 
@@ -39,31 +41,28 @@ def shape_of(tokens: Tokens) -> Shape:
     inside = enclosed(tokens, r"\{", r"\}")
     if inside is not None:
         return Shape(kind="set", items=tuple(_expanded([item for item in split(inside, _COMMAS) if item])))
+    if (rows := matrix_of(tokens)) is not None:
+        return Shape(kind="bracket", items=tuple(cell for row in rows for cell in row), brackets=f"{len(rows)}×{len(rows[0])}")
     if tokens[:1] and tokens[0] in "([⟨" and tokens[-1] in ")]⟩" and closing(tokens, 0) == len(tokens) - 1:
         items = split(tokens[1:-1], _COMMAS)
         if len(items) > 1 and all(items):
             return Shape(kind="bracket", items=tuple(items), brackets=tokens[0] + tokens[-1])
-    groups = [piece for piece in split(tokens, frozenset([";"])) if piece]
-    if len(groups) > 1 and any(len(split(group, frozenset([","]))) > 1 for group in groups):  # p=5, q=2; p=7, q=2
-        return Shape(kind="list", items=tuple(groups))
-    either = [piece for piece in split(_marked(tokens), frozenset([_AND])) if trimmed(piece)]
-    if len(either) > 1 and all(len(named_list(piece)) > 1 for piece in either):  # x=1,y=2 or x=2,y=1
-        return Shape(kind="list", items=tuple(trimmed(piece) for piece in either))
-    if (repeated := _periodic(tokens)) is not None:
-        return Shape(kind="list", items=repeated)
-    items = list_items(tokens)
+    groups = [piece for piece in split(tokens, ";") if piece]  # p=5, q=2; p=7, q=2
+    either = [trimmed(piece) for piece in split(_marked(tokens), _AND) if trimmed(piece)]  # x=1,y=2 or x=2,y=1
+    if len(groups) < 2 or all(len(split(group, ",")) < 2 for group in groups):
+        groups = either if len(either) > 1 and all(len(named_list(piece)) > 1 for piece in either) else _periodic(tokens)
+    items = groups or list_items(tokens)
     return Shape(kind="list" if len(items) > 1 else "one", items=tuple(items))
 
 
-def _periodic(tokens: Tokens) -> tuple[Tokens, ...] | None:
+def _periodic(tokens: Tokens) -> list[Tokens]:
     """``a=1, b=2, a=2, b=1`` as its groups, each of which gives every name a value."""
     parts = split(tokens, _COMMAS)
     names = [named(part)[0] for part in parts]
     size = len(set(names))
     if not all(names) or size < 2 or len(names) == size or names != names[:size] * (len(names) // size):
-        return None
-    groups = [parts[start : start + size] for start in range(0, len(parts), size)]
-    return tuple(tuple(token for i, part in enumerate(group) for token in ((",",) if i else ()) + part) for group in groups)
+        return []
+    return [sum([(",", *part) for part in parts[start : start + size]], ())[1:] for start in range(0, len(parts), size)]
 
 
 def _marked(tokens: Tokens) -> Tokens:
@@ -74,8 +73,8 @@ def _marked(tokens: Tokens) -> Tokens:
 def list_items(tokens: Tokens) -> list[Tokens]:
     r"""The items of a list without brackets: cut at commas, semicolons, "and", "or", and at ``\pm``."""
     out: list[Tokens] = []
-    for piece in split(_marked(tokens), frozenset([_AND, ";"])):
-        out += [piece] if _grouped_thousands(piece) else split(piece, frozenset([","]))
+    for piece in split(_marked(tokens), (_AND, ";")):
+        out += [piece] if _GROUPED.fullmatch("".join(piece)) else split(piece, ",")
     return _expanded([part for piece in out if (part := trimmed(piece))] or [tokens])
 
 
@@ -86,90 +85,37 @@ def named_list(tokens: Tokens) -> list[tuple[str, Tokens]]:
     return pairs if all(names) and len(set(names)) == len(names) else []
 
 
-def _grouped_thousands(tokens: Tokens) -> bool:
-    """Is every comma in a number like 1,234,567?"""
-    commas = [at for at, token in enumerate(tokens) if token == ","]
-    return bool(commas) and all(
-        0 < at < len(tokens) - 1
-        and tokens[at - 1].isdigit()
-        and (len(tokens[at - 1]) == 3 if at - 2 in commas else len(tokens[at - 1]) <= 3 and tokens[at - 1][0] != "0")
-        and len(tokens[at + 1].partition(".")[0]) == 3
-        and tokens[at + 1].replace(".", "", 1).isdigit()
-        for at in commas
-    )
-
-
 def _expanded(items: list[Tokens]) -> list[Tokens]:
     r"""``1 \pm x`` as ``1 + x`` and ``1 - x``; items in brackets stay as they are."""
     out: list[Tokens] = []
     for item in items:
-        if r"\pm" in item and item[0] not in ("(", "[", r"\{"):
-            for signs in ({r"\pm": "+", r"\mp": "-"}, {r"\pm": "-", r"\mp": "+"}):
-                out.append(tuple(signs.get(token, token) for token in item))
-        else:
-            out.append(item)
-    return [item[1:] if item[:1] == ("+",) else item for item in out]
-
-
-# ---- names ----
+        turns = ("+-", "-+") if r"\pm" in item and item[0] not in ("(", "[", r"\{") else ("",)
+        signs = [dict(zip((r"\pm", r"\mp"), turn, strict=False)) for turn in turns]
+        out += [tuple(sign.get(token, token) for token in item) for sign in signs]
+    return [item[item[:1] == ("+",) :] for item in out]
 
 
 def is_name(tokens: Tokens) -> bool:
     r"""Could ``tokens`` be the left side of a definition: ``x``, ``f(x)``, ``S_n``, ``AB``, ``(p,q)``, ``\angle ABC``, words?"""
     inside = enclosed(tokens, "(", ")")
-    parts = split(tokens if inside is None else inside, frozenset([":"] if inside is None else [","]))
+    parts = split(tokens, ":") if inside is None else split(inside, ",")
     if inside is not None or len(parts) > 1:
-        return all(is_name(part) for part in parts)
-    if tokens[:1] in ((r"\angle",), (r"\Delta",), (r"\triangle",)):
-        tokens = tokens[1:]
-    if tokens and all(is_word(token) for token in tokens):
-        return True
-    at = 0
-    while at < len(tokens) and at < 4 and tokens[at].isalpha() and (tokens[at].isupper() or at == 0):
-        at += 1
-    if at == 0 and tokens[:1] and tokens[0][0] == "\\" and tokens[0][1:] in _GREEK:
-        at = 1
-    return at > 0 and _only_marks(tokens[at:])
-
-
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon theta lambda mu omega phi rho sigma tau psi eta xi zeta kappa chi Omega Phi".split()
-)
-
-
-def _only_marks(tokens: Tokens) -> bool:
-    """Primes, subscripts, exponents of an inverse, one pair of brackets with arguments."""
-    at = 0
-    while at < len(tokens):
-        if tokens[at] == "'":
-            at += 1
-        elif tokens[at] in ("_", "^") and tokens[at + 1 : at + 2] == ("{",):
-            end = closing(tokens, at + 1)
-            if tokens[at] == "^" and "-" not in tokens[at:end] and "(" not in tokens[at:end]:
-                return False
-            at = end + 1
-        else:
-            return tokens[at] == "(" and closing(tokens, at) == len(tokens) - 1
-    return True
+        return all(map(is_name, parts))
+    return bool(tokens) and (all(map(is_word, tokens)) or _NAME.fullmatch("".join(tokens)) is not None)
 
 
 def named(item: Tokens) -> tuple[str, Tokens]:
     """(name, value) of ``name = value`` or ``name: value``; the name is "" if there is none. Of a chain, the value is all behind it."""
-    name, *values = split(item, frozenset(["="]))
-    if values and is_name(name) and all(values):
-        return " ".join(name), item[len(name) + 1 :]
-    name, *values = split(item, frozenset([":"]))
-    if len(values) == 1 and values[0] and name and all(is_word(token) for token in name):
-        return " ".join(name), values[0]
+    for sign in ("=", ":"):
+        name, *values = split(item, sign)
+        if values and all(values) and (is_name(name) if sign == "=" else len(values) == 1 and name and all(map(is_word, name))):
+            return " ".join(name), item[len(name) + 1 :]
     return "", item
 
 
 def chain(value: Tokens) -> list[Tokens]:
     """The parts of ``a = b = c``; one part if there is no equals sign."""
-    return [part[1:] if part[0] == "+" and len(part) > 1 else part for part in split(value, frozenset(["="])) if part] or [value]
-
-
-# ---- where a claim holds ----
+    return [part[part[0] == "+" and len(part) > 1 :] for part in split(value, "=") if part] or [value]
 
 
 def without_domain(tokens: Tokens) -> tuple[Tokens, bool]:
@@ -178,40 +124,17 @@ def without_domain(tokens: Tokens) -> tuple[Tokens, bool]:
     Only by exact form: one variable in a number set, or words of a closed list with variables.
     """
     for at in range(1, len(tokens)):
-        if tokens[at] in (",", "(", r"\forall") or (is_word(tokens[at]) and tokens[at][1:].lower() in ("where", "for", "with")):
-            tail = tokens[at:]
-            if tail[0] == "(" and tail[-1] == ")":
-                tail = tail[1:-1]
-            tail = tuple(token for token in tail if token not in (",", r"\forall"))
-            if _is_domain(tail) and {t for t in tail if _is_variable(t)} <= {*tokens[:at], "R", "Z", "N", "Q", "C"}:
+        if tokens[at] in (",", "(", r"\forall", "'where", "'for", "'with"):
+            tail = tuple(token for token in tokens[at:] if token not in (",", r"\forall", "(", ")"))
+            where = tail.index(r"\in") if r"\in" in tail else len(tail)
+            letters, words = {t for t in tail[:where] if variable(t)}, [t for t in tail[:where] if not variable(t)]
+            said = letters <= {*tokens[:at]} and all(is_word(t) and set(t[1:].lower().split("-")) <= DOMAIN_WORDS for t in words)
+            if said and (_DOMAIN.fullmatch("".join(tail[where:])) if tail[where:] else words) and tail[:where]:
                 return trimmed(tokens[:at]), True
     return tokens, False
 
 
-def _is_domain(tail: Tokens) -> bool:
-    if r"\in" in tail:
-        at = tail.index(r"\in")
-        letters, where = tail[:at], tail[at + 1 :]
-        sets = where[:3] == (r"\mathbb", "{", where[2] if len(where) > 2 else "") and where[2:3] and where[2] in _DOMAINS
-        plain = len(where) == 1 and where[0] in _DOMAINS
-        marks = set(where[4:]) <= {"^", "_", "{", "}", "+", "*", r"\cdot", "0"} if sets else True
-        return (
-            bool((sets and marks) or plain)
-            and all(_is_variable(token) or _is_domain_word(token) for token in letters)
-            and len(letters) > 0
-        )
-    return bool(tail) and any(is_word(t) for t in tail) and all(_is_variable(token) or _is_domain_word(token) for token in tail)
-
-
-def _is_variable(token: str) -> bool:
-    return len(token) == 1 and token.isalpha()
-
-
-def _is_domain_word(token: str) -> bool:
-    return is_word(token) and all(part in _DOMAIN_WORDS for part in token[1:].lower().split("-"))
-
-
-# ---- relations and intervals ----
+_DOMAIN = re.compile(r"\\in(?:[ZNRQC]|\\mathbb\{[ZNRQC]\}(?:[\^_+*{}0]|\\cdot|\\star)*)")
 
 
 def is_relation(tokens: Tokens) -> bool:
@@ -223,41 +146,54 @@ def interval_of(tokens: Tokens) -> Tokens | None:
     if r"\in" in tokens and is_name(tokens[: tokens.index(r"\in")]):
         return tokens[tokens.index(r"\in") + 1 :]
     signs = [token for token in tokens if token in _ORDER]
-    pieces = split(tokens, frozenset(_ORDER))
-    if len(pieces) != len(signs) + 1 or not all(pieces) or any(token in (r"\ne", "=") for token in tokens):
+    pieces = split(tokens, _ORDER)
+    if len(pieces) != len(signs) + 1 or not all(pieces) or r"\ne" in tokens or "=" in tokens or len(pieces) not in (2, 3):
         return None
-    if len(signs) == 1:
-        (left, right), (sign,) = pieces, signs
-        if not is_name(left):
-            left, sign, right = right, _ORDER[sign], left
-        if not is_name(left) or is_name(right):
-            return None
-        if sign in ("<", r"\le"):
-            return ("(", "-", r"\infty", ",", *right, ")" if sign == "<" else "]")
-        return ("(" if sign == ">" else "[", *right, ",", r"\infty", ")")
-    if len(signs) == 2 and is_name(pieces[1]):
-        (low, _, high), (first, second) = pieces, signs
-        if first in (">", r"\ge"):
-            low, first, second, high = high, _ORDER[second], _ORDER[first], low
-        if second in (">", r"\ge") or first not in ("<", r"\le"):
-            return None
-        return ("(" if first == "<" else "[", *low, ",", *high, ")" if second == "<" else "]")
-    return None
+    if signs[0] in (">", r"\ge"):
+        pieces, signs = pieces[::-1], [_ORDER[sign] for sign in signs[::-1]]
+    if len(pieces) == 2 and is_name(pieces[0]) is not is_name(pieces[1]):
+        left = is_name(pieces[0])
+        pieces, signs = ([("-", r"\infty"), *pieces], ["<", *signs]) if left else ([*pieces, (r"\infty",)], [*signs, "<"])
+    if len(pieces) != 3 or not is_name(pieces[1]) or not set(signs) <= {"<", r"\le"}:
+        return None
+    return ("(" if signs[0] == "<" else "[", *pieces[0], ",", *pieces[2], ")" if signs[1] == "<" else "]")
+
+
+def bound_names(relation: Tokens) -> set[Tokens]:
+    r"""The names that inequalities or ``x \in I`` speak of."""
+    heads = [split(item, [r"\in"])[0] for item in shape_of(relation).items]
+    return {part for head in heads for part in split(head, _ORDER) if is_name(part)}
 
 
 def builder(tokens: Tokens) -> Tokens | None:
     r"""The condition of ``\{x \mid 2 < x < 3\}``; None for anything else."""
-    inside = enclosed(tokens, r"\{", r"\}")
-    if inside is None:
+    inside = enclosed(tokens, r"\{", r"\}") or ()
+    head = split(inside, ("|", ":"))[0]
+    condition = inside[len(head) + 1 :]
+    return condition if is_name(split(head, (r"\in",))[0]) and is_relation(condition) else None
+
+
+def pieces_of(tokens: Tokens) -> list[Tokens] | None:
+    """A set of real numbers as pieces of a union, inequalities as intervals; None if it is anything else."""
+    triples = zip(("", *tokens), tokens, (*tokens[1:], ""), strict=False)
+    tokens = tuple(r"\setminus" if triple == (r"\}", "-", r"\{") else triple[1] for triple in triples)
+    tokens = builder(tokens) or tokens
+    if "".join(tokens) in (r"\mathbb{R}^{+}", r"\mathbb{R}_{+}"):
+        tokens = ("(", "0", ",", r"\infty", ")")
+    tokens = interval_of(tokens) or tokens
+    shape = shape_of(tokens)
+    if shape.kind == "list" and not all(map(is_relation, shape.items)):
         return None
-    for separator in ("|", ":"):
-        head, *condition = split(inside, frozenset([separator]))
-        if len(condition) == 1 and is_name(head[: head.index(r"\in")] if r"\in" in head else head) and is_relation(condition[0]):
-            return condition[0]
-    return None
-
-
-# ---- matrices ----
+    pieces: list[Tokens] = []
+    for part in (part for item in (shape.items if shape.kind == "list" else [tokens]) for part in split(item, [r"\cup"])):
+        value = named(part)[1]
+        first, *removed = split(value if not is_relation(part) and shape_of(value).kind == "bracket" else part, [r"\setminus"])
+        interval = interval_of(builder(first) or first) or first
+        interval += sum([(r"\setminus", *other) for other in removed], ())
+        if interval[:1] not in (("(",), ("[",), (r"\{",)) or interval[-1] not in (")", "]", r"\}"):
+            return None
+        pieces.append(tuple(t for t, after in zip(interval, (*interval[1:], ""), strict=True) if (t, after) != ("+", r"\infty")))
+    return pieces
 
 
 def matrix_of(tokens: Tokens) -> list[list[Tokens]] | None:
@@ -266,12 +202,9 @@ def matrix_of(tokens: Tokens) -> list[list[Tokens]] | None:
         tokens = tokens[1:-1]
     if len(tokens) < 2 or not tokens[0].startswith(r"\begin") or closing(tokens, 0) != len(tokens) - 1:
         return None
-    name = tokens[0].partition("{")[2].strip("}* ")
-    if name not in ("pmatrix", "bmatrix", "matrix", "smallmatrix", "array"):
-        return None
-    inside = tokens[1:-1]
-    if name == "array":
-        while inside and inside[0] in ("c", "l", "r", "|"):
-            inside = inside[1:]
-    rows = [row for row in split(inside, frozenset([r"\\"])) if row]
-    return [split(row, frozenset(["&"])) for row in rows]
+    name, inside = tokens[0].partition("{")[2].strip("}* "), tokens[1:-1]
+    while name == "array" and inside[:1] in (("c",), ("l",), ("r",), ("|",)):
+        inside = inside[1:]
+    rows = [split(row, "&") for row in split(inside, [r"\\"]) if row]
+    whole = name in ("pmatrix", "bmatrix", "matrix", "smallmatrix", "array") and len({len(row) for row in rows}) == 1
+    return rows if whole else None

@@ -6,26 +6,28 @@ words that name what was counted (``words.COUNTED``) may be missing on one side;
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from fr3e_async.verify.numbers import written_number
+from fr3e_async.verify.signs import UPRIGHT_UNITS
 from fr3e_async.verify.tokens import Tokens, is_word
 from fr3e_async.verify.words import COUNTED, CURRENCIES, PERCENT, SCALES, UNITS
 
 PERCENT_SIGN, DEGREES = "%", "degree"
-_MEASURED = frozenset(["m", "g", "s", "h", "L", "l", "N", "J", "W", "V", "K", "C", "F", "T", "H"])  # alone, only upright
-_PINT = {
+_NAME = re.compile(r"[^\W\d_]+")
+_PINT = CURRENCIES | {
     "sec": "second", "secs": "second", "hrs": "hour", "hr": "hour", "mins": "minute", "cu": "cubic", "sq": "square", "mph": "mile/hour",
-    "kph": "kilometer/hour", "kmph": "kilometer/hour", "lbs": "lb", "feet": "foot", "inches": "inch", "°": "degree", "米": "meter",
+    "kph": "kilometer/hour", "kmph": "kilometer/hour", "lbs": "lb", "feet": "foot", "inches": "inch", "米": "meter",
     "厘米": "centimeter", "千米": "kilometer", "千克": "kilogram", "克": "gram", "小时": "hour", "分钟": "minute", "秒": "second",
 }  # fmt: skip
+_JOINTS = ("/", r"\cdot", ".")
+_DROPPED = UNITS | COUNTED | {*CURRENCIES}
 _ERAS = {"bce": "BC", "ce": "AD", "bc": "BC", "ad": "AD"}
-_MONEY = (
-    "dollar = [dollar]", "cent = dollar / 100", "euro = [euro]", "sterling = [sterling]", "yen = [yen]", "yuan = [yuan]", "rupee = [rupee]",
-)  # fmt: skip
+_MONEY = "dollar = [dollar]|cent = dollar / 100|euro = [euro]|yen = [yen]|yuan = [yuan]|rupee = [rupee]".split("|")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,99 +43,55 @@ def quantity(tokens: Tokens, *, bare: str = "") -> Quantity:
 
     ``bare``: a unit that need not be upright behind a number, since the other side has it.
     """
-    if written_number(tokens) is not None:
+    if len(tokens) < 2 or written_number(tokens) is not None:
         return Quantity(tokens)
-    at = next((at for at in range(1, len(tokens)) if bare and _plain(tokens[at:]) == bare.replace(" ", "")), 0)
-    if at and written_number(tokens[:at]) is not None:
-        return Quantity(tokens[:at], bare)
-    if len(tokens) > 1 and tokens[-1] == PERCENT_SIGN:
-        return Quantity(tokens[:-1], PERCENT_SIGN)
-    if len(tokens) > 1 and tokens[-1] == "°":
-        return Quantity(tokens[:-1], DEGREES)
-    if len(tokens) > 1 and is_word(tokens[0]) and tokens[0][1:].lower() in CURRENCIES:
+    for at in range(1, len(tokens) if bare else 0):
+        if bare.replace(" ", "") == "".join(t for t in tokens[at:] if t not in "{}") and written_number(tokens[:at]) is not None:
+            return Quantity(tokens[:at], bare)
+    if tokens[-1] in ("%", "°"):
+        return Quantity(tokens[:-1], PERCENT_SIGN if tokens[-1] == "%" else DEGREES)
+    if is_word(tokens[0]) and tokens[0][1:].lower() in CURRENCIES:
         inner = quantity(tokens[1:])
         return Quantity(inner.core, inner.unit or tokens[0][1:].lower())
-    if len(tokens) > 1 and tokens[0] == "'第":
-        tokens = tokens[1:]
+    tokens = tokens[tokens[0] == "'第" :]
     start = _unit_start(tokens)
     if start in (0, len(tokens)):
         return Quantity(tokens)
-    unit = _spoken(tokens[start:])
+    unit = " ".join(_ERAS.get(token[1:].lower(), token[1:]) if is_word(token) else token for token in tokens[start:])
+    for written, meant in ((" ^ { ", "^"), ("- ", "-"), (" }", ""), (r"\cdot", "*")):
+        unit = unit.replace(written, meant)
     return Quantity(tokens[:start], PERCENT_SIGN if unit in PERCENT else unit)
-
-
-def _plain(tokens: Tokens) -> str:
-    return "".join(token for token in tokens if token not in "{}")
 
 
 def _unit_start(tokens: Tokens) -> int:
     """Where the unit at the end begins: words with their powers, and slashes and products between them. The length if there is none."""
-    at, start = len(tokens), len(tokens)
+    at = len(tokens)
     while at > 0:
-        token = tokens[at - 1]
-        if is_word(token) and token[1:].lower() not in SCALES:
-            at = start = at - 1
-        elif token == "}" and (opened := _power_start(tokens, at)) is not None:
-            at = opened
-        elif (
-            token in ("/", r"\cdot", ".")
-            and start < len(tokens)
-            and at - 1 > 0
-            and (is_word(tokens[at - 2]) or tokens[at - 2] == "}")
+        power = next((at - n for n in (4, 5) if tokens[at - n : at - n + 2] == ("^", "{") and tokens[at - 2].isdigit()), 0)
+        if tokens[at - 1] == "}" and power and is_word(tokens[power - 1]):
+            at = power
+        elif (is_word(tokens[at - 1]) and tokens[at - 1][1:].lower() not in SCALES) or (
+            tokens[at - 1] in _JOINTS and at < len(tokens)
         ):
             at -= 1
-        elif token == "/" and start < len(tokens) and at == start:
-            at = start = at - 1
         else:
             break
-    return start
-
-
-def _power_start(tokens: Tokens, end: int) -> int | None:
-    """Where ``^{-2}`` that ends at ``end`` begins, if it raises a word."""
-    for length in (4, 5):
-        piece = tokens[end - length : end]
-        if len(piece) == length and piece[:2] == ("^", "{") and piece[-2].isdigit() and is_word(tokens[end - length - 1]):
-            return end - length
-    return None
-
-
-def _spoken(tokens: Tokens) -> str:
-    """A unit as text, ``cm^2`` or ``stuffed goats``."""
-    text = " ".join(_ERAS.get(token[1:].lower(), token[1:]) if is_word(token) else token for token in tokens)
-    for spaced in (" ^ { ", " ^ {"):
-        text = text.replace(spaced, "^")
-    return text.replace("- ", "-").replace(" }", "").replace(r"\cdot", "*").strip(" .")
+    while tokens[at : at + 1] and tokens[at] in _JOINTS[1:]:
+        at += 1
+    return at
 
 
 def without_a_word_for_it(unit: str) -> bool:
     """May ``unit`` be missing on one side? Nothing but units and names of what was counted may."""
-    words = [
-        word for word in unit.replace("^", " ").replace("/", " ").replace("*", " ").split() if not word.lstrip("-").isdigit()
-    ]
-    return all(
-        word in _MEASURED or word in UNITS or word.lower() in UNITS or word.lower() in COUNTED or word.lower() in CURRENCIES
-        for word in words
-    )
+    return all(word in UPRIGHT_UNITS or word in UNITS or word.lower() in _DROPPED for word in _NAME.findall(unit))
 
 
 def factor_between(unit: str, other: str) -> Fraction | None:
     """By what a value in ``unit`` is multiplied to be one in ``other``, exactly; None if they measure different things, or pint knows one not."""
-    ours, theirs = _parsed(unit), _parsed(other)
+    ours, theirs = parsed_unit(unit), parsed_unit(other)
     if ours is None or theirs is None or ours.dimensionality != theirs.dimensionality:
         return None
     return Fraction((1 * ours).to(theirs).magnitude)
-
-
-def base_factor(unit: str) -> Fraction:
-    """By what a value in ``unit`` is multiplied to be one in base units; 1 where pint does not know it."""
-    parsed = _parsed(unit)
-    return Fraction(1) if parsed is None else Fraction((1 * parsed).to_base_units().magnitude)
-
-
-def is_measure(unit: str) -> bool:
-    """Does pint know the unit?"""
-    return _parsed(unit) is not None
 
 
 @lru_cache(maxsize=1)
@@ -141,45 +99,23 @@ def _registry() -> Any:
     import pint
 
     registry: Any = pint.UnitRegistry(non_int_type=Fraction)
-    for definition in _MONEY:
-        registry.define(definition)
+    registry.load_definitions(_MONEY)
     return registry
 
 
 @lru_cache(maxsize=512)
-def _parsed(unit: str) -> Any:
+def parsed_unit(unit: str) -> Any:
     """pint's unit, None if it has none of that name."""
     if not unit or len(unit) > 80 or unit == PERCENT_SIGN:
         return None
-    words = _pint_name(unit)
     try:
-        return _registry().parse_units(words)
+        return _registry().parse_units(_NAME.sub(_pint_name, unit))
     except MemoryError:
         raise
     except Exception:  # pint raises what its tokenizer, parser and registry raise
         return None
 
 
-def _pint_name(unit: str) -> str:
-    """``square kilometers per hour`` as ``kilometers**2 / hour``."""
-    words = unit.replace("/", " / ").replace("*", " * ").split()
-    out: list[str] = []
-    power = ""
-    for word in words:
-        name, raised, exponent = word.partition("^")
-        if name.lower() in ("square", "sq", "cubic", "cu"):
-            power = "**2" if name.lower() in ("square", "sq") else "**3"
-            continue
-        if name in ("per", "/", "*"):
-            out.append("/" if name == "per" else name)
-            continue
-        lower = name.lower()
-        name = (
-            {"pound": "sterling", **CURRENCIES}.get(lower, _PINT.get(lower, name))
-            if lower not in ("pound", "pounds")
-            else "pound"
-        )
-        name = lower if len(name) > 3 and name.isascii() and name == word.partition("^")[0] else name
-        out.append(f"{'* ' if out and out[-1] not in ('/', '*') else ''}{name}{f'**({exponent})' if raised else power}")
-        power = ""
-    return " ".join(out)
+def _pint_name(found: re.Match[str]) -> str:
+    name = found.group()
+    return _PINT.get(name.lower(), name.lower() if len(name) > 3 and name.isascii() else name)

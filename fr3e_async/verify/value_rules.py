@@ -1,21 +1,128 @@
-r"""Rules about one value: units, percent, numbers, what is left to compute, algebra. Each is as ``judge`` says."""
+r"""Rules about texts and single values: choices, words, units, percent, numbers, what is left to compute, algebra. Each is as ``judge`` says."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 
 from fr3e_async.verify import symbolic
 from fr3e_async.verify.numbers import Number, compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import (
-    RIGHT,
-    WRONG,
-    Ruling,
-    by,
-)
-from fr3e_async.verify.tokens import Tokens, is_word
-from fr3e_async.verify.units import DEGREES, PERCENT_SIGN, Quantity, factor_between, is_measure, quantity, without_a_word_for_it
+from fr3e_async.verify.rulings import RIGHT, SENTENCE_WORDS, UNKNOWN, WRONG, Ruling, by, by_policy
+from fr3e_async.verify.structure import shape_of
+from fr3e_async.verify.tokens import Tokens, is_word, render, tokenise, trimmed, variable
+from fr3e_async.verify.units import DEGREES, PERCENT_SIGN, Quantity, factor_between, parsed_unit, quantity, without_a_word_for_it
+from fr3e_async.verify.words import LEADS, PHRASES, STANCES
+
+_LETTERS = frozenset("ABCDEFGHIJ")
+_CHOOSING = frozenset(["'option", "'choice", "'answer", "'the", "'is", "'选", "'and", ",", ";"])
+
+
+def same_text(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""The same tokens are the same answer.
+
+    >>> \dfrac12 ~ \frac{1}{2}    ½ ~ \frac12    x^{\prime} ~ x'    f'(x) !~ f(x)    vv^{\cdot} !~ vv^*    A^{-1} !~ A^T
+    """
+    return (RIGHT, "same text") if said == meant else None
+
+
+def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""Digits with a comma where the other side has the same digits with a point.
+
+    >>> 1,22 ~ 1.22    1,22 !~ 1.23
+    """
+    comma, point = sorted(("".join(said), "".join(meant)))
+    numbers = comma.replace(",", "", 1).isdigit() and point.count(".") == comma.count(",") == 1
+    return (RIGHT, "policy: decimal comma") if numbers and comma.replace(",", ".") == point else None
+
+
+def choice(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""The reference is one letter A to J or several different ones; the answer names the same letters and no other, in any order.
+
+    Behind one letter in brackets, or before a stop, the value of the choice may stand.
+
+    >>> (b) ~ B    (B) 12 ~ B    \text{Option A} ~ A    \text{A or B} !~ A    \text{(C) is wrong, so (D)} !~ C    C = D !~ x
+    >>> A, B, D ~ ABD    \text{A, B, and D} ~ ABD    CA ~ AC    AB !~ ABD
+    """
+    letters, rest = _choices(meant)
+    if not letters or rest or len(set(letters)) < len(letters) or any(token.islower() for token in meant if variable(token)):
+        return None
+    ours, tail = _choices(said)
+    if len(letters) > 1 and tail:
+        return None
+    marked = said[:1] == ("(",) or tail[:1] in ((".",), (")",), (":",))
+    tail = tail[tail[:1] in ((".",), (")",), (":",)) :]
+    same = sorted(ours) == sorted(letters) and (not tail or (marked and written_number(quantity(tail).core) is not None))
+    return (RIGHT, "choice") if same else (WRONG, "another choice")
+
+
+def _choices(tokens: Tokens) -> tuple[str, Tokens]:
+    r"""The letters at the head of ``tokens``, of ``\text{A and B}`` and in brackets too, where they may be small; and what follows them."""
+    kept = [t for t in tokens if t.lower() not in _CHOOSING]
+    kept = [t for word in kept for t in (word[1:] if is_word(word) and set(word[1:]) <= _LETTERS else [word])]
+    kept = kept[kept[:1] == [":"] :]
+    letters = ""
+    while kept and (kept[0] in _LETTERS or (kept[0] == "(" and kept[2:3] == [")"] and kept[1].upper() in _LETTERS)):
+        letters += kept[kept[0] == "("].upper()
+        kept = kept[3 if kept[0] == "(" else 1 :]
+    return letters, tuple(kept)
+
+
+def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""The reference is words. The same words, without articles and with small letters, are right; so are phrases of one row of ``PHRASES``.
+
+    >>> \text{Even} ~ even    \text{yes, it is} ~ Yes    \text{DNE} ~ \text{does not exist}    \infty ~ \text{infinitely many}
+    >>> \text{odd} !~ \text{even}    \text{Yes and no} !~ Yes    \text{Alice or Bob} !~ \text{Alice}
+    """
+    phrase = PHRASES.get("".join(meant).lower())
+    if phrase and phrase == PHRASES.get("".join(said).lower()):
+        return RIGHT, "same words"
+    if not is_prose(meant):
+        return None
+    spoken, expected = _spoken(said), _spoken(meant)
+    if spoken == expected:
+        return RIGHT, "same words"
+    if len(expected) == 1 and expected[0] in STANCES and all(is_word(token) or token == "," for token in said):
+        agrees = STANCES.get(spoken[0]) == STANCES[expected[0]] and set(spoken[1:]) <= _AFFIRMING
+        return (RIGHT, "yes or no") if agrees else (WRONG, "another word")
+    return (UNKNOWN, "the reference is a sentence") if len(expected) >= SENTENCE_WORDS else (WRONG, "other words")
+
+
+_AFFIRMING = frozenset("it is they are does do indeed always".split())
+
+
+def is_prose(tokens: Tokens) -> bool:
+    """Words, and nothing that computes; or a sentence around mathematics."""
+    count = sum(map(is_word, tokens))
+    if written_number(tokens) is not None or not count:
+        return False
+    if all(is_word(token) or token in "-'?!,.;:" or variable(token) for token in tokens):
+        return True
+    value = shape_of(tokens).kind != "one" or "=" in tokens or written_number(quantity(tokens).core) is not None
+    return count > SENTENCE_WORDS and not value
+
+
+def _spoken(tokens: Tokens) -> list[str]:
+    """Words in small letters without articles, nor those of ``LEADS`` at the head; whatever else is there but punctuation stays."""
+    said = [token[1:].lower() if is_word(token) else token for token in tokens if token not in ",.;: "]
+    while len(said) > 1 and said[0] in LEADS:
+        said = said[1:]
+    return [word for word in said if word not in ("a", "an", "the")] or said or [""]
+
+
+def lead(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+    r"""Words such as "the answer is" before mathematics say nothing.
+
+    >>> \text{Solution is: } 5 ~ 5    \text{only } x=0 ~ 0    \text{not } 4 !~ 4
+    """
+    ours, theirs = _without_lead(said), _without_lead(meant)
+    return None if (ours, theirs) == (said, meant) else by("claims", ours, theirs, policies)
+
+
+def _without_lead(tokens: Tokens) -> Tokens:
+    at = next((at for at, token in enumerate(tokens) if not (is_word(token) and token[1:].lower() in LEADS)), 0)
+    return trimmed(tokens[at:]) if at and not is_word(tokens[at]) else tokens
 
 
 def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -26,7 +133,7 @@ def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     """
     ours, theirs = quantity(said), quantity(meant)
     ours, theirs = quantity(said, bare=theirs.unit), quantity(meant, bare=ours.unit)
-    if not ours.unit and not theirs.unit and ours.core == said and theirs.core == meant:
+    if ours.core == said and theirs.core == meant:
         return None
     if PERCENT_SIGN in (ours.unit, theirs.unit) and ours.unit != theirs.unit:
         return _percentages(ours, theirs, policies)
@@ -35,14 +142,11 @@ def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if not ours.unit or not theirs.unit:
         return _unit_on_one_side(ours, theirs, policies)
     factor = factor_between(ours.unit, theirs.unit)
-    if factor is None:
-        same = ours.unit.lower().removesuffix("s") == theirs.unit.lower().removesuffix("s")
-        return by("values", ours.core, theirs.core, policies) if same else (WRONG, "units differ")
-    if factor == 1:
+    if factor == 1 or (factor is None and ours.unit.lower().removesuffix("s") == theirs.unit.lower().removesuffix("s")):
         return by("values", ours.core, theirs.core, policies)
     number, reference = written_number(ours.core), written_number(theirs.core)
-    same = number is not None and reference is not None and number.value * factor == reference.value
-    return (RIGHT, "units converted") if same else (WRONG, "units differ")
+    equal = factor and number and reference and number.value * factor == reference.value
+    return (RIGHT, "units converted") if equal else (WRONG, "units differ")
 
 
 def _unit_on_one_side(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling:
@@ -52,8 +156,7 @@ def _unit_on_one_side(ours: Quantity, theirs: Quantity, policies: Policies) -> R
         return symbolic.equal(*turned)
     if not without_a_word_for_it(unit):
         return WRONG, "unproven: words that are no unit"
-    outcome, reason = by("values", ours.core, theirs.core, policies)
-    return outcome, "policy: unit not named" if outcome == RIGHT else reason
+    return by_policy("unit not named", by("values", ours.core, theirs.core, policies))
 
 
 def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling:
@@ -62,38 +165,22 @@ def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling
     50\% is 0.5, but an integer reference above 1 is no proportion (4200\% is not 42). With ``percent="optional"`` an answer may leave out
     the reference's sign: 42 is 42\%, except below 1. It may not add one: that would say another number.
     """
-    other = theirs if ours.unit == PERCENT_SIGN else ours
-    if other.unit and (is_measure(other.unit) or not without_a_word_for_it(other.unit)):
+    signed, other = (theirs, ours) if theirs.unit == PERCENT_SIGN else (ours, theirs)
+    if other.unit and (parsed_unit(other.unit) is not None or not without_a_word_for_it(other.unit)):
         return WRONG, "units differ"
     said, meant = written_number(ours.core), written_number(theirs.core)
-    if said is None or meant is None:
-        if policies.percent != "optional" or theirs.unit != PERCENT_SIGN:
-            return WRONG, "percent"
-        outcome, reason = by("values", ours.core, theirs.core, policies)
-        return outcome, "policy: percent sign" if outcome == RIGHT else reason
-    if theirs.unit == PERCENT_SIGN:
-        proportion = compare_numbers(said, _hundredth(meant), policies)
-    else:
-        proportion = (
-            compare_numbers(_hundredth(said), meant, policies)
-            if not meant.integer or abs(meant.value) <= 1
-            else (WRONG, "percent")
-        )
-    if proportion[0] == RIGHT:
-        return proportion
-    if (
-        policies.percent == "optional"
-        and theirs.unit == PERCENT_SIGN
-        and abs(meant.value) > 1
-        and compare_numbers(said, meant, policies)[0] == RIGHT
-    ):
-        return RIGHT, "policy: percent sign"
-    return WRONG, "percent"
+    if said and meant:
+        hundredth = [_hundredth(number) if q is signed else number for number, q in ((said, ours), (meant, theirs))]
+        proportion = signed is theirs or not meant.integer or abs(meant.value) <= 1
+        if proportion and (ruling := compare_numbers(hundredth[0], hundredth[1], policies))[0] == RIGHT:
+            return ruling
+    if policies.percent == "exact" or signed is ours or (meant and abs(meant.value) <= 1):
+        return WRONG, "percent"
+    return by_policy("percent sign", by("values", ours.core, theirs.core, policies))
 
 
 def _hundredth(number: Number) -> Number:
-    places = None if number.places is None else number.places + 2
-    return replace(number, value=number.value / 100, places=places, integer=False)
+    return replace(number, value=number.value / 100, places=None if number.places is None else number.places + 2, integer=False)
 
 
 def numbers(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -118,6 +205,7 @@ _DERIVATIVE = r"\frac{d}{d"
 _UNEVALUATED_CONSTANT = _UNEVALUATED | frozenset(
     r"\binom \gcd \lcm \max \min \pmod \lfloor \lceil ! \sin \cos \tan \cot \sec \csc \arcsin \arccos \arctan".split()
 )
+_COMPUTES = _CLOSED | _UNEVALUATED_CONSTANT | {"+", "/", "^", r"\cdot", r"\times", r"\frac", r"\div", "("}
 
 
 def unfinished(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -125,28 +213,20 @@ def unfinished(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
 
     >>> \frac{1+\sqrt5}{2} ~ 1.618    4^{50} ~ 2^{100}    17\cdot 23 !~ 391    \sqrt{4} !~ 2    \sum_{k=1}^n k !~ \frac{n(n+1)}{2}
     """
-    theirs = written_number(meant)
-    signs = set(said)
-    if policies.unfinished == "right" or (theirs is not None and _has_variables(said) and not signs & _UNEVALUATED):
+    theirs, signs = written_number(meant), set(said)
+    if policies.unfinished == "right" or (theirs and _has_variables(said) and not signs & _UNEVALUATED):
         return None
-    if theirs is not None and written_number(said) is None:
-        rounded = not theirs.integer and theirs.places is not None
-        if not rounded or not signs & _CLOSED or signs & _UNEVALUATED_CONSTANT:
-            computes = signs & (
-                _CLOSED | _UNEVALUATED_CONSTANT | {"+", "-", "/", "^", r"\cdot", r"\times", r"\frac", r"\div", "("}
-            )
-            return RECKONING if computes - ({"-"} if said[0] == "-" and "-" not in said[1:] else set()) else None
-        return None
+    if theirs and written_number(said) is None:
+        closed = signs & _CLOSED and not signs & _UNEVALUATED_CONSTANT and not theirs.integer and theirs.places is not None
+        return RECKONING if not closed and (signs & _COMPUTES or "-" in said[1:]) else None
     left = (signs - set(meant)) & _UNEVALUATED
-    if _DERIVATIVE in "".join(said) and _DERIVATIVE not in "".join(meant):
-        return RECKONING
     if not _has_variables(meant) and not set(meant) & _UNEVALUATED_CONSTANT:
         left |= signs & _UNEVALUATED_CONSTANT
-    return RECKONING if left else None
+    return RECKONING if left or (_DERIVATIVE in "".join(said) and _DERIVATIVE not in "".join(meant)) else None
 
 
 def _has_variables(tokens: Tokens) -> bool:
-    return any(len(t) == 1 and t.isalpha() and t not in "ei" for t in tokens)
+    return any(variable(token) and token not in "ei" for token in tokens)
 
 
 def decimals(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -155,21 +235,18 @@ def decimals(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     >>> 3.142 ~ \pi    0.3010 ~ \lg 2    \frac{1+\sqrt5}{2} ~ 1.618    \sqrt5 ~ 2.23606797749979    3.14 !~ \pi    \frac{22}{7} !~ \pi    1.2677\times10^{30} !~ 2^{100}
     """
     ours, theirs = written_number(said), written_number(meant)
-    if (ours is None) == (theirs is None):
+    exact = symbolic.decimal_value(meant if theirs is None else said) if (ours is None) is not (theirs is None) else None
+    written = ours or theirs
+    if exact is None or written is None or written.places is None:
         return None
-    exact = symbolic.decimal_value(meant if theirs is None else said)
-    if exact is None:
-        return None
-    if theirs is None and ours is not None:
-        if ours.places is None or exact.denominator == 1 or exact == ours.value:
-            return None  # equal exactly or not at all
-        return compare_numbers(ours, Number(value=exact), policies)
-    assert theirs is not None
-    if theirs.integer or theirs.places is None:
-        return None
-    if policies.unfinished == "wrong" and abs(exact - theirs.value) <= abs(exact) / Fraction(10**30):
+    if written is ours:  # equal exactly or not at all
+        return None if exact.denominator == 1 or exact == ours.value else compare_numbers(ours, Number(value=exact), policies)
+    if policies.unfinished == "wrong" and not written.integer and abs(exact - written.value) <= abs(exact) / Fraction(10**30):
         return RECKONING
-    return compare_numbers(Number(value=exact), theirs, policies)
+    return None if written.integer else compare_numbers(Number(value=exact), written, policies)
+
+
+_COUNTS = re.compile(r"([CAP])(?:_\{(\d+)\}\^\{(\d+)\}|\^\{(\d+)\}_\{(\d+)\})|C\((\d+),(\d+)\)")
 
 
 def counting(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -177,36 +254,15 @@ def counting(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> 10 ~ C_5^2    \binom{5}{2} ~ C_5^2    20 ~ A_5^2    10 ~ C(5,2)    11 !~ C_5^2
     """
-    ours, theirs = _counted(said), _counted(meant)
-    return None if (ours, theirs) == (said, meant) else symbolic.equal(ours, theirs)
+    texts = [render(side) for side in (said, meant)]
+    return (
+        symbolic.equal(*(tokenise(_COUNTS.sub(_binomial, text)) for text in texts)) if any(map(_COUNTS.search, texts)) else None
+    )
 
 
-def _counted(tokens: Tokens) -> Tokens:
-    out: list[str] = []
-    at = 0
-    while at < len(tokens):
-        piece = tokens[at : at + 9]
-        script = (
-            len(piece) == 9 and piece[0] in ("C", "A", "P") and {piece[1], piece[5]} == {"_", "^"} and piece[2] == piece[6] == "{"
-        )
-        if script and piece[4] == piece[8] == "}" and piece[3].isdigit() and piece[7].isdigit():
-            n, k = (piece[3], piece[7]) if piece[1] == "_" else (piece[7], piece[3])
-            at += 9
-        elif (
-            tokens[at] == "C"
-            and tokens[at + 1 : at + 2] == ("(",)
-            and tokens[at + 3 : at + 4] == (",",)
-            and tokens[at + 5 : at + 6] == (")",)
-        ):
-            n, k = tokens[at + 2], tokens[at + 4]
-            piece, at = ("C",), at + 6
-        else:
-            out.append(tokens[at])
-            at += 1
-            continue
-        over = [r"\binom", "{", n, "}", "{", k, "}"]
-        out += over if piece[0] == "C" else [*over, "(", k, "!", ")"]
-    return tuple(out)
+def _binomial(found: re.Match[str]) -> str:
+    n, k = found[2] or found[5] or found[6], found[3] or found[4] or found[7]
+    return rf"\binom{{{n}}}{{{k}}}" + (f"({k}!)" if found[1] in ("A", "P") else "")
 
 
 def algebra(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:

@@ -3,15 +3,13 @@
 Words of two letters and more only: a single letter is a variable.
 """
 
-from __future__ import annotations
+from fr3e_async.verify.signs import FUNCTIONS, GREEK
 
-CONNECTIVES = {"and": "and", "or": "or", "und": "and", "oder": "or", "et": "and", "ou": "or"}
+CONNECTIVES = frozenset("and or und oder et ou".split())
 # Plain ASCII mathematics, and upright names, as commands.
 ASCII_COMMANDS = {
-    **{name: "\\" + name for name in (
-        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm max min det mod lim pi theta alpha beta gamma "
-        "lambda sigma omega epsilon delta phi rho tau infty"
-    ).split()},
+    **{command[1:]: command for command in (*FUNCTIONS, *GREEK) if command in FUNCTIONS or len(command) > 4},
+    **{name: "\\" + name for name in "det lim pi phi rho tau infty".split()},
     "sqrt": r"\usqrt", "infinity": r"\infty", "inf": r"\infty", "mod": r"\pmod",
 }  # fmt: skip
 NUMBERS = {name: value for value, name in enumerate(
@@ -45,22 +43,23 @@ STANCES = {
     "yes": True, "true": True, "correct": True, "是": True, "正确": True, "no": False, "false": False, "incorrect": False, "否": False, "错误": False,
 }  # fmt: skip
 # Ways to say one thing; the first of each is its name.
-PHRASES = tuple(tuple(line.split("|")) for line in (
-    "no solution|no solutions|none exist|no real solution|no real solutions|there is no solution|there are no solutions|no such solution",
-    "infinity|infinitely many|infinite|infinitely many solutions",
-    "does not exist|dne|doesn't exist|not exist",
+PHRASES = {(phrase if "\\" in phrase else f"'{phrase.replace(' ', chr(39))}").lower(): row for row in (
+    r"no solution|no solutions|none exist|no real solution|no real solutions|there is no solution|there are no solutions|no such solution|\emptyset|\{\}",
+    r"infinity|infinitely many|infinite|infinitely many solutions|\infty",
+    "does not exist|dne|not exist",
     "undefined|not defined|is undefined",
-    "all real numbers|all reals|all real x|any real number|the real numbers",
+    r"all real numbers|all reals|all real x|any real number|the real numbers|\mathbb{R}|(-\infty,\infty)|(-\infty,+\infty)",
     "converges|convergent|convergence", "diverges|divergent|divergence", "increasing|increases", "decreasing|decreases",
-))  # fmt: skip
+) for phrase in row.split("|")}  # fmt: skip
 LEADS = frozenset(
     "the a an answer is final solution solutions answers result value are it only option choice so therefore function".split()
 )
 OTHERS = frozenset("am pm base bc ad bce ce usd not less more than but plus minus over where for with dne none infinite".split())
-KNOWN_WORDS = frozenset(
-    word.lower()
-    for table in (CONNECTIVES, NUMBERS, SCALES, PERCENT, CURRENCIES, UNITS, COUNTED, STANCES, LEADS, OTHERS)
-    for word in table
-    if len(word) > 1 or not word.isascii()
+DOMAIN_WORDS = frozenset(
+    "where for with any all every each is are a an the some arbitrary fixed given positive negative nonnegative non negative real rational natural "
+    "integer integers constant constants number numbers numeric and be being to in parameter parameters which can".split()
 )
-BASES = {name: value for name, value in NUMBERS.items() if 1 < value < 37}
+KNOWN_WORDS = frozenset(
+    word.lower() for table in (CONNECTIVES, NUMBERS, SCALES, PERCENT, CURRENCIES, UNITS, COUNTED, STANCES, LEADS, OTHERS)
+    for word in table if len(word) > 1 or not word.isascii()
+)  # fmt: skip

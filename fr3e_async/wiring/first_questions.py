@@ -1,7 +1,8 @@
-"""What is asked of the actors before a run begins: a request of every engine, an update of the first one.
+"""What is asked of the actors before a run begins: a request of every engine, and to take the learner's weights.
 
-All actors are started side by side; the questions cost well under a second. So a model that cannot be served or updated is
-refused as soon as one engine is up, without a second round of starts for those that can.
+All actors are started side by side; the questions cost well under a second, and the weights what any hand-over costs. So a model
+that cannot be served or updated is refused as soon as one engine is up, without a second round of starts for those that can; and
+no engine serves what it read from its own disk before that was compared, element by element, with what the learner has.
 """
 
 from __future__ import annotations
@@ -10,24 +11,27 @@ from fr3e_async.control.crew import ENGINES
 from fr3e_async.control.door import Door
 from fr3e_async.control.ports import EngineWorker
 from fr3e_async.errors import StartRefused
-from fr3e_async.types import WeightAck
+from fr3e_async.types import WeightAck, WeightBundle
 from fr3e_async.wiring.deployment import Deployment
 
 
-async def first_questions(deployment: Deployment, door: Door) -> None:
-    """Raises ``StartRefused``, one line: an engine dies, does not take the learner's weights, or has other numbers."""
+async def first_questions(deployment: Deployment, weights: WeightBundle, door: Door | None) -> int:
+    """Ask every engine, give it the learner's ``weights``, and ask the first one again; without a ``door`` nothing is asked.
+
+    Returns the number of engines. Raises ``StartRefused``, one line: an engine dies, does not take the weights, or has other numbers.
+    """
     crew = deployment.crew
     engines = [engine for role in ENGINES for name in crew.names(role) if (engine := crew.engine(name)) is not None]
-    _refuse(deployment, await door.ask_all(engines))
-    probe = engines[0]
-    _refuse(deployment, await _updated(deployment, probe))
-    _refuse(
-        deployment, {probe.name: await door.ask(probe, counts=False)}
-    )  # it is asked again after an update that changes something
+    if door is not None:
+        _refuse(deployment, await door.ask_all(engines))
+    _refuse(deployment, await _updated(deployment, weights, engines))
+    if door is not None:  # not one of its two times: it is asked again after an update that changes something
+        _refuse(deployment, {engines[0].name: await door.ask(engines[0], counts=False)})
+    return len(engines)
 
 
-async def _updated(deployment: Deployment, engine: EngineWorker) -> dict[str, str]:
-    """Give an engine the weights that it has, as the learner names and stores them."""
+async def _updated(deployment: Deployment, weights: WeightBundle, engines: list[EngineWorker]) -> dict[str, str]:
+    """Give engines the weights that they have, as the learner names and stores them; by engine, why it did not take them."""
     refused: dict[str, str] = {}
 
     def told(name: str, reply: WeightAck | str) -> None:
@@ -35,8 +39,8 @@ async def _updated(deployment: Deployment, engine: EngineWorker) -> dict[str, st
             refused[name] = f"it did not take the learner's weights: {reply}"
 
     publisher = deployment.publisher()
-    publisher.offer(await deployment.weights(0))
-    await publisher.hand_over([engine], told, alone=True)
+    publisher.offer(weights)
+    await publisher.hand_over(engines, told, alone=True)
     return refused
 
 

@@ -81,7 +81,9 @@ def connect(config: Config, *, training: bool = True) -> None:
         raise ConfigError(f"{setting}={address}: no cluster answers, or it wants another token ({error})") from error
     except RayError as error:
         raise ConfigError(f"{setting}={address}: the cluster refuses us: {error}") from error
-    except (OSError, ValueError) as error:  # its folder cannot be written; a setting is beyond what the machine has
+    except (
+        Exception
+    ) as error:  # its folder cannot be written, a setting is beyond the machine, it was too slow (a bare ``Exception``)
         raise ConfigError(f"{setting}={address}: Ray cannot start: {error}") from error
     if not config.ray.autoscaling:
         check_resources(config, ray.cluster_resources(), training=training)

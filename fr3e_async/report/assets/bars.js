@@ -118,7 +118,8 @@ function verdictsOf(run) {
       stacked(states.map(([name, value]) => ({ name: name === "" ? "kept" : visible(name.replaceAll("_", " ")), value, fill: stateFill(name),
       title: declared("states/" + (name || "kept")).meaning })), "states")] : null,
     reasons.length ? table("Reasons of verdicts", ["reason", "rollouts", ""],
-      reasons.map(([reason, count]) => [visible(reason) || "none", num(count, 4),
+      reasons.map(([reason, count]) => [reason ? h("a", { href: `#trees/reason:${encodeURIComponent(spelt(reason))}`,
+        title: "Kept trees with such a verdict" }, visible(reason)) : "none", num(count, 4),
       h("div.bar-row", {}, h("span.bar", { style: { width: `${(75 * count) / most}%`, background: colourOf(run.index) } }),
       h("span.bar-value", {}, percent(count / whole)))]), "histogram") : null);
 }

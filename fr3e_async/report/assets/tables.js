@@ -58,7 +58,8 @@ function evaluationPlots(name, runs) {
   return [h("h3", {}, benchmarkName(name)), h("div.cards", {}, cards)];
 }
 
-const PLACES = new Set(["at", "benchmark", "label", "accuracy", "low", "high", "version", "wall_s", "generated", "trained", "oldest_version",
+const FIRST = ["reward", "unanswered"]; // beside the accuracy: what it does not tell
+const PLACES = new Set([...FIRST, "at", "benchmark", "label", "accuracy", "low", "high", "version", "wall_s", "generated", "trained", "oldest_version",
   "newest_version", "digest", "pass_at"]);
 
 /** An evaluation's value in words: an estimate {value, low, high} with its interval; of tokens or of a share. */
@@ -75,10 +76,11 @@ function evaluationTable(run) {
   const whole = (text) => h("span.whole", {}, visible(String(text ?? "")));
   const columns = [...new Set(run.evaluations.flatMap((row) => Object.keys(row)))].filter((key) => !PLACES.has(key));
   const passes = [...new Set(run.evaluations.flatMap((row) => Object.keys(row.pass_at ?? {})))].filter((k) => k !== "1").sort((a, b) => a - b);
+  const first = FIRST.filter((key) => run.evaluations.some((row) => typeof row[key] === "object"));
   const rows = run.evaluations.map((row) => [whole(row.label), whole(row.benchmark), percent(row.accuracy),
-    whole(`${percent(row.low)} – ${percent(row.high)}`), ...passes.map((k) => evaluated(row.pass_at?.[k], "pass")),
+    whole(`${percent(row.low)} – ${percent(row.high)}`), ...first.map((key) => evaluated(row[key], key)), ...passes.map((k) => evaluated(row.pass_at?.[k], "pass")),
     num(row.at.step, 4), num(row.at.generated, 4), num(row.at.trained, 4), whole(duration(row.at.wall)), ...columns.map((key) => evaluated(row[key], key))]);
-  const head = ["label", "benchmark", "avg@k", "95 % interval", ...passes.map((k) => `pass@${k}`), "batches", "generated", "trained", "wall-clock",
+  const head = ["label", "benchmark", "avg@k", "95 % interval", ...first.map((key) => (key === "reward" ? "mean reward" : "no box")), ...passes.map((k) => `pass@${k}`), "batches", "generated", "trained", "wall-clock",
     ...columns.map((key) => visible(key.replace(/_s$/, "").replaceAll("_", " ")))];
   return h("article.account", {}, h("h3", {}, runName(run.index)), table(`Evaluations of ${visible(run.name)}`, head, rows));
 }

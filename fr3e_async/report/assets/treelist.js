@@ -15,6 +15,9 @@ const NUMBERS = ["step", "right", "wrong", "unknown", "given_up", "anchors", "to
 
 let trees = null; // the index: a column a name, see trees.py
 
+/** A reason as one word of a search. */
+const spelt = (reason) => reason.toLowerCase().replaceAll(" ", "_");
+
 /** A search as tests of a row. Words must all occur; name:word, name<number, name>=number, name:3-8 and -word are conditions. */
 function treeTests(search, text) {
   return search.split(/\s+/).filter(Boolean).map((word) => {
@@ -27,7 +30,7 @@ function treeTests(search, text) {
     }
     if (name === "fate") return (i) => trees.fate[i].toLowerCase().includes(wanted.toLowerCase());
     if (name === "group") return (i) => trees.group[i].toLowerCase().includes(wanted.toLowerCase());
-    if (name === "reason") return (i) => trees.reasons[i].toLowerCase().includes(wanted.toLowerCase());
+    if (name === "reason") return (i) => spelt(trees.reasons[i]).includes(spelt(wanted));
     if (name === "run") return (i) => data.runs[trees.run[i]].name.toLowerCase().includes(wanted.toLowerCase());
     if (word.startsWith("-") && word.length > 1) { const not = word.slice(1).toLowerCase(); return (i) => !text(i).includes(not); }
     const low = word.toLowerCase();
@@ -100,9 +103,10 @@ function treeList(call) {
     event.preventDefault();
   });
   const hint = h("p.note", {}, "Also: ", h("code", {}, "fate:wrong"), " ", h("code", {}, "step:3-8"), " ", h("code", {}, "right>2"), " ",
-    h("code", {}, "entropy>0.5"), " ", h("code", {}, "reason:limit"), " ", h("code", {}, "-word"));
+    h("code", {}, "entropy>0.5"), " ", h("code", {}, "reason:policy"), " ", h("code", {}, "-word"));
   const box = h("div.tree-side", {}, search.box, h("div.controls", {}, fates, order), hint, count, list);
-  return { box, fill, move, choose, list, get found() { return found; }, get chosen() { return now; } };
+  const seek = (words) => { search.input.value = words; fill(); };
+  return { box, fill, seek, move, choose, list, get found() { return found; }, get chosen() { return now; } };
 }
 
 function treeRow(i, at, size, chosen, call) {

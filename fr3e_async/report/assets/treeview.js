@@ -12,7 +12,7 @@ async function drawTrees(root) {
     h("p.empty", {}, "Choose a tree. Up and down move in the list, Enter goes into the tree, ? shows all keys."));
   const list = treeList((index, focus) => showTree(detail, list, index, focus));
   replace(root, h("section.tree-page", {}, h("h2.visually-hidden", {}, "Trees"), list.box, detail));
-  list.fill();
+  list.seek(linkedSearch());
   list.choose(linkedTree() ?? list.found[0] ?? 0, false);
   root.treeList = list;
   return () => {
@@ -29,9 +29,16 @@ function linkedTree() {
   return name === "trees" && /^\d+$/.test(place ?? "") && Number(place) < trees.group.length ? Number(place) : null;
 }
 
+/** The search that the page's address names, as #trees/reason:policy; "" if it names none. */
+function linkedSearch() {
+  const [name, ...place] = location.hash.slice(1).split("/");
+  return name === "trees" && !/^\d*$/.test(place.join("/")) ? new URLSearchParams(`words=${place.join("/")}`).get("words") : "";
+}
+
 /** The address has been changed by hand or by a link while the list is there. */
 function followLink(list) {
-  const wanted = linkedTree();
+  const wanted = linkedTree(), words = linkedSearch();
+  if (words) { list.seek(words); if (list.found.length) list.choose(list.found[0], false); }
   if (wanted !== null && wanted !== list.chosen) list.choose(wanted, false);
 }
 
