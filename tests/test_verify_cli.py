@@ -102,6 +102,7 @@ def test_explain_prints_rule_and_proof(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_reward_of_ones_own_can_be_tried_on_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # what a process does not flush is lost
     (tmp_path / "prefix.py").write_text("def score(response, gold, prompt):\n    return gold in response and prompt == 'q'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     rows = [{"gold": "a", "prediction": "cat", "problem": p} for p in ("q", "r")]

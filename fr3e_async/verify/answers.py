@@ -42,7 +42,6 @@ _MATHS = re.compile(r"\$\$(?P<a>.+?)\$\$|\$(?P<b>[^$]+)\$|\\\((?P<c>.+?)\\\)|\\\
 _BRACKETED = re.compile(r"(?<![\w\\^{])\[(?P<answer>[^\[\],]+)\]")
 _LAST_NUMBER = re.compile(r"(?<![A-Za-z\d.])[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _WORD = re.compile(r"[A-Za-z]{3,}|[\u0590-\u0fff\u3040-\u9fff]{2,}")
-_COMMAND = re.compile(r"\\[a-zA-Z]+")
 _STOP = re.compile(r"(?<=[^.\d])\.\s.*|(?<=\d)\.(?:\s.*)?$|\s*I hope it is correct.*|<\|.*", re.DOTALL)
 _MAX_STATED_CHARS = 20_000  # an answer stands at the end
 
@@ -87,7 +86,7 @@ def answer_of(prediction: str, kind: Kind = "full") -> str | None:
     stated = _stated(prediction.rpartition("</think>")[2][-_MAX_STATED_CHARS:].strip())
     if stated is not None or kind == "full":
         return stated
-    return _somewhere(prediction)
+    return _last_formula_or_number(prediction) or prediction.strip() or None
 
 
 def gold_of(gold: str, kind: Kind = "full") -> str:
@@ -137,12 +136,6 @@ def _last_formula_or_number(text: str) -> str | None:
         for match in _LAST_NUMBER.finditer(_MATHS.sub(lambda found: " " * len(found.group()), text))
     ]
     return max(formulas + numbers)[1] if formulas or numbers else None
-
-
-def _somewhere(text: str) -> str | None:
-    if _WORD.search(_COMMAND.sub("", _MATHS.sub("", text))) is None and not _formulas(text):
-        return text.strip() or None
-    return _last_formula_or_number(text) or text.strip() or None
 
 
 def strip_dollars(text: str) -> str:

@@ -184,6 +184,7 @@ def _begin(bench: Bench) -> None:
         "HOME": str(here / "home"), "TMPDIR": str(here / "tmp"), "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
     }  # fmt: skip
+    os.environ.pop("PYTHONUNBUFFERED", None)  # a line that is not flushed gets lost, as it would elsewhere
     for name in bench.heavy:
         __import__(name)
     tests.adopt()
