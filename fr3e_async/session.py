@@ -137,16 +137,9 @@ class Session:
             mode=mode, console=screen, name=run.name, steps=run.steps, done=version, graded=graded, clock=self._clock
         )  # fmt: skip
         recorder = Recorder(
-            self._run_dir,
-            config=self._config.observe,
-            view=view,
-            clock=self._clock,
-            resumed_from=version,
-            settled=settled,
-            exporter=gauges(self._config),
-            settings=asdict(self._config),
-            trackers=make_trackers(self._config, self._run_dir.path),
-        )
+            self._run_dir, config=self._config.observe, view=view, clock=self._clock, resumed_from=version, settled=settled,
+            exporter=gauges(self._config), settings=asdict(self._config), trackers=make_trackers(self._config, self._run_dir.path),
+        )  # fmt: skip
         deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s, say=recorder.note)
@@ -326,19 +319,12 @@ class Session:
             ),
             publisher=publisher,
             evaluator=Evaluator(deployment.crew, heldout, self._benchmarks) if heldout or self._benchmarks else None,
-            reporter=recorder,
-            books=recorder.books,
-            journal=journal,
-            checkpoints=self._run_dir.checkpoints,
-            progress=progress,
-            clock=self._clock,
-            session=session,
+            reporter=recorder, books=recorder.books, journal=journal, checkpoints=self._run_dir.checkpoints,
+            progress=progress, clock=self._clock, session=session, door=door, learner_restarts=restarts,
             payloads=await self._within_start(lambda: restored(source, deployment.crew.payloads)) if source else None,
             engine_version=-1 if restarts else 0,
-            learner_restarts=restarts,
             trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
-            door=door,
-        )
+        )  # fmt: skip
 
     async def _door(self, deployment: Deployment, recorder: Recorder, version: int) -> Door | None:
         """Knows the learner's numbers at ``version``; None if nothing is to be compared."""
