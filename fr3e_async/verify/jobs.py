@@ -50,7 +50,10 @@ def _math_job(options: dict[str, Any]) -> Job:
 
     def run(task: Sequence[str]) -> Ruling:
         answer, gold = task
-        return Ruling(*judge.judge(answer, gold, **options))
+        try:
+            return Ruling(*judge.judge(answer, gold, **options))
+        except MemoryError:
+            return Ruling(UNKNOWN, MEMORY_LIMIT)
 
     return run
 

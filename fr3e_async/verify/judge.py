@@ -38,7 +38,7 @@ def judge(answer: str, gold: str, **options: Any) -> Ruling:
     try:
         said, meant = tokenise(answer), tokenise(gold)
         return by("whole", said, meant, policies) if meant else (UNKNOWN, "the reference is empty")
-    except MemoryError:  # the limit of the process, which says so
+    except MemoryError:  # the limit of the process: ``jobs`` says so
         raise
     except RecursionError:
         return WRONG, "unproven: nested too deeply"
