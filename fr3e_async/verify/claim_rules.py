@@ -12,30 +12,31 @@ from fr3e_async.verify.numbers import compare_numbers, written_number
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy, in_any_order, in_order
 from fr3e_async.verify.structure import is_name, is_relation, named, named_list, shape_of
-from fr3e_async.verify.tokens import Tokens, enclosed, is_word, split, variable
+from fr3e_async.verify.tokens import Tokens, enclosed, is_word, render, split, tokenise, variable
 from fr3e_async.verify.units import quantity
 from fr3e_async.verify.words import NUMBERS
 
 _PROGRESSION = re.compile(r"(?:(\d+)\+)?(\d+)[kmnltqsj](?:\+(\d+))?")
+_HATS = re.compile(r"\\hat\{([ijk])\}")
 _CLOCK = re.compile(r"0?(\d{1,2}):(\d\d)(?::(\d\d))?")
 _DIGITS = re.compile(
-    r"\(?(?P<digits>[0-9A-Za-z]+)\)?(?:_\{\(?(?P<foot>\d{1,2}|'[a-z]+)\)?\}|\(?'base(?P<base>\d{1,2}|'[a-z]+)\)?)|0x(?P<hex>[0-9A-Fa-f]+)"
+    r"\(?(?P<digits>'?[0-9A-Za-z]+)\)?(?:_\{\(?(?P<foot>\d{1,2}|'[a-z]+)\)?\}|\(?'base(?P<base>\d{1,2}|'[a-z]+)\)?)|0(?P<mark>[xbo])(?P<hex>[0-9A-Fa-f]+)"
 )
 
 
 def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``a:b:c``: proportional is equal. Where the second part has two digits it may be a time, which is equal digit by digit.
 
-    >>> 2:4:6 ~ 1:2:3    \frac34 ~ 3:4    12{:}00 ~ 12:00    3:30\text{ p.m.} ~ 3:30    1:3:2 !~ 1:2:3    8:30 !~ 4:15    8:15\text{ p.m.} !~ 8:15\text{ a.m.}
+    >>> 2:4:6 ~ 1:2:3    \frac34 ~ 3:4    3:4 ~ \frac34    12{:}00 ~ 12:00    3:30\text{ p.m.} ~ 3:30    1:3:2 !~ 1:2:3    8:30 !~ 4:15    8:15\text{ p.m.} !~ 8:15\text{ a.m.}
     """
     theirs, ours = parts_of(meant), parts_of(said)
-    if theirs is None:
+    if theirs is None and (ours is None or r"\frac" not in meant):
         return None
     times = [_CLOCK.fullmatch(":".join(map("".join, side[0]))) if side else None for side in (ours, theirs)]
-    if ours and (times[1] or ours[1] or theirs[1]):
+    if ours and theirs and (times[1] or ours[1] or theirs[1]):
         same = times[0] and times[1] and times[0].groups() == times[1].groups() and len({ours[1], theirs[1]} - {""}) < 2
         return (RIGHT, "time" if ours[1] == theirs[1] else "policy: half of the day") if same else (WRONG, "another time")
-    parts = [side[0] if side else [said, ("1",)] for side in (ours, theirs)]
+    parts = [side[0] if side else [text, ("1",)] for side, text in ((ours, said), (theirs, meant))]
     quotients = [[(r"\frac", "{", *a, "}", "{", *b, "}") for a, b in pairwise(side)] for side in parts]
     return in_order(quotients[0], quotients[1], replace(policies, unfinished="right"))
 
@@ -51,7 +52,7 @@ def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:
 def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""Digits with a base: the same digits and the same base.
 
-    >>> 4210_{\text{five}} ~ 4210_{5}    (4210)_5 ~ 4210_5    101\text{ (base 2)} ~ 101_2    0x2F ~ 2F_{16}    111_2 !~ 110_2    1010_2 !~ 1010_3
+    >>> 4210_{\text{five}} ~ 4210_{5}    (4210)_5 ~ 4210_5    101\text{ (base 2)} ~ 101_2    0x2F ~ 2F_{16}    0b101 ~ 101_2    \mathrm{FF}_{16} ~ FF_{16}    111_2 !~ 110_2    1010_2 !~ 1010_3
     """
     theirs = digits_and_base(meant)
     if theirs is None:
@@ -65,20 +66,23 @@ def digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
     found = _DIGITS.fullmatch("".join(tokens))
     if found is None:
         return None
-    digits, name = (found["hex"] or found["digits"]).upper(), found["foot"] or found["base"] or "16"
+    digits = (found["hex"] or found["digits"].strip("'")).upper()
+    name = found["foot"] or found["base"] or {"x": "16", "b": "2", "o": "8"}[found["mark"]]
     value = NUMBERS.get(name[1:], 0) if name[0] == "'" else int(name)
-    numeral = 1 < value < 37 and (digits.isdigit() or value > 10) and any(map(str.isdigit, digits))
-    return (digits.lstrip("0"), value) if numeral and all(int(digit, 36) < value for digit in digits) else None
+    numeral = digits.isdigit() or (value > 10 and not digits.isalpha()) or (value == 16 and len(digits) > 1)
+    return (digits.lstrip("0"), value) if 1 < value < 37 and numeral and all(int(digit, 36) < value for digit in digits) else None
 
 
 def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``x \equiv r \pmod m``: the same modulus and the same residues. One side may leave the modulus out, and give the residues as they are.
 
     >>> x\equiv 3\pmod{7} ~ x \equiv 3 \pmod 7    10 \pmod 7 ~ 3 \pmod 7    3 ~ x\equiv3\pmod7    x=7k+3 ~ x\equiv 3\pmod 7
-    >>> x\equiv 6\pmod 7 !~ x\equiv 3 \pmod 7    x\equiv 5\pmod 5 !~ x\equiv 5\pmod 7    3\pmod 7 !~ 10    7\pmod 7 !~ 7
+    >>> x\equiv 6\pmod 7 !~ x\equiv 3 \pmod 7    x\equiv 5\pmod 5 !~ x\equiv 5\pmod 7    3\pmod 7 !~ 10    7\pmod 7 !~ 7    y\equiv 3\pmod 7 !~ x\equiv 3\pmod 7
     """
     if r"\pmod" not in said and r"\pmod" not in meant:
         return None
+    if len({split(side, ("=", r"\equiv"))[0] for side in (said, meant) if {"=", r"\equiv"} & {*side}}) > 1:
+        return WRONG, "another name"
     ours, theirs = _residues(said), _residues(meant)
     if ours is None or theirs is None:
         return None
@@ -178,13 +182,8 @@ def _computes(left: Tokens, right: Tokens) -> bool:
 def _contradict(parts: list[Tokens], policies: Policies) -> bool:
     """Are two parts of a chain of equals numbers that no rounding makes equal?"""
     numbers = [(written_number(q.core), q.unit) for q in map(quantity, parts)]
-    for (first, unit), (second, other) in pairwise((number, unit) for number, unit in numbers if number):
-        if unit == other and RIGHT not in (
-            compare_numbers(first, second, policies)[0],
-            compare_numbers(second, first, policies)[0],
-        ):
-            return True
-    return False
+    pairs = [(a, b) for (a, unit), (b, other) in pairwise(pair for pair in numbers if pair[0]) if a and b and unit == other]
+    return any(RIGHT not in (compare_numbers(a, b, policies)[0], compare_numbers(b, a, policies)[0]) for a, b in pairs)
 
 
 def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -219,6 +218,7 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``\{x \mid 2 < x < 3\}`` is its condition, an inequality in one name its interval, ``x \in I`` is I.
 
     >>> (2,3) ~ \{x | 2 < x < 3\}    x<-2 \text{ or } x>3 ~ (-\infty,-2)\cup(3,\infty)    k > -5 !~ (-\infty,-5)    q'>1 !~ q>1    [0,2] !~ [0,1)\cup(1,2]
+    >>> x>1 \text{ or } x<3 !~ x>1 \text{ and } x<3
     """
     ours, theirs = structure.pieces_of(said), structure.pieces_of(meant)
     if ours is None or theirs is None or _other_names(said, meant) or (ours == [said] and theirs == [meant]):
@@ -226,8 +226,8 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if len(ours) == len(theirs) == 1 and shape_of(ours[0]).kind != "bracket":
         return None if r"\setminus" not in (*ours[0], *theirs[0]) else symbolic.equal(ours[0], theirs[0])
     names = [structure.bound_names(side) for side in (said, meant) if is_relation(side) and side[0] != r"\{"]
-    if len(names) == 2 and names[0] != names[1]:
-        return WRONG, "other variables"
+    if (len(names) == 2 and names[0] != names[1]) or {*said, *meant} >= {"'and", "'or"}:
+        return WRONG, "other variables or another connective"
     ruling = in_any_order(ours, theirs, policies)
     unions = [sum([(r"\cup", *piece) for piece in side], ())[1:] for side in (ours, theirs)]
     return ruling if ruling[0] == RIGHT else symbolic.equal(*unions)
@@ -238,6 +238,7 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
 
     >>> \{2,1\} ~ \{1,2\}    2,1 ~ 1,2    (x,y)=(1,2) ~ (1,2)    y=2, x=1 ~ x=1, y=2    a=1,b=2,c=3 ~ (1,2,3)    3,-3 ~ \pm 3
     >>> (2,1) !~ (1,2)    (y,x)=(1,2) !~ (x,y)=(1,2)    \{1,2\} !~ (1,2)    (1,2] !~ [1,2]    1,2 !~ 1,2,3    1,1,2 !~ 1,2,2    x=1,y=1; x=2,y=2 !~ x=1,y=2; x=2,y=1
+    >>> (1,2) !~ x=1\text{ or }x=2    x=1,y=2 !~ x=1,2    (1,-2) ~ \vec{a}=(1,-2)
     >>> \begin{bmatrix}1&2\end{bmatrix} ~ \begin{pmatrix}1&2\end{pmatrix}    \langle -2,5\rangle ~ \begin{pmatrix} -2 \\ 5 \end{pmatrix}
     >>> (5,-2) !~ \begin{pmatrix} -2 \\ 5 \end{pmatrix}    \begin{pmatrix}3\\1\end{pmatrix} !~ \begin{pmatrix}3x^2\\1\end{pmatrix}
     """
@@ -247,7 +248,7 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
         return None
     if shape_of(said).kind == shape_of(meant).kind == "one" and _other_names(said, meant):
         return WRONG, "another name"
-    if kinds == {"set", "bracket"}:
+    if kinds == {"set", "bracket"} or (kinds == {"list", "bracket"} and {"'or", r"\vee"} & {*said, *meant}):
         return WRONG, "a set is not a tuple"
     if "one" in kinds:
         return None if _CLAIMS_OF_SEVERAL & {*said, *meant} else (WRONG, "number of items")
@@ -260,6 +261,9 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
         return by_policy("brackets not written", in_order(values[0] or ours.items, values[1] or theirs.items, policies))
     if kinds == {"bracket"}:
         return in_order(ours.items, theirs.items, policies) if _brackets_agree(ours, theirs) else (WRONG, "brackets")
+    heads = [{named(item)[0] for item in side.items} - {""} for side in (ours, theirs)]
+    if kinds == {"list"} and all(heads) and heads[0] != heads[1] and "(" not in " ".join(heads[0] | heads[1]):
+        return WRONG, "another name"
     return in_any_order(ours.items, theirs.items, policies)
 
 
@@ -297,10 +301,7 @@ def basis_vectors(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | N
     >>> \langle 3,-1\rangle ~ 3\mathbf{i}-\mathbf{j}    2\hat{i}+3\hat{j} ~ (2,3)    \langle -1,3\rangle !~ 3\mathbf{i}-\mathbf{j}
     """
     for combination, other in ((said, meant), (meant, said)):
-        shape, joined = shape_of(other), "\0".join(combination)
-        for letter in "ijk":
-            joined = joined.replace(f"\\hat\0{{\0{letter}\0}}", letter)
-        plain = tuple(joined.split("\0"))
+        shape, plain = shape_of(other), tokenise(_HATS.sub(r" \1", render(combination)))
         if shape.kind == "bracket" and len(shape.items) in (2, 3) and set("i") <= {t for t in plain if variable(t)} <= set("ijk"):
             spelt = sum([("+", "(", *item, ")", letter) for item, letter in zip(shape.items, "ijk", strict=False)], ())[1:]
             return symbolic.equal(plain, spelt)

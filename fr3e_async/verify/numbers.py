@@ -95,10 +95,8 @@ def compare_numbers(said: Number, meant: Number, policies: Policies) -> tuple[st
     if said.value == meant.value:
         return "right", "number"
     gap = abs(said.value - meant.value)
-    our_error, their_error = (
-        Fraction(1, 2) / Fraction(10) ** (number.places or 0) for number in (said, meant)
-    )  # of the last digit
-    if meant.digits > _FLOAT_DIGITS and meant.places and gap <= abs(meant.value) / 10**_FLOAT_DIGITS:
+    our_error, their_error = (Fraction(1, 2) / Fraction(10) ** (number.places or 0) for number in (said, meant))
+    if said.digits <= _FLOAT_DIGITS < meant.digits <= 17 and meant.places and gap <= abs(meant.value) / 10**_FLOAT_DIGITS:
         return "right", "policy: a float"
     if meant.integer:
         return "wrong", "number"

@@ -18,7 +18,7 @@ SIGN = str.maketrans({
     "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "−": "-", "–": "-", "√": " sqrt ", "∈": r"\in ", "∀": r"\forall ",
     "±": r"\pm ", "°": r"\degree ", "≈": r"\approx ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
     "、": ",", "。": ".", "，": ",", "或": " or ", "和": " and ", "’": "'", "′": "'", "“": "", "”": "",
-    "⁄": "/", "¢": r" cents ", "€": r" euro ", "£": r" pounds ", "¥": r" yen ", "\u200b": "", "≡": r"\equiv ", "∖": r"\setminus ",
+    "⁄": "/", "¢": r" cents ", "€": r" euro ", "£": r" pounds ", "¥": r" yen ", "₹": " rupees ", "\u200b": "", "≡": r"\equiv ", "∖": r"\setminus ",
 })  # fmt: skip
 TEXT = frozenset(
     r"\text \mathrm \textbf \textit \textrm \textsf \textnormal \mbox \hbox \operatorname \operatorname* \textup \texttt".split()

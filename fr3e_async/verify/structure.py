@@ -19,7 +19,7 @@ _RELATIONS = frozenset([*_ORDER, r"\ne", r"\in", r"\equiv"])
 _AND = "\x1f"  # stands for a word between two items
 _GROUPED = re.compile(r"(?:[^,]*?(?<![\d.])[1-9]\d{0,2}(?:,\d{3})+(?!\d))+[^,]*")  # every comma is in a number like 1,234,567
 _NAME = re.compile(
-    r"(?:\\angle|\\Delta|\\triangle)?(?:[A-Za-z][A-Z]{0,3}|" + "|".join(map(re.escape, GREEK)) + ")"
+    r"(?:\\angle|\\Delta|\\triangle)?(?:\\vec\{[A-Za-z]{1,2}\}|[A-Za-z][A-Z]{0,3}|" + "|".join(map(re.escape, GREEK)) + ")"
     r"(?:'|_\{[^{}]*\}|\^\{[^{}]*[-(][^{}]*\})*(?:\((?:[^()]|\([^()]*\))*\))?"
 )
 

@@ -9,6 +9,7 @@ math-verify's own time-outs are off: they use SIGALRM, which does not interrupt 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
@@ -39,24 +40,26 @@ SOUND = frozenset(
 )
 _LOOSE = frozenset("\\" + name for name in "sin cos tan cot sec csc ln log".split())
 _WANTED_LETTERS = frozenset("edi")  # constants, and the d of an integral: letters that need not be variables of the reading
+# [x], which is a floor too; n!!; a power of a function, which may be its inverse; inverses among matrices, whose order counts
+_AMBIGUOUS = re.compile(r"^\[[^],]*[a-z][^],]*\]$|!!|(?<![\\a-z])[fgh]\^\{[^{}]*\}\(|(?=.*[A-Z]\^\{-1\}).*([A-Z]).*(?!\1)[A-Z]")
 _POINTS = tuple(Fraction(n, 100) for n in (37, 186, -85, 71, 13, -329, 92, 322))
 # Points tell too little of steps, and of what stands for any function; sums and integrals are dear to evaluate.
 _UNSAMPLED = (
     sympy.floor, sympy.ceiling, sympy.sign, sympy.Mod, AppliedUndef, sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit,
 )  # fmt: skip
 _ENOUGH_POINTS = 3
-_DIGITS = 40
-_TINY = sympy.Float("1e-30", _DIGITS)  # relative
+_DIGITS = 160  # \pi + 2^{-400} is not \pi
+_TINY = sympy.Float("1e-150", _DIGITS)  # relative
 
 
 @lru_cache(maxsize=2048)  # the reference of all rollouts of a prompt is the same, and parsing is the dearer half
 def reading(tokens: Tokens) -> Any:
     """The sympy object that the whole of ``tokens`` says; None if any part of it is not surely understood."""
     sound = all(t in SOUND or is_digits(t) or (variable(t) and t.isascii()) for t in tokens)
-    if not sound or not tokens or not balanced(tokens) or tokens.count("|") % 2:
+    if not sound or not tokens or not balanced(tokens) or tokens.count("|") % 2 or _AMBIGUOUS.search("".join(tokens)):
         return None
-    if any((a.isalpha() and is_digits(b)) or (b == "_" and (is_digits(a) or a == ")")) for a, b in pairwise(tokens)):
-        return None  # x2 may be x_2, x^2 or 2x; 12_5 has a base
+    if any((a.isalnum() and is_digits(b)) or (b == "_" and (is_digits(a) or a == ")")) for a, b in pairwise(tokens)):
+        return None  # x2 may be x_2, x^2 or 2x; 1\phantom{0}7 is no product; 12_5 has a base
     if any(len(t) > 1 and t[0] == "0" and t.isdigit() for t in tokens):  # the end of 1,000 is no number
         return None
     text = render(_explicit(tokens)).replace(r"\lg", r"\log_{10}")
@@ -129,8 +132,7 @@ def _verified(ours: Any, theirs: Any, **options: Any) -> bool:
 
 def _is_rough(read: Any) -> bool:
     """Does it hold a number that rounding to 6 places would change? math-verify compares parts of sets by rounded value."""
-    sizes = [abs(number) for number in read.atoms(sympy.Number) if number.is_finite and number != 0]
-    return any(size < 1e-4 or size > 1e9 for size in sizes)
+    return any(number.is_finite and number != 0 and not 1e-4 <= abs(number) <= 1e9 for number in read.atoms(sympy.Number))
 
 
 def expressions_equal(ours: Any, theirs: Any) -> tuple[str, str]:
@@ -193,7 +195,7 @@ def _relations_equal(ours: Any, theirs: Any) -> tuple[str, str]:
 
 
 def decimal_value(tokens: Tokens) -> Fraction | None:
-    """The value of a closed form without variables, to about 40 digits; None if it has none, or none that is real."""
+    """The value of a closed form without variables, to about 160 digits; None if it has none, or none that is real."""
     expr = reading(tokens)
     if not isinstance(expr, sympy.Expr) or expr.free_symbols or expr.has(*_UNSAMPLED):
         return None

@@ -127,7 +127,8 @@ def _run(run: str, prose: bool) -> list[str]:
     lower = run.lower()
     if lower in ASCII_COMMANDS:
         return [ASCII_COMMANDS[lower]]
-    if not run.isascii() or lower in KNOWN_WORDS or (prose and not run.isupper()):
+    known = lower in KNOWN_WORDS and not (len(run) == 2 and run.isupper() and lower in UNITS)  # CM is a segment
+    if not run.isascii() or known or (prose and not run.isupper()):
         return ["'" + run]
     prefix = next((name for name in signs.PREFIXES if run.startswith(name) and len(run) <= len(name) + 1), "")
     return [ASCII_COMMANDS[prefix], *run[len(prefix) :]] if prefix else list(run)
@@ -162,6 +163,7 @@ def _command(tokens: list[str], at: int, out: list[str]) -> int:
         argument, at = _argument(tokens, at, command)
         if command == r"\sqrt" and not argument:  # \sqrt{}{3}
             argument, at = _argument(tokens, at, command)
+        argument = ["T"] if argument == ["'T"] else argument  # transposed
         script = command in ("^", "_")
         if script and (set(argument) in ({"°"}, {"'"}) or {*argument[:1]} & signs.ORDINALS):
             out[-1:] = argument

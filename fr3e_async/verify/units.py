@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from fr3e_async.verify.numbers import written_number
-from fr3e_async.verify.signs import UPRIGHT_UNITS
+from fr3e_async.verify.signs import FUNCTIONS, UPRIGHT_UNITS
 from fr3e_async.verify.tokens import Tokens, is_word
 from fr3e_async.verify.words import COUNTED, CURRENCIES, PERCENT, SCALES, UNITS
 
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[^\W\d_]+")
 _PINT = CURRENCIES | {
     "sec": "second", "secs": "second", "hrs": "hour", "hr": "hour", "mins": "minute", "cu": "cubic", "sq": "square", "mph": "mile/hour",
     "kph": "kilometer/hour", "kmph": "kilometer/hour", "lbs": "lb", "feet": "foot", "inches": "inch", "米": "meter",
-    "厘米": "centimeter", "千米": "kilometer", "千克": "kilogram", "克": "gram", "小时": "hour", "分钟": "minute", "秒": "second",
+    "厘米": "centimeter", "千米": "kilometer", "平方厘米": "centimeter**2", "平方米": "meter**2", "千克": "kilogram", "克": "gram", "小时": "hour", "分钟": "minute", "秒": "second",
 }  # fmt: skip
 _JOINTS = ("/", r"\cdot", ".")
 _DROPPED = UNITS | COUNTED | {*CURRENCIES}
@@ -43,11 +43,13 @@ def quantity(tokens: Tokens, *, bare: str = "") -> Quantity:
 
     ``bare``: a unit that need not be upright behind a number, since the other side has it.
     """
-    if len(tokens) < 2 or written_number(tokens) is not None:
+    if len(tokens) < 2 or written_number(tokens) is not None or (tokens[-1] == "°" and tokens[0] in FUNCTIONS):  # of an angle
         return Quantity(tokens)
     for at in range(1, len(tokens) if bare else 0):
-        if bare.replace(" ", "") == "".join(t for t in tokens[at:] if t not in "{}") and written_number(tokens[:at]) is not None:
-            return Quantity(tokens[:at], bare)
+        unit = "".join(t for t in tokens[at:] if t not in "{}")
+        if (unit in UNITS or unit == bare.replace(" ", "")) and written_number(tokens[:at]) is not None:
+            return Quantity(tokens[:at], unit if unit in UNITS else bare)
+    tokens = (*tokens[:-1], "'" + tokens[-1]) if tokens[-2] == "°" and tokens[-1] in ("C", "F") else tokens
     if tokens[-1] in ("%", "°"):
         return Quantity(tokens[:-1], PERCENT_SIGN if tokens[-1] == "%" else DEGREES)
     if is_word(tokens[0]) and tokens[0][1:].lower() in CURRENCIES:
@@ -55,6 +57,7 @@ def quantity(tokens: Tokens, *, bare: str = "") -> Quantity:
         return Quantity(inner.core, inner.unit or tokens[0][1:].lower())
     tokens = tokens[tokens[0] == "'第" :]
     start = _unit_start(tokens)
+    start -= start < len(tokens) and tokens[start - 1] == "°"
     if start in (0, len(tokens)):
         return Quantity(tokens)
     unit = " ".join(_ERAS.get(token[1:].lower(), token[1:]) if is_word(token) else token for token in tokens[start:])
@@ -68,11 +71,10 @@ def _unit_start(tokens: Tokens) -> int:
     at = len(tokens)
     while at > 0:
         power = next((at - n for n in (4, 5) if tokens[at - n : at - n + 2] == ("^", "{") and tokens[at - 2].isdigit()), 0)
+        word = is_word(tokens[at - 1]) and tokens[at - 1][1:].lower() not in SCALES
         if tokens[at - 1] == "}" and power and is_word(tokens[power - 1]):
             at = power
-        elif (is_word(tokens[at - 1]) and tokens[at - 1][1:].lower() not in SCALES) or (
-            tokens[at - 1] in _JOINTS and at < len(tokens)
-        ):
+        elif word or (tokens[at - 1] in _JOINTS and at < len(tokens)):
             at -= 1
         else:
             break

@@ -22,19 +22,20 @@ _CHOOSING = frozenset(["'option", "'choice", "'answer", "'the", "'is", "'选", "
 def same_text(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""The same tokens are the same answer.
 
-    >>> \dfrac12 ~ \frac{1}{2}    ½ ~ \frac12    x^{\prime} ~ x'    f'(x) !~ f(x)    vv^{\cdot} !~ vv^*    A^{-1} !~ A^T
+    >>> \dfrac12 ~ \frac{1}{2}    ½ ~ \frac12    x^{\prime} ~ x'    mgh ~ m g h    f'(x) !~ f(x)    vv^{\cdot} !~ vv^*    A^{-1} !~ A^T
     """
-    return (RIGHT, "same text") if said == meant else None
+    plain = ["".join(token[is_word(token) :] for token in side) for side in (said, meant)]  # mgh and m g h
+    return (RIGHT, "same text") if said == meant or (plain[0] == plain[1] and plain[0].isalpha()) else None
 
 
 def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""Digits with a comma where the other side has the same digits with a point.
 
-    >>> 1,22 ~ 1.22    1,22 !~ 1.23
+    >>> 1,22 ~ 1.22    1,22 !~ 1.23    1.234 !~ 1,234
     """
     comma, point = sorted(("".join(said), "".join(meant)))
-    numbers = comma.replace(",", "", 1).isdigit() and point.count(".") == comma.count(",") == 1
-    return (RIGHT, "policy: decimal comma") if numbers and comma.replace(",", ".") == point else None
+    same = comma.replace(",", ".") == point and comma.count(",") == 1 and comma.replace(",", "").isdigit()
+    return (RIGHT, "policy: decimal comma") if same and written_number((comma,)) is None else None
 
 
 def choice(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -130,6 +131,8 @@ def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> 12\text{ cm} ~ 12    1200\text{ cm} ~ 12\text{ m}    450\text{ cents} ~ \$4.50    9.8\ \mathrm{m\,s^{-2}} ~ 9.8\ \mathrm{m/s^2}
     >>> 12\text{ cm} !~ 12\text{ m}    5\text{ m}^2 !~ 5\text{ m}    3\text{ million} !~ 3    42x^2 !~ 42    5\text{ km south} !~ 5\text{ km north}
+    >>> 500 mL ~ 0.5\text{ L}    25^\circ C ~ 25^\circ\text{C}    25^\circ\text{C} ~ 25    12\text{ cm}^2 ~ 12平方厘米    500 ~ ₹500
+    >>> 2\pi !~ 2\pi hr    3 !~ 3mg    2 !~ 2CM    \sin 30 !~ \sin 30^\circ    \sin\frac{\pi}{6} ~ \sin 30^\circ    25^\circ\text{F} !~ 25^\circ\text{C}
     """
     ours, theirs = quantity(said), quantity(meant)
     ours, theirs = quantity(said, bare=theirs.unit), quantity(meant, bare=ours.unit)
@@ -187,6 +190,7 @@ def numbers(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""Both are written out: equal exactly, or by what rounding explains (``compare_numbers``).
 
     >>> 1.5\times 10^{3} ~ 1500    3\frac{1}{2} ~ 3.5    \frac24 ~ 0.5    7.03125 ~ 7.03    41.9999 !~ 42    10^{-8} !~ 0    \frac{34}{2} !~ 17
+    >>> 0.3 ~ 0.30000000000000004    0.3333333333333334 !~ 0.3333333333333333    1 !~ 1.000000000000000000001
     """
     ours, theirs = written_number(said), written_number(meant)
     if ours is None or theirs is None:
@@ -255,9 +259,8 @@ def counting(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     >>> 10 ~ C_5^2    \binom{5}{2} ~ C_5^2    20 ~ A_5^2    10 ~ C(5,2)    11 !~ C_5^2
     """
     texts = [render(side) for side in (said, meant)]
-    return (
-        symbolic.equal(*(tokenise(_COUNTS.sub(_binomial, text)) for text in texts)) if any(map(_COUNTS.search, texts)) else None
-    )
+    found = any(map(_COUNTS.search, texts))
+    return symbolic.equal(*(tokenise(_COUNTS.sub(_binomial, text)) for text in texts)) if found else None
 
 
 def _binomial(found: re.Match[str]) -> str:
@@ -269,5 +272,7 @@ def algebra(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""Both are read as a whole, and are equal by ``symbolic``.
 
     >>> (1-x)(1+x) ~ 1-x^2    2\pi r ~ 2*pi*r    3x^2 !~ 3    6xyz !~ 6abc    \frac{1}{2024!} !~ \frac{1}{2023!}    f(x) !~ f'(x)
+    >>> \pi !~ \pi+2^{-400}    10^{20} !~ \sqrt{10^{40}+1}    \frac{1}{f(x)} !~ f^{-1}(x)    A !~ P^{-1}AP    (n!)! !~ n!!    x !~ [x]    1\phantom{0}7 !~ 7
+    >>> \frac{m g}{k} ~ \frac{mg}{k}    \frac{cb}{a} ~ \frac{bc}{a}
     """
     return symbolic.equal(said, meant)

@@ -39,27 +39,26 @@ COUNTED = frozenset(  # nouns that name what was counted
     "flower flowers tree trees orange oranges pencil pencils pen pens cup cups bottle bottles question questions hand hands st nd rd th 天 个 "
     "第 米 人 种 次 本 只 元 辆 张 页 岁 年 月 日 小时 分钟 秒 厘米 千米 千克 克 度 平方厘米 平方米 平方".split()
 )
-STANCES = {
-    "yes": True, "true": True, "correct": True, "是": True, "正确": True, "no": False, "false": False, "incorrect": False, "否": False, "错误": False,
-}  # fmt: skip
+STANCES = dict.fromkeys("yes true correct 是 正确".split(), True) | dict.fromkeys("no false incorrect 否 错误".split(), False)
 # Ways to say one thing; the first of each is its name.
 PHRASES = {(phrase if "\\" in phrase else f"'{phrase.replace(' ', chr(39))}").lower(): row for row in (
     r"no solution|no solutions|none exist|no real solution|no real solutions|there is no solution|there are no solutions|no such solution|\emptyset|\{\}",
     r"infinity|infinitely many|infinite|infinitely many solutions|\infty",
-    "does not exist|dne|not exist",
-    "undefined|not defined|is undefined",
+    "does not exist|dne|not exist|limit does not exist|the limit does not exist", "undefined|not defined|is undefined",
     r"all real numbers|all reals|all real x|any real number|the real numbers|\mathbb{R}|(-\infty,\infty)|(-\infty,+\infty)",
     "converges|convergent|convergence", "diverges|divergent|divergence", "increasing|increases", "decreasing|decreases",
 ) for phrase in row.split("|")}  # fmt: skip
 LEADS = frozenset(
     "the a an answer is final solution solutions answers result value are it only option choice so therefore function".split()
 )
-OTHERS = frozenset("am pm base bc ad bce ce usd not less more than but plus minus over where for with dne none infinite".split())
+OTHERS = frozenset("am pm base usd not less more than but plus minus over where for with dne none infinite".split())
+# Two letters that are as often a product, 2\pi hr and 3mg: a unit only in \text{}, or where the other side says so.
+PRODUCTS = frozenset("mg ml kl nm um ms dm hr kn kj mj kw mw ev pa".split())
 DOMAIN_WORDS = frozenset(
     "where for with any all every each is are a an the some arbitrary fixed given positive negative nonnegative non negative real rational natural "
     "integer integers constant constants number numbers numeric and be being to in parameter parameters which can".split()
 )
 KNOWN_WORDS = frozenset(
     word.lower() for table in (CONNECTIVES, NUMBERS, SCALES, PERCENT, CURRENCIES, UNITS, COUNTED, STANCES, LEADS, OTHERS)
-    for word in table if len(word) > 1 or not word.isascii()
+    for word in table if (len(word) > 1 or not word.isascii()) and word.lower() not in PRODUCTS
 )  # fmt: skip
