@@ -141,7 +141,7 @@ def test_a_cluster_that_is_too_small_is_left_as_it_was(tmp_path: Path) -> None:
         address = context.address_info["gcs_address"]
         done = process(*TOY, f"ray.address={address}", f"model.path={model}", folder=tmp_path)
         assert_one_line(done.stderr, ["more actors than resources: 1.75 CPUs needed", "the cluster offers 1"])
-        assert (done.returncode, done.stdout) == (2, "")
+        assert (done.returncode, done.stdout) == (2, f"joining the cluster at ray.address={address}\n")
         left = everything_below(tmp_path)
         assert {path: content for path, content in left.items() if not path.startswith("ray-was-here")} == before
         assert ray.cluster_resources()["CPU"] == 1
