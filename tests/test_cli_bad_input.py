@@ -372,7 +372,11 @@ def test_a_run_directory_that_holds_a_run(cli: Cli, model: Path) -> None:
 
 def test_a_run_directory_of_another_config(cli: Cli, model: Path) -> None:
     a_run(cli.folder / "run", "learner.lr=5e-4", "run.seed=7").close()
-    says = ["run.dir: ", "run holds a run of another config: learner.lr: 0.0005 -> 0.002; run.seed: 7 -> 0;", "(with run.branch_from it begins with these weights)"]
+    says = [
+        "run.dir: ",
+        "run holds a run of another config: learner.lr: 0.0005 -> 0.002; run.seed: 7 -> 0;",
+        "(with run.branch_from it begins with these weights)",
+    ]
     cli.refused(*RUN, "resume=auto", "learner.lr=2e-3", says=says)
 
 
