@@ -141,7 +141,7 @@ def test_a_cluster_that_is_too_small_is_left_as_it_was(tmp_path: Path) -> None:
         address = context.address_info["gcs_address"]
         done = process(*TOY, f"ray.address={address}", f"model.path={model}", folder=tmp_path)
         assert_one_line(done.stderr, ["more actors than resources: 1.75 CPUs needed", "the cluster offers 1"])
-        assert (done.returncode, done.stdout) == (2, "")
+        assert (done.returncode, done.stdout) == (2, f"joining the cluster at ray.address={address}\n")
         left = everything_below(tmp_path)
         assert {path: content for path, content in left.items() if not path.startswith("ray-was-here")} == before
         assert ray.cluster_resources()["CPU"] == 1
@@ -372,7 +372,11 @@ def test_a_run_directory_that_holds_a_run(cli: Cli, model: Path) -> None:
 
 def test_a_run_directory_of_another_config(cli: Cli, model: Path) -> None:
     a_run(cli.folder / "run", "learner.lr=5e-4", "run.seed=7").close()
-    says = ["run.dir: ", "run holds a run of another config: learner.lr: 0.0005 -> 0.002; run.seed: 7 -> 0;"]
+    says = [
+        "run.dir: ",
+        "run holds a run of another config: learner.lr: 0.0005 -> 0.002; run.seed: 7 -> 0;",
+        "(with run.branch_from it begins with these weights)",
+    ]
     cli.refused(*RUN, "resume=auto", "learner.lr=2e-3", says=says)
 
 

@@ -43,7 +43,7 @@ def test_an_evaluation_is_sampled_from_its_weights_however_late_these_come(tmp_p
     for row in found:
         assert row["oldest_version"] >= row["version"]
     assert [row["version"] for row in found[1:]] == [2, 4, 6]
-    assert any("step 4" in line and " of v" in line for line in world.notes.lines)
+    assert any("step 4" in line and " (v" in line for line in world.notes.lines)
 
 
 def test_a_given_up_evaluation_samples_nothing_more(tmp_path: Path) -> None:

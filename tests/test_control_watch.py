@@ -362,6 +362,21 @@ def test_the_node_of_the_control_loop_itself_is_worth_a_checkpoint():
     assert hand.watch.notices == {"head"}, "nodes that an autoscaler gives up are no notices"
 
 
+def test_two_looks_that_wait_for_the_same_answer_both_have_it():
+    hand = ByHand()
+
+    async def goes():
+        await asyncio.sleep(0)
+        return {"a": 60.0}
+
+    async def both():
+        return await asyncio.gather(hand.watch._draining(), hand.watch._draining())
+
+    hand.crew._draining = goes
+    assert asyncio.run(both()) == [{"a": 60.0}, {"a": 60.0}]
+    assert hand.notes == []
+
+
 def test_a_cluster_that_cannot_say_which_nodes_go_does_not_end_the_run():
     hand = ByHand()
 

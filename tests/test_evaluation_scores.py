@@ -144,3 +144,5 @@ def test_the_share_without_an_answer_is_in_line_and_table() -> None:
     said = Evaluated(label="before", name="heldout", digest="", judgements=silent, scores=score(silent), took_s=1.0)
     assert str(said) == "before: 0.000 [0.000, 0.015], 99.6% without a box"
     assert scores_table({"heldout": said.scores}).splitlines()[1].split()[-5] == "99.6"
+    doubtful = score([replace(one, outcome=Outcome.UNKNOWN) for one in silent[:25]] + silent[25:])
+    assert str(replace(said, scores=doubtful)) == "before: 0.000 [0.000, 0.015], 99.6% without a box, 10.0% unknown"

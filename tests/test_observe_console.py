@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ STEP = {
 }  # fmt: skip
 
 
+EXPORT = "not written; python -m fr3e_async.export runs/a OUT makes it of the last checkpoint"
 LIVE = {"file": io.StringIO(), "force_terminal": True, "record": True}
 
 
@@ -172,6 +174,25 @@ def test_a_run_that_ended_early_says_how_its_model_is_had() -> None:
         "model   not written; python -m fr3e_async.export runs/a OUT makes it of the last checkpoint",
         "page    python -m fr3e_async.report runs/a",
         "resume  the same command with run.dir=runs/a resume=auto",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "steps", "saved", "model", "resume"),
+    [
+        ("stopped by SIGINT", 0, False, "not written, and there is no checkpoint", ""),
+        ("run.max_wall_s (60 s) reached", 7, True, EXPORT, " run.max_wall_s=N, N above the time that is over"),
+        ("finished", 24, True, EXPORT, " run.steps=N, N above 24"),
+        ("finished", 7, True, EXPORT, " budget.tokens=N, N above those that are used up"),
+    ],
+)
+def test_the_last_lines_name_what_a_resume_must_raise(reason: str, steps: int, saved: bool, model: str, resume: str) -> None:
+    view, stream = plain_view()
+    view.finish(replace(example_summary(), exit_reason=reason, steps=steps), Path("runs/a"), model=None, saved=saved)
+    assert stream.getvalue().splitlines()[-3:] == [
+        f"model   {model}",
+        "page    python -m fr3e_async.report runs/a",
+        f"resume  the same command with run.dir=runs/a resume=auto{resume}",
     ]
 
 

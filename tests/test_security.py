@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import loop_support
 import pytest
@@ -120,21 +118,21 @@ def test_no_answer_is_run_as_code(tmp_path: Path) -> None:
     text=st.text(st.sampled_from("0123456789+-*/^(). ,=$%abcxyz_'\"[]{}\\\n"), max_size=60) | st.sampled_from(attacks(Path("/x")))
 )
 def test_what_sympy_evaluates_is_digits_and_operators(text: str) -> None:
-    """math-verify hands plain expressions to sympy's ``parse_expr``, which is Python's ``eval``: no letter may get there."""
-    from math_verify import parser
+    """Numbers come to sympy as text, and its ``parse_expr`` is Python's ``eval``: no letter may get there."""
+    from sympy.parsing import sympy_parser
 
-    from fr3e_async.verify import symbolic
+    from fr3e_async.verify import symbolic, tokens
 
-    given_to_sympy: list[str] = []
+    given_to_sympy, stringify = list[str](), sympy_parser.stringify_expr
 
-    def spy(expression: str, **_: Any) -> None:
+    def spy(expression: str, *rest: object) -> str:
         given_to_sympy.append(expression)
-        raise ValueError("only looked at")
+        return stringify(expression, *rest)
 
+    symbolic.reading.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parser, "parse_expr_cached", spy)
-        with contextlib.suppress(symbolic.ODDITIES):
-            symbolic.parse_boxed(f"1+{text}")
+        patch.setattr(sympy_parser, "stringify_expr", spy)
+        symbolic.reading(tokens.tokenise(f"1+{text}"))
     for expression in given_to_sympy:
         assert not any(character.isalpha() or character in "_'\"[]{}\\" for character in expression)
 

@@ -14,6 +14,7 @@ from fr3e_async.errors import RunFailed
 from fr3e_async.testing import FakeVerifier
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify.pool import last_words
+from fr3e_async.verify.responses import UNREADABLE
 from fr3e_async.wiring.roll_call import Wanted, roll_call
 
 RIGHT = Verdict(outcome=Outcome.RIGHT)
@@ -106,6 +107,14 @@ def test_64_failures_at_the_beginning_end_the_run() -> None:
         "reward=mine:score: the first 64 verdicts all failed: "
         "60 × ValueError: no digits (mine.py, line 7, in score), 4 × cpu limit"
     )
+
+
+def test_what_no_function_has_seen_says_nothing_about_it() -> None:
+    watch = FirstVerdicts(["mine:score"])
+    unreadable = Verdict(outcome=Outcome.WRONG, reason=UNREADABLE)
+    assert len(watch.take("verifier-0", [unreadable, failed()] * (FIRST - 1))) == 1
+    with pytest.raises(RunFailed, match="the first 64 verdicts all failed"):
+        watch.take("verifier-0", [unreadable, failed()])
 
 
 @pytest.mark.parametrize("good", [RIGHT, Verdict(outcome=Outcome.WRONG), NOTHING])

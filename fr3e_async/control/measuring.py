@@ -143,4 +143,4 @@ class Measuring:
             self._reporter.samples(test_set.name, samples, version=at.version)
         versions = (found.scores.oldest_version, found.scores.newest_version)
         of = f"v{at.version}" if versions == (at.version, at.version) else f"v{versions[0]} to v{versions[1]}"
-        self._reporter.note(f"{test_set.title}, {found} of {of}", "evaluation", version=at.version, measured=record)
+        self._reporter.note(f"{test_set.title}, {found} ({of})", "evaluation", version=at.version, measured=record)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fr3e_async.errors import RunFailed
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify.jobs import SAID_UNKNOWN
+from fr3e_async.verify.responses import UNREADABLE
 from fr3e_async.verify.rewards import MATH
 
 FIRST = 64  # verdicts: if all of them failed, something is wrong with the judge and not with the answers
@@ -38,7 +39,8 @@ class FirstVerdicts:
                     log = f"; all of it is in logs/{verifier}.log"
                 self._told[verdict.reason] = said
                 lines.append(f"{self._judge}: {said}{log}; more of these are only counted")
-            self._count(verdict.reason, failed=failed)
+            if not (self._users and verdict.reason == UNREADABLE):  # no function has seen it
+                self._count(verdict.reason, failed=failed)
         return lines
 
     def _count(self, reason: str, *, failed: bool) -> None:

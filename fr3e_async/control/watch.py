@@ -195,12 +195,11 @@ class Watch:
 
     async def _draining(self) -> Mapping[str, float]:
         """Nodes and the seconds until they go. Asked once at a time; a cluster that does not say is no reason to stop."""
-        if self._asked is None:
-            self._asked = asyncio.ensure_future(self._crew.draining())
-        done, _ = await asyncio.wait([self._asked], timeout=self._crew.config.observe.heartbeat_s)
+        self._asked = asked = self._asked or asyncio.ensure_future(self._crew.draining())
+        done, _ = await asyncio.wait([asked], timeout=self._crew.config.observe.heartbeat_s)
         if not done:
             return {}
-        asked, self._asked = self._asked, None
+        self._asked = None if self._asked is asked else self._asked  # another look may have waited for the same answer
         try:
             return asked.result()
         except Exception as error:  # of what lies inside Ray; without an answer there are no notices

@@ -147,8 +147,8 @@ class Evaluated:
 
     def __str__(self) -> str:
         reward = f", reward {self.scores.reward}" if self.scores.reward.value != self.scores.avg.value else ""
-        unanswered = self.scores.unanswered.value
-        return f"{self.label}: {self.scores.avg}{reward}" + (f", {unanswered:.1%} without a box" if unanswered else "")
+        shares = ((self.scores.unanswered.value, "without a box"), (self.scores.unknown_share.value, "unknown"))
+        return f"{self.label}: {self.scores.avg}{reward}" + "".join(f", {part:.1%} {name}" for part, name in shares if part)
 
 
 # --- one row a problem -------------------------------------------------------------------------------------------------

@@ -212,25 +212,36 @@ class ConsoleView:
         elif self._mode == "live":
             self._live.update(self._view())
 
-    def finish(self, summary: Summary, folder: Path, *, model: Path | None) -> None:
+    def finish(self, summary: Summary, folder: Path, *, model: Path | None, saved: bool = True) -> None:
         """End the live view and print the before/after table, the run's numbers, and what can be done with the run's folder."""
         self.stop()
         if self._mode != "off":
             self._console.print(result_table(summary, narrow=self._console.width < _TABLE_WIDTH))
-            self.last_words(folder, model=model, finished=summary.exit_reason == "finished")
+            self.last_words(folder, model=model, saved=saved, limit=self._limit(summary))
 
-    def last_words(self, folder: Path, *, model: Path | None, finished: bool = False) -> None:
-        """End the live view and print where the model is, how the page is made and how the run is resumed."""
+    def _limit(self, summary: Summary) -> str:
+        """What a resume must raise, as it would end at once otherwise."""
+        if summary.exit_reason.startswith("run.max_wall_s"):
+            return " run.max_wall_s=N, N above the time that is over"
+        if summary.exit_reason != "finished":
+            return ""
+        done = summary.steps >= self._steps
+        return f" run.steps=N, N above {self._steps}" if done else " budget.tokens=N, N above those that are used up"
+
+    def last_words(self, folder: Path, *, model: Path | None, saved: bool = True, limit: str = "") -> None:
+        """End the live view and print where the model is, how the page is made and how the run is resumed. ``saved``: there is a checkpoint;
+        ``limit``: a setting that a resume needs besides."""
         self.stop()
         run = shlex.quote(str(folder))
-        more = f" run.steps=N, N above {self._steps}" if finished else ""
+        export = (
+            f"; python -m fr3e_async.export {run} OUT makes it of the last checkpoint"
+            if saved
+            else ", and there is no checkpoint"
+        )
         for name, text in (
-            (
-                "model",
-                str(model) if model else f"not written; python -m fr3e_async.export {run} OUT makes it of the last checkpoint",
-            ),
+            ("model", str(model) if model else f"not written{export}"),
             ("page", f"python -m fr3e_async.report {run}"),
-            ("resume", f"the same command with run.dir={run} resume=auto{more}"),
+            ("resume", f"the same command with run.dir={run} resume=auto{limit}"),
         ):
             if self._mode != "off":
                 self._print(f"{name:<7} {printable(text)}")

@@ -183,7 +183,7 @@ class Recorder:
             version=summary.version,
             seconds=summary.wall_s,
         )
-        self._view.finish(summary, self._run_dir.path, model=self._model())
+        self._view.finish(summary, self._run_dir.path, model=self._model(), saved=bool(self._run_dir.checkpoints.steps()))
 
     def failed(self, why: str) -> None:
         """The run could not go on: an event, which a full disk may refuse, and what is left of it."""

@@ -219,7 +219,7 @@ def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise StorageError(
             f"run.dir: {path} holds a run of another config: {'; '.join(changed[:_SHOWN])}{more}; "
-            "use the same settings or choose another run.dir"
+            "use the same settings, or another run.dir (with run.branch_from it begins with these weights)"
             + ("; run.change_lr=true goes on with the new learning rate" if rate in changed[:1] and len(changed) == 1 else "")
         )
     return True, rate and f"from here on {rate}"

@@ -125,7 +125,7 @@ def evaluations(path: Path, summary: dict[str, Any] | None, found: dict[str, lis
 
 
 def _told(event: dict[str, Any]) -> dict[str, Any] | None:
-    """*Example*: ``held-out accuracy, step 5: 0.406 [0.295, 0.529] at v5``."""
+    """*Example*: ``held-out accuracy, step 5: 0.406 [0.295, 0.529] (v5)``."""
     if event.get("event") != "evaluation":
         return None
     said = re.match(r"held-out accuracy, ([^:]*): ([\d.]+) \[([\d.]+), ([\d.]+)\]", text(event.get("text")))
