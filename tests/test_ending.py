@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def heard(ignored: tuple[signal.Signals, ...] = ()) -> list[str]:
         for number, handler in before.items():
             signal.signal(number, handler)
     return names
+
+
+@pytest.fixture(autouse=True)
+def no_nohup() -> Iterator[None]:
+    """SIGHUP as in a terminal, however the tests were started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_all_three_are_heard() -> None:
