@@ -78,9 +78,11 @@ function evaluationTable(run) {
   const passes = [...new Set(run.evaluations.flatMap((row) => Object.keys(row.pass_at ?? {})))].filter((k) => k !== "1").sort((a, b) => a - b);
   const first = FIRST.filter((key) => run.evaluations.some((row) => typeof row[key] === "object"));
   const rows = run.evaluations.map((row) => [whole(row.label), whole(row.benchmark), percent(row.accuracy),
-    whole(`${percent(row.low)} – ${percent(row.high)}`), ...first.map((key) => evaluated(row[key], key)), ...passes.map((k) => evaluated(row.pass_at?.[k], "pass")),
+    whole(`${percent(row.low)} – ${percent(row.high)}`),
+    ...first.map((key) => evaluated(row[key], key)), ...passes.map((k) => evaluated(row.pass_at?.[k], "pass")),
     num(row.at.step, 4), num(row.at.generated, 4), num(row.at.trained, 4), whole(duration(row.at.wall)), ...columns.map((key) => evaluated(row[key], key))]);
-  const head = ["label", "benchmark", "avg@k", "95 % interval", ...first.map((key) => (key === "reward" ? "mean reward" : "no box")), ...passes.map((k) => `pass@${k}`), "batches", "generated", "trained", "wall-clock",
+  const head = ["label", "benchmark", "avg@k", "95 % interval", ...first.map((key) => (key === "reward" ? "mean reward" : "no box")),
+    ...passes.map((k) => `pass@${k}`), "batches", "generated", "trained", "wall-clock",
     ...columns.map((key) => visible(key.replace(/_s$/, "").replaceAll("_", " ")))];
   return h("article.account", {}, h("h3", {}, runName(run.index)), table(`Evaluations of ${visible(run.name)}`, head, rows));
 }
