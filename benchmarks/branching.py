@@ -2,7 +2,7 @@
 
     python benchmarks/branching.py [--quick] [--json OUT]
 
-Groups of 4 bases + 3 anchors x 4 branches go through ``Roller`` on real engines. The model's weights are random and it never
+Groups of 4 bases + 3 anchors x 4 branches go through ``RolloutWorker`` on real engines. The model's weights are random and it never
 ends by itself, so that all lengths are given: half to one and a half times the mean, one for each group. Prompts are new
 in every round. ``prefill.py`` says what is counted; the goal is computed / blocks <= 1.10. Times are medians of ratios of
 variants within a round. Their floor is the ratio of the generated tokens: what is left if a token costs the same wherever it
@@ -31,7 +31,7 @@ from prefill import Known, Prefill, rounding
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.rollout import Engine, EngineSpec, engine_environment, start_engine
-from fr3e_async.rollout.roller import Roller, TokenTexts
+from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId
 
 GOAL = 1.10
@@ -97,7 +97,7 @@ class Tree:
         sums[1].add(self.branches, contexts=contexts, cache=cache, block=block)
 
 
-async def grow(generator: Roller, explorer: Roller, prompt: Prompt, draw: Draw) -> Tree:
+async def grow(generator: RolloutWorker, explorer: RolloutWorker, prompt: Prompt, draw: Draw) -> Tree:
     """A group as the control loop has it done: branches begin when the trunk has ended, whatever the other bases do."""
     first, *others = base_ids(prompt, BASES)
     rest = asyncio.ensure_future(generator.sample([prompt] * len(others), others, draw))
@@ -108,7 +108,7 @@ async def grow(generator: Roller, explorer: Roller, prompt: Prompt, draw: Draw) 
     return Tree(bases=(trunk, await rest), branches=branches, one_engine=generator is explorer)
 
 
-async def independent(sampler: Roller, prompt: Prompt, draw: Draw) -> RolloutBatch:
+async def independent(sampler: RolloutWorker, prompt: Prompt, draw: Draw) -> RolloutBatch:
     return await sampler.sample([prompt] * ROLLOUTS, base_ids(prompt, ROLLOUTS), draw)
 
 
@@ -121,7 +121,7 @@ class Bench:
     """Engines of one model, with a roller each. "uncached" has prefix caching off."""
 
     engines: dict[str, Engine]
-    rollers: dict[str, Roller]
+    rollers: dict[str, RolloutWorker]
     serial: Iterator[int] = field(default_factory=itertools.count)
 
     def variants(self) -> dict[str, Group]:
@@ -324,7 +324,9 @@ async def run(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     save_model(Path(folder), positions=specs["generator"].max_model_len)
     engines = dict(zip(specs, await asyncio.gather(*map(start_engine, specs.values())), strict=True))
     try:
-        bench = Bench(engines, {name: Roller(engine, TokenTexts(NoText()), RULE, seed=0) for name, engine in engines.items()})
+        bench = Bench(
+            engines, {name: RolloutWorker(engine, TokenTexts(NoText()), RULE, seed=0) for name, engine in engines.items()}
+        )
         await bench.timed(WARM, bench.variants()["tree, one engine"])
         await bench.timed(WARM, bench.variants()["tree, explorer uncached"])
         figures = {}

@@ -83,7 +83,7 @@ class Run:
     def ended(self) -> bool:
         return (self.folder / "summary.json").is_file() and self.process.poll() is not None
 
-    def books(self) -> list[dict[str, Any]]:
+    def ledger_log(self) -> list[dict[str, Any]]:
         """The ledger so far; only what is new is read."""
         path = self.folder / "ledger.jsonl"
         if path.is_file():
@@ -98,16 +98,16 @@ class Run:
         return self.rows
 
 
-def phase_of(books: list[dict[str, Any]], folder: Path) -> str:
+def phase_of(ledger_log: list[dict[str, Any]], folder: Path) -> str:
     """What the run is doing now, as far as its files tell."""
     if any((folder / "checkpoints").glob("step-*.tmp")):
         return "checkpointing"
     last: dict[str, int] = {}
-    for place, row in enumerate(reversed(books)):
+    for place, row in enumerate(reversed(ledger_log)):
         last.setdefault(row["what"], -place)
         if len(last.keys() & {"train", "trained", "live"}) == 3 or row["what"] == "begin":
             break
-    never = -len(books)
+    never = -len(ledger_log)
     if last.get("train", never) > last.get("trained", never):
         return "updating"
     if last.get("trained", never) > last.get("live", never):
@@ -171,9 +171,9 @@ def random_of(processes: list[psutil.Process]) -> psutil.Process | None:
 DICE = random.Random(0)
 
 
-def versions(books: list[dict[str, Any]]) -> tuple[int, int]:
+def versions(ledger_log: list[dict[str, Any]]) -> tuple[int, int]:
     """(batches trained over all sessions, last version)."""
-    trained = [row["version"] for row in books if row["what"] == "trained"]
+    trained = [row["version"] for row in ledger_log if row["what"] == "trained"]
     return len(trained), trained[-1] if trained else 0
 
 
@@ -189,19 +189,19 @@ def chaos(run: Run, plan: list[tuple[str, str]], *, patience_s: float) -> list[K
         if run.process.poll() is not None:
             run.start()
             moved_at = time.monotonic()
-        books = run.books()
-        count, version = versions(books)
-        if count > seen or any(row["what"] == "end" for row in books[-1:]):
+        ledger_log = run.ledger_log()
+        count, version = versions(ledger_log)
+        if count > seen or any(row["what"] == "end" for row in ledger_log[-1:]):
             seen, moved_at = count, time.monotonic()
             if waiting is not None:
                 waiting.back_s = time.monotonic() - started - waiting.at_s
                 waiting, next_at = None, time.monotonic() + DICE.uniform(*REST_S)
         if time.monotonic() - moved_at > patience_s:
             raise TimeoutError(f"nothing was trained for {patience_s:.0f} s after {kills[-1] if kills else 'the start'}")
-        alive = bool(books) and books[-1]["what"] != "end" and run.process.poll() is None
+        alive = bool(ledger_log) and ledger_log[-1]["what"] != "end" and run.process.poll() is None
         if todo and waiting is None and alive and time.monotonic() >= next_at and seen:
             victim, phase = todo[0]
-            now = phase_of(books, run.folder)
+            now = phase_of(ledger_log, run.folder)
             looked_since = looked_since or time.monotonic()
             if time.monotonic() - looked_since > LOOK_S:  # at the end it may come at any moment
                 todo.append((todo.pop(0)[0], "any moment"))

@@ -67,7 +67,7 @@ def samples_of(version: int) -> list[TrainSample]:
 
 def gradient_error(spec: LearnerSpec) -> float:
     """Of all gradients in the learner's layout, relative to their norm by single rows of transformers with eager attention."""
-    from fr3e_async.learner.inputs import Inputs
+    from fr3e_async.learner.layout import Inputs
     from fr3e_async.learner.packing import collate
     from fr3e_async.learner.policy import load_policy
     from fr3e_async.learner.suitability import check_model

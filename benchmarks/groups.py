@@ -179,7 +179,7 @@ async def record(folder: str, config: Config, tokenizer: Any, prompts: Sequence[
     from fr3e_async.algorithm.strategies.base import tree_plan
     from fr3e_async.data.ends import end_tokens
     from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
-    from fr3e_async.rollout.roller import Roller, TokenTexts
+    from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 
     spec = EngineSpec(
         model=folder,
@@ -196,14 +196,14 @@ async def record(folder: str, config: Config, tokenizer: Any, prompts: Sequence[
     engine = await start_engine(spec)
     try:
         rule = tree_plan(config.algorithm, rule="entropy").rule
-        roller = Roller(engine, TokenTexts(tokenizer), rule, seed=config.run.seed)
+        rollout_worker = RolloutWorker(engine, TokenTexts(tokenizer), rule, seed=config.run.seed)
         draw = Draw(max_tokens=config.sampling.max_response, temperature=config.sampling.temperature)
         room = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(prompt: Prompt) -> Grown:
             async with room:
-                tree = await grow(roller, roller, prompt, draw)
-                return tree, roller.anchors(tree.bases[0])
+                tree = await grow(rollout_worker, rollout_worker, prompt, draw)
+                return tree, rollout_worker.anchors(tree.bases[0])
 
         return await asyncio.gather(*map(one, prompts))
     finally:
@@ -263,7 +263,7 @@ def main() -> int:
 def grown_groups() -> list[Grown]:
     from fr3e_async.data.model import load_tokenizer, resolve_model
     from fr3e_async.data.prompts import load_datasets
-    from fr3e_async.loader import load_config
+    from fr3e_async.settings.loader import load_config
 
     config = load_config(["config=toy"]).config
     folder = str(resolve_model(config))

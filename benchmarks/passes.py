@@ -27,7 +27,7 @@ from fr3e_async.algorithm.losses import policy_loss
 from fr3e_async.config import LossConfig
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.data.toy.warm_start import build_model as build_toy
-from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.logprobs import HeadOptions, head_logprobs
 from fr3e_async.learner.packing import Packing, collate, flat_plan, pad_plan, plan
 from fr3e_async.learner.policy import PolicyModel

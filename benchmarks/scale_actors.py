@@ -22,7 +22,7 @@ import ray
 
 from fr3e_async.actors.watch import Watched, watchable
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.testing import FakeEngineWorker
+from fr3e_async.testing.fakes import FakeEngineWorker
 
 CALLS_AT_ONCE = 10_000  # as in the package's wiring
 LEAST_FREE_GIB = 2.0  # below this nothing more is started

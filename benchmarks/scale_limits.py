@@ -23,12 +23,13 @@ from typing import Any
 from common import table
 
 from fr3e_async.config import Config
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.messages import Command, Event, Pressure
-from fr3e_async.loader import load_config
-from fr3e_async.memory import model_shape
+from fr3e_async.learner.memory import model_shape
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import Event, Pressure
+from fr3e_async.machine.messages import Command
+from fr3e_async.settings.loader import load_config
 from fr3e_async.simulate.roofline import BYTES, STORE_BYTES_PER_S, device_of, roofline
-from fr3e_async.simulate.service import Model
+from fr3e_async.simulate.service import SystemModel
 from fr3e_async.simulate.workload import LogNormalWorkload
 from fr3e_async.simulate.world import World
 
@@ -67,7 +68,7 @@ class Demand:
     weight_bytes: float
 
 
-def preset() -> tuple[Config, Model]:
+def preset() -> tuple[Config, SystemModel]:
     """The 7B preset with service times from data sheets, and a learner that keeps up with any number of engines."""
     fixed = [f"{role}.{bound}=0" for role in (GENERATORS, EXPLORERS, VERIFIERS) for bound in ("min", "max")]  # as many as count
     config = load_config([f"config={CONFIG}", "pools.flexible_roles=true", *fixed]).config
@@ -122,7 +123,7 @@ class Timed:
         return commands
 
 
-def simulated(config: Config, model: Model, engines: int) -> Figures:
+def simulated(config: Config, model: SystemModel, engines: int) -> Figures:
     """Demand of one cluster, with what the simulation says besides."""
     warmup = config.flow.max_staleness + 1  # every slot is used once, and once more while it is counted
     world = World(config, model, seed=0, warmup=warmup)

@@ -24,32 +24,15 @@ from common import table
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.codec import encode, nameless
-from fr3e_async.control.collector import collecting_seldom
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.hands import Shelf
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import (
-    Acked,
-    Admitted,
-    Assign,
-    Branch,
-    Command,
-    Delivered,
-    Event,
-    Exported,
-    Judged,
-    Retire,
-    Sample,
-    Score,
-    Send,
-    Train,
-    Trained,
-    WorkerUp,
-    group_of,
-)
-from fr3e_async.loader import load_config
-from fr3e_async.types import Anchor, Finish, Outcome, RolloutId, RolloutNote, Verdict
+from fr3e_async.control.payload_table import PayloadTable
+from fr3e_async.control.process import tuned_gc
+from fr3e_async.machine.codec import encode, nameless
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Judged, Trained, WorkerUp
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import Assign, Branch, Command, Retire, Sample, Score, Send, Train, group_of
+from fr3e_async.settings.loader import load_config
+from fr3e_async.types import Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
 
 SIZES, QUICK_SIZES = (100, 1_000, 10_000), (100, 500)
 TRACED, QUICK_TRACED = 1_000, 100  # groups under tracemalloc, which makes everything some times slower and larger
@@ -84,7 +67,7 @@ class Crowd:
     def __init__(self, config: Config, *, learner: bool) -> None:
         """Without ``learner`` a batch that is given to it never ends, so all slots fill and stay so."""
         self._config, self._learner = config, learner
-        self.machine, self.shelf = Machine(config, make_strategy(config.algorithm)), Shelf()
+        self.machine, self.table = Machine(config, make_strategy(config.algorithm)), PayloadTable()
         self._chance = random.Random(0)
         self._todo: deque[Command] = deque(self.machine.start())
         self._payloads = 0
@@ -106,7 +89,7 @@ class Crowd:
         while True:
             while ledger.admissible() > 0:
                 name = f"p{ledger.admitted}"
-                self.shelf.open(f"{name}@0")
+                self.table.open(f"{name}@0")
                 self._tell(Admitted(group=f"{name}@0", prompt=nameless(name)))
             if over():
                 return
@@ -138,7 +121,7 @@ class Crowd:
             case Assign(work=Sample() | Branch() as work):
                 yield self._delivered(work)
             case Retire():
-                self.shelf.release(command.group)
+                self.table.release(command.group)
             case Train() if self._learner:
                 yield Trained(version=command.version)
                 yield Exported(version=command.version)
@@ -151,14 +134,14 @@ class Crowd:
         group, live = group_of(work), self.machine.ledger.live
         trunks = work.ids if isinstance(work, Sample) and work.trunk else ()
         notes = tuple(
-            RolloutNote(
+            RolloutSummary(
                 id=id, length=LENGTH, context=LENGTH, cached=0, entropy_sum=1.0, entropy_error_sum=0.0, finish=Finish.STOP,
                 oldest_version=live, newest_version=live,
             )
             for id in work.ids
         )  # fmt: skip
         anchors = tuple(anchor for id in trunks for anchor in self._anchors(id)) if trunks else None
-        payload = self.shelf.keep(group, Handle(self._payloads))
+        payload = self.table.keep(group, Handle(self._payloads))
         return Delivered(task=work.task, group=group, payload=payload, notes=notes, anchors=anchors)
 
     def _anchors(self, trunk: RolloutId) -> Iterator[Anchor]:
@@ -209,7 +192,7 @@ def full(in_flight: int) -> Figures:
     cut, coding, writing = (after - before for before, after in itertools.pairwise(times))
     return {
         "in_flight": crowd.machine.ledger.in_flight, "rollouts": sum(len(group.rollouts) for group in state.groups),
-        "payloads": len(crowd.shelf), "bytes": grown, "cut_s": cut, "encode_s": coding, "dumps_s": writing, "json_bytes": len(text),
+        "payloads": len(crowd.table), "bytes": grown, "cut_s": cut, "encode_s": coding, "dumps_s": writing, "json_bytes": len(text),
     }  # fmt: skip
 
 
@@ -225,7 +208,7 @@ def traced(in_flight: int) -> Figures:
     return found
 
 
-@collecting_seldom()
+@tuned_gc()
 def speed(in_flight: int, events: int) -> Figures:
     """Events a second of ``Machine.handle`` with so many groups in flight, the garbage collector set as in a run."""
     crowd = Crowd(paper(in_flight), learner=True)

@@ -10,17 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common import cpu_s, table
-from scale_actors import (
-    MemoryLow,
-    Spent,
-    bare,
-    end,
-    engines,
-    local_ray,
-    memory_mib,
-    require_memory,
-    wait_all,
-)
+from scale_actors import MemoryLow, Spent, bare, end, engines, local_ray, memory_mib, require_memory, wait_all
 
 from fr3e_async.actors.proxies import RayEngine
 

@@ -17,21 +17,21 @@ from common import finish, machine, parser
 from fr3e_async.errors import UserError
 from fr3e_async.simulate.calibrate import calibrate, pause_of
 from fr3e_async.simulate.recording import read_recording
-from fr3e_async.simulate.report import Report
-from fr3e_async.simulate.service import Model
+from fr3e_async.simulate.report import SimulationReport
+from fr3e_async.simulate.service import SystemModel
 from fr3e_async.simulate.simulation import simulate
 
 WARMUP = 1
 RATES = ("rollouts_per_s", "tokens_per_s", "step_s", "train_s", "sync_s", "rejected")
 
 
-def figures(report: Report) -> dict[str, float]:
+def figures(report: SimulationReport) -> dict[str, float]:
     return {name: float(getattr(report, name)) for name in RATES} | {
         f"idle_{role}": idle for role, idle in sorted(report.idle.items())
     }
 
 
-def compare(run: Path, model: Model, *, cores: float, seeds: int) -> dict[str, dict[str, float]]:
+def compare(run: Path, model: SystemModel, *, cores: float, seeds: int) -> dict[str, dict[str, float]]:
     """By figure: measured, predicted (mean over seeds), error. Rates relative to the measured one, fractions as a difference."""
     recording, measured = read_recording(run, warmup=WARMUP)
     steps = len([batch for batch in recording.batches if batch.end])

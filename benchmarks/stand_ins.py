@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.ports import Delivery, EngineWorker, LearnerPort, Payload, PayloadStore, TrainRow, Trunk
-from fr3e_async.control.side import on_the_side
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport, WeightBundle
+from fr3e_async.control.process import run_in_daemon_thread
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport
+from fr3e_async.weights.manifest import WeightBundle
 
 
 class NoLearner(LearnerPort):
@@ -76,10 +77,12 @@ class Ruled:
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
     ) -> tuple[Delivery, Payload]:
         delivery, payload = await self.inner.sample(prompts, ids, draw, trunk=trunk)
-        return (replace(delivery, anchors=await on_the_side(lambda: self._anchors(payload))) if trunk else delivery), payload
+        return (
+            replace(delivery, anchors=await run_in_daemon_thread(lambda: self._anchors(payload))) if trunk else delivery
+        ), payload
 
     def _anchors(self, payload: Payload) -> tuple[Anchor, ...]:
-        """As ``Roller.anchors`` in the engine's process."""
+        """As ``RolloutWorker.anchors`` in the engine's process."""
         batch = self._payloads.get(payload)
         rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
         return tuple(anchor for anchors in rows for anchor in anchors)
@@ -137,5 +140,7 @@ class RunAhead(Directed):
 
     def _nothing_to_make(self, newest: int) -> bool:
         machine = self.controller.machine
-        desk = machine.desk
-        return machine.ledger.live >= newest and not any(desk.queued(role) or desk.in_flight(role) for role in desk.roles)
+        dispatcher = machine.dispatcher
+        return machine.ledger.live >= newest and not any(
+            dispatcher.queued(role) or dispatcher.in_flight(role) for role in dispatcher.roles
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.control.ports import Delivery, EngineWorker, Payload
-from fr3e_async.observe.logs import redirect_output
+from fr3e_async.files.process_logs import redirect_output
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
 from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
 

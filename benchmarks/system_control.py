@@ -30,32 +30,17 @@ from fr3e_async.actors.watch import watchable
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import RunClock, steady
 from fr3e_async.config import Config
-from fr3e_async.control.collector import collecting_seldom
-from fr3e_async.control.crew import Crew, Worker
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import (
-    Acked,
-    Admitted,
-    Assign,
-    Branch,
-    Command,
-    Delivered,
-    Event,
-    Exported,
-    Judged,
-    Sample,
-    Score,
-    Send,
-    Train,
-    Trained,
-    WorkerUp,
-)
 from fr3e_async.control.ports import Delivery
+from fr3e_async.control.process import tuned_gc
+from fr3e_async.control.workers import Worker, Workers
 from fr3e_async.data.prompts import Datasets
-from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Judged, Trained, WorkerUp
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import Assign, Branch, Command, Sample, Score, Send, Train
 from fr3e_async.rollout import EngineStats
-from fr3e_async.session import Session
+from fr3e_async.run.session import Session
+from fr3e_async.store.run_dir import RunDir
 from fr3e_async.types import (
     Anchor,
     Completion,
@@ -65,16 +50,13 @@ from fr3e_async.types import (
     Prompt,
     RolloutBatch,
     RolloutId,
-    RolloutNote,
+    RolloutSummary,
     StepReport,
     Verdict,
-    WeightAck,
-    WeightBucket,
-    WeightBundle,
-    WeightManifest,
 )
 from fr3e_async.weights import stream
-from fr3e_async.wiring import Deployment, Model
+from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, WeightManifest
+from fr3e_async.wiring import Deployment, PolicyFiles
 
 ROLLOUTS_GOAL = 1000.0  # a second, on two cores
 EVENTS_GOAL = 50_000.0  # a second
@@ -157,15 +139,15 @@ class Player:
                 for worker in command.workers:
                     yield Acked(worker=worker, version=command.version)
 
-    def _note(self, id: RolloutId) -> RolloutNote:
+    def _note(self, id: RolloutId) -> RolloutSummary:
         version = self.machine.ledger.live
-        return RolloutNote(
+        return RolloutSummary(
             id=id, length=LENGTH, context=20, cached=0, entropy_sum=1.0, entropy_error_sum=0.0, finish=Finish.STOP,
             oldest_version=version, newest_version=version,
         )  # fmt: skip
 
 
-@collecting_seldom()  # as a run does
+@tuned_gc()  # as a run does
 def machine_section(*, quick: bool) -> dict[str, Any]:
     """Events are recorded first and then told to fresh machines: nothing but ``Machine.handle`` is in the time."""
     config = toy("run.steps=1000000").config
@@ -313,10 +295,10 @@ async def loop_run(folder: Path, *, steps: int) -> dict[str, Any]:
     async def nobody(role: str) -> Worker:
         raise AssertionError(f"a worker of {role} was lost")
 
-    model = Model(path="", end_token_ids=())
+    model = PolicyFiles(path="", end_token_ids=())
     clock = RunClock()
     deployment = Deployment(config, model, run_dir, clock=clock)
-    deployment.crew = Crew(config=config, learner=learner, payloads=RayPayloads(), start=nobody, workers=workers)
+    deployment.workers = Workers(config=config, learner=learner, payloads=RayPayloads(), start=nobody, workers=workers)
     datasets = Datasets(train=tuple(prompts(4096)), heldout=(), dropped=0)
     session = Session(
         config, model, datasets, run_dir, resume_from=None, clock=clock, started_at=clock(), spell=lambda tokens: []

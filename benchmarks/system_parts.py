@@ -24,26 +24,26 @@ from stand_ins import Directed, Ruled, Until
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import RunClock
 from fr3e_async.config import Config
-from fr3e_async.control.crew import ENGINES, Crew, Worker
-from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.ports import EngineWorker, LearnerPort
 from fr3e_async.control.progress import Progress
+from fr3e_async.control.workers import ENGINES, Worker, Workers
 from fr3e_async.data.ends import end_tokens
 from fr3e_async.data.model import load_tokenizer, resolve_model
 from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import load_datasets
-from fr3e_async.ending import summary_of
 from fr3e_async.errors import RunFailed
-from fr3e_async.loader import LoadedConfig, load_config
+from fr3e_async.files.process_logs import quiet_environment
+from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.observe.console import ConsoleView, make_console
-from fr3e_async.observe.logs import quiet_environment
 from fr3e_async.observe.recorder import Recorder
-from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.rollout import EngineSpec
-from fr3e_async.session import Session
-from fr3e_async.types import WeightBundle
-from fr3e_async.wiring import Deployment, Model, connect, disconnect, engine_spec
+from fr3e_async.run.session import Session
+from fr3e_async.run.stop import summary_of
+from fr3e_async.settings.loader import LoadedConfig, load_config
+from fr3e_async.store.run_dir import RunDir
+from fr3e_async.weights.manifest import WeightBundle
+from fr3e_async.wiring import Deployment, PolicyFiles, connect, disconnect, engine_spec
 
 os.environ.update(quiet_environment(verbose=False))
 
@@ -91,15 +91,15 @@ class Stage:
         tokenizer = load_tokenizer(self._config)
         self._spell = speller(tokenizer)
         self._datasets = load_datasets(self._config, tokenizer)
-        self._model = Model(path=str(resolve_model(self._config)), end_token_ids=end_tokens(self._config, tokenizer))
+        self._model = PolicyFiles(path=str(resolve_model(self._config)), end_token_ids=end_tokens(self._config, tokenizer))
         self._home = RunDir.open(folder / "stage", config=self._config, config_yaml=loaded.yaml)
         self._deployment = Deployment(self._config, self._model, self._home, clock=self._clock)
         self._runs = 0
 
     async def start(self) -> None:
         await self._deployment.start(resume_from=None)
-        self._workers: list[tuple[str, Worker]] = self._of(self._deployment.crew)
-        self._learner: LearnerPort = self._deployment.crew.learner
+        self._actors: list[tuple[str, Worker]] = self._of(self._deployment.workers)
+        self._learner: LearnerPort = self._deployment.workers.learner
 
     @property
     def spec(self) -> EngineSpec:
@@ -137,25 +137,25 @@ class Stage:
         if rule not in (None, make_strategy(self._config.algorithm).plan.rule) and not ruled:
             raise ValueError(f"the stage's engines pick anchors by another rule than {rule}; play it with ruled=True")
         if rule is not None and ruled:
-            around_engine = partial(Ruled, rule=rule, seed=config.run.seed, payloads=self._deployment.crew.payloads)
+            around_engine = partial(Ruled, rule=rule, seed=config.run.seed, payloads=self._deployment.workers.payloads)
         self._runs += 1
         run_dir = RunDir.open(self._folder / f"run-{self._runs}", config=config, config_yaml=loaded.yaml)
         deployment = Deployment(config, self._model, run_dir, clock=self._clock)
         playing = self._cast(engines, flat)
-        crew = deployment.crew = self._crew(
+        workers = deployment.workers = self._workers(
             config,
             [(role, worker if role == VERIFIERS else around_engine(cast(EngineWorker, worker))) for role, worker in playing],
         )
         if learner is None:
             await deployment.restart_learner(resume_from=None)
-            self._learner = crew.learner
-        crew.learner = around_learner(learner or self._learner)
-        until = Until(crew.learner, batches)
+            self._learner = workers.learner
+        workers.learner = around_learner(learner or self._learner)
+        until = Until(workers.learner, batches)
         if batches:
-            crew.learner = until
+            workers.learner = until
         summary, failure = await self._run(config, deployment, run_dir, evaluate=evaluate, before=before)
         if not engines and not flat:
-            self._workers = [(role, getattr(worker, "inner", worker)) for role, worker in self._of(crew)]
+            self._actors = [(role, getattr(worker, "inner", worker)) for role, worker in self._of(workers)]
         rows = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
         return Played(
             rows=rows, summary=summary, failure=failure, folder=run_dir.path, batch_cpu_s=until.batch_cpu_s, cores=until.cores
@@ -186,7 +186,7 @@ class Stage:
             controller = await session.controller(deployment, recorder, None, 1)
             if controller.progress.accuracy_before is None:
                 controller.progress.accuracy_before = before
-            if isinstance(learner := deployment.crew.learner, Directed):
+            if isinstance(learner := deployment.workers.learner, Directed):
                 learner.controller = controller
             try:
                 await controller.run()
@@ -195,42 +195,42 @@ class Stage:
                 controller.progress.utilisation = controller.watch.utilisation()
                 if evaluate:
                     at = controller.progress.milestone(controller.machine.ledger.version, self._clock())
-                    controller.progress.measured("after", await self._accuracy(deployment.crew), at=at)
+                    controller.progress.measured("after", await self._accuracy(deployment.workers), at=at)
             told = summary_of(controller, name="benchmark", reason=failure or "finished", now=self._clock())
             return json.loads(told.to_json()), failure
 
     async def accuracy(self, *overrides: str) -> dict[str, Any]:
         """The record of an evaluation of what the engines hold: of the first weights, before anything is played."""
         config = toy(*self._overrides, *overrides, config=self._base).config
-        crew = self._crew(config, self._workers)
+        workers = self._workers(config, self._actors)
         progress = Progress(began_at=self._clock())
-        progress.measured("before", await self._accuracy(crew), at=progress.milestone(0, self._clock()))
+        progress.measured("before", await self._accuracy(workers), at=progress.milestone(0, self._clock()))
         return progress.evaluations[0]
 
-    async def _accuracy(self, crew: Crew) -> Any:
+    async def _accuracy(self, workers: Workers) -> Any:
         @contextlib.asynccontextmanager
         async def lend(role: str, weight: int, *, priority: int) -> AsyncIterator[str]:
-            yield crew.names(role)[0]
+            yield workers.names(role)[0]
 
-        problems = pick_problems(self._datasets.heldout, crew.config)
-        return await Evaluator(crew, problems).run("after", lend=lend, on_progress=lambda: None)
+        problems = pick_problems(self._datasets.heldout, workers.config)
+        return await Evaluator(workers, problems).run("after", lend=lend, on_progress=lambda: None)
 
-    def _crew(self, config: Config, workers: Sequence[tuple[str, Worker]]) -> Crew:
+    def _workers(self, config: Config, workers: Sequence[tuple[str, Worker]]) -> Workers:
         deployed = self._deployment
-        return Crew(
-            config=config, learner=self._learner, payloads=deployed.crew.payloads, start=deployed.start_worker, workers=workers
+        return Workers(
+            config=config, learner=self._learner, payloads=deployed.workers.payloads, start=deployed.start_worker, workers=workers
         )
 
     def _cast(self, engines: int, flat: bool) -> list[tuple[str, Worker]]:
-        playing = [(GENERATORS if flat else role, worker) for role, worker in self._workers if role in ENGINES]
-        return [*playing[: engines or None], *(entry for entry in self._workers if entry[0] == VERIFIERS)]
+        playing = [(GENERATORS if flat else role, worker) for role, worker in self._actors if role in ENGINES]
+        return [*playing[: engines or None], *(entry for entry in self._actors if entry[0] == VERIFIERS)]
 
     @staticmethod
-    def _of(crew: Crew) -> list[tuple[str, Worker]]:
-        return [(crew.role(worker.name), worker) for worker in crew.workers()]
+    def _of(workers: Workers) -> list[tuple[str, Worker]]:
+        return [(workers.role(worker.name), worker) for worker in workers.workers()]
 
     async def close(self) -> None:
-        for _, worker in self._workers:
+        for _, worker in self._actors:
             await worker.close()
         await self._learner.close()
         self._home.close()

@@ -56,7 +56,7 @@ def reached(events: Path, started: float = 0.0) -> float | None:
 def warm(seed: int, overrides: list[str]) -> float:
     """Build the toy model of a seed if it is not cached; returns the seconds that took."""
     started = time.monotonic()
-    code = "import sys; from fr3e_async.loader import load_config; from fr3e_async.data.model import resolve_model; resolve_model(load_config(sys.argv[1:]).config)"
+    code = "import sys; from fr3e_async.settings.loader import load_config; from fr3e_async.data.model import resolve_model; resolve_model(load_config(sys.argv[1:]).config)"
     subprocess.run([sys.executable, "-c", code, "config=toy", f"run.seed={seed}", *overrides], check=True)
     return time.monotonic() - started
 

@@ -38,7 +38,7 @@ from fr3e_async.actors.proxies import RayEngine, RayLearner
 from fr3e_async.config import LearnerConfig, LossConfig, WeightsConfig
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.rollout import EngineSpec, engine_environment
-from fr3e_async.types import WeightAck, WeightBundle
+from fr3e_async.weights.manifest import WeightAck, WeightBundle
 
 GOAL = 3.0
 CHANGES = {"all": 1.0, "half": 0.5, "none": 0.0}  # part of the bytes

@@ -6,23 +6,23 @@ Plays the run's books (``ledger.jsonl``) from the first session to the last, and
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from fr3e_async.control.progress import CONTROL_FILE
 from fr3e_async.data.stream import group_id
-from fr3e_async.errors import ConfigError, StorageError, UserError, printable
-from fr3e_async.observe.books import read_books
-from fr3e_async.observe.checkpoints import CheckpointStore, step_of
-from fr3e_async.observe.story import FATES, TRAINED, Report, audit
+from fr3e_async.errors import StorageError, UserError, printable
+from fr3e_async.settings.arguments import CommandParser
+from fr3e_async.store.checkpoints import CheckpointStore, step_of
+from fr3e_async.store.ledger_audit import FATES, TRAINED, LedgerReport, audit
+from fr3e_async.store.ledger_log import read_ledger_log
 
 BOOKS, GROUPS, CONFIG = "ledger.jsonl", "groups.jsonl", "config.yaml"
 SHOWN = 50  # lines of a failure; the first ones are the cause
@@ -32,14 +32,9 @@ SHOWN = 50  # lines of a failure; the first ones are the cause
 class Audit:
     """What was found of a run."""
 
-    report: Report
+    report: LedgerReport
     checkpoint: str  # name of the one that was compared, or empty
     problems: tuple[str, ...]  # a line each
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see python -m fr3e_async.audit --help")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
     return 1 if found.problems else 0
 
 
-def parser() -> Parser:
-    made = Parser(
+def parser() -> CommandParser:
+    made = CommandParser(
         prog="python -m fr3e_async.audit", description="Check that every prompt group of a run was used once, and in time."
     )
     made.add_argument("run", metavar="RUN", help="a run directory; the run may be over, killed, or going on")
@@ -70,7 +65,7 @@ def audit_run(run: Path) -> Audit:
         raise StorageError(f"{run} is no run directory, or of an earlier version: it has no {BOOKS}")
     bounds = read_bounds(run / CONFIG)
     rows = read_groups(run / GROUPS)  # before the books, which then tell of all of them, even in a run that is going on
-    report = audit(read_books(run / BOOKS), **bounds)
+    report = audit(read_ledger_log(run / BOOKS), **bounds)
     problems = [str(violation) for violation in report.violations]
     problems += [f"{GROUPS}: {text}" for text in check_groups(report, rows)]
     checkpoint = None
@@ -112,7 +107,7 @@ def read_groups(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def find_checkpoint(root: Path, report: Report) -> Path | None:
+def find_checkpoint(root: Path, report: LedgerReport) -> Path | None:
     """The newest whole one that the run did not go back behind. Raises ``StorageError`` if all are damaged."""
     behind = report.abandoned - {cut.version for cut in report.cuts}
     return CheckpointStore(root).latest(lambda folder: "the run went back behind it" if step_of(folder) in behind else "")
@@ -132,7 +127,7 @@ def read_control(checkpoint: Path) -> dict[str, Any]:
 # ---- against the books ----
 
 
-def check_groups(report: Report, rows: Sequence[tuple[str, str]]) -> list[str]:
+def check_groups(report: LedgerReport, rows: Sequence[tuple[str, str]]) -> list[str]:
     """What is wrong with the rows (group, fate), a line each.
 
     In a run that did not say its end, rows and books may differ in what was settled after the last cut, and only there.
@@ -151,7 +146,7 @@ def check_groups(report: Report, rows: Sequence[tuple[str, str]]) -> list[str]:
     return problems
 
 
-def check_checkpoint(report: Report, *, version: int, epoch: int, consumed: Set[str]) -> list[str]:
+def check_checkpoint(report: LedgerReport, *, version: int, epoch: int, consumed: Set[str]) -> list[str]:
     """What is wrong with a checkpoint's consumed prompts, a line each. Epochs below ``epoch`` are wholly consumed."""
     cuts = [cut for cut in reversed(report.cuts) if cut.version == version]
     if not cuts:

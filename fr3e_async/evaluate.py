@@ -23,20 +23,20 @@ from fr3e_async.config import Config
 from fr3e_async.data.ends import end_tokens, endless_turns
 from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import make_prompts
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import DataRow
 from fr3e_async.data.rows import read_heldout
 from fr3e_async.errors import ConfigError, ModelError, RunFailed, UserError
 from fr3e_async.evaluation.suite import HELDOUT, Suite, TestSet, heldout_set, left_out, make_sets, pick, read_suite, samples_of
-from fr3e_async.loader import LoadedConfig, load_config
-from fr3e_async.observe.evaluation_dir import EvaluationDir
-from fr3e_async.observe.logs import quiet_driver, quiet_environment, stderr_in
-from fr3e_async.plan import render_placement
-from fr3e_async.scratch import scratch
+from fr3e_async.files.process_logs import quiet_driver, quiet_environment, stderr_in
+from fr3e_async.files.scratch import scratch
+from fr3e_async.plan.placement import render_placement
+from fr3e_async.settings.loader import LoadedConfig, load_config
+from fr3e_async.store.evaluation_dir import EvaluationDir
 from fr3e_async.verify.rewards import check_reward_functions
 
 if TYPE_CHECKING:
-    from fr3e_async.evaluate_job import Job
-    from fr3e_async.wiring import Model
+    from fr3e_async.run.evaluation import EvaluationJob
+    from fr3e_async.wiring import PolicyFiles
 
 USAGE = """\
 usage: python -m fr3e_async.evaluate model=MODEL suite=NAME[,NAME ...] [out=DIR] [config=FILE[,FILE ...]] [key=value ...] [--dry-run]
@@ -58,7 +58,7 @@ JUDGE = (  # of verifiers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class EvaluationArguments:
     """The command line, understood."""
 
     loaded: LoadedConfig
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
-def understood(argv: Sequence[str]) -> Asked:
+def understood(argv: Sequence[str]) -> EvaluationArguments:
     """Raises ``ConfigError``. ``model``, ``suite`` and ``out`` are words of this command; all others are settings."""
     own = {"model": "", "suite": "", "out": ""}
     rest = []
@@ -114,7 +114,7 @@ def understood(argv: Sequence[str]) -> Asked:
     heldout = HELDOUT in names or not loaded.config.evaluation.suite
     if heldout and not loaded.config.data.heldout:
         raise ConfigError("suite: name benchmarks (suite=gsm8k,aime24, or paper, or all), or set data.heldout")
-    return Asked(
+    return EvaluationArguments(
         loaded=loaded,
         name=own["model"] or loaded.config.model.path,
         out=own["out"],
@@ -149,7 +149,7 @@ def machine_config() -> str:
 # --- before anything is started ----------------------------------------------------------------------------------------
 
 
-def evaluate(asked: Asked) -> int:
+def evaluate(asked: EvaluationArguments) -> int:
     """Check everything, then start engines. Raises ``UserError`` kinds before, ``RunFailed`` after."""
     clock, config = RunClock(), asked.config
     started_at = clock()
@@ -172,24 +172,26 @@ def evaluate(asked: Asked) -> int:
         print(plan_text(config, suite, heldout))
         return 0
     # Imported here: Ray takes a second, and neither --help nor a misspelling needs it.
-    from fr3e_async.evaluate_job import Job
     from fr3e_async.rollout import check_installed
-    from fr3e_async.wiring import Model, check_cluster
+    from fr3e_async.run.evaluation import EvaluationJob
+    from fr3e_async.wiring import PolicyFiles, check_cluster
 
     check_installed(config.engine.entropy)
     check_cluster(config, training=False)
-    model = Model(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
+    model = PolicyFiles(path=str(resolve_model(config)), end_token_ids=end_tokens(config, tokenizer))
     identity = identity_of(config, model, sets)
     out = Path(os.path.expanduser(asked.out)) if asked.out else default_out(asked.name, started_at)
     with EvaluationDir.open(out, identity=identity, config_yaml=asked.loaded.yaml) as folder:
         quiet_driver(folder.logs / "driver.log", verbose=config.observe.verbose)
-        job = Job(config, model, sets, folder, facts_of(suite, asked.name, folder.identity), clock=clock, started_at=started_at)
+        job = EvaluationJob(
+            config, model, sets, folder, facts_of(suite, asked.name, folder.identity), clock=clock, started_at=started_at
+        )
         for line in (*left_out(suite, sets), *filter(None, [endless_turns(config, tokenizer)])):
             job.say(line)
         return start(job, folder, config)
 
 
-def start(job: Job, folder: EvaluationDir, config: Config) -> int:
+def start(job: EvaluationJob, folder: EvaluationDir, config: Config) -> int:
     """Join or start a cluster, if anything is to be sampled, and do it; the exit code."""
     from fr3e_async.wiring import connect, disconnect
 
@@ -213,7 +215,7 @@ def default_out(model: str, now: float) -> Path:
     return Path("evaluations") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
 
 
-def plan_text(config: Config, suite: Suite, heldout: Sequence[Row]) -> str:
+def plan_text(config: Config, suite: Suite, heldout: Sequence[DataRow]) -> str:
     """The output of ``--dry-run``."""
     counts = {name: (len(items), samples_of(config.evaluation, name)) for name, items in suite.items.items()}
     if heldout:
@@ -223,7 +225,7 @@ def plan_text(config: Config, suite: Suite, heldout: Sequence[Row]) -> str:
     return "\n".join(["benchmarks", *lines, "", place, "", "dry run: nothing was started or written"])
 
 
-def identity_of(config: Config, model: Model, sets: Sequence[TestSet]) -> dict[str, Any]:
+def identity_of(config: Config, model: PolicyFiles, sets: Sequence[TestSet]) -> dict[str, Any]:
     """What makes an evaluation what it is: samples of two that agree in it may stand side by side.
 
     ``prompts`` stands for all that makes tokens of a problem: the template's text, the tokenizer, its own chat template.

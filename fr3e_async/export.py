@@ -5,24 +5,18 @@ One process without Ray, DeepSpeed or vLLM; reads only the checkpoint, file by f
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from fr3e_async.errors import ConfigError, StorageError, UserError
-from fr3e_async.observe.card import FILE, CardFacts, model_card, run_settings, summary_facts
-from fr3e_async.observe.checkpoints import MANIFEST, CheckpointStore, checkpoint_name
-from fr3e_async.observe.summary import Summary
-from fr3e_async.scratch import scratch
+from fr3e_async.errors import StorageError, UserError
+from fr3e_async.files.scratch import scratch
+from fr3e_async.settings.arguments import CommandParser
+from fr3e_async.store.checkpoints import MANIFEST, CheckpointStore, checkpoint_name
+from fr3e_async.store.model_card import FILE, CardFacts, model_card, run_settings, summary_facts
+from fr3e_async.store.summary import Summary
 
 LEARNER = Path("learner") / "state"  # where a whole checkpoint keeps the learner's part
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see python -m fr3e_async.export --help")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> Parser:
-    made = Parser(prog="python -m fr3e_async.export", description="Write a checkpoint as a Hugging Face model folder.")
+def parser() -> CommandParser:
+    made = CommandParser(prog="python -m fr3e_async.export", description="Write a checkpoint as a Hugging Face model folder.")
     made.add_argument("source", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run directory for its newest one")
     made.add_argument("out", metavar="OUT", help="the folder to make")
     made.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights (default: that of training)")
@@ -129,7 +123,7 @@ def checkpoint_facts(checkpoint: Path, facts: CardFacts) -> CardFacts:
 
 def write_run_card(run: Path, *, dtype: str) -> None:
     """The card of a run's final model, from what the run directory holds. Raises ``StorageError``."""
-    from fr3e_async.observe.storage import storage_errors, write_atomically
+    from fr3e_async.files.durable import storage_errors, write_atomically
 
     with storage_errors(run):
         summary = Summary.from_json((run / "summary.json").read_text(encoding="utf-8"))

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from fr3e_async import __version__
 from fr3e_async.errors import ConfigError, RunFailed, UserError
-from fr3e_async.hints import unknown_topic
-from fr3e_async.loader import OPTIONS, LoadedConfig, load_config
-from fr3e_async.observe.logs import quiet_environment
-from fr3e_async.scratch import scratch
+from fr3e_async.files.process_logs import quiet_environment
+from fr3e_async.files.scratch import scratch
+from fr3e_async.settings.hints import unknown_topic
+from fr3e_async.settings.loader import OPTIONS, LoadedConfig, load_config
 from fr3e_async.signals import interrupting
 
 WORDS = (*OPTIONS, "--all", "--version")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def show_help(topics: Sequence[str] = ()) -> int:
     """Everything, or what the words name: sections, settings. Raises ``ConfigError`` for a word that names nothing."""
-    from fr3e_async.help import render_help, render_topic
+    from fr3e_async.settings.help import render_help, render_topic
 
     texts = [render_topic(word) for word in topics]
     for word, text in zip(topics, texts, strict=True):
@@ -59,8 +59,8 @@ def show_help(topics: Sequence[str] = ()) -> int:
 
 def show_plan(loaded: LoadedConfig, *, every_setting: bool) -> int:
     """Settings, placement and a memory estimate; then the checks of a start. Nothing stays. Raises ``UserError`` as a start does."""
-    from fr3e_async.memory import model_shape
-    from fr3e_async.plan import render_plan
+    from fr3e_async.learner.memory import model_shape
+    from fr3e_async.plan.placement import render_plan
 
     config = loaded.config
     show(render_plan(config, origins=loaded.origins, yaml=loaded.yaml if every_setting else "", model=model_shape(config)))
@@ -71,7 +71,7 @@ def show_plan(loaded: LoadedConfig, *, every_setting: bool) -> int:
 def check(loaded: LoadedConfig) -> list[str]:
     """What the checks of a start find, a line each; by the same functions. Raises ``UserError`` as a start does."""
     os.environ.update(quiet_environment(verbose=loaded.config.observe.verbose))
-    from fr3e_async.preparing import prepare  # it loads Ray, and the checks load the tokenizer
+    from fr3e_async.run.preparing import prepare  # it loads Ray, and the checks load the tokenizer
 
     with scratch(), prepare(loaded, trial=True) as session:
         return list(session.found)
@@ -91,7 +91,7 @@ def train(loaded: LoadedConfig) -> int:
     # Imported here: Ray takes a second to load, and neither help nor a dry run needs it.
     if loaded.config.observe.console != "off" and sys.stdout.isatty():  # imports and checks take seconds
         print("checking settings, data and model", flush=True)
-    from fr3e_async.preparing import prepare
+    from fr3e_async.run.preparing import prepare
 
     with interrupting(), scratch(), prepare(loaded) as session:
         if session.done:

@@ -6,29 +6,23 @@ the first that is not is shown. Exit codes: 0 the same; 1 another decision; 2 ba
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.journal import Entry, Header, brief, read_journal, refusal
-from fr3e_async.control.machine import Machine
-from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError, printable
-from fr3e_async.loader import config_from
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see python -m fr3e_async.replay --help")
+from fr3e_async.errors import RunFailed, StorageError, UserError, printable
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.machine import Machine
+from fr3e_async.settings.arguments import CommandParser
+from fr3e_async.settings.loader import config_from
+from fr3e_async.store.journal import Entry, Header, brief, read_journal, refusal
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ReplayedEvent:
     """One event, driven through the machine again. ``decided``: what it decides now, in short."""
 
     number: int  # from 1
@@ -41,7 +35,7 @@ class Step:
         return self.decided == self.entry.commands
 
 
-def replay(header: Header, entries: Iterator[Entry]) -> Iterator[Step]:
+def replay(header: Header, entries: Iterator[Entry]) -> Iterator[ReplayedEvent]:
     """Each event of a session with what the machine decides, which may be that it refuses to go on."""
     config = config_from(header.config)
     machine = Machine(config, make_strategy(config.algorithm), state=header.state)
@@ -50,9 +44,9 @@ def replay(header: Header, entries: Iterator[Entry]) -> Iterator[Step]:
         try:
             decided = tuple(brief(command) for command in machine.handle(entry.event))
         except RunFailed as error:
-            yield Step(number, entry, (refusal(error),), machine)
+            yield ReplayedEvent(number, entry, (refusal(error),), machine)
             continue  # the run has failed; what follows is the batch that was waited for
-        yield Step(number, entry, decided, machine)
+        yield ReplayedEvent(number, entry, decided, machine)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,8 +63,10 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
 
 
-def parser() -> Parser:
-    made = Parser(prog="python -m fr3e_async.replay", description="Drive the control machine through a recorded run again.")
+def parser() -> CommandParser:
+    made = CommandParser(
+        prog="python -m fr3e_async.replay", description="Drive the control machine through a recorded run again."
+    )
     made.add_argument("run", metavar="RUN", help="a run directory")
     made.add_argument("--session", type=int, help="only this one (default: all)")
     made.add_argument("--first", type=int, default=0, metavar="N", help="show events from number N on")
@@ -100,7 +96,7 @@ def follow(path: Path, *, show: tuple[int, int], state: bool) -> int | None:
         if not file.readline().endswith(b"\n"):
             return None
     kinds: Counter[str] = Counter()
-    step: Step | None = None
+    step: ReplayedEvent | None = None
     for step in replay(*read_journal(path)):
         kinds[type(step.entry.event).__name__] += 1
         if show[0] <= step.number <= show[1]:
@@ -118,15 +114,16 @@ def follow(path: Path, *, show: tuple[int, int], state: bool) -> int | None:
     return 0
 
 
-def _shown(step: Step, *, state: bool) -> str:
+def _shown(step: ReplayedEvent, *, state: bool) -> str:
     lines = [f"{step.number} t={step.entry.time:.3f} {step.entry.event}", *(f"    {text}" for text in step.decided)]
     return printable("\n".join([*lines, *([_state(step.machine)] if state else [])]))
 
 
 def _state(machine: Machine) -> str:
-    ledger, desk, fleet = machine.ledger, machine.desk, machine.fleet
+    ledger, dispatcher, fleet = machine.ledger, machine.dispatcher, machine.fleet
     roles = ", ".join(
-        f"{role} {desk.in_flight(role)} in flight and {desk.queued(role)} queued" for role in (GENERATORS, EXPLORERS, VERIFIERS)
+        f"{role} {dispatcher.in_flight(role)} in flight and {dispatcher.queued(role)} queued"
+        for role in (GENERATORS, EXPLORERS, VERIFIERS)
     )
     return (
         f"  v{ledger.version} trained, v{fleet.live} live; {ledger.slots_held} slots held, {ledger.in_flight} groups in flight, "

@@ -2,7 +2,7 @@
 
     python scripts/dashboard.py
 
-What a panel shows is said here, one line a panel; a panel's description is the meaning of its metrics, from observe/exported.py.
+What a panel shows is said here, one line a panel; a panel's description is the meaning of its metrics, from observe/prometheus.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.observe.events import events_table
-from fr3e_async.observe.exported import EXPORTED, PREFIX, exported_table
+from fr3e_async.observe.prometheus import EXPORTED, PREFIX, exported_table
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "cluster" / "monitoring" / "grafana-dashboard.json"

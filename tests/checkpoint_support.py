@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from fr3e_async.control.ledger import LedgerState
 from fr3e_async.control.progress import Progress, cut_of, save_cut
 from fr3e_async.learner import checkpoint
-from fr3e_async.learner.checkpoint_pieces import MASTER, Run
-from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.learner.checkpoint_pieces import MASTER, WeightRun
+from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.store.checkpoints import CheckpointStore
 from fr3e_async.types import RolloutBatch
 
 TAG = Path("learner") / "state"
@@ -29,10 +29,10 @@ class PlainState:
     def shapes(self) -> dict[str, list[int]]:
         return {name: list(weight.shape) for name, weight in self.weights.items()}
 
-    def runs(self, rank: int, world: int) -> Iterator[Run]:
+    def runs(self, rank: int, world: int) -> Iterator[WeightRun]:
         for name, weight in list(self.weights.items())[rank::world]:
-            yield Run(MASTER, name, 0, weight.flatten())
-            yield Run("exp_avg", name, 0, weight.flatten() / 2)
+            yield WeightRun(MASTER, name, 0, weight.flatten())
+            yield WeightRun("exp_avg", name, 0, weight.flatten() / 2)
 
     def describe(self) -> dict[str, Any]:
         return {"groups": [], "schedule": {}, "counters": {"global_steps": 5}}

@@ -23,7 +23,8 @@ from fr3e_async.actors.engine import EngineActor
 from fr3e_async.control.ports import Delivery
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBundle
+from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
+from fr3e_async.weights.manifest import WeightAck, WeightBundle
 
 DELAYS = "FR3E_TEST_DELAYS"
 LENGTH = 8  # tokens of a rollout

@@ -12,8 +12,9 @@ import psutil
 import torch
 
 from fr3e_async.rollout import EngineSpec, SampleRequest
-from fr3e_async.types import Completion, WeightBundle
+from fr3e_async.types import Completion
 from fr3e_async.weights import pack_tensors
+from fr3e_async.weights.manifest import WeightBundle
 
 END = 2
 VOCABULARY = 100

@@ -92,8 +92,8 @@ def exported(rank: Any, version: int, **settings: Any) -> Any:
 
 def weights_of(sent: Any) -> dict[str, torch.Tensor]:
     """Copies of the tensors of a bundle, or of what ``LearnerRank.export`` sends."""
-    from fr3e_async.types import WeightBundle
     from fr3e_async.weights import collect, unpack
+    from fr3e_async.weights.manifest import WeightBundle
 
     return dict(unpack(sent if isinstance(sent, WeightBundle) else collect(sent)))
 

@@ -14,25 +14,11 @@ from builders import prompt, small_config
 from oracle import State, Tree
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.control.ledger import Ledger, LedgerState
-from fr3e_async.control.messages import (
-    Admitted,
-    Branch,
-    Command,
-    Delivered,
-    Event,
-    Judged,
-    Lost,
-    Published,
-    Rescore,
-    Rescored,
-    Retire,
-    Sample,
-    Score,
-    Train,
-    Trained,
-)
-from fr3e_async.types import Advantage, Anchor, Finish, Outcome, RolloutId, RolloutNote, Verdict
+from fr3e_async.machine.events import Admitted, Delivered, Event, Judged, Lost, Published, Rescored, Trained
+from fr3e_async.machine.ledger import Ledger
+from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.machine.messages import Branch, Command, Rescore, Retire, Sample, Score, Train
+from fr3e_async.types import Advantage, Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
 
 PROMPT_TOKENS = 4  # of ``builders.prompt``
 TRUNK_MODES = ("first", "random", "all", "one_right_one_wrong")
@@ -59,8 +45,8 @@ def make_ledger(
 
 def note(
     id: RolloutId, version: int = 0, finish: Finish = Finish.STOP, length: int = 5, context: int = PROMPT_TOKENS, cached: int = 0
-) -> RolloutNote:
-    return RolloutNote(
+) -> RolloutSummary:
+    return RolloutSummary(
         id=id, length=length, context=context, cached=cached, entropy_sum=1.0, entropy_error_sum=0.5, finish=finish,
         oldest_version=version, newest_version=version,
     )  # fmt: skip

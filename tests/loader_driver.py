@@ -46,11 +46,11 @@ from fr3e_async.learner.export import on_disk
 from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import worker_extension
 from fr3e_async.rollout.held_weights import HeldWeights
-from fr3e_async.rollout.load_trace import Layout
+from fr3e_async.rollout.load_trace import LoadLayout
 from fr3e_async.rollout.loaded_weights import EVERY, Unproven, prove
 from fr3e_async.rollout.port import in_hand
-from fr3e_async.types import WeightBundle
 from fr3e_async.weights import pack_tensors, unpack
+from fr3e_async.weights.manifest import WeightBundle
 
 FOLDER = Path(sys.argv[1])
 RANK, WORLD = (int(sys.argv[2]), 2) if len(sys.argv) > 2 else (0, 1)
@@ -111,7 +111,7 @@ class Loaded(worker_extension.WorkerExtension):
         self.model_runner = SimpleNamespace(get_model=lambda: self.model)
         self.held = HeldWeights()
         self.seconds: list[tuple[float, float]] = []  # of CPU time, for each load: loading, proving
-        worker_extension.LAYOUT = Layout()
+        worker_extension.LAYOUT = LoadLayout()
 
     def changed(self, part: str) -> WeightBundle:
         """The learner's next version: the tensors with ``part`` in their names have changed."""

@@ -13,24 +13,24 @@ from builders import prompt, small_config
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.control.controller import Controller
-from fr3e_async.control.crew import Crew
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator
-from fr3e_async.control.journal import Journal, brief, read_journal
-from fr3e_async.control.ledger import Ledger
-from fr3e_async.control.machine import Machine
 from fr3e_async.control.progress import Progress, load_control_state, load_trees
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.workers import Workers
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
-from fr3e_async.observe.books import Books, read_books
-from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.ledger import Ledger
+from fr3e_async.machine.machine import Machine
 from fr3e_async.observe.events import event_row
+from fr3e_async.observe.heartbeat import Heartbeat
 from fr3e_async.observe.metrics import checked
-from fr3e_async.observe.story import Report, audit
-from fr3e_async.observe.vitals import Vitals
-from fr3e_async.testing import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, Faults
+from fr3e_async.store.checkpoints import CheckpointStore
+from fr3e_async.store.journal import Journal, brief, read_journal
+from fr3e_async.store.ledger_audit import LedgerReport, audit
+from fr3e_async.store.ledger_log import LedgerLog, read_ledger_log
+from fr3e_async.testing.fakes import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, Faults
 from fr3e_async.types import RolloutId
 
 COUNTS = {GENERATORS: 2, EXPLORERS: 2, VERIFIERS: 1}
@@ -44,7 +44,7 @@ class Notes:
         self.lines: list[str] = []
         self.waited = ""
         self.kinds: list[str] = []
-        self.vitals: list[Vitals] = []
+        self.vitals: list[Heartbeat] = []
         self.groups: list[dict] = []
         self.rows: list[dict] = []  # of evaluations
         self.by_problem: dict[str, list[dict]] = {}
@@ -119,7 +119,7 @@ class World:
         right: float = 0.3,
         gain: float = 0.05,
         config: Config | None = None,
-        crew: Crew | None = None,
+        workers: Workers | None = None,
         wrap: Callable[[Any], Any] = lambda part: part,
         clock: Callable[[], float] = virtual_time.now,
         **sections: Any,
@@ -129,7 +129,7 @@ class World:
         sized = {role: {"count": counts[role]} | sections.pop(role, {}) for role in COUNTS if counts[role]}
         self.folder, self.config = folder, config or loop_config(**sections, **sized)
         folder.mkdir(exist_ok=True)
-        self._again = crew is not None
+        self._again = workers is not None
         self._faults, self._rescored, self._delay_s, self._judge_s = faults or {}, rescored, delay_s, judge_s
         self._right, self._gain = right, gain
         self._wrap, self._clock = wrap, clock
@@ -143,9 +143,9 @@ class World:
         self.learner = FakeLearner(
             delay_s=2 * delay_s, version=self.state.version if self.state else 0, faults=self._faults.get("learner")
         )
-        if crew is not None:
-            self.learner = crew.learner
-        self.crew = crew or Crew(
+        if workers is not None:
+            self.learner = workers.learner
+        self.workers = workers or Workers(
             config=self.config,
             learner=wrap(self.learner),
             payloads=payloads(),
@@ -167,11 +167,11 @@ class World:
         config, resumed, folder = self.config, self.resumed, self.folder
         session = len(list((folder / "journal").glob("*.jsonl")))
         self.publisher = Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=self._clock)
-        self.books = Books(folder / "ledger.jsonl")
+        self.ledger_log = LedgerLog(folder / "ledger.jsonl")
         self.journal = Journal(folder / "journal", session=session, config=config, state=self.state)
         self.controller = Controller(
             config=config,
-            crew=self.crew,
+            workers=self.workers,
             machine=Machine(config, make_strategy(config.algorithm), state=self.state),
             stream=PromptStream(
                 self.problems,
@@ -180,9 +180,9 @@ class World:
                 taken=[group.name for group in self.state.groups] if self.state else (),
             ),
             publisher=self.publisher,
-            evaluator=Evaluator(self.crew, self.problems[:10]) if evaluate else None,
+            evaluator=Evaluator(self.workers, self.problems[:10]) if evaluate else None,
             reporter=self._wrap(self.notes),
-            books=self._wrap(self.books),
+            ledger_log=self._wrap(self.ledger_log),
             journal=self._wrap(self.journal),
             checkpoints=self._wrap(self.store),
             progress=resumed.progress if resumed else Progress(),
@@ -219,11 +219,11 @@ class World:
         """What ``session`` does after the actors are up."""
         if self.source or self._again:
             version = self.state.version if self.state else 0
-            self.publisher.offer(await self.crew.learner.export(version))
+            self.publisher.offer(await self.workers.learner.export(version))
         try:
             return await self.controller.run()
         finally:
-            self.books.close()
+            self.ledger_log.close()
 
     def run(self) -> str:
         """In virtual time."""
@@ -239,7 +239,7 @@ class World:
         return self.controller.machine.ledger
 
     def of(self, role: str) -> list[Any]:
-        return [self.crew.worker(name) for name in self.crew.names(role)]
+        return [self.workers.worker(name) for name in self.workers.names(role)]
 
     @property
     def engines(self) -> list[Any]:
@@ -257,10 +257,12 @@ class World:
         return next((line for line in self.notes.lines if text in line), "")
 
 
-def audited(folder: Path, config: Config) -> Report:
+def audited(folder: Path, config: Config) -> LedgerReport:
     """What the books say, which must break no law."""
     report = audit(
-        read_books(folder / "ledger.jsonl"), groups_per_step=config.flow.groups_per_step, max_staleness=config.flow.max_staleness
+        read_ledger_log(folder / "ledger.jsonl"),
+        groups_per_step=config.flow.groups_per_step,
+        max_staleness=config.flow.max_staleness,
     )
     assert not report.violations, "\n".join(map(str, report.violations))
     return report

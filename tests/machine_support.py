@@ -20,52 +20,54 @@ from ledger_support import PROMPT_TOKENS, TRUNK_MODES, World, anchors_of, note, 
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.codec import decode, encode
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.ledger import LedgerState
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import (
+from fr3e_async.machine.codec import decode, encode
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import (
     Acked,
     Admitted,
     Answered,
     Asked,
-    Assign,
     Begun,
-    Branch,
-    Busy,
-    Command,
     Delivered,
-    Dismiss,
     Due,
     Event,
     Exported,
-    Hire,
     Judged,
     Leaving,
-    Live,
     Lost,
-    Move,
     Pressure,
     Refused,
+    Rescored,
+    Stopped,
+    Trained,
+    Unhired,
+    Utilization,
+    WorkerDown,
+    WorkerUp,
+)
+from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import (
+    Assign,
+    Branch,
+    Command,
+    Dismiss,
+    Hire,
+    Live,
+    Move,
     Release,
     Rescore,
-    Rescored,
     Retire,
     Sample,
     Score,
     Send,
-    Stopped,
+    SetPoolTarget,
     Train,
-    Trained,
-    Unhired,
     Wait,
-    Want,
     Withdraw,
     Work,
-    WorkerDown,
-    WorkerUp,
 )
-from fr3e_async.control.sizing import alike
+from fr3e_async.machine.sizing import alike
 from fr3e_async.types import Anchor, Finish, RolloutId
 
 ENGINES = (GENERATORS, EXPLORERS)
@@ -267,7 +269,7 @@ class Cluster:
                     self.released(command)
                 case Move():
                     self.moved(command)
-                case Want():
+                case SetPoolTarget():
                     pool = getattr(self.config, command.role)
                     assert pool.least <= command.actors <= pool.most
                 case Send():
@@ -297,7 +299,7 @@ class Cluster:
             assert command.worker not in self.workers
             return
         worker = self.workers.pop(command.worker)
-        assert worker.leaving or isinstance(self.story[-1], Busy | Begun), "nobody asked it to leave"
+        assert worker.leaving or isinstance(self.story[-1], Utilization | Begun), "nobody asked it to leave"
         assert not self.tasks_of(worker.name), "it still had work"
         assert worker.coming is None, "it was about to get weights"
 
@@ -311,11 +313,11 @@ class Cluster:
 
     def moved(self, command: Move) -> None:
         """Between engines that are alike; not from a pool that has tasks waiting, nor below its least, nor one that leaves."""
-        worker, its = self.workers[command.worker], self.machine.sizer.pools
+        worker, its = self.workers[command.worker], self.machine.autoscaler.pools
         assert {worker.role, command.role} == set(ENGINES)
         assert alike(self.config)
         assert not worker.leaving
-        assert not self.machine.desk.queued(worker.role)
+        assert not self.machine.dispatcher.queued(worker.role)
         donor, worker.role = worker.role, command.role
         assert sum(w.role == donor and not w.leaving for w in self.workers.values()) >= its[donor].bounds.least
 
@@ -331,7 +333,7 @@ class Cluster:
             assert {worker.role, role} == set(ENGINES)
             self.seen_kinds["lent"] += 1
         load = self.load_of(worker)
-        assert load + weight <= self.machine.desk.seats[worker.name].limit or not load, "more than the seat's limit"
+        assert load + weight <= self.machine.dispatcher.slots[worker.name].limit or not load, "more than the seat's limit"
         if worker.role in ENGINES:
             assert not worker.joining, "work for an engine that joins"
             assert worker.serves >= self.live, "work for an engine with weights older than the live ones"
@@ -390,22 +392,24 @@ class Cluster:
         if any(isinstance(event, Begun) for event in self.story):
             self.check_pools()
         for worker in self.workers.values():
-            seat = self.machine.desk.seats[worker.name]
-            width = self.machine.desk.roles[worker.role].width
-            assert seat.load == self.load_of(worker)
-            assert min(self.config.pools.least_in_flight, width) <= seat.limit <= width
+            slot = self.machine.dispatcher.slots[worker.name]
+            width = self.machine.dispatcher.roles[worker.role].width
+            assert slot.load == self.load_of(worker)
+            assert min(self.config.pools.least_in_flight, width) <= slot.limit <= width
             if worker.role in ENGINES and not worker.joining:
                 assert self.live <= worker.serves, "an engine in service serves less than the live version"
 
     def check_pools(self) -> None:
         for role in (*ENGINES, VERIFIERS):
-            pool, its = self.machine.sizer.pools[role], getattr(self.config, role)
+            pool, its = self.machine.autoscaler.pools[role], getattr(self.config, role)
             staying = sum(w.role == role and not w.leaving for w in self.workers.values())
             hired = sum(hire.role == role for hire in self.hires)
             assert its.least <= pool.wanted <= its.most
-            assert staying == self.machine.desk.staying(role), "one that leaves counts, or one that stays does not"
+            assert staying == self.machine.dispatcher.staying(role), "one that leaves counts, or one that stays does not"
             assert staying + hired >= pool.wanted, "a worker is missing, and nobody hires one"
-            assert staying + hired == pool.wanted or not isinstance(self.story[-1], Busy | Begun), "too many, and nobody leaves"
+            assert staying + hired == pool.wanted or not isinstance(self.story[-1], Utilization | Begun), (
+                "too many, and nobody leaves"
+            )
 
     def tasks_of(self, name: str) -> list[int]:
         return [task for task, given in self.given.items() if given.worker.name == name]
@@ -625,7 +629,7 @@ class Cluster:
         """A heartbeat: pools may grow, shrink, or help each other."""
         self.now += (0.5, 1.0, 4.0)[pick(3)]
         idle = tuple((role, (0.0, 0.5, 1.0)[pick(3)]) for role in (*ENGINES, VERIFIERS))
-        self.tell(Busy(at=self.now, idle=idle))
+        self.tell(Utilization(at=self.now, idle=idle))
         return True
 
     def come_too_late(self, pick: Pick) -> bool:
@@ -640,8 +644,8 @@ class Cluster:
         """The node of a worker will be taken away; perhaps of one that leaves already."""
         if not self.workers:
             return False
-        seats = self.machine.desk.seats
-        paused = sorted(name for name, w in self.workers.items() if seats[name].held and w.coming is None and not w.leaving)
+        slots = self.machine.dispatcher.slots
+        paused = sorted(name for name, w in self.workers.items() if slots[name].held and w.coming is None and not w.leaving)
         names = paused if paused and pick(2) else sorted(self.workers)  # which happens too seldom else
         worker = self.workers[names[pick(len(names))]]
         self.seen_kinds["leaves twice"] += worker.leaving
@@ -725,7 +729,7 @@ class Cluster:
             self.kill()
         for _ in range(limit):
             if self.quiet():
-                self.tell(Busy(at=self.now, idle=()))  # who came too late leaves
+                self.tell(Utilization(at=self.now, idle=()))  # who came too late leaves
                 return self.require_end()
             assert self.turn(), f"deadlock: {self.machine.ledger.waiting()}"
         raise AssertionError(f"the run does not end: {self.machine.ledger.waiting()}")
@@ -766,19 +770,19 @@ class Cluster:
 
     def require_end(self) -> None:
         """All steps are made, nothing is left anywhere, every engine has the newest weights."""
-        ledger, desk = self.machine.ledger, self.machine.desk
+        ledger, dispatcher = self.machine.ledger, self.machine.dispatcher
         assert ledger.version == ledger.live == self.config.run.steps
         assert (ledger.in_flight, ledger.slots_held) == (0, 0)
         assert sum(fate == "trained" for fate in self.fates.values()) == self.config.run.steps * self.config.flow.groups_per_step
         assert ledger.admitted == len(self.fates)
         for worker in self.workers.values():
-            seat = desk.seats[worker.name]
-            assert (seat.load, seat.tasks, seat.held) == (0, set(), False)
+            slot = dispatcher.slots[worker.name]
+            assert (slot.load, slot.tasks, slot.held) == (0, set(), False)
             assert worker.role not in ENGINES or worker.serves == ledger.version
-        assert [desk.queued(role) for role in desk.roles] == [0, 0, 0]
+        assert [dispatcher.queued(role) for role in dispatcher.roles] == [0, 0, 0]
         assert not any(w.leaving for w in self.workers.values())
         there = Counter(w.role for w in self.workers.values())
-        assert there == {role: pool.wanted for role, pool in self.machine.sizer.pools.items()}
+        assert there == {role: pool.wanted for role, pool in self.machine.autoscaler.pools.items()}
         if not self.config.generators.elastic:
             assert there == {GENERATORS: 2, EXPLORERS: 2, VERIFIERS: 1}
 

@@ -27,9 +27,9 @@ from fr3e_async.data.model import load_tokenizer, resolve_model
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.learner.spec import LearnerSpec
-from fr3e_async.loader import load_config
 from fr3e_async.rollout import Engine, EngineSpec, engine_environment, start_engine
-from fr3e_async.rollout.roller import Roller, TokenTexts
+from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.settings.loader import load_config
 from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId, TrainSample
 from fr3e_async.verify import VerifierPool
 from fr3e_async.verify.responses import Reader
@@ -73,8 +73,8 @@ class Tools:
     verifier: VerifierPool
     strategy: Strategy
 
-    def roller(self, seed: int) -> Roller:
-        return Roller(self.engine, TokenTexts(self.tokenizer), self.strategy.plan.rule, seed=seed, seeded=True)
+    def rollout_worker(self, seed: int) -> RolloutWorker:
+        return RolloutWorker(self.engine, TokenTexts(self.tokenizer), self.strategy.plan.rule, seed=seed, seeded=True)
 
     @property
     def draw(self) -> Draw:
@@ -89,7 +89,7 @@ class Loop:
 
     def __init__(self, tools: Tools, astray: RolloutId | None = None) -> None:
         self._tools, self._astray = tools, astray
-        self._roller, self._other_roller = (tools.roller(tools.config.run.seed + more) for more in (0, 1))
+        self._rollout_worker, self._other_roller = (tools.rollout_worker(tools.config.run.seed + more) for more in (0, 1))
         self._stream = PromptStream(tools.datasets.train, tools.config.run.seed)
         self.groups: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ class Loop:
             id = RolloutId(group.name, 0, branch)
             group.rows[id] = await self._roller_of(id).sample([prompt], [id], draw, trunk=True)
         trunk = RolloutId(group.name, 0, 0)
-        anchors = self._roller.anchors(group.rows[trunk])
+        anchors = self._rollout_worker.anchors(group.rows[trunk])
         for anchor in anchors:
             group.anchors[anchor.node] = anchor
             for branch in range(plan.branches):
@@ -137,8 +137,8 @@ class Loop:
         group.credit = self._tools.strategy.credit(outcome)
         return group
 
-    def _roller_of(self, id: RolloutId) -> Roller:
-        return self._other_roller if id == self._astray else self._roller
+    def _roller_of(self, id: RolloutId) -> RolloutWorker:
+        return self._other_roller if id == self._astray else self._rollout_worker
 
     def _sample(self, group: Group, id: RolloutId, *, minibatch: int) -> TrainSample:
         row, ((start, advantage),) = group.rows[id], group.credit.advantages[id]
@@ -212,7 +212,9 @@ async def main(out: Path, config: Config) -> None:
     await trained(tools, out / "astray", plain.least_likely())
     await tools.engine.close()
     tools.verifier.close()
-    borrowed = [name for name in sys.modules if name.startswith(("fr3e_async.control", "fr3e_async.actors"))]
+    borrowed = [
+        name for name in sys.modules if name.startswith(("fr3e_async.control", "fr3e_async.machine", "fr3e_async.actors"))
+    ]
     assert not borrowed, borrowed
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from builders import small_config
 
 from fr3e_async.config import Config
-from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Model, Service, VerifierTimes, WeightTimes
-from fr3e_async.simulate.workload import Answer, LogNormalWorkload, Workload
+from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Service, SystemModel, VerifierTimes, WeightTimes
+from fr3e_async.simulate.workload import LogNormalWorkload, MeasuredAnswer, Workload
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class FixedTree:
     def __init__(self, workload: FixedWorkload) -> None:
         self._workload, self.prompt, self._drawn = workload, workload.prompt, 0
 
-    def base(self, number: int) -> Answer:
-        return Answer(self._workload.length, self._workload.right(number))
+    def base(self, number: int) -> MeasuredAnswer:
+        return MeasuredAnswer(self._workload.length, self._workload.right(number))
 
     def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
         return list(range(1, self._workload.length, min_gap))[:count]
 
-    def branch(self, base: int, anchor: int, position: int) -> Answer:
+    def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
         self._drawn += 1
-        return Answer(self._workload.length - position, self._workload.right(self._drawn))
+        return MeasuredAnswer(self._workload.length - position, self._workload.right(self._drawn))
 
 
 def model(
     *, step: float = 0.01, request: float = 1e-4, prefill: float = 1e-5, workload: Workload | None = None, answer: float = 0.005,
     train: float = 0.5, token: float = 1e-5, control: float = 0.0, engine: dict[str, Any] | None = None, **weights: float,
-) -> Model:  # fmt: skip
-    return Model(
+) -> SystemModel:  # fmt: skip
+    return SystemModel(
         service=Service(
             engine=EngineTimes(step_s=step, request_s=request, prefill_s=prefill, **(engine or {})),
             verifier=VerifierTimes(answer_s=answer),

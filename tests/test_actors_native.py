@@ -14,8 +14,8 @@ from test_weights_bundle import named
 from fr3e_async.actors.native import NativeLearner
 from fr3e_async.control.ports import WorkerLost
 from fr3e_async.errors import LearnerLost
-from fr3e_async.types import WeightAck, WeightManifest
 from fr3e_async.weights import pack_tensors
+from fr3e_async.weights.manifest import WeightAck, WeightManifest
 from fr3e_async.wiring import Deployment
 
 
@@ -157,7 +157,7 @@ def test_a_resumed_run_takes_stored_weights_which_make_nobody_wait():
 
     deployment = Deployment.__new__(Deployment)
     deployment._config = small_config()
-    deployment.crew = SimpleNamespace(learner=Native([Rank()], None, bucket_bytes=1, backend="gloo", timeout_s=0.1))
+    deployment.workers = SimpleNamespace(learner=Native([Rank()], None, bucket_bytes=1, backend="gloo", timeout_s=0.1))
     virtual_time.run(deployment.weights(3))
     assert taken == ["stored"]
-    assert not deployment.crew.learner.waits()
+    assert not deployment.workers.learner.waits()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fr3e_async.algorithm.batching import (
-    Load,
+    RowCost,
     advantages_of,
     balanced_shards,
     minibatch_of,
@@ -21,7 +21,7 @@ from fr3e_async.algorithm.batching import (
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, StateCredit
 from fr3e_async.algorithm.strategies.base import STD_FLOOR, centred, no_spread, whole
 from fr3e_async.algorithm.values import StateValue, alpha, state_values, wilson
-from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch, RolloutId, Stretch
+from fr3e_async.types import AdvantageSpan, Anchor, Completion, Finish, RolloutBatch, RolloutId
 
 
 def state(right: float, judged: int) -> StateValue:
@@ -140,9 +140,9 @@ ID = RolloutId("g", 0, 0)
         ({}, "", "either trained or rejected"),
         ({ID: whole(1.0)}, "all_right", "either trained or rejected"),
         ({ID: whole(math.nan)}, "", "not finite"),
-        ({ID: (Stretch(0, 1.0), Stretch(3, math.inf))}, "", "not finite"),
-        ({ID: (Stretch(1, 1.0),)}, "", "begin at 0"),
-        ({ID: (Stretch(0, 1.0), Stretch(3, 1.0), Stretch(3, 2.0))}, "", "in order"),
+        ({ID: (AdvantageSpan(0, 1.0), AdvantageSpan(3, math.inf))}, "", "not finite"),
+        ({ID: (AdvantageSpan(1, 1.0),)}, "", "begin at 0"),
+        ({ID: (AdvantageSpan(0, 1.0), AdvantageSpan(3, 1.0), AdvantageSpan(3, 2.0))}, "", "in order"),
         ({ID: ()}, "", "begin at 0"),
     ],
 )
@@ -168,14 +168,14 @@ def test_an_outcome_lists_nodes_without_rewards_and_leaves_out_what_nobody_judge
 
 
 def test_stretches_become_one_number_a_token():
-    advantage = (Stretch(0, 0.5), Stretch(2, -1.0), Stretch(5, 0.25))
+    advantage = (AdvantageSpan(0, 0.5), AdvantageSpan(2, -1.0), AdvantageSpan(5, 0.25))
     assert advantages_of(advantage, 6).tolist() == [0.5, 0.5, -1.0, -1.0, -1.0, 0.25]
     assert advantages_of(whole(2.0), 3).tolist() == [2.0, 2.0, 2.0]
 
 
 def test_a_stretch_beyond_the_completion_is_refused():
     with pytest.raises(ValueError, match="token 4 of 4"):
-        advantages_of((Stretch(0, 1.0), Stretch(4, 1.0)), 4)
+        advantages_of((AdvantageSpan(0, 1.0), AdvantageSpan(4, 1.0)), 4)
 
 
 def test_a_train_sample_holds_its_own_row_and_copies():
@@ -194,7 +194,7 @@ def test_a_train_sample_holds_its_own_row_and_copies():
     batch = RolloutBatch.build(
         ids=[ID, RolloutId("g", 0, 1)], contexts=contexts, prompt_lens=[2, 1], context_of=[1, 0], completions=completions
     )
-    sample = train_sample(batch, 1, advantage=(Stretch(0, 1.0), Stretch(3, -1.0)), minibatch=1)
+    sample = train_sample(batch, 1, advantage=(AdvantageSpan(0, 1.0), AdvantageSpan(3, -1.0)), minibatch=1)
     assert sample.tokens.tolist() == [1, 2, 10, 10, 10, 10]
     assert (sample.context_len, sample.minibatch) == (2, 1)
     assert sample.advantages.tolist() == [1.0, 1.0, 1.0, -1.0]
@@ -219,7 +219,7 @@ def test_minibatches_are_equal_parts_in_order():
 
 
 LOADS = st.builds(
-    lambda minibatch, group, context, completion: Load(
+    lambda minibatch, group, context, completion: RowCost(
         minibatch=minibatch, group=2 * group + minibatch, context=context, completion=completion
     ),
     st.integers(0, 1), st.integers(0, 5), st.integers(1, 200), st.integers(1, 300),
@@ -251,11 +251,11 @@ def test_tree_shards_hold_every_row_once_and_tear_groups_only_to_even_out(rows, 
 
 
 def test_a_group_alone_is_shared_by_the_ranks():
-    rows = [Load(minibatch=0, group=0, context=10, completion=100) for _ in range(8)]
+    rows = [RowCost(minibatch=0, group=0, context=10, completion=100) for _ in range(8)]
     assert sorted(shard_trees(rows, 2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [len(part) for part in shard_trees(rows, 4)] == [2, 2, 2, 2]
 
 
 def test_the_context_of_a_group_counts_once():
-    rows = [Load(minibatch=0, group=0, context=c, completion=5) for c in (10, 12, 40)]
+    rows = [RowCost(minibatch=0, group=0, context=c, completion=5) for c in (10, 12, 40)]
     assert tree_tokens(rows) == 40 + 15

@@ -18,34 +18,47 @@ from hypothesis import strategies as st
 
 from fr3e_async import audit as command
 from fr3e_async.errors import StorageError
-from fr3e_async.observe.books import Admitted, Begin, Books, Cut, End, Live, Record, Settled, Train, Trained, read_books, to_row
-from fr3e_async.observe.checkpoints import CheckpointStore
-from fr3e_async.observe.story import Report, audit
+from fr3e_async.store.checkpoints import CheckpointStore
+from fr3e_async.store.ledger_audit import LedgerReport, audit
+from fr3e_async.store.ledger_log import (
+    AdmittedRecord,
+    BeginRecord,
+    CutRecord,
+    EndRecord,
+    LedgerLog,
+    LedgerRecord,
+    LiveRecord,
+    SettledRecord,
+    TrainedRecord,
+    TrainRecord,
+    read_ledger_log,
+    to_row,
+)
 
 G, BOUND = 2, 1  # groups a batch, versions; (1 + 1) · 2 = 4 slots
 
 
-def begin(session: int = 1, version: int = 0, admitted: int = 0, settled: int = 0, open: Sequence[str] = ()) -> Begin:
-    return Begin(session=session, version=version, admitted=admitted, settled=settled, open=tuple(open), time_s=0.5)
+def begin(session: int = 1, version: int = 0, admitted: int = 0, settled: int = 0, open: Sequence[str] = ()) -> BeginRecord:
+    return BeginRecord(session=session, version=version, admitted=admitted, settled=settled, open=tuple(open), time_s=0.5)
 
 
-def adm(group: str, live: int) -> Admitted:
-    return Admitted(group=group, live=live)
+def adm(group: str, live: int) -> AdmittedRecord:
+    return AdmittedRecord(group=group, live=live)
 
 
-def train(version: int, groups: str, oldest: int) -> Train:
-    return Train(version=version, groups=tuple(groups), oldest=oldest)
+def train(version: int, groups: str, oldest: int) -> TrainRecord:
+    return TrainRecord(version=version, groups=tuple(groups), oldest=oldest)
 
 
-def cut(version: int, admitted: int, settled: int, open: str) -> Cut:
-    return Cut(version=version, admitted=admitted, settled=settled, open=tuple(open))
+def cut(version: int, admitted: int, settled: int, open: str) -> CutRecord:
+    return CutRecord(version=version, admitted=admitted, settled=settled, open=tuple(open))
 
 
-def rejected(group: str) -> Settled:
-    return Settled(group=group, fate="rejected_no_spread")
+def rejected(group: str) -> SettledRecord:
+    return SettledRecord(group=group, fate="rejected_no_spread")
 
 
-def story() -> list[Record]:
+def story() -> list[LedgerRecord]:
     """Two batches with a rejection, a cut while the second one is with the learner, and an end."""
     return [
         begin(),  # 1
@@ -56,29 +69,29 @@ def story() -> list[Record]:
         train(1, "ab", 0),
         rejected("c"),
         adm("e", 0),  # 8: again all four
-        Trained(version=1),
-        Live(version=1),  # 10: open are d and e
+        TrainedRecord(version=1),
+        LiveRecord(version=1),  # 10: open are d and e
         adm("f", 1),
         adm("g", 1),
         train(2, "de", 0),  # 13: a version behind, which is the bound
         cut(1, 7, 3, "defg"),
-        Trained(version=2),  # 15
-        Live(version=2),
-        Settled(group="f", fate="failed_given_up"),
+        TrainedRecord(version=2),  # 15
+        LiveRecord(version=2),
+        SettledRecord(group="f", fate="failed_given_up"),
         cut(2, 7, 6, "g"),
-        End(version=2, reason="finished"),
+        EndRecord(version=2, reason="finished"),
     ]
 
 
-def numbered(records: Sequence[Record]) -> list[Record]:
+def numbered(records: Sequence[LedgerRecord]) -> list[LedgerRecord]:
     return [replace(record, line=line) for line, record in enumerate(records, 1)]
 
 
-def judged(records: Sequence[Record]) -> Report:
+def judged(records: Sequence[LedgerRecord]) -> LedgerReport:
     return audit(numbered(records), groups_per_step=G, max_staleness=BOUND)
 
 
-def broken(records: Sequence[Record]) -> list[tuple[str, int, str]]:
+def broken(records: Sequence[LedgerRecord]) -> list[tuple[str, int, str]]:
     return [(violation.kind, violation.line, violation.group) for violation in judged(records).violations]
 
 
@@ -101,9 +114,9 @@ def test_a_session_goes_back_to_a_cut_and_what_came_after_is_void() -> None:
         rejected("d"),
         adm("h", 1),
         train(2, "ef", 0),
-        Trained(version=2),
-        Live(version=2),
-        End(version=2, reason="stopped"),
+        TrainedRecord(version=2),
+        LiveRecord(version=2),
+        EndRecord(version=2, reason="stopped"),
     ]
     report = judged([*killed, *again])
     assert report.violations == ()
@@ -119,7 +132,13 @@ def test_a_session_goes_back_to_a_cut_and_what_came_after_is_void() -> None:
 
 def test_a_session_may_go_back_twice_and_behind_a_cut() -> None:
     records = story()[:18]  # the checkpoint of the cut in line 18 never became whole
-    records += [begin(2, 1, 7, 3, "defg"), train(2, "de", 0), begin(3, 1, 7, 3, "defg"), train(2, "de", 0), Trained(version=2)]
+    records += [
+        begin(2, 1, 7, 3, "defg"),
+        train(2, "de", 0),
+        begin(3, 1, 7, 3, "defg"),
+        train(2, "de", 0),
+        TrainedRecord(version=2),
+    ]
     report = judged([*records, cut(2, 7, 5, "fg")])
     assert report.violations == ()
     assert report.void_batches == 2  # trained in the first session, with the learner in the second
@@ -150,20 +169,20 @@ def test_an_empty_file_has_no_story() -> None:
 # ---- broken laws: the edit of the sound story, and the violation that must follow, alone ----
 
 
-def at(line: int, *records: Record) -> Callable[[list[Record]], list[Record]]:
+def at(line: int, *records: LedgerRecord) -> Callable[[list[LedgerRecord]], list[LedgerRecord]]:
     """In place of a line."""
     return lambda s: [*s[: line - 1], *records, *s[line:]]
 
 
-def before(line: int, *records: Record) -> Callable[[list[Record]], list[Record]]:
+def before(line: int, *records: LedgerRecord) -> Callable[[list[LedgerRecord]], list[LedgerRecord]]:
     return lambda s: [*s[: line - 1], *records, *s[line - 1 :]]
 
 
-def upto(line: int, *records: Record) -> Callable[[list[Record]], list[Record]]:
+def upto(line: int, *records: LedgerRecord) -> Callable[[list[LedgerRecord]], list[LedgerRecord]]:
     return lambda s: [*s[:line], *records]
 
 
-BROKEN: dict[str, tuple[Callable[[list[Record]], list[Record]], tuple[str, int, str]]] = {
+BROKEN: dict[str, tuple[Callable[[list[LedgerRecord]], list[LedgerRecord]], tuple[str, int, str]]] = {
     "the first line is no begin": (lambda s: s[1:5], ("order", 1, "")),
     "a line after the end": (upto(19, rejected("g")), ("order", 20, "")),
     "admitted twice, open": (before(6, adm("a", 0)), ("admitted", 6, "a")),
@@ -177,7 +196,7 @@ BROKEN: dict[str, tuple[Callable[[list[Record]], list[Record]], tuple[str, int, 
     ),
     "settled with the learner": (before(7, rejected("a")), ("settled", 7, "a")),
     "settled and never admitted": (before(11, rejected("x")), ("settled", 11, "x")),
-    "a fate that is none": (at(17, Settled(group="f", fate="trained")), ("settled", 17, "f")),
+    "a fate that is none": (at(17, SettledRecord(group="f", fate="trained")), ("settled", 17, "f")),
     "trained twice": (upto(16, train(3, "fa", 1)), ("train", 17, "a")),
     "trained after rejection": (upto(16, train(3, "fc", 1)), ("train", 17, "c")),
     "trained and never admitted": (upto(16, train(3, "fx", 1)), ("train", 17, "x")),
@@ -187,22 +206,22 @@ BROKEN: dict[str, tuple[Callable[[list[Record]], list[Record]], tuple[str, int, 
     "a version left out": (upto(16, train(4, "fg", 1)), ("train", 17, "")),
     "a version again": (upto(16, train(2, "fg", 1)), ("train", 17, "")),
     "a batch before the last one is made": (upto(13, train(3, "fg", 1)), ("train", 14, "")),
-    "made of no batch": (upto(5, Trained(version=1)), ("trained", 6, "")),
-    "another version made": (upto(14, Trained(version=3)), ("trained", 15, "")),
+    "made of no batch": (upto(5, TrainedRecord(version=1)), ("trained", 6, "")),
+    "another version made": (upto(14, TrainedRecord(version=3)), ("trained", 15, "")),
     "the word that it was made is missing": (
-        lambda s: [*s[:14], Live(version=1), train(3, "fg", 1)], ("train", 16, ""),
+        lambda s: [*s[:14], LiveRecord(version=1), train(3, "fg", 1)], ("train", 16, ""),
     ),
     "a token too old": (upto(16, train(3, "fg", 0)), ("staleness", 17, "")),
     "a token of the future": (upto(12, train(2, "de", 2)), ("staleness", 13, "")),
     "a token older than its group": (
         upto(16, rejected("f"), rejected("g"), adm("h", 2), adm("i", 2), train(3, "hi", 1)), ("staleness", 21, ""),
     ),
-    "a group too old, with young tokens": (upto(12, train(2, "df", 1), Trained(version=2), Live(version=2), adm("h", 2), train(3, "eh", 2)), ("staleness", 17, "e")),
+    "a group too old, with young tokens": (upto(12, train(2, "df", 1), TrainedRecord(version=2), LiveRecord(version=2), adm("h", 2), train(3, "eh", 2)), ("staleness", 17, "e")),
     "a slot too many, open": (upto(5, adm("x", 0)), ("slots", 6, "")),
     "a slot too many, with the learner": (upto(8, adm("x", 0)), ("slots", 9, "")),
     "a slot too many, not live": (upto(9, adm("x", 0)), ("slots", 10, "")),
-    "live before it is made": (upto(9, Live(version=2)), ("live", 10, "")),
-    "live falls": (before(17, Live(version=1)), ("live", 17, "")),
+    "live before it is made": (upto(9, LiveRecord(version=2)), ("live", 10, "")),
+    "live falls": (before(17, LiveRecord(version=1)), ("live", 17, "")),
     "a cut of another version": (at(14, cut(2, 7, 3, "defg")), ("cut", 14, "")),
     "a cut in another order": (at(14, cut(1, 7, 3, "degf")), ("cut", 14, "")),
     "a cut without those in training": (at(14, cut(1, 7, 5, "fg")), ("cut", 14, "")),
@@ -215,7 +234,7 @@ BROKEN: dict[str, tuple[Callable[[list[Record]], list[Record]], tuple[str, int, 
     "a begin at no cut": (upto(17, begin(2, 2, 7, 6, "g")), ("begin", 18, "")),
     "a begin at a cut that is void": (upto(18, begin(2, 1, 7, 3, "defg"), begin(3, 2, 7, 6, "g")), ("begin", 20, "")),
     "a fresh begin with a group": (lambda s: [begin(1, 0, 1, 0, "z"), *s[1:4]], ("begin", 1, "")),
-    "an end at another version": (at(19, End(version=3, reason="finished")), ("end", 19, "")),
+    "an end at another version": (at(19, EndRecord(version=3, reason="finished")), ("end", 19, "")),
 }  # fmt: skip
 
 
@@ -262,7 +281,7 @@ class Teller:
     random: random.Random
     groups_per_step: int
     bound: int
-    records: list[Record] = field(default_factory=list)
+    records: list[LedgerRecord] = field(default_factory=list)
     live_at: dict[str, int] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)
     batch: list[str] = field(default_factory=list)
@@ -272,10 +291,10 @@ class Teller:
     admitted: int = 0
     settled: int = 0
     named: int = 0  # group names; one that is void may be used again, but need not
-    cuts: list[Cut] = field(default_factory=list)  # whose checkpoints are whole
+    cuts: list[CutRecord] = field(default_factory=list)  # whose checkpoints are whole
     session: int = 0
 
-    def tell(self, steps: int, *, end: bool) -> list[Record]:
+    def tell(self, steps: int, *, end: bool) -> list[LedgerRecord]:
         self.begin()
         for _ in range(steps):
             act = self.random.choice(
@@ -286,7 +305,7 @@ class Teller:
                 self.begin()
         if end:
             self.cut()
-            self.records.append(End(version=self.version, reason="stopped"))
+            self.records.append(EndRecord(version=self.version, reason="stopped"))
         return numbered(self.records)
 
     def begin(self) -> None:
@@ -310,13 +329,13 @@ class Teller:
             group = self.random.choice(waiting)
             self.open.remove(group)
             self.settled += 1
-            self.records.append(Settled(group=group, fate=self.random.choice(["rejected_no_spread", "failed_given_up"])))
+            self.records.append(SettledRecord(group=group, fate=self.random.choice(["rejected_no_spread", "failed_given_up"])))
 
     def train(self) -> None:
         if not self.batch and len(self.open) >= self.groups_per_step:
             self.batch = self.open[: self.groups_per_step]
             oldest = self.random.randint(min(self.live_at[group] for group in self.batch), self.version)
-            self.records.append(Train(version=self.version + 1, groups=tuple(self.batch), oldest=oldest))
+            self.records.append(TrainRecord(version=self.version + 1, groups=tuple(self.batch), oldest=oldest))
 
     def made(self) -> None:
         if self.batch:
@@ -325,13 +344,13 @@ class Teller:
             self.settled += len(self.batch)
             self.unlive[self.version] = len(self.batch)
             self.batch = []
-            self.records.append(Trained(version=self.version))
+            self.records.append(TrainedRecord(version=self.version))
 
     def publish(self) -> None:
         if self.live < self.version:
             self.live = self.random.randint(self.live + 1, self.version)
             self.unlive = {version: count for version, count in self.unlive.items() if version > self.live}
-            self.records.append(Live(version=self.live))
+            self.records.append(LiveRecord(version=self.live))
 
     def cut(self) -> None:
         made = cut(self.version, self.admitted, self.settled, "")
@@ -345,7 +364,7 @@ seeds = st.integers(0, 10**6)
 sizes = st.tuples(st.integers(1, 3), st.integers(0, 2))  # groups a batch, bound
 
 
-def told(seed: int, size: tuple[int, int], *, end: bool = True) -> list[Record]:
+def told(seed: int, size: tuple[int, int], *, end: bool = True) -> list[LedgerRecord]:
     teller = Teller(random.Random(seed), *size)
     return teller.tell(teller.random.randint(0, 120), end=end)
 
@@ -356,51 +375,51 @@ def test_every_sound_story_passes(seed: int, size: tuple[int, int], end: bool) -
     report = audit(records, groups_per_step=size[0], max_staleness=size[1])
     assert [str(violation) for violation in report.violations] == []
     assert report.admitted == len(report.fates) + len(report.open)
-    assert report.sessions == sum(isinstance(record, Begin) for record in records)
+    assert report.sessions == sum(isinstance(record, BeginRecord) for record in records)
     assert report.ended == end
 
 
-def changed(record: Record, draw: random.Random) -> list[Record]:
+def changed(record: LedgerRecord, draw: random.Random) -> list[LedgerRecord]:
     """What one fault may make of a line: nothing, it twice, or another one. All of them must show."""
     match record:
-        case Begin():
+        case BeginRecord():
             other = [replace(record, **{name: getattr(record, name) + 1}) for name in ("version", "admitted", "settled")]
             return [draw.choice([*other, replace(record, open=("nobody@0", *record.open))])]
-        case Admitted():
+        case AdmittedRecord():
             return draw.choice([[], [record, record], [replace(record, live=record.live + 1)], [replace(record, group="x@0")]])
-        case Train():
+        case TrainRecord():
             others = [
                 replace(record, version=record.version + 1), replace(record, oldest=record.version),
                 replace(record, groups=record.groups[1:]), replace(record, groups=(*record.groups[1:], "nobody@0")),
                 replace(record, groups=record.groups + record.groups[:1]),
             ]  # fmt: skip
             return draw.choice([[], [record, record], *([other] for other in others)])
-        case Trained():
-            return draw.choice([[], [record, record], [Trained(version=record.version + 1)]])
-        case Live():
-            return [Live(version=draw.choice([record.version + 1000, record.version - 1 if record.version > 1 else 99]))]
-        case Settled():
+        case TrainedRecord():
+            return draw.choice([[], [record, record], [TrainedRecord(version=record.version + 1)]])
+        case LiveRecord():
+            return [LiveRecord(version=draw.choice([record.version + 1000, record.version - 1 if record.version > 1 else 99]))]
+        case SettledRecord():
             return draw.choice([[], [record, record], [replace(record, group="x@0")], [replace(record, fate="trained")]])
-        case Cut():
+        case CutRecord():
             more = [replace(record, **{name: getattr(record, name) + 1}) for name in ("version", "admitted", "settled")]
             return [draw.choice([*more, replace(record, open=(*record.open, "nobody@0"))])]
-        case End():
-            return draw.choice([[record, record], [End(version=record.version + 1, reason="")]])
+        case EndRecord():
+            return draw.choice([[record, record], [EndRecord(version=record.version + 1, reason="")]])
     raise AssertionError(record)
 
 
 @given(seeds, sizes, st.data())
 def test_any_single_fault_shows(seed: int, size: tuple[int, int], data: st.DataObject) -> None:
     records = told(seed, size)
-    last = max(index for index, record in enumerate(records) if isinstance(record, Begin))
+    last = max(index for index, record in enumerate(records) if isinstance(record, BeginRecord))
     # What is void later may be wrong unseen if it was merely left out; what survives to the last cut may not.
     index = data.draw(st.integers(last, len(records) - 1))
     faulty = changed(records[index], random.Random(data.draw(seeds)))
-    if isinstance(records[index], Train) and not faulty:
-        assume(any(isinstance(record, Trained) for record in records[index:]))
-    if isinstance(records[index], Live):
+    if isinstance(records[index], TrainRecord) and not faulty:
+        assume(any(isinstance(record, TrainedRecord) for record in records[index:]))
+    if isinstance(records[index], LiveRecord):
         lower = faulty[0].version < records[index].version
-        before = [r.version for r in records[last:index] if isinstance(r, Live | Begin)][-1]
+        before = [r.version for r in records[last:index] if isinstance(r, LiveRecord | BeginRecord)][-1]
         assume(not lower or faulty[0].version < before)
     report = audit(numbered([*records[:index], *faulty, *records[index + 1 :]]), groups_per_step=size[0], max_staleness=size[1])
     assert report.violations
@@ -409,43 +428,43 @@ def test_any_single_fault_shows(seed: int, size: tuple[int, int], data: st.DataO
 # ---- the file ----
 
 
-def written(path: Path, records: Sequence[Record]) -> Path:
+def written(path: Path, records: Sequence[LedgerRecord]) -> Path:
     """By the writer, a session at a time."""
-    books: Books | None = None
+    ledger_log: LedgerLog | None = None
     for record in records:
         match record:
-            case Begin(session=session, version=version, admitted=admitted, settled=settled, open=open, time_s=time_s):
-                if books is not None:
-                    books.close()
-                books = Books(path)
-                books.begin(session=session, version=version, admitted=admitted, settled=settled, open=open, time_s=time_s)
+            case BeginRecord(session=session, version=version, admitted=admitted, settled=settled, open=open, time_s=time_s):
+                if ledger_log is not None:
+                    ledger_log.close()
+                ledger_log = LedgerLog(path)
+                ledger_log.begin(session=session, version=version, admitted=admitted, settled=settled, open=open, time_s=time_s)
                 continue
-        assert books is not None
+        assert ledger_log is not None
         match record:
-            case Admitted(group=group, live=live):
-                books.admitted(group, live=live)
-            case Train(version=version, groups=groups, oldest=oldest):
-                books.train(version, groups=groups, oldest=oldest)
-            case Trained(version=version):
-                books.trained(version)
-            case Live(version=version):
-                books.live(version)
-            case Settled(group=group, fate=fate):
-                books.settled(group, fate=fate)
-            case Cut(version=version, admitted=admitted, settled=settled, open=open):
-                books.cut(version, admitted=admitted, settled=settled, open=open)
-            case End(version=version, reason=reason):
-                books.end(version, reason=reason)
-    if books is not None:
-        books.close()
-        books.close()
+            case AdmittedRecord(group=group, live=live):
+                ledger_log.admitted(group, live=live)
+            case TrainRecord(version=version, groups=groups, oldest=oldest):
+                ledger_log.train(version, groups=groups, oldest=oldest)
+            case TrainedRecord(version=version):
+                ledger_log.trained(version)
+            case LiveRecord(version=version):
+                ledger_log.live(version)
+            case SettledRecord(group=group, fate=fate):
+                ledger_log.settled(group, fate=fate)
+            case CutRecord(version=version, admitted=admitted, settled=settled, open=open):
+                ledger_log.cut(version, admitted=admitted, settled=settled, open=open)
+            case EndRecord(version=version, reason=reason):
+                ledger_log.end(version, reason=reason)
+    if ledger_log is not None:
+        ledger_log.close()
+        ledger_log.close()
     return path
 
 
 @given(seeds)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     records = told(seed, (2, 1))
-    read = read_books(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records))
+    read = read_ledger_log(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records))
     assert read == records
     assert [record.line for record in read] == [record.line for record in records]
 
@@ -453,7 +472,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, seed:
 @given(st.text(st.characters(), max_size=9))
 def test_any_name_is_read_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     records = [begin(), adm(name, 0), cut(0, 1, 0, ""), rejected(name)]
-    assert read_books(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records)) == records
+    assert read_ledger_log(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records)) == records
 
 
 def test_the_lines_are_those_of_the_format(tmp_path: Path) -> None:
@@ -469,15 +488,15 @@ def test_the_lines_are_those_of_the_format(tmp_path: Path) -> None:
 
 
 def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
-    books = Books(tmp_path / "ledger.jsonl")
-    books.admitted("a@0", live=3)
-    assert read_books(tmp_path / "ledger.jsonl") == [adm("a@0", 3)]
-    books.close()
+    ledger_log = LedgerLog(tmp_path / "ledger.jsonl")
+    ledger_log.admitted("a@0", live=3)
+    assert read_ledger_log(tmp_path / "ledger.jsonl") == [adm("a@0", 3)]
+    ledger_log.close()
 
 
 def test_a_cut_is_durable_and_nothing_else_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[list[Record]] = []
-    monkeypatch.setattr("fr3e_async.observe.books.fsync_path", lambda path: synced.append(read_books(path)))
+    synced: list[list[LedgerRecord]] = []
+    monkeypatch.setattr("fr3e_async.store.ledger_log.fsync_path", lambda path: synced.append(read_ledger_log(path)))
     written(tmp_path / "ledger.jsonl", story())
     assert synced == [story()[:14], story()[:18]]
 
@@ -491,16 +510,16 @@ def test_a_file_that_was_cut_off_anywhere_has_its_whole_lines(
     left = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:left])
     lines = whole[: left + 1].count(b"\n")  # a line that lacks nothing but its end is whole
-    assert read_books(path) == story()[:lines]
+    assert read_ledger_log(path) == story()[:lines]
     more = written(path, [begin(2), adm("b", 0)])  # another session goes on in the same file
-    assert read_books(more) == [*story()[:lines], begin(2), adm("b", 0)]
-    assert read_books(more)[-1].line == len(more.read_bytes().split(b"\n")) - 1
+    assert read_ledger_log(more) == [*story()[:lines], begin(2), adm("b", 0)]
+    assert read_ledger_log(more)[-1].line == len(more.read_bytes().split(b"\n")) - 1
 
 
 def damaged(path: Path, lines: Sequence[str]) -> str:
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(StorageError) as error:
-        read_books(path)
+        read_ledger_log(path)
     return str(error.value)
 
 
@@ -508,7 +527,11 @@ def test_half_lines_stand_before_a_begin_only(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     first, second, third = (json.dumps(to_row(record)) for record in (begin(), adm("a", 0), begin(2)))
     path.write_text("\n".join([first, second[:9], third[:20], third, second]) + "\n")  # a begin was cut short, too
-    assert [(record.line, type(record)) for record in read_books(path)] == [(1, Begin), (4, Begin), (5, Admitted)]
+    assert [(record.line, type(record)) for record in read_ledger_log(path)] == [
+        (1, BeginRecord),
+        (4, BeginRecord),
+        (5, AdmittedRecord),
+    ]
     told = damaged(path, [first, second[:9], second])
     assert told == f"{path}:2 is damaged: it is no JSON object, and no session begins after it"
     assert ":2 is damaged" in damaged(path, [first, "", second])
@@ -533,9 +556,9 @@ def test_a_line_that_is_no_record_is_damage_even_at_the_end(tmp_path: Path, line
 
 
 def test_a_full_disk_is_told() -> None:
-    books = Books(Path("/dev/full"))
+    ledger_log = LedgerLog(Path("/dev/full"))
     with pytest.raises(StorageError, match="the disk is full"):
-        books.trained(1)
+        ledger_log.trained(1)
 
 
 # ---- the command ----
@@ -543,16 +566,16 @@ def test_a_full_disk_is_told() -> None:
 FATES = {"c": "rejected_no_spread", "a": "trained", "b": "trained", "d": "trained", "e": "trained", "f": "failed_given_up"}
 
 
-def named(records: Sequence[Record]) -> list[Record]:
+def named(records: Sequence[LedgerRecord]) -> list[LedgerRecord]:
     """With group names of epoch 1, and of epoch 0 for a and b."""
 
     def full(name: str) -> str:
         return f"{name}@{int(name not in 'ab')}"
 
-    changes: list[Record] = []
+    changes: list[LedgerRecord] = []
     for record in records:
         said: dict[str, Any] = {}
-        if isinstance(record, Admitted | Settled):
+        if isinstance(record, AdmittedRecord | SettledRecord):
             said["group"] = full(record.group)
         for many in ("groups", "open"):
             if hasattr(record, many):
@@ -617,9 +640,9 @@ def failure(run: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_broken_law_fails_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    books = Books(run / "ledger.jsonl")
-    books.settled("g@1", fate="rejected_no_spread")
-    books.close()
+    ledger_log = LedgerLog(run / "ledger.jsonl")
+    ledger_log.settled("g@1", fate="rejected_no_spread")
+    ledger_log.close()
     assert failure(run, capsys)[0] == "line 20, session 1: order: 'settled' stands outside of a session"
 
 
@@ -642,7 +665,7 @@ def test_a_row_twice_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert failure(run, capsys) == ["groups.jsonl: group f@1 has 2 rows"]
 
 
-KILLED = [*story()[:14], Trained(version=2), rejected("f")]  # after the cut of version 1, d, e and f were settled
+KILLED = [*story()[:14], TrainedRecord(version=2), rejected("f")]  # after the cut of version 1, d, e and f were settled
 SETTLED = {"c": "rejected_no_spread", "a": "trained", "b": "trained"}
 
 
@@ -721,7 +744,7 @@ def test_damaged_checkpoints_fail(run: Path, capsys: pytest.CaptureFixture[str])
     assert "none of the checkpoints" in problem
 
 
-def go_back(run: Path, goes_on: Begin) -> None:
+def go_back(run: Path, goes_on: BeginRecord) -> None:
     """The run goes on from an earlier place and is killed before it saves again; the later checkpoint is still there."""
     (run / "ledger.jsonl").unlink()
     written(run / "ledger.jsonl", named([*story()[:18], goes_on]))
@@ -740,7 +763,7 @@ def test_a_checkpoint_that_the_run_went_back_behind_is_passed_over(run: Path, ca
 def test_a_version_that_is_made_again_has_its_own_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run went back behind version 2, made it again of the same groups but without f, and saved it."""
     (run / "ledger.jsonl").unlink()
-    again = [begin(2, 1, 7, 3, "defg"), train(2, "de", 0), Trained(version=2), cut(2, 7, 5, "fg")]
+    again = [begin(2, 1, 7, 3, "defg"), train(2, "de", 0), TrainedRecord(version=2), cut(2, 7, 5, "fg")]
     written(run / "ledger.jsonl", named([*story()[:18], *again]))
     write_groups(run, {**SETTLED, "d": "trained", "e": "trained"})
     add_checkpoint(run, 1, consumed={"1": ["c"]})
@@ -756,10 +779,10 @@ def test_a_fresh_begin_beside_a_checkpoint_fails(run: Path, capsys: pytest.Captu
 
 
 def test_many_violations_are_not_all_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    books = Books(run / "ledger.jsonl")
+    ledger_log = LedgerLog(run / "ledger.jsonl")
     for number in range(60):
-        books.settled(f"x{number}@1", fate="rejected_no_spread")
-    books.close()
+        ledger_log.settled(f"x{number}@1", fate="rejected_no_spread")
+    ledger_log.close()
     lines = failure(run, capsys)
     assert len(lines) == 51
     assert lines[-1] == "… and 11 more"

@@ -111,8 +111,8 @@ def test_groups_are_recorded_as_they_were_grown(monkeypatch):
     import groups
 
     from fr3e_async import rollout
-    from fr3e_async.loader import load_config
-    from fr3e_async.rollout.fake_engine import FakeBehaviour, FakeEngine
+    from fr3e_async.settings.loader import load_config
+    from fr3e_async.testing.engine import FakeBehaviour, FakeEngine
 
     async def start(spec):
         return FakeEngine(spec, FakeBehaviour(mean_length=30))

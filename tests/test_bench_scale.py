@@ -12,7 +12,8 @@ import pytest
 from ledger_support import admit, delivered, judged, make_ledger
 from make_support import figures, make
 
-from fr3e_async.control.messages import Branch, Published, Sample, Score, Train, Trained
+from fr3e_async.machine.events import Published, Trained
+from fr3e_async.machine.messages import Branch, Sample, Score, Train
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +134,7 @@ def test_the_fullest_state_fills_every_slot_with_whole_groups():
     assert crowd.machine.ledger.ready == 6, "the other half is with the learner"
     assert all(group.complete and group.credit is not None for group in state.groups)
     assert {len(group.rollouts) for group in state.groups} == {16}
-    assert len(crowd.shelf) == 3 * 12, "a payload each for the trunk, the other bases and the branches: of open groups only"
+    assert len(crowd.table) == 3 * 12, "a payload each for the trunk, the other bases and the branches: of open groups only"
 
 
 def test_with_a_learner_groups_pass_through():

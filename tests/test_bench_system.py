@@ -11,11 +11,12 @@ import pytest
 from make_support import figures, make
 
 from fr3e_async.algorithm.anchors import AnchorRule
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS
-from fr3e_async.control.messages import Assign, Branch, Sample
 from fr3e_async.control.ports import Delivery
-from fr3e_async.testing import FakePayloads
-from fr3e_async.types import Completion, Draw, Finish, RolloutBatch, RolloutId, WeightBundle, WeightManifest
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS
+from fr3e_async.machine.messages import Assign, Branch, Sample
+from fr3e_async.testing.fakes import FakePayloads
+from fr3e_async.types import Completion, Draw, Finish, RolloutBatch, RolloutId
+from fr3e_async.weights.manifest import WeightBundle, WeightManifest
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_a_run_is_stopped_after_its_batches_and_its_cpu_time_counted():
     assert learner.cores > 0
 
 
-def desk(*, waiting: int = 0, working: int = 0) -> SimpleNamespace:
+def dispatcher(*, waiting: int = 0, working: int = 0) -> SimpleNamespace:
     roles = {GENERATORS: None, EXPLORERS: None}
     return SimpleNamespace(
         roles=roles, queued=lambda role: waiting, in_flight=lambda role: working if role == EXPLORERS else 0
@@ -103,14 +104,20 @@ def desk(*, waiting: int = 0, working: int = 0) -> SimpleNamespace:
 
 @pytest.mark.parametrize(
     ("live", "state", "begins"),
-    [(3, desk(), True), (2, desk(), False), (3, desk(waiting=1), False), (3, desk(working=1), False), (4, desk(), True)],
+    [
+        (3, dispatcher(), True),
+        (2, dispatcher(), False),
+        (3, dispatcher(waiting=1), False),
+        (3, dispatcher(working=1), False),
+        (4, dispatcher(), True),
+    ],
 )
 def test_a_learner_that_lets_engines_run_ahead_waits_for_weights_and_work(live, state, begins):
     """Batch 4 begins when version 3 is live and no engine has anything to do."""
     from stand_ins import RunAhead
 
     learner = RunAhead(SimpleNamespace())
-    learner.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(live=live), desk=state))
+    learner.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(live=live), dispatcher=state))
     assert learner._nothing_to_make(3) == begins
 
 

@@ -14,10 +14,10 @@ from checkpoint_support import TAG, PlainState, save_whole
 from learner_support import build_model
 from safetensors.torch import load_file
 
-from fr3e_async import branching
 from fr3e_async.config import Config, ModelConfig
 from fr3e_async.errors import ConfigError, StorageError
-from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.run import branching
+from fr3e_async.store.checkpoints import CheckpointStore
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from cli_support import ROWS, TOY, Cli, assert_one_line, everything_below, guard
 
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed, StorageError
-from fr3e_async.help import knobs
-from fr3e_async.loader import load_config
-from fr3e_async.observe.run_dir import RunDir
-from fr3e_async.session import Session
+from fr3e_async.run.session import Session
+from fr3e_async.settings.help import knobs
+from fr3e_async.settings.loader import load_config
+from fr3e_async.store.run_dir import RunDir
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture
 def ready(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments of a run that passes every check; it ends where the cluster would be started."""
-    monkeypatch.setattr("fr3e_async.session.connect", lambda _: None)
+    monkeypatch.setattr("fr3e_async.run.session.connect", lambda _: None)
     model = make_model(tmp_path / "model")
     return [*TOY, f"model.path={model}", "run.dir=run"]
 
@@ -256,7 +256,7 @@ def test_ctrl_c_before_the_start_leaves_nothing(cli: Cli, ready: list[str], monk
         assert (cli.folder / "run").is_dir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fr3e_async.preparing.resolve_model", interrupted)
+    monkeypatch.setattr("fr3e_async.run.preparing.resolve_model", interrupted)
     assert cli(*ready) == (130, "", "interrupted\n")
     assert everything_below(cli.folder) == {}
 
@@ -267,7 +267,7 @@ def test_a_defect_keeps_its_traceback_and_still_leaves_nothing(
     def defective(_: Config) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("fr3e_async.session.connect", defective)
+    monkeypatch.setattr("fr3e_async.run.session.connect", defective)
     with pytest.raises(ZeroDivisionError, match="ours"):
         cli(*ready)
     assert everything_below(cli.folder) == {}

@@ -18,9 +18,9 @@ from chat_support import WANTS_PARTS
 from cli_support import POSITIONS, ROWS, TOY, Cli, assert_one_line, everything_below, guarded_cli, make_model, process, write_rows
 
 from fr3e_async.errors import UserError
-from fr3e_async.loader import load_config
-from fr3e_async.observe import storage
-from fr3e_async.observe.run_dir import RunDir
+from fr3e_async.files import durable as storage
+from fr3e_async.settings.loader import load_config
+from fr3e_async.store.run_dir import RunDir
 
 
 @pytest.fixture

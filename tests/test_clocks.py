@@ -22,12 +22,12 @@ from loop_support import World, audited, replayed
 from fr3e_async.actors import cluster
 from fr3e_async.clock import RemoteClock, RunClock
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.observe.books import read_books
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.recorder import Recorder
-from fr3e_async.observe.results import write_problems
-from fr3e_async.observe.run_dir import RunDir
-from fr3e_async.testing import Fault
+from fr3e_async.store.ledger_log import read_ledger_log
+from fr3e_async.store.run_dir import RunDir
+from fr3e_async.store.summary import write_problems
+from fr3e_async.testing.fakes import ActorFault
 
 ROOT = Path(__file__).parent.parent
 HOUR = 3600.0
@@ -179,7 +179,7 @@ def test_a_worker_that_hangs_is_found_in_its_time_though_the_wall_clock_is_set(
     tmp_path: Path, wall: WallClock, role: str, step: float
 ) -> None:
     call = {"generators": "sample", "explorers": "branch", "verifiers": "judge"}[role]
-    world = run_of(tmp_path, wall, faults={role: {(call, 3): Fault.HANG}})
+    world = run_of(tmp_path, wall, faults={role: {(call, 3): ActorFault.HANG}})
     actor = world.of(role)[0]
     hung: list[float] = []
 
@@ -198,7 +198,7 @@ def test_a_worker_that_hangs_is_found_in_its_time_though_the_wall_clock_is_set(
 def test_a_learner_that_hangs_is_found_in_its_time_though_the_wall_clock_is_set(
     tmp_path: Path, wall: WallClock, step: float
 ) -> None:
-    world = run_of(tmp_path, wall, faults={"learner": {("train", 3): Fault.HANG}})
+    world = run_of(tmp_path, wall, faults={"learner": {("train", 3): ActorFault.HANG}})
     with pytest.raises(LearnerLost, match=r"the learner is stuck: it trains v3 and has not got on for [01] s"):
         beside(world, lambda: wall.step(step), lambda: world.learner.calls["train"] >= 3, after_s=0.2)
     assert negative(world) == []
@@ -209,7 +209,7 @@ def test_a_run_in_which_nothing_moves_ends_in_its_time_though_the_wall_clock_is_
     tmp_path: Path, wall: WallClock, step: float
 ) -> None:
     limits = {"watchdog": {"timeout_s": 3.0, "stuck_s": 60.0}}
-    world = run_of(tmp_path, wall, faults={"learner": {("train", 3): Fault.HANG}}, **limits)
+    world = run_of(tmp_path, wall, faults={"learner": {("train", 3): ActorFault.HANG}}, **limits)
     began = virtual_time.now()
     with pytest.raises(RunFailed, match=r"nothing moved for 3 s \(watchdog\.timeout_s is 3\)"):
         beside(world, lambda: wall.step(step), lambda: world.learner.calls["train"] >= 3, after_s=2.0)
@@ -277,7 +277,7 @@ def test_the_last_stamp_is_the_newest_of_what_was_written(tmp_path: Path) -> Non
 def test_the_books_of_a_session_begin_by_its_clock(tmp_path: Path, wall: WallClock) -> None:
     world = run_of(tmp_path, wall)
     assert world.run() == "finished"
-    begin = next(iter(read_books(tmp_path / "ledger.jsonl")))
+    begin = next(iter(read_ledger_log(tmp_path / "ledger.jsonl")))
     assert begin.time_s == pytest.approx(wall(), abs=60)
 
 
@@ -302,7 +302,7 @@ ALLOWED = {
     "cluster/preemption_notice.py": 2,  # a stamp of its log; what is left until a stamp of the cloud
 }
 READERS_OF_WALL = {
-    "fr3e_async/preparing.py",  # the name of a folder; the age of this process, of which the system gives a stamp
+    "fr3e_async/run/preparing.py",  # the name of a folder; the age of this process, of which the system gives a stamp
     "fr3e_async/observe/recorder.py",  # the heartbeat, which others compare with their wall clock
     "fr3e_async/actors/cluster.py",  # what is left until a stamp of Ray's
 }

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from fr3e_async.errors import ConfigError
-from fr3e_async.loader import load_config
-from fr3e_async.plan import check_resources, placement
+from fr3e_async.plan.placement import check_resources, placement
+from fr3e_async.settings.loader import load_config
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"

@@ -22,8 +22,8 @@ from ray.core.generated.autoscaler_pb2 import GangResourceRequest, NodeState, No
 from ray.core.generated.instance_manager_pb2 import Instance, NodeKind
 
 from fr3e_async.config import Config
-from fr3e_async.loader import load_config
-from fr3e_async.plan import per_actor, placement
+from fr3e_async.plan.placement import per_actor, placement
+from fr3e_async.settings.loader import load_config
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 FILES = ["aws.yaml", "gcp.yaml", "kuberay-raycluster.yaml"]

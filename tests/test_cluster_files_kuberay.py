@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from fr3e_async.loader import load_config
+from fr3e_async.settings.loader import load_config
 
 ROOT = Path(__file__).parent.parent
 FIXTURE = Path(__file__).parent / "fixtures" / "kuberay"

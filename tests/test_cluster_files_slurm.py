@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fr3e_async.loader import load_config
-from fr3e_async.plan import check_resources
+from fr3e_async.plan.placement import check_resources
+from fr3e_async.settings.loader import load_config
 
 SCRIPT = Path(__file__).parent.parent / "cluster" / "slurm.sbatch"
 SIGNAL_S = 300  # Slurm's notice before the time limit

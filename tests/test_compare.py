@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_support import make
 
-from fr3e_async.loader import load_config
+from fr3e_async.settings.loader import load_config
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.help import PATH_COLUMNS, WIDTH, knobs, render_help, with_fresh_tables
-from fr3e_async.loader import PACKAGED, LoadedConfig, load_config
-from fr3e_async.memory import memory_estimate, model_shape
-from fr3e_async.plan import check_resources, local_resources, render_plan
+from fr3e_async.learner.memory import memory_estimate, model_shape
+from fr3e_async.plan.placement import check_resources, local_resources, render_plan
+from fr3e_async.settings.help import PATH_COLUMNS, WIDTH, knobs, render_help, with_fresh_tables
+from fr3e_async.settings.loader import PACKAGED, LoadedConfig, load_config
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))

@@ -11,12 +11,12 @@ import pytest
 import virtual_time
 from loop_support import World, audited, replayed
 
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.journal import read_journal
-from fr3e_async.control.messages import WorkerUp
 from fr3e_async.control.progress import load_control_state
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.testing import FakeLearner, Fault, always
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import WorkerUp
+from fr3e_async.store.journal import read_journal
+from fr3e_async.testing.fakes import ActorFault, FakeLearner, always
 
 CALLS = {GENERATORS: "sample", EXPLORERS: "branch", VERIFIERS: "judge"}
 ONE_EACH = dict.fromkeys(CALLS, 1)
@@ -38,8 +38,8 @@ class Cloud(World):
         self.going: dict[str, float] = {}  # node -> notice
         self.wants: list[tuple[str, int]] = []
         super().__init__(folder, **{"prompts": 400, "pools": QUICK | (pools or {})} | settings)
-        self.crew.start, self.crew._draining = self._start_somewhere, self._nodes_that_go
-        self.crew._want = lambda role, actors: self.wants.append((role, actors))
+        self.workers.start, self.workers._draining = self._start_somewhere, self._nodes_that_go
+        self.workers._want = lambda role, actors: self.wants.append((role, actors))
 
     def worker(self, role: str) -> Any:
         made = super().worker(role)
@@ -61,7 +61,7 @@ class Cloud(World):
         self.going[f"node of {name}"] = notice
 
     def staying(self, role: str) -> int:
-        return self.controller.machine.desk.staying(role)
+        return self.controller.machine.dispatcher.staying(role)
 
     def told(self, kind: str) -> list[Any]:
         """Events of the last session."""
@@ -90,7 +90,7 @@ class Cloud(World):
         assert len(ids) == len(set(ids))
         machine = self.controller.machine
         if self.ledger.finished:  # one that was told to leave while it receives its first weights is not waited for
-            assert all(machine.fleet.receives(name) and not machine.desk.tasks_of(name) for name in machine._leaves)
+            assert all(machine.fleet.receives(name) and not machine.dispatcher.tasks_of(name) for name in machine._leaves)
 
 
 def require_current(world: Cloud, name: str) -> None:
@@ -100,7 +100,7 @@ def require_current(world: Cloud, name: str) -> None:
         if isinstance(entry.event, WorkerUp) and entry.event.worker == name:
             break
         live = max([live, *(int(command.split()[1]) for command in entry.commands if command.startswith("live "))])
-    engine = world.crew.worker(name)
+    engine = world.workers.worker(name)
     rows = [row for batch in world.learner.trained for row in batch]
     mine = {int(v) for row in rows if row.payload.ids[row.row] in engine.made for v in row.payload.completion(row.row).versions}
     assert all(version >= live for version in mine)
@@ -146,14 +146,14 @@ def test_a_run_begins_with_what_is_there_and_the_others_join_with_the_current_we
 
     async def story():
         await world.until(lambda: world.ledger.version >= 3)
-        assert world.engines == [world.crew.worker("generator-0"), world.crew.worker("explorer-0")]
+        assert world.engines == [world.workers.worker("generator-0"), world.workers.worker("explorer-0")]
         room.set()
         await world.until(lambda: len(world.started) == 2)
 
     assert world.play(story) == "finished"
     assert sorted(world.started) == ["explorer-1", "generator-1"]
     for name in world.started:
-        assert world.crew.worker(name).loaded[0] >= 3
+        assert world.workers.worker(name).loaded[0] >= 3
         require_current(world, name)
     assert all(engine.version == 8 for engine in world.engines)
     world.require_sound()
@@ -192,16 +192,16 @@ def test_an_engine_that_has_nothing_to_do_changes_its_pool(tmp_path):
     }
     counts = {GENERATORS: 3, EXPLORERS: 1, VERIFIERS: 1}
     world = Cloud(tmp_path, counts=counts, delay_s=0.0, start_s=600.0, run={"steps": 100_000}, **ELASTIC | pools)
-    world.crew.worker("explorer-0").delay_s = 0.1
+    world.workers.worker("explorer-0").delay_s = 0.1
 
     async def story():
         await world.until(lambda: bool(world.said("works for the explorers from now on")))
-        moved = [name for name in world.crew.names(EXPLORERS) if name.startswith("generator")]
+        moved = [name for name in world.workers.names(EXPLORERS) if name.startswith("generator")]
         assert moved
-        await world.until(lambda: world.crew.worker(moved[0]).calls["branch"] > 2)
+        await world.until(lambda: world.workers.worker(moved[0]).calls["branch"] > 2)
         version = world.ledger.version
         await world.until(lambda: world.ledger.version >= version + 2)
-        assert world.crew.worker(moved[0]).version >= version, "it is given weights as before"
+        assert world.workers.worker(moved[0]).version >= version, "it is given weights as before"
         world.controller.stop("enough")
 
     assert world.play(story) == "enough"
@@ -217,14 +217,14 @@ def test_an_engine_that_has_nothing_to_do_changes_its_pool(tmp_path):
 def test_a_worker_whose_node_goes_leaves_and_another_one_takes_its_place(tmp_path, role, hangs):
     """With tasks that do not end they are taken from it after half of the notice, and others get them."""
     name = f"{role.removesuffix('s')}-0"
-    faults = {role: always(CALLS[role], Fault.HANG, first=4)} if hangs else {}
+    faults = {role: always(CALLS[role], ActorFault.HANG, first=4)} if hangs else {}
     world = Cloud(tmp_path, faults=faults, delay_s=0.01, flow={"lease_s": 60.0}, run={"steps": 6})
 
     async def story():
-        worker = world.crew.worker(name)
+        worker = world.workers.worker(name)
         await world.until(lambda: worker.calls[CALLS[role]] >= 4)
         world.take_away(name, 0.3)
-        await world.until(lambda: world.crew.worker(name) is None)
+        await world.until(lambda: world.workers.worker(name) is None)
 
     assert world.play(story) == "finished"
     assert world.said(f"{name} has left: its node is taken away")
@@ -233,7 +233,7 @@ def test_a_worker_whose_node_goes_leaves_and_another_one_takes_its_place(tmp_pat
     assert bool([event for event in world.told("Lost") if event.reason == "withdrawn"]) or not hangs
     assert all(not event.counted for event in world.told("Lost"))
     assert (world.replaced(), world.ledger.given_up) == ({}, 0)
-    assert world.crew.payloads.fetched >= 0, "what lay on the node is brought here"
+    assert world.workers.payloads.fetched >= 0, "what lay on the node is brought here"
     if role != VERIFIERS:
         require_current(world, world.started[0])
     world.require_sound()
@@ -262,14 +262,14 @@ def test_all_engines_are_taken_away_one_after_another_and_all_at_once(tmp_path, 
 
 
 def test_a_node_that_goes_before_its_time_is_a_loss_like_any_other(tmp_path):
-    world = Cloud(tmp_path, faults={GENERATORS: always("sample", Fault.HANG, first=4)}, delay_s=0.01, flow={"lease_s": 60.0})
+    world = Cloud(tmp_path, faults={GENERATORS: always("sample", ActorFault.HANG, first=4)}, delay_s=0.01, flow={"lease_s": 60.0})
 
     async def story():
-        worker = world.crew.worker("generator-0")
+        worker = world.workers.worker("generator-0")
         await world.until(lambda: worker.calls["sample"] >= 4)
         world.take_away("generator-0", 600.0)
         await world.until(lambda: bool(world.started))  # another one at once
-        worker.suffer(Fault.DIE)
+        worker.suffer(ActorFault.DIE)
 
     assert world.play(story) == "finished"
     assert world.started == ["generator-2"]
@@ -290,11 +290,11 @@ def test_whatever_comes_and_goes_the_run_ends_with_books_that_balance(tmp_path, 
     async def story():
         while True:
             await asyncio.sleep(rng.uniform(0.0, 0.1))
-            worker = rng.choice(world.crew.workers() or [None])
+            worker = rng.choice(world.workers.workers() or [None])
             if worker is not None:
                 match rng.randrange(4):
                     case 0:
-                        worker.suffer(Fault.DIE)
+                        worker.suffer(ActorFault.DIE)
                     case 1:
                         world.no_room += 1
                     case _:
@@ -311,8 +311,8 @@ def test_whatever_comes_and_goes_the_run_ends_with_books_that_balance(tmp_path, 
 def go_on(first: Cloud, **settings: Any) -> Cloud:
     """A new learner group on other nodes, and the same workers, from the newest checkpoint."""
     latest = first.store.latest()
-    first.crew.learner = FakeLearner(version=load_control_state(latest).ledger.version if latest else 0)
-    return Cloud(first.folder, resume=latest is not None, crew=first.crew, **settings)
+    first.workers.learner = FakeLearner(version=load_control_state(latest).ledger.version if latest else 0)
+    return Cloud(first.folder, resume=latest is not None, workers=first.workers, **settings)
 
 
 WHEN = {
@@ -420,8 +420,8 @@ def test_a_node_with_the_learner_and_a_generator_goes(tmp_path):
         first.play(story)
     second = go_on(first, delay_s=0.02)
     assert second.run() == "finished"
-    assert second.crew.worker("generator-0") is None
-    assert sorted(second.crew.names(GENERATORS)) == ["generator-1", "generator-2"]
+    assert second.workers.worker("generator-0") is None
+    assert sorted(second.workers.names(GENERATORS)) == ["generator-1", "generator-2"]
     report = audited(tmp_path, second.config)
     assert (report.counts["trained"], report.sessions) == (32, 2)
     replayed(tmp_path, second.config)

@@ -1,4 +1,4 @@
-"""When a checkpoint that was asked for is begun: at once, or with the batch in training. Whole loops are in test_control_loop.py and test_control_saving.py."""
+"""When a checkpoint that was asked for is begun: at once, or with the batch in training. Whole loops are in test_control_loop.py and test_control_checkpointing.py."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from fr3e_async.control.keeping import Keeper
+from fr3e_async.control.checkpointing import Checkpointing
 
 
-class Kept(Keeper):
+class Kept(Checkpointing):
     """One that writes nothing: what it begins is counted."""
 
     def __init__(self, *, training: bool, version: int) -> None:
         ledger: Any = SimpleNamespace(training=training, version=version)
         nothing: Any = None
         super().__init__(
-            nothing, ledger, nothing, nothing, every=0, steps=10, books=nothing, progress=nothing, reporter=nothing, spawn=self._count,  # type: ignore[arg-type]
+            nothing, ledger, nothing, nothing, every=0, steps=10, ledger_log=nothing, progress=nothing, reporter=nothing, spawn=self._count,  # type: ignore[arg-type]
             ends=lambda: False, clock=lambda: 0.0,
         )  # fmt: skip
         self.begun = 0
@@ -35,18 +35,18 @@ class Kept(Keeper):
 @pytest.mark.parametrize(("training", "version"), [(True, 3), (True, 0), (False, 0)])
 def test_one_that_is_asked_for_follows_the_batch_in_training_and_comes_once(training: bool, version: int) -> None:
     """Before the first batch there is nothing to keep."""
-    keeper = Kept(training=training, version=version)
-    keeper.soon()
-    assert keeper.begun == 0
-    keeper.trained(version + 1)
-    assert keeper.begun == 1
-    keeper.trained(version + 2)
-    assert keeper.begun == 1
+    checkpointing = Kept(training=training, version=version)
+    checkpointing.soon()
+    assert checkpointing.begun == 0
+    checkpointing.trained(version + 1)
+    assert checkpointing.begun == 1
+    checkpointing.trained(version + 2)
+    assert checkpointing.begun == 1
 
 
 def test_one_that_is_asked_for_between_batches_is_begun_at_once() -> None:
-    keeper = Kept(training=False, version=3)
-    keeper.soon()
-    assert keeper.begun == 1
-    keeper.trained(4)
-    assert keeper.begun == 1
+    checkpointing = Kept(training=False, version=3)
+    checkpointing.soon()
+    assert checkpointing.begun == 1
+    checkpointing.trained(4)
+    assert checkpointing.begun == 1

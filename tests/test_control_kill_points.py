@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 from loop_support import World, audited, loop_config, replayed
 
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.progress import load_control_state
-from fr3e_async.testing import Fault
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.testing.fakes import ActorFault
 
 PLAIN = {"flow": {"groups_per_step": 2, "max_staleness": 1, "max_attempts": 100}, "run": {"steps": 3, "checkpoint_every": 1}}
-DEATHS = {GENERATORS: {("sample", 4): Fault.DIE}, EXPLORERS: {("branch", 2): Fault.DIE}, VERIFIERS: {("judge", 9): Fault.DIE}}
+DEATHS = {
+    GENERATORS: {("sample", 4): ActorFault.DIE},
+    EXPLORERS: {("branch", 2): ActorFault.DIE},
+    VERIFIERS: {("judge", 9): ActorFault.DIE},
+}
 # Sections of the config beside those of PLAIN, and what else the world is told.
 KINDS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, Any]]] = {
     "plain": ({}, {}),
@@ -149,10 +153,10 @@ def tear(journal: Path, chance: random.Random) -> None:
     journal.write_bytes(content[: chance.randint(header, len(content))])
 
 
-def tear_books(books: Path, chance: random.Random) -> None:
+def tear_books(ledger_log: Path, chance: random.Random) -> None:
     """A line may have been begun."""
     if chance.random() < 0.5:
-        with open(books, "a") as file:
+        with open(ledger_log, "a") as file:
             file.write('{"what": "admitted", "gro')
 
 

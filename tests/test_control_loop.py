@@ -11,15 +11,15 @@ from builders import prompt
 from loop_support import World, audited, replayed
 
 from fr3e_async.algorithm.strategies import GroupPlan
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.group import Group
-from fr3e_async.control.journal import read_journal
-from fr3e_async.control.messages import Pressure
 from fr3e_async.control.progress import load_control_state
-from fr3e_async.control.tally import Tally
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.testing import FAKE_ANCHORS, FakeLearner, Fault, always
-from fr3e_async.types import Finish, RolloutNote
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import Pressure
+from fr3e_async.machine.group import Group
+from fr3e_async.machine.tally import Tally
+from fr3e_async.store.journal import read_journal
+from fr3e_async.testing.fakes import FAKE_ANCHORS, ActorFault, FakeLearner, always
+from fr3e_async.types import Finish, RolloutSummary
 
 CALLS = {GENERATORS: "sample", EXPLORERS: "branch", VERIFIERS: "judge"}
 
@@ -41,7 +41,7 @@ def test_a_whole_run(tmp_path):
     assert world.controller.progress.staleness_max == max(ages) <= 1
     assert [e["label"] for e in world.controller.progress.evaluations] == ["before", "after"]
     assert world.controller.progress.evaluations[0]["newest_version"] == 0
-    assert not len(world.controller._shelf), "payloads of retired groups must be released"
+    assert not len(world.controller._table), "payloads of retired groups must be released"
     assert world.store.latest() is not None
 
 
@@ -81,7 +81,7 @@ def test_wait_idle_does_not_wait_for_ever(tmp_path):
     world = World(
         tmp_path,
         weights={"update": "wait_idle", "idle_timeout_s": 0.1},
-        faults={EXPLORERS: {("branch", 3): Fault.HANG}},
+        faults={EXPLORERS: {("branch", 3): ActorFault.HANG}},
         flow={"lease_s": 60.0},
     )
     assert world.run() == "finished"
@@ -103,7 +103,7 @@ def test_idle_engines_take_the_work_of_the_other_role(tmp_path):
 def test_a_window_lets_ready_groups_overtake_a_slow_one(tmp_path):
     """The generator that has the first group does not come back: the others are trained around it until its lease ends."""
     flow = {"order": "window", "window": 4, "max_staleness": 2, "lease_s": 0.5}
-    world = World(tmp_path, flow=flow, faults={GENERATORS: {("sample", 1): Fault.HANG}})
+    world = World(tmp_path, flow=flow, faults={GENERATORS: {("sample", 1): ActorFault.HANG}})
     assert world.run() == "finished"
     first = next(entry.event.group for entry in read_journal(world.journal.path)[1] if hasattr(entry.event, "prompt"))
     trained = [command.split() for command in commands_of(world) if command.startswith("train ")]
@@ -166,7 +166,7 @@ def test_a_token_budget_sizes_the_groups(tmp_path):
 
 @pytest.mark.parametrize("role", CALLS)
 def test_a_lost_worker_costs_nothing_but_time(tmp_path, role):
-    world = World(tmp_path, faults={role: {(CALLS[role], 3): Fault.DIE}})
+    world = World(tmp_path, faults={role: {(CALLS[role], 3): ActorFault.DIE}})
     assert world.run() == "finished"
     assert world.started == [f"{role.removesuffix('s')}-{2 if role != VERIFIERS else 1}"]
     assert world.said(f"{role.removesuffix('s')}-0 is lost")
@@ -176,13 +176,13 @@ def test_a_lost_worker_costs_nothing_but_time(tmp_path, role):
 
 
 def test_a_worker_that_dies_while_it_is_asked_for_its_state_is_replaced(tmp_path):
-    world = World(tmp_path, faults={GENERATORS: {("stats", 2): Fault.DIE}}, delay_s=0.01)
+    world = World(tmp_path, faults={GENERATORS: {("stats", 2): ActorFault.DIE}}, delay_s=0.01)
     assert world.run() == "finished"
     assert world.started == ["generator-2"]
 
 
 def test_a_call_that_hangs_is_leased_out_again(tmp_path):
-    world = World(tmp_path, faults={EXPLORERS: {("branch", 2): Fault.HANG}}, flow={"lease_s": 0.3})
+    world = World(tmp_path, faults={EXPLORERS: {("branch", 2): ActorFault.HANG}}, flow={"lease_s": 0.3})
     assert world.run() == "finished"
     assert world.ledger.retries > 0
     assert world.started == []
@@ -192,7 +192,7 @@ def test_a_second_attempt_waits_and_is_counted_and_the_last_one_gives_up(tmp_pat
     """Every call of the one explorer runs out of its lease: three attempts, with waits of 0.01 and 0.02 s between them."""
     counts = {GENERATORS: 1, EXPLORERS: 1, VERIFIERS: 1}
     world = World(
-        tmp_path, counts=counts, faults={EXPLORERS: always("branch", Fault.HANG)}, flow={"lease_s": 0.05}, run={"steps": 1}
+        tmp_path, counts=counts, faults={EXPLORERS: always("branch", ActorFault.HANG)}, flow={"lease_s": 0.05}, run={"steps": 1}
     )
     assert world.run() == "finished"
     waits = [command for command in commands_of(world) if " task " in command]
@@ -203,27 +203,27 @@ def test_a_second_attempt_waits_and_is_counted_and_the_last_one_gives_up(tmp_pat
     assert sum(record["given_up"] for record in world.notes.groups) == 4 * settled
 
 
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.BLOCK, Fault.SILENT, Fault.DIE])
+@pytest.mark.parametrize("fault", [ActorFault.HANG, ActorFault.BLOCK, ActorFault.SILENT, ActorFault.DIE])
 def test_an_engine_that_does_not_acknowledge_is_replaced_and_the_new_one_is_current(tmp_path, fault):
     faults = {EXPLORERS: {("load_weights", 2): fault}}
     world = World(tmp_path, run={"steps": 6}, weights={"ack_timeout_s": 0.5}, faults=faults)
     assert world.run() == "finished"
     assert world.started == ["explorer-2"]
-    assert world.crew.worker("explorer-2").version == 6
+    assert world.workers.worker("explorer-2").version == 6
     assert world.said("explorer-0 is lost: ")
     audited(tmp_path, world.config)
 
 
 def test_a_run_with_one_engine_survives_its_loss_while_weights_are_published(tmp_path):
     counts = {GENERATORS: 1, EXPLORERS: 0, VERIFIERS: 1}
-    world = World(tmp_path, strategy="grpo_pp", counts=counts, faults={GENERATORS: {("load_weights", 2): Fault.DIE}})
+    world = World(tmp_path, strategy="grpo_pp", counts=counts, faults={GENERATORS: {("load_weights", 2): ActorFault.DIE}})
     assert world.run() == "finished"
     assert world.started == ["generator-1"]
-    assert world.crew.worker("generator-1").version == 8
+    assert world.workers.worker("generator-1").version == 8
 
 
 def test_a_replacement_that_does_not_start_is_tried_again(tmp_path):
-    world = World(tmp_path, faults={GENERATORS: {("sample", 1): Fault.DIE}})
+    world = World(tmp_path, faults={GENERATORS: {("sample", 1): ActorFault.DIE}})
     world.no_room = 2
     assert world.run() == "finished"
     assert (world.started, world.replaced()) == (["generator-2"], {GENERATORS: 1})
@@ -237,12 +237,12 @@ def test_a_pool_stops_replacing_a_worker_that_always_dies(tmp_path):
 
     def doomed(role):
         made = make(role)
-        made.faults = always("sample", Fault.DIE)
+        made.faults = always("sample", ActorFault.DIE)
         return made
 
     world.worker = doomed
     for generator in world.of(GENERATORS):
-        generator.suffer(Fault.DIE)
+        generator.suffer(ActorFault.DIE)
     with pytest.raises(RunFailed, match=r"generators: 2 workers in a row died .*pools\.max_deaths_in_a_row.*died \(injected\)"):
         world.run()
 
@@ -256,7 +256,7 @@ def test_losing_many_proven_workers_at_once_is_no_reason_to_end(tmp_path):
         run = asyncio.create_task(world.go())
         await world.until(lambda: all(g.calls["sample"] > 1 for g in world.of(GENERATORS)))
         for generator in world.of(GENERATORS):
-            generator.suffer(Fault.DIE)
+            generator.suffer(ActorFault.DIE)
         return await run
 
     assert virtual_time.run(story()) == "finished"
@@ -264,7 +264,7 @@ def test_losing_many_proven_workers_at_once_is_no_reason_to_end(tmp_path):
 
 
 def test_an_unforeseen_error_in_a_replacement_is_not_silent(tmp_path):
-    world = World(tmp_path, faults={EXPLORERS: {("branch", 1): Fault.DIE}})
+    world = World(tmp_path, faults={EXPLORERS: {("branch", 1): ActorFault.DIE}})
 
     def broken(role):
         raise KeyError("unforeseen")
@@ -282,8 +282,8 @@ def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, 
     async def story():
         answer = asyncio.get_running_loop().create_future()
         waits = {
-            "learner": lambda: world.controller._turns.of(answer),
-            "lease": lambda: world.crew._leased("generator-0", lambda: answer),
+            "learner": lambda: world.controller._learner_lock.of(answer),
+            "lease": lambda: world.workers._leased("generator-0", lambda: answer),
             "beat": lambda: world.controller.watch._within_a_beat(answer),
         }
         task = asyncio.create_task(waits[where]())
@@ -302,16 +302,16 @@ def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, 
 def go_on(world: World, folder, **sections) -> World:
     """A new learner group for the same crew, from the newest checkpoint, as ``session`` does it after a ``LearnerLost``."""
     latest = world.store.latest()
-    world.crew.learner = FakeLearner(version=load_control_state(latest).ledger.version if latest else 0)
-    return World(folder, resume=latest is not None, crew=world.crew, **sections)
+    world.workers.learner = FakeLearner(version=load_control_state(latest).ledger.version if latest else 0)
+    return World(folder, resume=latest is not None, workers=world.workers, **sections)
 
 
 @pytest.mark.parametrize(("call", "number"), [("train", 1), ("train", 5), ("export", 4), ("save", 2)])
-@pytest.mark.parametrize("fault", [Fault.DIE, Fault.BLOCK])
+@pytest.mark.parametrize("fault", [ActorFault.DIE, ActorFault.BLOCK])
 def test_a_lost_learner_sends_everything_back_to_the_last_checkpoint(tmp_path, call, number, fault):
     sections = {"run": {"checkpoint_every": 2}, "watchdog": {"stuck_s": 0.5}}
     first = World(tmp_path, faults={"learner": {(call, number): fault}}, **sections)
-    with pytest.raises(LearnerLost, match="injected" if fault is Fault.DIE else "the learner is stuck: it "):
+    with pytest.raises(LearnerLost, match="injected" if fault is ActorFault.DIE else "the learner is stuck: it "):
         first.run()
     second = go_on(first, tmp_path, **sections)
     start = second.state.version if second.state else 0
@@ -325,20 +325,20 @@ def test_a_lost_learner_sends_everything_back_to_the_last_checkpoint(tmp_path, c
 
 def test_a_worker_that_is_being_replaced_when_the_learner_is_lost_is_not_forgotten(tmp_path):
     """A node may take both along."""
-    first = World(tmp_path, faults={GENERATORS: {("sample", 9): Fault.DIE}, "learner": {("train", 6): Fault.DIE}})
+    first = World(tmp_path, faults={GENERATORS: {("sample", 9): ActorFault.DIE}, "learner": {("train", 6): ActorFault.DIE}})
 
     async def never(role):
         await asyncio.Event().wait()
 
-    first.crew.start, start = never, first.crew.start
+    first.workers.start, start = never, first.workers.start
     with pytest.raises(LearnerLost):
         first.run()
-    assert first.crew.names(GENERATORS) == ["generator-1"]
-    first.crew.start = start
+    assert first.workers.names(GENERATORS) == ["generator-1"]
+    first.workers.start = start
     second = go_on(first, tmp_path)
     assert second.run() == "finished"
     assert first.started == ["generator-2"]
-    assert second.crew.names(GENERATORS) == ["generator-1", "generator-2"]
+    assert second.workers.names(GENERATORS) == ["generator-1", "generator-2"]
     replayed(tmp_path, second.config)
 
 
@@ -348,12 +348,12 @@ def test_a_payload_that_is_gone_at_a_checkpoint_sends_everything_back(tmp_path):
     async def story():
         run = asyncio.create_task(first.go())
         await first.until(lambda: bool(first.store.steps()))
-        first.crew.payloads.lost = True
+        first.workers.payloads.lost = True
         return await run
 
     with pytest.raises(LearnerLost, match=r"rollouts that a checkpoint needs.*a payload is gone"):
         virtual_time.run(story())
-    first.crew.payloads.lost = False
+    first.workers.payloads.lost = False
     second = go_on(first, tmp_path, run={"checkpoint_every": 2})
     assert second.run() == "finished"
     audited(tmp_path, second.config)
@@ -438,8 +438,8 @@ def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version == 2 and world.learner._running["save"] > 0)
         for engine in world.of(GENERATORS):
-            engine.faults = always("sample", Fault.HANG)
-        await world.until(lambda: world.controller._measuring.busy)
+            engine.faults = always("sample", ActorFault.HANG)
+        await world.until(lambda: world.controller._evaluations.busy)
         await asyncio.sleep(0.05)
         world.controller.stop("stopped by a test")
         return await asyncio.wait_for(run, 5)
@@ -450,7 +450,7 @@ def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
 
 
 def test_evaluations_between_the_first_and_the_last(tmp_path):
-    world = World(tmp_path, evaluate=True, evaluation={"every": 3}, faults={GENERATORS: {("sample", 1): Fault.DIE}})
+    world = World(tmp_path, evaluate=True, evaluation={"every": 3}, faults={GENERATORS: {("sample", 1): ActorFault.DIE}})
     assert world.run() == "finished"
     assert sorted(e["label"] for e in world.controller.progress.evaluations) == ["after", "before", "step 3", "step 6"]
     assert {e["problems"] for e in world.controller.progress.evaluations} == {10}, "also where a part was lost once"
@@ -465,8 +465,8 @@ def test_a_full_engine_is_given_less(tmp_path):
     full = world.of(GENERATORS)[0]
     full.kv_used, full.waiting = 0.99, 3
     assert world.run() == "finished"
-    seats = world.controller.machine.desk.seats
-    assert seats[full.name].limit == world.config.pools.least_in_flight < seats["generator-1"].limit == 16
+    slots = world.controller.machine.dispatcher.slots
+    assert slots[full.name].limit == world.config.pools.least_in_flight < slots["generator-1"].limit == 16
     pressed = [entry.event for entry in read_journal(world.journal.path)[1] if isinstance(entry.event, Pressure)]
     assert {(event.worker, event.kv_used, event.waiting) for event in pressed} == {(full.name, 0.99, 3)}
 
@@ -494,7 +494,7 @@ def test_entropies_that_no_engine_knows_are_not_reported():
     )  # fmt: skip
     group.issue([group.base(0)])
     for tally, error in ((known, 0.1), (unknown, 2.0)):
-        note = RolloutNote(
+        note = RolloutSummary(
             id=group.base(0), length=4, context=3, cached=0, entropy_sum=2.0, entropy_error_sum=error, finish=Finish.STOP,
             oldest_version=0, newest_version=0,
         )  # fmt: skip

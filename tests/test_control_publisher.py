@@ -11,8 +11,8 @@ import virtual_time
 
 from fr3e_async.control.publisher import Publisher, Sync
 from fr3e_async.errors import LearnerLost
-from fr3e_async.testing import FakeEngineWorker, FakeLearner, Fault
-from fr3e_async.types import WeightAck, WeightBundle
+from fr3e_async.testing.fakes import ActorFault, FakeEngineWorker, FakeLearner
+from fr3e_async.weights.manifest import WeightAck, WeightBundle
 
 
 class Lying(FakeEngineWorker):
@@ -107,9 +107,9 @@ def test_a_hand_over_to_nobody_has_no_times_to_speak_of():
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        (Fault.DIE, r"slow died \(injected\)"),
-        (Fault.HANG, r"no answer within weights\.ack_timeout_s \(0\.1 s\)"),
-        (Fault.SILENT, r"no answer within weights\.ack_timeout_s \(0\.1 s\)"),
+        (ActorFault.DIE, r"slow died \(injected\)"),
+        (ActorFault.HANG, r"no answer within weights\.ack_timeout_s \(0\.1 s\)"),
+        (ActorFault.SILENT, r"no answer within weights\.ack_timeout_s \(0\.1 s\)"),
     ],
 )
 def test_one_that_does_not_take_them_holds_nobody_up(fault, why):

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from ledger_support import World, admit, anchors_of, delivered, drive, judged, kinds, lost, lost_score, make_ledger
 from machine_support import Cluster, first, prompt_of, random_cluster
 
-from fr3e_async.control.codec import decode, encode
-from fr3e_async.control.ledger import Ledger, LedgerState
-from fr3e_async.control.messages import Branch, Published, Rescored, Retire, Sample, Score, Train, Trained
+from fr3e_async.machine.codec import decode, encode
+from fr3e_async.machine.events import Published, Rescored, Trained
+from fr3e_async.machine.ledger import Ledger
+from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.machine.messages import Branch, Retire, Sample, Score, Train
 
 
 def play_with_kills(cluster: Cluster, rng: random.Random, *, kills: int, after_batches: bool) -> int:

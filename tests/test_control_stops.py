@@ -10,14 +10,14 @@ import pytest
 import virtual_time
 from loop_support import World, audited
 
-from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
-from fr3e_async.control.journal import read_journal
-from fr3e_async.control.keeping import interval_s
-from fr3e_async.control.ledger import StarvedError
+from fr3e_async.control.checkpointing import interval_s
 from fr3e_async.control.progress import load_control_state
 from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
+from fr3e_async.machine.ledger_state import StarvedError
 from fr3e_async.replay import replay
-from fr3e_async.testing import FakeLearner, Fault, always
+from fr3e_async.store.journal import read_journal
+from fr3e_async.testing.fakes import ActorFault, FakeLearner, always
 
 SLOW = {
     "observe": {"heartbeat_s": 10.0},
@@ -48,7 +48,7 @@ class Timed(FakeLearner):
 
 def timed(folder: Path, *, train_s: float = 0.0, save_s: float = 0.0, **sections: Any) -> World:
     world = World(folder, **{**SLOW, **PATIENT, **sections})
-    world.crew.learner = Timed(train_s=train_s, save_s=save_s)
+    world.workers.learner = Timed(train_s=train_s, save_s=save_s)
     world._build(False)
     return world
 
@@ -57,7 +57,7 @@ def test_short_batches_are_kept_after_five_minutes(tmp_path: Path) -> None:
     """Batches end at some 70, 140, ... s. At 300 s the fifth is in training: it is kept at 350 s, the next one is due at 650 s."""
     world = timed(tmp_path, train_s=70.0, run={"steps": 16, "checkpoint_every": 0})
     assert virtual_time.run(world.go(), limit_s=1e5) == "finished"
-    learner: Any = world.crew.learner
+    learner: Any = world.workers.learner
     assert [(round(at), version) for at, version in learner.saves] == [(350, 5), (700, 10), (1050, 15), (1120, 16)]
     assert world.said("a checkpoint is written after 5 min at the latest")
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_that_takes_long_is_due_more_seldom(tmp_path: Path) -> None
     """Writing takes 30 s: the second one is due 600 s after the first was begun, and there are no more."""
     world = timed(tmp_path, train_s=60.0, save_s=30.0, run={"steps": 18, "checkpoint_every": 0})
     assert virtual_time.run(world.go(), limit_s=1e5) == "finished"
-    learner: Any = world.crew.learner
+    learner: Any = world.workers.learner
     first, second, last = (at for at, _ in learner.saves)
     assert [version for _, version in learner.saves][-1] == 18
     assert 300 <= first <= 360
@@ -160,12 +160,12 @@ def test_deaths_of_a_role_leave_the_batch_that_was_in_training(tmp_path: Path, r
         run = asyncio.create_task(world.go())
         await virtual_time.until(lambda: world.ledger.version == 2 and world.learner_trains(), step_s=1.0, limit_s=1e4)
         for worker in world.of(role):
-            worker.faults = always(call, Fault.DIE)
-            worker.suffer(Fault.DIE)
+            worker.faults = always(call, ActorFault.DIE)
+            worker.suffer(ActorFault.DIE)
         world.no_room = 10**6
         await run
 
-    world.learner_trains = lambda: world.crew.learner._running["train"] > 0  # type: ignore[attr-defined]
+    world.learner_trains = lambda: world.workers.learner._running["train"] > 0  # type: ignore[attr-defined]
     with pytest.raises(RunFailed):
         virtual_time.run(story(), limit_s=1e5)
     assert world.store.steps() == [3, 2], "the older one was due by time"
@@ -202,7 +202,7 @@ def test_a_failure_at_any_moment_leaves_books_and_weights_that_agree(tmp_path: P
         int((newest / "learner" / "version").read_text()),
         world.ledger.version,
     }
-    assert versions == {world.crew.learner.version}
+    assert versions == {world.workers.learner.version}
     again = World(tmp_path, resume=True, **sections)
     assert virtual_time.run(again.go(), limit_s=1e5) == "finished"
     assert audited(tmp_path, again.config).counts["trained"] == 24
@@ -210,7 +210,7 @@ def test_a_failure_at_any_moment_leaves_books_and_weights_that_agree(tmp_path: P
 
 @pytest.mark.parametrize("call", ["train", "save"])
 def test_a_learner_that_dies_is_not_asked_for_a_checkpoint(tmp_path: Path, call: str) -> None:
-    world = World(tmp_path, run={"steps": 6, "checkpoint_every": 2}, faults={"learner": {(call, 2): Fault.DIE}})
+    world = World(tmp_path, run={"steps": 6, "checkpoint_every": 2}, faults={"learner": {(call, 2): ActorFault.DIE}})
     with pytest.raises(LearnerLost):
         world.run()
     assert world.store.steps() == {"train": [], "save": [2]}[call]
@@ -224,7 +224,7 @@ def test_a_learner_that_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
     async def story() -> float:
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version >= 5)
-        world.learner.faults = always("train", Fault.BLOCK)
+        world.learner.faults = always("train", ActorFault.BLOCK)
         await world.until(lambda: world.learner._running["train"] > 0)
         world.controller._events.put_nowait(None)
         began = virtual_time.now()

@@ -42,7 +42,7 @@ class Kept:
 
 def played(folder, *, per_step: int = 2, kept: Kept | None = None, store=None, **sections):
     world, kept = World(folder, **sections), kept or Kept()
-    store = store or world.crew.payloads
+    store = store or world.workers.payloads
     world.controller._records.trees = TreeKeeper(per_step=per_step, store=store, spell=spell, keep=kept)
     world.run()
     return world, kept.rows
@@ -123,7 +123,7 @@ def test_the_loop_does_not_wait_for_a_slow_store(tmp_path):
         def get(self, payload):
             released.wait()
             fetched.append(payload)
-            return world.crew.payloads.get(payload)
+            return world.workers.payloads.get(payload)
 
     kept = Kept()
     world.controller._records.trees = TreeKeeper(per_step=2, store=Slow(), spell=spell, keep=kept)

@@ -19,18 +19,18 @@ from fr3e_async.config import Config, DataConfig, EngineConfig, ModelConfig
 from fr3e_async.data.chat import closing_token
 from fr3e_async.data.ends import end_tokens, endless_turns
 from fr3e_async.data.prompts import encode_prompt, load_datasets, make_prompts
-from fr3e_async.data.row import BadRows, Row
+from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.rows import Rows
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import ConfigError, DataError, ModelError
-from fr3e_async.loader import load_config
-from fr3e_async.preparing import prepare
+from fr3e_async.run.preparing import prepare
+from fr3e_async.settings.loader import load_config
 
 EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
-def row(problem: str, line: int = 1) -> Row:
-    return Row(uid=f"f:{line}", problem=problem, answer="5", source=f"f.jsonl:{line}")
+def row(problem: str, line: int = 1) -> DataRow:
+    return DataRow(uid=f"f:{line}", problem=problem, answer="5", source=f"f.jsonl:{line}")
 
 
 def config(path: Path | str = "toy", **data: Any) -> Config:

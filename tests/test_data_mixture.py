@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fr3e_async.config import Config, DataConfig, EngineConfig, SourceConfig
-from fr3e_async.data.mixture import Part, draws, mix, mixture_note
 from fr3e_async.data.prompts import load_datasets
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import DataRow
 from fr3e_async.data.rows import Rows, read_heldout, read_rows
-from fr3e_async.data.stream import PromptStream, group_id
+from fr3e_async.data.stream import Part, PromptStream, draws, group_id, mix, mixture_note
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import DataError
 from fr3e_async.types import Prompt
@@ -216,7 +215,7 @@ def test_bad_rows_are_counted_and_told_like_what_other_policies_leave_out(tmp_pa
 def test_a_source_whose_prompts_are_all_too_long_is_left_out_of_the_mixture():
     rows = Rows(
         train=tuple(
-            Row(uid=f"{name}/1", problem=problem, answer="1", source="f:1", source_name=name)
+            DataRow(uid=f"{name}/1", problem=problem, answer="1", source="f:1", source_name=name)
             for name, problem in (("a", "1+1"), ("b", "2 " * 40))
         ),
         heldout=(),

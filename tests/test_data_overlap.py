@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from fr3e_async.config import DataConfig
 from fr3e_async.data.overlap import Protected, duplicates, normal, runs
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import DataRow
 from fr3e_async.data.screening import screen
 from fr3e_async.errors import DataError
 
 WORDS = [f"w{number}" for number in range(40)]
 
 
-def row(problem: str, line: int = 1, answer: str = "1", file: str = "t") -> Row:
-    return Row(uid=f"{file}:{line}", problem=problem, answer=answer, source=f"{file}.jsonl:{line}")
+def row(problem: str, line: int = 1, answer: str = "1", file: str = "t") -> DataRow:
+    return DataRow(uid=f"{file}:{line}", problem=problem, answer=answer, source=f"{file}.jsonl:{line}")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ PROTECTED = [row(" ".join([*WORDS[1:20], "end"]), 1, file="p")]
 
 
 def screened(
-    heldout: list[Row] = HELDOUT, guard: list[Row] = PROTECTED, **policies: Any
+    heldout: list[DataRow] = HELDOUT, guard: list[DataRow] = PROTECTED, **policies: Any
 ) -> tuple[list[str], list[tuple[str, str]]]:
     rows, notes = screen(TRAIN, heldout, guard, DataConfig(**policies))
     return [row.uid for row in rows], list(notes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fr3e_async.config import Config, DataConfig, EngineConfig, ModelConfig
-from fr3e_async.data.jsonl import Row
+from fr3e_async.data.jsonl import DataRow
 from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import encode_prompt, load_datasets, make_prompts
 from fr3e_async.data.rows import Rows
@@ -19,8 +19,8 @@ from fr3e_async.errors import DataError, ModelError
 TOKENIZER = build_tokenizer()
 
 
-def row(problem: str, line: int = 1) -> Row:
-    return Row(uid=f"f:{line}", problem=problem, answer="5", source=f"f.jsonl:{line}")
+def row(problem: str, line: int = 1) -> DataRow:
+    return DataRow(uid=f"f:{line}", problem=problem, answer="5", source=f"f.jsonl:{line}")
 
 
 def config(path: Path | str = "toy", **data: object) -> Config:

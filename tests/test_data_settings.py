@@ -10,9 +10,9 @@ import pytest
 from fr3e_async.config import DataConfig, SourceConfig
 from fr3e_async.errors import ConfigError
 from fr3e_async.evaluation.benchmarks import BENCHMARKS
-from fr3e_async.help import entry_knobs, knobs, render_help
-from fr3e_async.loader import config_from, load_config
-from fr3e_async.observe.fingerprint import differences, lasting
+from fr3e_async.settings.help import entry_knobs, knobs, render_help
+from fr3e_async.settings.loader import config_from, load_config
+from fr3e_async.store.fingerprint import differences, lasting
 
 SOURCES = "data.train=sources"
 

@@ -13,7 +13,7 @@ import pytest
 
 from fr3e_async.config import Config, DataConfig, EngineConfig, SourceConfig, VerifierPoolConfig
 from fr3e_async.data.overlap import Protected, duplicates, runs
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import DataRow
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.sources import OTHER_LEVEL, read_source
 from fr3e_async.verify.golds import flag_golds
@@ -31,7 +31,7 @@ def source(name: str, **fields: Any) -> SourceConfig:
     return SourceConfig(**{"path": str(SHARED / f"{name}.jsonl"), "name": name.partition("/")[0], **columns, **fields})
 
 
-def rows(name: str, dropped: Counter[str] | None = None, **fields: Any) -> list[Row]:
+def rows(name: str, dropped: Counter[str] | None = None, **fields: Any) -> list[DataRow]:
     return list(read_source(source(name, **fields), setting="data.train_sources[0]", dropped=dropped))
 
 

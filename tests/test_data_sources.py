@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fr3e_async.config import DataConfig, SourceConfig
-from fr3e_async.data.row import BadRows, Row
+from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.sources import LONG_ANSWER, OTHER_LEVEL, kind_of, level_number, read_path, read_source
 from fr3e_async.errors import ConfigError, DataError, UserError
 
@@ -64,12 +64,12 @@ def hub_folder(folder: Path) -> Path:
     return own
 
 
-def read(path: Path | str, dropped: Counter[str] | None = None, **fields: Any) -> list[Row]:
+def read(path: Path | str, dropped: Counter[str] | None = None, **fields: Any) -> list[DataRow]:
     source = SourceConfig(**{"path": str(path), **FIELDS, **fields})
     return list(read_source(source, setting=SETTING, dropped=dropped))
 
 
-def facts(rows: list[Row]) -> list[tuple[str, str, str, str]]:
+def facts(rows: list[DataRow]) -> list[tuple[str, str, str, str]]:
     return [(row.uid, row.problem, row.answer, row.level) for row in rows]
 
 

@@ -13,7 +13,7 @@ from builders import small_config
 
 from fr3e_async.clock import steady
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.wiring import Model, advice
+from fr3e_async.wiring import PolicyFiles, advice
 from fr3e_async.wiring.deployment import Deployment
 
 Asked = list[tuple[dict[str, float], dict[str, str]]]
@@ -77,7 +77,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
 
 def deployment(starts: Starts) -> Deployment:
     folders: Any = SimpleNamespace(logs=Path("logs"), dumps=Path("dumps"))
-    made = Deployment(CONFIG, Model(path="folder", end_token_ids=(1,)), folders, clock=steady)
+    made = Deployment(CONFIG, PolicyFiles(path="folder", end_token_ids=(1,)), folders, clock=steady)
     made._starter = starts  # type: ignore[assignment]
     return made
 
@@ -111,7 +111,7 @@ def test_the_first_failure_is_the_starts(asked: list[Asked]) -> None:
     made = deployment(starts)
     with pytest.raises(RunFailed, match=r"^explorers-0 died$"):
         asyncio.run(made.start(resume_from=None))
-    assert not hasattr(made, "crew")
+    assert not hasattr(made, "workers")
     assert asked[-1] == []
 
 
@@ -121,9 +121,9 @@ def test_another_learner_takes_the_place_of_one_that_is_ended(asked: list[Asked]
 
     async def story() -> None:
         await made.start(resume_from=None)
-        first = made.crew.learner
+        first = made.workers.learner
         await made.restart_learner(resume_from=Path("later"))
-        assert (made.crew.learner is starts.up[-1], first.closed, starts.calls[-1]) == (True, 1, ("learner", Path("later")))  # type: ignore[attr-defined]
+        assert (made.workers.learner is starts.up[-1], first.closed, starts.calls[-1]) == (True, 1, ("learner", Path("later")))  # type: ignore[attr-defined]
         assert await made.weights(4) == 4
         with pytest.raises(LearnerLost, match=r"^the learner did not export v9 within learner\.step_timeout_s \(0\.01 s\)$"):
             await made.weights(9)

@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from fr3e_async.help import knobs, sections
 from fr3e_async.observe.metrics import METRICS, metrics_table
-from fr3e_async.observe.summary import summary_table
+from fr3e_async.settings.help import knobs, sections
+from fr3e_async.store.summary import summary_table
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = ROOT / "docs" / "outputs.md"
@@ -138,7 +138,7 @@ def test_the_checks_find_what_is_wrong() -> None:
         "test_docs.py::test_absent",
         "test_none.py::test_x",
     ]
-    assert missing_sources("`control/ledger.py`, `tests/test_docs.py`, `control/absent.py`") == ["control/absent.py"]
+    assert missing_sources("`machine/ledger.py`, `tests/test_docs.py`, `control/absent.py`") == ["control/absent.py"]
     assert unknown_metrics("`train/loss`, `train/lost`, `idle/*`, `model/x`") == ["train/lost"]
 
 

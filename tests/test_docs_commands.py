@@ -26,9 +26,9 @@ from report_support import metrics_row, write_rows, write_trees
 
 from fr3e_async.data.rows import read_rows
 from fr3e_async.evaluate import understood
-from fr3e_async.loader import load_config
+from fr3e_async.settings.loader import load_config
 from fr3e_async.simulate.__main__ import main as simulate
-from fr3e_async.testing import FakeActor
+from fr3e_async.testing.fakes import FakeActor
 
 COMMANDS = every_command()
 MADE = ("RUN", "OTHER_RUN", "runs/first", "runs/random")  # folders that pages call by these names

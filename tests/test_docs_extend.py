@@ -18,9 +18,9 @@ from fr3e_async.algorithm.strategies import REGISTRY, GroupOutcome, make_strateg
 from fr3e_async.config import AlgorithmConfig, Config, EngineConfig
 from fr3e_async.data.rows import read_rows
 from fr3e_async.evaluation.suite import read_benchmark
-from fr3e_async.loader import load_config
 from fr3e_async.observe.trackers import Feed, Trackers
-from fr3e_async.types import Completion, Finish, RolloutId, Stretch
+from fr3e_async.settings.loader import load_config
+from fr3e_async.types import AdvantageSpan, Completion, Finish, RolloutId
 from fr3e_async.verify.rewards import check_reward
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert strategy.plan.rollouts == 3
     ids = [RolloutId("g", 0, branch) for branch in range(3)]
     credit = strategy.credit(GroupOutcome(group="g", rewards=dict(zip(ids, (1.0, 0.0, None), strict=True))))
-    assert credit.advantages == {ids[0]: (Stretch(0, 0.5),), ids[1]: (Stretch(0, -0.5),)}
+    assert credit.advantages == {ids[0]: (AdvantageSpan(0, 0.5),), ids[1]: (AdvantageSpan(0, -0.5),)}
     assert strategy.credit(GroupOutcome(group="g", rewards=dict.fromkeys(ids, 1.0))).rejected == "all_right"
 
 

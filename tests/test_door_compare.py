@@ -14,11 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_support import make_samples
 
-from fr3e_async.control.causes import cause_of, with_cause
 from fr3e_async.control.door import Door
-from fr3e_async.learner.dump import Measured
-from fr3e_async.learner.mismatch import likeliest
-from fr3e_async.observe.logs import first_error
+from fr3e_async.errors import cause_of, with_cause
+from fr3e_async.files.process_logs import first_error
+from fr3e_async.learner.dump import DumpedSample, likeliest
 from fr3e_async.rollout.door import DRAWS, Difference, Questions, compare, make_questions, tokenizer_digest
 from fr3e_async.types import Completion, Finish, RolloutBatch
 
@@ -162,10 +161,10 @@ def test_tokenizers_are_told_apart() -> None:
 # ---- causes ----
 
 
-def measured(shift: Callable[[int, int], float]) -> list[Measured]:
+def measured(shift: Callable[[int, int], float]) -> list[DumpedSample]:
     """Rollouts whose proximal log-probs are off by ``shift(sample, token)``."""
     return [
-        Measured(
+        DumpedSample(
             sample=dataclasses.replace(sample, versions=np.zeros_like(sample.versions)),
             prox=sample.behaviour_logprobs + np.asarray([shift(i, t) for t in range(len(sample.versions))], dtype=np.float32),
         )

@@ -24,9 +24,9 @@ from fr3e_async.control.ports import Delivery, Payload
 from fr3e_async.learner.__main__ import replay
 from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.door import make_questions, tokenizer_digest
-from fr3e_async.rollout.roller import Roller, TokenTexts
-from fr3e_async.testing import FakePayloads
-from fr3e_async.types import Draw, RolloutId, Stretch, TrainSample
+from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.testing.fakes import FakePayloads
+from fr3e_async.types import AdvantageSpan, Draw, RolloutId, TrainSample
 from fr3e_async.weights import pack_tensors
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -38,13 +38,13 @@ class Guest:
 
     def __init__(self, world: World, tokenizer: Any) -> None:
         self.name, self.world, self._digest = "generator-0", world, tokenizer_digest(tokenizer)
-        self.roller = Roller(world.engine, TokenTexts(tokenizer), None, seed=0)
+        self.rollout_worker = RolloutWorker(world.engine, TokenTexts(tokenizer), None, seed=0)
 
     async def tokenizer(self) -> str:
         return self._digest
 
     async def sample(self, prompts: Any, ids: Any, draw: Draw, *, trunk: bool) -> tuple[Delivery, Payload]:
-        batch = await self.roller.sample(prompts, ids, draw, trunk=trunk)
+        batch = await self.rollout_worker.sample(prompts, ids, draw, trunk=trunk)
         return Delivery(notes=()), batch
 
 
@@ -109,7 +109,7 @@ def rope(model: Any) -> None:
 
 def asked(guest: Guest, rank: Any, *, times: int = 1, tokenizer: Any = None, seen: list[str] | None = None) -> str:
     """What the door says in the end of an engine beside this learner, which it has asked so often."""
-    questions = make_questions(tokenizer or guest.roller._texts._tokenizer, room=159)
+    questions = make_questions(tokenizer or guest.rollout_worker._texts._tokenizer, room=159)
     door = Door(
         questions, learner=Scorer(rank), payloads=FakePayloads(), temperature=TEMPERATURE, bound=BOUND, limit_s=60,
         record=lambda text, kind, **fields: (seen if seen is not None else []).append(text),
@@ -185,11 +185,11 @@ def test_an_update_that_went_wrong_and_one_that_did_not(guest: Guest, folder: Pa
 
 def batch_of(guest: Guest) -> list[TrainSample]:
     """Rollouts of the engine, as they are trained."""
-    questions = make_questions(guest.roller._texts._tokenizer, room=40)
+    questions = make_questions(guest.rollout_worker._texts._tokenizer, room=40)
     ids = [RolloutId(f"{id.group}", 0, id.branch) for id in questions.ids]
     draw = Draw(max_tokens=24, temperature=TEMPERATURE)
-    batch = guest.world.run(guest.roller.sample(questions.prompts, ids, draw))
-    advantage = (Stretch(start=0, value=1.0),)
+    batch = guest.world.run(guest.rollout_worker.sample(questions.prompts, ids, draw))
+    advantage = (AdvantageSpan(start=0, value=1.0),)
     return [train_sample(batch, row, advantage=advantage, minibatch=row % 2) for row in range(len(batch))]
 
 

@@ -12,12 +12,11 @@ import virtual_time
 from loop_support import World, replayed
 
 from fr3e_async.config import PoolsConfig
-from fr3e_async.control.causes import with_cause
-from fr3e_async.control.dispatch import GENERATORS, Dispatcher
 from fr3e_async.control.door import Door
-from fr3e_async.errors import RunFailed, StartRefused
+from fr3e_async.errors import RunFailed, StartRefused, with_cause
+from fr3e_async.machine.dispatch import GENERATORS, Dispatcher
 from fr3e_async.rollout.door import Questions
-from fr3e_async.testing import FakePayloads, Fault
+from fr3e_async.testing.fakes import ActorFault, FakePayloads
 from fr3e_async.wiring import first_questions
 
 BOUND = 0.2  # the fakes' entropies are no exact match
@@ -41,7 +40,7 @@ class AtTheDoor(World):
                 await super().learned(version)
 
         self.door = Learner(
-            Questions(rows=ROWS), learner=self.crew.learner, payloads=FakePayloads(), temperature=1.0, bound=BOUND, limit_s=5.0,
+            Questions(rows=ROWS), learner=self.workers.learner, payloads=FakePayloads(), temperature=1.0, bound=BOUND, limit_s=5.0,
             record=lambda text, kind, **fields: self.compared.append((fields["actor"], fields["version"])),
         )  # fmt: skip
         super()._build(evaluate)
@@ -54,7 +53,7 @@ class AtTheDoor(World):
 
 
 def test_every_engine_is_asked_with_its_first_weights_and_after_its_first_update(tmp_path: Path) -> None:
-    world = AtTheDoor(tmp_path / "run", faults={"generators": {("sample", 3): Fault.DIE}})
+    world = AtTheDoor(tmp_path / "run", faults={"generators": {("sample", 3): ActorFault.DIE}})
     assert world.run() == "finished"
     engines = {name for name, _ in world.compared}
     assert len(engines) == 5, "four, and one in place of the first"
@@ -86,7 +85,7 @@ def test_engines_that_serve_something_else_after_an_update_end_the_run_with_the_
 
 
 def test_an_engine_that_dies_at_its_first_request_says_so(tmp_path: Path) -> None:
-    world = AtTheDoor(tmp_path / "run", faults={"generators": {("sample", 1): Fault.DIE}})
+    world = AtTheDoor(tmp_path / "run", faults={"generators": {("sample", 1): ActorFault.DIE}})
 
     async def whys() -> dict[str, str]:
         await world.door.learned(0)
@@ -102,7 +101,7 @@ class Deployed:
     """A deployment, as far as the first questions need it."""
 
     def __init__(self, world: World) -> None:
-        self.crew, self._world = world.crew, world
+        self.workers, self._world = world.workers, world
 
     def publisher(self) -> Any:
         return self._world.publisher
@@ -132,7 +131,7 @@ def test_without_a_door_the_weights_are_given_all_the_same(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("door", [True, False])
 def test_an_engine_that_joins_before_the_first_update_is_given_the_weights_before_it_serves(tmp_path: Path, door: bool) -> None:
-    world = (AtTheDoor if door else World)(tmp_path / "run", faults={"generators": {("sample", 3): Fault.DIE}})
+    world = (AtTheDoor if door else World)(tmp_path / "run", faults={"generators": {("sample", 3): ActorFault.DIE}})
 
     async def go() -> str:
         world.publisher.offer(await world.learner.export(0))
@@ -146,9 +145,12 @@ def test_an_engine_that_joins_before_the_first_update_is_given_the_weights_befor
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"faults": {"generators": {("sample", 1): Fault.DIE}}}, "it failed at its first request: generator-0 died"),
-        ({"faults": {"generators": {("sample", 2): Fault.DIE}}}, "it failed at a request after its first update"),
-        ({"faults": {"generators": {("load_weights", 1): Fault.DIE}}}, "it did not take the learner's weights: generator-0 died"),
+        ({"faults": {"generators": {("sample", 1): ActorFault.DIE}}}, "it failed at its first request: generator-0 died"),
+        ({"faults": {"generators": {("sample", 2): ActorFault.DIE}}}, "it failed at a request after its first update"),
+        (
+            {"faults": {"generators": {("load_weights", 1): ActorFault.DIE}}},
+            "it did not take the learner's weights: generator-0 died",
+        ),
         ({"flat_from": 0}, "differs from the learner by .* the likeliest cause: a temperature"),
     ],
 )
@@ -160,7 +162,7 @@ def test_what_the_first_questions_find_is_refused(tmp_path: Path, settings: Any,
 # ---- deaths ----
 
 
-def desk(**settings: Any) -> Dispatcher:
+def dispatcher(**settings: Any) -> Dispatcher:
     at = Dispatcher({GENERATORS: 4}, PoolsConfig(max_deaths_in_a_row=5, replace_backoff_s=0.0, **settings))
     for n in range(6):
         at.seat_up(GENERATORS, f"g{n}")
@@ -168,7 +170,7 @@ def desk(**settings: Any) -> Dispatcher:
 
 
 def test_two_deaths_in_a_row_of_the_same_cause_are_enough() -> None:
-    at = desk()
+    at = dispatcher()
     at.seat_down("g0", with_cause("died", "ValueError: head size 16 in process 7"))
     with pytest.raises(
         RunFailed, match=r"two workers in a row .*; g1: died; the likeliest cause: ValueError: head size 16 in process 8"
@@ -177,7 +179,7 @@ def test_two_deaths_in_a_row_of_the_same_cause_are_enough() -> None:
 
 
 def test_other_causes_unknown_ones_and_work_between_are_not() -> None:
-    at = desk()
+    at = dispatcher()
     at.seat_down("g0", with_cause("died", "ValueError: head"))
     at.seat_down("g1", with_cause("died", "MemoryError: heap"))
     at.seat_down("g2", "died")

@@ -122,7 +122,7 @@ def accuracy_in_transformers(model_folder: Path, problems: list) -> float:
 
 def test_the_final_model_is_as_good_in_plain_transformers(finished):
     from fr3e_async.data.rows import read_rows
-    from fr3e_async.loader import load_config
+    from fr3e_async.settings.loader import load_config
 
     heldout = read_rows(load_config(["config=toy"]).config).heldout[:512]
     measured = accuracy_in_transformers(finished / "model", heldout)

@@ -15,7 +15,7 @@ import virtual_time
 from test_control_stops import timed
 
 from fr3e_async import signals
-from fr3e_async.ending import Stop
+from fr3e_async.run.stop import Stop
 
 BATCH_S = 400.0
 

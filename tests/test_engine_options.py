@@ -20,13 +20,13 @@ from fr3e_async import export
 from fr3e_async.config import EngineConfig
 from fr3e_async.config.vllm_options import ALLOWED, REFUSED
 from fr3e_async.errors import ConfigError
-from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.packing import collate, unscored
 from fr3e_async.learner.policy import load_policy
 from fr3e_async.learner.spec import LearnerSpec
-from fr3e_async.loader import load_config
 from fr3e_async.rollout import EngineSpec
-from fr3e_async.wiring import Model
+from fr3e_async.settings.loader import load_config
+from fr3e_async.wiring import PolicyFiles
 from fr3e_async.wiring.starting import engine_spec, learner_spec
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -92,7 +92,7 @@ def test_it_ends_a_command_before_anything_starts(cli: Cli) -> None:
 
 def test_engines_and_learner_are_told_the_same() -> None:
     config = load_config(["config=toy", f"engine.options.hf_overrides={json.dumps(OVERRIDES)}"]).config
-    model = Model(path="toy", end_token_ids=(1,))
+    model = PolicyFiles(path="toy", end_token_ids=(1,))
     assert engine_spec(config, model, config.generators, seed=0).options["hf_overrides"] == OVERRIDES
     assert learner_spec(config, model, dumps=Path("dumps")).overrides == OVERRIDES
 
@@ -142,7 +142,7 @@ def test_engines_and_ranks_are_told_every_setting() -> None:
         flow={"max_staleness": 3},
         observe={"verbose": True},
     )
-    model = Model(path="folder", end_token_ids=(1, 4))
+    model = PolicyFiles(path="folder", end_token_ids=(1, 4))
     assert engine_spec(config, model, config.generators, seed=17) == EngineSpec(
         model="folder", end_token_ids=(1, 4), max_model_len=42, revision="abc", trust_remote_code=True, tensor_parallel=2, seed=17,
         seeded=config.sampling.reproducible, thoughts=tuple(config.data.thoughts), verbose=True, **ENGINE,
@@ -172,5 +172,5 @@ def test_the_bound_of_a_mismatch_is_of_both_types(engine: str, learner: str, top
         loss={"importance": "off"},
         learner={"dtype": learner, "stop_above_mismatch": 0.25, "gpus": int(learner == "bfloat16")},
     )
-    told = learner_spec(config, Model(path="folder", end_token_ids=(1,)), dumps=Path("dumps"))
+    told = learner_spec(config, PolicyFiles(path="folder", end_token_ids=(1,)), dumps=Path("dumps"))
     assert told.learner.stop_above_mismatch == pytest.approx(bound)

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from fr3e_async.rollout import distribution
-from fr3e_async.rollout.distribution import logprob_and_entropy
-from fr3e_async.rollout.entropy_columns import columns
+from fr3e_async.rollout import entropy_columns as distribution
+from fr3e_async.rollout.entropy_columns import columns, logprob_and_entropy
 
 WAYS = {"cpu": distribution._through_the_cache, "device": distribution._in_few_kernels}
 

@@ -15,9 +15,8 @@ import torch
 
 from fr3e_async.errors import UserError
 from fr3e_async.rollout import EngineSpec, entropy_columns
-from fr3e_async.rollout.distribution import logprob_and_entropy
 from fr3e_async.rollout.entropy import LearnerProvider, TopKProvider, provider_of
-from fr3e_async.rollout.entropy_columns import BOTH, LOGPROBS_MODE, ONE
+from fr3e_async.rollout.entropy_columns import BOTH, LOGPROBS_MODE, ONE, logprob_and_entropy
 
 pytestmark = pytest.mark.engine
 

@@ -17,9 +17,9 @@ from fr3e_async.data.rows import read_heldout
 from fr3e_async.errors import ModelError
 from fr3e_async.evaluate import default_out, identity_of, main, model_of, understood, weights_digest
 from fr3e_async.evaluation.suite import TestSet
-from fr3e_async.loader import load_config
+from fr3e_async.settings.loader import load_config
 from fr3e_async.types import Prompt
-from fr3e_async.wiring import Model
+from fr3e_async.wiring import PolicyFiles
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -86,7 +86,7 @@ def identity(
     problem = Prompt(uid="amc23/0", text="?", gold="1", token_ids=np.array(ids, np.int32))
     config = load_config(["config=toy", *words]).config
     return identity_of(
-        config, Model(path=path or str(folder), end_token_ids=ends), [TestSet(name="amc23", problems=(problem,), samples=1)]
+        config, PolicyFiles(path=path or str(folder), end_token_ids=ends), [TestSet(name="amc23", problems=(problem,), samples=1)]
     )
 
 

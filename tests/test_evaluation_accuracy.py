@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fr3e_async.config.reward import RewardRange
-from fr3e_async.evaluation.accuracy import Judgement, comparison, difference, effective_samples, evaluate, wilson
+from fr3e_async.evaluation.accuracy import ScoredSample, comparison, difference, effective_samples, evaluate, wilson
 from fr3e_async.evaluation.estimators import bootstrap
 from fr3e_async.types import Outcome
 
 OUTCOMES = {"r": Outcome.RIGHT, "w": Outcome.WRONG, "u": Outcome.UNKNOWN}
 
 
-def judged(*problems: str, length: int = 10, version: int = 3) -> list[Judgement]:
+def judged(*problems: str, length: int = 10, version: int = 3) -> list[ScoredSample]:
     """One text a problem, one letter a sample: ``"rw"`` is a problem with a right and a wrong sample."""
     return [
-        Judgement(problem=f"p{i}", outcome=OUTCOMES[o], length=length + k, entropy_sum=0.5 * (length + k), truncated=k > 0, oldest_version=version - k, newest_version=version)
+        ScoredSample(problem=f"p{i}", outcome=OUTCOMES[o], length=length + k, entropy_sum=0.5 * (length + k), truncated=k > 0, oldest_version=version - k, newest_version=version)
         for i, letters in enumerate(problems)
         for k, o in enumerate(letters)
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def test_comparison_rows_show_both_sides_and_the_change() -> None:
 # ---- graded rewards ----
 
 
-def graded(*problems: Sequence[float | None], lowest: float) -> list[Judgement]:
+def graded(*problems: Sequence[float | None], lowest: float) -> list[ScoredSample]:
     """A number a sample; None: unknown, which has the lowest. The highest, 3, is right."""
     return [
         replace(

@@ -16,19 +16,19 @@ import pytest
 import virtual_time
 from builders import prompt, small_config
 
-from fr3e_async import evaluate_job
 from fr3e_async.config import Config
-from fr3e_async.control.crew import Crew
-from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.evaluator import Evaluator
-from fr3e_async.control.lender import Lender
+from fr3e_async.control.workers import Workers
 from fr3e_async.errors import RunFailed, StorageError
 from fr3e_async.evaluation.scores import samples_of
 from fr3e_async.evaluation.suite import TestSet
-from fr3e_async.observe.evaluation_dir import EvaluationDir
-from fr3e_async.testing import FakeEngineWorker, FakePayloads, FakeVerifier, Fault, always
+from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
+from fr3e_async.run import evaluation as evaluate_job
+from fr3e_async.run.evaluation import Lender
+from fr3e_async.store.evaluation_dir import EvaluationDir
+from fr3e_async.testing.fakes import ActorFault, FakeEngineWorker, FakePayloads, FakeVerifier, always
 from fr3e_async.types import Outcome
-from fr3e_async.wiring import Model
+from fr3e_async.wiring import PolicyFiles
 
 
 def bench(name: str = "amc23", problems: int = 6, samples: int = 3, **fields: Any) -> TestSet:
@@ -37,7 +37,7 @@ def bench(name: str = "amc23", problems: int = 6, samples: int = 3, **fields: An
 
 def make_crew(
     config: Config, *, engines: list[FakeEngineWorker], spare: Sequence[FakeEngineWorker] = (), start: Any = None
-) -> Crew:
+) -> Workers:
     waiting = list(spare)
 
     async def next_spare(role: str) -> Any:
@@ -46,7 +46,7 @@ def make_crew(
         return waiting.pop(0)
 
     workers = [*((GENERATORS, engine) for engine in engines), (VERIFIERS, FakeVerifier("verifier-0"))]
-    return Crew(config=config, learner=Closed(), payloads=FakePayloads(), start=start or next_spare, workers=workers)  # type: ignore[arg-type]
+    return Workers(config=config, learner=Closed(), payloads=FakePayloads(), start=start or next_spare, workers=workers)  # type: ignore[arg-type]
 
 
 class Closed:
@@ -64,10 +64,10 @@ class FakeDeployment:
         self.config = config
 
     async def start_serving(self) -> None:
-        self.crew = make_crew(self.config, engines=self.engines, spare=self.spare)
+        self.workers = make_crew(self.config, engines=self.engines, spare=self.spare)
 
     async def close(self) -> None:
-        await self.crew.close()
+        await self.workers.close()
 
 
 CONFIG = small_config(
@@ -90,8 +90,8 @@ def run_job(
     monkeypatch.setattr(FakeDeployment, "spare", list(spare))
     identity = {"format": 1, "benchmarks": {one.name: {"k": one.samples} for one in sets}}
     with EvaluationDir.open(folder, identity=identity, config_yaml="x: 1\n") as opened:
-        model = Model(path="fake", end_token_ids=(0,))
-        job = evaluate_job.Job(
+        model = PolicyFiles(path="fake", end_token_ids=(0,))
+        job = evaluate_job.EvaluationJob(
             CONFIG,
             model,
             sets,
@@ -135,7 +135,7 @@ def test_finished_problems_are_not_sampled_again(tmp_path: Path, monkeypatch: py
     _, whole = run_job(tmp_path / "whole", monkeypatch, engines=[engine("e0")])
     out = tmp_path / "out"
     with pytest.raises(RunFailed, match=r"finished problems are kept, the same command with out=.* goes on"):
-        run_job(out, monkeypatch, engines=[engine("e0", faults={("sample", 6): Fault.DIE})])
+        run_job(out, monkeypatch, engines=[engine("e0", faults={("sample", 6): ActorFault.DIE})])
     kept = kept_in(out)
     assert 0 < len(kept) < 25
     with (out / "problems" / "amc23.jsonl").open("a") as file:
@@ -153,7 +153,7 @@ def test_finished_problems_are_not_sampled_again(tmp_path: Path, monkeypatch: py
 
 
 def test_an_engine_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    dying = engine("e0", faults={("sample", 2): Fault.DIE})
+    dying = engine("e0", faults={("sample", 2): ActorFault.DIE})
     code, results = run_job(tmp_path / "out", monkeypatch, engines=[dying], spare=[engine("e1")])
     assert code == 0
     assert results["benchmarks"]["amc23"]["samples"] == 60
@@ -163,7 +163,7 @@ def test_an_engine_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_engines_that_die_one_after_another_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    doomed = [engine(f"e{i}", faults=always("sample", Fault.DIE)) for i in range(5)]
+    doomed = [engine(f"e{i}", faults=always("sample", ActorFault.DIE)) for i in range(5)]
     with pytest.raises(RunFailed, match=r"died in a row|max_attempts"):
         run_job(tmp_path / "out", monkeypatch, engines=doomed[:1], spare=doomed[1:])
 
@@ -184,12 +184,12 @@ class Starts:
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_replacement_that_does_not_start_is_tried_again(others: int) -> None:
     starts, said = Starts(1), list[str]()  # max_deaths_in_a_row is 2
-    crew = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
+    workers = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
 
     async def story() -> None:
-        async with Lender(crew, note=said.append) as lender:
+        async with Lender(workers, note=said.append) as lender:
             lender.expect(GENERATORS)
-            await virtual_time.until(lambda: "new2" in crew.names(GENERATORS))
+            await virtual_time.until(lambda: "new2" in workers.names(GENERATORS))
             async with lender.lend(GENERATORS, 1, priority=0):
                 pass
 
@@ -200,10 +200,10 @@ def test_a_replacement_that_does_not_start_is_tried_again(others: int) -> None:
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_replacement_that_never_starts_is_given_up_and_ends_it_where_none_is_left(others: int) -> None:
     starts = Starts(99)
-    crew = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
+    workers = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
 
     async def story() -> None:
-        async with Lender(crew, note=lambda text: None) as lender:
+        async with Lender(workers, note=lambda text: None) as lender:
             lender.expect(GENERATORS)
             await virtual_time.until(lambda: not lender._starting)
             async with lender.lend(GENERATORS, 1, priority=0) as name:
@@ -296,7 +296,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
 
 
 def test_a_lender_gives_no_more_than_an_engine_takes() -> None:
-    crew = make_crew(CONFIG, engines=[engine("e0"), engine("e1")])
+    workers = make_crew(CONFIG, engines=[engine("e0"), engine("e1")])
     order: list[str] = []
 
     async def use(lender: Lender, name: str, weight: int, seconds: float) -> None:
@@ -305,7 +305,7 @@ def test_a_lender_gives_no_more_than_an_engine_takes() -> None:
             await asyncio.sleep(seconds)
 
     async def story() -> None:
-        async with Lender(crew, note=lambda text: None) as lender:
+        async with Lender(workers, note=lambda text: None) as lender:
             jobs = [("a", 16, 0.02), ("b", 10, 0.05), ("c", 6, 0.05), ("wide", 99, 0.01), ("d", 1, 0.01)]
             await asyncio.gather(*(use(lender, *job) for job in jobs))
 
@@ -316,13 +316,13 @@ def test_a_lender_gives_no_more_than_an_engine_takes() -> None:
 
 def test_a_margin_makes_an_answer_right() -> None:
     """From the problem to the verifier; what lies within one is test_evaluation_margins.py's."""
-    crew = make_crew(small_config(), engines=[FakeEngineWorker("e", right=0.0, gain=0.0)])  # it answers 2
+    workers = make_crew(small_config(), engines=[FakeEngineWorker("e", right=0.0, gain=0.0)])  # it answers 2
 
     async def rights(gold: str, *margins: Fraction) -> int:
         problem = replace(prompt("t/0"), gold=gold, margins=margins)
         test_set = TestSet(name="t", problems=(problem,), samples=8)
-        async with Lender(crew, note=lambda text: None) as lender:
-            found = await Evaluator(crew, (), [test_set]).sample(test_set, "x", lend=lender.lend)
+        async with Lender(workers, note=lambda text: None) as lender:
+            found = await Evaluator(workers, (), [test_set]).sample(test_set, "x", lend=lender.lend)
         return sum(one.outcome is Outcome.RIGHT for one in found)
 
     assert virtual_time.run(rights("1.03")) == 0

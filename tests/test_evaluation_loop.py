@@ -11,11 +11,11 @@ import virtual_time
 from builders import prompt
 from loop_support import World, replayed
 
-from fr3e_async.control.dispatch import GENERATORS
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.ports import TaskLost
 from fr3e_async.evaluation.suite import TestSet
-from fr3e_async.observe.results import write_problems
+from fr3e_async.machine.dispatch import GENERATORS
+from fr3e_async.store.summary import write_problems
 
 
 def bench(name: str = "amc23", problems: int = 6, samples: int = 3, **fields: Any) -> TestSet:
@@ -24,7 +24,7 @@ def bench(name: str = "amc23", problems: int = 6, samples: int = 3, **fields: An
 
 def with_suite(folder: Path, suite: Sequence[TestSet], *, heldout: bool = True, **arguments: Any) -> World:
     world = World(folder, evaluate=heldout, **arguments)
-    world.controller._measuring.evaluator = Evaluator(world.crew, world.problems[:10] if heldout else (), suite)
+    world.controller._evaluations.evaluator = Evaluator(world.workers, world.problems[:10] if heldout else (), suite)
     return world
 
 
@@ -73,7 +73,7 @@ def test_a_benchmark_that_is_lost_leaves_training_and_the_others_alone(tmp_path:
             return await super()._attempt(part, lend)
 
     world = with_suite(tmp_path, [])
-    world.controller._measuring.evaluator = Broken(world.crew, world.problems[:10], [bench()])
+    world.controller._evaluations.evaluator = Broken(world.workers, world.problems[:10], [bench()])
     assert world.run() == "finished"
     assert labels(world) == [("after", "heldout"), ("before", "heldout")]
     assert world.notes.kinds.count("evaluation_lost") == 2
@@ -93,7 +93,7 @@ def test_what_a_checkpoint_knows_is_not_evaluated_again(tmp_path: Path) -> None:
 
 def test_a_benchmark_takes_its_share_of_the_generators_while_the_run_trains(tmp_path: Path) -> None:
     world = with_suite(tmp_path, [], evaluation={"share": 0.5})
-    evaluator = Evaluator(world.crew, (), [bench(problems=40, samples=4)])
+    evaluator = Evaluator(world.workers, (), [bench(problems=40, samples=4)])
     running, most = 0, 0
 
     class Counting:
@@ -104,7 +104,7 @@ def test_a_benchmark_takes_its_share_of_the_generators_while_the_run_trains(tmp_
             nonlocal running, most
             running += self.role == GENERATORS
             most = max(most, running)
-            return world.crew.names(self.role)[0]
+            return world.workers.names(self.role)[0]
 
         async def __aexit__(self, *_: object) -> None:
             nonlocal running

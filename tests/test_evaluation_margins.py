@@ -19,7 +19,7 @@ from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Finish, Outcome, Verdict
-from fr3e_async.verify.classes import MAX_CHARS, answer_class
+from fr3e_async.verify.answers import MAX_CHARS, answer_class
 from fr3e_async.verify.margins import WITHIN, numbers_of, within
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.pool import VerifierPool

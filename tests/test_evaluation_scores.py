@@ -10,17 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fr3e_async.config.reward import RewardRange
-from fr3e_async.evaluation.accuracy import Judgement, evaluate
-from fr3e_async.evaluation.scores import Evaluated, Scores, problem_row, samples_of, score
-from fr3e_async.evaluation.table import scores_table
+from fr3e_async.evaluation.accuracy import ScoredSample, evaluate
+from fr3e_async.evaluation.scores import Evaluated, Scores, problem_row, samples_of, score, scores_table
 from fr3e_async.types import Outcome
-from fr3e_async.verify.classes import answer_class
+from fr3e_async.verify.answers import answer_class
 
 OUTCOMES = {"r": Outcome.RIGHT, "w": Outcome.WRONG, "u": Outcome.UNKNOWN}
 
 
-def sample(problem: str, outcome: str, answer: str | None, *, length: int = 10, truncated: bool = False) -> Judgement:
-    return Judgement(
+def sample(problem: str, outcome: str, answer: str | None, *, length: int = 10, truncated: bool = False) -> ScoredSample:
+    return ScoredSample(
         problem=problem, outcome=OUTCOMES[outcome], answer=answer, length=length, entropy_sum=length / 2, truncated=truncated,
         oldest_version=2, newest_version=4,
     )  # fmt: skip

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from fr3e_async.config import VerifierPoolConfig
-from fr3e_async.evaluation.accuracy import Judgement
+from fr3e_async.evaluation.accuracy import ScoredSample
 from fr3e_async.evaluation.benchmarks import BENCHMARKS
 from fr3e_async.evaluation.scores import Scores, score
 from fr3e_async.evaluation.suite import Item, read_benchmark
 from fr3e_async.types import Outcome
 from fr3e_async.verify import answers
-from fr3e_async.verify.classes import answer_class
+from fr3e_async.verify.answers import answer_class
 from fr3e_async.verify.margins import within
 from fr3e_async.verify.pool import VerifierPool
 
@@ -82,7 +82,7 @@ def scored(items: list[Item], responses: list[list[str]]) -> Scores:
             if outcome is not Outcome.RIGHT and within(said, item.gold.text, item.gold.margins):
                 outcome = Outcome.RIGHT
             judgements.append(
-                Judgement(
+                ScoredSample(
                     problem=item.uid, outcome=outcome, answer=answer, length=len(text), entropy_sum=0.0, truncated=False,
                     oldest_version=0, newest_version=0,
                 )

@@ -29,7 +29,7 @@ from fr3e_async.evaluation.suite import (
     read_suite,
     source_of,
 )
-from fr3e_async.loader import load_config
+from fr3e_async.settings.loader import load_config
 from fr3e_async.types import Outcome
 from fr3e_async.verify.judge import judge
 from fr3e_async.verify.margins import within

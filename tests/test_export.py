@@ -22,8 +22,8 @@ from test_learner_checkpoint import files_end_at
 from fr3e_async import export
 from fr3e_async.control.progress import Progress
 from fr3e_async.learner.export import write_model
-from fr3e_async.observe.checkpoints import CheckpointStore
-from fr3e_async.session import Session
+from fr3e_async.run.session import Session
+from fr3e_async.store.checkpoints import CheckpointStore
 
 EVALUATION = {"label": "step 5", "accuracy": 0.5, "low": 0.41, "high": 0.59, "problems": 100}
 

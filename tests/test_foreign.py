@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fr3e_async.config.foreign import ABSENT, SAME, instead, ours
-from fr3e_async.help import knobs
+from fr3e_async.settings.help import knobs
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming_from.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith(("| `", "| none"))]

@@ -21,14 +21,14 @@ from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.algorithm.strategies import GroupOutcome, GroupPlan, make_strategy
 from fr3e_async.algorithm.strategies.base import whole
-from fr3e_async.control.budget import TokenBudget
-from fr3e_async.control.ledger import LedgerError
-from fr3e_async.control.messages import Admitted
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.data.toy.tokenizer import build_tokenizer
-from fr3e_async.loader import load_config
+from fr3e_async.machine.budget import TokenBudget
+from fr3e_async.machine.events import Admitted
+from fr3e_async.machine.ledger_state import LedgerError
 from fr3e_async.rollout.port import SampleRequest
-from fr3e_async.rollout.roller import Roller, TokenTexts
+from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.settings.loader import load_config
 from fr3e_async.types import Completion, Draw, Finish, RolloutId
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -61,12 +61,12 @@ def completion(tokens: Sequence[int], entropies: Sequence[float] | None = None) 
     )
 
 
-def roller(script: dict[int, Completion], *, count: int, min_gap: int) -> tuple[Roller, ScriptedEngine]:
+def rollout_worker(script: dict[int, Completion], *, count: int, min_gap: int) -> tuple[RolloutWorker, ScriptedEngine]:
     engine = ScriptedEngine(script)
-    return Roller(engine, TokenTexts(TOKENIZER), AnchorRule(name="entropy", count=count, min_gap=min_gap), seed=0), engine
+    return RolloutWorker(engine, TokenTexts(TOKENIZER), AnchorRule(name="entropy", count=count, min_gap=min_gap), seed=0), engine
 
 
-def sample(maker: Roller, branches: Sequence[int]):
+def sample(maker: RolloutWorker, branches: Sequence[int]):
     ids = [RolloutId(GROUP, 0, b) for b in branches]
     return asyncio.run(maker.sample([prompt("q")] * len(ids), ids, Draw(max_tokens=60), trunk=True))
 
@@ -83,7 +83,7 @@ def test_fault_1_cut_points_come_from_the_rows_own_entropies():
     assert theirs != peaks
 
     for order in (list(lengths), reordered, [3, 1, 0, 2]):
-        maker, engine = roller(script, count=1, min_gap=1)
+        maker, engine = rollout_worker(script, count=1, min_gap=1)
         batch = sample(maker, order)
         anchors = maker.anchors(batch)
         assert {a.trunk: a.position for a in anchors} == peaks
@@ -194,7 +194,7 @@ def test_fault_6_equal_rewards_give_no_nan(same):
     assert set(advantages_of(credit_of(Tree([same] * 4), strategy="grpo")).values()) == {0.0}
     for strategy in ("fr3e", "grpo_pp", "rloo", "vineppo"):
         assert credit_of(tree([same] * 4, [same] * 4), strategy=strategy).rejected
-    maker, _ = roller({0: completion([7, 8, 9])}, count=1, min_gap=1)
+    maker, _ = rollout_worker({0: completion([7, 8, 9])}, count=1, min_gap=1)
     with pytest.raises(ValueError, match="not finite"):  # nor could one be trained
         train_sample(sample(maker, [0]), 0, advantage=whole(math.nan), minibatch=0)
 
@@ -206,7 +206,7 @@ def test_fault_7_a_prefix_is_a_slice_of_ids_even_inside_a_character():
     for cut in range(1, len(tokens)):
         theirs = TOKENIZER.encode(TOKENIZER.decode(tokens[:cut]), add_special_tokens=False)
         peak = [2.0 if i == cut else 0.1 for i in range(len(tokens))]
-        maker, engine = roller({0: completion(tokens, peak)}, count=1, min_gap=1)
+        maker, engine = rollout_worker({0: completion(tokens, peak)}, count=1, min_gap=1)
         batch = sample(maker, [0])
         (anchor,) = maker.anchors(batch)
         assert anchor.position == cut
@@ -234,7 +234,7 @@ def test_fault_8_no_anchor_at_the_start_at_a_special_token_or_beside_another():
     theirs = sorted(np.argsort(-entropies)[:5].tolist())
     assert theirs == sorted([0, 6, answer, len(tokens) - 1, 4])
 
-    maker, _ = roller({0: completion(tokens, entropies.tolist())}, count=5, min_gap=2)
+    maker, _ = rollout_worker({0: completion(tokens, entropies.tolist())}, count=5, min_gap=2)
     batch = sample(maker, [0])
     ours = [anchor.position for anchor in maker.anchors(batch)]
     assert 4 in ours

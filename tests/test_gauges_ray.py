@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
-from test_observe_exported import VITALS, engine
+from test_observe_prometheus import VITALS, engine
 
 from fr3e_async.actors import gauges
 from fr3e_async.actors.gauges import RayGauges
-from fr3e_async.observe.exported import EXPORTED, NAMESPACE, PREFIX, Sample
+from fr3e_async.observe.heartbeat import HeartbeatSamples
 from fr3e_async.observe.metrics import METRICS
-from fr3e_async.observe.vitals import Samples
+from fr3e_async.observe.prometheus import EXPORTED, NAMESPACE, PREFIX, PrometheusSample
 
 pytestmark = pytest.mark.ray
 
@@ -76,7 +76,7 @@ def until(read: Callable[[], tuple[Page, dict[str, str]]], there: Callable[[Page
 
 
 def test_what_a_run_exports_stands_on_the_page(page: Any) -> None:
-    exporter, samples = RayGauges("a run"), Samples()
+    exporter, samples = RayGauges("a run"), HeartbeatSamples()
     before = replace(VITALS, engines=[engine("generator-0"), engine("generator-1")], heldout_accuracy=0.5)
     exporter.publish(samples.beat(before, now=1000.0))
     assert not exporter.failed
@@ -121,7 +121,7 @@ def test_what_a_run_exports_stands_on_the_page(page: Any) -> None:
 @pytest.mark.slow
 def test_a_steps_metrics_stay_while_heartbeats_come_and_all_gauges_go_when_they_do_not(page: Any) -> None:
     """Ray itself forgets a gauge that is not set again; that is how a driver that is stuck is noticed."""
-    exporter, samples = RayGauges("lasting"), Samples()
+    exporter, samples = RayGauges("lasting"), HeartbeatSamples()
     loss, beat = ((f"{PREFIX}{name}", (("run", "lasting"),)) for name in ("train_loss", "heartbeat_timestamp_seconds"))
     exporter.publish(samples.step({"train/loss": 0.5}))
     until(page, lambda found: loss in found)
@@ -137,7 +137,7 @@ def test_a_steps_metrics_stay_while_heartbeats_come_and_all_gauges_go_when_they_
 
 def test_two_runs_on_one_cluster_are_told_apart(page: Any) -> None:
     for name, accuracy in (("one", 0.25), ("zw\xf6lf", 0.5)):
-        RayGauges(name).publish(Samples().beat(replace(VITALS, heldout_accuracy=accuracy), now=1.0))
+        RayGauges(name).publish(HeartbeatSamples().beat(replace(VITALS, heldout_accuracy=accuracy), now=1.0))
     one, twelve = ((f"{PREFIX}heldout_accuracy_ratio", (("run", run),)) for run in ("one", "zw\\xf6lf"))
     found, _ = until(page, lambda found: one in found and twelve in found)
     assert (found[one], found[twelve]) == (0.25, 0.5)
@@ -145,7 +145,7 @@ def test_two_runs_on_one_cluster_are_told_apart(page: Any) -> None:
 
 def test_a_heartbeat_of_many_engines_costs_little(page: Any) -> None:
     """A twentieth of the time between two heartbeats at most; it takes far less."""
-    exporter, samples = RayGauges("large"), Samples()
+    exporter, samples = RayGauges("large"), HeartbeatSamples()
     large = replace(VITALS, engines=[engine(f"generator-{number}") for number in range(1_000)])
     exporter.publish(samples.beat(large, now=0.0))
     times = []
@@ -167,7 +167,7 @@ def test_what_ray_refuses_hurts_nobody_and_is_said_once(
     monkeypatch.setattr(gauges, "Gauge", Broken)
     exporter = RayGauges("broken")
     for _ in range(3):
-        exporter.publish([Sample("stalled_seconds", 1.0)])
+        exporter.publish([PrometheusSample("stalled_seconds", 1.0)])
     assert exporter.failed
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert f"no {NAMESPACE}stalled_seconds" in caplog.text

@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from fr3e_async.errors import ConfigError, StorageError
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.checkpoint import Manifest
-from fr3e_async.learner.checkpoint_pieces import MASTER, Pieces, Run, write_pieces
+from fr3e_async.learner.checkpoint_pieces import MASTER, Pieces, WeightRun, write_pieces
 from fr3e_async.learner.spec import free_address, rank_environment
-from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.store.checkpoints import CheckpointStore
 
 # ---- pieces ----
 
@@ -38,7 +38,7 @@ from fr3e_async.observe.checkpoints import CheckpointStore
 def test_any_cut_is_read_by_any_other(tmp_path_factory: Any, size: int, cuts: set[int], limit: int, ask: tuple[int, int]) -> None:
     folder, whole = tmp_path_factory.mktemp("pieces"), torch.randn(size)
     edges = [0, *sorted(c for c in cuts if c < size), size]
-    runs = [Run(MASTER, "w", a, whole[a:b]) for a, b in itertools.pairwise(edges)]
+    runs = [WeightRun(MASTER, "w", a, whole[a:b]) for a, b in itertools.pairwise(edges)]
     pieces = write_pieces(folder, "x", reversed(runs), limit=limit)
     by_file: dict[str, int] = {}
     for piece in pieces:
@@ -56,7 +56,7 @@ def test_any_cut_is_read_by_any_other(tmp_path_factory: Any, size: int, cuts: se
 
 
 def test_a_hole_is_an_error(tmp_path: Path) -> None:
-    pieces = write_pieces(tmp_path, "x", [Run(MASTER, "w", 0, torch.ones(3)), Run(MASTER, "w", 5, torch.ones(3))])
+    pieces = write_pieces(tmp_path, "x", [WeightRun(MASTER, "w", 0, torch.ones(3)), WeightRun(MASTER, "w", 5, torch.ones(3))])
     with Pieces(tmp_path, pieces) as read, pytest.raises(StorageError, match=r"numbers 3 to 8 are missing"):
         read.read(MASTER, "w", 0, 8)
 
@@ -182,7 +182,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import checkpoint_support as support
-from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.store.checkpoints import CheckpointStore
 state = support.PlainState({name: support.torch.ones(50) for name in "abcdef"})
 runs, place = state.runs, int(sys.argv[3])
 def cut_short(rank, world):

@@ -20,7 +20,7 @@ from learner_support import build_model, largest_difference, make_samples, make_
 from fr3e_async.config import LossConfig
 from fr3e_async.errors import StorageError
 from fr3e_async.learner.__main__ import main, replay
-from fr3e_async.learner.dump import MODEL, SETTINGS, STEP, FailedStep, Measured, read_dump, write_share, write_step
+from fr3e_async.learner.dump import MODEL, SETTINGS, STEP, DumpedSample, FailedStep, read_dump, write_share, write_step
 from fr3e_async.learner.spec import free_address, rank_environment
 
 
@@ -135,7 +135,10 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
     settings = {"packing": "flat", "attention": "eager", "tree_attention": "blocks", "logits_mib": 2.0, "stop_above_ratio": 7.0}
     spec = replace(make_spec(model, **settings), revision="r", trust_remote_code=True)
     shares = [
-        [Measured(sample=replace(s, minibatch=0), prox=np.full(len(s.versions), rank, np.float32)) for s in make_samples(rank)]
+        [
+            DumpedSample(sample=replace(s, minibatch=0), prox=np.full(len(s.versions), rank, np.float32))
+            for s in make_samples(rank)
+        ]
         for rank in (1, 2)
     ]
     for rank, share in enumerate([*shares, []]):  # the third rank had only dummies

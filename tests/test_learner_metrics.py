@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fr3e_async.algorithm.ages import AGE_BUCKETS
+from fr3e_async.algorithm.batching import AGE_BUCKETS
 from fr3e_async.algorithm.losses import SUMS, LossSums
 from fr3e_async.learner.metrics import Ages, step_metrics
 from fr3e_async.learner.update import UpdateResult

@@ -24,7 +24,7 @@ from learner_support import (
 )
 
 from fr3e_async.config import LossConfig
-from fr3e_async.learner.metrics import StalenessError
+from fr3e_async.learner.metrics import TokenAgeError
 from fr3e_async.observe.metrics import METRICS
 from fr3e_async.types import TrainSample
 
@@ -362,7 +362,7 @@ def test_refusals(model: Path) -> None:
     rank = start_rank(spec)
     with pytest.raises(ValueError, match=r"minibatch 5 of learner\.minibatches=2"):
         rank.train([replace(make_samples(1)[0], minibatch=5)], version=1)
-    with pytest.raises(StalenessError, match=r"flow\.max_staleness is 1"):
+    with pytest.raises(TokenAgeError, match=r"flow\.max_staleness is 1"):
         rank.train(make_samples(1), version=3)
-    with pytest.raises(StalenessError, match="does not exist yet"):
+    with pytest.raises(TokenAgeError, match="does not exist yet"):
         rank.train(make_samples(1, version=9), version=9)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from learner_support import LOSS, PlainLearner, build_model, exported, largest_difference, make_samples, make_spec, weights_of
 
-from fr3e_async.algorithm.batching import Load, shard_trees
+from fr3e_async.algorithm.batching import RowCost, shard_trees
 from fr3e_async.learner.spec import free_address, rank_environment
 from fr3e_async.types import TrainSample
 
@@ -23,7 +23,7 @@ TOLERANCE = 5e-5  # as in test_learner_group
 def shares(samples: list[TrainSample]) -> list[list[TrainSample]]:
     """Samples i and i + 2 make a group (one continues the other); fewer groups than ranks in each minibatch, so some are torn."""
     loads = [
-        Load(minibatch=s.minibatch, group=i // 4 * 2 + i % 2, context=s.context_len, completion=len(s.versions))
+        RowCost(minibatch=s.minibatch, group=i // 4 * 2 + i % 2, context=s.context_len, completion=len(s.versions))
         for i, s in enumerate(samples)
     ]
     return [[samples[i] for i in part] for part in shard_trees(loads, RANKS)]

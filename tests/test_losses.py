@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fr3e_async.algorithm.ages import AGE_BUCKETS, FIRST_AGES, age_bucket
+from fr3e_async.algorithm.batching import AGE_BUCKETS, FIRST_AGES, age_bucket
 from fr3e_async.algorithm.losses import SUMS, LossSums, policy_loss
 from fr3e_async.config import LossConfig
 from fr3e_async.errors import ConfigError

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from test_docs import headings, slug
 
-from fr3e_async.observe.exported import EXPORTED, PREFIX
+from fr3e_async.observe.prometheus import EXPORTED, PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))

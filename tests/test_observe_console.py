@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 from test_observe_metrics import example_summary
 
+from fr3e_async.files.process_logs import quiet_environment, redirect_output
 from fr3e_async.observe import console as module
 from fr3e_async.observe.console import ConsoleView, Eta, console_mode, count, duration, make_console, sparkline
-from fr3e_async.observe.logs import quiet_environment, redirect_output
 
 STEP = {
     "reward/mean": 0.41, "reward/accuracy": 0.384, "rollout/entropy_nats": 0.523, "groups/trained": 32, "groups/all_right": 4,
@@ -270,7 +270,7 @@ def test_at_80_columns_no_figure_of_the_panel_is_cut() -> None:
 def test_redirected_output_holds_prints_children_and_c_level_writes(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "actor.log"
     code = (
-        "import os, subprocess, sys; from fr3e_async.observe.logs import redirect_output; print('before');"
+        "import os, subprocess, sys; from fr3e_async.files.process_logs import redirect_output; print('before');"
         f"print(redirect_output({str(log)!r}), file=sys.stderr); print('printed é'); os.write(1, b'raw\\n');"
         "subprocess.run(['echo', 'child']); sys.stderr.write('to stderr\\n'); os.kill(os.getpid(), 11)"
     )
@@ -284,7 +284,7 @@ def test_redirected_output_holds_prints_children_and_c_level_writes(tmp_path: Pa
 def test_a_log_that_cannot_be_opened_leaves_the_output_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "x.log", tmp_path, ""):
-        code = f"from fr3e_async.observe.logs import redirect_output; print(redirect_output({str(path)!r}))"
+        code = f"from fr3e_async.files.process_logs import redirect_output; print(redirect_output({str(path)!r}))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout == "False\n"
 
@@ -298,7 +298,7 @@ def test_redirect_output_with_an_empty_path_changes_nothing(capfd: pytest.Captur
 def test_records_and_warnings_of_the_driver_go_to_a_file(tmp_path: Path) -> None:
     log = tmp_path / "driver.log"
     code = (
-        "import json, logging, os, sys, warnings; from pathlib import Path; from fr3e_async.observe.logs import quiet_driver\n"
+        "import json, logging, os, sys, warnings; from pathlib import Path; from fr3e_async.files.process_logs import quiet_driver\n"
         "logging.getLogger('ray').addHandler(logging.StreamHandler())\n"
         "quiet_driver(Path(sys.argv[1]), verbose=sys.argv[2] == 'verbose')\n"
         "logging.getLogger('ray').warning('noise of ray'); warnings.warn('noise of a library')\n"

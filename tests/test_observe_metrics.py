@@ -15,13 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import fr3e_async
 from fr3e_async.clock import RunClock
 from fr3e_async.config import Config, EngineConfig, ObserveConfig
-from fr3e_async.evaluation.accuracy import Judgement, evaluate
+from fr3e_async.evaluation.accuracy import ScoredSample, evaluate
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.metrics import METRICS, MetricError, checked, metrics_table
 from fr3e_async.observe.recorder import Recorder
-from fr3e_async.observe.run_dir import RunDir
-from fr3e_async.observe.summary import Summary, summary_table
 from fr3e_async.observe.tensorboard import TensorBoardWriter
+from fr3e_async.store.run_dir import RunDir
+from fr3e_async.store.summary import Summary, summary_table
 from fr3e_async.types import Outcome
 
 PACKAGE = Path(fr3e_async.__file__).parent
@@ -32,7 +32,7 @@ CONFIG = Config(engine=EngineConfig(kv_cache_gib=0.25))
 def example_summary() -> Summary:
     def record(label: str, right: int, low: float, high: float) -> dict[str, object]:
         result = evaluate(
-            Judgement(
+            ScoredSample(
                 problem=f"p{i}",
                 outcome=Outcome.RIGHT if i < right else Outcome.WRONG,
                 length=30,
@@ -89,7 +89,11 @@ def test_an_unknown_name_or_a_value_that_is_not_finite_is_an_error() -> None:
 
 def test_every_metric_that_the_package_names_is_declared() -> None:
     literal = re.compile(rf'f?"((?:{"|".join(GROUPS)})/[a-z_]{{2,}})"')
-    sources = [path for path in PACKAGE.rglob("*.py") if path.parent.name in {"control", "learner", "actors", "observe"}]
+    sources = [
+        path
+        for path in PACKAGE.rglob("*.py")
+        if path.parent.name in {"control", "machine", "learner", "actors", "observe", "store", "run"}
+    ]
     sources += list(PACKAGE.glob("*.py"))
     named = {(path.name, name) for path in sources for name in literal.findall(path.read_text())}
     assert len(named) > 20

@@ -10,9 +10,7 @@ import pytest
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError, ModelError
-from fr3e_async.help import knobs
-from fr3e_async.loader import load_config
-from fr3e_async.memory import (
+from fr3e_async.learner.memory import (
     GIB,
     KNOWN_SHAPES,
     ModelShape,
@@ -24,7 +22,9 @@ from fr3e_async.memory import (
     model_shape,
     state_bytes,
 )
-from fr3e_async.plan import check_resources, local_resources, placement, render_plan, totals
+from fr3e_async.plan.placement import check_resources, local_resources, placement, render_plan, totals
+from fr3e_async.settings.help import knobs
+from fr3e_async.settings.loader import load_config
 
 
 def config(*overrides: str, base: str = "toy") -> Config:

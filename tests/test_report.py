@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from report_support import START, page_of, write_rows, write_run
 
-from fr3e_async.algorithm.ages import AGE_BUCKETS
+from fr3e_async.algorithm.batching import AGE_BUCKETS
 from fr3e_async.errors import StorageError
 from fr3e_async.observe.metrics import METRICS
 from fr3e_async.report.page import ASSETS
@@ -71,14 +71,14 @@ def test_every_pattern_is_needed_and_every_place_exists() -> None:
 
 
 def test_a_place_has_its_line_and_text() -> None:
-    place = locate("control/tally.py:Tally.take")
-    lines = (ASSETS.parent.parent / "control" / "tally.py").read_text().split("\n")
+    place = locate("machine/tally.py:Tally.take")
+    lines = (ASSETS.parent.parent / "machine" / "tally.py").read_text().split("\n")
     assert lines[place.line - 1].strip().startswith("def take")
     assert '"reward/accuracy"' in place.source
     assert locate("control/publisher.py:Sync.pause_s").source.lstrip().startswith("@property")
 
 
-@pytest.mark.parametrize("place", ["control/none.py:f", "control/tally.py:Tally.gone", "control/tally.py:Gone.take"])
+@pytest.mark.parametrize("place", ["control/none.py:f", "machine/tally.py:Tally.gone", "machine/tally.py:Gone.take"])
 def test_a_place_that_has_gone_is_told(place: str) -> None:
     with pytest.raises(LookupError, match=re.escape(place)):
         locate(place)

@@ -21,7 +21,7 @@ from cli_support import TOY, Cli, guarded_cli, make_model
 from fr3e_async.config import Config, DataConfig, EngineConfig, RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import range_of
 from fr3e_async.errors import ConfigError, RunFailed
-from fr3e_async.loader import load_config
+from fr3e_async.settings.loader import load_config
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import rewards
 from fr3e_async.verify.pool import RESPONSE_TOO_LONG, Question, VerifierPool

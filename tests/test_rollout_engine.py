@@ -26,8 +26,9 @@ from fr3e_async.algorithm.answer_span import stop_end
 from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused, engine_environment, start_engine
 from fr3e_async.rollout.port import TransferMeeting
-from fr3e_async.types import Completion, Finish, WeightAck, WeightManifest
+from fr3e_async.types import Completion, Finish
 from fr3e_async.weights import pack_tensors
+from fr3e_async.weights.manifest import WeightAck, WeightManifest
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -10,8 +10,7 @@ import torch
 
 from fr3e_async.errors import UserError
 from fr3e_async.rollout import entropy_columns
-from fr3e_async.rollout.distribution import logprob_and_entropy
-from fr3e_async.rollout.entropy_columns import BOTH, NO_RANK, ONE, RawLogits
+from fr3e_async.rollout.entropy_columns import BOTH, NO_RANK, ONE, RawLogits, logprob_and_entropy
 
 
 def answer(*values: float, ranks: int = NO_RANK) -> SimpleNamespace:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fr3e_async.rollout.load_trace import Layout, LoadTrace, Piece, Region
+from fr3e_async.rollout.load_trace import LoadLayout, LoadTrace, Region, WrittenPiece
 from fr3e_async.rollout.loaded_weights import EVERY, Proof, Unproven, known_checksum, prove, same_bytes, unproven
 
 Q, K, V = torch.ones(4, 3), 2 * torch.ones(2, 3), 3 * torch.ones(2, 3)
@@ -224,7 +224,7 @@ def test_a_number_that_is_read_and_filled_in_is_known_by_its_name():
 def test_a_parameter_that_is_computed_from_itself_is_an_error():
     """As vLLM's composed loaders do: the parameter has no memory when they are followed."""
     trace = LoadTrace(model := Engine())
-    trace.pieces["c_fc.weight"] = [Piece(region=Region(0, (4, 3), (3, 1)), source=torch.empty(4, 3, device="meta"))]
+    trace.pieces["c_fc.weight"] = [WrittenPiece(region=Region(0, (4, 3), (3, 1)), source=torch.empty(4, 3, device="meta"))]
     with pytest.raises(Unproven, match=r"c_fc\.weight is computed from itself"):
         prove(model, trace, {}, layers=())
 
@@ -326,7 +326,7 @@ def test_packed_experts_are_packed_again_and_compared():
 
 
 def test_a_layout_that_was_loaded_once_refuses_others():
-    layout = Layout()
+    layout = LoadLayout()
     assert layout.misfit(shapes()) == ""
     model = Engine()
     trace = LoadTrace(model)

@@ -18,7 +18,7 @@ from engine_world import END, TOLERANCE, VOCABULARY, World, build_model
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
-from fr3e_async.rollout.roller import Roller, TokenTexts
+from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -74,8 +74,8 @@ def world(worlds: dict[bool, World], request: pytest.FixtureRequest) -> World:
     return worlds[request.param]
 
 
-def roller(world: World) -> Roller:
-    return Roller(world.engine, TokenTexts(NoText()), AnchorRule(name="uniform", count=3, min_gap=1), seed=0)
+def rollout_worker(world: World) -> RolloutWorker:
+    return RolloutWorker(world.engine, TokenTexts(NoText()), AnchorRule(name="uniform", count=3, min_gap=1), seed=0)
 
 
 def trunk(seed: int) -> RolloutBatch:
@@ -99,7 +99,7 @@ def anchors_at(positions: Sequence[int]) -> list[Anchor]:
 async def branch(world: World, payload: RolloutBatch, positions: Sequence[int] = POSITIONS, row: int = 0) -> RolloutBatch:
     (id, anchors) = payload.ids[row], anchors_at(positions)
     ids = [RolloutId(id.group, anchor.node, m) for anchor in anchors for m in range(BRANCHES)]
-    return await roller(world).branch(payload, id, anchors, ids, DRAW)
+    return await rollout_worker(world).branch(payload, id, anchors, ids, DRAW)
 
 
 def full_blocks(context: int) -> int:
@@ -146,7 +146,7 @@ def test_branches_issued_again_find_all_of_it(world):
 def test_the_engine_that_sampled_a_trunk_has_its_keys_and_values_already(world):
     prompt = Prompt(uid="own@0", text="", gold="", token_ids=np.arange(3, 3 + PROMPT, dtype=np.int32))
     ids = [RolloutId(prompt.uid, 0, branch) for branch in range(16)]
-    bases = world.run(roller(world).sample([prompt] * len(ids), ids, DRAW))
+    bases = world.run(rollout_worker(world).sample([prompt] * len(ids), ids, DRAW))
     assert bases.cached_tokens.tolist() == [0] * len(ids), "a prompt of less than a block is nobody's"
     longest = int(np.diff(bases.offsets).argmax())
     length = len(bases.completion(longest))

@@ -18,14 +18,14 @@ from typing import IO
 
 import pytest
 
-from fr3e_async import scratch as module
 from fr3e_async.actors.cluster import make_token
 from fr3e_async.errors import StorageError
-from fr3e_async.scratch import RAY_SOCKET, SOCKET_BYTES, VARIABLE, Scratch, scratch, sweep
+from fr3e_async.files import scratch as module
+from fr3e_async.files.scratch import RAY_SOCKET, SOCKET_BYTES, VARIABLE, Scratch, scratch, sweep
 
 OWNER = """
 import multiprocessing, tempfile
-from fr3e_async.scratch import actor_scratch, scratch
+from fr3e_async.files.scratch import actor_scratch, scratch
 block = scratch()
 enter = block.__enter__
 {function}()

@@ -24,13 +24,13 @@ from fr3e_async.config import DataConfig, VerifierPoolConfig
 from fr3e_async.data import jsonl
 from fr3e_async.data.jsonl import read_jsonl
 from fr3e_async.errors import DataError, RunFailed, UserError, printable
+from fr3e_async.files.process_logs import QUIET_ENVIRONMENT, quiet_environment
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
-from fr3e_async.loader import load_config
 from fr3e_async.main import main
 from fr3e_async.observe.console import ConsoleView, make_console
-from fr3e_async.observe.logs import QUIET_ENVIRONMENT, quiet_environment
-from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.rollout import EngineSpec, engine_environment
+from fr3e_async.settings.loader import load_config
+from fr3e_async.store.run_dir import RunDir
 from fr3e_async.types import Outcome
 from fr3e_async.verify import __main__ as verify_command
 from fr3e_async.verify.pool import VerifierPool

@@ -29,12 +29,12 @@ from fr3e_async.data.model import check_model, load_tokenizer
 from fr3e_async.data.prompts import encode_prompt
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import ModelError, StorageError
+from fr3e_async.files.jsonl import checked_json, read_checked_json
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.checkpoint import copy_base, damage
 from fr3e_async.learner.dump import STEP, read_dump
 from fr3e_async.learner.policy import load_policy
-from fr3e_async.observe.checked import checked_json, read_checked_json
-from fr3e_async.observe.checkpoints import CheckpointStore
+from fr3e_async.store.checkpoints import CheckpointStore
 
 INDEX = "model.safetensors.index.json"
 

@@ -12,7 +12,7 @@ import virtual_time
 from builders import small_config
 
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.session import Session
+from fr3e_async.run.session import Session
 
 
 class Sessions(Session):

@@ -19,10 +19,10 @@ from fr3e_async.control.progress import Progress
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import StorageError, UserError
-from fr3e_async.observe.checkpoints import CheckpointStore
-from fr3e_async.observe.run_dir import RunDir
-from fr3e_async.resuming import check_resume, nothing_left
-from fr3e_async.testing import FakeEngineWorker
+from fr3e_async.run.resume import check_resume, nothing_left
+from fr3e_async.store.checkpoints import CheckpointStore
+from fr3e_async.store.run_dir import RunDir
+from fr3e_async.testing.fakes import FakeEngineWorker
 from fr3e_async.types import Draw, RolloutId
 
 PROMPTS = tuple(prompt(f"p{i}") for i in range(4))
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(run_dir, name: str, 
 
 def test_a_large_file_is_checked_by_what_the_learner_knows_of_it(run_dir, monkeypatch):
     """Large files carry no checksum in the list of files; those inside of them are looked at."""
-    monkeypatch.setattr("fr3e_async.observe.checkpoints.SUMMED_BYTES", 100)
+    monkeypatch.setattr("fr3e_async.store.checkpoints.SUMMED_BYTES", 100)
     base = run_dir.checkpoints.root.parent / "base"
     newest = save_whole(run_dir.checkpoints, 7, base=base, stream=PromptStream(PROMPTS, 0).state())
     assert check(run_dir) == newest
@@ -142,7 +142,7 @@ def test_a_large_file_is_checked_by_what_the_learner_knows_of_it(run_dir, monkey
 
 def test_rollouts_are_checked_by_what_is_known_of_them_inside(run_dir, monkeypatch):
     """Else the run would end when they are needed, with an older checkpoint at hand that is whole."""
-    monkeypatch.setattr("fr3e_async.observe.checkpoints.SUMMED_BYTES", 100)
+    monkeypatch.setattr("fr3e_async.store.checkpoints.SUMMED_BYTES", 100)
     base = run_dir.checkpoints.root.parent / "base"
     newest = save_whole(run_dir.checkpoints, 7, base=base, stream=PromptStream(PROMPTS, 0).state(), trees=trees())
     flip(newest / "trees" / "open-00000.safetensors")

@@ -16,15 +16,14 @@ from fr3e_async.clock import RunClock, steady
 from fr3e_async.control.controller import Controller
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.data.mixture import mix
 from fr3e_async.data.prompts import Datasets
-from fr3e_async.data.stream import PromptStream, group_id
-from fr3e_async.ending import summary_of
+from fr3e_async.data.stream import PromptStream, group_id, mix
 from fr3e_async.errors import RunFailed
-from fr3e_async.observe.books import Books
 from fr3e_async.observe.console import ConsoleView
-from fr3e_async.observe.run_dir import RunDir
-from fr3e_async.session import Session
+from fr3e_async.run.session import Session
+from fr3e_async.run.stop import summary_of
+from fr3e_async.store.ledger_log import LedgerLog
+from fr3e_async.store.run_dir import RunDir
 from fr3e_async.types import StepReport
 
 SOURCES = {name: [prompt(f"{name}{number}") for number in range(6)] for name in ("a", "b")}
@@ -51,9 +50,11 @@ def controller(run_dir: RunDir, source: Path | None, restarts: int = 0) -> Contr
         return await world.learner.export(version)
 
     deployment: Any = SimpleNamespace(
-        crew=world.crew, publisher=lambda: Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=steady), weights=weights
+        workers=world.workers,
+        publisher=lambda: Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=steady),
+        weights=weights,
     )
-    recorder: Any = SimpleNamespace(note=world.notes.note, books=Books(run_dir.path / "ledger.jsonl"))
+    recorder: Any = SimpleNamespace(note=world.notes.note, ledger_log=LedgerLog(run_dir.path / "ledger.jsonl"))
     model: Any = None
     session = Session(
         config, model, Datasets(train=TRAIN, heldout=(), dropped=0, parts=PARTS), run_dir, resume_from=source, clock=RunClock(), started_at=100.0,
@@ -144,7 +145,7 @@ def test_the_panel_of_a_resumed_run_starts_at_its_step(run_dir: RunDir, tmp_path
             made.append(settings)
             super().__init__(**settings)
 
-    monkeypatch.setattr("fr3e_async.session.ConsoleView", View)
+    monkeypatch.setattr("fr3e_async.run.session.ConsoleView", View)
     source = save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
     for resumed, done in ((None, 0), (source, 3)):
         session = Stopped(run_dir, version=None)

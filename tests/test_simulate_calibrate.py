@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from simulate_support import FixedWorkload, model, system
 
-from fr3e_async.control.journal import Journal
 from fr3e_async.errors import StorageError
 from fr3e_async.simulate.__main__ import main
 from fr3e_async.simulate.calibrate import Fit, calibrate, pause_of
 from fr3e_async.simulate.recording import Recording, read_recording
-from fr3e_async.simulate.report import Report
-from fr3e_async.simulate.service import Model, Service, VerifierTimes
+from fr3e_async.simulate.report import SimulationReport
+from fr3e_async.simulate.service import Service, SystemModel, VerifierTimes
 from fr3e_async.simulate.simulation import simulate
 from fr3e_async.simulate.workload import LogNormalWorkload, MeasuredWorkload
+from fr3e_async.store.journal import Journal
 
 CONFIG = system(groups=16)
 TRUTH = model(
@@ -28,7 +28,7 @@ TRUTH = model(
 )  # fmt: skip
 
 
-def record(folder: Path, *, cores: float = 0, steps: int = 16, times: Model = TRUTH) -> Report:
+def record(folder: Path, *, cores: float = 0, steps: int = 16, times: SystemModel = TRUTH) -> SimulationReport:
     log = Journal(folder / "journal", session=0, config=CONFIG, state=None)
     report = simulate(CONFIG, times, steps=steps, cores=cores, log=log)
     log.close()
@@ -36,7 +36,9 @@ def record(folder: Path, *, cores: float = 0, steps: int = 16, times: Model = TR
 
 
 @pytest.fixture(scope="module", params=[0.0, 2.0], ids=["apart", "two shared cores"])
-def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, Report, Recording, Fit]:
+def measured(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[float, SimulationReport, Recording, Fit]:
     folder = tmp_path_factory.mktemp("run")
     report = record(folder, cores=request.param)
     recording, again = read_recording(folder)
@@ -53,7 +55,7 @@ def test_a_recorded_run_is_counted_like_the_simulated_one(tmp_path: Path) -> Non
     assert again.staleness == report.staleness
 
 
-def test_engines_give_back_their_times(measured: tuple[float, Report, Recording, Fit]) -> None:
+def test_engines_give_back_their_times(measured: tuple[float, SimulationReport, Recording, Fit]) -> None:
     cores, _, _, fit = measured
     engine, loose = fit.model.service.engine, 0.10 if cores else 0.05
     assert engine.step_s == pytest.approx(0.02, rel=loose)
@@ -64,7 +66,7 @@ def test_engines_give_back_their_times(measured: tuple[float, Report, Recording,
     assert fit.errors["engine"] < 0.05
 
 
-def test_learner_and_verifier_give_back_their_times(measured: tuple[float, Report, Recording, Fit]) -> None:
+def test_learner_and_verifier_give_back_their_times(measured: tuple[float, SimulationReport, Recording, Fit]) -> None:
     cores, _, _, fit = measured
     learner = fit.model.service.learner
     typical = 3000  # tokens: what a batch takes is known better than its two parts
@@ -74,7 +76,7 @@ def test_learner_and_verifier_give_back_their_times(measured: tuple[float, Repor
     assert fit.model.service.verifier.answer_s == pytest.approx(0.005, rel=0.25)
 
 
-def test_what_was_measured_predicts_the_run(measured: tuple[float, Report, Recording, Fit]) -> None:
+def test_what_was_measured_predicts_the_run(measured: tuple[float, SimulationReport, Recording, Fit]) -> None:
     cores, report, _, fit = measured
     again = [simulate(CONFIG, fit.model, steps=16, cores=cores, seed=seed) for seed in range(4)]
     mean = sum(r.step_s for r in again) / len(again)
@@ -82,7 +84,7 @@ def test_what_was_measured_predicts_the_run(measured: tuple[float, Report, Recor
     assert sum(r.rejected for r in again) / len(again) == pytest.approx(report.rejected, abs=0.08)
 
 
-def test_every_settled_group_is_a_case(measured: tuple[float, Report, Recording, Fit]) -> None:
+def test_every_settled_group_is_a_case(measured: tuple[float, SimulationReport, Recording, Fit]) -> None:
     _, _, recording, _ = measured
     assert len(recording.cases) >= 16 * 16
     for case in recording.cases:
@@ -92,10 +94,10 @@ def test_every_settled_group_is_a_case(measured: tuple[float, Report, Recording,
         assert all(len(branches) == 4 for anchors in case.anchors.values() for _, branches in anchors)
 
 
-def test_a_model_survives_its_file(tmp_path: Path, measured: tuple[float, Report, Recording, Fit]) -> None:
+def test_a_model_survives_its_file(tmp_path: Path, measured: tuple[float, SimulationReport, Recording, Fit]) -> None:
     for found in (measured[3].model, TRUTH):
         found.save(tmp_path / "model.json")
-        again = Model.load(tmp_path / "model.json")
+        again = SystemModel.load(tmp_path / "model.json")
         assert again.service == found.service
         assert again.workload.tree(0, 5, max_response=200).base(0) == found.workload.tree(0, 5, max_response=200).base(0)
 
@@ -108,7 +110,7 @@ def test_drawn_calls_to_verifiers_are_those_that_were_measured() -> None:
         learner=TRUTH.service.learner,
     )
     config = system(algorithm={"strategy": "grpo"})
-    report = simulate(config, Model(service=service, workload=FixedWorkload()), steps=5)
+    report = simulate(config, SystemModel(service=service, workload=FixedWorkload()), steps=5)
     assert report.step_s > 20
 
 
@@ -159,7 +161,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     words = [f"model={tmp_path}/model.json", "config=toy", "steps=3", "flow.groups_per_step=8"]
     assert main(["run", *words]) == 0
     assert capsys.readouterr().out.startswith("simulation: no such run took place")
-    assert isinstance(Model.load(tmp_path / "model.json").workload, MeasuredWorkload)
+    assert isinstance(SystemModel.load(tmp_path / "model.json").workload, MeasuredWorkload)
 
 
 @pytest.mark.parametrize(

@@ -13,24 +13,12 @@ from simulate_support import model, system
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import (
-    Acked,
-    Assign,
-    Busy,
-    Delivered,
-    Dismiss,
-    Hire,
-    Judged,
-    Lost,
-    Move,
-    Pressure,
-    Release,
-    WorkerUp,
-)
-from fr3e_async.simulate.report import Report
-from fr3e_async.simulate.service import Model
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import Acked, Delivered, Judged, Lost, Pressure, Utilization, WorkerUp
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import Assign, Dismiss, Hire, Move, Release
+from fr3e_async.simulate.report import SimulationReport
+from fr3e_async.simulate.service import SystemModel
 from fr3e_async.simulate.stats import Stats
 from fr3e_async.simulate.world import World
 
@@ -90,7 +78,7 @@ def elastic(generators: dict[str, int], explorers: dict[str, int], *, steps: int
     return replace(config, run=replace(config.run, steps=steps))
 
 
-def run(config: Config, times: Model, *, warmup: int, seed: int = 0) -> tuple[World, Report, Log]:
+def run(config: Config, times: SystemModel, *, warmup: int, seed: int = 0) -> tuple[World, SimulationReport, Log]:
     log = Log()
     world = World(config, times, seed=seed, warmup=warmup, log=log)
     world.run()
@@ -249,7 +237,7 @@ def test_laws(setting: dict[str, Any], seed: int, staleness: int, alike: bool) -
     assert all(
         there.get(role, 0) <= most for _, there in log.sizes for role, most in ((GENERATORS, 6), (EXPLORERS, 6), (VERIFIERS, 3))
     )
-    assert any(isinstance(e, Busy) for _, e, _ in log.entries)
+    assert any(isinstance(e, Utilization) for _, e, _ in log.entries)
     assert alike or not log.commands(Move)
     require_current(log)
     require_same(config, log)

@@ -12,14 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fr3e_async.simulate.clock import VirtualClock
-from fr3e_async.simulate.cores import Cores
+from fr3e_async.simulate.clock import Cores, VirtualClock
 from fr3e_async.simulate.engine import Request, SimulatedEngine
-from fr3e_async.simulate.fit import non_negative, robust
 from fr3e_async.simulate.service import EngineTimes
 from fr3e_async.simulate.station import Station
-from fr3e_async.simulate.work_time import Ramps, Staircase, WorkTime
-from fr3e_async.simulate.workload import Answer, Case, LogNormalWorkload, MeasuredWorkload, scattered, workload_of
+from fr3e_async.simulate.work_time import Ramps, Staircase, WorkTime, non_negative, robust
+from fr3e_async.simulate.workload import (
+    LogNormalWorkload,
+    MeasuredAnswer,
+    MeasuredGroup,
+    MeasuredWorkload,
+    scattered,
+    workload_of,
+)
 
 
 class Bench:
@@ -245,14 +250,18 @@ def test_places_keep_their_distance(length: int, count: int, gap: int) -> None:
 
 
 def test_a_measured_group_is_drawn_as_it_was() -> None:
-    case = Case(
-        7, (Answer(20, True), Answer(5, False)), {0: ((4, (Answer(3, True), Answer(9, None))), (12, (Answer(2, False),)))}
+    case = MeasuredGroup(
+        7,
+        (MeasuredAnswer(20, True), MeasuredAnswer(5, False)),
+        {0: ((4, (MeasuredAnswer(3, True), MeasuredAnswer(9, None))), (12, (MeasuredAnswer(2, False),)))},
     )
     workload = workload_of(MeasuredWorkload([case]).to_json())
     tree = workload.tree(0, 0, max_response=100)
-    assert (tree.prompt, tree.base(0), tree.base(1)) == (7, Answer(20, True), Answer(5, False))
+    assert (tree.prompt, tree.base(0), tree.base(1)) == (7, MeasuredAnswer(20, True), MeasuredAnswer(5, False))
     assert tree.places(0, count=2, min_gap=3) == [4, 12]
-    assert [tree.branch(0, 0, 4), tree.branch(0, 0, 4)] == [Answer(3, True), Answer(9, None)]
-    assert tree.branch(0, 0, 4) in (Answer(3, True), Answer(9, None)), "a third one is drawn from those that are known"
-    assert tree.branch(0, 1, 12) == Answer(2, False)
+    assert [tree.branch(0, 0, 4), tree.branch(0, 0, 4)] == [MeasuredAnswer(3, True), MeasuredAnswer(9, None)]
+    assert tree.branch(0, 0, 4) in (MeasuredAnswer(3, True), MeasuredAnswer(9, None)), (
+        "a third one is drawn from those that are known"
+    )
+    assert tree.branch(0, 1, 12) == MeasuredAnswer(2, False)
     assert tree.base(5) in case.bases

@@ -12,13 +12,13 @@ from simulate_support import FixedWorkload, model, system
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
-from fr3e_async.loader import load_config
-from fr3e_async.memory import KNOWN_SHAPES
-from fr3e_async.plan import main
+from fr3e_async.learner.memory import KNOWN_SHAPES
+from fr3e_async.plan.placement import main
+from fr3e_async.settings.loader import load_config
 from fr3e_async.simulate import roofline as r
 from fr3e_async.simulate.propose import Candidate, Cluster, Search, Split, render
 from fr3e_async.simulate.roofline import DEVICES, Device, roofline
-from fr3e_async.simulate.service import Model
+from fr3e_async.simulate.service import SystemModel
 from fr3e_async.simulate.workload import LogNormalWorkload
 
 
@@ -28,7 +28,7 @@ def gpu_config(**sections: dict[str, Any]) -> Config:
     return system(groups=32, **{**defaults, **sections})
 
 
-def best(times: Model, *, gpus: int = 16, cpus: float = 0, **sections: dict[str, Any]) -> Split:
+def best(times: SystemModel, *, gpus: int = 16, cpus: float = 0, **sections: dict[str, Any]) -> Split:
     return Search(gpu_config(**sections), times, Cluster(gpus=gpus, cpus=cpus), steps=3).best()[0].split
 
 
@@ -36,7 +36,7 @@ def best(times: Model, *, gpus: int = 16, cpus: float = 0, **sections: dict[str,
 HEAVY = model(step=0.02, request=2e-3, prefill=1e-4, train=0.1, token=1e-3, workload=FixedWorkload(length=80, prompt=40))
 
 
-def costlier_learner(times: Model, factor: float) -> Model:
+def costlier_learner(times: SystemModel, factor: float) -> SystemModel:
     learner = times.service.learner
     return replace(times, service=replace(times.service, learner=replace(learner, token_s=factor * learner.token_s)))
 
@@ -159,7 +159,7 @@ def test_help_comes_from_the_module_and_a_dry_run_does_not_load_the_simulator() 
     done = subprocess.run([sys.executable, "-m", "fr3e_async.plan", "--help"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: python -m fr3e_async.plan")
-    code = "import sys, fr3e_async.plan; print([m for m in sys.modules if 'simulate' in m or 'control' in m])"
+    code = "import sys, fr3e_async.plan.placement; print([m for m in sys.modules if 'simulate' in m or 'control' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "[]"
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulate_support import FixedWorkload, model, system
 
-from fr3e_async.algorithm.batching import Load
+from fr3e_async.algorithm.batching import RowCost
 from fr3e_async.config import Config
-from fr3e_async.control.messages import Assign, Delivered, Exported, Judged, Lost
 from fr3e_async.errors import RunFailed
-from fr3e_async.simulate.report import Report
+from fr3e_async.machine.events import Delivered, Exported, Judged, Lost
+from fr3e_async.machine.messages import Assign
+from fr3e_async.simulate.report import SimulationReport
 from fr3e_async.simulate.service import LearnerTimes, batch_tokens
 from fr3e_async.simulate.simulation import simulate
 from fr3e_async.simulate.world import World
@@ -32,7 +33,7 @@ class Log:
         self.entries.append((now, event, commands))
 
 
-def without_clock(report: Report) -> dict[str, Any]:
+def without_clock(report: SimulationReport) -> dict[str, Any]:
     return report.to_json() | {"wall_s": 0.0}
 
 
@@ -99,7 +100,7 @@ def test_a_slow_control_loop_is_a_bottleneck() -> None:
 
 
 def test_the_learner_pays_a_context_once_a_group() -> None:
-    loads = [Load(minibatch=0, group=g, context=c, completion=10) for g, c in ((0, 5), (0, 9), (1, 7))]
+    loads = [RowCost(minibatch=0, group=g, context=c, completion=10) for g, c in ((0, 5), (0, 9), (1, 7))]
     assert batch_tokens(loads) == 9 + 20 + 7 + 10
     times = LearnerTimes(fixed_s=1.0, token_s=0.1, scaling=0.9)
     assert times.train_s(loads, ranks=1) == pytest.approx(1 + 4.6)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.families import toy_task
-from fr3e_async.data.toy.forks import ForkProblem, Step, decision_positions, sample_fork_problem, write_fork_solution
+from fr3e_async.data.toy.forks import ForkProblem, ForkStep, decision_positions, sample_fork_problem, write_fork_solution
 from fr3e_async.data.toy.task import LARGEST, Term
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import ConfigError
@@ -25,7 +25,11 @@ def term(text: str) -> Term:
 
 
 def example() -> ForkProblem:
-    steps = (Step(left=term("+5")), Step(left=term("-3"), right=term("+2")), Step(left=term("+4"), right=term("+6"), slash=True))
+    steps = (
+        ForkStep(left=term("+5")),
+        ForkStep(left=term("-3"), right=term("+2")),
+        ForkStep(left=term("+4"), right=term("+6"), slash=True),
+    )
     return ForkProblem(start=7, steps=steps)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.families import toy_task
-from fr3e_async.data.toy.task import LARGEST, Problem, Term, sample_problem, write_solution
+from fr3e_async.data.toy.task import LARGEST, StepsProblem, Term, sample_problem, write_solution
 from fr3e_async.errors import ConfigError
 
 CONFIG = ToyConfig()
@@ -30,7 +30,7 @@ def boxed(solution: str) -> int:
 
 
 def test_a_problem_by_hand():
-    problem = Problem(
+    problem = StepsProblem(
         start=7, terms=(Term(operator="+", operand=5), Term(operator="*", operand=2), Term(operator="-", operand=4))
     )
     assert problem.text == "Start with 7.\n1) +5\n2) *2\n3) -4"
@@ -89,7 +89,7 @@ def test_slips_make_wrong_ways_but_every_line_is_sound_arithmetic():
 
 
 def test_both_kinds_of_slip_occur():
-    problem = Problem(
+    problem = StepsProblem(
         start=9, terms=(Term(operator="-", operand=3), Term(operator="-", operand=2), Term(operator="+", operand=4))
     )
     solutions = {write_solution(problem, random.Random(seed), 0.4) for seed in range(300)}

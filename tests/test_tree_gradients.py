@@ -36,10 +36,9 @@ from tree_support import (
 from fr3e_async.algorithm.trees import build_forest
 from fr3e_async.config import LossConfig
 from fr3e_async.errors import ModelError
-from fr3e_async.learner import inputs as inputs_module
+from fr3e_async.learner import layout as inputs_module
 from fr3e_async.learner import layout as layout_module
-from fr3e_async.learner.inputs import Inputs
-from fr3e_async.learner.layout import FLEX_BLOCK, blockwise_layout, flex_layout, kernel_for, places_of
+from fr3e_async.learner.layout import FLEX_BLOCK, Inputs, blockwise_layout, flex_layout, kernel_for, places_of
 from fr3e_async.learner.logprobs import HeadOptions
 from fr3e_async.learner.packing import MicroBatch, Packing, collate, pack
 from fr3e_async.learner.policy import PolicyModel

@@ -16,8 +16,8 @@ from cli_support import ROWS, TOY, Cli, assert_one_line, guarded_cli, make_model
 from fr3e_async.config import Config, DataConfig, EngineConfig, VerifierPoolConfig
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.errors import DataError
-from fr3e_async.loader import load_config
-from fr3e_async.preparing import prepare
+from fr3e_async.run.preparing import prepare
+from fr3e_async.settings.loader import load_config
 from fr3e_async.verify import golds, tasks
 from fr3e_async.verify.__main__ import main
 from fr3e_async.verify.golds import GoldFlag, Screened, flag_golds, screen_golds
@@ -216,7 +216,7 @@ def test_plain_integers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> Non
     def forbidden(*_: object) -> None:
         pytest.fail("a process was started")
 
-    monkeypatch.setattr(tasks, "Nursery", forbidden)
+    monkeypatch.setattr(tasks, "ForkServer", forbidden)
     assert flag_golds(["5", "-1,200", "$7$", "\\boxed{3}"], VerifierPoolConfig(wall_limit_s=240.0)) == []
 
 

@@ -22,7 +22,7 @@ from fr3e_async.config import DataConfig, VerifierPoolConfig
 from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import encode_prompt
 from fr3e_async.errors import ConfigError
-from fr3e_async.rollout.roller import TokenTexts
+from fr3e_async.rollout.rollout_worker import TokenTexts
 from fr3e_async.types import Answer, Completion, Finish, Outcome, RolloutBatch, RolloutId, Verdict
 from fr3e_async.verify import rewards
 from fr3e_async.verify.pool import VerifierPool

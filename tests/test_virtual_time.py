@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import virtual_time
 
-from fr3e_async.control.side import on_the_side
+from fr3e_async.control.process import run_in_daemon_thread
 
 TESTS = Path(__file__).parent
-IN_VIRTUAL_TIME = ["test_control_*.py", "test_evaluation_loop.py", "test_session_restarts.py", "test_rollout_fake_engine.py"]
+IN_VIRTUAL_TIME = ["test_control_*.py", "test_evaluation_loop.py", "test_session_restarts.py", "test_testing_engine.py"]
 REAL = {("asyncio", "run"), ("time", "sleep"), ("time", "monotonic"), ("time", "perf_counter")}
 
 
@@ -40,7 +40,7 @@ def test_time_stands_while_a_thread_works():
 
     async def story():
         async with asyncio.timeout(0.001):
-            beside = await on_the_side(lambda: (time.sleep(0.05), "beside")[1])
+            beside = await run_in_daemon_thread(lambda: (time.sleep(0.05), "beside")[1])
             return beside, await asyncio.to_thread(lambda: (time.sleep(0.05), "pool")[1])
 
     assert virtual_time.run(story()) == ("beside", "pool")
@@ -51,7 +51,7 @@ def test_time_goes_on_without_threads_that_wait_for_the_test():
     gate, came = virtual_time.Gate(), []
 
     async def story():
-        waiting = on_the_side(lambda: (gate.wait(), came.append(virtual_time.now()))[0])
+        waiting = run_in_daemon_thread(lambda: (gate.wait(), came.append(virtual_time.now()))[0])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(5.0):
                 await asyncio.shield(waiting)
@@ -64,7 +64,7 @@ def test_time_goes_on_without_threads_that_wait_for_the_test():
 
 def test_a_thread_sleeps_in_virtual_time():
     async def story():
-        await on_the_side(lambda: virtual_time.sleep_in_thread(50.0))
+        await run_in_daemon_thread(lambda: virtual_time.sleep_in_thread(50.0))
 
     virtual_time.run(story())
     assert virtual_time.now() == pytest.approx(virtual_time.START_S + 50.0)

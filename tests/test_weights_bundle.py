@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fr3e_async.types import WeightBundle, WeightManifest
 from fr3e_async.weights import (
     SharedBuffer,
     SharedMapping,
@@ -27,6 +26,7 @@ from fr3e_async.weights import (
     stream,
     unpack,
 )
+from fr3e_async.weights.manifest import WeightBundle, WeightManifest
 
 SCRIPT = (
     "import sys; from fr3e_async.weights.shared import open_shared; a = open_shared(sys.argv[1]).view('<f4');"

@@ -20,8 +20,8 @@ from fr3e_async.clock import RunClock
 from fr3e_async.config import Config, EngineConfig, ObserveConfig, RunConfig
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.recorder import Recorder
-from fr3e_async.observe.run_dir import RunDir
 from fr3e_async.observe.trackers import make_trackers
+from fr3e_async.store.run_dir import RunDir
 
 SAID = ObserveConfig(wandb="offline", mlflow="offline", project="forks", group="pairs", tags=["paper"], tracker_close_s=60.0)
 CONFIG = Config(engine=EngineConfig(kv_cache_gib=0.25), run=RunConfig(name="one", steps=3), observe=SAID)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from fr3e_async.algorithm.losses import policy_loss
 from fr3e_async.config import LossConfig
-from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.logprobs import HeadOptions
 from fr3e_async.learner.packing import MicroBatch, Packing
 from fr3e_async.learner.policy import PolicyModel

@@ -4,7 +4,7 @@
 nothing is. So a sleep of an hour takes no time, a limit of a millisecond is never missed, and whatever else the machine does
 changes nothing. ``now`` is the loop's clock, for all that takes one.
 
-Threads are real. Time stands while one that the loop's code has started still works (``on_the_side``, ``asyncio.to_thread``); one that
+Threads are real. Time stands while one that the loop's code has started still works (``run_in_daemon_thread``, ``asyncio.to_thread``); one that
 waits for the test itself, at a ``Gate`` or in ``sleep_in_thread``, counts as asleep. A loop that has no timer, no thread at work and
 nothing to do would wait for ever: ``Deadlock``.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from fr3e_async.control import side
+from fr3e_async.control import process as side
 
 START_S = 1_000.0  # not 0, which the code takes for "not yet"
 LOOK_S = 0.002  # real time, between looks at the threads at work

@@ -1,4 +1,4 @@
-"""A generator or explorer as a Ray actor: builds its engine in its own process and forwards to a ``Roller``."""
+"""A generator or explorer as a Ray actor: builds its engine in its own process and forwards to a ``RolloutWorker``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.answer_span import thoughts_by
 from fr3e_async.control.ports import Delivery
-from fr3e_async.observe.logs import redirect_output
+from fr3e_async.files.process_logs import redirect_output
+from fr3e_async.files.scratch import actor_scratch
 from fr3e_async.rollout import Engine, EngineDead, EngineSpec, EngineStats, start_engine
 from fr3e_async.rollout.door import tokenizer_digest
 from fr3e_async.rollout.port import TransferMeeting
-from fr3e_async.rollout.roller import Roller, TokenTexts
-from fr3e_async.scratch import actor_scratch
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId, WeightAck, WeightBucket, WeightBundle, WeightManifest
+from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
+from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, WeightManifest
 
 T = TypeVar("T")
 
@@ -29,13 +30,13 @@ class EngineActor(Watched):
     """Async actor: many calls run at once on one engine. A dead engine core ends the process, so that Ray sees a corpse."""
 
     def __init__(self, spec: EngineSpec, rule: AnchorRule | None, seed: int, log_path: str) -> None:
-        """``rule`` and ``seed``: how anchors are picked, the same in every engine; None: never. See ``Roller``."""
+        """``rule`` and ``seed``: how anchors are picked, the same in every engine; None: never. See ``RolloutWorker``."""
         redirect_output(log_path)
         actor_scratch()
         self._spec, self._rule, self._seed = spec, rule, seed
         self._rescored = rule is not None and rule.needs_entropies and spec.entropy == "learner"
         self._engine: Engine | None = None
-        self._roller: Roller | None = None
+        self._rollout_worker: RolloutWorker | None = None
         self._tokenizer = ""
 
     async def start(self) -> None:
@@ -50,7 +51,7 @@ class EngineActor(Watched):
         spec = self._spec
         texts = TokenTexts(tokenizer, ends=spec.end_token_ids, thoughts=thoughts_by(spec.thoughts), stops=spec.stops)
         self._tokenizer = tokenizer_digest(tokenizer)
-        self._roller = Roller(self._engine, texts, self._rule, seed=self._seed, seeded=self._spec.seeded)
+        self._rollout_worker = RolloutWorker(self._engine, texts, self._rule, seed=self._seed, seeded=self._spec.seeded)
 
     def tokenizer(self) -> str:
         return self._tokenizer
@@ -58,16 +59,16 @@ class EngineActor(Watched):
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool
     ) -> tuple[Delivery, RolloutBatch]:
-        assert self._roller is not None
-        batch = await _or_die(self._roller.sample(prompts, ids, draw, trunk=trunk))
-        anchors = self._roller.anchors(batch) if trunk and not self._rescored else None
+        assert self._rollout_worker is not None
+        batch = await _or_die(self._rollout_worker.sample(prompts, ids, draw, trunk=trunk))
+        anchors = self._rollout_worker.anchors(batch) if trunk and not self._rescored else None
         return Delivery(notes=_notes(batch), anchors=anchors), batch
 
     async def branch(
         self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
     ) -> tuple[Delivery, RolloutBatch]:
-        assert self._roller is not None
-        batch = await _or_die(self._roller.branch(payload, trunk, anchors, ids, draw))
+        assert self._rollout_worker is not None
+        batch = await _or_die(self._rollout_worker.branch(payload, trunk, anchors, ids, draw))
         return Delivery(notes=_notes(batch)), batch
 
     async def load_weights(self, bundle: WeightBundle) -> WeightAck:

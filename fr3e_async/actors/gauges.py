@@ -3,7 +3,7 @@
 The only place of ``ray.util.metrics``. No thread of ours: Ray collects what was set, every few seconds, and forgets a gauge that
 is not set again for some 20 s. So all of them are set again at every call, whatever the call brings: a step's metrics stay while
 the heartbeats go on, and a driver that is stuck is seen by what is missing. Knows nothing of what the numbers mean; names and
-labels are those of ``observe/exported.py``.
+labels are those of ``observe/prometheus.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from fr3e_async.observe.exported import EXPORTED, NAMESPACE, RUN, Exported, Sample
+from fr3e_async.observe.prometheus import EXPORTED, NAMESPACE, RUN, PrometheusMetric, PrometheusSample
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ class RayGauges:
         """``run``: value of the label that tells runs on one cluster apart."""
         self._run = _ascii(run)
         self._series: dict[str, Any] = {}  # Ray's objects, by name
-        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], Sample] = {}  # what they are, by name and labels
+        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], PrometheusSample] = {}  # what they are, by name and labels
         self.failed = False
 
-    def publish(self, samples: Iterable[Sample]) -> None:
+    def publish(self, samples: Iterable[PrometheusSample]) -> None:
         if self.failed:
             return
         try:
@@ -49,7 +49,7 @@ class RayGauges:
             self.failed = True
             logger.exception("metrics are no longer exported to Prometheus; the run goes on")
 
-    def _record(self, sample: Sample) -> None:
+    def _record(self, sample: PrometheusSample) -> None:
         series = self._series.get(sample.name)
         if series is None:
             series = self._series[sample.name] = _series(EXPORTED[sample.name])
@@ -63,7 +63,7 @@ class RayGauges:
                 series.inc(max(sample.value, NOTHING), tags)
 
 
-def _series(exported: Exported) -> Counter | Gauge | Histogram:
+def _series(exported: PrometheusMetric) -> Counter | Gauge | Histogram:
     name, keys = NAMESPACE + exported.name, (RUN, *exported.labels)
     meaning = _ascii(f"{exported.meaning} ({exported.unit})" if exported.unit else exported.meaning)
     match exported.kind:

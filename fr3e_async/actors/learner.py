@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, with_entropies
 from fr3e_async.algorithm.batching import train_sample
+from fr3e_async.files.process_logs import redirect_output
+from fr3e_async.files.scratch import actor_scratch
 from fr3e_async.learner.spec import LearnerSpec
-from fr3e_async.observe.logs import redirect_output
 from fr3e_async.rollout.port import TransferMeeting
-from fr3e_async.scratch import actor_scratch
-from fr3e_async.types import Advantage, Anchor, RolloutId, StepReport, WeightBucket, WeightManifest
+from fr3e_async.types import Advantage, Anchor, RolloutId, StepReport
+from fr3e_async.weights.manifest import WeightBucket, WeightManifest
 
 CHECKPOINT_TAG = "state"  # one tag a folder: versions are told apart by the folders that hold whole checkpoints
 

@@ -17,7 +17,8 @@ from fr3e_async.actors.proxies import RayEngine, RayLearner
 from fr3e_async.control.ports import TrainRow, WorkerLost
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.rollout.port import TransferMeeting
-from fr3e_async.types import StepReport, WeightAck, WeightBundle, WeightManifest
+from fr3e_async.types import StepReport
+from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from fr3e_async.actors.watch import Watched
 from fr3e_async.algorithm.answer_span import THINK, thoughts_by
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
-from fr3e_async.observe.logs import redirect_output
-from fr3e_async.scratch import actor_scratch
+from fr3e_async.files.process_logs import redirect_output
+from fr3e_async.files.scratch import actor_scratch
 from fr3e_async.types import Answer, RolloutBatch, Verdict
 
 MAX_TEXT_CHARS = 20_000  # kept of a response; the middle of a longer one is left out
@@ -74,7 +74,7 @@ class VerifierActor(Watched):
 
     async def answers(self, batch: RolloutBatch, rows: Sequence[int], kept: Sequence[int] = ()) -> list[Answer]:
         """The final answer of each response in its normal form, for counting votes, and the text of the rows that are ``kept``."""
-        from fr3e_async.verify.classes import answer_class
+        from fr3e_async.verify.answers import answer_class
 
         read = {row: self._reader.read(batch, row) for row in rows}
         return [

@@ -1,6 +1,6 @@
 """Which positions of a trunk to branch from (paper, section 3.1: top-K entropy positions). Pure: arrays in, anchors out.
 
-Refuses to know text and tokenizers: the caller says which positions hold special tokens and where the answer ends.
+Refuses to know tokenizers: the caller says what each token reads as, which are special, and where the answer ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.config import AlgorithmConfig
-from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch
+from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch, RolloutId
 
 
 def eligible_places(
@@ -45,6 +45,12 @@ class AnchorRule:
     @property
     def needs_entropies(self) -> bool:
         return self.name == "entropy"
+
+    def places(self, pieces: Sequence[str]) -> NDArray[np.bool_]:
+        """[L] True where the rule may put an anchor, by the texts of a completion's tokens: "newline" only where a line begins."""
+        if self.name != "newline":
+            return np.ones(len(pieces), dtype=np.bool_)
+        return np.asarray([False, *("\n" in piece for piece in pieces[:-1])][: len(pieces)], dtype=np.bool_)
 
     @classmethod
     def of(cls, config: AlgorithmConfig, default: str) -> AnchorRule:
@@ -164,3 +170,27 @@ def _certain(
         if not (worst > high[q] or max(blockers, default=-np.inf) > high[q]):
             return False
     return True
+
+
+# ---- Which bases of a group are branched (``algorithm.trunk``) ----
+
+
+def choose_trunks(
+    bases: Sequence[RolloutId], policy: str | None, *, seed: Sequence[int]
+) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
+    """(bases whose anchors are chosen, trunks), by ``algorithm.trunk``; None: the group does not branch.
+
+    Trunks are fixed before any reward is known, else V would be biased; or they are None until it is, by the user's wish.
+    """
+    match policy:
+        case None:
+            return frozenset(), ()
+        case "one_right_one_wrong":
+            return frozenset(bases), None
+        case "all":
+            return frozenset(bases), tuple(bases)
+        case "random":
+            trunk = bases[int(np.random.default_rng(seed).integers(len(bases)))]
+        case _:
+            trunk = bases[0]
+    return frozenset({trunk}), (trunk,)

@@ -7,7 +7,7 @@ ranks gives the same gradient; this only balances the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ def balanced_shards(lengths: Sequence[int], shards: int) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
-class Load(NamedTuple):
+class RowCost(NamedTuple):
     """What a row costs the rank that trains it: its completion, and its context unless a row beside it shares it."""
 
     minibatch: int
@@ -40,7 +40,7 @@ class Load(NamedTuple):
     completion: int  # tokens
 
 
-def tree_tokens(rows: Sequence[Load]) -> int:
+def tree_tokens(rows: Sequence[RowCost]) -> int:
     """About the tokens that the rows of one group are computed with: every completion, and the longest context once."""
     return max(row.context for row in rows) + sum(row.completion for row in rows)
 
@@ -48,7 +48,7 @@ def tree_tokens(rows: Sequence[Load]) -> int:
 UNEVEN = 1.1  # a rank may have so much more than the mean before a group is torn apart
 
 
-def shard_trees(rows: Sequence[Load], shards: int) -> list[list[int]]:
+def shard_trees(rows: Sequence[RowCost], shards: int) -> list[list[int]]:
     """Indices of the rows of each shard, balanced within every minibatch, since ranks meet at each optimiser step.
 
     Groups stay whole, for what they share is computed once on one rank, unless that leaves a rank with more than
@@ -65,7 +65,7 @@ def shard_trees(rows: Sequence[Load], shards: int) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
-def _balanced_units(units: list[list[int]], rows: Sequence[Load], shards: int) -> list[list[list[int]]]:
+def _balanced_units(units: list[list[int]], rows: Sequence[RowCost], shards: int) -> list[list[list[int]]]:
     """The units (whole groups or pieces of them) of each shard."""
 
     def cost(unit: list[int]) -> int:
@@ -113,3 +113,16 @@ def train_sample(batch: RolloutBatch, row: int, *, advantage: Advantage, minibat
         advantages=advantages_of(advantage, len(completion)),
         minibatch=minibatch,
     )
+
+
+# ---- Buckets of token ages, by which the sums and metrics of the loss are kept apart ----
+# An age is the number of weight versions between the one that sampled a token and the one that the update starts from.
+# Knows nothing of torch, so that the names of metrics can be declared without it.
+
+AGE_BUCKETS = ("0", "1", "2_3", "4_7", "8_up")  # as they stand in the names of metrics
+FIRST_AGES = (0, 1, 2, 4, 8)  # the youngest age of each bucket; widths double, since rare ages would make noisy means
+
+
+def age_bucket(ages: Any) -> Any:
+    """Index into ``AGE_BUCKETS`` of an age, or of each age in an integer array or tensor (same shape, int64)."""
+    return sum((ages >= first for first in FIRST_AGES[1:]), start=0 * ages)

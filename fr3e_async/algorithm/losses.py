@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fr3e_async.algorithm.ages import AGE_BUCKETS, age_bucket
+from fr3e_async.algorithm.batching import AGE_BUCKETS, age_bucket
 from fr3e_async.config import LossConfig
 
 SUMS = (

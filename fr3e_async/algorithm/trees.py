@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class TokenRun:
     """New tokens of one row: the places ``start`` to ``stop``, whose keys are those of ``path`` up to themselves."""
 
     start: int
@@ -40,7 +40,7 @@ class Forest:
     depth: NDArray[np.int64]  # [U] 0 at a root: the position in its row
     end: NDArray[np.int64]  # [U] one past its last descendant
     paths: tuple[NDArray[np.int64], ...]  # for each row, in the order given, the place of each of its tokens
-    runs: tuple[Run, ...]  # they cover all places once, in order
+    runs: tuple[TokenRun, ...]  # they cover all places once, in order
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -69,7 +69,7 @@ def build_forest(rows: Sequence[NDArray], *, share: bool = True) -> Forest:
     if not rows or min(len(row) for row in rows) == 0:
         raise ValueError("a forest needs at least one row, and no empty one")
     paths: dict[int, NDArray[np.int64]] = {}
-    runs: list[Run] = []
+    runs: list[TokenRun] = []
     size = 0
     end = np.zeros(sum(len(row) for row in rows), dtype=np.int64)
     path = np.zeros(0, dtype=np.int64)
@@ -80,7 +80,7 @@ def build_forest(rows: Sequence[NDArray], *, share: bool = True) -> Forest:
         end[path[shared:]] = size  # nothing of this row or the later ones descends from them
         path = np.concatenate([path[:shared], np.arange(size, size + len(row) - shared)])
         if shared < len(row):
-            runs.append(Run(start=size, stop=size + len(row) - shared, path=path))
+            runs.append(TokenRun(start=size, stop=size + len(row) - shared, path=path))
         size += len(row) - shared
         paths[index], previous = path, row
     end[path] = size

@@ -14,10 +14,8 @@ from fr3e_async.config.data import DataConfig, SourceConfig
 from fr3e_async.config.evaluation import EvaluationConfig
 from fr3e_async.config.knobs import knob, require, section
 from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, FlowConfig, LossConfig, SamplingConfig
-from fr3e_async.config.observe import ObserveConfig
 from fr3e_async.config.reward import RewardConfig, RewardRange, check_rewards, range_of, reward_terms
-from fr3e_async.config.run import ModelConfig, RayConfig, RunConfig, WatchdogConfig
-from fr3e_async.config.toy import ToyConfig
+from fr3e_async.config.run import ModelConfig, ObserveConfig, RayConfig, RunConfig, ToyConfig, WatchdogConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """The loop of a run: feeds events to the machine and has its commands carried out. Nobody waits at a barrier.
 
-    prompts ─► _fill ──Admitted──►┌─────────┐──Assign──► hands ──► generators, explorers, verifiers ─┐
-                                  │         │──Send, Hire, Wait … ─► hands ──────────────────────────┤  each command runs as
+    prompts ─► _fill ──Admitted──►┌─────────┐──Assign──► executor ──► generators, explorers, verifiers ─┐
+                                  │         │──Send, Hire, Wait … ─► executor ──────────────────────────┤  each command runs as
       one consumer, _pump: waits  │ machine │──Train, Rescore ─► learning ──► learner ───────────────┤  its own task and
       for the next event only     │         │                                                        │  ends in an event
                                   └─────────┘◄───────────────────────── events ◄─────────────────────┘
-    beside it: keeping (when a checkpoint is written), measuring (when accuracy is), telling (what a person sees), watch (all actors are
+    beside it: checkpointing (when a checkpoint is written), measuring (when accuracy is), telling (what a person sees), watch (all actors are
     asked for their state at every heartbeat; raises when nothing moves)
 
 The machine decides everything; ``recording`` writes what happens into the journal (events and decisions) and the books (what
@@ -21,44 +21,29 @@ from typing import Any
 
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config
-from fr3e_async.control.collector import Sweep
-from fr3e_async.control.crew import ROLES, Crew
+from fr3e_async.control.checkpointing import Checkpointing, CheckpointWriter
 from fr3e_async.control.door import Door
+from fr3e_async.control.evaluating import EvaluationSchedule
 from fr3e_async.control.evaluator import Evaluator
+from fr3e_async.control.executor import Executor
 from fr3e_async.control.failing import first_failure, save_before
-from fr3e_async.control.hands import Hands, Shelf
-from fr3e_async.control.journal import Journal
-from fr3e_async.control.keeping import Keeper
-from fr3e_async.control.learning import Learning
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.measuring import Measuring
-from fr3e_async.control.messages import (
-    Admitted,
-    Begun,
-    Busy,
-    Command,
-    Event,
-    Leaving,
-    Live,
-    Pressure,
-    Rescore,
-    Retire,
-    Stopped,
-    Train,
-    Trained,
-    WorkerUp,
-)
+from fr3e_async.control.heartbeat import Teller
+from fr3e_async.control.learning import LearnerLock, Learning
+from fr3e_async.control.payload_table import PayloadTable
 from fr3e_async.control.ports import Checkpoints, Payload, Reporter
+from fr3e_async.control.process import GcSchedule
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.recording import Records
-from fr3e_async.control.saving import Saver
-from fr3e_async.control.telling import Teller
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.control.turns import Turns
-from fr3e_async.control.watch import Watch
+from fr3e_async.control.watchdog import Watchdog
+from fr3e_async.control.workers import ROLES, Workers
 from fr3e_async.data.stream import PromptStream, group_id
-from fr3e_async.observe.books import Books
+from fr3e_async.machine.events import Admitted, Begun, Event, Leaving, Pressure, Stopped, Trained, Utilization, WorkerUp
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import Command, Live, Rescore, Retire, Train
+from fr3e_async.store.journal import Journal
+from fr3e_async.store.ledger_log import LedgerLog
 
 
 class Controller:
@@ -68,13 +53,13 @@ class Controller:
         self,
         *,
         config: Config,
-        crew: Crew,
+        workers: Workers,
         machine: Machine,
         stream: PromptStream,
         publisher: Publisher,
         evaluator: Evaluator | None,
         reporter: Reporter,
-        books: Books,
+        ledger_log: LedgerLog,
         journal: Journal | None,
         checkpoints: Checkpoints,
         progress: Progress,
@@ -88,37 +73,39 @@ class Controller:
     ) -> None:
         """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
         weights in the engines; -1: whatever they are, they are to be given the newest ones. ``door``: what is asked of engines."""
-        self._config, self._crew, self.machine, self._stream = config, crew, machine, stream
+        self._config, self._workers, self.machine, self._stream = config, workers, machine, stream
         self._publisher, self._reporter, self._session = publisher, reporter, session
         self.progress, self._clock = progress, clock
         self._engine_version = engine_version
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._turns = Turns(crew.learner, limit_s=config.learner.step_timeout_s)
-        self._shelf = Shelf()
+        self._learner_lock = LearnerLock(workers.learner, limit_s=config.learner.step_timeout_s)
+        self._table = PayloadTable()
         for key, (group, payload) in (payloads or {}).items():
-            self._shelf.open(group)
-            self._shelf.keep(group, payload, key=key)
-        self._hands = Hands(crew, publisher, self._shelf, emit=self._emit, spawn=self._spawn, note=reporter.note, door=door)
-        saver = Saver(self._turns, checkpoints, crew.payloads, clock=clock)
-        self._keeper = Keeper(
-            saver, machine.ledger, self._shelf, stream, every=config.run.checkpoint_every, steps=config.run.steps, books=books,
+            self._table.open(group)
+            self._table.keep(group, payload, key=key)
+        self._executor = Executor(
+            workers, publisher, self._table, emit=self._emit, spawn=self._spawn, note=reporter.note, door=door
+        )
+        writer = CheckpointWriter(self._learner_lock, checkpoints, workers.payloads, clock=clock)
+        self._checkpointing = Checkpointing(
+            writer, machine.ledger, self._table, stream, every=config.run.checkpoint_every, steps=config.run.steps, ledger_log=ledger_log,
             progress=progress, reporter=reporter, spawn=self._spawn, ends=self._ends, clock=clock,
         )  # fmt: skip
-        self.watch = Watch(
-            crew,
+        self.watch = Watchdog(
+            workers,
             machine,
             clock=clock,
-            down=self._hands.down,
+            down=self._executor.down,
             tell=self._emit,
-            learner_busy=lambda: self._turns.does,
-            writing=lambda: saver.writes,
-            relocate=self._keeper.relocate,
-            save=self._keeper.soon,
+            learner_busy=lambda: self._learner_lock.does,
+            writing=lambda: writer.writes,
+            relocate=self._checkpointing.relocate,
+            save=self._checkpointing.soon,
             note=reporter.note,
         )
         self._learning = Learning(
-            self._turns,
-            self._shelf,
+            self._learner_lock,
+            self._table,
             publisher,
             progress=progress,
             emit=self._emit,
@@ -130,17 +117,17 @@ class Controller:
         self._spent = False  # budget.tokens is used up
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
-        self._measuring = Measuring(
-            evaluator, config=config, progress=progress, reporter=reporter, lend=self._hands.lend, spawn=self._spawn,
+        self._evaluations = EvaluationSchedule(
+            evaluator, config=config, progress=progress, reporter=reporter, lend=self._executor.lend, spawn=self._spawn,
             alive=self.watch.progress, wake=self._emit_nothing, clock=clock,
         )  # fmt: skip
         self._teller = Teller(
-            config, machine, self.watch, self._keeper, learner=lambda: self._turns.does, evaluations=lambda: self._measuring.labels,
+            config, machine, self.watch, self._checkpointing, learner=lambda: self._learner_lock.does, evaluations=lambda: self._evaluations.labels,
             progress=progress, reporter=reporter, learner_restarts=learner_restarts, clock=clock,
         )  # fmt: skip
         self._records = Records(
-            machine, books=books, journal=journal, trees=trees, teller=self._teller, progress=progress, reporter=reporter, stream=stream,
-            shelf=self._shelf, clock=clock,
+            machine, ledger_log=ledger_log, journal=journal, trees=trees, teller=self._teller, progress=progress, reporter=reporter, stream=stream,
+            table=self._table, clock=clock,
         )  # fmt: skip
 
     def stop(self, reason: str) -> None:
@@ -148,7 +135,7 @@ class Controller:
         if not self._stop_reason:
             self._stop_reason = reason
             self._emit(Stopped(reason=reason))
-        self._measuring.stop()
+        self._evaluations.stop()
 
     def awaited(self) -> str:
         """What a stop waits for, in words."""
@@ -165,7 +152,7 @@ class Controller:
         if self.progress.benchmarks:  # without what was evaluated after the checkpoint, which is done again
             self._reporter.evaluations(self.progress.benchmarks)
         self._teller.begin()
-        self._reporter.note(self._keeper.cost())
+        self._reporter.note(self._checkpointing.cost())
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._spawn(self._heartbeat())
@@ -181,14 +168,14 @@ class Controller:
         except BaseExceptionGroup as group:
             failure = first_failure(group)
             await save_before(
-                failure, turns=self._turns, keeper=self._keeper, watch=self.watch, settle=self._settle_learner,
+                failure, lock=self._learner_lock, checkpointing=self._checkpointing, watch=self.watch, settle=self._settle_learner,
                 note=self._reporter.note, config=self._config,
             )  # fmt: skip
             raise failure from group
         finally:
-            await self._turns.drop()
+            await self._learner_lock.drop()
             self._records.close()
-        self._records.books.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
+        self._records.ledger_log.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
         return self._stop_reason or "finished"
 
     def _settle_learner(self) -> None:
@@ -217,15 +204,15 @@ class Controller:
         self._teller.beat()
         self._records.begin(self._session)
         for group in self.machine.ledger.state().groups:
-            self._shelf.open(group.name)
+            self._table.open(group.name)
         self._perform(self.machine.start())
         for role in ROLES:
-            for name in self._crew.names(role):
-                worker = self._crew.worker(name)
+            for name in self._workers.names(role):
+                worker = self._workers.worker(name)
                 node = worker.node if worker is not None else ""
                 self._feed(WorkerUp(role=role, worker=name, version=self._engine_version, node=node))
         self._feed(Begun(again=self._engine_version < 0))
-        self._measuring.resumed(self.machine.ledger.version)
+        self._evaluations.resumed(self.machine.ledger.version)
         self._fill()
 
     def _done(self) -> bool:
@@ -245,20 +232,20 @@ class Controller:
         while self.machine.ledger.admissible() > 0:
             prompt, epoch = self._stream.take()
             group = group_id(prompt.uid, epoch)
-            self._shelf.open(group)
-            self._records.books.admitted(group, live=self.machine.ledger.live)
+            self._table.open(group)
+            self._records.ledger_log.admitted(group, live=self.machine.ledger.live)
             self._feed(Admitted(group=group, prompt=prompt))
 
     def _feed(self, event: Event) -> None:
         """One event through the machine, and its commands are begun."""
         commands = self._records.take(event)
-        if not isinstance(event, Admitted | WorkerUp | Begun | Pressure | Busy):  # these come though nothing moves
+        if not isinstance(event, Admitted | WorkerUp | Begun | Pressure | Utilization):  # these come though nothing moves
             self.watch.progress()
         if isinstance(event, Leaving):  # rollouts on a node that goes are fetched to this one, as far as there is room
-            self._spawn(self._shelf.shelter(self._crew.payloads))
+            self._spawn(self._table.shelter(self._workers.payloads))
         if isinstance(event, Trained):
-            self._keeper.trained(event.version)
-            self._measuring.trained(event.version)
+            self._checkpointing.trained(event.version)
+            self._evaluations.trained(event.version)
         self._perform(commands)
 
     def _perform(self, commands: list[Command]) -> None:
@@ -267,14 +254,14 @@ class Controller:
                 case Retire():
                     pass  # done by the records, before anything else
                 case Train():
-                    self._records.books.train(command.version, groups=command.groups, oldest=command.oldest)
+                    self._records.ledger_log.train(command.version, groups=command.groups, oldest=command.oldest)
                     self._spawn(self._learning.train(command))
                 case Rescore():
                     self._learning.rescore(command)
                 case Live():
                     self._live(command.version)
                 case _:
-                    self._hands.carry_out(command)
+                    self._executor.carry_out(command)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._tasks.create_task(work)
@@ -288,11 +275,11 @@ class Controller:
     # ---- weights ----
 
     def _live(self, version: int) -> None:
-        self._records.books.live(version)
+        self._records.ledger_log.live(version)
         sync = self._publisher.sync(version)
         self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
         self.progress.times |= sync.metrics
-        self._measuring.live(version)
+        self._evaluations.live(version)
 
     def _ends(self) -> bool:
         """Nothing is left for the learner but the last checkpoint."""
@@ -301,7 +288,7 @@ class Controller:
     # ---- evaluation ----
 
     async def _measure_first(self) -> None:
-        await self._measuring.first(self.machine.ledger.version)
+        await self._evaluations.first(self.machine.ledger.version)
         self._learning.hand_over()
 
     def _emit_nothing(self) -> None:
@@ -309,24 +296,24 @@ class Controller:
         self._events.put_nowait(None)
 
     async def _evaluations_done(self) -> None:
-        while self._measuring.busy:
+        while self._evaluations.busy:
             await self._pump_once()
 
     async def _finish(self) -> None:
         """The last checkpoint, and only then the last evaluation, which may take long; after a stop there is none."""
-        await self._keeper.last()
+        await self._checkpointing.last()
         if not self._stop_reason:
-            self._measuring.last(self.machine.ledger.version)
+            self._evaluations.last(self.machine.ledger.version)
             await self._evaluations_done()
         await self._records.finish()
 
     async def _heartbeat(self) -> None:
-        sweep = Sweep()
+        sweep = GcSchedule()
         while True:
             await asyncio.sleep(self._config.observe.heartbeat_s)
-            sweep(self._hands.departures)
+            sweep(self._executor.departures)
             await self.watch.beat()
             self._teller.beat()
-            self._keeper.beat(self.watch.last_progress)
+            self._checkpointing.beat(self.watch.last_progress)
             self._emit_nothing()  # the wall limit may be reached
             self._records.flush()

@@ -16,10 +16,9 @@ from typing import Protocol, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.control.causes import with_cause
 from fr3e_async.control.ports import EngineWorker, LearnerPort, PayloadStore, TaskLost, WorkerLost
-from fr3e_async.control.side import on_the_side
-from fr3e_async.errors import LearnerLost, RunFailed
+from fr3e_async.control.process import run_in_daemon_thread
+from fr3e_async.errors import LearnerLost, RunFailed, with_cause
 from fr3e_async.observe.events import EventFields, EventKind
 from fr3e_async.rollout.door import Questions, compare, told
 from fr3e_async.types import Draw, RolloutBatch
@@ -28,7 +27,7 @@ CHECKS = 2  # of each engine: its first weights, and its first update
 KEPT = 4  # versions whose distributions are kept: an engine is asked soon after it has taken one
 
 
-class Record(Protocol):
+class ComparisonRecord(Protocol):
     """Where the figures of every comparison go."""
 
     def __call__(self, text: str, kind: EventKind, **fields: Unpack[EventFields]) -> None: ...
@@ -46,7 +45,7 @@ class Door:
         temperature: float,
         bound: float,
         limit_s: float,
-        record: Record,
+        record: ComparisonRecord,
     ) -> None:
         """``bound``: nats, on the mean difference of log-probs and of entropies. ``limit_s``: flow.lease_s."""
         self._questions, self._learner, self._payloads = questions, learner, payloads
@@ -91,7 +90,7 @@ class Door:
     async def _answers(self, engine: EngineWorker) -> RolloutBatch:
         questions = self._questions
         _, payload = await engine.sample(questions.prompts, questions.ids, self._draw, trunk=False)
-        return await on_the_side(lambda: self._payloads.get(payload))
+        return await run_in_daemon_thread(lambda: self._payloads.get(payload))
 
     def _judge(self, name: str, batch: RolloutBatch, *, counts: bool, other_tokenizer: bool) -> str:
         found = compare(batch, self._distributions, self._questions, bound=self._bound)

@@ -10,13 +10,13 @@ from typing import NamedTuple, Protocol
 
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config
-from fr3e_async.control.crew import Crew
-from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.ports import TaskLost
-from fr3e_async.control.side import on_the_side
-from fr3e_async.evaluation.accuracy import EvaluationResult, Judgement, evaluate
+from fr3e_async.control.process import run_in_daemon_thread
+from fr3e_async.control.workers import Workers
+from fr3e_async.evaluation.accuracy import EvaluationResult, ScoredSample, evaluate
 from fr3e_async.evaluation.scores import Evaluated, score
 from fr3e_async.evaluation.suite import HELDOUT, TestSet, heldout_set, pick
+from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.types import Draw, Finish, Outcome, Prompt, RolloutId
 
 ROLLOUTS_PER_TASK = 64  # at most: large enough to keep calls few, small enough to spread over engines,
@@ -31,14 +31,14 @@ class Lend(Protocol):
     def __call__(self, role: str, weight: int, *, priority: int) -> AbstractAsyncContextManager[str]: ...
 
 
-class Wanted(NamedTuple):
+class WantedSample(NamedTuple):
     """One sample to be made."""
 
     problem: Prompt
     id: RolloutId
 
 
-OnProblem = Callable[[str, list[Judgement]], None]  # problem id and all its samples, in order
+OnProblem = Callable[[str, list[ScoredSample]], None]  # problem id and all its samples, in order
 
 
 def pick_problems(heldout: Sequence[Prompt], config: Config) -> list[Prompt]:
@@ -49,17 +49,17 @@ def pick_problems(heldout: Sequence[Prompt], config: Config) -> list[Prompt]:
 class Evaluator:
     """Samples every problem of a set as often as the set says and has the answers judged."""
 
-    def __init__(self, crew: Crew, problems: Sequence[Prompt], suite: Sequence[TestSet] = ()) -> None:
+    def __init__(self, workers: Workers, problems: Sequence[Prompt], suite: Sequence[TestSet] = ()) -> None:
         """``problems``: held-out ones, sampled ``evaluation.samples`` times; without any there is no set of them."""
-        self._crew = crew
-        heldout = [heldout_set(problems, samples=crew.config.evaluation.samples)] if problems else []
+        self._workers = workers
+        heldout = [heldout_set(problems, samples=workers.config.evaluation.samples)] if problems else []
         self.sets = (*heldout, *suite)
         self._gate = Gate(self._room)
 
     async def run(self, label: str, *, lend: Lend, on_progress: Callable[[], None]) -> EvaluationResult:
         """The first set alone. Raises ``TaskLost`` as ``sample`` does."""
         judgements = await self.sample(self.sets[0], label, lend=lend, on_progress=on_progress)
-        return evaluate(judgements, self._crew.config.reward_range)
+        return evaluate(judgements, self._workers.config.reward_range)
 
     async def measure(
         self, test_set: TestSet, label: str, *, lend: Lend, on_progress: Callable[[], None], trains: bool, clock: Clock
@@ -69,8 +69,8 @@ class Evaluator:
         started = clock()
         ahead = test_set.name == HELDOUT and len(test_set.problems) * test_set.samples <= AHEAD
         judgements = await self.sample(test_set, label, lend=lend, on_progress=on_progress, gated=trains and not ahead)
-        rewards = self._crew.config.reward_range
-        scores = await on_the_side(lambda: score(judgements, rewards))
+        rewards = self._workers.config.reward_range
+        scores = await run_in_daemon_thread(lambda: score(judgements, rewards))
         return Evaluated(
             label=label,
             name=test_set.name,
@@ -91,7 +91,7 @@ class Evaluator:
         gated: bool = False,
         known: Collection[str] = (),
         on_problem: OnProblem = lambda problem, samples: None,
-    ) -> list[Judgement]:
+    ) -> list[ScoredSample]:
         """All samples of a set's problems but for the ``known`` ones, in order.
 
         ``on_progress`` is called for every part that is done, ``on_problem`` for every problem. ``gated``: no more than
@@ -99,16 +99,16 @@ class Evaluator:
         was lost ``flow.max_attempts`` times; nothing more is sampled then.
         """
         work = [
-            Wanted(problem, RolloutId(f"{label}:{problem.uid}", 0, k))
+            WantedSample(problem, RolloutId(f"{label}:{problem.uid}", 0, k))
             for problem in test_set.problems
             if problem.uid not in known
             for k in range(test_set.samples)
         ]
-        size = max(1, min(ROLLOUTS_PER_TASK, self._crew.config.generators.rollouts_in_flight // PARTS_OF_AN_ENGINE))
+        size = max(1, min(ROLLOUTS_PER_TASK, self._workers.config.generators.rollouts_in_flight // PARTS_OF_AN_ENGINE))
         parts = [work[i : i + size] for i in range(0, len(work), size)]
         gathered = _ByProblem(test_set.samples, on_problem)
 
-        async def one(part: list[Wanted]) -> list[Judgement]:
+        async def one(part: list[WantedSample]) -> list[ScoredSample]:
             async with self._gate.room(len(part)) if gated else nullcontext():
                 judgements = await self._part(part, lend)
             on_progress()
@@ -124,11 +124,11 @@ class Evaluator:
 
     def _room(self) -> float:
         """Rollouts of gated evaluations that may be under way at once."""
-        config = self._crew.config
-        return config.evaluation.share * len(self._crew.names(GENERATORS)) * config.generators.rollouts_in_flight
+        config = self._workers.config
+        return config.evaluation.share * len(self._workers.names(GENERATORS)) * config.generators.rollouts_in_flight
 
-    async def _part(self, part: list[Wanted], lend: Lend) -> list[Judgement]:
-        flow = self._crew.config.flow
+    async def _part(self, part: list[WantedSample], lend: Lend) -> list[ScoredSample]:
+        flow = self._workers.config.flow
         for attempt in range(flow.max_attempts):
             try:
                 return await self._attempt(part, lend)
@@ -137,19 +137,19 @@ class Evaluator:
                 await asyncio.sleep(flow.retry_backoff_s * 2**attempt)
         raise TaskLost(f"a part of it was lost {flow.max_attempts} times (flow.max_attempts): {reason}")
 
-    async def _attempt(self, part: list[Wanted], lend: Lend) -> list[Judgement]:
+    async def _attempt(self, part: list[WantedSample], lend: Lend) -> list[ScoredSample]:
         prompts, ids, rows = [one.problem for one in part], [one.id for one in part], range(len(part))
         async with lend(GENERATORS, len(ids), priority=EVALUATION_PRIORITY) as engine:
-            delivery, payload = await self._crew.sample(engine, prompts, ids, self._draw)
+            delivery, payload = await self._workers.sample(engine, prompts, ids, self._draw)
         if any(note.finish is Finish.ABORT for note in delivery.notes):
             raise TaskLost("the engine gave up a sample")
         async with lend(VERIFIERS, 1, priority=EVALUATION_PRIORITY) as verifier:
-            verdicts = await self._crew.judge(verifier, payload, rows, prompts)
-            kept = [row for row, id in enumerate(ids) if id.branch < self._crew.config.evaluation.texts]
-            answers = await self._crew.answers(verifier, payload, rows, kept)
-        lowest = self._crew.config.reward_range.low or None
+            verdicts = await self._workers.judge(verifier, payload, rows, prompts)
+            kept = [row for row, id in enumerate(ids) if id.branch < self._workers.config.evaluation.texts]
+            answers = await self._workers.answers(verifier, payload, rows, kept)
+        lowest = self._workers.config.reward_range.low or None
         return [
-            Judgement(
+            ScoredSample(
                 problem=prompt.uid,
                 outcome=verdict.outcome,
                 score=lowest if verdict.outcome is Outcome.UNKNOWN else verdict.score,
@@ -166,7 +166,7 @@ class Evaluator:
 
     @property
     def _draw(self) -> Draw:
-        config = self._crew.config
+        config = self._workers.config
         return Draw(
             max_tokens=config.sampling.max_response, temperature=config.evaluation.temperature, top_p=config.evaluation.top_p
         )  # fmt: skip
@@ -214,9 +214,9 @@ class _ByProblem:
 
     def __init__(self, samples: int, tell: OnProblem) -> None:
         self._samples, self._tell = samples, tell
-        self._have: dict[str, dict[int, Judgement]] = defaultdict(dict)
+        self._have: dict[str, dict[int, ScoredSample]] = defaultdict(dict)
 
-    def add(self, part: Sequence[Wanted], judgements: Sequence[Judgement]) -> None:
+    def add(self, part: Sequence[WantedSample], judgements: Sequence[ScoredSample]) -> None:
         for wanted, judgement in zip(part, judgements, strict=True):
             have = self._have[judgement.problem]
             have[wanted.id.branch] = judgement

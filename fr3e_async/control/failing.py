@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from fr3e_async.config import Config
-from fr3e_async.control.batch import StalenessError
-from fr3e_async.control.keeping import Keeper
-from fr3e_async.control.ledger import LedgerError
-from fr3e_async.control.turns import Turns
-from fr3e_async.control.watch import StalledError, Watch
+from fr3e_async.control.checkpointing import Checkpointing
+from fr3e_async.control.learning import LearnerLock
+from fr3e_async.control.watchdog import StalledError, Watchdog
 from fr3e_async.errors import LearnerLost, RunFailed, UserError
+from fr3e_async.machine.ledger_state import LedgerError
+from fr3e_async.machine.order import StalenessError
 from fr3e_async.observe.events import Note
 
 
@@ -37,9 +37,9 @@ def leaves_all_sound(failure: BaseException) -> bool:
 async def save_before(
     failure: BaseException,
     *,
-    turns: Turns,
-    keeper: Keeper,
-    watch: Watch,
+    lock: LearnerLock,
+    checkpointing: Checkpointing,
+    watch: Watchdog,
     settle: Callable[[], None],
     note: Note,
     config: Config,
@@ -54,15 +54,15 @@ async def save_before(
             await asyncio.sleep(config.observe.heartbeat_s)
             await watch.look_at_learner()
 
-    if not leaves_all_sound(failure) or (isinstance(failure, StalledError) and turns.does):
+    if not leaves_all_sound(failure) or (isinstance(failure, StalledError) and lock.does):
         return
     try:
         async with asyncio.timeout(config.learner.step_timeout_s), asyncio.TaskGroup() as tasks:
             guarding = tasks.create_task(guard())
-            await turns.rest()
+            await lock.rest()
             settle()
-            if not turns.failed:
-                await keeper.last()
+            if not lock.failed:
+                await checkpointing.last()
             guarding.cancel()
     except (BaseExceptionGroup, TimeoutError) as error:
         told = first_failure(error) if isinstance(error, BaseExceptionGroup) else "learner.step_timeout_s is over"

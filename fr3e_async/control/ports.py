@@ -13,25 +13,12 @@ from typing import Any, Protocol, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.algorithm.batching import Load
+from fr3e_async.algorithm.batching import RowCost
 from fr3e_async.observe.events import EventFields, EventKind
-from fr3e_async.observe.vitals import Vitals
+from fr3e_async.observe.heartbeat import Heartbeat
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import (
-    Advantage,
-    Anchor,
-    Answer,
-    Draw,
-    Prompt,
-    RolloutBatch,
-    RolloutId,
-    RolloutNote,
-    StepReport,
-    Verdict,
-    WeightAck,
-    WeightBundle,
-    WeightManifest,
-)
+from fr3e_async.types import Advantage, Anchor, Answer, Draw, Prompt, RolloutBatch, RolloutId, RolloutSummary, StepReport, Verdict
+from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 Payload = Any  # an opaque handle; see the module's docstring
 
@@ -58,7 +45,7 @@ class TaskLost(Exception):
 class Delivery:
     """What a sampling task returns by value: one note a row, and the anchors of its trunks if they were chosen there."""
 
-    notes: tuple[RolloutNote, ...]
+    notes: tuple[RolloutSummary, ...]
     anchors: tuple[Anchor, ...] | None = None
 
 
@@ -118,7 +105,7 @@ class TrainRow:
     payload: Payload
     row: int
     advantage: Advantage
-    load: Load
+    load: RowCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +196,7 @@ class Reporter(Protocol):
     def samples(self, name: str, rows: Sequence[Sequence[str]], *, version: int) -> None:
         """Some responses of an evaluation, for a person: problem, gold, response, verdict and reward of each."""
 
-    def beat(self, vitals: Vitals) -> None:
+    def beat(self, vitals: Heartbeat) -> None:
         """What the loop knows now; the first one of a session before any work."""
 
 

@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.control.codec import PromptOf, decode, encode, nameless
-from fr3e_async.control.ledger import LedgerState
-from fr3e_async.control.messages import Retire
 from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.accuracy import EvaluationResult, evaluate
 from fr3e_async.evaluation.scores import Evaluated
 from fr3e_async.evaluation.suite import HELDOUT
-from fr3e_async.observe.payloads import load_payloads, save_payloads
-from fr3e_async.observe.storage import storage_errors
+from fr3e_async.files.durable import storage_errors
+from fr3e_async.machine.codec import PromptOf, decode, encode, nameless
+from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.machine.messages import Retire
+from fr3e_async.store.rollouts import load_payloads, save_payloads
 from fr3e_async.types import RolloutBatch, StepReport
 
 CONTROL_FILE = "control.json"

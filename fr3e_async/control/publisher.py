@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fr3e_async.clock import Clock
 from fr3e_async.control.ports import DirectTransfer, EngineWorker, WorkerLost
 from fr3e_async.errors import LearnerLost
-from fr3e_async.types import WeightAck, WeightBundle
+from fr3e_async.weights.manifest import WeightAck, WeightBundle
 
 Told = Callable[[str, WeightAck | str], None]  # engine, its acknowledgement or why there is none
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from fr3e_async.clock import Clock
-from fr3e_async.control.hands import Shelf
-from fr3e_async.control.journal import Journal
-from fr3e_async.control.ledger import StarvedError
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import Command, Event, Retire, Trained
+from fr3e_async.control.heartbeat import Teller
+from fr3e_async.control.payload_table import PayloadTable
 from fr3e_async.control.ports import Reporter
 from fr3e_async.control.progress import Progress
-from fr3e_async.control.telling import Teller
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
-from fr3e_async.observe.books import Books
+from fr3e_async.machine.events import Event, Trained
+from fr3e_async.machine.ledger_state import StarvedError
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import Command, Retire
+from fr3e_async.store.journal import Journal
+from fr3e_async.store.ledger_log import LedgerLog
 
 
 class Records:
@@ -26,24 +27,24 @@ class Records:
         self,
         machine: Machine,
         *,
-        books: Books,
+        ledger_log: LedgerLog,
         journal: Journal | None,
         trees: TreeKeeper | None,
         teller: Teller,
         progress: Progress,
         reporter: Reporter,
         stream: PromptStream,
-        shelf: Shelf,
+        table: PayloadTable,
         clock: Clock,
     ) -> None:
-        self._machine, self.books, self._journal, self.trees = machine, books, journal, trees
+        self._machine, self.ledger_log, self._journal, self.trees = machine, ledger_log, journal, trees
         self._teller, self._progress, self._reporter = teller, progress, reporter
-        self._stream, self._shelf, self._clock = stream, shelf, clock
+        self._stream, self._table, self._clock = stream, table, clock
         self._settled = machine.ledger.settled  # groups, over the whole run
 
     def begin(self, session: int) -> None:
         state = self._machine.ledger.state()
-        self.books.begin(
+        self.ledger_log.begin(
             session=session,
             version=state.version,
             admitted=state.admitted,
@@ -65,7 +66,7 @@ class Records:
         if self._journal is not None:
             self._journal.write(event, commands, self._clock())
         if isinstance(event, Trained):
-            self.books.trained(event.version)
+            self.ledger_log.trained(event.version)
         for command in commands:
             if isinstance(command, Retire):
                 self._retire(command)
@@ -75,7 +76,7 @@ class Records:
 
     def _retire(self, group: Retire) -> None:
         if group.fate != "trained":
-            self.books.settled(group.group, fate=group.fate)
+            self.ledger_log.settled(group.group, fate=group.fate)
         self._teller.retired(group)
         self._progress.retired(group)
         self._reporter.group(asdict(group))
@@ -83,8 +84,8 @@ class Records:
         self._settled += 1
         if self.trees is not None:
             whole = next(its for its, retired in self._machine.ledger.departed if retired is group)
-            self.trees.offer(whole, group, self._shelf.__getitem__, step=self._machine.ledger.version, settled=self._settled)
-        self._shelf.release(group.group)
+            self.trees.offer(whole, group, self._table.__getitem__, step=self._machine.ledger.version, settled=self._settled)
+        self._table.release(group.group)
 
     def flush(self) -> None:
         if self._journal is not None:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection
 
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config
-from fr3e_async.control.ledger import Ledger
 from fr3e_async.control.ports import Reporter
-from fr3e_async.control.tally import Tally
+from fr3e_async.machine.ledger import Ledger
+from fr3e_async.machine.tally import Tally
 
 FIRST_S = 30.0
 LONGEST_S = 300.0  # between two lines

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.control.group import Group, Status
-from fr3e_async.control.messages import Retire
 from fr3e_async.control.ports import Payload, PayloadStore, TaskLost
-from fr3e_async.control.side import on_the_side
+from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.data.pieces import Spell
 from fr3e_async.errors import StorageError
+from fr3e_async.machine.group import Group, Status
+from fr3e_async.machine.messages import Retire
 from fr3e_async.types import Completion, RolloutId
 
 WIDEST = 1 << 16  # steps between two that are kept, at most
@@ -87,7 +87,7 @@ class TreeKeeper:
     async def _run(self) -> None:
         try:
             while self._queue and not self._full:
-                line = await on_the_side(self._queue[0])
+                line = await run_in_daemon_thread(self._queue[0])
                 del self._queue[0]  # and with it the handles of its rollouts
                 if line is not None and not self._keep.tree(line):
                     await self._thin()
@@ -101,7 +101,7 @@ class TreeKeeper:
     async def _thin(self) -> None:
         while self._stride < WIDEST:
             self._stride *= 2
-            if await on_the_side(lambda: self._keep.thin_trees(self._stride)):
+            if await run_in_daemon_thread(lambda: self._keep.thin_trees(self._stride)):
                 return
         self._full = True
         self._keep.note("trees.jsonl is full (observe.trees_mib): no more trees are kept")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import DataConfig
-from fr3e_async.data.row import BadRows, Columns, Record, Row, final_answer, rows_of
+from fr3e_async.data.row import BadRows, Columns, DataRow, SourceRecord, final_answer, rows_of
 from fr3e_async.errors import DataError
 
-__all__ = ["Row", "columns_of", "final_answer", "jsonl_records", "read_jsonl"]
+__all__ = ["DataRow", "columns_of", "final_answer", "jsonl_records", "read_jsonl"]
 
 PATHS = "data.train, data.heldout"  # the settings that name a file by itself
 
@@ -29,7 +29,7 @@ POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that 
 MAX_LINE_BYTES = 16 << 20  # no problem is as long; a file without line ends must not fill the memory
 
 
-def read_jsonl(path: Path, config: DataConfig) -> list[Row]:
+def read_jsonl(path: Path, config: DataConfig) -> list[DataRow]:
     """All rows of a file, in order, by the columns that ``config`` names. ``DataError`` for what a row lacks, and for no rows."""
     rows = list(rows_of(jsonl_records(path, setting=PATHS), columns_of(config)))
     if not rows:
@@ -45,7 +45,7 @@ def columns_of(config: DataConfig) -> Columns:
     )  # fmt: skip
 
 
-def jsonl_records(path: Path, *, setting: str, name: str = "", bad: BadRows | None = None) -> Iterator[Record]:
+def jsonl_records(path: Path, *, setting: str, name: str = "", bad: BadRows | None = None) -> Iterator[SourceRecord]:
     """The objects of a file, one at a time and in order; blank lines are passed over. ``setting`` names the path in messages.
 
     ``name``: what the file is called in ids; without, its own name. ``DataError`` (with file and line) for a file that cannot
@@ -62,7 +62,7 @@ def jsonl_records(path: Path, *, setting: str, name: str = "", bad: BadRows | No
             values = None
         first = False
         if values is not None:
-            yield Record(source=source, default_id=f"{name or path.name}:{line}", values=values, columns=list(values))
+            yield SourceRecord(source=source, default_id=f"{name or path.name}:{line}", values=values, columns=list(values))
 
 
 def _lines(path: Path, setting: str) -> Iterator[tuple[str, int, bytes]]:

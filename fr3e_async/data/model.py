@@ -17,7 +17,7 @@ from fr3e_async.config import Config
 from fr3e_async.config.vllm_options import config_overrides
 from fr3e_async.data.toy import ensure_toy
 from fr3e_async.errors import ModelError
-from fr3e_async.observe.storage import leads_outside
+from fr3e_async.files.durable import leads_outside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

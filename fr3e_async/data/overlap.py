@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import DataRow
 
 MIN_PIECES = 8  # of a short problem that is looked for in others; a piece is a word, a number, a macro or a sign
 
@@ -45,8 +45,8 @@ _LOOKALIKES = str.maketrans(dict.fromkeys("−‐‑‒–—", "-") | dict.from
 class Twin:
     """Two rows that are the same problem or share much text. *Example*: ``Twin(row=…, other=…, same=True, share=1.0)``."""
 
-    row: Row
-    other: Row
+    row: DataRow
+    other: DataRow
     same: bool  # the same text but for notation
     share: float  # 1 if it is the same; else the part of the shorter one's runs of words that both have
     whole: bool = False  # one of both is short, and the other holds the whole of it
@@ -68,9 +68,9 @@ def runs(text: str, length: int) -> set[int]:
     return {hash(tuple(words[start : start + length])) for start in range(len(words) - length + 1)}
 
 
-def duplicates(rows: Sequence[Row]) -> Iterator[Twin]:
+def duplicates(rows: Sequence[DataRow]) -> Iterator[Twin]:
     """A twin for each row whose text an earlier row has; ``other`` is the first with that text."""
-    first: dict[str, Row] = {}
+    first: dict[str, DataRow] = {}
     for row in rows:
         other = first.setdefault(normal(row.problem), row)
         if other is not row:
@@ -81,11 +81,11 @@ class Protected:
     """An index of problems that training must not see. O(their text) in memory; a look-up is O(the problem's text), and for a
     short problem O(the texts that share its first ``MIN_PIECES`` pieces) besides."""
 
-    def __init__(self, rows: Iterable[Row], *, run_length: int, min_share: float) -> None:
+    def __init__(self, rows: Iterable[DataRow], *, run_length: int, min_share: float) -> None:
         """``run_length`` in words; ``min_share`` in (0, 1]. ``run_length`` 0: only the same text is found."""
         self._run_length, self._min_share = run_length, min_share
         self._texts: dict[str, int] = {}  # normal text → index of the first row that has it
-        self._rows: list[Row] = []
+        self._rows: list[DataRow] = []
         self._sizes: list[int] = []  # runs of each row
         self._holders: dict[int, list[int]] = {}  # hash of a run → indices of the rows that have it
         self._short: dict[int, list[str]] = {}  # hash of the first pieces of a short problem → normal texts
@@ -93,7 +93,7 @@ class Protected:
         for row in rows:
             self._add(row)
 
-    def find(self, row: Row) -> Twin | None:
+    def find(self, row: DataRow) -> Twin | None:
         """The protected problem with the same text; else one that holds the whole of the other where one of both is short; else
         the one that shares the largest part of the shorter one's runs, from ``min_share`` on; else None. Of equals the first."""
         text = normal(row.problem)
@@ -121,7 +121,7 @@ class Protected:
         holders = (other for start in starts[:1] for other in self._places.get(start, ()) if _holds(other, text)) if short else ()
         return min((self._texts[other] for other in (*held, *holders)), default=None)
 
-    def _add(self, row: Row) -> None:
+    def _add(self, row: DataRow) -> None:
         text = normal(row.problem)
         if text in self._texts:
             return

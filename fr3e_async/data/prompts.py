@@ -19,11 +19,11 @@ from fr3e_async.config.data import SOURCES
 from fr3e_async.config.templates import PROBLEM, SYSTEM, Template, template_of
 from fr3e_async.data.chat import render_chat, unused
 from fr3e_async.data.ends import end_tokens
-from fr3e_async.data.mixture import Part, mix, mixture_note
 from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
-from fr3e_async.data.row import BadRows, Row
+from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.data.screening import Note
+from fr3e_async.data.stream import Part, mix, mixture_note
 from fr3e_async.errors import ConfigError, DataError
 from fr3e_async.types import Prompt
 
@@ -49,7 +49,7 @@ class Datasets:
 def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None = None) -> Datasets:
     """Both sets as prompts. ``rows``: what ``read_rows(config)`` gave, if it was called already to check the data."""
     rows = read_rows(config) if rows is None else rows
-    by_source: dict[str, list[Row]] = {}
+    by_source: dict[str, list[DataRow]] = {}
     for row in rows.train:
         by_source.setdefault(row.source_name, []).append(row)
     bad = BadRows(drop=config.data.on_bad_row == "drop")
@@ -79,7 +79,7 @@ def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows
 
 
 def make_prompts(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, bad: BadRows | None = None
+    rows: Sequence[DataRow], tokenizer: PreTrainedTokenizerBase, config: DataConfig, bad: BadRows | None = None
 ) -> tuple[Prompt, ...]:
     """A prompt for each row that fits ``max_prompt``; a longer one is left out or a ``DataError``, by ``on_long_prompt``.
 

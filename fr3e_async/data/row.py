@@ -24,7 +24,7 @@ GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")  # 1,234,567.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class DataRow:
     """One problem. *Example*: ``Row(uid="test.jsonl:3", problem="2+3=?", answer="5", source="data/test.jsonl:3")``."""
 
     uid: str  # unique in its set
@@ -53,7 +53,7 @@ class BadRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class SourceRecord:
     """What a file holds in one place, before anything is known of columns."""
 
     source: str  # "path:line", for messages
@@ -77,7 +77,9 @@ class Columns:
         return tuple(name for name in (self.problem, self.answer, self.uid, self.level, *self.further) if name)
 
 
-def rows_of(records: Iterable[Record], columns: Columns, *, source_name: str = "", bad: BadRows | None = None) -> Iterator[Row]:
+def rows_of(
+    records: Iterable[SourceRecord], columns: Columns, *, source_name: str = "", bad: BadRows | None = None
+) -> Iterator[DataRow]:
     """A row for each record, one at a time. What ``make_row`` refuses goes to ``bad`` (without: it is raised).
 
     ``DataError`` for an id that occurs a second time, whatever ``bad`` does: nobody could say which of both is meant.
@@ -98,7 +100,7 @@ def rows_of(records: Iterable[Record], columns: Columns, *, source_name: str = "
         yield row
 
 
-def make_row(record: Record, columns: Columns, source_name: str = "") -> Row:
+def make_row(record: SourceRecord, columns: Columns, source_name: str = "") -> DataRow:
     """``DataError`` with the row's place: a missing or empty problem, no answer, an id that is no plain text."""
     place = record.source
     value = _value(record.values, columns.problem)
@@ -118,10 +120,10 @@ def make_row(record: Record, columns: Columns, source_name: str = "") -> Row:
         )
     level = text_of(_value(record.values, columns.level))
     further = {name: _further(record, name) for name in columns.further}
-    return Row(uid=uid, problem=problem, answer=answer, source=place, level=level, source_name=source_name, columns=further)
+    return DataRow(uid=uid, problem=problem, answer=answer, source=place, level=level, source_name=source_name, columns=further)
 
 
-def _further(record: Record, name: str) -> Any:
+def _further(record: SourceRecord, name: str) -> Any:
     """A column for reward functions, as it is. ``DataError`` unless it is there and can be handed to another process."""
     if name not in record.values:
         raise DataError(f"{record.source}: no column {name!r} (data.columns); {_has(record)}")
@@ -142,7 +144,7 @@ def final_answer(text: str) -> str:
     return answer
 
 
-def _answer(record: Record, columns: Columns) -> str:
+def _answer(record: SourceRecord, columns: Columns) -> str:
     value = _value(record.values, columns.answer)
     answer = final_answer(text_of(value))
     if not answer:
@@ -223,5 +225,5 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _has(record: Record) -> str:
+def _has(record: SourceRecord) -> str:
     return "the row has " + (", ".join(sorted(map(repr, record.columns))) or "no columns")

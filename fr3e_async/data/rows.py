@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES, SourceConfig
-from fr3e_async.data.row import BadRows, Row
+from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.screening import Note, screen
 from fr3e_async.data.sources import may_be_fetched, read_path, read_source
 from fr3e_async.data.toy.families import ToyProblem, toy_task
@@ -23,12 +23,12 @@ PROTECTED = "data.protected"
 class Rows:
     """What ``data.train`` and ``data.heldout`` hold. ``heldout`` is empty when there is no evaluation."""
 
-    train: tuple[Row, ...]
-    heldout: tuple[Row, ...]
+    train: tuple[DataRow, ...]
+    heldout: tuple[DataRow, ...]
     notes: tuple[Note, ...] = ()  # what was found and left out, for a person
 
 
-def read_rows(config: Config, benchmarks: Sequence[Row] = (), announce: Callable[[str], None] = lambda _: None) -> Rows:
+def read_rows(config: Config, benchmarks: Sequence[DataRow] = (), announce: Callable[[str], None] = lambda _: None) -> Rows:
     """Read and screen both problem sets. ``DataError`` names file and row, also of a problem that is in both.
 
     ``benchmarks``: problems of ``evaluation.suite``, which training must not see either. ``announce`` hears of what is fetched
@@ -51,7 +51,7 @@ def read_rows(config: Config, benchmarks: Sequence[Row] = (), announce: Callable
     return Rows(train=kept, heldout=tuple(heldout), notes=(*notes, *found))
 
 
-def read_heldout(config: Config, announce: Callable[[str], None] = lambda _: None) -> list[Row]:
+def read_heldout(config: Config, announce: Callable[[str], None] = lambda _: None) -> list[DataRow]:
     """The held-out problems alone, which needs no training set. ``DataError`` as above; empty when there are none.
 
     ``announce`` hears of what was left out.
@@ -78,7 +78,7 @@ def _named_places(data: DataConfig) -> list[tuple[str, SourceConfig]]:
     return named + listed
 
 
-def _named(name: str, word: str, sources: Sequence[SourceConfig], data: DataConfig, notes: list[Note]) -> Iterator[Row]:
+def _named(name: str, word: str, sources: Sequence[SourceConfig], data: DataConfig, notes: list[Note]) -> Iterator[DataRow]:
     """The rows of ``data.<name>``, whose value is ``word``."""
     if word == SOURCES:
         yield from _read_all(sources, f"data.{name}_sources", data, notes)
@@ -96,7 +96,7 @@ def _tell_bad(bad: BadRows, place: str, name: str, notes: list[Note]) -> None:
         notes.append(("data_dropped", f"{told}: left out (data.on_bad_row=drop)"))
 
 
-def _read_all(sources: Sequence[SourceConfig], setting: str, data: DataConfig, notes: list[Note]) -> Iterator[Row]:
+def _read_all(sources: Sequence[SourceConfig], setting: str, data: DataConfig, notes: list[Note]) -> Iterator[DataRow]:
     """All sources of a list, one after the other; ids begin with the source's name, so that they are unique among all."""
     for index, source in enumerate(sources):
         place, dropped, bad = f"{setting}[{index}]", Counter[str](), BadRows(drop=data.on_bad_row == "drop")
@@ -109,14 +109,14 @@ def _read_all(sources: Sequence[SourceConfig], setting: str, data: DataConfig, n
             notes.append(("data_dropped", f"{place}: {problems} of {source.label} left out: {reason}"))
 
 
-def toy_problems(config: Config) -> tuple[list[Row], list[Row]]:
+def toy_problems(config: Config) -> tuple[list[DataRow], list[DataRow]]:
     """The toy task of this configuration and seed as (training, held-out) rows."""
     train, heldout = toy_task(config.toy, config.run.seed)
     return _toy_rows("toy-train", train), _toy_rows("toy-heldout", heldout)
 
 
-def _toy_rows(name: str, problems: list[ToyProblem]) -> list[Row]:
+def _toy_rows(name: str, problems: list[ToyProblem]) -> list[DataRow]:
     return [
-        Row(uid=f"{name}/{index}", problem=problem.text, answer=str(problem.answer), source=f"{name}:{index}")
+        DataRow(uid=f"{name}/{index}", problem=problem.text, answer=str(problem.answer), source=f"{name}:{index}")
         for index, problem in enumerate(problems)
     ]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fr3e_async.config import DataConfig
 from fr3e_async.data.overlap import Protected, Twin, duplicates
-from fr3e_async.data.row import Row
+from fr3e_async.data.row import DataRow
 from fr3e_async.errors import DataError
 
 Note = tuple[Literal["note", "data_dropped"], str]  # kind of event, and one line for a person
@@ -19,8 +19,8 @@ SHOWN = 3  # places named in a message
 
 
 def screen(
-    train: Sequence[Row], heldout: Sequence[Row], protected: Sequence[Row], config: DataConfig
-) -> tuple[tuple[Row, ...], tuple[Note, ...]]:
+    train: Sequence[DataRow], heldout: Sequence[DataRow], protected: Sequence[DataRow], config: DataConfig
+) -> tuple[tuple[DataRow, ...], tuple[Note, ...]]:
     """The training rows to go on with, in order, and what was found, by ``on_duplicate``, ``on_contamination`` and ``on_near_copy``.
 
     ``DataError`` names the first pair where a policy says error, and says so if nothing is left.
@@ -42,7 +42,7 @@ def screen(
     return tuple(left), tuple(notes)
 
 
-def _without_duplicates(rows: list[Row], config: DataConfig) -> tuple[list[Row], list[Note]]:
+def _without_duplicates(rows: list[DataRow], config: DataConfig) -> tuple[list[DataRow], list[Note]]:
     twins = list(duplicates(rows))
     if not twins:
         return rows, []
@@ -57,7 +57,7 @@ def _without_duplicates(rows: list[Row], config: DataConfig) -> tuple[list[Row],
     return _judged(rows, twins, told, config.on_duplicate, "data.on_duplicate")
 
 
-def _without_same(rows: list[Row], twins: list[Twin], config: DataConfig, kind: str) -> tuple[list[Row], list[Note]]:
+def _without_same(rows: list[DataRow], twins: list[Twin], config: DataConfig, kind: str) -> tuple[list[DataRow], list[Note]]:
     """``kind``: of the first twin's problem, held-out or protected."""
     if config.on_contamination == "error":
         settings = "data.train, data.protected" if kind == "protected" else "data.train, data.heldout"
@@ -71,7 +71,7 @@ def _without_same(rows: list[Row], twins: list[Twin], config: DataConfig, kind: 
     )  # fmt: skip
 
 
-def _without_near(rows: list[Row], twins: list[Twin], config: DataConfig, kind: str) -> tuple[list[Row], list[Note]]:
+def _without_near(rows: list[DataRow], twins: list[Twin], config: DataConfig, kind: str) -> tuple[list[DataRow], list[Note]]:
     if config.on_near_copy == "error":
         share = f"shares {twins[0].share:.0%} of its runs of {config.near_copy_words} words with"
         raise DataError(
@@ -86,7 +86,7 @@ def _without_near(rows: list[Row], twins: list[Twin], config: DataConfig, kind: 
     return _judged(rows, twins, told, config.on_near_copy, "data.on_near_copy")
 
 
-def _judged(rows: list[Row], twins: list[Twin], told: str, policy: str, setting: str) -> tuple[list[Row], list[Note]]:
+def _judged(rows: list[DataRow], twins: list[Twin], told: str, policy: str, setting: str) -> tuple[list[DataRow], list[Note]]:
     """The rows that stay by a policy that is flag or drop, and the note."""
     if policy == "flag":
         return rows, [("note", f"{told}; see {setting}")]

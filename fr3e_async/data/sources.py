@@ -18,7 +18,7 @@ from typing import Literal
 
 from fr3e_async.config.data import DataConfig, SourceConfig
 from fr3e_async.data.jsonl import PATHS, columns_of, jsonl_records
-from fr3e_async.data.row import BadRows, Columns, Record, Row, rows_of
+from fr3e_async.data.row import BadRows, Columns, DataRow, SourceRecord, rows_of
 from fr3e_async.data.tables import hub_records, parquet_records, saved_records
 from fr3e_async.errors import DataError
 
@@ -40,7 +40,7 @@ def read_source(
     further: Sequence[str] = (),
     dropped: Counter[str] | None = None,
     bad: BadRows | None = None,
-) -> Iterator[Row]:
+) -> Iterator[DataRow]:
     """The rows of a source that its filters keep, in order, each with ``source_name``; nothing else is held but the ids.
 
     ``setting`` is the dotted path of the source for messages (``data.train_sources[0]``), ``further`` data.columns. ``dropped`` counts what the filters
@@ -72,7 +72,7 @@ def read_source(
     _check_some(source.path, read, counts, bad, setting=setting, path_setting=f"{setting}.path")
 
 
-def read_path(path: str, config: DataConfig, *, bad: BadRows | None = None) -> Iterator[Row]:
+def read_path(path: str, config: DataConfig, *, bad: BadRows | None = None) -> Iterator[DataRow]:
     """The rows of data.train or data.heldout: any kind of source, by the columns of ``data``. ``DataError`` as above."""
     columns, bad = columns_of(config), BadRows() if bad is None else bad
     read = 0
@@ -113,7 +113,7 @@ def _holds_data(folder: str) -> bool:
     return any(next(glob.iglob(pattern), None) for pattern in patterns)
 
 
-def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRows | None = None) -> Iterator[Record]:
+def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRows | None = None) -> Iterator[SourceRecord]:
     """What lies in a source, with the columns that are needed, before anything is known of problems and answers. ``DataError``.
 
     ``bad`` is told of lines and rows of files that hold nothing to read; without it they are raised.
@@ -130,7 +130,9 @@ def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRow
     return _file_records(source, kind, columns, setting, bad)
 
 
-def _file_records(source: SourceConfig, kind: Kind, columns: Columns, setting: str, bad: BadRows | None) -> Iterator[Record]:
+def _file_records(
+    source: SourceConfig, kind: Kind, columns: Columns, setting: str, bad: BadRows | None
+) -> Iterator[SourceRecord]:
     pattern = os.path.expanduser(source.path)
     files = _files(pattern)
     for path, name in zip(files, _names(files, pattern), strict=True):
@@ -171,7 +173,7 @@ def _is_pattern(path: str) -> bool:
     return glob.has_magic(path)
 
 
-def _left_out(row: Row, source: SourceConfig, setting: str) -> str:
+def _left_out(row: DataRow, source: SourceConfig, setting: str) -> str:
     """Why a row is not kept, or ""."""
     if source.levels:
         if not row.level:

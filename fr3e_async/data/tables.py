@@ -20,7 +20,7 @@ import numpy as np
 
 from fr3e_async.config.data import SourceConfig
 from fr3e_async.data.jsonl import POINTER, pointer
-from fr3e_async.data.row import BadRows, Columns, Record
+from fr3e_async.data.row import BadRows, Columns, SourceRecord
 from fr3e_async.errors import ConfigError, DataError
 
 BATCH_ROWS = 256  # of a Parquet file in memory at once
@@ -28,7 +28,7 @@ BATCH_ROWS = 256  # of a Parquet file in memory at once
 
 def parquet_records(
     path: Path, columns: Columns, *, setting: str, name: str = "", bad: BadRows | None = None
-) -> Iterator[Record]:
+) -> Iterator[SourceRecord]:
     """The rows of a file, a few at a time; only the needed columns are read. ``setting`` names the path in messages.
 
     ``name``: what the file is called in ids; without, its own name. ``DataError`` for a file that is not there or no Parquet, and
@@ -46,7 +46,7 @@ def parquet_records(
         yield from _numbered(rows, names, f"{path}", name or path.name)
 
 
-def saved_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[Record]:
+def saved_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[SourceRecord]:
     """The rows of a folder that ``save_to_disk`` wrote; they stay on the disk until they are looked at."""
     datasets = _library("datasets", setting, "folders of save_to_disk")
     folder = os.path.expanduser(source.path)
@@ -62,7 +62,7 @@ def saved_records(source: SourceConfig, columns: Columns, *, setting: str) -> It
     yield from _dataset_records(loaded, columns, source.path, source, setting)
 
 
-def hub_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[Record]:
+def hub_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[SourceRecord]:
     """The rows of a dataset of the Hugging Face hub or of a folder of data files, by ``load_dataset``.
 
     It is fetched once into the library's cache and read from there, so a second start needs no network. ``DataError`` in one
@@ -110,7 +110,7 @@ def _refuse_pointers(paths: Iterable[str], setting: str) -> None:
             raise pointer(Path(path), setting)
 
 
-def _dataset_records(loaded: Any, columns: Columns, place: str, source: SourceConfig, setting: str) -> Iterator[Record]:
+def _dataset_records(loaded: Any, columns: Columns, place: str, source: SourceConfig, setting: str) -> Iterator[SourceRecord]:
     names = list(loaded.column_names)
     wanted = _wanted(columns, names, place)
     chosen = loaded.select_columns(wanted)
@@ -166,11 +166,11 @@ def _plain(kind: Any) -> Callable[[Any], Any] | None:
     return None
 
 
-def _numbered(rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], place: str, short: str) -> Iterator[Record]:
+def _numbered(rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], place: str, short: str) -> Iterator[SourceRecord]:
     """Rows count from 1, as lines do; one that is None counts and is no record."""
     for number, values in enumerate(rows, 1):
         if values is not None:
-            yield Record(source=f"{place}:{number}", default_id=f"{short}:{number}", values=values, columns=names)
+            yield SourceRecord(source=f"{place}:{number}", default_id=f"{short}:{number}", values=values, columns=names)
 
 
 def _wanted(columns: Columns, names: Sequence[str], place: str) -> list[str]:

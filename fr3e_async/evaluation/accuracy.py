@@ -19,7 +19,7 @@ from fr3e_async.types import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class ScoredSample:
     """One judged sample of one problem."""
 
     problem: str
@@ -76,9 +76,9 @@ class EvaluationResult:
         return cls(**{field.name: record[field.name] for field in fields(cls)} | {"reward": Estimate(**record["reward"])})
 
 
-def by_problem(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
+def by_problem(judgements: Iterable[ScoredSample]) -> dict[str, list[ScoredSample]]:
     """The samples of each problem, in the order of their first appearance. Raises ``ValueError`` if there are none."""
-    parts: dict[str, list[Judgement]] = defaultdict(list)
+    parts: dict[str, list[ScoredSample]] = defaultdict(list)
     for judgement in judgements:
         parts[judgement.problem].append(judgement)
     if not parts:
@@ -86,7 +86,7 @@ def by_problem(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
     return dict(parts)
 
 
-def mean_reward(parts: Iterable[Sequence[Judgement]], rewards: RewardRange) -> Estimate:
+def mean_reward(parts: Iterable[Sequence[ScoredSample]], rewards: RewardRange) -> Estimate:
     """Mean over problems, in the declared range: that of the accuracy where all rewards are at an end of it, else a bootstrap."""
     shares = [[rewards.share(one.reward) for one in part] for part in parts]
     means, samples = [math.fsum(part) / len(part) for part in shares], sum(map(len, shares))
@@ -95,7 +95,7 @@ def mean_reward(parts: Iterable[Sequence[Judgement]], rewards: RewardRange) -> E
     return Estimate(value=rewards.reward(found.value), low=rewards.reward(found.low), high=rewards.reward(found.high))
 
 
-def evaluate(judgements: Iterable[Judgement], rewards: RewardRange = RewardRange()) -> EvaluationResult:
+def evaluate(judgements: Iterable[ScoredSample], rewards: RewardRange = RewardRange()) -> EvaluationResult:
     """Aggregate of all samples of an evaluation, in any order. Raises ``ValueError`` if there are none."""
     parts = by_problem(judgements)
     everything = [judgement for part in parts.values() for judgement in part]

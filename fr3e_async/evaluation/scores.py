@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fr3e_async.config.reward import RewardRange
-from fr3e_async.evaluation.accuracy import Judgement, by_problem, mean_reward
+from fr3e_async.evaluation.accuracy import ScoredSample, by_problem, mean_reward
 from fr3e_async.evaluation.estimators import Estimate, bootstrap, bootstrapped_share, budgets, majority, pass_at_k, share
 from fr3e_async.types import Outcome, Prompt
 
@@ -66,7 +66,7 @@ class Scores:
         return cls(**found, avg=avg, pass_at={int(k): Estimate(**value) for k, value in record["pass_at"].items()})
 
 
-def score(judgements: Iterable[Judgement], rewards: RewardRange = RewardRange()) -> Scores:
+def score(judgements: Iterable[ScoredSample], rewards: RewardRange = RewardRange()) -> Scores:
     """The scores of all samples of one benchmark, in any order. Raises ``ValueError`` if there are none."""
     parts = list(by_problem(judgements).values())
     everything = [one for part in parts for one in part]
@@ -74,7 +74,7 @@ def score(judgements: Iterable[Judgement], rewards: RewardRange = RewardRange())
     outcomes = [one.outcome for one in everything]
     rights = [sum(map(_is_right, part)) for part in parts]
 
-    def share_of(says: Callable[[Judgement], bool]) -> Estimate:
+    def share_of(says: Callable[[ScoredSample], bool]) -> Estimate:
         return share([sum(map(says, part)) / len(part) for part in parts], samples=samples)
 
     return Scores(
@@ -105,7 +105,7 @@ def score(judgements: Iterable[Judgement], rewards: RewardRange = RewardRange())
     )
 
 
-def _is_right(one: Judgement) -> bool:
+def _is_right(one: ScoredSample) -> bool:
     return one.outcome is Outcome.RIGHT
 
 
@@ -124,7 +124,7 @@ class Evaluated:
     label: str  # before, step <n>, after
     name: str  # of the set
     digest: str  # of its problems; "": nobody has made one
-    judgements: Sequence[Judgement]
+    judgements: Sequence[ScoredSample]
     scores: Scores
     took_s: float
     rewards: RewardRange = RewardRange()
@@ -154,7 +154,7 @@ class Evaluated:
 # --- one row a problem -------------------------------------------------------------------------------------------------
 
 
-def problem_row(problem: str, samples: Sequence[Judgement]) -> dict[str, Any]:
+def problem_row(problem: str, samples: Sequence[ScoredSample]) -> dict[str, Any]:
     """What is kept of a problem's samples, in order: ``outcomes`` one letter each (r, w, u), answers, lengths, cut-off ones;
     ``scores`` of a user's reward; the first ``responses`` as texts."""
     scores = {"scores": [one.score for one in samples]} if any(one.score is not None for one in samples) else {}
@@ -172,14 +172,14 @@ def problem_row(problem: str, samples: Sequence[Judgement]) -> dict[str, Any]:
     }
 
 
-def samples_of(row: dict[str, Any]) -> list[Judgement]:
+def samples_of(row: dict[str, Any]) -> list[ScoredSample]:
     """Back from ``problem_row``. Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is none."""
     oldest, newest = row["versions"]
     count = len(row["outcomes"])
     texts = [*row.get("responses", ()), *[None] * count][:count]
     columns = (row["outcomes"], row["answers"], row["lengths"], row["entropy_sums"], row.get("scores", [None] * count), texts)
     return [
-        Judgement(
+        ScoredSample(
             problem=row["problem"],
             outcome=_OUTCOMES[letter],
             answer=answer,
@@ -193,3 +193,51 @@ def samples_of(row: dict[str, Any]) -> list[Judgement]:
         )
         for place, (letter, answer, length, entropy, score, text) in enumerate(zip(*columns, strict=True))
     ]
+
+
+# ---- Scores of several benchmarks as a table of text for a console ----
+
+HEAD = (
+    "benchmark", "problems", "k", "avg@k", "reward", "pass@k", "maj@k", "tokens", "no box", "cut off", "unknown", "all right", "all wrong",
+)  # fmt: skip
+
+
+def scores_table(scores: Mapping[str, Scores]) -> str:
+    """One line a benchmark, in percent with 95 % intervals; below them the mean over benchmarks if there are several.
+
+    The mean reward is there where it is not the accuracy, in its own unit.
+    """
+    rows: list[tuple[str, ...]] = [HEAD, *(_row(name, its) for name, its in scores.items())]
+    if len(scores) > 1:
+        mean = sum(its.avg.value for its in scores.values()) / len(scores)
+        rows.append(("mean", "", "", f"{100 * mean:.1f}", *[""] * (len(HEAD) - 4)))
+    if all(its.reward.value == its.avg.value for its in scores.values()):
+        rows = [(*row[:4], *row[5:]) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(name: str, scores: Scores) -> tuple[str, ...]:
+    return (
+        name,
+        str(scores.problems),
+        str(scores.k),
+        _percent(scores.avg),
+        str(scores.reward),
+        _percent(scores.pass_at[scores.k]),
+        _percent(scores.maj),
+        f"{scores.length.value:.0f}",
+        f"{100 * scores.unanswered.value:.1f}",
+        f"{100 * scores.truncated.value:.1f}",
+        f"{100 * scores.unknown_share.value:.1f}",
+        str(scores.all_right),
+        str(scores.all_wrong),
+    )
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"

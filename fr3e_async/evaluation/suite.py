@@ -17,7 +17,7 @@ import numpy as np
 from fr3e_async.config import Config, EvaluationConfig
 from fr3e_async.config.data import SourceConfig
 from fr3e_async.data.prompts import make_prompts
-from fr3e_async.data.row import Columns, Record, Row, is_unicode, text_of
+from fr3e_async.data.row import Columns, DataRow, SourceRecord, is_unicode, text_of
 from fr3e_async.data.sources import may_be_fetched, records
 from fr3e_async.errors import DataError
 from fr3e_async.evaluation.benchmarks import BENCHMARKS, Benchmark
@@ -100,7 +100,7 @@ def source_of(benchmark: Benchmark, path: str = "") -> SourceConfig:
 def read_benchmark(benchmark: Benchmark, *, path: str = "") -> list[Item]:
     """All its problems, in order. ``DataError`` with the row's place: no text, no gold, or nothing at all to read."""
     setting = f"evaluation.paths.{benchmark.name}"
-    kept: list[tuple[Record, str, Gold]] = []
+    kept: list[tuple[SourceRecord, str, Gold]] = []
     for record in records(source_of(benchmark, path), _columns(benchmark, setting), setting=setting):
         problem = _first(record, benchmark.problem, "text of a problem", _text_of, setting)
         if not _is_chosen(benchmark, problem, record.values):
@@ -118,7 +118,7 @@ def read_benchmark(benchmark: Benchmark, *, path: str = "") -> list[Item]:
     ]
 
 
-def _first(record: Record, columns: Sequence[str], what: str, read: Callable[[Any], T | None], setting: str) -> T:
+def _first(record: SourceRecord, columns: Sequence[str], what: str, read: Callable[[Any], T | None], setting: str) -> T:
     """What the first column says that says anything."""
     for column in columns:
         if column in record.values and (found := read(record.values[column])) is not None:
@@ -141,7 +141,7 @@ def _is_chosen(benchmark: Benchmark, problem: str, values: Mapping[str, Any]) ->
     return True
 
 
-def _names(found: Sequence[Record], benchmark: Benchmark) -> list[str]:
+def _names(found: Sequence[SourceRecord], benchmark: Benchmark) -> list[str]:
     """The ids that the rows have if all have one and no two the same; else their numbers, from 0."""
     ids = [next(filter(None, (text_of(record.values.get(column)) for column in benchmark.uid)), "") for record in found]
     usable = all(one and one.isprintable() and len(one) <= MAX_ID_CHARS for one in ids) and len(set(ids)) == len(ids)
@@ -178,7 +178,7 @@ class Suite:
     items: dict[str, list[Item]]  # by benchmark, those that are evaluated
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[DataRow]:
         return [_row(item) for items in self.items.values() for item in items]
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def samples_of(config: EvaluationConfig, name: str) -> int:
     return config.suite_samples or BENCHMARKS[name].k
 
 
-def _row(item: Item) -> Row:
-    return Row(
+def _row(item: Item) -> DataRow:
+    return DataRow(
         uid=item.uid, problem=item.problem, answer=item.gold.text, source=item.source, source_name=item.uid.partition("/")[0]
     )

@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from fr3e_async.algorithm.losses import LossSums, policy_loss
 from fr3e_async.config import LearnerConfig
 from fr3e_async.errors import ConfigError, ModelError, StorageError, UserError, printable
-from fr3e_async.learner.dump import MODEL, Dump, Measured, read_dump
-from fr3e_async.learner.inputs import Inputs
+from fr3e_async.files.scratch import scratch
+from fr3e_async.learner.dump import MODEL, Dump, DumpedSample, read_dump
+from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.packing import collate, plan
 from fr3e_async.learner.policy import PolicyModel, load_policy
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.learner.suitability import set_attention
 from fr3e_async.learner.update import unsound
-from fr3e_async.scratch import scratch
 
 CLOSE = 1e-3  # relative: another order of sums, another number of ranks
 CPU_ATTENTION = ("eager", "sdpa")
@@ -159,7 +159,7 @@ def _pass(model: PolicyModel, dump: Dump, part: list[int], learner: LearnerConfi
     return sums, _tokens(members, part, logprobs.detach().cpu(), prox.cpu())
 
 
-def _tokens(members: list[Measured], part: list[int], logprobs: torch.Tensor, prox: torch.Tensor) -> list[Token]:
+def _tokens(members: list[DumpedSample], part: list[int], logprobs: torch.Tensor, prox: torch.Tensor) -> list[Token]:
     found, at = [], 0
     for number, measured in zip(part, members, strict=True):
         sample = measured.sample

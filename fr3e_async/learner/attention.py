@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from fr3e_async.errors import ModelError
-from fr3e_async.learner.layout import ForestMask, Layout
+from fr3e_async.learner.layout import ForestMask, TreeLayout
 
 NAME = "fr3e_forest"  # under which the interface knows it
 UNFIT = "learner.packing=tree does not work with this model (set flat or padded)"
@@ -58,7 +58,7 @@ def forest_attention(
 
 
 def _stacked_attention(
-    layout: Layout, biases: Sequence[Tensor], query: Tensor, key: Tensor, value: Tensor, *, attend: Callable[..., Tensor]
+    layout: TreeLayout, biases: Sequence[Tensor], query: Tensor, key: Tensor, value: Tensor, *, attend: Callable[..., Tensor]
 ) -> Tensor:
     """[U, heads, d]"""
     assert layout.queries is not None

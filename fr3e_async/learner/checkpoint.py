@@ -25,10 +25,10 @@ import torch
 import torch.distributed as dist
 
 from fr3e_async.errors import ConfigError, StorageError
-from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Piece, Pieces, Run, write_pieces
+from fr3e_async.files.durable import fsync_path, fsync_tree, leads_outside, storage_errors
+from fr3e_async.files.jsonl import checked_json, read_checked_json
+from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces, SavedPiece, WeightRun, write_pieces
 from fr3e_async.learner.pulse import Pulse
-from fr3e_async.observe.checked import checked_json, read_checked_json
-from fr3e_async.observe.storage import fsync_path, fsync_tree, leads_outside, storage_errors
 
 FORMAT = 1
 MANIFEST = "learner.json"
@@ -51,7 +51,7 @@ class Manifest:
     shapes: dict[str, list[int]] = field(default_factory=dict)  # of every weight, by its Hugging Face name
     buffers: dict[str, list[int]] = field(default_factory=dict)  # shapes of what the model keeps beside its weights
     state: dict[str, Any] = field(default_factory=dict)  # see ``TrainingState.describe``
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[SavedPiece, ...] = ()
     files: dict[str, int] = field(default_factory=dict)  # bytes, by name
 
     @property
@@ -73,7 +73,7 @@ class Manifest:
         if found != FORMAT:
             raise StorageError(f"{folder}: learner checkpoint of format {found}, this version reads {FORMAT}")
         try:
-            manifest = cls(**{**content, "pieces": tuple(Piece.from_row(row) for row in content["pieces"])})
+            manifest = cls(**{**content, "pieces": tuple(SavedPiece.from_row(row) for row in content["pieces"])})
             strange = [
                 name for name in (*manifest.files, *(piece.file for piece in manifest.pieces)) if not SHARD.fullmatch(name)
             ]
@@ -94,20 +94,20 @@ class Manifest:
                 )
 
 
-class State(Protocol):
+class SavedState(Protocol):
     """What is saved of ``checkpoint_state.TrainingState``."""
 
     @property
     def shapes(self) -> dict[str, list[int]]: ...
     @property
     def buffers(self) -> dict[str, torch.Tensor]: ...
-    def runs(self, rank: int, world: int) -> Iterator[Run]: ...
+    def runs(self, rank: int, world: int) -> Iterator[WeightRun]: ...
     def describe(self) -> dict[str, Any]: ...
     def restore(self, described: dict[str, Any], read: Any) -> None: ...
 
 
 def save(
-    folder: Path, state: State, manifest: Manifest, *, rank: int, base: Path, overrides: Mapping[str, Any] | None = None,
+    folder: Path, state: SavedState, manifest: Manifest, *, rank: int, base: Path, overrides: Mapping[str, Any] | None = None,
     pulse: Pulse | None = None,
 ) -> None:  # fmt: skip
     """Write a checkpoint; it stands durable under its name when this returns. All ranks.
@@ -124,9 +124,9 @@ def save(
         filled.mkdir(parents=True)
         copy_base(base, filled / BASE, overrides)
 
-    def write_share() -> tuple[list[Piece], dict[str, int]]:
+    def write_share() -> tuple[list[SavedPiece], dict[str, int]]:
         fixed = state.buffers if rank == 0 else {}
-        beside = (Run(BUFFER, name, 0, buffer.flatten()) for name, buffer in fixed.items())
+        beside = (WeightRun(BUFFER, name, 0, buffer.flatten()) for name, buffer in fixed.items())
         runs = chain(state.runs(rank, manifest.ranks), beside, _random_runs(rank))
         pieces = write_pieces(filled, f"rank-{rank:05d}", (pulse or Pulse()).over(runs))
         fsync_path(filled)  # the names, on this rank's machine
@@ -147,7 +147,7 @@ def save(
     _together(finish if rank == 0 else None, folder)
 
 
-def load(folder: Path, state: State, *, rank: int, world: int, seed: int) -> Manifest:
+def load(folder: Path, state: SavedState, *, rank: int, world: int, seed: int) -> Manifest:
     """Go on from a checkpoint, whatever group wrote it. All ranks.
 
     Random states come back if as many ranks wrote it; otherwise each rank draws a new one from ``seed`` and the version.
@@ -244,10 +244,10 @@ def _together(act: Any, folder: Path) -> list[Any]:
     return [value for value, _ in outcomes]
 
 
-def _random_runs(rank: int) -> Iterator[Run]:
-    yield Run(RANDOM, f"{rank}.cpu", 0, torch.get_rng_state())
+def _random_runs(rank: int) -> Iterator[WeightRun]:
+    yield WeightRun(RANDOM, f"{rank}.cpu", 0, torch.get_rng_state())
     if torch.cuda.is_available():
-        yield Run(RANDOM, f"{rank}.cuda", 0, torch.cuda.get_rng_state())
+        yield WeightRun(RANDOM, f"{rank}.cuda", 0, torch.cuda.get_rng_state())
 
 
 def _set_random(pieces: Pieces, *, rank: int, same: bool, seed: int, version: int) -> None:

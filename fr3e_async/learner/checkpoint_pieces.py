@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fr3e_async.errors import StorageError
-from fr3e_async.observe.storage import fsync_path, writing_tensors
+from fr3e_async.files.durable import fsync_path, writing_tensors
 
 MASTER = "master"  # the part of the weights themselves, in the precision that the optimiser updates
 BUFFER = "buffer"  # the part of what a model keeps beside its weights and does not train
@@ -28,7 +28,7 @@ SHARD_BYTES = 1 << 30
 CHECK_THREADS = 4
 
 
-class Run(NamedTuple):
+class WeightRun(NamedTuple):
     """``values`` [n] stand at ``start`` … ``start + n`` of the flattened weight ``name``, in the role ``part``."""
 
     part: str
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class SavedPiece:
     """Where a run was written."""
 
     part: str
@@ -57,17 +57,17 @@ class Piece:
         return [self.part, self.name, self.start, self.numel, self.file, self.crc32]
 
     @classmethod
-    def from_row(cls, row: Sequence[Any]) -> Piece:
+    def from_row(cls, row: Sequence[Any]) -> SavedPiece:
         part, name, start, numel, file, crc32 = row
         return cls(part=part, name=name, start=start, numel=numel, file=file, crc32=crc32)
 
 
-def write_pieces(folder: Path, stem: str, runs: Iterable[Run], *, limit: int = SHARD_BYTES) -> list[Piece]:
+def write_pieces(folder: Path, stem: str, runs: Iterable[WeightRun], *, limit: int = SHARD_BYTES) -> list[SavedPiece]:
     """Write ``stem.000.safetensors``, … of at most ``limit`` bytes each, durable when this returns. Memory: one file.
 
     Raises ``OSError``.
     """
-    pieces: list[Piece] = []
+    pieces: list[SavedPiece] = []
     held: dict[str, Tensor] = {}
     size = files = 0
 
@@ -83,7 +83,7 @@ def write_pieces(folder: Path, stem: str, runs: Iterable[Run], *, limit: int = S
         values = run.values.detach().to("cpu", copy=True)  # views of one buffer would be refused, as sharing memory
         if size + values.nbytes > limit:
             flush()
-        piece = Piece(
+        piece = SavedPiece(
             part=run.part, name=run.name, start=run.start, numel=values.numel(), file=_file(stem, files), crc32=_crc32(values)
         )  # fmt: skip
         pieces.append(piece)
@@ -103,9 +103,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
 class Pieces:
     """The pieces of a folder, by role and weight. A context manager that keeps the files open."""
 
-    def __init__(self, folder: Path, pieces: Iterable[Piece]) -> None:
+    def __init__(self, folder: Path, pieces: Iterable[SavedPiece]) -> None:
         self.folder = folder
-        self._by_weight: dict[tuple[str, str], list[Piece]] = {}
+        self._by_weight: dict[tuple[str, str], list[SavedPiece]] = {}
         for piece in sorted(pieces, key=lambda piece: piece.start):
             self._by_weight.setdefault((piece.part, piece.name), []).append(piece)
         self._files: dict[str, Any] = {}
@@ -140,7 +140,7 @@ class Pieces:
         pieces = self._by_weight.get((part, name), ())
         return self.read(part, name, 0, sum(piece.numel for piece in pieces))
 
-    def _values(self, piece: Piece) -> Tensor:
+    def _values(self, piece: SavedPiece) -> Tensor:
         """Raises ``StorageError``."""
         try:
             if piece.file not in self._files:
@@ -156,12 +156,12 @@ class Pieces:
 
     def check(self) -> None:
         """Read every piece once. Raises ``StorageError`` for the first that is damaged."""
-        by_file: dict[str, list[Piece]] = {}
+        by_file: dict[str, list[SavedPiece]] = {}
         for pieces in self._by_weight.values():
             for piece in pieces:
                 by_file.setdefault(piece.file, []).append(piece)
 
-        def check_file(pieces: list[Piece]) -> None:
+        def check_file(pieces: list[SavedPiece]) -> None:
             with Pieces(self.folder, pieces) as own:
                 for piece in pieces:
                     own._values(piece)
@@ -170,12 +170,12 @@ class Pieces:
             list(pool.map(check_file, by_file.values()))
 
 
-def _cut(runs: Iterable[Run], limit: int) -> Iterator[Run]:
+def _cut(runs: Iterable[WeightRun], limit: int) -> Iterator[WeightRun]:
     """Runs of at most ``limit`` bytes."""
     for part, name, start, values in runs:
         step = max(1, limit // values.element_size())
         for at in range(0, values.numel(), step):
-            yield Run(part, name, start + at, values[at : at + step])
+            yield WeightRun(part, name, start + at, values[at : at + step])
 
 
 def _file(stem: str, index: int) -> str:

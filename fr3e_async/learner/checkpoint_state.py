@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fr3e_async.errors import ConfigError
-from fr3e_async.learner.checkpoint_pieces import MASTER, Run
+from fr3e_async.learner.checkpoint_pieces import MASTER, WeightRun
 
 TESTED = "0.19.8"
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
@@ -25,7 +25,7 @@ COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 Read = Callable[[str, str, int, int], Tensor | None]
 
 
-class Slot(NamedTuple):
+class OptimiserSlot(NamedTuple):
     """``numel`` numbers of a flattened weight from ``start``, which this rank keeps in ``owner`` from ``offset``."""
 
     name: str
@@ -63,12 +63,12 @@ class TrainingState:
     def shapes(self) -> dict[str, list[int]]:
         return {name: list(getattr(weight, "ds_shape", weight.shape)) for weight, name in self._names.items()}
 
-    def runs(self, rank: int, world: int) -> Iterator[Run]:
+    def runs(self, rank: int, world: int) -> Iterator[WeightRun]:
         """What ``rank`` writes, as views. The runs of all ranks cover every weight once, in every role."""
         for slot in self._share(rank, world):
-            yield Run(MASTER, slot.name, slot.start, _cut(slot.owner, slot))
+            yield WeightRun(MASTER, slot.name, slot.start, _cut(slot.owner, slot))
             for role, values in self._tensor_state(slot.owner):
-                yield Run(role, slot.name, slot.start, _cut(values, slot))
+                yield WeightRun(role, slot.name, slot.start, _cut(values, slot))
 
     def describe(self) -> dict[str, Any]:
         """All that is no run, for JSON: settings and step counts of each group of weights, schedule, counters."""
@@ -133,7 +133,7 @@ class TrainingState:
         optimiser = self._engine.optimizer
         return optimiser if isinstance(optimiser, torch.optim.Optimizer) else optimiser.optimizer
 
-    def _all_slots(self) -> list[Slot]:
+    def _all_slots(self) -> list[OptimiserSlot]:
         return list(self._slots(self._engine.optimizer, self._names))
 
     def _owners(self) -> list[list[Tensor]]:
@@ -146,7 +146,7 @@ class TrainingState:
             owners[wrapper.sub_group_to_group_id[index]].append(flat)
         return owners
 
-    def _share(self, rank: int, world: int) -> Iterator[Slot]:
+    def _share(self, rank: int, world: int) -> Iterator[OptimiserSlot]:
         slots = self._all_slots()
         if self._partitioned:
             yield from slots
@@ -174,15 +174,15 @@ class TrainingState:
         group["params"], self.restoring = held, False
 
 
-def _plain_slots(_optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[Slot]:
+def _plain_slots(_optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[OptimiserSlot]:
     for weight, name in names.items():
-        yield Slot(name, 0, weight.numel(), weight, 0)
+        yield OptimiserSlot(name, 0, weight.numel(), weight, 0)
 
 
-def _unfused_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[Slot]:
+def _unfused_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[OptimiserSlot]:
     for weights, masters in zip(optimiser.fp16_groups, optimiser.fp32_groups, strict=True):
         for weight, master in zip(weights, masters, strict=True):
-            yield Slot(names[weight], 0, weight.numel(), master, 0)
+            yield OptimiserSlot(names[weight], 0, weight.numel(), master, 0)
 
 
 def _undo_first_step(optimiser: Any) -> None:
@@ -199,7 +199,7 @@ def _publish_unfused(optimiser: Any) -> None:
             weight.data.copy_(master.data)
 
 
-def _zero_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[Slot]:
+def _zero_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[OptimiserSlot]:
     """ZeRO-1 and 2: the weights of a group one after another, in an order of the wrapper's, and a partition for each rank."""
     for index, owner in enumerate(optimiser.single_partition_of_fp32_groups):
         weights, offsets = optimiser.round_robin_bit16_groups[index], optimiser.round_robin_bit16_offsets[index]
@@ -207,7 +207,7 @@ def _zero_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iter
         yield from _partition(zip(weights, offsets, strict=True), names, owner, begin=rank * owner.numel())
 
 
-def _bf16_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[Slot]:
+def _bf16_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[OptimiserSlot]:
     """The same, in the order of the model."""
     for index, owner in enumerate(optimiser.fp32_groups_flat_partition):
         weights = optimiser.bf16_groups[index]
@@ -218,12 +218,12 @@ def _bf16_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iter
 
 def _partition(
     placed: Iterable[tuple[torch.nn.Parameter, int]], names: Mapping[torch.nn.Parameter, str], owner: Tensor, *, begin: int
-) -> Iterator[Slot]:
+) -> Iterator[OptimiserSlot]:
     """What of the weights at these offsets lies in ``owner``, which begins at ``begin``; one may lie across a border."""
     for weight, offset in placed:
         left, right = max(offset, begin), min(offset + weight.numel(), begin + owner.numel())
         if left < right:
-            yield Slot(names[weight], left - offset, right - left, owner, left - begin)
+            yield OptimiserSlot(names[weight], left - offset, right - left, owner, left - begin)
 
 
 def _publish_flat(optimiser: Any) -> None:
@@ -235,14 +235,14 @@ def _publish_flat(optimiser: Any) -> None:
         optimiser._update_model_bit16_weights(index)  # ZeRO-1 and 2 may keep the weights in another order
 
 
-def _stage3_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[Slot]:
+def _stage3_slots(optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[OptimiserSlot]:
     """ZeRO-3: every weight cut in equal parts over the ranks, the last one padded."""
     for weight, name in names.items():
         group, offset, numel = optimiser.grad_position[optimiser.get_param_id(weight)]
         start = numel * optimiser._get_param_partition_rank(weight)
         owner = optimiser.fp32_partitioned_groups_flat[group]
         if start < weight.ds_numel:
-            yield Slot(name, start, min(numel, weight.ds_numel - start), owner, offset)
+            yield OptimiserSlot(name, start, min(numel, weight.ds_numel - start), owner, offset)
 
 
 def _publish_stage3(optimiser: Any) -> None:
@@ -255,7 +255,7 @@ def _publish_stage3(optimiser: Any) -> None:
 
 
 # By the class of DeepSpeed's wrapper: where the numbers lie, and how weights in training precision follow the masters.
-LAYOUTS: dict[str, tuple[Callable[..., Iterator[Slot]], Callable[[Any], None]]] = {
+LAYOUTS: dict[str, tuple[Callable[..., Iterator[OptimiserSlot]], Callable[[Any], None]]] = {
     "FP16_UnfusedOptimizer": (_unfused_slots, _publish_unfused),
     "BF16_Optimizer": (_bf16_slots, _publish_flat),
     "DeepSpeedZeroOptimizer": (_zero_slots, _publish_flat),
@@ -264,7 +264,7 @@ LAYOUTS: dict[str, tuple[Callable[..., Iterator[Slot]], Callable[[Any], None]]] 
 REPLICATED = ("FP16_UnfusedOptimizer",)
 
 
-def _cut(values: Tensor, slot: Slot) -> Tensor:
+def _cut(values: Tensor, slot: OptimiserSlot) -> Tensor:
     return values.detach().view(-1)[slot.offset : slot.offset + slot.numel]
 
 

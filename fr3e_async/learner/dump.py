@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from fr3e_async.config import LearnerConfig, LossConfig
 from fr3e_async.errors import StorageError
+from fr3e_async.files.durable import fsync_path, write_atomically
 from fr3e_async.learner.spec import LearnerSpec
-from fr3e_async.observe.storage import fsync_path, write_atomically
 from fr3e_async.types import TrainSample
 
 MODEL = "model"  # the weights as they were before the step
@@ -33,7 +33,7 @@ SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class DumpedSample:
     """A sample and its proximal log-probs."""
 
     sample: TrainSample
@@ -51,7 +51,7 @@ class FailedStep:
     total_tokens: int  # trainable, over all ranks: the loss's denominator
     loss: float  # global, as it was found
     grad_norm: float | None  # global, before clipping; None: it did not come to that
-    share: tuple[Measured, ...]  # of this rank
+    share: tuple[DumpedSample, ...]  # of this rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +70,10 @@ class Dump:
     trust_remote_code: bool
     learner: LearnerConfig  # ``SETTINGS`` are the run's, the others defaults
     loss_config: LossConfig
-    samples: tuple[Measured, ...]  # of all ranks
+    samples: tuple[DumpedSample, ...]  # of all ranks
 
 
-def write_share(folder: Path, share: Sequence[Measured], *, rank: int) -> None:
+def write_share(folder: Path, share: Sequence[DumpedSample], *, rank: int) -> None:
     """One rank's samples as ``rank-R.npz``: flat columns and lengths. Durable when it returns. Raises ``OSError``."""
     samples = [measured.sample for measured in share]
     columns: dict[str, NDArray] = {
@@ -121,7 +121,7 @@ def read_dump(folder: Path) -> Dump:
         raise StorageError(f"{folder} holds no whole dump of a failed step: {error}") from error
 
 
-def _read_share(path: Path) -> list[Measured]:
+def _read_share(path: Path) -> list[DumpedSample]:
     with np.load(path, allow_pickle=False) as columns:
         lengths, contexts = columns["lengths"], columns["contexts"]
         rows = np.split(columns["tokens"], np.cumsum(lengths)[:-1]) if len(lengths) else []
@@ -131,5 +131,39 @@ def _read_share(path: Path) -> list[Measured]:
     for i, tokens in enumerate(rows):
         prox = parts["prox_logprobs"][i]
         fields = {name: parts[name][i] for name in COLUMNS}
-        found.append(Measured(sample=TrainSample(tokens=tokens, context_len=int(contexts[i]), minibatch=0, **fields), prox=prox))
+        found.append(
+            DumpedSample(sample=TrainSample(tokens=tokens, context_len=int(contexts[i]), minibatch=0, **fields), prox=prox)
+        )
     return found
+
+
+# ---- Why the samplers' log-probs are not the learner's: read off the rollouts of a step that was refused ----
+
+MOST = 0.8  # part of the rollouts from which all of them count as concerned
+GROWTH = 3.0  # by which errors at the end of responses exceed those at the beginning, if positions are the cause
+
+
+def likeliest(share: Sequence[DumpedSample], *, version: int, bound: float) -> str:
+    """The likeliest cause, from tokens of age 0. ``bound``: nats that a rollout's mean difference may have."""
+    errors = list(_errors(share, version))
+    wrong = [one for one in errors if one.mean() > bound]
+    if len(wrong) < MOST * len(errors):
+        return f"one engine with other weights: {len(wrong)} of {len(errors)} rollouts differ, and the others do not"
+    begin, end = (np.mean([np.mean(part) for one in wrong if len(part := one[span])] or [0.0]) for span in _EDGES)
+    if end > GROWTH * max(begin, bound):
+        return f"positions (rope settings, sliding window): from {begin:.2g} nats at the beginning of responses to {end:.2g} at the end"
+    return (
+        "what all engines share, since all rollouts differ alike: sampling.temperature, engine.options, the output head or the "
+        "vocabulary, or weights that they do not load as the learner names them"
+    )
+
+
+_EDGES = (slice(0, 4), slice(-4, None))  # tokens at the beginning and the end of a response
+
+
+def _errors(share: Sequence[DumpedSample], version: int) -> Iterator[NDArray[np.floating]]:
+    """[tokens of age 0] |log-prob − log-prob| of each rollout that has any and whose proximal log-probs are known."""
+    for measured in share:
+        apart = np.abs(measured.prox - measured.sample.behaviour_logprobs)[measured.sample.versions == version]
+        if len(apart) and np.isfinite(apart).all():
+            yield apart

@@ -18,7 +18,7 @@ from torch import Tensor
 from fr3e_async.config import LearnerConfig
 from fr3e_async.config.deepspeed import owns_lr
 from fr3e_async.learner.checkpoint_state import TrainingState
-from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.policy import PolicyModel
 from fr3e_async.learner.pulse import Pulse
 from fr3e_async.learner.spec import LearnerSpec

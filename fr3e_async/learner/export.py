@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fr3e_async.errors import ConfigError, ModelError
+from fr3e_async.files.durable import fsync_tree, storage_errors
 from fr3e_async.learner.checkpoint import Manifest, clear, copy_base, put
 from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces, write_tensors
-from fr3e_async.observe.storage import fsync_tree, storage_errors
 
 FILE_BYTES = 1 << 31
 INDEX = "model.safetensors.index.json"

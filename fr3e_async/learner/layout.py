@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fr3e_async.algorithm.trees import Forest
+from fr3e_async.learner.packing import MicroBatch
 
 QUERY_BLOCK = 256  # most queries of a block: what lies above its diagonal is computed for nothing
 FREE_PAIRS = 1 << 16  # query-key pairs that cost less than one more call
@@ -37,7 +38,7 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class TreeLayout:
     """A forest on a device: made once for a micro-batch and used by every pass over it.
 
     Queries and keys of all stacks are gathered at once, one stack after another. Padded entries point at place 0 and are
@@ -59,7 +60,7 @@ class Layout:
 class ForestMask:
     """Who sees whom, as every layer of one forward pass uses it."""
 
-    layout: Layout
+    layout: TreeLayout
     dtype: torch.dtype
     _made: dict[int | None, tuple[Tensor, ...]] = field(default_factory=dict)
 
@@ -126,7 +127,7 @@ def kernel_for(device: torch.device, kernel: Kernel) -> Kernel:
     return ("flex" if device.type == "cuda" else "blocks") if kernel == "auto" else kernel
 
 
-def make_layout(forest: Forest, *, places: int, device: torch.device, kernel: Kernel) -> Layout:
+def make_layout(forest: Forest, *, places: int, device: torch.device, kernel: Kernel) -> TreeLayout:
     """The forest on its device, ``places`` >= U places wide (see ``places_of``). ``kernel``: flex or blocks."""
     return flex_layout(forest, places=places, device=device) if kernel == "flex" else blockwise_layout(forest, device=device)
 
@@ -136,7 +137,7 @@ def places_of(forest: Forest, kernel: Kernel) -> int:
     return -(-len(forest) // FLEX_BLOCK) * FLEX_BLOCK if kernel == "flex" else len(forest)
 
 
-def blockwise_layout(forest: Forest, *, device: torch.device) -> Layout:
+def blockwise_layout(forest: Forest, *, device: torch.device) -> TreeLayout:
     """Stacks of query blocks. Pairs that are computed: about those that are seen, whatever the forest's size."""
     stacks, queries, keys, offset = [], [], [], 0
     back = np.zeros(len(forest), dtype=np.int64)
@@ -153,10 +154,10 @@ def blockwise_layout(forest: Forest, *, device: torch.device) -> Layout:
         name: np.concatenate([part.reshape(-1) for part in parts]) for name, parts in (("queries", queries), ("keys", keys))
     }
     places = {name: torch.from_numpy(array).to(device) for name, array in (joined | {"back": back}).items()}
-    return Layout(stacks=tuple(stacks), **places)
+    return TreeLayout(stacks=tuple(stacks), **places)
 
 
-def flex_layout(forest: Forest, *, places: int, device: torch.device) -> Layout:
+def flex_layout(forest: Forest, *, places: int, device: torch.device) -> TreeLayout:
     """The masks for FlexAttention; places after the forest see themselves only."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -173,4 +174,36 @@ def flex_layout(forest: Forest, *, places: int, device: torch.device) -> Layout:
 
         return create_block_mask(sees, None, None, places, places, device=str(device), BLOCK_SIZE=FLEX_BLOCK)
 
-    return Layout(blocks=blocks)
+    return TreeLayout(blocks=blocks)
+
+
+# ---- What the model is run on: a micro-batch's share of the forward pass, as tensors on a device ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Names as in ``packing.MicroBatch``."""
+
+    tokens: Tensor  # [B, W]
+    positions: Tensor | None  # [B, W]
+    layout: TreeLayout | None
+    rows: Tensor  # [P]
+    targets: Tensor  # [P]
+
+    @classmethod
+    def of(cls, batch: MicroBatch, device: torch.device, *, kernel: Kernel = "auto") -> Inputs:
+        """``kernel``: learner.tree_attention."""
+        tokens, positions, layout = batch.tokens, batch.positions, None
+        if batch.forest is not None:
+            kernel = kernel_for(device, kernel)
+            places = places_of(batch.forest, kernel)
+            assert positions is not None
+            tokens, positions = (np.pad(array, ((0, 0), (0, places - array.shape[1]))) for array in (tokens, positions))
+            layout = make_layout(batch.forest, places=places, device=device, kernel=kernel)
+        return cls(
+            tokens=torch.from_numpy(tokens).to(device),
+            positions=None if positions is None else torch.from_numpy(positions).to(device),
+            layout=layout,
+            rows=torch.from_numpy(batch.rows).to(device),
+            targets=torch.from_numpy(batch.targets).to(device),
+        )

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fr3e_async.algorithm.ages import AGE_BUCKETS
+from fr3e_async.algorithm.batching import AGE_BUCKETS
 from fr3e_async.algorithm.losses import LossSums
 from fr3e_async.learner.update import UpdateResult
 from fr3e_async.types import TrainSample
 
 
-class StalenessError(RuntimeError):
+class TokenAgeError(RuntimeError):
     """A token is older than the admission bound allows, or newer than the learner: a defect of the control loop."""
 
 
@@ -40,7 +40,7 @@ def token_ages(samples: Sequence[TrainSample], *, learner_version: int) -> Ages:
     joined = np.concatenate(ages or [np.zeros(0, dtype=np.int64)])
     if joined.min(initial=0) < 0:
         newest = learner_version - int(joined.min())
-        raise StalenessError(f"sample has tokens of v{newest}, which does not exist yet (learner at v{learner_version})")
+        raise TokenAgeError(f"sample has tokens of v{newest}, which does not exist yet (learner at v{learner_version})")
     return Ages(tokens=len(joined), total=int(joined.sum()), oldest=int(joined.max(initial=0)))
 
 
@@ -52,7 +52,7 @@ def check_staleness(samples: Sequence[TrainSample], *, learner_version: int, bou
     """
     age = token_ages(samples, learner_version=learner_version).oldest
     if age > bound:
-        raise StalenessError(
+        raise TokenAgeError(
             f"sample is {age} versions old (v{learner_version - age}, learner at v{learner_version}); "
             f"flow.max_staleness is {bound}"
         )

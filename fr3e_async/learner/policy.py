@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from fr3e_async.errors import ModelError
-from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.logprobs import HeadOptions, head_logprobs, model_logits
 from fr3e_async.learner.spec import LearnerSpec
 

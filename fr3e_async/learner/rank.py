@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fr3e_async.errors import ModelError, StorageError, UserError
+from fr3e_async.files.durable import storage_errors
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, on_disk, write_model
@@ -32,10 +33,10 @@ from fr3e_async.learner.pulse import Pulse
 from fr3e_async.learner.scoring import distributions, entropies
 from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
-from fr3e_async.observe.storage import storage_errors
-from fr3e_async.types import StepReport, TrainSample, WeightBucket, WeightManifest
+from fr3e_async.types import StepReport, TrainSample
 from fr3e_async.weights import checksum_of_tensor
 from fr3e_async.weights.bundle import BUCKET_BYTES, stream
+from fr3e_async.weights.manifest import WeightBucket, WeightManifest
 
 if TYPE_CHECKING:
     from fr3e_async.learner.engine import TrainingEngine

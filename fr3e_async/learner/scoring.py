@@ -14,16 +14,16 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from fr3e_async.config import LearnerConfig
-from fr3e_async.learner.inputs import Inputs
+from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.packing import collate, dummy, plan, unscored
 from fr3e_async.learner.policy import PolicyModel
-from fr3e_async.learner.update import Engine, all_reduced
+from fr3e_async.learner.update import UpdateEngine, all_reduced
 from fr3e_async.types import TrainSample
 
 
 @torch.no_grad()
 def entropies(
-    engine: Engine, samples: Sequence[TrainSample], *, learner: LearnerConfig, device: torch.device
+    engine: UpdateEngine, samples: Sequence[TrainSample], *, learner: LearnerConfig, device: torch.device
 ) -> list[NDArray[np.float32]]:
     """For each sample of this rank the [completion] entropies, nats, at the sampling temperature, full vocabulary."""
     packing = learner.packing
@@ -40,7 +40,7 @@ def entropies(
 
 @torch.no_grad()
 def distributions(
-    engine: Engine, model: PolicyModel, rows: Sequence[NDArray[np.int32]], *, learner: LearnerConfig, device: torch.device
+    engine: UpdateEngine, model: PolicyModel, rows: Sequence[NDArray[np.int32]], *, learner: LearnerConfig, device: torch.device
 ) -> NDArray[np.float32]:
     """[rows, V] log-probs of the token after each row, nats, at the sampling temperature, in the layout that trains.
 

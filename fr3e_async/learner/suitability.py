@@ -15,8 +15,7 @@ from torch import Tensor
 from fr3e_async.errors import ModelError
 from fr3e_async.learner.attention import NAME
 from fr3e_async.learner.config_check import REFUSALS, check_config
-from fr3e_async.learner.inputs import Inputs
-from fr3e_async.learner.layout import Kernel
+from fr3e_async.learner.layout import Inputs, Kernel
 from fr3e_async.learner.logprobs import model_logits
 from fr3e_async.learner.packing import Packing, collate, unscored
 from fr3e_async.learner.policy import PolicyModel

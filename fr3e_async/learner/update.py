@@ -17,10 +17,8 @@ from torch import Tensor
 
 from fr3e_async.algorithm.losses import LossSums, policy_loss
 from fr3e_async.config import LearnerConfig, LossConfig
-from fr3e_async.learner.dump import FailedStep, Measured
-from fr3e_async.learner.inputs import Inputs
-from fr3e_async.learner.layout import Kernel
-from fr3e_async.learner.mismatch import likeliest
+from fr3e_async.learner.dump import DumpedSample, FailedStep, likeliest
+from fr3e_async.learner.layout import Inputs, Kernel
 from fr3e_async.learner.packing import MicroBatch, dummy, pack
 from fr3e_async.types import TrainSample
 
@@ -35,7 +33,7 @@ class UnsoundGradient(FloatingPointError):
         self.norm = norm
 
 
-class Engine(Protocol):
+class UpdateEngine(Protocol):
     """What the update needs of ``engine.TrainingEngine``."""
 
     grad_norm: float
@@ -80,19 +78,19 @@ class _Loaded:
         self.mask = tensor(batch.mask)
         self.prox: Tensor | None = None
 
-    def measured(self, engine: Engine) -> tuple[Tensor, Tensor]:
+    def measured(self, engine: UpdateEngine) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the N tokens under the policy as it is."""
         logprobs, entropies = engine.forward(self.inputs)
         return logprobs[self.pick], entropies[self.pick]
 
-    def share(self) -> Iterator[Measured]:
+    def share(self) -> Iterator[DumpedSample]:
         """The samples with their proximal log-probs (NaN where they are not known); none for a dummy."""
         if not self.batch.trainable:
             return
         prox = np.full(len(self.batch.mask), np.nan) if self.prox is None else self.prox.float().cpu().numpy()
         ends = np.cumsum([len(sample.versions) for sample in self.batch.samples])[:-1]
         for sample, values in zip(self.batch.samples, np.split(prox, ends), strict=True):
-            yield Measured(sample=sample, prox=values)
+            yield DumpedSample(sample=sample, prox=values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +127,9 @@ def split(samples: Sequence[TrainSample], learner: LearnerConfig) -> list[list[M
 class BatchUpdate:
     """The update of one batch on one rank. Every rank runs the same sequence of collectives whatever its share holds."""
 
-    def __init__(self, engine: Engine, *, learner: LearnerConfig, loss: LossConfig, world: int, device: torch.device) -> None:
+    def __init__(
+        self, engine: UpdateEngine, *, learner: LearnerConfig, loss: LossConfig, world: int, device: torch.device
+    ) -> None:
         self.engine, self.learner, self.loss, self.world, self.device = engine, learner, loss, world, device
 
     def run(self, samples: Sequence[TrainSample], *, version: int) -> UpdateResult:

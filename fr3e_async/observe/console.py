@@ -29,7 +29,7 @@ from fr3e_async.config import Config
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.errors import printable
 from fr3e_async.evaluation.accuracy import EvaluationResult, comparison
-from fr3e_async.observe.summary import Summary
+from fr3e_async.store.summary import Summary
 
 Mode = Literal["live", "plain", "off"]
 ROLES = ("generators", "explorers", "verifiers", "learner")

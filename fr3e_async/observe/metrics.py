@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fr3e_async.algorithm.ages import AGE_BUCKETS
+from fr3e_async.algorithm.batching import AGE_BUCKETS
 from fr3e_async.errors import RunFailed
 
 

@@ -15,18 +15,17 @@ from typing import Any, Unpack
 from fr3e_async.clock import Clock, wall
 from fr3e_async.config import ObserveConfig
 from fr3e_async.errors import StorageError
-from fr3e_async.observe.books import Books
+from fr3e_async.files.jsonl import JsonlWriter
 from fr3e_async.observe.console import ConsoleView
 from fr3e_async.observe.events import EventFields, EventKind, event_row
-from fr3e_async.observe.exported import Exporter
-from fr3e_async.observe.jsonl import JsonlWriter
+from fr3e_async.observe.heartbeat import Heartbeat, HeartbeatSamples
 from fr3e_async.observe.metrics import checked
-from fr3e_async.observe.results import write_evaluations, write_problems
-from fr3e_async.observe.run_dir import RunDir
-from fr3e_async.observe.summary import Summary
+from fr3e_async.observe.prometheus import Exporter
 from fr3e_async.observe.tensorboard import TensorBoardWriter
 from fr3e_async.observe.trackers import Ending, Trackers, flat_settings, measured_values
-from fr3e_async.observe.vitals import Samples, Vitals
+from fr3e_async.store.ledger_log import LedgerLog
+from fr3e_async.store.run_dir import RunDir
+from fr3e_async.store.summary import Summary, write_evaluations, write_problems
 
 SAMPLES = ("problem", "gold", "response", "verdict", "reward")
 ENDINGS: dict[str, Ending] = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
@@ -51,11 +50,11 @@ class Recorder:
         """``resumed_from`` and ``settled``: last step of the checkpoint and groups settled by then; what was recorded of
         later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all; ``settings``: all of the run's, as TensorBoard shows them. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
-        self._exporter, self._samples, self._trackers = exporter, Samples(), trackers
-        self._vitals: Vitals | None = None  # of the last beat
+        self._exporter, self._samples, self._trackers = exporter, HeartbeatSamples(), trackers
+        self._vitals: Heartbeat | None = None  # of the last beat
         self._tree_lock = Lock()  # the file is thinned in a thread
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
-        self.books = Books(run_dir.books)
+        self.ledger_log = LedgerLog(run_dir.ledger_log)
         self._open(resumed_from, settled)
         if self._tensorboard is not None and settings:
             self._tensorboard.text(resumed_from, "settings", [("setting", "value"), *flat_settings(settings).items()])
@@ -107,7 +106,7 @@ class Recorder:
         """What its start waits for; "" when it is over."""
         self._view.starting(text)
 
-    def beat(self, vitals: Vitals) -> None:
+    def beat(self, vitals: Heartbeat) -> None:
         """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
         self._vitals = vitals
         if self._trackers is not None:
@@ -203,7 +202,7 @@ class Recorder:
                 self._tell(self._trackers.close())
         self._view.stop()
         self._events.close()
-        self.books.close()
+        self.ledger_log.close()
         self._close_rows()
 
     def _model(self) -> Path | None:

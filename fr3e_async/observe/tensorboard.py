@@ -15,7 +15,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fr3e_async.clock import Clock
-from fr3e_async.observe.storage import storage_errors
+from fr3e_async.files.durable import storage_errors
 
 
 class TensorBoardWriter:

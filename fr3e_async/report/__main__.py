@@ -5,19 +5,13 @@ Reads the run directories, also of runs that are going on. Exit codes: 0 written
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from fr3e_async.errors import ConfigError, UserError, printable
 from fr3e_async.report.page import write_page
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see python -m fr3e_async.report --help")
+from fr3e_async.settings.arguments import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> Parser:
-    made = Parser(prog="python -m fr3e_async.report", description="Write the page of one or more runs: one HTML file.")
+def parser() -> CommandParser:
+    made = CommandParser(prog="python -m fr3e_async.report", description="Write the page of one or more runs: one HTML file.")
     made.add_argument("runs", metavar="RUN", nargs="+", help="a run directory; the first one gives the colour of its curves")
     made.add_argument("--out", metavar="FILE", help="the page; report.html in the first RUN if not given")
     made.add_argument("--trees", metavar="N", type=int, default=10_000, help="trees kept of each run, evenly over it (10000)")

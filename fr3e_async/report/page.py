@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async import __version__
+from fr3e_async.files.durable import storage_errors
 from fr3e_async.observe.events import MEANINGS
 from fr3e_async.observe.metrics import METRICS
-from fr3e_async.observe.storage import storage_errors
-from fr3e_async.observe.summary import Summary
 from fr3e_async.report.runs import defaults, distinct, read_run
 from fr3e_async.report.sources import code_of, places_of
 from fr3e_async.report.trees import Packer, packed, read_trees
+from fr3e_async.store.summary import Summary
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = ("uPlot.min.css", "base.css", "charts.css", "trees.css")

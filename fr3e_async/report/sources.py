@@ -17,19 +17,19 @@ PACKAGE = Path(__file__).parent.parent
 
 # Pattern of names | the function that gives the value its name | functions that it takes it from. The first pattern that fits counts.
 _TABLE = """
-groups/*                         | control/tally.py:Tally.take | control/ledger.py:Ledger._settle, control/ledger.py:Ledger._close
-states/interval_width            | control/tally.py:Tally.take | control/group.py:Group._states, algorithm/values.py:wilson
-states/*                         | control/tally.py:Tally.take | control/group.py:Group._states
-verify/*                         | control/tally.py:Tally.take | control/group.py:Group.retire, control/group.py:Group.judge
-tokens/generated                 | control/tally.py:Tally.take | control/group.py:Group._tokens
-tokens/rate_per_s                | control/telling.py:Teller.step | control/tally.py:Tally.take
-reward/*                         | control/tally.py:Tally.take | control/group.py:Group.retire, control/group.py:Group.judge
-rollout/length_tokens            | control/tally.py:Tally.take | control/group.py:Group._response
-rollout/*                        | control/tally.py:Tally.take | control/group.py:Group.retire
-prompt/all_*                     | control/tally.py:Tally.take | control/tally.py:Tally.add, control/group.py:Group.retire
-prompt/*                         | control/tally.py:Tally.take | control/group.py:Group._tokens, control/group.py:_useful
-queue/*                          | control/telling.py:Teller.step | control/machine.py:Machine
-time/step_s                      | control/telling.py:Teller.step |
+groups/*                         | machine/tally.py:Tally.take | machine/ledger.py:Ledger._settle, machine/ledger.py:Ledger._close
+states/interval_width            | machine/tally.py:Tally.take | machine/group.py:Group._states, algorithm/values.py:wilson
+states/*                         | machine/tally.py:Tally.take | machine/group.py:Group._states
+verify/*                         | machine/tally.py:Tally.take | machine/group.py:Group.retire, machine/group.py:Group.judge
+tokens/generated                 | machine/tally.py:Tally.take | machine/group.py:Group._tokens
+tokens/rate_per_s                | control/heartbeat.py:Teller.step | machine/tally.py:Tally.take
+reward/*                         | machine/tally.py:Tally.take | machine/group.py:Group.retire, machine/group.py:Group.judge
+rollout/length_tokens            | machine/tally.py:Tally.take | machine/group.py:Group._response
+rollout/*                        | machine/tally.py:Tally.take | machine/group.py:Group.retire
+prompt/all_*                     | machine/tally.py:Tally.take | machine/tally.py:Tally.add, machine/group.py:Group.retire
+prompt/*                         | machine/tally.py:Tally.take | machine/group.py:Group._tokens, machine/group.py:_useful
+queue/*                          | control/heartbeat.py:Teller.step | machine/machine.py:Machine
+time/step_s                      | control/heartbeat.py:Teller.step |
 time/train_s                     | control/learning.py:Learning._train |
 time/export_s                    | control/learning.py:Learning._train |
 time/sync_s                      | control/progress.py:Progress.synced | control/publisher.py:Publisher.sync
@@ -37,12 +37,12 @@ time/pause_s                     | control/progress.py:Progress.synced | control
 time/pause_max_s                 | control/publisher.py:Sync.metrics |
 time/copy_s                      | control/publisher.py:Sync.metrics |
 weights/*                        | control/publisher.py:Sync.metrics | control/publisher.py:Publisher.sync
-time/checkpoint_s                | control/saving.py:Saver._save |
-checkpoint/*                     | control/saving.py:Saver._save |
-idle/*                           | control/watch.py:Watch.utilisation | observe/timeline.py:idle_share
-overlap/*                        | control/watch.py:Watch.utilisation | control/watch.py:Watch._overlap, observe/timeline.py:overlap_fraction
-cache/*                          | control/watch.py:Watch.utilisation | control/watch.py:Watch._measured
-actors/replaced                  | control/watch.py:Watch.utilisation | control/watch.py:Watch.replaced
+time/checkpoint_s                | control/checkpointing.py:CheckpointWriter._save |
+checkpoint/*                     | control/checkpointing.py:CheckpointWriter._save |
+idle/*                           | control/watchdog.py:Watchdog.utilisation | observe/intervals.py:idle_share
+overlap/*                        | control/watchdog.py:Watchdog.utilisation | control/watchdog.py:Watchdog._overlap, observe/intervals.py:overlap_fraction
+cache/*                          | control/watchdog.py:Watchdog.utilisation | control/watchdog.py:Watchdog._measured
+actors/replaced                  | control/watchdog.py:Watchdog.utilisation | control/watchdog.py:Watchdog.replaced
 train/tokens                     | learner/metrics.py:step_metrics | learner/metrics.py:token_ages
 train/lr                         | learner/metrics.py:step_metrics | learner/update.py:BatchUpdate.run
 train/grad_norm*                 | learner/metrics.py:step_metrics | learner/update.py:BatchUpdate._optimise
@@ -59,7 +59,7 @@ train/entropy_nats               | learner/metrics.py:loss_metrics | algorithm/l
 train/ess_fraction               | learner/metrics.py:loss_metrics | learner/metrics.py:_means, learner/metrics.py:_ess_fraction, algorithm/losses.py:_columns
 train/*                          | learner/metrics.py:loss_metrics | learner/metrics.py:_means, algorithm/losses.py:_columns
 lag/*                            | learner/metrics.py:step_metrics | learner/metrics.py:token_ages
-staleness/*_tokens_fraction      | learner/metrics.py:age_metrics | algorithm/ages.py:age_bucket
+staleness/*_tokens_fraction      | learner/metrics.py:age_metrics | algorithm/batching.py:age_bucket
 staleness/*_ess_fraction         | learner/metrics.py:age_metrics | learner/metrics.py:_means, learner/metrics.py:_ess_fraction, algorithm/losses.py:_sum_by_age
 staleness/*                      | learner/metrics.py:age_metrics | learner/metrics.py:_means, algorithm/losses.py:_columns, algorithm/losses.py:_sum_by_age
 """
@@ -67,7 +67,7 @@ staleness/*                      | learner/metrics.py:age_metrics | learner/metr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A function or class of the package. *Example*: ``control/tally.py``, ``Tally.take``, line 51 and its text."""
+    """A function or class of the package. *Example*: ``machine/tally.py``, ``Tally.take``, line 51 and its text."""
 
     file: str  # from the package's folder
     name: str

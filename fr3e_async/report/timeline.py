@@ -13,9 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.control.messages import Acked, Answered, Delivered, Judged, Lost, Refused, Rescored, WorkerDown, WorkerUp
 from fr3e_async.errors import StorageError
-from fr3e_async.observe.timeline import Interval, measure, union
+from fr3e_async.machine.events import Acked, Answered, Delivered, Judged, Lost, Refused, Rescored, WorkerDown, WorkerUp
+from fr3e_async.observe.intervals import Interval, measure, union
 from fr3e_async.report.rows import read_rows, text
 
 KINDS = {"Sample": "base", "Branch": "branch", "Score": "verify", "Asked": "evaluate"}

@@ -28,7 +28,7 @@ COLUMNS_EXTENSION = "fr3e_async.rollout.columns_extension.ColumnsExtension"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class MeasuredEntropy:
     """What is known of the tokens of a completion; the fields are those of ``types.Completion``."""
 
     logprobs: NDArray[np.float32]  # [L] nats, of the distribution that was sampled
@@ -52,7 +52,7 @@ class EntropyProvider(Protocol):
     def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
         """The ``logprobs`` of the request's sampling parameters."""
 
-    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> Measured:
+    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> MeasuredEntropy:
         """The meaning of the ``FlatLogprobs`` of a finished completion. ``RuntimeError`` if they are not what was asked for."""
 
 
@@ -93,10 +93,10 @@ class ColumnsProvider:
     def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
         return self._width(request) - 1
 
-    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> Measured:
+    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> MeasuredEntropy:
         found = entropy_columns.decode(logprobs, length=length, width=self._width(request), vocabulary=vocabulary)
         raw = dict(zip(("raw_logprobs", "raw_entropies"), found[2:], strict=False))
-        return Measured(logprobs=found[0], entropies=found[1], entropy_errors=np.zeros(length, dtype=np.float32), **raw)
+        return MeasuredEntropy(logprobs=found[0], entropies=found[1], entropy_errors=np.zeros(length, dtype=np.float32), **raw)
 
     def _width(self, request: SampleRequest) -> int:
         return ONE if one_distribution(request) else BOTH
@@ -119,10 +119,10 @@ class TopKProvider:
     def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
         return min(self._count, vocabulary)
 
-    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> Measured:
+    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> MeasuredEntropy:
         table = _table(logprobs, length, 1 + self.asks(request, vocabulary=vocabulary))
         centres, errors = midpoint(*entropy_interval(table[:, 1:], vocabulary=vocabulary))
-        return Measured(logprobs=table[:, 0].copy(), entropies=centres, entropy_errors=errors)
+        return MeasuredEntropy(logprobs=table[:, 0].copy(), entropies=centres, entropy_errors=errors)
 
 
 class LearnerProvider:
@@ -139,9 +139,9 @@ class LearnerProvider:
     def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
         return 0
 
-    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> Measured:
+    def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> MeasuredEntropy:
         centres, errors = nothing_known(length, vocabulary=vocabulary)
-        return Measured(logprobs=_table(logprobs, length, 1)[:, 0].copy(), entropies=centres, entropy_errors=errors)
+        return MeasuredEntropy(logprobs=_table(logprobs, length, 1)[:, 0].copy(), entropies=centres, entropy_errors=errors)
 
 
 def _table(logprobs: Any, length: int, width: int) -> NDArray[np.float32]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from fr3e_async.rollout.loaded_weights import Proof, Unproven, unproven
 from fr3e_async.rollout.port import Fetch
-from fr3e_async.types import WeightBucket, WeightBundle, WeightManifest
 from fr3e_async.weights import SharedWeights, offsets
 from fr3e_async.weights.bundle import tensor_bytes
+from fr3e_async.weights.manifest import WeightBucket, WeightBundle, WeightManifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

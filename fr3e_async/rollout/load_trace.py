@@ -47,7 +47,7 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class WrittenPiece:
     """What was written into one region of a parameter: a constant, or values from sent tensors."""
 
     region: Region
@@ -59,7 +59,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class ParameterSlot:
     """A parameter in the form in which it is loaded."""
 
     name: str
@@ -89,14 +89,14 @@ class LoadTrace(TorchDispatchMode):
         super().__init__()
         self._keep = keep
         self._known: list[StorageWeakRef] = []  # so that no new storage gets the identity of one that is gone
-        self._slots: dict[int, Slot] = {}  # by storage
+        self._slots: dict[int, ParameterSlot] = {}  # by storage
         self._sent: dict[int, list[Sent]] = {}  # by storage, the newest last
         self._made: dict[int, tuple[str, ...]] = {}  # storage of what was computed -> names of the sent tensors
         self._item: tuple[Any, tuple[str, ...]] = None, ()  # the last number that was read, and of which tensors
-        self.slots: dict[str, Slot] = {}
-        self.pieces: dict[str, list[Piece]] = {}  # by parameter, in the order of writing
+        self.slots: dict[str, ParameterSlot] = {}
+        self.pieces: dict[str, list[WrittenPiece]] = {}  # by parameter, in the order of writing
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            self.slots[name] = slot = Slot(name, tuple(parameter.shape), parameter.dtype)
+            self.slots[name] = slot = ParameterSlot(name, tuple(parameter.shape), parameter.dtype)
             self._slots.setdefault(self._remember(parameter), slot)
 
     def watched(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -116,7 +116,7 @@ class LoadTrace(TorchDispatchMode):
             self._follow(args, out)
         return out
 
-    def _record(self, slot: Slot, func: Any, args: Sequence[Any]) -> None:
+    def _record(self, slot: ParameterSlot, func: Any, args: Sequence[Any]) -> None:
         if func is COPY and self._slots.get(_storage(args[1])) is slot:  # vLLM puts some back into themselves
             return
         region = Region(args[0].storage_offset(), tuple(args[0].size()), tuple(args[0].stride()))
@@ -125,13 +125,13 @@ class LoadTrace(TorchDispatchMode):
         if func is not COPY:
             value = args[1] if func is FILL else 0
             names = self._item[1] if func is FILL and value == self._item[0] else ()
-            pieces.append(Piece(region=region, constant=float(value), names=names))
+            pieces.append(WrittenPiece(region=region, constant=float(value), names=names))
             return
         source = args[1].detach().expand(region.size)
         names, taken = self._origin(source)
         kept = self._keep or source.is_meta
         pieces.append(
-            Piece(
+            WrittenPiece(
                 region=region, names=names, taken=taken, source=source if kept else None,
                 checksum=None if kept else checksum_of_tensor(source.to(slot.dtype)),
             )
@@ -161,7 +161,7 @@ class LoadTrace(TorchDispatchMode):
 
 
 @dataclass(slots=True)
-class Layout:
+class LoadLayout:
     """Where a model keeps the sent tensors; learnt from loads that were proven."""
 
     shapes: dict[str, Shape] = field(default_factory=dict)  # of the sent tensors

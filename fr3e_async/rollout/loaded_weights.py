@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fr3e_async.rollout.load_trace import LoadTrace, Piece, Region, Shape, Slot, covered
+from fr3e_async.rollout.load_trace import LoadTrace, ParameterSlot, Region, Shape, WrittenPiece, covered
 from fr3e_async.weights.checksum import checksum_of_tensor
 
 EVERY = 8  # after most updates one packed layer in so many is looked at, another one each time
 PROBES = 4  # columns of its weight that are compared then; other ones each time
 BLOCK = 256  # columns that are compared at once where all are
-Sources = Mapping[str, tuple[Slot, list[Piece]]]  # attribute of a layer -> its form, and what was written into it
+Sources = Mapping[str, tuple[ParameterSlot, list[WrittenPiece]]]  # attribute of a layer -> its form, and what was written into it
 Packer = Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -140,7 +140,9 @@ def _compare_remade(model: nn.Module, trace: LoadTrace, remade: Callable[[nn.Mod
                 raise Unproven(f"{path}.{name} is not what the layer makes of its weights")
 
 
-def _compare_plain(parameter: str, weight: Tensor, slot: Slot, pieces: Sequence[Piece], known: Mapping[str, int]) -> None:
+def _compare_plain(
+    parameter: str, weight: Tensor, slot: ParameterSlot, pieces: Sequence[WrittenPiece], known: Mapping[str, int]
+) -> None:
     if tuple(weight.shape) != slot.shape or not weight.dtype.is_floating_point or weight.dtype.itemsize < slot.dtype.itemsize:
         raise Unproven(
             f"{parameter} ({_names(pieces)}) is kept as {weight.dtype} of shape {tuple(weight.shape)}, loaded as {slot.dtype} of "
@@ -165,7 +167,7 @@ def _compare_plain(parameter: str, weight: Tensor, slot: Slot, pieces: Sequence[
             raise Unproven(f"{parameter} differs from {_names([piece])} after loading")
 
 
-def _compare_columns(path: str, layer: nn.Module, slot: Slot, pieces: Sequence[Piece], look: Look) -> bool:
+def _compare_columns(path: str, layer: nn.Module, slot: ParameterSlot, pieces: Sequence[WrittenPiece], look: Look) -> bool:
     """Multiply unit vectors by the packed weight: exact in every float type, since each sum has one non-zero term.
 
     All sizes are those of the engine's own parameter. True if all columns were compared; else others come next time.
@@ -194,7 +196,7 @@ def _compare_packed_again(path: str, layer: nn.Module, sources: Sources, packer:
     return look.whole or count == 1
 
 
-def plain(slot: Slot, pieces: Sequence[Piece]) -> Tensor:
+def plain(slot: ParameterSlot, pieces: Sequence[WrittenPiece]) -> Tensor:
     """[slot.shape] the parameter as it was loaded, put together again."""
     whole = torch.zeros(slot.shape, dtype=slot.dtype)
     for piece in pieces:
@@ -202,7 +204,7 @@ def plain(slot: Slot, pieces: Sequence[Piece]) -> Tensor:
     return whole
 
 
-def columns(slot: Slot, pieces: Sequence[Piece], chosen: Tensor) -> Tensor:
+def columns(slot: ParameterSlot, pieces: Sequence[WrittenPiece], chosen: Tensor) -> Tensor:
     """[N, P] chosen columns of a two-dimensional parameter as it was loaded."""
     height, width = slot.shape
     if any(len(piece.region.size) != 2 or piece.region.stride != (width, 1) for piece in pieces):
@@ -215,26 +217,26 @@ def columns(slot: Slot, pieces: Sequence[Piece], chosen: Tensor) -> Tensor:
     return found
 
 
-def rows(slot: Slot, pieces: Sequence[Piece], index: int) -> Tensor:
+def rows(slot: ParameterSlot, pieces: Sequence[WrittenPiece], index: int) -> Tensor:
     """[1, ...] one entry of a parameter's first dimension as it was loaded."""
     step = torch.Size(slot.shape[1:]).numel()
     near = [piece for piece in pieces if _within(piece, slot, index)]
     if any(piece.region.offset < index * step or piece.region.end > (index + 1) * step for piece in near):
         return plain(slot, near)[index : index + 1]
-    one = Slot(slot.name, (1, *slot.shape[1:]), slot.dtype)
+    one = ParameterSlot(slot.name, (1, *slot.shape[1:]), slot.dtype)
     moved = [
-        Piece(region=Region(p.region.offset - index * step, p.region.size, p.region.stride), source=_values(slot, p))
+        WrittenPiece(region=Region(p.region.offset - index * step, p.region.size, p.region.stride), source=_values(slot, p))
         for p in near
     ]
     return plain(one, moved)
 
 
-def _within(piece: Piece, slot: Slot, index: int) -> bool:
+def _within(piece: WrittenPiece, slot: ParameterSlot, index: int) -> bool:
     step = torch.Size(slot.shape[1:]).numel()
     return piece.region.offset < (index + 1) * step and piece.region.end > index * step
 
 
-def _values(slot: Slot, piece: Piece) -> Tensor:
+def _values(slot: ParameterSlot, piece: WrittenPiece) -> Tensor:
     if piece.checksum is not None:
         raise Unproven(f"{slot.name} ({_names([piece])}) is packed, and what was sent is gone: it cannot be compared")
     if piece.source is not None and piece.source.is_meta:
@@ -242,7 +244,7 @@ def _values(slot: Slot, piece: Piece) -> Tensor:
     return torch.full(piece.region.size, piece.constant, dtype=slot.dtype) if piece.source is None else piece.source
 
 
-def known_checksum(piece: Piece, held: Tensor, known: Mapping[str, int]) -> int | None:
+def known_checksum(piece: WrittenPiece, held: Tensor, known: Mapping[str, int]) -> int | None:
     """The checksum that a region should have if it holds one whole tensor of its type, of another device; else None.
 
     Finding it again there would take as long as the load.
@@ -279,7 +281,7 @@ def _twins(model: nn.Module) -> dict[str, list[str]]:
     return {name: sorted(names, key=lambda other: other != name) for names in by_tensor.values() for name in names}
 
 
-def _all_written(slot: Slot, pieces: Sequence[Piece]) -> bool:
+def _all_written(slot: ParameterSlot, pieces: Sequence[WrittenPiece]) -> bool:
     return bool(covered([piece.region for piece in pieces], torch.Size(slot.shape).numel()).all())
 
 
@@ -320,7 +322,7 @@ def _tiled(regions: Sequence[Region], numel: int) -> bool:
     return bool(covered(set(regions), numel).all())
 
 
-def _names(pieces: Sequence[Piece]) -> str:
+def _names(pieces: Sequence[WrittenPiece]) -> str:
     return ", ".join(dict.fromkeys(name for piece in pieces for name in piece.names)) or "a constant"
 
 

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.types import Completion, WeightAck, WeightBucket, WeightBundle, WeightManifest
+from fr3e_async.types import Completion
+from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, WeightManifest
 
 Fetch = Callable[[Any], Awaitable[WeightBucket]]  # a bucket behind the handle that a bundle has of it
 

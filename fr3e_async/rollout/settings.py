@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from fr3e_async.rollout.entropy import provider_of
-from fr3e_async.rollout.port import EngineSpec
+from fr3e_async.rollout.port import EngineSpec, SampleRequest
 
 GIB = 1 << 30
 
@@ -48,3 +52,48 @@ def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
         # At the end of each part of a prompt vLLM turns the request's generator back, which ends the process on a CPU.
         args["enable_chunked_prefill"] = False
     return AsyncEngineArgs(**(args | spec.options))
+
+
+# ---- One request in vLLM's words, and which weights made each token of its answer ----
+# Importing this module imports vllm.
+
+
+def check_request(request: SampleRequest, spec: EngineSpec) -> None:
+    """Raise ``ValueError`` for a request that this engine cannot take."""
+    if len(request.context) >= spec.max_model_len:
+        raise ValueError(
+            f"request {request.request_id}: a context of {len(request.context)} tokens leaves no room in a model length "
+            f"of {spec.max_model_len}"
+        )
+    if request.seed is not None and not spec.seeded:
+        raise ValueError(f"request {request.request_id} carries a seed; the engine was started without EngineSpec.seeded")
+
+
+def sampling_params(request: SampleRequest, spec: EngineSpec, *, logprobs: int) -> SamplingParams:
+    """``logprobs``: what the entropy provider asks for."""
+    return SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        seed=request.seed,
+        max_tokens=request.max_tokens,
+        stop_token_ids=list(spec.end_token_ids),
+        logprobs=logprobs,
+        flat_logprobs=True,
+        stop=list(spec.stops),
+        include_stop_str_in_output=True,
+        detokenize=bool(spec.stops),
+        skip_special_tokens=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def versions_of(sampled: CompletionOutput, length: int) -> NDArray[np.int32]:
+    """[length] the weight version of each token, from vLLM's spans."""
+    versions = np.full(length, -1, dtype=np.int32)
+    for span in sampled.weight_versions or ():
+        versions[span.start : span.end] = int(span.version)
+    if (versions < 0).any():
+        raise RuntimeError(f"the engine gave no weight version for {int((versions < 0).sum())} of {length} tokens")
+    return versions

@@ -30,7 +30,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from fr3e_async.rollout.port import TransferMeeting
-from fr3e_async.types import WeightManifest
+from fr3e_async.weights.manifest import WeightManifest
 
 GLOO = "gloo"
 

@@ -45,11 +45,11 @@ from fr3e_async.rollout.port import (
     WeightsRefused,
     in_hand,
 )
-from fr3e_async.rollout.settings import engine_args
+from fr3e_async.rollout.settings import check_request, engine_args, sampling_params, versions_of
 from fr3e_async.rollout.transfer import engine_init_info, update_info
-from fr3e_async.rollout.vllm_request import check_request, sampling_params, versions_of
-from fr3e_async.types import Completion, Finish, WeightAck, WeightBundle, WeightManifest
+from fr3e_async.types import Completion, Finish
 from fr3e_async.weights.bundle import tensor_bytes
+from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 T = TypeVar("T")
 Load = Callable[[AsyncLLM, WeightManifest], Awaitable[dict[str, Any]]]

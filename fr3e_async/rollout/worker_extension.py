@@ -19,13 +19,13 @@ from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from fr3e_async.rollout import transfer  # noqa: F401 - makes the gloo backend known to vLLM
-from fr3e_async.rollout.load_trace import Layout, LoadTrace, Shape
+from fr3e_async.rollout.load_trace import LoadLayout, LoadTrace, Shape
 from fr3e_async.rollout.loaded_weights import Packer, Proof, prove
 from fr3e_async.rollout.owner import die_with_owner
 from fr3e_async.weights import SharedMapping, checksum_of_tensor, shared_tensors
 
 MAPPING = SharedMapping()  # of this process: one worker
-LAYOUT = Layout()  # of this worker's model
+LAYOUT = LoadLayout()  # of this worker's model
 
 
 class WorkerExtension:

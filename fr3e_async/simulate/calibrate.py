@@ -26,12 +26,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fr3e_async.control.dispatch import VERIFIERS
 from fr3e_async.errors import StorageError
-from fr3e_async.simulate.fit import Array, robust
+from fr3e_async.machine.dispatch import VERIFIERS
 from fr3e_async.simulate.recording import Batch, Recording, Span
-from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Model, Service, VerifierTimes, WeightTimes
-from fr3e_async.simulate.work_time import Ramps, Staircase, WorkTime
+from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Service, SystemModel, VerifierTimes, WeightTimes
+from fr3e_async.simulate.work_time import Array, Ramps, Staircase, WorkTime, robust
 from fr3e_async.simulate.workload import MeasuredWorkload
 
 MOST_CASES = 4096  # groups of a run that are kept to draw from
@@ -45,7 +44,7 @@ ROUNDS = 2  # that the step counter is made better
 class Fit:
     """``errors``: median relative error of the durations of tasks or batches, by role."""
 
-    model: Model
+    model: SystemModel
     errors: dict[str, float]
     rows: dict[str, int]  # durations that were fitted
 
@@ -85,7 +84,7 @@ def calibrate(recording: Recording, *, source: str, cores: float = 0, pause_s: f
     workload = MeasuredWorkload(recording.cases[-MOST_CASES:])
     service = Service(engine=engine, verifier=verifier, learner=learner, weights=weights)
     return Fit(
-        model=Model(service=service, workload=workload, source=source),
+        model=SystemModel(service=service, workload=workload, source=source),
         errors={"engine": engine_error, "verifier": verifier_error, "learner": learner_error},
         rows={"engine": engine_rows, "verifier": verifier_rows, "learner": len(_whole_batches(recording))},
     )

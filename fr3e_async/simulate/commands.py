@@ -10,13 +10,13 @@ from pathlib import Path
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError, RunFailed, UserError
-from fr3e_async.loader import load_config
-from fr3e_async.memory import model_shape
+from fr3e_async.learner.memory import model_shape
+from fr3e_async.settings.loader import load_config
 from fr3e_async.simulate.calibrate import Fit, calibrate, pause_of
 from fr3e_async.simulate.propose import Cluster, Search, mean_length, render
 from fr3e_async.simulate.recording import read_recording
 from fr3e_async.simulate.roofline import device_of, roofline
-from fr3e_async.simulate.service import Model
+from fr3e_async.simulate.service import SystemModel
 from fr3e_async.simulate.simulation import simulate
 from fr3e_async.simulate.workload import LogNormalWorkload
 
@@ -91,7 +91,7 @@ def _number(key: str, text: str) -> float:
     return value
 
 
-def model_of(words: Words, config: Config) -> Model:
+def model_of(words: Words, config: Config) -> SystemModel:
     """Of a run, of a file, or of a data sheet. Raises ``UserError`` kinds."""
     sources = [name for name in ("run", "model", "device") if name in words.given]
     if len(sources) > 1:
@@ -99,7 +99,7 @@ def model_of(words: Words, config: Config) -> Model:
     if words.texts["run"]:
         return fit_of(Path(words.texts["run"]), cores=words.numbers["cores"]).model
     if words.texts["model"]:
-        return Model.load(Path(words.texts["model"]))
+        return SystemModel.load(Path(words.texts["model"]))
     shape = model_shape(config)
     if shape is None:
         raise ConfigError(f"model.path={config.model.path} is not on this disk; set model.parameters, or give run= or model=")
@@ -171,7 +171,7 @@ def measure(argv: Sequence[str]) -> int:
     return 0
 
 
-def _mean_of(model: Model) -> str:
+def _mean_of(model: SystemModel) -> str:
     return f"{mean_length(model):.0f}"
 
 

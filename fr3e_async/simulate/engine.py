@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fr3e_async.simulate.clock import VirtualClock
-from fr3e_async.simulate.cores import Cores
+from fr3e_async.simulate.clock import Cores, VirtualClock
 from fr3e_async.simulate.service import EngineTimes
 
 NEAR = 1e-6  # steps or seconds: what floating point leaves of a request that is done

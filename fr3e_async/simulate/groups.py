@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from fr3e_async.algorithm.strategies import GroupPlan
 from fr3e_async.config import Config
-from fr3e_async.control.messages import Branch, Sample
-from fr3e_async.simulate.workload import Answer, Tree, Workload
+from fr3e_async.machine.messages import Branch, Sample
+from fr3e_async.simulate.workload import MeasuredAnswer, Tree, Workload
 from fr3e_async.types import Anchor, Outcome, RolloutId, Verdict
 
 BLOCK = 16  # tokens of a key-value block where engine.block_size leaves it to the engine
@@ -21,7 +21,7 @@ Home = tuple[str, int]  # an engine, and the state of its cache
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SimulatedRow:
     """One rollout of a task. Tokens."""
 
     id: RolloutId
@@ -31,9 +31,9 @@ class Row:
 
 
 @dataclass(slots=True)
-class Group:
+class SimulatedGroup:
     tree: Tree
-    answers: dict[RolloutId, Answer] = field(default_factory=dict)
+    answers: dict[RolloutId, MeasuredAnswer] = field(default_factory=dict)
     places: dict[int, list[int]] = field(default_factory=dict)  # by base
     prompt_at: set[Home] = field(default_factory=set)
     base_at: set[tuple[Home, int]] = field(default_factory=set)
@@ -47,14 +47,14 @@ class Groups:
         self._max_response = config.sampling.max_response
         self._min_gap = plan.rule.min_gap if plan.rule else 1
         self._caching, self._block = config.engine.prefix_caching, config.engine.block_size or BLOCK
-        self._open: dict[str, Group] = {}
+        self._open: dict[str, SimulatedGroup] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._open
 
     def open(self, name: str, number: int) -> None:
         """``number``: groups before it, over the whole run."""
-        self._open[name] = Group(self._workload.tree(self._seed, number, max_response=self._max_response))
+        self._open[name] = SimulatedGroup(self._workload.tree(self._seed, number, max_response=self._max_response))
 
     def close(self, name: str) -> None:
         del self._open[name]
@@ -78,13 +78,13 @@ class Groups:
             for j, place in enumerate(places, start=1)
         ]
 
-    def rows(self, work: Sample | Branch, home: Home) -> list[Row]:
+    def rows(self, work: Sample | Branch, home: Home) -> list[SimulatedRow]:
         """The rollouts of a task as an engine gets them."""
         if isinstance(work, Sample):
             return self._sampled(work, home)
         return self._branched(work, home)
 
-    def _sampled(self, work: Sample, home: Home) -> list[Row]:
+    def _sampled(self, work: Sample, home: Home) -> list[SimulatedRow]:
         group = self._open[work.ids[0].group]
         known = group.tree.prompt if home in group.prompt_at else 0
         group.prompt_at.add(home)
@@ -93,7 +93,7 @@ class Groups:
             group.answers[id] = group.tree.base(id.branch)
         return self._with_cache(group, [(id, group.tree.prompt) for id in work.ids], known)
 
-    def _branched(self, work: Branch, home: Home) -> list[Row]:
+    def _branched(self, work: Branch, home: Home) -> list[SimulatedRow]:
         """Longest context first, as the roller asks. Nothing is thrown out of a cache before new weights come."""
         group, base = self._open[work.group], work.trunk.branch
         positions = {anchor.node: (number, anchor.position) for number, anchor in enumerate(work.anchors)}
@@ -109,11 +109,11 @@ class Groups:
         group.base_at.add((home, base))
         return self._with_cache(group, contexts, known)
 
-    def _with_cache(self, group: Group, contexts: list[tuple[RolloutId, int]], known: int) -> list[Row]:
+    def _with_cache(self, group: SimulatedGroup, contexts: list[tuple[RolloutId, int]], known: int) -> list[SimulatedRow]:
         """What one request computes is there for the next ones, in whole blocks; the last token is always computed."""
         rows = []
         for id, context in contexts:
             cached = min(known, context - 1) // self._block * self._block if self._caching else 0
-            rows.append(Row(id, group.answers[id].length, context, cached))
+            rows.append(SimulatedRow(id, group.answers[id].length, context, cached))
             known = max(known, context)
         return rows

@@ -14,10 +14,10 @@ from typing import TypeVar
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, VerifierPoolConfig
-from fr3e_async.control.dispatch import VERIFIERS
 from fr3e_async.errors import ConfigError
-from fr3e_async.simulate.report import Report
-from fr3e_async.simulate.service import Model
+from fr3e_async.machine.dispatch import VERIFIERS
+from fr3e_async.simulate.report import SimulationReport
+from fr3e_async.simulate.service import SystemModel
 from fr3e_async.simulate.simulation import simulate
 
 Pool = TypeVar("Pool", EnginePoolConfig, VerifierPoolConfig)
@@ -47,7 +47,7 @@ class Cluster:
 class Candidate:
     split: Split
     config: Config
-    report: Report
+    report: SimulationReport
 
     @property
     def settings(self) -> str:
@@ -74,7 +74,9 @@ def _of_size(pool: Pool, count: int) -> Pool:
 class Search:
     """See the module's docstring. Every split is simulated once."""
 
-    def __init__(self, config: Config, model: Model, cluster: Cluster, *, steps: int = 4, most: int = 60, seed: int = 0) -> None:
+    def __init__(
+        self, config: Config, model: SystemModel, cluster: Cluster, *, steps: int = 4, most: int = 60, seed: int = 0
+    ) -> None:
         """``steps``: batches that each simulation measures; ``most``: simulations at most. Raises ``ConfigError``."""
         self._config, self._model, self._cluster = config, model, cluster
         self._steps, self._most, self._seed = steps, most, seed
@@ -179,7 +181,7 @@ class Search:
         return max(1, int((self._cluster.cpus - others) / c.verifiers.cpus))
 
 
-def mean_length(model: Model) -> float:
+def mean_length(model: SystemModel) -> float:
     """Tokens of a base, by drawing some."""
     drawn = [model.workload.tree(0, number, max_response=2**30).base(0).length for number in range(64)]
     return sum(drawn) / len(drawn)

@@ -10,33 +10,17 @@ from pathlib import Path
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.journal import Entry, read_journal
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import (
-    Acked,
-    Answered,
-    Assign,
-    Command,
-    Delivered,
-    Event,
-    Exported,
-    Judged,
-    Lost,
-    Rescored,
-    Retire,
-    Score,
-    Send,
-    Train,
-    Trained,
-    WorkerUp,
-)
 from fr3e_async.errors import ConfigError, RunFailed, StorageError
-from fr3e_async.loader import config_from
-from fr3e_async.simulate.report import Report
+from fr3e_async.machine.events import Acked, Answered, Delivered, Event, Exported, Judged, Lost, Rescored, Trained, WorkerUp
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import Assign, Command, Retire, Score, Send, Train
+from fr3e_async.settings.loader import config_from
+from fr3e_async.simulate.report import SimulationReport
 from fr3e_async.simulate.service import batch_tokens
 from fr3e_async.simulate.stats import Stats
-from fr3e_async.simulate.workload import Answer, Case
-from fr3e_async.types import Anchor, Outcome, RolloutId, RolloutNote
+from fr3e_async.simulate.workload import MeasuredAnswer, MeasuredGroup
+from fr3e_async.store.journal import Entry, read_journal
+from fr3e_async.types import Anchor, Outcome, RolloutId, RolloutSummary
 
 RIGHT = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNKNOWN: None}
 
@@ -48,7 +32,7 @@ class Span:
     worker: str
     start: float
     end: float = 0.0
-    notes: tuple[RolloutNote, ...] = ()
+    notes: tuple[RolloutSummary, ...] = ()
     answers: int = 0
     whole: bool = False  # it ended as it should
 
@@ -70,11 +54,11 @@ class Recording:
     spans: list[Span] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     loads: list[tuple[str, float, float]] = field(default_factory=list)  # (engine, sent, acknowledged)
-    cases: list[Case] = field(default_factory=list)
+    cases: list[MeasuredGroup] = field(default_factory=list)
     events: int = 0
 
 
-def read_recording(run: Path, *, warmup: int = 1) -> tuple[Recording, Report]:
+def read_recording(run: Path, *, warmup: int = 1) -> tuple[Recording, SimulationReport]:
     """Of a run's folder its longest session, or of one journal file. Raises ``StorageError``."""
     path = run
     if run.is_dir():
@@ -114,7 +98,7 @@ class _Reader:
         self.recording = recording
         self._spans: dict[int, Span] = {}
         self._sent: dict[str, float] = {}
-        self._notes: dict[str, list[RolloutNote]] = {}
+        self._notes: dict[str, list[RolloutSummary]] = {}
         self._anchors: dict[str, list[Anchor]] = {}
         self._right: dict[RolloutId, bool | None] = {}
 
@@ -174,7 +158,7 @@ class _Reader:
             case _:
                 pass
 
-    def _end(self, now: float, task: int, *, notes: tuple[RolloutNote, ...] = (), answers: int = 0) -> None:
+    def _end(self, now: float, task: int, *, notes: tuple[RolloutSummary, ...] = (), answers: int = 0) -> None:
         span = self._spans.pop(task, None)
         if span is not None:
             span.end, span.notes, span.answers, span.whole = now, notes, answers, True
@@ -185,14 +169,14 @@ class _Reader:
         bases = {note.id.branch: note for note in notes if note.id.node == 0}
         if not bases or sorted(bases) != list(range(len(bases))):
             return  # a base is missing
-        branches: dict[int, list[Answer]] = {}
+        branches: dict[int, list[MeasuredAnswer]] = {}
         for note in sorted(notes, key=lambda note: note.id):
             if note.id.node:
-                branches.setdefault(note.id.node, []).append(Answer(note.length, right[note.id]))
-        grown: dict[int, list[tuple[int, tuple[Answer, ...]]]] = {}
+                branches.setdefault(note.id.node, []).append(MeasuredAnswer(note.length, right[note.id]))
+        grown: dict[int, list[tuple[int, tuple[MeasuredAnswer, ...]]]] = {}
         for anchor in sorted(anchors, key=lambda anchor: anchor.position):
             if anchor.node in branches:
                 grown.setdefault(anchor.trunk, []).append((anchor.position, tuple(branches[anchor.node])))
-        answers = tuple(Answer(bases[b].length, right[bases[b].id]) for b in range(len(bases)))
-        case = Case(bases[0].context, answers, {base: tuple(found) for base, found in grown.items()})
+        answers = tuple(MeasuredAnswer(bases[b].length, right[bases[b].id]) for b in range(len(bases)))
+        case = MeasuredGroup(bases[0].context, answers, {base: tuple(found) for base, found in grown.items()})
         self.recording.cases.append(case)

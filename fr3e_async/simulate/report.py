@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class SimulationReport:
     """Means over the time from the end of the warm-up to the last trained batch."""
 
     label: str  # "simulation" or "measured"

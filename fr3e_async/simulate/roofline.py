@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
-from fr3e_async.memory import ModelShape, kv_bytes_per_token
-from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Model, Service, VerifierTimes, WeightTimes
+from fr3e_async.learner.memory import ModelShape, kv_bytes_per_token
+from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Service, SystemModel, VerifierTimes, WeightTimes
 from fr3e_async.simulate.workload import LogNormalWorkload
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,7 +52,7 @@ def device_of(name: str) -> Device:
     return DEVICES[name]
 
 
-def roofline(config: Config, shape: ModelShape, device: Device, workload: LogNormalWorkload, *, name: str) -> Model:
+def roofline(config: Config, shape: ModelShape, device: Device, workload: LogNormalWorkload, *, name: str) -> SystemModel:
     """Parameters P of s bytes, tensor parallel over t devices, contexts of C tokens on average (half a response more).
 
     step = P·s / (t · bandwidth) + overhead          request = 2·P / (t · flops) + cache of C tokens / (t · bandwidth)
@@ -63,7 +63,7 @@ def roofline(config: Config, shape: ModelShape, device: Device, workload: LogNor
     passes = 6 * learner.epochs + 2 * (config.loss.prox == "recompute") + 2 * learner.epochs * learner.activation_checkpointing
     per_token = passes * shape.parameters / (device.flops * TRAIN_EFFICIENCY)
     each = sent / max(config.generators.gpus, 1)
-    return Model(
+    return SystemModel(
         service=Service(
             engine=engine,
             verifier=VerifierTimes(answer_s=ANSWER_S, task_s=TASK_S),

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.algorithm.batching import Load, tree_tokens
+from fr3e_async.algorithm.batching import RowCost, tree_tokens
 from fr3e_async.errors import StorageError
-from fr3e_async.observe.storage import write_atomically
+from fr3e_async.files.durable import write_atomically
 from fr3e_async.simulate.workload import Workload, workload_of
 
 
@@ -46,7 +46,7 @@ class LearnerTimes:
         """Of a group of ranks, in ranks: ranks · scaling^log2(ranks)."""
         return ranks * self.scaling ** math.log2(ranks)
 
-    def train_s(self, loads: Sequence[Load], *, ranks: int) -> float:
+    def train_s(self, loads: Sequence[RowCost], *, ranks: int) -> float:
         """Rows of one batch. Ranks are taken as evenly loaded."""
         return self.fixed_s + self.token_s * batch_tokens(loads) / self.speed(ranks)
 
@@ -68,16 +68,16 @@ class Service:
     control_s: float = 0.0
 
 
-def batch_tokens(loads: Sequence[Load]) -> int:
+def batch_tokens(loads: Sequence[RowCost]) -> int:
     """What a batch costs the learner, in tokens: every completion, and the longest context of each group once."""
-    groups: dict[int, list[Load]] = {}
+    groups: dict[int, list[RowCost]] = {}
     for load in loads:
         groups.setdefault(load.group, []).append(load)
     return sum(map(tree_tokens, groups.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class SystemModel:
     """What a simulation knows of a system: service times and what prompts are like. ``source`` says where from."""
 
     service: Service
@@ -89,7 +89,7 @@ class Model:
         write_atomically(path, json.dumps(data, indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Model:
+    def load(cls, path: Path) -> SystemModel:
         """Raises ``StorageError`` in one line."""
         try:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fr3e_async.config import Config
-from fr3e_async.simulate.report import Report
-from fr3e_async.simulate.service import Model
-from fr3e_async.simulate.world import EventLog, World
+from fr3e_async.simulate.report import SimulationReport
+from fr3e_async.simulate.service import SystemModel
+from fr3e_async.simulate.station import EventLog
+from fr3e_async.simulate.world import World
 
 
 @contextlib.contextmanager
@@ -27,8 +28,8 @@ def _without_gc() -> Iterator[None]:
 
 
 def simulate(
-    config: Config, model: Model, *, steps: int = 0, seed: int = 0, cores: float = 0, warmup: int = 1, log: EventLog | None = None
-) -> Report:  # fmt: skip
+    config: Config, model: SystemModel, *, steps: int = 0, seed: int = 0, cores: float = 0, warmup: int = 1, log: EventLog | None = None
+) -> SimulationReport:  # fmt: skip
     """Run ``steps`` batches (0: run.steps) of a config on virtual time. Raises ``RunFailed`` like a real run."""
     steps = steps or config.run.steps
     config = replace(config, run=replace(config.run, steps=steps))

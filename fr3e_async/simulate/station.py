@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from fr3e_async.simulate.clock import Call, VirtualClock
-from fr3e_async.simulate.cores import Cores
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import Event
+from fr3e_async.machine.messages import Command, Work, group_of
+from fr3e_async.simulate.clock import Call, Cores, VirtualClock
+from fr3e_async.simulate.engine import Request
+from fr3e_async.simulate.groups import SimulatedRow
 
 NEAR = 1e-9  # seconds of work: what floating point leaves of a job that is done
 
@@ -77,3 +82,31 @@ class Station:
         for _, _, call, argument in done:
             call(argument)  # it may put something first, or hold the station
         self._begin()
+
+
+# ---- Tasks at simulated workers, and who is told of events ----
+
+NAMES = {GENERATORS: "generator", EXPLORERS: "explorer", VERIFIERS: "verifier"}
+
+
+class EventLog(Protocol):
+    """``store.journal.Journal`` fits."""
+
+    def write(self, event: Event, commands: list[Command], now: float) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedTask:
+    """A task at a worker."""
+
+    task: int
+    worker: str
+    work: Work
+    left: int  # rollouts or answers that have not ended
+    rows: list[SimulatedRow] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    over: bool = False
+
+    @property
+    def group(self) -> str:
+        return group_of(self.work)

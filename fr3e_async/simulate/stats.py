@@ -9,28 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.ledger import LedgerState
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import (
-    Answered,
-    Assign,
-    Command,
-    Delivered,
-    Event,
-    Exported,
-    Judged,
-    Live,
-    Lost,
-    Move,
-    Release,
-    Retire,
-    Train,
-    Trained,
-    WorkerDown,
-    WorkerUp,
-)
-from fr3e_async.simulate.report import Report
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import Answered, Delivered, Event, Exported, Judged, Lost, Trained, WorkerDown, WorkerUp
+from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import Assign, Command, Live, Move, Release, Retire, Train
+from fr3e_async.simulate.report import SimulationReport
 
 ROLES = (GENERATORS, EXPLORERS, VERIFIERS)
 LEARNER = "learner"
@@ -53,7 +37,7 @@ class Meter:
 
 
 @dataclass(slots=True)
-class Step:
+class SimulatedStep:
     """The state of affairs when a version was trained."""
 
     time: float
@@ -86,7 +70,7 @@ class Stats:
         self.meters = {role: Meter() for role in (*ROLES, LEARNER)}
         self.meters[LEARNER].there = 1
         self.counts = Counts()
-        self.steps: list[Step] = []
+        self.steps: list[SimulatedStep] = []
         self.live_at: dict[int, float] = {}
         self.exported_at: dict[int, float] = {}
         self._began = 0.0
@@ -220,9 +204,9 @@ class Stats:
     def _trained(self, now: float, version: int) -> None:
         machine = self._machine
         began = max(self._train_at.pop(version, now), self.exported_at.get(version - 1, 0.0))
-        step = Step(
+        step = SimulatedStep(
             time=now,
-            queued={role: machine.desk.queued(role) for role in ROLES},
+            queued={role: machine.dispatcher.queued(role) for role in ROLES},
             ready=machine.ledger.ready,
             slots=machine.ledger.slots_held,
             duration=now - began,
@@ -249,13 +233,13 @@ class Stats:
 
     # ---- the end ----
 
-    def report(self, *, label: str, events: int = 0, seconds: float = 0.0) -> Report:
+    def report(self, *, label: str, events: int = 0, seconds: float = 0.0) -> SimulationReport:
         """Of the time from the end of the warm-up to the last trained version. ``label``: "simulation" or "measured"."""
         steps, (meters, counts) = self.steps, self._cut
         span = max(steps[-1].time - self._began, 1e-9) if steps else 1e-9
         settled = counts.fates.total()
         synced = [self.live_at[v] - at for v, at in self.exported_at.items() if v in self.live_at]
-        return Report(
+        return SimulationReport(
             label=label,
             seconds=span,
             steps=len(steps),

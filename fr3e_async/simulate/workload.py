@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 TRIES = 8  # draws of a length beyond a branch's position, and of a place that keeps its distance
 
 
-class Answer(NamedTuple):
+class MeasuredAnswer(NamedTuple):
     """One rollout: tokens of its completion, and whether it is right; None: nobody can tell."""
 
     length: int
@@ -26,12 +26,12 @@ class Tree(Protocol):
 
     prompt: int  # tokens
 
-    def base(self, number: int) -> Answer: ...
+    def base(self, number: int) -> MeasuredAnswer: ...
 
     def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
         """At most ``count`` positions of anchors on a base, ascending."""
 
-    def branch(self, base: int, anchor: int, position: int) -> Answer:
+    def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
         """The next continuation of a base's ``anchor``-th anchor (from 0), which stands at ``position``."""
 
 
@@ -67,9 +67,9 @@ class _LogNormalTree:
         self._spread = math.sqrt(variance * (1 - workload.common))
         self._centre = math.log(workload.mean) - variance / 2 + chance.gauss(0.0, math.sqrt(variance * workload.common))
         self._right = chance.betavariate(workload.right_alpha, workload.right_beta)
-        self._bases: dict[int, Answer] = {}
+        self._bases: dict[int, MeasuredAnswer] = {}
 
-    def base(self, number: int) -> Answer:
+    def base(self, number: int) -> MeasuredAnswer:
         if number not in self._bases:
             self._bases[number] = self._answer(self._response())
         return self._bases[number]
@@ -77,7 +77,7 @@ class _LogNormalTree:
     def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
         return scattered(self._chance, self.base(base).length, count=count, min_gap=min_gap)
 
-    def branch(self, base: int, anchor: int, position: int) -> Answer:
+    def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
         for _ in range(TRIES):
             length = self._response()
             if length > position:
@@ -87,8 +87,8 @@ class _LogNormalTree:
     def _response(self) -> int:
         return min(self._most, max(1, round(math.exp(self._centre + self._chance.gauss(0.0, 1.0) * self._spread))))
 
-    def _answer(self, length: int) -> Answer:
-        return Answer(length, self._chance.random() < self._right)
+    def _answer(self, length: int) -> MeasuredAnswer:
+        return MeasuredAnswer(length, self._chance.random() < self._right)
 
 
 def scattered(chance: random.Random, length: int, *, count: int, min_gap: int) -> list[int]:
@@ -104,12 +104,12 @@ def scattered(chance: random.Random, length: int, *, count: int, min_gap: int) -
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class MeasuredGroup:
     """A group that was measured: its bases, and for each base that was branched its anchors with their branches."""
 
     prompt: int
-    bases: tuple[Answer, ...]
-    anchors: Mapping[int, tuple[tuple[int, tuple[Answer, ...]], ...]]  # base -> (position, branches) by position
+    bases: tuple[MeasuredAnswer, ...]
+    anchors: Mapping[int, tuple[tuple[int, tuple[MeasuredAnswer, ...]], ...]]  # base -> (position, branches) by position
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class MeasuredWorkload:
     A group that needs more rollouts than its case has draws again from those it has.
     """
 
-    cases: Sequence[Case]
+    cases: Sequence[MeasuredGroup]
 
     def tree(self, seed: int, number: int, *, max_response: int) -> Tree:
         chance = random.Random(seed * 1_000_003 + number)
@@ -133,17 +133,17 @@ class MeasuredWorkload:
 
 
 class _MeasuredTree:
-    def __init__(self, case: Case, chance: random.Random, max_response: int) -> None:
+    def __init__(self, case: MeasuredGroup, chance: random.Random, max_response: int) -> None:
         self.prompt = case.prompt
         self._case, self._chance, self._most = case, chance, max_response
-        self._bases: dict[int, Answer] = {}
+        self._bases: dict[int, MeasuredAnswer] = {}
         self._drawn: dict[tuple[int, int], int] = {}
 
-    def base(self, number: int) -> Answer:
+    def base(self, number: int) -> MeasuredAnswer:
         if number not in self._bases:
             bases = self._case.bases
             chosen = bases[number] if number < len(bases) else self._chance.choice(bases)
-            self._bases[number] = Answer(min(chosen.length, self._most), chosen.right)
+            self._bases[number] = MeasuredAnswer(min(chosen.length, self._most), chosen.right)
         return self._bases[number]
 
     def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
@@ -153,7 +153,7 @@ class _MeasuredTree:
             return measured[:count]
         return scattered(self._chance, length, count=count, min_gap=min_gap)
 
-    def branch(self, base: int, anchor: int, position: int) -> Answer:
+    def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
         number = self._drawn.get((base, anchor), 0)
         self._drawn[base, anchor] = number + 1
         anchors = self._case.anchors.get(base, ())
@@ -163,8 +163,8 @@ class _MeasuredTree:
         else:
             longer = [b for b in self._case.bases if b.length > position]
             chosen = self._chance.choice(longer or self._case.bases)
-            chosen = Answer(max(1, chosen.length - position), chosen.right)
-        return Answer(max(1, min(chosen.length, self._most - position)), chosen.right)
+            chosen = MeasuredAnswer(max(1, chosen.length - position), chosen.right)
+        return MeasuredAnswer(max(1, min(chosen.length, self._most - position)), chosen.right)
 
 
 def workload_of(data: Mapping[str, Any]) -> Workload:
@@ -177,10 +177,10 @@ def workload_of(data: Mapping[str, Any]) -> Workload:
         raise ValueError(f"unknown kind of workload {kind!r}")
     return MeasuredWorkload(
         [
-            Case(
+            MeasuredGroup(
                 prompt,
-                tuple(Answer(*answer) for answer in bases),
-                {base: tuple((p, tuple(Answer(*a) for a in answers)) for p, answers in found) for base, found in anchors},
+                tuple(MeasuredAnswer(*answer) for answer in bases),
+                {base: tuple((p, tuple(MeasuredAnswer(*a) for a in answers)) for p, answers in found) for base, found in anchors},
             )
             for prompt, bases, anchors in fields["cases"]
         ]

@@ -9,88 +9,59 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
 
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.control.machine import Machine
-from fr3e_async.control.messages import (
+from fr3e_async.errors import RunFailed
+from fr3e_async.machine.codec import nameless
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import (
     Acked,
     Admitted,
-    Assign,
     Begun,
-    Busy,
-    Command,
     Delivered,
-    Dismiss,
     Due,
     Event,
     Exported,
-    Hire,
     Judged,
     Lost,
     Pressure,
+    Rescored,
+    Trained,
+    Utilization,
+    WorkerDown,
+    WorkerUp,
+)
+from fr3e_async.machine.machine import Machine
+from fr3e_async.machine.messages import (
+    Assign,
+    Command,
+    Dismiss,
+    Hire,
     Release,
     Rescore,
-    Rescored,
     Retire,
     Sample,
     Score,
     Send,
     Train,
-    Trained,
     Wait,
     Withdraw,
-    Work,
-    WorkerDown,
-    WorkerUp,
-    group_of,
 )
-from fr3e_async.errors import RunFailed
-from fr3e_async.simulate.clock import VirtualClock
-from fr3e_async.simulate.cores import Cores
+from fr3e_async.simulate.clock import Cores, VirtualClock
 from fr3e_async.simulate.engine import Request, SimulatedEngine
-from fr3e_async.simulate.groups import Groups, Row
-from fr3e_async.simulate.service import Model
-from fr3e_async.simulate.station import Station
+from fr3e_async.simulate.groups import Groups
+from fr3e_async.simulate.service import SystemModel
+from fr3e_async.simulate.station import NAMES, EventLog, SimulatedTask, Station
 from fr3e_async.simulate.stats import Stats
-from fr3e_async.types import Finish, Prompt, RolloutNote
-
-NAMES = {GENERATORS: "generator", EXPLORERS: "explorer", VERIFIERS: "verifier"}
-
-
-class EventLog(Protocol):
-    """``control.journal.Journal`` fits."""
-
-    def write(self, event: Event, commands: list[Command], now: float) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A task at a worker."""
-
-    task: int
-    worker: str
-    work: Work
-    left: int  # rollouts or answers that have not ended
-    rows: list[Row] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    over: bool = False
-
-    @property
-    def group(self) -> str:
-        return group_of(self.work)
+from fr3e_async.types import Finish, RolloutSummary
 
 
 class World:
     """See the module's docstring. ``cores``: of the one machine that all processes share; 0: everyone has a device."""
 
     def __init__(
-        self, config: Config, model: Model, *, seed: int = 0, cores: float = 0, warmup: int = 1, log: EventLog | None = None
+        self, config: Config, model: SystemModel, *, seed: int = 0, cores: float = 0, warmup: int = 1, log: EventLog | None = None
     ) -> None:  # fmt: skip
         self.config, self.times = config, model.service
         self.clock = VirtualClock()
@@ -106,7 +77,7 @@ class World:
         self._groups = Groups(config, strategy.plan, model.workload, seed=seed)
         self._engines: dict[str, SimulatedEngine] = {}
         self._verifiers: dict[str, Station] = {}
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, SimulatedTask] = {}
         self._hires: set[int] = set()  # tickets of workers that come up
         self._born: dict[str, int] = {}  # workers by role, also those that are gone
         self._payloads = 0
@@ -126,7 +97,7 @@ class World:
             for _ in range(count):
                 self._start(role)
         self._tell(Begun())  # after the workers, also where the control loop takes its time
-        if self.machine.sizer.elastic:
+        if self.machine.autoscaler.elastic:
             self.clock.after(config.observe.heartbeat_s, self._pools, self.stats.busy_s(0.0))
         while not self.machine.ledger.finished:
             if not self.clock.step():
@@ -139,7 +110,7 @@ class World:
             was_busy, was_there = before[role] if there >= before[role][1] else (0.0, 0.0)  # counted anew since
             if there > was_there:
                 idle.append((role, round(1 - min(1.0, (busy - was_busy) / (there - was_there)), 3)))
-        self._tell(Busy(at=self.clock.now, idle=tuple(idle)))
+        self._tell(Utilization(at=self.clock.now, idle=tuple(idle)))
         self.clock.after(self.config.observe.heartbeat_s, self._pools, now)
 
     def _tell(self, event: Event) -> None:
@@ -165,7 +136,7 @@ class World:
     def _admit(self, number: int) -> None:
         group = f"p{number}@0"
         self._groups.open(group, number)
-        self._apply(Admitted(group=group, prompt=_prompt(f"p{number}")))
+        self._apply(Admitted(group=group, prompt=nameless(f"p{number}")))
 
     def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:
@@ -249,7 +220,7 @@ class World:
     def _assign(self, command: Assign) -> None:
         work = command.work
         assert work is not None, "nobody asks for a worker in a simulation"
-        job = Job(command.task, command.worker, work, left=len(work.ids))
+        job = SimulatedTask(command.task, command.worker, work, left=len(work.ids))
         self.jobs[job.task] = job
         if isinstance(work, Score):
             for _ in work.ids:
@@ -269,7 +240,7 @@ class World:
         if job.left == 0:
             self.clock.after(self.times.engine.task_s, self._deliver, (job, self._engines[job.worker].version))
 
-    def _deliver(self, ended: tuple[Job, int]) -> None:
+    def _deliver(self, ended: tuple[SimulatedTask, int]) -> None:
         job, version = ended
         if job.over:
             return
@@ -279,7 +250,7 @@ class World:
         most = self.config.sampling.max_response
         prompt = self._groups.prompt(job.group)
         notes = tuple(
-            RolloutNote(
+            RolloutSummary(
                 id=row.id, length=row.length, context=row.context, cached=row.cached, entropy_sum=0.0, entropy_error_sum=0.0,
                 finish=Finish.LENGTH if row.context - prompt + row.length >= most else Finish.STOP,
                 oldest_version=request.version, newest_version=version,
@@ -297,21 +268,21 @@ class World:
             return times.answer_s
         return times.answer_s * math.exp(self._chance.gauss(-(times.spread**2) / 2, times.spread))
 
-    def _answered(self, job: Job) -> None:
+    def _answered(self, job: SimulatedTask) -> None:
         job.left -= 1
         if job.left == 0:
             times = self.times.verifier
             call_s = self._chance.choice(times.task_samples) if times.task_samples else times.task_s
             self.clock.after(call_s, self._judged, job)
 
-    def _judged(self, job: Job) -> None:
+    def _judged(self, job: SimulatedTask) -> None:
         if job.over:
             return
         self._close(job)
         verdicts = self._groups.verdicts(job.group, job.work.ids)
         self._tell(Judged(task=job.task, group=job.group, ids=job.work.ids, verdicts=verdicts))
 
-    def _lose(self, job: Job, reason: str, *, counted: bool = True) -> None:
+    def _lose(self, job: SimulatedTask, reason: str, *, counted: bool = True) -> None:
         self._close(job)
         scoring = isinstance(job.work, Score)
         payload = job.work.payload if isinstance(job.work, Score) else -1
@@ -320,7 +291,7 @@ class World:
         )  # fmt: skip
         self.clock.after(0.0, self._tell, lost)
 
-    def _close(self, job: Job) -> None:
+    def _close(self, job: SimulatedTask) -> None:
         job.over = True
         del self.jobs[job.task]
 
@@ -373,10 +344,3 @@ class World:
             self._receiving.discard(worker)
             if not self._receiving:
                 self._learner.hold(False)
-
-
-_TOKENS = np.zeros(1, dtype=np.int32)
-
-
-def _prompt(uid: str) -> Prompt:
-    return Prompt(uid=uid, text="", gold="", token_ids=_TOKENS)

@@ -26,7 +26,7 @@ from fr3e_async.config.reward import check_rewards, reward_terms
 from fr3e_async.errors import ConfigError, RunFailed, StorageError, UserError, printable
 from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
-from fr3e_async.verify.cases import Case, Judged, read_cases, report
+from fr3e_async.verify.cases import JudgedCase, LabelledCase, read_cases, report
 from fr3e_async.verify.pool import Question, VerifierPool, bare_gold
 from fr3e_async.verify.rewards import MATH, check_reward
 
@@ -115,37 +115,37 @@ def score(args: argparse.Namespace) -> int:
 
 
 def judge_cases(
-    cases: Sequence[Case], config: VerifierPoolConfig, terms: Sequence[RewardConfig] = reward_terms(MATH, ())
-) -> list[Judged]:
+    cases: Sequence[LabelledCase], config: VerifierPoolConfig, terms: Sequence[RewardConfig] = reward_terms(MATH, ())
+) -> list[JudgedCase]:
     """One case after another for each worker, so that the time of a case is its own; where a function takes batches, it is the mean."""
     with VerifierPool(config, terms) as pool:
         math_alone = [term.function for term in terms] == [MATH]
         if math_alone:  # the first case shall not wait for imports
             pool.judge_answer("\\frac12", "0.5")
 
-        def one(case: Case) -> Judged:
+        def one(case: LabelledCase) -> JudgedCase:
             started = time.perf_counter()
             verdict = _verdict(pool, case) if math_alone else pool.judge(*_question(case))
-            return Judged(case=case, verdict=verdict, time_s=time.perf_counter() - started)
+            return JudgedCase(case=case, verdict=verdict, time_s=time.perf_counter() - started)
 
         if any(term.batch for term in terms):
             started = time.perf_counter()
             verdicts = asyncio.run(pool.judge_many(map(_question, cases)))
             each = (time.perf_counter() - started) / len(cases)
-            return [Judged(case=case, verdict=verdict, time_s=each) for case, verdict in zip(cases, verdicts, strict=True)]
+            return [JudgedCase(case=case, verdict=verdict, time_s=each) for case, verdict in zip(cases, verdicts, strict=True)]
         with ThreadPoolExecutor(config.workers) as threads:
             return list(threads.map(one, cases))
 
 
-def _verdict(pool: VerifierPool, case: Case) -> Verdict:
+def _verdict(pool: VerifierPool, case: LabelledCase) -> Verdict:
     return pool.judge_answer(answers.answer_of(case.prediction, case.kind), answers.gold_of(case.gold, case.kind))
 
 
-def _question(case: Case) -> Question:
+def _question(case: LabelledCase) -> Question:
     return Question(case.prediction, case.gold, case.problem, length=case.length, finish=case.finish, columns=case.columns)
 
 
-def write(path: Path, judged: Sequence[Judged]) -> None:
+def write(path: Path, judged: Sequence[JudgedCase]) -> None:
     """The rows as one JSON list. Raises ``StorageError``."""
     try:
         path.write_text(json.dumps([one.row() for one in judged], indent=1) + "\n", encoding="utf-8")

@@ -25,8 +25,8 @@ _COMMIT = re.compile(r"@[0-9a-f]{7,40}\b.*")  # github:owner/name@commit:path â†
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One row. *Example*: ``Case(id="7", gold="1/2", prediction="\\\\boxed{0.5}", kind="full", correct=True)``."""
+class LabelledCase:
+    """One row. *Example*: ``LabelledCase(id="7", gold="1/2", prediction="\\\\boxed{0.5}", kind="full", correct=True)``."""
 
     id: str
     gold: str
@@ -43,10 +43,10 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgedCase:
     """A case with its verdict and how long it took."""
 
-    case: Case
+    case: LabelledCase
     verdict: Verdict
     time_s: float
 
@@ -70,7 +70,7 @@ class Judged:
         }
 
 
-def read_cases(path: Path) -> list[Case]:
+def read_cases(path: Path) -> list[LabelledCase]:
     """All rows of a JSONL file; ``gold`` and ``prediction`` must be there. ``DataError`` names file and line."""
     try:
         lines = path.read_bytes().split(b"\n")
@@ -82,7 +82,7 @@ def read_cases(path: Path) -> list[Case]:
     return cases
 
 
-def _case(line: bytes, source: str, number: int) -> Case:
+def _case(line: bytes, source: str, number: int) -> LabelledCase:
     try:
         row = json.loads(line.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -96,7 +96,7 @@ def _case(line: bytes, source: str, number: int) -> Case:
     correct = row.get("correct")
     if not (correct is None or isinstance(correct, bool)):
         raise DataError(f"{source}: correct must be true or false, got {correct!r}")
-    return Case(
+    return LabelledCase(
         id=str(row.get("id", number)),
         gold=gold,
         prediction=prediction,
@@ -119,7 +119,7 @@ def _text(row: dict[str, Any], field: str, source: str) -> str:
     return str(value)
 
 
-def report(judged: Sequence[Judged], *, rewards: bool = False) -> str:
+def report(judged: Sequence[JudgedCase], *, rewards: bool = False) -> str:
     """Counts by source, agreement where there are labels; the same by label and kind, and by category; reasons of what is unknown.
     ``rewards``: the mean reward too."""
     parts = [_table("source", judged, lambda case: _COMMIT.sub("", case.source) or "-")]
@@ -140,8 +140,8 @@ def report(judged: Sequence[Judged], *, rewards: bool = False) -> str:
     return "\n\n".join(parts)
 
 
-def _table(name: str, judged: Sequence[Judged], key: Callable[[Case], str]) -> str:
-    groups: dict[str, list[Judged]] = {}
+def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase], str]) -> str:
+    groups: dict[str, list[JudgedCase]] = {}
     for one in sorted(judged, key=lambda one: key(one.case)):
         groups.setdefault(key(one.case), []).append(one)
     labelled = any(one.case.correct is not None for one in judged)
@@ -161,7 +161,7 @@ def _table(name: str, judged: Sequence[Judged], key: Callable[[Case], str]) -> s
     )
 
 
-def _counts(judged: Sequence[Judged], labelled: bool) -> list[str]:
+def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
     """Cells of one line; "policy" is part of right, "unproven" of wrong. A verdict agrees with a label if it is right or wrong as the label is; an unknown one never does, and is a "false -" where the label is right."""
     by_outcome = Counter(j.verdict.outcome for j in judged)
     by_policy = sum(j.right and j.verdict.reason.startswith("policy") for j in judged)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fr3e_async.config import Config, VerifierPoolConfig
-from fr3e_async.data.jsonl import Row
+from fr3e_async.data.jsonl import DataRow
 from fr3e_async.data.rows import Rows
 from fr3e_async.errors import DataError
 from fr3e_async.verify import answers
@@ -98,7 +98,7 @@ def screen_golds(rows: Rows, config: Config, announce: Callable[[str], None] = l
     return Screened(rows=replace(rows, train=train, heldout=heldout), note=f"{told}: left out (data.on_string_gold=drop)")
 
 
-def _told(flagged: Sequence[Row], reasons: dict[str, str]) -> str:
+def _told(flagged: Sequence[DataRow], reasons: dict[str, str]) -> str:
     places = ", ".join(f"{row.source} ({reasons[row.answer]})" for row in flagged[:_SHOWN])
     more = f" and {len(flagged) - _SHOWN} more" if len(flagged) > _SHOWN else ""
     count = "1 problem has a reference answer" if len(flagged) == 1 else f"{len(flagged)} problems have a reference answer"

@@ -1,6 +1,6 @@
 """What a worker can be asked to do: judge an answer, look at a gold, or call a user's reward function.
 
-A job turns a task into a ``Ruling``, or a batch of tasks into one for each. Runs inside a killable process: it knows nothing of
+A job turns a task into a ``Judgement``, or a batch of tasks into one for each. Runs inside a killable process: it knows nothing of
 limits, pools, numpy or our types, and loads math-verify only for the jobs that need it.
 """
 
@@ -23,8 +23,8 @@ MEMORY_LIMIT = "memory limit"
 _TRACE_CHARS = 4000  # its end says most
 
 
-class Ruling(NamedTuple):
-    """A job's word on one task. *Example*: ``Ruling("right", "math-verify")``."""
+class Judgement(NamedTuple):
+    """A job's word on one task. *Example*: ``Judgement("right", "math-verify")``."""
 
     outcome: str
     reason: str
@@ -33,7 +33,7 @@ class Ruling(NamedTuple):
     parts: Sequence[Sequence[Any]] = ()  # of a batch: a ruling for each of its tasks; none: this one is of all of them
 
 
-Job = Callable[[Sequence[Any]], Ruling]
+Job = Callable[[Sequence[Any]], Judgement]
 
 
 def load_job(name: str, options: dict[str, Any]) -> Job:
@@ -48,12 +48,12 @@ def load_job(name: str, options: dict[str, Any]) -> Job:
 def _math_job(options: dict[str, Any]) -> Job:
     from fr3e_async.verify import judge
 
-    def run(task: Sequence[str]) -> Ruling:
+    def run(task: Sequence[str]) -> Judgement:
         answer, gold = task
         try:
-            return Ruling(*judge.judge(answer, gold, **options))
+            return Judgement(*judge.judge(answer, gold, **options))
         except MemoryError:
-            return Ruling(UNKNOWN, MEMORY_LIMIT)
+            return Judgement(UNKNOWN, MEMORY_LIMIT)
 
     return run
 
@@ -62,8 +62,8 @@ def _golds_job() -> Job:
     """Can a gold be read as mathematics? "text only": nothing but the same words is known to be right."""
     from fr3e_async.verify.readable import gold_kind
 
-    def run(task: Sequence[str]) -> Ruling:
-        return Ruling(TEXT_ONLY, "not mathematics") if gold_kind(task[0]) == "text" else Ruling(READABLE, "")
+    def run(task: Sequence[str]) -> Judgement:
+        return Judgement(TEXT_ONLY, "not mathematics") if gold_kind(task[0]) == "text" else Judgement(READABLE, "")
 
     return run
 
@@ -78,21 +78,21 @@ class Reward:
         self._takes = functools.cache(functools.partial(takes, function))
         self._loop: asyncio.Runner | None = None  # one for all calls, so that a client of the module's can keep its connections
 
-    def __call__(self, task: Sequence[Any]) -> Ruling:
+    def __call__(self, task: Sequence[Any]) -> Judgement:
         if not self._batch:
             return self._guarded(lambda: self._ruled(self._value(*self._arguments(task))))
         if takes_lists(self._function):
             return self._guarded(lambda: self._ruled_all(self._value(*self._lists(task)), len(task)))
-        return Ruling("", "", parts=self._awaited(self._side_by_side(task)))
+        return Judgement("", "", parts=self._awaited(self._side_by_side(task)))
 
-    def _guarded(self, call: Callable[[], Ruling]) -> Ruling:
+    def _guarded(self, call: Callable[[], Judgement]) -> Judgement:
         try:
             return call()
         except (Exception, SystemExit) as error:  # a stranger's code: any error is its word, "I cannot tell"
             return _failed(error)
 
-    async def _side_by_side(self, tasks: Sequence[Sequence[Any]]) -> list[Ruling]:
-        async def one(task: Sequence[Any]) -> Ruling:
+    async def _side_by_side(self, tasks: Sequence[Sequence[Any]]) -> list[Judgement]:
+        async def one(task: Sequence[Any]) -> Judgement:
             try:
                 arguments, named = self._arguments(task)
                 return self._ruled(await self._function(*arguments, **named))
@@ -122,26 +122,28 @@ class Reward:
         named = {name: [its.get(name) for _, its in each] for _, its in each for name in its}
         return [list(column) for column in zip(*(arguments for arguments, _ in each), strict=True)], named
 
-    def _ruled_all(self, values: Any, count: int) -> Ruling:
+    def _ruled_all(self, values: Any, count: int) -> Judgement:
         values = values.tolist() if hasattr(values, "tolist") else values  # an array of numpy or torch
         if not isinstance(values, list | tuple) or len(values) != count:
             many = f"{len(values)} values" if isinstance(values, list | tuple) else type(values).__name__
-            return Ruling(UNKNOWN, f"reward returned {many} for {count} responses", complaint=f"it returned {repr(values)[:200]}")
-        return Ruling("", "", parts=[self._guarded(lambda value=value: self._ruled(value)) for value in values])  # type: ignore[misc]
+            return Judgement(
+                UNKNOWN, f"reward returned {many} for {count} responses", complaint=f"it returned {repr(values)[:200]}"
+            )
+        return Judgement("", "", parts=[self._guarded(lambda value=value: self._ruled(value)) for value in values])  # type: ignore[misc]
 
-    def _ruled(self, value: Any) -> Ruling:
+    def _ruled(self, value: Any) -> Judgement:
         value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
         if value is None:
-            return Ruling(UNKNOWN, SAID_UNKNOWN)
+            return Judgement(UNKNOWN, SAID_UNKNOWN)
         if not isinstance(value, bool | int | float):
-            return Ruling(UNKNOWN, f"reward returned {type(value).__name__}", complaint=f"it returned {repr(value)[:200]}")
+            return Judgement(UNKNOWN, f"reward returned {type(value).__name__}", complaint=f"it returned {repr(value)[:200]}")
         if not self._low <= value <= self._high:  # also where it is not a number
-            return Ruling(UNKNOWN, f"reward outside [{self._low:g}, {self._high:g}]", complaint=f"it returned {value}")
-        return Ruling(RIGHT if value == self._high else WRONG, "reward", score=float(value))
+            return Judgement(UNKNOWN, f"reward outside [{self._low:g}, {self._high:g}]", complaint=f"it returned {value}")
+        return Judgement(RIGHT if value == self._high else WRONG, "reward", score=float(value))
 
 
-def _failed(error: BaseException) -> Ruling:
+def _failed(error: BaseException) -> Judgement:
     if isinstance(error, MemoryError):
-        return Ruling(UNKNOWN, MEMORY_LIMIT)
+        return Judgement(UNKNOWN, MEMORY_LIMIT)
     told = "".join(traceback.format_exception(error))[-_TRACE_CHARS:]
-    return Ruling(UNKNOWN, f"reward raised {type(error).__name__}", complaint=told)
+    return Judgement(UNKNOWN, f"reward raised {type(error).__name__}", complaint=told)

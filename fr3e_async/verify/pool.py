@@ -21,12 +21,12 @@ from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import reward_terms
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import answers
-from fr3e_async.verify.jobs import Ruling
-from fr3e_async.verify.limits import Limits, Setup
+from fr3e_async.verify.jobs import Judgement
 from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.process import Task
 from fr3e_async.verify.rewards import MATH, MAX_RESPONSE_CHARS, search_path
 from fr3e_async.verify.tasks import Result, TaskPool
+from fr3e_async.verify.wire import Limits, Setup
 
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)')  # of a traceback
 _LAST_WORDS = 300  # characters
@@ -173,7 +173,7 @@ class _Function:
         return [replace(verdict, attempts=2) for (verdict,) in singles]
 
     def _batch(self, tasks: Sequence[Task], result: Result) -> list[Verdict]:
-        parts = [Ruling(*part) for part in result.ruling.parts] or [result.ruling] * len(tasks)
+        parts = [Judgement(*part) for part in result.ruling.parts] or [result.ruling] * len(tasks)
         return [self._verdict(Result(part, result.attempts)) for part in parts]
 
     def _prepared(self, question: Question) -> Verdict | Task:

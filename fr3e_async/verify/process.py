@@ -1,4 +1,4 @@
-"""The parent's view of the nursery and of one worker: start, ask with a wall limit, end.
+"""The parent's view of the fork server and of one worker: start, ask with a wall limit, end.
 
 Knows nothing of answers: tasks go in, a worker's ruling or the reason for its silence comes out.
 """
@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fr3e_async.errors import RunFailed
-from fr3e_async.verify.jobs import UNKNOWN, Ruling
-from fr3e_async.verify.limits import Setup
+from fr3e_async.verify.jobs import UNKNOWN, Judgement
 from fr3e_async.verify.rewards import child_environment
-from fr3e_async.verify.wire import Channel
+from fr3e_async.verify.wire import Channel, Setup
 
 _START_LIMIT_S = 120.0  # for the import of math-verify on a machine that is busy starting engines
 WALL_LIMIT = "wall limit"
@@ -26,8 +25,8 @@ _ENDINGS = {-signal.SIGPROF: "cpu limit", -signal.SIGKILL: "killed, perhaps for 
 Task = Sequence[Any]  # what a job takes, in a form of JSON
 
 
-class NurseryGone(Exception):
-    """The nursery has ended or does not answer; its workers have ended with it."""
+class ForkServerGone(Exception):
+    """The fork server has ended or does not answer; its workers have ended with it."""
 
 
 class WorkerGone(Exception):
@@ -35,19 +34,19 @@ class WorkerGone(Exception):
 
 
 class Reply(NamedTuple):
-    ruling: Ruling
+    ruling: Judgement
     usable: bool  # False: the worker has ended; take another
 
 
-class Nursery:
-    """One nursery process. Starting returns at once; the first ``fork`` waits for its imports. Thread-safe."""
+class ForkServer:
+    """One fork server. Starting returns at once; the first ``fork`` waits for its imports. Thread-safe."""
 
     def __init__(self, setup: Setup) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(_START_LIMIT_S)
         self._lock = threading.Lock()
         self.alive = True
-        command = [sys.executable, "-m", "fr3e_async.verify.nursery", str(theirs.fileno()), setup.to_json()]
+        command = [sys.executable, "-m", "fr3e_async.verify.fork_server", str(theirs.fileno()), setup.to_json()]
         with theirs:
             self._process = subprocess.Popen(
                 command,
@@ -61,35 +60,35 @@ class Nursery:
     def _request(self, message: str, files: list[int]) -> int:
         with self._lock:
             if not self.alive:
-                raise NurseryGone
+                raise ForkServerGone
             try:
                 socket.send_fds(self._control, [message.encode()], files)
                 reply = self._control.recv(64)
             except OSError as error:
                 self.alive = False
-                raise NurseryGone from error
+                raise ForkServerGone from error
             if not reply:
                 self.alive = False
-                raise NurseryGone
+                raise ForkServerGone
             return int(reply)
 
     def fork(self) -> Worker:
-        """A new worker. Raises ``NurseryGone``."""
+        """A new worker. Raises ``ForkServerGone``."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
                 pid = self._request("fork", [theirs.fileno()])
-            except NurseryGone:
+            except ForkServerGone:
                 ours.close()
                 raise
-        return Worker(nursery=self, pid=pid, channel=Channel(ours))
+        return Worker(fork_server=self, pid=pid, channel=Channel(ours))
 
     def end(self, pid: int) -> int:
         """Kill a worker that may have ended already; its exit status, negative for a signal."""
         try:
             return self._request(f"end {pid}", [])
-        except NurseryGone:
-            return -signal.SIGKILL  # that is how a worker ends with its nursery
+        except ForkServerGone:
+            return -signal.SIGKILL  # that is how a worker ends with its fork server
 
     def close(self) -> None:
         """End it and all its workers. Idempotent."""
@@ -106,8 +105,8 @@ class Nursery:
 class Worker:
     """One killable process. Not thread-safe: the pool gives it to one thread at a time."""
 
-    def __init__(self, *, nursery: Nursery, pid: int, channel: Channel) -> None:
-        self._nursery = nursery
+    def __init__(self, *, fork_server: ForkServer, pid: int, channel: Channel) -> None:
+        self._fork_server = fork_server
         self._channel = channel
         self.pid = pid
 
@@ -132,7 +131,7 @@ class Worker:
                 return [*replies, self._ended(WALL_LIMIT)]
             except (EOFError, ConnectionResetError):
                 return [*replies, self._ended("")]
-            replies.append(Reply(Ruling(*ruling), usable=not retire))
+            replies.append(Reply(Judgement(*ruling), usable=not retire))
             if retire:
                 self.end()
                 break
@@ -142,12 +141,12 @@ class Worker:
         """End the process; the reply to the task that it had in hand. Without a reason its exit status tells it."""
         status = self.end()
         reason = reason or _ENDINGS.get(status, f"worker ended with status {status}")
-        return Reply(Ruling(UNKNOWN, reason), usable=False)
+        return Reply(Judgement(UNKNOWN, reason), usable=False)
 
     def end(self) -> int:
         """Kill it if need be and give its resources back; its exit status. Call once."""
         self._channel.close()
-        return self._nursery.end(self.pid)
+        return self._fork_server.end(self.pid)
 
 
 def start_failed(setup: Setup) -> RunFailed:

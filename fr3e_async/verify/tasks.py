@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from fr3e_async.verify.jobs import UNKNOWN, Ruling
-from fr3e_async.verify.limits import Setup
-from fr3e_async.verify.process import Nursery, NurseryGone, Task, Worker, WorkerGone, start_failed
+from fr3e_async.verify.jobs import UNKNOWN, Judgement
+from fr3e_async.verify.process import ForkServer, ForkServerGone, Task, Worker, WorkerGone, start_failed
+from fr3e_async.verify.wire import Setup
 
 _STILLBIRTHS = 3  # workers in a row that end before they take a task: then something is wrong with all of them
 
 
 class Result(NamedTuple):
-    ruling: Ruling
+    ruling: Judgement
     attempts: int  # how often the task was put to a process
 
 
@@ -29,8 +29,8 @@ class TaskPool:
     def __init__(self, setup: Setup, *, workers: int, wall_limit_s: float, retry: bool = False) -> None:
         """Starts nothing; see ``warm``. ``retry``: put a task that ended its process once more to a fresh one."""
         self._setup, self._wall_limit_s, self._retry = setup, wall_limit_s, retry
-        self._nursery: Nursery | None = None
-        self._nursery_lock = threading.Lock()
+        self._fork_server: ForkServer | None = None
+        self._fork_server_lock = threading.Lock()
         self._closed = False
         # None stands for a worker still to be made. Last in, first out: made ones are used before another is made.
         self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
@@ -40,8 +40,8 @@ class TaskPool:
         self.replaced = 0  # workers that were ended by a limit or died, ever
 
     def warm(self) -> None:
-        """Start the nursery in the background; without this the first task waits for its imports."""
-        self._threads.submit(self._running_nursery)
+        """Start the fork server in the background; without this the first task waits for its imports."""
+        self._threads.submit(self._running_fork_server)
 
     def submit(self, tasks: Sequence[Task]) -> Future[list[Result]]:
         """A result for each task, in their order, from one worker as long as it lives. Batches are served in order of arrival.
@@ -56,10 +56,10 @@ class TaskPool:
         """Finish what is in hand and end all processes. Idempotent."""
         self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
-        with self._nursery_lock:
-            nursery, self._nursery = self._nursery, None
-        if nursery is not None:
-            nursery.close()
+        with self._fork_server_lock:
+            fork_server, self._fork_server = self._fork_server, None
+        if fork_server is not None:
+            fork_server.close()
 
     def _do(self, tasks: Sequence[Task]) -> list[Result]:
         worker = self._free.get()
@@ -96,19 +96,19 @@ class TaskPool:
 
     def _new_worker(self, stillbirths: int) -> Worker:
         if stillbirths <= _STILLBIRTHS:
-            for _ in range(2):  # the nursery itself may have been killed since it was last used
+            for _ in range(2):  # the fork server itself may have been killed since it was last used
                 try:
-                    return self._running_nursery().fork()
-                except NurseryGone:
+                    return self._running_fork_server().fork()
+                except ForkServerGone:
                     continue
         raise start_failed(self._setup)
 
-    def _running_nursery(self) -> Nursery:
-        with self._nursery_lock:
+    def _running_fork_server(self) -> ForkServer:
+        with self._fork_server_lock:
             if self._closed:
                 raise RuntimeError("verifier pool: used after close")
-            if self._nursery is None or not self._nursery.alive:
-                if self._nursery is not None:
-                    self._nursery.close()
-                self._nursery = Nursery(self._setup)
-            return self._nursery
+            if self._fork_server is None or not self._fork_server.alive:
+                if self._fork_server is not None:
+                    self._fork_server.close()
+                self._fork_server = ForkServer(self._setup)
+            return self._fork_server

@@ -14,8 +14,7 @@ import signal
 from collections.abc import Sequence
 
 from fr3e_async.verify import jobs
-from fr3e_async.verify.limits import Limits
-from fr3e_async.verify.wire import Channel
+from fr3e_async.verify.wire import Channel, Limits
 
 _PR_SET_PDEATHSIG = 1
 
@@ -47,7 +46,7 @@ def serve(channel: Channel, job: jobs.Job, limits: Limits, *, hides_memory_error
                 return
 
 
-def rule(task: Sequence[str], job: jobs.Job, limits: Limits, *, hides_memory_errors: bool) -> tuple[jobs.Ruling, bool]:
+def rule(task: Sequence[str], job: jobs.Job, limits: Limits, *, hides_memory_errors: bool) -> tuple[jobs.Judgement, bool]:
     """One task under the CPU limit; and whether the process has come near its memory limit."""
     half = limits.memory_bytes / 2
     before = _peak_bytes()
@@ -57,7 +56,7 @@ def rule(task: Sequence[str], job: jobs.Job, limits: Limits, *, hides_memory_err
     near_limit = _peak_bytes() > half
     # A peak that this very task drove near the limit is what is left to see of a memory error that was swallowed.
     if hides_memory_errors and near_limit and before <= half and ruling.outcome != jobs.RIGHT:
-        ruling = jobs.Ruling(jobs.UNKNOWN, jobs.MEMORY_LIMIT)
+        ruling = jobs.Judgement(jobs.UNKNOWN, jobs.MEMORY_LIMIT)
     return ruling, near_limit
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fr3e_async.types import WeightBucket, WeightBundle, WeightManifest
 from fr3e_async.weights.checksum import checksum
+from fr3e_async.weights.manifest import WeightBucket, WeightBundle, WeightManifest
 
 WIRE_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
 BUCKET_BYTES = 256 << 20

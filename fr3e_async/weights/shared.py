@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fr3e_async.types import WeightBucket, WeightManifest
 from fr3e_async.weights.bundle import WIRE_TYPES, from_wire, require_checksum, require_size, tensor_bytes
 from fr3e_async.weights.checksum import copy_checked
+from fr3e_async.weights.manifest import WeightBucket, WeightManifest
 
 ALIGNMENT = 64  # bytes, of each tensor: what vector instructions like
 

@@ -1,4 +1,4 @@
-"""The only place that names concrete classes and resources: from a config to a running crew, and back to nothing.
+"""The only place that names concrete classes and resources: from a config to running workers, and back to nothing.
 
     joining     a cluster: checked, joined or started, left
     starting    one actor, or the learner group, with its place, environment and limits
@@ -13,11 +13,11 @@ Everything else sees ports.
 from fr3e_async.wiring.deployment import Deployment
 from fr3e_async.wiring.first_questions import first_questions
 from fr3e_async.wiring.joining import check_cluster, connect, connecting, disconnect, gauges
-from fr3e_async.wiring.starting import Model, engine_spec, mismatch_bound
+from fr3e_async.wiring.starting import PolicyFiles, engine_spec, mismatch_bound
 
 __all__ = [
     "Deployment",
-    "Model",
+    "PolicyFiles",
     "check_cluster",
     "connect",
     "connecting",

@@ -12,8 +12,8 @@ from ray.exceptions import RayError
 
 from fr3e_async.actors.cluster import request
 from fr3e_async.config import Config
-from fr3e_async.control.side import on_the_side
-from fr3e_async.plan import per_actor, placement
+from fr3e_async.control.process import run_in_daemon_thread
+from fr3e_async.plan.placement import per_actor, placement
 
 ASK_S = 10.0  # for the autoscaler to take note
 
@@ -63,7 +63,7 @@ class Advice:
                 return
             try:
                 async with asyncio.timeout(ASK_S):
-                    await on_the_side(lambda: request(wanted))
+                    await run_in_daemon_thread(lambda: request(wanted))
                 self._told = wanted
             except (TimeoutError, RayError, ValueError) as error:
                 self._told = None

@@ -16,18 +16,18 @@ from fr3e_async.actors.native import NativeLearner
 from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config
-from fr3e_async.control.crew import Crew, Worker
-from fr3e_async.control.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.control.ports import LearnerPort
+from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.control.side import on_the_side
+from fr3e_async.control.workers import Worker, Workers
 from fr3e_async.errors import LearnerLost
+from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.observe.events import Note, unheard
-from fr3e_async.plan import placement
-from fr3e_async.types import WeightBundle
+from fr3e_async.plan.placement import placement
+from fr3e_async.weights.manifest import WeightBundle
 from fr3e_async.wiring.advice import Advice
 from fr3e_async.wiring.roll_call import roll_call, without_room
-from fr3e_async.wiring.starting import Model, Starter
+from fr3e_async.wiring.starting import PolicyFiles, Starter
 
 _ASK_S = 5.0  # for the head to say what is free
 
@@ -63,13 +63,13 @@ class Deployment:
 
     engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
-    def __init__(self, config: Config, model: Model, run_dir: Folders, *, clock: Clock, note: Note = unheard) -> None:
+    def __init__(self, config: Config, model: PolicyFiles, run_dir: Folders, *, clock: Clock, note: Note = unheard) -> None:
         """``note``: told what a person should see of the actors."""
         self._note, self._up = note, dict[str, tuple[int, int]]()  # by role: actors up, actors that the start waits for
         self._config, self._clock, self._draining = config, clock, DrainingNodes()
         self._starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
         self._advice = Advice(config)
-        self.crew: Crew
+        self.workers: Workers
 
     async def start(self, *, resume_from: Path | None) -> None:
         """Start the learner group and ``min`` actors of every role, and wait for all; the first failure ends the start.
@@ -80,7 +80,7 @@ class Deployment:
         await self._bring_up(lambda: self._learner(resume_from), training=True)
 
     async def start_serving(self) -> None:
-        """Start what an evaluation alone needs: ``min`` generators and verifiers, no learner. The crew's others are asked for."""
+        """Start what an evaluation alone needs: ``min`` generators and verifiers, no learner. The other workers are asked for."""
 
         async def none() -> LearnerPort:
             return cast(LearnerPort, NoLearner())
@@ -103,14 +103,14 @@ class Deployment:
                 learner.add_done_callback(lambda _: self._one_up("learner"))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
-        self.crew = Crew(
+        self.workers = Workers(
             config=config,
             learner=learner.result(),
             payloads=RayPayloads(),
             start=self.start_worker,
             workers=[(role, task.result()) for role, task in workers],
             want=self._advice.want,
-            draining=lambda: on_the_side(self._draining),
+            draining=lambda: run_in_daemon_thread(self._draining),
             node=ray.get_runtime_context().get_node_id(),
             first_error=self._starter.first_error,
             note=self._note,
@@ -125,7 +125,7 @@ class Deployment:
         wanted = dict(self._starter.wanted)
         try:
             async with asyncio.timeout(_ASK_S):
-                return roll_call(self._up, *await on_the_side(lambda: without_room(wanted)))
+                return roll_call(self._up, *await run_in_daemon_thread(lambda: without_room(wanted)))
         except (TimeoutError, RayError):  # the head does not say what is free
             return roll_call(self._up)
 
@@ -138,14 +138,14 @@ class Deployment:
 
     async def restart_learner(self, *, resume_from: Path | None) -> None:
         """End what is left of the learner group and make a new one, which continues from that folder, or begins anew."""
-        await self.crew.learner.close()
+        await self.workers.learner.close()
         self._up["learner"] = (0, self._config.learner.ranks)
-        self.crew.learner = await self._learner(resume_from)
+        self.workers.learner = await self._learner(resume_from)
         self._one_up("learner")
 
     def publisher(self) -> Publisher:
         """A new one for the learner as it is now."""
-        learner = self.crew.learner
+        learner = self.workers.learner
         return Publisher(
             ack_timeout_s=self._config.weights.ack_timeout_s,
             clock=self._clock,
@@ -155,7 +155,7 @@ class Deployment:
 
     async def weights(self, version: int) -> WeightBundle:
         """The learner's, under this version, for engines that join one by one. Raises ``LearnerLost``, also if it takes too long."""
-        learner, limit = self.crew.learner, self._config.learner.step_timeout_s
+        learner, limit = self.workers.learner, self._config.learner.step_timeout_s
         try:
             async with asyncio.timeout(limit):
                 return await (learner.stored() if isinstance(learner, NativeLearner) else learner.export(version))
@@ -165,8 +165,8 @@ class Deployment:
     async def close(self) -> None:
         """End what was started; actors that a failed start left behind die with the driver's connection."""
         await self._advice.end()
-        if hasattr(self, "crew"):
-            await self.crew.close()
+        if hasattr(self, "workers"):
+            await self.workers.close()
 
     async def _learner(self, resume_from: Path | None) -> LearnerPort:
         return await self._advised(lambda: self._starter.learner(resume_from))

@@ -7,11 +7,11 @@ no engine serves what it read from its own disk before that was compared, elemen
 
 from __future__ import annotations
 
-from fr3e_async.control.crew import ENGINES
 from fr3e_async.control.door import Door
 from fr3e_async.control.ports import EngineWorker
+from fr3e_async.control.workers import ENGINES
 from fr3e_async.errors import StartRefused
-from fr3e_async.types import WeightAck, WeightBundle
+from fr3e_async.weights.manifest import WeightAck, WeightBundle
 from fr3e_async.wiring.deployment import Deployment
 
 
@@ -20,8 +20,8 @@ async def first_questions(deployment: Deployment, weights: WeightBundle, door: D
 
     Returns the number of engines. Raises ``StartRefused``, one line: an engine dies, does not take the weights, or has other numbers.
     """
-    crew = deployment.crew
-    engines = [engine for role in ENGINES for name in crew.names(role) if (engine := crew.engine(name)) is not None]
+    workers = deployment.workers
+    engines = [engine for role in ENGINES for name in workers.names(role) if (engine := workers.engine(name)) is not None]
     if door is not None:
         _refuse(deployment, await door.ask_all(engines))
     _refuse(deployment, await _updated(deployment, weights, engines))
@@ -47,5 +47,5 @@ async def _updated(deployment: Deployment, weights: WeightBundle, engines: list[
 def _refuse(deployment: Deployment, whys: dict[str, str]) -> None:
     for name, why in ((name, why) for name, why in whys.items() if why):
         raise StartRefused(
-            f"model.path or engine.options: {deployment.crew.explained(name, why if why.startswith(name) else f'{name}: {why}')}"
+            f"model.path or engine.options: {deployment.workers.explained(name, why if why.startswith(name) else f'{name}: {why}')}"
         )

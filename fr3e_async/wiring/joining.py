@@ -16,12 +16,12 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
-from fr3e_async import scratch
 from fr3e_async.actors.cluster import make_token
 from fr3e_async.actors.gauges import RayGauges
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
-from fr3e_async.plan import check_resources, local_resources
+from fr3e_async.files import scratch
+from fr3e_async.plan.placement import check_resources, local_resources
 from fr3e_async.signals import deaf_children
 
 NAMESPACE = "fr3e"

@@ -26,12 +26,11 @@ from fr3e_async.actors.watch import ask, watchable
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, LearnerConfig
 from fr3e_async.config.vllm_options import config_overrides
-from fr3e_async.control.causes import with_cause
-from fr3e_async.control.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.control.ports import WorkerLost
-from fr3e_async.errors import RunFailed, StartRefused, UserError
+from fr3e_async.errors import RunFailed, StartRefused, UserError, with_cause
+from fr3e_async.files.process_logs import first_error
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
-from fr3e_async.observe.logs import first_error
+from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.rollout import EngineSpec, engine_environment
 from fr3e_async.wiring.roll_call import Wanted
 
@@ -42,7 +41,7 @@ CALLS_AT_ONCE = 10_000  # an async actor queues calls beyond this; the pools bou
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class PolicyFiles:
     """The policy as the actors need to know it."""
 
     path: str
@@ -53,7 +52,7 @@ class Model:
 class Starter:
     """Knows names, logs, specs and limits. Every method raises ``RunFailed`` if what it starts does not come up in time."""
 
-    def __init__(self, config: Config, model: Model, *, engine_actor: type, logs: Path, dumps: Path) -> None:
+    def __init__(self, config: Config, model: PolicyFiles, *, engine_actor: type, logs: Path, dumps: Path) -> None:
         self._config, self._model, self._engine_actor = config, model, engine_actor
         self._logs, self._dumps = logs, dumps
         self._names: dict[str, int] = {}  # by role: the number of the newest
@@ -226,7 +225,7 @@ class Starter:
 # ---- what an actor is told ----
 
 
-def engine_spec(config: Config, model: Model, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
+def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
     """Of an engine of this pool."""
     engine = config.engine
     return EngineSpec(
@@ -257,7 +256,7 @@ def engine_spec(config: Config, model: Model, pool: EnginePoolConfig, *, seed: i
     )
 
 
-def learner_spec(config: Config, model: Model, *, dumps: Path) -> LearnerSpec:
+def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerSpec:
     """Of every rank of the learner group."""
     return LearnerSpec(
         path=model.path,

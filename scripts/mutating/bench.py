@@ -27,7 +27,7 @@ HEAVY = (  # imported once in each worker, before its children; no threads may c
 )  # fmt: skip
 ELSEWHERE = (  # tests of what is not mutated: they would make the map dear and kill little
     "test_mutate.py", "test_bench*", "test_cli*", "test_cluster*", "test_compare*", "test_configs*", "test_docs*", "test_locks*", "test_monitoring*",
-    "test_observe_console*", "test_observe_exported*", "test_observe_trackers*", "test_packaging*", "test_plan*", "test_report*", "test_simulate*", "test_toy*",
+    "test_observe_console*", "test_observe_prometheus*", "test_observe_trackers*", "test_packaging*", "test_plan*", "test_report*", "test_simulate*", "test_toy*",
 )  # fmt: skip
 STUCK_S = 60  # wall seconds after which a test of a mutant has failed
 FIRST = 2  # files of tests that a mutant meets before the others

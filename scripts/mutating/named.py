@@ -34,13 +34,13 @@ class Named:
 NAMED = (
     Named(
         what="a resumed run begins its data anew",
-        file="fr3e_async/session.py",
+        file="fr3e_async/run/session.py",
         before="state=resumed.stream if resumed else None",
         after="state=None",
     ),
     Named(
         what="the weights of a mixture are dropped",
-        file="fr3e_async/session.py",
+        file="fr3e_async/run/session.py",
         before="                parts=self._datasets.parts,\n",
         after="",
     ),
@@ -64,37 +64,37 @@ NAMED = (
     ),
     Named(
         what="the mean length is one of groups",
-        file="fr3e_async/control/tally.py",
+        file="fr3e_async/machine/tally.py",
         before='"rollout/length_tokens": (',
         after='"rollout/length_tokens": (s["generated"], s["groups"]) if s else (',
     ),
     Named(
         what="tokens of a completion without an advantage are useful",
-        file="fr3e_async/control/group.py",
+        file="fr3e_async/machine/group.py",
         before="return length if advantage[0].value else 0",
         after="return length",
     ),
     Named(
         what="tokens of a stretch without an advantage are useful",
-        file="fr3e_async/control/group.py",
+        file="fr3e_async/machine/group.py",
         before="zip(advantage, ends, strict=True) if stretch.value)",
         after="zip(advantage, ends, strict=True))",
     ),
     Named(
         what="a rollout is taken a second time",
-        file="fr3e_async/control/group.py",
+        file="fr3e_async/machine/group.py",
         before="rollout is None or rollout.status is not Status.ISSUED or",
         after="rollout is None or",
     ),
     Named(
         what="a checkpoint is named before it is durable",
-        file="fr3e_async/observe/checkpoints.py",
+        file="fr3e_async/store/checkpoints.py",
         before="fsync_tree(folder)\n",
         after="pass\n",
     ),
     Named(
         what="latest names a checkpoint that is not there yet",
-        file="fr3e_async/observe/checkpoints.py",
+        file="fr3e_async/store/checkpoints.py",
         before="""            os.replace(folder, final)
             fsync_path(self.root)
             write_atomically(self.root / POINTER, final.name + "\\n")

@@ -15,7 +15,7 @@ from typing import Protocol
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.values import StateValue
 from fr3e_async.config import AlgorithmConfig
-from fr3e_async.types import Advantage, Anchor, RolloutId, Stretch
+from fr3e_async.types import Advantage, AdvantageSpan, Anchor, RolloutId
 
 # Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names those that it looks at besides ``strategy`` and ``bases``.
 TREE = frozenset({"anchors", "branches", "adaptive_first", "anchor_rule", "entropy_of", "min_gap", "trunk"})
@@ -143,7 +143,7 @@ class Strategy(Protocol):
 
 def whole(advantage: float) -> Advantage:
     """One advantage for a whole completion."""
-    return (Stretch(0, advantage),)
+    return (AdvantageSpan(0, advantage),)
 
 
 def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:

@@ -15,7 +15,7 @@ from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupOutcome, Gro
 from fr3e_async.algorithm.values import StateValue, state_values
 from fr3e_async.config import AlgorithmConfig
 from fr3e_async.errors import ConfigError
-from fr3e_async.types import Advantage, RolloutId, Stretch
+from fr3e_async.types import Advantage, AdvantageSpan, RolloutId
 
 ROUNDING = 1e-12  # a gain below it is the difference of two means of equal rewards
 
@@ -67,4 +67,6 @@ class VinePpo:
         starts = [0, *(position for position, _ in known)]
         worth = [math.fsum(others) / len(others), *(value for _, value in known), bases[own]]
         gains = [after - before for before, after in itertools.pairwise(worth)]
-        return tuple(Stretch(start, gain if abs(gain) > ROUNDING else 0.0) for start, gain in zip(starts, gains, strict=True))
+        return tuple(
+            AdvantageSpan(start, gain if abs(gain) > ROUNDING else 0.0) for start, gain in zip(starts, gains, strict=True)
+        )

@@ -36,7 +36,7 @@ STRAY = 0.25  # right turns at a bar, for one at a slash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class ForkStep:
     """A term that is applied, or two to choose from."""
 
     left: Term
@@ -60,7 +60,7 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkProblem:
     start: int
-    steps: tuple[Step, ...]
+    steps: tuple[ForkStep, ...]
 
     @property
     def text(self) -> str:
@@ -120,7 +120,7 @@ def _draw(rng: random.Random, count: int, forks: set[int]) -> ForkProblem | None
         else:
             return None
         fork = len(terms) > 1
-        steps.append(Step(left=terms[0], right=terms[1] if fork else None, slash=fork and rng.random() < 0.5))
+        steps.append(ForkStep(left=terms[0], right=terms[1] if fork else None, slash=fork and rng.random() < 0.5))
         values = {_apply(term, value) for term in terms for value in values}
     return ForkProblem(start=start, steps=tuple(steps))
 

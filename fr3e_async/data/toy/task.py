@@ -40,7 +40,7 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class StepsProblem:
     start: int
     terms: tuple[Term, ...]
 
@@ -59,7 +59,7 @@ class Problem:
         return value
 
 
-def sample_problem(config: ToyConfig, rng: random.Random) -> Problem:
+def sample_problem(config: ToyConfig, rng: random.Random) -> StepsProblem:
     """A problem of ``steps_min..steps_max`` terms."""
     steps = rng.randint(config.steps_min, config.steps_max)
     while True:
@@ -73,7 +73,7 @@ def sample_problem(config: ToyConfig, rng: random.Random) -> Problem:
             term, value = rng.choice(options)
             terms.append(term)
         else:
-            return Problem(start=start, terms=tuple(terms))
+            return StepsProblem(start=start, terms=tuple(terms))
 
 
 def _options(value: int, operand: int) -> list[tuple[Term, int]]:
@@ -81,7 +81,7 @@ def _options(value: int, operand: int) -> list[tuple[Term, int]]:
     return [(term, result) for term in terms if (result := term.apply(value)) is not None]
 
 
-def write_solution(problem: Problem, rng: random.Random, slip_rate: float) -> str:
+def write_solution(problem: StepsProblem, rng: random.Random, slip_rate: float) -> str:
     """The text of one solution; each step goes a wrong way with probability ``slip_rate`` x SLIP_WEIGHT. 0: always right."""
     lines, value = [], problem.start
     for number, right in enumerate(problem.terms, start=1):

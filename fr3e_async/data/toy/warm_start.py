@@ -20,7 +20,7 @@ from fr3e_async.clock import steady
 from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.families import FAMILIES, ToyProblem
 from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example
-from fr3e_async.observe.storage import writing_tensors
+from fr3e_async.files.durable import writing_tensors
 
 THREADS = 1  # more would split sums by thread (other bytes), and crawl when other processes want the cores
 BATCH = 64  # solutions in one optimiser step

@@ -7,9 +7,8 @@ A run never waits for them but at its very end, and never fails because of them.
 own thread, when it is wanted. What they show is documented in docs/trackers.md. Knows nothing of what metrics mean.
 """
 
-from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Samples, Tracker
+from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Samples, Tracker, flat_settings, measured_values, summary_values
 from fr3e_async.observe.trackers.select import TITLES, Trackers, check_trackers, make_trackers
-from fr3e_async.observe.trackers.values import flat_settings, measured_values, summary_values
 
 __all__ = [
     "TITLES",

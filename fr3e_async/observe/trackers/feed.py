@@ -6,13 +6,17 @@ Knows nothing of any particular tracker.
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from fr3e_async.files.durable import write_atomically
 
 CAPACITY = 1000  # rows that may wait: many minutes of a run, and some megabytes
 CHARS = 300  # of an error that is told
@@ -163,3 +167,74 @@ class Feed:
 def _told(error: Exception) -> str:
     text = " ".join(str(error).split()) or "no reason given"
     return f"{type(error).__name__}: {text[:CHARS]}"
+
+
+# ---- What trackers are given, as flat numbers and texts: settings, evaluations, the result ----
+
+_NO_METRIC = ("label", "version")  # of an evaluation: words, and the step itself
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted path → value as text; settings of settings that are mappings or lists are JSON.
+
+    *Example*: ``{"run": {"seed": 0, "dir": ""}}`` → ``{"run.seed": "0", "run.dir": '""'}``
+    """
+    flat: dict[str, str] = {}
+    for section, value in settings.items():
+        inside = value if isinstance(value, Mapping) else None
+        for path, item in ((f"{section}.{name}", item) for name, item in inside.items()) if inside else ((section, value),):
+            flat[path] = item if isinstance(item, str) and item else json.dumps(item, sort_keys=True)
+    return flat
+
+
+def measured_values(record: Mapping[str, Any]) -> dict[str, float]:
+    """An entry of the summary's ``evaluations`` as metrics ``eval/…``, or ``eval/<benchmark>/…`` where it names one.
+
+    *Example*: ``{"label": "after", "version": 8, "accuracy": 0.5, "maj": {"value": 0.6, "low": 0.4}}`` →
+    ``{"eval/accuracy": 0.5, "eval/maj": 0.6, "eval/maj/low": 0.4}``
+    """
+    named = record.get("benchmark")
+    prefix = f"eval/{named}" if isinstance(named, str) and named else "eval"
+    return dict(_numbers({name: value for name, value in record.items() if name not in _NO_METRIC}, prefix))
+
+
+def summary_values(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of ``summary.json``, less its list of evaluations, as ``summary/…``."""
+    return dict(_numbers({name: value for name, value in summary.items() if name != "evaluations"}, "summary"))
+
+
+def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        path = prefix if name == "value" else f"{prefix}/{name}"
+        if isinstance(value, Mapping):
+            yield from _numbers(value, path)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield path, float(value)
+
+
+# ---- Which of a tracker's runs belongs to this run directory: ``RUN/trackers/<tracker>.json``, so that a resume goes on in it ----
+# ``take`` counts the times that a run began, went on or went back: rows that came twice are told apart by it.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    id: str  # the tracker's own name of the run
+    take: int = 1  # from 1
+    rows: int = 0  # given to the tracker by now, over all takes
+
+    def again(self) -> Identity:
+        return replace(self, take=self.take + 1)
+
+
+class IdentityFile:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Identity | None:
+        """None: there is none yet. Raises ``OSError``, ``ValueError`` or ``TypeError`` for what nobody here has written."""
+        return Identity(**json.loads(self._path.read_text(encoding="utf-8"))) if self._path.is_file() else None
+
+    def write(self, identity: Identity) -> None:
+        """Raises ``OSError``."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, json.dumps(asdict(identity)) + "\n")

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import Config
-from fr3e_async.observe.trackers.feed import Ending, Row, Samples
-from fr3e_async.observe.trackers.identity import Identity, IdentityFile
-from fr3e_async.observe.trackers.values import flat_settings
+from fr3e_async.observe.trackers.feed import Ending, Identity, IdentityFile, Row, Samples, flat_settings
 
 STATUS: dict[Ending, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 PARAM_CHARS = 500  # of a parameter: what servers of every age take; the artifact config.yaml has all of it

@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
-from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Samples, Tracker
+from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Samples, Tracker, measured_values, summary_values
 from fr3e_async.observe.trackers.mlflow_server import MlflowTracker
-from fr3e_async.observe.trackers.values import measured_values, summary_values
 from fr3e_async.observe.trackers.weights_and_biases import WandbTracker
 
 TITLES = {"wandb": "Weights & Biases", "mlflow": "MLflow"}

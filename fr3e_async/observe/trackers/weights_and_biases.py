@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import Config
-from fr3e_async.observe.trackers.feed import Ending, Row, Samples
-from fr3e_async.observe.trackers.identity import Identity, IdentityFile
+from fr3e_async.observe.trackers.feed import Ending, Identity, IdentityFile, Row, Samples
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"  # of W&B's run ids
 STEP, TAKE = "step", "take"

@@ -1,0 +1,146 @@
+"""When a run is evaluated, and where the figures go. Who samples and judges is ``evaluator``; decides nothing about training.
+
+before    ─► the engines keep the first weights until it is known
+step <n>  ─► begins when weights of batch n, or of a later one, are live on all engines; training goes on beside it
+after     ─► the last thing that a finished run does
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from fr3e_async.clock import Clock
+from fr3e_async.config import Config
+from fr3e_async.control.evaluator import Evaluator, Lend
+from fr3e_async.control.executor import Spawn
+from fr3e_async.control.ports import Reporter, TaskLost
+from fr3e_async.control.process import run_in_daemon_thread
+from fr3e_async.control.progress import Milestone, Progress
+from fr3e_async.evaluation.suite import TestSet
+
+SAMPLES = 8  # responses of an evaluation that are shown where people follow the run
+BEFORE, AFTER = "before", "after"
+
+
+class EvaluationSchedule:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator | None,
+        *,
+        config: Config,
+        progress: Progress,
+        reporter: Reporter,
+        lend: Lend,
+        spawn: Spawn,
+        alive: Callable[[], None],
+        wake: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        """``spawn`` runs a task whose failure fails the run; ``alive`` is called for every part that is done, ``wake`` when an
+        evaluation has ended."""
+        self.evaluator, self._config, self._progress, self._reporter = evaluator, config, progress, reporter
+        self._lend, self._spawn, self._alive, self._wake, self._clock = lend, spawn, alive, wake, clock
+        self._running: set[asyncio.Task[None]] = set()
+        self.labels: set[str] = set()  # of evaluations under way
+        self._writing = asyncio.Lock()
+        self._due = 0  # newest step whose evaluation waits for its weights
+        self._marks = 0  # multiples of evaluation.every_tokens that were passed
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def stop(self) -> None:
+        for task in self._running:
+            task.cancel()
+
+    # ---- when ----
+
+    async def first(self, version: int) -> None:
+        if self._config.evaluation.before and version == 0 and self._unmeasured(BEFORE):
+            await self._measure(BEFORE, version)
+
+    def resumed(self, version: int) -> None:
+        """A session begins. What the last one had not ended is made if the weights are still those, else it is lost."""
+        for label, of in sorted(self._progress.pending.items(), key=lambda item: item[1]):
+            if of != version:
+                del self._progress.pending[label]
+                text = f"evaluation {label!r} had not ended when the session before did, and its weights are gone"
+                self._reporter.note(text, "evaluation_lost", version=of)
+        for label in self._progress.pending:
+            self._begin(label, version)
+        self._passes_a_mark()
+        self.trained(version)
+        self.live(version)
+
+    def trained(self, version: int) -> None:
+        every, marked = self._config.evaluation.every, self._passes_a_mark()
+        if version < self._config.run.steps and (marked or (every and version % every == 0)):
+            self._due = version  # 0, the model as it was given: ``first`` measures that
+
+    def _passes_a_mark(self) -> bool:
+        every = self._config.evaluation.every_tokens
+        before, self._marks = self._marks, self._progress.tokens_generated // every if every else 0
+        return self._marks > before
+
+    def live(self, version: int) -> None:
+        """All engines in service have ``version``: what is evaluated now is sampled from it, or from later ones as they come."""
+        if self._due and version >= self._due:
+            label, self._due = f"step {self._due}", 0
+            if self._unmeasured(label) and label not in self._progress.pending:
+                self._begin(label, version)
+
+    def last(self, version: int) -> None:
+        if self.evaluator is not None:
+            self._begin(AFTER, version)
+
+    # ---- what ----
+
+    def _begin(self, label: str, version: int) -> None:
+        if label != AFTER:  # that one is made again whatever there is
+            self._progress.pending[label] = version
+        task = self._spawn(self._measure(label, version))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: self._wake())
+
+    def _unmeasured(self, label: str) -> list[TestSet]:
+        sets = self.evaluator.sets if self.evaluator else ()
+        return [one for one in sets if not self._progress.has(label, one.name)]
+
+    async def _measure(self, label: str, version: int) -> None:
+        at = self._progress.milestone(version, self._clock())
+        self.labels.add(label)
+        try:
+            await asyncio.gather(*(self._measure_set(one, label, at) for one in self._unmeasured(label)))
+        finally:
+            self.labels.discard(label)
+        self._progress.pending.pop(label, None)
+
+    async def _measure_set(self, test_set: TestSet, label: str, at: Milestone) -> None:
+        assert self.evaluator is not None
+        if not test_set.problems:
+            text = f"{test_set.title}: no problem is left of it (data.max_prompt, data.on_long_prompt); it is not evaluated"
+            self._reporter.note(text, "evaluation_lost", version=at.version)
+            return
+        try:
+            found = await self.evaluator.measure(
+                test_set, label, lend=self._lend, on_progress=self._alive, trains=label not in (BEFORE, AFTER), clock=self._clock
+            )
+        except TaskLost as error:  # training goes on without it
+            text = f"evaluation {label!r}, {test_set.title}, is given up: {error}"
+            self._reporter.note(text, "evaluation_lost", version=at.version)
+            return
+        record = self._progress.evaluated(found, at=at)
+        self._reporter.evaluations(self._progress.benchmarks)
+        if keep := self._config.evaluation.results_mib:
+            async with self._writing:  # not in the loop: tens of thousands of samples are megabytes
+                await run_in_daemon_thread(lambda: self._reporter.problems(f"{label}-{test_set.name}", found.rows, keep_mib=keep))
+        if samples := found.samples(test_set.problems, SAMPLES):
+            self._reporter.samples(test_set.name, samples, version=at.version)
+        versions = (found.scores.oldest_version, found.scores.newest_version)
+        of = f"v{at.version}" if versions == (at.version, at.version) else f"v{versions[0]} to v{versions[1]}"
+        self._reporter.note(f"{test_set.title}, {found} ({of})", "evaluation", version=at.version, measured=record)

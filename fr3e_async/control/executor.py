@@ -1,0 +1,323 @@
+"""Carries out the machine's commands: each runs as its own task and ends in exactly one event. Decides nothing.
+
+Assign ─► a call to the worker, with a lease ─► Delivered | Judged | Lost (and WorkerDown, if that is why)
+Send   ─► Publisher ─► Acked | Refused          Hire ─► wait, start a new worker ─► WorkerUp | Unhired    Dismiss ─► not any more
+Wait   ─► Due                                    Release ─► it is ended    Withdraw ─► the calls are cancelled ─► Lost(counted=False)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from fr3e_async.control.door import Door
+from fr3e_async.control.payload_table import SHELTER_S, PayloadTable
+from fr3e_async.control.ports import Delivery, EngineWorker, Payload, TaskLost, WorkerLost
+from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.workers import Worker, Workers
+from fr3e_async.errors import LearnerLost, RunFailed, StartRefused
+from fr3e_async.machine.dispatch import VERIFIERS
+from fr3e_async.machine.events import (
+    Acked,
+    Answered,
+    Asked,
+    Delivered,
+    Due,
+    Event,
+    Judged,
+    Lost,
+    Refused,
+    Unhired,
+    WorkerDown,
+    WorkerUp,
+)
+from fr3e_async.machine.messages import (
+    Assign,
+    Branch,
+    Dismiss,
+    Hire,
+    Move,
+    Release,
+    Sample,
+    Score,
+    Send,
+    SetPoolTarget,
+    Staffing,
+    Wait,
+    Withdraw,
+    group_of,
+)
+from fr3e_async.observe.events import Note
+from fr3e_async.types import Verdict
+from fr3e_async.weights.manifest import WeightAck
+
+Emit = Callable[[Event], None]
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Executor:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        publisher: Publisher,
+        table: PayloadTable,
+        *,
+        emit: Emit,
+        spawn: Spawn,
+        note: Note,
+        door: Door | None = None,
+    ) -> None:
+        """``spawn`` runs a task whose failure fails the run; ``note`` is told in one line what a person should see. ``door``: what
+        is asked of engines that take weights; None: nothing."""
+        self._door = door
+        self._workers, self._publisher, self._table = workers, publisher, table
+        self._emit, self._spawn, self._note = emit, spawn, note
+        self._calls: dict[int, asyncio.Task[Any]] = {}  # by task: the call to a worker
+        self._withdrawn: set[int] = set()
+        self._loans: dict[int, asyncio.Future[str]] = {}  # by task: who waits for a worker
+        self._last_loan = 0
+        self._endings: set[asyncio.Task[None]] = set()
+        self._hires: dict[int, asyncio.Task[None]] = {}  # by ticket
+        self._wanted: dict[str, int] = {}  # by role
+        self.departures = 0  # workers that have gone, one way or another
+
+    def carry_out(self, command: Assign | Send | Staffing | Wait | Withdraw) -> None:
+        match command:
+            case Assign(work=None):
+                self._lent(command)
+            case Assign():
+                self._begin(command)
+            case Send():
+                self._spawn(self._send(command))
+            case Hire():
+                self._hires[command.ticket] = self._spawn(self._hire(command))
+            case Dismiss():
+                if (hire := self._hires.pop(command.ticket, None)) is not None:
+                    hire.cancel()
+            case Release():
+                self._release(command)
+            case Move():
+                self._workers.move(command.worker, command.role)
+                text = f"{command.worker} works for the {command.role} from now on"
+                self._note(text, "actor_moved", actor=command.worker, role=command.role)
+            case SetPoolTarget():
+                self._want(command)
+            case Wait():
+                self._spawn(self._wait(command))
+            case Withdraw():
+                for task in command.tasks:
+                    self._withdraw(task)
+
+    # ---- tasks of groups ----
+
+    def _begin(self, command: Assign) -> None:
+        """The call is there at once, since it may be withdrawn before the task has begun; it ends with the task."""
+        assert command.work is not None
+        call = asyncio.ensure_future(self._call(command.work, command.worker))
+        self._calls[command.task] = call
+        self._spawn(self._assign(command, call)).add_done_callback(lambda _: call.cancel())
+
+    async def _assign(self, command: Assign, call: asyncio.Future[tuple[Delivery, Payload] | list[Verdict]]) -> None:
+        work = command.work
+        assert work is not None
+        group = group_of(work)
+        scoring, payload = (True, work.payload) if isinstance(work, Score) else (False, -1)
+        try:
+            result = await call
+        except TaskLost as error:
+            if error.dead:
+                self.down(error.dead, str(error), node=error.node)
+            self._emit(
+                Lost(
+                    task=command.task,
+                    group=group,
+                    ids=work.ids,
+                    reason=str(error),
+                    scoring=scoring,
+                    payload=payload,
+                    gone=error.gone,
+                )
+            )
+            return
+        except asyncio.CancelledError:
+            if command.task not in self._withdrawn:  # we ourselves are cancelled: the run ends
+                raise
+            self._withdrawn.discard(command.task)
+            self._emit(
+                Lost(
+                    task=command.task,
+                    group=group,
+                    ids=work.ids,
+                    reason="withdrawn",
+                    scoring=scoring,
+                    payload=payload,
+                    counted=False,
+                )
+            )
+            return
+        finally:
+            self._calls.pop(command.task, None)
+            del call  # it holds its error, which holds this frame
+        self._withdrawn.discard(command.task)
+        if isinstance(result, list):
+            self._emit(Judged(task=command.task, group=group, ids=work.ids, verdicts=tuple(result)))
+        else:
+            delivery, made = result
+            key = self._table.keep(group, made)
+            self._emit(
+                Delivered(task=command.task, group=group, payload=key, notes=delivery.notes, anchors=delivery.anchors)
+            )  # fmt: skip
+
+    async def _call(self, work: Sample | Branch | Score, name: str) -> tuple[Delivery, Payload] | list[Verdict]:
+        workers = self._workers
+        match work:
+            case Sample():
+                return await workers.sample(
+                    name, [work.prompt] * len(work.ids), work.ids, workers.training_draw, trunk=work.trunk
+                )
+            case Branch():
+                return await workers.branch(name, work, self._table[work.trunk_payload])
+            case Score():
+                return await workers.judge(name, self._table[work.payload], work.rows, [work.prompt] * len(work.ids))
+
+    def _withdraw(self, task: int) -> None:
+        call = self._calls.get(task)
+        if call is not None and not call.done():  # there is none for a loan: an evaluation goes on over an update
+            self._withdrawn.add(task)
+            call.cancel()
+
+    # ---- loans of workers, for what is not a group's ----
+
+    @asynccontextmanager
+    async def lend(self, role: str, weight: int, *, priority: int) -> AsyncIterator[str]:
+        """Wait for a worker of the role and have room for ``weight`` on it until the block ends; its name."""
+        self._last_loan -= 1
+        task, proof = self._last_loan, False
+        self._loans[task] = asyncio.get_running_loop().create_future()
+        self._emit(Asked(task=task, role=role, weight=weight, priority=priority))
+        try:
+            yield await self._loans[task]
+            proof = True
+        except TaskLost as error:
+            if error.dead:
+                self.down(error.dead, str(error), node=error.node)
+            raise
+        finally:
+            del self._loans[task]
+            self._emit(Answered(task=task, proof=proof))
+
+    def _lent(self, command: Assign) -> None:
+        waiting = self._loans.get(command.task)
+        if waiting is not None and not waiting.done():  # else its Answered is on its way
+            waiting.set_result(command.worker)
+
+    # ---- workers and weights ----
+
+    def down(self, name: str, why: str, *, node: bool = False) -> None:
+        """A worker is to be taken out of service. All its calls may say so; only the first word counts."""
+        if self._workers.role(name):
+            self._emit(WorkerDown(worker=name, why=self._workers.explained(name, why), node=node))
+
+    async def _hire(self, command: Hire) -> None:
+        await asyncio.sleep(command.delay_s)
+        try:
+            new = await self._workers.start(command.role)
+        except (WorkerLost, TimeoutError, RunFailed, StartRefused) as error:
+            if isinstance(error, LearnerLost):
+                raise
+            self._note(f"a new one of {command.role} did not start: {error}", "actor_failed", role=command.role)
+            self._emit(Unhired(ticket=command.ticket, role=command.role, why=str(error)))
+            return
+        finally:
+            self._hires.pop(command.ticket, None)
+        if why := await self._unfit(command.role, new):
+            await new.close()
+            self._emit(Unhired(ticket=command.ticket, role=command.role, why=self._workers.explained(new.name, why)))
+            return
+        self._workers.add(command.role, new)
+        self._note(f"{new.name} has joined", "actor_joined", actor=new.name, role=command.role)
+        self._emit(WorkerUp(role=command.role, worker=new.name, ticket=command.ticket, node=new.node))
+
+    async def _unfit(self, role: str, new: Worker) -> str:
+        """Why a new engine must not serve the weights that it was started with. If there are newer ones it is given and asked those."""
+        if role == VERIFIERS:
+            return ""
+        engine, refused = cast(EngineWorker, new), ""
+
+        def told(name: str, reply: WeightAck | str) -> None:
+            nonlocal refused
+            refused = reply if isinstance(reply, str) else ""
+
+        if self._publisher.version == 0:  # nobody has compared what it read from its disk
+            await self._publisher.hand_over([engine], told, alone=True)
+        if refused or self._door is None or not self._door.knows(0):
+            return refused
+        return await self._door.ask(engine)
+
+    def _release(self, command: Release) -> None:
+        """At once: that ends what it was given, and others get it."""
+        role = self._workers.role(command.worker)
+        if command.lost:
+            self._note(f"{command.worker} is lost: {command.why}", "actor_lost", actor=command.worker, role=role)
+        else:
+            self._note(f"{command.worker} has left: {command.why}", "actor_left", actor=command.worker, role=role)
+        self.departures += 1
+        old = self._workers.remove(command.worker)
+        if old is None:
+            return
+        ending = old.close() if command.lost else self._see_off(old)
+        task = asyncio.get_running_loop().create_task(ending)  # not one of the run's: that ends, and this must not be left out
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _see_off(self, worker: Worker) -> None:
+        """What it has made may lie on its node, which may go with it."""
+        try:
+            async with asyncio.timeout(2 * SHELTER_S):
+                await self._table.shelter(self._workers.payloads)
+        except TimeoutError:
+            self._note(f"rollouts of {worker.name} could not be fetched within {2 * SHELTER_S:g} s")
+        finally:
+            await worker.close()
+
+    def _want(self, command: SetPoolTarget) -> None:
+        before = self._wanted.get(command.role)
+        self._wanted[command.role] = command.actors
+        self._workers.want(command.role, command.actors)
+        if before is not None:
+            text = f"{command.role}: {command.actors} wanted, {before} before"
+            self._note(text, "pool_resized", role=command.role, count=command.actors)
+
+    async def _send(self, command: Send) -> None:
+        engines = [engine for name in command.workers if (engine := self._workers.engine(name)) is not None]
+
+        def told(name: str, reply: WeightAck | str) -> None:
+            if isinstance(reply, str):
+                self._emit(Refused(worker=name, version=command.version, why=self._workers.explained(name, reply)))
+            elif self._door is not None and self._door.wants(name):
+                self._spawn(self._at_the_door(self._door, name, reply.version))
+            else:
+                self._emit(Acked(worker=name, version=reply.version))
+
+        await self._publisher.hand_over(engines, told, alone=command.alone)
+
+    async def _at_the_door(self, door: Door, name: str, version: int) -> None:
+        """One that is in service goes on meanwhile; another one serves only if its numbers are the learner's."""
+        fresh, engine = door.fresh(name), self._workers.engine(name)
+        if not fresh:
+            self._emit(Acked(worker=name, version=version))
+        why = await door.ask(engine) if engine is not None else ""
+        if why and fresh:
+            self._emit(Refused(worker=name, version=version, why=self._workers.explained(name, why)))
+        elif why:
+            self.down(name, why)
+        elif fresh:
+            self._emit(Acked(worker=name, version=version))
+
+    async def _wait(self, command: Wait) -> None:
+        await asyncio.sleep(command.seconds)
+        self._emit(Due(key=command.key))

@@ -1,0 +1,151 @@
+"""An append-only file of one JSON object a line. Knows nothing of what the objects mean, but for their ``step``."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fr3e_async.errors import StorageError
+from fr3e_async.files.durable import storage_errors
+
+_COPIED_BYTES = 1 << 20  # at a time
+_TAIL_BYTES = 1 << 20  # of a file, in which its last row is looked for
+
+
+class JsonlWriter:
+    """Appends rows; each is handed to the system before ``write`` returns, so that a killed run loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with storage_errors(path):
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the writer
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Raises ``StorageError`` on a full disk, ``ValueError`` for a NaN."""
+        with storage_errors(self._path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+
+    def append(self, line: str) -> int:
+        """A row that is a line of JSON already; the bytes of the file now. Raises ``StorageError``."""
+        with storage_errors(self._path):
+            self._file.write(line + "\n")
+            self._file.flush()
+            return self._file.tell()
+
+    def close(self) -> None:
+        """Make everything durable. Idempotent."""
+        if not self._file.closed:
+            with storage_errors(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def cut_after(path: Path, last: int, *, key: str = "step") -> int:
+    """Drop the rows whose ``key`` is beyond ``last``, and a last line that was cut off; how many lines went. Rows without it stay.
+
+    For a resumed run, which will write those again. A missing file is an empty one. Raises ``StorageError``.
+    """
+    return keep_rows(path, lambda row: row.get(key, last) <= last)
+
+
+def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
+    """Drop the rows that are not wanted, and lines that are no row; how many lines went. A missing file is an empty one.
+
+    Raises ``StorageError``.
+    """
+    return _keep(path, lambda _, line: (row := _row(line)) is not None and wanted(row))
+
+
+def keep_first(path: Path, count: int) -> int:
+    """Drop all but the first ``count`` rows; how many lines went. A missing file is an empty one. Raises ``StorageError``."""
+    return _keep(path, lambda number, _: number < count)
+
+
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole row, or an empty one. A missing file is an empty one. Raises ``StorageError``."""
+    if not path.is_file():
+        return {}
+    with storage_errors(path), open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        rows = (_row(line) for line in reversed(file.readlines()))
+        return next((row for row in rows if row is not None), {})
+
+
+def _keep(path: Path, stays: Callable[[int, bytes], bool]) -> int:
+    """``stays``: told a line's number, from 0, and the line.
+
+    A line ends at a newline and nowhere else: texts hold U+2028, U+2029 and U+0085 as they are. One line is in memory at a time.
+    """
+    if not path.is_file():
+        return 0
+    with storage_errors(path), open(path, "rb") as file:
+        spans, gone = _spans(file, stays)
+        if gone:
+            temporary = path.with_name(f".{path.name}.tmp")
+            with open(temporary, "wb") as made:
+                for start, end in spans:
+                    _copy(file, made, start, end)
+            os.replace(temporary, path)
+    return gone
+
+
+def _spans(file: BinaryIO, stays: Callable[[int, bytes], bool]) -> tuple[list[tuple[int, int]], int]:
+    """([first byte, byte after the last] of each stretch of lines that stay, how many lines go)."""
+    spans: list[tuple[int, int]] = []
+    at = gone = 0
+    for number, line in enumerate(file):
+        start, at = at, at + len(line)
+        if not stays(number, line):
+            gone += 1
+        elif spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], at)
+        else:
+            spans.append((start, at))
+    return spans, gone
+
+
+def _copy(source: BinaryIO, target: BinaryIO, start: int, end: int) -> None:
+    source.seek(start)
+    while start < end:
+        piece = source.read(min(_COPIED_BYTES, end - start))
+        target.write(piece)
+        start += len(piece)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None for a line that was cut off, or that is no object of JSON in UTF-8."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+# ---- JSON files that carry the checksum of what they say, so that damage shows before anything is believed ----
+# Nothing else.
+
+
+def checked_json(content: Any) -> str:
+    """The text of such a file."""
+    body = json.dumps(content, sort_keys=True)
+    return f'{{"crc32": {zlib.crc32(body.encode())},\n"content": {body}}}\n'
+
+
+def read_checked_json(path: Path) -> Any:
+    """What ``checked_json`` was given. Raises ``StorageError``: not there, cut off, or changed since."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        content, expected = whole["content"], whole["crc32"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is not readable ({error})") from error
+    if zlib.crc32(json.dumps(content, sort_keys=True).encode()) != expected:
+        raise StorageError(f"{path} is damaged: it does not have the checksum it was written with")
+    return content

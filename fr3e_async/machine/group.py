@@ -1,0 +1,321 @@
+"""One prompt group in the ledger: its rollouts, each accepted once, its tree, and what is still owed. Pure, private to control."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from fr3e_async.algorithm.adaptive import second_round
+from fr3e_async.algorithm.strategies import Credit, GroupOutcome, GroupPlan
+from fr3e_async.algorithm.values import wilson
+from fr3e_async.config.reward import RewardRange
+from fr3e_async.machine.messages import Retire, StateRecord, Tokens
+from fr3e_async.types import Advantage, Anchor, Finish, Outcome, Prompt, RolloutId, RolloutSummary, Verdict
+
+
+class Status(Enum):
+    ISSUED = auto()  # with an engine, or queued for one
+    SAMPLED = auto()  # tokens are in the object store; a verdict is owed
+    JUDGED = auto()
+    GIVEN_UP = auto()  # failed max_attempts times; counted, never scored 0
+
+
+DONE = (Status.JUDGED, Status.GIVEN_UP)
+
+
+@dataclass(slots=True)
+class Rollout:
+    id: RolloutId
+    status: Status = Status.ISSUED
+    attempts: int = 1
+    note: RolloutSummary | None = None
+    payload: int = -1
+    row: int = -1
+    reward: float | None = None  # as a share of its range: 0 lowest, 1 highest
+    right: bool = False
+    unknown: bool = False
+    judged_again: bool = False
+    reason: str = ""  # the verifier's
+
+
+@dataclass(slots=True)
+class Group:
+    """All that is known of a group.
+
+    ``trunks`` is None while they are still to be picked (by their rewards). A trunk is *open* until it has been branched
+    or given up; ``anchors_of`` holds the anchors of every base that may be a trunk, from when they are known.
+    """
+
+    name: str
+    prompt: Prompt
+    plan: GroupPlan
+    number: int  # admissions before it, over the whole run
+    born: int  # live version when it was admitted: no token of it is older
+    candidates: frozenset[RolloutId]  # bases whose anchors are chosen
+    trunks: tuple[RolloutId, ...] | None
+    rollouts: dict[RolloutId, Rollout] = field(default_factory=dict)
+    anchors_of: dict[RolloutId, tuple[Anchor, ...]] = field(default_factory=dict)
+    branched: set[RolloutId] = field(default_factory=set)
+    settled: set[RolloutId] = field(default_factory=set)  # trunks whose second round is drawn, or not needed
+    anchors: dict[int, Anchor] = field(default_factory=dict)  # by node, of the trunks that were branched
+    scoring_attempts: dict[int, int] = field(default_factory=dict)  # payload -> attempts
+    beginnings: int = 1  # above 1: its rollouts were gone from the object store
+    credit: Credit | None = field(default=None, metadata={"kept": False})  # worked out again after a resume
+    tasks: set[int] = field(default_factory=set, metadata={"kept": False})  # that will still end: each does so once
+    owed: int = field(default=0, metadata={"kept": False})  # rollouts that are neither judged nor given up
+
+    def __post_init__(self) -> None:
+        self.owed = sum(rollout.status not in DONE for rollout in self.rollouts.values())
+
+    def base(self, branch: int) -> RolloutId:
+        return RolloutId(self.name, 0, branch)
+
+    def issue(self, ids: Iterable[RolloutId]) -> None:
+        for id in ids:
+            if id in self.rollouts:
+                raise ValueError(f"rollout {id} was issued twice")
+            self.rollouts[id] = Rollout(id)
+            self.owed += 1
+
+    @property
+    def complete(self) -> bool:
+        """Trunks are picked and branched, and every rollout is judged or given up."""
+        return not self.owed and self.trunks is not None and self.settled.issuperset(self.trunks)
+
+    def accept(self, note: RolloutSummary, *, payload: int, row: int) -> bool:
+        """Take a sampled rollout the first time it arrives; False for a duplicate."""
+        rollout = self.rollouts.get(note.id)
+        if rollout is None or rollout.status is not Status.ISSUED or note.finish is Finish.ABORT or note.length == 0:
+            return False
+        rollout.status, rollout.note, rollout.payload, rollout.row = Status.SAMPLED, note, payload, row
+        return True
+
+    def fail(self, ids: Iterable[RolloutId], *, max_attempts: int, counted: bool = True) -> list[RolloutId]:
+        """Count a failed attempt of those still owed; returns the ids to issue again, the rest are given up.
+
+        Not ``counted``: nobody's fault, the same attempt is made again.
+        """
+        again = []
+        for id in ids:
+            rollout = self.rollouts[id]
+            if rollout.status is not Status.ISSUED:
+                continue
+            if counted and rollout.attempts >= max_attempts:
+                rollout.status = Status.GIVEN_UP
+                self.owed -= 1
+            else:
+                rollout.attempts += counted
+                again.append(id)
+        return again
+
+    def attempt_of(self, ids: Iterable[RolloutId]) -> int:
+        return max([self.beginnings, *[self.rollouts[id].attempts for id in ids]])
+
+    def judge(self, id: RolloutId, verdict: Verdict, *, unknown_is_zero: bool, rewards: RewardRange = RewardRange()) -> None:
+        """``rewards``: the range that the verdict's lies in; the group keeps its share, since V and alpha are of [0, 1]."""
+        rollout = self.rollouts[id]
+        if rollout.status is not Status.SAMPLED:
+            return
+        self.owed -= 1
+        rollout.status, rollout.reason, rollout.judged_again = Status.JUDGED, verdict.reason, verdict.attempts > 1
+        rollout.unknown = verdict.outcome is Outcome.UNKNOWN
+        rollout.right = verdict.outcome is Outcome.RIGHT
+        rollout.reward = None if verdict.reward is None else rewards.share(verdict.reward)
+        if rollout.unknown and unknown_is_zero:
+            rollout.reward = 0.0
+
+    def give_up(self, ids: Iterable[RolloutId]) -> int:
+        """Their verdicts will never come; they count as given up. Returns how many were still owed."""
+        owed = [self.rollouts[id] for id in ids if self.rollouts[id].status is Status.SAMPLED]
+        for rollout in owed:
+            rollout.status = Status.GIVEN_UP
+        self.owed -= len(owed)
+        return len(owed)
+
+    def begin_again(self, trunks: tuple[RolloutId, ...] | None) -> list[RolloutId]:
+        """Forget every rollout, and what is still on its way; the bases, issued anew."""
+        bases = [id for id in self.rollouts if id.node == 0]
+        for kept in (
+            self.rollouts,
+            self.anchors_of,
+            self.branched,
+            self.settled,
+            self.anchors,
+            self.scoring_attempts,
+            self.tasks,
+        ):
+            kept.clear()
+        self.trunks, self.credit = trunks, None
+        self.beginnings += 1
+        self.owed = 0
+        self.issue(bases)
+        return bases
+
+    def abandon(self) -> int:
+        """Every rollout is given up; how many were not before."""
+        open_ones = [rollout for rollout in self.rollouts.values() if rollout.status is not Status.GIVEN_UP]
+        for rollout in open_ones:
+            rollout.status, rollout.reward, rollout.right, rollout.unknown = Status.GIVEN_UP, None, False, False
+        self.trunks, self.owed = (), 0
+        self.tasks.clear()
+        return len(open_ones)
+
+    # ---- the tree ----
+
+    def learn_anchors(self, trunks: Iterable[RolloutId], anchors: Iterable[Anchor]) -> None:
+        """The anchors of these bases, each perhaps without any; the first word counts."""
+        for trunk in trunks:
+            if trunk in self.candidates:
+                self.anchors_of.setdefault(trunk, tuple(a for a in anchors if a.trunk == trunk.branch))
+
+    def pick_trunks(self) -> None:
+        """The first right and the first wrong base, once all are done. Only where the plan picks by reward."""
+        if self.trunks is not None:
+            return
+        bases = [r for r in self.rollouts.values() if r.id.node == 0]
+        if not all(r.status in DONE for r in bases):
+            return
+        judged = sorted((r.id, r.right) for r in bases if r.reward is not None)
+        first = {right: next((id for id, r in judged if r is right), None) for right in (True, False)}
+        self.trunks = tuple(sorted(id for id in first.values() if id is not None))
+
+    def open_trunks(self) -> list[RolloutId]:
+        """Trunks that may be branched now; those that were never drawn are closed without branches."""
+        if len(self.branched) == len(self.trunks or ()):
+            return []
+        for trunk in self.trunks or ():
+            rollout = self.rollouts[trunk]
+            if rollout.status is Status.GIVEN_UP and rollout.note is None:  # else its anchors are known, or on their way
+                self.anchors_of.setdefault(trunk, ())
+        return [trunk for trunk in self.trunks or () if trunk in self.anchors_of and trunk not in self.branched]
+
+    def branch(self, trunk: RolloutId) -> tuple[RolloutId, ...]:
+        """Issue the continuations of a trunk's anchors, those of the first round if there are two; their ids, node by node."""
+        anchors = self.anchors_of[trunk]
+        self.branched.add(trunk)
+        if not (self.plan.first and anchors):
+            self.settled.add(trunk)
+        self.anchors |= {anchor.node: anchor for anchor in anchors}
+        ids = tuple(RolloutId(self.name, a.node, m) for a in anchors for m in range(self.plan.at_once))
+        self.issue(ids)
+        return ids
+
+    def unsettled_trunks(self) -> list[RolloutId]:
+        """Trunks whose first round is done, so that the second one can be drawn."""
+        if len(self.branched) == len(self.settled):
+            return []
+        return [
+            trunk
+            for trunk in sorted(self.branched - self.settled)
+            if all(self.rollouts[id].status in DONE for id in self._branches_of(trunk))
+        ]
+
+    def branch_again(self, trunk: RolloutId) -> tuple[RolloutId, ...]:
+        """Issue the second round of a trunk, by what is known of its first (``algorithm.adaptive``); perhaps nothing."""
+        self.settled.add(trunk)
+        rewards: dict[int, list[float | None]] = {anchor.node: [] for anchor in self.anchors_of[trunk]}
+        for id in self._branches_of(trunk):
+            rewards[id.node].append(self.rollouts[id].reward)
+        more = second_round(rewards, first=self.plan.first, branches=self.plan.branches)
+        ids = tuple(RolloutId(self.name, node, self.plan.first + m) for node, count in more.items() for m in range(count))
+        self.issue(ids)
+        return ids
+
+    def _branches_of(self, trunk: RolloutId) -> list[RolloutId]:
+        nodes = {anchor.node for anchor in self.anchors_of[trunk]}
+        return [id for id in self.rollouts if id.node in nodes]
+
+    # ---- the end ----
+
+    @property
+    def oldest_version(self) -> int:
+        """Of the tokens that are trained; the group has credit."""
+        assert self.credit is not None
+        notes = (self.rollouts[id].note for id in self.credit.advantages)
+        return min(note.oldest_version for note in notes if note is not None)
+
+    def outcome(self) -> GroupOutcome:
+        rewards = {id: r.reward for id, r in self.rollouts.items()}
+        return GroupOutcome(group=self.name, rewards=rewards, anchors=self.anchors, trunks=self.trunks or ())
+
+    def lengths(self, *, bases: bool) -> list[int]:
+        """Tokens of the rollouts that were drawn: of the bases, or of the branches."""
+        return [r.note.length for r in self.rollouts.values() if r.note is not None and (r.id.node == 0) == bases]
+
+    def retire(self, fate: str) -> Retire:
+        rollouts = list(self.rollouts.values())
+        notes = [r.note for r in rollouts if r.note is not None]
+        rewards = [r.reward for r in rollouts if r.reward is not None]
+        bases = [r.right for r in rollouts if r.id.node == 0 and r.reward is not None]
+        return Retire(
+            group=self.name,
+            fate=fate,
+            tokens=self._tokens(trained=fate == "trained"),
+            states=self._states(),
+            bases_right=sum(bases),
+            bases_judged=len(bases),
+            rollouts=len(rollouts),
+            drawn=len(notes),
+            right=sum([r.right for r in rollouts]),
+            reward_sum=sum(rewards),
+            rewarded=len(rewards),
+            response_tokens=sum([self._response(r.note) for r in rollouts if r.note is not None and r.reward is not None]),
+            unknown=sum([r.unknown for r in rollouts]),
+            given_up=sum([r.status is Status.GIVEN_UP for r in rollouts]),
+            judged_again=sum([r.judged_again for r in rollouts]),
+            entropy_sum=sum([n.entropy_sum for n in notes]),
+            entropy_error_sum=sum([n.entropy_error_sum for n in notes]),
+            truncated=sum([n.finish is Finish.LENGTH for n in notes]),
+            anchors=len(self.anchors),
+            anchors_certain=sum([a.certain for a in self.anchors.values()]),
+            reasons=dict(Counter([r.reason for r in rollouts if r.status is Status.JUDGED])),  # asdict would break a Counter
+        )
+
+    def _response(self, note: RolloutSummary) -> int:
+        """Tokens of the whole response: the trunk's up to the anchor, and what was drawn from there."""
+        return note.length + (self.anchors[note.id.node].position if note.id.node else 0)
+
+    def _tokens(self, *, trained: bool) -> Tokens:
+        notes = [r.note for r in self.rollouts.values() if r.note is not None]
+        lengths = {note.id: note.length for note in notes}
+        advantages = self.credit.advantages if self.credit and trained else {}
+        return Tokens(
+            generated=sum(lengths.values()),
+            prefilled=sum([note.context - note.cached for note in notes]),
+            reused=sum([note.cached for note in notes]),
+            trained=sum([lengths[id] for id in advantages]),
+            useful=sum([_useful(advantage, lengths[id]) for id, advantage in advantages.items()]),
+        )
+
+    def _states(self) -> tuple[StateRecord, ...]:
+        records = []
+        for node, state in sorted((self.credit.states if self.credit else {}).items()):
+            anchor, value = self.anchors.get(node), state.value
+            low, high = value.interval if value else wilson(0, 0)
+            records.append(
+                StateRecord(
+                    node=node,
+                    parent=anchor.parent if anchor else None,
+                    trunk=anchor.trunk if anchor else None,
+                    position=anchor.position if anchor else 0,
+                    score=anchor.score if anchor else None,
+                    right=value.right if value else 0.0,
+                    judged=value.judged if value else 0,
+                    value=value.value if value else None,
+                    low=low,
+                    high=high,
+                    alpha=state.alpha,
+                    dropped=state.dropped,
+                )
+            )
+        return tuple(records)
+
+
+def _useful(advantage: Advantage, length: int) -> int:
+    """Tokens of a completion whose advantage is not 0."""
+    if len(advantage) == 1:
+        return length if advantage[0].value else 0
+    ends = [*(stretch.start for stretch in advantage[1:]), length]
+    return sum(end - stretch.start for stretch, end in zip(advantage, ends, strict=True) if stretch.value)

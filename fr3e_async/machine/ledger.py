@@ -1,0 +1,372 @@
+"""The ledger: which group is where, what it still owes, and what to do next. A pure state machine.
+
+Events in, commands out. No clock, no Ray, no tokens: the same sequence of events gives the same sequence of commands.
+
+    Admitted ─► Sample(trunk), …, Sample(other bases)
+    Delivered(trunk) ─► Branch(all anchors), Score        a branch waits for its own trunk only
+    Delivered(trunk) ─► Rescore, Score; Rescored ─► Branch     where the learner knows the entropies
+    Delivered ─► Score                                     Lost ─► the same ids again, or given up
+    Judged ─► group complete ─► credited ─► ready | Retire(rejected_…)
+    the next groups ready ─► Train                         see ``order``: that is what bounds staleness
+    Trained ─► Retire(trained), Train(next)                Published ─► the batch's slots are free
+
+**Staleness bound.** ``order`` has the rule by which groups make a batch, and the proof that no token is older than
+``flow.max_staleness`` versions when it is trained.
+
+**Conservation.** admitted = trained + rejected + failed + in flight, checked after every event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fr3e_async.algorithm.anchors import choose_trunks
+from fr3e_async.algorithm.strategies import GroupPlan, Strategy
+from fr3e_async.config import Config
+from fr3e_async.machine.budget import TokenBudget
+from fr3e_async.machine.events import Admitted, Delivered, Judged, LedgerEvent, Lost, Published, Rescored, Trained
+from fr3e_async.machine.group import Group, Status
+from fr3e_async.machine.ledger_state import LedgerError, LedgerState, StarvedError, state_of
+from fr3e_async.machine.messages import Forget, LedgerCommand, Retire, Train
+from fr3e_async.machine.order import next_batch, train_items
+from fr3e_async.machine.tasks import Issuer
+from fr3e_async.types import RolloutId, Verdict
+
+
+class Ledger:
+    """See the module's docstring. ``version`` is the learner's; ``live`` is the one that every engine serves."""
+
+    def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
+        self._config, self._strategy = config, strategy
+        self._capacity, self._rewards = config.flow.capacity, config.reward_range
+        self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, state=state.budget if state else None)
+        self.version = state.version if state else 0
+        self.live = self.version
+        self.admitted = state.admitted if state else 0
+        self.fates: Counter[str] = Counter(state.fates if state else {})
+        self.duplicates = 0  # results that arrived a second time
+        self.retries = 0  # rollouts issued again
+        self.given_up = 0  # rollouts that failed for good
+        self._open: dict[str, Group] = {}  # in admission order: being made, or ready
+        self._training: dict[str, Group] = {}
+        self._unlive: dict[int, int] = {}  # version -> groups whose slots it will free,
+        self._unlive_groups = 0  # and how many these are together
+        self._settled = self.fates.total()
+        self._ready = 0  # open groups with credit
+        self._rejected_in_a_row = state.rejected_in_a_row if state else 0
+        if (
+            self._rejected_in_a_row > config.flow.max_rejected_in_a_row
+        ):  # the session before ended for it: who goes on has mended something
+            self._rejected_in_a_row = 0
+        self._reasons: Counter[str] = Counter()  # of the verdicts in these groups
+        self.departed: list[tuple[Group, Retire]] = []  # groups that the last event retired, whole
+        self._issue = Issuer()
+        self.closed = False  # set by stop(): nothing is admitted or trained any more
+        for group in state.groups if state else ():
+            self._open[group.name] = group
+        self._handlers: dict[type, Callable[[Any], list[LedgerCommand]]] = {
+            Admitted: self._admit,
+            Delivered: self._delivered,
+            Rescored: self._rescored,
+            Lost: self._lost,
+            Judged: self._judged,
+            Trained: self._trained,
+            Published: self._published,
+        }
+
+    # ---- queries ----
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._open) + len(self._training)
+
+    @property
+    def oldest_born(self) -> int:
+        """Live version when the oldest open group was admitted: none of its tokens is older."""
+        return next((group.born for group in self._open.values()), self.version)
+
+    @property
+    def slots_held(self) -> int:
+        return self.in_flight + self._unlive_groups
+
+    @property
+    def ready(self) -> int:
+        return self._ready
+
+    @property
+    def training(self) -> bool:
+        """A batch is with the learner, or on its way there."""
+        return bool(self._training)
+
+    @property
+    def finished(self) -> bool:
+        """All batches of the run are trained and live."""
+        return self.version >= self._config.run.steps and not self._training and self.live >= self.version
+
+    def admissible(self) -> int:
+        """How many groups may be admitted now: free slots, but no more than the remaining batches can use."""
+        if self.closed:
+            return 0
+        batches_left = self._config.run.steps - self.version - bool(self._training)
+        wanted = batches_left * self._config.flow.groups_per_step - len(self._open)
+        return max(0, min(self._capacity - self.slots_held, wanted))
+
+    def state(self) -> LedgerState:
+        """A consistent cut between two events. It shares the groups with the ledger: encode it before the next event."""
+        return LedgerState(
+            version=self.version,
+            admitted=self.admitted,
+            fates=dict(self.fates),
+            budget=self._budget.state(),
+            groups=tuple(sorted([*self._training.values(), *self._open.values()], key=lambda group: group.number)),
+            rejected_in_a_row=self._rejected_in_a_row,
+        )
+
+    def resume(self) -> list[LedgerCommand]:
+        """What the groups of the state that this ledger began with still need: once, before any event."""
+        commands: list[LedgerCommand] = []
+        for group in list(self._open.values()):
+            self._budget.expect(group.name, group.plan)
+            commands += self._issue.owed(group)
+            if group.complete:
+                group.credit = self._strategy.credit(group.outcome())
+                self._ready += 1
+        return commands + self._train()
+
+    def age_of(self, group: str) -> int:
+        """Admissions before this group; lower ones are older. 0 for one that is not open."""
+        found = self._open.get(group)
+        return found.number if found else 0
+
+    @property
+    def settled(self) -> int:
+        """Groups that have retired, over the whole run."""
+        return self._settled
+
+    def waiting(self) -> list[str]:
+        """Who waits for what, oldest group first: for the watchdog's diagnosis."""
+        return [state_of(group) for group in self._open.values()]
+
+    def oldest(self) -> str:
+        """The oldest group that is not ready, and what it waits for; "" without one."""
+        return next((state_of(group) for group in self._open.values() if group.credit is None), "")
+
+    # ---- events ----
+
+    def handle(self, event: LedgerEvent) -> list[LedgerCommand]:
+        """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        commands = self._handlers[type(event)](event)
+        self.check()
+        return commands
+
+    def stop(self) -> None:
+        """No admission and no new batch from now on."""
+        self.closed = True
+
+    def check(self) -> None:
+        """The conservation law; raises ``LedgerError`` with the numbers."""
+        in_flight = len(self._open) + len(self._training)
+        if self.admitted != self._settled + in_flight:
+            raise LedgerError(f"admitted {self.admitted} != settled {dict(self.fates)} + in flight {in_flight}")
+        if in_flight + self._unlive_groups > self._capacity:
+            raise LedgerError(f"{self.slots_held} slots held of {self._capacity}")
+
+    def _admit(self, event: Admitted) -> list[LedgerCommand]:
+        if event.group in self._open or event.group in self._training:
+            raise LedgerError(f"group {event.group} is admitted already")
+        plan = self._budget.admit(event.group)
+        candidates, trunks = self._chosen_trunks(event.group, plan)
+        group = Group(
+            name=event.group,
+            prompt=event.prompt,
+            plan=plan,
+            number=self.admitted,
+            born=self.live,
+            candidates=candidates,
+            trunks=trunks,
+        )
+        bases = [group.base(branch) for branch in range(plan.bases)]
+        group.issue(bases)
+        self._open[event.group] = group
+        self.admitted += 1
+        return self._issue.sample(group, bases)
+
+    def _chosen_trunks(self, group: str, plan: GroupPlan) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
+        bases = [RolloutId(group, 0, branch) for branch in range(plan.bases)]
+        seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
+        return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
+
+    def _ended(self, event: Delivered | Rescored | Lost | Judged) -> Group | None:
+        """The group of a task that has just ended; None if it had ended before, or is of a group that is gone."""
+        group = self._open.get(event.group)
+        if group is None or event.task not in group.tasks:
+            return None
+        group.tasks.remove(event.task)
+        return group
+
+    def _delivered(self, event: Delivered) -> list[LedgerCommand]:
+        group = self._ended(event)
+        if group is None:
+            self.duplicates += len(event.notes)
+            return []
+        taken = [note.id for row, note in enumerate(event.notes) if group.accept(note, payload=event.payload, row=row)]
+        # Of rows that were not taken, a duplicate leaves nothing owed, an aborted or empty one does.
+        owed: list[RolloutId] = []
+        if len(taken) < len(event.notes):
+            owed = [n.id for n in event.notes if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
+            self.duplicates += len(event.notes) - len(taken) - len(owed)
+        trunks = [id for id in taken if id in group.candidates]
+        commands = self._issue.score(group, event.payload) if taken else []
+        if trunks and event.anchors is None:
+            commands.append(self._issue.rescore(group, event.payload, trunks))
+        elif event.anchors is not None:
+            group.learn_anchors(trunks, event.anchors)
+        return commands + (self._again(group, owed) if owed else self._advance(group))
+
+    def _rescored(self, event: Rescored) -> list[LedgerCommand]:
+        group = self._ended(event)
+        if group is None:
+            return []
+        group.learn_anchors(event.trunks, event.anchors)
+        return self._advance(group)
+
+    def _advance(self, group: Group) -> list[LedgerCommand]:
+        """Pick and branch trunks as soon as that is possible, then settle the group if nothing is owed any more."""
+        group.pick_trunks()
+        commands: list[LedgerCommand] = []
+        for trunk in group.open_trunks():
+            commands += self._issue.branch(group, group.branch(trunk))
+        for trunk in group.unsettled_trunks():
+            commands += self._issue.branch(group, group.branch_again(trunk))
+        return commands + self._settle(group)
+
+    def _again(self, group: Group, ids: Sequence[RolloutId], *, counted: bool = True) -> list[LedgerCommand]:
+        """Issue failed rollouts again, or give them up; a group whose trunk is given up keeps its other rollouts."""
+        owed = sum(group.rollouts[id].status is Status.ISSUED for id in ids)
+        again = group.fail(ids, max_attempts=self._config.flow.max_attempts, counted=counted)
+        self.given_up += owed - len(again)
+        self.retries += len(again)
+        commands = self._issue.sample(group, [id for id in again if id.node == 0])
+        commands += self._issue.branch(group, [id for id in again if id.node > 0])
+        return commands + self._advance(group)
+
+    def _lost(self, event: Lost) -> list[LedgerCommand]:
+        group = self._ended(event)
+        if group is None:
+            return []
+        if event.gone:
+            return self._begin_again(group)
+        if not event.scoring:
+            return self._again(group, list(event.ids), counted=event.counted)
+        attempts = group.scoring_attempts.get(event.payload, 1)
+        if not event.counted or attempts < self._config.flow.max_attempts:
+            group.scoring_attempts[event.payload] = attempts + event.counted
+            return self._issue.score(group, event.payload)
+        self.given_up += group.give_up(event.ids)
+        return self._advance(group)
+
+    def _begin_again(self, group: Group) -> list[LedgerCommand]:
+        """Rollouts of the group are gone from the object store (with their node): it is made anew, in its slot.
+
+        Later tokens are no older than the slot allows, so the bound holds.
+        """
+        forget = Forget(tasks=tuple(sorted(group.tasks)))
+        if group.beginnings >= self._config.flow.max_attempts:
+            self.given_up += group.abandon()
+            return [forget, *self._advance(group)]
+        _, trunks = self._chosen_trunks(group.name, group.plan)
+        bases = group.begin_again(trunks)
+        self.retries += len(bases)
+        return [forget, *self._issue.sample(group, bases)]
+
+    def _judged(self, event: Judged) -> list[LedgerCommand]:
+        group = self._ended(event)
+        return [] if group is None else self._record(group, dict(zip(event.ids, event.verdicts, strict=True)))
+
+    def _record(self, group: Group, verdicts: dict[RolloutId, Verdict]) -> list[LedgerCommand]:
+        zero = self._config.verifiers.on_unknown == "zero"
+        for id, verdict in verdicts.items():
+            group.judge(id, verdict, unknown_is_zero=zero, rewards=self._rewards)
+        return self._advance(group)
+
+    # ---- complete groups ----
+
+    def _settle(self, group: Group) -> list[LedgerCommand]:
+        """Credit a group the moment it is complete; a degenerate one gives its slot back here and nowhere else."""
+        if not group.complete or group.credit is not None:
+            return []
+        group.credit = self._strategy.credit(group.outcome())
+        if not group.credit.rejected:
+            self._ready += 1
+            self._rejected_in_a_row = 0
+            self._reasons.clear()
+            return self._train()
+        lost_all = all(r.status is Status.GIVEN_UP for r in group.rollouts.values())
+        fate = "failed_given_up" if lost_all else f"rejected_{group.credit.rejected}"
+        del self._open[group.name]
+        retired = self._close(group, fate)
+        self._count_rejection(retired)
+        return [retired, *self._train()]
+
+    def _count_rejection(self, group: Retire) -> None:
+        self._rejected_in_a_row += 1
+        self._reasons.update(group.reasons)
+        bound = self._config.flow.max_rejected_in_a_row
+        if self._rejected_in_a_row > bound:
+            raise StarvedError(
+                f"{self._rejected_in_a_row} groups in a row taught nothing (fates so far: {dict(self.fates)}; "
+                f"their verdicts: {', '.join(f'{count} {reason}' for reason, count in self._reasons.most_common(3))}); "
+                f"flow.max_rejected_in_a_row is {bound}. Are the problems far too easy or too hard, or answers unreadable?",
+                group,
+            )
+
+    def _close(self, group: Group, fate: str) -> Retire:
+        self.fates[fate] += 1
+        self._settled += 1
+        self._budget.settle(
+            group.name, group.plan, base_lengths=group.lengths(bases=True), branch_lengths=group.lengths(bases=False)
+        )
+        retired = group.retire(fate)
+        self.departed.append((group, retired))
+        return retired
+
+    def _train(self) -> list[LedgerCommand]:
+        """The next batch, once its groups are ready (``order``)."""
+        flow = self._config.flow
+        if self.closed or self._training or self._ready < flow.groups_per_step or self.version >= self._config.run.steps:
+            return []
+        batch = next_batch(
+            self._open.values(),
+            size=flow.groups_per_step,
+            window=flow.window,
+            version=self.version,
+            max_staleness=flow.max_staleness,
+        )
+        if batch is None:
+            return []
+        self._ready -= len(batch)
+        for group in batch:
+            self._training[group.name] = self._open.pop(group.name)
+        items = train_items(
+            batch, version=self.version, max_staleness=flow.max_staleness, minibatches=self._config.learner.minibatches
+        )
+        oldest = min(group.oldest_version for group in batch)
+        return [Train(version=self.version + 1, groups=tuple(g.name for g in batch), items=tuple(items), oldest=oldest)]
+
+    def _trained(self, event: Trained) -> list[LedgerCommand]:
+        if event.version != self.version + 1:
+            raise LedgerError(f"the learner made version {event.version} from {self.version}")
+        self.version = event.version
+        done, self._training = self._training, {}
+        if event.version > self.live:  # an engine that joined may have had it before anybody was told
+            self._unlive[event.version] = len(done)
+            self._unlive_groups += len(done)
+        return [*(self._close(group, "trained") for group in done.values()), *self._train()]
+
+    def _published(self, event: Published) -> list[LedgerCommand]:
+        self.live = max(self.live, event.version)
+        for version in [v for v in self._unlive if v <= self.live]:
+            self._unlive_groups -= self._unlive.pop(version)
+        return []

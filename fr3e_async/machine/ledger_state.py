@@ -1,0 +1,55 @@
+"""What survives of a ledger when a run is resumed, and how a ledger fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from fr3e_async.errors import RunFailed
+from fr3e_async.machine.group import Group, Status
+from fr3e_async.machine.messages import Retire
+
+_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.JUDGED: "judged", Status.GIVEN_UP: "given up"}
+
+
+class StarvedError(RunFailed):
+    """Too many degenerate groups in a row: there is nothing to learn from these prompts with this policy."""
+
+    def __init__(self, why: str, retired: Retire) -> None:
+        """``retired``: the last of them, which the ledger has settled."""
+        super().__init__(why)
+        self.retired = retired
+
+
+class LedgerError(RunFailed):
+    """The books do not balance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerState:
+    """What survives a restart: the books, and the open groups with all that is known of their trees.
+
+    Groups that were with the learner count as open: they are trained again from the weights that go with this state.
+    """
+
+    version: int
+    admitted: int
+    fates: dict[str, int]
+    budget: dict[str, float]  # the account of ``budget.TokenBudget``
+    groups: tuple[Group, ...] = ()  # in admission order
+    rejected_in_a_row: int = 0
+
+    @property
+    def settled(self) -> int:
+        """Groups that had retired: the rows of groups.jsonl."""
+        return sum(self.fates.values())
+
+    @property
+    def payloads(self) -> frozenset[int]:
+        """Keys of the payloads that the open groups still need."""
+        return frozenset(r.payload for group in self.groups for r in group.rollouts.values() if r.payload >= 0)
+
+
+def state_of(group: Group) -> str:
+    owed = Counter(_WORDS[rollout.status] for rollout in group.rollouts.values())
+    return f"{group.name}: " + ("ready" if group.credit else ", ".join(f"{n} {s}" for s, n in owed.items()))

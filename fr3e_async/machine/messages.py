@@ -1,0 +1,246 @@
+"""What the control machine and the world around it say to each other. Ids, lengths and rewards; tokens only in prompts.
+
+Events go in, commands come out (``machine.Machine``). A *payload key* names a rollout batch that lies in the object store;
+only the loop maps keys to handles. Workers are named by text. Every ``Assign`` ends in exactly one event that names its
+task: Delivered, Judged, Lost or Answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fr3e_async.algorithm.batching import RowCost
+from fr3e_async.types import Advantage, Anchor, Prompt, RolloutId
+
+# ---- commands: what the ledger wants done ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Draw these rollouts from the prompt. With ``trunk`` anchors are chosen on each of them as soon as it ends."""
+
+    task: int
+    prompt: Prompt
+    ids: tuple[RolloutId, ...]
+    trunk: bool = False
+    attempt: int = 1  # the highest of its rollouts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """Draw these continuations of one trunk's anchors (``id.node`` names the anchor). One explorer gets the whole task."""
+
+    task: int
+    group: str
+    ids: tuple[RolloutId, ...]
+    trunk: RolloutId
+    trunk_payload: int
+    anchors: tuple[Anchor, ...]
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescore:
+    """Have the learner work out the entropies of these trunks and choose their anchors (``engine.entropy: learner``)."""
+
+    task: int
+    group: str
+    payload: int
+    trunks: tuple[RolloutId, ...]
+    lengths: tuple[int, ...]  # tokens of each, context included
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Judge rows of a payload against the prompt's reference answer."""
+
+    task: int
+    payload: int
+    prompt: Prompt
+    ids: tuple[RolloutId, ...]
+    rows: tuple[int, ...]  # of the payload, one for each id
+    attempt: int = 1
+
+
+class TrainItem(NamedTuple):
+    """One row to train: where it lies, its advantage, which optimiser step it belongs to and what it costs."""
+
+    payload: int
+    row: int
+    advantage: Advantage
+    load: RowCost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Train on these rows, then make weights ``version``."""
+
+    version: int
+    groups: tuple[str, ...]
+    items: tuple[TrainItem, ...]
+    oldest: int  # lowest weight version among the tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRecord:
+    """One state of a group as it ended: a row's ``states`` in groups.jsonl."""
+
+    node: int
+    parent: int | None  # None: the prompt
+    trunk: int | None  # branch index of the base that it lies on
+    position: int  # tokens of the response before it
+    score: float | None  # what the anchor rule ranked by
+    right: float  # Σ r of its judged rollouts
+    judged: int
+    value: float | None  # V(S); None: nothing was judged
+    low: float  # 95 % Wilson interval of V
+    high: float
+    alpha: float
+    dropped: str  # why it is not trained; "" if it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What a group cost and what came of it, in tokens."""
+
+    generated: int = 0  # sampled by the engines
+    prefilled: int = 0  # context that engines computed
+    reused: int = 0  # context that engines took from their prefix caches
+    trained: int = 0  # of the rollouts that were trained
+    useful: int = 0  # of these, with an advantage that is not 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """A group has left the ledger: its payloads can go, its prompt counts as consumed, its numbers are final."""
+
+    group: str
+    fate: str  # "trained" or the reason: "rejected_all_right", ..., "failed_given_up"
+    tokens: Tokens
+    states: tuple[StateRecord, ...]
+    bases_right: int
+    bases_judged: int
+    rollouts: int
+    drawn: int  # of these, made by an engine
+    right: int
+    reward_sum: float  # Σ r, each as a share of its range
+    rewarded: int  # rollouts with an r
+    response_tokens: int  # whole responses of those with an r: prefix and continuation
+    unknown: int
+    given_up: int
+    judged_again: int  # verdicts that took more than one attempt
+    entropy_sum: float  # nats, over the generated tokens
+    entropy_error_sum: float  # nats: how far that may be off
+    truncated: int
+    anchors: int
+    anchors_certain: int  # of these, chosen whatever the entropies are within what is known of them
+    reasons: Mapping[str, int]  # verdicts by the verifier's reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """These tasks of a group are not wanted any more: those that nobody has yet need not be done."""
+
+    tasks: tuple[int, ...]
+
+
+Work = Sample | Branch | Score  # what a pool's worker does for a group
+
+
+def group_of(work: Work) -> str:
+    return work.ids[0].group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assign:
+    """Have this worker do this task. ``work`` is None for a task that the loop asked for by ``Asked``."""
+
+    task: int
+    worker: str
+    work: Work | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdraw:
+    """Take these tasks back from the worker: each still ends in its own event, ``Lost(counted=False)`` unless it was quicker."""
+
+    worker: str
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hire:
+    """Start a new worker of this role, after ``delay_s``, as soon as the cluster has room; ends in WorkerUp or Unhired."""
+
+    ticket: int
+    role: str
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dismiss:
+    """The worker of this ``Hire`` is not needed any more; it ends in no event, unless it is up by now."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """End this worker, or what is left of it. ``lost``: it was not asked to leave."""
+
+    worker: str
+    why: str
+    lost: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """This engine works in the other engines' pool from now on: nothing is to be done but to know it."""
+
+    worker: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetPoolTarget:
+    """A pool is to have so many actors: for the cluster's autoscaler, which may plan ahead."""
+
+    role: str
+    actors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Give these engines the weights of a version; ends in Acked or Refused for each of them.
+
+    ``alone``: an engine that joins, or one that was down; it need not be part of a common hand-over.
+    """
+
+    version: int
+    workers: tuple[str, ...]
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """Every engine in service has the weights: an announcement, nothing is to be done."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Say ``Due(key)`` after so many seconds."""
+
+    key: str
+    seconds: float
+
+
+LedgerCommand = Work | Rescore | Train | Retire | Forget
+Staffing = Hire | Dismiss | Release | Move | SetPoolTarget
+Command = Rescore | Train | Retire | Assign | Withdraw | Staffing | Send | Live | Wait  # of the machine: work is assigned
+
+
+# ---- events: what has happened ----

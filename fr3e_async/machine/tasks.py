@@ -1,0 +1,79 @@
+"""From what a group owes to tasks, each with a number that no other task of the session has. Pure, private to control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fr3e_async.machine.group import Group, Status
+from fr3e_async.machine.messages import Branch, LedgerCommand, Rescore, Sample, Score
+from fr3e_async.types import RolloutId
+
+
+class Issuer:
+    """Makes the tasks of groups and numbers them. A group knows its tasks: each of them ends once."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def sample(self, group: Group, ids: Sequence[RolloutId]) -> list[LedgerCommand]:
+        """A task for each base that may be a trunk, so that nothing waits for another one, and one for the others."""
+        parts: list[tuple[tuple[RolloutId, ...], bool]] = [((id,), True) for id in ids if id in group.candidates]
+        if others := tuple(id for id in ids if id not in group.candidates):
+            parts.append((others, False))
+        return [
+            Sample(task=self._number(group), prompt=group.prompt, ids=part, trunk=trunk, attempt=group.attempt_of(part))
+            for part, trunk in parts
+        ]
+
+    def score(self, group: Group, payload: int) -> list[LedgerCommand]:
+        due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
+        if not due:
+            return []
+        ids, rows = tuple([r.id for r in due]), tuple([r.row for r in due])
+        attempt = group.scoring_attempts.get(payload, 1)
+        return [Score(task=self._number(group), payload=payload, prompt=group.prompt, ids=ids, rows=rows, attempt=attempt)]
+
+    def rescore(self, group: Group, payload: int, trunks: Sequence[RolloutId]) -> Rescore:
+        notes = [group.rollouts[id].note for id in trunks]
+        lengths = tuple(note.context + note.length for note in notes if note is not None)
+        return Rescore(task=self._number(group), group=group.name, payload=payload, trunks=tuple(trunks), lengths=lengths)
+
+    def branch(self, group: Group, ids: Sequence[RolloutId]) -> list[LedgerCommand]:
+        """One task for each trunk that these branches grow from."""
+        own: dict[int, list[RolloutId]] = {}  # by the trunk's branch index
+        for id in ids:
+            own.setdefault(group.anchors[id.node].trunk, []).append(id)
+        commands: list[LedgerCommand] = []
+        for branch in sorted(own):
+            trunk = group.base(branch)
+            commands.append(
+                Branch(
+                    task=self._number(group),
+                    group=group.name,
+                    ids=tuple(own[branch]),
+                    trunk=trunk,
+                    trunk_payload=group.rollouts[trunk].payload,
+                    anchors=group.anchors_of[trunk],
+                    attempt=group.attempt_of(own[branch]),
+                )
+            )
+        return commands
+
+    def owed(self, group: Group) -> list[LedgerCommand]:
+        """The tasks of a group that nobody is at work on, after a resume."""
+        issued = [r.id for r in group.rollouts.values() if r.status is Status.ISSUED]
+        payloads = sorted({r.payload for r in group.rollouts.values() if r.status is Status.SAMPLED})
+        commands = self.sample(group, [id for id in issued if id.node == 0])
+        commands += self.branch(group, [id for id in issued if id.node > 0])
+        for payload in payloads:
+            commands += self.score(group, payload)
+        unknown: dict[int, list[RolloutId]] = {}  # trunks whose anchors the learner was to choose
+        for trunk in sorted(group.candidates - group.anchors_of.keys()):
+            if group.rollouts[trunk].note is not None:
+                unknown.setdefault(group.rollouts[trunk].payload, []).append(trunk)
+        return commands + [self.rescore(group, payload, trunks) for payload, trunks in unknown.items()]
+
+    def _number(self, group: Group) -> int:
+        self._last += 1
+        group.tasks.add(self._last)
+        return self._last

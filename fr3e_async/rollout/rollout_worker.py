@@ -1,0 +1,173 @@
+"""From a task to a rollout batch: what a generator or explorer does with its engine. No Ray, no vLLM by name.
+
+A branch's context is a slice of ids: prompt + trunk[:position]. Nothing is decoded and encoded again; token texts serve
+only to see where the answer ends and where lines break.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places
+from fr3e_async.algorithm.answer_span import TAIL, THINK, Thoughts, answer_end, stop_end
+from fr3e_async.data.pieces import special_ids
+from fr3e_async.rollout.port import Engine, SampleRequest
+from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
+
+NOTHING = np.zeros(0, dtype=np.int32)
+
+
+class TokenTexts:
+    """Texts of single ids, each decoded once, and which ids are special. A byte-split character reads as a placeholder."""
+
+    def __init__(
+        self, tokenizer: Any, *, ends: Sequence[int] = (), thoughts: Thoughts = THINK, stops: Sequence[str] = ()
+    ) -> None:
+        """``ends``: ids that end a response, special or not; ``stops``: texts that do."""
+        self._tokenizer, self._thoughts, self._stops = tokenizer, thoughts, stops
+        self._texts: dict[int, str] = {}
+        self._special = np.asarray(sorted({*special_ids(tokenizer), *ends}), dtype=np.int64)
+
+    def pieces(self, tokens: NDArray[np.int32]) -> list[str]:
+        return [self._text(int(t)) for t in tokens]
+
+    def special(self, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        return np.isin(tokens, self._special)
+
+    def answer_end(self, prompt: NDArray[np.int32], pieces: Sequence[str]) -> int | None:
+        """The first token after the answer of a response to this prompt, which may have opened a thought."""
+        return answer_end(pieces, self._thoughts.after("".join(self.pieces(prompt[-TAIL:]))))
+
+    def ended(self, prefix: NDArray[np.int32], completion: Completion) -> Completion:
+        """The completion up to the token with which a stop text is whole, be it one that the ``prefix`` of the response begins. An engine
+        that looks for such texts sees none of the prefix, and may look at several tokens at once."""
+        if not self._stops or completion.finish is Finish.ABORT:
+            return completion
+        before = prefix[-4 * max(map(len, self._stops)) :].tolist()  # a character has at most four bytes, a token at least one
+
+        def stops(length: int) -> bool:
+            ids = before + completion.tokens[:length].tolist()
+            text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            return stop_end(text, self._stops) is not None
+
+        if not stops(len(completion)):
+            return completion
+        return completion.stopped_at(bisect_left(range(len(completion)), True, lo=1, key=stops))
+
+    def _text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self._tokenizer.decode([token])
+        return self._texts[token]
+
+
+class RolloutWorker:
+    """Samples and branches on one engine. Rollouts of a task run side by side; the batch is whole when the last has ended."""
+
+    def __init__(self, engine: Engine, texts: TokenTexts, rule: AnchorRule | None, *, seed: int, seeded: bool = False) -> None:
+        """``rule``: how anchors are picked; None: never. ``seed``: the run's, the same in every engine; of the rule "random".
+
+        ``seeded``: each rollout is drawn from a seed of its own, made of the run's and its id; needs ``EngineSpec.seeded``.
+        """
+        self._engine, self._texts, self._rule, self._seed, self._seeded = engine, texts, rule, seed, seeded
+        self._requests = itertools.count()
+
+    async def sample(
+        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False
+    ) -> RolloutBatch:
+        """One rollout for each id from the prompt beside it. With ``trunk`` the batch says where anchors may stand."""
+        contexts, context_of = _distinct(prompts)
+        tokens = [prompt.token_ids for prompt in contexts]
+        drawn = await self._engine.generate(
+            [self._request(id, tokens[c], draw, draw.max_tokens) for id, c in zip(ids, context_of, strict=True)]
+        )
+        completions = [self._texts.ended(NOTHING, one) for one in drawn]
+        return RolloutBatch.build(
+            ids=ids,
+            contexts=tokens,
+            prompt_lens=[len(t) for t in tokens],
+            context_of=context_of,
+            completions=completions,
+            eligible=[
+                self._eligible(tokens[c], completion.tokens, draw.max_tokens)
+                for c, completion in zip(context_of, completions, strict=True)
+            ]
+            if trunk
+            else None,
+        )
+
+    def anchors(self, batch: RolloutBatch) -> tuple[Anchor, ...]:
+        """The anchors of every row of a batch of trunks."""
+        if self._rule is None:
+            return ()
+        rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
+        return tuple(anchor for anchors in rows for anchor in anchors)
+
+    async def branch(
+        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> RolloutBatch:
+        """Continuations of a trunk's anchors; each may use what the trunk's budget leaves after its prefix.
+
+        The longest prefixes are asked for first: the engine computes the trunk once and finds the shorter ones in its cache.
+        """
+        row = payload.row_of(trunk)
+        prompt, spine = payload.context(row), payload.completion(row).tokens
+        positions = {anchor.node: anchor.position for anchor in anchors}
+        order = sorted(ids, key=lambda id: (-positions[id.node], id))
+        nodes = sorted({id.node for id in ids})
+        prefixes = [np.concatenate([prompt, spine[: positions[node]]]) for node in nodes]
+        drawn = await self._engine.generate(
+            [self._request(id, prefixes[nodes.index(id.node)], draw, draw.max_tokens - positions[id.node]) for id in order]
+        )
+        completions = [self._texts.ended(spine[: positions[id.node]], one) for id, one in zip(order, drawn, strict=True)]
+        return RolloutBatch.build(
+            ids=order,
+            contexts=prefixes,
+            prompt_lens=[len(prompt)] * len(prefixes),
+            context_of=[nodes.index(id.node) for id in order],
+            completions=completions,
+        )
+
+    def _request(self, id: RolloutId, context: NDArray[np.int32], draw: Draw, max_tokens: int) -> SampleRequest:
+        return SampleRequest(
+            request_id=f"{id.group}/{id.node}/{id.branch}#{next(self._requests)}",
+            context=context,
+            max_tokens=max_tokens,
+            temperature=draw.temperature,
+            top_p=draw.top_p,
+            top_k=draw.top_k,
+            seed=rollout_seed(self._seed, id) if self._seeded else None,
+        )
+
+    def _eligible(self, prompt: NDArray[np.int32], tokens: NDArray[np.int32], max_response: int) -> NDArray[np.bool_]:
+        pieces = self._texts.pieces(tokens)
+        places = eligible_places(
+            len(tokens),
+            max_response=max_response,
+            special=self._texts.special(tokens),
+            answer_end=self._texts.answer_end(prompt, pieces),
+        )
+        return places if self._rule is None else places & self._rule.places(pieces)
+
+
+def rollout_seed(run_seed: int, id: RolloutId) -> int:
+    """63 bits from the run's seed and the rollout's id, the same in every process and at every attempt."""
+    name = f"{run_seed}/{id.group}/{id.node}/{id.branch}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1
+
+
+def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """Distinct prompts in order of appearance, and which one each row has."""
+    order: dict[str, int] = {}
+    contexts: list[Prompt] = []
+    for prompt in prompts:
+        if prompt.uid not in order:
+            order[prompt.uid] = len(contexts)
+            contexts.append(prompt)
+    return contexts, [order[prompt.uid] for prompt in prompts]

@@ -1,0 +1,109 @@
+"""How a run ends: by a person's or the cluster's wish, and with which result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fr3e_async.control.controller import Controller
+from fr3e_async.evaluation.suite import HELDOUT
+from fr3e_async.signals import listen
+from fr3e_async.store.summary import Summary
+
+
+@dataclass(slots=True)
+class Stop:
+    """A person's or the cluster's wish to end: first politely, through the controller; then for good, after the grace time or a second Ctrl-C.
+
+    Who presses Ctrl-C is there and can press it again, so that no time limit ends what is waited for. A launcher that sends SIGTERM, or a
+    terminal that is gone (SIGHUP), does not wait for ever.
+    """
+
+    grace_s: float
+    say: Callable[[str], None] = lambda text: None
+    reason: str = ""
+    hurry: str = ""  # why what was waited for was given up
+    task: asyncio.Task[None] | None = None
+    controller: Controller | None = None  # while one runs
+
+    def listen(self) -> None:
+        """To SIGTERM (``ray job stop``), SIGHUP and Ctrl-C. After ``ray.init``, which puts its own handler in place."""
+        listen(self.ask)
+
+    def ask(self, signal: str) -> None:
+        """A second Ctrl-C ends at once; a second SIGTERM does not, since launchers like to send it twice."""
+        again, person = bool(self.reason), signal == "SIGINT"
+        self.reason = self.reason or f"stopped by {signal}"
+        if self.controller is None:
+            self._give_up("")
+        elif again and person:
+            self._give_up("a second Ctrl-C")
+        elif not again:
+            limit = "Ctrl-C again ends at once, without it" if person else f"run.stop_grace_s ends that after {self.grace_s:g} s"
+            self.say(f"{self.reason}: {self.controller.awaited()}; {limit}")
+            self.controller.stop(self.reason)
+            if not person:
+                late = f"run.stop_grace_s ({self.grace_s:g} s) is over"
+                asyncio.get_running_loop().call_later(self.grace_s, self._give_up, late)
+
+    def _give_up(self, why: str) -> None:
+        self.hurry = self.hurry or why
+        if self.task is not None:
+            self.task.cancel()
+
+
+def summary_of(controller: Controller, *, name: str, reason: str, now: float) -> Summary:
+    """``reason``: why it ended. ``now``: by the run's clock."""
+    progress, ledger, used = controller.progress, controller.machine.ledger, controller.progress.utilisation
+    by_label = {e["label"]: e for e in progress.evaluations}
+    syncs = progress.syncs
+    return Summary(
+        name=name,
+        exit_reason=reason,
+        steps=ledger.version,
+        optimiser_steps=progress.optimiser_steps,
+        version=ledger.version,
+        resumed_from=progress.resumed_from,
+        wall_s=progress.wall_s(now),
+        first_step_s=progress.first_step_s,
+        accuracy_before=progress.accuracy_before,
+        accuracy_after=progress.accuracy_after,
+        accuracy_intervals={
+            label: [by_label[label]["low"], by_label[label]["high"]] for label in ("before", "after") if label in by_label
+        },
+        **_rewards(by_label),
+        evaluations=progress.evaluations,
+        benchmarks=[row for row in progress.benchmarks if row["benchmark"] != HELDOUT],
+        overlap_fraction=used.get("overlap/fraction", 0.0),
+        idle_fraction={
+            name.removeprefix("idle/").removesuffix("_fraction"): value
+            for name, value in used.items()
+            if name.startswith("idle/")
+        },
+        staleness_max=progress.staleness_max,
+        staleness_mean=progress.staleness_mean,
+        tokens_generated=progress.tokens_generated,
+        tokens_prefilled=progress.tokens_prefilled,
+        tokens_reused=progress.tokens_reused,
+        tokens_useful=progress.tokens_useful,
+        tokens_per_prompt=progress.tokens_generated / ledger.settled if ledger.settled else None,
+        tokens_trained=progress.tokens_trained,
+        groups={**ledger.fates, "in_flight": ledger.in_flight},
+        verdicts=dict(progress.verdicts),
+        verdict_reasons=dict(progress.reasons),
+        retries=ledger.retries,
+        duplicates=ledger.duplicates,
+        replaced=controller.watch.replaced(),
+        cache_hit_fraction=used.get("cache/hit_fraction"),
+        sync_s=sum(s for s, _ in syncs) / len(syncs) if syncs else None,
+        pause_s=sum(p for _, p in syncs) / len(syncs) if syncs else None,
+    )
+
+
+def _rewards(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary's keys of held-out mean rewards, by evaluations by label."""
+    found = {label: evaluations[label]["reward"] for label in ("before", "after") if label in evaluations}
+    values = {f"reward_{label}": reward["value"] for label, reward in found.items()}
+    return {**values, "reward_intervals": {label: [its["low"], its["high"]] for label, its in found.items()}}

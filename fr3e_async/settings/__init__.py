@@ -1,0 +1,1 @@
+"""Settings: read from files and the command line, checked, and explained."""

@@ -1,0 +1,174 @@
+"""The folder of an evaluation that runs alone: made, opened again to go on, refused. Where things lie in it is said here only.
+
+    evaluation.json   what was asked: model, sampling, prompts, problems    config.yaml   the resolved settings
+    problems/         one file a benchmark, one row a finished problem      results.json  the scores, once all is done
+    logs/             third-party output, one file an actor
+
+Rows are written when a problem is finished, so that an evaluation that was cut short samples none of them again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from fr3e_async.errors import StorageError
+from fr3e_async.evaluation.accuracy import ScoredSample
+from fr3e_async.evaluation.scores import Scores, problem_row, samples_of
+from fr3e_async.files.durable import make_folders, probe, remove_made, storage_errors, write_atomically
+from fr3e_async.files.jsonl import JsonlWriter
+from fr3e_async.store.fingerprint import differences
+
+IDENTITY = "evaluation.json"
+_SHOWN = 3  # differing facts in an error message
+
+
+class EvaluationDir:
+    """Locked against a second process until ``close``. A context manager."""
+
+    def __init__(
+        self, path: Path, *, identity: Mapping[str, Any], lock: IO[str], folders: list[Path], inside: list[Path]
+    ) -> None:
+        """Use ``open``. ``folders`` and ``inside``: what it made, for ``discard``."""
+        self.path, self.identity = path, identity  # of all that the folder holds, from before too
+        self._lock, self._folders, self._inside = lock, folders, inside
+        self._writers: dict[str, JsonlWriter] = {}
+
+    @classmethod
+    def open(cls, path: Path, *, identity: Mapping[str, Any], config_yaml: str) -> EvaluationDir:
+        """Make the folder, or go on in one that holds the same evaluation; further benchmarks may have come to it.
+
+        Raises ``StorageError``: it holds something else, another evaluation, or is in use; the disk refuses.
+        """
+        path = path.absolute()
+        merged = _merged(path, json.loads(json.dumps(identity)))
+        fresh = (
+            [] if (path / IDENTITY).exists() else [path / name for name in (IDENTITY, "config.yaml", "lock", "logs", "problems")]
+        )
+        with storage_errors(path, "out"):
+            made = make_folders(path)
+            lock = open(path / "lock", "a")  # noqa: SIM115 - held until close
+            try:
+                probe(path)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                write_atomically(path / IDENTITY, json.dumps(merged, indent=1) + "\n")
+                write_atomically(path / "config.yaml", config_yaml)
+                for name in ("logs", "problems"):
+                    (path / name).mkdir(exist_ok=True)
+            except BlockingIOError:
+                lock.close()
+                raise StorageError(f"out: {path} is in use by another process") from None
+            except OSError:
+                lock.close()
+                remove_made(made)
+                raise
+        return cls(path, identity=merged, lock=lock, folders=made, inside=fresh)
+
+    def __enter__(self) -> EvaluationDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._lock.close()
+
+    def discard(self) -> None:
+        """Remove what ``open`` made, for an evaluation that could not start. One that is gone on with stays as it is."""
+        self._lock.close()
+        for path in self._inside:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        remove_made(self._folders)
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def dumps(self) -> Path:
+        """For a learner, of which there is none."""
+        return self.path / "dumps"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    def finished(self, benchmark: str, *, samples: int) -> dict[str, list[ScoredSample]]:
+        """The problems that are done, each with its ``samples`` samples. A line that was cut off, and any other, is passed over."""
+        found: dict[str, list[ScoredSample]] = {}
+        path = self._problems(benchmark)
+        if not path.is_file():
+            return found
+        with storage_errors(path, "out"):
+            content = path.read_bytes()
+        if content and not content.endswith(b"\n"):  # or the next row would stand behind it
+            with storage_errors(path, "out"):
+                os.truncate(path, content.rfind(b"\n") + 1)  # in one step: nothing that is whole is written again
+        for line in content.splitlines():
+            try:
+                judgements = samples_of(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue
+            if len(judgements) == samples:
+                found[judgements[0].problem] = judgements
+        return found
+
+    def keep(self, benchmark: str, problem: str, samples: Sequence[ScoredSample]) -> None:
+        """A problem is done. Raises ``StorageError``."""
+        if benchmark not in self._writers:
+            self._writers[benchmark] = JsonlWriter(self._problems(benchmark))
+        self._writers[benchmark].write(problem_row(problem, samples))
+
+    def earlier(self) -> dict[str, dict[str, Any]]:
+        """By benchmark, the rows of the results that are there. Raises ``StorageError`` for a file that is none of ours."""
+        try:
+            rows: dict[str, dict[str, Any]] = json.loads(self.results.read_text(encoding="utf-8"))["benchmarks"]
+            for row in rows.values():
+                Scores.from_record(row)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageError(f"out: {self.results} holds no results ({error}); move it away") from error
+        return rows
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Raises ``StorageError``."""
+        with storage_errors(self.results, "out"):
+            write_atomically(self.results, json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+    def _problems(self, benchmark: str) -> Path:
+        return self.path / "problems" / f"{benchmark}.jsonl"
+
+
+def _merged(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What the folder will say that it holds: the benchmarks of before and of now. Raises ``StorageError`` if the rest differs."""
+    try:
+        content = {item.name for item in path.iterdir()} if path.is_dir() else set()
+        old: dict[str, Any] = json.loads((path / IDENTITY).read_text(encoding="utf-8")) if IDENTITY in content else {}
+    except (OSError, ValueError) as error:
+        raise StorageError(f"out: cannot read {path}: {error}") from error
+    if not old:
+        if any(name != "lock" and not name.endswith(".tmp") for name in content):
+            raise StorageError(f"out: {path} is not empty and holds no evaluation; choose another folder")
+        return identity
+    common = set(old.get("benchmarks", {})) & set(identity["benchmarks"])
+    flat_old = _flat(old, common)
+    changed = differences(flat_old, _flat(identity, common))
+    if changed:
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise StorageError(
+            f"out: {path} holds another evaluation: {'; '.join(changed[:_SHOWN])}{more}; ask for the same or choose another folder"
+        )
+    return {**identity, "benchmarks": {**old["benchmarks"], **identity["benchmarks"]}}
+
+
+def _flat(identity: Mapping[str, Any], benchmarks: set[str]) -> dict[str, Any]:
+    flat = {name: value for name, value in identity.items() if name != "benchmarks"}
+    return flat | {f"benchmarks.{name}": identity["benchmarks"][name] for name in benchmarks}

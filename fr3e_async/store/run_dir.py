@@ -1,0 +1,252 @@
+"""The run directory: made, opened again, refused. Where things lie in it is said here only.
+
+    run.json       fingerprint and lasting settings       config.yaml    the resolved config of the latest session
+    metrics.jsonl  one row a step                         summary.json   the result
+    groups.jsonl   one row a settled prompt group: its fate, its states with V and alpha, its tokens
+    ledger.jsonl   the story of every prompt group over all sessions, for the audit      sessions   how many there were
+    journal/       every event and decision of the control loop, one file a session
+    checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
+    tensorboard/   events                                 logs/          third-party output, one file an actor
+    evaluations.jsonl, evaluations/    see ``results``
+    trackers/      see ``trackers``
+
+Refuses to know what is in config.yaml beyond the ``Config`` it comes from, or what the other files mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from fr3e_async.config import Config
+from fr3e_async.config.deepspeed import owns_lr
+from fr3e_async.errors import ConfigError, StorageError
+from fr3e_async.files import jsonl
+from fr3e_async.files.durable import make_folders, probe, remove_made, storage_errors, write_atomically
+from fr3e_async.store.checkpoints import CheckpointStore
+from fr3e_async.store.fingerprint import differences, fingerprint, lasting
+
+FORMAT = 1
+_SHOWN = 3  # differing settings in an error message
+
+
+def default_path(name: str, now: float) -> Path:
+    """``runs/<name>-<local date and time>``, for an empty ``run.dir``."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
+
+
+def newest_path(name: str) -> Path | None:
+    """The newest run among those that ``default_path`` named."""
+    made = re.compile(re.escape(name) + r"-\d{8}-\d{6}")
+    runs = (path for path in Path("runs").glob("*") if made.fullmatch(path.name) and (path / "run.json").is_file())
+    return max(runs, key=lambda path: path.name, default=None)
+
+
+class RunDir:
+    """An open run directory. It is locked against a second process until ``close`` or the end of this one."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep_checkpoints: int,
+        resumed: bool,
+        lock: IO[str],
+        folders: list[Path],
+        inside: list[Path],
+        changed: str = "",
+    ) -> None:
+        """Use ``open``. ``folders`` and ``inside``: what it made, for ``discard``."""
+        self.path = path
+        self.resumed = resumed  # it held a run of this config already
+        self.changed = changed  # but for this, which is allowed for once
+        self.checkpoints = CheckpointStore(path / "checkpoints", keep=keep_checkpoints)
+        self._lock, self._folders, self._inside = lock, folders, inside
+
+    @classmethod
+    def open(cls, path: Path, *, config: Config, config_yaml: str, trial: bool = False) -> RunDir:
+        """Make the directory, or with ``resume=auto`` open it again. ``trial``: writes no settings; for a look that ends in ``discard``.
+
+        Raises ``StorageError`` in one line, leaving nothing behind: it holds a run and ``resume`` is never, or a run of
+        another config, or something else; it is in use; the disk is full, read-only or otherwise refuses.
+        """
+        path = path.absolute()
+        resumed, changed = _check_reuse(path, config)
+        with storage_errors(path):
+            made = make_folders(path)
+        lock: IO[str] | None = None
+        fresh = [] if resumed else [path / name for name in ("run.json", "config.yaml", "run.lock", "logs")]
+        try:
+            with storage_errors(path):
+                probe(path)
+                lock = _locked(path)
+                if not resumed and not trial:
+                    write_atomically(path / "run.json", _identity(config))
+                if not trial:
+                    write_atomically(path / "config.yaml", config_yaml)
+                    (path / "logs").mkdir(exist_ok=True)
+        except StorageError:
+            if lock is not None:
+                lock.close()
+                _remove(fresh)
+            remove_made(made)
+            raise
+        keep = config.run.keep_checkpoints
+        return cls(path, keep_checkpoints=keep, resumed=resumed, lock=lock, folders=made, inside=fresh, changed=changed)
+
+    def renew(self, config: Config) -> None:
+        """The run goes on with what has ``changed``, and is of this config from now on. Raises ``StorageError``."""
+        if self.changed:
+            with storage_errors(self.path):
+                write_atomically(self.path / "run.json", _identity(config))
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def groups(self) -> Path:
+        return self.path / "groups.jsonl"
+
+    @property
+    def trees(self) -> Path:
+        return self.path / "trees.jsonl"
+
+    @property
+    def ledger_log(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """A folder with a file for each session."""
+        return self.path / "journal"
+
+    def next_session(self) -> int:
+        """A number that no earlier session of this run had. Raises ``StorageError``."""
+        path = self.path / "sessions"
+        with storage_errors(path):
+            number = int(path.read_text()) + 1 if path.is_file() else 0
+            write_atomically(path, f"{number}\n")
+        return number
+
+    def last_stamp(self) -> float:
+        """The newest time that earlier sessions left here, in seconds since the epoch; 0 without one. Raises ``StorageError``."""
+        files = [self.logs / "events.jsonl", self.metrics, *sorted(self.journal.glob("*.jsonl"))[-1:]]
+        stamps = (row.get("time_s", row.get("t")) for row in map(jsonl.last_row, files))
+        return max((stamp for stamp in stamps if isinstance(stamp, int | float)), default=0.0)
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def dumps(self) -> Path:
+        """Optimiser steps that were refused. Made by the learner when there is one."""
+        return self.path / "dumps"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def cut_metrics(self, step: int) -> int:
+        """Drop the metrics of steps after the one that the run goes on from; how many lines went."""
+        return jsonl.cut_after(self.metrics, step)
+
+    def cut_groups(self, settled: int) -> int:
+        """Drop the groups that settled after the checkpoint that the run goes on from; how many lines went."""
+        return jsonl.keep_first(self.groups, settled)
+
+    def cut_trees(self, settled: int) -> int:
+        """Drop the trees of groups that settled after the first ``settled`` ones; how many lines went."""
+        return jsonl.cut_after(self.trees, settled, key="settled")
+
+    def thin_trees(self, stride: int) -> int:
+        """Leave the trees of every ``stride``-th step; the bytes that stay."""
+        jsonl.keep_rows(self.trees, lambda row: row.get("step", 0) % stride == 0)
+        return self.trees.stat().st_size
+
+    def write_summary(self, text: str) -> None:
+        """Raises ``StorageError``."""
+        with storage_errors(self.path):
+            write_atomically(self.summary, text)
+
+    def close(self) -> None:
+        """Give the lock back. Idempotent."""
+        self._lock.close()
+
+    def discard(self) -> None:
+        """Close it and remove what has come into it, for a run that could not start. A resumed run's directory stays as it is."""
+        self.close()
+        _remove(list(self.path.iterdir()) if self._inside and self.path.is_dir() else [])
+        remove_made(self._folders)
+
+
+def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
+    """(Whether the directory holds a run that this config may go on with, or is new; the change of the learning rate). Else ``StorageError``."""
+    try:
+        content = {item.name for item in path.iterdir()} if path.is_dir() else set()
+        identity: dict[str, Any] = json.loads((path / "run.json").read_text()) if "run.json" in content else {}
+    except (OSError, ValueError) as error:
+        raise StorageError(f"run.dir: cannot read {path}: {error}") from error
+    if not identity:
+        if any(name != "run.lock" and not name.endswith(".tmp") for name in content):  # those an attempt may have left
+            raise StorageError(f"run.dir: {path} is not empty and holds no run; choose another folder")
+        return False, ""
+    if config.resume == "never":
+        raise StorageError(f"run.dir: {path} holds a run already; go on with it by resume=auto, or choose another run.dir")
+    changed = differences(identity["settings"], json.loads(json.dumps(lasting(config))))
+    rate = next((its for its in changed if its.startswith("learner.lr: ")), "")
+    if rate and config.run.change_lr:
+        if not owns_lr(config.learner.ds_config):
+            raise ConfigError(f"run.change_lr: {rate} would do nothing, since learner.ds_config sets the learning rate")
+        changed.remove(rate)
+    if changed:
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise StorageError(
+            f"run.dir: {path} holds a run of another config: {'; '.join(changed[:_SHOWN])}{more}; "
+            "use the same settings, or another run.dir (with run.branch_from it begins with these weights)"
+            + ("; run.change_lr=true goes on with the new learning rate" if rate in changed[:1] and len(changed) == 1 else "")
+        )
+    return True, rate and f"from here on {rate}"
+
+
+def _identity(config: Config) -> str:
+    settings = lasting(config)
+    return json.dumps({"format": FORMAT, "fingerprint": fingerprint(settings), "settings": settings}, indent=1)
+
+
+def _locked(path: Path) -> IO[str]:
+    """An open file that holds the directory's lock. Raises ``StorageError`` if another process has it."""
+    lock = open(path / "run.lock", "a")  # noqa: SIM115 - held until close
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            lock.close()
+            raise StorageError(f"run.dir: {path} is in use by another process") from error
+        # Some network file systems have no locks; two runs in one folder are then the user's care.
+    return lock
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # a disk that refused the write may refuse this as well
+                path.unlink()
