@@ -284,7 +284,7 @@ def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, 
         waits = {
             "learner": lambda: world.controller._learner_lock.of(answer),
             "lease": lambda: world.workers._leased("generator-0", lambda: answer),
-            "beat": lambda: world.controller.watch._within_a_beat(answer),
+            "beat": lambda: world.controller.watch.diagnosis.within_a_beat(answer),
         }
         task = asyncio.create_task(waits[where]())
         await asyncio.sleep(0)

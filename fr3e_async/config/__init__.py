@@ -98,7 +98,9 @@ class Config:
             not (self.learner.gpus == 0 and self.learner.dtype == "bfloat16"),
             "learner.dtype=bfloat16 needs learner.gpus=1 (on CPU it is slower and less exact); use float32",
         )
+        self._check_transfer()
 
+    def _check_transfer(self) -> None:
         engines = {pool.gpus for pool in (self.generators, self.explorers) if pool.count}
         require(
             self.weights.transfer != "native" or engines == {self.learner.gpus},

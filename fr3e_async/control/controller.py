@@ -2,9 +2,9 @@
 
     prompts ─► _fill ──Admitted──►┌─────────┐──Assign──► executor ──► generators, explorers, verifiers ─┐
                                   │         │──Send, Hire, Wait … ─► executor ──────────────────────────┤  each command runs as
-      one consumer, _pump: waits  │ machine │──Train, Rescore ─► learning ──► learner ───────────────┤  its own task and
-      for the next event only     │         │                                                        │  ends in an event
-                                  └─────────┘◄───────────────────────── events ◄─────────────────────┘
+      one consumer, _pump: waits  │ machine │──Train, Rescore ─► learning ──► learner ──────────────────┤  its own task and
+      for the next event only     │         │                                                           │  ends in an event
+                                  └─────────┘◄───────────────────────── events ◄────────────────────────┘
     beside it: checkpointing (when a checkpoint is written), measuring (when accuracy is), telling (what a person sees), watch (all actors are
     asked for their state at every heartbeat; raises when nothing moves)
 
@@ -50,27 +50,11 @@ class Controller:
     """One session of a run. ``run`` returns when all steps are trained and live, the wall limit is reached, or ``stop`` was asked for."""
 
     def __init__(
-        self,
-        *,
-        config: Config,
-        workers: Workers,
-        machine: Machine,
-        stream: PromptStream,
-        publisher: Publisher,
-        evaluator: Evaluator | None,
-        reporter: Reporter,
-        ledger_log: LedgerLog,
-        journal: Journal | None,
-        checkpoints: Checkpoints,
-        progress: Progress,
-        clock: Clock,
-        session: int = 0,
-        payloads: dict[int, tuple[str, Payload]] | None = None,
-        engine_version: int = 0,
-        learner_restarts: int = 0,
-        trees: TreeKeeper | None = None,
-        door: Door | None = None,
-    ) -> None:
+        self, *, config: Config, workers: Workers, machine: Machine, stream: PromptStream, publisher: Publisher, evaluator: Evaluator | None,
+        reporter: Reporter, ledger_log: LedgerLog, journal: Journal | None, checkpoints: Checkpoints, progress: Progress, clock: Clock,
+        session: int = 0, payloads: dict[int, tuple[str, Payload]] | None = None, engine_version: int = 0, learner_restarts: int = 0,
+        trees: TreeKeeper | None = None, door: Door | None = None,
+    ) -> None:  # fmt: skip
         """``payloads``: by key, (group, handle) of the open groups that the machine begins with. ``engine_version``: of the
         weights in the engines; -1: whatever they are, they are to be given the newest ones. ``door``: what is asked of engines."""
         self._config, self._workers, self.machine, self._stream = config, workers, machine, stream
@@ -79,10 +63,7 @@ class Controller:
         self._engine_version = engine_version
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._learner_lock = LearnerLock(workers.learner, limit_s=config.learner.step_timeout_s)
-        self._table = PayloadTable()
-        for key, (group, payload) in (payloads or {}).items():
-            self._table.open(group)
-            self._table.keep(group, payload, key=key)
+        self._table = PayloadTable(payloads)
         self._executor = Executor(
             workers, publisher, self._table, emit=self._emit, spawn=self._spawn, note=reporter.note, door=door
         )
@@ -92,34 +73,19 @@ class Controller:
             progress=progress, reporter=reporter, spawn=self._spawn, ends=self._ends, clock=clock,
         )  # fmt: skip
         self.watch = Watchdog(
-            workers,
-            machine,
-            clock=clock,
-            down=self._executor.down,
-            tell=self._emit,
-            learner_busy=lambda: self._learner_lock.does,
-            writing=lambda: writer.writes,
-            relocate=self._checkpointing.relocate,
-            save=self._checkpointing.soon,
-            note=reporter.note,
-        )
+            workers, machine, clock=clock, down=self._executor.down, tell=self._emit, learner_busy=lambda: self._learner_lock.does,
+            writing=lambda: writer.writes, relocate=self._checkpointing.relocate, save=self._checkpointing.soon, note=reporter.note,
+        )  # fmt: skip
         self._learning = Learning(
-            self._learner_lock,
-            self._table,
-            publisher,
-            progress=progress,
-            emit=self._emit,
-            busy=self.watch.learned,
-            clock=clock,
-            door=door,
-        )
+            self._learner_lock, self._table, publisher, progress=progress, emit=self._emit, busy=self.watch.learned, clock=clock, door=door,
+        )  # fmt: skip
         self._stop_reason = ""
         self._spent = False  # budget.tokens is used up
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
         self._evaluations = EvaluationSchedule(
             evaluator, config=config, progress=progress, reporter=reporter, lend=self._executor.lend, spawn=self._spawn,
-            alive=self.watch.progress, wake=self._emit_nothing, clock=clock,
+            alive=self.watch.progress, wake=lambda: self._emit(None), clock=clock,
         )  # fmt: skip
         self._teller = Teller(
             config, machine, self.watch, self._checkpointing, learner=lambda: self._learner_lock.does, evaluations=lambda: self._evaluations.labels,
@@ -269,7 +235,8 @@ class Controller:
         task.add_done_callback(self._running.discard)
         return task
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Event | None) -> None:
+        """None only wakes the pump."""
         self._events.put_nowait(event)
 
     # ---- weights ----
@@ -291,10 +258,6 @@ class Controller:
         await self._evaluations.first(self.machine.ledger.version)
         self._learning.hand_over()
 
-    def _emit_nothing(self) -> None:
-        """Wake the pump."""
-        self._events.put_nowait(None)
-
     async def _evaluations_done(self) -> None:
         while self._evaluations.busy:
             await self._pump_once()
@@ -315,5 +278,5 @@ class Controller:
             await self.watch.beat()
             self._teller.beat()
             self._checkpointing.beat(self.watch.last_progress)
-            self._emit_nothing()  # the wall limit may be reached
+            self._emit(None)  # the wall limit may be reached
             self._records.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fr3e_async.control.ports import Payload, PayloadStore
 from fr3e_async.control.process import run_in_daemon_thread
 
@@ -11,11 +13,15 @@ SHELTER_S = 30.0  # for rollouts on a node that goes to be fetched
 class PayloadTable:
     """Handles of rollout batches by key, each held until its group retires."""
 
-    def __init__(self) -> None:
+    def __init__(self, payloads: Mapping[int, tuple[str, Payload]] | None = None) -> None:
+        """``payloads``: what a run resumes with, by key: (group, handle)."""
         self._payloads: dict[int, Payload] = {}
         self._of: dict[str, list[int]] = {}
         self._next = 0
         self._sheltering = False
+        for key, (group, payload) in (payloads or {}).items():
+            self.open(group)
+            self.keep(group, payload, key=key)
 
     def __len__(self) -> int:
         return len(self._payloads)

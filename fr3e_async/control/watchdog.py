@@ -1,13 +1,10 @@
 """Heartbeats and the stall watchdog: is every actor at work, who is stuck, and who waits for whom.
 
-    every observe.heartbeat_s   engines: state (busy times, cache pressure); all actors with work: does their pulse move?
-    an actor is silent, or has work and no pulse, for watchdog.stuck_s   ─► its stacks, then it is replaced
-    the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is made anew
-    nothing moved for watchdog.timeout_s                                 ─► the whole diagnosis ends the run
-    a node will be taken away (a notice of preemption)                   ─► its workers leave it, and the learner group
-
-The diagnosis names queues, work in flight, the oldest groups and what they wait for, whether the object store answers, and
-what the threads of every actor with work are doing.
+every observe.heartbeat_s   engines: state (busy times, cache pressure); all actors with work: does their pulse move?
+an actor is silent, or has work and no pulse, for watchdog.stuck_s   ─► its stacks, then it is replaced
+the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is made anew
+nothing moved for watchdog.timeout_s                                 ─► the whole diagnosis ends the run
+a node will be taken away (a notice of preemption)                   ─► its workers leave it, and the learner group
 """
 
 from __future__ import annotations
@@ -15,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 from fr3e_async.clock import Clock, RemoteClock
+from fr3e_async.control.diagnosis import Diagnosis
 from fr3e_async.control.ports import EngineWorker, TaskLost, WorkerLost
-from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.control.workers import ENGINES, ROLES, Worker, Workers
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import VERIFIERS
@@ -31,11 +28,7 @@ from fr3e_async.observe.events import Note
 from fr3e_async.observe.intervals import Interval, clip, idle_share, intersection, measure, union
 from fr3e_async.rollout.port import EngineStats
 
-DIAGNOSIS_LINES = 8
 CLEARLY_S = 5.0  # a notice that leaves so much less time than the one before is told again
-STACK_LINES = 60  # of one actor, in the diagnosis
-
-T = TypeVar("T")
 
 
 class Down(Protocol):
@@ -78,6 +71,7 @@ class Watchdog:
         worker out of service, and why. ``relocate``: make the learner group anew on other nodes, and why.
         ``save``: write a checkpoint soon."""
         self._workers, self._machine, self._clock = workers, machine, clock
+        self.diagnosis = Diagnosis(workers, machine, learner_busy=learner_busy, writing=writing)
         self._down, self._tell, self._learner_busy, self._writing, self._note = down, tell, learner_busy, writing, note
         self._relocate, self._save = relocate, save
         self._began = self.last_progress = clock()
@@ -161,7 +155,7 @@ class Watchdog:
         if self._waits_for_room() and self._workers.config.ray.room_timeout_s > limit:
             limit, knob = self._workers.config.ray.room_timeout_s, "ray.room_timeout_s"
         if stalled > limit:
-            raise StalledError(f"nothing moved for {stalled:.0f} s ({knob} is {limit:g})\n{await self.diagnosis()}")
+            raise StalledError(f"nothing moved for {stalled:.0f} s ({knob} is {limit:g})\n{await self.diagnosis.text()}")
 
     def _waits_for_room(self) -> bool:
         """A pool has nobody, and has asked for somebody: a cluster may take its time, as at the beginning."""
@@ -233,9 +227,9 @@ class Watchdog:
         role = self._workers.role(worker.name)
         sign = self._signs.setdefault(worker.name, Sign(at=self._clock(), answered_at=self._clock()))
         try:
-            pulse = await self._within_a_beat(worker.pulse())
+            pulse = await self.diagnosis.within_a_beat(worker.pulse())
             asked = self._clock()
-            stats = await self._within_a_beat(cast(EngineWorker, worker).stats()) if role in ENGINES else None
+            stats = await self.diagnosis.within_a_beat(cast(EngineWorker, worker).stats()) if role in ENGINES else None
         except (WorkerLost, TaskLost) as error:
             self._down(worker.name, str(error), node=error.node)
             return
@@ -257,7 +251,7 @@ class Watchdog:
 
     async def _stuck(self, worker: Worker, why: str) -> None:
         """Repaired: the worker is replaced and its tasks are given to others. What it was doing goes into the events."""
-        stacks, store = await asyncio.gather(self._stacks(worker), self._store())
+        stacks, store = await asyncio.gather(self.diagnosis.stacks(worker), self.diagnosis.store())
         text = f"{worker.name} is stuck: {why} (watchdog.stuck_s)\n{stacks}\n  object store: {store}"
         self._note(text, "actor_stuck", actor=worker.name, role=self._workers.role(worker.name))
         self._signs.pop(worker.name, None)
@@ -271,7 +265,7 @@ class Watchdog:
             sign.at, sign.pulse = now, -1
             return
         try:
-            pulse = await self._within_a_beat(self._workers.learner.pulse())
+            pulse = await self.diagnosis.within_a_beat(self._workers.learner.pulse())
         except WorkerLost as error:
             raise LearnerLost(str(error)) from error
         now = self._clock()
@@ -282,7 +276,7 @@ class Watchdog:
         if now - sign.at > limit:
             raise LearnerLost(
                 f"the learner is stuck: it {doing} and has not got on for {now - sign.at:.0f} s (watchdog.stuck_s)\n"
-                f"{await self.diagnosis()}"
+                f"{await self.diagnosis.text()}"
             )
 
     def _measured(self, role: str, name: str, stats: EngineStats, *, asked: float, answered: float) -> None:
@@ -299,69 +293,3 @@ class Watchdog:
         slot = self._machine.dispatcher.slots.get(name)
         if slot is not None and (full or slot.limit < self._machine.dispatcher.roles[slot.role].width):
             self._tell(Pressure(worker=name, kv_used=stats.kv_used, waiting=stats.waiting, preempted=preempted))
-
-    # ---- the diagnosis ----
-
-    async def diagnosis(self) -> str:
-        """Who waits for whom: queues, work in flight, the oldest groups, the object store, and the threads of those with work."""
-        dispatcher = self._machine.dispatcher
-        lines = [
-            f"  {role}: {dispatcher.queued(role)} tasks queued, {dispatcher.in_flight(role)} in flight at {dispatcher.roles[role].slots} actors, "
-            f"{dispatcher.roles[role].replacements} replaced"
-            for role in ROLES
-        ]
-        for role, pool in self._machine.autoscaler.pools.items():
-            if pool.hiring:
-                lines.append(f"  {len(pool.hiring)} more of {role} asked for, and not up: the cluster may have no room for them")
-        lines.append(f"  learner: {self._learner_busy() or 'has nothing to do'}")
-        if self._writing():
-            lines.append(f"  the control loop writes {self._writing()}")
-        lines.append(
-            f"  weights: v{self._machine.ledger.version} trained, v{self._machine.fleet.target} to be served, "
-            f"v{self._machine.fleet.live} served by all engines"
-        )
-        lines += [f"  {engine} is {state} at v{version}" for engine, state, version in self._machine.fleet.outdated()]
-        lines.append(f"  object store: {await self._store()}")
-        groups = self._machine.ledger.waiting()
-        lines += [f"  group {line}" for line in groups[:DIAGNOSIS_LINES]]
-        if len(groups) > DIAGNOSIS_LINES:
-            lines.append(f"  and {len(groups) - DIAGNOSIS_LINES} more groups")
-        busy = [worker for worker in self._workers.workers() if dispatcher.tasks_of(worker.name)]
-        stacks = await asyncio.gather(*(self._stacks(worker) for worker in busy[:DIAGNOSIS_LINES]))
-        lines += stacks
-        if self._learner_busy():
-            limit = self._workers.config.observe.heartbeat_s
-            told = await self._within_a_beat(self._workers.learner.stacks(limit), rounds=2)
-            lines += [_indented(f"learner rank {rank}", text) for rank, text in enumerate(told or ["does not answer"])]
-        return "\n".join(lines)
-
-    async def _stacks(self, worker: Worker) -> str:
-        tasks = ", ".join(map(str, self._machine.dispatcher.tasks_of(worker.name)[:DIAGNOSIS_LINES]))
-        title = f"{worker.name} with tasks {tasks or 'none'}"
-        try:
-            told = await self._within_a_beat(worker.stacks())
-        except Exception as error:  # whatever is wrong with it belongs into the text, and must not replace it
-            told = f"does not tell: {error}"
-        return _indented(title, told if told is not None else "does not answer at all: its process or its node has stopped")
-
-    async def _store(self) -> str:
-        """Does it take an object and give it back?"""
-        try:
-            answer = await self._within_a_beat(run_in_daemon_thread(self._workers.payloads.probe))
-        except Exception as error:  # full, say
-            return f"fails: {error}"
-        return "answers" if answer is not None else "does not answer: nothing that is large can be handed on"
-
-    async def _within_a_beat(self, work: Awaitable[T], *, rounds: int = 1) -> T | None:
-        """None if it takes longer."""
-        try:
-            async with asyncio.timeout(self._workers.config.observe.heartbeat_s * rounds):
-                return await work
-        except TimeoutError:
-            return None
-
-
-def _indented(title: str, text: str) -> str:
-    lines = text.splitlines()
-    shown = lines[:STACK_LINES] + ([f"and {len(lines) - STACK_LINES} more lines"] if len(lines) > STACK_LINES else [])
-    return "\n".join([f"  {title}:", *(f"    {line}" for line in shown)])

@@ -28,11 +28,11 @@ from fr3e_async.config import Config
 from fr3e_async.machine.budget import TokenBudget
 from fr3e_async.machine.events import Admitted, Delivered, Judged, LedgerEvent, Lost, Published, Rescored, Trained
 from fr3e_async.machine.group import Group, Status
-from fr3e_async.machine.ledger_state import LedgerError, LedgerState, StarvedError, state_of
+from fr3e_async.machine.ledger_state import LedgerError, LedgerState, RejectionStreak, state_of
 from fr3e_async.machine.messages import Forget, LedgerCommand, Retire, Train
 from fr3e_async.machine.order import next_batch, train_items
 from fr3e_async.machine.tasks import Issuer
-from fr3e_async.types import RolloutId, Verdict
+from fr3e_async.types import RolloutId
 
 
 class Ledger:
@@ -55,12 +55,7 @@ class Ledger:
         self._unlive_groups = 0  # and how many these are together
         self._settled = self.fates.total()
         self._ready = 0  # open groups with credit
-        self._rejected_in_a_row = state.rejected_in_a_row if state else 0
-        if (
-            self._rejected_in_a_row > config.flow.max_rejected_in_a_row
-        ):  # the session before ended for it: who goes on has mended something
-            self._rejected_in_a_row = 0
-        self._reasons: Counter[str] = Counter()  # of the verdicts in these groups
+        self._streak = RejectionStreak(config.flow.max_rejected_in_a_row, state.rejected_in_a_row if state else 0)
         self.departed: list[tuple[Group, Retire]] = []  # groups that the last event retired, whole
         self._issue = Issuer()
         self.closed = False  # set by stop(): nothing is admitted or trained any more
@@ -121,7 +116,7 @@ class Ledger:
             fates=dict(self.fates),
             budget=self._budget.state(),
             groups=tuple(sorted([*self._training.values(), *self._open.values()], key=lambda group: group.number)),
-            rejected_in_a_row=self._rejected_in_a_row,
+            rejected_in_a_row=self._streak.count,
         )
 
     def resume(self) -> list[LedgerCommand]:
@@ -283,11 +278,10 @@ class Ledger:
 
     def _judged(self, event: Judged) -> list[LedgerCommand]:
         group = self._ended(event)
-        return [] if group is None else self._record(group, dict(zip(event.ids, event.verdicts, strict=True)))
-
-    def _record(self, group: Group, verdicts: dict[RolloutId, Verdict]) -> list[LedgerCommand]:
+        if group is None:
+            return []
         zero = self._config.verifiers.on_unknown == "zero"
-        for id, verdict in verdicts.items():
+        for id, verdict in zip(event.ids, event.verdicts, strict=True):
             group.judge(id, verdict, unknown_is_zero=zero, rewards=self._rewards)
         return self._advance(group)
 
@@ -300,27 +294,14 @@ class Ledger:
         group.credit = self._strategy.credit(group.outcome())
         if not group.credit.rejected:
             self._ready += 1
-            self._rejected_in_a_row = 0
-            self._reasons.clear()
+            self._streak.end()
             return self._train()
         lost_all = all(r.status is Status.GIVEN_UP for r in group.rollouts.values())
         fate = "failed_given_up" if lost_all else f"rejected_{group.credit.rejected}"
         del self._open[group.name]
         retired = self._close(group, fate)
-        self._count_rejection(retired)
+        self._streak.add(retired, self.fates)
         return [retired, *self._train()]
-
-    def _count_rejection(self, group: Retire) -> None:
-        self._rejected_in_a_row += 1
-        self._reasons.update(group.reasons)
-        bound = self._config.flow.max_rejected_in_a_row
-        if self._rejected_in_a_row > bound:
-            raise StarvedError(
-                f"{self._rejected_in_a_row} groups in a row taught nothing (fates so far: {dict(self.fates)}; "
-                f"their verdicts: {', '.join(f'{count} {reason}' for reason, count in self._reasons.most_common(3))}); "
-                f"flow.max_rejected_in_a_row is {bound}. Are the problems far too easy or too hard, or answers unreadable?",
-                group,
-            )
 
     def _close(self, group: Group, fate: str) -> Retire:
         self.fates[fate] += 1
@@ -338,12 +319,8 @@ class Ledger:
         if self.closed or self._training or self._ready < flow.groups_per_step or self.version >= self._config.run.steps:
             return []
         batch = next_batch(
-            self._open.values(),
-            size=flow.groups_per_step,
-            window=flow.window,
-            version=self.version,
-            max_staleness=flow.max_staleness,
-        )
+            self._open.values(), size=flow.groups_per_step, window=flow.window, version=self.version, max_staleness=flow.max_staleness,
+        )  # fmt: skip
         if batch is None:
             return []
         self._ready -= len(batch)

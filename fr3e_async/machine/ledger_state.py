@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fr3e_async.errors import RunFailed
@@ -23,6 +24,31 @@ class StarvedError(RunFailed):
 
 class LedgerError(RunFailed):
     """The books do not balance."""
+
+
+class RejectionStreak:
+    """Groups in a row that taught nothing, and what their verdicts were."""
+
+    def __init__(self, bound: int, count: int) -> None:
+        """``bound``: ``flow.max_rejected_in_a_row``. ``count``: of the session before; who goes on after it has ended the run has mended something."""
+        self._bound, self.count = bound, count if count <= bound else 0
+        self._reasons: Counter[str] = Counter()
+
+    def end(self) -> None:
+        self.count = 0
+        self._reasons.clear()
+
+    def add(self, group: Retire, fates: Mapping[str, int]) -> None:
+        """Raises ``StarvedError`` above the bound. ``fates``: of all groups so far."""
+        self.count += 1
+        self._reasons.update(group.reasons)
+        if self.count > self._bound:
+            raise StarvedError(
+                f"{self.count} groups in a row taught nothing (fates so far: {dict(fates)}; "
+                f"their verdicts: {', '.join(f'{count} {reason}' for reason, count in self._reasons.most_common(3))}); "
+                f"flow.max_rejected_in_a_row is {self._bound}. Are the problems far too easy or too hard, or answers unreadable?",
+                group,
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,8 @@ from fr3e_async.weights import SharedWeights, offsets
 from fr3e_async.weights.bundle import tensor_bytes
 from fr3e_async.weights.manifest import WeightBucket, WeightBundle, WeightManifest
 
+WHOLE_EVERY = 500  # loads after which packed weights are compared whole again
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
@@ -35,6 +37,11 @@ class HeldWeights:
         self._shared = SharedWeights()
         self._model: dict[str, tuple[str, int]] = {}  # tensor -> wire type and checksum of what the model was proven to hold
         self._probed: set[str] = set()
+        self.loads = 0  # times that a model was proven; with a rollback a version can come again, with other weights
+
+    def thoroughness(self) -> tuple[bool, int]:
+        """(must every element be compared, number of this load): at the first load, the first update and now and then."""
+        return self.loads < 2 or self.loads % WHOLE_EVERY == 0, self.loads
 
     @property
     def verified(self) -> int:
@@ -86,6 +93,7 @@ class HeldWeights:
                 if checksums.setdefault(name, found) != found:
                     raise Unproven(f"{name} has come to the workers in different forms")
         self.loaded(manifest, [Proof.of(reply) for reply in replies], checksums)
+        self.loads += 1
 
     def loaded(self, manifest: WeightManifest, proofs: Sequence[Proof], checksums: Mapping[str, int] | None = None) -> None:
         """The model holds the manifest now, as each worker has proven.

@@ -33,7 +33,7 @@ from fr3e_async.clock import steady
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.core_stats import CoreStats, core_stats
 from fr3e_async.rollout.entropy import EntropyProvider, provider_of
-from fr3e_async.rollout.held_weights import HeldWeights
+from fr3e_async.rollout.held_weights import HeldWeights, Receipt
 from fr3e_async.rollout.owner import claim_children
 from fr3e_async.rollout.port import (
     EngineDead,
@@ -53,7 +53,6 @@ from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 T = TypeVar("T")
 Load = Callable[[AsyncLLM, WeightManifest], Awaitable[dict[str, Any]]]
-WHOLE_EVERY = 500  # loads after which packed weights are compared whole again
 LOOK_S = 0.5  # how soon the death of the core is seen by a call that waits for it
 FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT, "error": Finish.ABORT}
 
@@ -67,7 +66,6 @@ class VllmEngine:
         self._entropy: EntropyProvider = provider_of(spec)
         self._vocabulary = llm.model_config.get_vocab_size()
         self._version = spec.version
-        self._loads = 0  # times that the model was loaded; with a rollback a version can come again, with other weights
         self._broken = ""  # why nothing that this engine says can be used any more
         self._unfinished: set[asyncio.Future[Any]] = set()  # updates whose caller may be gone
         self._updates = asyncio.Lock()  # one update at a time
@@ -108,7 +106,7 @@ class VllmEngine:
         self._entered += 1
         try:
             async with self._gate:
-                salt = f"load-{self._loads}"
+                salt = f"load-{self._held.loads}"
             output = await self._run(request, salt)
         finally:
             self._meter.leave(steady())
@@ -162,7 +160,7 @@ class VllmEngine:
 
     def pulse(self) -> int:
         """See ``port.Engine.pulse``."""
-        return self._entered + self._left + self._core.steps + self._loads
+        return self._entered + self._left + self._core.steps + self._held.loads
 
     async def close(self) -> None:
         """End the engine's processes. Requests in flight fail. Doing it twice is harmless."""
@@ -251,19 +249,7 @@ class VllmEngine:
             else:
                 async with self._gate:
                     reply, pause_s = await self._switch(bundle.manifest, self._load)
-            return WeightAck(
-                version=bundle.version,
-                checksum=self._held.checksum(bundle.manifest),
-                verified_tensors=self._held.verified,
-                probed_tensors=self._held.probed,
-                loaded_tensors=len(reply["exact"]) + len(reply["probed"]),
-                copied_bytes=copied.copied_bytes,
-                skipped_bytes=copied.skipped_bytes,
-                copy_s=copied.time_s,
-                load_s=reply["load_s"],
-                verify_s=reply["verify_s"],
-                pause_s=pause_s,
-            )
+            return self._ack(bundle.manifest, reply, pause_s, copied, len(reply["exact"]) + len(reply["probed"]))
 
     async def _receive(self, manifest: WeightManifest) -> WeightAck:
         async with self._updates:
@@ -273,19 +259,24 @@ class VllmEngine:
                 raise WeightsRefused(f"weights.transfer=native: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
             async with self._gate:
                 reply, pause_s = await self._switch(manifest, self._take_over)
-            return WeightAck(
-                version=manifest.version,
-                checksum=self._held.checksum(manifest),
-                verified_tensors=self._held.verified,
-                probed_tensors=self._held.probed,
-                loaded_tensors=len(manifest.names),
-                copied_bytes=sum(tensor_bytes(manifest, index) for index in range(len(manifest.names))),
-                skipped_bytes=0,
-                copy_s=0.0,
-                load_s=reply["load_s"],
-                verify_s=reply["verify_s"],
-                pause_s=pause_s,
-            )
+            size = sum(tensor_bytes(manifest, index) for index in range(len(manifest.names)))
+            all_new = Receipt(copied_bytes=size, skipped_bytes=0, time_s=0.0)
+            return self._ack(manifest, reply, pause_s, all_new, len(manifest.names))
+
+    def _ack(self, manifest: WeightManifest, reply: dict[str, Any], pause_s: float, copied: Receipt, loaded: int) -> WeightAck:
+        return WeightAck(
+            version=manifest.version,
+            checksum=self._held.checksum(manifest),
+            verified_tensors=self._held.verified,
+            probed_tensors=self._held.probed,
+            loaded_tensors=loaded,
+            copied_bytes=copied.copied_bytes,
+            skipped_bytes=copied.skipped_bytes,
+            copy_s=copied.time_s,
+            load_s=reply["load_s"],
+            verify_s=reply["verify_s"],
+            pause_s=pause_s,
+        )
 
     async def _take_over(self, llm: AsyncLLM, manifest: WeightManifest) -> dict[str, Any]:
         """vLLM's three calls between two of ours; the new version is in force when this returns."""
@@ -297,20 +288,16 @@ class VllmEngine:
             await llm.update_weights(WeightTransferUpdateRequest(update_info=update_info(manifest)))
             await llm.finish_weight_update()
             loaded = time.perf_counter()
-            replies = await llm.collective_rpc("fr3e_prove_weights", args=(list(manifest.names), shapes, *self._thoroughness()))
+            replies = await llm.collective_rpc(
+                "fr3e_prove_weights", args=(list(manifest.names), shapes, *self._held.thoroughness())
+            )
             self._held.proven(manifest, replies)
-        self._loads += 1
         await self._label(llm, manifest.version)
         return {"load_s": loaded - started, "verify_s": time.perf_counter() - loaded}
 
-    def _thoroughness(self) -> tuple[bool, int]:
-        """(must every element be compared, number of this load): at the first load, the first update and now and then."""
-        return self._loads < 2 or self._loads % WHOLE_EVERY == 0, self._loads
-
     async def _switch(self, manifest: WeightManifest, load: Load) -> tuple[dict[str, Any], float]:
         """Pause, load, label, resume; (what ``load`` returns, seconds). Whatever goes wrong, requests are not left hanging."""
-        llm = self._alive()
-        started = steady()
+        llm, started = self._alive(), steady()
         self._meter.pause(started)
         try:
             await llm.pause_generation(mode="keep", clear_cache=self._spec.clear_cache_on_update)
@@ -325,7 +312,7 @@ class VllmEngine:
 
     async def _load(self, llm: AsyncLLM, manifest: WeightManifest) -> dict[str, Any]:
         """The slowest worker's reply; the new version is in force when this returns."""
-        call = (*self._held.load_call(manifest), *self._thoroughness())
+        call = (*self._held.load_call(manifest), *self._held.thoroughness())
         async with self._or_broken(f"weights v{manifest.version} were not loaded to the end"):
             replies = await llm.collective_rpc("fr3e_load_weights", args=call)
             refusals = [reply["refused"] for reply in replies if "refused" in reply]
@@ -333,7 +320,6 @@ class VllmEngine:
                 self._held.proven(manifest, replies)
         if refusals:
             raise WeightsRefused(f"weights v{manifest.version}: {refusals[0]}")  # every rank judges the same names alike
-        self._loads += 1
         await self._label(llm, manifest.version)
         return max(replies, key=lambda reply: reply["load_s"] + reply["verify_s"])
 
