@@ -167,6 +167,7 @@ def test_bad_input_is_one_line_and_exit_code_2(model: Path, tmp_path: Path, caps
         return said
 
     assert "holds no whole dump of a failed step" in refused()
+    assert "unrecognized arguments: --toknes; see python -m fr3e_async.learner --help" in refused("--toknes")
     fail(model, tmp_path, stop_above_grad_norm=1e-3)
     folder = tmp_path / "step-000001"
     for device in ("gpu", "meta"):

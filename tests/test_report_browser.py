@@ -343,6 +343,7 @@ def test_graded_rewards_have_a_curve_and_stand_beside_the_accuracy(browser: Any,
             shown.locator(f"#evaluations table {part} tr").first.locator("th, td").all_inner_texts()
             for part in ("thead", "tbody")
         )
+        expect(shown, "article.headline").to_contain_text("1.25 held-out mean reward")
         assert head[2:6] == ["avg@k", "95 % interval", "mean reward", "no box"]
         assert [text.replace("\u202f", "").replace("\xa0", "") for text in line[4:6]] == ["1.25 [-0.5, 2.5]", "99.6% [98%, 100%]"]
         expect(shown, "table.result").to_contain_text("1.25 [-0.5, 2.5]")

@@ -53,12 +53,39 @@ def cells(table: str, row: str) -> list[str]:
 def test_the_table_counts_by_source_and_tells_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(write(tmp_path / "cases.jsonl", CASES), capsys=capsys)
     assert (code, err) == (0, "")
-    columns = ["cases", "right", "policy", "wrong", "unproven", "unknown", "agree", "agree", "%", "false", "+", "false", "-"]
+    columns = [
+        "cases",
+        "right",
+        "policy",
+        "wrong",
+        "unproven",
+        "unanswered",
+        "unknown",
+        "agree",
+        "agree",
+        "%",
+        "false",
+        "+",
+        "false",
+        "-",
+    ]
     assert cells(out, "source") == columns
-    assert cells(out, "github:a/b") == ["2", "1", "0", "1", "0", "0", "1", "50.0", "0", "1"]
-    assert cells(out, "c") == ["3", "1", "0", "1", "0", "1", "1", "33.3", "1", "0"]  # unknown is no agreement with "not correct"
-    assert cells(out, "d") == ["1", "1", "0", "0", "0", "0", "0", "-", "0", "0"]  # nobody says what is correct
-    assert cells(out, "all") == ["6", "3", "0", "2", "0", "1", "2", "40.0", "1", "1"]
+    assert cells(out, "github:a/b") == ["2", "1", "0", "1", "0", "0", "0", "1", "50.0", "0", "1"]
+    assert cells(out, "c") == [
+        "3",
+        "1",
+        "0",
+        "1",
+        "0",
+        "1",
+        "1",
+        "1",
+        "33.3",
+        "1",
+        "0",
+    ]  # unknown is no agreement with "not correct"
+    assert cells(out, "d") == ["1", "1", "0", "0", "0", "0", "0", "0", "-", "0", "0"]  # nobody says what is correct
+    assert cells(out, "all") == ["6", "3", "0", "2", "0", "1", "1", "2", "40.0", "1", "1"]
     assert "unknown: the reference is a sentence" in out
     assert "6 cases in " in out
     assert "mean reward" not in out
@@ -69,10 +96,10 @@ def test_categories_have_a_table_and_labels_may_be_missing(tmp_path: Path, capsy
     rows = [{"gold": "5", "prediction": p, "category": c, "label_by": "me"} for p, c in (("5", "x"), ("6", "x"), ("5", "y"))]
     code, out, _ = run(write(tmp_path / "cases.jsonl", rows), "--workers", 1, capsys=capsys)
     assert code == 0
-    assert cells(out, "category") == ["cases", "right", "policy", "wrong", "unproven", "unknown"]
-    assert cells(out, "me,") == ["bare", "3", "2", "0", "1", "0", "0"]
-    assert cells(out, "x") == ["2", "1", "0", "1", "0", "0"]
-    assert cells(out, "y") == ["1", "1", "0", "0", "0", "0"]
+    assert cells(out, "category") == ["cases", "right", "policy", "wrong", "unproven", "unanswered", "unknown"]
+    assert cells(out, "me,") == ["bare", "3", "2", "0", "1", "0", "0", "0"]
+    assert cells(out, "x") == ["2", "1", "0", "1", "0", "0", "0"]
+    assert cells(out, "y") == ["1", "1", "0", "0", "0", "0", "0"]
     assert "agree" not in out
 
 
@@ -108,7 +135,7 @@ def test_a_reward_of_ones_own_can_be_tried_on_a_file(
     rows = [{"gold": "a", "prediction": "cat", "problem": p} for p in ("q", "r")]
     code, out, _ = run(write(tmp_path / "cases.jsonl", rows), "--reward", "prefix:score", capsys=capsys)
     assert code == 0
-    assert cells(out, "-") == ["2", "1", "0", "1", "0", "0"]
+    assert cells(out, "-") == ["2", "1", "0", "1", "0", "0", "0"]
     assert "mean reward: 0.5, of 2 that are known\n" in out
 
 
@@ -131,7 +158,7 @@ def test_several_rewards_of_a_file_have_their_mean_and_the_rows_fields(
     assert "mean reward: 0.75, of 2 that are known; 1 unknown\n" in out
     assert "unknown: rows:many: reward outside [-1, 2] 1" in out
     assert [row["score"] for row in json.loads((tmp_path / "out.json").read_text())] == [2.0, -0.5, None]
-    assert cells(out, "-") == ["3", "1", "0", "1", "0", "1", "0", "0.0", "0", "0"]
+    assert cells(out, "-") == ["3", "1", "0", "1", "0", "0", "1", "0", "0.0", "0", "0"]
 
 
 @pytest.mark.parametrize(

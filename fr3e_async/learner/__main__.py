@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -183,16 +184,21 @@ def same(recorded: float | None, found: float) -> bool:
     return math.isclose(recorded, found, rel_tol=CLOSE, abs_tol=1e-6)
 
 
+class _Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see python -m fr3e_async.learner --help")
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fr3e_async.learner", description=__doc__.splitlines()[0])
+    parser = _Arguments(prog="python -m fr3e_async.learner", description=__doc__.splitlines()[0])
     parser.add_argument("dump", type=Path, help="folder that the run wrote, e.g. RUN/dumps/step-000012")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that came with the model, as the run did"
     )
     parser.add_argument("--tokens", type=int, default=10, help="how many tokens to print, the most alarming first")
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         with scratch():
             dump, found = replay(options.dump, device=options.device, trust_remote_code=options.trust_remote_code)
     except UserError as error:

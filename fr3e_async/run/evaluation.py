@@ -99,7 +99,9 @@ class EvaluationJob:
         }
         self._write(scores)
         earlier = {name: Scores.from_record(row) for name, row in self._earlier.items()}
-        self.say(f"\n{scores_table({**earlier, **scores})}\n\nin percent with 95 % intervals; {self._folder.results}")
+        self.say(
+            f"\n{scores_table({**earlier, **scores})}\n\nin percent (a reward as it is), with 95 % intervals; {self._folder.results}"
+        )
 
     async def _sample(self) -> None:
         """All that is missing. Raises ``RunFailed``."""

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from fr3e_async.errors import DataError
 from fr3e_async.types import Outcome, Verdict
-from fr3e_async.verify.answers import Kind
+from fr3e_async.verify.answers import NO_ANSWER, Kind
 
 _OURS = frozenset(
     {"id", "gold", "prediction", "kind", "correct", "source", "label_by", "category", "problem", "length", "finish", "exact"}
@@ -145,7 +145,7 @@ def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase]
     for one in sorted(judged, key=lambda one: key(one.case)):
         groups.setdefault(key(one.case), []).append(one)
     labelled = any(one.case.correct is not None for one in judged)
-    head = [name, "cases", "right", "policy", "wrong", "unproven", "unknown"] + [
+    head = [name, "cases", "right", "policy", "wrong", "unproven", "unanswered", "unknown"] + [
         "agree",
         "agree %",
         "false +",
@@ -162,12 +162,13 @@ def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase]
 
 
 def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
-    """Cells of one line; "policy" is part of right, "unproven" of wrong. A verdict agrees with a label if it is right or wrong as the label is; an unknown one never does, and is a "false -" where the label is right."""
+    """Cells of one line; "policy" is part of right, "unproven" and "unanswered" of wrong. A verdict agrees with a label if it is right or wrong as the label is; an unknown one never does, and is a "false -" where the label is right."""
     by_outcome = Counter(j.verdict.outcome for j in judged)
     by_policy = sum(j.right and j.verdict.reason.startswith("policy") for j in judged)
     unproven = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason.startswith("unproven") for j in judged)
+    unanswered = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason == NO_ANSWER for j in judged)
     cells = [
-        len(judged), by_outcome[Outcome.RIGHT], by_policy, by_outcome[Outcome.WRONG], unproven, by_outcome[Outcome.UNKNOWN]
+        len(judged), by_outcome[Outcome.RIGHT], by_policy, by_outcome[Outcome.WRONG], unproven, unanswered, by_outcome[Outcome.UNKNOWN]
     ]  # fmt: skip
     if not labelled:
         return [str(cell) for cell in cells]

@@ -8,6 +8,7 @@ function headlineOf(run) {
   const measured = run.evaluations.filter((row) => row.benchmark === "heldout");
   const before = label("before") ?? measured[0], after = measured.length > 1 ? label("after") ?? measured.at(-1) : null;
   const figure = (row) => h("span.figure", { title: `95 % interval ${decimal(row.low)} to ${decimal(row.high)}` }, decimal(row.accuracy));
+  const reward = (row) => h("span.figure", { title: `95 % interval ${decimal(row.reward?.low)} to ${decimal(row.reward?.high)}` }, decimal(row.reward?.value));
   const told_s = run.events.length ? run.events.at(-1).time - run.events[0].time : 0; // of a run that trained nothing
   const took_s = run.summary?.wall_s ?? run.axes.wall.at(-1) ?? told_s;
   const steps = run.axes.step.at(-1) ?? 0, wanted = run.config["run.steps"];
@@ -16,6 +17,7 @@ function headlineOf(run) {
     .map(([name, value]) => h("span", {}, h("span.unit", {}, name, " "), visible(String(value))))),
   before ? h("p.figures", {}, figure(before), after ? [" → ", figure(after)] : null, h("span.unit", {}, " held-out accuracy",
     after && after.label !== "after" ? `, newest: ${visible(String(after.label))}` : "")) : null,
+  measured.some(isGraded) ? h("p.figures", {}, reward(before), after ? [" → ", reward(after)] : null, h("span.unit", {}, " held-out mean reward")) : null,
   h("p", {}, `${num(steps, 6)}${wanted ? ` of ${num(wanted, 6)}` : ""} batches in ${duration(took_s)}; `, endOf(run)),
   warningsOf(run).map((text) => h("p.warning", {}, "⚠ ", text)));
 }
