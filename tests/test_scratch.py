@@ -233,3 +233,15 @@ def test_rays_token_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.M
     assert (stat.S_IMODE(token.stat().st_mode), len(bytes.fromhex(text))) == (0o600, 32)
     make_token()
     assert (token.read_text(), below(tmp_path)) == (text, [".ray", ".ray/auth_token"])
+
+
+def test_a_folder_that_lost_its_lock_stays_while_somebody_listens_in_it(base: Path) -> None:
+    """Long runs outlive what a machine's cleaning of /tmp thinks is old."""
+    root = base / "fr3e"
+    (root / "1234abcd" / "ray").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(root / "1234abcd" / "ray" / "raylet"))
+        sweep(root)
+        assert below(root) == ["1234abcd", "1234abcd/ray", "1234abcd/ray/raylet"]
+    sweep(root)
+    assert below(root) == []

@@ -94,10 +94,21 @@ def sweep(root: Path) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # where there are no locks, nothing proves that it is dead
                 if os.fstat(lock.fileno()).st_ino == os.stat(lock.name).st_ino:
                     _remove(folder)
-        except FileNotFoundError:
-            _remove(folder)  # made again by a process that outlived its session for a moment
+        except (
+            FileNotFoundError
+        ):  # made again by a process that outlived its session for a moment, or the lock went with what is old in /tmp
+            if not _listens(folder):
+                _remove(folder)
         except OSError:
             continue  # in use
+
+
+def _listens(folder: Path) -> bool:
+    """Whether a process of this machine holds a socket that is named in ``folder``, as Ray's do."""
+    try:
+        return f" {folder}/" in Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux
+        return False
 
 
 def actor_scratch() -> None:
