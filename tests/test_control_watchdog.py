@@ -375,7 +375,7 @@ def test_two_looks_that_wait_for_the_same_answer_both_have_it():
         return await asyncio.gather(hand.watch._draining(), hand.watch._draining())
 
     hand.workers._draining = goes
-    assert asyncio.run(both()) == [{"a": 60.0}, {"a": 60.0}]
+    assert virtual_time.run(both()) == [{"a": 60.0}, {"a": 60.0}]
     assert hand.notes == []
 
 
