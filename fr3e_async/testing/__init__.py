@@ -1,1 +1,0 @@
-"""Fakes for tests and benchmarks, importable by Ray workers."""
