@@ -12,7 +12,7 @@ import pytest
 from learner_support import LEARNER, make_spec
 
 from fr3e_async.config import LearnerConfig
-from fr3e_async.learner.metrics import TokenAgeError, check_staleness, token_ages
+from fr3e_async.learner.metrics import TokenAgeError, token_ages
 from fr3e_async.learner.spec import free_address, rank_environment
 from fr3e_async.types import TrainSample
 
@@ -44,11 +44,11 @@ def test_ages_are_counted_from_the_weights_that_the_update_starts_from() -> None
 
 def test_staleness_above_the_bound_names_the_setting() -> None:
     old = [sample([1], [2, 3], versions=np.asarray([4, 5]))]
-    check_staleness(old, learner_version=6, bound=2)
+    token_ages(old, learner_version=6, bound=2)
     with pytest.raises(TokenAgeError, match=r"3 versions old \(v4, learner at v7\); flow\.max_staleness is 2"):
-        check_staleness(old, learner_version=7, bound=2)
+        token_ages(old, learner_version=7, bound=2)
     with pytest.raises(TokenAgeError, match="v5, which does not exist yet"):
-        check_staleness(old, learner_version=4, bound=2)
+        token_ages(old, learner_version=4, bound=2)
 
 
 # ---- settings ----

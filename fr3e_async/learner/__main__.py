@@ -15,17 +15,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from fr3e_async.algorithm.losses import LossSums, policy_loss
+from fr3e_async.algorithm.losses import LossSums
 from fr3e_async.config import LearnerConfig
 from fr3e_async.errors import ConfigError, ModelError, StorageError, UserError, printable
 from fr3e_async.files.scratch import scratch
 from fr3e_async.learner.dump import MODEL, Dump, DumpedSample, read_dump
-from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.packing import collate, plan
 from fr3e_async.learner.policy import PolicyModel, load_policy
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.learner.suitability import set_attention
-from fr3e_async.learner.update import unsound
+from fr3e_async.learner.update import LoadedBatch, unsound, unsound_norm
 from fr3e_async.settings.arguments import CommandParser
 
 CLOSE = 1e-3  # relative: another order of sums, another number of ranks
@@ -83,7 +82,7 @@ def replay(folder: Path, *, device: str = "cpu", trust_remote_code: bool = False
     total = reduce(LossSums.__add__, sums)
     squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
     norm = math.sqrt(sum(squares)) if all(map(math.isfinite, squares)) else math.nan
-    cause = unsound(total, learner, prox=dump.loss_config.prox) or _unsound_norm(norm, learner)
+    cause = unsound(total, learner, prox=dump.loss_config.prox) or unsound_norm(norm, limit=learner.stop_above_grad_norm)
     return dump, Replay(loss=float(total.loss) / dump.total_tokens, grad_norm=norm, cause=cause, tokens=tuple(tokens))
 
 
@@ -126,37 +125,19 @@ def _load(folder: Path, dump: Dump, learner: LearnerConfig, *, trust_remote_code
     return model
 
 
-def _unsound_norm(norm: float, learner: LearnerConfig) -> str:
-    if not math.isfinite(norm):
-        return f"the gradient norm is {norm}"
-    limit = learner.stop_above_grad_norm
-    return f"the gradient norm is {norm:.6g} (learner.stop_above_grad_norm is {limit:g})" if 0 < limit < norm else ""
-
-
 def _pass(model: PolicyModel, dump: Dump, part: list[int], learner: LearnerConfig) -> tuple[LossSums, list[Token]]:
     """One micro-batch: its gradient is added to the model's, its sums and tokens are returned."""
     members = [dump.samples[i] for i in part]
-    batch = collate([measured.sample for measured in members], packing=learner.packing)
     device = next(model.parameters()).device
-    pick = torch.from_numpy(batch.pick).to(device)
-    logprobs, entropies = (column[pick] for column in model(Inputs.of(batch, device, kernel=learner.tree_attention)))
+    samples = collate([measured.sample for measured in members], packing=learner.packing)
+    batch = LoadedBatch(samples, version=dump.version, device=device, kernel=learner.tree_attention)
+    logprobs, entropies = batch.measured(model)
     # A first minibatch that failed before its proximal log-probs were known is measured against itself, as it was.
     prox = torch.cat([torch.from_numpy(measured.prox) for measured in members]).to(device)
-    prox = torch.where(prox.isnan(), logprobs.detach(), prox)
-    loss, sums = policy_loss(
-        dump.loss_config,
-        logprobs_T=logprobs,
-        prox_logprobs_T=prox,
-        behaviour_logprobs_T=torch.from_numpy(batch.behaviour_logprobs).to(device),
-        advantages_T=torch.from_numpy(batch.advantages).to(device),
-        ages_T=torch.from_numpy(dump.version - batch.versions).to(device),
-        mask_T=torch.from_numpy(batch.mask).to(device),
-        total_tokens=dump.total_tokens,
-        entropies_T=entropies,
-        sequences_T=torch.from_numpy(batch.sequences).to(device),
-    )
+    batch.prox = torch.where(prox.isnan(), logprobs.detach(), prox)
+    loss, sums = batch.loss(dump.loss_config, logprobs, entropies, total_tokens=dump.total_tokens)
     loss.backward()
-    return sums, _tokens(members, part, logprobs.detach().cpu(), prox.cpu())
+    return sums, _tokens(members, part, logprobs.detach().cpu(), batch.prox.cpu())
 
 
 def _tokens(members: list[DumpedSample], part: list[int], logprobs: torch.Tensor, prox: torch.Tensor) -> list[Token]:

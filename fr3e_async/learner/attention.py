@@ -15,10 +15,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from fr3e_async.errors import ModelError
+from fr3e_async.learner.config_check import REFUSALS
 from fr3e_async.learner.layout import ForestMask, TreeLayout
 
 NAME = "fr3e_forest"  # under which the interface knows it
-UNFIT = "learner.packing=tree does not work with this model (set flat or padded)"
+UNFIT = REFUSALS["tree"]
 
 
 def forest_attention(

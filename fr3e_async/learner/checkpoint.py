@@ -10,6 +10,7 @@ temporary name.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,8 +24,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
-from fr3e_async.errors import ConfigError, StorageError
+from fr3e_async.errors import ConfigError, StorageError, UserError
 from fr3e_async.files.durable import fsync_path, fsync_tree, leads_outside, storage_errors
 from fr3e_async.files.jsonl import checked_json, read_checked_json
 from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces, SavedPiece, WeightRun, write_pieces
@@ -60,8 +62,7 @@ class Manifest:
         return sorted({piece.part for piece in self.pieces} - {MASTER, BUFFER, RANDOM})
 
     def write(self, folder: Path) -> None:
-        content = {**asdict(self), "format": FORMAT, "pieces": [piece.to_row() for piece in self.pieces]}
-        (folder / MANIFEST).write_text(checked_json(content), encoding="utf-8")
+        (folder / MANIFEST).write_text(checked_json({**asdict(self), "format": FORMAT}), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -73,7 +74,7 @@ class Manifest:
         if found != FORMAT:
             raise StorageError(f"{folder}: learner checkpoint of format {found}, this version reads {FORMAT}")
         try:
-            manifest = cls(**{**content, "pieces": tuple(SavedPiece.from_row(row) for row in content["pieces"])})
+            manifest = cls(**{**content, "pieces": tuple(SavedPiece(*row) for row in content["pieces"])})
             strange = [
                 name for name in (*manifest.files, *(piece.file for piece in manifest.pieces)) if not SHARD.fullmatch(name)
             ]
@@ -117,34 +118,28 @@ def save(
 
     Raises ``StorageError`` on every rank if one of them could not write.
     """
-    filled = folder.with_name(folder.name + ".tmp")
-
-    def begin() -> None:
-        clear(filled)
-        filled.mkdir(parents=True)
-        copy_base(base, filled / BASE, overrides)
-
-    def write_share() -> tuple[list[SavedPiece], dict[str, int]]:
+    filled, described = folder.with_name(folder.name + ".tmp"), state.describe()
+    with together(folder):
+        if rank == 0:
+            clear(filled)
+            filled.mkdir(parents=True)
+            copy_base(base, filled / BASE, overrides)
+    with together(folder):
         fixed = state.buffers if rank == 0 else {}
         beside = (WeightRun(BUFFER, name, 0, buffer.flatten()) for name, buffer in fixed.items())
         runs = chain(state.runs(rank, manifest.ranks), beside, _random_runs(rank))
-        pieces = write_pieces(filled, f"rank-{rank:05d}", (pulse or Pulse()).over(runs))
+        written = write_pieces(filled, f"rank-{rank:05d}", (pulse or Pulse()).over(runs))
         fsync_path(filled)  # the names, on this rank's machine
-        return pieces, {name: (filled / name).stat().st_size for name in {piece.file for piece in pieces}}
-
-    def finish() -> None:
-        pieces = tuple(piece for part, _ in shares for piece in part)
-        files = {name: size for _, part in shares for name, size in sorted(part.items())}
-        buffers = {name: list(buffer.shape) for name, buffer in state.buffers.items()}
-        whole = replace(manifest, shapes=state.shapes, buffers=buffers, state=described, pieces=pieces, files=files)
-        whole.write(filled)
-        fsync_tree(filled)
-        put(filled, folder)
-
-    described = state.describe()
-    _together(begin if rank == 0 else None, folder)
-    shares = _together(write_share, folder)
-    _together(finish if rank == 0 else None, folder)
+        sizes = {name: (filled / name).stat().st_size for name in {piece.file for piece in written}}
+    shares = _gathered((written, sizes))
+    with together(folder):
+        if rank == 0:
+            pieces = tuple(piece for part, _ in shares for piece in part)
+            files = {name: size for _, part in shares for name, size in sorted(part.items())}
+            buffers = {name: list(buffer.shape) for name, buffer in state.buffers.items()}
+            replace(manifest, shapes=state.shapes, buffers=buffers, state=described, pieces=pieces, files=files).write(filled)
+            fsync_tree(filled)
+            put(filled, folder)
 
 
 def load(folder: Path, state: SavedState, *, rank: int, world: int, seed: int) -> Manifest:
@@ -226,22 +221,30 @@ def put(filled: Path, folder: Path) -> None:
     clear(former)
 
 
-def _together(act: Any, folder: Path) -> list[Any]:
-    """What ``act`` returned on each rank (None: nothing to do here), after all have done it. Raises ``StorageError`` on all."""
-    result, problem = None, ""
+def _gathered(value: Any) -> list[Any]:
+    """Every rank's value, by rank. All ranks."""
+    values = [value]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+@contextlib.contextmanager
+def together(folder: Path) -> Iterator[None]:
+    """A block that all ranks run, and leave when all are through. Raises ``StorageError`` on all if one could not write."""
+    problem, cause = "one of the ranks failed", None
     try:
         with storage_errors(folder):
-            result = act() if act else None
-    except StorageError as error:
-        problem = str(error)
-    outcomes: list[Any] = [(result, problem)]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        outcomes = [None] * dist.get_world_size()
-        dist.all_gather_object(outcomes, (result, problem))
-    problems = [text for _, text in outcomes if text]
-    if problems:
-        raise StorageError(problems[0])
-    return [value for value, _ in outcomes]
+            yield
+        problem = ""
+    except (UserError, SafetensorError) as error:  # safetensors wraps the system's own errors
+        problem, cause = str(error), error
+    finally:  # also after a defect of ours, which goes on afterwards: the others must not wait for this rank
+        problems = _gathered(problem)
+    found = next(filter(None, problems), "")
+    if found:
+        raise StorageError(found) from cause
 
 
 def _random_runs(rank: int) -> Iterator[WeightRun]:

@@ -7,10 +7,9 @@ the weights as it likes, and whoever reads may ask for any other stretch.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,9 +36,8 @@ class WeightRun(NamedTuple):
     values: Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedPiece:
-    """Where a run was written."""
+class SavedPiece(NamedTuple):
+    """Where a run was written; a row of the manifest."""
 
     part: str
     name: str
@@ -52,14 +50,6 @@ class SavedPiece:
     def key(self) -> str:
         """Its name inside the file."""
         return f"{self.part}/{self.name}/{self.start}"
-
-    def to_row(self) -> list[Any]:
-        return [self.part, self.name, self.start, self.numel, self.file, self.crc32]
-
-    @classmethod
-    def from_row(cls, row: Sequence[Any]) -> SavedPiece:
-        part, name, start, numel, file, crc32 = row
-        return cls(part=part, name=name, start=start, numel=numel, file=file, crc32=crc32)
 
 
 def write_pieces(folder: Path, stem: str, runs: Iterable[WeightRun], *, limit: int = SHARD_BYTES) -> list[SavedPiece]:

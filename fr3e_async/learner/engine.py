@@ -22,7 +22,7 @@ from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.policy import PolicyModel
 from fr3e_async.learner.pulse import Pulse
 from fr3e_async.learner.spec import LearnerSpec
-from fr3e_async.learner.update import UnsoundGradient
+from fr3e_async.learner.update import UnsoundGradient, unsound_norm
 
 EXPORT_BUCKET = 1 << 28  # weights gathered at once under ZeRO-3: 1 GiB in float32
 
@@ -114,7 +114,7 @@ class TrainingEngine:
             config=config,
             lr_scheduler=None if "scheduler" in config else lambda optimiser: linear_warmup(optimiser, steps=warmup),
         )
-        self._limit = learner.stop_above_grad_norm or math.inf
+        self._limit = learner.stop_above_grad_norm
         self.engine.basic_optimizer.register_step_pre_hook(self._before_step)
         trained = {p: name for name, p in model.named_weights() if p.requires_grad}
         self.state = TrainingState(self.engine, trained, stored_buffers(model.causal_lm))
@@ -182,10 +182,8 @@ class TrainingEngine:
             self._accept(norm)
 
     def _accept(self, norm: float) -> None:
-        if not math.isfinite(norm) or norm < 0:  # some of DeepSpeed's helpers report a norm that is not finite as -1
-            raise UnsoundGradient(math.nan, f"the gradient norm is {norm}")
-        if norm > self._limit:
-            raise UnsoundGradient(norm, f"the gradient norm is {norm:.6g} (learner.stop_above_grad_norm is {self._limit:g})")
+        if cause := unsound_norm(norm, limit=self._limit):
+            raise UnsoundGradient(norm if 0 <= norm < math.inf else math.nan, cause)
         self.grad_norm = norm
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

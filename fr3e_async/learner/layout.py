@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fr3e_async.algorithm.trees import Forest
-from fr3e_async.learner.packing import MicroBatch
+from fr3e_async.learner.packing import MicroBatch, padded
 
 QUERY_BLOCK = 256  # most queries of a block: what lies above its diagonal is computed for nothing
 FREE_PAIRS = 1 << 16  # query-key pairs that cost less than one more call
@@ -115,21 +115,9 @@ def _stacks(blocks: list[_Block]) -> list[list[_Block]]:
     return stacks
 
 
-def _padded(vectors: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    out = np.zeros((len(vectors), max(map(len, vectors))), dtype=np.int64)
-    for row, vector in zip(out, vectors, strict=True):
-        row[: len(vector)] = vector
-    return out
-
-
 def kernel_for(device: torch.device, kernel: Kernel) -> Kernel:
     """``auto`` settled: flex on CUDA, blocks elsewhere."""
     return ("flex" if device.type == "cuda" else "blocks") if kernel == "auto" else kernel
-
-
-def make_layout(forest: Forest, *, places: int, device: torch.device, kernel: Kernel) -> TreeLayout:
-    """The forest on its device, ``places`` >= U places wide (see ``places_of``). ``kernel``: flex or blocks."""
-    return flex_layout(forest, places=places, device=device) if kernel == "flex" else blockwise_layout(forest, device=device)
 
 
 def places_of(forest: Forest, kernel: Kernel) -> int:
@@ -146,8 +134,8 @@ def blockwise_layout(forest: Forest, *, device: torch.device) -> TreeLayout:
         for i, block in enumerate(members):
             back[block.queries] = offset + i * width + np.arange(len(block.queries))
         offset += len(members) * width
-        queries.append(_padded([block.queries for block in members]))
-        keys.append(_padded([block.keys for block in members]))
+        queries.append(padded([block.queries for block in members]))
+        keys.append(padded([block.keys for block in members]))
         depth = torch.from_numpy(forest.depth[queries[-1]]).to(device)
         stacks.append(Stack(count=len(members), queries=width, keys=keys[-1].shape[1], depth=depth))
     joined = {
@@ -199,7 +187,10 @@ class Inputs:
             places = places_of(batch.forest, kernel)
             assert positions is not None
             tokens, positions = (np.pad(array, ((0, 0), (0, places - array.shape[1]))) for array in (tokens, positions))
-            layout = make_layout(batch.forest, places=places, device=device, kernel=kernel)
+            if kernel == "flex":
+                layout = flex_layout(batch.forest, places=places, device=device)
+            else:
+                layout = blockwise_layout(batch.forest, device=device)
         return cls(
             tokens=torch.from_numpy(tokens).to(device),
             positions=None if positions is None else torch.from_numpy(positions).to(device),

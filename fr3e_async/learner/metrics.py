@@ -30,32 +30,24 @@ class Ages:
     oldest: int
 
 
-def token_ages(samples: Sequence[TrainSample], *, learner_version: int) -> Ages:
+def token_ages(samples: Sequence[TrainSample], *, learner_version: int, bound: int | None = None) -> Ages:
     """Ages relative to the version of the weights that the update starts from.
 
     Raises:
-        StalenessError: a token claims a version that does not exist yet.
+        TokenAgeError: a token claims a version that does not exist yet, or is older than ``bound`` versions.
     """
     ages = [learner_version - sample.versions.astype(np.int64) for sample in samples]
     joined = np.concatenate(ages or [np.zeros(0, dtype=np.int64)])
     if joined.min(initial=0) < 0:
         newest = learner_version - int(joined.min())
         raise TokenAgeError(f"sample has tokens of v{newest}, which does not exist yet (learner at v{learner_version})")
-    return Ages(tokens=len(joined), total=int(joined.sum()), oldest=int(joined.max(initial=0)))
-
-
-def check_staleness(samples: Sequence[TrainSample], *, learner_version: int, bound: int) -> None:
-    """Every token must have been sampled by one of the versions ``learner_version - bound`` to ``learner_version``.
-
-    Raises:
-        StalenessError: one was not.
-    """
-    age = token_ages(samples, learner_version=learner_version).oldest
-    if age > bound:
+    age = int(joined.max(initial=0))
+    if bound is not None and age > bound:
         raise TokenAgeError(
             f"sample is {age} versions old (v{learner_version - age}, learner at v{learner_version}); "
             f"flow.max_staleness is {bound}"
         )
+    return Ages(tokens=len(joined), total=int(joined.sum()), oldest=age)
 
 
 def step_metrics(result: UpdateResult, ages: Ages) -> dict[str, float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,11 +161,16 @@ def _layout(
         flat = np.concatenate(rows).astype(np.int64)
         positions = np.concatenate([np.arange(len(row)) for row in rows])
         return flat[None], positions[None], None, [start + np.arange(len(row)) for start, row in zip(starts, rows, strict=False)]
-    width = max(map(len, rows))
-    padded = np.zeros((len(rows), width), dtype=np.int64)
-    for out, row in zip(padded, rows, strict=True):
+    matrix = padded(rows)
+    return matrix, None, None, [i * matrix.shape[1] + np.arange(len(row)) for i, row in enumerate(rows)]
+
+
+def padded(rows: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """[rows, longest], zeros at the end of shorter ones."""
+    matrix = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for out, row in zip(matrix, rows, strict=True):
         out[: len(row)] = row
-    return padded, None, None, [i * width + np.arange(len(row)) for i, row in enumerate(rows)]
+    return matrix
 
 
 def pack(samples: Sequence[TrainSample], *, packing: Packing, budget: int) -> list[MicroBatch]:

@@ -7,7 +7,6 @@ raises leaves its peers to their own errors or time-outs: the group is the unit 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -20,14 +19,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from fr3e_async.errors import ModelError, StorageError, UserError
-from fr3e_async.files.durable import storage_errors
+from fr3e_async.errors import ModelError, StorageError
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, on_disk, write_model
-from fr3e_async.learner.metrics import Ages, check_staleness, step_metrics, token_ages
+from fr3e_async.learner.metrics import Ages, step_metrics, token_ages
 from fr3e_async.learner.packing import unscored
 from fr3e_async.learner.pulse import Pulse
 from fr3e_async.learner.scoring import distributions, entropies
@@ -103,13 +100,11 @@ class LearnerRank:
 
         Raises:
             FloatingPointError: a loss or gradient norm is not finite; names the optimiser step and the cause.
-            StalenessError: a token is older than ``spec.max_staleness``, or of a version that does not exist yet.
+            TokenAgeError: a token is older than ``spec.max_staleness``, or of a version that does not exist yet.
         """
         engine = self._require_sound()
         started = time.perf_counter()
-        if self.spec.max_staleness is not None:
-            check_staleness(samples, learner_version=version - 1, bound=self.spec.max_staleness)
-        ages = self._global_ages(token_ages(samples, learner_version=version - 1))
+        ages = self._global_ages(token_ages(samples, learner_version=version - 1, bound=self.spec.max_staleness))
         try:
             result = self._update.run(samples, version=version - 1)
         except UnsoundStep as error:
@@ -130,10 +125,10 @@ class LearnerRank:
             return ""
         folder = Path(self.spec.dump_folder) / f"step-{step.optimiser_step:06d}"
         try:
-            with _together(folder):
+            with checkpoint.together(folder):
                 write_share(folder, step.share, rank=self.rank)
             self._write_hf(folder / MODEL, engine)
-            with _together(folder):
+            with checkpoint.together(folder):
                 if self.rank == 0:
                     write_step(folder, step, self.spec, ranks=self.world)
         except StorageError as error:
@@ -259,7 +254,7 @@ class LearnerRank:
 
     def _write_hf(self, folder: Path, engine: TrainingEngine) -> None:
         weights = engine.weights()
-        with _together(folder):
+        with checkpoint.together(folder):
             try:
                 if self.rank == 0:
                     write_model(
@@ -294,26 +289,6 @@ class LearnerRank:
         if self._broken:
             raise RuntimeError(f"learner rank: the last update failed and its state must not be used: {self._broken}")
         return self._engine
-
-
-@contextlib.contextmanager
-def _together(folder: Path) -> Iterator[None]:
-    """A block that all ranks run, and leave when all are through. Raises ``StorageError`` on all if one could not write."""
-    problem, cause = "one of the ranks failed", None
-    try:
-        with storage_errors(folder):
-            yield
-        problem = ""
-    except (UserError, SafetensorError) as error:  # safetensors wraps the system's own errors
-        problem, cause = str(error), error
-    finally:  # also after a defect of ours, which goes on afterwards: the others must not wait for this rank
-        problems = [problem]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            problems = [""] * dist.get_world_size()
-            dist.all_gather_object(problems, problem)
-    found = next(filter(None, problems), "")
-    if found:
-        raise StorageError(found) from cause
 
 
 def _sent(engine: TrainingEngine, *numbers: int) -> Iterator[list[tuple[str, torch.Tensor]]]:

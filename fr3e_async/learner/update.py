@@ -5,7 +5,8 @@ Knows nothing of DeepSpeed beyond forward, backward and step, and nothing of che
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
@@ -59,7 +60,7 @@ class UpdateResult:
     real_tokens: int  # tokens of the samples: more than are computed where prefixes are shared
 
 
-class _Loaded:
+class LoadedBatch:
     """A micro-batch on the device, and its proximal log-probs once they are known."""
 
     def __init__(self, batch: MicroBatch, *, version: int, device: torch.device, kernel: Kernel) -> None:
@@ -78,10 +79,26 @@ class _Loaded:
         self.mask = tensor(batch.mask)
         self.prox: Tensor | None = None
 
-    def measured(self, engine: UpdateEngine) -> tuple[Tensor, Tensor]:
+    def measured(self, forward: Callable[[Inputs], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the N tokens under the policy as it is."""
-        logprobs, entropies = engine.forward(self.inputs)
+        logprobs, entropies = forward(self.inputs)
         return logprobs[self.pick], entropies[self.pick]
+
+    def loss(self, config: LossConfig, logprobs: Tensor, entropies: Tensor, *, total_tokens: int) -> tuple[Tensor, LossSums]:
+        """The part of the loss that these tokens are, and its sums. The proximal log-probs must be known."""
+        assert self.prox is not None
+        return policy_loss(
+            config,
+            logprobs_T=logprobs,
+            prox_logprobs_T=self.prox,
+            behaviour_logprobs_T=self.behaviour,
+            advantages_T=self.advantages,
+            mask_T=self.mask,
+            total_tokens=total_tokens,
+            entropies_T=entropies,
+            ages_T=self.ages,
+            sequences_T=self.sequences,
+        )
 
     def share(self) -> Iterator[DumpedSample]:
         """The samples with their proximal log-probs (NaN where they are not known); none for a dummy."""
@@ -99,7 +116,7 @@ class _Minibatch:
 
     index: int
     tokens: int  # trainable, over all ranks
-    parts: list[_Loaded]  # as many on every rank
+    parts: list[LoadedBatch]  # as many on every rank
 
 
 def all_reduced(values: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
@@ -170,15 +187,13 @@ class BatchUpdate:
         # Ranks with fewer micro-batches run dummies: under ZeRO-2 and 3 each backward pass is a collective.
         for part, count in zip(minibatches, all_reduced(counts, dist.ReduceOp.MAX).tolist(), strict=True):
             part += [dummy(self.learner.packing)] * (count - len(part))
+        place = {"version": version, "device": self.device, "kernel": self.learner.tree_attention}
         active = [
-            _Minibatch(index=index, tokens=total, parts=[self._loaded(batch, version) for batch in part])
+            _Minibatch(index=index, tokens=total, parts=[LoadedBatch(batch, **place) for batch in part])
             for index, (part, total) in enumerate(zip(minibatches, totals, strict=True))
             if total > 0
         ]
         return active, (padded, computed, real)
-
-    def _loaded(self, batch: MicroBatch, version: int) -> _Loaded:
-        return _Loaded(batch, version=version, device=self.device, kernel=self.learner.tree_attention)
 
     def _set_prox(self, minibatches: list[_Minibatch]) -> None:
         """Give every micro-batch its proximal log-probs, but for the first minibatch when they are recomputed.
@@ -193,27 +208,16 @@ class BatchUpdate:
         with torch.no_grad():
             for minibatch in minibatches[1:]:
                 for batch in minibatch.parts:
-                    batch.prox = batch.measured(self.engine)[0]
+                    batch.prox = batch.measured(self.engine.forward)[0]
 
     def _optimise(self, minibatch: _Minibatch, where: str, version: int) -> LossSums:
         """One optimiser step. Returns its sums over all ranks. Raises ``UnsoundStep``."""
         joined: list[LossSums] = []
         for batch in minibatch.parts:
-            logprobs, entropies = batch.measured(self.engine)
+            logprobs, entropies = batch.measured(self.engine.forward)
             if batch.prox is None:
                 batch.prox = logprobs.detach()
-            loss, part_sums = policy_loss(
-                self.loss,
-                logprobs_T=logprobs,
-                prox_logprobs_T=batch.prox,
-                behaviour_logprobs_T=batch.behaviour,
-                advantages_T=batch.advantages,
-                mask_T=batch.mask,
-                total_tokens=minibatch.tokens,
-                entropies_T=entropies,
-                ages_T=batch.ages,
-                sequences_T=batch.sequences,
-            )
+            loss, part_sums = batch.loss(self.loss, logprobs, entropies, total_tokens=minibatch.tokens)
             self.engine.backward(loss * self.world)
             joined.append(part_sums)
         # Reduced before the check, so that either every rank goes on or every rank stops, none waiting for another.
@@ -246,6 +250,13 @@ class UnsoundStep(FloatingPointError):
     def __init__(self, step: FailedStep) -> None:
         super().__init__(f"{step.where}: {step.cause}")
         self.step = step
+
+
+def unsound_norm(norm: float, *, limit: float) -> str:
+    """Why this global gradient norm must not become an update; empty if it may. ``limit``: learner.stop_above_grad_norm."""
+    if not math.isfinite(norm) or norm < 0:  # some of DeepSpeed's helpers report a norm that is not finite as -1
+        return f"the gradient norm is {norm}"
+    return f"the gradient norm is {norm:.6g} (learner.stop_above_grad_norm is {limit:g})" if 0 < limit < norm else ""
 
 
 def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
