@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
 
 Interval = tuple[float, float]
 
@@ -49,40 +48,6 @@ def clip(intervals: Iterable[Interval], window: Interval) -> list[Interval]:
     """Each interval's part inside the window, empty ones left out; overlaps stay as they are."""
     parts = ((max(start, window[0]), min(end, window[1])) for start, end in intervals)
     return [(start, end) for start, end in parts if end > start]
-
-
-def overlap_fraction(generating: Iterable[Interval], learning: Iterable[Interval]) -> float:
-    """Share of the learning time during which generation went on as well; 0 without learning."""
-    learning = union(learning)
-    total = measure(learning)
-    return min(1.0, measure(intersection(generating, learning)) / total) if total else 0.0
-
-
-def busy_time(intervals: Iterable[Interval], *, actors: int) -> float:
-    """Actor-seconds of work: the number of intervals that cover a moment, at most ``actors``, summed over time.
-
-    The cap makes the intervals of one actor that works on many things at once count as that one actor.
-    """
-    steps: list[tuple[float, int]] = []
-    for start, end in intervals:
-        if end > start:
-            steps += [(start, 1), (end, -1)]
-    steps.sort()
-    parts, active = [], 0
-    for (moment, change), (following, _) in pairwise(steps):
-        active += change
-        parts.append(min(active, actors) * (following - moment))
-    return math.fsum(parts)
-
-
-def idle_fraction(intervals: Iterable[Interval], window: Interval, *, actors: int = 1) -> float:
-    """Share of the window's actor-time without work. ``intervals``: the busy times of all actors of a role together.
-
-    An empty window gives 0. Raises ``ValueError`` for fewer than one actor.
-    """
-    if actors < 1:
-        raise ValueError(f"idle_fraction: actors must be at least 1, got {actors}")
-    return idle_share(busy_time(clip(intervals, window), actors=actors), available_s=actors * (window[1] - window[0]))
 
 
 def idle_share(busy_s: float, *, available_s: float) -> float:
