@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -235,6 +237,11 @@ class Blocks(HTMLParser):
         if self._now:
             self.data.setdefault(self._now, []).append(data)
             self._now = ""
+
+
+def unpacked(part: str) -> Any:
+    """What ``report.trees.packed`` was given."""
+    return json.loads(gzip.decompress(base64.b64decode(part)))
 
 
 def page_of(*runs: Path, trees: int = 100) -> str:

@@ -18,7 +18,7 @@ from fr3e_async.algorithm.batching import (
     train_sample,
     tree_tokens,
 )
-from fr3e_async.algorithm.strategies import Credit, GroupOutcome, StateCredit
+from fr3e_async.algorithm.strategies import Credit, GroupOutcome
 from fr3e_async.algorithm.strategies.base import STD_FLOOR, centred, no_spread, whole
 from fr3e_async.algorithm.values import StateValue, alpha, state_values, wilson
 from fr3e_async.types import AdvantageSpan, Anchor, Completion, Finish, RolloutBatch, RolloutId
@@ -149,11 +149,6 @@ ID = RolloutId("g", 0, 0)
 def test_impossible_credits_are_refused(advantages, rejected, message):
     with pytest.raises(ValueError, match=message):
         Credit(advantages=advantages, rejected=rejected)
-
-
-def test_dropped_states_are_counted_by_reason():
-    states = {n: StateCredit(value=None, dropped=why) for n, why in enumerate(["", "all_right", "too_few", "all_right"])}
-    assert Credit(advantages={ID: whole(1.0)}, states=states).dropped_states == {"all_right": 2, "too_few": 1}
 
 
 def test_an_outcome_lists_nodes_without_rewards_and_leaves_out_what_nobody_judged():

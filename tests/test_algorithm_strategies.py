@@ -44,7 +44,7 @@ class TestFr3e:
         got = advantages_of(result)
         assert {rollout[:-1] for rollout in got} == {(), (0, 2)}
         assert got[0, 2, 0] == approx(math.exp(0.75) * 0.75)
-        assert result.dropped_states == {"all_right": 1}
+        assert [state.dropped for state in result.states.values() if state.dropped] == ["all_right"]
 
     def test_an_all_right_state_has_value_one_and_an_all_wrong_one_zero(self):
         states = credit_of(tree([1, 0], [1, 1], [0, 0])).states

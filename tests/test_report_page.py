@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_support import HOSTILE, Blocks, page_of, write_rows, write_run
+from report_support import HOSTILE, Blocks, page_of, unpacked, write_rows, write_run
 
 from fr3e_async.errors import StorageError
 from fr3e_async.observe.metrics import METRICS
 from fr3e_async.report.__main__ import main
 from fr3e_async.report.page import ASSETS, LIBRARY, SCRIPTS, STYLES, write_page
-from fr3e_async.report.trees import unpacked
 
 WIDTH = 160  # characters of a line of the scripts
 

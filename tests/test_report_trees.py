@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_support import Blocks, page_of, tree_row, write_rows, write_run
+from report_support import Blocks, page_of, tree_row, unpacked, write_rows, write_run
 
 from fr3e_async.report.rows import number, plain, text
-from fr3e_async.report.trees import Packer, clean_tree, packed, read_trees, summary_of, unpacked
+from fr3e_async.report.trees import Packer, clean_tree, packed, read_trees, summary_of
 
 
 @pytest.fixture(scope="module")

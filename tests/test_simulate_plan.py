@@ -13,7 +13,7 @@ from simulate_support import FixedWorkload, model, system
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.learner.memory import KNOWN_SHAPES
-from fr3e_async.plan.placement import main
+from fr3e_async.plan.__main__ import main
 from fr3e_async.settings.loader import load_config
 from fr3e_async.simulate import roofline as r
 from fr3e_async.simulate.propose import Candidate, Cluster, Search, Split, render

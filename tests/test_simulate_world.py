@@ -197,7 +197,7 @@ def test_tasks_longer_than_a_lease_are_counted() -> None:
 def test_a_report_says_what_it_is() -> None:
     report = simulate(system(), model(), steps=3)
     assert report.render().startswith("simulation")
-    assert report.to_json()["label"] == "simulation"
+    assert report.label == "simulation"
     assert all(0 <= idle <= 1 for idle in report.idle.values())
 
 

@@ -6,13 +6,11 @@ recorded beside what is found now, and the tokens that matter most. Exit code 0:
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +26,7 @@ from fr3e_async.learner.policy import PolicyModel, load_policy
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.learner.suitability import set_attention
 from fr3e_async.learner.update import unsound
+from fr3e_async.settings.arguments import CommandParser
 
 CLOSE = 1e-3  # relative: another order of sums, another number of ranks
 CPU_ATTENTION = ("eager", "sdpa")
@@ -184,13 +183,8 @@ def same(recorded: float | None, found: float) -> bool:
     return math.isclose(recorded, found, rel_tol=CLOSE, abs_tol=1e-6)
 
 
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see python -m fr3e_async.learner --help")
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = _Arguments(prog="python -m fr3e_async.learner", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m fr3e_async.learner", description=__doc__.splitlines()[0])
     parser.add_argument("dump", type=Path, help="folder that the run wrote, e.g. RUN/dumps/step-000012")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(

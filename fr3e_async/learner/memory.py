@@ -19,7 +19,7 @@ from fr3e_async.errors import ModelError
 from fr3e_async.learner.spec import SLICE_ELEMENTS
 
 GIB = 2**30
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 # --- the model's sizes ------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def _read_shape(folder: Path, parameters: int) -> ModelShape:
     if not isinstance(raw, dict):
         raise ModelError(f"model.path={folder}: config.json cannot be read: it holds no mapping")
     dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors")) // _BYTES.get(dtype, 4)
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors")) // BYTES.get(dtype, 4)
     try:
         heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
         sizes = {
@@ -155,7 +155,7 @@ def state_bytes(parameters: int, *, dtype: str, zero_stage: int, ranks: int) -> 
     float32: weights 4, gradients 4, optimiser 8 (the weights are the master copy), 12 from stage 1 on, whose partitions
     are copies. Over the ranks are divided: the optimiser from stage 1, gradients from stage 2, weights at stage 3.
     """
-    weights = _BYTES[dtype]
+    weights = BYTES[dtype]
     optimiser = 8 if dtype == "float32" and zero_stage == 0 else 12
     per_parameter = {"weights": (weights, 3), "gradients": (weights, 2), "optimiser": (optimiser, 1)}
     return {
@@ -210,7 +210,7 @@ def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
     )
     rows.append(_learner_memory(config, model))
     if model is not None:
-        bundle = model.parameters * _BYTES[config.learner.dtype] / GIB
+        bundle = model.parameters * BYTES[config.learner.dtype] / GIB
         engines = sum(pool.count for role, pool in pools if role == "generators" or explorer_count(config))
         note = "per node while a version is handed over: it and the one before"
         rows.append(Memory(role="weights", where="host", copies=1, parts={"object store": 2 * bundle}, note=note))
@@ -227,7 +227,7 @@ def _engine_memory(config: Config, role: str, pool: EnginePoolConfig, model: Mod
     if model is None:
         notes.append("weights unknown")
     else:
-        bytes_each = _BYTES.get(model.dtype if engine.dtype == "auto" else engine.dtype, 4)
+        bytes_each = BYTES.get(model.dtype if engine.dtype == "auto" else engine.dtype, 4)
         parts["weights"] = model.parameters * bytes_each / devices / GIB
     if engine.kv_cache_gib:
         parts["key-value cache"] = engine.kv_cache_gib / devices
@@ -251,7 +251,7 @@ def _learner_memory(config: Config, model: ModelShape | None) -> Memory:
     parts = state_bytes(model.parameters, dtype=n.dtype, zero_stage=n.zero_stage, ranks=n.ranks)
     note = "activations and logits unknown"
     if model.known:
-        size = {"tokens": n.micro_batch_tokens, "bytes_each": _BYTES[n.dtype]}
+        size = {"tokens": n.micro_batch_tokens, "bytes_each": BYTES[n.dtype]}
         parts["activations"] = activation_bytes(model, **size, checkpointing=n.activation_checkpointing)
         parts["logits"] = logits_bytes(model, **size, kept_mib=n.logits_mib, gpu=n.gpus > 0)
         note = f"micro-batch of {n.micro_batch_tokens:,} tokens"

@@ -1,13 +1,11 @@
 """What a run would occupy: actors × resources, whether a cluster offers as much, and the text of ``--dry-run``.
 
-Arithmetic on a config; starts nothing and knows nothing of Ray. The numbers of bytes come from ``memory``. As a command,
-``python -m fr3e_async.plan``, it proposes actor ratios for a cluster (``simulate``).
+Arithmetic on a config; starts nothing and knows nothing of Ray. The numbers of bytes come from ``memory``.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,8 +32,7 @@ class Placement:
     labels: dict[str, str] = field(default_factory=dict)  # of the nodes
 
     def total(self, resource: str) -> float:
-        each = {"CPU": self.cpus, "GPU": float(self.gpus)} | self.resources
-        return self.actors * each.get(resource, 0.0)
+        return self.actors * per_actor(self).get(resource, 0.0)
 
 
 def placement(
@@ -46,26 +43,23 @@ def placement(
     ``training``: false for what an evaluation alone needs, generators and verifiers.
     """
     branches = explorer_count(config) > 0 and training
-    pools = [("generators", config.generators), *([("explorers", config.explorers)] if branches else [])]
+    pools = [(role, getattr(config, role)) for role in ("generators", *(("explorers",) if branches else ()), "verifiers")]
     rows = [
         Placement(
-            role=role, count_setting=f"{role}.count", actors=getattr(p, size), least=p.least, most=p.most, cpus=p.cpus, gpus=p.gpus,
-            resources=p.resources, labels=p.labels,
+            role=role, count_setting=f"{role}.count", actors=getattr(p, size), least=p.least, most=p.most, cpus=p.cpus,
+            gpus=0 if role == "verifiers" else p.gpus, resources=p.resources, labels=p.labels,
         )
         for role, p in pools
     ]  # fmt: skip
-    v, n = config.verifiers, config.learner
-    rows += [
-        Placement(
-            role="verifiers", count_setting="verifiers.count", actors=getattr(v, size), least=v.least, most=v.most, cpus=v.cpus, gpus=0,
-            resources=v.resources, labels=v.labels,
-        ),
-        Placement(
-            role="learner", count_setting="learner.ranks", actors=n.ranks, least=n.ranks, most=n.ranks, cpus=n.cpus, gpus=n.gpus,
-            resources=n.resources, labels=n.labels,
-        ),
-    ]  # fmt: skip
-    return [row for row in rows if row.actors and (training or row.role != "learner")]
+    if training:
+        n = config.learner
+        rows.append(
+            Placement(
+                role="learner", count_setting="learner.ranks", actors=n.ranks, least=n.ranks, most=n.ranks, cpus=n.cpus, gpus=n.gpus,
+                resources=n.resources, labels=n.labels,
+            )
+        )  # fmt: skip
+    return [row for row in rows if row.actors]
 
 
 def per_actor(row: Placement) -> dict[str, float]:
@@ -186,17 +180,3 @@ def _table(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.rstrip().splitlines())
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str]) -> int:
-    """``python -m fr3e_async.plan``: which actor ratios suit a cluster, by simulation. Returns the exit code."""
-    from fr3e_async.simulate import commands  # the control machine is not needed by a dry run
-
-    return commands.guarded(argv, commands.PLAN_USAGE, commands.plan)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -39,9 +39,5 @@ def parser() -> CommandParser:
     return made
 
 
-def cli() -> None:
-    sys.exit(main(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    cli()
+    sys.exit(main(sys.argv[1:]))

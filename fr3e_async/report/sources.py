@@ -40,7 +40,7 @@ weights/*                        | control/publisher.py:Sync.metrics | control/p
 time/checkpoint_s                | control/checkpointing.py:CheckpointWriter._save |
 checkpoint/*                     | control/checkpointing.py:CheckpointWriter._save |
 idle/*                           | control/watchdog.py:Watchdog.utilisation | observe/intervals.py:idle_share
-overlap/*                        | control/watchdog.py:Watchdog.utilisation | control/watchdog.py:Watchdog._overlap, observe/intervals.py:overlap_fraction
+overlap/*                        | control/watchdog.py:Watchdog.utilisation | control/watchdog.py:Watchdog._overlap, observe/intervals.py:intersection
 cache/*                          | control/watchdog.py:Watchdog.utilisation | control/watchdog.py:Watchdog._measured
 actors/replaced                  | control/watchdog.py:Watchdog.utilisation | control/watchdog.py:Watchdog.replaced
 train/tokens                     | learner/metrics.py:step_metrics | learner/metrics.py:token_ages

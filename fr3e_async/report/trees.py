@@ -36,10 +36,6 @@ def packed(data: Any) -> str:
     return base64.b64encode(gzip.compress(raw, 5, mtime=0)).decode("ascii")
 
 
-def unpacked(part: str) -> Any:
-    return json.loads(gzip.decompress(base64.b64decode(part)))
-
-
 def read_trees(run: Path, *, limit: int) -> Iterator[dict[str, Any]]:
     """At most ``limit`` trees of a run, evenly over the file, cleaned; none if it is missing. Raises ``StorageError``.
 

@@ -14,7 +14,6 @@ class VirtualClock:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.calls = 0
         self._heap: list[tuple[float, int, Call, Any]] = []
         self._booked = 0
 
@@ -33,7 +32,6 @@ class VirtualClock:
         time, _, call, argument = heapq.heappop(self._heap)
         if time > self.now:
             self.now = time
-        self.calls += 1
         call(argument)
         return True
 

@@ -134,7 +134,7 @@ def plan(argv: Sequence[str]) -> int:
     model = model_of(words, config)
     cluster = Cluster(gpus=int(words.numbers["gpus"]), cpus=words.numbers["cpus"])
     search = Search(config, model, cluster, steps=int(words.numbers["steps"]), most=int(words.numbers["tries"]))
-    print(f"speeds: {model.source}; a response has {_mean_of(model)} tokens on average")
+    print(f"speeds: {model.source}; a response has {mean_length(model):.0f} tokens on average")
     patience = (lambda line: print(line, file=sys.stderr)) if sys.stderr.isatty() else (lambda line: None)
     print(render(search.best(progress=patience)))
     print(f"{len(search.tried)} splits were simulated; no such run took place")
@@ -169,10 +169,6 @@ def measure(argv: Sequence[str]) -> int:
     if words.texts["out"]:
         fit.model.save(Path(words.texts["out"]))
     return 0
-
-
-def _mean_of(model: SystemModel) -> str:
-    return f"{mean_length(model):.0f}"
 
 
 def guarded(argv: Sequence[str], usage: str, command: Callable[[Sequence[str]], int]) -> int:

@@ -38,11 +38,11 @@ class SimulatedEngine:
 
     def __init__(
         self, clock: VirtualClock, cores: Cores, times: EngineTimes, *, max_running: int, threads: int,
-        ended: Callable[[Request], None], version: int = 0,
+        ended: Callable[[Request], None],
     ) -> None:  # fmt: skip
         self._clock, self._cores, self._times, self._ended = clock, cores, times, ended
         self._max_running, self._threads = max_running, threads
-        self.version = version
+        self.version = 0
         self.cache = 0  # it is emptied by new weights: then this number grows
         self.preempted = 0  # evictions since ``pressure`` was read
         self._waiting: deque[Request] = deque()

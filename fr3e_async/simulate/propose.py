@@ -74,12 +74,10 @@ def _of_size(pool: Pool, count: int) -> Pool:
 class Search:
     """See the module's docstring. Every split is simulated once."""
 
-    def __init__(
-        self, config: Config, model: SystemModel, cluster: Cluster, *, steps: int = 4, most: int = 60, seed: int = 0
-    ) -> None:
+    def __init__(self, config: Config, model: SystemModel, cluster: Cluster, *, steps: int = 4, most: int = 60) -> None:
         """``steps``: batches that each simulation measures; ``most``: simulations at most. Raises ``ConfigError``."""
         self._config, self._model, self._cluster = config, model, cluster
-        self._steps, self._most, self._seed = steps, most, seed
+        self._steps, self._most = steps, most
         plan = make_strategy(config.algorithm).plan
         self._branches = plan.rule is not None
         self._verifiers = 1  # actors; grows as simulations show that they are too busy
@@ -154,7 +152,7 @@ class Search:
         while True:
             count = min(self._verifiers, self._most_verifiers(split))
             config = self._config_of(split, verifiers=count)
-            report = simulate(config, self._model, steps=WARMUP + self._steps, seed=self._seed, warmup=WARMUP)
+            report = simulate(config, self._model, steps=WARMUP + self._steps, warmup=WARMUP)
             needed = math.ceil(count * (1 - report.idle[VERIFIERS]) / VERIFIER_LOAD)
             self._verifiers = max(self._verifiers, min(needed, self._verifiers_at_most))
             if min(self._verifiers, self._most_verifiers(split)) <= count:

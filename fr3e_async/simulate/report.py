@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +36,6 @@ class SimulationReport:
     def staleness_max(self) -> int:
         return max(self.staleness, default=0)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     def render(self) -> str:
         """Several lines; the first one says that it is a simulation."""
         rows = [
@@ -69,6 +64,3 @@ class SimulationReport:
         total = sum(self.staleness.values()) or 1
         shares = ", ".join(f"{age}: {100 * count / total:.0f} %" for age, count in self.staleness.items())
         return f"at most {self.staleness_max} versions ({shares})"
-
-    def dumps(self) -> str:
-        return json.dumps(self.to_json(), indent=1)

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
-from fr3e_async.learner.memory import ModelShape, kv_bytes_per_token
+from fr3e_async.learner.memory import BYTES, ModelShape, kv_bytes_per_token
 from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Service, SystemModel, VerifierTimes, WeightTimes
 from fr3e_async.simulate.workload import LogNormalWorkload
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Parts of a device's peak that are reached, and times that no data sheet has.
 MEMORY_EFFICIENCY = 0.7  # of decoding, which reads all weights once a step

@@ -7,7 +7,6 @@ or arrival order.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -122,11 +121,6 @@ class Credit:
                 raise ValueError(f"{id}: stretches must begin at 0 and go on in order, got {starts}")
             if not all(math.isfinite(s.value) for s in stretches):
                 raise ValueError(f"{id}: an advantage is not finite: {stretches}")
-
-    @property
-    def dropped_states(self) -> Counter[str]:
-        """States that are not trained, by reason."""
-        return Counter(state.dropped for state in self.states.values() if state.dropped)
 
 
 class Strategy(Protocol):
