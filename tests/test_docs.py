@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "do
 TABLES = {"metrics": metrics_table, "summary": summary_table}
 REFRESH = "python tests/test_docs.py"
 
-LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\n]+)\)")  # with blanks: MkDocs takes them too, and finds no such file
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 TEST_NAME = re.compile(r"(test_\w+\.py)::(\w+)")
 FILE_SUFFIXES = ("json", "jsonl", "lock", "log", "md", "py", "sh", "safetensors", "tmp", "yaml")
