@@ -36,9 +36,8 @@ import yaml
 from common import finish, machine, parser, quiet
 from compare_arms import ARMS, COMMON, FLAT, PROTOCOL, QUICK, QUICK_ARMS, QUICK_TOKENS, REFERENCE, STAGE, TASKS
 from compare_report import Row, alone, write_results
+from compare_stats import decision_positions
 from system_parts import Stage, cluster, open_stage, toy
-
-from fr3e_async.data.toy.forks import decision_positions
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NEAR = 4  # a branch that begins fewer tokens before a decision still takes it anew

@@ -6,6 +6,7 @@ All arms of a seed have the same model, the same problems and the same order of 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,3 +95,22 @@ def holm(ps: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(known) - rank) * p))
         adjusted[i] = highest
     return adjusted
+
+
+# ---- the task of forks ----
+
+
+def decision_positions(problem_text: str, pieces: Sequence[str]) -> list[int]:
+    """Where in a response the turns are taken: indices of the tokens that name the term, on the lines of forks.
+
+    ``pieces``: the response's tokens as text, in which a term such as ``+5`` is one token (the toy's tokenizer).
+    """
+    forks = {number for number, line in re.findall(r"\n(\d+)\) (\S+)", problem_text) if "|" in line or "/" in line}
+    found, label = [], ""
+    for position, piece in enumerate(pieces):
+        if heading := re.fullmatch(r"\n?(\d+)\) ", piece):
+            label = heading[1]
+        elif label in forks and re.fullmatch(r"[-+*]\d", piece):
+            found.append(position)
+            label = ""
+    return found

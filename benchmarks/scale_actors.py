@@ -19,10 +19,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import psutil
 import ray
-from fakes import FakeEngineWorker
 
 from fr3e_async.actors.watch import Watched, watchable
 from fr3e_async.rollout.port import EngineStats
+from fr3e_async.testing.fakes import FakeEngineWorker
 
 CALLS_AT_ONCE = 10_000  # as in the package's wiring
 LEAST_FREE_GIB = 2.0  # below this nothing more is started

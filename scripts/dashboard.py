@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.observe.events import events_table
-from fr3e_async.observe.prometheus import EXPORTED, PREFIX, exported_table
+from tables import events_table, exported_table
+
+from fr3e_async.observe.prometheus import EXPORTED, PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "cluster" / "monitoring" / "grafana-dashboard.json"

@@ -9,7 +9,6 @@ from typing import Any
 
 import virtual_time
 from builders import prompt, small_config
-from fakes import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, Faults
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
@@ -31,6 +30,7 @@ from fr3e_async.store.checkpoints import CheckpointStore
 from fr3e_async.store.journal import Journal, brief, read_journal
 from fr3e_async.store.ledger_audit import LedgerReport, audit
 from fr3e_async.store.ledger_log import LedgerLog, read_ledger_log
+from fr3e_async.testing.fakes import FAKE_ANCHORS, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, Faults
 from fr3e_async.types import RolloutId
 
 COUNTS = {GENERATORS: 2, EXPLORERS: 2, VERIFIERS: 1}

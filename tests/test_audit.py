@@ -432,29 +432,12 @@ def written(path: Path, records: Sequence[LedgerRecord]) -> Path:
     """By the writer, a session at a time."""
     ledger_log: LedgerLog | None = None
     for record in records:
-        match record:
-            case BeginRecord(session=session, version=version, admitted=admitted, settled=settled, open=open, time_s=time_s):
-                if ledger_log is not None:
-                    ledger_log.close()
-                ledger_log = LedgerLog(path)
-                ledger_log.begin(session=session, version=version, admitted=admitted, settled=settled, open=open, time_s=time_s)
-                continue
+        if isinstance(record, BeginRecord):
+            if ledger_log is not None:
+                ledger_log.close()
+            ledger_log = LedgerLog(path)
         assert ledger_log is not None
-        match record:
-            case AdmittedRecord(group=group, live=live):
-                ledger_log.admitted(group, live=live)
-            case TrainRecord(version=version, groups=groups, oldest=oldest):
-                ledger_log.train(version, groups=groups, oldest=oldest)
-            case TrainedRecord(version=version):
-                ledger_log.trained(version)
-            case LiveRecord(version=version):
-                ledger_log.live(version)
-            case SettledRecord(group=group, fate=fate):
-                ledger_log.settled(group, fate=fate)
-            case CutRecord(version=version, admitted=admitted, settled=settled, open=open):
-                ledger_log.cut(version, admitted=admitted, settled=settled, open=open)
-            case EndRecord(version=version, reason=reason):
-                ledger_log.end(version, reason=reason)
+        ledger_log.write(record)
     if ledger_log is not None:
         ledger_log.close()
         ledger_log.close()
@@ -489,7 +472,7 @@ def test_the_lines_are_those_of_the_format(tmp_path: Path) -> None:
 
 def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     ledger_log = LedgerLog(tmp_path / "ledger.jsonl")
-    ledger_log.admitted("a@0", live=3)
+    ledger_log.write(adm("a@0", 3))
     assert read_ledger_log(tmp_path / "ledger.jsonl") == [adm("a@0", 3)]
     ledger_log.close()
 
@@ -558,7 +541,7 @@ def test_a_line_that_is_no_record_is_damage_even_at_the_end(tmp_path: Path, line
 def test_a_full_disk_is_told() -> None:
     ledger_log = LedgerLog(Path("/dev/full"))
     with pytest.raises(StorageError, match="the disk is full"):
-        ledger_log.trained(1)
+        ledger_log.write(TrainedRecord(version=1))
 
 
 # ---- the command ----
@@ -641,7 +624,7 @@ def failure(run: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_broken_law_fails_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger_log = LedgerLog(run / "ledger.jsonl")
-    ledger_log.settled("g@1", fate="rejected_no_spread")
+    ledger_log.write(SettledRecord(group="g@1", fate="rejected_no_spread"))
     ledger_log.close()
     assert failure(run, capsys)[0] == "line 20, session 1: order: 'settled' stands outside of a session"
 
@@ -781,7 +764,7 @@ def test_a_fresh_begin_beside_a_checkpoint_fails(run: Path, capsys: pytest.Captu
 def test_many_violations_are_not_all_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger_log = LedgerLog(run / "ledger.jsonl")
     for number in range(60):
-        ledger_log.settled(f"x{number}@1", fate="rejected_no_spread")
+        ledger_log.write(SettledRecord(group=f"x{number}@1", fate="rejected_no_spread"))
     ledger_log.close()
     lines = failure(run, capsys)
     assert len(lines) == 51

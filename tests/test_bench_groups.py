@@ -109,10 +109,10 @@ def test_operations_are_counted_by_the_formula():
 def test_groups_are_recorded_as_they_were_grown(monkeypatch):
     """With an engine that makes tokens up: what is recorded of two groups is what it gave."""
     import groups
-    from fake_engine import FakeBehaviour, FakeEngine
 
     from fr3e_async import rollout
     from fr3e_async.settings.loader import load_config
+    from fr3e_async.testing.engine import FakeBehaviour, FakeEngine
 
     async def start(spec):
         return FakeEngine(spec, FakeBehaviour(mean_length=30))

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes import FakePayloads
 from make_support import figures, make
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.control.ports import Delivery
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS
 from fr3e_async.machine.messages import Assign, Branch, Sample
+from fr3e_async.testing.fakes import FakePayloads
 from fr3e_async.types import Completion, Draw, Finish, RolloutBatch, RolloutId
 from fr3e_async.weights.manifest import WeightBundle, WeightManifest
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import virtual_time
 from builders import small_config
-from fakes import ActorFault
 from hypothesis import given
 from hypothesis import strategies as st
 from loop_support import World, audited, replayed
@@ -28,6 +27,7 @@ from fr3e_async.observe.recorder import Recorder
 from fr3e_async.store.ledger_log import read_ledger_log
 from fr3e_async.store.run_dir import RunDir
 from fr3e_async.store.summary import write_problems
+from fr3e_async.testing.fakes import ActorFault
 
 ROOT = Path(__file__).parent.parent
 HOUR = 3600.0

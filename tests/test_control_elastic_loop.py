@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import virtual_time
-from fakes import ActorFault, FakeLearner, always
 from loop_support import World, audited, replayed
 
 from fr3e_async.control.progress import load_control_state
@@ -17,6 +16,7 @@ from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import WorkerUp
 from fr3e_async.store.journal import read_journal
+from fr3e_async.testing.fakes import ActorFault, FakeLearner, always
 
 CALLS = {GENERATORS: "sample", EXPLORERS: "branch", VERIFIERS: "judge"}
 ONE_EACH = dict.fromkeys(CALLS, 1)

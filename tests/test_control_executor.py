@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import virtual_time
 from builders import prompt
-from fakes import ActorFault, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, fake_anchors
 from hypothesis import given
 from hypothesis import strategies as st
 from loop_support import loop_config
@@ -48,6 +47,7 @@ from fr3e_async.machine.messages import (
     Wait,
     Withdraw,
 )
+from fr3e_async.testing.fakes import ActorFault, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, fake_anchors
 from fr3e_async.types import RolloutId
 
 Q = prompt("q")

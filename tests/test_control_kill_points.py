@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import ActorFault
 from loop_support import World, audited, loop_config, replayed
 
 from fr3e_async.control.progress import load_control_state
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.testing.fakes import ActorFault
 
 PLAIN = {"flow": {"groups_per_step": 2, "max_staleness": 1, "max_attempts": 100}, "run": {"steps": 3, "checkpoint_every": 1}}
 DEATHS = {

@@ -8,7 +8,6 @@ import json
 import pytest
 import virtual_time
 from builders import prompt
-from fakes import FAKE_ANCHORS, ActorFault, FakeLearner, always
 from loop_support import World, audited, replayed
 
 from fr3e_async.algorithm.strategies import GroupPlan
@@ -19,6 +18,7 @@ from fr3e_async.machine.events import Pressure
 from fr3e_async.machine.group import Group
 from fr3e_async.machine.tally import Tally
 from fr3e_async.store.journal import read_journal
+from fr3e_async.testing.fakes import FAKE_ANCHORS, ActorFault, FakeLearner, always
 from fr3e_async.types import Finish, RolloutSummary
 
 CALLS = {GENERATORS: "sample", EXPLORERS: "branch", VERIFIERS: "judge"}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import virtual_time
-from fakes import ActorFault, FakeEngineWorker, FakeLearner
 
 from fr3e_async.control.publisher import Publisher, Sync
 from fr3e_async.errors import LearnerLost
+from fr3e_async.testing.fakes import ActorFault, FakeEngineWorker, FakeLearner
 from fr3e_async.weights.manifest import WeightAck, WeightBundle
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import virtual_time
-from fakes import ActorFault, FakeLearner, always
 from loop_support import World, audited
 
 from fr3e_async.control.checkpointing import interval_s
@@ -18,6 +17,7 @@ from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.machine.ledger_state import StarvedError
 from fr3e_async.replay import replay
 from fr3e_async.store.journal import read_journal
+from fr3e_async.testing.fakes import ActorFault, FakeLearner, always
 
 SLOW = {
     "observe": {"heartbeat_s": 10.0},

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 import virtual_time
-from fakes import ActorFault, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, always
 from loop_support import World, audited, loop_config, replayed
 
 from fr3e_async.algorithm.strategies import make_strategy
@@ -17,6 +16,7 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import Leaving, Pressure, Utilization, WorkerDown, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.testing.fakes import ActorFault, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, always
 
 CALLS = {GENERATORS: "sample", EXPLORERS: "branch", VERIFIERS: "judge"}
 QUICK = {"watchdog": {"stuck_s": 0.4, "timeout_s": 20.0}, "flow": {"lease_s": 60.0}, "run": {"steps": 4}}

@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 from fr3e_async.config import Config, DataConfig, EngineConfig
-from fr3e_async.data.jsonl import final_answer, read_jsonl
+from fr3e_async.data.row import DataRow, final_answer
 from fr3e_async.data.rows import read_rows
+from fr3e_async.data.sources import read_path
 from fr3e_async.errors import DataError
 
 GSM8K = DataConfig(problem_field="question", answer_field="answer")
 SHARED = Path(os.environ.get("FR3E_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+
+
+def read_jsonl(path: Path, config: DataConfig) -> list[DataRow]:
+    return list(read_path(str(path), config))
 
 
 def write(folder: Path, *lines: object, name: str = "rows.jsonl") -> Path:
@@ -117,8 +122,9 @@ def test_a_missing_an_empty_file_and_a_folder_are_named(tmp_path):
         read_jsonl(tmp_path / "none.jsonl", DataConfig())
     with pytest.raises(DataError, match="it holds no problems"):
         read_jsonl(write(tmp_path, ""), DataConfig())
+    (folder := tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="Is a directory"):
-        read_jsonl(tmp_path, DataConfig())
+        read_jsonl(folder, DataConfig())
 
 
 @pytest.mark.parametrize(

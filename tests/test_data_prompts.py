@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fr3e_async.config import Config, DataConfig, EngineConfig, ModelConfig
-from fr3e_async.data.jsonl import DataRow
 from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import encode_prompt, load_datasets, make_prompts
+from fr3e_async.data.row import DataRow
 from fr3e_async.data.rows import Rows
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import DataError, ModelError

@@ -15,17 +15,20 @@ from urllib.parse import unquote
 
 import pytest
 
-from fr3e_async.observe.metrics import METRICS, metrics_table
+from fr3e_async.observe.metrics import METRICS
 from fr3e_async.settings.help import knobs, sections
-from fr3e_async.store.summary import summary_table
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from tables import metrics_table, summary_table  # noqa: E402 - from scripts/
+
 OUTPUTS = ROOT / "docs" / "outputs.md"
 PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TABLES = {"metrics": metrics_table, "summary": summary_table}
 REFRESH = "python tests/test_docs.py"
 
-LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\n]+)\)")  # with blanks: MkDocs takes them too, and finds no such file
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 TEST_NAME = re.compile(r"(test_\w+\.py)::(\w+)")
 FILE_SUFFIXES = ("json", "jsonl", "lock", "log", "md", "py", "sh", "safetensors", "tmp", "yaml")

@@ -21,7 +21,6 @@ import pytest
 import yaml
 from cli_support import make_model
 from docs_commands import PAGES, ROOT, RULES, Command, Rule, commands, every_command, rule_for, stray
-from fakes import FakeActor
 from loop_support import World
 from report_support import metrics_row, write_rows, write_trees
 
@@ -29,6 +28,7 @@ from fr3e_async.data.rows import read_rows
 from fr3e_async.evaluate import understood
 from fr3e_async.settings.loader import load_config
 from fr3e_async.simulate.__main__ import main as simulate
+from fr3e_async.testing.fakes import FakeActor
 
 COMMANDS = every_command()
 MADE = ("RUN", "OTHER_RUN", "runs/first", "runs/random")  # folders that pages call by these names

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from engine_world import END, World, build_model, save_tokenizer
-from fakes import FakePayloads
 from learner_support import exported, make_spec, start_rank
 
 from fr3e_async.algorithm.batching import train_sample
@@ -26,6 +25,7 @@ from fr3e_async.learner.__main__ import replay
 from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.door import make_questions, tokenizer_digest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.testing.fakes import FakePayloads
 from fr3e_async.types import AdvantageSpan, Draw, RolloutId, TrainSample
 from fr3e_async.weights import pack_tensors
 

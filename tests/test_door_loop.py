@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import virtual_time
-from fakes import ActorFault, FakePayloads
 from loop_support import World, replayed
 
 from fr3e_async.config import PoolsConfig
@@ -17,6 +16,7 @@ from fr3e_async.control.door import Door
 from fr3e_async.errors import RunFailed, StartRefused, with_cause
 from fr3e_async.machine.dispatch import GENERATORS, Dispatcher
 from fr3e_async.rollout.door import Questions
+from fr3e_async.testing.fakes import ActorFault, FakePayloads
 from fr3e_async.wiring import first_questions
 
 BOUND = 0.2  # the fakes' entropies are no exact match

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import virtual_time
 from builders import prompt, small_config
-from fakes import ActorFault, FakeEngineWorker, FakePayloads, FakeVerifier, always
 
 from fr3e_async.config import Config
 from fr3e_async.control.evaluator import Evaluator
@@ -27,6 +26,7 @@ from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.run import evaluation as evaluate_job
 from fr3e_async.run.evaluation import Lender
 from fr3e_async.store.evaluation_dir import EvaluationDir
+from fr3e_async.testing.fakes import ActorFault, FakeEngineWorker, FakePayloads, FakeVerifier, always
 from fr3e_async.types import Outcome
 from fr3e_async.wiring import PolicyFiles
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from builders import small_config
+from tables import benchmarks_table
 
 from fr3e_async.config import EvaluationConfig
 from fr3e_async.config.evaluation import BENCHMARKS as NAMES
@@ -17,7 +18,7 @@ from fr3e_async.data.rows import read_rows
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import ConfigError, DataError
 from fr3e_async.evaluation import suite
-from fr3e_async.evaluation.benchmarks import BENCHMARKS, benchmarks_table
+from fr3e_async.evaluation.benchmarks import BENCHMARKS
 from fr3e_async.evaluation.golds import Gold, read_gold
 from fr3e_async.evaluation.suite import (
     digest_of,

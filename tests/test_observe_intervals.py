@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fr3e_async.observe.intervals import Interval, clip, intersection, measure, union
+from fr3e_async.observe.intervals import Interval, clip, idle_share, intersection, measure, union
 
 # Whole seconds in [0, 30), so that a brute-force clock can tick through them.
 seconds = st.integers(0, 29)
@@ -28,6 +28,13 @@ def test_intersection_keeps_common_parts() -> None:
 
 def test_intervals_outside_the_window_do_not_count() -> None:
     assert clip([(-5, 2), (8, 20), (30, 40)], (0, 10)) == [(0, 2), (8, 10)]
+
+
+def test_the_idle_share_stays_within_0_and_1() -> None:
+    assert idle_share(10.0, available_s=40.0) == 0.75
+    assert idle_share(41.0, available_s=40.0) == 0.0, "intervals of several clocks may come to more"
+    assert idle_share(-1.0, available_s=40.0) == 1.0
+    assert idle_share(0.0, available_s=0.0) == 0.0
 
 
 @given(timelines, timelines)

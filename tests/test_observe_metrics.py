@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_docs import metrics_table, summary_table
 
 import fr3e_async
 from fr3e_async.clock import RunClock
 from fr3e_async.config import Config, EngineConfig, ObserveConfig
 from fr3e_async.evaluation.accuracy import ScoredSample, evaluate
 from fr3e_async.observe.console import ConsoleView, make_console
-from fr3e_async.observe.metrics import METRICS, MetricError, checked, metrics_table
+from fr3e_async.observe.metrics import METRICS, MetricError, checked
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.tensorboard import TensorBoardWriter
 from fr3e_async.store.run_dir import RunDir
-from fr3e_async.store.summary import Summary, summary_table
+from fr3e_async.store.summary import Summary
 from fr3e_async.types import Outcome
 
 PACKAGE = Path(fr3e_async.__file__).parent

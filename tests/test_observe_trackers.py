@@ -23,18 +23,8 @@ from test_observe_metrics import example_summary, scalars
 from fr3e_async.config import Config, EngineConfig, ObserveConfig
 from fr3e_async.config.secrets import refuse_secrets
 from fr3e_async.errors import ConfigError
-from fr3e_async.observe.trackers import (
-    Ending,
-    Feed,
-    Row,
-    Tracker,
-    Trackers,
-    check_trackers,
-    flat_settings,
-    make_trackers,
-    measured_values,
-    summary_values,
-)
+from fr3e_async.observe.trackers import Ending, Feed, Trackers, check_trackers, flat_settings, make_trackers, measured_values
+from fr3e_async.observe.trackers.feed import Row, Tracker, summary_values
 
 TESTS = Path(__file__).parent
 SECRETS = {name: f"s3cr3t-{name}" for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN")}

@@ -65,7 +65,7 @@ def test_another_release_is_refused(monkeypatch):
 
 
 def test_the_package_imports_without_vllm_or_ray():
-    script = "import sys, fr3e_async.rollout; print('vllm' in sys.modules, 'ray' in sys.modules)"
+    script = "import sys, fr3e_async.rollout, fr3e_async.testing.engine; print('vllm' in sys.modules, 'ray' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=True)
     assert out.stdout == "False False\n"
 

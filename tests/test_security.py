@@ -22,7 +22,7 @@ from loop_support import World, audited
 from fr3e_async import audit
 from fr3e_async.config import DataConfig, VerifierPoolConfig
 from fr3e_async.data import jsonl
-from fr3e_async.data.jsonl import read_jsonl
+from fr3e_async.data.sources import read_path
 from fr3e_async.errors import DataError, RunFailed, UserError, printable
 from fr3e_async.files.process_logs import QUIET_ENVIRONMENT, quiet_environment
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
@@ -158,7 +158,7 @@ def test_a_hostile_row_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1000)
     path = write_rows(tmp_path / "rows.jsonl", '{"problem": "0?", "answer": "0"}', row)
     with pytest.raises(DataError) as raised:
-        read_jsonl(path, DataConfig())
+        list(read_path(str(path), DataConfig()))
     assert str(raised.value).startswith(f"{path}:2: ")
     assert says in str(raised.value)
     assert printable(str(raised.value)) == str(raised.value)
@@ -171,7 +171,7 @@ def test_a_file_without_line_ends_does_not_fill_the_memory(tmp_path: Path, monke
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of zeros that takes no disk
     with pytest.raises(DataError, match=r"sparse\.jsonl:1: the line is longer than 1 MiB"):
-        read_jsonl(path, DataConfig())
+        list(read_path(str(path), DataConfig()))
 
 
 def test_an_id_is_never_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 from builders import prompt, small_config
 from checkpoint_support import TAG, save_whole, small_base
-from fakes import FakeEngineWorker
 
 from fr3e_async.control.progress import Progress
 from fr3e_async.data.prompts import Datasets
@@ -23,6 +22,7 @@ from fr3e_async.errors import StorageError, UserError
 from fr3e_async.run.resume import check_resume, nothing_left
 from fr3e_async.store.checkpoints import CheckpointStore
 from fr3e_async.store.run_dir import RunDir
+from fr3e_async.testing.fakes import FakeEngineWorker
 from fr3e_async.types import Draw, RolloutId
 
 PROMPTS = tuple(prompt(f"p{i}") for i in range(4))

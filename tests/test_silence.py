@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import virtual_time
-from fakes import FakeVerifier
 from loop_support import World
 
 from fr3e_async.control.verdicts import FIRST, FirstVerdicts
 from fr3e_async.errors import RunFailed
+from fr3e_async.testing.fakes import FakeVerifier
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify.pool import last_words
 from fr3e_async.verify.responses import UNREADABLE

@@ -6,7 +6,6 @@ import json
 
 import pytest
 from builders import prompt
-from fakes import fake_anchors
 from loop_support import World, loop_config
 
 from fr3e_async.errors import StorageError
@@ -49,6 +48,7 @@ from fr3e_async.machine.messages import (
     Withdraw,
 )
 from fr3e_async.store.journal import Journal, brief, read_journal
+from fr3e_async.testing.fakes import fake_anchors
 from fr3e_async.types import Finish, Outcome, RolloutId, RolloutSummary, Verdict
 
 ID = RolloutId("q@0", 1, 2)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import virtual_time
-from fake_engine import EngineFault, FakeBehaviour, FakeEngine
 
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused
 from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.testing.engine import EngineFault, FakeBehaviour, FakeEngine
 from fr3e_async.types import Finish
 from fr3e_async.weights import pack_tensors
 

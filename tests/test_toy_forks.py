@@ -6,12 +6,13 @@ import random
 import re
 
 import pytest
+from compare_stats import decision_positions
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.families import toy_task
-from fr3e_async.data.toy.forks import ForkProblem, ForkStep, decision_positions, sample_fork_problem, write_fork_solution
+from fr3e_async.data.toy.forks import ForkProblem, ForkStep, sample_fork_problem, write_fork_solution
 from fr3e_async.data.toy.task import LARGEST, Term
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import ConfigError

@@ -20,7 +20,7 @@ from fr3e_async.control.progress import Cut, Progress, cut_of, save_cut
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import LearnerLost
 from fr3e_async.machine.ledger import Ledger
-from fr3e_async.store.ledger_log import LedgerLog
+from fr3e_async.store.ledger_log import CutRecord, LedgerLog
 from fr3e_async.types import RolloutBatch
 
 LEAST_S = 300.0  # between two checkpoints that are due by time
@@ -128,9 +128,8 @@ class Checkpointing:
     def _cut(self) -> tuple[Cut, dict[int, Payload]]:
         """The books as they stand, and handles of the payloads that the open groups need."""
         state, self._cut_at = self._ledger.state(), self._clock()
-        self._ledger_log.cut(
-            state.version, admitted=state.admitted, settled=state.settled, open=[group.name for group in state.groups]
-        )
+        open = tuple(group.name for group in state.groups)
+        self._ledger_log.write(CutRecord(version=state.version, admitted=state.admitted, settled=state.settled, open=open))
         cut = cut_of(ledger=state, stream=self._stream.state(), progress=self._progress, now=self._clock())
         return cut, {key: self._table[key] for key in sorted(state.payloads)}
 

@@ -43,7 +43,7 @@ from fr3e_async.machine.events import Admitted, Begun, Event, Leaving, Pressure,
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Command, Live, Rescore, Retire, Train
 from fr3e_async.store.journal import Journal
-from fr3e_async.store.ledger_log import LedgerLog
+from fr3e_async.store.ledger_log import AdmittedRecord, EndRecord, LedgerLog, LiveRecord, TrainRecord
 
 
 class Controller:
@@ -141,8 +141,9 @@ class Controller:
         finally:
             await self._learner_lock.drop()
             self._records.close()
-        self._records.ledger_log.end(self.machine.ledger.version, reason=self._stop_reason or "finished")
-        return self._stop_reason or "finished"
+        reason = self._stop_reason or "finished"
+        self._records.ledger_log.write(EndRecord(version=self.machine.ledger.version, reason=reason))
+        return reason
 
     def _settle_learner(self) -> None:
         """The batch that the learner was at when the run failed belongs to what is saved, since the learner has made it."""
@@ -199,7 +200,7 @@ class Controller:
             prompt, epoch = self._stream.take()
             group = group_id(prompt.uid, epoch)
             self._table.open(group)
-            self._records.ledger_log.admitted(group, live=self.machine.ledger.live)
+            self._records.ledger_log.write(AdmittedRecord(group=group, live=self.machine.ledger.live))
             self._feed(Admitted(group=group, prompt=prompt))
 
     def _feed(self, event: Event) -> None:
@@ -220,7 +221,8 @@ class Controller:
                 case Retire():
                     pass  # done by the records, before anything else
                 case Train():
-                    self._records.ledger_log.train(command.version, groups=command.groups, oldest=command.oldest)
+                    record = TrainRecord(version=command.version, groups=command.groups, oldest=command.oldest)
+                    self._records.ledger_log.write(record)
                     self._spawn(self._learning.train(command))
                 case Rescore():
                     self._learning.rescore(command)
@@ -242,7 +244,7 @@ class Controller:
     # ---- weights ----
 
     def _live(self, version: int) -> None:
-        self._records.ledger_log.live(version)
+        self._records.ledger_log.write(LiveRecord(version=version))
         sync = self._publisher.sync(version)
         self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
         self.progress.times |= sync.metrics

@@ -17,7 +17,7 @@ from fr3e_async.machine.ledger_state import StarvedError
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Command, Retire
 from fr3e_async.store.journal import Journal
-from fr3e_async.store.ledger_log import LedgerLog
+from fr3e_async.store.ledger_log import BeginRecord, LedgerLog, SettledRecord, TrainedRecord
 
 
 class Records:
@@ -44,13 +44,16 @@ class Records:
 
     def begin(self, session: int) -> None:
         state = self._machine.ledger.state()
-        self.ledger_log.begin(
-            session=session,
-            version=state.version,
-            admitted=state.admitted,
-            settled=state.settled,
-            open=[group.name for group in state.groups],
-            time_s=self._clock(),
+        open = tuple(group.name for group in state.groups)
+        self.ledger_log.write(
+            BeginRecord(
+                session=session,
+                version=state.version,
+                admitted=state.admitted,
+                settled=state.settled,
+                open=open,
+                time_s=self._clock(),
+            )
         )
 
     def take(self, event: Event) -> list[Command]:
@@ -66,7 +69,7 @@ class Records:
         if self._journal is not None:
             self._journal.write(event, commands, self._clock())
         if isinstance(event, Trained):
-            self.ledger_log.trained(event.version)
+            self.ledger_log.write(TrainedRecord(version=event.version))
         for command in commands:
             if isinstance(command, Retire):
                 self._retire(command)
@@ -76,7 +79,7 @@ class Records:
 
     def _retire(self, group: Retire) -> None:
         if group.fate != "trained":
-            self.ledger_log.settled(group.group, fate=group.fate)
+            self.ledger_log.write(SettledRecord(group=group.group, fate=group.fate))
         self._teller.retired(group)
         self._progress.retired(group)
         self._reporter.group(asdict(group))

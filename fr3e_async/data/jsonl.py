@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import DataConfig
-from fr3e_async.data.row import BadRows, Columns, DataRow, SourceRecord, final_answer, rows_of
+from fr3e_async.data.row import BadRows, Columns, SourceRecord
 from fr3e_async.errors import DataError
-
-__all__ = ["DataRow", "columns_of", "final_answer", "jsonl_records", "read_jsonl"]
 
 PATHS = "data.train, data.heldout"  # the settings that name a file by itself
 
@@ -27,14 +25,6 @@ KINDS = (  # said where the first line of a file is none of JSONL: the file is o
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS left in place of the data
 MAX_LINE_BYTES = 16 << 20  # no problem is as long; a file without line ends must not fill the memory
-
-
-def read_jsonl(path: Path, config: DataConfig) -> list[DataRow]:
-    """All rows of a file, in order, by the columns that ``config`` names. ``DataError`` for what a row lacks, and for no rows."""
-    rows = list(rows_of(jsonl_records(path, setting=PATHS), columns_of(config)))
-    if not rows:
-        raise DataError(f"{path}: the file is empty, it holds no problems; see {PATHS}")
-    return rows
 
 
 def columns_of(config: DataConfig) -> Columns:

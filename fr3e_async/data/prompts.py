@@ -19,7 +19,6 @@ from fr3e_async.config.data import SOURCES
 from fr3e_async.config.templates import PROBLEM, SYSTEM, Template, template_of
 from fr3e_async.data.chat import render_chat, unused
 from fr3e_async.data.ends import end_tokens
-from fr3e_async.data.model import check_model, load_tokenizer, resolve_model
 from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.data.screening import Note
@@ -29,8 +28,6 @@ from fr3e_async.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["Datasets", "check_model", "encode_prompt", "load_datasets", "load_tokenizer", "make_prompts", "resolve_model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from fr3e_async.algorithm.values import wilson
 from fr3e_async.config.reward import RewardRange
@@ -138,8 +138,7 @@ def gain_of(before: Estimate, after: Estimate) -> tuple[float, float, float]:
     return gain, gain - down, gain + up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRow:
+class ComparisonRow(NamedTuple):
     """One line of the before/after table, as text."""
 
     name: str
@@ -155,19 +154,11 @@ def comparison(before: EvaluationResult, after: EvaluationResult) -> list[Compar
         rows.append(_means("held-out reward", before.reward, after.reward, gain_of(before.reward, after.reward)))
     for name, value in (("without a box", "unanswered"), ("answers unknown", "unknown"), ("responses cut off", "truncated")):
         b, a = getattr(before, value) / before.samples, getattr(after, value) / after.samples
-        rows.append(ComparisonRow(name=name, before=f"{b:.1%}", after=f"{a:.1%}", change=f"{100 * (a - b):+.1f} points"))
-    lengths = (before.mean_length, after.mean_length)
-    rows.append(
-        ComparisonRow(
-            name="mean length (tokens)",
-            before=f"{lengths[0]:.1f}",
-            after=f"{lengths[1]:.1f}",
-            change=f"{lengths[1] - lengths[0]:+.1f}",
-        )
-    )
-    return rows
+        rows.append(ComparisonRow(name, f"{b:.1%}", f"{a:.1%}", f"{100 * (a - b):+.1f} points"))
+    b, a = before.mean_length, after.mean_length
+    return [*rows, ComparisonRow("mean length (tokens)", f"{b:.1f}", f"{a:.1f}", f"{a - b:+.1f}")]
 
 
 def _means(name: str, before: Estimate, after: Estimate, change: tuple[float, float, float]) -> ComparisonRow:
     gain, low, high = change
-    return ComparisonRow(name=name, before=str(before), after=str(after), change=f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return ComparisonRow(name, str(before), str(after), f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]")

@@ -24,10 +24,10 @@ class Benchmark:
     title: str
     hub: str  # Hugging Face dataset id
     config: str = ""
-    split: str
+    split: str = "test"
     revision: str = ""  # commit on the hub; "": the newest, and the results' digest says which problems it held
-    problem: tuple[str, ...]  # names of the column with the question
-    answer: tuple[str, ...]  # with the answer, or with a solution whose last box holds it
+    problem: tuple[str, ...] = ("question", "problem")  # names of the column with the question
+    answer: tuple[str, ...] = ("answer",)  # with the answer, or with a solution whose last box holds it
     uid: tuple[str, ...] = ("id",)
     gold: GoldKind = "plain"
     chosen: Chosen = "all"
@@ -48,10 +48,7 @@ _ALL = (
         title="GSM8K",
         hub="openai/gsm8k",
         config="main",
-        split="test",
         revision="cc7b047b6e5bb11b4f1af84efc572db110a51b3c",
-        problem=("question", "problem"),
-        answer=("answer",),
         gold="gsm8k",
         problems=1319,
         citation="Cobbe et al. 2021, Training Verifiers to Solve Math Word Problems, arXiv:2110.14168",
@@ -61,7 +58,6 @@ _ALL = (
         name="math500",
         title="MATH-500",
         hub="HuggingFaceH4/MATH-500",
-        split="test",
         revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
         problem=("problem",),
         answer=("answer", "solution"),
@@ -74,8 +70,6 @@ _ALL = (
         name="minerva",
         title="Minerva Math",
         hub="math-ai/minervamath",
-        split="test",
-        problem=("question", "problem"),
         answer=("answer", "solution"),
         problems=272,
         citation="Lewkowycz et al. 2022, Solving Quantitative Reasoning Problems with Language Models, arXiv:2206.14858 (OCWCourses)",
@@ -86,8 +80,6 @@ _ALL = (
         title="Gaokao 2023 (English)",
         hub="MARIO-Math-Reasoning/Gaokao2023-Math-En",
         split="train",
-        problem=("question", "problem"),
-        answer=("answer",),
         problems=385,
         citation="Liao et al. 2024, MARIO: MAth Reasoning with code Interpreter Output, arXiv:2401.08190",
         licence="not declared",
@@ -98,7 +90,6 @@ _ALL = (
         hub="Hothan/OlympiadBench",
         config="OE_TO_maths_en_COMP",
         split="train",
-        problem=("question", "problem"),
         answer=("final_answer", "answer"),
         gold="olympiadbench",
         problems=674,
@@ -109,9 +100,6 @@ _ALL = (
         name="collegemath",
         title="CollegeMath",
         hub="di-zhang-fdu/College_Math_Test",
-        split="test",
-        problem=("question", "problem"),
-        answer=("answer",),
         uid=("id", "question_number"),
         problems=2818,
         citation="Tang et al. 2024, MathScale, arXiv:2403.02884",
@@ -135,7 +123,6 @@ _ALL = (
         name="aime25",
         title="AIME 2025",
         hub="math-ai/aime25",
-        split="test",
         problem=("problem", "Problem", "question"),
         answer=("answer", "Answer", "solution", "Solution"),
         uid=("id", "ID"),
@@ -148,9 +135,6 @@ _ALL = (
         name="amc23",
         title="AMC 2023",
         hub="math-ai/amc23",
-        split="test",
-        problem=("question", "problem"),
-        answer=("answer",),
         k=16,
         problems=40,
         citation="Mathematical Association of America, AMC 12 2023, with whole numbers for choices",
@@ -160,7 +144,6 @@ _ALL = (
         name="theoremqa",
         title="TheoremQA (without pictures)",
         hub="TIGER-Lab/TheoremQA",
-        split="test",
         problem=("Question", "question", "problem"),
         answer=("Answer", "answer"),
         gold="theoremqa",
@@ -175,7 +158,6 @@ _ALL = (
         hub="zwhe99/DeepMath-103K",
         split="train",
         revision="5cf055d1fe3d7a2eb19719ac020211469736ae44",
-        problem=("question", "problem"),
         answer=("final_answer", "answer"),
         chosen="held_out_part",
         problems=0,
@@ -185,14 +167,3 @@ _ALL = (
 )
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 assert tuple(BENCHMARKS) == NAMES
-
-
-def benchmarks_table() -> str:
-    """All of them as a Markdown table, for the documentation."""
-    lines = ["| name | published as | problems | k | gold | licence | source |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    for one in _ALL:
-        place = " ".join(filter(None, [f"`{one.hub}`", one.config, one.split, f"@{one.revision[:8]}" if one.revision else ""]))
-        count = str(one.problems) if one.problems else "1 in 200"
-        star = " *" if one.in_paper else ""
-        lines.append(f"| `{one.name}`{star} | {place} | {count} | {one.k} | {one.gold} | {one.licence} | {one.citation} |")
-    return "\n".join(lines) + "\n"

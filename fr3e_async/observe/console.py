@@ -316,8 +316,7 @@ def result_table(summary: Summary, *, narrow: bool = False) -> RenderableType:
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
         for row in comparison(by_label["before"], by_label["after"]):
-            cells = (row.name, row.before, row.after, row.change)
-            table.add_row(*(cell.replace(" [", "\n[") if narrow else cell for cell in cells))
+            table.add_row(*(cell.replace(" [", "\n[") if narrow else cell for cell in row))
         parts.append(table)
     idle = ", ".join(f"{role} {share:.0%}" for role, share in summary.idle_fraction.items())
     groups = ", ".join(f"{fate.replace('_', ' ')} {number}" for fate, number in summary.groups.items() if number)

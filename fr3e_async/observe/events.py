@@ -84,9 +84,3 @@ for _line in _TABLE.strip().splitlines():
 def event_row(text: str, kind: EventKind, fields: EventFields, *, time_s: float) -> dict[str, Any]:
     """``time_s``: seconds since the epoch. Raises ``KeyError`` for a kind that is not declared."""
     return {"time_s": time_s, "level": LEVELS[kind], "event": kind, **fields, "text": text}
-
-
-def events_table() -> str:
-    """All kinds as a Markdown table, for the documentation."""
-    rows = [f"| `{kind}` | {level} | {MEANINGS[kind]} |" for kind, level in LEVELS.items()]
-    return "\n".join(["| event | level | when; fields |", "| --- | --- | --- |", *rows]) + "\n"

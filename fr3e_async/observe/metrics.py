@@ -159,9 +159,3 @@ def checked(metrics: Mapping[str, float]) -> dict[str, float]:
         if not math.isfinite(value):
             raise MetricError(f"metric {name} is {value}")
     return {name: float(value) for name, value in metrics.items()}
-
-
-def metrics_table() -> str:
-    """All metrics as a Markdown table, for the documentation."""
-    rows = [f"| `{m.name}` | {m.unit} | {m.meaning.replace('|', chr(92) + '|')} |" for m in METRICS.values()]
-    return "\n".join(["| name | unit | meaning |", "| --- | --- | --- |", *rows]) + "\n"

@@ -35,18 +35,6 @@ class PrometheusMetric:
     source: Source
     buckets: tuple[float, ...] = ()  # upper bounds, of a histogram
 
-    @property
-    def page_name(self) -> str:
-        """As Prometheus reads it."""
-        return PREFIX + self.name
-
-    @property
-    def series(self) -> tuple[str, ...]:
-        """Names that an expression may use."""
-        if self.kind != "histogram":
-            return (self.page_name,)
-        return tuple(f"{self.page_name}_{part}" for part in ("bucket", "sum", "count"))
-
 
 @dataclass(frozen=True, slots=True)
 class PrometheusSample:
@@ -207,12 +195,3 @@ def _gauges_of_steps() -> dict[str, PrometheusMetric]:
 EXPORTED: dict[str, PrometheusMetric] = (
     _parse(_HEARTBEAT, "heartbeat") | _parse(_STEP, "step") | _histograms() | _gauges_of_steps()
 )
-
-
-def exported_table() -> str:
-    """All of them as a Markdown table, for the documentation."""
-    rows = [
-        f"| `{PREFIX}{e.name}` | {e.kind} | {e.unit} | {', '.join(e.labels)} | {e.meaning.replace('|', chr(92) + '|').replace('<', chr(92) + '<')} |"
-        for e in EXPORTED.values()
-    ]
-    return "\n".join(["| name | kind | unit | labels | meaning |", "| --- | --- | --- | --- | --- |", *rows]) + "\n"

@@ -68,10 +68,8 @@ class Recorder:
             self._trackers.back_to(step)
 
     def _open(self, step: int, settled: int) -> None:
-        self._run_dir.cut_metrics(step)
-        self._run_dir.cut_groups(settled)
         with self._tree_lock:
-            self._run_dir.cut_trees(settled)
+            self._run_dir.go_back(step, settled)
             self._trees = JsonlWriter(self._run_dir.trees) if self._config.trees_per_step else None
         self._metrics = JsonlWriter(self._run_dir.metrics)
         self._groups = JsonlWriter(self._run_dir.groups)

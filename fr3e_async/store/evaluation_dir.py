@@ -36,6 +36,8 @@ class EvaluationDir:
     ) -> None:
         """Use ``open``. ``folders`` and ``inside``: what it made, for ``discard``."""
         self.path, self.identity = path, identity  # of all that the folder holds, from before too
+        self.logs, self.results = path / "logs", path / "results.json"
+        self.dumps = path / "dumps"  # for a learner, of which there is none
         self._lock, self._folders, self._inside = lock, folders, inside
         self._writers: dict[str, JsonlWriter] = {}
 
@@ -86,19 +88,6 @@ class EvaluationDir:
             else:
                 path.unlink(missing_ok=True)
         remove_made(self._folders)
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def dumps(self) -> Path:
-        """For a learner, of which there is none."""
-        return self.path / "dumps"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
 
     def finished(self, benchmark: str, *, samples: int) -> dict[str, list[ScoredSample]]:
         """The problems that are done, each with its ``samples`` samples. A line that was cut off, and any other, is passed over."""

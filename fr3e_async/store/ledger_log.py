@@ -9,7 +9,7 @@ Knows what the records say and not whether they are true: that is the audit's (`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -115,41 +115,16 @@ class LedgerLog:
         _end_last_line(path)
         self._path, self._writer = path, JsonlWriter(path)
 
-    def begin(self, *, session: int, version: int, admitted: int, settled: int, open: Sequence[str], time_s: float) -> None:
-        self._write(
-            BeginRecord(session=session, version=version, admitted=admitted, settled=settled, open=tuple(open), time_s=time_s)
-        )
-
-    def admitted(self, group: str, *, live: int) -> None:
-        self._write(AdmittedRecord(group=group, live=live))
-
-    def train(self, version: int, *, groups: Sequence[str], oldest: int) -> None:
-        self._write(TrainRecord(version=version, groups=tuple(groups), oldest=oldest))
-
-    def trained(self, version: int) -> None:
-        self._write(TrainedRecord(version=version))
-
-    def live(self, version: int) -> None:
-        self._write(LiveRecord(version=version))
-
-    def settled(self, group: str, *, fate: str) -> None:
-        self._write(SettledRecord(group=group, fate=fate))
-
-    def cut(self, version: int, *, admitted: int, settled: int, open: Sequence[str]) -> None:
-        """Durable when this returns: a checkpoint that survives a power cut must find its cut here."""
-        self._write(CutRecord(version=version, admitted=admitted, settled=settled, open=tuple(open)))
-        with storage_errors(self._path):
-            fsync_path(self._path)
-
-    def end(self, version: int, *, reason: str) -> None:
-        self._write(EndRecord(version=version, reason=reason))
+    def write(self, record: LedgerRecord) -> None:
+        """A cut is durable when this returns: a checkpoint that survives a power cut must find its cut here."""
+        self._writer.write(to_row(record))
+        if isinstance(record, CutRecord):
+            with storage_errors(self._path):
+                fsync_path(self._path)
 
     def close(self) -> None:
         """Make everything durable. Idempotent."""
         self._writer.close()
-
-    def _write(self, record: LedgerRecord) -> None:
-        self._writer.write(to_row(record))
 
 
 def to_row(record: LedgerRecord) -> dict[str, Any]:

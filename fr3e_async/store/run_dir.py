@@ -68,6 +68,11 @@ class RunDir:
         self.resumed = resumed  # it held a run of this config already
         self.changed = changed  # but for this, which is allowed for once
         self.checkpoints = CheckpointStore(path / "checkpoints", keep=keep_checkpoints)
+        self.logs, self.model, self.tensorboard = path / "logs", path / "model", path / "tensorboard"
+        self.journal = path / "journal"  # a folder with a file for each session
+        self.dumps = path / "dumps"  # optimiser steps that were refused; made by the learner when there is one
+        self.metrics, self.groups, self.trees = (path / f"{name}.jsonl" for name in ("metrics", "groups", "trees"))
+        self.ledger_log, self.summary = path / "ledger.jsonl", path / "summary.json"
         self._lock, self._folders, self._inside = lock, folders, inside
 
     @classmethod
@@ -107,31 +112,6 @@ class RunDir:
             with storage_errors(self.path):
                 write_atomically(self.path / "run.json", _identity(config))
 
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def groups(self) -> Path:
-        return self.path / "groups.jsonl"
-
-    @property
-    def trees(self) -> Path:
-        return self.path / "trees.jsonl"
-
-    @property
-    def ledger_log(self) -> Path:
-        return self.path / "ledger.jsonl"
-
-    @property
-    def journal(self) -> Path:
-        """A folder with a file for each session."""
-        return self.path / "journal"
-
     def next_session(self) -> int:
         """A number that no earlier session of this run had. Raises ``StorageError``."""
         path = self.path / "sessions"
@@ -146,34 +126,11 @@ class RunDir:
         stamps = (row.get("time_s", row.get("t")) for row in map(jsonl.last_row, files))
         return max((stamp for stamp in stamps if isinstance(stamp, int | float)), default=0.0)
 
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def dumps(self) -> Path:
-        """Optimiser steps that were refused. Made by the learner when there is one."""
-        return self.path / "dumps"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    def cut_metrics(self, step: int) -> int:
-        """Drop the metrics of steps after the one that the run goes on from; how many lines went."""
-        return jsonl.cut_after(self.metrics, step)
-
-    def cut_groups(self, settled: int) -> int:
-        """Drop the groups that settled after the checkpoint that the run goes on from; how many lines went."""
-        return jsonl.keep_first(self.groups, settled)
-
-    def cut_trees(self, settled: int) -> int:
-        """Drop the trees of groups that settled after the first ``settled`` ones; how many lines went."""
-        return jsonl.cut_after(self.trees, settled, key="settled")
+    def go_back(self, step: int, settled: int) -> None:
+        """Drop what was recorded after the checkpoint that the run goes on from: ``step`` batches, ``settled`` groups."""
+        jsonl.cut_after(self.metrics, step)
+        jsonl.keep_first(self.groups, settled)
+        jsonl.cut_after(self.trees, settled, key="settled")
 
     def thin_trees(self, stride: int) -> int:
         """Leave the trees of every ``stride``-th step; the bytes that stay."""

@@ -1,4 +1,4 @@
-"""The result of a run as one object: ``summary.json``. Each key carries its unit and meaning; the documentation's table is made here.
+"""The result of a run as one object: ``summary.json``. Each key carries its unit and meaning; the documentation's table is made of it.
 
 Knows nothing of how the numbers were measured. None means: not measured, e.g. no evaluation configured.
 """
@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,6 @@ class Summary:
     def from_json(cls, text: str) -> Summary:
         """Raises ``TypeError`` naming a key that is missing or unknown."""
         return cls(**json.loads(text))
-
-
-def summary_table() -> str:
-    """All keys as a Markdown table, for the documentation."""
-    rows = [f"| `{f.name}` | {f.metadata['unit']} | {f.metadata['meaning']} |" for f in fields(Summary)]
-    return "\n".join(["| key | unit | meaning |", "| --- | --- | --- |", *rows]) + "\n"
 
 
 # ---- What evaluations leave in a run directory: ``evaluations.jsonl``, and results by problem in a folder of bounded size ----

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fr3e_async.config import Config, VerifierPoolConfig
-from fr3e_async.data.jsonl import DataRow
+from fr3e_async.data.row import DataRow
 from fr3e_async.data.rows import Rows
 from fr3e_async.errors import DataError
 from fr3e_async.verify import answers

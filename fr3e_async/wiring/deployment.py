@@ -35,11 +35,8 @@ _ASK_S = 5.0  # for the head to say what is free
 class Folders(Protocol):
     """Where actors leave their files."""
 
-    @property
-    def logs(self) -> Path: ...
-
-    @property
-    def dumps(self) -> Path: ...
+    logs: Path
+    dumps: Path
 
 
 class Ends(Protocol):

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -137,22 +136,6 @@ def write_fork_solution(problem: ForkProblem, rng: random.Random, *, turn_rate: 
         lines.append(f"{number}) {style}{value}{_text(term)}={result}\n")
         value = result
     return "".join(lines) + f"\\boxed{{{value}}}"
-
-
-def decision_positions(problem_text: str, pieces: Sequence[str]) -> list[int]:
-    """Where in a response the turns are taken: indices of the tokens that name the term, on the lines of forks.
-
-    ``pieces``: the response's tokens as text, in which a term such as ``+5`` is one token (the toy's tokenizer).
-    """
-    forks = {number for number, line in re.findall(r"\n(\d+)\) (\S+)", problem_text) if "|" in line or "/" in line}
-    found, label = [], ""
-    for position, piece in enumerate(pieces):
-        if heading := re.fullmatch(r"\n?(\d+)\) ", piece):
-            label = heading[1]
-        elif label in forks and re.fullmatch(r"[-+*]\d", piece):
-            found.append(position)
-            label = ""
-    return found
 
 
 def _apply(term: Term, value: int) -> int:

@@ -7,11 +7,10 @@ A run never waits for them but at its very end, and never fails because of them.
 own thread, when it is wanted. What they show is documented in docs/trackers.md. Knows nothing of what metrics mean.
 """
 
-from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Samples, Tracker, flat_settings, measured_values, summary_values
-from fr3e_async.observe.trackers.select import TITLES, Trackers, check_trackers, make_trackers
+from fr3e_async.observe.trackers.feed import Ending, Feed, Row, Samples, Tracker, flat_settings, measured_values
+from fr3e_async.observe.trackers.select import Trackers, check_trackers, make_trackers
 
 __all__ = [
-    "TITLES",
     "Ending",
     "Feed",
     "Row",
@@ -22,5 +21,4 @@ __all__ = [
     "flat_settings",
     "make_trackers",
     "measured_values",
-    "summary_values",
 ]

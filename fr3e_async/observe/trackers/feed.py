@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from fr3e_async.files.durable import write_atomically
 
@@ -58,16 +58,10 @@ class Tracker(Protocol):
         """The last call. ``summary``: the result's numbers, empty for a run that has none. ``reason``: why it ended, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Back:
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    ending: Ending
-    summary: Mapping[str, float]
-    reason: str
+class _Item(NamedTuple):
+    call: Callable[[Tracker], None]
+    is_row: bool = False
+    is_last: bool = False
 
 
 class Feed:
@@ -76,7 +70,7 @@ class Feed:
     def __init__(self, title: str, make: Callable[[], Tracker], *, capacity: int = CAPACITY) -> None:
         """``title``: for messages. ``make``: opens the tracker's run, inside of the thread."""
         self._title, self._make = title, make
-        self._queue: queue.Queue[Row | Samples | _Back | _End] = queue.Queue(maxsize=capacity)
+        self._queue: queue.Queue[_Item] = queue.Queue(maxsize=capacity)
         self._given = 0  # rows
         self._full = False  # a row did not fit
         self._told_remark = self._told_broken = self._told_lost = False
@@ -92,11 +86,12 @@ class Feed:
         """Returns at once, whatever the tracker does."""
         self._given += 1
         if not self._broken:
-            self._full |= not self._offered(row)
+            call = (lambda tracker: tracker.write(row)) if isinstance(row, Row) else (lambda tracker: tracker.show(row))
+            self._full |= not self._offered(_Item(call, is_row=True))
 
     def back_to(self, step: int) -> None:
         if not self._broken:
-            self._offered(_Back(step))
+            self._offered(_Item(lambda tracker: tracker.back_to(step)))
 
     def news(self) -> list[str]:
         """What a person should read now, each once: that it does not work, that rows are being lost."""
@@ -115,7 +110,8 @@ class Feed:
 
     def end(self, ending: Ending, summary: Mapping[str, float], *, reason: str) -> None:
         """Ask for the end and return at once, so that several trackers come to theirs side by side. Call it once, as the last."""
-        while not self._offered(_End(ending, summary, reason)):
+        last = _Item(lambda tracker: tracker.close(ending, summary, reason=reason), is_last=True)
+        while not self._offered(last):
             with suppress(queue.Empty):
                 self._queue.get_nowait()  # a row gives way: the run is to be closed rather than complete
 
@@ -129,7 +125,7 @@ class Feed:
             told.append(f"{self._title}: {lost} of {self._given} rows were not written")
         return told
 
-    def _offered(self, item: Row | Samples | _Back | _End) -> bool:
+    def _offered(self, item: _Item) -> bool:
         try:
             self._queue.put_nowait(item)
         except queue.Full:
@@ -148,20 +144,12 @@ class Feed:
         while True:
             item = self._queue.get()
             try:
-                self._do(tracker, item)
+                item.call(tracker)
+                self._written += item.is_row
             except Exception as error:  # as above; the next row may be luckier
                 self._error = self._error or _told(error)
-            if isinstance(item, _End):
+            if item.is_last:
                 return
-
-    def _do(self, tracker: Tracker, item: Row | Samples | _Back | _End) -> None:
-        if isinstance(item, Row | Samples):
-            tracker.write(item) if isinstance(item, Row) else tracker.show(item)
-            self._written += 1
-        elif isinstance(item, _Back):
-            tracker.back_to(item.step)
-        else:
-            tracker.close(item.ending, item.summary, reason=item.reason)
 
 
 def _told(error: Exception) -> str:

@@ -7,7 +7,7 @@ being the run's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ class MlflowTracker:
         short = {path: text[:PARAM_CHARS] for path, text in settings.items()}
         new = [self._entities.Param(path, text) for path, text in short.items() if path not in said]
         tags = [self._entities.RunTag(f"changed.{path}", text) for path, text in short.items() if said.get(path, text) != text]
-        for part in _parts(new, PARAMS_AT_ONCE):
-            self._client.log_batch(id, params=part)
+        for start in range(0, len(new), PARAMS_AT_ONCE):
+            self._client.log_batch(id, params=new[start : start + PARAMS_AT_ONCE])
         self._client.log_batch(id, tags=[*tags[: PARAMS_AT_ONCE - 1], self._entities.RunTag(TAKE, str(self._identity.take))])
         if (resolved := self._run_folder / "config.yaml").is_file():
             self._client.log_artifact(id, str(resolved))
@@ -97,8 +97,3 @@ def store_of(config: Config, folder: Path) -> str:
     if observe.mlflow_uri:
         return observe.mlflow_uri
     return (folder / "mlflow").absolute().as_uri() if observe.mlflow == "offline" else os.environ["MLFLOW_TRACKING_URI"]
-
-
-def _parts(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
