@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
+from test_monitoring import series_of
 from test_observe_prometheus import VITALS, engine
 
 from fr3e_async.actors import gauges
@@ -109,11 +110,11 @@ def test_what_a_run_exports_stands_on_the_page(page: Any) -> None:
     assert value("staleness_ess_ratio", age="2_3") == 3.0
     assert value("step_duration_seconds_count") == 2
     assert value("step_duration_seconds_bucket", le="5.0") == 1
-    assert {name for name, _ in found} == {name for exported in EXPORTED.values() for name in exported.series} | {
+    assert {name for name, _ in found} == {name for exported in EXPORTED.values() for name in series_of(exported)} | {
         name for name, _ in found if name.endswith(("_created",))
     }
     for exported in EXPORTED.values():
-        assert {types[name] for name in exported.series} == {exported.kind}
+        assert {types[name] for name in series_of(exported)} == {exported.kind}
     assert not exporter.failed
 
 
