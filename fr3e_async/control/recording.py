@@ -44,14 +44,13 @@ class Records:
 
     def begin(self, session: int) -> None:
         state = self._machine.ledger.state()
-        open = tuple(group.name for group in state.groups)
         self.ledger_log.write(
             BeginRecord(
                 session=session,
                 version=state.version,
                 admitted=state.admitted,
                 settled=state.settled,
-                open=open,
+                open=tuple(group.name for group in state.groups),
                 time_s=self._clock(),
             )
         )

@@ -3,7 +3,7 @@
     begin  ─► admitted … train ─► trained ─► live … settled … cut … ─► end        what a session writes
     begin at a cut  ─►  whatever stands between the two is void
 
-Knows what the records say and not whether they are true: that is the audit's (``story``).
+Knows what the records say and not whether they are true: that is the audit's (``ledger_audit``).
 """
 
 from __future__ import annotations
