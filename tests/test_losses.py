@@ -178,7 +178,7 @@ def test_sequence_mask_leaves_the_other_completions_and_the_denominator_alone() 
 
 def test_sequence_mask_counts_trainable_tokens_only() -> None:
     tokens = [*by_weight(1.9, 1.9), {**by_weight(1.0)[0], "mask": 0.0, "behaviour": math.nan}]
-    assert float(run(LossConfig(sequence_mask=1.6), tokens)[1].sequence_masked) == 2
+    assert run(LossConfig(sequence_mask=1.6), tokens)[1].total("sequence_masked") == 2
 
 
 def test_kl_and_entropy_terms_have_no_weight() -> None:

@@ -66,33 +66,20 @@ def step_metrics(result: UpdateResult, ages: Ages) -> dict[str, float]:
     }  # fmt: skip
 
 
-# Reported both of all tokens (train/) and of the tokens of each age (staleness/), by the row of ``losses.SUMS`` that each is the mean of.
-BY_AGE = {
-    "importance_mean": "weight",
-    "offpolicy_nats": "mismatch",
-    "offpolicy_kl_nats": "behaviour_kl",
-    "ratio_mean": "ratio",
-    "clip_low_fraction": "clip_low",
-    "clip_high_fraction": "clip_high",
-}
-OVERALL = {
-    "loss": "loss",
-    "dual_clip_fraction": "dual_clip",
-    "importance_capped_fraction": "capped",
-    "sequence_masked_fraction": "sequence_masked",
-    "offpolicy_signed_nats": "mismatch_signed",
-    "kl_nats": "kl",
-    "entropy_nats": "entropy",
-}
-FRESH = {"mismatch_nats": "mismatch", "mismatch_kl_nats": "behaviour_kl"}  # of the tokens of age 0
-
-
 def loss_metrics(sums: LossSums) -> dict[str, float]:
-    """Means over all tokens, train/."""
+    """Means over all tokens, train/; the mismatch is of the tokens of age 0, if there are any."""
+    means = _means(sums) | {
+        "loss": sums.mean("loss"),
+        "dual_clip_fraction": sums.mean("dual_clip"),
+        "importance_capped_fraction": sums.mean("capped"),
+        "sequence_masked_fraction": sums.mean("sequence_masked"),
+        "offpolicy_signed_nats": sums.mean("mismatch_signed"),
+        "kl_nats": sums.mean("kl"),
+        "entropy_nats": sums.mean("entropy"),
+    }
     fresh = sums.bucket(0)
-    means = _means(sums) | {name: sums.mean(row) for name, row in OVERALL.items()}
     if fresh.total("tokens"):
-        means |= {name: fresh.mean(row) for name, row in FRESH.items()}
+        means |= {"mismatch_nats": fresh.mean("mismatch"), "mismatch_kl_nats": fresh.mean("behaviour_kl")}
     return {f"train/{name}": value for name, value in means.items()}
 
 
@@ -109,8 +96,16 @@ def age_metrics(sums: LossSums) -> dict[str, float]:
 
 def _means(sums: LossSums) -> dict[str, float]:
     """What is reported both of all tokens and of each age bucket. There must be tokens."""
-    means = {name: sums.mean(row) for name, row in BY_AGE.items()}
-    return means | {"ratio_max": sums.largest_ratio, "ess_fraction": _ess_fraction(sums)}
+    return {
+        "ess_fraction": _ess_fraction(sums),
+        "importance_mean": sums.mean("weight"),
+        "offpolicy_nats": sums.mean("mismatch"),
+        "offpolicy_kl_nats": sums.mean("behaviour_kl"),
+        "ratio_mean": sums.mean("ratio"),
+        "ratio_max": sums.largest_ratio,
+        "clip_low_fraction": sums.mean("clip_low"),
+        "clip_high_fraction": sums.mean("clip_high"),
+    }
 
 
 def _ess_fraction(sums: LossSums) -> float:
