@@ -144,23 +144,6 @@ def test_the_index_lists_every_decision() -> None:
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
 
 
-def test_the_example_of_a_strategy_works() -> None:
-    from builders import small_config
-
-    from fr3e_async.algorithm.strategies import GroupOutcome
-    from fr3e_async.types import RolloutId
-
-    text = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^   ```python\n(.*?)^   ```", text, flags=re.MULTILINE | re.DOTALL)
-    names: dict[str, type] = {}
-    exec("\n".join(line.removeprefix("   ") for line in block.splitlines()), names)
-    ids = [RolloutId("g", 0, branch) for branch in range(2)]
-    strategy = names["Half"](small_config().algorithm)
-    credit = strategy.credit(GroupOutcome(group="g", rewards=dict(zip(ids, (1.0, 0.0), strict=True))))
-    assert credit.advantages == {ids[0]: ((0, 0.5),), ids[1]: ((0, -0.5),)}
-    assert strategy.credit(GroupOutcome(group="g", rewards=dict.fromkeys(ids, 1.0))).rejected == "all_right"
-
-
 def test_the_picture_of_the_tree_mask_is_the_mask_that_trains(tmp_path: Path) -> None:
     drawn = tmp_path / "mask.svg"
     subprocess.run([sys.executable, str(ROOT / "scripts" / "draw_tree_mask.py"), str(drawn)], check=True)
