@@ -24,9 +24,9 @@ from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.process import run_in_daemon_thread, tuned_gc
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.pieces import Spell
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
+from fr3e_async.data.tokenizer import Spell
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
 from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.export import write_run_card
