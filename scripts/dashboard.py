@@ -261,7 +261,7 @@ def dashboard_text() -> str:
 
 
 def with_fresh_table(text: str, name: str, table: str) -> str:
-    """``text`` with what stands between the table's marker lines made anew. ValueError if a marker is missing."""
+    """``text`` with what stands between the table's marker lines made again. ValueError if a marker is missing."""
     begin, end = f"<!-- begin of the {name}: python scripts/dashboard.py -->", f"<!-- end of the {name} -->"
     head, found_begin, rest = text.partition(begin)
     _, found_end, tail = rest.partition(end)

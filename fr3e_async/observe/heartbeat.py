@@ -30,7 +30,7 @@ class RoleHeartbeat:
     up: Annotated[int, _gauge("actors_up", "actors", "Actors and checkpoints: Actors in service", "actors in service; learner: ranks")]
     wanted: Annotated[int, _gauge("actors_wanted", "actors", "Actors and checkpoints: Actors wanted", "actors that the pool is to have now")]
     pending: Annotated[int, _gauge("actors_pending", "actors", "Actors and checkpoints: Actors that wait or start", "actors that were asked for and are not in service: they wait for a node, or start")] = 0
-    replaced: Annotated[int, _total("worker_replacements_total", "actors", "Actors and checkpoints: Actors replaced in half an hour", "actors that were lost and replaced; learner: times that the group was made anew")] = 0
+    replaced: Annotated[int, _total("worker_replacements_total", "actors", "Actors and checkpoints: Actors replaced in half an hour", "actors that were lost and replaced; learner: restarts of the group")] = 0
     queued: Annotated[int, _gauge("tasks_queued", "tasks", "Flow and staleness: Tasks that wait", "tasks that wait for an actor of the role")] = 0
     in_flight: Annotated[int, _gauge("rollouts_in_flight", "rollouts", "Flow and staleness: Rollouts in flight", "rollouts (verifiers: calls) that actors of the role have now")] = 0
     busy_s: Annotated[float, _total("busy_seconds_total", "s", "Flow and staleness: Idle now", "time with work, summed over the actors of the role")] = 0.0
