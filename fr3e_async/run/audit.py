@@ -22,7 +22,7 @@ from fr3e_async.store.checkpoints import CheckpointStore, step_of
 from fr3e_async.store.ledger_audit import FATES, TRAINED, LedgerReport, audit
 from fr3e_async.store.ledger_log import read_ledger_log
 
-BOOKS, GROUPS, CONFIG = "ledger.jsonl", "groups.jsonl", "config.yaml"
+LEDGER, GROUPS, CONFIG = "ledger.jsonl", "groups.jsonl", "config.yaml"
 SHOWN = 50  # lines of a failure; the first ones are the cause
 
 
@@ -39,11 +39,11 @@ def audit_run(run: Path) -> Audit:
     """Raises ``StorageError``: it is no run directory, or a file of it cannot be read."""
     if not run.is_dir():
         raise StorageError(f"{run} is no folder")
-    if not (run / BOOKS).is_file():
-        raise StorageError(f"{run} is no run directory, or of an earlier version: it has no {BOOKS}")
+    if not (run / LEDGER).is_file():
+        raise StorageError(f"{run} is no run directory, or of an earlier version: it has no {LEDGER}")
     bounds = read_bounds(run / CONFIG)
-    rows = read_groups(run / GROUPS)  # before the books, which then tell of all of them, even in a run that is going on
-    report = audit(read_ledger_log(run / BOOKS), **bounds)
+    rows = read_groups(run / GROUPS)  # before the ledger log, which then tells of all of them, even in a run that is going on
+    report = audit(read_ledger_log(run / LEDGER), **bounds)
     problems = [str(violation) for violation in report.violations]
     problems += [f"{GROUPS}: {text}" for text in check_groups(report, rows)]
     checkpoint = None
@@ -51,12 +51,12 @@ def audit_run(run: Path) -> Audit:
         checkpoint = find_checkpoint(run / "checkpoints", report)
         if checkpoint is not None:
             problems += [f"{checkpoint.name}: {text}" for text in check_checkpoint(report, **read_control(checkpoint))]
-    except StorageError as error:  # the books may be judged without it
+    except StorageError as error:  # the ledger log may be checked without it
         problems.append(str(error))
     return Audit(report=report, checkpoint=checkpoint.name if checkpoint else "", problems=tuple(problems))
 
 
-# ---- what a run wrote beside its books ----
+# ---- what a run wrote beside its ledger log ----
 
 
 def read_bounds(path: Path) -> dict[str, int]:
@@ -102,13 +102,13 @@ def read_control(checkpoint: Path) -> dict[str, Any]:
         raise StorageError(f"{path} is not readable ({error})") from error
 
 
-# ---- against the books ----
+# ---- against the ledger log ----
 
 
 def check_groups(report: LedgerReport, rows: Sequence[tuple[str, str]]) -> list[str]:
     """What is wrong with the rows (group, fate), a line each.
 
-    In a run that did not say its end, rows and books may differ in what was settled after the last cut, and only there.
+    In a run that did not say its end, rows and ledger log may differ in what was settled after the last cut, and only there.
     """
     written = dict(rows)
     problems = [f"group {group} has {count} rows" for group, count in Counter(group for group, _ in rows).items() if count > 1]
@@ -141,7 +141,7 @@ def check_checkpoint(report: LedgerReport, *, version: int, epoch: int, consumed
 def _epoch(group: str) -> int:
     epoch = group.rpartition("@")[2]
     if not epoch.isdecimal():
-        raise StorageError(f"{BOOKS}: group {group!r} has no name of the form uid@epoch")
+        raise StorageError(f"{LEDGER}: group {group!r} has no name of the form uid@epoch")
     return int(epoch)
 
 
