@@ -152,8 +152,24 @@ class Dispatcher:
         slot.load -= weight
         slot.tasks.discard(number)
         if proof:
-            slot.proven = True
-            self.roles[slot.role].deaths_in_a_row, self.roles[slot.role].last_cause = 0, ""
+            self._prove(slot)
+        self._offer(slot)
+        return slot.worker
+
+    def _prove(self, slot: WorkerSlot) -> None:
+        """The worker has done something: its role's deaths are not in a row any more."""
+        slot.proven = True
+        self.roles[slot.role].deaths_in_a_row, self.roles[slot.role].last_cause = 0, ""
+
+    def part(self, number: int, *, left: int) -> str:
+        """Of a task ``left`` rollouts are still being drawn: the room of the others is free. The worker that has it, or ""."""
+        at = self._at.get(number)
+        if at is None:
+            return ""
+        slot, weight = at
+        slot.load -= weight - left
+        self._at[number] = (slot, left)
+        self._prove(slot)
         self._offer(slot)
         return slot.worker
 

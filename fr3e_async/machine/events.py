@@ -17,13 +17,18 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """A sampling task came back. ``anchors``: of the trunks in it (perhaps none); None: not chosen in this task."""
+    """Rollouts of a sampling task have ended; they may be judged at once, whatever the rest of the task does.
+
+    ``anchors``: of the trunks among them (perhaps none); None: not chosen in this task. ``left``: rollouts of the task that are
+    still being drawn; with 0 the task is over.
+    """
 
     task: int
     group: str
     payload: int
     notes: tuple[RolloutSummary, ...]  # by row of the payload
     anchors: tuple[Anchor, ...] | None = None
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,9 @@ class Rescored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """A sampling or scoring task will not come back: actor lost, lease expired, or withdrawn.
+    """What is left of a sampling or scoring task will not come back: actor lost, lease expired, or withdrawn.
+
+    ``ids``: of its rollouts those that were not delivered.
 
     ``counted``: it was an attempt; not if it was withdrawn for new weights, which is nobody's fault. ``gone``: rollouts of
     the group that the task needed are no longer in the object store.

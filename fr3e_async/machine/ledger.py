@@ -193,16 +193,18 @@ class Ledger:
         seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
 
-    def _ended(self, event: Delivered | Rescored | Lost | Judged) -> Group | None:
-        """The group of a task that has just ended; None if it had ended before, or is of a group that is gone."""
+    def _group_of(self, event: Delivered | Rescored | Lost | Judged) -> Group | None:
+        """The group of a task, which ends with the event unless rollouts of it are left; None if it had ended before, or is of a
+        group that is gone."""
         group = self._open.get(event.group)
         if group is None or event.task not in group.tasks:
             return None
-        group.tasks.remove(event.task)
+        if not (isinstance(event, Delivered) and event.left):
+            group.tasks.remove(event.task)
         return group
 
     def _delivered(self, event: Delivered) -> list[LedgerCommand]:
-        group = self._ended(event)
+        group = self._group_of(event)
         if group is None:
             self.duplicates += len(event.notes)
             return []
@@ -221,7 +223,7 @@ class Ledger:
         return commands + (self._again(group, owed) if owed else self._advance(group))
 
     def _rescored(self, event: Rescored) -> list[LedgerCommand]:
-        group = self._ended(event)
+        group = self._group_of(event)
         if group is None:
             return []
         group.learn_anchors(event.trunks, event.anchors)
@@ -248,7 +250,7 @@ class Ledger:
         return commands + self._advance(group)
 
     def _lost(self, event: Lost) -> list[LedgerCommand]:
-        group = self._ended(event)
+        group = self._group_of(event)
         if group is None:
             return []
         if event.gone:
@@ -277,7 +279,7 @@ class Ledger:
         return [forget, *self._issue.sample(group, bases)]
 
     def _judged(self, event: Judged) -> list[LedgerCommand]:
-        group = self._ended(event)
+        group = self._group_of(event)
         if group is None:
             return []
         zero = self._config.verifiers.on_unknown == "zero"

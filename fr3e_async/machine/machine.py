@@ -134,6 +134,8 @@ class Machine:
     # ---- tasks ----
 
     def _task_over(self, event: Delivered | Judged | Lost) -> list[Command]:
+        if isinstance(event, Delivered) and event.left:
+            return self._settle(self.ledger.handle(event), near=self.dispatcher.part(event.task, left=event.left))
         worker = self.dispatcher.end(event.task, proof=not isinstance(event, Lost))
         commands = self._settle(self.ledger.handle(event), near=worker)
         waited_for = worker in self._leaves or self._paused(worker)

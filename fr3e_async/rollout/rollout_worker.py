@@ -6,10 +6,11 @@ only to see where the answer ends and where lines break.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from fr3e_async.rollout.port import Engine, SampleRequest
 from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
 
 NOTHING = np.zeros(0, dtype=np.int32)
+LINGER_S = 0.01  # for which a rollout that has ended waits for others of its task: one message for all of them
 
 
 class TokenTexts:
@@ -68,7 +70,7 @@ class TokenTexts:
 
 
 class RolloutWorker:
-    """Samples and branches on one engine. Rollouts of a task run side by side; the batch is whole when the last has ended."""
+    """Samples and branches on one engine. The rollouts of a task run side by side and come back as they end."""
 
     def __init__(self, engine: Engine, texts: TokenTexts, rule: AnchorRule | None, *, seed: int, seeded: bool = False) -> None:
         """``rule``: how anchors are picked; None: never. ``seed``: the run's, the same in every engine; of the rule "random".
@@ -80,27 +82,30 @@ class RolloutWorker:
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False
-    ) -> RolloutBatch:
-        """One rollout for each id from the prompt beside it. With ``trunk`` the batch says where anchors may stand."""
+    ) -> AsyncIterator[RolloutBatch]:
+        """Draw one rollout for each id from the prompt beside it; yield batches of those that ended, each rollout once.
+
+        With ``trunk`` a batch says where anchors may stand.
+        """
         contexts, context_of = _distinct(prompts)
         tokens = [prompt.token_ids for prompt in contexts]
-        drawn = await self._engine.generate(
-            [self._request(id, tokens[c], draw, draw.max_tokens) for id, c in zip(ids, context_of, strict=True)]
-        )
-        completions = [self._texts.ended(NOTHING, one) for one in drawn]
-        return RolloutBatch.build(
-            ids=ids,
-            contexts=tokens,
-            prompt_lens=[len(t) for t in tokens],
-            context_of=context_of,
-            completions=completions,
-            eligible=[
-                self._eligible(tokens[c], completion.tokens, draw.max_tokens)
-                for c, completion in zip(context_of, completions, strict=True)
-            ]
-            if trunk
-            else None,
-        )
+        requests = [self._request(id, tokens[c], draw, draw.max_tokens) for id, c in zip(ids, context_of, strict=True)]
+        async for ended in self._as_they_end(requests):
+            completions = [self._texts.ended(NOTHING, completion) for _, completion in ended]
+            used = sorted({context_of[i] for i, _ in ended})
+            yield RolloutBatch.build(
+                ids=[ids[i] for i, _ in ended],
+                contexts=[tokens[c] for c in used],
+                prompt_lens=[len(tokens[c]) for c in used],
+                context_of=[used.index(context_of[i]) for i, _ in ended],
+                completions=completions,
+                eligible=[
+                    self._eligible(tokens[context_of[i]], completion.tokens, draw.max_tokens)
+                    for (i, _), completion in zip(ended, completions, strict=True)
+                ]
+                if trunk
+                else None,
+            )
 
     def anchors(self, batch: RolloutBatch) -> tuple[Anchor, ...]:
         """The anchors of every row of a batch of trunks."""
@@ -111,8 +116,8 @@ class RolloutWorker:
 
     async def branch(
         self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
-    ) -> RolloutBatch:
-        """Continuations of a trunk's anchors; each may use what the trunk's budget leaves after its prefix.
+    ) -> AsyncIterator[RolloutBatch]:
+        """Draw continuations of a trunk's anchors, each with what the trunk's budget leaves after its prefix; yield as ``sample`` does.
 
         The longest prefixes are asked for first: the engine computes the trunk once and finds the shorter ones in its cache.
         """
@@ -120,19 +125,42 @@ class RolloutWorker:
         prompt, spine = payload.context(row), payload.completion(row).tokens
         positions = {anchor.node: anchor.position for anchor in anchors}
         order = sorted(ids, key=lambda id: (-positions[id.node], id))
-        nodes = sorted({id.node for id in ids})
-        prefixes = [np.concatenate([prompt, spine[: positions[node]]]) for node in nodes]
-        drawn = await self._engine.generate(
-            [self._request(id, prefixes[nodes.index(id.node)], draw, draw.max_tokens - positions[id.node]) for id in order]
-        )
-        completions = [self._texts.ended(spine[: positions[id.node]], one) for id, one in zip(order, drawn, strict=True)]
-        return RolloutBatch.build(
-            ids=order,
-            contexts=prefixes,
-            prompt_lens=[len(prompt)] * len(prefixes),
-            context_of=[nodes.index(id.node) for id in order],
-            completions=completions,
-        )
+        prefixes = {node: np.concatenate([prompt, spine[: positions[node]]]) for node in {id.node for id in ids}}
+        requests = [self._request(id, prefixes[id.node], draw, draw.max_tokens - positions[id.node]) for id in order]
+        async for ended in self._as_they_end(requests):
+            used = sorted({order[i].node for i, _ in ended})
+            yield RolloutBatch.build(
+                ids=[order[i] for i, _ in ended],
+                contexts=[prefixes[node] for node in used],
+                prompt_lens=[len(prompt)] * len(used),
+                context_of=[used.index(order[i].node) for i, _ in ended],
+                completions=[self._texts.ended(spine[: positions[order[i].node]], completion) for i, completion in ended],
+            )
+
+    async def _as_they_end(self, requests: Sequence[SampleRequest]) -> AsyncIterator[list[tuple[int, Completion]]]:
+        """Completions with their places among the requests; those that end within ``LINGER_S`` of each other come together.
+
+        A request that fails ends the iteration with its error, after what had ended before. However it ends, no request is
+        left in the engine.
+        """
+        running = {asyncio.ensure_future(self._engine.sample(request)): place for place, request in enumerate(requests)}
+        try:
+            while running:
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                if len(done) < len(running):
+                    await asyncio.sleep(LINGER_S)
+                ended = {task: place for task, place in running.items() if task.done()}
+                failed = next((error for task in ended if (error := task.exception()) is not None), None)
+                if good := [(place, task.result()) for task, place in ended.items() if task.exception() is None]:
+                    yield good
+                if failed is not None:
+                    raise failed
+                for task in ended:
+                    del running[task]
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     def _request(self, id: RolloutId, context: NDArray[np.int32], draw: Draw, max_tokens: int) -> SampleRequest:
         return SampleRequest(
