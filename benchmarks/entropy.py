@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 
 from fr3e_async.rollout import Engine, EngineSpec, SampleRequest, engine_environment, start_engine
+from fr3e_async.testing.engine import all_of
 
 PROMPT = 16  # tokens
 END = 0  # token id; no model here ever samples it, so that every request runs to its end
@@ -136,7 +137,7 @@ async def turn(engine: Engine, model: Model, temperature: float, processes: list
         for i in range(model.batch)
     ]
     started, used = time.perf_counter(), cpu_seconds(processes)
-    completions = await engine.generate(requests)
+    completions = await all_of(engine, requests)
     took, used = time.perf_counter() - started, cpu_seconds(processes) - used
     assert all(len(completion) == model.tokens for completion in completions)
     return took, used

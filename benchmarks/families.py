@@ -35,6 +35,7 @@ from fr3e_async.config import LearnerConfig, LossConfig
 from fr3e_async.errors import UserError
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
+from fr3e_async.testing.engine import all_of
 from fr3e_async.types import Completion, TrainSample
 from fr3e_async.weights import collect
 
@@ -130,7 +131,7 @@ async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Pa
             if version > 1 or served != folder:
                 await engine.load_weights(collect(rank.export(version)))
             asked = requests_of(f"v{version}")
-            row["engine"].append(engine_error(folder, asked, await engine.generate(asked)))
+            row["engine"].append(engine_error(folder, asked, await all_of(engine, asked)))
     finally:
         await engine.close()
 

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from fr3e_async.rollout import EngineSpec, SampleRequest
+from fr3e_async.testing.engine import all_of
 from fr3e_async.types import Completion
 from fr3e_async.weights import pack_tensors
 from fr3e_async.weights.manifest import WeightBundle
@@ -76,7 +77,7 @@ class World:
         return SampleRequest(request_id=f"r{self.serial}", context=np.array(context, dtype=np.int32), **settings)
 
     def sample(self, *requests: SampleRequest) -> list[Completion]:
-        return self.run(self.engine.generate(requests))
+        return self.run(all_of(self.engine, requests))
 
     def next_bundle(self, change: str = "") -> WeightBundle:
         """Disturb the model (all weights, or those whose name contains ``change``) and pack it as the next version."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from builders import joined
 
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, Strategy, make_strategy
@@ -119,14 +120,14 @@ class Loop:
         group = Group(group_id(prompt.uid, epoch))
         for branch in range(plan.bases):
             id = RolloutId(group.name, 0, branch)
-            group.rows[id] = await self._roller_of(id).sample([prompt], [id], draw, trunk=True)
+            group.rows[id] = await joined(self._roller_of(id).sample([prompt], [id], draw, trunk=True))
         trunk = RolloutId(group.name, 0, 0)
         anchors = self._rollout_worker.anchors(group.rows[trunk])
         for anchor in anchors:
             group.anchors[anchor.node] = anchor
             for branch in range(plan.branches):
                 id = RolloutId(group.name, anchor.node, branch)
-                group.rows[id] = await self._roller_of(id).branch(group.rows[trunk], trunk, anchors, [id], draw)
+                group.rows[id] = await joined(self._roller_of(id).branch(group.rows[trunk], trunk, anchors, [id], draw))
         rewards = {}
         for id, row in group.rows.items():
             (verdict,) = await self._tools.verifier.judge_many(

@@ -43,8 +43,8 @@ class Guest:
     async def tokenizer(self) -> str:
         return self._digest
 
-    async def sample(self, prompts: Any, ids: Any, draw: Draw, *, trunk: bool) -> tuple[Delivery, Payload]:
-        batch = await self.rollout_worker.sample(prompts, ids, draw, trunk=trunk)
+    async def sample_together(self, prompts: Any, ids: Any, draw: Draw) -> tuple[Delivery, Payload]:
+        batch = await self.rollout_worker.sample_together(prompts, ids, draw)
         return Delivery(notes=()), batch
 
 
@@ -188,7 +188,7 @@ def batch_of(guest: Guest) -> list[TrainSample]:
     questions = make_questions(guest.rollout_worker._texts._tokenizer, room=40)
     ids = [RolloutId(f"{id.group}", 0, id.branch) for id in questions.ids]
     draw = Draw(max_tokens=24, temperature=TEMPERATURE)
-    batch = guest.world.run(guest.rollout_worker.sample(questions.prompts, ids, draw))
+    batch = guest.world.run(guest.rollout_worker.sample_together(questions.prompts, ids, draw))
     advantage = (AdvantageSpan(start=0, value=1.0),)
     return [train_sample(batch, row, advantage=advantage, minibatch=row % 2) for row in range(len(batch))]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import prompt, small_config
+from builders import joined, prompt, small_config
 from ledger_support import delivered, judged, make_ledger
 from oracle import Tree
 from trees import GROUP, advantages_of, credit_of, outcome_of, tree
@@ -41,9 +41,9 @@ class ScriptedEngine:
     def __init__(self, script: dict[int, Completion]) -> None:
         self.script, self.requests = script, []
 
-    async def generate(self, requests: Sequence[SampleRequest]) -> list[Completion]:
-        self.requests += requests
-        return [self.answer(*request.request_id.split("#")[0].split("/")[-2:]) for request in requests]
+    async def sample(self, request: SampleRequest) -> Completion:
+        self.requests.append(request)
+        return self.answer(*request.request_id.split("#")[0].split("/")[-2:])
 
     def answer(self, node: str, branch: str) -> Completion:
         return self.script[int(branch)] if node == "0" else completion([7, 8])
@@ -68,7 +68,7 @@ def rollout_worker(script: dict[int, Completion], *, count: int, min_gap: int) -
 
 def sample(maker: RolloutWorker, branches: Sequence[int]):
     ids = [RolloutId(GROUP, 0, b) for b in branches]
-    return asyncio.run(maker.sample([prompt("q")] * len(ids), ids, Draw(max_tokens=60), trunk=True))
+    return asyncio.run(joined(maker.sample([prompt("q")] * len(ids), ids, Draw(max_tokens=60), trunk=True)))
 
 
 def test_fault_1_cut_points_come_from_the_rows_own_entropies():
@@ -90,7 +90,7 @@ def test_fault_1_cut_points_come_from_the_rows_own_entropies():
         engine.requests.clear()
         for anchor in anchors:
             trunk, id = RolloutId(GROUP, 0, anchor.trunk), RolloutId(GROUP, anchor.node, 0)
-            asyncio.run(maker.branch(batch, trunk, [anchor], [id], Draw(max_tokens=60)))
+            asyncio.run(joined(maker.branch(batch, trunk, [anchor], [id], Draw(max_tokens=60))))
         asked = [len(request.context) - len(prompt("q").token_ids) for request in engine.requests]
         assert asked == [peaks[b] for b in order]
 
@@ -212,7 +212,7 @@ def test_fault_7_a_prefix_is_a_slice_of_ids_even_inside_a_character():
         assert anchor.position == cut
         engine.requests.clear()
         branch = asyncio.run(
-            maker.branch(batch, RolloutId(GROUP, 0, 0), [anchor], [RolloutId(GROUP, anchor.node, 0)], Draw(max_tokens=60))
+            joined(maker.branch(batch, RolloutId(GROUP, 0, 0), [anchor], [RolloutId(GROUP, anchor.node, 0)], Draw(max_tokens=60)))
         )
         assert engine.requests[0].context.tolist() == [*prompt("q").token_ids, *tokens[:cut]]
         assert branch.response(0).tolist() == [*tokens[:cut], 7, 8]

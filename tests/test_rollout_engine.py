@@ -26,6 +26,7 @@ from fr3e_async.algorithm.answer_span import stop_end
 from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused, engine_environment, start_engine
 from fr3e_async.rollout.port import TransferMeeting
+from fr3e_async.testing.engine import all_of
 from fr3e_async.types import Completion, Finish
 from fr3e_async.weights import pack_tensors
 from fr3e_async.weights.manifest import WeightAck, WeightManifest
@@ -160,7 +161,7 @@ def test_seeded_requests_of_long_contexts_run_side_by_side_and_over_an_update(wo
     preempted = world.run(world.engine.stats()).preempted
 
     async def main() -> list[Completion]:
-        sampling = asyncio.create_task(world.engine.generate(requests))
+        sampling = asyncio.create_task(all_of(world.engine, requests))
         await asyncio.sleep(0.05)
         await world.engine.load_weights(world.next_bundle())
         return await sampling
@@ -278,7 +279,7 @@ def test_updates_in_flight_switch_at_the_right_token(worlds, tied):
             await world.engine.load_weights(world.next_bundle())
 
     async def main() -> list[Completion]:
-        groups = await asyncio.gather(world.engine.generate(early), arrive(), update())
+        groups = await asyncio.gather(all_of(world.engine, early), arrive(), update())
         return [*groups[0], *groups[1]]
 
     completions = world.run(main())
@@ -456,7 +457,7 @@ def test_a_step_of_the_wall_clock_shows_in_no_busy_time(world, monkeypatch, step
     real = time.time
 
     async def main() -> None:
-        sampling = asyncio.create_task(world.engine.generate([world.request(*range(5, 20), i, max_tokens=60) for i in range(4)]))
+        sampling = asyncio.create_task(all_of(world.engine, [world.request(*range(5, 20), i, max_tokens=60) for i in range(4)]))
         await asyncio.sleep(0.05)
         monkeypatch.setattr(time, "time", lambda: real() + step_s)
         await sampling
@@ -474,7 +475,7 @@ def test_stats_tell_of_the_cache_and_of_who_waits(world):
     requests = [world.request(*range(5, 40), i, max_tokens=100) for i in range(48)]
 
     async def main() -> tuple[Any, Any]:
-        sampling = asyncio.create_task(world.engine.generate(requests))
+        sampling = asyncio.create_task(all_of(world.engine, requests))
         while not (during := await world.engine.stats()).waiting:
             await asyncio.sleep(0.005)
         await sampling

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import joined
 from engine_world import END, TOLERANCE, VOCABULARY, World, build_model
 
 from fr3e_async.algorithm.anchors import AnchorRule
@@ -99,7 +100,7 @@ def anchors_at(positions: Sequence[int]) -> list[Anchor]:
 async def branch(world: World, payload: RolloutBatch, positions: Sequence[int] = POSITIONS, row: int = 0) -> RolloutBatch:
     (id, anchors) = payload.ids[row], anchors_at(positions)
     ids = [RolloutId(id.group, anchor.node, m) for anchor in anchors for m in range(BRANCHES)]
-    return await rollout_worker(world).branch(payload, id, anchors, ids, DRAW)
+    return await joined(rollout_worker(world).branch(payload, id, anchors, ids, DRAW))
 
 
 def full_blocks(context: int) -> int:
@@ -146,7 +147,7 @@ def test_branches_issued_again_find_all_of_it(world):
 def test_the_engine_that_sampled_a_trunk_has_its_keys_and_values_already(world):
     prompt = Prompt(uid="own@0", text="", gold="", token_ids=np.arange(3, 3 + PROMPT, dtype=np.int32))
     ids = [RolloutId(prompt.uid, 0, branch) for branch in range(16)]
-    bases = world.run(rollout_worker(world).sample([prompt] * len(ids), ids, DRAW))
+    bases = world.run(rollout_worker(world).sample_together([prompt] * len(ids), ids, DRAW))
     assert bases.cached_tokens.tolist() == [0] * len(ids), "a prompt of less than a block is nobody's"
     longest = int(np.diff(bases.offsets).argmax())
     length = len(bases.completion(longest))

@@ -13,7 +13,7 @@ import virtual_time
 
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused
 from fr3e_async.rollout.busy import BusyMeter
-from fr3e_async.testing.engine import EngineFault, FakeBehaviour, FakeEngine
+from fr3e_async.testing.engine import EngineFault, FakeBehaviour, FakeEngine, all_of
 from fr3e_async.types import Finish
 from fr3e_async.weights import pack_tensors
 
@@ -56,7 +56,7 @@ def test_a_seeded_request_depends_on_its_seed_and_not_on_its_id():
 def test_the_pulse_counts_what_the_engine_does():
     async def main():
         engine = FakeEngine(SPEC)
-        await engine.generate([request("a"), request("b")])
+        await all_of(engine, [request("a"), request("b")])
         assert engine.pulse() == 4  # two entered, two finished
         await engine.load_weights(bundle(1))
         assert engine.pulse() == 5
@@ -67,7 +67,7 @@ def test_the_pulse_counts_what_the_engine_does():
 def test_ends_with_an_end_token_or_at_the_budget():
     async def main():
         engine = FakeEngine(SPEC)
-        for completion in await engine.generate([request(f"r{i}", max_tokens=8) for i in range(50)]):
+        for completion in await all_of(engine, [request(f"r{i}", max_tokens=8) for i in range(50)]):
             assert 1 <= len(completion) <= 8
             assert (completion.finish is Finish.STOP) == (completion.tokens[-1] == 2)
             assert 2 not in completion.tokens[:-1]
@@ -173,7 +173,7 @@ def test_busy_interval_that_still_lasts_is_cut():
 def test_it_knows_of_entropies_what_its_provider_can_tell(provider, errors):
     async def main():
         engine = FakeEngine(replace(SPEC, entropy=provider), FakeBehaviour(mean_length=30))
-        plain, cold = await engine.generate([request(), replace(request("b"), temperature=0.7)])
+        plain, cold = await all_of(engine, [request(), replace(request("b"), temperature=0.7)])
         assert plain.entropy_errors == pytest.approx(errors)
         assert plain.raw_entropies is None
         assert (cold.raw_entropies is not None) == (provider == "engine")

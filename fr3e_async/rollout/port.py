@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -157,9 +157,6 @@ class Engine(Protocol):
 
         Raises ``EngineDead`` if the engine is lost, ``ValueError`` for a request that the model cannot take.
         """
-
-    async def generate(self, requests: Sequence[SampleRequest]) -> list[Completion]:
-        """All completions, in the order of the requests; they run together."""
 
     async def abort(self, request_id: str) -> None:
         """End a request now: its ``sample`` returns what there is, with ``Finish.ABORT``. Unknown ids are ignored."""

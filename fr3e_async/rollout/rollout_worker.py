@@ -11,6 +11,7 @@ import hashlib
 import itertools
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from fr3e_async.data.tokenizer import special_ids
 from fr3e_async.rollout.port import Engine, SampleRequest
 from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
 
-NOTHING = np.zeros(0, dtype=np.int32)
 LINGER_S = 0.01  # for which a rollout that has ended waits for others of its task: one message for all of them
 
 
@@ -69,6 +69,17 @@ class TokenTexts:
         return self._texts[token]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawing:
+    """What one task asks of the engine: R requests that continue C contexts."""
+
+    ids: Sequence[RolloutId]  # [R]
+    contexts: Sequence[NDArray[np.int32]]  # [C]
+    context_of: Sequence[int]  # [R] index into the contexts
+    prompt_lens: Sequence[int]  # [C] tokens; what follows them is a prefix of the response
+    requests: Sequence[SampleRequest]  # [R]
+
+
 class RolloutWorker:
     """Samples and branches on one engine. The rollouts of a task run side by side and come back as they end."""
 
@@ -83,29 +94,19 @@ class RolloutWorker:
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False
     ) -> AsyncIterator[RolloutBatch]:
-        """Draw one rollout for each id from the prompt beside it; yield batches of those that ended, each rollout once.
+        """Draw one rollout for each id from the prompt beside it; yield batches of those that have ended, each rollout once.
 
         With ``trunk`` a batch says where anchors may stand.
         """
-        contexts, context_of = _distinct(prompts)
-        tokens = [prompt.token_ids for prompt in contexts]
-        requests = [self._request(id, tokens[c], draw, draw.max_tokens) for id, c in zip(ids, context_of, strict=True)]
-        async for ended in self._as_they_end(requests):
-            completions = [self._texts.ended(NOTHING, completion) for _, completion in ended]
-            used = sorted({context_of[i] for i, _ in ended})
-            yield RolloutBatch.build(
-                ids=[ids[i] for i, _ in ended],
-                contexts=[tokens[c] for c in used],
-                prompt_lens=[len(tokens[c]) for c in used],
-                context_of=[used.index(context_of[i]) for i, _ in ended],
-                completions=completions,
-                eligible=[
-                    self._eligible(tokens[context_of[i]], completion.tokens, draw.max_tokens)
-                    for (i, _), completion in zip(ended, completions, strict=True)
-                ]
-                if trunk
-                else None,
-            )
+        drawing = self._of_prompts(prompts, ids, draw)
+        async for ended in self._as_they_end(drawing.requests):
+            yield self._batch(drawing, ended, budget=draw.max_tokens if trunk else 0)
+
+    async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> RolloutBatch:
+        """One batch of them all, in the order of the ids: what an evaluation and the door want."""
+        drawing = self._of_prompts(prompts, ids, draw)
+        ended = [one async for some in self._as_they_end(drawing.requests) for one in some]
+        return self._batch(drawing, sorted(ended, key=lambda one: one[0]))
 
     def anchors(self, batch: RolloutBatch) -> tuple[Anchor, ...]:
         """The anchors of every row of a batch of trunks."""
@@ -125,17 +126,52 @@ class RolloutWorker:
         prompt, spine = payload.context(row), payload.completion(row).tokens
         positions = {anchor.node: anchor.position for anchor in anchors}
         order = sorted(ids, key=lambda id: (-positions[id.node], id))
-        prefixes = {node: np.concatenate([prompt, spine[: positions[node]]]) for node in {id.node for id in ids}}
-        requests = [self._request(id, prefixes[id.node], draw, draw.max_tokens - positions[id.node]) for id in order]
-        async for ended in self._as_they_end(requests):
-            used = sorted({order[i].node for i, _ in ended})
-            yield RolloutBatch.build(
-                ids=[order[i] for i, _ in ended],
-                contexts=[prefixes[node] for node in used],
-                prompt_lens=[len(prompt)] * len(used),
-                context_of=[used.index(order[i].node) for i, _ in ended],
-                completions=[self._texts.ended(spine[: positions[order[i].node]], completion) for i, completion in ended],
-            )
+        nodes = sorted({id.node for id in ids})
+        contexts = [np.concatenate([prompt, spine[: positions[node]]]) for node in nodes]
+        context_of = [nodes.index(id.node) for id in order]
+        drawing = _Drawing(
+            ids=order,
+            contexts=contexts,
+            context_of=context_of,
+            prompt_lens=[len(prompt)] * len(nodes),
+            requests=[
+                self._request(id, contexts[c], draw, draw.max_tokens - positions[id.node])
+                for id, c in zip(order, context_of, strict=True)
+            ],
+        )
+        async for ended in self._as_they_end(drawing.requests):
+            yield self._batch(drawing, ended)
+
+    def _of_prompts(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> _Drawing:
+        distinct, context_of = _distinct(prompts)
+        contexts = [prompt.token_ids for prompt in distinct]
+        return _Drawing(
+            ids=ids,
+            contexts=contexts,
+            context_of=context_of,
+            prompt_lens=[len(context) for context in contexts],
+            requests=[self._request(id, contexts[c], draw, draw.max_tokens) for id, c in zip(ids, context_of, strict=True)],
+        )
+
+    def _batch(self, drawing: _Drawing, ended: Sequence[tuple[int, Completion]], *, budget: int = 0) -> RolloutBatch:
+        """The rollouts that have ended. ``budget``: tokens of a response, if anchors may be chosen on them; 0: they are no trunks."""
+        used = sorted({drawing.context_of[place] for place, _ in ended})
+        contexts = [drawing.contexts[drawing.context_of[place]] for place, _ in ended]
+        prompts = [drawing.prompt_lens[drawing.context_of[place]] for place, _ in ended]
+        completions = [
+            self._texts.ended(context[prompt:], completion)
+            for context, prompt, (_, completion) in zip(contexts, prompts, ended, strict=True)
+        ]
+        return RolloutBatch.build(
+            ids=[drawing.ids[place] for place, _ in ended],
+            contexts=[drawing.contexts[c] for c in used],
+            prompt_lens=[drawing.prompt_lens[c] for c in used],
+            context_of=[used.index(drawing.context_of[place]) for place, _ in ended],
+            completions=completions,
+            eligible=[self._eligible(context, done.tokens, budget) for context, done in zip(contexts, completions, strict=True)]
+            if budget
+            else None,
+        )
 
     async def _as_they_end(self, requests: Sequence[SampleRequest]) -> AsyncIterator[list[tuple[int, Completion]]]:
         """Completions with their places among the requests; those that end within ``LINGER_S`` of each other come together.

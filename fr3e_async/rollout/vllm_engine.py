@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -116,12 +116,6 @@ class VllmEngine:
         self._prompt_tokens += len(request.context)
         self._cached_prompt_tokens += completion.cached_tokens
         return completion
-
-    async def generate(self, requests: Sequence[SampleRequest]) -> list[Completion]:
-        """See ``port.Engine.generate``. If one fails the others are cancelled."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.sample(request)) for request in requests]
-        return [task.result() for task in tasks]
 
     async def abort(self, request_id: str) -> None:
         """See ``port.Engine.abort``."""

@@ -29,6 +29,7 @@ from fr3e_async.rollout.entropy import one_distribution
 from fr3e_async.rollout.held_weights import HeldWeights
 from fr3e_async.rollout.loaded_weights import Proof
 from fr3e_async.rollout.port import (
+    Engine,
     EngineDead,
     EngineSpec,
     EngineStats,
@@ -61,6 +62,13 @@ class FakeBehaviour:
     token_s: float = 0.0  # time of one token, the same for all requests in flight
     load_s: float = 0.0  # time of a weight update, during which no token is made
     fault: Callable[[str, int], EngineFault | None] = lambda request_id, attempt: None
+
+
+async def all_of(engine: Engine, requests: Sequence[SampleRequest]) -> list[Completion]:
+    """All completions of an engine, in the order of the requests; they run together, and end together if one fails."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(engine.sample(request)) for request in requests]
+    return [task.result() for task in tasks]
 
 
 class FakeEngine:
@@ -114,12 +122,6 @@ class FakeEngine:
         self._tokens_generated += len(completion)
         self._prompt_tokens += len(request.context)
         return completion
-
-    async def generate(self, requests: Sequence[SampleRequest]) -> list[Completion]:
-        """See ``port.Engine.generate``."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.sample(request)) for request in requests]
-        return [task.result() for task in tasks]
 
     async def abort(self, request_id: str) -> None:
         """See ``port.Engine.abort``."""
