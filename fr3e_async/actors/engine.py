@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import NoReturn, TypeVar
 
 import ray
 
@@ -58,17 +58,29 @@ class EngineActor(Watched):
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool
-    ) -> tuple[Delivery, RolloutBatch]:
+    ) -> AsyncIterator[Delivery | RolloutBatch]:
+        """A streaming call: of rollouts that have ended first what the driver reads, then the batch, which it only refers to."""
         assert self._rollout_worker is not None
-        batch = await _or_die(self._rollout_worker.sample(prompts, ids, draw, trunk=trunk))
-        anchors = self._rollout_worker.anchors(batch) if trunk and not self._rescored else None
-        return Delivery(notes=_notes(batch), anchors=anchors), batch
+        async for batch in _each_or_die(self._rollout_worker.sample(prompts, ids, draw, trunk=trunk)):
+            anchors = self._rollout_worker.anchors(batch) if trunk and not self._rescored else None
+            yield Delivery(notes=_notes(batch), anchors=anchors)
+            yield batch
 
     async def branch(
         self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
-    ) -> tuple[Delivery, RolloutBatch]:
+    ) -> AsyncIterator[Delivery | RolloutBatch]:
+        """A streaming call, as ``sample`` is."""
         assert self._rollout_worker is not None
-        batch = await _or_die(self._rollout_worker.branch(payload, trunk, anchors, ids, draw))
+        async for batch in _each_or_die(self._rollout_worker.branch(payload, trunk, anchors, ids, draw)):
+            yield Delivery(notes=_notes(batch))
+            yield batch
+
+    async def sample_together(
+        self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw
+    ) -> tuple[Delivery, RolloutBatch]:
+        """All at once, when the last one has ended."""
+        assert self._rollout_worker is not None
+        batch = await _or_die(self._rollout_worker.sample_together(prompts, ids, draw))
         return Delivery(notes=_notes(batch)), batch
 
     async def load_weights(self, bundle: WeightBundle) -> WeightAck:
@@ -108,7 +120,21 @@ async def _or_die(work: Awaitable[T]) -> T:
     """Await it; if the engine's core is dead, exit hard: Ray would otherwise retry on the same corpse."""
     try:
         return await work
-    except* EngineDead as error:
-        print(f"engine core died: {error.exceptions[0]}", file=sys.stderr, flush=True)
-        os._exit(1)
-    raise AssertionError("unreachable: other errors pass through")
+    except EngineDead as error:
+        _die(error)
+
+
+async def _each_or_die(batches: AsyncIterator[T]) -> AsyncIterator[T]:
+    """``_or_die`` for each item. The work behind it ends with it, however that ends."""
+    try:
+        async for batch in batches:
+            yield batch
+    except EngineDead as error:
+        _die(error)
+    finally:
+        await batches.aclose()  # type: ignore[attr-defined]
+
+
+def _die(error: EngineDead) -> NoReturn:
+    print(f"engine core died: {error}", file=sys.stderr, flush=True)
+    os._exit(1)

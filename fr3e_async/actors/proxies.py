@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 T = TypeVar("T")
 
+LOOK_S = 0.001  # between looks for the second of two items that come together
 ASK_S = 10.0  # time for the ranks to say that they live, after one of them has raised
 
 LOST = (RayActorError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, TaskCancelledError)
@@ -84,21 +85,39 @@ class RayEngine:
         self.name, self.actor, self.node = name, actor, node
         self._place = place
 
-    async def sample(
+    def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
-    ) -> tuple[Delivery, Payload]:
-        bare = [
-            replace(prompt, columns={}) if prompt.columns else prompt for prompt in prompts
-        ]  # of no use there, and maybe large
-        delivery, payload = self.actor.sample.options(num_returns=2).remote(bare, list(ids), draw, trunk)
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
+        return self._deliveries(self._streaming("sample").remote(_bare(prompts), list(ids), draw, trunk))
+
+    def branch(
+        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
+        return self._deliveries(self._streaming("branch").remote(payload, trunk, tuple(anchors), list(ids), draw))
+
+    async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
+        delivery, payload = self.actor.sample_together.options(num_returns=2).remote(_bare(prompts), list(ids), draw)
         return await reach(self.name, delivery), payload
 
-    async def branch(
-        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
-    ) -> tuple[Delivery, Payload]:
-        call = self.actor.branch.options(num_returns=2)
-        delivery, branches = call.remote(payload, trunk, tuple(anchors), list(ids), draw)
-        return await reach(self.name, delivery), branches
+    def _streaming(self, method: str) -> Any:
+        return getattr(self.actor, method).options(num_returns="streaming")
+
+    async def _deliveries(self, stream: ray.ObjectRefGenerator) -> AsyncIterator[tuple[Delivery, Payload]]:
+        """What is read, and the reference of what is not: an ``await`` would bring the payload here. Left early, it cancels the call.
+
+        Raises as ``reach`` does; what was yielded before outlives the actor, for this process owns it.
+        """
+        try:
+            async for item in stream:
+                delivery = await reach(self.name, item)
+                while not stream.next_ready():  # it follows at once
+                    await asyncio.sleep(LOOK_S)
+                payload = next(stream)
+                if ray.wait([stream.completed()], timeout=0)[0]:  # it may have broken between the two: then this is its error
+                    await reach(self.name, stream.completed())
+                yield delivery, payload
+        finally:
+            ray.cancel(stream)
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck:
         """An engine that refuses the weights is as good as lost: it would go on serving an older version."""
@@ -129,6 +148,11 @@ class RayEngine:
         ray.kill(self.actor)
         if self._place is not None:
             remove_placement_group(self._place)
+
+
+def _bare(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Without their columns, which may be large and are of no use to an engine."""
+    return [replace(prompt, columns={}) if prompt.columns else prompt for prompt in prompts]
 
 
 class RayVerifier:

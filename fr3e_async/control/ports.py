@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Unpack
@@ -43,7 +43,7 @@ class TaskLost(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What a sampling task returns by value: one note a row, and the anchors of its trunks if they were chosen there."""
+    """What is read of rollouts that have ended: one note a row, and the anchors of its trunks if they were chosen there."""
 
     notes: tuple[RolloutSummary, ...]
     anchors: tuple[Anchor, ...] | None = None
@@ -55,15 +55,21 @@ class EngineWorker(Protocol):
     name: str
     node: str  # that it runs on; empty: nobody knows
 
-    async def sample(
+    def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
-    ) -> tuple[Delivery, Payload]:
-        """One rollout for each id from the prompt beside it; with ``trunk`` anchors are chosen on each of them."""
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
+        """One rollout for each id from the prompt beside it, delivered when it has ended; with ``trunk`` anchors are chosen on each.
 
-    async def branch(
+        Leaving the iteration cancels what is still being drawn.
+        """
+
+    def branch(
         self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
-    ) -> tuple[Delivery, Payload]:
-        """Continuations of these anchors of a trunk that lies in the payload; ``id.node`` names the anchor."""
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
+        """Continuations of these anchors of a trunk that lies in the payload, delivered as ``sample`` does; ``id.node`` names the anchor."""
+
+    async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
+        """The same when the last one has ended, as one payload in the order of the ids: for evaluations and the door."""
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck: ...
 
