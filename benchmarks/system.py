@@ -252,15 +252,8 @@ async def updates_section(stage: Stage, *, quick: bool) -> Figures:
         found = facts(played) | pace(played.rows, first=2, last=batches)
         pauses = [row["time/pause_s"] for row in played.rows if "time/pause_s" in row]
         syncs = [row["time/sync_s"] for row in played.rows if "time/sync_s" in row]
-        rows.append(
-            found
-            | {
-                "update": update,
-                "pause_s": statistics.mean(pauses),
-                "sync_s": statistics.mean(syncs),
-                "retries": played.summary["retries"],
-            }
-        )
+        found |= {"update": update, "pause_s": statistics.mean(pauses), "sync_s": statistics.mean(syncs)}
+        rows.append(found | {"retries": played.summary["retries"]})
     return {"rows": rows, "ratio": rows[0]["batches_per_s"] / max(row["batches_per_s"] for row in rows[1:])}
 
 

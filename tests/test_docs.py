@@ -173,23 +173,6 @@ def test_the_index_lists_every_decision() -> None:
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
 
 
-def test_the_example_of_a_strategy_works() -> None:
-    from builders import small_config
-
-    from fr3e_async.algorithm.strategies import GroupOutcome
-    from fr3e_async.types import RolloutId
-
-    text = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^   ```python\n(.*?)^   ```", text, flags=re.MULTILINE | re.DOTALL)
-    names: dict[str, type] = {}
-    exec("\n".join(line.removeprefix("   ") for line in block.splitlines()), names)
-    ids = [RolloutId("g", 0, branch) for branch in range(2)]
-    strategy = names["Half"](small_config().algorithm)
-    credit = strategy.credit(GroupOutcome(group="g", rewards=dict(zip(ids, (1.0, 0.0), strict=True))))
-    assert credit.advantages == {ids[0]: ((0, 0.5),), ids[1]: ((0, -0.5),)}
-    assert strategy.credit(GroupOutcome(group="g", rewards=dict.fromkeys(ids, 1.0))).rejected == "all_right"
-
-
 if __name__ == "__main__":
     OUTPUTS.write_text(with_fresh_tables(OUTPUTS.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -83,7 +83,7 @@ def replay(folder: Path, *, device: str = "cpu", trust_remote_code: bool = False
     squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
     norm = math.sqrt(sum(squares)) if all(map(math.isfinite, squares)) else math.nan
     cause = unsound(total, learner, prox=dump.loss_config.prox) or unsound_norm(norm, limit=learner.stop_above_grad_norm)
-    return dump, Replay(loss=float(total.loss) / dump.total_tokens, grad_norm=norm, cause=cause, tokens=tuple(tokens))
+    return dump, Replay(loss=total.total("loss") / dump.total_tokens, grad_norm=norm, cause=cause, tokens=tuple(tokens))
 
 
 def _device(name: str) -> torch.device:
