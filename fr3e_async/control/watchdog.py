@@ -2,7 +2,7 @@
 
 every observe.heartbeat_s   engines: state (busy times, cache pressure); all actors with work: does their pulse move?
 an actor is silent, or has work and no pulse, for watchdog.stuck_s   ─► its stacks, then it is replaced
-the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is made anew
+the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is restarted
 nothing moved for watchdog.timeout_s                                 ─► the whole diagnosis ends the run
 a node will be taken away (a notice of preemption)                   ─► its workers leave it, and the learner group
 """
