@@ -32,6 +32,7 @@ from prefill import Known, Prefill, rounding
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.rollout import Engine, EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.testing.engine import joined
 from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId
 
 GOAL = 1.10
@@ -100,16 +101,16 @@ class Tree:
 async def grow(generator: RolloutWorker, explorer: RolloutWorker, prompt: Prompt, draw: Draw) -> Tree:
     """A group as the control loop has it done: branches begin when the trunk has ended, whatever the other bases do."""
     first, *others = base_ids(prompt, BASES)
-    rest = asyncio.ensure_future(generator.sample([prompt] * len(others), others, draw))
-    trunk = await generator.sample([prompt], [first], draw, trunk=True)
+    rest = asyncio.ensure_future(generator.sample_together([prompt] * len(others), others, draw))
+    trunk = await joined(generator.sample([prompt], [first], draw, trunk=True))
     anchors = generator.anchors(trunk)
     ids = [RolloutId(prompt.uid, anchor.node, m) for anchor in anchors for m in range(BRANCHES)]
-    branches = await explorer.branch(trunk, first, anchors, ids, draw)
+    branches = await joined(explorer.branch(trunk, first, anchors, ids, draw))
     return Tree(bases=(trunk, await rest), branches=branches, one_engine=generator is explorer)
 
 
 async def independent(sampler: RolloutWorker, prompt: Prompt, draw: Draw) -> RolloutBatch:
-    return await sampler.sample([prompt] * ROLLOUTS, base_ids(prompt, ROLLOUTS), draw)
+    return await sampler.sample_together([prompt] * ROLLOUTS, base_ids(prompt, ROLLOUTS), draw)
 
 
 def base_ids(prompt: Prompt, count: int) -> list[RolloutId]:

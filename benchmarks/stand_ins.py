@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,11 @@ class Ruled:
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
-    ) -> tuple[Delivery, Payload]:
-        delivery, payload = await self.inner.sample(prompts, ids, draw, trunk=trunk)
-        return (
-            replace(delivery, anchors=await run_in_daemon_thread(lambda: self._anchors(payload))) if trunk else delivery
-        ), payload
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
+        async for delivery, payload in self.inner.sample(prompts, ids, draw, trunk=trunk):
+            if trunk:
+                delivery = replace(delivery, anchors=await run_in_daemon_thread(partial(self._anchors, payload)))
+            yield delivery, payload
 
     def _anchors(self, payload: Payload) -> tuple[Anchor, ...]:
         """As ``RolloutWorker.anchors`` in the engine's process."""

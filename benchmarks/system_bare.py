@@ -7,7 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,15 @@ class Listening:
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
-    ) -> tuple[Delivery, Payload]:
-        return self._kept(await self.inner.sample(prompts, ids, draw, trunk=trunk), draw)
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
+        async for answer in self.inner.sample(prompts, ids, draw, trunk=trunk):
+            yield self._kept(answer, draw)
 
     async def branch(
         self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
-    ) -> tuple[Delivery, Payload]:
-        return self._kept(await self.inner.branch(payload, trunk, anchors, ids, draw), draw)
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
+        async for answer in self.inner.branch(payload, trunk, anchors, ids, draw):
+            yield self._kept(answer, draw)
 
     def _kept(self, answer: tuple[Delivery, Payload], draw: Draw) -> tuple[Delivery, Payload]:
         self.served.append((time.monotonic(), *answer, draw))

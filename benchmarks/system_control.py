@@ -13,7 +13,7 @@ import statistics
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,19 +180,21 @@ class InstantEngine(EngineActor):
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool
-    ) -> tuple[Delivery, RolloutBatch]:
+    ) -> AsyncIterator[Delivery | RolloutBatch]:
         contexts = [prompt.token_ids for prompt in prompts[:1]]
         anchors = tuple(anchor for id in ids for anchor in anchors_of(id)) if trunk else None
-        return self._made(ids, contexts, [0] * len(ids), len(contexts[0]), anchors)
+        for part in self._made(ids, contexts, [0] * len(ids), len(contexts[0]), anchors):
+            yield part
 
     async def branch(
         self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
-    ) -> tuple[Delivery, RolloutBatch]:
+    ) -> AsyncIterator[Delivery | RolloutBatch]:
         row = payload.row_of(trunk)
         prompt, spine = payload.context(row), payload.completion(row).tokens
         contexts = [np.concatenate([prompt, spine[: anchor.position]]) for anchor in anchors]
         nodes = [anchor.node for anchor in anchors]
-        return self._made(ids, contexts, [nodes.index(id.node) for id in ids], len(prompt), None)
+        for part in self._made(ids, contexts, [nodes.index(id.node) for id in ids], len(prompt), None):
+            yield part
 
     def _made(
         self, ids: Sequence[RolloutId], contexts: list[Any], context_of: list[int], prompt: int, anchors: Any

@@ -52,7 +52,8 @@ class FakeEngineActor(EngineActor):
     async def sample(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool) -> Any:
         contexts = [prompt.token_ids for prompt in prompts]
         anchors = tuple(anchor for id in ids for anchor in self._anchors(id)) if trunk else None
-        return await self._make(ids, contexts, [len(context) for context in contexts], anchors)
+        for part in await self._make(ids, contexts, [len(context) for context in contexts], anchors):
+            yield part
 
     async def branch(
         self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
@@ -61,7 +62,8 @@ class FakeEngineActor(EngineActor):
         prompt, spine = payload.context(row), payload.completion(row).tokens
         place = {anchor.node: anchor.position for anchor in anchors}
         contexts = [np.concatenate([prompt, spine[: place[id.node]]]) for id in ids]
-        return await self._make(ids, contexts, [len(prompt)] * len(ids), None)
+        for part in await self._make(ids, contexts, [len(prompt)] * len(ids), None):
+            yield part
 
     def _anchors(self, trunk: RolloutId) -> tuple[Anchor, ...]:
         """Numbered for algorithm.anchors=2."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builders import joined
 
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, Strategy, make_strategy
@@ -31,6 +30,7 @@ from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.rollout import Engine, EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 from fr3e_async.settings.loader import load_config
+from fr3e_async.testing.engine import joined
 from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId, TrainSample
 from fr3e_async.verify import VerifierPool
 from fr3e_async.verify.responses import Reader

@@ -323,8 +323,15 @@ def test_a_learner_answers_from_inside_train_and_its_death_is_a_lost_learner(act
 def sampled(engine: RayEngine) -> None:
     prompts = [Prompt(uid=f"p{i}", text="", gold="", token_ids=np.array([5, 6, i], np.int32)) for i in range(3)]
     ids = [RolloutId(f"p{i}@0", 0, 0) for i in range(3)]
-    delivery, _ = within(60, engine.sample(prompts, ids, Draw(max_tokens=20), trunk=False))
-    assert len(delivery.notes) == 3
+
+    async def main() -> list[RolloutId]:
+        return [
+            note.id
+            async for delivery, _ in engine.sample(prompts, ids, Draw(max_tokens=20), trunk=False)
+            for note in delivery.notes
+        ]
+
+    assert sorted(within(60, main())) == ids
 
 
 @on_real_actors

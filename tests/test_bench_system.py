@@ -138,17 +138,17 @@ def test_requests_are_what_the_engine_was_asked_for():
 
     async def sample(prompts, ids, draw, *, trunk):
         batch = made(0, [5, 6, 7])
-        return Delivery(notes=(batch.note(0),)), batch
+        yield Delivery(notes=(batch.note(0),)), batch
 
     async def branch(payload, trunk, anchors, ids, draw):
         batch = made(1, [5, 6, 7, 8, 8])
-        return Delivery(notes=(batch.note(0),)), batch
+        yield Delivery(notes=(batch.note(0),)), batch
 
     async def go():
         engine = Listening(SimpleNamespace(name="generator-0", sample=sample, branch=branch))
         draw = Draw(max_tokens=10, temperature=0.5)
-        await engine.sample([], [], draw, trunk=True)
-        await engine.branch(None, None, [], [], draw)
+        for deliveries in (engine.sample([], [], draw, trunk=True), engine.branch(None, None, [], [], draw)):
+            assert len([one async for one in deliveries]) == 1
         return engine
 
     engine = asyncio.run(go())
@@ -309,11 +309,11 @@ def test_anchors_picked_beside_an_engine_are_those_of_the_run():
         name = "e"
 
         async def sample(self, prompts, ids, draw, *, trunk):
-            return Delivery(notes=(batch.note(0),), anchors=()), batch
+            yield Delivery(notes=(batch.note(0),), anchors=()), batch
 
     def places(rule: str) -> list[int]:
         one = Ruled(Engine(), rule=AnchorRule(name=rule, count=2, min_gap=2), seed=0, payloads=FakePayloads())
-        delivery, _ = asyncio.run(one.sample([], [], None, trunk=True))
+        delivery, _ = asyncio.run(anext(one.sample([], [], None, trunk=True)))
         return [anchor.position for anchor in delivery.anchors]
 
     assert places("entropy") == [2, 6]

@@ -219,10 +219,10 @@ def test_a_replacement_that_never_starts_is_given_up_and_ends_it_where_none_is_l
 
 def test_a_signal_ends_it_and_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     class Stopping(FakeEngineWorker):
-        async def sample(self, *args: Any, **kwargs: Any) -> Any:
+        async def sample_together(self, *args: Any, **kwargs: Any) -> Any:
             if self.calls["sample"] == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return await super().sample(*args, **kwargs)
+            return await super().sample_together(*args, **kwargs)
 
     code, results = run_job(tmp_path / "out", monkeypatch, engines=[Stopping("e0", delay_s=0.02)])
     assert (code, results) == (130, {})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import joined, prompt, small_config
+from builders import prompt, small_config
 from ledger_support import delivered, judged, make_ledger
 from oracle import Tree
 from trees import GROUP, advantages_of, credit_of, outcome_of, tree
@@ -29,6 +29,7 @@ from fr3e_async.machine.ledger_state import LedgerError
 from fr3e_async.rollout.port import SampleRequest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 from fr3e_async.settings.loader import load_config
+from fr3e_async.testing.engine import joined
 from fr3e_async.types import Completion, Draw, Finish, RolloutId
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import joined
 from engine_world import END, TOLERANCE, VOCABULARY, World, build_model
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.testing.engine import joined
 from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(240)]

@@ -7,7 +7,7 @@ import contextlib
 
 import numpy as np
 import virtual_time
-from builders import joined, prompt
+from builders import prompt
 from chat_support import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +16,7 @@ from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.rollout.port import EngineDead, SampleRequest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts, rollout_seed
+from fr3e_async.testing.engine import joined
 from fr3e_async.types import Anchor, Completion, Draw, Finish, RolloutId
 
 TOKENIZER = build_tokenizer()

@@ -32,7 +32,7 @@ def trees():
     """A rollout of an open group, by its payload's key."""
     engine = FakeEngineWorker("generator-0")
     draw = Draw(max_tokens=8, temperature=1.0)
-    return [(3, asyncio.run(engine.sample([PROMPTS[0]], [RolloutId("p0@0", 0, 0)], draw, trunk=True))[1])]
+    return [(3, asyncio.run(engine.sample_together([PROMPTS[0]], [RolloutId("p0@0", 0, 0)], draw))[1])]
 
 
 @pytest.fixture

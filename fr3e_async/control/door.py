@@ -89,7 +89,7 @@ class Door:
 
     async def _answers(self, engine: EngineWorker) -> RolloutBatch:
         questions = self._questions
-        _, payload = await engine.sample(questions.prompts, questions.ids, self._draw, trunk=False)
+        _, payload = await engine.sample_together(questions.prompts, questions.ids, self._draw)
         return await run_in_daemon_thread(lambda: self._payloads.get(payload))
 
     def _judge(self, name: str, batch: RolloutBatch, *, counts: bool, other_tokenizer: bool) -> str:

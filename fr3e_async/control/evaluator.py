@@ -140,7 +140,7 @@ class Evaluator:
     async def _attempt(self, part: list[WantedSample], lend: Lend) -> list[ScoredSample]:
         prompts, ids, rows = [one.problem for one in part], [one.id for one in part], range(len(part))
         async with lend(GENERATORS, len(ids), priority=EVALUATION_PRIORITY) as engine:
-            delivery, payload = await self._workers.sample(engine, prompts, ids, self._draw)
+            delivery, payload = await self._workers.sample_together(engine, prompts, ids, self._draw)
         if any(note.finish is Finish.ABORT for note in delivery.notes):
             raise TaskLost("the engine gave up a sample")
         async with lend(VERIFIERS, 1, priority=EVALUATION_PRIORITY) as verifier:

@@ -1,6 +1,6 @@
 """Carries out the machine's commands: each runs as its own task and ends in exactly one event. Decides nothing.
 
-Assign ─► a call to the worker, with a lease ─► Delivered | Judged | Lost (and WorkerDown, if that is why)
+Assign ─► a call to the worker, with a lease ─► Delivered, … | Judged | Lost (and WorkerDown, if that is why)
 Send   ─► Publisher ─► Acked | Refused          Hire ─► wait, start a new worker ─► WorkerUp | Unhired    Dismiss ─► not any more
 Wait   ─► Due                                    Release ─► it is ended    Withdraw ─► the calls are cancelled ─► Lost(counted=False)
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
 from fr3e_async.control.context import SHELTER_S, RunContext
@@ -35,7 +35,7 @@ from fr3e_async.machine.messages import (
     Withdraw,
     group_of,
 )
-from fr3e_async.types import Verdict
+from fr3e_async.types import RolloutId
 from fr3e_async.weights.manifest import WeightAck
 
 
@@ -87,11 +87,13 @@ class Executor:
     def _begin(self, command: Assign) -> None:
         """The call is there at once, since it may be withdrawn before the task has begun; it ends with the task."""
         assert command.work is not None
-        call = asyncio.ensure_future(self._call(command.work, command.worker))
+        owed = set(command.work.ids)
+        call = asyncio.ensure_future(self._call(command, owed))
         self.calls[command.task] = call
-        self._spawn(self._assign(command, call)).add_done_callback(lambda _: call.cancel())
+        self._spawn(self._assign(command, call, owed)).add_done_callback(lambda _: call.cancel())
 
-    async def _assign(self, command: Assign, call: asyncio.Future[tuple[Delivery, Payload] | list[Verdict]]) -> None:
+    async def _assign(self, command: Assign, call: asyncio.Future[None], owed: set[RolloutId]) -> None:
+        """``owed``: rollouts of the task that the call has not delivered yet."""
         work = command.work
         assert work is not None
         group = group_of(work)
@@ -100,13 +102,13 @@ class Executor:
             scoring, payload = (True, work.payload) if isinstance(work, Score) else (False, -1)
             self._emit(
                 Lost(
-                    task=command.task, group=group, ids=work.ids, reason=reason, scoring=scoring, payload=payload,
+                    task=command.task, group=group, ids=tuple(id for id in work.ids if id in owed), reason=reason, scoring=scoring, payload=payload,
                     gone=gone, counted=counted,
                 )
             )  # fmt: skip
 
         try:
-            result = await call
+            await call
         except TaskLost as error:
             if error.dead:
                 self._down(error.dead, str(error), node=error.node)
@@ -116,32 +118,43 @@ class Executor:
             if command.task not in self.withdrawn:  # we ourselves are cancelled: the run ends
                 raise
             self.withdrawn.discard(command.task)
-            lost("withdrawn", counted=False)
+            if owed:  # else it was quicker
+                lost("withdrawn", counted=False)
             return
         finally:
             self.calls.pop(command.task, None)
             del call  # it holds its error, which holds this frame
         self.withdrawn.discard(command.task)
-        if isinstance(result, list):
-            self._emit(Judged(task=command.task, group=group, ids=work.ids, verdicts=tuple(result)))
-        else:
-            delivery, made = result
-            key = self._table.keep(group, made)
-            self._emit(
-                Delivered(task=command.task, group=group, payload=key, notes=delivery.notes, anchors=delivery.anchors)
-            )  # fmt: skip
+        if owed:
+            lost(f"{command.worker} ended the task without {len(owed)} of its {len(work.ids)} rollouts")
 
-    async def _call(self, work: Sample | Branch | Score, name: str) -> tuple[Delivery, Payload] | list[Verdict]:
-        workers = self._workers
+    async def _call(self, command: Assign, owed: set[RolloutId]) -> None:
+        """Tell the machine of everything that the worker returns, when it does; what is told is ``owed`` no more."""
+        workers, name, work = self._workers, command.worker, command.work
         match work:
             case Sample():
-                return await workers.sample(
-                    name, [work.prompt] * len(work.ids), work.ids, workers.training_draw, trunk=work.trunk
-                )
+                await self._deliver(command, workers.sample(name, work), owed)
             case Branch():
-                return await workers.branch(name, work, self._table[work.trunk_payload])
+                await self._deliver(command, workers.branch(name, work, self._table[work.trunk_payload]), owed)
             case Score():
-                return await workers.judge(name, self._table[work.payload], work.rows, [work.prompt] * len(work.ids))
+                prompts = [work.prompt] * len(work.ids)
+                verdicts = await workers.judge(name, self._table[work.payload], work.rows, prompts)
+                owed.clear()
+                self._emit(Judged(task=command.task, group=group_of(work), ids=work.ids, verdicts=tuple(verdicts)))
+
+    async def _deliver(self, command: Assign, deliveries: AsyncIterator[tuple[Delivery, Payload]], owed: set[RolloutId]) -> None:
+        assert command.work is not None
+        group = group_of(command.work)
+        async with aclosing(deliveries):  # type: ignore[type-var]
+            async for delivery, made in deliveries:
+                owed.difference_update(note.id for note in delivery.notes)
+                key = self._table.keep(group, made)
+                self._emit(
+                    Delivered(
+                        task=command.task, group=group, payload=key, notes=delivery.notes, anchors=delivery.anchors,
+                        left=len(owed),
+                    )
+                )  # fmt: skip
 
     def _withdraw(self, task: int) -> None:
         call = self.calls.get(task)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from fr3e_async.clock import Clock, steady
@@ -21,7 +22,7 @@ from fr3e_async.control.ports import (
 )
 from fr3e_async.errors import RunFailed, with_cause
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.messages import Branch
+from fr3e_async.machine.messages import Branch, Sample
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.types import Answer, Draw, Outcome, Prompt, RolloutId, Verdict
@@ -119,14 +120,21 @@ class Workers:
         s = self.config.sampling
         return Draw(max_tokens=s.max_response, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
 
-    async def sample(
-        self, name: str, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False
-    ) -> tuple[Delivery, Payload]:
-        return await self.leased(name, lambda: self._engine(name).sample(prompts, ids, draw, trunk=trunk))
+    def sample(self, name: str, work: Sample) -> AsyncIterator[tuple[Delivery, Payload]]:
+        """Have the rollouts of a task drawn; each is delivered when it has ended, all within one lease."""
+        prompts, draw = [work.prompt] * len(work.ids), self.training_draw
+        return self._leased_each(name, lambda: self._engine(name).sample(prompts, work.ids, draw, trunk=work.trunk))
 
-    async def branch(self, name: str, work: Branch, trunk: Payload) -> tuple[Delivery, Payload]:
+    def branch(self, name: str, work: Branch, trunk: Payload) -> AsyncIterator[tuple[Delivery, Payload]]:
+        """As ``sample``, for branches of one trunk."""
         draw = self.training_draw
-        return await self.leased(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
+        return self._leased_each(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
+
+    async def sample_together(
+        self, name: str, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw
+    ) -> tuple[Delivery, Payload]:
+        """All rollouts as one payload, when the last one has ended."""
+        return await self.leased(name, lambda: self._engine(name).sample_together(prompts, ids, draw))
 
     async def judge(self, name: str, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         """Raises ``RunFailed`` when the first verdicts of the session all failed."""
@@ -154,14 +162,35 @@ class Workers:
         await self.learner.close()
 
     async def leased(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
-        limit = self.config.flow.lease_s
-        try:
-            async with asyncio.timeout(limit):  # ``wait_for`` would lose a cancellation that comes together with the result
+        with self._lost_with(name):
+            async with asyncio.timeout(
+                self.config.flow.lease_s
+            ):  # ``wait_for`` would lose a cancellation that comes with the result
                 return await call()
+
+    async def _leased_each(self, name: str, call: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:
+        """The items of a call; the lease is of all of them together. Left early, the call is cancelled."""
+        ends = asyncio.get_running_loop().time() + self.config.flow.lease_s
+        with self._lost_with(name):
+            items = call()
+            try:
+                while True:
+                    async with asyncio.timeout_at(ends):
+                        item = await anext(items, None)
+                    if item is None:
+                        return
+                    yield item
+            finally:
+                await items.aclose()  # type: ignore[attr-defined]
+
+    @contextmanager
+    def _lost_with(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except WorkerLost as error:
             raise TaskLost(f"{name} lost: {error}", dead=name, node=error.node) from error
         except TimeoutError as error:
-            raise TaskLost(f"{name}: the lease of flow.lease_s ({limit:g} s) ran out") from error
+            raise TaskLost(f"{name}: the lease of flow.lease_s ({self.config.flow.lease_s:g} s) ran out") from error
 
     def _engine(self, name: str) -> EngineWorker:
         if name not in self._engines:

@@ -23,6 +23,7 @@ from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, W
 
 Fetch = Callable[[Any], Awaitable[WeightBucket]]  # a bucket behind the handle that a bundle has of it
 
+LINGER_S = 0.01  # for which a rollout that has ended waits for others of its task: one message for all of them
 ENTROPY_PROVIDERS = ("engine", "topk", "learner")
 
 

@@ -31,6 +31,7 @@ class Request:
     start: float = 0.0  # step at which it began, had it not been evicted
     version: int = -1  # weights that made its first token
     entry: int = 0  # of its place in the heap; 0: it does not run
+    row: Any = None  # the rollout, for who asked for it
 
 
 class SimulatedEngine:

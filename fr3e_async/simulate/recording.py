@@ -111,7 +111,11 @@ class _Reader:
     def _event(self, now: float, event: Event) -> None:
         match event:
             case Delivered():
-                self._end(now, event.task, notes=event.notes)
+                span = self._spans.get(event.task)
+                if span is not None:
+                    span.notes += event.notes
+                if not event.left:
+                    self._end(now, event.task)
                 self._notes.setdefault(event.group, []).extend(event.notes)
                 self._anchors.setdefault(event.group, []).extend(event.anchors or ())
             case Rescored():
@@ -158,10 +162,10 @@ class _Reader:
             case _:
                 pass
 
-    def _end(self, now: float, task: int, *, notes: tuple[RolloutSummary, ...] = (), answers: int = 0) -> None:
+    def _end(self, now: float, task: int, *, answers: int = 0) -> None:
         span = self._spans.pop(task, None)
         if span is not None:
-            span.end, span.notes, span.answers, span.whole = now, notes, answers, True
+            span.end, span.answers, span.whole = now, answers, True
 
     def _retire(self, group: Retire) -> None:
         notes, anchors = self._notes.pop(group.group, []), self._anchors.pop(group.group, [])

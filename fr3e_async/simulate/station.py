@@ -12,7 +12,7 @@ from fr3e_async.machine.events import Event
 from fr3e_async.machine.messages import Command, Work, group_of
 from fr3e_async.simulate.clock import Call, Cores, VirtualClock
 from fr3e_async.simulate.engine import Request
-from fr3e_async.simulate.groups import SimulatedRow
+from fr3e_async.types import RolloutId
 
 NEAR = 1e-9  # seconds of work: what floating point leaves of a job that is done
 
@@ -103,8 +103,10 @@ class SimulatedTask:
     worker: str
     work: Work
     left: int  # rollouts or answers that have not ended
-    rows: list[SimulatedRow] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
+    ended: list[tuple[Request, int]] = field(
+        default_factory=list
+    )  # with the weights at their ends; they are on their way to the driver
+    owed: dict[RolloutId, None] = field(default_factory=dict)  # rollouts that have not been delivered
     over: bool = False
 
     @property

@@ -102,7 +102,8 @@ class Stats:
             self._restart(now)
         match event:
             case Delivered():
-                self._ends(now, event.task)
+                if not event.left:
+                    self._ends(now, event.task)
                 self._delivered(event)
             case Judged() | Answered():
                 self._ends(now, event.task)

@@ -1,6 +1,6 @@
 """The world around the control machine, on virtual time: it carries out commands and says what happened. It decides nothing.
 
-Assign(Sample, Branch) ─► engine ─► Delivered when the last rollout of the task has ended
+Assign(Sample, Branch) ─► engine ─► Delivered when rollouts of the task have ended
 Assign(Score) ─► verifier ─► Judged            Train ─► learner ─► Trained ─► Exported        Rescore ─► learner ─► Rescored
 Send ─► fetch ─► the engine stands still ─► Acked      Hire ─► WorkerUp      Wait ─► Due      Withdraw ─► Lost
 """
@@ -48,6 +48,7 @@ from fr3e_async.machine.messages import (
     Wait,
     Withdraw,
 )
+from fr3e_async.rollout.port import LINGER_S
 from fr3e_async.simulate.clock import Cores, VirtualClock
 from fr3e_async.simulate.engine import Request, SimulatedEngine
 from fr3e_async.simulate.groups import Groups
@@ -230,22 +231,26 @@ class World:
         if engine is None:  # it has died, and the machine does not know yet
             self._lose(job, "died")
             return
-        job.rows = self._groups.rows(work, (command.worker, engine.cache))
-        job.requests = [Request(job, row.length, row.context - row.cached) for row in job.rows]
-        engine.add(job.requests)
+        rows = self._groups.rows(work, (command.worker, engine.cache))
+        job.owed = dict.fromkeys(work.ids)
+        engine.add([Request(job, row.length, row.context - row.cached, row=row) for row in rows])
 
     def _ended(self, request: Request) -> None:
         job = request.job
         job.left -= 1
-        if job.left == 0:
-            self.clock.after(self.times.engine.task_s, self._deliver, (job, self._engines[job.worker].version))
+        if not job.ended:  # those that end before it is under way come with it
+            self.clock.after(max(self.times.engine.task_s, LINGER_S if job.left else 0.0), self._deliver, job)
+        job.ended.append((request, self._engines[job.worker].version))
 
-    def _deliver(self, ended: tuple[SimulatedTask, int]) -> None:
-        job, version = ended
+    def _deliver(self, job: SimulatedTask) -> None:
         if job.over:
             return
-        work = job.work
-        self._close(job)
+        work, ended = job.work, job.ended
+        job.ended = []
+        for request, _ in ended:
+            del job.owed[request.row.id]
+        if not job.owed:
+            self._close(job)
         self._payloads += 1
         most = self.config.sampling.max_response
         prompt = self._groups.prompt(job.group)
@@ -255,12 +260,15 @@ class World:
                 finish=Finish.LENGTH if row.context - prompt + row.length >= most else Finish.STOP,
                 oldest_version=request.version, newest_version=version,
             )
-            for row, request in zip(job.rows, job.requests, strict=True)
+            for request, version in ended
+            for row in [request.row]
         )  # fmt: skip
         anchors = None
         if isinstance(work, Sample) and work.trunk and not self._rescored:
-            anchors = tuple(anchor for id in work.ids for anchor in self._groups.anchors(id))
-        self._tell(Delivered(task=job.task, group=job.group, payload=self._payloads, notes=notes, anchors=anchors))
+            anchors = tuple(anchor for request, _ in ended for anchor in self._groups.anchors(request.row.id))
+        self._tell(
+            Delivered(task=job.task, group=job.group, payload=self._payloads, notes=notes, anchors=anchors, left=len(job.owed))
+        )
 
     def _answer_s(self) -> float:
         times = self.times.verifier
@@ -287,7 +295,7 @@ class World:
         scoring = isinstance(job.work, Score)
         payload = job.work.payload if isinstance(job.work, Score) else -1
         lost = Lost(
-            task=job.task, group=job.group, ids=job.work.ids, reason=reason, scoring=scoring, payload=payload, counted=counted
+            task=job.task, group=job.group, ids=job.work.ids if scoring else tuple(job.owed), reason=reason, scoring=scoring, payload=payload, counted=counted
         )  # fmt: skip
         self.clock.after(0.0, self._tell, lost)
 

@@ -15,7 +15,7 @@ import asyncio
 import math
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,7 +39,7 @@ from fr3e_async.rollout.port import (
     WeightsRefused,
     in_hand,
 )
-from fr3e_async.types import Completion, Finish
+from fr3e_async.types import Completion, Finish, RolloutBatch
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 TOP_K_ERROR = 0.1  # nats by which entropies from the likeliest tokens may be off
@@ -69,6 +69,25 @@ async def all_of(engine: Engine, requests: Sequence[SampleRequest]) -> list[Comp
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(engine.sample(request)) for request in requests]
     return [task.result() for task in tasks]
+
+
+async def joined(batches: AsyncIterator[RolloutBatch]) -> RolloutBatch:
+    """All rollouts of a task as one batch: by context, the longest first, and by id; one that came whole as it is."""
+    parts = [batch async for batch in batches]
+    if len(parts) == 1:
+        return parts[0]
+    rows = sorted(
+        ((batch, row) for batch in parts for row in range(len(batch))),
+        key=lambda place: (-len(place[0].context(place[1])), place[0].ids[place[1]]),
+    )
+    return RolloutBatch.build(
+        ids=[batch.ids[row] for batch, row in rows],
+        contexts=[batch.context(row) for batch, row in rows],
+        prompt_lens=[batch.prompt_len(row) for batch, row in rows],
+        context_of=range(len(rows)),
+        completions=[batch.completion(row) for batch, row in rows],
+        eligible=[batch.eligible[batch.span(row)] for batch, row in rows if batch.eligible is not None] or None,
+    )
 
 
 class FakeEngine:

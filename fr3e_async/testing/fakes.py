@@ -12,7 +12,8 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from fr3e_async.types import (
     Prompt,
     RolloutBatch,
     RolloutId,
+    RolloutSummary,
     StepReport,
     Verdict,
 )
@@ -96,6 +98,12 @@ class FakeActor:
 
     async def call(self, name: str, *, parts: int = 4) -> None:
         """The time that a call takes, with what may happen in it."""
+        async with self.entered(name):
+            await self.work(parts)
+
+    @asynccontextmanager
+    async def entered(self, name: str) -> AsyncIterator[None]:
+        """Count a call, and meet the fault that was injected for it."""
         self.calls[name] += 1
         self.running[name] += 1
         try:
@@ -105,12 +113,16 @@ class FakeActor:
             elif fault is not None:
                 self.suffer(fault)
             await self._answers()
-            for _ in range(parts):
-                await asyncio.sleep(self.delay_s / parts)
-                await self._answers()
-                self._pulse += 1
+            yield
         finally:
             self.running[name] -= 1
+
+    async def work(self, parts: int, *, of: int = 1) -> None:
+        """Let one of ``of`` equal shares of a call's time pass, in so many parts."""
+        for _ in range(parts):
+            await asyncio.sleep(self.delay_s / of / parts)
+            await self._answers()
+            self._pulse += 1
 
     async def _answers(self) -> None:
         if self._state is not None:
@@ -120,6 +132,10 @@ class FakeActor:
         """Until the actor is ended."""
         await self._dead.wait()
         raise self.gone(f"{self.name} died (injected)")
+
+
+def _notes(batch: RolloutBatch) -> tuple[RolloutSummary, ...]:
+    return tuple(batch.note(row) for row in range(len(batch)))
 
 
 def fake_anchors(trunk: int) -> tuple[Anchor, ...]:
@@ -132,7 +148,7 @@ def fake_anchors(trunk: int) -> tuple[Anchor, ...]:
 
 
 class FakeEngineWorker(FakeActor):
-    """Port ``EngineWorker``. Responses are 4 to 8 tokens long."""
+    """Port ``EngineWorker``. Responses are 4 to 8 tokens long; those of an odd length end when half of a call's time has passed."""
 
     def __init__(
         self,
@@ -158,40 +174,48 @@ class FakeEngineWorker(FakeActor):
 
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
-    ) -> tuple[Delivery, Payload]:
-        contexts = [p.token_ids for p in prompts]
-        anchors = tuple(a for id in ids for a in fake_anchors(id.branch)) if trunk and not self.rescored else None
-        return await self._make("sample", ids, contexts, [len(c) for c in contexts], anchors)
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
+        prefixes = [(p.token_ids, len(p.token_ids)) for p in prompts]
+        async for batch in self._drawn("sample", dict(zip(ids, prefixes, strict=True))):
+            anchors = tuple(a for id in batch.ids for a in fake_anchors(id.branch)) if trunk and not self.rescored else None
+            yield Delivery(notes=_notes(batch), anchors=anchors), batch
 
     async def branch(
         self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
-    ) -> tuple[Delivery, Payload]:
+    ) -> AsyncIterator[tuple[Delivery, Payload]]:
         row = payload.row_of(trunk)
         prompt, spine = payload.context(row), payload.completion(row).tokens
         positions = {a.node: a.position for a in anchors}
-        contexts = [np.concatenate([prompt, spine[: positions[id.node]]]) for id in ids]
-        return await self._make("branch", ids, contexts, [len(prompt)] * len(ids), None)
+        prefixes = {id: (np.concatenate([prompt, spine[: positions[id.node]]]), len(prompt)) for id in ids}
+        async for batch in self._drawn("branch", prefixes):
+            yield Delivery(notes=_notes(batch)), batch
 
-    async def _make(
-        self,
-        call: str,
-        ids: Sequence[RolloutId],
-        contexts: Sequence[np.ndarray],
-        prompt_lens: Sequence[int],
-        anchors: tuple[Anchor, ...] | None,
-    ) -> tuple[Delivery, Payload]:
-        started = self.clock()
-        await self.call(call, parts=1 + sum(self._rng(id).randint(4, 8) for id in ids) % 5)
-        batch = RolloutBatch.build(
-            ids=list(ids),
-            contexts=list(contexts),
-            prompt_lens=list(prompt_lens),
-            context_of=list(range(len(ids))),
-            completions=[self._completion(id) for id in ids],
-        )
-        self.made += ids
-        self.busy.append((started, self.clock()))
-        return Delivery(notes=tuple(batch.note(row) for row in range(len(batch))), anchors=anchors), batch
+    async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
+        prefixes = [(p.token_ids, len(p.token_ids)) for p in prompts]
+        (batch,) = [one async for one in self._drawn("sample", dict(zip(ids, prefixes, strict=True)), together=True)]
+        return Delivery(notes=_notes(batch)), batch
+
+    async def _drawn(
+        self, call: str, prefixes: Mapping[RolloutId, tuple[np.ndarray, int]], *, together: bool = False
+    ) -> AsyncIterator[RolloutBatch]:
+        """``prefixes``: by id what is continued, and how much of it is the prompt."""
+        started, lengths = self.clock(), {id: self._rng(id).randint(4, 8) for id in prefixes}
+        portions = [[id for id in prefixes if lengths[id] % 2], [id for id in prefixes if not lengths[id] % 2]]
+        portions = [list(prefixes)] if together else [portion for portion in portions if portion]
+        parts = 1 + sum(lengths.values()) % 5
+        async with self.entered(call):
+            for ids in portions:
+                await self.work(parts, of=len(portions))
+                self.made += ids
+                self.busy.append((started, self.clock()))
+                started = self.clock()
+                yield RolloutBatch.build(
+                    ids=ids,
+                    contexts=[prefixes[id][0] for id in ids],
+                    prompt_lens=[prefixes[id][1] for id in ids],
+                    context_of=range(len(ids)),
+                    completions=[self._completion(id) for id in ids],
+                )
 
     def _rng(self, id: RolloutId) -> random.Random:
         return random.Random(f"{self._seed} {id}")
