@@ -107,6 +107,7 @@ class RayEngine:
 
         Raises as ``reach`` does; what was yielded before outlives the actor, for this process owns it.
         """
+        over = False
         try:
             async for item in stream:
                 delivery = await reach(self.name, item)
@@ -116,8 +117,10 @@ class RayEngine:
                 if ray.wait([stream.completed()], timeout=0)[0]:  # it may have broken between the two: then this is its error
                     await reach(self.name, stream.completed())
                 yield delivery, payload
+            over = True
         finally:
-            ray.cancel(stream)
+            if not over:
+                ray.cancel(stream)
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck:
         """An engine that refuses the weights is as good as lost: it would go on serving an older version."""

@@ -99,6 +99,8 @@ class Executor:
         group = group_of(work)
 
         def lost(reason: str, *, gone: bool = False, counted: bool = True) -> None:
+            if not owed:  # everything had been delivered
+                return
             scoring, payload = (True, work.payload) if isinstance(work, Score) else (False, -1)
             self._emit(
                 Lost(
@@ -118,15 +120,13 @@ class Executor:
             if command.task not in self.withdrawn:  # we ourselves are cancelled: the run ends
                 raise
             self.withdrawn.discard(command.task)
-            if owed:  # else it was quicker
-                lost("withdrawn", counted=False)
+            lost("withdrawn", counted=False)
             return
         finally:
             self.calls.pop(command.task, None)
             del call  # it holds its error, which holds this frame
         self.withdrawn.discard(command.task)
-        if owed:
-            lost(f"{command.worker} ended the task without {len(owed)} of its {len(work.ids)} rollouts")
+        lost(f"{command.worker} ended the task without {len(owed)} of its {len(work.ids)} rollouts")
 
     async def _call(self, command: Assign, owed: set[RolloutId]) -> None:
         """Tell the machine of everything that the worker returns, when it does; what is told is ``owed`` no more."""
