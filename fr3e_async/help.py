@@ -1,4 +1,4 @@
-"""``python -m fr3e_async.help FILE``: rewrites the tables of settings in a Markdown file (``settings.help``)."""
+"""``python -m fr3e_async.help FILE``: rewrites the tables of settings in a .md file, or writes their JSON Schema to a .json file."""
 
 import sys
 from pathlib import Path
