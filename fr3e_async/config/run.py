@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from fr3e_async.config.knobs import knob, require, settings
+from fr3e_async.config.secrets import refuse_keys
 
 
 @settings("run")
@@ -118,10 +118,6 @@ class ToyConfig:
 
 # ---- Settings of what a run shows and keeps of itself ----
 
-# What accounts' keys look like (Weights & Biases: 40 hexadecimal digits, or its newer form), and a password within an address.
-KEY = re.compile(r"\b[0-9a-f]{40}\b|\bwandb_v\d+_\w{20,}", re.IGNORECASE)
-PASSWORD = re.compile(r"//[^/@\s]*@")
-
 
 @settings("observe")
 class ObserveConfig:
@@ -155,9 +151,9 @@ class ObserveConfig:
 
     def __post_init__(self) -> None:
         for name in ("project", "entity", "group", "mlflow_uri"):
-            _refuse_keys(f"observe.{name}", getattr(self, name))
+            refuse_keys(f"observe.{name}", getattr(self, name))
         for tag in self.tags:
-            _refuse_keys("observe.tags", tag)
+            refuse_keys("observe.tags", tag)
             require(bool(tag.strip()), "observe.tags: a tag is empty")
         require(bool(self.project.strip()), "observe.project must not be empty")
         local = self.mlflow_uri.startswith(("file:", "sqlite:"))
@@ -165,14 +161,3 @@ class ObserveConfig:
             self.mlflow != "offline" or not self.mlflow_uri or local,
             f"observe.mlflow=offline with observe.mlflow_uri={self.mlflow_uri}: that is a server; set a file: address, or observe.mlflow=online",
         )
-
-
-def _refuse_keys(path: str, text: str) -> None:
-    """Raise ``ConfigError``, which does not repeat it, for what looks like an account's key or holds a password."""
-    require(
-        not KEY.search(text), f"{path} looks like an account's key; settings are written to files, so set WANDB_API_KEY instead"
-    )
-    require(
-        not PASSWORD.search(text),
-        f"{path} holds a name or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-    )

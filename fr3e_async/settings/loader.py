@@ -23,7 +23,7 @@ from fr3e_async.algorithm.strategies import check_strategy, unread
 from fr3e_async.config import Config
 from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
 from fr3e_async.config.knobs import Knob, did_you_mean
-from fr3e_async.config.secrets import refuse_secrets
+from fr3e_async.config.secrets import SecretGiven, refuse_secrets
 from fr3e_async.errors import ConfigError
 from fr3e_async.settings.help import knobs, sections
 from fr3e_async.settings.hints import locate, meant, misplaced_option, unknown
@@ -115,7 +115,9 @@ def _located(error: ConfigError, given: Layer) -> ConfigError:
     """The same with file and line, or what was typed, of the setting that it begins with."""
     path = re.match(r"[\w.]*", str(error))
     knob, _ = locate(path[0].rstrip(".") if path else "")
-    return ConfigError(f"{given[knob.path].origin}: {error}") if knob is not None and knob.path in given else error
+    origin = given[knob.path].origin if knob is not None and knob.path in given else ""
+    hidden = isinstance(error, SecretGiven) and "=" in origin  # as typed, with the secret
+    return ConfigError(f"{origin}: {error}") if origin and not hidden else error
 
 
 def _shown(path: Path) -> str:
