@@ -2,7 +2,7 @@
 
 Engines and verifiers as in a run, and no learner. A problem that is finished is kept; the same command with the same ``out``
 samples only what is missing. Exit codes: 0 all is evaluated; 1 it failed after it had started; 2 bad input, and nothing was
-started or written; 130 it was interrupted (Ctrl-C, SIGTERM). After 1 and 130 the same command goes on.
+started or written; 130 it was interrupted (Ctrl-C, SIGTERM). After 1 and 130 the same command resumes it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ usage: python -m fr3e_async.evaluate model=MODEL suite=NAME[,NAME ...] [out=DIR]
 
   model=MODEL    a model folder, a hub id, or a run directory (its final model; fr3e_async.export makes one of a checkpoint)
   suite=NAMES    benchmarks (docs/evaluation.md), 'paper', 'all', and 'heldout' for data.heldout; empty: heldout
-  out=DIR        where the results go; the same command with the same DIR goes on; empty: evaluations/<model>-<time>
+  out=DIR        where the results go; the same command with the same DIR resumes it; empty: evaluations/<model>-<time>
   config=FILE    settings as of a run; without it those of the run that the model is of, else eval/gpu or eval/cpu
   key=value      any setting, e.g. evaluation.temperature=0.6 generators.count=4 evaluation.paths.aime24=FILE
   --dry-run      check model, data, prompts and reward; print benchmarks and placement; start nothing

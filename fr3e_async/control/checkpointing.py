@@ -150,7 +150,7 @@ class Checkpointing:
             self._reporter.note(warning, "storage_pressure")
 
 
-# ---- Writing a checkpoint: the learner writes its part, the open trees are written beside it; generation and judging go on ----
+# ---- Writing a checkpoint: the learner writes its part, the open trees are written beside it; generation and judging continue ----
 
 ROOM = 2  # checkpoints that a disk should have room for, besides those that are there
 LEFTOVER_S = 10.0  # for the thread that writes trees to notice that the checkpoint has failed

@@ -158,7 +158,7 @@ class LearnerLock:
             raise
 
     async def whole(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for work that goes on when the waiting is cancelled: a batch or a checkpoint cannot be taken back from the learner."""
+        """Wait for work that continues when the waiting is cancelled: a batch or a checkpoint cannot be taken back from the learner."""
         task = asyncio.ensure_future(work)
         self._begun.add(task)
         task.add_done_callback(self._begun.discard)

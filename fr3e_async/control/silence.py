@@ -56,7 +56,7 @@ class Silence:
 
     def text(self, waited_s: float) -> str:
         work = [f"the learner {does}" for does in [self._learner()] if does]
-        work += [f"evaluation {label!r} goes on" for label in sorted(self._evaluations())]
+        work += [f"evaluation {label!r} continues" for label in sorted(self._evaluations())]
         if self._ledger.closed or self._ledger.version >= self._config.run.steps:
             return f"nothing more to train for {waited_s:.0f} s: {'; '.join(work) or 'the run ends'}"
         ready, wanted = self._ledger.ready, self._config.flow.groups_per_step

@@ -1,6 +1,6 @@
 """``python -m fr3e_async.report RUN [RUN …] [--out FILE]``: the page of one or more runs, as one HTML file without network.
 
-Reads the run directories, also of runs that are going on. Exit codes: 0 written; 2 bad input.
+Reads the run directories, also of runs that are still going. Exit codes: 0 written; 2 bad input.
 """
 
 from __future__ import annotations
