@@ -36,7 +36,8 @@ from fr3e_async.errors import UserError
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
 from fr3e_async.types import Completion, TrainSample
-from fr3e_async.weights import collect
+from fr3e_async.weights.bundle import joined
+from fr3e_async.weights.manifest import WeightBundle, WeightManifest
 
 TEMPERATURE = 0.8
 LONGEST = 96  # tokens of a sequence
@@ -136,6 +137,14 @@ def engine_spec(folder: Path, **more: Any) -> EngineSpec:
     )  # fmt: skip
 
 
+def exported(rank: Any, version: int) -> WeightBundle:
+    """All weights of the rank, copied."""
+    buckets: list[Any] = []
+    for part in rank.export(version):  # views: each is copied before the next is asked for
+        buckets.append(part if isinstance(part, WeightManifest) else tuple(array.copy() for array in part))
+    return joined(buckets.pop(), buckets)
+
+
 async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Path, **more: Any) -> None:
     """Serve a folder, then the versions that the rank sends; errors from the exported folders go into the row as they are found."""
     spec = engine_spec(served, version=1, **more)
@@ -146,7 +155,7 @@ async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Pa
             if version > 1:
                 step(rank, version, folder, behind=reference(folders[version - 2]))
             if version > 1 or served != folder:
-                await engine.load_weights(collect(rank.export(version)))
+                await engine.load_weights(exported(rank, version))
             asked = requests_of(f"v{version}")
             row["engine"].append(engine_error(folder, asked, await engine.generate(asked)))
     finally:

@@ -31,8 +31,8 @@ from fr3e_async.learner.scoring import distributions, entropies
 from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
 from fr3e_async.types import StepReport, TrainSample
-from fr3e_async.weights import checksum_of_tensor
 from fr3e_async.weights.bundle import BUCKET_BYTES, stream
+from fr3e_async.weights.checksum import checksum_of_tensor
 from fr3e_async.weights.manifest import WeightBucket, WeightManifest
 
 if TYPE_CHECKING:
