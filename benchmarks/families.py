@@ -278,7 +278,7 @@ def _try(base: Path, folders: list[Path], row: Row, *, engine: bool) -> None:
 @torch.no_grad()
 def reload_error(rank: Any, folder: Path) -> float:
     """Largest difference of a weight in an exported folder, as transformers reads it, from the learner's."""
-    held = dict(rank._engine.weights())
+    held = dict(rank.engine.weights())
     return max(float((weight - held[name]).abs().max()) for name, weight in reference(folder).named_parameters())
 
 
