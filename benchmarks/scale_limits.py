@@ -49,7 +49,7 @@ Figures = dict[str, Any]
 class Costs:
     """Measured on this machine: of the loop's one thread, and of the driver's memory."""
 
-    event_s: float  # an event through loop, journal, books and Ray
+    event_s: float  # an event through loop, journal, ledger log and Ray
     beat_s: float  # one engine's heartbeat
     group_bytes: float  # of a group in flight
     cut_s: float  # of a checkpoint's cut, for a group in flight

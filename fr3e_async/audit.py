@@ -1,6 +1,6 @@
 """``python -m fr3e_async.audit RUN``: was every prompt group of a run admitted, trained and settled once, and in time?
 
-Plays the run's books (``ledger.jsonl``) from the first session to the last, and holds against them what else the run wrote:
+Plays the run's ledger log (``ledger.jsonl``) from the first session to the last, and holds against them what else the run wrote:
 ``groups.jsonl`` and the newest checkpoint. Reads only. Exit codes: 0 all is well; 1 it is not; 2 bad input.
 """
 
@@ -64,7 +64,7 @@ def audit_run(run: Path) -> Audit:
     if not (run / BOOKS).is_file():
         raise StorageError(f"{run} is no run directory, or of an earlier version: it has no {BOOKS}")
     bounds = read_bounds(run / CONFIG)
-    rows = read_groups(run / GROUPS)  # before the books, which then tell of all of them, even in a run that is going on
+    rows = read_groups(run / GROUPS)  # before the ledger log, which then tells of all of them, even in a run that is going on
     report = audit(read_ledger_log(run / BOOKS), **bounds)
     problems = [str(violation) for violation in report.violations]
     problems += [f"{GROUPS}: {text}" for text in check_groups(report, rows)]
@@ -73,12 +73,12 @@ def audit_run(run: Path) -> Audit:
         checkpoint = find_checkpoint(run / "checkpoints", report)
         if checkpoint is not None:
             problems += [f"{checkpoint.name}: {text}" for text in check_checkpoint(report, **read_control(checkpoint))]
-    except StorageError as error:  # the books may be judged without it
+    except StorageError as error:  # the ledger log may be checked without it
         problems.append(str(error))
     return Audit(report=report, checkpoint=checkpoint.name if checkpoint else "", problems=tuple(problems))
 
 
-# ---- what a run wrote beside its books ----
+# ---- what a run wrote beside its ledger log ----
 
 
 def read_bounds(path: Path) -> dict[str, int]:
@@ -124,13 +124,13 @@ def read_control(checkpoint: Path) -> dict[str, Any]:
         raise StorageError(f"{path} is not readable ({error})") from error
 
 
-# ---- against the books ----
+# ---- against the ledger log ----
 
 
 def check_groups(report: LedgerReport, rows: Sequence[tuple[str, str]]) -> list[str]:
     """What is wrong with the rows (group, fate), a line each.
 
-    In a run that did not say its end, rows and books may differ in what was settled after the last cut, and only there.
+    In a run that did not say its end, rows and ledger log may differ in what was settled after the last cut, and only there.
     """
     written = dict(rows)
     problems = [f"group {group} has {count} rows" for group, count in Counter(group for group, _ in rows).items() if count > 1]

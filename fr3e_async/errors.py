@@ -58,7 +58,7 @@ class RunFailed(Exception):
 
 
 class LearnerLost(RunFailed):
-    """A rank of the learner group is gone; the group must be made anew from a checkpoint."""
+    """A rank of the learner group is gone; the group must be restarted from a checkpoint."""
 
 
 # ---- Why a worker died: its log's first error, or what its numbers show ----

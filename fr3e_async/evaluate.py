@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from fr3e_async.clock import RunClock
 from fr3e_async.config import Config
-from fr3e_async.data.ends import end_tokens, endless_turns
 from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model
 from fr3e_async.data.prompts import make_prompts
 from fr3e_async.data.row import DataRow
 from fr3e_async.data.rows import read_heldout
+from fr3e_async.data.tokenizer import end_tokens, endless_turns
 from fr3e_async.errors import ConfigError, ModelError, RunFailed, UserError
 from fr3e_async.evaluation.suite import HELDOUT, Suite, TestSet, heldout_set, left_out, make_sets, pick, read_suite, samples_of
 from fr3e_async.files.process_logs import quiet_driver, quiet_environment, stderr_in

@@ -12,7 +12,7 @@ from loop_support import World
 
 from fr3e_async.control.ports import TaskLost
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.pieces import speller
+from fr3e_async.data.tokenizer import speller
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 
 

@@ -378,7 +378,7 @@ def test_objects_in_a_dump_are_not_unpickled(tmp_path: Path, canary: Path) -> No
 @pytest.mark.engine
 def test_engines_read_safetensors_and_run_no_code_of_a_model(tmp_path: Path) -> None:
     from fr3e_async.rollout import EngineSpec
-    from fr3e_async.rollout.settings import engine_args
+    from fr3e_async.rollout.vllm_terms import engine_args
 
     args = engine_args(EngineSpec(model=str(tmp_path), end_token_ids=(1,), max_model_len=8))
     assert (args.load_format, args.trust_remote_code) == ("safetensors", False)

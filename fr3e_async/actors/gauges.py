@@ -15,7 +15,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from fr3e_async.observe.prometheus import EXPORTED, NAMESPACE, RUN, PrometheusMetric, PrometheusSample
+from fr3e_async.observe.metrics import PrometheusMetric
+from fr3e_async.observe.prometheus import EXPORTED, NAMESPACE, RUN, PrometheusSample
 
 logger = logging.getLogger(__name__)
 

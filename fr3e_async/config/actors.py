@@ -235,7 +235,7 @@ class LearnerConfig:
         "sdpa", "attention implementation of the Hugging Face model (learner.packing flat or padded; tree has its own)"
     )
     max_restarts: int = knob(
-        3, "times in a row, without a new checkpoint between, that the group is made anew when a rank dies; then the run ends"
+        3, "times in a row, without a new checkpoint between, that the group is restarted when a rank dies; then the run ends"
     )
     start_timeout_s: float = knob(1800.0, "time for the group to load the model", "s")
     step_timeout_s: float = knob(3600.0, "time for one training batch", "s")

@@ -1,6 +1,6 @@
 """When a checkpoint is written: every so many batches, by time, before the learner leaves its nodes, when asked for, at the end.
 
-How one is written stands below. What it holds is a consistent cut of the books between two events, so taking it stops nothing.
+How one is written stands below. What it holds is a consistent cut of the ledger between two events, so taking it stops nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Checkpointing:
         self.took_s = 0.0  # the last one, to write
         self._begun = 0  # and not written
         self._wanted = False  # whatever ``every`` says
-        self._leaves = ""  # why the learner group is to be made anew elsewhere
+        self._leaves = ""  # why the learner group is to be restarted elsewhere
 
     def trained(self, version: int) -> None:
         """A batch is done; the run's last one is kept by ``last``."""
@@ -126,7 +126,7 @@ class Checkpointing:
             raise LearnerLost(why)
 
     def _cut(self) -> tuple[Cut, dict[int, Payload]]:
-        """The books as they stand, and handles of the payloads that the open groups need."""
+        """The ledger as it stands, and handles of the payloads that the open groups need."""
         state, self._cut_at = self._ledger.state(), self._clock()
         open = tuple(group.name for group in state.groups)
         self._ledger_log.write(CutRecord(version=state.version, admitted=state.admitted, settled=state.settled, open=open))

@@ -8,7 +8,7 @@
     beside it: checkpointing (when a checkpoint is written), measuring (when accuracy is), telling (what a person sees), watch (all actors are
     asked for their state at every heartbeat; raises when nothing moves)
 
-The machine decides everything; ``recording`` writes what happens into the journal (events and decisions) and the books (what
+The machine decides everything; ``recording`` writes what happens into the journal (events and decisions) and the ledger log (what
 became of every group). A background task that fails fails the run: all of them live in one ``asyncio.TaskGroup``; if the learner is sound,
 a checkpoint is written before the failure is raised.
 """
@@ -111,7 +111,7 @@ class Controller:
         """Train until the end; returns why it ended. The final checkpoint is written.
 
         Raises (after a last checkpoint, unless the learner is the cause):
-            LearnerLost: the learner group must be made anew; the run can go on from the last checkpoint.
+            LearnerLost: the learner group must be restarted; the run can go on from the last checkpoint.
             RunFailed: the first failure of any part, with its diagnosis.
         """
         self.progress.begin(self._clock())

@@ -46,7 +46,7 @@ async def save_before(
 ) -> None:
     """Write the last checkpoint of a run that fails for a cause outside the learner; raises nothing.
 
-    ``settle``: takes a batch that the learner has made meanwhile into the books. A stop that does not wait ends this, too.
+    ``settle``: takes a batch that the learner has made meanwhile into the ledger. A stop that does not wait ends this, too.
     """
 
     async def guard() -> None:

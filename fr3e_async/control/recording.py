@@ -1,4 +1,4 @@
-"""What happened is written before what follows from it is begun: journal, books, rows of groups and batches. Decides nothing."""
+"""What happened is written before what follows from it is begun: journal, ledger log, rows of groups and batches. Decides nothing."""
 
 from __future__ import annotations
 

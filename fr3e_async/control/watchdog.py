@@ -2,7 +2,7 @@
 
 every observe.heartbeat_s   engines: state (busy times, cache pressure); all actors with work: does their pulse move?
 an actor is silent, or has work and no pulse, for watchdog.stuck_s   ─► its stacks, then it is replaced
-the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is made anew
+the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is restarted
 nothing moved for watchdog.timeout_s                                 ─► the whole diagnosis ends the run
 a node will be taken away (a notice of preemption)                   ─► its workers leave it, and the learner group
 """
@@ -68,7 +68,7 @@ class Watchdog:
         note: Note,
     ) -> None:
         """``learner_busy``: what the learner is doing, or an empty text; ``writing``: the same of this process. ``down``: take a
-        worker out of service, and why. ``relocate``: make the learner group anew on other nodes, and why.
+        worker out of service, and why. ``relocate``: restart the learner group on other nodes, and why.
         ``save``: write a checkpoint soon."""
         self._workers, self._machine, self._clock = workers, machine, clock
         self.diagnosis = Diagnosis(workers, machine, learner_busy=learner_busy, writing=writing)

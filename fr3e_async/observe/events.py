@@ -42,7 +42,7 @@ engines_asked      | info    | before the first group all engines have taken the
 engine_compared    | info    | an engine's log-probs were held against the learner's; actor, version, nats: the mean difference
 pool_resized       | info    | a pool is to have another number of actors; role, count
 node_notice        | warning | the node of an actor will be taken away; actor, seconds until then
-learner_lost       | warning | the learner group is made anew, the run goes back to a checkpoint; version of that
+learner_lost       | warning | the learner group is restarted, the run goes back to a checkpoint; version of that
 storage_pressure   | warning | a disk or the object store is nearly full
 tracker_failed     | warning | Weights & Biases or MLflow does not work or loses rows; the run goes on
 policy_verdicts    | warning | more answers than before are right by a policy of the judge rather than by a proof; version

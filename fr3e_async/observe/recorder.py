@@ -18,9 +18,9 @@ from fr3e_async.errors import StorageError
 from fr3e_async.files.jsonl import JsonlWriter
 from fr3e_async.observe.console import ConsoleView
 from fr3e_async.observe.events import EventFields, EventKind, event_row
-from fr3e_async.observe.heartbeat import Heartbeat, HeartbeatSamples
+from fr3e_async.observe.heartbeat import Heartbeat
 from fr3e_async.observe.metrics import checked
-from fr3e_async.observe.prometheus import Exporter
+from fr3e_async.observe.prometheus import Exporter, HeartbeatSamples
 from fr3e_async.observe.tensorboard import TensorBoardWriter
 from fr3e_async.observe.trackers import Ending, Trackers, flat_settings, measured_values
 from fr3e_async.store.ledger_log import LedgerLog

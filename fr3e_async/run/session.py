@@ -24,9 +24,9 @@ from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.process import run_in_daemon_thread, tuned_gc
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.pieces import Spell
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
+from fr3e_async.data.tokenizer import Spell
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
 from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.export import write_run_card
@@ -47,7 +47,7 @@ from fr3e_async.wiring import Deployment, PolicyFiles, connect, connecting, disc
 
 T = TypeVar("T")
 
-RESTART_BACKOFF_S = 1.0  # before the learner group is made anew; doubled each time
+RESTART_BACKOFF_S = 1.0  # before the learner group is restarted; doubled each time
 LONGEST_BACKOFF_S = 60.0
 
 
@@ -175,7 +175,7 @@ class Session:
             self._write_card()
 
     async def _to_the_end(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> tuple[Controller, str]:
-        """Run until it ends. A learner group that is lost is made anew, and everything goes back to the last checkpoint.
+        """Run until it ends. A learner group that is lost is made again, and everything goes back to the last checkpoint.
 
         Raises ``RunFailed``: a failure that cannot be repaired, or the group was lost more than
             ``learner.max_restarts`` times without a new checkpoint between.
@@ -222,13 +222,13 @@ class Session:
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
         source = await self._within_start(lambda: newest_checkpoint(self._run_dir))
-        text = f"{why}; the learner group is made anew from {source.name if source else 'the model as it was given'}"
+        text = f"{why}; the learner group is restarted from {source.name if source else 'the model as it was given'}"
         recorder.note(text, "learner_lost", version=step_of(source) if source else 0)
         await asyncio.sleep(min(RESTART_BACKOFF_S * 2 ** (restarts - 1), LONGEST_BACKOFF_S))
         try:
             await deployment.restart_learner(resume_from=source)
         except (RunFailed, StartRefused) as failure:  # no room yet after the loss of a node, say
-            raise LearnerLost(f"the learner group could not be made anew: {failure}") from failure
+            raise LearnerLost(f"the learner group could not be restarted: {failure}") from failure
         cut = load_control_state(source).ledger if source else None
         recorder.go_back(*((cut.version, cut.settled) if cut else (0, 0)))
         return source

@@ -207,7 +207,7 @@ def render_tables() -> str:
 
 
 def with_fresh_tables(text: str) -> str:
-    """``text`` with what stands between the marker lines made anew. ValueError if a marker is missing."""
+    """``text`` with what stands between the marker lines made again. ValueError if a marker is missing."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):

@@ -97,7 +97,7 @@ class CheckpointStore:
             lost = self.skipped[-1] if candidates else f"{named} is gone"
             raise StorageError(
                 f"run.dir: none of the checkpoints in {self.root} is whole, so the run cannot go on ({lost}); "
-                "put one back, or choose another run.dir to start anew"
+                "put one back, or choose another run.dir to start over"
             )
         return None
 

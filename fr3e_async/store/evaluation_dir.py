@@ -80,7 +80,7 @@ class EvaluationDir:
         self._lock.close()
 
     def discard(self) -> None:
-        """Remove what ``open`` made, for an evaluation that could not start. One that is gone on with stays as it is."""
+        """Remove what ``open`` made, for an evaluation that could not start. One that is resumed stays as it is."""
         self._lock.close()
         for path in self._inside:
             if path.is_dir():

@@ -29,7 +29,7 @@ from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.task import LARGEST, OPERATORS, Term
 
 OPERANDS = range(1, 10)
-ATTEMPTS = 200  # terms tried for a step before the problem is begun anew
+ATTEMPTS = 200  # terms tried for a step before the problem is begun again
 STYLE = " "  # what may stand after a label
 STRAY = 0.25  # right turns at a bar, for one at a slash
 
