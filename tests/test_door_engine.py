@@ -22,7 +22,7 @@ from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.config import LossConfig
 from fr3e_async.control.door import Door
 from fr3e_async.control.ports import Delivery, Payload
-from fr3e_async.learner.__main__ import replay
+from fr3e_async.learner.replay import replay
 from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.door import make_questions, tokenizer_digest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts

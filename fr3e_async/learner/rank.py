@@ -119,7 +119,7 @@ class LearnerRank:
         )
 
     def _dump(self, step: FailedStep, engine: TrainingEngine) -> str:
-        """Write a failed step for ``python -m fr3e_async.learner``; returns what to tell about it, on all ranks the same."""
+        """Write a failed step for ``fr3e replay_step``; returns what to tell about it, on all ranks the same."""
         if not self.spec.dump_folder:
             return ""
         folder = Path(self.spec.dump_folder) / f"step-{step.optimiser_step:06d}"
@@ -133,7 +133,7 @@ class LearnerRank:
         except StorageError as error:
             return f"; its dump could not be written: {error}"
         trust = " --trust-remote-code" if self.spec.trust_remote_code else ""
-        return f"; `python -m fr3e_async.learner {folder}{trust}` repeats it"
+        return f"; `fr3e replay_step {folder}{trust}` repeats it"
 
     def entropies(self, rows: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> list[NDArray[np.float32]]:
         """Exact entropies [L], nats, of each (context, completion [L]) of this rank's share, under the weights as they are.
