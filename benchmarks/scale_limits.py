@@ -34,7 +34,7 @@ from fr3e_async.simulate.workload import LogNormalWorkload
 from fr3e_async.simulate.world import World
 
 CONFIG, DEVICE = "paper/qwen2.5-7b", "H100"
-MEAN_TOKENS, SIGMA_TOKENS, PROMPT_TOKENS = 4096, 2458, 256  # what `python -m fr3e_async.plan` assumes of this preset
+MEAN_TOKENS, SIGMA_TOKENS, PROMPT_TOKENS = 4096, 2458, 256  # what `fr3e plan` assumes of this preset
 GROUPS_AN_ENGINE, STALENESS = 4, 2  # of a batch, and the bound: with less of both the engines wait for the slowest groups
 ENGINES_A_VERIFIER = 32
 ENGINES, QUICK_ENGINES = (100, 1_000, 10_000), (20, 40)

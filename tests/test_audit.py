@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fr3e_async import audit as command
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.errors import StorageError
 from fr3e_async.store.checkpoints import CheckpointStore
 from fr3e_async.store.ledger_audit import LedgerReport, audit
@@ -593,7 +593,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def audited(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
-    code = command.main([str(run)])
+    code = fr3e(["audit", str(run)])
     return code, capsys.readouterr().out.splitlines()
 
 
@@ -684,7 +684,7 @@ def test_a_killed_run_may_lack_what_came_after_its_last_cut(
 def test_a_damaged_row_is_bad_input(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / "groups.jsonl").read_text()
     (run / "groups.jsonl").write_text("{" + text)
-    assert command.main([str(run)]) == 2
+    assert fr3e(["audit", str(run)]) == 2
     assert capsys.readouterr().err == f"error: {run}/groups.jsonl:1 is damaged: it is no row of a settled group\n"
 
 
@@ -773,17 +773,17 @@ def test_many_violations_are_not_all_told(run: Path, capsys: pytest.CaptureFixtu
 
 def test_bad_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, says in ((tmp_path / "nowhere", "is no folder"), (tmp_path, "it has no ledger.jsonl")):
-        assert command.main([str(folder)]) == 2
+        assert fr3e(["audit", str(folder)]) == 2
         assert says in (told := capsys.readouterr().err)
         assert told.count("\n") == 1
     (run / "config.yaml").write_text("flow: 3")
-    assert command.main([str(run)]) == 2
+    assert fr3e(["audit", str(run)]) == 2
     assert "config.yaml is not readable" in capsys.readouterr().err
-    assert command.main([]) == 2
-    assert "see python -m fr3e_async.audit --help" in capsys.readouterr().err
+    assert fr3e(["audit"]) == 2
+    assert "see fr3e audit --help" in capsys.readouterr().err
 
 
 def test_the_command_needs_no_heavy_library(run: Path) -> None:
-    code = "import sys\nfrom fr3e_async.audit import main\nassert main(sys.argv[1:]) == 0\nprint([n for n in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers') if n in sys.modules])"
+    code = "import sys\nfrom fr3e_async.cli.main import run\nassert run(['audit', *sys.argv[1:]]) == 0\nprint([n for n in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == ["PASS", "[]"]

@@ -15,7 +15,7 @@ from fr3e_async.control.progress import load_control_state
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.machine.ledger_state import StarvedError
-from fr3e_async.replay import replay
+from fr3e_async.run.replay import replay
 from fr3e_async.store.journal import read_journal
 from fr3e_async.testing.fakes import ActorFault, FakeLearner, always
 

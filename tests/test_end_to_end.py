@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from make_support import make
+
+from fr3e_async.notebook import load_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
 
@@ -75,6 +78,14 @@ def test_metrics_have_a_row_for_each_step(finished):
     assert all(row["lag/versions_max"] <= 1 for row in rows)
     assert all(row["train/ratio_max"] > 1 for row in rows), "the second optimiser step of a batch must be off-policy"
     assert list((finished / "tensorboard").iterdir())
+
+
+def test_a_notebook_gets_its_rows(finished):
+    run, summary = load_run(finished), summary_of(finished)
+    assert [row["step"] for row in run.metrics] == list(range(1, 13))
+    assert Counter(row["fate"] for row in run.groups) == {k: n for k, n in summary["groups"].items() if n and k != "in_flight"}
+    assert {tree["group"] for tree in run.trees} <= {row["group"] for row in run.groups}
+    assert all(len(rollout["pieces"]) == len(rollout["logprobs"]) for tree in run.trees for rollout in tree["rollouts"])
 
 
 def test_the_engines_had_the_learners_numbers(finished):

@@ -108,7 +108,7 @@ def run_rank(index: int, path: str, folder: str, port: int) -> None:
         ends = []
         for rank in ranks:
             reports.append(rank.train(share(make_samples(2, version=1), index), version=2))
-            ends.append({key: weight.float().clone() for key, weight in rank._engine.weights()})
+            ends.append({key: weight.float().clone() for key, weight in rank.engine.weights()})
         if name in BF16:
             ranks[0].save(folder, name)
         norms = [report.metrics["train/grad_norm"] for report in reports[:2]]

@@ -32,7 +32,7 @@ from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trun
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.rollout.port import EngineStats, TransferMeeting
 from fr3e_async.types import Anchor, Answer, Draw, Prompt, RolloutId, StepReport, Verdict
-from fr3e_async.weights import joined
+from fr3e_async.weights.bundle import joined
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 T = TypeVar("T")

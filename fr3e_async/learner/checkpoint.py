@@ -30,7 +30,7 @@ from fr3e_async.errors import ConfigError, StorageError, UserError
 from fr3e_async.files.durable import fsync_path, fsync_tree, leads_outside, storage_errors
 from fr3e_async.files.jsonl import checked_json, read_checked_json
 from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces, SavedPiece, WeightRun, write_pieces
-from fr3e_async.learner.pulse import Pulse
+from fr3e_async.learner.spec import Pulse
 
 FORMAT = 1
 MANIFEST = "learner.json"

@@ -1,7 +1,7 @@
 """A failed optimiser step on disk: its samples, the policy that they are measured against, and what went wrong.
 
 The weights lie beside it as an ordinary model folder, so that one process can repeat the step without DeepSpeed, at any
-world size (``python -m fr3e_async.learner DUMP``). No pickles. Knows nothing of engines.
+world size (``fr3e replay_step DUMP``). No pickles. Knows nothing of engines.
 """
 
 from __future__ import annotations

@@ -233,14 +233,10 @@ class ConsoleView:
         ``limit``: a setting that a resume needs besides."""
         self.stop()
         run = shlex.quote(str(folder))
-        export = (
-            f"; python -m fr3e_async.export {run} OUT makes it of the last checkpoint"
-            if saved
-            else ", and there is no checkpoint"
-        )
+        export = f"; fr3e export {run} OUT makes it of the last checkpoint" if saved else ", and there is no checkpoint"
         for name, text in (
             ("model", str(model) if model else f"not written{export}"),
-            ("page", f"python -m fr3e_async.report {run}"),
+            ("page", f"fr3e report {run}"),
             ("resume", f"the same command with run.dir={run} resume=auto{limit}"),
         ):
             if self._mode != "off":

@@ -29,7 +29,6 @@ from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.tokenizer import Spell
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
 from fr3e_async.evaluation.suite import TestSet
-from fr3e_async.export import write_run_card
 from fr3e_async.files.process_logs import stderr_in
 from fr3e_async.machine.machine import Machine
 from fr3e_async.observe.console import ConsoleView, make_console, say
@@ -37,6 +36,7 @@ from fr3e_async.observe.events import EventKind
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.trackers import make_trackers
 from fr3e_async.rollout.door import Questions
+from fr3e_async.run.export import write_run_card
 from fr3e_async.run.resume import newest_checkpoint, restored
 from fr3e_async.run.stop import Stop, summary_of
 from fr3e_async.store.checkpoints import step_of
@@ -263,7 +263,7 @@ class Session:
                 raise
             stop.task.uncancel()
             recorder.note(
-                f"{stop.reason} before model/ was written; python -m fr3e_async.export {self._run_dir.path} OUT writes it",
+                f"{stop.reason} before model/ was written; fr3e export {self._run_dir.path} OUT writes it",
                 "model_not_written",
             )
             return False
