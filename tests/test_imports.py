@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fr3e_async"
 # Rooms (top-level modules and packages of fr3e_async) from the lowest to the highest. A room imports from rooms below it, without exception.
 ORDER = (
     "__init__", "errors", "clock", "signals", "types", "config", "algorithm", "files", "settings", "data", "weights", "verify", "rollout", "learner",
-    "evaluation", "machine", "store", "observe", "control", "actors", "simulate", "plan", "wiring", "report", "run", "cli", "entries",
+    "evaluation", "machine", "store", "observe", "control", "actors", "simulate", "plan", "wiring", "report", "notebook", "run", "cli", "entries",
 )  # fmt: skip
 ENTRIES = {"main", "evaluate", "audit", "replay", "export", "help"}
 LEVEL = {room: level for level, room in enumerate(ORDER)}

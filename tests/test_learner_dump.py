@@ -54,8 +54,8 @@ def test_an_exploding_gradient_stops_before_the_weights_change_and_is_repeated(
     rank, said = fail(model, tmp_path, zero_stage=stage, stop_above_grad_norm=1e-3, **settings)
     assert "learner.stop_above_grad_norm is 0.001" in said
     assert said.endswith(f"; `fr3e replay_step {tmp_path / 'step-000001'}` repeats it")
-    untouched = dict(start_rank(make_spec(model))._engine.weights())
-    assert largest_difference({name: w.clone() for name, w in rank._engine.weights()}, untouched) == 0
+    untouched = dict(start_rank(make_spec(model)).engine.weights())
+    assert largest_difference({name: w.clone() for name, w in rank.engine.weights()}, untouched) == 0
     dump, found = replay(tmp_path / "step-000001")
     assert dump.grad_norm is not None
     assert 1e-3 < dump.grad_norm == pytest.approx(found.grad_norm, rel=1e-4)
@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_finite_is_repeated(
     else:
         spec = replace(make_spec(model, loss=LossConfig()), dump_folder=str(tmp_path))
         rank = start_rank(spec)
-        next(rank._engine.model.parameters()).data.fill_(math.nan)
+        next(rank.engine.model.parameters()).data.fill_(math.nan)
         with pytest.raises(FloatingPointError):
             rank.train(samples, version=1)
     assert fr3e(["replay_step", str(tmp_path / "step-000001"), "--tokens", "1"]) == 0

@@ -1,6 +1,6 @@
 """What a run directory says, as one JSON object for the page: curves, result, evaluations, groups by fate, events, settings.
 
-Every file may be missing, since a run may be going on or have been killed; only ``metrics.jsonl`` or ``config.yaml`` must be there
+Every file may be missing, since a run may be still going or have been killed; only ``metrics.jsonl`` or ``config.yaml`` must be there
 for a folder to count as a run. Refuses to know how the numbers are shown.
 """
 
@@ -29,10 +29,7 @@ DIGITS = 6
 
 def read_run(path: Path) -> dict[str, Any]:
     """Raises ``StorageError``: it is no run directory, or a file of it is damaged."""
-    if not path.is_dir():
-        raise StorageError(f"{path} is no folder")
-    if not (path / METRICS).is_file() and not (path / CONFIG).is_file():
-        raise StorageError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}")
+    check_run_folder(path)
     rows = [row for _, row in read_rows(path / METRICS)]
     events = [_event(row) for _, row in read_rows(path / "logs" / "events.jsonl")]
     summary = read_object(path / "summary.json")
@@ -48,6 +45,14 @@ def read_run(path: Path) -> dict[str, Any]:
     }
     run["evaluations"] = evaluations(path, summary, run["axes"])
     return run
+
+
+def check_run_folder(path: Path) -> None:
+    """Raises ``StorageError`` unless ``path`` is a run directory."""
+    if not path.is_dir():
+        raise StorageError(f"{path} is no folder")
+    if not (path / METRICS).is_file() and not (path / CONFIG).is_file():
+        raise StorageError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}")
 
 
 def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
