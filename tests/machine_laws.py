@@ -166,7 +166,10 @@ class Laws:
                 self.hires.pop(event.ticket, None), self.dismissed.pop(event.ticket, None)
                 engine = event.role in ENGINES
                 self.workers[event.worker] = Worker(
-                    event.worker, event.role, serves=event.version if engine else 0, joining=engine and event.version < self.newest
+                    event.worker,
+                    event.role,
+                    serves=event.version if engine else 0,
+                    joining=engine and event.version < self.newest,
                 )
             case Unhired():
                 self.hires.pop(event.ticket, None)
