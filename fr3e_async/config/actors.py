@@ -283,7 +283,7 @@ class WeightsConfig:
     )
     update: Literal["in_flight", "wait_idle", "abort_retry"] = knob(
         "in_flight",
-        "how an engine changes to new weights: between two tokens of its rollouts, which go on; when all its rollouts have ended, "
+        "how an engine changes to new weights: between two tokens of its rollouts, which continue; when all its rollouts have ended, "
         "while it gets no new ones; at once, and its rollouts are begun again",
     )
     idle_timeout_s: float = knob(

@@ -60,7 +60,7 @@ class Recorder:
             self._tensorboard.text(resumed_from, "settings", [("setting", "value"), *flat_settings(settings).items()])
 
     def go_back(self, step: int, settled: int) -> None:
-        """The run goes on from an earlier step: what was recorded of later ones goes. Raises ``StorageError``."""
+        """The run resumes from an earlier step: what was recorded of later ones goes. Raises ``StorageError``."""
         self._close_rows()
         self._open(step, settled)
         self._view.go_back(step)
@@ -97,7 +97,7 @@ class Recorder:
         self._view.step(step, values)
 
     def waits(self, text: str) -> None:
-        """What the run waits for now; "" once it goes on."""
+        """What the run waits for now; "" once it continues."""
         self._view.waits(text)
 
     def starting(self, text: str) -> None:
@@ -183,7 +183,7 @@ class Recorder:
         self._view.finish(summary, self._run_dir.path, model=self._model(), saved=bool(self._run_dir.checkpoints.steps()))
 
     def failed(self, why: str) -> None:
-        """The run could not go on: an event, which a full disk may refuse, and what is left of it."""
+        """The run could not continue: an event, which a full disk may refuse, and what is left of it."""
         with suppress(StorageError):
             self.event(why, "run_failed")
         self.last_words()

@@ -1,6 +1,6 @@
 """What a run directory says, as one JSON object for the page: curves, result, evaluations, groups by fate, events, settings.
 
-Every file may be missing, since a run may be going on or have been killed; only ``metrics.jsonl`` or ``config.yaml`` must be there
+Every file may be missing, since a run may be still going or have been killed; only ``metrics.jsonl`` or ``config.yaml`` must be there
 for a folder to count as a run. Refuses to know how the numbers are shown.
 """
 

@@ -52,7 +52,7 @@ class Tracker(Protocol):
     def show(self, samples: Samples) -> None: ...
 
     def back_to(self, step: int) -> None:
-        """The run goes on from an earlier step: rows of later ones come again."""
+        """The run resumes from an earlier step: rows of later ones come again."""
 
     def close(self, ending: Ending, summary: Mapping[str, float], *, reason: str) -> None:
         """The last call. ``summary``: the result's numbers, empty for a run that has none. ``reason``: why it ended, in words."""
@@ -101,11 +101,11 @@ class Feed:
             told.append(f"{self._title} {self._remark}")
         if self._broken and not self._told_broken:
             self._told_broken = True
-            told.append(f"{self._title} is off: {self._broken}; the run goes on without it")
+            told.append(f"{self._title} is off: {self._broken}; the run continues without it")
         elif (self._error or self._full) and not self._told_lost and not self._broken:
             self._told_lost = True
             why = self._error or f"it is slow, {self._queue.maxsize} rows wait already"
-            told.append(f"{self._title} does not take everything: {why}; the run goes on")
+            told.append(f"{self._title} does not take everything: {why}; the run continues")
         return told
 
     def end(self, ending: Ending, summary: Mapping[str, float], *, reason: str) -> None:
@@ -200,8 +200,8 @@ def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, floa
             yield path, float(value)
 
 
-# ---- Which of a tracker's runs belongs to this run directory: ``RUN/trackers/<tracker>.json``, so that a resume goes on in it ----
-# ``take`` counts the times that a run began, went on or went back: rows that came twice are told apart by it.
+# ---- Which of a tracker's runs belongs to this run directory: ``RUN/trackers/<tracker>.json``, so that a resume continues in it ----
+# ``take`` counts the times that a run began, continued or went back: rows that came twice are told apart by it.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

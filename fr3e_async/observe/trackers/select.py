@@ -86,7 +86,7 @@ class Trackers:
             feed.write(Samples(step=step, name=name, rows=rows))
 
     def back_to(self, step: int) -> None:
-        """The run goes on from an earlier step."""
+        """The run resumes from an earlier step."""
         for feed in self._feeds.values():
             feed.back_to(step)
 
