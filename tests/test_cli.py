@@ -131,7 +131,7 @@ REFUSALS = (
     Refusal(("reward=no_such_module:function",), "no module named no_such_module"),
     Refusal(("run.dir=rows.jsonl/run",), "a part of the path is a file"),
     Refusal(("run.dir=full",), "is not empty and holds no run"),
-    Refusal(("run.dir=earlier",), "go on with it by resume=auto"),
+    Refusal(("run.dir=earlier",), "continue with it by resume=auto"),
     Refusal(("run.dir=earlier", "resume=auto", "run.seed=7"), "run.seed"),
 )
 

@@ -180,7 +180,7 @@ def test_what_it_returns_is_the_reward(module: str, caplog: pytest.LogCaptureFix
         "bytearray(1 << 40)": ("unknown", "memory limit", None),
         "sys.exit(3)": ("unknown", "reward raised SystemExit", None),
         "os._exit(3)": ("unknown", "worker ended with status 3", None),
-        "0.75": ("wrong", "reward", 0.75),  # and the pool goes on
+        "0.75": ("wrong", "reward", 0.75),  # and the pool continues
     }  # fmt: skip
     with VerifierPool(VerifierPoolConfig(), f"{module}:says") as pool:
         verdicts = asyncio.run(pool.judge_many([Question(response, "g") for response in expected]))
