@@ -167,7 +167,7 @@ def test_one_that_is_still_asked_for_when_the_run_ends_is_not_waited_for(tmp_pat
 
 
 def test_one_that_is_not_needed_any_more_is_not_waited_for_either(tmp_path):
-    """Generators are asked for, the load falls before they are there, and the run goes on without them."""
+    """Generators are asked for, the load falls before they are there, and the run continues without them."""
     world = Cloud(tmp_path, counts=ONE_EACH, delay_s=0.1, start_s=600.0, run={"steps": 100_000}, **ELASTIC)
 
     async def story():

@@ -95,7 +95,7 @@ def hold_evaluations(world: World, label: str) -> asyncio.Event:
 
 @pytest.mark.parametrize(("stop_at", "made"), [(3, False), (2, True)])
 def test_an_evaluation_that_a_stop_cut_short(tmp_path: Path, stop_at: int, made: bool) -> None:
-    """Made by the next session if it goes on from the same weights; else it says that it is lost."""
+    """Made by the next session if it resumes from the same weights; else it says that it is lost."""
     sections: dict[str, Any] = {"evaluation": {"every": 2, "before": False}, "run": {"steps": 6, "checkpoint_every": 1}}
     first = World(tmp_path, **sections)
     hold_evaluations(first, "step 2")

@@ -473,7 +473,7 @@ def test_a_wait_ends():
 
 
 def test_the_end_of_a_run_ends_every_call():
-    """Cancelled from outside: no event is made up, and the engine's call does not go on by itself."""
+    """Cancelled from outside: no event is made up, and the engine's call does not continue by itself."""
     loop = Loop(faults={GENERATORS: {("sample", 1): ActorFault.HANG}})
 
     async def story():

@@ -276,7 +276,7 @@ def test_an_unforeseen_error_in_a_replacement_is_not_silent(tmp_path):
 
 @pytest.mark.parametrize("where", ["learner", "lease", "beat"])
 def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, where):
-    """The end of a run cancels what is still going on. A loop that did not hear of it would go on for ever."""
+    """The end of a run cancels what still runs. A loop that did not hear of it would continue for ever."""
     world = World(tmp_path)
 
     async def story():

@@ -84,7 +84,7 @@ def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: R
     assert not set(groups[:11]) & set(rest)
     assert made.machine.ledger.version == 5
     assert (made.progress.resumed_from, made.progress.tokens_generated) == (5, 70)
-    assert made.teller.policies.usual == 0.3  # the watch goes on from what is usual
+    assert made.teller.policies.usual == 0.3  # the watch resumes from what is usual
     assert (made.progress.began_at, made.progress.wall_before_s) == (100.0, 20.0)
 
 

@@ -81,7 +81,7 @@ class Controller:
         """Train until the end; returns why it ended. The final checkpoint is written.
 
         Raises (after a last checkpoint, unless the learner is the cause):
-            LearnerLost: the learner group must be restarted; the run can go on from the last checkpoint.
+            LearnerLost: the learner group must be restarted; the run can resume from the last checkpoint.
             RunFailed: the first failure of any part, with its diagnosis.
         """
         self.progress.begin(self._clock())

@@ -1,7 +1,7 @@
 """When a run is evaluated, and where the figures go. Who samples and judges is ``evaluator``; decides nothing about training.
 
 before    ─► the engines keep the first weights until it is known
-step <n>  ─► begins when weights of batch n, or of a later one, are live on all engines; training goes on beside it
+step <n>  ─► begins when weights of batch n, or of a later one, are live on all engines; training continues beside it
 after     ─► the last thing that a finished run does
 """
 
@@ -119,7 +119,7 @@ class EvaluationSchedule:
                 trains=label not in (BEFORE, AFTER),
                 clock=self._context.clock,
             )
-        except TaskLost as error:  # training goes on without it
+        except TaskLost as error:  # training continues without it
             text = f"evaluation {label!r}, {test_set.title}, is given up: {error}"
             self._reporter.note(text, "evaluation_lost", version=at.version)
             return

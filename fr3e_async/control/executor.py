@@ -158,7 +158,7 @@ class Executor:
 
     def _withdraw(self, task: int) -> None:
         call = self.calls.get(task)
-        if call is not None and not call.done():  # there is none for a loan: an evaluation goes on over an update
+        if call is not None and not call.done():  # there is none for a loan: an evaluation continues over an update
             self.withdrawn.add(task)
             call.cancel()
 
@@ -273,7 +273,7 @@ class Executor:
         await self._publisher.hand_over(engines, told, alone=command.alone)
 
     async def _at_the_door(self, door: Door, name: str, version: int) -> None:
-        """One that is in service goes on meanwhile; another one serves only if its numbers are the learner's."""
+        """One that is in service continues meanwhile; another one serves only if its numbers are the learner's."""
         fresh, engine = door.fresh(name), self._workers.engine(name)
         if not fresh:
             self._emit(Acked(worker=name, version=version))

@@ -175,7 +175,7 @@ class Silence:
 
     def text(self, waited_s: float) -> str:
         work = [f"the learner {does}" for does in [self._context.learner.does] if does]
-        work += [f"evaluation {label!r} goes on" for label in sorted(self._evaluations.labels)]
+        work += [f"evaluation {label!r} continues" for label in sorted(self._evaluations.labels)]
         if self._ledger.closed or self._ledger.version >= self._context.config.run.steps:
             return f"nothing more to train for {waited_s:.0f} s: {'; '.join(work) or 'the run ends'}"
         ready, wanted = self._ledger.ready, self._context.config.flow.groups_per_step

@@ -158,7 +158,7 @@ class Session:
         return 0
 
     async def _train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
-        going_on = f", going on from step {step_of(self._resume_from)}" if self._resume_from else ""
+        going_on = f", resuming from step {step_of(self._resume_from)}" if self._resume_from else ""
         recorder.note(f"run directory {self._run_dir.path}{going_on}", "run_resumed" if going_on else "run_started")
         for kind, note in self._notes:
             recorder.note(note, kind)
@@ -200,7 +200,7 @@ class Session:
                 in_a_row = 1 if newest > began_at else in_a_row + 1  # a run that gets on may move as often as it must
                 lost, restarts = str(error), restarts + 1
                 if in_a_row > self._config.learner.max_restarts or stop.reason:
-                    again = "; restart the same command with resume=auto to go on from the last checkpoint"
+                    again = "; restart the same command with resume=auto to resume from the last checkpoint"
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
 
     @asynccontextmanager

@@ -279,7 +279,7 @@ class FakeLearner(FakeActor):
     gone = LearnerLost
 
     def __init__(self, *, delay_s: float = 0.002, version: int = 0, faults: Faults | None = None) -> None:
-        """``version``: of the checkpoint that it goes on from."""
+        """``version``: of the checkpoint that it resumes from."""
         super().__init__("learner", delay_s=delay_s, faults=faults)
         self.version = version
         self.trained: list[list[TrainRow]] = []
