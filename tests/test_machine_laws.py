@@ -69,7 +69,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def admit(self):
         self.admitted += 1
         uid = f"p{self.admitted}"
-        self.tell(Admitted(group=f"{uid}@0", prompt=prompt(uid)))
+        self.tell(Admitted(group=f"{uid}@0"))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), mishaps=st.lists(MISHAPS, min_size=1, max_size=4))

@@ -43,7 +43,7 @@ from fr3e_async.machine.events import Admitted, Begun, Event, Leaving, Pressure,
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Command, Live, Rescore, Retire, Train
 from fr3e_async.store.journal import Journal
-from fr3e_async.store.ledger_log import AdmittedRecord, EndRecord, LedgerLog, LiveRecord, TrainRecord
+from fr3e_async.store.ledger_log import EndRecord, LedgerLog
 
 
 class Controller:
@@ -65,7 +65,14 @@ class Controller:
         self._learner_lock = LearnerLock(workers.learner, limit_s=config.learner.step_timeout_s)
         self._table = PayloadTable(payloads)
         self._executor = Executor(
-            workers, publisher, self._table, emit=self._emit, spawn=self._spawn, note=reporter.note, door=door
+            workers,
+            publisher,
+            self._table,
+            prompt_of=stream.prompt,
+            emit=self._emit,
+            spawn=self._spawn,
+            note=reporter.note,
+            door=door,
         )
         writer = CheckpointWriter(self._learner_lock, checkpoints, workers.payloads, clock=clock)
         self._checkpointing = Checkpointing(
@@ -200,8 +207,7 @@ class Controller:
             prompt, epoch = self._stream.take()
             group = group_id(prompt.uid, epoch)
             self._table.open(group)
-            self._records.ledger_log.write(AdmittedRecord(group=group, live=self.machine.ledger.live))
-            self._feed(Admitted(group=group, prompt=prompt))
+            self._feed(Admitted(group=group))
 
     def _feed(self, event: Event) -> None:
         """One event through the machine, and its commands are begun."""
@@ -221,8 +227,6 @@ class Controller:
                 case Retire():
                     pass  # done by the records, before anything else
                 case Train():
-                    record = TrainRecord(version=command.version, groups=command.groups, oldest=command.oldest)
-                    self._records.ledger_log.write(record)
                     self._spawn(self._learning.train(command))
                 case Rescore():
                     self._learning.rescore(command)
@@ -244,7 +248,6 @@ class Controller:
     # ---- weights ----
 
     def _live(self, version: int) -> None:
-        self._records.ledger_log.write(LiveRecord(version=version))
         sync = self._publisher.sync(version)
         self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
         self.progress.times |= sync.metrics

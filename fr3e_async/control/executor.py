@@ -50,7 +50,7 @@ from fr3e_async.machine.messages import (
     group_of,
 )
 from fr3e_async.observe.events import Note
-from fr3e_async.types import Verdict
+from fr3e_async.types import Prompt, Verdict
 from fr3e_async.weights.manifest import WeightAck
 
 Emit = Callable[[Event], None]
@@ -66,14 +66,15 @@ class Executor:
         publisher: Publisher,
         table: PayloadTable,
         *,
+        prompt_of: Callable[[str], Prompt],
         emit: Emit,
         spawn: Spawn,
         note: Note,
         door: Door | None = None,
     ) -> None:
-        """``spawn`` runs a task whose failure fails the run; ``note`` is told in one line what a person should see. ``door``: what
+        """``prompt_of`` finds the prompt of a group; ``spawn`` runs a task whose failure fails the run; ``note`` is told in one line what a person should see. ``door``: what
         is asked of engines that take weights; None: nothing."""
-        self._door = door
+        self._door, self._prompt_of = door, prompt_of
         self._workers, self._publisher, self._table = workers, publisher, table
         self._emit, self._spawn, self._note = emit, spawn, note
         self._calls: dict[int, asyncio.Task[Any]] = {}  # by task: the call to a worker
@@ -173,16 +174,14 @@ class Executor:
             )  # fmt: skip
 
     async def _call(self, work: Sample | Branch | Score, name: str) -> tuple[Delivery, Payload] | list[Verdict]:
-        workers = self._workers
+        workers, prompts = self._workers, [self._prompt_of(group_of(work))] * len(work.ids)
         match work:
             case Sample():
-                return await workers.sample(
-                    name, [work.prompt] * len(work.ids), work.ids, workers.training_draw, trunk=work.trunk
-                )
+                return await workers.sample(name, prompts, work.ids, workers.training_draw, trunk=work.trunk)
             case Branch():
                 return await workers.branch(name, work, self._table[work.trunk_payload])
             case Score():
-                return await workers.judge(name, self._table[work.payload], work.rows, [work.prompt] * len(work.ids))
+                return await workers.judge(name, self._table[work.payload], work.rows, prompts)
 
     def _withdraw(self, task: int) -> None:
         call = self._calls.get(task)

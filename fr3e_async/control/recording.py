@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import msgspec
 
 from fr3e_async.clock import Clock
 from fr3e_async.control.heartbeat import Teller
@@ -17,7 +17,7 @@ from fr3e_async.machine.ledger_state import StarvedError
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Command, Retire
 from fr3e_async.store.journal import Journal
-from fr3e_async.store.ledger_log import BeginRecord, LedgerLog, SettledRecord, TrainedRecord
+from fr3e_async.store.ledger_log import BeginRecord, LedgerLog, records_of
 
 
 class Records:
@@ -63,12 +63,12 @@ class Records:
             if self._journal is not None:
                 self._journal.refused(event, error, self._clock())
             if isinstance(error, StarvedError):
+                self._log(event, [error.retired])
                 self._retire(error.retired)
             raise
         if self._journal is not None:
             self._journal.write(event, commands, self._clock())
-        if isinstance(event, Trained):
-            self.ledger_log.write(TrainedRecord(version=event.version))
+        self._log(event, commands)
         for command in commands:
             if isinstance(command, Retire):
                 self._retire(command)
@@ -76,17 +76,26 @@ class Records:
             self._teller.step(event.version)
         return commands
 
+    def _log(self, event: Event, commands: list[Command]) -> None:
+        for record in records_of(event, commands, live=self._machine.ledger.live):
+            self.ledger_log.write(record)
+
     def _retire(self, group: Retire) -> None:
-        if group.fate != "trained":
-            self.ledger_log.write(SettledRecord(group=group.group, fate=group.fate))
         self._teller.retired(group)
         self._progress.retired(group)
-        self._reporter.group(asdict(group))
+        self._reporter.group(msgspec.to_builtins(group))
         self._stream.mark_consumed(group.group)
         self._settled += 1
         if self.trees is not None:
             whole = next(its for its, retired in self._machine.ledger.departed if retired is group)
-            self.trees.offer(whole, group, self._table.__getitem__, step=self._machine.ledger.version, settled=self._settled)
+            self.trees.offer(
+                whole,
+                group,
+                self._stream.prompt(group.group),
+                self._table.__getitem__,
+                step=self._machine.ledger.version,
+                settled=self._settled,
+            )
         self._table.release(group.group)
 
     def flush(self) -> None:
