@@ -176,10 +176,9 @@ class Controller:
 
     def _begin(self) -> None:
         self._teller.beat()
-        self._records.begin(self._session)
         for group in self.machine.ledger.state().groups:
             self._table.open(group.name)
-        self._perform(self.machine.start())
+        self._perform(self._records.begin(self._session))
         for role in ROLES:
             for name in self._workers.names(role):
                 worker = self._workers.worker(name)

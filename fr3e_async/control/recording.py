@@ -42,7 +42,8 @@ class Records:
         self._stream, self._table, self._clock = stream, table, clock
         self._settled = machine.ledger.settled  # groups, over the whole run
 
-    def begin(self, session: int) -> None:
+    def begin(self, session: int) -> list[Command]:
+        """The machine starts; what the groups that came with a checkpoint need now."""
         state = self._machine.ledger.state()
         self.ledger_log.write(
             BeginRecord(
@@ -54,6 +55,9 @@ class Records:
                 time_s=self._clock(),
             )
         )
+        commands = self._machine.start()
+        self._log(None, commands)
+        return commands
 
     def take(self, event: Event) -> list[Command]:
         """One event through the machine; what is to be done now. Raises ``RunFailed`` kinds, after they are written down."""
@@ -76,7 +80,7 @@ class Records:
             self._teller.step(event.version)
         return commands
 
-    def _log(self, event: Event, commands: list[Command]) -> None:
+    def _log(self, event: Event | None, commands: list[Command]) -> None:
         for record in records_of(event, commands, live=self._machine.ledger.live):
             self.ledger_log.write(record)
 

@@ -98,8 +98,11 @@ class EndRecord(LedgerRecord, frozen=True, kw_only=True):
 AnyRecord = BeginRecord | AdmittedRecord | TrainRecord | TrainedRecord | LiveRecord | SettledRecord | CutRecord | EndRecord
 
 
-def records_of(event: Event, commands: Iterable[Command], *, live: int) -> Iterator[LedgerRecord]:
-    """What an event and the decisions that it led to say of groups, in order. ``live``: the version that every engine serves."""
+def records_of(event: Event | None, commands: Iterable[Command], *, live: int) -> Iterator[LedgerRecord]:
+    """What an event and the decisions that it led to say of groups, in order. ``live``: the version that every engine serves.
+
+    ``event`` is None for what the machine decides when a session begins.
+    """
     if isinstance(event, Admitted):
         yield AdmittedRecord(group=event.group, live=live)
     elif isinstance(event, Trained):
