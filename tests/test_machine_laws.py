@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from builders import prompt
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test

@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-from builders import prompt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
