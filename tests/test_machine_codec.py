@@ -20,7 +20,7 @@ from fr3e_async.machine.budget import Account
 from fr3e_async.machine.events import Event, WorkerUp
 from fr3e_async.machine.group import Group, Rollout, Status
 from fr3e_async.machine.ledger_state import LedgerState
-from fr3e_async.replay import replay
+from fr3e_async.run.replay import replay
 from fr3e_async.store.journal import read_journal
 from fr3e_async.types import Anchor, Outcome, RolloutId, RolloutSummary, Verdict
 
