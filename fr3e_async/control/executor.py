@@ -43,7 +43,7 @@ class Executor:
     """Carries out commands for workers; a command for the learner is ``Learning``'s."""
 
     def __init__(self, context: RunContext) -> None:
-        self._workers, self._publisher = context.workers, context.publisher
+        self._workers, self._publisher, self._stream = context.workers, context.publisher, context.stream
         self._table, self._door, self._note = context.table, context.door, context.reporter.note
         self._emit, self._spawn, self._down = context.emit, context.spawn, context.down
         self.calls: dict[int, asyncio.Task[Any]] = {}  # by task: the call to a worker
@@ -131,16 +131,18 @@ class Executor:
     async def _call(self, command: Assign, owed: set[RolloutId]) -> None:
         """Tell the machine of everything that the worker returns, when it does; what is told is ``owed`` no more."""
         workers, name, work = self._workers, command.worker, command.work
+        assert work is not None
+        group = group_of(work)
+        prompt = self._stream.prompt(group)
         match work:
             case Sample():
-                await self._deliver(command, workers.sample(name, work), owed)
+                await self._deliver(command, workers.sample(name, work, prompt), owed)
             case Branch():
                 await self._deliver(command, workers.branch(name, work, self._table[work.trunk_payload]), owed)
             case Score():
-                prompts = [work.prompt] * len(work.ids)
-                verdicts = await workers.judge(name, self._table[work.payload], work.rows, prompts)
+                verdicts = await workers.judge(name, self._table[work.payload], work.rows, [prompt] * len(work.ids))
                 owed.clear()
-                self._emit(Judged(task=command.task, group=group_of(work), ids=work.ids, verdicts=tuple(verdicts)))
+                self._emit(Judged(task=command.task, group=group, ids=work.ids, verdicts=tuple(verdicts)))
 
     async def _deliver(self, command: Assign, deliveries: AsyncIterator[tuple[Delivery, Payload]], owed: set[RolloutId]) -> None:
         assert command.work is not None

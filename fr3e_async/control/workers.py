@@ -120,9 +120,9 @@ class Workers:
         s = self.config.sampling
         return Draw(max_tokens=s.max_response, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k)
 
-    def sample(self, name: str, work: Sample) -> AsyncIterator[tuple[Delivery, Payload]]:
-        """Have the rollouts of a task drawn; each is delivered when it has ended, all within one lease."""
-        prompts, draw = [work.prompt] * len(work.ids), self.training_draw
+    def sample(self, name: str, work: Sample, prompt: Prompt) -> AsyncIterator[tuple[Delivery, Payload]]:
+        """Have the rollouts of a task drawn from its prompt; each is delivered when it has ended, all within one lease."""
+        prompts, draw = [prompt] * len(work.ids), self.training_draw
         return self._leased_each(name, lambda: self._engine(name).sample(prompts, work.ids, draw, trunk=work.trunk))
 
     def branch(self, name: str, work: Branch, trunk: Payload) -> AsyncIterator[tuple[Delivery, Payload]]:

@@ -41,7 +41,7 @@ class Ledger:
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config, self._strategy = config, strategy
         self._capacity, self._rewards = config.flow.capacity, config.reward_range
-        self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, state=state.budget if state else None)
+        self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, account=state.budget if state else None)
         self.version = state.version if state else 0
         self.live = self.version
         self.admitted = state.admitted if state else 0
@@ -175,7 +175,6 @@ class Ledger:
         candidates, trunks = self._chosen_trunks(event.group, plan)
         group = Group(
             name=event.group,
-            prompt=event.prompt,
             plan=plan,
             number=self.admitted,
             born=self.live,
@@ -193,27 +192,26 @@ class Ledger:
         seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
 
-    def _group_of(self, event: Delivered | Rescored | Lost | Judged) -> Group | None:
-        """The group of a task, which ends with the event unless rollouts of it are left; None if it had ended before, or is of a
-        group that is gone."""
+    def _ended(self, event: Rescored | Lost | Judged) -> Group | None:
+        """The group of a task that has just ended; None if it had ended before, or is of a group that is gone."""
         group = self._open.get(event.group)
-        if group is None or event.task not in group.tasks:
-            return None
-        if not (isinstance(event, Delivered) and event.left):
-            group.tasks.remove(event.task)
-        return group
+        return None if group is None or group.tasks.pop(event.task, None) is None else group
 
     def _delivered(self, event: Delivered) -> list[LedgerCommand]:
-        group = self._group_of(event)
-        if group is None:
-            self.duplicates += len(event.notes)
+        group = self._open.get(event.group)
+        due = group.tasks.get(event.task, set()) if group is not None else set()
+        ended = [(row, note) for row, note in enumerate(event.notes) if note.id in due]
+        self.duplicates += len(event.notes) - len(ended)
+        if group is None or not ended:
             return []
-        taken = [note.id for row, note in enumerate(event.notes) if group.accept(note, payload=event.payload, row=row)]
-        # Of rows that were not taken, a duplicate leaves nothing owed, an aborted or empty one does.
+        due.difference_update([note.id for _, note in ended])
+        if not due:
+            del group.tasks[event.task]
+        taken = [note.id for row, note in ended if group.accept(note, payload=event.payload, row=row)]
         owed: list[RolloutId] = []
-        if len(taken) < len(event.notes):
-            owed = [n.id for n in event.notes if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
-            self.duplicates += len(event.notes) - len(taken) - len(owed)
+        if len(taken) < len(ended):  # aborted or empty ones are owed again
+            owed = [n.id for _, n in ended if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
+            self.duplicates += len(ended) - len(taken) - len(owed)
         trunks = [id for id in taken if id in group.candidates]
         commands = self._issue.score(group, event.payload) if taken else []
         if trunks and event.anchors is None:
@@ -223,7 +221,7 @@ class Ledger:
         return commands + (self._again(group, owed) if owed else self._advance(group))
 
     def _rescored(self, event: Rescored) -> list[LedgerCommand]:
-        group = self._group_of(event)
+        group = self._ended(event)
         if group is None:
             return []
         group.learn_anchors(event.trunks, event.anchors)
@@ -250,13 +248,14 @@ class Ledger:
         return commands + self._advance(group)
 
     def _lost(self, event: Lost) -> list[LedgerCommand]:
-        group = self._group_of(event)
-        if group is None:
+        group = self._open.get(event.group)
+        due = group.tasks.pop(event.task, None) if group is not None else None
+        if group is None or due is None:
             return []
         if event.gone:
             return self._begin_again(group)
         if not event.scoring:
-            return self._again(group, list(event.ids), counted=event.counted)
+            return self._again(group, [id for id in event.ids if id in due], counted=event.counted)
         attempts = group.scoring_attempts.get(event.payload, 1)
         if not event.counted or attempts < self._config.flow.max_attempts:
             group.scoring_attempts[event.payload] = attempts + event.counted
@@ -279,7 +278,7 @@ class Ledger:
         return [forget, *self._issue.sample(group, bases)]
 
     def _judged(self, event: Judged) -> list[LedgerCommand]:
-        group = self._group_of(event)
+        group = self._ended(event)
         if group is None:
             return []
         zero = self._config.verifiers.on_unknown == "zero"

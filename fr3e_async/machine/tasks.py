@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.messages import Branch, LedgerCommand, Rescore, Sample, Score
@@ -21,8 +21,7 @@ class Issuer:
         if others := tuple(id for id in ids if id not in group.candidates):
             parts.append((others, False))
         return [
-            Sample(task=self._number(group), prompt=group.prompt, ids=part, trunk=trunk, attempt=group.attempt_of(part))
-            for part, trunk in parts
+            Sample(task=self._number(group, part), ids=part, trunk=trunk, attempt=group.attempt_of(part)) for part, trunk in parts
         ]
 
     def score(self, group: Group, payload: int) -> list[LedgerCommand]:
@@ -31,12 +30,12 @@ class Issuer:
             return []
         ids, rows = tuple([r.id for r in due]), tuple([r.row for r in due])
         attempt = group.scoring_attempts.get(payload, 1)
-        return [Score(task=self._number(group), payload=payload, prompt=group.prompt, ids=ids, rows=rows, attempt=attempt)]
+        return [Score(task=self._number(group, ids), payload=payload, ids=ids, rows=rows, attempt=attempt)]
 
     def rescore(self, group: Group, payload: int, trunks: Sequence[RolloutId]) -> Rescore:
         notes = [group.rollouts[id].note for id in trunks]
         lengths = tuple(note.context + note.length for note in notes if note is not None)
-        return Rescore(task=self._number(group), group=group.name, payload=payload, trunks=tuple(trunks), lengths=lengths)
+        return Rescore(task=self._number(group, trunks), group=group.name, payload=payload, trunks=tuple(trunks), lengths=lengths)
 
     def branch(self, group: Group, ids: Sequence[RolloutId]) -> list[LedgerCommand]:
         """One task for each trunk that these branches grow from."""
@@ -48,12 +47,12 @@ class Issuer:
             trunk = group.base(branch)
             commands.append(
                 Branch(
-                    task=self._number(group),
+                    task=self._number(group, own[branch]),
                     group=group.name,
                     ids=tuple(own[branch]),
                     trunk=trunk,
                     trunk_payload=group.rollouts[trunk].payload,
-                    anchors=group.anchors_of[trunk],
+                    anchors=group.anchors_of[branch],
                     attempt=group.attempt_of(own[branch]),
                 )
             )
@@ -68,12 +67,12 @@ class Issuer:
         for payload in payloads:
             commands += self.score(group, payload)
         unknown: dict[int, list[RolloutId]] = {}  # trunks whose anchors the learner was to choose
-        for trunk in sorted(group.candidates - group.anchors_of.keys()):
-            if group.rollouts[trunk].note is not None:
+        for trunk in sorted(group.candidates):
+            if trunk.branch not in group.anchors_of and group.rollouts[trunk].note is not None:
                 unknown.setdefault(group.rollouts[trunk].payload, []).append(trunk)
         return commands + [self.rescore(group, payload, trunks) for payload, trunks in unknown.items()]
 
-    def _number(self, group: Group) -> int:
+    def _number(self, group: Group, ids: Iterable[RolloutId]) -> int:
         self._last += 1
-        group.tasks.add(self._last)
+        group.tasks[self._last] = set(ids)
         return self._last
