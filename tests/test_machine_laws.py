@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -84,9 +85,13 @@ class LedgerMachine(RuleBasedStateMachine):
                     self.judged(command, data.draw(st.lists(REWARDS, min_size=len(command.ids), max_size=len(command.ids))))
                 case Sample() | Branch():
                     rows = data.draw(st.permutations(command.ids))
+                    ended = data.draw(st.integers(1, len(rows)))  # the others are still being drawn
+                    rows, rest = rows[:ended], rows[ended:]
                     finishes = FINISHES if mishap == "rows" else st.just(Finish.STOP)
                     lengths = st.integers(0 if mishap == "rows" else 3, 6)
-                    self.delivered(command, [(id, data.draw(finishes), data.draw(lengths)) for id in rows], data.draw(PLACES))
+                    self.delivered(
+                        command, [(id, data.draw(finishes), data.draw(lengths)) for id in rows], data.draw(PLACES), rest
+                    )
 
     @precondition(lambda self: self.told)
     @rule(data=st.data())
@@ -99,14 +104,18 @@ class LedgerMachine(RuleBasedStateMachine):
         group = command.ids[0].group
         self.tell(Lost(task=command.task, group=group, ids=command.ids, reason="x", scoring=scoring, payload=payload))
 
-    def delivered(self, command, rows, places):
+    def delivered(self, command, rows, places, rest=()):
+        if rest:
+            self.open.append(msgspec.structs.replace(command, ids=tuple(rest)))
         self.payload += 1
         self.rows |= {(self.payload, row): id for row, (id, _, _) in enumerate(rows)}
         trunk = isinstance(command, Sample) and command.trunk
         anchors = tuple(a for id, _, _ in rows for a in anchors_of(id, *places)) if trunk and not self.rescored else None
         notes = tuple(note(id, self.ledger.live, finish, length) for id, finish, length in rows)
         self.tell(
-            Delivered(task=command.task, group=command.ids[0].group, payload=self.payload, notes=notes, anchors=anchors)
+            Delivered(
+                task=command.task, group=command.ids[0].group, payload=self.payload, notes=notes, anchors=anchors, left=len(rest)
+            )
         )  # fmt: skip
 
     def judged(self, command, rewards):

@@ -62,7 +62,7 @@ class _Session:
 
     def read(self, now: float, event: dict[str, Any], decisions: list[str]) -> None:
         kind, worker = event["type"], event.get("worker", "")
-        if kind in _ENDS:
+        if kind in _ENDS and not event.get("left"):  # else rollouts of the task are still being drawn
             self._end(str(event["task"]), now)
         elif kind == WorkerUp.__name__:
             self._lane(worker, event["role"])
