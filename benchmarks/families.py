@@ -36,7 +36,8 @@ from fr3e_async.errors import UserError
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
 from fr3e_async.types import Completion, TrainSample
-from fr3e_async.weights import collect
+from fr3e_async.weights.bundle import joined
+from fr3e_async.weights.manifest import WeightBundle, WeightManifest
 
 BOUND = 2e-4  # nats and relative norms; a wrong weight or mask is off by 0.01 and more
 BEGIN, FINISH = "<!-- families: made by benchmarks/families.py -->", "<!-- /families -->"
@@ -118,6 +119,14 @@ def engine_spec(folder: Path, **more: Any) -> EngineSpec:
     )  # fmt: skip
 
 
+def exported(rank: Any, version: int) -> WeightBundle:
+    """All weights of the rank, copied."""
+    buckets: list[Any] = []
+    for part in rank.export(version):  # views: each is copied before the next is asked for
+        buckets.append(part if isinstance(part, WeightManifest) else tuple(array.copy() for array in part))
+    return joined(buckets.pop(), buckets)
+
+
 async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Path, **more: Any) -> None:
     """Serve a folder, then the versions that the rank sends; errors from the exported folders go into the row as they are found."""
     spec = engine_spec(served, version=1, **more)
@@ -128,7 +137,7 @@ async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Pa
             if version > 1:
                 step(rank, version, folder, behind=reference(folders[version - 2]))
             if version > 1 or served != folder:
-                await engine.load_weights(collect(rank.export(version)))
+                await engine.load_weights(exported(rank, version))
             asked = requests_of(f"v{version}")
             row["engine"].append(engine_error(folder, asked, await engine.generate(asked)))
     finally:
@@ -202,7 +211,7 @@ def _try(base: Path, folders: list[Path], row: Row, *, engine: bool) -> None:
 @torch.no_grad()
 def reload_error(rank: Any, folder: Path) -> float:
     """Largest difference of a weight in an exported folder, as transformers reads it, from the learner's."""
-    held = dict(rank._engine.weights())
+    held = dict(rank.engine.weights())
     return max(float((weight - held[name]).abs().max()) for name, weight in reference(folder).named_parameters())
 
 

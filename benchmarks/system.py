@@ -13,7 +13,7 @@ engine   generated tokens a second of real actors and loop with a learner that d
 async    flow.max_staleness 0 against others: the best of some splits for each, by batches a second, and with that one a whole job
          as a user starts it, with evaluations on the way.
 updates  weights.update: in_flight, wait_idle, abort_retry.
-control  rollouts a second through the real loop and Ray with actors that answer at once; journal, books and metrics are written.
+control  rollouts a second through the real loop and Ray with actors that answer at once; journal, ledger log and metrics are written.
 machine  events a second of the bare state machine: recorded beforehand, so that only ``Machine.handle`` is in the time.
 """
 

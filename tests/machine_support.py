@@ -2,7 +2,7 @@
 
 ``Cluster`` carries out the machine's commands one action at a time, in any order, and checks what must hold of every command.
 It keeps books of its own (who has which task, which version an engine really serves, how old every token is, what became of
-every group), so that nothing is checked against the machine's own word. It can be killed at any point and goes on from a
+every group), so that nothing is checked against the machine's own word. It can be killed at any point and resumes from a
 checkpoint that went through JSON.
 """
 

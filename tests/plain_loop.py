@@ -160,16 +160,16 @@ class Loop:
 
 
 async def serve(engine: Engine, rank: Any, version: int) -> None:
-    from fr3e_async.weights import collect
+    from bundles import collect
 
     await engine.load_weights(collect(rank.export(version)))
 
 
 async def trained(tools: Tools, folder: Path, astray: RolloutId | None = None) -> Loop:
+    from bundles import collect, unpack
     from safetensors.torch import save_file
 
     from fr3e_async.learner.rank import LearnerRank
-    from fr3e_async.weights import collect, unpack
 
     config = tools.config
     spec = LearnerSpec(

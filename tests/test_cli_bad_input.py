@@ -367,7 +367,7 @@ RUN = (*TOY, "model.path=model", "run.dir=run")
 
 def test_a_run_directory_that_holds_a_run(cli: Cli, model: Path) -> None:
     a_run(cli.folder / "run").close()
-    cli.refused(*RUN, says=["run.dir: ", "run holds a run already; go on with it by resume=auto, or choose another run.dir"])
+    cli.refused(*RUN, says=["run.dir: ", "run holds a run already; continue with it by resume=auto, or choose another run.dir"])
 
 
 def test_a_run_directory_of_another_config(cli: Cli, model: Path) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundles import pack_tensors
 from engine_world import END, TOLERANCE, VOCABULARY, World, build_model, expected, sampling_logprobs
 
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
 from fr3e_async.rollout.entropy import EXTENSION, ColumnsProvider, LearnerProvider, TopKProvider, one_distribution, provider_of
 from fr3e_async.rollout.entropy_columns import NO_RANK
-from fr3e_async.weights import pack_tensors
 
 
 def request(**settings: Any) -> SampleRequest:

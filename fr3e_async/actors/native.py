@@ -1,6 +1,6 @@
 """A learner whose weights go to the engines by vLLM's own transfer, in one group of rank 0 and all engines.
 
-The group is made again whenever the set of engines changes: a group cannot lose a member and go on. The weights are sent
+The group is made again whenever the set of engines changes: a group cannot lose a member and continue. The weights are sent
 from where they are, so the learner must not train on before they are sent. An engine that starts alone takes them
 from the object store, since a group of two would interrupt all others.
 """

@@ -23,7 +23,7 @@ class Config:
     """The whole of a run's settings. Cross-field rules live here; each message names the settings it is about."""
 
     resume: Literal["never", "auto"] = knob(
-        "never", "auto: go on from run.dir's newest whole checkpoint if there is one; never: run.dir must be new"
+        "never", "auto: resume from run.dir's newest whole checkpoint if there is one; never: run.dir must be new"
     )
     reward: str = knob(
         "math",

@@ -235,7 +235,7 @@ class LearnerConfig:
         "sdpa", "attention implementation of the Hugging Face model (learner.packing flat or padded; tree has its own)"
     )
     max_restarts: int = knob(
-        3, "times in a row, without a new checkpoint between, that the group is made anew when a rank dies; then the run ends"
+        3, "times in a row, without a new checkpoint between, that the group is restarted when a rank dies; then the run ends"
     )
     start_timeout_s: float = knob(1800.0, "time for the group to load the model", "s")
     step_timeout_s: float = knob(3600.0, "time for one training batch", "s")
@@ -283,7 +283,7 @@ class WeightsConfig:
     )
     update: Literal["in_flight", "wait_idle", "abort_retry"] = knob(
         "in_flight",
-        "how an engine changes to new weights: between two tokens of its rollouts, which go on; when all its rollouts have ended, "
+        "how an engine changes to new weights: between two tokens of its rollouts, which continue; when all its rollouts have ended, "
         "while it gets no new ones; at once, and its rollouts are begun again",
     )
     idle_timeout_s: float = knob(

@@ -1,4 +1,4 @@
-"""Settings of evaluation: during training, and of `python -m fr3e_async.evaluate`."""
+"""Settings of evaluation: during training, and of `fr3e evaluate`."""
 
 from __future__ import annotations
 

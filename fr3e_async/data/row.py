@@ -18,7 +18,7 @@ from typing import Any
 from fr3e_async.errors import DataError
 
 LONG_NUMBER = 30  # digits from which on a number is written with a power of ten
-MAX_ID_CHARS = 512  # an id stands in every line of the books that tells of its problem
+MAX_ID_CHARS = 512  # an id stands in every line of the ledger log that tells of its problem
 NOT_IN_AN_ID = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that would break a line or not be seen
 GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")  # 1,234,567.8
 

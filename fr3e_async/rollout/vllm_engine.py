@@ -5,7 +5,7 @@ spans) and the prefix-cache hits. New weights are loaded while requests run::
 
     load_weights: fetch, copy to shared memory, check    requests run
                   pause (keep) ── load, compare ── label  no token is made; requests that arrive now wait
-                  resume                                 running requests go on, their next tokens carry the new version
+                  resume                                 running requests continue, their next tokens carry the new version
 
 The comparison is inside the pause because it must be: the core makes steps and answers calls by turns, and no token of a
 model that nobody has looked at may leave.

@@ -21,7 +21,8 @@ from fr3e_async.rollout import entropy_columns, transfer  # noqa: F401 - transfe
 from fr3e_async.rollout.install import die_with_owner
 from fr3e_async.rollout.load_trace import LoadLayout, LoadTrace, Shape
 from fr3e_async.rollout.loaded_weights import Packer, Proof, prove
-from fr3e_async.weights import SharedMapping, checksum_of_tensor, shared_tensors
+from fr3e_async.weights.checksum import checksum_of_tensor
+from fr3e_async.weights.shared import SharedMapping, shared_tensors
 
 MAPPING = SharedMapping()  # of this process: one worker
 LAYOUT = LoadLayout()  # of this worker's model

@@ -1,7 +1,7 @@
 """Every knob as one row, read off the dataclasses of ``config``, and the two texts made of them: ``--help`` and the manual's tables.
 
 Knows nothing of files being loaded or of values that a user gave; it only says what may be set.
-``python -m fr3e_async.help FILE`` rewrites the tables between the marker lines of a Markdown file.
+``refresh`` rewrites the tables between the marker lines of a Markdown file (``fr3e config --refresh FILE``).
 """
 
 from __future__ import annotations
@@ -22,21 +22,6 @@ WIDTH = 100  # columns of --help
 PATH_COLUMNS = 38  # the longest dotted path and two blanks fit
 BEGIN = "<!-- begin of the generated tables: python -m fr3e_async.help docs/configuration.md -->"
 END = "<!-- end of the generated tables -->"
-
-USAGE = """\
-usage: python -m fr3e_async.main config=FILE[,FILE ...] [key=value ...] [--dry-run [--all]]
-       python -m fr3e_async.main --help [SECTION or setting ...]
-       python -m fr3e_async.main --version
-
-  config=toy                      the embedded task and model; 2 CPU cores are enough
-  config=toy,mine.yaml            files are laid over each other, the later one wins
-  run.steps=50 learner.lr=2e-6    dot-list overrides win over files; values are YAML
-  generators.resources={engine: 1}  learner.betas=[0.9, 0.95]  data.heldout=   (empty)
-  --dry-run                       check what a start checks, start nothing; print what differs from
-                                  the defaults (--all: every setting), placement, memory estimate
-
-A file may begin with `base: other.yaml` (or a list), relative to itself or shipped.
-"""
 
 REGISTRIES = {"algorithm.strategy": tuple(REGISTRY)}  # settings whose words are not in their type
 
@@ -164,8 +149,8 @@ def _by_section() -> Iterator[tuple[str, str, list[Knob]]]:
 
 
 def render_help() -> str:
-    """The text of ``--help``: usage, then every knob with its meaning, allowed values, unit and default, in 100 columns."""
-    return "\n".join([USAGE, *(f"{_block(*section)}\n" for section in _by_section())])
+    """Every knob with its meaning, allowed values, unit and default, in 100 columns, by section."""
+    return "\n".join(f"{_block(*section)}\n" for section in _by_section())
 
 
 def render_topic(word: str) -> str:
@@ -207,7 +192,7 @@ def render_tables() -> str:
 
 
 def with_fresh_tables(text: str) -> str:
-    """``text`` with what stands between the marker lines made anew. ValueError if a marker is missing."""
+    """``text`` with what stands between the marker lines made again. ValueError if a marker is missing."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):

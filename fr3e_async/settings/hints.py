@@ -55,8 +55,8 @@ def unknown(path: str, origin: str) -> ConfigError:
 
 
 def unknown_topic(word: str) -> ConfigError:
-    """For ``--help WORD``."""
-    return ConfigError(f"--help {word}: neither a section nor a setting{_nearest(word)}; sections: {', '.join(sections())}")
+    """For ``fr3e config WORD`` and ``--help WORD``."""
+    return ConfigError(f"{word}: neither a section nor a setting{_nearest(word)}; sections: {', '.join(sections())}")
 
 
 def _others(path: str) -> list[str]:

@@ -64,7 +64,7 @@ class Starter:
         return await (self._verifier(room_s) if role == VERIFIERS else self._engine(role, room_s))
 
     async def learner(self, resume_from: Path | None) -> RayLearner:
-        """All ranks. With ``resume_from`` they go on from that folder of a checkpoint."""
+        """All ranks. With ``resume_from`` they resume from that folder of a checkpoint."""
         learner = self._config.learner
         group = _place([_bundle(learner)] * learner.ranks, learner.placement.upper(), [learner.labels] * learner.ranks)
         try:

@@ -12,7 +12,7 @@ Pure and seeded: the same arguments give the same problems and the same text. Kn
 At a fork a bar asks for the left term and a slash for the right one. The warm start takes the left one by habit: at a slash
 it turns right with ``toy.turn_rate`` only, at a bar still more seldom. So it knows the arithmetic and hardly the rule, and a
 problem with n slashes is solved with about ``turn_rate ** n``. Every problem has one at least. After a wrong turn the
-arithmetic goes on soundly, to another answer: a solution is right if and only if all its turns are.
+arithmetic continues soundly, to another answer: a solution is right if and only if all its turns are.
 
 Uncertain tokens that decide nothing are there as well, as in any prose: after a label a space may stand (``toy.style_rate``).
 Positions that decide and positions that are merely uncertain are known apart, so one can measure which ones anchors hit.
