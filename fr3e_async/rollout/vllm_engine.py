@@ -255,7 +255,7 @@ class VllmEngine:
             self._require_alive()
             held = str(self._alive().model_config.dtype).removeprefix("torch.")
             if held != manifest.dtype:
-                raise WeightsRefused(f"weights.transfer=native: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
+                raise WeightsRefused(f"weights.transfer=collective: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
             async with self._gate:
                 reply, pause_s = await self._switch(manifest, self._take_over)
             size = sum(tensor_bytes(manifest, index) for index in range(len(manifest.names)))
