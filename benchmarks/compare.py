@@ -6,7 +6,7 @@ Every (task, seed, arm) is a run of the whole system (real engines, learner and 
 task's budget of generated tokens. The arms of a seed follow each other on one set of engines, which get the first weights again;
 learner and control loop are new in each. Accuracy, all-right and all-wrong prompts, entropy and length are measured on 4 independent
 rollouts of each of 128 held-out prompts, so that they mean the same for every arm. Each run is a row of OUT/runs.jsonl when it is
-done; what is there is not run again, so an interrupted comparison goes on by the same command. The tables and curves are made from
+done; what is there is not run again, so an interrupted comparison continues by the same command. The tables and curves are made from
 that file alone (``--table`` only makes them); the page beside OUT gets them when all arms, tasks and seeds were asked for.
 ``--quick``: two arms, one task, a hardly trained model and a small budget: it only shows that everything works.
 

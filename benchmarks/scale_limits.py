@@ -92,7 +92,7 @@ def scaled(config: Config, engines: int) -> Config:
 
 
 class Enough(Exception):
-    """All batches that count are trained. The run itself would go on: its end is not what it is like in between."""
+    """All batches that count are trained. The run itself would continue: its end is not what it is like in between."""
 
 
 class Timed:

@@ -1,6 +1,6 @@
 """What the benchmarks of the whole system share: a stage that outlives its runs.
 
-A stage is Ray with the toy's engines and verifier, started once. Runs follow each other on it as a run goes on after the loss of
+A stage is Ray with the toy's engines and verifier, started once. Runs follow each other on it as a run continues after the loss of
 its learner: a new learner, a new control loop, a run directory of its own, and engines that are given the first weights again.
 Settings of the engines themselves are those of the stage.
 """

@@ -49,7 +49,7 @@ class StartRefused(UserError):
 
 
 class RunFailed(Exception):
-    """A run that had started could not go on. ``main`` prints the diagnosis and exits with code 1."""
+    """A run that had started could not continue. ``main`` prints the diagnosis and exits with code 1."""
 
     exit_code = 1
 

@@ -187,7 +187,7 @@ BROKEN: dict[str, tuple[Callable[[list[LedgerRecord]], list[LedgerRecord]], tupl
     "a line after the end": (upto(19, rejected("g")), ("order", 20, "")),
     "admitted twice, open": (before(6, adm("a", 0)), ("admitted", 6, "a")),
     "admitted twice, settled": (before(8, adm("c", 0)), ("admitted", 8, "c")),
-    "admitted again after going on": (upto(14, begin(2, 1, 7, 3, "defg"), adm("d", 1)), ("admitted", 16, "d")),
+    "admitted again after continuing": (upto(14, begin(2, 1, 7, 3, "defg"), adm("d", 1)), ("admitted", 16, "d")),
     "admitted at a version that is not live": (at(12, adm("g", 0)), ("live", 12, "g")),
     "settled twice": (before(8, rejected("c")), ("settled", 8, "c")),
     "settled after training": (before(11, rejected("a")), ("settled", 11, "a")),
@@ -494,7 +494,7 @@ def test_a_file_that_was_cut_off_anywhere_has_its_whole_lines(
     path.write_bytes(whole[:left])
     lines = whole[: left + 1].count(b"\n")  # a line that lacks nothing but its end is whole
     assert read_ledger_log(path) == story()[:lines]
-    more = written(path, [begin(2), adm("b", 0)])  # another session goes on in the same file
+    more = written(path, [begin(2), adm("b", 0)])  # another session continues in the same file
     assert read_ledger_log(more) == [*story()[:lines], begin(2), adm("b", 0)]
     assert read_ledger_log(more)[-1].line == len(more.read_bytes().split(b"\n")) - 1
 
@@ -677,7 +677,7 @@ def test_a_killed_run_may_lack_what_came_after_its_last_cut(
     (run / "checkpoints" / "latest").unlink()
     found, lines = audited(run, capsys)
     assert found == code
-    assert ["end", "no: the last session was killed, or is going on"] in [line.split(None, 1) for line in lines]
+    assert ["end", "no: the last session was killed, or is still going"] in [line.split(None, 1) for line in lines]
     assert ["checkpoint", "none"] in [line.split(None, 1) for line in lines]
 
 
@@ -729,7 +729,7 @@ def test_damaged_checkpoints_fail(run: Path, capsys: pytest.CaptureFixture[str])
 
 
 def go_back(run: Path, goes_on: BeginRecord) -> None:
-    """The run goes on from an earlier place and is killed before it saves again; the later checkpoint is still there."""
+    """The run resumes from an earlier place and is killed before it saves again; the later checkpoint is still there."""
     (run / "ledger.jsonl").unlink()
     written(run / "ledger.jsonl", named([*story()[:18], goes_on]))
     write_groups(run, SETTLED if goes_on.version else {})

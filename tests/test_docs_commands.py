@@ -94,7 +94,7 @@ def make_run(folder: Path) -> Path:
     """A run of fakes: 8 batches with books, journal, checkpoint; the rest of its files as a run writes them."""
     world = World(folder, run={"checkpoint_every": 4}, judge_s=0.001)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FakeActor, "_call", uneven())
+        patch.setattr(FakeActor, "call", uneven())
         world.run()
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(asdict(world.config))))
     (folder / "run.json").write_text("{}")
@@ -108,7 +108,7 @@ def make_run(folder: Path) -> Path:
 
 def uneven() -> Callable[..., Awaitable[None]]:
     """Calls of fakes that take one to two times as long as they say: the simulator cannot be calibrated by calls that are all alike."""
-    call, chance = FakeActor._call, random.Random(0)
+    call, chance = FakeActor.call, random.Random(0)
     shortest: dict[int, float] = {}
 
     async def longer(actor: FakeActor, name: str, *, parts: int = 4) -> None:

@@ -146,7 +146,7 @@ def test_the_final_model_is_as_good_in_plain_transformers(finished):
 @pytest.mark.timeout(600)
 @pytest.mark.long
 def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(finished, tmp_path):
-    """vLLM loads the final model; two learner ranks with ZeRO-2 train it and re-score trunks; a second command goes on."""
+    """vLLM loads the final model; two learner ranks with ZeRO-2 train it and re-score trunks; a second command continues."""
     common = (
         f"run.dir={tmp_path / 'next'}", f"model.path={finished / 'model'}", "learner.ranks=2", "learner.zero_stage=2",
         "flow.groups_per_step=4", "data.heldout=", "resume=auto",
@@ -156,7 +156,7 @@ def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(fini
     assert first.returncode == 0, first.stdout + first.stderr
     second = fr3e(*common, "run.steps=4")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "going on from step 2" in second.stdout
+    assert "resuming from step 2" in second.stdout
     summary = summary_of(tmp_path / "next")
     assert (summary["steps"], summary["resumed_from"], summary["optimiser_steps"]) == (4, 2, 4 * 4)
     rows = [json.loads(line)["step"] for line in (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()]

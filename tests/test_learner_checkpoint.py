@@ -1,4 +1,4 @@
-"""Learner checkpoints: pieces by any cut, whole or not there, and real groups that go on in another layout."""
+"""Learner checkpoints: pieces by any cut, whole or not there, and real groups that continue in another layout."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_a_plan_refuses_a_sample_above_the_budget(packing: Packing) -> None:
 
 # ---- layouts ----
 
-# The second goes on inside of the first's completion; the third repeats the second's tokens with another context.
+# The second continues inside of the first's completion; the third repeats the second's tokens with another context.
 SHARED = [
     sample([7, 8], [5, 6], advantages=[1.0, 2.0], behaviour_logprobs=[-0.1, -0.2], versions=[3, 4]),
     sample([7, 8, 5], [9], advantages=[3.0], behaviour_logprobs=[-0.3], versions=[5]),

@@ -289,7 +289,7 @@ def test_a_resume_goes_on_with_the_rate_that_it_is_given(model: Path, tmp_path: 
 
 
 def test_a_branch_begins_with_the_optimiser_of_another_run(model: Path, tmp_path: Path) -> None:
-    """Its next update is that of the run that went on; without the optimiser it is another one. Versions count from 0."""
+    """Its next update is that of the run that continued; without the optimiser it is another one. Versions count from 0."""
     first = start_rank(make_spec(model))
     first.train(make_samples(1), version=1)
     first.save(tmp_path, "state")

@@ -91,7 +91,7 @@ CASES = {
 
 
 def run_rank(index: int, path: str, folder: str, port: int) -> None:
-    """Two updates of every case, and a checkpoint between the two, which a fresh engine goes on from."""
+    """Two updates of every case, and a checkpoint between the two, which a fresh engine resumes from."""
     os.environ.update(rank_environment(make_spec(Path(path))))
     from fr3e_async.learner.rank import LearnerRank
 

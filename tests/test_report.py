@@ -46,7 +46,7 @@ def named(metric: str, *, like: str = "") -> bool:
 @functools.cache
 def literals(place: str) -> tuple[set[str], list[str]]:
     """Texts in a place's code, and its f-strings as regular expressions with a ``{}`` for each hole."""
-    tree = ast.parse(textwrap.dedent(locate(place).source))
+    tree = ast.parse(textwrap.dedent(locate(place)["source"]))
     constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
     forms = ["".join(re.escape(str(p.value)) if isinstance(p, ast.Constant) else "{}" for p in node.values) for node in joined]
@@ -63,15 +63,15 @@ def test_a_name_that_the_code_does_not_give_is_found() -> None:
 def test_every_function_that_a_metric_names_exists() -> None:
     places = {place for metric in METRICS.values() for place in metric.made_by}
     assert all(metric.made_by for metric in METRICS.values())
-    assert all(locate(place).source for place in places)
+    assert all(locate(place)["source"] for place in places)
 
 
 def test_a_place_has_its_line_and_text() -> None:
     place = locate("machine/tally.py:Tally.take")
     lines = (ASSETS.parent.parent / "machine" / "tally.py").read_text().split("\n")
-    assert lines[place.line - 1].strip().startswith("def take")
-    assert '"reward/accuracy"' in place.source
-    assert locate("control/publisher.py:Sync.pause_s").source.lstrip().startswith("@property")
+    assert lines[place["line"] - 1].strip().startswith("def take")
+    assert '"reward/accuracy"' in place["source"]
+    assert locate("control/publisher.py:Sync.pause_s")["source"].lstrip().startswith("@property")
 
 
 @pytest.mark.parametrize("place", ["control/none.py:f", "machine/tally.py:Tally.gone", "machine/tally.py:Gone.take"])
@@ -107,10 +107,9 @@ def test_evaluations_stand_where_they_were_made(run: Path) -> None:
 
 def test_evaluations_of_a_run_that_goes_on_are_read_off_its_events(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    said = "held-out accuracy, step 2: 0.406 [0.295, 0.529] at v2"
-    write_rows(
-        tmp_path / "logs" / "events.jsonl", [{"event": "evaluation", "version": 2, "text": said}, {"event": "note", "text": said}]
-    )
+    measured = {"label": "step 2", "version": 2, "accuracy": 0.406, "low": 0.295, "high": 0.529}
+    said = {"event": "evaluation", "version": 2, "measured": measured, "text": "held-out accuracy, step 2: 0.406"}
+    write_rows(tmp_path / "logs" / "events.jsonl", [said, {"event": "note", "text": "held-out accuracy, step 3: 0.5"}])
     found = {"step": [1, 2, 3], "generated": [10, 20, 30], "trained": [1, 2, 3], "wall": [5, 6, 7]}
     (row,) = evaluations(tmp_path, None, found)
     assert (row["label"], row["accuracy"], row["low"], row["high"]) == ("step 2", 0.406, 0.295, 0.529)

@@ -385,7 +385,9 @@ def test_weights_arrive_by_vllms_own_transfer_and_then_by_bundle(worlds, tied):
 
 def test_a_transfer_of_another_type_is_refused_before_anything_changes(world):
     told = pack_tensors(world.model.named_parameters(), version=999, dtype="bfloat16").manifest
-    with pytest.raises(WeightsRefused, match=r"weights\.transfer=native: engine\.dtype is float32, learner\.dtype is bfloat16"):
+    with pytest.raises(
+        WeightsRefused, match=r"weights\.transfer=collective: engine\.dtype is float32, learner\.dtype is bfloat16"
+    ):
         world.run(world.engine.receive_weights(told))
     assert world.run(world.engine.stats()).version == world.version
 

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 from builders import prompt
@@ -15,7 +14,6 @@ from loop_support import World, loop_config
 
 from fr3e_async.clock import RunClock, steady
 from fr3e_async.control.controller import Controller
-from fr3e_async.control.heartbeat import Teller
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.data.prompts import Datasets
@@ -44,8 +42,7 @@ def run_dir(tmp_path: Path) -> Any:
     opened.close()
 
 
-def handed(run_dir: RunDir, source: Path | None, restarts: int = 0) -> SimpleNamespace:
-    """What a session gives to the controller that it makes."""
+def controller(run_dir: RunDir, source: Path | None, restarts: int = 0) -> Controller:
     config = CONFIG
     world = World(run_dir.path.parent / "world", config=config)
 
@@ -63,15 +60,13 @@ def handed(run_dir: RunDir, source: Path | None, restarts: int = 0) -> SimpleNam
         config, model, Datasets(train=TRAIN, heldout=(), dropped=0, parts=PARTS), run_dir, resume_from=source, clock=RunClock(), started_at=100.0,
         spell=lambda tokens: [],
     )  # fmt: skip
-    with mock.patch("fr3e_async.run.session.Controller", wraps=Controller) as made:
-        asyncio.run(session.controller(deployment, recorder, source, restarts))
-    return SimpleNamespace(**made.call_args.kwargs)
+    return asyncio.run(session.controller(deployment, recorder, source, restarts))
 
 
 def test_a_new_run_draws_its_mixture(run_dir: RunDir) -> None:
-    made = handed(run_dir, None)
-    assert made.stream.state() == PromptStream(TRAIN, 3, parts=PARTS).state()
-    assert take(made.stream, 30) == take(PromptStream(TRAIN, 3, parts=PARTS), 30)
+    made = controller(run_dir, None)
+    assert made.context.stream.state() == PromptStream(TRAIN, 3, parts=PARTS).state()
+    assert take(made.context.stream, 30) == take(PromptStream(TRAIN, 3, parts=PARTS), 30)
     assert (made.machine.ledger.version, made.progress.began_at, made.progress.wall_before_s) == (0, 100.0, 0.0)
 
 
@@ -82,20 +77,14 @@ def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: R
         before.mark_consumed(group)
     progress = Progress(tokens_generated=70, wall_before_s=20.0, began_at=1.0, policy_share=0.3)
     source = save_whole(run_dir.checkpoints, 5, base=small_base(tmp_path / "base"), stream=before.state(), progress=progress)
-    made = handed(run_dir, source)
-    assert made.stream.state() == before.state()
-    rest = take(made.stream, 12)
+    made = controller(run_dir, source)
+    assert made.context.stream.state() == before.state()
+    rest = take(made.context.stream, 12)
     assert rest[0] == groups[11]
     assert not set(groups[:11]) & set(rest)
     assert made.machine.ledger.version == 5
     assert (made.progress.resumed_from, made.progress.tokens_generated) == (5, 70)
-    rows = SimpleNamespace(step=lambda version, row: None)
-    teller = Teller(
-        CONFIG, made.machine, SimpleNamespace(utilisation=dict), SimpleNamespace(), progress=made.progress, reporter=rows,  # type: ignore[arg-type]
-        learner=str, evaluations=list, learner_restarts=0, clock=steady,
-    )  # fmt: skip
-    teller.step(6)  # without a right answer
-    assert made.progress.policy_share == 0.3  # the watch goes on from what is usual
+    assert made.teller.policies.usual == 0.3  # the watch resumes from what is usual
     assert (made.progress.began_at, made.progress.wall_before_s) == (100.0, 20.0)
 
 
@@ -120,7 +109,7 @@ def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() ->
 
 def test_engines_have_no_weights_known_after_a_new_learner_group(run_dir: RunDir) -> None:
     """Version -1: their weights may be of a step that was lost."""
-    versions = [handed(run_dir, None, restarts).engine_version for restarts in (0, 1)]
+    versions = [controller(run_dir, None, restarts).start.engine_version for restarts in (0, 1)]
     assert versions == [0, -1]
 
 

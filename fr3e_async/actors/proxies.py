@@ -101,7 +101,7 @@ class RayEngine:
         return await reach(self.name, delivery), branches
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck:
-        """An engine that refuses the weights is as good as lost: it would go on serving an older version."""
+        """An engine that refuses the weights is as good as lost: it would continue serving an older version."""
         try:
             return await self.actor.load_weights.remote(weights)
         except RayError as error:

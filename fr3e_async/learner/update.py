@@ -220,7 +220,7 @@ class BatchUpdate:
             loss, part_sums = batch.loss(self.loss, logprobs, entropies, total_tokens=minibatch.tokens)
             self.engine.backward(loss * self.world)
             joined.append(part_sums)
-        # Reduced before the check, so that either every rank goes on or every rank stops, none waiting for another.
+        # Reduced before the check, so that either every rank continues or every rank stops, none waiting for another.
         local = reduce(LossSums.__add__, joined)
         sums = LossSums(by_age=all_reduced(local.by_age), ratio_max=all_reduced(local.ratio_max, dist.ReduceOp.MAX))
         grad_norm, number = None, self.engine.steps + 1

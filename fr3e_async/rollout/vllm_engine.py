@@ -5,7 +5,7 @@ spans) and the prefix-cache hits. New weights are loaded while requests run::
 
     load_weights: fetch, copy to shared memory, check    requests run
                   pause (keep) ── load, compare ── label  no token is made; requests that arrive now wait
-                  resume                                 running requests go on, their next tokens carry the new version
+                  resume                                 running requests continue, their next tokens carry the new version
 
 The comparison is inside the pause because it must be: the core makes steps and answers calls by turns, and no token of a
 model that nobody has looked at may leave.
@@ -255,7 +255,7 @@ class VllmEngine:
             self._require_alive()
             held = str(self._alive().model_config.dtype).removeprefix("torch.")
             if held != manifest.dtype:
-                raise WeightsRefused(f"weights.transfer=native: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
+                raise WeightsRefused(f"weights.transfer=collective: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
             async with self._gate:
                 reply, pause_s = await self._switch(manifest, self._take_over)
             size = sum(tensor_bytes(manifest, index) for index in range(len(manifest.names)))

@@ -111,7 +111,7 @@ class CoreStats(PrometheusStatLogger):
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
         self.kv_used = 0.0  # 0..1, part of the KV cache's blocks that running requests hold
         self.waiting = 0  # requests that the core has not scheduled, or has preempted
-        self.preempted = 0  # total; a preemption is known once its request goes on
+        self.preempted = 0  # total; a preemption is known once its request continues
         self.steps = 0  # total, of those that made tokens
 
     def record(

@@ -43,7 +43,7 @@ def audit_run(run: Path) -> Audit:
     if not (run / LEDGER).is_file():
         raise StorageError(f"{run} is no run directory, or of an earlier version: it has no {LEDGER}")
     bounds = read_bounds(run / CONFIG)
-    rows = read_groups(run / GROUPS)  # before the ledger log, which then tells of all of them, even in a run that is going on
+    rows = read_groups(run / GROUPS)  # before the ledger log, which then tells of all of them, even in a run that is still going
     report = audit(read_ledger_log(run / LEDGER), **bounds)
     problems = [str(violation) for violation in report.violations]
     problems += [f"{GROUPS}: {text}" for text in check_groups(report, rows)]
@@ -157,7 +157,7 @@ def table(found: Audit) -> str:
         "open": str(len(report.open)),
         "thrown away": f"{report.void_groups} groups, {report.void_batches} batches, by sessions that went back",
         "checkpoint": found.checkpoint or "none",
-        "end": "yes" if report.ended else "no: the last session was killed, or is going on",
+        "end": "yes" if report.ended else "no: the last session was killed, or is still going",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

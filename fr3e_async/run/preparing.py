@@ -115,7 +115,7 @@ def _found(config: Config, data: Datasets, benchmarks: Sequence[TestSet], model:
 
 def _begins(resumed: Path | None, branched: Path | None) -> str:
     if resumed is not None:
-        return f"goes on from step {step_of(resumed)}"
+        return f"resumes from step {step_of(resumed)}"
     return f"begins at step 0, with the weights of {branched}" if branched else "begins at step 0"
 
 

@@ -54,7 +54,7 @@ def nothing_left(config: Config, run_dir: RunDir, checkpoint: Path | None) -> st
         why = f"run.max_wall_s ({wall:.0f} s) is over at step {version}"
     else:
         return ""
-    return f"{run_dir.path}: {why}. There is nothing left to do; a higher limit goes on, another run.dir starts over"
+    return f"{run_dir.path}: {why}. There is nothing left to do; a higher limit resumes it, another run.dir starts over"
 
 
 def newest_checkpoint(run_dir: RunDir) -> Path | None:

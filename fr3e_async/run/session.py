@@ -18,7 +18,8 @@ from typing import TypeVar
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config, LearnerConfig
-from fr3e_async.control.controller import Controller
+from fr3e_async.control.context import PayloadTable, RunContext, RunFiles
+from fr3e_async.control.controller import Controller, SessionStart
 from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.process import run_in_daemon_thread, tuned_gc
@@ -160,7 +161,7 @@ class Session:
         return 0
 
     async def train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
-        resumed = f", going on from step {step_of(self._resume_from)}" if self._resume_from else ""
+        resumed = f", resuming from step {step_of(self._resume_from)}" if self._resume_from else ""
         recorder.note(f"run directory {self._run_dir.path}{resumed}", "run_resumed" if resumed else "run_started")
         for kind, note in self._notes:
             recorder.note(note, kind)
@@ -202,7 +203,7 @@ class Session:
                 in_a_row = 1 if newest > began_at else in_a_row + 1  # a run that gets on may move as often as it must
                 lost, restarts = str(error), restarts + 1
                 if in_a_row > self._config.learner.max_restarts or stop.reason:
-                    again = "; restart the same command with resume=auto to go on from the last checkpoint"
+                    again = "; restart the same command with resume=auto to resume from the last checkpoint"
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
 
     @asynccontextmanager
@@ -293,10 +294,10 @@ class Session:
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
         groups = [group.name for group in state.groups] if state else []
-        return Controller(
+        context = RunContext(
             config=config,
-            workers=deployment.workers,
             machine=Machine(config, make_strategy(config.algorithm), state=state),
+            workers=deployment.workers,
             stream=PromptStream(
                 train,
                 config.run.seed,
@@ -307,13 +308,18 @@ class Session:
                 ends=self._datasets.ends,
             ),
             publisher=publisher,
-            evaluator=Evaluator(deployment.workers, heldout, self._benchmarks) if heldout or self._benchmarks else None,
-            reporter=recorder, ledger_log=recorder.ledger_log, journal=journal, checkpoints=self._run_dir.checkpoints,
-            progress=progress, clock=self._clock, session=session, door=door, learner_restarts=restarts,
-            payloads=await self._from_checkpoint(lambda: restored(source, deployment.workers.payloads)) if source else None,
-            engine_version=-1 if restarts else 0,
-            trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
+            files=RunFiles(
+                ledger_log=recorder.ledger_log, checkpoints=self._run_dir.checkpoints, journal=journal,
+                trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
+            ),
+            reporter=recorder, progress=progress, clock=self._clock, door=door,
+            table=PayloadTable(
+                await self._from_checkpoint(lambda: restored(source, deployment.workers.payloads)) if source else None
+            ),
         )  # fmt: skip
+        evaluator = Evaluator(deployment.workers, heldout, self._benchmarks) if heldout or self._benchmarks else None
+        start = SessionStart(session=session, engine_version=-1 if restarts else 0, learner_restarts=restarts)
+        return Controller(context, evaluator=evaluator, start=start)
 
     async def _door(self, deployment: Deployment, recorder: Recorder, version: int) -> Door | None:
         """The check of new engines, with the learner's scores at ``version``; None if nothing is compared."""

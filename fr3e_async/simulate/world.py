@@ -83,7 +83,7 @@ class World:
         self._payloads = 0
         self._learner = Station(self.clock, self._cores, threads=config.learner.ranks * config.learner.threads)
         self._driver = Station(self.clock, self._cores) if self.times.control_s else None
-        self._together = config.weights.transfer == "native"
+        self._together = config.weights.transfer == "collective"
         self._receiving: set[str] = set()  # of a common hand-over
 
     # ---- running ----

@@ -117,7 +117,7 @@ class Credit:
                 continue
             starts = [s.start for s in stretches]
             if starts[:1] != [0] or starts != sorted(set(starts)):
-                raise ValueError(f"{id}: stretches must begin at 0 and go on in order, got {starts}")
+                raise ValueError(f"{id}: stretches must begin at 0 and continue in order, got {starts}")
             if not all(math.isfinite(s.value) for s in stretches):
                 raise ValueError(f"{id}: an advantage is not finite: {stretches}")
 
