@@ -113,7 +113,6 @@ $(SITE)/.installed: requirements/docs.lock
 docs: $(STAMP)  ## refresh the generated tables of docs/
 	@$(BIN)/python -m fr3e_async.help docs/configuration.md
 	@$(BIN)/python scripts/dashboard.py
-	@$(BIN)/python tests/test_docs.py
 
 clean:  ## remove the virtual environment and build products
 	rm -rf $(VENV) build dist site *.egg-info

@@ -118,7 +118,7 @@ def base_ids(prompt: Prompt, count: int) -> list[RolloutId]:
 
 @dataclass(slots=True)
 class Bench:
-    """Engines of one model, with a roller each. "uncached" has prefix caching off."""
+    """Engines of one model, with a rollout worker each. "uncached" has prefix caching off."""
 
     engines: dict[str, Engine]
     rollers: dict[str, RolloutWorker]
@@ -231,21 +231,14 @@ async def measure(bench: Bench, load: Load, *, block: int) -> dict[str, Any]:
 
 def prefill_figures(trees: dict[str, list[Tree]], *, block: int) -> dict[str, Figures]:
     """What was prefilled for a group, by engine."""
-    one, generator, explorer, both, uncached = (Prefill() for _ in range(5))
+    sums = {name: Prefill() for name in ("two engines", "- generator", "- explorer", "one engine", "explorer uncached")}
     for tree in trees["tree, one engine"]:
-        tree.count((one, one), block=block)
+        tree.count((sums["one engine"], sums["one engine"]), block=block)
     for tree in trees["tree, two engines"]:
-        tree.count((generator, explorer), block=block)
-        tree.count((both, both), block=block)
+        tree.count((sums["- generator"], sums["- explorer"]), block=block)
+        tree.count((sums["two engines"], sums["two engines"]), block=block)
     for tree in trees["tree, explorer uncached"]:
-        tree.count((Prefill(), uncached), block=block)
-    sums = {
-        "two engines": both,
-        "- generator": generator,
-        "- explorer": explorer,
-        "one engine": one,
-        "explorer uncached": uncached,
-    }
+        tree.count((Prefill(), sums["explorer uncached"]), block=block)
     return {name: prefill.figures(len(trees["tree, one engine"])) for name, prefill in sums.items()}
 
 

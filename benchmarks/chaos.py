@@ -1,4 +1,4 @@
-"""The toy run while random processes of it are killed, against an undisturbed one: the same accuracy, and books that balance.
+"""The toy run while random processes of it are killed, against an undisturbed one: the same accuracy, and a ledger that balances.
 
     python benchmarks/chaos.py [key=value ...] --kills 30 --seed 0
 

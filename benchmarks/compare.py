@@ -6,13 +6,13 @@ Every (task, seed, arm) is a run of the whole system (real engines, learner and 
 task's budget of generated tokens. The arms of a seed follow each other on one set of engines, which get the first weights again;
 learner and control loop are new in each. Accuracy, all-right and all-wrong prompts, entropy and length are measured on 4 independent
 rollouts of each of 128 held-out prompts, so that they mean the same for every arm. Each run is a row of OUT/runs.jsonl when it is
-done; what is there is not run again, so an interrupted comparison goes on by the same command. The tables and curves are made from
+done; what is there is not run again, so an interrupted comparison continues by the same command. The tables and curves are made from
 that file alone (``--table`` only makes them); the page beside OUT gets them when all arms, tasks and seeds were asked for.
 ``--quick``: two arms, one task, a hardly trained model and a small budget: it only shows that everything works.
 
 A row is kept with a digest of its settings; rows of other settings are passed over, and so are those of runs that failed, which are
 made again. ``foreign_cores``: CPU time that others took meanwhile, per second. Wall-clock time is compared over rows with hardly any
-of that only, since a shared machine says nothing of it; ``--alone`` makes the other rows anew.
+of that only, since a shared machine says nothing of it; ``--alone`` makes the other rows again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from compare_stats import decision_positions
 from system_parts import Stage, cluster, open_stage, toy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-NEAR = 4  # a branch that begins fewer tokens before a decision still takes it anew
+NEAR = 4  # a branch that begins fewer tokens before a decision still takes it again
 KEPT = (
     "label", "accuracy", "low", "high", "all_right", "all_wrong", "problems", "samples", "unknown", "truncated", "mean_length", "entropy",
     "version", "oldest_version", "newest_version", "generated", "trained", "wall_s",
@@ -232,7 +232,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     made.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     made.add_argument("--table", action="store_true", help="run nothing, make tables and curves of what is there")
-    made.add_argument("--alone", action="store_true", help="make rows anew during which others used the machine")
+    made.add_argument("--alone", action="store_true", help="make rows again during which others used the machine")
     args = made.parse_args()
     args.page = (args.arms, args.tasks) == (list(ARMS), list(TASKS)) and len(args.seeds) > 1 and not args.quick
     if args.quick:

@@ -17,7 +17,6 @@ import asyncio
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -28,7 +27,8 @@ from typing import Any
 import common
 import numpy as np
 import torch
-from family_models import END, FAMILIES, VOCABULARY, build
+from family_alone import ask_alone
+from family_models import END, FAMILIES, LONGEST, TEMPERATURE, VOCABULARY, build, reference, requests_of
 from torch import Tensor
 
 from fr3e_async.config import LearnerConfig, LossConfig
@@ -36,10 +36,9 @@ from fr3e_async.errors import UserError
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
 from fr3e_async.types import Completion, TrainSample
-from fr3e_async.weights import collect
+from fr3e_async.weights.bundle import joined
+from fr3e_async.weights.manifest import WeightBundle, WeightManifest
 
-TEMPERATURE = 0.8
-LONGEST = 96  # tokens of a sequence
 BOUND = 2e-4  # nats and relative norms; a wrong weight or mask is off by 0.01 and more
 BEGIN, FINISH = "<!-- families: made by benchmarks/families.py -->", "<!-- /families -->"
 Row = dict[str, Any]
@@ -85,13 +84,6 @@ def gradient_error(spec: LearnerSpec) -> float:
     return float(error / torch.stack([w.norm() for w in want]).norm())
 
 
-def reference(folder: Path, **overrides: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, **overrides)
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
-
-
 def row_loss(model: Any, sample: TrainSample) -> Tensor:
     tokens = torch.from_numpy(sample.tokens.astype(np.int64))
     log_p, entropies = measured(model, tokens, sample.context_len)
@@ -106,15 +98,6 @@ def measured(model: Any, tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
 
 
 # ---- the engine ----
-
-
-def requests_of(turn: str) -> list[SampleRequest]:
-    rng = np.random.default_rng(7)
-    contexts = [rng.integers(3, VOCABULARY, size).astype(np.int32) for size in (4, 40, 64)]
-    return [
-        SampleRequest(request_id=f"{turn}-{i}", context=context, max_tokens=24, temperature=TEMPERATURE)
-        for i, context in enumerate(contexts)
-    ]
 
 
 @torch.no_grad()
@@ -136,6 +119,14 @@ def engine_spec(folder: Path, **more: Any) -> EngineSpec:
     )  # fmt: skip
 
 
+def exported(rank: Any, version: int) -> WeightBundle:
+    """All weights of the rank, copied."""
+    buckets: list[Any] = []
+    for part in rank.export(version):  # views: each is copied before the next is asked for
+        buckets.append(part if isinstance(part, WeightManifest) else tuple(array.copy() for array in part))
+    return joined(buckets.pop(), buckets)
+
+
 async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Path, **more: Any) -> None:
     """Serve a folder, then the versions that the rank sends; errors from the exported folders go into the row as they are found."""
     spec = engine_spec(served, version=1, **more)
@@ -146,7 +137,7 @@ async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Pa
             if version > 1:
                 step(rank, version, folder, behind=reference(folders[version - 2]))
             if version > 1 or served != folder:
-                await engine.load_weights(collect(rank.export(version)))
+                await engine.load_weights(exported(rank, version))
             asked = requests_of(f"v{version}")
             row["engine"].append(engine_error(folder, asked, await engine.generate(asked)))
     finally:
@@ -162,55 +153,6 @@ def step(rank: Any, version: int, folder: Path, *, behind: Any) -> None:
         samples.append(replace(sample, behaviour_logprobs=own.numpy()))
     rank.train(samples, version=version)
     rank.save_hf(folder)
-
-
-# ---- vLLM alone ----
-
-
-def alone(folders: list[Path]) -> list[list[float]]:
-    """Log-prob errors of vLLM as it comes: the first folder, then the others by its own ``reload_weights``. In a fresh process."""
-    from vllm import LLM, SamplingParams
-    from vllm.inputs import TokensPrompt
-
-    llm = LLM(
-        model=str(folders[0]), skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=LONGEST,
-        kv_cache_memory_bytes=50 << 20, block_size=32, max_num_seqs=8,
-    )  # fmt: skip
-    errors = []
-    for number, folder in enumerate(folders):
-        if number:
-            llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-            llm.reset_prefix_cache()
-        worst, model = 0.0, reference(folder)
-        for request in requests_of("alone"):
-            prompt = TokensPrompt(prompt_token_ids=request.context.tolist())
-            settings = SamplingParams(max_tokens=24, logprobs=0, detokenize=False, temperature=1.0)
-            (out,) = llm.generate(prompt, settings, use_tqdm=False)[0].outputs
-            ids = torch.tensor([*request.context.tolist(), *out.token_ids])
-            with torch.no_grad():
-                want = torch.log_softmax(model(ids[None], use_cache=False).logits[0], -1)[len(request.context) - 1 : -1]
-            mine = torch.tensor([chosen[token].logprob for chosen, token in zip(out.logprobs, out.token_ids, strict=True)])
-            worst = max(worst, float((want.gather(-1, ids[len(request.context) :, None])[:, 0] - mine).abs().max()))
-        errors.append([worst])
-    return errors
-
-
-def ask_alone(folders: list[Path]) -> dict[str, Any]:
-    """The same in a process of its own: errors, or what it died of."""
-    with tempfile.TemporaryDirectory() as place:
-        out = Path(place) / "errors.json"
-        command = [sys.executable, __file__, "--alone", str(out), *map(str, folders)]
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=400, env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        )
-        if out.exists():
-            return {"alone": json.loads(out.read_text())}
-        return {"alone": [], "alone_error": last_error(ended.stderr)}
-
-
-def last_error(text: str) -> str:
-    named = [line.strip() for line in text.splitlines() if "Error" in line]
-    return named[-1][:120] if named else "it ended without a word"
 
 
 # ---- a family ----
@@ -269,7 +211,7 @@ def _try(base: Path, folders: list[Path], row: Row, *, engine: bool) -> None:
 @torch.no_grad()
 def reload_error(rank: Any, folder: Path) -> float:
     """Largest difference of a weight in an exported folder, as transformers reads it, from the learner's."""
-    held = dict(rank._engine.weights())
+    held = dict(rank.engine.weights())
     return max(float((weight - held[name]).abs().max()) for name, weight in reference(folder).named_parameters())
 
 
@@ -327,9 +269,6 @@ def merged(old: list[Row], new: list[Row]) -> list[Row]:
 def main() -> int:
     args = arguments()
     warnings.simplefilter("ignore")
-    if args.alone:
-        args.alone.write_text(json.dumps(alone([Path(name) for name in args.names])))
-        return 0
     rows = []
     for name in args.names or FAMILIES:
         for tied in FAMILIES[name].tied:
@@ -350,7 +289,6 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--learner", action="store_true", help="no engines")
     made.add_argument("--rows", type=Path, help="file of raw rows, JSON lines")
     made.add_argument("--docs", type=Path, help="page with the table")
-    made.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     return made.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of the families, as a user's folder would hold them. Knows nothing of engines or learners.
+"""Tiny random models of the families, as a user's folder would hold them, and what every engine is asked. Knows no learner.
 
 Uneven weights, so that distributions are far from uniform; a vocabulary that engines pad (``VOCABULARY``) and that is larger than
 the tokenizer; sliding windows, where a family has them, that are shorter than the sequences.
@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from fr3e_async.rollout import SampleRequest
 
 VOCABULARY, WORDS = 120, 100  # tokens of the model, of its tokenizer
 END = 2
 POSITIONS = 256
 WINDOW = 16  # tokens
+TEMPERATURE = 0.8
+LONGEST = 96  # tokens of a sequence
 # Heads of 32: vLLM's attention on CPU knows no smaller ones.
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -106,3 +111,21 @@ def disturb(model: torch.nn.Module, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def reference(folder: Path, **overrides: Any) -> Any:
+    """The model of a folder as transformers computes it: float32, eager attention."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, **overrides)
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def requests_of(turn: str) -> list[SampleRequest]:
+    """Three continuations to draw, the same for every engine; the longest context and answer together pass the window."""
+    rng = np.random.default_rng(7)
+    contexts = [rng.integers(3, VOCABULARY, size).astype(np.int32) for size in (4, 40, 64)]
+    return [
+        SampleRequest(request_id=f"{turn}-{i}", context=context, max_tokens=24, temperature=TEMPERATURE)
+        for i, context in enumerate(contexts)
+    ]

@@ -177,7 +177,7 @@ async def record(folder: str, config: Config, tokenizer: Any, prompts: Sequence[
     from branching import grow
 
     from fr3e_async.algorithm.strategies.base import tree_plan
-    from fr3e_async.data.ends import end_tokens
+    from fr3e_async.data.tokenizer import end_tokens
     from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
     from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 

@@ -29,7 +29,7 @@ from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.data.toy.warm_start import build_model as build_toy
 from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.logprobs import HeadOptions, head_logprobs
-from fr3e_async.learner.packing import Packing, collate, flat_plan, pad_plan, plan
+from fr3e_async.learner.packing import Packing, collate, first_fit, plan
 from fr3e_async.learner.policy import PolicyModel
 from fr3e_async.learner.suitability import set_attention
 from fr3e_async.types import TrainSample
@@ -111,7 +111,7 @@ def triangle(length: int) -> int:
 def padded_pass(model: nn.Module, samples: Sequence[TrainSample], *, budget: int) -> tuple[float, Work]:
     """Rows by length, each micro-batch padded to its longest. The same loss as ours, and the entropies for the metrics."""
     loss, places, total = 0.0, 0, sum(len(sample.versions) for sample in samples)
-    for part in pad_plan([len(sample.tokens) for sample in samples], budget=budget):
+    for part in first_fit([len(sample.tokens) for sample in samples], padded=True, budget=budget):
         rows = padded_rows([samples[i] for i in part])
         places += rows["tokens"].numel()
         out = model(input_ids=rows["tokens"], attention_mask=rows["real"], use_cache=False)
@@ -149,7 +149,7 @@ def packed_pass(
     loss, places, head_places, pairs = 0.0, 0, 0, 0
     total = sum(len(sample.versions) for sample in samples)
     lengths = [len(sample.tokens) for sample in samples]
-    parts = plan(samples, packing=packing, budget=budget) if share else flat_plan(lengths, budget=budget)
+    parts = plan(samples, packing=packing, budget=budget) if share else first_fit(lengths, padded=False, budget=budget)
     for part in parts:
         batch = collate([samples[i] for i in part], packing=packing, share=share)
         pick = torch.from_numpy(batch.pick)

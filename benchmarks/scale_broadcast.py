@@ -36,11 +36,13 @@ class Exporter:
         return os.getpid()
 
     def export(self, version: int, held: Any, bucket_bytes: int) -> Iterator[Any]:
-        from fr3e_async.weights import stream
+        import torch
+
+        from fr3e_async.weights.bundle import stream
 
         self._numbers += 1.0
         each = max(1, bucket_bytes // self._numbers[0].nbytes)
-        named = [(f"w{i}", tensor) for i, tensor in enumerate(self._numbers)]
+        named = [(f"w{i}", torch.from_numpy(tensor)) for i, tensor in enumerate(self._numbers)]
         buckets = [named[i : i + each] for i in range(0, len(named), each)]
         yield from stream(buckets, version=version, dtype="float32", held=held)
 

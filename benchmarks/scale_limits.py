@@ -34,7 +34,7 @@ from fr3e_async.simulate.workload import LogNormalWorkload
 from fr3e_async.simulate.world import World
 
 CONFIG, DEVICE = "paper/qwen2.5-7b", "H100"
-MEAN_TOKENS, SIGMA_TOKENS, PROMPT_TOKENS = 4096, 2458, 256  # what `python -m fr3e_async.plan` assumes of this preset
+MEAN_TOKENS, SIGMA_TOKENS, PROMPT_TOKENS = 4096, 2458, 256  # what `fr3e plan` assumes of this preset
 GROUPS_AN_ENGINE, STALENESS = 4, 2  # of a batch, and the bound: with less of both the engines wait for the slowest groups
 ENGINES_A_VERIFIER = 32
 ENGINES, QUICK_ENGINES = (100, 1_000, 10_000), (20, 40)
@@ -49,7 +49,7 @@ Figures = dict[str, Any]
 class Costs:
     """Measured on this machine: of the loop's one thread, and of the driver's memory."""
 
-    event_s: float  # an event through loop, journal, books and Ray
+    event_s: float  # an event through loop, journal, ledger log and Ray
     beat_s: float  # one engine's heartbeat
     group_bytes: float  # of a group in flight
     cut_s: float  # of a checkpoint's cut, for a group in flight
@@ -92,7 +92,7 @@ def scaled(config: Config, engines: int) -> Config:
 
 
 class Enough(Exception):
-    """All batches that count are trained. The run itself would go on: its end is not what it is like in between."""
+    """All batches that count are trained. The run itself would continue: its end is not what it is like in between."""
 
 
 class Timed:

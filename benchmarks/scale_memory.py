@@ -24,7 +24,7 @@ from common import table
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.payload_table import PayloadTable
+from fr3e_async.control.context import PayloadTable
 from fr3e_async.control.process import tuned_gc
 from fr3e_async.machine.codec import encode, nameless
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS

@@ -13,7 +13,7 @@ engine   generated tokens a second of real actors and loop with a learner that d
 async    flow.max_staleness 0 against others: the best of some splits for each, by batches a second, and with that one a whole job
          as a user starts it, with evaluations on the way.
 updates  weights.update: in_flight, wait_idle, abort_retry.
-control  rollouts a second through the real loop and Ray with actors that answer at once; journal, books and metrics are written.
+control  rollouts a second through the real loop and Ray with actors that answer at once; journal, ledger log and metrics are written.
 machine  events a second of the bare state machine: recorded beforehand, so that only ``Machine.handle`` is in the time.
 """
 
@@ -252,15 +252,8 @@ async def updates_section(stage: Stage, *, quick: bool) -> Figures:
         found = facts(played) | pace(played.rows, first=2, last=batches)
         pauses = [row["time/pause_s"] for row in played.rows if "time/pause_s" in row]
         syncs = [row["time/sync_s"] for row in played.rows if "time/sync_s" in row]
-        rows.append(
-            found
-            | {
-                "update": update,
-                "pause_s": statistics.mean(pauses),
-                "sync_s": statistics.mean(syncs),
-                "retries": played.summary["retries"],
-            }
-        )
+        found |= {"update": update, "pause_s": statistics.mean(pauses), "sync_s": statistics.mean(syncs)}
+        rows.append(found | {"retries": played.summary["retries"]})
     return {"rows": rows, "ratio": rows[0]["batches_per_s"] / max(row["batches_per_s"] for row in rows[1:])}
 
 

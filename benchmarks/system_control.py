@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from system_parts import cluster, pace, recording, toy
 
 from fr3e_async.actors.engine import EngineActor
@@ -54,7 +55,7 @@ from fr3e_async.types import (
     StepReport,
     Verdict,
 )
-from fr3e_async.weights import stream
+from fr3e_async.weights.bundle import stream
 from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, WeightManifest
 from fr3e_async.wiring import Deployment, PolicyFiles
 
@@ -261,7 +262,7 @@ class InstantRank(LearnerActor):
         self, version: int | None, held: WeightManifest | None, bucket_bytes: int
     ) -> Iterator[WeightBucket | WeightManifest]:
         assert version is not None
-        weights = [("w", np.full(16, version, dtype=np.float32))]
+        weights = [("w", torch.full((16,), float(version)))]
         yield from stream([weights], version=version, dtype="float32", held=held)
 
     def save(self, folder: str) -> None:

@@ -1,6 +1,6 @@
 """What the benchmarks of the whole system share: a stage that outlives its runs.
 
-A stage is Ray with the toy's engines and verifier, started once. Runs follow each other on it as a run goes on after the loss of
+A stage is Ray with the toy's engines and verifier, started once. Runs follow each other on it as a run continues after the loss of
 its learner: a new learner, a new control loop, a run directory of its own, and engines that are given the first weights again.
 Settings of the engines themselves are those of the stage.
 """
@@ -28,10 +28,9 @@ from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.ports import EngineWorker, LearnerPort
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.workers import ENGINES, Worker, Workers
-from fr3e_async.data.ends import end_tokens
 from fr3e_async.data.model import load_tokenizer, resolve_model
-from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import load_datasets
+from fr3e_async.data.tokenizer import end_tokens, speller
 from fr3e_async.errors import RunFailed
 from fr3e_async.files.process_logs import quiet_environment
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS

@@ -74,7 +74,7 @@ def warm_up() -> Pairs:
 
 
 def from_file(path: Path) -> Pairs:
-    """Pairs of a JSONL file with ``gold`` and ``prediction``, as ``python -m fr3e_async.verify`` reads it."""
+    """Pairs of a JSONL file with ``gold`` and ``prediction``, as ``fr3e verify`` reads it."""
     from fr3e_async.verify import answers
     from fr3e_async.verify.pool import bare_gold
 

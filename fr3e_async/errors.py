@@ -49,7 +49,7 @@ class StartRefused(UserError):
 
 
 class RunFailed(Exception):
-    """A run that had started could not go on. ``main`` prints the diagnosis and exits with code 1."""
+    """A run that had started could not continue. ``main`` prints the diagnosis and exits with code 1."""
 
     exit_code = 1
 
@@ -58,7 +58,7 @@ class RunFailed(Exception):
 
 
 class LearnerLost(RunFailed):
-    """A rank of the learner group is gone; the group must be made anew from a checkpoint."""
+    """A rank of the learner group is gone; the group must be restarted from a checkpoint."""
 
 
 # ---- Why a worker died: its log's first error, or what its numbers show ----

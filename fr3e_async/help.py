@@ -1,9 +1,8 @@
-"""``python -m fr3e_async.help FILE``: rewrites the tables of settings in a Markdown file (``settings.help``)."""
+"""``python -m fr3e_async.help FILE``: ``fr3e config --refresh FILE``."""
 
 import sys
-from pathlib import Path
 
-from fr3e_async.settings.help import refresh
+from fr3e_async.cli.main import run
 
 if __name__ == "__main__":
-    refresh(Path(sys.argv[1]))
+    sys.exit(run(["config", "--refresh", *sys.argv[1:]]))

@@ -114,7 +114,7 @@ class Anchor:
     node: int
     parent: int
     trunk: int  # branch index of the base that it lies on
-    position: int  # prefix = trunk[:position]; the token at this position is sampled anew
+    position: int  # prefix = trunk[:position]; the token at this position is sampled again
     score: float  # what the rule ranked by: nats for entropy and surprisal
     certain: bool = True  # no other choice of anchors agrees with the intervals that the entropies are known to lie in
 

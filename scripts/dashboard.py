@@ -1,8 +1,9 @@
-"""Makes cluster/monitoring/grafana-dashboard.json, and the tables of docs/operations.md and of events in docs/outputs.md.
+"""Makes cluster/monitoring/grafana-dashboard.json, and the tables of docs/operations.md and docs/outputs.md.
 
     python scripts/dashboard.py
 
-What a panel shows is said here, one line a panel; a panel's description is the meaning of its metrics, from observe/prometheus.py.
+A metric's declaration (``observe/metrics.py``, ``observe/heartbeat.py``) names its panel as "<section>: <title>"; how that is drawn follows
+from kind, unit and labels. What differs from that is said here.
 """
 
 from __future__ import annotations
@@ -14,31 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tables import events_table, exported_table
+from tables import events_table, exported_table, metrics_table, summary_table
 
+from fr3e_async.observe.metrics import PrometheusMetric
 from fr3e_async.observe.prometheus import EXPORTED, PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "cluster" / "monitoring" / "grafana-dashboard.json"
+OUTPUTS = ROOT / "docs" / "outputs.md"
 TABLES: dict[str, tuple[Path, Callable[[], str]]] = {
     "exported metrics": (ROOT / "docs" / "operations.md", exported_table),
-    "events": (ROOT / "docs" / "outputs.md", events_table),
+    "metrics": (OUTPUTS, metrics_table),
+    "events": (OUTPUTS, events_table),
+    "summary": (OUTPUTS, summary_table),
 }
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH, TALL, LOW = 24, 8, 4  # Grafana's columns; heights of a graph and of a single number
-
-# Exported, and on no panel: name, and why.
-NOT_SHOWN = {
-    "train_tokens": "tokens_trained_total has it",
-    "prompt_trained_tokens": "tokens_trained_total has it",
-    "checkpoint_open_groups": "groups_in_flight has it",
-    "staleness_clip_low_ratio": "by age; all ages together are shown",
-    "staleness_clip_high_ratio": "by age; all ages together are shown",
-    "staleness_importance_mean": "by age; all ages together are shown",
-    "staleness_ratio_mean": "by age; all ages together are shown",
-    "staleness_offpolicy_nats": "staleness_offpolicy_kl_nats tells the same",
-    "rollout_anchors_certain_ratio": "1 unless engine.entropy=topk",
-}
 
 Query = tuple[str, str]  # expression, legend
 
@@ -55,22 +47,19 @@ class Panel:
     red_above: float | None = None
 
 
-def now(name: str, *by: str, legend: str = "") -> Query:
+def now(name: str, *by: str) -> Query:
     """A gauge as it is, of each run and label."""
-    labels = ", ".join(("run", *by))
-    return f"max by ({labels}) ({_of(name)})", legend or _legend(name, *by)
+    return f"max by ({', '.join(('run', *by))}) ({_of(name)})", _legend(name, *by)
 
 
-def rate(name: str, *by: str, legend: str = "") -> Query:
+def rate(name: str, *by: str) -> Query:
     """A counter's increase a second."""
-    labels = ", ".join(("run", *by))
-    return f"sum by ({labels}) (rate({_of(name)}[$__rate_interval]))", legend or _legend(name, *by)
+    return f"sum by ({', '.join(('run', *by))}) (rate({_of(name)}[$__rate_interval]))", _legend(name, *by)
 
 
-def grown(name: str, *by: str, legend: str = "") -> Query:
-    """A counter's increase over the time that is shown."""
-    labels = ", ".join(("run", *by))
-    return f"sum by ({labels}) (increase({_of(name)}[$__range]))", legend or _legend(name, *by)
+def grown(name: str, *by: str, over: str) -> Query:
+    """A counter's increase over a time."""
+    return f"sum by ({', '.join(('run', *by))}) (increase({_of(name)}[{over}]))", _legend("", *by)
 
 
 def quantile(q: float, name: str) -> Query:
@@ -78,8 +67,11 @@ def quantile(q: float, name: str) -> Query:
     return f"histogram_quantile({q}, {inside})", f"{{{{run}}}} p{q * 100:.0f}"
 
 
-def each(*names: str) -> tuple[Query, ...]:
-    return tuple(now(name) for name in names)
+def drawn(one: PrometheusMetric) -> tuple[Query, ...]:
+    """A metric on its panel: what its kind and labels ask for."""
+    if one.kind == "histogram":
+        return quantile(0.5, one.name), quantile(0.95, one.name)
+    return ((rate if one.kind == "counter" else now)(one.name, *one.labels),)
 
 
 def _of(name: str) -> str:
@@ -88,128 +80,79 @@ def _of(name: str) -> str:
 
 def _legend(name: str, *by: str) -> str:
     labels = " ".join(f"{{{{{label}}}}}" for label in ("run", *by))
-    return labels if by else f"{labels} {name.removesuffix('_total').replace('_', ' ')}"
+    return f"{labels} {name.removesuffix('_total').replace('_', ' ')}".rstrip()
 
 
-def stat(title: str, query: Query, unit: str = "short", *, red_above: float | None = None) -> Panel:
-    return Panel(title=title, queries=(query,), unit=unit, kind="stat", width=3, red_above=red_above)
+def stat(title: str, expression: str, unit: str = "short", *, red_above: float | None = None) -> Panel:
+    return Panel(title=title, queries=((expression, "{{run}}"),), unit=unit, kind="stat", width=3, red_above=red_above)
 
 
-IDLE_NOW = (
-    f"1 - {rate('busy_seconds_total', 'role')[0]} / {now('actors_up', 'role')[0]}",
-    "{{run}} {{role}}",
-)
-MISSING = f"sum by (run) ({now('actors_wanted', 'role')[0]} - {now('actors_up', 'role')[0]})"
-UNKNOWN = (
-    f'sum by (run) (rate({PREFIX}verdicts_total{{run=~"$run", status="unknown"}}[$__rate_interval])) / '
-    f"{rate('verdicts_total')[0]}"
-)
+UP, WANTED = now("actors_up", "role")[0], now("actors_wanted", "role")[0]
+UNKNOWN = f'sum by (run) (rate({PREFIX}verdicts_total{{run=~"$run", status="unknown"}}[$__rate_interval]))'
 BEHIND = f"{now('version_trained')[0]} - on (run) group_right () {now('engine_version', 'role', 'engine')[0]}"
 
-ROWS: dict[str, tuple[Panel, ...]] = {
-    "Overview": (
-        stat("Batches trained", now("version_trained")),
-        stat("of", now("steps_wanted")),
-        stat("Held-out accuracy", now("heldout_accuracy_ratio"), "percentunit"),
-        stat("Nothing moved for", now("stalled_seconds"), "s", red_above=300),
-        stat("Control loop seen", (f"time() - {now('heartbeat_timestamp_seconds')[0]}", "{{run}}"), "s", red_above=120),
-        stat("Last checkpoint", now("checkpoint_age_seconds"), "s", red_above=7200),
-        stat("Actors missing", (MISSING, "{{run}}"), red_above=1),
-        stat("Actors replaced", grown("worker_replacements_total")),
-        Panel(title="Accuracy", queries=each("reward_accuracy_ratio", "heldout_accuracy_ratio"), unit="percentunit", most=1),
-        Panel(title="Reward", queries=each("reward_mean")),
-        Panel(title="Versions", queries=each("version_trained", "version_live", "steps_wanted")),
-        Panel(title="Stall", queries=each("stalled_seconds", "stall_limit_seconds"), unit="s"),
-    ),
-    "Throughput": (
-        Panel(title="Tokens a second", queries=tuple(rate(f"tokens_{k}_total") for k in ("generated", "useful", "trained"))),
-        Panel(title="Groups a second, by fate", queries=(rate("groups_settled_total", "fate"), rate("groups_admitted_total")), stacked=False),
-        Panel(title="Step time", queries=(now("time_step_seconds"), quantile(0.5, "step_duration_seconds"), quantile(0.95, "step_duration_seconds")), unit="s"),
-        Panel(title="Where a step's time goes", queries=each("time_train_seconds", "time_export_seconds", "time_sync_seconds", "time_checkpoint_seconds"), unit="s"),
-        Panel(title="Tokens a prompt", queries=each("prompt_generated_tokens", "prompt_prefilled_tokens", "prompt_reused_tokens")),
-        Panel(title="Useful tokens", queries=each("prompt_useful_ratio"), unit="percentunit", most=1),
-        Panel(title="Prompts all right, all wrong", queries=each("prompt_all_right_ratio", "prompt_all_wrong_ratio"), unit="percentunit", most=1),
-        Panel(title="Length of a response", queries=each("rollout_length_tokens")),
-        Panel(title="Cut completions", queries=each("rollout_truncated_ratio"), unit="percentunit", most=1),
-        Panel(title="Optimiser steps a second", queries=(rate("optimiser_steps_total"),)),
-    ),
-    "Flow and staleness": (
-        Panel(title="Groups and slots", queries=each("groups_in_flight", "groups_ready", "group_slots_held", "group_slots")),
-        Panel(title="Age in versions", queries=each("staleness_versions", "lag_versions_mean", "lag_versions_max", "staleness_bound_versions")),
-        Panel(title="Trained tokens by age", queries=(now("staleness_tokens_ratio", "age"),), unit="percentunit", stacked=True, most=1),
-        Panel(title="Tasks that wait", queries=(now("tasks_queued", "role"),)),
-        Panel(title="Rollouts in flight", queries=(now("rollouts_in_flight", "role"),)),
-        Panel(title="Idle now", queries=(IDLE_NOW,), unit="percentunit", most=1),
-        Panel(title="Idle since the session began", queries=(now("idle_ratio", "role"),), unit="percentunit", most=1),
-        Panel(title="Overlap", queries=each("overlap_ratio"), unit="percentunit", most=1),
-        Panel(title="States a second, by what became of them", queries=(rate("states_total", "reason"),), stacked=True),
-        Panel(title="How well states are known", queries=each("states_interval_width_ratio"), unit="percentunit", most=1),
-        Panel(title="Right answers, by policy", queries=each("verify_policy_ratio"), unit="percentunit", most=1),
-        Panel(title="Anchors of a group", queries=each("rollout_anchors")),
-    ),
-    "Engines": (
-        Panel(title="KV cache by role", queries=(now("kv_cache_used_mean_ratio", "role", legend="{{run}} {{role}} mean"), now("kv_cache_used_max_ratio", "role", legend="{{run}} {{role}} max")), unit="percentunit", most=1),
-        Panel(title="KV cache by engine", queries=(now("engine_kv_cache_used_ratio", "role", "engine"),), unit="percentunit", most=1),
-        Panel(title="Requests in an engine", queries=(now("engine_requests_running", "role", "engine"),)),
-        Panel(title="Requests that wait in an engine", queries=(now("engine_requests_waiting", "role", "engine"),)),
-        Panel(title="Rollouts an engine is given", queries=(now("engine_rollouts_limit", "role", "engine"),)),
-        Panel(title="Versions behind the learner", queries=((BEHIND, "{{run}} {{role}} {{engine}}"),)),
-        Panel(title="Prefix cache hits", queries=each("cache_hit_ratio"), unit="percentunit", most=1),
-        Panel(title="Context tokens a second", queries=(rate("tokens_prefilled_total"), rate("tokens_reused_total"))),
-        Panel(title="Weights: hand-over", queries=(quantile(0.5, "sync_duration_seconds"), quantile(0.95, "sync_duration_seconds"), *each("time_copy_seconds")), unit="s"),
-        Panel(title="Weights: engines stand still", queries=each("time_pause_seconds", "time_pause_max_seconds"), unit="s"),
-        Panel(title="Weights: bytes of a version", queries=each("weights_sent_bytes", "weights_skipped_bytes", "weights_copied_bytes"), unit="bytes"),
-        Panel(title="Weights: tensors proven, and looked at in part", queries=each("weights_verified_tensors", "weights_probed_tensors")),
-    ),
-    "Verifier": (
-        Panel(title="Verdicts a second", queries=(rate("verdicts_total", "status"),), stacked=True),
-        Panel(title="Unknown verdicts", queries=((UNKNOWN, "{{run}}"),), unit="percentunit"),
-        Panel(title="Judged again", queries=(rate("judged_again_total"),)),
-    ),
-    "Learner": (
-        Panel(title="Entropy", queries=each("train_entropy_nats", "rollout_entropy_nats", "rollout_entropy_error_nats")),
-        Panel(title="KL estimates", queries=each("train_kl_nats", "train_offpolicy_kl_nats", "train_mismatch_kl_nats")),
-        Panel(title="Ratio", queries=each("train_ratio_mean", "train_ratio_max")),
-        Panel(title="Clipped tokens", queries=each("train_clip_low_ratio", "train_clip_high_ratio", "train_dual_clip_ratio"), unit="percentunit"),
-        Panel(title="Gradient norm", queries=each("train_grad_norm", "train_grad_norm_max")),
-        Panel(title="Loss", queries=each("train_loss")),
-        Panel(title="Learning rate", queries=each("train_lr"), unit="sci"),
-        Panel(title="Importance weights", queries=each("train_importance_mean", "train_importance_capped_ratio", "train_sequence_masked_ratio")),
-        Panel(title="Effective sample size", queries=(*each("train_ess_ratio"), now("staleness_ess_ratio", "age", legend="{{run}} age {{age}}")), unit="percentunit", most=1),
-        Panel(title="Sampler against trainer", queries=each("train_mismatch_nats", "train_offpolicy_nats", "train_offpolicy_signed_nats")),
-        Panel(title="KL to the sampler, by age", queries=(now("staleness_offpolicy_kl_nats", "age"),)),
-        Panel(title="Largest ratio, by age", queries=(now("staleness_ratio_max", "age"),)),
-        Panel(title="Packing", queries=each("train_padding_ratio", "train_shared_ratio"), unit="percentunit", most=1),
-    ),
-    "Actors and checkpoints": (
-        Panel(title="Actors in service", queries=(now("actors_up", "role"),)),
-        Panel(title="Actors wanted", queries=(now("actors_wanted", "role"),)),
-        Panel(title="Actors that wait or start", queries=(now("actors_pending", "role"),)),
-        Panel(title="Actors replaced in half an hour", queries=((f"sum by (run, role) (increase({_of('worker_replacements_total')}[30m]))", "{{run}} {{role}}"),)),
-        Panel(title="Notices of nodes", queries=((f"sum by (run) (increase({_of('node_notices_total')}[30m]))", "{{run}}"),)),
-        Panel(title="Batches since the last checkpoint", queries=each("checkpoint_batches", "checkpoint_every_batches")),
-        Panel(title="Rollouts in a checkpoint", queries=each("checkpoint_tree_bytes"), unit="bytes"),
-        Panel(title="Wall time", queries=each("wall_seconds"), unit="s"),
-    ),
-}  # fmt: skip
+SECTIONS = ("Overview", "Throughput", "Flow and staleness", "Engines", "Verifier", "Learner", "Actors and checkpoints")
+NUMBERS = (  # above the graphs
+    stat("Batches trained", now("version_trained")[0]),
+    stat("of", now("steps_wanted")[0]),
+    stat("Held-out accuracy", now("heldout_accuracy_ratio")[0], "percentunit"),
+    stat("Nothing moved for", now("stalled_seconds")[0], "s", red_above=300),
+    stat("Control loop seen", f"time() - {now('heartbeat_timestamp_seconds')[0]}", "s", red_above=120),
+    stat("Last checkpoint", now("checkpoint_age_seconds")[0], "s", red_above=7200),
+    stat("Actors missing", f"sum by (run) ({WANTED} - {UP})", red_above=1),
+    stat("Actors replaced", grown("worker_replacements_total", over="$__range")[0]),
+)
+BY_HAND: dict[str, tuple[Query, ...]] = {  # panels whose queries are no plain rate or value of their metrics
+    "Flow and staleness: Idle now": ((f"1 - {rate('busy_seconds_total', 'role')[0]} / {UP}", "{{run}} {{role}}"),),
+    "Engines: Versions behind the learner": ((BEHIND, "{{run}} {{role}} {{engine}}"),),
+    "Verifier: Unknown verdicts": ((f"{UNKNOWN} / {rate('verdicts_total')[0]}", "{{run}}"),),
+    "Actors and checkpoints: Actors replaced in half an hour": (grown("worker_replacements_total", "role", over="30m"),),
+    "Actors and checkpoints: Notices of nodes": (grown("node_notices_total", over="30m"),),
+}
+LOOKS: dict[str, dict[str, Any]] = {  # what does not follow from a panel's metrics
+    "Trained tokens by age": {"stacked": True},
+    "States a second, by what became of them": {"stacked": True},
+    "Verdicts a second": {"stacked": True},
+    "Clipped tokens": {"most": None},
+    "Unknown verdicts": {"unit": "percentunit"},
+    "Idle now": {"unit": "percentunit", "most": 1},
+    "Learning rate": {"unit": "sci"},
+}
+
+
+def panels() -> dict[str, list[Panel]]:
+    """Section → its panels: numbers, then the graphs that the metrics name, in the order of their declarations."""
+    metrics: dict[str, list[PrometheusMetric]] = {title: [] for title in BY_HAND}
+    for one in EXPORTED.values():
+        if one.panel:
+            metrics.setdefault(one.panel, []).append(one)
+    rows: dict[str, list[Panel]] = {section: [] for section in SECTIONS}
+    rows["Overview"] += NUMBERS
+    numbers = {panel.title for panel in NUMBERS}
+    for place, its in metrics.items():
+        section, _, title = place.partition(": ")
+        if title not in numbers:
+            queries = BY_HAND.get(place) or tuple(query for one in its for query in drawn(one))
+            rows.setdefault(section, []).append(Panel(title=title, queries=queries, **(_looks(its) | LOOKS.get(title, {}))))
+    return rows
+
+
+def _looks(metrics: list[PrometheusMetric]) -> dict[str, Any]:
+    """Unit and end of the axis, where all metrics have one unit; a counter is drawn by its rate."""
+    units = {"short" if one.kind == "counter" else one.unit for one in metrics}
+    if units == {"ratio"}:
+        return {"unit": "percentunit", "most": 1}
+    return {"unit": units.pop() if units in ({"s"}, {"bytes"}) else "short"}
 
 
 def dashboard() -> dict[str, Any]:
     """The whole thing, as Grafana imports it."""
-    panels: list[dict[str, Any]] = []
+    laid: list[dict[str, Any]] = []
     y = 0
-    for title, row in ROWS.items():
-        panels.append(
-            {
-                "id": len(panels) + 1,
-                "type": "row",
-                "title": title,
-                "collapsed": False,
-                "panels": [],
-                "gridPos": _at(0, y, WIDTH, 1),
-            }
-        )
-        y = _laid_out(row, panels, y + 1)
+    for title, row in panels().items():
+        heading = {"title": title, "collapsed": False, "panels": [], "gridPos": _at(0, y, WIDTH, 1)}
+        laid.append({"id": len(laid) + 1, "type": "row", **heading})
+        y = _laid_out(row, laid, y + 1)
     return {
         "uid": "fr3e-async",
         "title": "FR3E",
@@ -225,11 +168,11 @@ def dashboard() -> dict[str, Any]:
         "templating": {"list": [_datasource_variable(), _run_variable()]},
         "annotations": {"list": []},
         "links": [],
-        "panels": panels,
+        "panels": laid,
     }  # fmt: skip
 
 
-def _laid_out(row: tuple[Panel, ...], panels: list[dict[str, Any]], y: int) -> int:
+def _laid_out(row: list[Panel], laid: list[dict[str, Any]], y: int) -> int:
     """Left to right, a new line where one is full or the height changes; the first free y below."""
     x, height = 0, 0
     for panel in row:
@@ -237,7 +180,7 @@ def _laid_out(row: tuple[Panel, ...], panels: list[dict[str, Any]], y: int) -> i
         if x + panel.width > WIDTH or (height and its != height):
             x, y = 0, y + height
         height = its
-        panels.append(_panel(panel, len(panels) + 1, _at(x, y, panel.width, height)))
+        laid.append(_panel(panel, len(laid) + 1, _at(x, y, panel.width, height)))
         x += panel.width
     return y + height
 
@@ -318,7 +261,7 @@ def dashboard_text() -> str:
 
 
 def with_fresh_table(text: str, name: str, table: str) -> str:
-    """``text`` with what stands between the table's marker lines made anew. ValueError if a marker is missing."""
+    """``text`` with what stands between the table's marker lines made again. ValueError if a marker is missing."""
     begin, end = f"<!-- begin of the {name}: python scripts/dashboard.py -->", f"<!-- end of the {name} -->"
     head, found_begin, rest = text.partition(begin)
     _, found_end, tail = rest.partition(end)

@@ -104,7 +104,7 @@ def legend(forest: object) -> list[str]:
     lines = (
         "The layout is a depth-first walk: what descends from a",
         "token follows it without a gap, up to end[j].",
-        "Positions count along a row, so a branch goes on where",
+        "Positions count along a row, so a branch continues where",
         "its anchor stood. The token after the anchor’s prefix is",
         "predicted by b for the trunk (c) and for both branches",
         "(f, h): one place, three log-probs.",

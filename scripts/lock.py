@@ -1,4 +1,4 @@
-"""Hashes of everything that requirements/*.lock pin: ``python scripts/lock.py`` writes them anew, ``--check`` only looks.
+"""Hashes of everything that requirements/*.lock pin: ``python scripts/lock.py`` writes them again, ``--check`` only looks.
 
 A lock is comments, and for each pin ``name==version`` with the sha256 of every file that its release has, so that it holds for any
 interpreter and machine. This file reads and writes locks; what a release consists of is asked of ``uv`` (scripts/lock.sh installs
@@ -119,7 +119,7 @@ def renewed(lock: Lock, ask: Ask, builds: Hashes) -> Lock:
 
 def main(argv: Sequence[str], ask: Ask = ask_uv, folder: Path = REQUIREMENTS) -> int:
     """Exit codes: 0 the locks are as they should be; 1 ``--check`` found another; 2 a lock or the index cannot be read."""
-    parser = argparse.ArgumentParser(prog="scripts/lock.sh", description="Write the hashes of requirements/*.lock anew.")
+    parser = argparse.ArgumentParser(prog="scripts/lock.sh", description="Write the hashes of requirements/*.lock again.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a lock would change")
     check = parser.parse_args(argv).check
     try:

@@ -21,7 +21,7 @@ from mutating.operators import Mutation, MutationError, draw, mutations
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "mutations"
 FILES = (
-    "algorithm/**/*.py", "machine/*.py", "control/[dlpt]*.py", "control/checkpointing.py", "control/evaluating.py", "store/journal.py", "wiring/*.py", "run/session.py", "run/resume.py", "weights/*.py", "learner/checkpoint*.py",
+    "algorithm/**/*.py", "machine/*.py", "control/[dlpt]*.py", "control/checkpointing.py", "control/context.py", "control/evaluating.py", "store/journal.py", "wiring/*.py", "run/session.py", "run/resume.py", "weights/*.py", "learner/checkpoint*.py",
     "learner/metrics.py", "store/checkpoints.py", "files/jsonl.py", "files/durable.py", "observe/metrics.py", "data/*.py", "verify/*.py",
 )  # fmt: skip
 ALIVE = ("survived", "uncovered")

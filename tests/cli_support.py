@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from fr3e_async.main import main
+from fr3e_async.cli.main import run
 
 POSITIONS = 128  # of the model that ``make_model`` makes
 # The embedded default with the lengths that tests count on, and few problems to read.
@@ -69,7 +69,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
 
 
 class Cli:
-    """``main`` in a folder of its own, an empty home beside it; no Ray, no toy model may be started or built."""
+    """``fr3e train`` in a folder of its own, an empty home beside it; no Ray, no toy model may be started or built."""
 
     def __init__(self, folder: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.home, self._capsys = folder, home, capsys
@@ -77,7 +77,7 @@ class Cli:
     def __call__(self, *argv: str) -> tuple[int, str, str]:
         """(exit code, stdout, stderr)"""
         self._capsys.readouterr()
-        code = main(argv)
+        code = run(["train", *argv])
         return code, *self._capsys.readouterr()
 
     def refused(self, *argv: str, says: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*) *$")
 COMMENT = re.compile(r"(?:^|\s+)# .*$|^#.*$")
 HERE_DOCUMENT = re.compile(r"<<-?'?(\w+)'?")
 PROGRAMS = (
-    "python", "make", "ray", "kubectl", "helm", "sbatch", "docker", "prometheus", "rsync", "jq", "bash", "pip", "export", "eval",
+    "fr3e", "python", "make", "ray", "kubectl", "helm", "sbatch", "docker", "prometheus", "rsync", "jq", "bash", "pip", "export", "eval",
     "source", "cat", "sed", "cluster/local.sh", "curl", "git",
 )  # fmt: skip
 Kind = Literal["here", "shell", "settings", "elsewhere", "parsed"]
@@ -111,7 +111,7 @@ def rule_for(command: Command) -> Rule | None:
     return next((rule for rule in RULES if re.fullmatch(rule.pattern, command.text, flags=re.DOTALL)), None)
 
 
-MAIN = r"python -m fr3e_async\.main"
+MAIN = "fr3e train"
 END_TO_END = "tests/test_end_to_end.py::finished"
 RESUMED = "tests/test_end_to_end.py::test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes"
 JOB = "tests/test_ray_job.py::test_stop_writes_a_checkpoint_and_a_second_job_goes_on"
@@ -126,16 +126,16 @@ RULES = (
          test="tests/test_observe_trackers.py::test_offline_asks_nobody", words=("offline",)),
     Rule(pattern=rf"{MAIN} .*", kind="here", plus=("--dry-run",), test=END_TO_END, words=("run.steps=", "run.dir=")),
     # ---- what is asked of a run that is there
-    Rule(pattern=r"python -m fr3e_async\.(audit|replay|report) .*", kind="here"),
-    Rule(pattern=r"python -m fr3e_async\.export .*", kind="elsewhere", test="tests/test_export.py::test_a_run_becomes_a_model_folder",
-         words=("export.main",)),
-    Rule(pattern=r"python -m fr3e_async\.evaluate model=\w+/\S*[A-Z]\S* .*", kind="settings"),  # a hub id
-    Rule(pattern=r"python -m fr3e_async\.evaluate .*", kind="here", plus=("--dry-run",),
+    Rule(pattern="fr3e (audit|replay|report) .*", kind="here"),
+    Rule(pattern="fr3e export .*", kind="elsewhere", test="tests/test_export.py::test_a_run_becomes_a_model_folder",
+         words=('fr3e(["export"',)),
+    Rule(pattern=r"fr3e evaluate model=\w+/\S*[A-Z]\S* .*", kind="settings"),  # a hub id
+    Rule(pattern="fr3e evaluate .*", kind="here", plus=("--dry-run",),
          test="tests/test_evaluation_alone.py::test_an_evaluation_alone_writes_results", words=("evaluate",)),
     # ---- sizing
-    Rule(pattern=r"python -m fr3e_async\.plan .*", kind="here", plus=("steps=1", "tries=1", "flow.groups_per_step=4")),
-    Rule(pattern=r"python -m fr3e_async\.simulate calibrate .*", kind="here"),
-    Rule(pattern=r"python -m fr3e_async\.simulate run .*", kind="here", plus=("steps=2", "flow.groups_per_step=4")),
+    Rule(pattern="fr3e plan .*", kind="here", plus=("steps=1", "tries=1", "flow.groups_per_step=4")),
+    Rule(pattern="fr3e simulate calibrate .*", kind="here"),
+    Rule(pattern="fr3e simulate run .*", kind="here", plus=("steps=2", "flow.groups_per_step=4")),
     Rule(pattern=r"python benchmarks/simulator\.py RUN .*", kind="elsewhere", words=("simulator.py", "--quick"),
          test="tests/test_simulate_calibrate.py::test_the_benchmark_puts_prediction_and_measurement_side_by_side"),
     Rule(pattern=r"python benchmarks/scale\.py.*", kind="elsewhere", test="tests/test_bench_scale.py::test_scale_as_a_user_starts_it",
@@ -145,7 +145,7 @@ RULES = (
     # ---- make: targets exist; what they call is called by tests
     Rule(pattern=r"make demo", kind="elsewhere", test=END_TO_END, words=('make("demo"',)),
     Rule(pattern=r"make .*", kind="parsed"),
-    Rule(pattern=r"(cat > cases\.jsonl <<'END'\n.*|python -m fr3e_async\.verify cases\.jsonl .*)", kind="elsewhere", words=("```bash",),
+    Rule(pattern=r"(cat > cases\.jsonl <<'END'\n.*|fr3e verify cases\.jsonl .*)", kind="elsewhere", words=("```bash",),
          test="tests/test_rewards.py::test_the_commands_of_the_page_print_what_it_says"),
     # ---- small scripts of a page, run as they stand
     Rule(pattern=r"python - <<'END'\n.*", kind="shell"),

@@ -114,7 +114,8 @@ class FakeEngineActor(EngineActor):
 if __name__ == "__main__":
     from elastic_driver import FakeEngineActor as Fake  # by this name other processes find it, too
 
-    from fr3e_async import main, wiring
+    from fr3e_async import wiring
+    from fr3e_async.cli.main import run
 
     wiring.Deployment.engine_actor = Fake
-    sys.exit(main.main([*sys.argv[1:], "learner.stop_above_mismatch=0"]))  # its numbers are made up
+    sys.exit(run(["train", *sys.argv[1:], "learner.stop_above_mismatch=0"]))  # its numbers are made up

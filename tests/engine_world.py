@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from bundles import pack_tensors
 
 from fr3e_async.rollout import EngineSpec, SampleRequest
 from fr3e_async.types import Completion
-from fr3e_async.weights import pack_tensors
 from fr3e_async.weights.manifest import WeightBundle
 
 END = 2

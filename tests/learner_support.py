@@ -84,7 +84,7 @@ def start_rank(spec: LearnerSpec) -> Any:
 
 def exported(rank: Any, version: int, **settings: Any) -> Any:
     """The bundle that ``LearnerRank.export`` sends, copied; None if it sends nothing."""
-    from fr3e_async.weights import collect
+    from bundles import collect
 
     stream = rank.export(version, **settings)
     return collect(stream) if rank.rank == 0 else next(stream, None)
@@ -92,7 +92,8 @@ def exported(rank: Any, version: int, **settings: Any) -> Any:
 
 def weights_of(sent: Any) -> dict[str, torch.Tensor]:
     """Copies of the tensors of a bundle, or of what ``LearnerRank.export`` sends."""
-    from fr3e_async.weights import collect, unpack
+    from bundles import collect, unpack
+
     from fr3e_async.weights.manifest import WeightBundle
 
     return dict(unpack(sent if isinstance(sent, WeightBundle) else collect(sent)))

@@ -24,6 +24,7 @@ os.environ |= {
 import msgspec
 import torch
 import transformers
+from bundles import pack_tensors, unpack
 from torch import nn
 from transformers import (
     DeepseekV2Config,
@@ -49,7 +50,6 @@ from fr3e_async.rollout.held_weights import HeldWeights
 from fr3e_async.rollout.load_trace import LoadLayout
 from fr3e_async.rollout.loaded_weights import EVERY, Unproven, prove
 from fr3e_async.rollout.port import in_hand
-from fr3e_async.weights import pack_tensors, unpack
 from fr3e_async.weights.manifest import WeightBundle
 
 FOLDER = Path(sys.argv[1])

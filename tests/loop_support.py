@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,18 @@ from builders import prompt, small_config
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.control.controller import Controller
+from fr3e_async.control.context import PayloadTable, RunContext, RunFiles
+from fr3e_async.control.controller import Controller, SessionStart
 from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.progress import Progress, load_control_state, load_trees
 from fr3e_async.control.publisher import Publisher
+from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.control.workers import Workers
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
+from fr3e_async.machine.events import Event
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.machine import Machine
 from fr3e_async.observe.events import event_row
@@ -76,6 +82,26 @@ class Notes:
         self.vitals.append(vitals)
 
 
+@dataclass(kw_only=True)
+class LooseContext(RunContext):
+    """A context without a loop: what is emitted stays in ``told``, what is noted in ``notes.lines``; tasks run by themselves."""
+
+    stream: Any = None
+    files: Any = None
+    publisher: Any = None
+    progress: Any = None
+    reporter: Notes = field(default_factory=Notes)
+    told: list[Event] = field(default_factory=list)
+
+    def emit(self, event: Event) -> None:
+        self.told.append(event)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self.running.add(task)
+        return task
+
+
 def payloads() -> FakePayloads:
     """A store that stops no clock while it holds somebody up."""
     made = FakePayloads()
@@ -102,7 +128,10 @@ def loop_config(*, strategy: str = "fr3e", **sections: dict[str, Any]) -> Config
 class World:
     """One session of a run in a folder, in virtual time. ``resume``: from the newest checkpoint there, as ``session`` does it."""
 
-    door: Door | None = None
+    # What a test may set before the controller is first used.
+    trees: TreeKeeper | None = None
+    evaluator: Evaluator | None = None
+    journals = True
 
     def __init__(
         self,
@@ -124,7 +153,7 @@ class World:
         clock: Callable[[], float] = virtual_time.now,
         **sections: Any,
     ) -> None:
-        """``faults``: of the learner, or of the first worker of a role. ``crew``: of the session before, in the same process.
+        """``faults``: of the learner, or of the first worker of a role. ``workers``: of the session before, in the same process.
         ``wrap``: put around all parts that leave a trace outside of the process."""
         sized = {role: {"count": counts[role]} | sections.pop(role, {}) for role in COUNTS if counts[role]}
         self.folder, self.config = folder, config or loop_config(**sections, **sized)
@@ -149,11 +178,12 @@ class World:
             config=self.config,
             learner=wrap(self.learner),
             payloads=payloads(),
-            start=self._start,
+            start=self.start_worker,
             workers=[(role, self.worker(role)) for role, count in counts.items() for _ in range(count)],
             clock=clock,
         )
-        self._build(evaluate)
+        if evaluate:
+            self.evaluator = Evaluator(self.workers, self.problems[:10])
 
     def _read(self, resume: bool) -> None:
         source = self.store.latest() if resume else None
@@ -163,16 +193,25 @@ class World:
         self.payloads = {key: (batch.ids[0].group, batch) for key, batch in load_trees(source)} if source else None
         self.kept: list[RolloutId] = [id for _, batch in (self.payloads or {}).values() for id in batch.ids]
 
-    def _build(self, evaluate: bool) -> None:
+    @cached_property
+    def door(self) -> Door | None:
+        """What compares engines with the learner: nothing, here."""
+        return None
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        return Publisher(ack_timeout_s=self.config.weights.ack_timeout_s, clock=self._clock)
+
+    @cached_property
+    def controller(self) -> Controller:
         config, resumed, folder = self.config, self.resumed, self.folder
         session = len(list((folder / "journal").glob("*.jsonl")))
-        self.publisher = Publisher(ack_timeout_s=config.weights.ack_timeout_s, clock=self._clock)
         self.ledger_log = LedgerLog(folder / "ledger.jsonl")
         self.journal = Journal(folder / "journal", session=session, config=config, state=self.state)
-        self.controller = Controller(
+        context = RunContext(
             config=config,
-            workers=self.workers,
             machine=Machine(config, make_strategy(config.algorithm), state=self.state),
+            workers=self.workers,
             stream=PromptStream(
                 self.problems,
                 config.run.seed,
@@ -180,18 +219,20 @@ class World:
                 taken=[group.name for group in self.state.groups] if self.state else (),
             ),
             publisher=self.publisher,
-            evaluator=Evaluator(self.workers, self.problems[:10]) if evaluate else None,
+            files=RunFiles(
+                ledger_log=self._wrap(self.ledger_log),
+                checkpoints=self._wrap(self.store),
+                journal=self._wrap(self.journal) if self.journals else None,
+                trees=self.trees,
+            ),
             reporter=self._wrap(self.notes),
-            ledger_log=self._wrap(self.ledger_log),
-            journal=self._wrap(self.journal),
-            checkpoints=self._wrap(self.store),
             progress=resumed.progress if resumed else Progress(),
             clock=self._clock,
-            session=session,
-            payloads=self.payloads,
-            engine_version=-1 if self._again else 0,
+            table=PayloadTable(self.payloads),
             door=self.door,
         )
+        start = SessionStart(session=session, engine_version=-1 if self._again else 0)
+        return Controller(context, evaluator=self.evaluator, start=start)
 
     def worker(self, role: str) -> Any:
         self._names[role] += 1
@@ -205,7 +246,7 @@ class World:
         made.rescored = self._rescored
         return made
 
-    async def _start(self, role: str) -> Any:
+    async def start_worker(self, role: str) -> Any:
         if self.no_room:
             self.no_room -= 1
             raise RunFailed("no room")
@@ -217,11 +258,12 @@ class World:
 
     async def go(self) -> str:
         """What ``session`` does after the actors are up."""
+        controller = self.controller
         if self.source or self._again:
             version = self.state.version if self.state else 0
             self.publisher.offer(await self.workers.learner.export(version))
         try:
-            return await self.controller.run()
+            return await controller.run()
         finally:
             self.ledger_log.close()
 

@@ -2,7 +2,7 @@
 
 ``Cluster`` carries out the machine's commands one action at a time, in any order, and checks what must hold of every command.
 It keeps books of its own (who has which task, which version an engine really serves, how old every token is, what became of
-every group), so that nothing is checked against the machine's own word. It can be killed at any point and goes on from a
+every group), so that nothing is checked against the machine's own word. It can be killed at any point and resumes from a
 checkpoint that went through JSON.
 """
 
@@ -112,7 +112,7 @@ def control_config(
             "flexible_roles": flexible, "least_in_flight": 1, "max_deaths_in_a_row": 500, "replace_backoff_s": 0.0,
             "grow_after_s": 1.0, "shrink_after_s": 3.0, "drain_timeout_s": 5.0,
         },
-        weights={"update": update, "transfer": "native" if together else "object_store"},
+        weights={"update": update, "transfer": "collective" if together else "object_store"},
     )  # fmt: skip
 
 
@@ -353,7 +353,7 @@ class Cluster:
     def sent(self, command: Send) -> None:
         assert command.version == self.newest, "not the newest weights"
         assert not command.alone or len(command.workers) == 1
-        if self.config.weights.transfer == "native" and not command.alone:
+        if self.config.weights.transfer == "collective" and not command.alone:
             assert not any(w.coming is not None and not w.alone for w in self.workers.values()), "two hand-overs at once"
         for name in command.workers:
             worker = self.workers[name]

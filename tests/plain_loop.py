@@ -22,10 +22,10 @@ import numpy as np
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, Strategy, make_strategy
 from fr3e_async.config import Config
-from fr3e_async.data.ends import end_tokens
 from fr3e_async.data.model import load_tokenizer, resolve_model
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.stream import PromptStream, group_id
+from fr3e_async.data.tokenizer import end_tokens
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.rollout import Engine, EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
@@ -160,16 +160,16 @@ class Loop:
 
 
 async def serve(engine: Engine, rank: Any, version: int) -> None:
-    from fr3e_async.weights import collect
+    from bundles import collect
 
     await engine.load_weights(collect(rank.export(version)))
 
 
 async def trained(tools: Tools, folder: Path, astray: RolloutId | None = None) -> Loop:
+    from bundles import collect, unpack
     from safetensors.torch import save_file
 
     from fr3e_async.learner.rank import LearnerRank
-    from fr3e_async.weights import collect, unpack
 
     config = tools.config
     spec = LearnerSpec(

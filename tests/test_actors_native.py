@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import virtual_time
 from builders import small_config
+from bundles import pack_tensors
 from test_weights_bundle import named
 
 from fr3e_async.actors.native import NativeLearner
 from fr3e_async.control.ports import WorkerLost
 from fr3e_async.errors import LearnerLost
-from fr3e_async.weights import pack_tensors
 from fr3e_async.weights.manifest import WeightAck, WeightManifest
 from fr3e_async.wiring import Deployment
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from oracle import State, Tree, fr3e
 from trees import advantages_of, credit_of, node_of, tree, trees
 
-from fr3e_async.algorithm.adaptive import decided, fixed_draws, second_round
 from fr3e_async.algorithm.strategies import REGISTRY, GroupPlan, check_strategy, make_strategy
+from fr3e_async.algorithm.values import decided, fixed_draws, second_round
 from fr3e_async.errors import ConfigError
 from fr3e_async.types import RolloutId
 

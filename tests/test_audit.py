@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fr3e_async import audit as command
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.errors import StorageError
 from fr3e_async.store.checkpoints import CheckpointStore
 from fr3e_async.store.ledger_audit import LedgerReport, audit
@@ -187,7 +187,7 @@ BROKEN: dict[str, tuple[Callable[[list[LedgerRecord]], list[LedgerRecord]], tupl
     "a line after the end": (upto(19, rejected("g")), ("order", 20, "")),
     "admitted twice, open": (before(6, adm("a", 0)), ("admitted", 6, "a")),
     "admitted twice, settled": (before(8, adm("c", 0)), ("admitted", 8, "c")),
-    "admitted again after going on": (upto(14, begin(2, 1, 7, 3, "defg"), adm("d", 1)), ("admitted", 16, "d")),
+    "admitted again after continuing": (upto(14, begin(2, 1, 7, 3, "defg"), adm("d", 1)), ("admitted", 16, "d")),
     "admitted at a version that is not live": (at(12, adm("g", 0)), ("live", 12, "g")),
     "settled twice": (before(8, rejected("c")), ("settled", 8, "c")),
     "settled after training": (before(11, rejected("a")), ("settled", 11, "a")),
@@ -494,7 +494,7 @@ def test_a_file_that_was_cut_off_anywhere_has_its_whole_lines(
     path.write_bytes(whole[:left])
     lines = whole[: left + 1].count(b"\n")  # a line that lacks nothing but its end is whole
     assert read_ledger_log(path) == story()[:lines]
-    more = written(path, [begin(2), adm("b", 0)])  # another session goes on in the same file
+    more = written(path, [begin(2), adm("b", 0)])  # another session continues in the same file
     assert read_ledger_log(more) == [*story()[:lines], begin(2), adm("b", 0)]
     assert read_ledger_log(more)[-1].line == len(more.read_bytes().split(b"\n")) - 1
 
@@ -593,7 +593,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def audited(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
-    code = command.main([str(run)])
+    code = fr3e(["audit", str(run)])
     return code, capsys.readouterr().out.splitlines()
 
 
@@ -677,14 +677,14 @@ def test_a_killed_run_may_lack_what_came_after_its_last_cut(
     (run / "checkpoints" / "latest").unlink()
     found, lines = audited(run, capsys)
     assert found == code
-    assert ["end", "no: the last session was killed, or is going on"] in [line.split(None, 1) for line in lines]
+    assert ["end", "no: the last session was killed, or is still going"] in [line.split(None, 1) for line in lines]
     assert ["checkpoint", "none"] in [line.split(None, 1) for line in lines]
 
 
 def test_a_damaged_row_is_bad_input(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / "groups.jsonl").read_text()
     (run / "groups.jsonl").write_text("{" + text)
-    assert command.main([str(run)]) == 2
+    assert fr3e(["audit", str(run)]) == 2
     assert capsys.readouterr().err == f"error: {run}/groups.jsonl:1 is damaged: it is no row of a settled group\n"
 
 
@@ -728,7 +728,7 @@ def test_damaged_checkpoints_fail(run: Path, capsys: pytest.CaptureFixture[str])
 
 
 def go_back(run: Path, goes_on: BeginRecord) -> None:
-    """The run goes on from an earlier place and is killed before it saves again; the later checkpoint is still there."""
+    """The run resumes from an earlier place and is killed before it saves again; the later checkpoint is still there."""
     (run / "ledger.jsonl").unlink()
     written(run / "ledger.jsonl", named([*story()[:18], goes_on]))
     write_groups(run, SETTLED if goes_on.version else {})
@@ -773,17 +773,17 @@ def test_many_violations_are_not_all_told(run: Path, capsys: pytest.CaptureFixtu
 
 def test_bad_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, says in ((tmp_path / "nowhere", "is no folder"), (tmp_path, "it has no ledger.jsonl")):
-        assert command.main([str(folder)]) == 2
+        assert fr3e(["audit", str(folder)]) == 2
         assert says in (told := capsys.readouterr().err)
         assert told.count("\n") == 1
     (run / "config.yaml").write_text("flow: 3")
-    assert command.main([str(run)]) == 2
+    assert fr3e(["audit", str(run)]) == 2
     assert "config.yaml is not readable" in capsys.readouterr().err
-    assert command.main([]) == 2
-    assert "see python -m fr3e_async.audit --help" in capsys.readouterr().err
+    assert fr3e(["audit"]) == 2
+    assert "see fr3e audit --help" in capsys.readouterr().err
 
 
 def test_the_command_needs_no_heavy_library(run: Path) -> None:
-    code = "import sys\nfrom fr3e_async.audit import main\nassert main(sys.argv[1:]) == 0\nprint([n for n in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers') if n in sys.modules])"
+    code = "import sys\nfrom fr3e_async.cli.main import run\nassert run(['audit', *sys.argv[1:]]) == 0\nprint([n for n in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == ["PASS", "[]"]

@@ -16,7 +16,7 @@ from cli_support import ROWS, TOY, Cli, assert_one_line, everything_below, guard
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed, StorageError
 from fr3e_async.run.session import Session
-from fr3e_async.settings.help import knobs
+from fr3e_async.settings.help import as_text, knobs
 from fr3e_async.settings.loader import load_config
 from fr3e_async.store.run_dir import RunDir
 
@@ -41,20 +41,21 @@ def ready(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str
 def test_help_from_an_empty_folder_lists_every_setting(tmp_path: Path) -> None:
     done = process("--help", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: python -m fr3e_async.main config=FILE")
+    assert done.stdout.startswith("Usage: fr3e train [OPTIONS] config=FILE")
     first_words = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
     assert [path for path in knobs() if path not in first_words] == []
     text = " ".join(done.stdout.split())
     for row in knobs().values():
         assert row.meaning in text
-        assert (f"{row.unit}; default {row.default_text}]" if row.unit else f"default {row.default_text}]") in text
+        default = f"default {as_text(row.default)}]"
+        assert (f"{row.unit}; {default}" if row.unit else default) in text
     assert everything_below(tmp_path) == {}
 
 
 @pytest.mark.parametrize("argv", [["-h"], ["config=toy", "--help"], ["--dry-run", "--help"], ["--all", "--help"]])
 def test_help_wins_over_everything_else(cli: Cli, argv: list[str]) -> None:
     code, out, err = cli(*argv)
-    assert (code, err, out.splitlines()[0].partition(" ")[0]) == (0, "", "usage:")
+    assert (code, err, out.splitlines()[0].partition(" ")[0]) == (0, "", "Usage:")
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--dry-run", "config=toy"]])
@@ -95,7 +96,7 @@ def test_a_dry_run_shows_what_differs_placement_and_memory_checks_and_leaves_not
 
 def test_help_and_version_load_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys; from fr3e_async.main import main; main(['--help', 'learner.lr']); main(['--version']);"
+        "import sys; from fr3e_async.cli.main import run; run(['train', '--help', 'learner.lr']); run(['--version']);"
         "print({m.partition('.')[0] for m in sys.modules} & {'ray', 'vllm', 'deepspeed', 'torch', 'transformers'})"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -111,7 +112,7 @@ def test_help_of_a_section_lists_its_settings_alone(cli: Cli) -> None:
     words = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
     assert (code, err) == (0, "")
     assert words == [*(path for path in knobs() if path.startswith("weights.")), "learner.grad_clip"]
-    cli.refused("--help", "weigths", says=["--help weigths: neither a section nor a setting (did you mean weights?)"])
+    cli.refused("--help", "weigths", says=["error: weigths: neither a section nor a setting (did you mean weights?)"])
 
 
 class Refusal(NamedTuple):
@@ -130,7 +131,7 @@ REFUSALS = (
     Refusal(("reward=no_such_module:function",), "no module named no_such_module"),
     Refusal(("run.dir=rows.jsonl/run",), "a part of the path is a file"),
     Refusal(("run.dir=full",), "is not empty and holds no run"),
-    Refusal(("run.dir=earlier",), "go on with it by resume=auto"),
+    Refusal(("run.dir=earlier",), "continue with it by resume=auto"),
     Refusal(("run.dir=earlier", "resume=auto", "run.seed=7"), "run.seed"),
 )
 

@@ -73,8 +73,8 @@ def test_a_setting_of_a_file_is_named_by_its_line(cli: Cli) -> None:
         (["explorers.count=0"], ["explorers.count must be at least 1", "algorithm.strategy=fr3e"]),
         (["engine.kv_cache_gib=0"], ["engine.kv_cache_gib must be set when generators.gpus is 0"]),
         (["learner.dtype=bfloat16"], ["learner.dtype=bfloat16 needs learner.gpus=1"]),
-        (["weights.transfer=native", "generators.gpus=1"], ["weights.transfer=native: learner.gpus", "got 0 and 0, 1"]),
-        (["learner.zero_stage=4"], ["learner.zero_stage must be 0, 1, 2 or 3, got 4"]),
+        (["weights.transfer=collective", "generators.gpus=1"], ["weights.transfer=collective: learner.gpus", "got 0 and 0, 1"]),
+        (["learner.zero_stage=4"], ["learner.zero_stage must be in [0, 3], got 4"]),
         (["toy.steps_min=5"], ["toy.steps_max (4) is below toy.steps_min (5)"]),
     ],
 )
@@ -367,7 +367,7 @@ RUN = (*TOY, "model.path=model", "run.dir=run")
 
 def test_a_run_directory_that_holds_a_run(cli: Cli, model: Path) -> None:
     a_run(cli.folder / "run").close()
-    cli.refused(*RUN, says=["run.dir: ", "run holds a run already; go on with it by resume=auto, or choose another run.dir"])
+    cli.refused(*RUN, says=["run.dir: ", "run holds a run already; continue with it by resume=auto, or choose another run.dir"])
 
 
 def test_a_run_directory_of_another_config(cli: Cli, model: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_notice_is_counted_down_steadily_once_it_was_seen(wall: WallClock, mon
 def run_of(folder: Path, wall: WallClock, **sections: Any) -> World:
     """Its clocks as ``session`` makes them; what it should not read is the wall clock, and whatever reads it notices."""
     world = World(folder, clock=RunClock(), delay_s=0.02, prompts=200, **QUICK | sections)
-    assert world.controller._clock() == pytest.approx(wall())
+    assert world.controller.context.clock() == pytest.approx(wall())
     return world
 
 
@@ -165,7 +165,7 @@ def test_a_step_of_the_wall_clock_during_work_is_noticed_by_nobody(tmp_path: Pat
     assert (world.replaced(), world.ledger.retries, world.ledger.given_up) == ({}, 0, 0)
     assert not world.said("stuck")
     assert negative(world) == []
-    assert 0 < world.controller.progress.wall_s(world.controller._clock()) < 100
+    assert 0 < world.controller.progress.wall_s(world.controller.context.clock()) < 100
     at = [json.loads(line)["t"] for line in world.journal.path.read_text().splitlines()[1:]]
     assert at == sorted(at)
     assert at[-1] - at[0] < 100
@@ -224,7 +224,7 @@ def test_engines_with_another_clock_count_as_if_it_were_ours(tmp_path: Path, wal
         virtual_time.restart()
         world = run_of(tmp_path / str(number), wall)
         for engine in world.engines:
-            engine._clock = lambda off=off: virtual_time.now() + off
+            engine.clock = lambda off=off: virtual_time.now() + off
         assert world.run() == "finished"
         measured.append(world.controller.watch.utilisation())
     assert measured[0]["overlap/fraction"] > 0

@@ -59,7 +59,7 @@ def test_ray_drains_the_node_that_the_notice_names(folder: Path) -> None:
         second = home.remote()
         ready, _ = ray.wait([second.node.remote()], timeout=3)
         assert ready == []  # it gets nothing new
-        assert ray.get(first.node.remote(), timeout=60) == node.node_id  # and what it has goes on
+        assert ray.get(first.node.remote(), timeout=60) == node.node_id  # and what it has continues
         ray.kill(first)
         end = time.monotonic() + 60
         while node.node_id in [n["NodeID"] for n in ray.nodes() if n["Alive"]]:  # without work it leaves by itself

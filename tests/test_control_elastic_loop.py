@@ -38,8 +38,8 @@ class Cloud(World):
         self.going: dict[str, float] = {}  # node -> notice
         self.wants: list[tuple[str, int]] = []
         super().__init__(folder, **{"prompts": 400, "pools": QUICK | (pools or {})} | settings)
-        self.workers.start, self.workers._draining = self._start_somewhere, self._nodes_that_go
-        self.workers._want = lambda role, actors: self.wants.append((role, actors))
+        self.workers.start, self.workers.draining = self._start_somewhere, self._nodes_that_go
+        self.workers.want = lambda role, actors: self.wants.append((role, actors))
 
     def worker(self, role: str) -> Any:
         made = super().worker(role)
@@ -52,7 +52,7 @@ class Cloud(World):
         except asyncio.CancelledError:
             self.ended_starts += 1
             raise
-        return await self._start(role)
+        return await self.start_worker(role)
 
     async def _nodes_that_go(self) -> dict[str, float]:
         return self.going
@@ -136,13 +136,13 @@ def test_a_run_begins_with_what_is_there_and_the_others_join_with_the_current_we
     """A generator, an explorer and a verifier do the first steps; two more engines come when they come."""
     world = Cloud(tmp_path, counts=ONE_EACH, delay_s=0.005, **TWO_WANTED)
     room = asyncio.Event()
-    start = world._start
+    start = world.start_worker
 
     async def when_there_is_room(role):
         await room.wait()
         return await start(role)
 
-    world._start = when_there_is_room
+    world.start_worker = when_there_is_room
 
     async def story():
         await world.until(lambda: world.ledger.version >= 3)
@@ -167,7 +167,7 @@ def test_one_that_is_still_asked_for_when_the_run_ends_is_not_waited_for(tmp_pat
 
 
 def test_one_that_is_not_needed_any_more_is_not_waited_for_either(tmp_path):
-    """Generators are asked for, the load falls before they are there, and the run goes on without them."""
+    """Generators are asked for, the load falls before they are there, and the run continues without them."""
     world = Cloud(tmp_path, counts=ONE_EACH, delay_s=0.1, start_s=600.0, run={"steps": 100_000}, **ELASTIC)
 
     async def story():
@@ -316,10 +316,10 @@ def go_on(first: Cloud, **settings: Any) -> Cloud:
 
 
 WHEN = {
-    "idle": lambda world: not world.ledger.training and not world.learner._running["save"],
-    "training": lambda world: world.learner._running["train"] > 0,
-    "exporting": lambda world: world.learner._running["export"] > 0,
-    "checkpointing": lambda world: world.learner._running["save"] > 0,
+    "idle": lambda world: not world.ledger.training and not world.learner.running["save"],
+    "training": lambda world: world.learner.running["train"] > 0,
+    "exporting": lambda world: world.learner.running["export"] > 0,
+    "checkpointing": lambda world: world.learner.running["save"] > 0,
 }
 
 

@@ -73,7 +73,7 @@ def test_a_given_up_evaluation_samples_nothing_more(tmp_path: Path) -> None:
 
 def test_a_set_without_problems_is_told_and_harms_nothing(tmp_path: Path) -> None:
     world = World(tmp_path, run={"steps": 3})
-    world.controller._evaluations.evaluator = Evaluator(world.workers, (), [bench(problems=0), bench("aime24")])
+    world.evaluator = Evaluator(world.workers, (), [bench(problems=0), bench("aime24")])
     assert world.run() == "finished"
     assert sorted((row["label"], row["benchmark"]) for row in world.notes.rows) == [("after", "aime24"), ("before", "aime24")]
     assert any("amc23" in line and "data.max_prompt" in line for line in world.notes.lines)
@@ -89,13 +89,13 @@ def hold_evaluations(world: World, label: str) -> asyncio.Event:
                 await released.wait()
             return await super().measure(test_set, label_, **arguments)
 
-    world.controller._evaluations.evaluator = Held(world.workers, (), [bench()])
+    world.evaluator = Held(world.workers, (), [bench()])
     return released
 
 
 @pytest.mark.parametrize(("stop_at", "made"), [(3, False), (2, True)])
 def test_an_evaluation_that_a_stop_cut_short(tmp_path: Path, stop_at: int, made: bool) -> None:
-    """Made by the next session if it goes on from the same weights; else it says that it is lost."""
+    """Made by the next session if it resumes from the same weights; else it says that it is lost."""
     sections: dict[str, Any] = {"evaluation": {"every": 2, "before": False}, "run": {"steps": 6, "checkpoint_every": 1}}
     first = World(tmp_path, **sections)
     hold_evaluations(first, "step 2")
@@ -111,7 +111,7 @@ def test_an_evaluation_that_a_stop_cut_short(tmp_path: Path, stop_at: int, made:
     state = load_control_state(first.store.latest())
     assert state.progress.pending == {"step 2": 2}
     again = World(tmp_path, resume=True, **sections)
-    again.controller._evaluations.evaluator = Evaluator(again.workers, (), [bench()])
+    again.evaluator = Evaluator(again.workers, (), [bench()])
     assert again.run() == "finished"
     labels = [row["label"] for row in again.notes.rows]
     lost = [line for line in again.notes.lines if "'step 2'" in line]

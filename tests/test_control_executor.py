@@ -10,10 +10,11 @@ import virtual_time
 from builders import prompt
 from hypothesis import given
 from hypothesis import strategies as st
-from loop_support import loop_config
+from loop_support import LooseContext, loop_config
 
+from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.control.context import PayloadTable
 from fr3e_async.control.executor import Executor
-from fr3e_async.control.payload_table import PayloadTable
 from fr3e_async.control.ports import TaskLost, WorkerLost
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.workers import Workers
@@ -33,6 +34,7 @@ from fr3e_async.machine.events import (
     WorkerDown,
     WorkerUp,
 )
+from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import (
     Assign,
     Branch,
@@ -59,8 +61,6 @@ class Loop:
 
     def __init__(self, *, faults: dict[str, Any] | None = None, lease_s: float = 5.0, start: Any = None) -> None:
         faults = faults or {}
-        self.events: list[Event] = []
-        self.notes: list[str] = []
         self.engine = FakeEngineWorker("generator-0", faults=faults.get(GENERATORS))
         self.verifier = FakeVerifier("verifier-0", faults=faults.get(VERIFIERS))
         self.explorer = FakeEngineWorker("explorer-0", faults=faults.get(EXPLORERS))
@@ -71,33 +71,29 @@ class Loop:
             start=start or self._start,
             workers=[(GENERATORS, self.engine), (EXPLORERS, self.explorer), (VERIFIERS, self.verifier)],
         )
-        self.table = PayloadTable()
-        self.table.open("q@0")
+        config = self.workers.config
         self.publisher = Publisher(ack_timeout_s=0.1, clock=lambda: 0.0)
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.executor = Executor(
-            self.workers, self.publisher, self.table, emit=self.events.append, spawn=self._spawn,
-            note=lambda text, kind, **fields: self.notes.append(text),
+        self.context = LooseContext(
+            config=config, machine=Machine(config, make_strategy(config.algorithm)), workers=self.workers, publisher=self.publisher,
+            clock=lambda: 0.0,
         )  # fmt: skip
+        self.events, self.notes, self.table = self.context.told, self.context.reporter.lines, self.context.table
+        self.table.open("q@0")
+        self.executor = Executor(self.context)
 
     async def _start(self, role: str) -> Any:
         return FakeEngineWorker("generator-1")
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self.tasks.add(task)
-        return task
-
-    async def _all(self, *commands: Any) -> None:
+    async def all(self, *commands: Any) -> None:
         for command in commands:
             self.executor.carry_out(command)
-        await asyncio.gather(*self.tasks)
-        await asyncio.gather(*self.executor._endings)
-        self.tasks.clear()
+        await asyncio.gather(*self.context.running)
+        await asyncio.gather(*self.executor.endings)
+        self.context.running.clear()
 
     def do(self, *commands: Any) -> list[Event]:
         """Carry these out side by side; all events until now."""
-        virtual_time.run(self._all(*commands))
+        virtual_time.run(self.all(*commands))
         return self.events
 
 
@@ -109,7 +105,7 @@ def sample(task: int = 1, *, branches: tuple[int, ...] = (0,)) -> Assign:
 # ---- the shelf ----
 
 
-def test_a_payload_is_held_until_its_group_retires_and_a_late_one_not_at_all():
+def test_a_payload_is_held_until_its_group_retires_and_a_late_one_not_atall():
     table = PayloadTable()
     table.open("a")
     table.open("b")
@@ -153,7 +149,7 @@ def test_a_task_ends_in_one_event_and_its_payload_is_on_the_shelf():
     assert isinstance(judged, Judged)
     assert (judged.ids, len(judged.verdicts)) == (ids[1:], 1)
     assert len(loop.events) == 3
-    assert not loop.executor._calls, "calls that are over are forgotten"
+    assert not loop.executor.calls, "calls that are over are forgotten"
 
 
 def test_a_dead_worker_is_told_before_the_task_that_it_had():
@@ -193,10 +189,10 @@ def test_withdrawn_tasks_end_uncounted_and_those_that_are_done_as_they_are():
 
     async def story():
         loop.executor.carry_out(sample(1))
-        await asyncio.gather(*loop.tasks)
+        await asyncio.gather(*loop.context.running)
         loop.executor.carry_out(sample(2, branches=(1,)))
         await asyncio.sleep(0.01)
-        await loop._all(Withdraw(worker="generator-0", tasks=(1, 2, 99)))
+        await loop.all(Withdraw(worker="generator-0", tasks=(1, 2, 99)))
 
     virtual_time.run(story())
     delivered, lost = loop.events
@@ -213,14 +209,14 @@ def test_a_task_that_is_withdrawn_twice_ends_once():
     async def story():
         loop.executor.carry_out(sample())
         await asyncio.sleep(0.01)
-        await loop._all(take, take)
-        await loop._all(take)
+        await loop.all(take, take)
+        await loop.all(take)
 
     virtual_time.run(story())
     (lost,) = loop.events
     assert isinstance(lost, Lost)
     assert (lost.task, lost.counted) == (1, False)
-    assert not loop.executor._withdrawn
+    assert not loop.executor.withdrawn
 
 
 def test_a_scoring_task_that_is_withdrawn_names_its_payload():
@@ -233,7 +229,7 @@ def test_a_scoring_task_that_is_withdrawn_names_its_payload():
             Assign(task=2, worker="verifier-0", work=Score(task=2, payload=made.payload, prompt=Q, ids=(TRUNK,), rows=(0,)))
         )
         await asyncio.sleep(0.01)
-        await loop._all(Withdraw(worker="verifier-0", tasks=(2,)))
+        await loop.all(Withdraw(worker="verifier-0", tasks=(2,)))
 
     virtual_time.run(story())
     lost = loop.events[-1]
@@ -321,7 +317,7 @@ def test_what_a_stuck_worker_had_is_given_back_at_once():
         await asyncio.sleep(0.01)
         loop.executor.carry_out(Release(worker="generator-0", why="stuck"))
         await asyncio.sleep(0.05)
-        for task in loop.tasks:
+        for task in loop.context.running:
             task.cancel()
 
     virtual_time.run(story())
@@ -365,7 +361,7 @@ def test_one_that_is_not_needed_any_more_is_not_waited_for_and_leaves_nothing(de
         await asyncio.sleep(0.01)
         loop.executor.carry_out(Dismiss(ticket=7))
         loop.executor.carry_out(Dismiss(ticket=8))  # that one is up already
-        await asyncio.wait(loop.tasks, timeout=5)
+        await asyncio.wait(loop.context.running, timeout=5)
 
     virtual_time.run(story())
     assert loop.events == []
@@ -393,10 +389,10 @@ def test_a_hire_waits_for_its_turn_and_for_the_cluster():
         loop.executor.carry_out(Hire(ticket=8, role=GENERATORS))
         await asyncio.sleep(0.05)
         assert loop.events == []
-        loop.executor._hires[8].cancel()
+        loop.executor.hires[8].cancel()
         await asyncio.sleep(0)
         room.set()
-        await asyncio.gather(*loop.tasks, return_exceptions=True)
+        await asyncio.gather(*loop.context.running, return_exceptions=True)
 
     virtual_time.run(story())
     assert [event.ticket for event in loop.events] == [7, 7]
@@ -444,7 +440,7 @@ def test_an_engine_that_is_moved_keeps_its_name():
 def test_the_cluster_is_told_how_many_are_wanted_and_a_person_only_of_changes():
     loop = Loop()
     told = []
-    loop.workers._want = lambda role, actors: told.append((role, actors))
+    loop.workers.want = lambda role, actors: told.append((role, actors))
     loop.do(*(SetPoolTarget(role=GENERATORS, actors=actors) for actors in (2, 3)))
     assert told == [(GENERATORS, 2), (GENERATORS, 3)]
     assert loop.notes == ["generators: 3 wanted, 2 before"]
@@ -452,9 +448,9 @@ def test_the_cluster_is_told_how_many_are_wanted_and_a_person_only_of_changes():
 
 def test_a_worker_is_down_only_once():
     loop = Loop()
-    loop.executor.down("generator-0", "dead")
+    loop.context.down("generator-0", "dead")
     loop.workers.remove("generator-0")
-    loop.executor.down("generator-0", "still dead")
+    loop.context.down("generator-0", "still dead")
     assert loop.events == [WorkerDown(worker="generator-0", why="dead")]
 
 
@@ -463,7 +459,7 @@ def test_weights_end_in_a_word_for_each_engine_that_is_there():
 
     async def story():
         loop.publisher.offer(await FakeLearner().export(4))
-        await loop._all(Send(version=4, workers=("generator-0", "explorer-0", "gone-9")))
+        await loop.all(Send(version=4, workers=("generator-0", "explorer-0", "gone-9")))
 
     virtual_time.run(story())
     assert sorted(loop.events, key=repr) == [
@@ -477,13 +473,13 @@ def test_a_wait_ends():
 
 
 def test_the_end_of_a_run_ends_every_call():
-    """Cancelled from outside: no event is made up, and the engine's call does not go on by itself."""
+    """Cancelled from outside: no event is made up, and the engine's call does not continue by itself."""
     loop = Loop(faults={GENERATORS: {("sample", 1): ActorFault.HANG}})
 
     async def story():
         loop.executor.carry_out(sample())
         await asyncio.sleep(0.01)
-        (task,) = loop.tasks
+        (task,) = loop.context.running
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.sleep(0)

@@ -90,7 +90,7 @@ class Mortal:
 
 
 class Life:
-    """A run over its sessions; what its learners were given, apart from the books."""
+    """A run over its sessions; what its learners were given, apart from the ledger log."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder = folder

@@ -41,7 +41,7 @@ def test_a_whole_run(tmp_path):
     assert world.controller.progress.staleness_max == max(ages) <= 1
     assert [e["label"] for e in world.controller.progress.evaluations] == ["before", "after"]
     assert world.controller.progress.evaluations[0]["newest_version"] == 0
-    assert not len(world.controller._table), "payloads of retired groups must be released"
+    assert not len(world.controller.context.table), "payloads of retired groups must be released"
     assert world.store.latest() is not None
 
 
@@ -276,14 +276,14 @@ def test_an_unforeseen_error_in_a_replacement_is_not_silent(tmp_path):
 
 @pytest.mark.parametrize("where", ["learner", "lease", "beat"])
 def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, where):
-    """The end of a run cancels what is still going on. A loop that did not hear of it would go on for ever."""
+    """The end of a run cancels what still runs. A loop that did not hear of it would continue for ever."""
     world = World(tmp_path)
 
     async def story():
         answer = asyncio.get_running_loop().create_future()
         waits = {
-            "learner": lambda: world.controller._learner_lock.of(answer),
-            "lease": lambda: world.workers._leased("generator-0", lambda: answer),
+            "learner": lambda: world.controller.context.learner.of(answer),
+            "lease": lambda: world.workers.leased("generator-0", lambda: answer),
             "beat": lambda: world.controller.watch.diagnosis.within_a_beat(answer),
         }
         task = asyncio.create_task(waits[where]())
@@ -436,10 +436,10 @@ def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
 
     async def story():
         run = asyncio.create_task(world.go())
-        await world.until(lambda: world.ledger.version == 2 and world.learner._running["save"] > 0)
+        await world.until(lambda: world.ledger.version == 2 and world.learner.running["save"] > 0)
         for engine in world.of(GENERATORS):
             engine.faults = always("sample", ActorFault.HANG)
-        await world.until(lambda: world.controller._evaluations.busy)
+        await world.until(lambda: world.controller.evaluations.busy)
         await asyncio.sleep(0.05)
         world.controller.stop("stopped by a test")
         return await asyncio.wait_for(run, 5)
@@ -473,7 +473,7 @@ def test_a_full_engine_is_given_less(tmp_path):
 
 def test_the_journal_can_be_left_out(tmp_path):
     world = World(tmp_path, run={"steps": 2})
-    world.controller._journal = None
+    world.journals = False
     assert world.run() == "finished"
     audited(tmp_path, world.config)
 

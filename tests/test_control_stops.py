@@ -15,7 +15,7 @@ from fr3e_async.control.progress import load_control_state
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.machine.ledger_state import StarvedError
-from fr3e_async.replay import replay
+from fr3e_async.run.replay import replay
 from fr3e_async.store.journal import read_journal
 from fr3e_async.testing.fakes import ActorFault, FakeLearner, always
 
@@ -39,17 +39,16 @@ class Timed(FakeLearner):
         self.seconds = {"train": train_s, "save": save_s}
         self.saves: list[tuple[float, int]] = []  # (s since the start, version)
 
-    async def _call(self, name: str, *, parts: int = 4) -> None:
+    async def call(self, name: str, *, parts: int = 4) -> None:
         if name == "save":
             self.saves.append((virtual_time.now() - virtual_time.START_S, self.version))
         self.delay_s = self.seconds.get(name, 0.0)
-        await super()._call(name, parts=parts)
+        await super().call(name, parts=parts)
 
 
 def timed(folder: Path, *, train_s: float = 0.0, save_s: float = 0.0, **sections: Any) -> World:
     world = World(folder, **{**SLOW, **PATIENT, **sections})
     world.workers.learner = Timed(train_s=train_s, save_s=save_s)
-    world._build(False)
     return world
 
 
@@ -116,7 +115,7 @@ def starve(world: World) -> None:
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version >= 5)
         for engine in world.engines:
-            engine._right = 0.0
+            engine.right = 0.0
         await run
 
     with pytest.raises(StarvedError, match=r"^21 groups in a row taught nothing"):
@@ -165,7 +164,7 @@ def test_deaths_of_a_role_leave_the_batch_that_was_in_training(tmp_path: Path, r
         world.no_room = 10**6
         await run
 
-    world.learner_trains = lambda: world.workers.learner._running["train"] > 0  # type: ignore[attr-defined]
+    world.learner_trains = lambda: world.workers.learner.running["train"] > 0  # type: ignore[attr-defined]
     with pytest.raises(RunFailed):
         virtual_time.run(story(), limit_s=1e5)
     assert world.store.steps() == [3, 2], "the older one was due by time"
@@ -190,7 +189,7 @@ def test_a_failure_at_any_moment_leaves_books_and_weights_that_agree(tmp_path: P
         await world.until(lambda: world.ledger.version >= 1)
         await asyncio.sleep(0.37 * moment)
         assert not run.done()
-        world.controller._spawn(fail())
+        world.controller.context.spawn(fail())
         await run
 
     with pytest.raises(RunFailed, match="outside the learner"):
@@ -225,11 +224,11 @@ def test_a_learner_that_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version >= 5)
         world.learner.faults = always("train", ActorFault.BLOCK)
-        await world.until(lambda: world.learner._running["train"] > 0)
-        world.controller._events.put_nowait(None)
+        await world.until(lambda: world.learner.running["train"] > 0)
+        world.controller.context.wake()
         began = virtual_time.now()
         for engine in world.engines:
-            engine._right = 0.0
+            engine.right = 0.0
         with pytest.raises((StarvedError, LearnerLost)):
             await run
         return virtual_time.now() - began

@@ -12,7 +12,7 @@ from loop_support import World
 
 from fr3e_async.control.ports import TaskLost
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.pieces import speller
+from fr3e_async.data.tokenizer import speller
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 
 
@@ -43,7 +43,7 @@ class Kept:
 def played(folder, *, per_step: int = 2, kept: Kept | None = None, store=None, **sections):
     world, kept = World(folder, **sections), kept or Kept()
     store = store or world.workers.payloads
-    world.controller._records.trees = TreeKeeper(per_step=per_step, store=store, spell=spell, keep=kept)
+    world.trees = TreeKeeper(per_step=per_step, store=store, spell=spell, keep=kept)
     world.run()
     return world, kept.rows
 
@@ -126,7 +126,7 @@ def test_the_loop_does_not_wait_for_a_slow_store(tmp_path):
             return world.workers.payloads.get(payload)
 
     kept = Kept()
-    world.controller._records.trees = TreeKeeper(per_step=2, store=Slow(), spell=spell, keep=kept)
+    world.trees = TreeKeeper(per_step=2, store=Slow(), spell=spell, keep=kept)
 
     async def story():
         run = asyncio.create_task(world.go())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import virtual_time
-from loop_support import World, audited, loop_config, replayed
+from loop_support import LooseContext, World, audited, loop_config, replayed
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.control.watchdog import Watchdog
@@ -15,7 +17,6 @@ from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import Leaving, Pressure, Utilization, WorkerDown, WorkerUp
 from fr3e_async.machine.machine import Machine
-from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.testing.fakes import ActorFault, FakeEngineWorker, FakeLearner, FakePayloads, FakeVerifier, always
 
 CALLS = {GENERATORS: "sample", EXPLORERS: "branch", VERIFIERS: "judge"}
@@ -108,14 +109,14 @@ def test_long_work_that_moves_is_not_stuck_and_neither_is_who_waits_for_it(tmp_p
     sections = QUICK | {"watchdog": {"stuck_s": 1.0, "timeout_s": 20.0}, "run": {"steps": 1}, "weights": {"ack_timeout_s": 60.0}}
     world = World(tmp_path, flow={"lease_s": 60.0, "groups_per_step": 2}, **{k: v for k, v in sections.items() if k != "flow"})
     for engine in world.of(GENERATORS):
-        engine.delay_s, engine._call = 2.0, _in_parts(engine, 10)
+        engine.delay_s, engine.call = 2.0, _in_parts(engine, 10)
     assert world.run() == "finished"
     assert world.said("is stuck") == ""
     assert (world.replaced(), world.ledger.retries) == ({}, 0)
 
 
 def _in_parts(engine, count):
-    call = engine._call
+    call = engine.call
     return lambda name, parts=4: call(name, parts=count if parts else 0)
 
 
@@ -173,9 +174,7 @@ class ByHand:
     """A watch over one generator, at times that the test chooses; other workers may join."""
 
     def __init__(self, **sections) -> None:
-        self.now, self.doing = 0.0, ""
-        self.told: list = []
-        self.notes: list[str] = []
+        self.now = 0.0
         self.relocated: list[str] = []
         self.going: dict[str, float] = {}  # nodes that will be taken away
         config = loop_config(**sections)
@@ -189,18 +188,11 @@ class ByHand:
             clock=lambda: self.now,
         )
         self.worker = self.join(GENERATORS, FakeEngineWorker("generator-0"))
-        self.watch = Watchdog(
-            self.workers,
-            self.machine,
-            clock=lambda: self.now,
-            down=lambda name, why, node=False: None,
-            tell=self.told.append,
-            learner_busy=lambda: self.doing,
-            writing=lambda: "",
-            relocate=self.relocated.append,
-            save=lambda: self.notes.append("saved"),
-            note=lambda text, kind="", **fields: self.notes.append(text),
-        )
+        self.context = LooseContext(config=config, machine=self.machine, workers=self.workers, clock=lambda: self.now)
+        self.told, self.notes = self.context.told, self.context.reporter.lines
+        self.learner = self.context.learner = SimpleNamespace(does="")
+        checkpointing: Any = SimpleNamespace(relocate=self.relocated.append, soon=lambda: self.notes.append("saved"))
+        self.watch = Watchdog(self.context, checkpointing)
 
     async def _draining(self):
         return self.going
@@ -208,7 +200,7 @@ class ByHand:
     def join(self, role, worker):
         self.machine.handle(WorkerUp(role=role, worker=worker.name))
         self.workers.add(role, worker)
-        worker._clock = lambda: self.now
+        worker.clock = lambda: self.now
         return worker
 
     @property
@@ -225,7 +217,7 @@ def test_idle_and_overlap_of_a_timeline_made_by_hand():
     """Generator at work 0-4 and 5-8, learner 2-6, looked at from 0 to 10."""
     hand = ByHand()
     hand.watch.learned((2.0, 6.0))
-    hand.beat(_busy=[(0.0, 3.0), (3.0, 4.0), (5.0, 8.0)])
+    hand.beat(busy=[(0.0, 3.0), (3.0, 4.0), (5.0, 8.0)])
     hand.now = 10.0
     measured = hand.watch.utilisation()
     assert measured["idle/generators_fraction"] == pytest.approx(0.3)
@@ -239,10 +231,10 @@ def test_folding_changes_no_sum():
     hand = ByHand()
     for end, busy, learned in ((3.0, [(0.0, 3.0)], []), (6.5, [(3.0, 4.0), (5.0, 6.5)], [(2.0, 6.0)]), (9.0, [(6.5, 8.0)], [])):
         hand.now = end
-        hand.doing = "trains v1" if end == 3.0 else ""
+        hand.learner.does = "trains v1" if end == 3.0 else ""
         for interval in learned:
             hand.watch.learned(interval)
-        hand.beat(_busy=busy)
+        hand.beat(busy=busy)
     hand.now = 10.0
     measured = hand.watch.utilisation()
     assert measured["idle/generators_fraction"] == pytest.approx(0.3)
@@ -275,16 +267,15 @@ def test_how_much_the_pools_had_to_do_is_told_at_every_beat():
     hand = ByHand(**ELASTIC)
     verifier = hand.join(VERIFIERS, FakeVerifier("verifier-0"))
     hand.now = 4.0
-    hand.beat(_busy=[(0.0, 4.0)])
+    hand.beat(busy=[(0.0, 4.0)])
     hand.join(GENERATORS, FakeEngineWorker("generator-1"))
-    hand.workers._meters[verifier.name] = BusyMeter()
     hand.now = 6.0
-    hand.workers._meters[verifier.name].enter(6.0)
+    hand.workers.meters[verifier.name].enter(6.0)
     hand.now = 8.0
-    hand.workers._meters[verifier.name].leave(8.0)
-    hand.beat(_busy=[(5.0, 8.0)])
+    hand.workers.meters[verifier.name].leave(8.0)
+    hand.beat(busy=[(5.0, 8.0)])
     hand.now = 10.0
-    hand.beat(_busy=[])
+    hand.beat(busy=[])
     assert hand.told == [
         Utilization(at=4.0, idle=((GENERATORS, 0.0), (VERIFIERS, 1.0))),
         Utilization(at=8.0, idle=((GENERATORS, 0.625), (VERIFIERS, 0.5))),
@@ -305,8 +296,8 @@ def test_what_an_engine_did_before_it_was_moved_makes_nobody_busier_than_always(
     hand.machine.dispatcher.move(other.name, GENERATORS)
     hand.workers.move(other.name, GENERATORS)
     hand.now = 4.0
-    other._busy = [(0.0, 4.0)]
-    hand.beat(_busy=[(0.0, 4.0)])
+    other.busy = [(0.0, 4.0)]
+    hand.beat(busy=[(0.0, 4.0)])
     assert hand.told == [Utilization(at=4.0, idle=((GENERATORS, 0.0),))]
 
 
@@ -314,17 +305,17 @@ def test_idle_fractions_of_a_pool_that_comes_and_goes_are_of_the_time_that_its_a
     """One at work from 0 to 10; three more that are there from 10 to 20 and have nothing to do; then again the one, at work."""
     hand = ByHand(**ELASTIC)
     hand.now = 10.0
-    hand.beat(_busy=[(0.0, 10.0)])
+    hand.beat(busy=[(0.0, 10.0)])
     more = [hand.join(GENERATORS, FakeEngineWorker(f"generator-{n}")) for n in (1, 2, 3)]
     hand.now = 20.0
-    hand.beat(_busy=[(10.0, 20.0)])
+    hand.beat(busy=[(10.0, 20.0)])
     for engine in more:
         hand.machine.handle(WorkerDown(worker=engine.name, why="gone"))
         hand.workers.remove(engine.name)
     hand.now = 30.0
-    hand.beat(_busy=[(20.0, 30.0)])
+    hand.beat(busy=[(20.0, 30.0)])
     hand.now = 40.0
-    hand.watch._busy_s[GENERATORS] += 10.0  # at work since, and not told by a beat
+    hand.watch.busy_s[GENERATORS] += 10.0  # at work since, and not told by a beat
     assert hand.watch.utilisation()["idle/generators_fraction"] == pytest.approx(1 - 40 / (10 + 40 + 10 + 10))
 
 
@@ -372,9 +363,9 @@ def test_two_looks_that_wait_for_the_same_answer_both_have_it():
         return {"a": 60.0}
 
     async def both():
-        return await asyncio.gather(hand.watch._draining(), hand.watch._draining())
+        return await asyncio.gather(hand.watch.draining(), hand.watch.draining())
 
-    hand.workers._draining = goes
+    hand.workers.draining = goes
     assert virtual_time.run(both()) == [{"a": 60.0}, {"a": 60.0}]
     assert hand.notes == []
 
@@ -385,7 +376,7 @@ def test_a_cluster_that_cannot_say_which_nodes_go_does_not_end_the_run():
     async def fails():
         raise RuntimeError("no such call in this Ray")
 
-    hand.workers._draining = fails
+    hand.workers.draining = fails
     hand.beat()
     hand.beat()
     assert hand.notes == ["notices of nodes cannot be had: no such call in this Ray"]
@@ -398,6 +389,6 @@ def test_a_cluster_that_does_not_say_in_time_which_nodes_go_holds_up_no_beat():
     async def never():
         await asyncio.Event().wait()
 
-    hand.workers._draining = never
+    hand.workers.draining = never
     hand.beat()
     assert hand.told == []

@@ -16,12 +16,11 @@ from tokenizers import normalizers
 
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.config import Config, DataConfig, EngineConfig, ModelConfig
-from fr3e_async.data.chat import closing_token
-from fr3e_async.data.ends import end_tokens, endless_turns
 from fr3e_async.data.prompts import encode_prompt, load_datasets, make_prompts
 from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.rows import Rows
 from fr3e_async.data.stream import PromptStream
+from fr3e_async.data.tokenizer import closing_token, end_tokens, endless_turns
 from fr3e_async.errors import ConfigError, DataError, ModelError
 from fr3e_async.run.preparing import prepare
 from fr3e_async.settings.loader import load_config

@@ -7,8 +7,8 @@ import json
 from builders import small_config
 from cli_support import make_model
 
-from fr3e_async.data.ends import end_tokens
 from fr3e_async.data.model import load_tokenizer
+from fr3e_async.data.tokenizer import end_tokens
 
 
 def test_end_tokens_are_the_tokenizers_and_those_of_the_generation_config(tmp_path):

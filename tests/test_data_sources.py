@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -307,13 +306,6 @@ def test_a_wrong_revision_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
     with pytest.raises(DataError, match=r"^a/b at nope, split train: .*Revision 'nope' doesn't exist.*; see data\.train_sources"):
         read("a/b", revision="nope")
-
-
-@pytest.mark.parametrize(("module", "kind"), [("pyarrow.parquet", "parquet"), ("datasets", "saved"), ("datasets", "hub")])
-def test_a_library_that_is_missing_is_named(monkeypatch, module, kind):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"data\.train_sources\[0\]\.path: .* need the package {module.partition('.')[0]}"):
-        read("a/b", kind=kind)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 but no more", b'{"question": 1}\n'])

@@ -7,8 +7,8 @@ from builders import small_config
 
 from fr3e_async.config import DataConfig
 from fr3e_async.config.templates import TEMPLATES
-from fr3e_async.data.ends import end_tokens
 from fr3e_async.data.prompts import encode_prompt
+from fr3e_async.data.tokenizer import end_tokens
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import ConfigError
 

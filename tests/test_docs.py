@@ -1,6 +1,6 @@
 """The documentation against the code: links, settings, tests and files that it names exist; its tables are what the code says.
 
-``python tests/test_docs.py`` makes the tables of docs/outputs.md anew.
+The tables themselves are tested in ``test_monitoring.py`` and ``test_configs.py``.
 """
 
 from __future__ import annotations
@@ -19,31 +19,12 @@ from fr3e_async.observe.metrics import METRICS
 from fr3e_async.settings.help import knobs, sections
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from tables import metrics_table, summary_table  # noqa: E402 - from scripts/
-
-OUTPUTS = ROOT / "docs" / "outputs.md"
 PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TABLES = {"metrics": metrics_table, "summary": summary_table}
-REFRESH = "python tests/test_docs.py"
 
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\n]+)\)")  # with blanks: MkDocs takes them too, and finds no such file
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 TEST_NAME = re.compile(r"(test_\w+\.py)::(\w+)")
 FILE_SUFFIXES = ("json", "jsonl", "lock", "log", "md", "py", "sh", "safetensors", "tmp", "yaml")
-
-
-def with_fresh_tables(text: str) -> str:
-    """``text`` with what stands between the marker lines of each table made anew. ValueError if a marker is missing."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- begin of the {name}: {REFRESH} -->", f"<!-- end of the {name} -->"
-        head, found_begin, rest = text.partition(begin)
-        _, found_end, tail = rest.partition(end)
-        if not (found_begin and found_end):
-            raise ValueError(f"the text must hold the lines {begin!r} and {end!r}")
-        text = f"{head}{begin}\n\n{table()}\n{end}{tail}"
-    return text
 
 
 def without_fences(text: str) -> str:
@@ -133,8 +114,8 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 
 def test_the_checks_find_what_is_wrong() -> None:
-    assert dead_links("[a](outputs.md) [b](nowhere.md) [c](https://x.org/y)", OUTPUTS.parent) == ["nowhere.md"]
-    assert dead_links("[a](outputs.md#exit-codes) [b](outputs.md#no-such)", OUTPUTS.parent) == ["outputs.md#no-such"]
+    assert dead_links("[a](outputs.md) [b](nowhere.md) [c](https://x.org/y)", ROOT / "docs") == ["nowhere.md"]
+    assert dead_links("[a](outputs.md#exit-codes) [b](outputs.md#no-such)", ROOT / "docs") == ["outputs.md#no-such"]
     assert unknown_settings("`flow.max_staleness` `flow.max_stale`, `run.json`, `torch.load`") == ["flow.max_stale"]
     assert unknown_settings("set flow.max_stale=1 engine.options.seed=2 run.dir=/x") == ["flow.max_stale"]
     assert missing_tests("`test_docs.py::test_absent`, `test_docs.py::PAGES`, `test_none.py::test_x`") == [
@@ -152,16 +133,6 @@ def test_the_pages_name_settings_and_tests_at_all() -> None:
     assert len(set(TEST_NAME.findall(text))) > 30
 
 
-def test_the_tables_of_outputs_are_up_to_date() -> None:
-    text = OUTPUTS.read_text(encoding="utf-8")
-    assert with_fresh_tables(text) == text, f"run: {REFRESH}"
-
-
-def test_the_tables_need_their_markers() -> None:
-    with pytest.raises(ValueError, match="must hold the lines"):
-        with_fresh_tables("no markers")
-
-
 def test_the_index_lists_every_decision() -> None:
     folder = ROOT / "docs" / "adr"
     pages = sorted(path.name for path in folder.glob("[0-9]*.md"))
@@ -171,27 +142,6 @@ def test_the_index_lists_every_decision() -> None:
         assert name.startswith(f"{number:04}-")
         assert text.startswith(f"# {number}. ")
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences"))
-
-
-def test_the_example_of_a_strategy_works() -> None:
-    from builders import small_config
-
-    from fr3e_async.algorithm.strategies import GroupOutcome
-    from fr3e_async.types import RolloutId
-
-    text = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^   ```python\n(.*?)^   ```", text, flags=re.MULTILINE | re.DOTALL)
-    names: dict[str, type] = {}
-    exec("\n".join(line.removeprefix("   ") for line in block.splitlines()), names)
-    ids = [RolloutId("g", 0, branch) for branch in range(2)]
-    strategy = names["Half"](small_config().algorithm)
-    credit = strategy.credit(GroupOutcome(group="g", rewards=dict(zip(ids, (1.0, 0.0), strict=True))))
-    assert credit.advantages == {ids[0]: ((0, 0.5),), ids[1]: ((0, -0.5),)}
-    assert strategy.credit(GroupOutcome(group="g", rewards=dict.fromkeys(ids, 1.0))).rejected == "all_right"
-
-
-if __name__ == "__main__":
-    OUTPUTS.write_text(with_fresh_tables(OUTPUTS.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def test_the_picture_of_the_tree_mask_is_the_mask_that_trains(tmp_path: Path) -> None:

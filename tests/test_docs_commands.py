@@ -6,16 +6,17 @@ Commands run in a folder that holds what pages call RUN, mine.yaml and so on: a 
 from __future__ import annotations
 
 import ast
-import importlib
 import os
 import random
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -24,13 +25,15 @@ from docs_commands import PAGES, ROOT, RULES, Command, Rule, commands, every_com
 from loop_support import World
 from report_support import metrics_row, write_rows, write_trees
 
+from fr3e_async.cli.evaluate import understood
+from fr3e_async.cli.main import fr3e as program
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.data.rows import read_rows
-from fr3e_async.evaluate import understood
 from fr3e_async.settings.loader import load_config
-from fr3e_async.simulate.__main__ import main as simulate
 from fr3e_async.testing.fakes import FakeActor
 
 COMMANDS = every_command()
+COMMAND_NAMES = set(program.commands)
 MADE = ("RUN", "OTHER_RUN", "runs/first", "runs/random")  # folders that pages call by these names
 
 
@@ -81,7 +84,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in MADE[1:]:
         (folder / name).parent.mkdir(exist_ok=True)
         subprocess.run(["cp", "-r", str(recorded), str(folder / name)], check=True)
-    assert simulate(["calibrate", str(recorded), f"out={folder}/times.json"]) == 0
+    assert fr3e(["simulate", "calibrate", str(recorded), f"out={folder}/times.json"]) == 0
     (folder / "mine.yaml").write_text("base: toy\ngenerators.gpus: 1\nexplorers.gpus: 1\nlearner.gpus: 1\n")
     (folder / "configs").symlink_to(ROOT / "configs")
     return folder
@@ -91,7 +94,7 @@ def make_run(folder: Path) -> Path:
     """A run of fakes: 8 batches with books, journal, checkpoint; the rest of its files as a run writes them."""
     world = World(folder, run={"checkpoint_every": 4}, judge_s=0.001)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FakeActor, "_call", uneven())
+        patch.setattr(FakeActor, "call", uneven())
         world.run()
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(asdict(world.config))))
     (folder / "run.json").write_text("{}")
@@ -105,7 +108,7 @@ def make_run(folder: Path) -> Path:
 
 def uneven() -> Callable[..., Awaitable[None]]:
     """Calls of fakes that take one to two times as long as they say: the simulator cannot be calibrated by calls that are all alike."""
-    call, chance = FakeActor._call, random.Random(0)
+    call, chance = FakeActor.call, random.Random(0)
     shortest: dict[int, float] = {}
 
     async def longer(actor: FakeActor, name: str, *, parts: int = 4) -> None:
@@ -123,16 +126,31 @@ def plain(value: object) -> object:
 
 
 def run_here(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """``python -m MODULE …`` in this process: its ``main`` with the words behind the module. Exit code 0."""
-    python, dash_m, module, *argv = words
-    assert (python, dash_m) == ("python", "-m"), words
-    found = importlib.import_module(module)
-    entry = importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found
-    assert 'if __name__ == "__main__":' in Path(str(entry.__file__)).read_text(encoding="utf-8")
-    code = entry.main(argv)
+    """``fr3e …`` or ``python -m MODULE …`` in this process. Exit code 0."""
+    code = fr3e(words[1:]) if words[0] == "fr3e" else started(words)
     out, err = capsys.readouterr()
     assert code == 0, err or out
     assert not err.startswith("error"), err
+
+
+def started(words: list[str]) -> object:
+    """The exit code of ``python -m MODULE …``."""
+    assert words[:2] == ["python", "-m"], words
+    with mock.patch.object(sys, "argv", words[2:]), pytest.raises(SystemExit) as ended:
+        runpy.run_module(words[2], run_name="__main__")
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("main", "train"), ("evaluate", "evaluate"), ("plan", "plan"), ("simulate", "simulate"), ("audit", "audit"), ("replay", "replay"),
+        ("learner", "replay_step"), ("export", "export"), ("report", "report"), ("verify", "verify"),
+    ],
+)  # fmt: skip
+def test_a_module_starts_its_command(module: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert started(["python", "-m", f"fr3e_async.{module}", "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: fr3e {command} ")
 
 
 @pytest.mark.parametrize(("command", "rule"), of_kind("here"))
@@ -140,7 +158,7 @@ def test_it_runs(
     command: Command, rule: Rule, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workshop)
-    monkeypatch.setattr("fr3e_async.main.check", lambda _: [])  # of a dry run: their data and models are elsewhere
+    monkeypatch.setattr("fr3e_async.cli.train.check", lambda _: [])  # of a dry run: their data and models are elsewhere
     said = re.sub(r" \[[^\]]*\]", "", command.text)  # [what may be left out]
     run_here([*shlex.split(said), *rule.plus], capsys)
 
@@ -167,8 +185,8 @@ def test_the_scripts_of_the_start_make_data_that_a_run_takes(tmp_path: Path, mon
 def test_its_settings_are_those_of_a_run(command: Command, rule: Rule, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
     words = shlex.split(command.text)
-    if "fr3e_async.evaluate" in words:
-        assert understood(words[3:]).config.run.steps > 0
+    if words[:2] == ["fr3e", "evaluate"]:
+        assert understood(words[2:]).config.run.steps > 0
         return
     first = next(index for index, word in enumerate(words) if word.startswith("config="))
     assert load_config(words[first:]).config.run.steps > 0
@@ -232,6 +250,8 @@ def unknown_programs(text: str) -> list[str]:
         if found := re.match(r"python -m (fr3e_async\.\w+)", span):
             path = ROOT / found[1].replace(".", "/")
             unknown += [] if path.with_suffix(".py").is_file() or (path / "__main__.py").is_file() else [span]
+        elif found := re.match(r"fr3e (\w+)(?!=)\b", span):
+            unknown += [] if found[1] in COMMAND_NAMES else [span]
         elif found := re.match(r"(?:python|bash) ((?:benchmarks|scripts|tests|cluster)/[\w./]+)", span):
             unknown += [] if (ROOT / found[1]).is_file() else [span]
         elif found := re.match(r"make ([a-z-]+)", span):
@@ -245,8 +265,8 @@ def test_commands_within_sentences_exist(page: Path) -> None:
 
 
 def test_programs_that_do_not_exist_are_found() -> None:
-    text = "`make demo`, `make tea`, `python -m fr3e_async.main x`, `python -m fr3e_async.mane`, `python scripts/lock.py`, `bash scripts/x.sh`"
-    assert unknown_programs(text) == ["make tea", "python -m fr3e_async.mane", "bash scripts/x.sh"]
+    text = "`make demo`, `make tea`, `fr3e audit RUN`, `fr3e adit RUN`, `python -m fr3e_async.main x`, `python -m fr3e_async.mane`, `python scripts/lock.py`, `bash scripts/x.sh`"
+    assert unknown_programs(text) == ["make tea", "fr3e adit RUN", "python -m fr3e_async.mane", "bash scripts/x.sh"]
     assert missing_files(["cluster/aws.yaml", "--file=cluster/nowhere.yaml", "cluster/kuberay-*.yaml", "data/x"]) == [
         "cluster/nowhere.yaml"
     ]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -23,7 +27,8 @@ from fr3e_async.settings.loader import load_config
 from fr3e_async.types import AdvantageSpan, Completion, Finish, RolloutId
 from fr3e_async.verify.rewards import check_reward
 
-PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 
 
 def example(heading: str, language: str = "python") -> str:
@@ -99,6 +104,37 @@ def test_an_anchor_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = made.AnchorRule(name="rise", count=2, min_gap=1)
     chosen = made.select_anchors(rule, trunk=0, completion=tokens, eligible=np.arange(6) > 0, seed=(0,))
     assert [(anchor.position, round(anchor.score, 4)) for anchor in chosen] == [(2, 0.7), (5, 0.4)]
+
+
+def test_a_metric(tmp_path: Path) -> None:
+    """Two files are changed in a copy of the package; dashboard, tables, exporter and page then have the metric."""
+    for folder in ("fr3e_async", "scripts", "docs", "cluster"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "images", "adr"))
+    row, value = example("A metric", "text"), example("A metric")
+    put_after(tmp_path / "fr3e_async/observe/metrics.py", "  verify/unknown  ", row)
+    put_after(tmp_path / "fr3e_async/machine/tally.py", '"verify/policy_fraction": (', value)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "scripts/dashboard.py"], cwd=tmp_path, env=environment, check=True)
+    panels = json.loads((tmp_path / "cluster/monitoring/grafana-dashboard.json").read_text())["panels"]
+    (panel,) = [panel for panel in panels if panel["title"] == "Unknown of a batch"]
+    assert panel["targets"][0]["expr"] == 'max by (run) (ray_fr3e_verify_unknown_ratio{run=~"$run"})'
+    assert panel["fieldConfig"]["defaults"]["unit"] == "percentunit"
+    assert "| `verify/unknown_fraction` | fraction | part of the rollouts" in (tmp_path / "docs/outputs.md").read_text()
+    assert "| `ray_fr3e_verify_unknown_ratio` | gauge | ratio |" in (tmp_path / "docs/operations.md").read_text()
+    code = (
+        "from fr3e_async.machine.tally import Tally; from fr3e_async.report.page import declarations;"
+        "tally = Tally(sums={'rollouts': 8, 'unknown': 2}); page = declarations([])['metrics']['verify/unknown_fraction'];"
+        "print(tally.take()['verify/unknown_fraction'], page['code'][0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["0.25", "machine/tally.py:Tally.take"]
+
+
+def put_after(file: Path, mark: str, text: str) -> None:
+    """Put ``text`` below the only line that holds ``mark``."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    (at,) = [number for number, line in enumerate(lines, 1) if mark in line]
+    file.write_text("".join([*lines[:at], text, *lines[at:]]), encoding="utf-8")
 
 
 def test_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundles import pack_tensors
 from engine_world import END, World, build_model, save_tokenizer
 from learner_support import exported, make_spec, start_rank
 
@@ -21,13 +22,12 @@ from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.config import LossConfig
 from fr3e_async.control.door import Door
 from fr3e_async.control.ports import Delivery, Payload
-from fr3e_async.learner.__main__ import replay
+from fr3e_async.learner.replay import replay
 from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.door import make_questions, tokenizer_digest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 from fr3e_async.testing.fakes import FakePayloads
 from fr3e_async.types import AdvantageSpan, Draw, RolloutId, TrainSample
-from fr3e_async.weights import pack_tensors
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(240)]
 BOUND, TEMPERATURE = 0.025, 0.8  # nats, where both are float32; that of ``make_spec``

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class AtTheDoor(World):
         self.flat_from = flat_from
         super().__init__(folder, **settings)
 
-    def _build(self, evaluate: bool) -> None:
+    @cached_property
+    def door(self) -> Door:
         world = self
 
         class Learner(Door):
@@ -39,11 +41,10 @@ class AtTheDoor(World):
                 world.learner.flat = 3.0 if version >= world.flat_from else 1.0
                 await super().learned(version)
 
-        self.door = Learner(
+        return Learner(
             Questions(rows=ROWS), learner=self.workers.learner, payloads=FakePayloads(), temperature=1.0, bound=BOUND, limit_s=5.0,
             record=lambda text, kind, **fields: self.compared.append((fields["actor"], fields["version"])),
         )  # fmt: skip
-        super()._build(evaluate)
 
     async def go(self) -> str:
         await self.door.learned(self.state.version if self.state else 0)

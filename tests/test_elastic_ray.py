@@ -37,7 +37,7 @@ SETTINGS = (
 
 
 class Story:
-    """The run, and what its files say while it goes on."""
+    """The run, and what its files say while it continues."""
 
     def __init__(self, cluster: NodeCluster, folder: Path, delays: Path, *settings: str) -> None:
         self.delays = delays

@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from make_support import make
+
+from fr3e_async.notebook import load_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.engine]
 
@@ -77,6 +80,14 @@ def test_metrics_have_a_row_for_each_step(finished):
     assert list((finished / "tensorboard").iterdir())
 
 
+def test_a_notebook_gets_its_rows(finished):
+    run, summary = load_run(finished), summary_of(finished)
+    assert [row["step"] for row in run.metrics] == list(range(1, 13))
+    assert Counter(row["fate"] for row in run.groups) == {k: n for k, n in summary["groups"].items() if n and k != "in_flight"}
+    assert {tree["group"] for tree in run.trees} <= {row["group"] for row in run.groups}
+    assert all(len(rollout["pieces"]) == len(rollout["logprobs"]) for tree in run.trees for rollout in tree["rollouts"])
+
+
 def test_the_engines_had_the_learners_numbers(finished):
     """At first; the first of them again with the learner's weights, which all take before the run; and after the first update of the run."""
     events = [json.loads(line) for line in (finished / "logs" / "events.jsonl").read_text().splitlines()]
@@ -135,7 +146,7 @@ def test_the_final_model_is_as_good_in_plain_transformers(finished):
 @pytest.mark.timeout(600)
 @pytest.mark.long
 def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(finished, tmp_path):
-    """vLLM loads the final model; two learner ranks with ZeRO-2 train it and re-score trunks; a second command goes on."""
+    """vLLM loads the final model; two learner ranks with ZeRO-2 train it and re-score trunks; a second command continues."""
     common = (
         f"run.dir={tmp_path / 'next'}", f"model.path={finished / 'model'}", "learner.ranks=2", "learner.zero_stage=2",
         "flow.groups_per_step=4", "data.heldout=", "resume=auto",
@@ -145,7 +156,7 @@ def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(fini
     assert first.returncode == 0, first.stdout + first.stderr
     second = fr3e(*common, "run.steps=4")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "going on from step 2" in second.stdout
+    assert "resuming from step 2" in second.stdout
     summary = summary_of(tmp_path / "next")
     assert (summary["steps"], summary["resumed_from"], summary["optimiser_steps"]) == (4, 2, 4 * 4)
     rows = [json.loads(line)["step"] for line in (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,6 @@ from builders import small_config
 from cli_support import TOY, Cli, guarded_cli, make_model
 from learner_support import build_model, make_spec, start_rank
 
-from fr3e_async import export
 from fr3e_async.config import EngineConfig
 from fr3e_async.config.vllm_options import ALLOWED, REFUSED
 from fr3e_async.errors import ConfigError
@@ -25,6 +24,7 @@ from fr3e_async.learner.packing import collate, unscored
 from fr3e_async.learner.policy import load_policy
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.rollout import EngineSpec
+from fr3e_async.run.export import export
 from fr3e_async.settings.loader import load_config
 from fr3e_async.wiring import PolicyFiles
 from fr3e_async.wiring.starting import engine_spec, learner_spec
@@ -114,7 +114,7 @@ def test_the_learner_computes_and_exports_with_the_override(tmp_path: Path) -> N
     rank = start_rank(replace(make_spec(plain), overrides=OVERRIDES))
     rank.save(tmp_path, "checkpoint")
     rank.save_hf(tmp_path / "model")
-    export.export(tmp_path / "checkpoint", tmp_path / "exported")
+    export(tmp_path / "checkpoint", tmp_path / "exported")
     found = logprobs(plain, overrides=OVERRIDES)
     assert float((found - logprobs(plain)).abs().max()) > 1e-4
     for folder in ("model", "exported"):
@@ -151,7 +151,7 @@ def test_engines_and_ranks_are_told_every_setting() -> None:
         path="folder", learner=config.learner, loss=config.loss, revision="abc", trust_remote_code=True, temperature=0.5, max_staleness=3,
         longest=42, seed=5, dump_folder="dumps", verbose=True,
     )  # fmt: skip
-    native = small_config(weights={"transfer": "native"})
+    native = small_config(weights={"transfer": "collective"})
     assert engine_spec(native, model, native.explorers, seed=0).transfer == "gloo"
 
 

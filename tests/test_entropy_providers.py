@@ -12,20 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundles import pack_tensors
 from engine_world import END, TOLERANCE, VOCABULARY, World, build_model, expected, sampling_logprobs
 
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
-from fr3e_async.rollout.entropy import (
-    COLUMNS_EXTENSION,
-    EXTENSION,
-    ColumnsProvider,
-    LearnerProvider,
-    TopKProvider,
-    one_distribution,
-    provider_of,
-)
+from fr3e_async.rollout.entropy import EXTENSION, ColumnsProvider, LearnerProvider, TopKProvider, one_distribution, provider_of
 from fr3e_async.rollout.entropy_columns import NO_RANK
-from fr3e_async.weights import pack_tensors
 
 
 def request(**settings: Any) -> SampleRequest:
@@ -95,10 +87,14 @@ def test_never_more_tokens_than_there_are():
 
 
 def test_only_the_columns_touch_the_sampler():
-    assert provider_of(spec()).engine_args()["worker_extension_cls"] == COLUMNS_EXTENSION
+    assert provider_of(spec()).worker_setup == "fr3e_install_columns"
     top_k = provider_of(spec(entropy="topk", entropy_top_k=50)).engine_args()
     assert top_k == {"logprobs_mode": "processed_logprobs", "max_logprobs": 50, "worker_extension_cls": EXTENSION}
-    assert provider_of(spec(entropy="learner")).engine_args()["worker_extension_cls"] == EXTENSION
+    assert provider_of(spec(entropy="learner")).engine_args() == {
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": EXTENSION,
+    }
+    assert provider_of(spec(entropy="topk")).worker_setup == provider_of(spec(entropy="learner")).worker_setup == ""
 
 
 @pytest.mark.parametrize("wrong", [{"entropy": "oracle"}, {"entropy_top_k": 0}])

@@ -70,7 +70,6 @@ def sampled_logits(raw: torch.Tensor, temperatures: list[float], top_k: list[int
 def test_the_first_runners_sampler_gives_the_columns(untouched, dtype, temperatures, top_k, width):
     entropy_columns.install(second_runner=False)
     entropy_columns.install(second_runner=False)  # twice is harmless
-    assert entropy_columns.installed(second_runner=False)
     raw = (torch.randn(len(temperatures), 30) * 3).to(dtype)
     sampler = untouched[0].Sampler(logprobs_mode=LOGPROBS_MODE)
     out = sampler.forward(raw.clone(), metadata(temperatures=temperatures, top_k=top_k, num_logprobs=width - 1))
@@ -95,7 +94,7 @@ def test_an_answer_of_the_untouched_sampler_is_refused(untouched, width, mode):
     """As if the patch were missing: nothing that vLLM returns by itself passes for columns."""
     from vllm.logprobs import FlatLogprobs
 
-    assert not entropy_columns.installed(second_runner=False)
+    assert not hasattr(untouched[0].Sampler.forward, entropy_columns.MARK)
     sampler, flat, steps = untouched[0].Sampler(logprobs_mode=mode), FlatLogprobs(), 5
     for _ in range(steps):
         asked = metadata(temperatures=[1.0], top_k=None, num_logprobs=width - 1)
@@ -122,7 +121,8 @@ def test_columns_of_the_second_model_runner(untouched, monkeypatch, width, bound
     monkeypatch.setattr(second.Sampler, "sample", sample_of_a_stub)
     entropy_columns.install(second_runner=True)
     entropy_columns.install(second_runner=True)
-    assert entropy_columns.installed(second_runner=True)
+    assert hasattr(second.Sampler.sample, entropy_columns.MARK)
+    assert not hasattr(untouched[0].Sampler.forward, entropy_columns.MARK)
     raw = torch.randn(2, 30).bfloat16()
     tokens, processed = second.Sampler.sample(None, raw, *[None] * 7, return_logprobs=True)
     out = second.compute_topk_scores(processed, width - 1, tokens, boundaries, logits_mode=True)
@@ -159,7 +159,7 @@ def test_moved_internals_are_refused_for_the_columns_only(untouched, monkeypatch
         entropy_columns.install(second_runner=False)
     for provider in (TopKProvider(5), LearnerProvider()):
         provider.check()
-        assert provider.confirmation == ""
+        assert provider.worker_setup == ""
 
 
 def test_engines_without_columns_leave_the_sampler_alone():

@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 from cli_support import assert_one_line, make_model
 
+from fr3e_async.cli.evaluate import understood
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.data.rows import read_heldout
 from fr3e_async.errors import ModelError
-from fr3e_async.evaluate import default_out, identity_of, main, model_of, understood, weights_digest
 from fr3e_async.evaluation.suite import TestSet
+from fr3e_async.run.benchmarking import default_out, identity_of, model_of, weights_digest
 from fr3e_async.settings.loader import load_config
 from fr3e_async.types import Prompt
 from fr3e_async.wiring import PolicyFiles
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(words) == 2
+    assert fr3e(["evaluate", *words]) == 2
     return capsys.readouterr().err
 
 
@@ -42,13 +44,13 @@ def test_bad_words_are_one_line(words: list[str], says: list[str], capsys: pytes
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
+    assert fr3e(["evaluate", "--help"]) == 0
     assert "suite=NAMES" in capsys.readouterr().out
 
 
 def test_words_of_this_command_become_settings() -> None:
-    asked = understood(["config=toy", "suite=heldout,gsm8k,aime24", "out=x", "evaluation.top_p=0.95", "--dry-run"])
-    assert (asked.config.evaluation.benchmarks, asked.heldout, asked.out, asked.dry_run) == (("gsm8k", "aime24"), True, "x", True)
+    asked = understood(["config=toy", "suite=heldout,gsm8k,aime24", "out=x", "evaluation.top_p=0.95"])
+    assert (asked.config.evaluation.benchmarks, asked.heldout, asked.out) == (("gsm8k", "aime24"), True, "x")
     assert not understood(["config=toy", "suite=paper"]).heldout
     assert understood(["config=toy"]).heldout
     assert understood(["model=Qwen/Qwen2.5-7B", "suite=aime24"]).config.model.path == "Qwen/Qwen2.5-7B"
@@ -63,7 +65,7 @@ def a_run(folder: Path) -> Path:
 
 def test_a_run_brings_its_settings_and_its_final_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(tmp_path / "run")
-    assert_one_line(refused(capsys, f"model={run}"), ["holds no model yet", "python -m fr3e_async.export"])
+    assert_one_line(refused(capsys, f"model={run}"), ["holds no model yet", "fr3e export"])
     make_model(run / "model")
     expected = (str(run / "model"), str(run / "config.yaml"))
     assert model_of(str(run)) == model_of(str(run / "model")) == expected
@@ -131,7 +133,7 @@ def toy_benchmark(path: Path, count: int = 8) -> Path:
 def test_a_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     path = toy_benchmark(tmp_path / "amc.jsonl")
-    assert main(["config=toy", "suite=heldout,amc23", f"evaluation.paths.amc23={path}", "--dry-run"]) == 0
+    assert fr3e(["evaluate", "config=toy", "suite=heldout,amc23", f"evaluation.paths.amc23={path}", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "heldout: 512 problems x 1 samples" in said
     assert "amc23: 8 problems x 16 samples" in said

@@ -134,7 +134,7 @@ def kept_in(out: Path) -> dict[str, str]:
 def test_finished_problems_are_not_sampled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = run_job(tmp_path / "whole", monkeypatch, engines=[engine("e0")])
     out = tmp_path / "out"
-    with pytest.raises(RunFailed, match=r"finished problems are kept, the same command with out=.* goes on"):
+    with pytest.raises(RunFailed, match=r"finished problems are kept, the same command with out=.* continues"):
         run_job(out, monkeypatch, engines=[engine("e0", faults={("sample", 6): ActorFault.DIE})])
     kept = kept_in(out)
     assert 0 < len(kept) < 25

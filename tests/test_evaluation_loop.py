@@ -24,7 +24,7 @@ def bench(name: str = "amc23", problems: int = 6, samples: int = 3, **fields: An
 
 def with_suite(folder: Path, suite: Sequence[TestSet], *, heldout: bool = True, **arguments: Any) -> World:
     world = World(folder, evaluate=heldout, **arguments)
-    world.controller._evaluations.evaluator = Evaluator(world.workers, world.problems[:10] if heldout else (), suite)
+    world.evaluator = Evaluator(world.workers, world.problems[:10] if heldout else (), suite)
     return world
 
 
@@ -73,7 +73,7 @@ def test_a_benchmark_that_is_lost_leaves_training_and_the_others_alone(tmp_path:
             return await super()._attempt(part, lend)
 
     world = with_suite(tmp_path, [])
-    world.controller._evaluations.evaluator = Broken(world.workers, world.problems[:10], [bench()])
+    world.evaluator = Broken(world.workers, world.problems[:10], [bench()])
     assert world.run() == "finished"
     assert labels(world) == [("after", "heldout"), ("before", "heldout")]
     assert world.notes.kinds.count("evaluation_lost") == 2

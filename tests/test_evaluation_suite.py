@@ -229,7 +229,7 @@ def test_every_name_has_a_benchmark_and_the_paper_has_seven() -> None:
         ({"suite": ["MATH-500"]}, "did you mean math500?"),
         ({"paths": {"zzz": "x"}}, "evaluation.paths: unknown benchmark 'zzz'; there are gsm8k"),
         ({"share": 0.0}, "evaluation.share must be in (0, 1]"),
-        ({"suite_samples": -1}, "evaluation.suite_samples must not be negative"),
+        ({"suite_samples": -1}, "evaluation.suite_samples must be at least 0, got -1"),
     ],
 )
 def test_settings_are_refused_in_words(settings: dict[str, Any], says: str) -> None:

@@ -19,7 +19,7 @@ from learner_support import build_model, largest_difference
 from safetensors.torch import load_file
 from test_learner_checkpoint import files_end_at
 
-from fr3e_async import export
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.control.progress import Progress
 from fr3e_async.learner.export import write_model
 from fr3e_async.run.session import Session
@@ -58,7 +58,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_becomes_a_model_folder(run: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert export.main([str(run), str(tmp_path / "out")]) == 0
+    assert fr3e(["export", str(run), str(tmp_path / "out")]) == 0
     assert "26 weights of version 5 in float32" in capsys.readouterr().out
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert largest_difference(dict(loaded.named_parameters()), changed(base)) == 0
@@ -74,7 +74,7 @@ def test_a_run_becomes_a_model_folder(run: Path, base: Path, tmp_path: Path, cap
 
 
 def test_the_card_tells_what_was_done(run: Path, tmp_path: Path) -> None:
-    assert export.main([str(run), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert fr3e(["export", str(run), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     for line in (
         "# base after 5 steps of fr3e", "Base model: `base`.", "| loss.clip_high | 0.28 |", "| data.train | toy |", "| learner.lr | 1e-06 |",
@@ -89,12 +89,12 @@ def test_the_card_tells_what_was_done(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["checkpoints/step-00000004", f"checkpoints/step-00000004/{TAG}"])
 def test_a_checkpoint_is_enough_of_itself(run: Path, tmp_path: Path, source: str) -> None:
     shutil.copytree(run / source, tmp_path / "elsewhere")
-    assert export.main([str(tmp_path / "elsewhere"), str(tmp_path / "out")]) == 0
+    assert fr3e(["export", str(tmp_path / "elsewhere"), str(tmp_path / "out")]) == 0
     assert "after 4 steps" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_step_may_be_picked(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export.main([str(run), str(tmp_path / "out"), "--step", "4"]) == 0
+    assert fr3e(["export", str(run), str(tmp_path / "out"), "--step", "4"]) == 0
     assert "version 4" in capsys.readouterr().out
 
 
@@ -106,7 +106,7 @@ def test_a_run_without_a_checkpoint_is_told_so(
     (tmp_path / "run.json").write_text("{}")
     for name in made:
         (tmp_path / name).mkdir()
-    assert export.main([str(tmp_path), str(tmp_path / "out"), *step]) == 2
+    assert fr3e(["export", str(tmp_path), str(tmp_path / "out"), *step]) == 2
     said = capsys.readouterr().err
     assert said == f"error: {tmp_path} has no checkpoint yet: the run ended, or is, before its first one\n"
 
@@ -114,7 +114,7 @@ def test_a_run_without_a_checkpoint_is_told_so(
 @pytest.mark.slow
 def test_the_command_loads_neither_deepspeed_nor_ray_nor_vllm(run: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from fr3e_async.export import main; code = main(sys.argv[1:]); "
+        "import sys; from fr3e_async.cli.main import run; code = run(['export', *sys.argv[1:]]); "
         "print(code, {m.partition('.')[0] for m in sys.modules} & {'ray', 'vllm', 'deepspeed'})"
     )
     done = subprocess.run(
@@ -124,9 +124,7 @@ def test_the_command_loads_neither_deepspeed_nor_ray_nor_vllm(run: Path, tmp_pat
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        export.main(["--help"])
-    assert ended.value.code == 0
+    assert fr3e(["export", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("CHECKPOINT_OR_RUN", "OUT", "--dtype", "--step"))
 
@@ -146,8 +144,8 @@ def damaged(run: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["{run}"], "required: OUT"),
-        (["{run}", "{out}", "--dtype", "int4"], "invalid choice: 'int4'"),
+        (["{run}"], "Missing argument 'OUT'. (see fr3e export --help)"),
+        (["{run}", "{out}", "--dtype", "int4"], "'int4' is not one of 'bfloat16', 'float32'"),
         (["{run}", "{out}", "--step", "9"], "has no checkpoint of step 9; there are: 4, 5"),
         (["{run}/checkpoints/step-00000004", "{out}", "--step", "4"], "--step is for a run directory"),
         (["{tmp}", "{out}"], "is neither a checkpoint nor a run directory"),
@@ -162,7 +160,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     places = {"run": run, "out": tmp_path / "out", "tmp": tmp_path, "damaged": tmp_path / "damaged"}
     if "{damaged}" in arguments:
         damaged(run, tmp_path / "damaged")
-    assert export.main([word.format(**places) for word in arguments]) == 2
+    assert fr3e(["export", *(word.format(**places) for word in arguments)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -172,7 +170,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 def test_a_failed_write_is_one_line_and_leaves_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with files_end_at(20_000):
-        assert export.main([str(run), str(tmp_path / "out")]) == 2
+        assert fr3e(["export", str(run), str(tmp_path / "out")]) == 2
     error = f"error: the model folder: cannot write to {tmp_path / 'out'}: File too large\n"
     assert capsys.readouterr() == ("", error)
     assert not list(tmp_path.iterdir())
@@ -192,7 +190,7 @@ def test_a_card_that_cannot_be_written_is_no_failure_of_the_run(tmp_path: Path, 
 
 def test_a_damaged_newest_one_gives_way_to_the_one_before(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = damaged(run, tmp_path / "damaged")
-    assert export.main([str(folder), str(tmp_path / "out")]) == 0
+    assert fr3e(["export", str(folder), str(tmp_path / "out")]) == 0
     assert "version 4" in capsys.readouterr().out
 
 
@@ -224,7 +222,7 @@ def test_names_on_disk_are_those_of_the_base_model_where_memory_has_others(tmp_p
     model.save_pretrained(tmp_path / "base")
     before = load_file(tmp_path / "base" / "model.safetensors")
     save_learner(tmp_path / "c", PlainState({n: p.detach() for n, p in model.named_parameters()}), base=tmp_path / "base")
-    assert export.main([str(tmp_path / "c"), str(tmp_path / "out")]) == 0
+    assert fr3e(["export", str(tmp_path / "c"), str(tmp_path / "out")]) == 0
     assert largest_difference(load_file(tmp_path / "out" / "model.safetensors"), before) == 0
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert largest_difference(dict(loaded.named_parameters()), dict(model.named_parameters())) == 0
@@ -243,6 +241,6 @@ def test_buffers_and_a_quantised_base(base: Path, tmp_path: Path) -> None:
     assert (told["torch_dtype"], told["text_config"], "quantization_config" in told) == ("bfloat16", {"dtype": "bfloat16"}, False)
     state = PlainState(changed(base), buffers={"model.bias": torch.tensor([1.5, 2.5])})
     save_learner(tmp_path / "c", state, base=base)
-    assert export.main([str(tmp_path / "c"), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert fr3e(["export", str(tmp_path / "c"), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     kept = load_file(tmp_path / "out" / "model.safetensors")["model.bias"]
     assert torch.equal(kept, torch.tensor([1.5, 2.5]))

@@ -19,9 +19,8 @@ from test_observe_prometheus import VITALS, engine
 
 from fr3e_async.actors import gauges
 from fr3e_async.actors.gauges import RayGauges
-from fr3e_async.observe.heartbeat import HeartbeatSamples
 from fr3e_async.observe.metrics import METRICS
-from fr3e_async.observe.prometheus import EXPORTED, NAMESPACE, PREFIX, PrometheusSample
+from fr3e_async.observe.prometheus import EXPORTED, NAMESPACE, PREFIX, HeartbeatSamples, PrometheusSample
 
 pytestmark = pytest.mark.ray
 

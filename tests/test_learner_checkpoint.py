@@ -1,4 +1,4 @@
-"""Learner checkpoints: pieces by any cut, whole or not there, and real groups that go on in another layout."""
+"""Learner checkpoints: pieces by any cut, whole or not there, and real groups that continue in another layout."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def share(version: int, rank: int, world: int) -> list[Any]:
 
 
 def whole_weights(rank: Any) -> dict[str, torch.Tensor]:
-    return {name: weight.float().cpu().clone() for name, weight in rank._engine.weights()}
+    return {name: weight.float().cpu().clone() for name, weight in rank.engine.weights()}
 
 
 def go_on(spec: Any, source: Path, target: Path, *, index: int, world: int, port: int) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def go_on(spec: Any, source: Path, target: Path, *, index: int, world: int, port
     rank.load(source.parent, source.name)
     rank.save(target.parent, target.name)
     rank.train(share(3, index, world), version=3)
-    return {"weights": whole_weights(rank), "version": rank.version, "steps": rank._engine.steps, "lr": rank._engine.lr}
+    return {"weights": whole_weights(rank), "version": rank.version, "steps": rank.engine.steps, "lr": rank.engine.lr}
 
 
 def run_rank(index: int, world: int, model: str, folder: str, port: int) -> None:
@@ -269,7 +269,7 @@ def run_rank(index: int, world: int, model: str, folder: str, port: int) -> None
             rank.train(share(version, index, world), version=version)
         rank.save(root, name)
         rank.train(share(3, index, world), version=3)
-        results[name] = {"weights": whole_weights(rank), "version": 3, "steps": rank._engine.steps, "lr": rank._engine.lr}
+        results[name] = {"weights": whole_weights(rank), "version": 3, "steps": rank.engine.steps, "lr": rank.engine.lr}
     for move in [move for move in MOVES + SAME if move[1] == world]:
         source, _, layout = move
         spec = make_spec(Path(model), warmup_steps=WARMUP, **LAYOUTS[layout])
@@ -391,7 +391,7 @@ def test_the_state_of_another_optimiser_is_refused(model: Path, tmp_path: Path, 
 def test_another_deepspeed_or_optimiser_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fr3e_async.learner import checkpoint_state
 
-    engine = start_rank(make_spec(model))._engine.engine
+    engine = start_rank(make_spec(model)).engine.engine
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_state.deepspeed, "__version__", "99.0")
         with pytest.raises(ConfigError, match=r"deepspeed 99\.0 is installed, but checkpoints are made for"):

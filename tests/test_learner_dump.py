@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -17,10 +19,11 @@ import pytest
 import torch
 from learner_support import build_model, largest_difference, make_samples, make_spec, start_rank
 
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.config import LossConfig
 from fr3e_async.errors import StorageError
-from fr3e_async.learner.__main__ import main, replay
 from fr3e_async.learner.dump import MODEL, SETTINGS, STEP, DumpedSample, FailedStep, read_dump, write_share, write_step
+from fr3e_async.learner.replay import replay
 from fr3e_async.learner.spec import free_address, rank_environment
 
 
@@ -52,9 +55,9 @@ def test_an_exploding_gradient_stops_before_the_weights_change_and_is_repeated(
 ) -> None:
     rank, said = fail(model, tmp_path, zero_stage=stage, stop_above_grad_norm=1e-3, **settings)
     assert "learner.stop_above_grad_norm is 0.001" in said
-    assert said.endswith(f"; `python -m fr3e_async.learner {tmp_path / 'step-000001'}` repeats it")
-    untouched = dict(start_rank(make_spec(model))._engine.weights())
-    assert largest_difference({name: w.clone() for name, w in rank._engine.weights()}, untouched) == 0
+    assert said.endswith(f"; `fr3e replay_step {tmp_path / 'step-000001'}` repeats it")
+    untouched = dict(start_rank(make_spec(model)).engine.weights())
+    assert largest_difference({name: w.clone() for name, w in rank.engine.weights()}, untouched) == 0
     dump, found = replay(tmp_path / "step-000001")
     assert dump.grad_norm is not None
     assert 1e-3 < dump.grad_norm == pytest.approx(found.grad_norm, rel=1e-4)
@@ -75,8 +78,8 @@ def test_a_later_step_is_repeated_with_the_weights_and_the_proximal_policy_it_ha
     ratios = [math.exp(token.logprob - token.prox) for token in found.tokens]
     assert max(ratios) > 1.5
     assert min(ratios) < 0.99
-    assert found.cause == said.split("): ", 1)[1].split("; `python")[0]
-    assert main([str(tmp_path / f"step-{number:06d}"), "--tokens", "0"]) == 0
+    assert found.cause == said.split("): ", 1)[1].split("; `fr3e")[0]
+    assert fr3e(["replay_step", str(tmp_path / f"step-{number:06d}"), "--tokens", "0"]) == 0
 
 
 def test_a_ratio_to_the_behaviour_policy_stops_nothing(model: Path) -> None:
@@ -93,7 +96,7 @@ def test_numbers_that_agree_within_the_limits_are_no_second_failure(
     file = tmp_path / "step-000001" / STEP
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"learner": record["learner"] | {"stop_above_grad_norm": 1000.0}}))
-    assert main([str(file.parent)]) == 1
+    assert fr3e(["replay_step", str(file.parent)]) == 1
     assert "now: every number is finite and within the limits" in capsys.readouterr().out
 
 
@@ -110,10 +113,10 @@ def test_a_loss_that_is_not_finite_is_repeated(
     else:
         spec = replace(make_spec(model, loss=LossConfig()), dump_folder=str(tmp_path))
         rank = start_rank(spec)
-        next(rank._engine.model.parameters()).data.fill_(math.nan)
+        next(rank.engine.model.parameters()).data.fill_(math.nan)
         with pytest.raises(FloatingPointError):
             rank.train(samples, version=1)
-    assert main([str(tmp_path / "step-000001"), "--tokens", "1"]) == 0
+    assert fr3e(["replay_step", str(tmp_path / "step-000001"), "--tokens", "1"]) == 0
     out = capsys.readouterr().out
     assert "it happened again" in out
     assert ("log-probs are broken" if damage == "sampler" else "logits are not finite") in out.split("now: ")[1]
@@ -127,7 +130,7 @@ def test_a_step_that_is_well_says_so(model: Path, tmp_path: Path, capsys: pytest
     fail(model, tmp_path, stop_above_grad_norm=1e-3)
     record = json.loads((tmp_path / "step-000001" / STEP).read_text())
     (tmp_path / "step-000001" / STEP).write_text(json.dumps(record | {"loss": record["loss"] + 1}))
-    assert main([str(tmp_path / "step-000001")]) == 1
+    assert fr3e(["replay_step", str(tmp_path / "step-000001")]) == 1
     assert "it did not happen again" in capsys.readouterr().out
 
 
@@ -147,12 +150,13 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
         optimiser_step=4, where="w", cause="c", version=3, total_tokens=9, loss=math.nan, grad_norm=None, share=()
     )  # fmt: skip
     write_step(tmp_path, step, spec, ranks=3)
-    dump = read_dump(tmp_path)
+    dump, told = read_dump(tmp_path)
+    record = json.loads((tmp_path / STEP).read_text())
     assert math.isnan(dump.loss)
-    assert (dump.loss_config, dump.temperature) == (spec.loss, spec.temperature)
-    assert {name: asdict(dump.learner)[name] for name in SETTINGS} == {name: asdict(spec.learner)[name] for name in SETTINGS}
-    assert (dump.base_model, dump.base_revision, dump.trust_remote_code) == (spec.path, "r", True)
-    for was, now in zip([m for share in shares for m in share], dump.samples, strict=True):
+    assert (told.loss, told.temperature, told.trust_remote_code) == (spec.loss, spec.temperature, True)
+    assert {name: asdict(told.learner)[name] for name in SETTINGS} == {name: asdict(spec.learner)[name] for name in SETTINGS}
+    assert (record["base_model"], record["base_revision"]) == (spec.path, "r")
+    for was, now in zip([m for share in shares for m in share], dump.share, strict=True):
         assert now.sample.context_len == was.sample.context_len
         for name in ("tokens", "behaviour_logprobs", "versions", "advantages"):
             assert np.array_equal(getattr(now.sample, name), getattr(was.sample, name))
@@ -161,13 +165,13 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
 
 def test_bad_input_is_one_line_and_exit_code_2(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: str) -> str:
-        assert main([str(tmp_path / "step-000001"), *arguments]) == 2
+        assert fr3e(["replay_step", str(tmp_path / "step-000001"), *arguments]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         return said
 
     assert "holds no whole dump of a failed step" in refused()
-    assert "unrecognized arguments: --toknes; see python -m fr3e_async.learner --help" in refused("--toknes")
+    assert "No such option '--toknes'" in refused("--toknes")
     fail(model, tmp_path, stop_above_grad_norm=1e-3)
     folder = tmp_path / "step-000001"
     for device in ("gpu", "meta"):
@@ -184,6 +188,13 @@ def test_bad_input_is_one_line_and_exit_code_2(model: Path, tmp_path: Path, caps
     assert "is no model folder" in refused("--trust-remote-code")
     (folder / "rank-0.npz").unlink()
     assert "rank-0.npz" in refused()
+
+
+def test_the_command_leaves_no_temporary_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fr3e_async.learner", str(tmp_path / "nothing")]
+    found = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert found.returncode == 2, found.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dump_that_cannot_be_written_does_not_hide_the_failure(model: Path, tmp_path: Path) -> None:
@@ -247,7 +258,7 @@ def test_all_ranks_say_the_same_and_none_waits_for_one_that_cannot_write(model: 
         assert left[case][0].endswith("the disk is full (ENOSPC)")
         assert not (tmp_path / case / "step-000001" / STEP).exists()
     dump, found = replay(tmp_path / "written" / "step-000001")
-    assert len(dump.samples) == sum(sample.minibatch == 0 for sample in make_samples(1))
+    assert len(dump.share) == sum(sample.minibatch == 0 for sample in make_samples(1))
     assert dump.loss == pytest.approx(found.loss, rel=1e-5)
     assert dump.grad_norm == pytest.approx(found.grad_norm, rel=1e-4)
     assert "learner.stop_above_grad_norm is 0.001" in found.cause

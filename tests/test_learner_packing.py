@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fr3e_async.learner import logprobs as logprobs_module
 from fr3e_async.learner.logprobs import HeadOptions, head_logprobs
-from fr3e_async.learner.packing import Packing, collate, dummy, flat_plan, pack, pad_plan, plan
+from fr3e_async.learner.packing import Packing, collate, dummy, first_fit, pack, plan
 from fr3e_async.types import TrainSample
 
 PACKINGS: tuple[Packing, ...] = ("tree", "flat", "padded")
@@ -40,7 +40,7 @@ def sample(context: Sequence[int], completion: Sequence[int], **fields: Sequence
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 300))
 def test_padded_parts_hold_every_sample_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    parts = pad_plan(lengths, budget=budget)
+    parts = first_fit(lengths, padded=True, budget=budget)
     assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
     for part in parts:
         assert max(lengths[i] for i in part) * len(part) <= budget
@@ -51,7 +51,7 @@ def test_padded_parts_hold_every_sample_once_within_the_budget(lengths: list[int
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 300))
 def test_flat_parts_hold_every_sample_once_and_none_has_room_for_a_later_one(lengths: list[int], budget: int) -> None:
-    parts = flat_plan(lengths, budget=budget)
+    parts = first_fit(lengths, padded=False, budget=budget)
     assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
     for number, part in enumerate(parts):
         free = budget - sum(lengths[i] for i in part)
@@ -59,9 +59,10 @@ def test_flat_parts_hold_every_sample_once_and_none_has_room_for_a_later_one(len
         assert all(lengths[i] > free for later in parts[number + 1 :] for i in later)
 
 
-def test_flat_parts_are_filled_longest_first() -> None:
-    assert flat_plan([3, 7, 5, 2, 5], budget=10) == [[1, 0], [2, 4], [3]]
-    assert flat_plan([], budget=10) == []
+def test_parts_are_filled_longest_first() -> None:
+    assert first_fit([3, 7, 5, 2, 5], padded=False, budget=10) == [[1, 0], [2, 4], [3]]
+    assert first_fit([3, 7, 5, 2, 5], padded=True, budget=10) == [[1], [2, 4], [0, 3]]
+    assert first_fit([], padded=False, budget=10) == []
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -74,7 +75,7 @@ def test_a_plan_refuses_a_sample_above_the_budget(packing: Packing) -> None:
 
 # ---- layouts ----
 
-# The second goes on inside of the first's completion; the third repeats the second's tokens with another context.
+# The second continues inside of the first's completion; the third repeats the second's tokens with another context.
 SHARED = [
     sample([7, 8], [5, 6], advantages=[1.0, 2.0], behaviour_logprobs=[-0.1, -0.2], versions=[3, 4]),
     sample([7, 8, 5], [9], advantages=[3.0], behaviour_logprobs=[-0.3], versions=[5]),

@@ -89,7 +89,7 @@ def test_what_is_stored_and_not_trained_is_sent_too_if_the_type_can_hold_it() ->
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     from fr3e_async.errors import ModelError
-    from fr3e_async.learner.rank import _sent
+    from fr3e_async.learner.rank import sent_weights
 
     model = DeepseekV3ForCausalLM(
         DeepseekV3Config(
@@ -104,13 +104,13 @@ def test_what_is_stored_and_not_trained_is_sent_too_if_the_type_can_hold_it() ->
         model=SimpleNamespace(causal_lm=model), state=SimpleNamespace(buffers=buffers),
         weight_buckets=lambda: [list(model.named_parameters())],
     )  # fmt: skip
-    sent = dict(pair for bucket in _sent(engine) for pair in bucket)
+    sent = dict(pair for bucket in sent_weights(engine) for pair in bucket)
     assert torch.equal(sent[name], buffers[name])
     assert "model.layers.0.mlp.experts.3.down_proj.weight" in sent
     model.lm_head.to(torch.bfloat16)
     model.model.embed_tokens.to(torch.bfloat16)
     with pytest.raises(ModelError, match=rf"{name} of this model cannot be sent as torch\.bfloat16; set learner\.dtype=float32"):
-        list(_sent(engine))
+        list(sent_weights(engine))
 
 
 @pytest.mark.parametrize("change", [{"micro_batch_tokens": 1000}, {"activation_checkpointing": True}])
@@ -129,7 +129,7 @@ def test_activation_checkpointing_runs_every_layer_again(model: Path, stage: int
     for checkpointing in (False, True):
         rank = start_rank(make_spec(model, activation_checkpointing=checkpointing, zero_stage=stage, epochs=1, minibatches=1))
         passes: list[int] = []
-        layer = rank._engine.model.causal_lm.model.layers[0]
+        layer = rank.engine.model.causal_lm.model.layers[0]
         layer.mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(torch.is_grad_enabled()))
         rank.train([replace(s, minibatch=0) for s in make_samples(1)], version=1)
         counts.append(sum(passes))
@@ -279,17 +279,17 @@ def test_a_resume_goes_on_with_the_rate_that_it_is_given(model: Path, tmp_path: 
     """Four optimiser steps of a warm-up of seven are done: the fifth has 5/8 of the new rate, and the one after the warm-up all of it."""
     first = start_rank(make_spec(model, warmup_steps=7, lr=8e-4))
     first.train(make_samples(1), version=1)
-    assert first._engine.lr == pytest.approx(5e-4)
+    assert first.engine.lr == pytest.approx(5e-4)
     first.save(tmp_path, "state")
     second = start_rank(make_spec(model, warmup_steps=7, lr=8e-5))
     second.load(tmp_path, "state")
-    assert second._engine.lr == pytest.approx(5e-5, rel=1e-12)
+    assert second.engine.lr == pytest.approx(5e-5, rel=1e-12)
     second.train(make_samples(2), version=2)
-    assert second._engine.lr == pytest.approx(8e-5, rel=1e-12)
+    assert second.engine.lr == pytest.approx(8e-5, rel=1e-12)
 
 
 def test_a_branch_begins_with_the_optimiser_of_another_run(model: Path, tmp_path: Path) -> None:
-    """Its next update is that of the run that went on; without the optimiser it is another one. Versions count from 0."""
+    """Its next update is that of the run that continued; without the optimiser it is another one. Versions count from 0."""
     first = start_rank(make_spec(model))
     first.train(make_samples(1), version=1)
     first.save(tmp_path, "state")
@@ -326,14 +326,14 @@ def test_save_hf_loads_in_transformers(model: Path, tmp_path: Path) -> None:
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(model: Path, stage: int, dtype: str) -> None:
     rank = start_rank(make_spec(model, zero_stage=stage, dtype=dtype, loss=LossConfig()))
     before = {name: value.float() for name, value in weights_of(rank.export(0)).items()}
-    weight = next(rank._engine.model.parameters())
+    weight = next(rank.engine.model.parameters())
     weight.register_hook(lambda grad: grad * math.inf)
     with pytest.raises(FloatingPointError, match=r"optimiser step 1 \(epoch 1 of 2, minibatch 1 of 2, .*gradient norm is"):
         rank.train(make_samples(1), version=1)
-    now = {name: value.clone().float() for name, value in rank._engine.weights()}
+    now = {name: value.clone().float() for name, value in rank.engine.weights()}
     assert largest_difference(now, before) == 0
     with pytest.raises(RuntimeError, match="the last update failed"):
-        rank.export(1)
+        next(rank.export(1))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_names_step_and_cause(model: Path, damage: str
     samples = make_samples(1)
     if damage == "model":
         with torch.no_grad():
-            next(rank._engine.model.parameters()).fill_(math.nan)
+            next(rank.engine.model.parameters()).fill_(math.nan)
     else:
         value = -math.inf if damage == "sampler" else -200.0
         samples[0] = replace(samples[0], behaviour_logprobs=np.full_like(samples[0].behaviour_logprobs, value))
@@ -358,7 +358,7 @@ def test_refusals(model: Path) -> None:
 
     spec = replace(make_spec(model), max_staleness=1)
     with pytest.raises(RuntimeError, match=r"setup\(\) has not been called"):
-        LearnerRank(spec).export(0)
+        next(LearnerRank(spec).export(0))
     rank = start_rank(spec)
     with pytest.raises(ValueError, match=r"minibatch 5 of learner\.minibatches=2"):
         rank.train([replace(make_samples(1)[0], minibatch=5)], version=1)

@@ -91,7 +91,7 @@ CASES = {
 
 
 def run_rank(index: int, path: str, folder: str, port: int) -> None:
-    """Two updates of every case, and a checkpoint between the two, which a fresh engine goes on from."""
+    """Two updates of every case, and a checkpoint between the two, which a fresh engine resumes from."""
     os.environ.update(rank_environment(make_spec(Path(path))))
     from fr3e_async.learner.rank import LearnerRank
 
@@ -108,7 +108,7 @@ def run_rank(index: int, path: str, folder: str, port: int) -> None:
         ends = []
         for rank in ranks:
             reports.append(rank.train(share(make_samples(2, version=1), index), version=2))
-            ends.append({key: weight.float().clone() for key, weight in rank._engine.weights()})
+            ends.append({key: weight.float().clone() for key, weight in rank.engine.weights()})
         if name in BF16:
             ranks[0].save(folder, name)
         norms = [report.metrics["train/grad_norm"] for report in reports[:2]]

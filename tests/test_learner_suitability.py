@@ -121,8 +121,8 @@ def test_a_window_wider_than_the_rows_of_the_check_is_proven_all_the_same(name: 
     policy = wide()
     check_model(policy, packing="tree")
     assert policy.causal_lm.config.sliding_window == 4096
-    bias = layout._bias
-    monkeypatch.setattr(layout, "_bias", lambda stack, dtype, window: bias(stack, dtype, None))
+    bias = layout.mask_bias
+    monkeypatch.setattr(layout, "mask_bias", lambda stack, dtype, window: bias(stack, dtype, None))
     with pytest.raises(ModelError, match=r"learner\.packing=tree does not work"):
         check_model(wide(), packing="tree")
 

@@ -28,7 +28,7 @@ STEP = {
 }  # fmt: skip
 
 
-EXPORT = "not written; python -m fr3e_async.export runs/a OUT makes it of the last checkpoint"
+EXPORT = "not written; fr3e export runs/a OUT makes it of the last checkpoint"
 LIVE = {"file": io.StringIO(), "force_terminal": True, "record": True}
 
 
@@ -151,7 +151,7 @@ def test_the_end_shows_before_and_after_and_what_it_cost() -> None:
     assert "\x1b" not in text
     assert text.splitlines()[-3:] == [
         "model   runs/my toy/model",
-        "page    python -m fr3e_async.report 'runs/my toy'",
+        "page    fr3e report 'runs/my toy'",
         "resume  the same command with run.dir='runs/my toy' resume=auto run.steps=N, N above 24",
     ]
 
@@ -171,8 +171,8 @@ def test_a_run_that_ended_early_says_how_its_model_is_had() -> None:
     view, stream = plain_view()
     view.last_words(Path("runs/a"), model=None)
     assert stream.getvalue().splitlines() == [
-        "model   not written; python -m fr3e_async.export runs/a OUT makes it of the last checkpoint",
-        "page    python -m fr3e_async.report runs/a",
+        "model   not written; fr3e export runs/a OUT makes it of the last checkpoint",
+        "page    fr3e report runs/a",
         "resume  the same command with run.dir=runs/a resume=auto",
     ]
 
@@ -191,7 +191,7 @@ def test_the_last_lines_name_what_a_resume_must_raise(reason: str, steps: int, s
     view.finish(replace(example_summary(), exit_reason=reason, steps=steps), Path("runs/a"), model=None, saved=saved)
     assert stream.getvalue().splitlines()[-3:] == [
         f"model   {model}",
-        "page    python -m fr3e_async.report runs/a",
+        "page    fr3e report runs/a",
         f"resume  the same command with run.dir=runs/a resume=auto{resume}",
     ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_docs import metrics_table, summary_table
+from test_monitoring import made
 
 import fr3e_async
 from fr3e_async.clock import RunClock
@@ -68,7 +68,7 @@ def test_every_metric_is_declared_whole() -> None:
     for name, metric in METRICS.items():
         assert re.fullmatch(r"[a-z]+/[a-z0-9_]+", name)
         assert metric.meaning
-        assert name in metrics_table()
+        assert name in made.metrics_table()
     assert METRICS["time/train_s"].unit == "s"
     assert METRICS["train/mismatch_nats"].meaning.startswith("mean |log proximal - log behaviour|:")
 
@@ -118,7 +118,7 @@ def test_a_summary_refuses_nan_and_unknown_keys() -> None:
 
 
 def test_every_key_of_the_summary_is_documented() -> None:
-    table = summary_table()
+    table = made.summary_table()
     for field in fields(Summary):
         assert field.metadata["meaning"]
         assert f"| `{field.name}` |" in table

@@ -21,9 +21,9 @@ from fr3e_async.config import Config, EngineConfig, ObserveConfig
 from fr3e_async.files.process_logs import JsonLines
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.events import LEVELS, EventFields, EventKind, event_row
-from fr3e_async.observe.heartbeat import PLACES, EngineHeartbeat, Heartbeat, HeartbeatSamples, RoleHeartbeat
+from fr3e_async.observe.heartbeat import EngineHeartbeat, Heartbeat, RoleHeartbeat
 from fr3e_async.observe.metrics import METRICS
-from fr3e_async.observe.prometheus import COUNTED, EXPORTED, NOT_EXPORTED, PrometheusSample, place_of, prometheus_name
+from fr3e_async.observe.prometheus import EXPORTED, PLACES, HeartbeatSamples, PrometheusSample, prometheus_name, series_key
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.store.run_dir import RunDir
 
@@ -31,8 +31,8 @@ VITALS = Heartbeat(
     roles={"generators": RoleHeartbeat(up=2, wanted=3, pending=1, queued=5, in_flight=40, busy_s=7.5, idle=0.25, replaced=1)},
     admitted=20, fates={"trained": 8, "rejected_all_right": 2}, in_flight=10, ready=1, slots_held=12, slots=16, trained=2, live=1,
     steps=100, staleness=1, staleness_bound=3, verdicts={"right": 30, "wrong": 50, "unknown": 0},
-    tokens={"generated": 900, "prefilled": 100, "reused": 50, "useful": 400, "trained": 500}, optimiser_steps=4, stalled_s=0.5,
-    stall_limit_s=600.0, wall_s=60.0, checkpoint_age_s=20.0, checkpoint_batches=2, checkpoint_every=20,
+    tokens_generated=900, tokens_prefilled=100, tokens_reused=50, tokens_useful=400, tokens_trained=500, optimiser_steps=4,
+    stalled_s=0.5, stall_limit_s=600.0, wall_s=60.0, checkpoint_age_s=20.0, checkpoint_batches=2, checkpoint_every=20,
 )  # fmt: skip
 
 
@@ -49,20 +49,23 @@ def told(samples: list[PrometheusSample]) -> dict[str, float]:
     return found
 
 
+OF_STEPS = {"states_total", "judged_again_total", "step_duration_seconds", "sync_duration_seconds"} | {
+    series_key(metric)[0] for metric in METRICS.values() if not metric.series
+}
+
+
 # ---- names ----
 
 
-def test_every_step_metric_is_exported_or_it_is_said_where_its_numbers_are() -> None:
-    own = {name for name in METRICS if name not in NOT_EXPORTED and name not in COUNTED}
-    assert {place_of(METRICS[name])[0] for name in own} <= EXPORTED.keys()
-    assert NOT_EXPORTED.keys() | COUNTED.keys() <= METRICS.keys()
-    assert set(NOT_EXPORTED.values()) | {name for name, _ in COUNTED.values()} <= EXPORTED.keys()
-    assert not NOT_EXPORTED.keys() & COUNTED.keys()
+def test_every_step_metric_is_exported_or_says_which_series_has_its_numbers() -> None:
+    for metric in METRICS.values():
+        assert (metric.series or series_key(metric)[0]) in EXPORTED, metric.name
+        assert not (metric.series and metric.panel), metric.name
 
 
 def test_no_two_step_metrics_share_a_series() -> None:
-    places = Counter(place_of(metric) for name, metric in METRICS.items() if name not in NOT_EXPORTED and name not in COUNTED)
-    assert max(places.values()) == 1
+    keys = Counter(series_key(metric) for metric in METRICS.values() if not metric.series)
+    assert max(keys.values()) == 1
 
 
 @pytest.mark.parametrize("exported", EXPORTED.values(), ids=lambda exported: exported.name)
@@ -97,7 +100,7 @@ def test_names_of_step_metrics(metric: str, name: str) -> None:
 
 
 def test_metrics_by_age_are_one_name_with_a_label() -> None:
-    assert place_of(METRICS["staleness/2_3_ess_fraction"]) == ("staleness_ess_ratio", ("2_3",))
+    assert series_key(METRICS["staleness/2_3_ess_fraction"]) == ("staleness_ess_ratio", ("2_3",))
     assert EXPORTED["staleness_ess_ratio"].labels == ("age",)
 
 
@@ -145,7 +148,7 @@ def test_every_field_and_every_name_of_a_heartbeat_is_used() -> None:
     before, after = HeartbeatSamples(), HeartbeatSamples()
     whole = replace(VITALS, engines=[engine("generator-0")], heldout_accuracy=0.5)
     names = {sample.name for sample in before.beat(whole, now=1.0)}
-    assert names == {e.name for e in EXPORTED.values() if e.source == "heartbeat"}
+    assert names == EXPORTED.keys() - OF_STEPS
     role, its = whole.roles["generators"], whole.engines[0]
     first = told(after.beat(whole, now=1.0))
     others: list[Heartbeat] = []
@@ -153,7 +156,7 @@ def test_every_field_and_every_name_of_a_heartbeat_is_used() -> None:
         value = getattr(whole, field.name)
         if isinstance(value, int | float):
             others.append(replace(whole, **{field.name: value + 1}))
-        elif field.name in ("fates", "verdicts", "tokens"):
+        elif field.name in ("fates", "verdicts"):
             others.append(replace(whole, **{field.name: {key: count + 1 for key, count in value.items()}}))
     for field in fields(RoleHeartbeat):
         others.append(replace(whole, roles={"generators": replace(role, **{field.name: getattr(role, field.name) + 1})}))
@@ -258,7 +261,7 @@ def test_a_step_becomes_gauges_counts_and_observations() -> None:
 
 def test_every_metric_that_a_step_may_report_becomes_samples() -> None:
     names = {sample.name for sample in HeartbeatSamples().step(dict.fromkeys(METRICS, 1.0))}
-    assert names == {e.name for e in EXPORTED.values() if e.source == "step"}
+    assert names == OF_STEPS
 
 
 # ---- the recorder ----

@@ -37,9 +37,9 @@ def test_it_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(site)
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import fr3e_async; print(fr3e_async.__file__);"
-        "from fr3e_async.main import main; sys.exit(main(sys.argv[1:]))"
+        "from fr3e_async.cli.main import run; sys.exit(run(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, str(site), "--dry-run", "config=toy"]
+    command = [sys.executable, "-c", code, str(site), "train", "--dry-run", "config=toy"]
     done = subprocess.run(command, cwd=empty, capture_output=True, text=True, timeout=60, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(site))

@@ -86,7 +86,7 @@ def test_stop_writes_a_checkpoint_and_a_second_job_goes_on(head: Head, tmp_path:
     beside = head.submit(
         f"run.dir={tmp_path / 'beside'}", "data.heldout=", "flow.groups_per_step=4", "run.steps=1", "algorithm.strategy=grpo"
     )
-    read_until(again, f"going on from step {state['steps']}", seen)
+    read_until(again, f"resuming from step {state['steps']}", seen)
     read_until(again, "succeeded", seen)
     assert again.wait(timeout=60) == 0
     final = json.loads((run_dir / "summary.json").read_text())

@@ -16,9 +16,8 @@ from report_support import START, page_of, write_rows, write_run
 from fr3e_async.algorithm.batching import AGE_BUCKETS
 from fr3e_async.errors import StorageError
 from fr3e_async.observe.metrics import METRICS
-from fr3e_async.report.page import ASSETS
+from fr3e_async.report.page import ASSETS, locate
 from fr3e_async.report.runs import axes, defaults, distinct, evaluations, flat, read_run
-from fr3e_async.report.sources import code_of, locate, patterns, places_of
 from fr3e_async.report.timeline import read_timeline
 
 ROLES = {"generators", "explorers", "verifiers"}
@@ -32,15 +31,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- from a metric to its code ----
 
 
-def test_every_declared_metric_has_a_place_whose_code_names_it() -> None:
-    missing = [metric for metric in METRICS if not places_of(metric)]
-    assert missing == [], "no pattern of report/sources.py fits"
-    assert [metric for metric in METRICS if not named(metric)] == [], "the first place does not give a value this name"
+def test_the_code_that_a_metric_declares_gives_a_value_its_name() -> None:
+    assert [metric for metric in METRICS if not named(metric)] == []
 
 
-def named(metric: str) -> bool:
-    """A text in the code of its places is this name, or an f-string that is filled with such texts, roles and age buckets."""
-    found = [literals(place) for place in places_of(metric)]
+def named(metric: str, *, like: str = "") -> bool:
+    """A text in the code that the metric (or ``like``) declares is this name, or an f-string that is filled with such texts, roles and ages."""
+    found = [literals(place) for place in METRICS[like or metric].made_by]
     constants = set().union(*(texts for texts, _ in found))
     hole = "|".join(re.escape(word) for word in {*constants, *ROLES, *AGE_BUCKETS} if len(word) < 40)
     return metric in constants or any(re.fullmatch(form.replace("{}", f"(?:{hole})"), metric) for form in found[0][1])
@@ -49,7 +46,7 @@ def named(metric: str) -> bool:
 @functools.cache
 def literals(place: str) -> tuple[set[str], list[str]]:
     """Texts in a place's code, and its f-strings as regular expressions with a ``{}`` for each hole."""
-    tree = ast.parse(textwrap.dedent(locate(place).source))
+    tree = ast.parse(textwrap.dedent(locate(place)["source"]))
     constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
     forms = ["".join(re.escape(str(p.value)) if isinstance(p, ast.Constant) else "{}" for p in node.values) for node in joined]
@@ -58,24 +55,23 @@ def literals(place: str) -> tuple[set[str], list[str]]:
 
 def test_a_name_that_the_code_does_not_give_is_found() -> None:
     assert named("staleness/2_3_ratio_max")
-    assert not named("staleness/2_3_ratio_min")
-    assert not named("groups/all_red")
-    assert not named("queue/nobody")
+    assert not named("staleness/2_3_ratio_min", like="staleness/2_3_ratio_max")
+    assert not named("groups/all_red", like="groups/trained")
+    assert not named("queue/nobody", like="queue/generators")
 
 
-def test_every_pattern_is_needed_and_every_place_exists() -> None:
-    used = {next(p for p in patterns() if places_of(metric) == patterns()[p]) for metric in METRICS}
-    unused = {pattern for pattern in patterns() if patterns()[pattern] not in [patterns()[p] for p in used]}
-    assert unused == set()
-    assert all(place.source for place in code_of(METRICS).values())
+def test_every_function_that_a_metric_names_exists() -> None:
+    places = {place for metric in METRICS.values() for place in metric.made_by}
+    assert all(metric.made_by for metric in METRICS.values())
+    assert all(locate(place)["source"] for place in places)
 
 
 def test_a_place_has_its_line_and_text() -> None:
     place = locate("machine/tally.py:Tally.take")
     lines = (ASSETS.parent.parent / "machine" / "tally.py").read_text().split("\n")
-    assert lines[place.line - 1].strip().startswith("def take")
-    assert '"reward/accuracy"' in place.source
-    assert locate("control/publisher.py:Sync.pause_s").source.lstrip().startswith("@property")
+    assert lines[place["line"] - 1].strip().startswith("def take")
+    assert '"reward/accuracy"' in place["source"]
+    assert locate("control/publisher.py:Sync.pause_s")["source"].lstrip().startswith("@property")
 
 
 @pytest.mark.parametrize("place", ["control/none.py:f", "machine/tally.py:Tally.gone", "machine/tally.py:Gone.take"])
@@ -111,10 +107,9 @@ def test_evaluations_stand_where_they_were_made(run: Path) -> None:
 
 def test_evaluations_of_a_run_that_goes_on_are_read_off_its_events(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    said = "held-out accuracy, step 2: 0.406 [0.295, 0.529] at v2"
-    write_rows(
-        tmp_path / "logs" / "events.jsonl", [{"event": "evaluation", "version": 2, "text": said}, {"event": "note", "text": said}]
-    )
+    measured = {"label": "step 2", "version": 2, "accuracy": 0.406, "low": 0.295, "high": 0.529}
+    said = {"event": "evaluation", "version": 2, "measured": measured, "text": "held-out accuracy, step 2: 0.406"}
+    write_rows(tmp_path / "logs" / "events.jsonl", [said, {"event": "note", "text": "held-out accuracy, step 3: 0.5"}])
     found = {"step": [1, 2, 3], "generated": [10, 20, 30], "trained": [1, 2, 3], "wall": [5, 6, 7]}
     (row,) = evaluations(tmp_path, None, found)
     assert (row["label"], row["accuracy"], row["low"], row["high"]) == ("step 2", 0.406, 0.295, 0.529)

@@ -217,7 +217,7 @@ def test_the_policy_stops_what_would_slip_through(browser: Any, page: Path) -> N
 def test_ten_thousand_trees_open_in_three_seconds(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forms = [
         clean_tree(tree_row(index)) for index in range(40)
-    ]  # each taken often: to read them all anew is another test's matter
+    ]  # each taken often: to read them all again is another test's matter
 
     def many(run: Path, *, limit: int) -> Iterator[dict[str, Any]]:
         for index in range(limit):

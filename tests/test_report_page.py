@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from report_support import HOSTILE, Blocks, page_of, unpacked, write_rows, write_run
 
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.errors import StorageError
 from fr3e_async.observe.metrics import METRICS
-from fr3e_async.report.__main__ import main
 from fr3e_async.report.page import ASSETS, LIBRARY, SCRIPTS, STYLES, write_page
 
 WIDTH = 160  # characters of a line of the scripts
@@ -74,11 +74,11 @@ def test_folders_whose_names_are_not_utf8_are_named_as_far_as_they_can_be(
     folders = [os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/caf\xe9", b"/caf\xe8", b"/tea")]
     for folder in folders:
         write_run(Path(folder), steps=1, trees=1)
-    assert main([*folders, "--out", str(tmp_path / "page.html")]) == 0
+    assert fr3e(["report", *folders, "--out", str(tmp_path / "page.html")]) == 0
     data = unpacked(Blocks((tmp_path / "page.html").read_text(encoding="utf-8")).data["data"][0])
     assert [run["name"] for run in data["runs"]] == ["caf? (1)", "caf? (2)", "tea (3)"]
     assert capsys.readouterr().err == ""
-    assert main([folders[0] + "/none"]) == 2
+    assert fr3e(["report", folders[0] + "/none"]) == 2
 
 
 def test_names_inside_a_run_may_hold_what_no_file_can(tmp_path: Path) -> None:
@@ -149,11 +149,11 @@ def test_every_asset_is_used_and_none_makes_html_of_text() -> None:
 
 def test_the_command_writes_into_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [write_run(tmp_path / name, steps=2, trees=3, seed=index) for index, name in enumerate("ab")]
-    assert main([str(folder) for folder in folders]) == 0
+    assert fr3e(["report", *map(str, folders)]) == 0
     assert (folders[0] / "report.html").is_file()
     assert "2 runs, 4 steps, 6 trees" in capsys.readouterr().out
     out = tmp_path / "page.html"
-    assert main([str(folders[0]), "--out", str(out), "--trees", "1"]) == 0
+    assert fr3e(["report", str(folders[0]), "--out", str(out), "--trees", "1"]) == 0
     assert "1 trees" in capsys.readouterr().out
     assert not list(tmp_path.glob(".*.tmp"))
 
@@ -164,7 +164,7 @@ def test_the_command_writes_into_the_first_run(tmp_path: Path, capsys: pytest.Ca
         ([], "RUN"),
         (["{tmp}/none"], "is no folder"),
         (["{tmp}"], "is no run directory"),
-        (["{run}", "--trees", "-1"], "--trees is -1"),
+        (["{run}", "--trees", "-1"], "'--trees': -1 is not in the range"),
         (["{run}", "--trees", "x"], "--trees"),
         (["{run}", "--out", "{tmp}/none/page.html"], "--out: cannot write to"),
     ],
@@ -172,7 +172,7 @@ def test_the_command_writes_into_the_first_run(tmp_path: Path, capsys: pytest.Ca
 def test_bad_input_is_one_line(
     arguments: list[str], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([part.format(tmp=tmp_path, run=run) for part in arguments]) == 2
+    assert fr3e(["report", *(part.format(tmp=tmp_path, run=run) for part in arguments)]) == 2
     shown = capsys.readouterr()
     assert said in shown.err
     assert shown.err.count("\n") == 1

@@ -180,7 +180,7 @@ def test_what_it_returns_is_the_reward(module: str, caplog: pytest.LogCaptureFix
         "bytearray(1 << 40)": ("unknown", "memory limit", None),
         "sys.exit(3)": ("unknown", "reward raised SystemExit", None),
         "os._exit(3)": ("unknown", "worker ended with status 3", None),
-        "0.75": ("wrong", "reward", 0.75),  # and the pool goes on
+        "0.75": ("wrong", "reward", 0.75),  # and the pool continues
     }  # fmt: skip
     with VerifierPool(VerifierPoolConfig(), f"{module}:says") as pool:
         verdicts = asyncio.run(pool.judge_many([Question(response, "g") for response in expected]))
@@ -292,12 +292,16 @@ def test_the_several_functions_of_the_page_add_up(page: str) -> None:
     assert (wrong.outcome, wrong.score) == (Outcome.WRONG, pytest.approx(-0.7))
 
 
-def test_the_commands_of_the_page_print_what_it_says(page: str) -> None:
+def test_the_commands_of_the_page_print_what_it_says(page: str, tmp_path: Path) -> None:
     (script,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     (printed,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1])])}
-    command = script.replace("python ", f"{sys.executable} ")
-    done = subprocess.run(["bash", "-ec", command], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    program = tmp_path / "bin" / "fr3e"  # as pip writes it, elsewhere than the modules of the page
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nfrom fr3e_async.cli.main import entry\nentry()\n")
+    program.chmod(0o755)
+    path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": path}
+    done = subprocess.run(["bash", "-ec", script], env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(printed)
     assert "mean reward: 0.25, of 3 that are known\n" in done.stdout  # 0.5, 0.25 and 0: for math there is no box
@@ -447,7 +451,7 @@ def test_a_batch_has_limits_of_its_own(module: str) -> None:
             "rewards[0].range must be [lowest, highest], got [1.0, 1.0]",
         ),
         ({"rewards": [RewardConfig(function="m:f", range=[0.0, float("inf")])]}, "rewards[0].range must be [lowest, highest]"),
-        ({"rewards": [RewardConfig(function="m:f", batch=-1)]}, "rewards[0].batch must not be negative"),
+        ({"rewards": [{"function": "m:f", "batch": -1}]}, "rewards[0].batch must be at least 0, got -1"),
         ({"rewards": [RewardConfig(function="math", batch=2)]}, "rewards[0]: math gives 0 or 1"),
         ({"rewards": [RewardConfig(function="m:f")] * 2}, "rewards[1] and rewards[0] are both m:f"),
     ],

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundles import pack_tensors
 from engine_world import END, TOLERANCE, World, build_model, core_of, save_tokenizer
 from transformers import AutoTokenizer
 
@@ -27,7 +28,6 @@ from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused, engine_environment, start_engine
 from fr3e_async.rollout.port import TransferMeeting
 from fr3e_async.types import Completion, Finish
-from fr3e_async.weights import pack_tensors
 from fr3e_async.weights.manifest import WeightAck, WeightManifest
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -385,7 +385,9 @@ def test_weights_arrive_by_vllms_own_transfer_and_then_by_bundle(worlds, tied):
 
 def test_a_transfer_of_another_type_is_refused_before_anything_changes(world):
     told = pack_tensors(world.model.named_parameters(), version=999, dtype="bfloat16").manifest
-    with pytest.raises(WeightsRefused, match=r"weights\.transfer=native: engine\.dtype is float32, learner\.dtype is bfloat16"):
+    with pytest.raises(
+        WeightsRefused, match=r"weights\.transfer=collective: engine\.dtype is float32, learner\.dtype is bfloat16"
+    ):
         world.run(world.engine.receive_weights(told))
     assert world.run(world.engine.stats()).version == world.version
 

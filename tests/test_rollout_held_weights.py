@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from bundles import collect, pack_tensors
 from test_weights_bundle import named, pairs
 
 from fr3e_async.rollout.held_weights import HeldWeights
 from fr3e_async.rollout.load_trace import Region
 from fr3e_async.rollout.loaded_weights import Proof, Unproven
-from fr3e_async.weights import collect, pack_tensors, stream
+from fr3e_async.weights.bundle import stream
 from fr3e_async.weights.manifest import WeightBucket, WeightBundle
 
 

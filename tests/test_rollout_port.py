@@ -72,9 +72,9 @@ def test_the_package_imports_without_vllm_or_ray():
 
 def test_an_engine_process_ends_with_its_owner():
     """Owner and child stand in for an actor and vLLM's core: the owner is killed without a chance to clean up."""
-    child = "from fr3e_async.rollout.owner import die_with_owner; die_with_owner(); import sys, time; print('up', flush=True); time.sleep(60)"
+    child = "from fr3e_async.rollout.install import die_with_owner; die_with_owner(); import sys, time; print('up', flush=True); time.sleep(60)"
     owner = (
-        "import subprocess, sys, time; from fr3e_async.rollout.owner import claim_children; claim_children();"
+        "import subprocess, sys, time; from fr3e_async.rollout.install import claim_children; claim_children();"
         f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True)

@@ -222,7 +222,7 @@ def test_a_completion_ends_with_the_token_that_makes_a_stop_text_whole(prefix, t
 
 
 def test_bases_and_branches_stop_and_the_rest_of_a_completion_is_gone():
-    """The branch's prefix ends in "</": the engine, which sees no text of it, went on behind the stop text."""
+    """The branch's prefix ends in "</": the engine, which sees no text of it, continued behind the stop text."""
     script = {"q@0/0/0": "x</b>a</a>zz", "q@0/1/0": "a>zz", "q@0/2/0": "b\n"}
     engine = ScriptedEngine(lambda id: completion(bytes_of(script[id]), finish=Finish.LENGTH))
     maker = RolloutWorker(engine, STOPPING, RULE, seed=0)

@@ -19,20 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loop_support import World, audited
 
-from fr3e_async import audit
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.config import DataConfig, VerifierPoolConfig
 from fr3e_async.data import jsonl
 from fr3e_async.data.sources import read_path
 from fr3e_async.errors import DataError, RunFailed, UserError, printable
 from fr3e_async.files.process_logs import QUIET_ENVIRONMENT, quiet_environment
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
-from fr3e_async.main import main
 from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.rollout import EngineSpec, engine_environment
 from fr3e_async.settings.loader import load_config
 from fr3e_async.store.run_dir import RunDir
 from fr3e_async.types import Outcome
-from fr3e_async.verify import __main__ as verify_command
 from fr3e_async.verify.pool import VerifierPool
 
 PACKAGE = Path(__file__).parent.parent / "fr3e_async"
@@ -226,13 +224,13 @@ def test_the_commands_do_not_pass_on_what_files_say(cli: Cli, capsys: pytest.Cap
     (cli.folder / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     cli.refused(*TOY, "model.path=model", says=["lacks weights: \\x1b[2J"])
     write_rows(cli.folder / "cases.jsonl", json.dumps({"gold": "1", "prediction": "1", "source": ESCAPES, "kind": "bare"}))
-    assert verify_command.main(["cases.jsonl", "--workers=1"]) == 0
+    assert fr3e(["verify", "cases.jsonl", "--workers=1"]) == 0
     world = World(cli.folder / "run", run={"steps": 1})
     world.run()
     (cli.folder / "run" / "config.yaml").write_text("flow: {groups_per_step: 4, max_staleness: 1}\n")
     row = {"group": f"{ESCAPES}@0", "fate": "trained"}
     (cli.folder / "run" / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*world.notes.groups, row]))
-    assert audit.main(["run"]) == 1
+    assert fr3e(["audit", "run"]) == 1
     said = capsys.readouterr().out
     assert said.count(r"\x1b[2J\x1b]0;owned") == 2
     assert printable(said) == said
@@ -269,7 +267,7 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(
     world = World(run, run={"steps": 3, "checkpoint_every": 1}, evaluate=True)
     assert world.run() == "finished"
     (run / "notes.json").write_text(json.dumps([world.notes.lines, world.notes.groups, world.notes.steps]))
-    assert main(["--dry-run", "config=toy", "model.path=toy"]) == 0
+    assert fr3e(["train", "--dry-run", "config=toy", "model.path=toy"]) == 0
     said = capsys.readouterr()
     files = [path for path in run.rglob("*") if path.is_file()]
     assert {"config.yaml", "run.json", "ledger.jsonl", "control.json", "notes.json"} <= {path.name for path in files}

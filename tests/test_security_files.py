@@ -23,7 +23,7 @@ from checkpoint_support import TAG, PlainState, save_whole
 from cli_support import TOY, Cli, guarded_cli, make_model
 from learner_support import build_model, make_spec
 
-from fr3e_async import export
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.config import DataConfig
 from fr3e_async.data.model import check_model, load_tokenizer
 from fr3e_async.data.prompts import encode_prompt
@@ -252,7 +252,7 @@ def committed_again(run: Path) -> None:
 
 
 def exported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    code = export.main([str(run), str(tmp_path / "out"), *arguments])
+    code = fr3e(["export", str(run), str(tmp_path / "out"), *arguments])
     return code, capsys.readouterr().err
 
 
@@ -339,7 +339,7 @@ def test_an_export_runs_that_code_for_those_who_trust_it(run: Path, tmp_path: Pa
     with_code(learner_of(run) / checkpoint.BASE, made)
     committed_again(run)
     with pytest.raises(AttributeError):  # it defines no classes
-        export.main([str(run), str(tmp_path / "out"), "--trust-remote-code"])
+        fr3e(["export", str(run), str(tmp_path / "out"), "--trust-remote-code"])
     assert made.is_dir()
 
 
@@ -378,7 +378,7 @@ def test_objects_in_a_dump_are_not_unpickled(tmp_path: Path, canary: Path) -> No
 @pytest.mark.engine
 def test_engines_read_safetensors_and_run_no_code_of_a_model(tmp_path: Path) -> None:
     from fr3e_async.rollout import EngineSpec
-    from fr3e_async.rollout.settings import engine_args
+    from fr3e_async.rollout.vllm_terms import engine_args
 
     args = engine_args(EngineSpec(model=str(tmp_path), end_token_ids=(1,), max_model_len=8))
     assert (args.load_format, args.trust_remote_code) == ("safetensors", False)

@@ -1,4 +1,4 @@
-"""How often a learner group is made anew within a run: as often as it must while checkpoints come, and not for ever without."""
+"""How often a learner group is restarted within a run: as often as it must while checkpoints come, and not for ever without."""
 
 from __future__ import annotations
 

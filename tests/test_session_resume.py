@@ -1,4 +1,4 @@
-"""What a run goes on from is settled before anything is started: the newest whole checkpoint, or one line that says why not."""
+"""What a run resumes from is settled before anything is started: the newest whole checkpoint, or one line that says why not."""
 
 from __future__ import annotations
 

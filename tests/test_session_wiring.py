@@ -65,8 +65,8 @@ def controller(run_dir: RunDir, source: Path | None, restarts: int = 0) -> Contr
 
 def test_a_new_run_draws_its_mixture(run_dir: RunDir) -> None:
     made = controller(run_dir, None)
-    assert made._stream.state() == PromptStream(TRAIN, 3, parts=PARTS).state()
-    assert take(made._stream, 30) == take(PromptStream(TRAIN, 3, parts=PARTS), 30)
+    assert made.context.stream.state() == PromptStream(TRAIN, 3, parts=PARTS).state()
+    assert take(made.context.stream, 30) == take(PromptStream(TRAIN, 3, parts=PARTS), 30)
     assert (made.machine.ledger.version, made.progress.began_at, made.progress.wall_before_s) == (0, 100.0, 0.0)
 
 
@@ -78,13 +78,13 @@ def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: R
     progress = Progress(tokens_generated=70, wall_before_s=20.0, began_at=1.0, policy_share=0.3)
     source = save_whole(run_dir.checkpoints, 5, base=small_base(tmp_path / "base"), stream=before.state(), progress=progress)
     made = controller(run_dir, source)
-    assert made._stream.state() == before.state()
-    rest = take(made._stream, 12)
+    assert made.context.stream.state() == before.state()
+    rest = take(made.context.stream, 12)
     assert rest[0] == groups[11]
     assert not set(groups[:11]) & set(rest)
     assert made.machine.ledger.version == 5
     assert (made.progress.resumed_from, made.progress.tokens_generated) == (5, 70)
-    assert made._teller._policies.usual == 0.3  # the watch goes on from what is usual
+    assert made.teller.policies.usual == 0.3  # the watch resumes from what is usual
     assert (made.progress.began_at, made.progress.wall_before_s) == (100.0, 20.0)
 
 
@@ -109,7 +109,7 @@ def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() ->
 
 def test_engines_have_no_weights_known_after_a_new_learner_group(run_dir: RunDir) -> None:
     """Version -1: their weights may be of a step that was lost."""
-    versions = [controller(run_dir, None, restarts)._engine_version for restarts in (0, 1)]
+    versions = [controller(run_dir, None, restarts).start.engine_version for restarts in (0, 1)]
     assert versions == [0, -1]
 
 

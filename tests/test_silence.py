@@ -9,7 +9,7 @@ import pytest
 import virtual_time
 from loop_support import World
 
-from fr3e_async.control.verdicts import FIRST, FirstVerdicts
+from fr3e_async.control.workers import FIRST, FirstVerdicts
 from fr3e_async.errors import RunFailed
 from fr3e_async.testing.fakes import FakeVerifier
 from fr3e_async.types import Outcome, Verdict
@@ -129,8 +129,8 @@ def test_a_run_whose_reward_only_fails_ends_with_that(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(FakeVerifier, "judge", judge)
     world = World(tmp_path, config=None)
-    world.workers._verdicts = FirstVerdicts(["mine:score"])
-    world.workers._note = world.notes.note
+    world.workers.verdicts = FirstVerdicts(["mine:score"])
+    world.workers.note = world.notes.note
     with pytest.raises(
         RunFailed, match=r"reward=mine:score: the first 64 verdicts all failed.*ValueError: no digits \(mine\.py, line 7"
     ):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from simulate_support import FixedWorkload, model, system
 
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.errors import StorageError
-from fr3e_async.simulate.__main__ import main
 from fr3e_async.simulate.calibrate import Fit, calibrate, pause_of
 from fr3e_async.simulate.recording import Recording, read_recording
 from fr3e_async.simulate.report import SimulationReport
@@ -156,10 +156,10 @@ def test_a_run_without_a_batch_cannot_be_measured(tmp_path: Path) -> None:
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path, steps=6)
-    assert main(["calibrate", str(tmp_path), f"out={tmp_path}/model.json"]) == 0
+    assert fr3e(["simulate", "calibrate", str(tmp_path), f"out={tmp_path}/model.json"]) == 0
     assert "service times of" in capsys.readouterr().out
     words = [f"model={tmp_path}/model.json", "config=toy", "steps=3", "flow.groups_per_step=8"]
-    assert main(["run", *words]) == 0
+    assert fr3e(["simulate", "run", *words]) == 0
     assert capsys.readouterr().out.startswith("simulation: no such run took place")
     assert isinstance(SystemModel.load(tmp_path / "model.json").workload, MeasuredWorkload)
 
@@ -167,7 +167,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the first word is one of calibrate, run"),
+        ([], "Missing command. (see fr3e simulate --help)"),
         (["calibrate"], "run=RUN is missing"),
         (["calibrate", "run=/nowhere"], "/nowhere"),
         (["calibrate", "x", "cores=-1"], "cores must be a number of at least 0, got '-1'"),
@@ -182,7 +182,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ],
 )
 def test_bad_input_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(argv) == 2
+    assert fr3e(["simulate", *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
@@ -191,7 +191,7 @@ def test_bad_input_is_one_line(argv: list[str], message: str, capsys: pytest.Cap
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
+    assert fr3e(["simulate", "--help"]) == 0
     assert "calibrate" in capsys.readouterr().out
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from simulate_support import FixedWorkload, model, system
 
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.learner.memory import KNOWN_SHAPES
-from fr3e_async.plan.__main__ import main
 from fr3e_async.settings.loader import load_config
 from fr3e_async.simulate import roofline as r
 from fr3e_async.simulate.propose import Candidate, Cluster, Search, Split, render
@@ -127,7 +127,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["config=paper/qwen2.5-7b", "gpus=12", "device=H100", "length=500", "sigma=300", "tries=8", "steps=1"]
-    assert main([*words, "flow.groups_per_step=8"]) == 0
+    assert fr3e(["plan", *words, "flow.groups_per_step=8"]) == 0
     out = capsys.readouterr().out
     assert "data sheet of H100" in out
     assert "simulation" in out
@@ -148,7 +148,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bad_input_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(argv) == 2
+    assert fr3e(["plan", *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -158,7 +158,7 @@ def test_bad_input_is_one_line(argv: list[str], message: str, capsys: pytest.Cap
 def test_help_comes_from_the_module_and_a_dry_run_does_not_load_the_simulator() -> None:
     done = subprocess.run([sys.executable, "-m", "fr3e_async.plan", "--help"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0
-    assert done.stdout.startswith("usage: python -m fr3e_async.plan")
+    assert done.stdout.startswith("Usage: fr3e plan ")
     code = "import sys, fr3e_async.plan.placement; print([m for m in sys.modules if 'simulate' in m or 'control' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == "[]"

@@ -73,7 +73,7 @@ def test_a_group_that_is_terminated_and_a_terminal_that_goes_away(tmp_path: Path
     )
 
     ours, theirs = pty.openpty()
-    command = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from fr3e_async.main import cli; cli()"
+    command = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from fr3e_async.cli.main import run; sys.exit(run(['train', *sys.argv[1:]]))"
     settings = (
         "config=toy",
         f"run.dir={run_dir}",

@@ -90,7 +90,7 @@ def test_the_learning_rate_changes_with_a_word_and_once_it_has_it_stays(tmp_path
     path, slower = tmp_path / "run", LearnerConfig(lr=5e-7)
     opened(path).close()
     with pytest.raises(
-        StorageError, match=r"learner\.lr: 1e-06 -> 5e-07; use the same .*; run\.change_lr=true goes on with the new"
+        StorageError, match=r"learner\.lr: 1e-06 -> 5e-07; use the same .*; run\.change_lr=true continues with the new"
     ):
         opened(path, auto(learner=slower))
     for renewed in (False, True):

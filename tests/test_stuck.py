@@ -1,4 +1,4 @@
-"""Processes that stop without dying (SIGSTOP): named with what they were doing, replaced, ended, and the run goes on to its end.
+"""Processes that stop without dying (SIGSTOP): named with what they were doing, replaced, ended, and the run runs to its end.
 
 An engine's core stands still while the actor before it still answers; a verifier does not answer at all. Both at the same time.
 """
@@ -36,7 +36,7 @@ class Seen:
     run: Path
     code: int
     said: str
-    left_behind: list[str]  # of the stopped processes and what is below them, while the run goes on
+    left_behind: list[str]  # of the stopped processes and what is below them, while the run continues
 
 
 @pytest.fixture(scope="module")

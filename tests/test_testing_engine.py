@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import virtual_time
+from bundles import pack_tensors
 
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.testing.engine import EngineFault, FakeBehaviour, FakeEngine
 from fr3e_async.types import Finish
-from fr3e_async.weights import pack_tensors
 
 SPEC = EngineSpec(model="fake", end_token_ids=(2,), max_model_len=64, seed=5)
 

@@ -21,7 +21,7 @@ SHORT_ROW = st.lists(st.integers(0, 1), min_size=1, max_size=5).map(tuple)
 
 @st.composite
 def grown_rows(draw: st.DrawFn) -> list[Row]:
-    """Rows of which most go on from somewhere in an earlier one: prefixes of each other, duplicates and forks are common."""
+    """Rows of which most continue from somewhere in an earlier one: prefixes of each other, duplicates and forks are common."""
     rows: list[Row] = [draw(ROW)]
     for _ in range(draw(st.integers(0, 9))):
         parent = draw(st.sampled_from(rows))

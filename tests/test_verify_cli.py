@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from cli_support import ROWS, TOY, Cli, assert_one_line, guarded_cli, make_model, write_rows
 
+from fr3e_async.cli.main import run as fr3e
 from fr3e_async.config import Config, DataConfig, EngineConfig, VerifierPoolConfig
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.errors import DataError
 from fr3e_async.run.preparing import prepare
 from fr3e_async.settings.loader import load_config
 from fr3e_async.verify import golds, tasks
-from fr3e_async.verify.__main__ import main
 from fr3e_async.verify.golds import GoldFlag, Screened, flag_golds, screen_golds
 
 CASES: list[dict[str, Any]] = [
@@ -38,7 +38,7 @@ def write(path: Path, rows: Sequence[Any]) -> Path:
 
 
 def run(*argv: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = main([str(word) for word in argv])
+    code = fr3e(["verify", *map(str, argv)])
     return code, *capsys.readouterr()
 
 
@@ -186,7 +186,7 @@ def test_an_interrupt_is_told_apart_from_output(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fr3e_async.verify.__main__.judge_cases", interrupted)
+    monkeypatch.setattr("fr3e_async.verify.cases.judge_cases", interrupted)
     assert run(write(tmp_path / "cases.jsonl", CASES), capsys=capsys) == (130, "", "interrupted\n")
 
 
@@ -202,7 +202,7 @@ def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureF
         ([good, "--rewards", "{"], "--rewards must be a JSON list like"),
         ([good, "--rewards", '[{"name": "m:f"}]'], "unexpected keyword argument 'name'"),
         ([good, "--rewards", '[{"function": "m:f", "range": [1, 0]}]'], "rewards[0].range must be [lowest, highest], got [1, 0]"),
-        ([good, "--unheard-of"], "unrecognized arguments: --unheard-of"),
+        ([good, "--unheard-of"], "No such option '--unheard-of'"),
         ([], "one of CASES.jsonl and --explain ANSWER REFERENCE is expected"),
     ):
         code, out, err = run(*argv, capsys=capsys)

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.algorithm.answer_span import THINK, Thoughts, answer_end, thoughts_by
 from fr3e_async.config import DataConfig, VerifierPoolConfig
-from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import encode_prompt
+from fr3e_async.data.tokenizer import speller
 from fr3e_async.errors import ConfigError
 from fr3e_async.rollout.rollout_worker import TokenTexts
 from fr3e_async.types import Answer, Completion, Finish, Outcome, RolloutBatch, RolloutId, Verdict

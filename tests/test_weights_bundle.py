@@ -9,24 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bundles import collect, pack_tensors, unpack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fr3e_async.weights import (
-    SharedBuffer,
-    SharedMapping,
-    SharedWeights,
-    changed_buckets,
-    collect,
-    joined,
-    offsets,
-    open_shared,
-    pack_tensors,
-    shared_tensors,
-    stream,
-    unpack,
-)
+from fr3e_async.weights.bundle import changed_buckets, joined, stream
 from fr3e_async.weights.manifest import WeightBundle, WeightManifest
+from fr3e_async.weights.shared import SharedBuffer, SharedMapping, SharedWeights, offsets, open_shared, shared_tensors
 
 SCRIPT = (
     "import sys; from fr3e_async.weights.shared import open_shared; a = open_shared(sys.argv[1]).view('<f4');"
@@ -55,12 +44,12 @@ def damaged(bundle: WeightBundle) -> WeightBundle:
 @given(
     st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=5),
     st.sampled_from(["float32", "bfloat16"]),
-    st.integers(1, 100),
+    st.integers(1, 6),
 )
-def test_round_trip_is_exact(shapes, dtype, bucket_bytes):
+def test_round_trip_is_exact(shapes, dtype, bucket_size):
     generator = torch.Generator().manual_seed(0)
     tensors = {f"w{i}": torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for i, shape in enumerate(shapes)}
-    bundle = pack_tensors(tensors.items(), version=3, dtype=dtype, bucket_bytes=bucket_bytes)
+    bundle = pack_tensors(tensors.items(), version=3, dtype=dtype, bucket_size=bucket_size)
     back = dict(unpack(bundle))
     assert all(array.dtype == (np.uint16 if dtype == "bfloat16" else np.float32) for bucket in bundle.buckets for array in bucket)
     assert list(back) == list(tensors)
@@ -73,13 +62,11 @@ def test_bfloat16_bits_are_torchs():
     bundle = pack_tensors([("w", torch.tensor([1.0, -2.0, 3.140625]))], version=1, dtype="bfloat16")
     (bits,) = bundle.buckets[0]
     assert bits.tolist() == [0x3F80, 0xC000, 0x4049]
-    again = pack_tensors([("w", bits)], version=1, dtype="bfloat16")  # uint16 arrays are taken as bits
-    assert again.checksum == bundle.checksum
 
 
 def test_packing_copies_and_leaves_the_source_alone():
     source = torch.ones(4)
-    bundle = pack_tensors([("w", source), ("half", np.ones(2, dtype=np.float16))], version=1)
+    bundle = pack_tensors([("w", source), ("half", torch.ones(2, dtype=torch.float16))], version=1)
     source.zero_()
     assert [array.tolist() for array in bundle.buckets[0]] == [[1.0] * 4, [1.0] * 2]
 
@@ -108,7 +95,6 @@ def test_one_flipped_bit_is_found():
     [
         ([], "float32", "0 tensors"),
         ([("w", torch.ones(1)), ("w", torch.ones(1))], "float32", "2 tensors of 1 names"),
-        ([("w", np.ones(1, dtype=np.uint16))], "float32", "uint16 cannot travel as float32"),
         ([("w", torch.ones(1))], "float16", "dtype must be one of"),
     ],
 )

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fr3e_async.weights import checksum, checksum_of_tensor
-from fr3e_async.weights.checksum import BLOCK, ROW
+from fr3e_async.weights.checksum import BLOCK, ROW, checksum, checksum_of_tensor
 
 RNG = np.random.default_rng(7)
 WORDS = RNG.integers(0, 2**63, 3 * BLOCK * ROW // 2 + 5, dtype=np.int64)  # several blocks, a half one and a rest

@@ -75,12 +75,12 @@ async def until(condition: Callable[[], bool], *, step_s: float = 0.001, limit_s
 
 
 async def settle() -> None:
-    """Until all that could go on without time has gone on: what is ready is done, threads at work have answered."""
+    """Until all that could continue without time has gone on: what is ready is done, threads at work have answered."""
     await asyncio.sleep(1e-4)
 
 
 class Gate(threading.Event):
-    """An event whose waiting threads count as asleep: time goes on without them."""
+    """An event whose waiting threads count as asleep: time continues without them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 The only place of ``ray.util.metrics``. No thread of ours: Ray collects what was set, every few seconds, and forgets a gauge that
 is not set again for some 20 s. So all of them are set again at every call, whatever the call brings: a step's metrics stay while
-the heartbeats go on, and a driver that is stuck is seen by what is missing. Knows nothing of what the numbers mean; names and
+the heartbeats continue, and a driver that is stuck is seen by what is missing. Knows nothing of what the numbers mean; names and
 labels are those of ``observe/prometheus.py``.
 """
 
@@ -15,7 +15,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from fr3e_async.observe.prometheus import EXPORTED, NAMESPACE, RUN, PrometheusMetric, PrometheusSample
+from fr3e_async.observe.metrics import PrometheusMetric
+from fr3e_async.observe.prometheus import EXPORTED, NAMESPACE, RUN, PrometheusSample
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class RayGauges:
                     del self._gauges[key]
         except Exception:  # whatever Ray has against it: nothing that a run does depends on its being watched
             self.failed = True
-            logger.exception("metrics are no longer exported to Prometheus; the run goes on")
+            logger.exception("metrics are no longer exported to Prometheus; the run continues")
 
     def _record(self, sample: PrometheusSample) -> None:
         series = self._series.get(sample.name)

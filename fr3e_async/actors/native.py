@@ -1,6 +1,6 @@
 """A learner whose weights go to the engines by vLLM's own transfer, in one group of rank 0 and all engines.
 
-The group is made again whenever the set of engines changes: a group cannot lose a member and go on. The weights are sent
+The group is made again whenever the set of engines changes: a group cannot lose a member and continue. The weights are sent
 from where they are, so the learner must not train on before they are sent. An engine that starts alone takes them
 from the object store, since a group of two would interrupt all others.
 """
@@ -93,7 +93,7 @@ class NativeLearner(RayLearner):
             )
             lost = {name: outcome for name, outcome in joined.items() if isinstance(outcome, str)}
             if not lost and opened:
-                raise RunFailed(f"weights.transfer=native: the learner could not meet the engines: {opened}")
+                raise RunFailed(f"weights.transfer=collective: the learner could not meet the engines: {opened}")
             absent |= lost
             if not lost:
                 self._members, self._layout = names, layout
@@ -132,7 +132,7 @@ class NativeLearner(RayLearner):
             await asyncio.wait_for(together, 2 * self._timeout)
         except TimeoutError:
             raise LearnerLost(
-                f"the learner has been stuck in a hand-over of weights for {2 * self._timeout:g} s (weights.transfer=native, "
+                f"the learner has been stuck in a hand-over of weights for {2 * self._timeout:g} s (weights.transfer=collective, "
                 "weights.ack_timeout_s)"
             ) from None
         except LearnerLost:  # a rank is dead, and the group of ranks with it

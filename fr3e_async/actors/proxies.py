@@ -32,7 +32,7 @@ from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trun
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.rollout.port import EngineStats, TransferMeeting
 from fr3e_async.types import Anchor, Answer, Draw, Prompt, RolloutId, StepReport, Verdict
-from fr3e_async.weights import joined
+from fr3e_async.weights.bundle import joined
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class RayEngine:
         return await reach(self.name, delivery), branches
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck:
-        """An engine that refuses the weights is as good as lost: it would go on serving an older version."""
+        """An engine that refuses the weights is as good as lost: it would continue serving an older version."""
         try:
             return await self.actor.load_weights.remote(weights)
         except RayError as error:

@@ -5,7 +5,7 @@ Refuses to know tokenizers: the caller says what each token reads as, which are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -178,9 +178,10 @@ def _certain(
 def choose_trunks(
     bases: Sequence[RolloutId], policy: str | None, *, seed: Sequence[int]
 ) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
-    """(bases whose anchors are chosen, trunks), by ``algorithm.trunk``; None: the group does not branch.
+    """(bases that may become trunks, trunks) at the admission of a group, by ``algorithm.trunk``; None: it does not branch.
 
-    Trunks are fixed before any reward is known, else V would be biased; or they are None until it is, by the user's wish.
+    Trunks are fixed before any reward is known, else V would be biased. Only ``one_right_one_wrong`` leaves them open, as None,
+    until ``trunks_by_reward`` picks them: the user's wish.
     """
     match policy:
         case None:
@@ -194,3 +195,14 @@ def choose_trunks(
         case _:
             trunk = bases[0]
     return frozenset({trunk}), (trunk,)
+
+
+def trunks_by_reward(correct: Mapping[RolloutId, bool]) -> tuple[RolloutId, ...]:
+    """``one_right_one_wrong``: the first correct and the first incorrect of the judged bases, in id order; at most two.
+
+    Example: of the bases 0 (incorrect), 1 (incorrect) and 2 (correct) it is 0 and 2.
+    """
+    first: dict[bool, RolloutId] = {}
+    for id in sorted(correct):
+        first.setdefault(correct[id], id)
+    return tuple(sorted(first.values()))

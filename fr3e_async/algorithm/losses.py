@@ -15,69 +15,56 @@ from torch import Tensor
 from fr3e_async.algorithm.batching import AGE_BUCKETS, age_bucket
 from fr3e_async.config import LossConfig
 
+# The rows of ``LossSums.by_age``: what is summed over trainable tokens. log-probs, KL and entropies are in nats.
 SUMS = (
-    "tokens", "loss", "clip_low", "clip_high", "dual_clip", "ratio", "weight", "weight_squares", "capped", "sequence_masked",
-    "mismatch", "mismatch_signed", "behaviour_kl", "kl", "entropy",
-)  # fmt: skip
-
-
-class _Sum:
-    """A row of ``LossSums.by_age``, read as its total over the ages: a float64 scalar."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._row = SUMS.index(name)
-
-    def __get__(self, sums: LossSums, owner: type) -> Tensor:
-        return sums.by_age[self._row].sum()
+    "tokens",  # 1
+    "loss",  # the token's summand of the loss, KL and entropy terms included
+    "clip_low",  # 1 if the lower bound stopped its gradient (A < 0)
+    "clip_high",  # 1 if the upper bound stopped its gradient (A > 0)
+    "dual_clip",  # 1 if dual clip stopped its gradient (A < 0)
+    "ratio",  # π_θ / π_prox
+    "weight",  # w, the importance weight as applied
+    "weight_squares",  # w²
+    "capped",  # 1 if π_prox / π_behaviour lies above the cap or below the floor
+    "sequence_masked",  # 1 in completions that the sequence mask left out
+    "mismatch",  # |log π_prox − log π_behaviour|
+    "mismatch_signed",  # log π_prox − log π_behaviour
+    "behaviour_kl",  # k3 estimate of KL(π_behaviour || π_prox)
+    "kl",  # k3 estimate of KL(π_θ || π_prox)
+    "entropy",  # H(π_θ); 0 if entropies were not given
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LossSums:
-    """Sums over trainable tokens, kept apart by the age of the token. ``+`` joins parts of a batch.
+    """Sums over trainable tokens, kept apart by the age of the token (``batching.AGE_BUCKETS``). ``+`` joins parts of a batch.
 
-    Example: ``sums.clip_low / sums.tokens`` is the clipped share of all tokens, and with ``old = sums.bucket(4)``
-    ``old.clip_low / old.tokens`` that of the tokens in ``AGE_BUCKETS[4]``.
+    Example: ``sums.mean("clip_low")`` is the clipped share of all tokens, and ``sums.bucket(4).mean("clip_low")`` that of the
+    tokens in ``AGE_BUCKETS[4]``.
     """
 
     by_age: Tensor  # [SUMS, BUCKETS] float64 without gradient
     ratio_max: Tensor  # [BUCKETS] float64, largest π_θ / π_prox; 0 without tokens. Joined by max, all else by addition
 
-    tokens = _Sum()
-    loss = _Sum()  # numerator of the loss, KL and entropy terms included
-    clip_low = _Sum()  # tokens whose gradient the lower bound stopped (A < 0)
-    clip_high = _Sum()  # tokens whose gradient the upper bound stopped (A > 0)
-    dual_clip = _Sum()  # tokens whose gradient dual clip stopped (A < 0)
-    ratio = _Sum()  # Σ π_θ / π_prox
-    weight = _Sum()  # Σ w, the importance weight as applied
-    weight_squares = _Sum()  # Σ w²
-    capped = _Sum()  # tokens whose π_prox / π_behaviour lies above the cap or below the floor
-    sequence_masked = _Sum()  # tokens of completions that the sequence mask left out
-    mismatch = _Sum()  # Σ |log π_prox − log π_behaviour|, nats
-    mismatch_signed = _Sum()  # Σ (log π_prox − log π_behaviour), nats
-    behaviour_kl = _Sum()  # Σ k3 estimate of KL(π_behaviour || π_prox), nats
-    kl = _Sum()  # Σ k3 estimate of KL(π_θ || π_prox), nats
-    entropy = _Sum()  # Σ H(π_θ), nats; 0 if entropies were not given
-
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(by_age=self.by_age + other.by_age, ratio_max=torch.maximum(self.ratio_max, other.ratio_max))
 
+    def total(self, name: str) -> float:
+        """The sum ``name`` (of ``SUMS``) over all ages."""
+        return float(self.by_age[SUMS.index(name)].sum())
+
+    def mean(self, name: str) -> float:
+        """``total`` over the number of tokens, of which there must be some."""
+        return self.total(name) / self.total("tokens")
+
     @property
-    def largest_ratio(self) -> Tensor:
+    def largest_ratio(self) -> float:
         """Largest π_θ / π_prox of any token."""
-        return self.ratio_max.max()
+        return float(self.ratio_max.max())
 
     def bucket(self, index: int) -> LossSums:
         """The sums of the tokens in ``AGE_BUCKETS[index]`` alone."""
         return LossSums(by_age=self.by_age[:, index, None], ratio_max=self.ratio_max[index, None])
-
-    def additive(self) -> Tensor:
-        """[SUMS · BUCKETS] everything but ``ratio_max``: what ranks reduce with SUM."""
-        return self.by_age.flatten()
-
-    @classmethod
-    def from_parts(cls, additive: Tensor, ratio_max: Tensor) -> LossSums:
-        """The inverse of ``additive``, after a reduction over ranks (``ratio_max`` with MAX)."""
-        return cls(by_age=additive.reshape(len(SUMS), -1), ratio_max=ratio_max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,29 +1,26 @@
 """When a checkpoint is written: every so many batches, by time, before the learner leaves its nodes, when asked for, at the end.
 
-How one is written stands below. What it holds is a consistent cut of the books between two events, so taking it stops nothing.
+How one is written stands below. What it holds is a consistent cut of the ledger between two events, so taking it stops nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fr3e_async.clock import Clock
-from fr3e_async.control.executor import Spawn
-from fr3e_async.control.learning import LearnerLock
-from fr3e_async.control.payload_table import PayloadTable
-from fr3e_async.control.ports import Checkpoints, Payload, PayloadStore, Reporter, TaskLost
+from fr3e_async.control.context import RunContext
+from fr3e_async.control.ports import Payload, TaskLost
 from fr3e_async.control.process import run_in_daemon_thread
-from fr3e_async.control.progress import Cut, Progress, cut_of, save_cut
-from fr3e_async.data.stream import PromptStream
+from fr3e_async.control.progress import Cut, cut_of, save_cut
 from fr3e_async.errors import LearnerLost
-from fr3e_async.machine.ledger import Ledger
-from fr3e_async.store.ledger_log import CutRecord, LedgerLog
+from fr3e_async.store.ledger_log import CutRecord
 from fr3e_async.types import RolloutBatch
 
 LEAST_S = 300.0  # between two checkpoints that are due by time
+ROOM = 2  # checkpoints that a disk should have room for, besides those that are there
+LEFTOVER_S = 10.0  # for the thread that writes trees to notice that the checkpoint has failed
 COST = 20  # a checkpoint that took w seconds is followed by the next one after 20 · w: writing takes 5 % of the time at most
 
 
@@ -43,40 +40,23 @@ def span(seconds: float) -> str:
 class Checkpointing:
     """See the module's docstring."""
 
-    def __init__(
-        self,
-        writer: CheckpointWriter,
-        ledger: Ledger,
-        table: PayloadTable,
-        stream: PromptStream,
-        *,
-        every: int,
-        steps: int,
-        ledger_log: LedgerLog,
-        progress: Progress,
-        reporter: Reporter,
-        spawn: Spawn,
-        ends: Callable[[], bool],
-        clock: Clock,
-    ) -> None:
-        """``every``: batches, 0: by time only; ``steps``: of the run. ``ends``: nothing is left for the learner but the last checkpoint, so that another one
-        would come too late to be of use."""
-        self._writer, self._ledger, self._table, self._stream = writer, ledger, table, stream
-        self._every, self._steps = every, steps
-        self._ledger_log, self._progress, self._reporter = ledger_log, progress, reporter
-        self._spawn, self._ends, self._clock = spawn, ends, clock
-        self.version, self.at = ledger.version, clock()  # of the newest one
-        self._cut_at = clock()  # of the newest one that was begun
+    def __init__(self, context: RunContext) -> None:
+        self._context, self._ledger, self._clock = context, context.machine.ledger, context.clock
+        self._every, self._spawn = context.config.run.checkpoint_every, context.spawn
+        self.version, self.at = self._ledger.version, self._clock()  # of the newest one
+        self._cut_at = self.at  # of the newest one that was begun
         self.took_s = 0.0  # the last one, to write
         self._begun = 0  # and not written
         self._wanted = False  # whatever ``every`` says
-        self._leaves = ""  # why the learner group is to be made anew elsewhere
+        self._leaves = ""  # why the learner group is to be restarted elsewhere
 
     def trained(self, version: int) -> None:
         """A batch is done; the run's last one is kept by ``last``."""
         if self._leaves:
             self._spawn(self._leave_nodes(self._leaves))
-        elif version < self._steps and (self._wanted or self._due() or (self._every and version % self._every == 0)):
+        elif version < self._context.config.run.steps and (
+            self._wanted or self._due() or (self._every and version % self._every == 0)
+        ):
             self._wanted = False
             self._spawn(self._write(self._cut()))
 
@@ -87,9 +67,9 @@ class Checkpointing:
         else:
             self._spawn(self._write(self._cut()))
 
-    def beat(self, moved_at: float) -> None:
-        """Begin one that is due by time, or have it follow the batch in training. ``moved_at``: when anything moved last."""
-        if not self._due() or moved_at <= self._cut_at or self._leaves or self._ends():
+    def beat(self) -> None:
+        """Begin one that is due by time, or have it follow the batch in training; none if nothing moved since the last."""
+        if not self._due() or self._context.moved_at <= self._cut_at or self._leaves or self._context.ends:
             return
         if self._ledger.training:
             self._wanted = True
@@ -120,68 +100,53 @@ class Checkpointing:
             await self._write(self._cut())
 
     async def _leave_nodes(self, why: str) -> None:
-        if not self._ends() and self._ledger.version > 0:  # also with one of this version: rollouts have come since
+        if not self._context.ends and self._ledger.version > 0:  # also with one of this version: rollouts have come since
             await self._write(self._cut())
-        if not self._ends():
+        if not self._context.ends:
             raise LearnerLost(why)
 
     def _cut(self) -> tuple[Cut, dict[int, Payload]]:
-        """The books as they stand, and handles of the payloads that the open groups need."""
+        """The ledger as it stands, and handles of the payloads that the open groups need."""
         state, self._cut_at = self._ledger.state(), self._clock()
         open = tuple(group.name for group in state.groups)
-        self._ledger_log.write(CutRecord(version=state.version, admitted=state.admitted, settled=state.settled, open=open))
-        cut = cut_of(ledger=state, stream=self._stream.state(), progress=self._progress, now=self._clock())
-        return cut, {key: self._table[key] for key in sorted(state.payloads)}
+        self._context.files.ledger_log.write(
+            CutRecord(version=state.version, admitted=state.admitted, settled=state.settled, open=open)
+        )
+        cut = cut_of(ledger=state, stream=self._context.stream.state(), progress=self._context.progress, now=self._clock())
+        return cut, {key: self._context.table[key] for key in sorted(state.payloads)}
 
     async def _write(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
         version, before = taken[0].version, interval_s(self.took_s)
         self._begun += 1
         try:
-            final, spent = await self._writer.save(*taken)
+            final, spent = await self._context.learner.whole(self._save(*taken))
         finally:
             self._begun -= 1
         self.version, self.at = max(self.version, version), self._clock()
-        self._progress.times |= spent
+        self._context.progress.times |= spent
         self.took_s = took = spent["time/checkpoint_s"]
         after = interval_s(took)
         text = f"checkpoint {final.name} in {took:.1f} s" + (f"; the next one within {span(after)}" if after != before else "")
-        self._reporter.note(text, "checkpoint_written", version=version, seconds=round(took, 3))
+        self._context.reporter.note(text, "checkpoint_written", version=version, seconds=round(took, 3))
         if warning := await run_in_daemon_thread(lambda: little_room(final)):
-            self._reporter.note(warning, "storage_pressure")
+            self._context.reporter.note(warning, "storage_pressure")
 
-
-# ---- Writing a checkpoint: the learner writes its part, the open trees are written beside it; generation and judging go on ----
-
-ROOM = 2  # checkpoints that a disk should have room for, besides those that are there
-LEFTOVER_S = 10.0  # for the thread that writes trees to notice that the checkpoint has failed
-
-
-class CheckpointWriter:
-    """One checkpoint at a time."""
-
-    def __init__(self, lock: LearnerLock, checkpoints: Checkpoints, payloads: PayloadStore, *, clock: Clock) -> None:
-        self._learner_lock, self._checkpoints, self._payloads, self._clock = lock, checkpoints, payloads, clock
-        self.writes = ""  # what this process is writing, for the watchdog
-
-    async def save(self, cut: Cut, payloads: Mapping[int, Payload]) -> tuple[Path, dict[str, float]]:
-        """Where it is, and what it took, by metric name.
+    async def _save(self, cut: Cut, payloads: Mapping[int, Payload]) -> tuple[Path, dict[str, float]]:
+        """Write a checkpoint; generation and judging continue. Returns where it is, and what it took, by metric name.
 
         Raises ``LearnerLost``: rollouts that it needs are gone, or the learner did not write its part.
         """
-        return await self._learner_lock.whole(self._save(cut, payloads))
-
-    async def _save(self, cut: Cut, payloads: Mapping[int, Payload]) -> tuple[Path, dict[str, float]]:
-        async with self._learner_lock.turn(f"writes checkpoint v{cut.version}"):
+        async with self._context.learner.turn(f"writes checkpoint v{cut.version}"):
             started = self._clock()
-            folder = await run_in_daemon_thread(lambda: self._checkpoints.begin(cut.version))
-            self.writes = f"checkpoint v{cut.version}"
+            folder = await run_in_daemon_thread(lambda: self._context.files.checkpoints.begin(cut.version))
+            self._context.writing = f"checkpoint v{cut.version}"
             trees = run_in_daemon_thread(lambda: save_cut(cut, folder, self._fetched(payloads)))
             try:
                 _, tree_bytes = await asyncio.gather(self._learners_part(folder / "learner"), trees)
             finally:  # else the next attempt would clear the folder under the thread that still writes
                 await asyncio.wait([trees], timeout=LEFTOVER_S)
-            final = await run_in_daemon_thread(lambda: self._checkpoints.commit(folder, cut.version))
-            self.writes = ""
+            final = await run_in_daemon_thread(lambda: self._context.files.checkpoints.commit(folder, cut.version))
+            self._context.writing = ""
             return final, {
                 "time/checkpoint_s": self._clock() - started,
                 "checkpoint/tree_bytes": float(tree_bytes),
@@ -189,14 +154,15 @@ class CheckpointWriter:
             }
 
     async def _learners_part(self, folder: Path) -> None:
-        await self._learner_lock.of(self._learner_lock.learner.save(folder))
-        self._learner_lock.done()  # what is left of a checkpoint may take long, and is not its fault
+        learner = self._context.learner
+        await learner.of(learner.port.save(folder))
+        learner.done()  # what is left of a checkpoint may take long, and is not its fault
 
     def _fetched(self, payloads: Mapping[int, Payload]) -> Iterator[tuple[int, RolloutBatch]]:
         """One after another, in the thread that writes them."""
         for key, payload in payloads.items():
             try:
-                batch = self._payloads.get(payload)
+                batch = self._context.workers.payloads.get(payload)
             except TaskLost as error:  # its node is gone, say: they are in the checkpoint before
                 raise LearnerLost(f"rollouts that a checkpoint needs are lost: {error}") from error
             yield key, batch

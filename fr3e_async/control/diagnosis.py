@@ -7,12 +7,12 @@ actor with work are doing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import TypeVar
 
+from fr3e_async.control.context import RunContext
 from fr3e_async.control.process import run_in_daemon_thread
-from fr3e_async.control.workers import ROLES, Worker, Workers
-from fr3e_async.machine.machine import Machine
+from fr3e_async.control.workers import ROLES, Worker
 
 DIAGNOSIS_LINES = 8
 STACK_LINES = 60  # of one actor
@@ -23,12 +23,8 @@ T = TypeVar("T")
 class Diagnosis:
     """Asks everybody, each with a time limit."""
 
-    def __init__(
-        self, workers: Workers, machine: Machine, *, learner_busy: Callable[[], str], writing: Callable[[], str]
-    ) -> None:
-        """``learner_busy``: what the learner is doing, or an empty text; ``writing``: the same of this process."""
-        self._workers, self._machine = workers, machine
-        self._learner_busy, self._writing = learner_busy, writing
+    def __init__(self, context: RunContext) -> None:
+        self._context, self._workers, self._machine = context, context.workers, context.machine
 
     async def text(self) -> str:
         """Who waits for whom: queues, work in flight, the oldest groups, the object store, and the threads of those with work."""
@@ -41,9 +37,9 @@ class Diagnosis:
         for role, pool in self._machine.autoscaler.pools.items():
             if pool.hiring:
                 lines.append(f"  {len(pool.hiring)} more of {role} asked for, and not up: the cluster may have no room for them")
-        lines.append(f"  learner: {self._learner_busy() or 'has nothing to do'}")
-        if self._writing():
-            lines.append(f"  the control loop writes {self._writing()}")
+        lines.append(f"  learner: {self._context.learner.does or 'has nothing to do'}")
+        if self._context.writing:
+            lines.append(f"  the control loop writes {self._context.writing}")
         lines.append(
             f"  weights: v{self._machine.ledger.version} trained, v{self._machine.fleet.target} to be served, "
             f"v{self._machine.fleet.live} served by all engines"
@@ -57,7 +53,7 @@ class Diagnosis:
         busy = [worker for worker in self._workers.workers() if dispatcher.tasks_of(worker.name)]
         stacks = await asyncio.gather(*(self.stacks(worker) for worker in busy[:DIAGNOSIS_LINES]))
         lines += stacks
-        if self._learner_busy():
+        if self._context.learner.does:
             limit = self._workers.config.observe.heartbeat_s
             told = await self.within_a_beat(self._workers.learner.stacks(limit), rounds=2)
             lines += [_indented(f"learner rank {rank}", text) for rank, text in enumerate(told or ["does not answer"])]

@@ -3,7 +3,7 @@
     learner  trained v ─► its distributions after the rows under v are kept here
     engine   its first weights, and the next ones that it takes ─► the questions ─► compared ─► it serves, or is replaced
 
-An engine that is not in service yet waits for the answer; one that is goes on meanwhile. Nobody waits for the learner.
+An engine that is not in service yet waits for the answer; one that is continues meanwhile. Nobody waits for the learner.
 """
 
 from __future__ import annotations

@@ -1,22 +1,19 @@
 """When a run is evaluated, and where the figures go. Who samples and judges is ``evaluator``; decides nothing about training.
 
 before    ─► the engines keep the first weights until it is known
-step <n>  ─► begins when weights of batch n, or of a later one, are live on all engines; training goes on beside it
+step <n>  ─► begins when weights of batch n, or of a later one, are live on all engines; training continues beside it
 after     ─► the last thing that a finished run does
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
-from fr3e_async.clock import Clock
-from fr3e_async.config import Config
+from fr3e_async.control.context import RunContext
 from fr3e_async.control.evaluator import Evaluator, Lend
-from fr3e_async.control.executor import Spawn
-from fr3e_async.control.ports import Reporter, TaskLost
+from fr3e_async.control.ports import TaskLost
 from fr3e_async.control.process import run_in_daemon_thread
-from fr3e_async.control.progress import Milestone, Progress
+from fr3e_async.control.progress import Milestone
 from fr3e_async.evaluation.suite import TestSet
 
 SAMPLES = 8  # responses of an evaluation that are shown where people follow the run
@@ -26,23 +23,10 @@ BEFORE, AFTER = "before", "after"
 class EvaluationSchedule:
     """See the module's docstring."""
 
-    def __init__(
-        self,
-        evaluator: Evaluator | None,
-        *,
-        config: Config,
-        progress: Progress,
-        reporter: Reporter,
-        lend: Lend,
-        spawn: Spawn,
-        alive: Callable[[], None],
-        wake: Callable[[], None],
-        clock: Clock,
-    ) -> None:
-        """``spawn`` runs a task whose failure fails the run; ``alive`` is called for every part that is done, ``wake`` when an
-        evaluation has ended."""
-        self.evaluator, self._config, self._progress, self._reporter = evaluator, config, progress, reporter
-        self._lend, self._spawn, self._alive, self._wake, self._clock = lend, spawn, alive, wake, clock
+    def __init__(self, context: RunContext, evaluator: Evaluator | None, lend: Lend) -> None:
+        """``lend``: how an evaluation gets workers; their rollouts share the engines with training."""
+        self.evaluator, self._context, self._lend = evaluator, context, lend
+        self._config, self._progress, self._reporter = context.config, context.progress, context.reporter
         self._running: set[asyncio.Task[None]] = set()
         self.labels: set[str] = set()  # of evaluations under way
         self._writing = asyncio.Lock()
@@ -102,17 +86,17 @@ class EvaluationSchedule:
     def _begin(self, label: str, version: int) -> None:
         if label != AFTER:  # that one is made again whatever there is
             self._progress.pending[label] = version
-        task = self._spawn(self._measure(label, version))
+        task = self._context.spawn(self._measure(label, version))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        task.add_done_callback(lambda _: self._wake())
+        task.add_done_callback(lambda _: self._context.wake())
 
     def _unmeasured(self, label: str) -> list[TestSet]:
         sets = self.evaluator.sets if self.evaluator else ()
         return [one for one in sets if not self._progress.has(label, one.name)]
 
     async def _measure(self, label: str, version: int) -> None:
-        at = self._progress.milestone(version, self._clock())
+        at = self._progress.milestone(version, self._context.clock())
         self.labels.add(label)
         try:
             await asyncio.gather(*(self._measure_set(one, label, at) for one in self._unmeasured(label)))
@@ -128,9 +112,14 @@ class EvaluationSchedule:
             return
         try:
             found = await self.evaluator.measure(
-                test_set, label, lend=self._lend, on_progress=self._alive, trains=label not in (BEFORE, AFTER), clock=self._clock
+                test_set,
+                label,
+                lend=self._lend,
+                on_progress=self._context.moved,
+                trains=label not in (BEFORE, AFTER),
+                clock=self._context.clock,
             )
-        except TaskLost as error:  # training goes on without it
+        except TaskLost as error:  # training continues without it
             text = f"evaluation {label!r}, {test_set.title}, is given up: {error}"
             self._reporter.note(text, "evaluation_lost", version=at.version)
             return

@@ -8,31 +8,17 @@ Wait   ─► Due                                    Release ─► it is ended 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+from fr3e_async.control.context import SHELTER_S, RunContext
 from fr3e_async.control.door import Door
-from fr3e_async.control.payload_table import SHELTER_S, PayloadTable
 from fr3e_async.control.ports import Delivery, EngineWorker, Payload, TaskLost, WorkerLost
-from fr3e_async.control.publisher import Publisher
-from fr3e_async.control.workers import Worker, Workers
+from fr3e_async.control.workers import Worker
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused
 from fr3e_async.machine.dispatch import VERIFIERS
-from fr3e_async.machine.events import (
-    Acked,
-    Answered,
-    Asked,
-    Delivered,
-    Due,
-    Event,
-    Judged,
-    Lost,
-    Refused,
-    Unhired,
-    WorkerDown,
-    WorkerUp,
-)
+from fr3e_async.machine.events import Acked, Answered, Asked, Delivered, Due, Judged, Lost, Refused, Unhired, WorkerUp
 from fr3e_async.machine.messages import (
     Assign,
     Branch,
@@ -49,39 +35,23 @@ from fr3e_async.machine.messages import (
     Withdraw,
     group_of,
 )
-from fr3e_async.observe.events import Note
 from fr3e_async.types import Verdict
 from fr3e_async.weights.manifest import WeightAck
 
-Emit = Callable[[Event], None]
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-
 
 class Executor:
-    """See the module's docstring."""
+    """Carries out commands for workers; a command for the learner is ``Learning``'s."""
 
-    def __init__(
-        self,
-        workers: Workers,
-        publisher: Publisher,
-        table: PayloadTable,
-        *,
-        emit: Emit,
-        spawn: Spawn,
-        note: Note,
-        door: Door | None = None,
-    ) -> None:
-        """``spawn`` runs a task whose failure fails the run; ``note`` is told in one line what a person should see. ``door``: what
-        is asked of engines that take weights; None: nothing."""
-        self._door = door
-        self._workers, self._publisher, self._table = workers, publisher, table
-        self._emit, self._spawn, self._note = emit, spawn, note
-        self._calls: dict[int, asyncio.Task[Any]] = {}  # by task: the call to a worker
-        self._withdrawn: set[int] = set()
+    def __init__(self, context: RunContext) -> None:
+        self._workers, self._publisher = context.workers, context.publisher
+        self._table, self._door, self._note = context.table, context.door, context.reporter.note
+        self._emit, self._spawn, self._down = context.emit, context.spawn, context.down
+        self.calls: dict[int, asyncio.Task[Any]] = {}  # by task: the call to a worker
+        self.withdrawn: set[int] = set()
         self._loans: dict[int, asyncio.Future[str]] = {}  # by task: who waits for a worker
         self._last_loan = 0
-        self._endings: set[asyncio.Task[None]] = set()
-        self._hires: dict[int, asyncio.Task[None]] = {}  # by ticket
+        self.endings: set[asyncio.Task[None]] = set()
+        self.hires: dict[int, asyncio.Task[None]] = {}  # by ticket
         self._wanted: dict[str, int] = {}  # by role
         self.departures = 0  # workers that have gone, one way or another
 
@@ -94,9 +64,9 @@ class Executor:
             case Send():
                 self._spawn(self._send(command))
             case Hire():
-                self._hires[command.ticket] = self._spawn(self._hire(command))
+                self.hires[command.ticket] = self._spawn(self._hire(command))
             case Dismiss():
-                if (hire := self._hires.pop(command.ticket, None)) is not None:
+                if (hire := self.hires.pop(command.ticket, None)) is not None:
                     hire.cancel()
             case Release():
                 self._release(command)
@@ -118,51 +88,40 @@ class Executor:
         """The call is there at once, since it may be withdrawn before the task has begun; it ends with the task."""
         assert command.work is not None
         call = asyncio.ensure_future(self._call(command.work, command.worker))
-        self._calls[command.task] = call
+        self.calls[command.task] = call
         self._spawn(self._assign(command, call)).add_done_callback(lambda _: call.cancel())
 
     async def _assign(self, command: Assign, call: asyncio.Future[tuple[Delivery, Payload] | list[Verdict]]) -> None:
         work = command.work
         assert work is not None
         group = group_of(work)
-        scoring, payload = (True, work.payload) if isinstance(work, Score) else (False, -1)
+
+        def lost(reason: str, *, gone: bool = False, counted: bool = True) -> None:
+            scoring, payload = (True, work.payload) if isinstance(work, Score) else (False, -1)
+            self._emit(
+                Lost(
+                    task=command.task, group=group, ids=work.ids, reason=reason, scoring=scoring, payload=payload,
+                    gone=gone, counted=counted,
+                )
+            )  # fmt: skip
+
         try:
             result = await call
         except TaskLost as error:
             if error.dead:
-                self.down(error.dead, str(error), node=error.node)
-            self._emit(
-                Lost(
-                    task=command.task,
-                    group=group,
-                    ids=work.ids,
-                    reason=str(error),
-                    scoring=scoring,
-                    payload=payload,
-                    gone=error.gone,
-                )
-            )
+                self._down(error.dead, str(error), node=error.node)
+            lost(str(error), gone=error.gone)
             return
         except asyncio.CancelledError:
-            if command.task not in self._withdrawn:  # we ourselves are cancelled: the run ends
+            if command.task not in self.withdrawn:  # we ourselves are cancelled: the run ends
                 raise
-            self._withdrawn.discard(command.task)
-            self._emit(
-                Lost(
-                    task=command.task,
-                    group=group,
-                    ids=work.ids,
-                    reason="withdrawn",
-                    scoring=scoring,
-                    payload=payload,
-                    counted=False,
-                )
-            )
+            self.withdrawn.discard(command.task)
+            lost("withdrawn", counted=False)
             return
         finally:
-            self._calls.pop(command.task, None)
+            self.calls.pop(command.task, None)
             del call  # it holds its error, which holds this frame
-        self._withdrawn.discard(command.task)
+        self.withdrawn.discard(command.task)
         if isinstance(result, list):
             self._emit(Judged(task=command.task, group=group, ids=work.ids, verdicts=tuple(result)))
         else:
@@ -185,9 +144,9 @@ class Executor:
                 return await workers.judge(name, self._table[work.payload], work.rows, [work.prompt] * len(work.ids))
 
     def _withdraw(self, task: int) -> None:
-        call = self._calls.get(task)
-        if call is not None and not call.done():  # there is none for a loan: an evaluation goes on over an update
-            self._withdrawn.add(task)
+        call = self.calls.get(task)
+        if call is not None and not call.done():  # there is none for a loan: an evaluation continues over an update
+            self.withdrawn.add(task)
             call.cancel()
 
     # ---- loans of workers, for what is not a group's ----
@@ -204,7 +163,7 @@ class Executor:
             proof = True
         except TaskLost as error:
             if error.dead:
-                self.down(error.dead, str(error), node=error.node)
+                self._down(error.dead, str(error), node=error.node)
             raise
         finally:
             del self._loans[task]
@@ -217,11 +176,6 @@ class Executor:
 
     # ---- workers and weights ----
 
-    def down(self, name: str, why: str, *, node: bool = False) -> None:
-        """A worker is to be taken out of service. All its calls may say so; only the first word counts."""
-        if self._workers.role(name):
-            self._emit(WorkerDown(worker=name, why=self._workers.explained(name, why), node=node))
-
     async def _hire(self, command: Hire) -> None:
         await asyncio.sleep(command.delay_s)
         try:
@@ -233,7 +187,7 @@ class Executor:
             self._emit(Unhired(ticket=command.ticket, role=command.role, why=str(error)))
             return
         finally:
-            self._hires.pop(command.ticket, None)
+            self.hires.pop(command.ticket, None)
         if why := await self._unfit(command.role, new):
             await new.close()
             self._emit(Unhired(ticket=command.ticket, role=command.role, why=self._workers.explained(new.name, why)))
@@ -259,7 +213,7 @@ class Executor:
         return await self._door.ask(engine)
 
     def _release(self, command: Release) -> None:
-        """At once: that ends what it was given, and others get it."""
+        """End a worker's actor. Its running calls fail, and the machine gives their tasks to others."""
         role = self._workers.role(command.worker)
         if command.lost:
             self._note(f"{command.worker} is lost: {command.why}", "actor_lost", actor=command.worker, role=role)
@@ -271,8 +225,8 @@ class Executor:
             return
         ending = old.close() if command.lost else self._see_off(old)
         task = asyncio.get_running_loop().create_task(ending)  # not one of the run's: that ends, and this must not be left out
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        self.endings.add(task)
+        task.add_done_callback(self.endings.discard)
 
     async def _see_off(self, worker: Worker) -> None:
         """What it has made may lie on its node, which may go with it."""
@@ -306,7 +260,7 @@ class Executor:
         await self._publisher.hand_over(engines, told, alone=command.alone)
 
     async def _at_the_door(self, door: Door, name: str, version: int) -> None:
-        """One that is in service goes on meanwhile; another one serves only if its numbers are the learner's."""
+        """One that is in service continues meanwhile; another one serves only if its numbers are the learner's."""
         fresh, engine = door.fresh(name), self._workers.engine(name)
         if not fresh:
             self._emit(Acked(worker=name, version=version))
@@ -314,7 +268,7 @@ class Executor:
         if why and fresh:
             self._emit(Refused(worker=name, version=version, why=self._workers.explained(name, why)))
         elif why:
-            self.down(name, why)
+            self._down(name, why)
         elif fresh:
             self._emit(Acked(worker=name, version=version))
 

@@ -1,15 +1,12 @@
-"""What a heartbeat tells of the control plane, as plain numbers for who watches a run. Reads; changes and decides nothing."""
+"""What a session reports of itself: a row a batch, the state at every heartbeat, and why there is no batch. Reads; decides nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 
-from fr3e_async.clock import Clock
-from fr3e_async.config import Config
 from fr3e_async.control.checkpointing import Checkpointing, span
-from fr3e_async.control.ports import Reporter
-from fr3e_async.control.progress import Progress
-from fr3e_async.control.silence import Silence
+from fr3e_async.control.context import RunContext
+from fr3e_async.control.evaluating import EvaluationSchedule
 from fr3e_async.control.watchdog import Watchdog
 from fr3e_async.control.workers import ROLES
 from fr3e_async.machine.dispatch import Dispatcher
@@ -21,27 +18,20 @@ from fr3e_async.observe.heartbeat import EngineHeartbeat, Heartbeat, RoleHeartbe
 # Series that are there from the beginning, with 0, so that their first increment shows as one.
 FATES = ("trained", "rejected_all_right", "rejected_all_wrong", "rejected_no_spread", "rejected_too_few", "failed_given_up")
 VERDICTS = ("right", "wrong", "unknown", "given_up")
+FIRST_S = 30.0
+LONGEST_S = 300.0  # between two lines
 
 
-def heartbeat_of(
-    *,
-    config: Config,
-    machine: Machine,
-    watch: Watchdog,
-    progress: Progress,
-    now: float,
-    saved_version: int,
-    saved_at: float,
-    learner_restarts: int = 0,
-) -> Heartbeat:
-    """``saved_*``: version and time of the last checkpoint, or of the session's beginning. Times in seconds of one clock."""
+def heartbeat_of(context: RunContext, watch: Watchdog, checkpointing: Checkpointing, *, learner_restarts: int) -> Heartbeat:
+    """The state of a session as plain numbers, for people and monitors. Times in seconds of the run's clock."""
+    config, machine, progress, now = context.config, context.machine, context.progress, context.clock()
     ledger, idle = machine.ledger, watch.utilisation()
     roles = {role: _of_pool(role, machine, watch, idle) for role in machine.autoscaler.pools}
     ranks = config.learner.ranks
     roles["learner"] = RoleHeartbeat(
         up=ranks,
         wanted=ranks,
-        busy_s=watch.busy_s("learner") * ranks,
+        busy_s=watch.busy_s["learner"] * ranks,
         idle=idle.get("idle/learner_fraction"),
         replaced=learner_restarts,
     )
@@ -60,19 +50,17 @@ def heartbeat_of(
         staleness=ledger.version - ledger.oldest_born,
         staleness_bound=config.flow.max_staleness,
         verdicts=dict.fromkeys(VERDICTS, 0) | dict(progress.verdicts),
-        tokens={
-            "generated": progress.tokens_generated,
-            "prefilled": progress.tokens_prefilled,
-            "reused": progress.tokens_reused,
-            "useful": progress.tokens_useful,
-            "trained": progress.tokens_trained,
-        },
+        tokens_generated=progress.tokens_generated,
+        tokens_prefilled=progress.tokens_prefilled,
+        tokens_reused=progress.tokens_reused,
+        tokens_useful=progress.tokens_useful,
+        tokens_trained=progress.tokens_trained,
         optimiser_steps=progress.optimiser_steps,
-        stalled_s=now - watch.last_progress,
+        stalled_s=now - context.moved_at,
         stall_limit_s=config.watchdog.timeout_s,
         wall_s=progress.wall_s(now),
-        checkpoint_age_s=now - saved_at,
-        checkpoint_batches=ledger.version - saved_version,
+        checkpoint_age_s=now - checkpointing.at,
+        checkpoint_batches=ledger.version - checkpointing.version,
         checkpoint_every=config.run.checkpoint_every,
         node_notices=len(watch.notices),
         heldout_accuracy=progress.evaluations[-1]["accuracy"] if progress.evaluations else None,
@@ -87,7 +75,7 @@ def _of_pool(role: str, machine: Machine, watch: Watchdog, idle: Mapping[str, fl
         pending=len(pool.hiring),
         queued=dispatcher.queued(role),
         in_flight=dispatcher.in_flight(role),
-        busy_s=watch.busy_s(role),
+        busy_s=watch.busy_s[role],
         idle=idle.get(f"idle/{role}_fraction"),
         replaced=dispatcher.roles[role].replacements,
     )
@@ -101,37 +89,21 @@ def _engines(dispatcher: Dispatcher, watch: Watchdog) -> list[EngineHeartbeat]:
             limit=slot.limit,
         )
         for name, slot in dispatcher.slots.items()
-        if (stats := watch.stats_of(name)) is not None
+        if (stats := watch.stats.get(name)) is not None
     ]  # fmt: skip
 
 
-# ---- What the loop tells of itself: a row after every batch, the state at every heartbeat ----
-
-
 class Teller:
-    """What the loop tells of itself: a row after every batch, the state at every heartbeat."""
+    """Reports the session: a row after every batch, the state at every heartbeat, and why there is no batch."""
 
     def __init__(
-        self,
-        config: Config,
-        machine: Machine,
-        watch: Watchdog,
-        checkpointing: Checkpointing,
-        *,
-        progress: Progress,
-        reporter: Reporter,
-        learner: Callable[[], str],
-        evaluations: Callable[[], Collection[str]],
+        self, context: RunContext, watch: Watchdog, checkpointing: Checkpointing, evaluations: EvaluationSchedule, *,
         learner_restarts: int,
-        clock: Clock,
-    ) -> None:
-        """``learner``: what it does, or an empty text; ``evaluations``: labels of those under way."""
-        self._config, self._machine, self._watch, self._checkpointing = config, machine, watch, checkpointing
-        self._progress, self._reporter, self._restarts, self._clock = progress, reporter, learner_restarts, clock
-        self._tally, self._policies = Tally(config.reward_range), PolicyWatch(usual=progress.policy_share)
-        self._silence = Silence(
-            config, machine.ledger, self._tally, learner=learner, evaluations=evaluations, reporter=reporter, clock=clock
-        )
+    ) -> None:  # fmt: skip
+        self._context, self._watch, self._checkpointing, self._restarts = context, watch, checkpointing, learner_restarts
+        self._machine, self._progress, self._reporter = context.machine, context.progress, context.reporter
+        self._tally, self.policies = Tally(context.config.reward_range), PolicyWatch(usual=self._progress.policy_share)
+        self._silence = Silence(context, self._tally, evaluations)
 
     def begin(self) -> None:
         """The session's work begins now."""
@@ -146,9 +118,9 @@ class Teller:
         queues = {f"queue/{role}": float(dispatcher.queued(role)) for role in ROLES}
         queues["queue/ready_groups"] = float(self._machine.ledger.ready)
         taken = self._tally.take()
-        if warning := self._policies.alarm(taken):
+        if warning := self.policies.alarm(taken):
             self._reporter.note(warning, "policy_verdicts", version=version)
-        self._progress.policy_share = self._policies.usual
+        self._progress.policy_share = self.policies.usual
         rates = {"time/step_s": step_s, "tokens/rate_per_s": taken["tokens/generated"] / step_s}
         self._reporter.step(
             version, {**taken, **queues, **rates, **self._watch.utilisation(), **self._progress.take_step_metrics()}
@@ -157,10 +129,7 @@ class Teller:
     def beat(self) -> None:
         """The state, for who watches the run, and why there is no batch."""
         self._silence.beat()
-        vitals = heartbeat_of(
-            config=self._config, machine=self._machine, watch=self._watch, progress=self._progress, now=self._clock(),
-            saved_version=self._checkpointing.version, saved_at=self._checkpointing.at, learner_restarts=self._restarts,
-        )  # fmt: skip
+        vitals = heartbeat_of(self._context, self._watch, self._checkpointing, learner_restarts=self._restarts)
         self._reporter.beat(vitals)
 
     def awaited(self, left_s: float | None) -> str:
@@ -173,3 +142,59 @@ class Teller:
             took = self._checkpointing.took_s
             parts.append("a checkpoint is written" + (f" (about {span(took)})" if took else ""))
         return ", then ".join(parts) or "no batch is trained, so there is nothing to save"
+
+
+class Silence:
+    """Says why there is no batch: shown from 30 s on, and written as a line after 30 s, 1 min, 2 min, 4 min, then every few minutes.
+
+    *Example*: ``no batch for 31 s: 3 of 32 groups ready, 29 in the making; since the last batch 212 groups rejected (180 all wrong,
+    32 too few), 4% of 5,088 verdicts unknown, 67,012 tokens generated; the oldest group toy-12@0: 4 to be judged, 12 judged``
+    """
+
+    def __init__(self, context: RunContext, tally: Tally, evaluations: EvaluationSchedule) -> None:
+        """``tally``: of the groups since the last batch."""
+        self._context, self._tally, self._evaluations = context, tally, evaluations
+        self._ledger, self._clock = context.machine.ledger, context.clock
+        self._since, self._due_s = self._clock(), FIRST_S
+
+    def batch(self) -> float:
+        """One has been trained: seconds since the one before, or since the session began."""
+        before, self._since, self._due_s = self._since, self._clock(), FIRST_S
+        return self._since - before
+
+    def beat(self) -> None:
+        waited = self._clock() - self._since
+        if waited < FIRST_S:
+            return
+        text = self.text(waited)
+        self._context.reporter.waits(text)
+        if waited >= self._due_s:
+            while waited >= self._due_s:
+                self._due_s += min(self._due_s, LONGEST_S)
+            self._context.reporter.note(text, "no_batch", version=self._ledger.version, seconds=round(waited, 3))
+
+    def text(self, waited_s: float) -> str:
+        work = [f"the learner {does}" for does in [self._context.learner.does] if does]
+        work += [f"evaluation {label!r} continues" for label in sorted(self._evaluations.labels)]
+        if self._ledger.closed or self._ledger.version >= self._context.config.run.steps:
+            return f"nothing more to train for {waited_s:.0f} s: {'; '.join(work) or 'the run ends'}"
+        ready, wanted = self._ledger.ready, self._context.config.flow.groups_per_step
+        work.append(f"{ready} of {wanted} groups ready, {self._ledger.in_flight - ready} in the making")
+        oldest = [f"the oldest group {line}" for line in [self._ledger.oldest()] if line]
+        return f"no batch for {waited_s:.0f} s: {'; '.join([*work, self._spent(), *oldest])}"
+
+    def _spent(self) -> str:
+        """Since the last batch, by groups that have ended."""
+        sums = self._tally.sums
+        if not sums:
+            return "no group has ended since the last batch"
+        ended = ", ".join(
+            f"{n:,} {fate.partition('_')[2].replace('_', ' ')}"
+            for fate, n in self._tally.fates.most_common()
+            if fate != "trained"
+        )
+        verdicts = int(sums["rollouts"] - sums["given_up"])
+        unknown = f"{sums['unknown'] / verdicts:.0%} of {verdicts:,} verdicts unknown" if verdicts else "no verdict"
+        lost = sum(n for fate, n in self._tally.fates.items() if fate != "trained")
+        groups = f"{lost:,} groups rejected ({ended})" if lost else "no group rejected"
+        return f"since the last batch {groups}, {unknown}, {int(sums['generated']):,} tokens generated"

@@ -138,7 +138,7 @@ class LearnerPort(Protocol):
     async def save_model(self, folder: Path) -> None: ...
 
     def waits(self) -> bool:
-        """It is asked to go on and must not before engines have taken its weights."""
+        """It is asked to continue and must not before engines have taken its weights."""
 
     async def pulse(self) -> int: ...
 
@@ -164,7 +164,7 @@ class PayloadStore(Protocol):
 
 
 class DirectTransfer(Protocol):
-    """A learner that hands weights over by itself, to all engines at once (weights.transfer=native)."""
+    """A learner that hands weights over by itself, to all engines at once (weights.transfer=collective)."""
 
     async def hand_over(self, engines: Sequence[Any], manifest: WeightManifest) -> list[WeightAck | str]:
         """For each engine its acknowledgement, or why there is none."""
@@ -191,7 +191,7 @@ class Reporter(Protocol):
         """An evaluation's results by problem. ``keep_mib``: for all of them together."""
 
     def waits(self, text: str) -> None:
-        """What the run waits for now, for who looks at it; "" once it goes on."""
+        """What the run waits for now, for who looks at it; "" once it continues."""
 
     def samples(self, name: str, rows: Sequence[Sequence[str]], *, version: int) -> None:
         """Some responses of an evaluation, for a person: problem, gold, response, verdict and reward of each."""

@@ -41,7 +41,7 @@ def run_in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
 
 
 # ---- Python's cyclic garbage collector in the process of the control loop: seldom, and never over what was there before ----
-# The books of groups in flight are many small objects without cycles; at Python's own thresholds, walking them took a quarter of the
+# The records of groups in flight are many small objects without cycles; at Python's own thresholds, walking them took a quarter of the
 # machine's time (``benchmarks/system.py``). Objects without cycles are freed at once all the same.
 
 ALLOCATIONS = 100_000  # more objects than before, after which the youngest generation is looked at; Python's own: 700

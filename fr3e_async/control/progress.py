@@ -1,6 +1,6 @@
 """What a run has achieved so far: the numbers of the summary, kept over resumes; and the control part of a checkpoint.
 
-The control part is one JSON file (books, open groups, consumed prompts, progress) and the rollouts of the open groups in
+The control part is one JSON file (ledger, open groups, consumed prompts, progress) and the rollouts of the open groups in
 safetensors files beside it. No pickles.
 """
 

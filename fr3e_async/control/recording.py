@@ -1,50 +1,29 @@
-"""What happened is written before what follows from it is begun: journal, books, rows of groups and batches. Decides nothing."""
+"""What happened is written before what follows from it is begun: journal, ledger log, rows of groups and batches. Decides nothing."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
-from fr3e_async.clock import Clock
+from fr3e_async.control.context import RunContext
 from fr3e_async.control.heartbeat import Teller
-from fr3e_async.control.payload_table import PayloadTable
-from fr3e_async.control.ports import Reporter
-from fr3e_async.control.progress import Progress
-from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
 from fr3e_async.machine.events import Event, Trained
 from fr3e_async.machine.ledger_state import StarvedError
-from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Command, Retire
-from fr3e_async.store.journal import Journal
-from fr3e_async.store.ledger_log import BeginRecord, LedgerLog, SettledRecord, TrainedRecord
+from fr3e_async.store.ledger_log import BeginRecord, SettledRecord, TrainedRecord
 
 
 class Records:
     """The machine with a memory on disk: ``take`` gives it an event."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        *,
-        ledger_log: LedgerLog,
-        journal: Journal | None,
-        trees: TreeKeeper | None,
-        teller: Teller,
-        progress: Progress,
-        reporter: Reporter,
-        stream: PromptStream,
-        table: PayloadTable,
-        clock: Clock,
-    ) -> None:
-        self._machine, self.ledger_log, self._journal, self.trees = machine, ledger_log, journal, trees
-        self._teller, self._progress, self._reporter = teller, progress, reporter
-        self._stream, self._table, self._clock = stream, table, clock
-        self._settled = machine.ledger.settled  # groups, over the whole run
+    def __init__(self, context: RunContext, teller: Teller) -> None:
+        self._context, self._machine, self._teller, self._clock = context, context.machine, teller, context.clock
+        self._journal, self.trees, self._ledger_log = context.files.journal, context.files.trees, context.files.ledger_log
+        self._settled = self._machine.ledger.settled  # groups, over the whole run
 
     def begin(self, session: int) -> None:
         state = self._machine.ledger.state()
-        self.ledger_log.write(
+        self._ledger_log.write(
             BeginRecord(
                 session=session,
                 version=state.version,
@@ -68,7 +47,7 @@ class Records:
         if self._journal is not None:
             self._journal.write(event, commands, self._clock())
         if isinstance(event, Trained):
-            self.ledger_log.write(TrainedRecord(version=event.version))
+            self._ledger_log.write(TrainedRecord(version=event.version))
         for command in commands:
             if isinstance(command, Retire):
                 self._retire(command)
@@ -78,16 +57,18 @@ class Records:
 
     def _retire(self, group: Retire) -> None:
         if group.fate != "trained":
-            self.ledger_log.write(SettledRecord(group=group.group, fate=group.fate))
+            self._ledger_log.write(SettledRecord(group=group.group, fate=group.fate))
         self._teller.retired(group)
-        self._progress.retired(group)
-        self._reporter.group(asdict(group))
-        self._stream.mark_consumed(group.group)
+        self._context.progress.retired(group)
+        self._context.reporter.group(asdict(group))
+        self._context.stream.mark_consumed(group.group)
         self._settled += 1
         if self.trees is not None:
             whole = next(its for its, retired in self._machine.ledger.departed if retired is group)
-            self.trees.offer(whole, group, self._table.__getitem__, step=self._machine.ledger.version, settled=self._settled)
-        self._table.release(group.group)
+            self.trees.offer(
+                whole, group, self._context.table.__getitem__, step=self._machine.ledger.version, settled=self._settled
+            )
+        self._context.table.release(group.group)
 
     def flush(self) -> None:
         if self._journal is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fr3e_async.control.ports import Payload, PayloadStore, TaskLost
 from fr3e_async.control.process import run_in_daemon_thread
-from fr3e_async.data.pieces import Spell
+from fr3e_async.data.tokenizer import Spell
 from fr3e_async.errors import StorageError
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.messages import Retire

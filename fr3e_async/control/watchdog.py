@@ -2,7 +2,7 @@
 
 every observe.heartbeat_s   engines: state (busy times, cache pressure); all actors with work: does their pulse move?
 an actor is silent, or has work and no pulse, for watchdog.stuck_s   ─► its stacks, then it is replaced
-the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is made anew
+the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is restarted
 nothing moved for watchdog.timeout_s                                 ─► the whole diagnosis ends the run
 a node will be taken away (a notice of preemption)                   ─► its workers leave it, and the learner group
 """
@@ -12,29 +12,23 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
-from fr3e_async.clock import Clock, RemoteClock
+from fr3e_async.clock import RemoteClock
+from fr3e_async.control.checkpointing import Checkpointing
+from fr3e_async.control.context import RunContext
 from fr3e_async.control.diagnosis import Diagnosis
 from fr3e_async.control.ports import EngineWorker, TaskLost, WorkerLost
-from fr3e_async.control.workers import ENGINES, ROLES, Worker, Workers
+from fr3e_async.control.workers import ENGINES, ROLES, Worker
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import VERIFIERS
-from fr3e_async.machine.events import Event, Leaving, Pressure, Utilization
-from fr3e_async.machine.machine import Machine
-from fr3e_async.observe.events import Note
+from fr3e_async.machine.events import Leaving, Pressure, Utilization
 from fr3e_async.observe.intervals import Interval, clip, idle_share, intersection, measure, union
 from fr3e_async.rollout.port import EngineStats
 
 CLEARLY_S = 5.0  # a notice that leaves so much less time than the one before is told again
-
-
-class Down(Protocol):
-    """Take a worker out of service, and why. ``node``: it is gone with its node."""
-
-    def __call__(self, name: str, why: str, *, node: bool = False) -> None: ...
 
 
 class StalledError(RunFailed):
@@ -53,38 +47,23 @@ class Sign:
 class Watchdog:
     """Collects busy times and counters by role, too: the raw material of idle fractions, overlap and cache hits."""
 
-    def __init__(
-        self,
-        workers: Workers,
-        machine: Machine,
-        *,
-        clock: Clock,
-        down: Down,
-        tell: Callable[[Event], None],
-        learner_busy: Callable[[], str],
-        writing: Callable[[], str],
-        relocate: Callable[[str], None],
-        save: Callable[[], None],
-        note: Note,
-    ) -> None:
-        """``learner_busy``: what the learner is doing, or an empty text; ``writing``: the same of this process. ``down``: take a
-        worker out of service, and why. ``relocate``: make the learner group anew on other nodes, and why.
-        ``save``: write a checkpoint soon."""
-        self._workers, self._machine, self._clock = workers, machine, clock
-        self.diagnosis = Diagnosis(workers, machine, learner_busy=learner_busy, writing=writing)
-        self._down, self._tell, self._learner_busy, self._writing, self._note = down, tell, learner_busy, writing, note
-        self._relocate, self._save = relocate, save
-        self._began = self.last_progress = clock()
-        self._busy_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role
+    def __init__(self, context: RunContext, checkpointing: Checkpointing) -> None:
+        """``checkpointing``: told when the learner group, or the control loop itself, must leave its node."""
+        self._context, self._checkpointing = context, checkpointing
+        self._workers, self._machine, self._clock = context.workers, context.machine, context.clock
+        self._note = context.reporter.note
+        self.diagnosis = Diagnosis(context)
+        self._began = self._clock()
+        self.busy_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds at work since the session began, by role
         self._generating: list[Interval] = []  # any engine at work, not folded yet
         self._learning: list[Interval] = []
         self._overlap_s = self._learning_s = 0.0  # folded
         self._prompt_tokens: Counter[str] = Counter()  # by engine
         self._cached_tokens: Counter[str] = Counter()
-        self._stats: dict[str, EngineStats] = {}
+        self.stats: dict[str, EngineStats] = {}  # the last answer of each engine, by name
         self._clocks: defaultdict[str, RemoteClock] = defaultdict(RemoteClock)  # of engines, by name
         self._signs: dict[str, Sign] = {}
-        self._last_beat = clock()
+        self._last_beat = self._began
         self._there_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role, until the last beat
         self._busy_then: dict[str, float] = {}  # actor-seconds by role, at the last beat
         self._leave_by: dict[str, float] = {}  # workers that were told to leave, and by when
@@ -96,11 +75,8 @@ class Watchdog:
 
     def learned(self, interval: Interval) -> None:
         """The learner was at work."""
-        self._busy_s["learner"] += interval[1] - interval[0]
+        self.busy_s["learner"] += interval[1] - interval[0]
         self._learning.append(interval)
-
-    def progress(self) -> None:
-        self.last_progress = self._clock()
 
     # ---- what is known ----
 
@@ -109,7 +85,7 @@ class Watchdog:
         now, roles = self._clock(), self._machine.dispatcher.roles
         there = {role: self._there_s[role] + roles[role].slots * (now - self._last_beat) for role in ROLES}
         metrics = {
-            f"idle/{role}_fraction": idle_share(self._busy_s[role], available_s=seconds)
+            f"idle/{role}_fraction": idle_share(self.busy_s[role], available_s=seconds)
             for role, seconds in (there | {"learner": now - self._began}).items()
             if seconds
         }
@@ -118,14 +94,6 @@ class Watchdog:
             metrics["cache/hit_fraction"] = self._cached_tokens.total() / total
         metrics["actors/replaced"] = float(sum(self.replaced().values()))
         return metrics
-
-    def busy_s(self, role: str) -> float:
-        """Actor-seconds at work since the session began."""
-        return self._busy_s[role]
-
-    def stats_of(self, engine: str) -> EngineStats | None:
-        """Its last answer."""
-        return self._stats.get(engine)
 
     def replaced(self) -> dict[str, int]:
         return {role: self._machine.dispatcher.roles[role].replacements for role in ROLES}
@@ -146,11 +114,11 @@ class Watchdog:
         )
         self._fold(before=self._last_beat)
         if self._machine.autoscaler.elastic:
-            self._tell(Utilization(at=began - self._began, idle=self._idle(began - self._last_beat)))
+            self._context.emit(Utilization(at=began - self._began, idle=self._idle(began - self._last_beat)))
         for role in ROLES:  # pools come and go
             self._there_s[role] += self._machine.dispatcher.roles[role].slots * (began - self._last_beat)
         self._last_beat = began
-        stalled = self._clock() - self.last_progress
+        stalled = self._clock() - self._context.moved_at
         limit, knob = self._workers.config.watchdog.timeout_s, "watchdog.timeout_s"
         if self._waits_for_room() and self._workers.config.ray.room_timeout_s > limit:
             limit, knob = self._workers.config.ray.room_timeout_s, "ray.room_timeout_s"
@@ -166,28 +134,28 @@ class Watchdog:
         """(role, part of the last ``seconds`` in which its actors had nothing to do)."""
         idle = []
         for role in ROLES:
-            busy = self._busy_s[role] - self._busy_then.get(role, 0.0)
-            self._busy_then[role] = self._busy_s[role]
+            busy = self.busy_s[role] - self._busy_then.get(role, 0.0)
+            self._busy_then[role] = self.busy_s[role]
             if slots := self._machine.dispatcher.roles[role].slots:
                 idle.append((role, round(min(1.0, max(0.0, idle_share(busy, available_s=seconds * slots))), 3)))
         return tuple(idle)
 
     async def _look_at_nodes(self) -> None:
         """Workers on nodes that will be taken away are told to leave; so is the learner group."""
-        draining = await self._draining()
+        draining = await self.draining()
         concerned = {worker.node for worker in self._workers.workers()} | set(self._workers.learner.nodes)
         self.notices |= draining.keys() & concerned
         for worker in self._workers.workers():
             if worker.node in draining:
                 self._tell_to_leave(worker, draining[worker.node])
         if any(node in draining for node in self._workers.learner.nodes):
-            self._relocate("a node of the learner group will be taken away")
+            self._checkpointing.relocate("a node of the learner group will be taken away")
         if self._workers.node in draining and self._workers.node not in self.notices:
             self.notices.add(self._workers.node)
             self._note("the node of the control loop itself will be taken away: a checkpoint is written", "node_notice")
-            self._save()
+            self._checkpointing.soon()
 
-    async def _draining(self) -> Mapping[str, float]:
+    async def draining(self) -> Mapping[str, float]:
         """Nodes and the seconds until they go. Asked once at a time; a cluster that does not say is no reason to stop."""
         self._asked = asked = self._asked or asyncio.ensure_future(self._workers.draining())
         done, _ = await asyncio.wait([asked], timeout=self._workers.config.observe.heartbeat_s)
@@ -210,12 +178,12 @@ class Watchdog:
         self._leave_by[worker.name] = until
         text = f"the node of {worker.name} will be taken away" + (f" in {seconds:.0f} s" if seconds else "")
         self._note(text, "node_notice", actor=worker.name, seconds=seconds)
-        self._tell(Leaving(worker=worker.name, why="its node is taken away", seconds=seconds))
+        self._context.emit(Leaving(worker=worker.name, why="its node is taken away", seconds=seconds))
 
     def _fold(self, *, before: float) -> None:
         """Sum up what all engines have reported, so that the lists stay short over a long run."""
         self._generating = union(self._generating)
-        if self._learner_busy():  # its interval will begin in the past
+        if self._context.learner.does:  # its interval will begin in the past
             return
         past, rest = (0.0, before), (before, float("inf"))
         learning = clip(self._learning, past)
@@ -231,13 +199,13 @@ class Watchdog:
             asked = self._clock()
             stats = await self.diagnosis.within_a_beat(cast(EngineWorker, worker).stats()) if role in ENGINES else None
         except (WorkerLost, TaskLost) as error:
-            self._down(worker.name, str(error), node=error.node)
+            self._context.down(worker.name, str(error), node=error.node)
             return
         now = self._clock()
         if stats is not None:
             self._measured(role, worker.name, stats, asked=asked, answered=now)
         else:
-            self._busy_s[role] += measure(self._workers.drain_busy(worker.name))
+            self.busy_s[role] += measure(self._workers.drain_busy(worker.name))
         if pulse is not None and (stats is not None or role == VERIFIERS):
             sign.answered_at = now
         idle = not self._machine.dispatcher.tasks_of(worker.name) and not self._machine.fleet.receives(worker.name)
@@ -255,11 +223,11 @@ class Watchdog:
         text = f"{worker.name} is stuck: {why} (watchdog.stuck_s)\n{stacks}\n  object store: {store}"
         self._note(text, "actor_stuck", actor=worker.name, role=self._workers.role(worker.name))
         self._signs.pop(worker.name, None)
-        self._down(worker.name, f"stuck: {why}")
+        self._context.down(worker.name, f"stuck: {why}")
 
     async def look_at_learner(self) -> None:
         """Raises ``LearnerLost`` when it is gone, or has work and does not get on."""
-        doing, now = self._learner_busy(), self._clock()
+        doing, now = self._context.learner.does, self._clock()
         sign = self._signs.setdefault("learner", Sign(at=now))
         if not doing:
             sign.at, sign.pulse = now, -1
@@ -271,7 +239,7 @@ class Watchdog:
         now = self._clock()
         if pulse is not None and pulse != sign.pulse:
             sign.at, sign.pulse = now, pulse
-            self.progress()
+            self._context.moved()
         limit = self._workers.config.watchdog.stuck_s
         if now - sign.at > limit:
             raise LearnerLost(
@@ -280,16 +248,16 @@ class Watchdog:
             )
 
     def _measured(self, role: str, name: str, stats: EngineStats, *, asked: float, answered: float) -> None:
-        self._busy_s[role] += measure(stats.busy)
+        self.busy_s[role] += measure(stats.busy)
         self._generating += self._clocks[name].ours(stats.busy, theirs=stats.at, asked=asked, answered=answered)
         self._prompt_tokens[name] = stats.prompt_tokens
         self._cached_tokens[name] = stats.cached_prompt_tokens
-        before = self._stats.get(name)
-        self._stats[name] = stats
+        before = self.stats.get(name)
+        self.stats[name] = stats
         full = stats.kv_used > self._workers.config.pools.kv_low
         # Requests lose their cache to an update of the weights, too; in a full cache and without one it is lack of room.
         same = before is not None and before.version == stats.version
         preempted = stats.preempted - before.preempted if before is not None and same and full else 0
         slot = self._machine.dispatcher.slots.get(name)
         if slot is not None and (full or slot.limit < self._machine.dispatcher.roles[slot.role].width):
-            self._tell(Pressure(worker=name, kv_used=stats.kv_used, waiting=stats.waiting, preempted=preempted))
+            self._context.emit(Pressure(worker=name, kv_used=stats.kv_used, waiting=stats.waiting, preempted=preempted))

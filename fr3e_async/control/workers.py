@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
@@ -18,18 +19,27 @@ from fr3e_async.control.ports import (
     VerifierWorker,
     WorkerLost,
 )
-from fr3e_async.control.verdicts import FirstVerdicts
-from fr3e_async.errors import with_cause
+from fr3e_async.errors import RunFailed, with_cause
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.messages import Branch
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.rollout.busy import BusyMeter
-from fr3e_async.types import Answer, Draw, Prompt, RolloutId, Verdict
+from fr3e_async.types import Answer, Draw, Outcome, Prompt, RolloutId, Verdict
+from fr3e_async.verify.jobs import SAID_UNKNOWN
+from fr3e_async.verify.responses import UNREADABLE
+from fr3e_async.verify.rewards import MATH
 
 T = TypeVar("T")
 Worker = EngineWorker | VerifierWorker
 ENGINES = (GENERATORS, EXPLORERS)
 ROLES = (GENERATORS, EXPLORERS, VERIFIERS)
+FIRST = 64  # verdicts: if all of them failed, something is wrong with the judge and not with the answers
+TOLD = 8  # kinds of failures that are told; others are counted with the verdicts
+
+
+async def nothing_drains() -> Mapping[str, float]:
+    """Of a cluster that takes no node away."""
+    return {}
 
 
 class Workers:
@@ -43,8 +53,8 @@ class Workers:
         payloads: PayloadStore,
         start: Callable[[str], Awaitable[Worker]],
         workers: Iterable[tuple[str, Worker]] = (),
-        want: Callable[[str, int], None] | None = None,
-        draining: Callable[[], Awaitable[Mapping[str, float]]] | None = None,
+        want: Callable[[str, int], None] = lambda role, actors: None,
+        draining: Callable[[], Awaitable[Mapping[str, float]]] = nothing_drains,
         node: str = "",
         first_error: Callable[[str], str] = lambda name: "",
         note: Note = unheard,
@@ -55,10 +65,10 @@ class Workers:
         away, and in how many seconds (0: nobody knows). ``node``: that this process runs on. ``first_error``: in a worker's log. ``note``: told of
         failures of a user's reward function."""
         self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
-        self._want, self._draining, self.node = want, draining, node
-        self._first_error, self._clock, self._note = first_error, clock, note
-        self._verdicts = FirstVerdicts([term.function for term in config.reward_terms])
-        self._meters: dict[str, BusyMeter] = {}  # of the verifiers: engines keep their own
+        self.want, self.draining, self.node, self.note = want, draining, node, note
+        self._first_error, self._clock = first_error, clock
+        self.verdicts = FirstVerdicts([term.function for term in config.reward_terms])
+        self.meters: defaultdict[str, BusyMeter] = defaultdict(BusyMeter)  # of the verifiers: engines keep their own
         self._engines: dict[str, EngineWorker] = {}
         self._verifiers: dict[str, VerifierWorker] = {}
         self._roles: dict[str, str] = {}
@@ -81,14 +91,6 @@ class Workers:
     def move(self, name: str, role: str) -> None:
         if name in self._roles:
             self._roles[name] = role
-
-    def want(self, role: str, actors: int) -> None:
-        if self._want is not None:
-            self._want(role, actors)
-
-    async def draining(self) -> Mapping[str, float]:
-        """Nodes that will be taken away -> seconds until then; 0: nobody knows."""
-        return {} if self._draining is None else await self._draining()
 
     def explained(self, name: str, why: str) -> str:
         """Why a worker is gone, with the first error in its log."""
@@ -120,30 +122,30 @@ class Workers:
     async def sample(
         self, name: str, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False
     ) -> tuple[Delivery, Payload]:
-        return await self._leased(name, lambda: self._engine(name).sample(prompts, ids, draw, trunk=trunk))
+        return await self.leased(name, lambda: self._engine(name).sample(prompts, ids, draw, trunk=trunk))
 
     async def branch(self, name: str, work: Branch, trunk: Payload) -> tuple[Delivery, Payload]:
         draw = self.training_draw
-        return await self._leased(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
+        return await self.leased(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
 
     async def judge(self, name: str, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         """Raises ``RunFailed`` when the first verdicts of the session all failed."""
-        meter = self._meters.setdefault(name, BusyMeter())
+        meter = self.meters[name]
         meter.enter(self._clock())
         try:
-            verdicts = await self._leased(name, lambda: self._verifier(name).judge(payload, rows, prompts))
+            verdicts = await self.leased(name, lambda: self._verifier(name).judge(payload, rows, prompts))
         finally:
             meter.leave(self._clock())
-        for line in self._verdicts.take(name, verdicts):
-            self._note(line, "reward_failed", actor=name)
+        for line in self.verdicts.take(name, verdicts):
+            self.note(line, "reward_failed", actor=name)
         return verdicts
 
     async def answers(self, name: str, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
-        return await self._leased(name, lambda: self._verifier(name).answers(payload, rows, kept))
+        return await self.leased(name, lambda: self._verifier(name).answers(payload, rows, kept))
 
     def drain_busy(self, verifier: str) -> tuple[tuple[float, float], ...]:
         """When it had something to judge, since the last call: (start, end) by this loop's clock."""
-        return self._meters[verifier].take(self._clock()) if verifier in self._meters else ()
+        return self.meters[verifier].take(self._clock())
 
     async def close(self) -> None:
         """Ends every actor; those that are gone already are passed over by their ports."""
@@ -151,7 +153,7 @@ class Workers:
             await worker.close()
         await self.learner.close()
 
-    async def _leased(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def leased(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         limit = self.config.flow.lease_s
         try:
             async with asyncio.timeout(limit):  # ``wait_for`` would lose a cancellation that comes together with the result
@@ -170,3 +172,44 @@ class Workers:
         if name not in self._verifiers:
             raise WorkerLost(f"{name} is out of service")
         return self._verifiers[name]
+
+
+class FirstVerdicts:
+    """Watches the verdicts of a session: reports the first failure of each kind, and ends a run whose judge only fails.
+
+    ``take`` every verdict of a process, evaluations' included.
+    """
+
+    def __init__(self, functions: Sequence[str]) -> None:
+        """``functions``: that make the reward."""
+        self._users = any(name != MATH for name in functions)
+        self._judge = f"reward={functions[0]}" if len(functions) == 1 else "rewards"
+        self._told: dict[str, str] = {}  # reason -> its line
+        self._failed: Counter[str] = Counter()  # of the first ones, by reason
+        self._healthy = False  # one of them was none
+
+    def take(self, verifier: str, verdicts: Sequence[Verdict]) -> list[str]:
+        """Lines for a person, about failures of a user's function. Raises ``RunFailed`` if the first 64 verdicts all failed."""
+        lines = []
+        for verdict in verdicts:
+            failed = verdict.outcome is Outcome.UNKNOWN and not verdict.reason.endswith(SAID_UNKNOWN)
+            if failed and self._users and verdict.reason not in self._told and len(self._told) < TOLD:
+                said, log = verdict.reason, ""
+                if verdict.complaint:
+                    named = verdict.reason.split()[-1] in verdict.complaint  # the exception
+                    said = verdict.complaint if named else f"{verdict.reason}: {verdict.complaint}"
+                    log = f"; all of it is in logs/{verifier}.log"
+                self._told[verdict.reason] = said
+                lines.append(f"{self._judge}: {said}{log}; more of these are only counted")
+            if not (self._users and verdict.reason == UNREADABLE):  # no function has seen it
+                self._count(verdict.reason, failed=failed)
+        return lines
+
+    def _count(self, reason: str, *, failed: bool) -> None:
+        self._healthy = self._healthy or not failed
+        if self._healthy:
+            return
+        self._failed[reason] += 1
+        if self._failed.total() == FIRST:
+            kinds = ", ".join(f"{count} × {self._told.get(reason, reason)}" for reason, count in self._failed.most_common(3))
+            raise RunFailed(f"{self._judge}: the first {FIRST} verdicts all failed: {kinds}")

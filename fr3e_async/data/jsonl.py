@@ -12,11 +12,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.config import DataConfig
-from fr3e_async.data.row import BadRows, Columns, SourceRecord
+from fr3e_async.data.row import REFUSE, BadRows, SourceRecord
 from fr3e_async.errors import DataError
-
-PATHS = "data.train, data.heldout"  # the settings that name a file by itself
 
 KINDS = (  # said where the first line of a file is none of JSONL: the file is of another kind, as a rule
     "read as they are: JSONL (.jsonl, .ndjson or .json, an object on each line) and Parquet (.parquet); others (.csv, .gz, a JSON "
@@ -27,21 +24,12 @@ POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that 
 MAX_LINE_BYTES = 16 << 20  # no problem is as long; a file without line ends must not fill the memory
 
 
-def columns_of(config: DataConfig) -> Columns:
-    """The columns of data.train and data.heldout."""
-    return Columns(
-        problem=config.problem_field, answer=config.answer_field, uid=config.id_field, level="level", setting="data",
-        further=config.columns,
-    )  # fmt: skip
+def jsonl_records(path: Path, *, setting: str, name: str, bad: BadRows = REFUSE) -> Iterator[SourceRecord]:
+    """Read the objects of a file, one at a time and in order; blank lines are passed over. ``setting`` names the path in messages.
 
-
-def jsonl_records(path: Path, *, setting: str, name: str = "", bad: BadRows | None = None) -> Iterator[SourceRecord]:
-    """The objects of a file, one at a time and in order; blank lines are passed over. ``setting`` names the path in messages.
-
-    ``name``: what the file is called in ids; without, its own name. ``DataError`` (with file and line) for a file that cannot
-    be read and a line longer than ``MAX_LINE_BYTES``; a line that is not a JSON object in UTF-8 goes to ``bad`` (without: raised).
+    ``name``: what the file is called in ids. ``DataError`` (with file and line) for a file that cannot be read and a line longer
+    than ``MAX_LINE_BYTES``; a line that is not a JSON object in UTF-8 goes to ``bad``.
     """
-    bad = BadRows() if bad is None else bad
     first = True
     for source, line, text in _lines(path, setting):
         try:
@@ -52,7 +40,7 @@ def jsonl_records(path: Path, *, setting: str, name: str = "", bad: BadRows | No
             values = None
         first = False
         if values is not None:
-            yield SourceRecord(source=source, default_id=f"{name or path.name}:{line}", values=values, columns=list(values))
+            yield SourceRecord(source=source, default_id=f"{name}:{line}", values=values, columns=list(values))
 
 
 def _lines(path: Path, setting: str) -> Iterator[tuple[str, int, bytes]]:

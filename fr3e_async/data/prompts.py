@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES
 from fr3e_async.config.templates import PROBLEM, SYSTEM, Template, template_of
-from fr3e_async.data.chat import render_chat, unused
-from fr3e_async.data.ends import end_tokens
 from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.data.screening import Note
 from fr3e_async.data.stream import Part, mix, mixture_note
+from fr3e_async.data.tokenizer import end_tokens, render_chat, unused
 from fr3e_async.errors import ConfigError, DataError
 from fr3e_async.types import Prompt
 

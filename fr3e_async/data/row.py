@@ -18,7 +18,7 @@ from typing import Any
 from fr3e_async.errors import DataError
 
 LONG_NUMBER = 30  # digits from which on a number is written with a power of ten
-MAX_ID_CHARS = 512  # an id stands in every line of the books that tells of its problem
+MAX_ID_CHARS = 512  # an id stands in every line of the ledger log that tells of its problem
 NOT_IN_AN_ID = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that would break a line or not be seen
 GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")  # 1,234,567.8
 
@@ -52,6 +52,9 @@ class BadRows:
         self.count += 1
 
 
+REFUSE = BadRows()  # the default wherever bad rows may be passed over: the first one is raised
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRecord:
     """What a file holds in one place, before anything is known of columns."""
@@ -78,14 +81,13 @@ class Columns:
 
 
 def rows_of(
-    records: Iterable[SourceRecord], columns: Columns, *, source_name: str = "", bad: BadRows | None = None
+    records: Iterable[SourceRecord], columns: Columns, *, source_name: str = "", bad: BadRows = REFUSE
 ) -> Iterator[DataRow]:
-    """A row for each record, one at a time. What ``make_row`` refuses goes to ``bad`` (without: it is raised).
+    """Make a row of each record, one at a time. What ``make_row`` refuses goes to ``bad``.
 
     ``DataError`` for an id that occurs a second time, whatever ``bad`` does: nobody could say which of both is meant.
     """
     seen: dict[str, str] = {}
-    bad = BadRows() if bad is None else bad
     for record in records:
         try:
             row = make_row(record, columns, source_name)

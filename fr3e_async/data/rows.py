@@ -14,7 +14,7 @@ from fr3e_async.config.data import SOURCES, SourceConfig
 from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.screening import Note, screen
 from fr3e_async.data.sources import may_be_fetched, read_path, read_source
-from fr3e_async.data.toy.families import ToyProblem, toy_task
+from fr3e_async.data.toy.families import toy_task
 
 PROTECTED = "data.protected"
 
@@ -31,19 +31,17 @@ class Rows:
 def read_rows(config: Config, benchmarks: Sequence[DataRow] = (), announce: Callable[[str], None] = lambda _: None) -> Rows:
     """Read and screen both problem sets. ``DataError`` names file and row, also of a problem that is in both.
 
-    ``benchmarks``: problems of ``evaluation.suite``, which training must not see either. ``announce`` hears of what is fetched
-    over the network, which may take minutes.
+    ``benchmarks``: problems of ``evaluation.suite``, which training must not see either. ``announce`` is called with a line for each
+    source that may be fetched over the network, which may take minutes.
     """
-    data = config.data
+    data, notes = config.data, list[Note]()
     for setting, source in _named_places(data):
         if may_be_fetched(source):
             announce(f"{setting}: reading {source.path}, which is fetched from the Hugging Face hub if it is not cached")
-    toy_train, toy_heldout = toy_problems(config) if "toy" in (data.train, data.heldout) else ([], [])
-    notes: list[Note] = []
-    train = toy_train if data.train == "toy" else list(_named("train", data.train, data.train_sources, data, notes))
-    heldout = toy_heldout if data.heldout == "toy" else []
-    if data.heldout not in ("", "toy"):
-        heldout = list(_named("heldout", data.heldout, data.heldout_sources, data, notes))
+    toy = dict(zip(("train", "heldout"), toy_problems(config), strict=True)) if "toy" in (data.train, data.heldout) else {}
+    train, heldout = (
+        toy[name] if getattr(data, name) == "toy" else _read_set(name, data, notes) for name in ("train", "heldout")
+    )
     if data.train == "toy" == data.heldout and not data.protected and not benchmarks:  # made as distinct problems
         return Rows(train=tuple(train), heldout=tuple(heldout))
     protected = [*_read_all(data.protected, PROTECTED, data, notes), *benchmarks]
@@ -52,14 +50,14 @@ def read_rows(config: Config, benchmarks: Sequence[DataRow] = (), announce: Call
 
 
 def read_heldout(config: Config, announce: Callable[[str], None] = lambda _: None) -> list[DataRow]:
-    """The held-out problems alone, which needs no training set. ``DataError`` as above; empty when there are none.
+    """Read the held-out problems alone, which needs no training set; empty when there are none. ``DataError`` as ``read_rows``.
 
-    ``announce`` hears of what was left out.
+    ``announce`` is called with a line for what was left out.
     """
-    data, notes = config.data, list[Note]()
-    if data.heldout == "toy":
+    notes = list[Note]()
+    if config.data.heldout == "toy":
         return toy_problems(config)[1]
-    rows = list(_named("heldout", data.heldout, data.heldout_sources, data, notes)) if data.heldout else []
+    rows = _read_set("heldout", config.data, notes)
     for _, text in notes:
         announce(text)
     return rows
@@ -78,14 +76,14 @@ def _named_places(data: DataConfig) -> list[tuple[str, SourceConfig]]:
     return named + listed
 
 
-def _named(name: str, word: str, sources: Sequence[SourceConfig], data: DataConfig, notes: list[Note]) -> Iterator[DataRow]:
-    """The rows of ``data.<name>``, whose value is ``word``."""
-    if word == SOURCES:
-        yield from _read_all(sources, f"data.{name}_sources", data, notes)
-        return
-    bad = BadRows(drop=data.on_bad_row == "drop")
-    yield from read_path(word, data, bad=bad)
-    _tell_bad(bad, f"data.{name}", word, notes)
+def _read_set(name: str, data: DataConfig, notes: list[Note]) -> list[DataRow]:
+    """The rows of ``data.<name>``: of its list of sources, of the one path that it names, or none."""
+    path, bad = getattr(data, name), BadRows(drop=data.on_bad_row == "drop")
+    if path == SOURCES:
+        return list(_read_all(getattr(data, f"{name}_sources"), f"data.{name}_sources", data, notes))
+    rows = list(read_path(path, data, bad=bad)) if path else []
+    _tell_bad(bad, f"data.{name}", path, notes)
+    return rows
 
 
 def _tell_bad(bad: BadRows, place: str, name: str, notes: list[Note]) -> None:
@@ -110,13 +108,12 @@ def _read_all(sources: Sequence[SourceConfig], setting: str, data: DataConfig, n
 
 
 def toy_problems(config: Config) -> tuple[list[DataRow], list[DataRow]]:
-    """The toy task of this configuration and seed as (training, held-out) rows."""
-    train, heldout = toy_task(config.toy, config.run.seed)
-    return _toy_rows("toy-train", train), _toy_rows("toy-heldout", heldout)
-
-
-def _toy_rows(name: str, problems: list[ToyProblem]) -> list[DataRow]:
-    return [
-        DataRow(uid=f"{name}/{index}", problem=problem.text, answer=str(problem.answer), source=f"{name}:{index}")
-        for index, problem in enumerate(problems)
-    ]
+    """Make the toy task of this configuration and seed as (training, held-out) rows."""
+    train, heldout = (
+        [
+            DataRow(uid=f"{name}/{index}", problem=problem.text, answer=str(problem.answer), source=f"{name}:{index}")
+            for index, problem in enumerate(problems)
+        ]
+        for name, problems in zip(("toy-train", "toy-heldout"), toy_task(config.toy, config.run.seed), strict=True)
+    )
+    return train, heldout

@@ -21,7 +21,7 @@ SHOWN = 3  # places named in a message
 def screen(
     train: Sequence[DataRow], heldout: Sequence[DataRow], protected: Sequence[DataRow], config: DataConfig
 ) -> tuple[tuple[DataRow, ...], tuple[Note, ...]]:
-    """The training rows to go on with, in order, and what was found, by ``on_duplicate``, ``on_contamination`` and ``on_near_copy``.
+    """The training rows to continue with, in order, and what was found, by ``on_duplicate``, ``on_contamination`` and ``on_near_copy``.
 
     ``DataError`` names the first pair where a policy says error, and says so if nothing is left.
     """

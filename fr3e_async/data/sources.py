@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 from fr3e_async.config.data import DataConfig, SourceConfig
-from fr3e_async.data.jsonl import PATHS, columns_of, jsonl_records
-from fr3e_async.data.row import BadRows, Columns, DataRow, SourceRecord, rows_of
+from fr3e_async.data.jsonl import jsonl_records
+from fr3e_async.data.row import REFUSE, BadRows, Columns, DataRow, SourceRecord, rows_of
 from fr3e_async.data.tables import hub_records, parquet_records, saved_records
 from fr3e_async.errors import DataError
 
+PATHS = "data.train, data.heldout"  # the settings that name a file by itself
 Kind = Literal["jsonl", "parquet", "saved", "hub"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name
@@ -39,47 +40,57 @@ def read_source(
     setting: str,
     further: Sequence[str] = (),
     dropped: Counter[str] | None = None,
-    bad: BadRows | None = None,
+    bad: BadRows = REFUSE,
 ) -> Iterator[DataRow]:
-    """The rows of a source that its filters keep, in order, each with ``source_name``; nothing else is held but the ids.
+    """Read the rows of a source that its filters keep, in order, each with ``source_name``; only the ids are kept in memory.
 
-    ``setting`` is the dotted path of the source for messages (``data.train_sources[0]``), ``further`` data.columns. ``dropped`` counts what the filters
-    left out, by reason; ``bad`` those that cannot be used, where they may be passed over. ``DataError`` in one line, with file and
-    row where there is one: nothing to read, a row that lacks something, an id that occurs twice, no row at all, or none that is kept.
+    ``setting``: dotted path of the source for messages (``data.train_sources[0]``). ``further``: data.columns. ``dropped`` counts
+    what the filters leave out, by reason; ``bad`` takes the rows that cannot be used. ``DataError`` in one line, with file and row
+    where there is one: nothing to read, an id that occurs twice, no row at all, or none that is kept.
     """
-    bad = BadRows() if bad is None else bad
     source.check(setting)
     columns = Columns(
         problem=source.problem_field, answer=source.answer_field, uid=source.id_field, level=source.level_field, setting=setting,
         further=further,
     )  # fmt: skip
-    found = records(source, columns, setting=f"{setting}.path", bad=bad)
     counts: Counter[str] = Counter()
+    yield from _kept(source, columns, setting=f"{setting}.path", source_name=source.label, counts=counts, bad=bad)
+    if dropped is not None:
+        dropped.update(counts)
+
+
+def read_path(path: str, config: DataConfig, *, bad: BadRows = REFUSE) -> Iterator[DataRow]:
+    """Read data.train or data.heldout: any kind of source, by the columns of ``data``. ``DataError`` as ``read_source``."""
+    columns = Columns(
+        problem=config.problem_field, answer=config.answer_field, uid=config.id_field, level="level", setting="data",
+        further=config.columns,
+    )  # fmt: skip
+    yield from _kept(SourceConfig(path=path), columns, setting=PATHS, source_name="", counts=Counter(), bad=bad)
+
+
+def _kept(
+    source: SourceConfig, columns: Columns, *, setting: str, source_name: str, counts: Counter[str], bad: BadRows
+) -> Iterator[DataRow]:
+    """The rows that the filters keep. ``setting`` names the path in messages; ``counts`` takes what is left out, by reason."""
     read = 0
-    for row in rows_of(found, columns, source_name=source.label, bad=bad):
+    for row in rows_of(records(source, columns, setting=setting, bad=bad), columns, source_name=source_name, bad=bad):
         try:
-            reason = _left_out(row, source, setting)
+            reason = _left_out(row, source, columns.setting)
         except DataError as fault:
             bad.add(fault)
             continue
         read += 1
-        if not reason:
+        if reason:
+            counts[reason] += 1
+        else:
             yield row
-            continue
-        counts[reason] += 1
-    if dropped is not None:
-        dropped.update(counts)
-    _check_some(source.path, read, counts, bad, setting=setting, path_setting=f"{setting}.path")
-
-
-def read_path(path: str, config: DataConfig, *, bad: BadRows | None = None) -> Iterator[DataRow]:
-    """The rows of data.train or data.heldout: any kind of source, by the columns of ``data``. ``DataError`` as above."""
-    columns, bad = columns_of(config), BadRows() if bad is None else bad
-    read = 0
-    for row in rows_of(records(SourceConfig(path=path), columns, setting=PATHS, bad=bad), columns, bad=bad):
-        read += 1
-        yield row
-    _check_some(path, read, Counter(), bad, setting=PATHS, path_setting=PATHS)
+    if not read and not bad.count:
+        raise DataError(f"{source.path}: the file is empty, it holds no problems; see {setting}")
+    if counts.total() == read:
+        why = [f"{count} {reason}" for reason, count in counts.items()]
+        why += [f"{bad.count} cannot be used, the first: {bad.first}"] if bad.count else []
+        place = setting.removesuffix(".path")
+        raise DataError(f"{source.path}: none of {read + bad.count} problems is kept ({', '.join(why)}); see {place}")
 
 
 def kind_of(source: SourceConfig) -> Kind:
@@ -113,64 +124,40 @@ def _holds_data(folder: str) -> bool:
     return any(next(glob.iglob(pattern), None) for pattern in patterns)
 
 
-def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRows | None = None) -> Iterator[SourceRecord]:
-    """What lies in a source, with the columns that are needed, before anything is known of problems and answers. ``DataError``.
+def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRows = REFUSE) -> Iterator[SourceRecord]:
+    """Read what lies in a source, with the needed columns, before anything is known of problems and answers. ``DataError``.
 
-    ``bad`` is told of lines and rows of files that hold nothing to read; without it they are raised.
+    ``setting`` names the path in messages. ``bad`` takes the lines and rows of files that hold nothing to read.
     """
     kind = kind_of(source)
     if kind == "hub":
-        return hub_records(source, columns, setting=setting)
-    given = next((name for name in ("config", "files", "revision") if getattr(source, name)), "")
-    if given:
+        yield from hub_records(source, columns, setting=setting)
+        return
+    if given := next((name for name in ("config", "files", "revision") if getattr(source, name)), ""):
         place = setting.removesuffix(".path")
         raise DataError(f"{place}.{given}: only a source of kind hub has one, and {source.path} is of kind {kind}")
     if kind == "saved":
-        return saved_records(source, columns, setting=setting)
-    return _file_records(source, kind, columns, setting, bad)
-
-
-def _file_records(
-    source: SourceConfig, kind: Kind, columns: Columns, setting: str, bad: BadRows | None
-) -> Iterator[SourceRecord]:
-    pattern = os.path.expanduser(source.path)
-    files = _files(pattern)
-    for path, name in zip(files, _names(files, pattern), strict=True):
+        yield from saved_records(source, columns, setting=setting)
+        return
+    for path, name in _named_files(os.path.expanduser(source.path)):
         if kind == "parquet":
             yield from parquet_records(path, columns, setting=setting, name=name, bad=bad)
         else:
             yield from jsonl_records(path, setting=setting, name=name, bad=bad)
 
 
-def _names(files: list[Path], pattern: str) -> list[str]:
-    """What the files are called in ids: by their own names; where two have the same, by their paths from the pattern's fixed
-    part on. *Example*: ``["a/train.jsonl", "b/train.jsonl"]`` for data/*/train.jsonl."""
-    names = [path.name for path in files]
-    if len(set(names)) == len(names):
-        return names
-    parts = Path(pattern).parts
-    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), parts))
-    return [path.relative_to(fixed).as_posix() for path in files]
+def _named_files(pattern: str) -> list[tuple[Path, str]]:
+    """(file, what it is called in ids) of a pattern, in the order of their names; a path that is no pattern, or fits nothing, as it is.
 
-
-def _check_some(path: str, read: int, counts: Counter[str], bad: BadRows, *, setting: str, path_setting: str) -> None:
-    """``DataError`` if nothing is left of a set: ``read`` rows of which ``counts`` were left out, and bad ones besides."""
-    if not read and not bad.count:
-        raise DataError(f"{path}: the file is empty, it holds no problems; see {path_setting}")
-    if counts.total() == read:
-        why = [f"{count} {reason}" for reason, count in counts.items()]
-        why += [f"{bad.count} cannot be used, the first: {bad.first}"] if bad.count else []
-        raise DataError(f"{path}: none of {read + bad.count} problems is kept ({', '.join(why)}); see {setting}")
-
-
-def _files(path: str) -> list[Path]:
-    """The files of a pattern in the order of their names; a path that is no pattern, or fits nothing, as it is."""
-    found = sorted(glob.glob(path)) if _is_pattern(path) and not os.path.exists(path) else []
-    return [Path(name) for name in found or [path]]
-
-
-def _is_pattern(path: str) -> bool:
-    return glob.has_magic(path)
+    They are called by their own names; where two have the same, all by their paths from the pattern's fixed part on.
+    *Example*: ``a/train.jsonl`` and ``b/train.jsonl`` for ``data/*/train.jsonl``.
+    """
+    found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.exists(pattern) else []
+    files = [Path(name) for name in found or [pattern]]
+    if len({path.name for path in files}) == len(files):
+        return [(path, path.name) for path in files]
+    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    return [(path, path.relative_to(fixed).as_posix()) for path in files]
 
 
 def _left_out(row: DataRow, source: SourceConfig, setting: str) -> str:

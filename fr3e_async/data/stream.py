@@ -31,7 +31,7 @@ class PromptStream:
 
     The order is a function of (seed, epoch) alone. An epoch is open from its first taken prompt until all of it is
     consumed; ``state()`` holds the consumed uids of the open epochs. A stream made from that state gives again what was
-    taken but not consumed, first and in the same order, and then goes on: over any number of kills each (prompt, epoch)
+    taken but not consumed, first and in the same order, and then continues: over any number of kills each (prompt, epoch)
     is consumed exactly once.
     """
 
@@ -142,13 +142,13 @@ class PromptStream:
         if state.get("tokens", self._tokens) != self._tokens:
             changed = "tokenizer" if state["template"] == self._template else "chat template"
             raise ModelError(
-                f"model.path: its {changed} is not that of the checkpoint: the prompts have other tokens now; go on with the files that "
+                f"model.path: its {changed} is not that of the checkpoint: the prompts have other tokens now; continue with the files that "
                 "the run began with (of a hub id: model.revision)"
             )
         if (before := state.get("ends", self._ends)) != self._ends:
             raise ModelError(
                 f"model.path: the tokens that end a response are {self._ends} now, those of the checkpoint were {before} "
-                "(generation_config.json, config.json, the tokenizer or its chat template); go on with the files that the run began with"
+                "(generation_config.json, config.json, the tokenizer or its chat template); continue with the files that the run began with"
             )
         self._oldest = int(state["epoch"])
         self._consumed = {int(epoch): {self._index[uid] for uid in uids} for epoch, uids in state["consumed"].items()}

@@ -1,54 +1,53 @@
 """Parquet files and Hugging Face datasets as records, one at a time. Each fault is named by file and row.
 
-The only module that knows pyarrow and datasets; both are imported when a source needs them. What a column means is ``row``'s.
+The only module that knows pyarrow and datasets; both are slow to import, so a function that needs one imports it. What a column
+means is ``row``'s.
 """
 
 from __future__ import annotations
 
 import glob
-import importlib
 import logging
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from fr3e_async.config.data import SourceConfig
 from fr3e_async.data.jsonl import POINTER, pointer
-from fr3e_async.data.row import BadRows, Columns, SourceRecord
-from fr3e_async.errors import ConfigError, DataError
+from fr3e_async.data.row import REFUSE, BadRows, Columns, SourceRecord
+from fr3e_async.errors import DataError
 
 BATCH_ROWS = 256  # of a Parquet file in memory at once
 
 
-def parquet_records(
-    path: Path, columns: Columns, *, setting: str, name: str = "", bad: BadRows | None = None
-) -> Iterator[SourceRecord]:
-    """The rows of a file, a few at a time; only the needed columns are read. ``setting`` names the path in messages.
+def parquet_records(path: Path, columns: Columns, *, setting: str, name: str, bad: BadRows = REFUSE) -> Iterator[SourceRecord]:
+    """Read the rows of a file, a few at a time, the needed columns only. ``setting`` names the path in messages.
 
-    ``name``: what the file is called in ids; without, its own name. ``DataError`` for a file that is not there or no Parquet, and
-    for one that lacks the column of the problems; a row that holds what is no text goes to ``bad`` (without: it is raised).
+    ``name``: what the file is called in ids. ``DataError`` for a file that is not there or no Parquet, and for one that lacks the
+    column of the problems or answers; a row that cannot be decoded goes to ``bad``.
     """
-    parquet = _library("pyarrow.parquet", setting, "Parquet files")
+    import pyarrow.parquet
+
     _refuse_pointers([os.fspath(path)], setting)
     with _named(f"{path}: cannot be read as Parquet", setting):
-        file = parquet.ParquetFile(os.fspath(path))
+        file = pyarrow.parquet.ParquetFile(os.fspath(path))
     with file:
         names = list(file.schema_arrow.names)
         wanted = _wanted(columns, names, str(path))
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted)
-        rows = _batch_rows(_guarded(batches, path, setting), path, setting, BadRows() if bad is None else bad)
-        yield from _numbered(rows, names, f"{path}", name or path.name)
+        rows = _batch_rows(_guarded(batches, path, setting), path, setting, bad)
+        yield from _numbered(rows, names, str(path), name)
 
 
 def saved_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[SourceRecord]:
-    """The rows of a folder that ``save_to_disk`` wrote; they stay on the disk until they are looked at."""
-    datasets = _library("datasets", setting, "folders of save_to_disk")
+    """Read the rows of a folder that ``save_to_disk`` wrote; they stay on the disk until they are looked at."""
+    import datasets
+
     folder = os.path.expanduser(source.path)
     _refuse_pointers(_below(folder, "*.arrow"), setting)
     with _named(f"{source.path}: cannot be loaded from the disk", setting):
@@ -63,35 +62,34 @@ def saved_records(source: SourceConfig, columns: Columns, *, setting: str) -> It
 
 
 def hub_records(source: SourceConfig, columns: Columns, *, setting: str) -> Iterator[SourceRecord]:
-    """The rows of a dataset of the Hugging Face hub or of a folder of data files, by ``load_dataset``.
+    """Read the rows of a dataset of the Hugging Face hub or of a folder of data files, by ``load_dataset``.
 
     It is fetched once into the library's cache and read from there, so a second start needs no network. ``DataError`` in one
     line for what the library says: no network, no such dataset, configuration, split, file or revision.
     """
-    datasets = _library("datasets", setting, "Hugging Face datasets")
+    import datasets
+
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs is in the exception, too, and a fault is one line
-    local = os.path.isdir(os.path.expanduser(source.path))
-    what = f"{source.path}{f' at {source.revision}' if source.revision else ''}, split {source.split}"
+    folder = os.path.expanduser(source.path)
+    local = os.path.isdir(folder)
     if local:
-        _refuse_pointers(_below(os.path.expanduser(source.path), source.files or "*"), setting)
+        _refuse_pointers(_below(folder, source.files or "*"), setting)
+    options: dict[str, Any] = {
+        "path": folder if local else source.path,
+        "name": source.config or None,
+        "data_files": source.files or None,
+        "revision": source.revision or None,
+    }
+    what = f"{source.path}{f' at {source.revision}' if source.revision else ''}, split {source.split}"
     hint = "" if local else "; without a network name a local copy, as a file or a folder"
     with _named(f"{what}: cannot be loaded as a Hugging Face dataset", setting, hint):
-        builder = datasets.load_dataset_builder(**(options := _load_options(source, local=local)))
+        builder = datasets.load_dataset_builder(**options)
         if hasattr(builder.config, "converters"):  # of CSV, where 007 would become 7, and an answer NA or None nothing
             options["converters"] = {name.partition(".")[0]: str for name in columns.needed()}
             options |= {"keep_default_na": False, "na_values": [""]}
         loaded = datasets.load_dataset(**options, split=source.split)
     yield from _dataset_records(loaded, columns, f"{source.path}[{source.split}]", source, setting)
-
-
-def _load_options(source: SourceConfig, *, local: bool) -> dict[str, Any]:
-    return {
-        "path": os.path.expanduser(source.path) if local else source.path,
-        "name": source.config or None,
-        "data_files": source.files or None,
-        "revision": source.revision or None,
-    }
 
 
 def _below(folder: str, pattern: str) -> list[str]:
@@ -114,56 +112,55 @@ def _dataset_records(loaded: Any, columns: Columns, place: str, source: SourceCo
     names = list(loaded.column_names)
     wanted = _wanted(columns, names, place)
     chosen = loaded.select_columns(wanted)
-    plain = _plain_rows(chosen.features.arrow_schema) or dict
-    rows = map(plain, _guarded(chosen, Path(source.path), setting))
+    rows = map(_plain_rows(chosen.features.arrow_schema), _guarded(chosen, Path(source.path), setting))
     yield from _numbered(rows, names, place, f"{source.label}.{source.split}")
 
 
 def _batch_rows(batches: Iterable[Any], path: Path, setting: str, bad: BadRows) -> Iterator[Mapping[str, Any] | None]:
-    """The rows of Arrow batches; None for one that cannot be made into values (bytes that are no UTF-8), which ``bad`` was told."""
+    """The rows of Arrow batches; None for one that cannot be made into values (bytes that are no UTF-8), which goes to ``bad``."""
     before = 0
     for batch in batches:
+        plain = _plain_rows(batch.schema)
         try:
             rows = batch.to_pylist()
-        except _faults():
+        except Exception:
             rows = None  # one bad row fails the batch: find it
-        plain = _plain_rows(batch.schema) or dict
         for index in range(batch.num_rows):
             try:
                 with _named(f"{path}:{before + index + 1}: cannot be read", setting):
                     row = rows[index] if rows is not None else batch.slice(index, 1).to_pylist()[0]
             except DataError as fault:
                 bad.add(fault)
-                row = None
-            yield None if row is None else plain(row)
+                yield None
+            else:
+                yield plain(row)
         before += batch.num_rows
 
 
-def _plain_rows(schema: Any) -> Callable[[Any], Any] | None:
-    """What makes rows of an Arrow schema, as pyarrow and datasets give them, plain values; None: they are so already."""
-    parts = {field.name: plain for field in schema if (plain := _plain(field.type))}
-
-    def made(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: parts[name](value) if name in parts and value is not None else value for name, value in row.items()}
-
-    return made if parts else None
+def _plain_rows(schema: Any) -> Callable[[Any], dict[str, Any]]:
+    """A function that turns rows of an Arrow schema, as pyarrow and datasets give them, into plain values."""
+    parts = {field.name: _plain(field.type) for field in schema}
+    return lambda row: {name: parts[name](value) for name, value in row.items()}
 
 
-def _plain(kind: Any) -> Callable[[Any], Any] | None:
+def _plain(kind: Any) -> Callable[[Any], Any]:
     """The same for values of one type: a short float is the number that was written (0.1, not 0.10000000149), a map a mapping."""
-    types = importlib.import_module("pyarrow.types")
+    from pyarrow import types
+
     if types.is_float32(kind) or types.is_float16(kind):
         short = np.float32 if types.is_float32(kind) else np.float16
-        return lambda value: float(str(short(value)))
+        return _unless_none(lambda value: float(str(short(value))))
     if types.is_struct(kind):
-        return _plain_rows(kind)
+        return _unless_none(_plain_rows(kind))
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        entry = _plain(kind.value_type)
-        return None if entry is None else (lambda values: [None if value is None else entry(value) for value in values])
+        return _unless_none(lambda values, entry=_plain(kind.value_type): [entry(value) for value in values])
     if types.is_map(kind):
-        item = _plain(kind.item_type) or (lambda value: value)
-        return lambda pairs: {key: None if value is None else item(value) for key, value in pairs}
-    return None
+        return _unless_none(lambda pairs, item=_plain(kind.item_type): {key: item(value) for key, value in pairs})
+    return lambda value: value
+
+
+def _unless_none(make: Callable[..., Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else make(value)
 
 
 def _numbered(rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], place: str, short: str) -> Iterator[SourceRecord]:
@@ -197,10 +194,10 @@ def _guarded(rows: Iterable[Any], path: Path, setting: str) -> Iterator[Any]:
 
 @contextmanager
 def _named(what: str, setting: str, hint: str = "") -> Iterator[None]:
-    """Errors of pyarrow, datasets and what lies below them as one line."""
+    """Turn whatever pyarrow, datasets, the network and damaged content raise inside into one line."""
     try:
         yield
-    except _faults() as error:
+    except Exception as error:
         said = textwrap.shorten(_said(error), width=240, placeholder=" …")
         raise DataError(f"{what} ({said}){hint}; see {setting}") from error
 
@@ -212,26 +209,3 @@ def _said(error: BaseException) -> str:
         first = first.__cause__
     words = [str(each) or type(each).__name__ for each in (error, first)]
     return words[0] if words[1] in words[0] else ": ".join(words)
-
-
-def _faults() -> tuple[type[Exception], ...]:
-    """What reading may raise: files, wrong words in settings, damaged content, and the network's own kinds."""
-    kinds: list[type[Exception]] = [OSError, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError]
-    for module, name in (
-        ("pyarrow", "ArrowException"),
-        ("datasets.exceptions", "DatasetsError"),
-        ("httpx", "HTTPError"),
-    ):
-        try:
-            kinds.append(getattr(importlib.import_module(module), name))
-        except ImportError:
-            continue
-    return tuple(kinds)
-
-
-def _library(module: str, setting: str, what: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ConfigError(f"{setting}: {what} need the package {package} ({error}); pip install {package}") from error

@@ -94,7 +94,7 @@ def share(rates: Sequence[float], *, samples: int) -> Estimate:
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The mean of one value a problem, with the percentile interval of 2,000 means over problems drawn anew. Same seed, same interval."""
+    """The mean of one value a problem, with the percentile interval of 2,000 means over problems drawn again. Same seed, same interval."""
     numbers = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng([seed, len(numbers)])
     rows = max(1, _PIECE // len(numbers))

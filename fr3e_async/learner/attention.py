@@ -114,7 +114,7 @@ def _flex() -> Callable[..., Tensor]:
 
 @cache
 def _flex_cap(cap: float) -> Callable[..., Tensor]:
-    """One function a cap: FlexAttention is compiled anew for each function."""
+    """One function a cap: FlexAttention is compiled again for each function."""
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)

@@ -1,4 +1,4 @@
-"""Learner checkpoints: one folder that any number of ranks, any ZeRO stage and either precision can go on from.
+"""Learner checkpoints: one folder that any number of ranks, any ZeRO stage and either precision can resume from.
 
     learner.json               what wrote it, names and shapes, step counts, schedule, and where every number lies
     rank-00000.000.safetensors masters and optimiser state, cut as the ranks that wrote them were; see ``checkpoint_pieces``
@@ -30,7 +30,7 @@ from fr3e_async.errors import ConfigError, StorageError, UserError
 from fr3e_async.files.durable import fsync_path, fsync_tree, leads_outside, storage_errors
 from fr3e_async.files.jsonl import checked_json, read_checked_json
 from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces, SavedPiece, WeightRun, write_pieces
-from fr3e_async.learner.pulse import Pulse
+from fr3e_async.learner.spec import Pulse
 
 FORMAT = 1
 MANIFEST = "learner.json"
@@ -240,7 +240,7 @@ def together(folder: Path) -> Iterator[None]:
         problem = ""
     except (UserError, SafetensorError) as error:  # safetensors wraps the system's own errors
         problem, cause = str(error), error
-    finally:  # also after a defect of ours, which goes on afterwards: the others must not wait for this rank
+    finally:  # also after a defect of ours, which continues afterwards: the others must not wait for this rank
         problems = _gathered(problem)
     found = next(filter(None, problems), "")
     if found:

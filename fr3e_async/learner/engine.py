@@ -20,8 +20,7 @@ from fr3e_async.config.deepspeed import owns_lr
 from fr3e_async.learner.checkpoint_state import TrainingState
 from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.policy import PolicyModel
-from fr3e_async.learner.pulse import Pulse
-from fr3e_async.learner.spec import LearnerSpec
+from fr3e_async.learner.spec import LearnerSpec, Pulse
 from fr3e_async.learner.update import UnsoundGradient, unsound_norm
 
 EXPORT_BUCKET = 1 << 28  # weights gathered at once under ZeRO-3: 1 GiB in float32

@@ -67,11 +67,11 @@ class ForestMask:
     def biases(self, window: int | None = None) -> tuple[Tensor, ...]:
         """[n, 1, Lq, Lk] of each stack: 0 where the query may see the key, else -inf. Made once for all layers of a window."""
         if window not in self._made:
-            self._made[window] = tuple(_bias(stack, self.dtype, window) for stack in self.layout.stacks)
+            self._made[window] = tuple(mask_bias(stack, self.dtype, window) for stack in self.layout.stacks)
         return self._made[window]
 
 
-def _bias(stack: Stack, dtype: torch.dtype, window: int | None) -> Tensor:
+def mask_bias(stack: Stack, dtype: torch.dtype, window: int | None) -> Tensor:
     # Keys stand by depth, so a query sees those that are no deeper than itself; padding is deeper than any.
     keys, depth = torch.arange(stack.keys, device=stack.depth.device), stack.depth[:, :, None]
     hidden = keys > depth

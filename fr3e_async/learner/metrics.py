@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from fr3e_async.algorithm.batching import AGE_BUCKETS
 from fr3e_async.algorithm.losses import LossSums
@@ -68,23 +67,20 @@ def step_metrics(result: UpdateResult, ages: Ages) -> dict[str, float]:
 
 
 def loss_metrics(sums: LossSums) -> dict[str, float]:
-    """Means over all tokens, train/."""
+    """Means over all tokens, train/; the mismatch is of the tokens of age 0, if there are any."""
+    means = _means(sums) | {
+        "loss": sums.mean("loss"),
+        "dual_clip_fraction": sums.mean("dual_clip"),
+        "importance_capped_fraction": sums.mean("capped"),
+        "sequence_masked_fraction": sums.mean("sequence_masked"),
+        "offpolicy_signed_nats": sums.mean("mismatch_signed"),
+        "kl_nats": sums.mean("kl"),
+        "entropy_nats": sums.mean("entropy"),
+    }
     fresh = sums.bucket(0)
-    mismatch = {}
-    if float(fresh.tokens):
-        mismatch = {
-            "train/mismatch_nats": _mean(fresh, fresh.mismatch),
-            "train/mismatch_kl_nats": _mean(fresh, fresh.behaviour_kl),
-        }
-    return mismatch | {f"train/{name}": value for name, value in _means(sums).items()} | {
-        "train/loss": _mean(sums, sums.loss),
-        "train/dual_clip_fraction": _mean(sums, sums.dual_clip),
-        "train/importance_capped_fraction": _mean(sums, sums.capped),
-        "train/sequence_masked_fraction": _mean(sums, sums.sequence_masked),
-        "train/offpolicy_signed_nats": _mean(sums, sums.mismatch_signed),
-        "train/kl_nats": _mean(sums, sums.kl),
-        "train/entropy_nats": _mean(sums, sums.entropy),
-    }  # fmt: skip
+    if fresh.total("tokens"):
+        means |= {"mismatch_nats": fresh.mean("mismatch"), "mismatch_kl_nats": fresh.mean("behaviour_kl")}
+    return {f"train/{name}": value for name, value in means.items()}
 
 
 def age_metrics(sums: LossSums) -> dict[str, float]:
@@ -92,8 +88,8 @@ def age_metrics(sums: LossSums) -> dict[str, float]:
     metrics = {}
     for index, label in enumerate(AGE_BUCKETS):
         bucket = sums.bucket(index)
-        if float(bucket.tokens):
-            metrics[f"staleness/{label}_tokens_fraction"] = _mean(sums, bucket.tokens)
+        if tokens := bucket.total("tokens"):
+            metrics[f"staleness/{label}_tokens_fraction"] = tokens / sums.total("tokens")
             metrics |= {f"staleness/{label}_{name}": value for name, value in _means(bucket).items()}
     return metrics
 
@@ -102,21 +98,17 @@ def _means(sums: LossSums) -> dict[str, float]:
     """What is reported both of all tokens and of each age bucket. There must be tokens."""
     return {
         "ess_fraction": _ess_fraction(sums),
-        "importance_mean": _mean(sums, sums.weight),
-        "offpolicy_nats": _mean(sums, sums.mismatch),
-        "offpolicy_kl_nats": _mean(sums, sums.behaviour_kl),
-        "ratio_mean": _mean(sums, sums.ratio),
-        "ratio_max": float(sums.largest_ratio),
-        "clip_low_fraction": _mean(sums, sums.clip_low),
-        "clip_high_fraction": _mean(sums, sums.clip_high),
+        "importance_mean": sums.mean("weight"),
+        "offpolicy_nats": sums.mean("mismatch"),
+        "offpolicy_kl_nats": sums.mean("behaviour_kl"),
+        "ratio_mean": sums.mean("ratio"),
+        "ratio_max": sums.largest_ratio,
+        "clip_low_fraction": sums.mean("clip_low"),
+        "clip_high_fraction": sums.mean("clip_high"),
     }
 
 
-def _mean(sums: LossSums, total: Tensor) -> float:
-    return float(total) / float(sums.tokens)
-
-
 def _ess_fraction(sums: LossSums) -> float:
-    """(Σw)² / (n Σw²): 1 if all weights are alike, 1/n if one is all there is, 0 if all were masked away."""
-    weight, squares = float(sums.weight), float(sums.weight_squares)
-    return weight**2 / (float(sums.tokens) * squares) if squares else 0.0
+    """Effective sample size (Σw)² / (n Σw²): 1 if all weights are alike, 1/n if one is all there is, 0 if all are 0."""
+    weight, squares = sums.total("weight"), sums.total("weight_squares")
+    return weight**2 / (sums.total("tokens") * squares) if squares else 0.0

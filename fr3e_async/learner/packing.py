@@ -76,52 +76,34 @@ def dummy(packing: Packing) -> MicroBatch:
     return collate([unscored(token, token)], packing=packing, trained=False)
 
 
-def pad_plan(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
-    """Indices of each padded micro-batch, longest first, so that (longest · count) ≤ budget and little is padding.
+def first_fit(lengths: Sequence[int], *, padded: bool, budget: int) -> list[list[int]]:
+    """Indices of the rows of each micro-batch: longest first, each into the first one that has room for it.
 
-    Raises:
-        ValueError: one sequence alone is above the budget.
+    A micro-batch takes Σ lengths places, or, ``padded``, longest · count. Raises ``ValueError`` for a row above the budget alone.
+    Example: lengths 3, 7, 5, 2, 5 and a budget of 10 give [[1, 0], [2, 4], [3]] flat, and padded [[1], [2, 4], [0, 3]].
     """
     parts: list[list[int]] = []
+    places: list[int] = []  # of each part
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        _require_fits(lengths[index], budget)
-        if parts and lengths[parts[-1][0]] * (len(parts[-1]) + 1) <= budget:
-            parts[-1].append(index)
-        else:
+        row = lengths[index]
+        if row > budget:
+            raise ValueError(f"a sample of {row} tokens is above learner.micro_batch_tokens ({budget})")
+        grown = (used + (lengths[part[0]] if padded else row) for part, used in zip(parts, places, strict=True))
+        found = next(((i, size) for i, size in enumerate(grown) if size <= budget), None)
+        if found is None:
             parts.append([index])
+            places.append(row)
+        else:
+            parts[found[0]].append(index)
+            places[found[0]] = found[1]
     return parts
-
-
-def flat_plan(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
-    """Indices of each flat micro-batch: longest first into the first that has room (first-fit decreasing).
-
-    Raises:
-        ValueError: one sequence alone is above the budget.
-    """
-    parts: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        _require_fits(lengths[index], budget)
-        place = next((i for i, free in enumerate(room) if free >= lengths[index]), len(parts))
-        if place == len(parts):
-            parts.append([])
-            room.append(budget)
-        parts[place].append(index)
-        room[place] -= lengths[index]
-    return parts
-
-
-def _require_fits(length: int, budget: int) -> None:
-    if length > budget:
-        raise ValueError(f"a sample of {length} tokens is above learner.micro_batch_tokens ({budget})")
 
 
 def plan(samples: Sequence[TrainSample], *, packing: Packing, budget: int) -> list[list[int]]:
-    """Indices of the samples of each micro-batch of at most ``budget`` places. Raises ``ValueError`` for one that is too long."""
+    """Indices of the samples of each micro-batch of at most ``budget`` places. Raises ``ValueError`` for a sample above it."""
     if packing == "tree":
         return split_rows([sample.tokens for sample in samples], budget=budget)
-    lengths = [len(sample.tokens) for sample in samples]
-    return flat_plan(lengths, budget=budget) if packing == "flat" else pad_plan(lengths, budget=budget)
+    return first_fit([len(sample.tokens) for sample in samples], padded=packing == "padded", budget=budget)
 
 
 def collate(samples: Sequence[TrainSample], *, packing: Packing, trained: bool = True, share: bool = True) -> MicroBatch:

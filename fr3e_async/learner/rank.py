@@ -26,13 +26,12 @@ from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, on_disk, write_model
 from fr3e_async.learner.metrics import Ages, step_metrics, token_ages
 from fr3e_async.learner.packing import unscored
-from fr3e_async.learner.pulse import Pulse
 from fr3e_async.learner.scoring import distributions, entropies
-from fr3e_async.learner.spec import LearnerSpec, free_address, rank_environment
+from fr3e_async.learner.spec import LearnerSpec, Pulse, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
 from fr3e_async.types import StepReport, TrainSample
-from fr3e_async.weights import checksum_of_tensor
 from fr3e_async.weights.bundle import BUCKET_BYTES, stream
+from fr3e_async.weights.checksum import checksum_of_tensor
 from fr3e_async.weights.manifest import WeightBucket, WeightManifest
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class LearnerRank:
         self.rank, self.world = 0, 1
         self.version = 0  # of the weights as they are
         self.pulse = Pulse()
-        self._engine: TrainingEngine | None = None
+        self.engine: TrainingEngine | None = None  # from ``setup`` on
         self._sender: Any = None  # of vLLM's weight transfer
         self._broken = ""  # why the weights must not be used any more
 
@@ -78,15 +77,15 @@ class LearnerRank:
         model = load_policy(self.spec).to(self._device)  # where its numbers are those that train
         check_model(model, packing=learner.packing, kernel=learner.tree_attention, longest=self.spec.longest)
         loaded = time.perf_counter()
-        self._engine = engine.TrainingEngine(self.spec, model, self.pulse)
+        self.engine = engine.TrainingEngine(self.spec, model, self.pulse)
         self._update = BatchUpdate(
-            self._engine, learner=learner, loss=self.spec.loss, world=world, device=self._device
+            self.engine, learner=learner, loss=self.spec.loss, world=world, device=self._device
         )  # fmt: skip
         return {
             "rank": rank,
             "host": socket.gethostname(),
-            "parameters": self._engine.parameter_count,
-            "zero_stage": self._engine.stage,
+            "parameters": self.engine.parameter_count,
+            "zero_stage": self.engine.stage,
             "time_import_s": imported - started,
             "time_join_s": joined - imported,
             "time_load_s": loaded - joined,
@@ -120,7 +119,7 @@ class LearnerRank:
         )
 
     def _dump(self, step: FailedStep, engine: TrainingEngine) -> str:
-        """Write a failed step for ``python -m fr3e_async.learner``; returns what to tell about it, on all ranks the same."""
+        """Write a failed step for ``fr3e replay_step``; returns what to tell about it, on all ranks the same."""
         if not self.spec.dump_folder:
             return ""
         folder = Path(self.spec.dump_folder) / f"step-{step.optimiser_step:06d}"
@@ -134,7 +133,7 @@ class LearnerRank:
         except StorageError as error:
             return f"; its dump could not be written: {error}"
         trust = " --trust-remote-code" if self.spec.trust_remote_code else ""
-        return f"; `python -m fr3e_async.learner {folder}{trust}` repeats it"
+        return f"; `fr3e replay_step {folder}{trust}` repeats it"
 
     def entropies(self, rows: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> list[NDArray[np.float32]]:
         """Exact entropies [L], nats, of each (context, completion [L]) of this rank's share, under the weights as they are.
@@ -157,16 +156,17 @@ class LearnerRank:
     def export(
         self, version: int | None, *, held: WeightManifest | None = None, bucket_bytes: int = BUCKET_BYTES
     ) -> Iterator[WeightBucket | WeightManifest]:
-        """A stream (``weights.stream``) of all weights by checkpoint names, in training precision; empty but on rank 0.
+        """Yield all weights as ``weights.bundle.stream`` does, by checkpoint names, in training precision; nothing but on rank 0.
 
-        ``version`` None: the rank's own. Buckets that are as in ``held`` are left out. The arrays are views of the weights and of what ZeRO-3 has gathered:
-        each must be used before the next one is asked for, and all ranks must run to the end.
+        The arrays are views of the weights, or of what ZeRO-3 has gathered: use each before you ask for the next. All ranks must
+        run to the end. ``version``: what the manifest says, the rank's own if None. ``held``: buckets that are as in it are left out.
         """
-        engine = self._require_sound()
-        buckets = _sent(engine, bucket_bytes // (4 if self.spec.learner.dtype == "float32" else 2))
+        dtype = self.spec.learner.dtype
+        buckets = sent_weights(self._require_sound(), bucket_bytes // (4 if dtype == "float32" else 2))
         if self.rank == 0:
-            return stream(buckets, version=self.version if version is None else version, dtype=self.spec.learner.dtype, held=held)
-        return _taking_part(buckets)
+            yield from stream(buckets, version=self.version if version is None else version, dtype=dtype, held=held)
+        else:
+            _take_part(buckets)
 
     def describe(self, version: int | None) -> WeightManifest | None:
         """What ``send`` will send, with checksums found where the weights are; None on every rank but 0. All ranks."""
@@ -174,7 +174,9 @@ class LearnerRank:
         if self.rank != 0:
             _take_part(engine.weights())
             return None
-        told = [(name, tuple(weight.shape), checksum_of_tensor(weight)) for name, weight in chain.from_iterable(_sent(engine))]
+        told = [
+            (name, tuple(weight.shape), checksum_of_tensor(weight)) for name, weight in chain.from_iterable(sent_weights(engine))
+        ]
         names, shapes, checksums = zip(*told, strict=True)
         return WeightManifest(
             version=self.version if version is None else version,
@@ -194,7 +196,7 @@ class LearnerRank:
             self._sender.shutdown()
             self._sender = None
         self._sender = open_sender(
-            meeting, rank=self.rank, manifest=manifest, weights=lambda: chain.from_iterable(_sent(engine))
+            meeting, rank=self.rank, manifest=manifest, weights=lambda: chain.from_iterable(sent_weights(engine))
         )  # fmt: skip
 
     def send(self) -> None:
@@ -274,7 +276,7 @@ class LearnerRank:
         if self._sender is not None:
             self._sender.shutdown()
             self._sender = None
-        self._engine = None
+        self.engine = None
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -284,15 +286,15 @@ class LearnerRank:
         return Ages(tokens=int(sums[0]), total=int(sums[1]), oldest=int(oldest))
 
     def _require_sound(self) -> TrainingEngine:
-        if self._engine is None:
+        if self.engine is None:
             raise RuntimeError("learner rank: setup() has not been called")
         if self._broken:
             raise RuntimeError(f"learner rank: the last update failed and its state must not be used: {self._broken}")
-        return self._engine
+        return self.engine
 
 
-def _sent(engine: TrainingEngine, *numbers: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """All that a checkpoint holds, by its names, which are those that engines load: ``weight_buckets``, then what is not trained.
+def sent_weights(engine: TrainingEngine, *numbers: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Yield buckets of all that a checkpoint holds, by the names that engines load: trained weights, then the model's buffers.
 
     Raises ``ModelError`` for a buffer that the weights' type cannot hold: an engine would round it, and the learner would not.
     """
@@ -307,12 +309,6 @@ def _sent(engine: TrainingEngine, *numbers: int) -> Iterator[list[tuple[str, tor
 
 
 def _take_part(weights: Iterator[Any]) -> None:
-    """Run the gathering collectives of a rank that wants no weights itself."""
+    """Run a generator to its end for its collectives alone: a rank that wants no weights must still help to gather them."""
     for _ in weights:
         pass
-
-
-def _taking_part(weights: Iterator[Any]) -> Iterator[Any]:
-    """The same as a stream, of nothing: it runs when its reader asks for the first item."""
-    _take_part(weights)
-    yield from ()

@@ -1,4 +1,4 @@
-"""What a learner rank is told at birth, and the process environment that it needs. Imports nothing heavy.
+"""What a learner rank is started with: its settings, its process environment, the group's address, its progress counter.
 
 Knows nothing of torch or DeepSpeed, so that the process that starts the ranks need not load them.
 """
@@ -6,24 +6,27 @@ Knows nothing of torch or DeepSpeed, so that the process that starts the ranks n
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fr3e_async.config import LearnerConfig, LossConfig
 
+T = TypeVar("T")
 SLICE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}  # logits made at once: on a CPU a slice stays in its cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec:
-    """Everything a rank needs but its number. Equal for all ranks of a group."""
+    """Everything a rank needs but its number. Equal for all ranks of a group.
+
+    Example: ``LearnerSpec(path="Qwen/Qwen2.5-7B", learner=config.learner, loss=config.loss, temperature=1.0, max_staleness=1)``.
+    """
 
     path: str  # local Hugging Face folder or hub id
     learner: LearnerConfig
     loss: LossConfig
-    optimizer_from: str = (
-        ""  # a checkpoint of another run: a group that resumes nothing begins with all that it holds, as version 0
-    )
+    optimizer_from: str = ""  # a checkpoint of another run that a group without one of its own starts from, as version 0
     revision: str = ""
     trust_remote_code: bool = False
     temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)
@@ -56,3 +59,22 @@ def free_address(host: str) -> tuple[str, int]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return host, probe.getsockname()[1]
+
+
+class Pulse:
+    """A count of what a rank has done, by which the watchdog tells slow from stuck.
+
+    One for each micro-batch pass, optimiser step, gathered bucket of weights and piece written. One thread counts, any may read.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def beat(self) -> None:
+        self.count += 1
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, with a beat after each one that was dealt with."""
+        for item in items:
+            yield item
+            self.beat()

@@ -220,9 +220,9 @@ class BatchUpdate:
             loss, part_sums = batch.loss(self.loss, logprobs, entropies, total_tokens=minibatch.tokens)
             self.engine.backward(loss * self.world)
             joined.append(part_sums)
-        # Reduced before the check, so that either every rank goes on or every rank stops, none waiting for another.
+        # Reduced before the check, so that either every rank continues or every rank stops, none waiting for another.
         local = reduce(LossSums.__add__, joined)
-        sums = LossSums.from_parts(all_reduced(local.additive()), all_reduced(local.ratio_max, dist.ReduceOp.MAX))
+        sums = LossSums(by_age=all_reduced(local.by_age), ratio_max=all_reduced(local.ratio_max, dist.ReduceOp.MAX))
         grad_norm, number = None, self.engine.steps + 1
         cause = unsound(sums, self.learner, prox=self.loss.prox)
         if not cause:
@@ -231,7 +231,7 @@ class BatchUpdate:
             except UnsoundGradient as error:
                 grad_norm, cause = error.norm, f"{error}, though the loss is finite; the weights were not changed"
         if cause:
-            loss_value = float(sums.loss) / minibatch.tokens
+            loss_value = sums.total("loss") / minibatch.tokens
             share = tuple(measured for batch in minibatch.parts for measured in batch.share())
             if cause == _mismatched(sums.bucket(0), self.learner, prox=self.loss.prox):
                 cause += f"; the likeliest cause is {likeliest(share, version=version, bound=self.learner.stop_above_mismatch)}"
@@ -274,12 +274,12 @@ def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
         ("loss", "the sum of token losses overflowed"),
     )
     for name, cause in causes:
-        value = float(getattr(sums, name))
+        value = sums.total(name)
         if not np.isfinite(value):
-            return f"loss is {float(sums.loss)}: {cause} (sum of {name} is {value})"
+            return f"loss is {sums.total('loss')}: {cause} (sum of {name} is {value})"
     if cause := _mismatched(sums.bucket(0), learner, prox=prox):
         return cause
-    largest = float(sums.largest_ratio)
+    largest = sums.largest_ratio
     if prox == "recompute" and learner.stop_above_ratio and largest > learner.stop_above_ratio:
         return (
             f"a token became {largest:.3g} times as likely as under the proximal policy: the policy ran away; lower learner.lr "
@@ -290,10 +290,10 @@ def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
 
 def _mismatched(fresh: LossSums, learner: LearnerConfig, *, prox: str) -> str:
     """Tokens of age 0 were sampled by the weights that the proximal log-probs are of: only rounding may tell them apart."""
-    tokens, limit = float(fresh.tokens), learner.stop_above_mismatch
-    if prox != "recompute" or not limit or tokens < FEWEST_FRESH or float(fresh.mismatch) / tokens <= limit:
+    tokens, limit = fresh.total("tokens"), learner.stop_above_mismatch
+    if prox != "recompute" or not limit or tokens < FEWEST_FRESH or fresh.mean("mismatch") <= limit:
         return ""
     return (
-        f"log-probs of {tokens:.0f} tokens sampled by these very weights differ by {float(fresh.mismatch) / tokens:.3g} nats from the "
+        f"log-probs of {tokens:.0f} tokens sampled by these very weights differ by {fresh.mean('mismatch'):.3g} nats from the "
         f"learner's on average (learner.stop_above_mismatch is {limit:g} for these types)"
     )

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from fr3e_async.algorithm.adaptive import second_round
+from fr3e_async.algorithm.anchors import trunks_by_reward
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, GroupPlan
-from fr3e_async.algorithm.values import wilson
+from fr3e_async.algorithm.values import second_round, wilson
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.machine.messages import Retire, StateRecord, Tokens
 from fr3e_async.types import Advantage, Anchor, Finish, Outcome, Prompt, RolloutId, RolloutSummary, Verdict
@@ -171,15 +171,13 @@ class Group:
                 self.anchors_of.setdefault(trunk, tuple(a for a in anchors if a.trunk == trunk.branch))
 
     def pick_trunks(self) -> None:
-        """The first right and the first wrong base, once all are done. Only where the plan picks by reward."""
+        """Where ``algorithm.trunk`` picks by reward: pick, once all bases are done (``algorithm.anchors.trunks_by_reward``)."""
         if self.trunks is not None:
             return
         bases = [r for r in self.rollouts.values() if r.id.node == 0]
         if not all(r.status in DONE for r in bases):
             return
-        judged = sorted((r.id, r.right) for r in bases if r.reward is not None)
-        first = {right: next((id for id, r in judged if r is right), None) for right in (True, False)}
-        self.trunks = tuple(sorted(id for id in first.values() if id is not None))
+        self.trunks = trunks_by_reward({r.id: r.right for r in bases if r.reward is not None})
 
     def open_trunks(self) -> list[RolloutId]:
         """Trunks that may be branched now; those that were never drawn are closed without branches."""
@@ -213,7 +211,7 @@ class Group:
         ]
 
     def branch_again(self, trunk: RolloutId) -> tuple[RolloutId, ...]:
-        """Issue the second round of a trunk, by what is known of its first (``algorithm.adaptive``); perhaps nothing."""
+        """Issue the second round of a trunk, by what is known of its first (``values.second_round``); perhaps nothing."""
         self.settled.add(trunk)
         rewards: dict[int, list[float | None]] = {anchor.node: [] for anchor in self.anchors_of[trunk]}
         for id in self._branches_of(trunk):

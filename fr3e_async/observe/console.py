@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view on a terminal, one line a step elsewhere, a table at the end.
+"""What a person sees while a run continues: a live view on a terminal, one line a step elsewhere, a table at the end.
 
 Takes metrics by the names of ``metrics`` and shows what is there; knows nothing of the loop that makes them. Writes to one
 rich console only, so that a test can read what it wrote.
@@ -169,11 +169,11 @@ class ConsoleView:
         self._live.stop()
 
     def go_back(self, step: int) -> None:
-        """The run goes on from this step."""
+        """The run resumes from this step."""
         self._step, self._metrics, self._eta = step, dict[str, float](), Eta(self._steps)
 
     def waits(self, text: str) -> None:
-        """Show in the live view what the run waits for; "" once it goes on."""
+        """Show in the live view what the run waits for; "" once it continues."""
         self._waits = printable(text)
         if self._mode == "live":
             self._live.update(self._view())
@@ -233,14 +233,10 @@ class ConsoleView:
         ``limit``: a setting that a resume needs besides."""
         self.stop()
         run = shlex.quote(str(folder))
-        export = (
-            f"; python -m fr3e_async.export {run} OUT makes it of the last checkpoint"
-            if saved
-            else ", and there is no checkpoint"
-        )
+        export = f"; fr3e export {run} OUT makes it of the last checkpoint" if saved else ", and there is no checkpoint"
         for name, text in (
             ("model", str(model) if model else f"not written{export}"),
-            ("page", f"python -m fr3e_async.report {run}"),
+            ("page", f"fr3e report {run}"),
             ("resume", f"the same command with run.dir={run} resume=auto{limit}"),
         ):
             if self._mode != "off":

@@ -23,13 +23,13 @@ run_started        | info    | a session begins; the text has the run directory
 run_resumed        | info    | the same, from a checkpoint; version
 run_finished       | info    | all steps are done, the result stands; version
 run_stopped        | warning | a signal or a limit ended the run before its last step, with a checkpoint; version
-run_failed         | error   | the run could not go on; the text has the diagnosis
+run_failed         | error   | the run could not continue; the text has the diagnosis
 data_dropped       | warning | problems were left out
-model_doubt        | warning | something of the model's files may make the run worse; it goes on
+model_doubt        | warning | something of the model's files may make the run worse; it continues
 checkpoint_skipped | warning | a checkpoint is not whole, an older one is taken
 checkpoint_written | info    | a checkpoint is whole and durable; version, seconds
 evaluation         | info    | held-out accuracy; version, measured: the entry of the summary's evaluations
-evaluation_lost    | warning | an evaluation was given up, training goes on
+evaluation_lost    | warning | an evaluation was given up, training continues
 model_not_written  | warning | the run ended before model/ was written; the last checkpoint has the weights
 actors_up          | info    | all actors that a run waits for are in service; seconds
 actor_joined       | info    | an actor that came later is in service; actor, role
@@ -42,9 +42,9 @@ engines_asked      | info    | before the first group all engines have taken the
 engine_compared    | info    | an engine's log-probs were held against the learner's; actor, version, nats: the mean difference
 pool_resized       | info    | a pool is to have another number of actors; role, count
 node_notice        | warning | the node of an actor will be taken away; actor, seconds until then
-learner_lost       | warning | the learner group is made anew, the run goes back to a checkpoint; version of that
+learner_lost       | warning | the learner group is restarted, the run goes back to a checkpoint; version of that
 storage_pressure   | warning | a disk or the object store is nearly full
-tracker_failed     | warning | Weights & Biases or MLflow does not work or loses rows; the run goes on
+tracker_failed     | warning | Weights & Biases or MLflow does not work or loses rows; the run continues
 policy_verdicts    | warning | more answers than before are right by a policy of the judge rather than by a proof; version
 reward_failed      | warning | the first failure of its kind of a user's reward function; actor
 no_batch           | warning | no batch was trained for 30 s, and again after twice that; the text says what the run waits for; version, seconds

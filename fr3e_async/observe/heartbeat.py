@@ -1,214 +1,91 @@
-"""What the control loop knows of itself at a heartbeat, as plain numbers, and how it and a step's metrics become samples.
+"""The state of the control loop at a heartbeat, and the Prometheus series that each field becomes.
 
-    Vitals ─► Samples.beat ─┐
-                            ├─► Exporter (``exported``)
-    metrics ─► Samples.step ┘
-
-Totals become increments here, so that a counter never falls when a run goes back to a checkpoint; engines get the number of
-their place in the role, so that one that is replaced makes no new series. Knows neither the control plane nor Ray. No clock.
+A field is declared once: its annotation has the series' name, unit, panel and meaning. ``prometheus`` exports what stands here, so a
+new number needs a field here and its value in ``control/heartbeat.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import nan
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
 
-from fr3e_async.observe.metrics import METRICS
-from fr3e_async.observe.prometheus import COUNTED, EXPORTED, HISTOGRAM_OF, NOT_EXPORTED, PrometheusSample, place_of
-
-PLACES = 64  # engines of a role with series of their own; of all others only mean and maximum show
-_ENGINE_GAUGES = {
-    "engine_kv_cache_used_ratio": "kv_used",
-    "engine_requests_running": "running",
-    "engine_requests_waiting": "waiting",
-    "engine_rollouts_limit": "limit",
-    "engine_version": "version",
-}
-
-Key = tuple[str, tuple[str, ...]]  # a series: name, values of its labels
+from fr3e_async.observe.metrics import PrometheusMetric
 
 
+def _gauge(name: str, unit: str, panel: str, meaning: str) -> PrometheusMetric:
+    return PrometheusMetric(name=name, kind="gauge", unit=unit, labels=(), panel=panel, meaning=meaning)
+
+
+def _total(name: str, unit: str, panel: str, meaning: str, *, by: str = "") -> PrometheusMetric:
+    """A counter. The field is the sum so far; ``by``: the label of a field that has a sum for each of several names."""
+    return PrometheusMetric(name=name, kind="counter", unit=unit, labels=(by,) if by else (), panel=panel, meaning=meaning)
+
+
+# fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleHeartbeat:
-    """A role's actors. ``replaced`` and ``busy_s`` are totals since the session began."""
+    """A role's actors. Totals are since the session began. *Example*: ``RoleHeartbeat(up=2, wanted=3, pending=1, queued=5, in_flight=40)``."""
 
-    up: int
-    wanted: int
-    pending: int = 0  # asked for and not in service
-    queued: int = 0  # tasks
-    in_flight: int = 0  # rollouts; verifiers: calls
-    busy_s: float = 0.0  # actor-seconds
-    idle: float | None = None  # 0..1, since the session began; None: not known
-    replaced: int = 0
+    up: Annotated[int, _gauge("actors_up", "actors", "Actors and checkpoints: Actors in service", "actors in service; learner: ranks")]
+    wanted: Annotated[int, _gauge("actors_wanted", "actors", "Actors and checkpoints: Actors wanted", "actors that the pool is to have now")]
+    pending: Annotated[int, _gauge("actors_pending", "actors", "Actors and checkpoints: Actors that wait or start", "actors that were asked for and are not in service: they wait for a node, or start")] = 0
+    replaced: Annotated[int, _total("worker_replacements_total", "actors", "Actors and checkpoints: Actors replaced in half an hour", "actors that were lost and replaced; learner: restarts of the group")] = 0
+    queued: Annotated[int, _gauge("tasks_queued", "tasks", "Flow and staleness: Tasks that wait", "tasks that wait for an actor of the role")] = 0
+    in_flight: Annotated[int, _gauge("rollouts_in_flight", "rollouts", "Flow and staleness: Rollouts in flight", "rollouts (verifiers: calls) that actors of the role have now")] = 0
+    busy_s: Annotated[float, _total("busy_seconds_total", "s", "Flow and staleness: Idle now", "time with work, summed over the actors of the role")] = 0.0
+    idle: Annotated[float | None, _gauge("idle_ratio", "ratio", "Flow and staleness: Idle since the session began", "part of the actors' time without work since the session began")] = None  # None: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineHeartbeat:
-    """An engine in service, as of its last answer."""
+    """An engine in service, as of its last answer. *Example*: ``EngineHeartbeat(name="generator-3", role="generators", kv_used=0.4, running=7, waiting=0, limit=16, version=12)``."""
 
     name: str
     role: str
-    version: int
-    running: int  # requests, waiting ones included
-    waiting: int  # requests
-    kv_used: float  # 0..1
-    limit: int  # rollouts that it is given at once
+    kv_used: Annotated[float, _gauge("engine_kv_cache_used_ratio", "ratio", "Engines: KV cache by engine", "part of the engine's key-value cache in use")]
+    running: Annotated[int, _gauge("engine_requests_running", "requests", "Engines: Requests in an engine", "requests in the engine, waiting ones included")]
+    waiting: Annotated[int, _gauge("engine_requests_waiting", "requests", "Engines: Requests that wait in an engine", "requests queued inside of the engine")]
+    limit: Annotated[int, _gauge("engine_rollouts_limit", "rollouts", "Engines: Rollouts an engine is given", "rollouts that the engine is given at once; falls while its cache is full")]
+    version: Annotated[int, _gauge("engine_version", "versions", "Engines: Versions behind the learner", "weights that new tokens are sampled with")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """Totals are over the whole run; they may fall when it goes back to a checkpoint."""
+    """Totals are over the whole run, except ``node_notices``; they may fall when it goes back to a checkpoint."""
 
     roles: Mapping[str, RoleHeartbeat]  # the learner's among them
     engines: Sequence[EngineHeartbeat] = ()
-    admitted: int  # groups, as are the next five
-    fates: Mapping[str, int]  # settled ones: trained, rejected_<reason>, failed_<reason>
-    in_flight: int
-    ready: int
-    slots_held: int
-    slots: int
-    trained: int  # version: batches trained
-    live: int  # version that every engine in service has
-    steps: int  # run.steps
-    staleness: int  # versions that the oldest open group is old
-    staleness_bound: int
-    verdicts: Mapping[str, int]  # rollouts: right, wrong, unknown, given_up
-    tokens: Mapping[str, int]  # generated, prefilled, reused, useful, trained
-    optimiser_steps: int
-    stalled_s: float  # since anything moved
-    stall_limit_s: float
-    wall_s: float
-    checkpoint_age_s: float
-    checkpoint_batches: int  # trained since the last checkpoint
-    checkpoint_every: int
-    node_notices: int = 0  # since the session began
-    heldout_accuracy: float | None = None
+    admitted: Annotated[int, _total("groups_admitted_total", "groups", "Throughput: Groups a second, by fate", "prompt groups that were begun")]
+    fates: Annotated[Mapping[str, int], _total("groups_settled_total", "groups", "Throughput: Groups a second, by fate", "prompt groups that ended: trained, rejected_<reason>, failed_<reason>", by="fate")]
+    in_flight: Annotated[int, _gauge("groups_in_flight", "groups", "Flow and staleness: Groups and slots", "prompt groups that are open or with the learner")]
+    ready: Annotated[int, _gauge("groups_ready", "groups", "Flow and staleness: Groups and slots", "prompt groups that are complete and wait to be trained")]
+    slots_held: Annotated[int, _gauge("group_slots_held", "groups", "Flow and staleness: Groups and slots", "slots taken, those of trained groups whose weights are not live yet included")]
+    slots: Annotated[int, _gauge("group_slots", "groups", "Flow and staleness: Groups and slots", "slots that there are: (flow.max_staleness + 1) · flow.groups_per_step")]
+    trained: Annotated[int, _gauge("version_trained", "versions", "Overview: Versions", "newest weights: batches trained")]
+    live: Annotated[int, _gauge("version_live", "versions", "Overview: Versions", "weights that every engine in service has")]
+    steps: Annotated[int, _gauge("steps_wanted", "batches", "Overview: Versions", "run.steps")]
+    optimiser_steps: Annotated[int, _total("optimiser_steps_total", "steps", "Throughput: Optimiser steps a second", "optimiser steps")]
+    staleness: Annotated[int, _gauge("staleness_versions", "versions", "Flow and staleness: Age in versions", "age that the oldest open group would have if it were trained now")]
+    staleness_bound: Annotated[int, _gauge("staleness_bound_versions", "versions", "Flow and staleness: Age in versions", "flow.max_staleness")]
+    verdicts: Annotated[Mapping[str, int], _total("verdicts_total", "rollouts", "Verifier: Verdicts a second", "verdicts of settled groups: right, wrong, unknown, given_up", by="status")]
+    tokens_generated: Annotated[int, _total("tokens_generated_total", "tokens", "Throughput: Tokens a second", "tokens generated for settled groups")]
+    tokens_prefilled: Annotated[int, _total("tokens_prefilled_total", "tokens", "Engines: Context tokens a second", "context tokens that engines computed for them")]
+    tokens_reused: Annotated[int, _total("tokens_reused_total", "tokens", "Engines: Context tokens a second", "context tokens that engines took from their prefix caches for them")]
+    tokens_useful: Annotated[int, _total("tokens_useful_total", "tokens", "Throughput: Tokens a second", "generated tokens that were trained with an advantage that is not 0")]
+    tokens_trained: Annotated[int, _total("tokens_trained_total", "tokens", "Throughput: Tokens a second", "trained tokens, those with an advantage of 0 included")]
+    stalled_s: Annotated[float, _gauge("stalled_seconds", "s", "Overview: Stall", "time since anything moved; the run ends at watchdog.timeout_s")]
+    stall_limit_s: Annotated[float, _gauge("stall_limit_seconds", "s", "Overview: Stall", "watchdog.timeout_s")]
+    wall_s: Annotated[float, _gauge("wall_seconds", "s", "Actors and checkpoints: Wall time", "wall time of the run, summed over sessions")]
+    checkpoint_age_s: Annotated[float, _gauge("checkpoint_age_seconds", "s", "Overview: Last checkpoint", "time since the last checkpoint was written, or since the session began")]
+    checkpoint_batches: Annotated[int, _gauge("checkpoint_batches", "batches", "Actors and checkpoints: Batches since the last checkpoint", "batches trained since the last checkpoint: what a loss of the learner costs")]
+    checkpoint_every: Annotated[int, _gauge("checkpoint_every_batches", "batches", "Actors and checkpoints: Batches since the last checkpoint", "run.checkpoint_every; 0: by time only")]
+    node_notices: Annotated[int, _total("node_notices_total", "notices", "Actors and checkpoints: Notices of nodes", "notices that a node will be taken away")] = 0
+    heldout_accuracy: Annotated[float | None, _gauge("heldout_accuracy_ratio", "ratio", "Overview: Accuracy", "newest held-out accuracy; absent before the first evaluation")] = None
+# fmt: on
 
 
-@dataclass(slots=True)
-class HeartbeatSamples:
-    """Of one process: its counters begin at 0. The first ``beat`` tells what there was before; call it when a run begins."""
-
-    _totals: dict[Key, float] | None = None  # as of the last beat
-    _places: dict[str, dict[str, int]] = field(default_factory=dict)  # role -> engine -> its number
-
-    def beat(self, vitals: Heartbeat, *, now: float) -> list[PrometheusSample]:
-        """``now``: seconds since the epoch."""
-        gauges: dict[Key, float] = {}
-        for name, value in _gauges(vitals, now).items():
-            gauges[name, ()] = value
-        for role, its in vitals.roles.items():
-            gauges |= {(name, (role,)): value for name, value in _gauges_of_role(its).items()}
-        roles = {*self._places, *(engine.role for engine in vitals.engines)}
-        gauges |= self._engines(vitals.engines, sorted(roles))
-        return [*_samples(gauges), *_samples(self._increments(_totals(vitals)))]
-
-    def step(self, metrics: Mapping[str, float]) -> list[PrometheusSample]:
-        """``metrics``: of a training batch, by the names of ``METRICS``."""
-        values: list[tuple[Key, float]] = []
-        for metric, value in metrics.items():
-            if metric in HISTOGRAM_OF:
-                values.append(((HISTOGRAM_OF[metric], ()), value))
-            if metric in COUNTED:
-                values.append((COUNTED[metric], value))
-            elif metric not in NOT_EXPORTED:
-                values.append((place_of(METRICS[metric]), value))
-        return [_sample(key, value) for key, value in values]
-
-    def _increments(self, totals: dict[Key, float]) -> dict[Key, float]:
-        """What was added since the last beat, and 0 for a series that is new. A total that fell, because the run went back,
-        is a new beginning."""
-        before = totals if self._totals is None else self._totals
-        new = totals.keys() - (self._totals or {}).keys()
-        self._totals = totals
-        added = {key: total - before.get(key, 0) for key, total in totals.items()}
-        return {key: increment for key, increment in added.items() if increment > 0 or (key in new and not increment)}
-
-    def _engines(self, engines: Sequence[EngineHeartbeat], roles: Iterable[str]) -> dict[Key, float]:
-        gauges: dict[Key, float] = {}
-        for role in roles:
-            its = [engine for engine in engines if engine.role == role]
-            if its:
-                used = [engine.kv_used for engine in its]
-                gauges["kv_cache_used_mean_ratio", (role,)] = sum(used) / len(used)
-                gauges["kv_cache_used_max_ratio", (role,)] = max(used)
-            elif self._places.get(role):  # the last one has left
-                gauges |= {("kv_cache_used_mean_ratio", (role,)): nan, ("kv_cache_used_max_ratio", (role,)): nan}
-            places, left = self._placed(role, [engine.name for engine in its])
-            for engine in its:
-                if engine.name in places:
-                    where = (role, str(places[engine.name]))
-                    gauges |= {(name, where): getattr(engine, field) for name, field in _ENGINE_GAUGES.items()}
-            gauges |= {(name, (role, str(place))): nan for place in left for name in _ENGINE_GAUGES}
-        return gauges
-
-    def _placed(self, role: str, names: Sequence[str]) -> tuple[dict[str, int], set[int]]:
-        """Numbers of the engines: an engine keeps its own, a new one gets the lowest that is free; and those now vacant."""
-        before = self._places.get(role, {})
-        places = {name: before[name] for name in names if name in before}
-        free = sorted(set(range(PLACES)) - set(places.values()), reverse=True)
-        for name in names:
-            if name not in places and free:
-                places[name] = free.pop()
-        self._places[role] = places
-        return places, set(before.values()) - set(places.values())
-
-
-def _gauges(vitals: Heartbeat, now: float) -> dict[str, float]:
-    gauges: dict[str, float] = {
-        "groups_in_flight": vitals.in_flight,
-        "groups_ready": vitals.ready,
-        "group_slots_held": vitals.slots_held,
-        "group_slots": vitals.slots,
-        "version_trained": vitals.trained,
-        "version_live": vitals.live,
-        "steps_wanted": vitals.steps,
-        "staleness_versions": vitals.staleness,
-        "staleness_bound_versions": vitals.staleness_bound,
-        "stalled_seconds": vitals.stalled_s,
-        "stall_limit_seconds": vitals.stall_limit_s,
-        "heartbeat_timestamp_seconds": now,
-        "wall_seconds": vitals.wall_s,
-        "checkpoint_age_seconds": vitals.checkpoint_age_s,
-        "checkpoint_batches": vitals.checkpoint_batches,
-        "checkpoint_every_batches": vitals.checkpoint_every,
-    }
-    if vitals.heldout_accuracy is not None:
-        gauges["heldout_accuracy_ratio"] = vitals.heldout_accuracy
-    return gauges
-
-
-def _gauges_of_role(its: RoleHeartbeat) -> dict[str, float]:
-    gauges: dict[str, float] = {
-        "actors_up": its.up,
-        "actors_wanted": its.wanted,
-        "actors_pending": its.pending,
-        "tasks_queued": its.queued,
-        "rollouts_in_flight": its.in_flight,
-    }
-    return gauges if its.idle is None else {**gauges, "idle_ratio": its.idle}
-
-
-def _totals(vitals: Heartbeat) -> dict[Key, float]:
-    totals: dict[Key, float] = {
-        ("groups_admitted_total", ()): vitals.admitted,
-        ("optimiser_steps_total", ()): vitals.optimiser_steps,
-        ("node_notices_total", ()): vitals.node_notices,
-    }
-    totals |= {("groups_settled_total", (fate,)): count for fate, count in vitals.fates.items()}
-    totals |= {("verdicts_total", (status,)): count for status, count in vitals.verdicts.items()}
-    totals |= {(f"tokens_{kind}_total", ()): count for kind, count in vitals.tokens.items()}
-    for role, its in vitals.roles.items():
-        totals["worker_replacements_total", (role,)] = its.replaced
-        totals["busy_seconds_total", (role,)] = its.busy_s
-    return totals
-
-
-def _samples(values: Mapping[Key, float]) -> list[PrometheusSample]:
-    return [_sample(key, value) for key, value in values.items()]
-
-
-def _sample(key: Key, value: float) -> PrometheusSample:
-    name, labels = key
-    return PrometheusSample(name, float(value), tuple(zip(EXPORTED[name].labels, labels, strict=True)))
+def series_of(kind: type[Any]) -> dict[str, PrometheusMetric]:
+    """Field → its series, of one of the classes above; fields without one are left out."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}

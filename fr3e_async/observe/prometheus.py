@@ -1,39 +1,105 @@
-"""Every metric that a run exports to Prometheus: name, kind, unit, labels, meaning. A name that is not here is exported nowhere.
+"""Every metric that a run exports to Prometheus, and how a heartbeat and a step's metrics become samples of it.
 
-    heartbeat   what the control loop knows now (``vitals``)          gauges, and counters of totals
-    step        the metrics of a training batch (``metrics.METRICS``)  by ``prometheus_name``, less ``NOT_EXPORTED``
+    Heartbeat ─► HeartbeatSamples.beat ─┐  gauges, and counters of totals
+                                        ├─► Exporter
+    metrics   ─► HeartbeatSamples.step ─┘  one gauge each, by ``prometheus_name``, unless they are counted or have a series elsewhere
 
 Names follow Prometheus: base units (seconds, bytes, ratios from 0 to 1), ``_total`` for counters. Every series has the label
 ``run``. On the page that Prometheus reads each name begins with ``PREFIX``, since Ray puts ``ray_`` in front. The dashboard, the
-alerts and the tables of the documentation are checked against this file. Knows nothing of Ray, and not how values come about.
+alerts and the tables of the documentation are checked against ``EXPORTED``. Knows neither Ray nor the control plane; no clock.
+
+Totals become increments here, so that a counter never falls when a run goes back to a checkpoint. Engines get the number of their
+slot in the role, so that one that is replaced makes no new series.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
+from typing import Any, Protocol
 
 from fr3e_async.algorithm.batching import AGE_BUCKETS
-from fr3e_async.observe.metrics import METRICS, Metric
+from fr3e_async.observe.heartbeat import EngineHeartbeat, Heartbeat, RoleHeartbeat, series_of
+from fr3e_async.observe.metrics import METRICS, Metric, PrometheusMetric
 
 NAMESPACE = "fr3e_"  # ours; Ray adds its own
 PREFIX = f"ray_{NAMESPACE}"
 RUN = "run"  # label of every series: run.name
+PLACES = 64  # engines of a role with series of their own; of all others only mean and maximum show
 
-Kind = Literal["gauge", "counter", "histogram"]
-Source = Literal["heartbeat", "step"]
+Key = tuple[str, tuple[str, ...]]  # a series: name, values of its labels
+
+_RUN_SERIES, _ROLE_SERIES, _ENGINE_SERIES = (series_of(kind) for kind in (Heartbeat, RoleHeartbeat, EngineHeartbeat))
+_NOW, _KV_MEAN, _KV_MAX = "heartbeat_timestamp_seconds", "kv_cache_used_mean_ratio", "kv_cache_used_max_ratio"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrometheusMetric:
-    name: str  # without a prefix
-    kind: Kind
-    unit: str  # "" for a pure number
-    labels: tuple[str, ...]  # besides ``RUN``
-    meaning: str
-    source: Source
-    buckets: tuple[float, ...] = ()  # upper bounds, of a histogram
+def _more(name: str, unit: str, panel: str, meaning: str, *labels: str) -> PrometheusMetric:
+    kind: Any = "counter" if name.endswith("_total") else "gauge"
+    return PrometheusMetric(name=name, kind=kind, unit=unit, labels=labels, panel=panel, meaning=meaning)
+
+
+# Of a heartbeat, and no field of it.
+_COMPUTED = (
+    _more(_KV_MEAN, "ratio", "Engines: KV cache by role", "part of the key-value cache in use, mean over the role's engines", "role"),
+    _more(_KV_MAX, "ratio", "Engines: KV cache by role", "the same of the fullest engine", "role"),
+    _more(_NOW, "s", "Overview: Control loop seen", "when the control loop was last seen alive, seconds since the epoch"),
+)  # fmt: skip
+
+# Counters of step metrics. A metric of ``METRICS`` that names one adds to it; its last word is the label's value.
+_COUNTERS = (
+    _more("states_total", "states", "Flow and staleness: States a second, by what became of them", "states of settled groups: kept, or why they teach nothing", "reason"),
+    _more("judged_again_total", "rollouts", "Verifier: Judged again", "rollouts judged more than once (verifiers.on_unknown=retry)"),
+)  # fmt: skip
+
+# Step metrics whose distribution is exported besides their last value. Bounds in seconds.
+_HISTOGRAMS = {
+    metric: PrometheusMetric(
+        name=name, kind="histogram", unit="s", labels=(), panel=panel, meaning=METRICS[metric].meaning, buckets=buckets
+    )
+    for metric, name, panel, buckets in (
+        ("time/step_s", "step_duration_seconds", "Throughput: Step time", (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)),
+        ("time/sync_s", "sync_duration_seconds", "Engines: Weights: hand-over", (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)),
+    )
+}  # fmt: skip
+
+
+def prometheus_name(metric: Metric) -> str:
+    """``time/step_s`` is ``time_step_seconds``, ``reward/accuracy`` (a fraction) ``reward_accuracy_ratio``; no prefix."""
+    name = metric.name.replace("/", "_")
+    if metric.unit == "s":
+        return name.removesuffix("_s") + "_seconds"
+    return name.removesuffix("_fraction") + "_ratio" if metric.unit == "fraction" else name
+
+
+def series_key(metric: Metric) -> Key:
+    """(name, values of its labels) of a step metric's gauge. Metrics by age of the tokens are one name with a label."""
+    for bucket in AGE_BUCKETS:
+        head = f"staleness/{bucket}_"
+        if metric.name.startswith(head):
+            return prometheus_name(replace(metric, name=metric.name.replace(head, "staleness/"))), (bucket,)
+    return prometheus_name(metric), ()
+
+
+def _exported() -> dict[str, PrometheusMetric]:
+    all_of_them = [
+        *(replace(one, labels=("role",)) for one in _ROLE_SERIES.values()),
+        *(replace(one, labels=("role", "engine")) for one in _ENGINE_SERIES.values()),
+        *_RUN_SERIES.values(),
+        *_COMPUTED,
+        *_COUNTERS,
+        *_HISTOGRAMS.values(),
+    ]
+    for one in METRICS.values():
+        if not one.series:
+            name, by_age = series_key(one)
+            meaning = "by age of the tokens in versions: " + one.meaning.partition(": ")[2] if by_age else one.meaning
+            unit = "ratio" if one.unit == "fraction" else one.unit
+            all_of_them.append(_more(name, unit, one.panel, meaning, *(["age"] if by_age else [])))
+    return {one.name: one for one in all_of_them}
+
+
+EXPORTED: dict[str, PrometheusMetric] = _exported()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +115,7 @@ class PrometheusSample:
 
     def __post_init__(self) -> None:
         if self.name not in EXPORTED:
-            raise ValueError(f"metric {self.name} is not declared in observe/prometheus.py")
+            raise ValueError(f"metric {self.name} is not declared in observe")
         if tuple(label for label, _ in self.labels) != EXPORTED[self.name].labels:
             raise ValueError(f"metric {self.name} has the labels {EXPORTED[self.name].labels}, got {self.labels}")
 
@@ -58,140 +124,82 @@ class Exporter(Protocol):
     """Where samples go."""
 
     def publish(self, samples: Iterable[PrometheusSample]) -> None:
-        """Returns at once and raises nothing: a run does not depend on who watches it."""
+        """Take the samples. Returns at once and raises nothing: a run does not depend on who watches it."""
 
 
-_HEARTBEAT = """
-actors_up                  | gauge   | actors   | role         | actors in service; learner: ranks
-actors_wanted              | gauge   | actors   | role         | actors that the pool is to have now
-actors_pending             | gauge   | actors   | role         | actors that were asked for and are not in service: they wait for a node, or start
-worker_replacements_total  | counter | actors   | role         | actors that were lost and replaced; learner: times that the group was made anew
-tasks_queued               | gauge   | tasks    | role         | tasks that wait for an actor of the role
-rollouts_in_flight         | gauge   | rollouts | role         | rollouts (verifiers: calls) that actors of the role have now
-busy_seconds_total         | counter | s        | role         | time with work, summed over the actors of the role
-idle_ratio                 | gauge   | ratio    | role         | part of the actors' time without work since the session began
-kv_cache_used_mean_ratio   | gauge   | ratio    | role         | part of the key-value cache in use, mean over the role's engines
-kv_cache_used_max_ratio    | gauge   | ratio    | role         | the same of the fullest engine
-engine_kv_cache_used_ratio | gauge   | ratio    | role, engine | part of the engine's key-value cache in use
-engine_requests_running    | gauge   | requests | role, engine | requests in the engine, waiting ones included
-engine_requests_waiting    | gauge   | requests | role, engine | requests queued inside of the engine
-engine_rollouts_limit      | gauge   | rollouts | role, engine | rollouts that the engine is given at once; falls while its cache is full
-engine_version             | gauge   | versions | role, engine | weights that new tokens are sampled with
-groups_admitted_total      | counter | groups   |              | prompt groups that were begun
-groups_settled_total       | counter | groups   | fate         | prompt groups that ended: trained, rejected_<reason>, failed_<reason>
-groups_in_flight           | gauge   | groups   |              | prompt groups that are open or with the learner
-groups_ready               | gauge   | groups   |              | prompt groups that are complete and wait to be trained
-group_slots_held           | gauge   | groups   |              | slots taken, those of trained groups whose weights are not live yet included
-group_slots                | gauge   | groups   |              | slots that there are: (flow.max_staleness + 1) · flow.groups_per_step
-version_trained            | gauge   | versions |              | newest weights: batches trained
-version_live               | gauge   | versions |              | weights that every engine in service has
-steps_wanted               | gauge   | batches  |              | run.steps
-optimiser_steps_total      | counter | steps    |              | optimiser steps
-staleness_versions         | gauge   | versions |              | age that the oldest open group would have if it were trained now
-staleness_bound_versions   | gauge   | versions |              | flow.max_staleness
-verdicts_total             | counter | rollouts | status       | verdicts of settled groups: right, wrong, unknown, given_up
-tokens_generated_total     | counter | tokens   |              | tokens generated for settled groups
-tokens_prefilled_total     | counter | tokens   |              | context tokens that engines computed for them
-tokens_reused_total        | counter | tokens   |              | context tokens that engines took from their prefix caches for them
-tokens_useful_total        | counter | tokens   |              | generated tokens that were trained with an advantage that is not 0
-tokens_trained_total       | counter | tokens   |              | trained tokens, those with an advantage of 0 included
-stalled_seconds            | gauge   | s        |              | time since anything moved; the run ends at watchdog.timeout_s
-stall_limit_seconds        | gauge   | s        |              | watchdog.timeout_s
-heartbeat_timestamp_seconds | gauge  | s        |              | when the control loop was last seen alive, seconds since the epoch
-wall_seconds               | gauge   | s        |              | wall time of the run, summed over sessions
-checkpoint_age_seconds     | gauge   | s        |              | time since the last checkpoint was written, or since the session began
-checkpoint_batches         | gauge   | batches  |              | batches trained since the last checkpoint: what a loss of the learner costs
-checkpoint_every_batches   | gauge   | batches  |              | run.checkpoint_every; 0: by time only
-node_notices_total         | counter | notices  |              | notices that a node will be taken away
-heldout_accuracy_ratio     | gauge   | ratio    |              | newest held-out accuracy; absent before the first evaluation
-"""
+@dataclass(slots=True)
+class HeartbeatSamples:
+    """Makes the samples of one process, whose counters begin at 0. The first ``beat`` tells what there was before: call it when a run begins."""
 
-_STEP = """
-states_total               | counter | states   | reason       | states of settled groups: kept, or why they teach nothing
-judged_again_total         | counter | rollouts |              | rollouts judged more than once (verifiers.on_unknown=retry)
-"""
+    _totals: dict[Key, float] | None = None  # as of the last beat
+    _slots: dict[str, dict[str, int]] = field(default_factory=dict)  # role → engine → its number
 
-_HISTOGRAMS = {
-    "step_duration_seconds": ("time/step_s", (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)),
-    "sync_duration_seconds": ("time/sync_s", (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)),
-}
-HISTOGRAM_OF = {metric: name for name, (metric, _) in _HISTOGRAMS.items()}
+    def beat(self, heartbeat: Heartbeat, *, now: float) -> list[PrometheusSample]:
+        """``now``: seconds since the epoch."""
+        gauges: dict[Key, float] = {(_NOW, ()): now}
+        totals: dict[Key, float] = {}
+        found = [((), heartbeat, _RUN_SERIES), *(((role,), its, _ROLE_SERIES) for role, its in heartbeat.roles.items())]
+        for labels, values, series in found:
+            for name, one in series.items():
+                value = getattr(values, name)
+                if isinstance(value, Mapping):
+                    totals |= {(one.name, (kind,)): count for kind, count in value.items()}
+                elif value is not None:
+                    (totals if one.kind == "counter" else gauges)[one.name, labels] = value
+        gauges |= self._engines(heartbeat.engines)
+        return [_sample(key, value) for key, value in (gauges | self._increments(totals)).items()]
 
-# Step metrics that are counts since the row before: (counter, its labels' values).
-COUNTED = {
-    f"states/{reason}": ("states_total", (reason,))
-    for reason in ("kept", "all_right", "all_wrong", "no_spread", "too_few", "not_trained")
-} | {"verify/judged_again": ("judged_again_total", ())}
+    def step(self, metrics: Mapping[str, float]) -> list[PrometheusSample]:
+        """``metrics``: of a training batch, by the names of ``METRICS``."""
+        values: list[tuple[Key, float]] = []
+        for name, value in metrics.items():
+            metric = METRICS[name]
+            if name in _HISTOGRAMS:
+                values.append(((_HISTOGRAMS[name].name, ()), value))
+            if not metric.series:
+                values.append((series_key(metric), value))
+            elif counter := next((one for one in _COUNTERS if one.name == metric.series), None):
+                values.append(((counter.name, (name.partition("/")[2],) if counter.labels else ()), value))
+        return [_sample(key, value) for key, value in values]
 
-# Step metrics without a series of their own, and where their numbers are instead.
-NOT_EXPORTED = {
-    **{
-        f"groups/{fate}": "groups_settled_total"
-        for fate in ("trained", "all_right", "all_wrong", "no_spread", "too_few", "failed")
-    },
-    **{f"verify/{status}": "verdicts_total" for status in ("right", "wrong", "unknown", "given_up")},
-    **{f"queue/{role}": "tasks_queued" for role in ("generators", "explorers", "verifiers")},
-    **{f"idle/{role}_fraction": "idle_ratio" for role in ("generators", "explorers", "verifiers", "learner")},
-    "queue/ready_groups": "groups_ready",
-    "tokens/generated": "tokens_generated_total",
-    "tokens/rate_per_s": "tokens_generated_total",
-    "actors/replaced": "worker_replacements_total",
-}
+    def _increments(self, totals: dict[Key, float]) -> dict[Key, float]:
+        """What was added since the last beat, and 0 for a series that is new. A total that fell, because the run went back,
+        is a new beginning."""
+        before = totals if self._totals is None else self._totals
+        new = totals.keys() - (self._totals or {}).keys()
+        self._totals = totals
+        added = {key: total - before.get(key, 0) for key, total in totals.items()}
+        return {key: increment for key, increment in added.items() if increment > 0 or (key in new and not increment)}
+
+    def _engines(self, engines: Sequence[EngineHeartbeat]) -> dict[Key, float]:
+        gauges: dict[Key, float] = {}
+        for role in sorted({*self._slots, *(engine.role for engine in engines)}):
+            its = [engine for engine in engines if engine.role == role]
+            if its:
+                used = [engine.kv_used for engine in its]
+                gauges |= {(_KV_MEAN, (role,)): sum(used) / len(used), (_KV_MAX, (role,)): max(used)}
+            elif self._slots.get(role):  # the last one has left
+                gauges |= {(_KV_MEAN, (role,)): nan, (_KV_MAX, (role,)): nan}
+            slots, left = self._numbered(role, [engine.name for engine in its])
+            for engine in its:
+                if engine.name in slots:
+                    labels = (role, str(slots[engine.name]))
+                    gauges |= {(one.name, labels): getattr(engine, name) for name, one in _ENGINE_SERIES.items()}
+            gauges |= {(one.name, (role, str(slot))): nan for slot in left for one in _ENGINE_SERIES.values()}
+        return gauges
+
+    def _numbered(self, role: str, names: Sequence[str]) -> tuple[dict[str, int], set[int]]:
+        """Numbers of the engines: an engine keeps its own, a new one gets the lowest that is free; and those now vacant."""
+        before = self._slots.get(role, {})
+        slots = {name: before[name] for name in names if name in before}
+        free = sorted(set(range(PLACES)) - set(slots.values()), reverse=True)
+        for name in names:
+            if name not in slots and free:
+                slots[name] = free.pop()
+        self._slots[role] = slots
+        return slots, set(before.values()) - set(slots.values())
 
 
-def prometheus_name(metric: Metric) -> str:
-    """``time/step_s`` is ``time_step_seconds``, ``reward/accuracy`` (a fraction) ``reward_accuracy_ratio``; no prefix."""
-    name = metric.name.replace("/", "_")
-    if metric.unit == "s":
-        return name.removesuffix("_s") + "_seconds"
-    return name.removesuffix("_fraction") + "_ratio" if metric.unit == "fraction" else name
-
-
-def place_of(metric: Metric) -> tuple[str, tuple[str, ...]]:
-    """(name, values of its labels) of a step metric's gauge. Metrics by age of the tokens are one name with a label."""
-    for bucket in AGE_BUCKETS:
-        head = f"staleness/{bucket}_"
-        if metric.name.startswith(head):
-            whole = Metric(name=metric.name.replace(head, "staleness/"), unit=metric.unit, meaning="")
-            return prometheus_name(whole), (bucket,)
-    return prometheus_name(metric), ()
-
-
-def _parse(table: str, source: Source) -> dict[str, PrometheusMetric]:
-    found = {}
-    for line in table.strip().splitlines():
-        name, kind, unit, labels, meaning = (cell.strip() for cell in line.split("|", 4))
-        assert kind in ("gauge", "counter")
-        names = tuple(labels.split(", ")) if labels else ()
-        found[name] = PrometheusMetric(
-            name=name, kind="gauge" if kind == "gauge" else "counter", unit=unit, labels=names, meaning=meaning, source=source
-        )
-    return found
-
-
-def _histograms() -> dict[str, PrometheusMetric]:
-    return {
-        name: PrometheusMetric(
-            name=name, kind="histogram", unit="s", labels=(), meaning=METRICS[metric].meaning, source="step", buckets=buckets
-        )
-        for name, (metric, buckets) in _HISTOGRAMS.items()
-    }
-
-
-def _gauges_of_steps() -> dict[str, PrometheusMetric]:
-    found: dict[str, PrometheusMetric] = {}
-    for metric in METRICS.values():
-        if metric.name in NOT_EXPORTED or metric.name in COUNTED:
-            continue
-        name, values = place_of(metric)
-        meaning = "by age of the tokens in versions: " + metric.meaning.partition(": ")[2] if values else metric.meaning
-        unit = "ratio" if metric.unit == "fraction" else metric.unit
-        found[name] = PrometheusMetric(
-            name=name, kind="gauge", unit=unit, labels=("age",) if values else (), meaning=meaning, source="step"
-        )
-    return found
-
-
-EXPORTED: dict[str, PrometheusMetric] = (
-    _parse(_HEARTBEAT, "heartbeat") | _parse(_STEP, "step") | _histograms() | _gauges_of_steps()
-)
+def _sample(key: Key, value: float) -> PrometheusSample:
+    name, labels = key
+    return PrometheusSample(name, float(value), tuple(zip(EXPORTED[name].labels, labels, strict=True)))

@@ -1,17 +1,8 @@
-"""``python -m fr3e_async.plan``: which actor ratios suit a cluster, by simulation."""
-
-from __future__ import annotations
+"""``python -m fr3e_async.plan``: ``fr3e plan``."""
 
 import sys
-from collections.abc import Sequence
 
-from fr3e_async.simulate import commands
-
-
-def main(argv: Sequence[str]) -> int:
-    """Returns the exit code."""
-    return commands.guarded(argv, commands.PLAN_USAGE, commands.plan)
-
+from fr3e_async.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(["plan", *sys.argv[1:]]))

@@ -9,12 +9,13 @@ screen as text only. The Content-Security-Policy is the second wall. Refuses to 
 
 from __future__ import annotations
 
+import ast
 import base64
+import functools
 import hashlib
 import html
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from fr3e_async.files.durable import storage_errors
 from fr3e_async.observe.events import MEANINGS
 from fr3e_async.observe.metrics import METRICS
 from fr3e_async.report.runs import defaults, distinct, read_run
-from fr3e_async.report.sources import code_of, places_of
 from fr3e_async.report.trees import Packer, packed, read_trees
 from fr3e_async.store.summary import Summary
 
-ASSETS = Path(__file__).parent / "assets"
+PACKAGE = Path(__file__).parent.parent
+ASSETS = PACKAGE / "report" / "assets"
 STYLES = ("uPlot.min.css", "base.css", "charts.css", "trees.css")
 LIBRARY = "uPlot.iife.min.js"
 SCRIPTS = (
@@ -78,10 +79,10 @@ def pieces(runs: Sequence[dict[str, Any]], paths: Sequence[Path], packer: Packer
 def declarations(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the names mean: metrics with the places of their code, that code, keys of the summary, kinds of events, defaults."""
     undeclared = {name for run in runs for name in run["metrics"]} - METRICS.keys()
-    metrics = {name: {"unit": m.unit, "meaning": m.meaning, "code": places_of(name)} for name, m in METRICS.items()}
+    metrics = {name: {"unit": m.unit, "meaning": m.meaning, "code": m.made_by} for name, m in METRICS.items()}
     metrics |= {name: {"unit": "", "meaning": "not declared in this version", "code": ()} for name in sorted(undeclared)}
     summary = {name: dict(field.metadata) for name, field in Summary.__dataclass_fields__.items()}
-    code = {key: asdict(place) for key, place in code_of(METRICS).items()}
+    code = {place: locate(place) for metric in METRICS.values() for place in metric.made_by}
     return {"metrics": metrics, "code": code, "summary": summary, "events": MEANINGS, "defaults": defaults()}
 
 
@@ -109,3 +110,37 @@ def _hash(text: str) -> str:
 def data_block(part: str, *, id: str = "", kind: str = "") -> str:
     """Base64 in an element that a browser neither shows nor runs."""
     return f'<script type="text/plain" id="{id}" class="{kind}">{part}</script>\n'
+
+
+# ---- the code that makes a metric, read by its syntax and not imported: a page can be made where torch is not installed ----
+
+
+@functools.cache
+def locate(place: str) -> dict[str, Any]:
+    """A function or class of the package, with its first line, from 1, and its text. Raises ``LookupError`` if it is not there.
+
+    *Example*: ``machine/tally.py:Tally.take`` → ``{"file": "machine/tally.py", "name": "Tally.take", "line": 51, "source": "def take…"}``.
+    """
+    file, _, name = place.partition(":")
+    if not (PACKAGE / file).is_file():
+        raise LookupError(f"{place}: there is no such file in the package")
+    text, node = _parsed(file)
+    for part in name.split("."):
+        node = _inside(node, part, place)
+    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])  # type: ignore[attr-defined]
+    last = node.end_lineno  # type: ignore[attr-defined]
+    return {"file": file, "name": name, "line": first, "source": "\n".join(text.split("\n")[first - 1 : last])}
+
+
+@functools.cache
+def _parsed(file: str) -> tuple[str, ast.AST]:
+    text = (PACKAGE / file).read_text(encoding="utf-8")
+    return text, ast.parse(text)
+
+
+def _inside(node: ast.AST, name: str, place: str) -> ast.AST:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    found = [child for child in ast.iter_child_nodes(node) if isinstance(child, kinds) and child.name == name]
+    if not found:
+        raise LookupError(f"{place}: there is no {name} in it")
+    return found[0]

@@ -1,12 +1,11 @@
 """What a run directory says, as one JSON object for the page: curves, result, evaluations, groups by fate, events, settings.
 
-Every file may be missing, since a run may be going on or have been killed; only ``metrics.jsonl`` or ``config.yaml`` must be there
+Every file may be missing, since a run may be still going or have been killed; only ``metrics.jsonl`` or ``config.yaml`` must be there
 for a folder to count as a run. Refuses to know how the numbers are shown.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -29,10 +28,7 @@ DIGITS = 6
 
 def read_run(path: Path) -> dict[str, Any]:
     """Raises ``StorageError``: it is no run directory, or a file of it is damaged."""
-    if not path.is_dir():
-        raise StorageError(f"{path} is no folder")
-    if not (path / METRICS).is_file() and not (path / CONFIG).is_file():
-        raise StorageError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}")
+    check_run_folder(path)
     rows = [row for _, row in read_rows(path / METRICS)]
     events = [_event(row) for _, row in read_rows(path / "logs" / "events.jsonl")]
     summary = read_object(path / "summary.json")
@@ -48,6 +44,14 @@ def read_run(path: Path) -> dict[str, Any]:
     }
     run["evaluations"] = evaluations(path, summary, run["axes"])
     return run
+
+
+def check_run_folder(path: Path) -> None:
+    """Raises ``StorageError`` unless ``path`` is a run directory."""
+    if not path.is_dir():
+        raise StorageError(f"{path} is no folder")
+    if not (path / METRICS).is_file() and not (path / CONFIG).is_file():
+        raise StorageError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}")
 
 
 def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
@@ -110,30 +114,15 @@ class _Wall:
 def evaluations(path: Path, summary: dict[str, Any] | None, found: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Every evaluation, with its ``benchmark`` and its place on each axis (``at``).
 
-    From evaluations.jsonl, or the summary's, or the events' words; or of an evaluation that ran alone, from its results.json.
+    From evaluations.jsonl, else the summary, else the events; of an evaluation that ran alone, from its results.json.
     """
     rows = [row for _, row in read_rows(path / "evaluations.jsonl")]
-    alone = (read_object(path / "results.json") or {}).get("benchmarks")
-    if isinstance(alone, dict):
-        rows = [{"label": "alone", "benchmark": name, **row} for name, row in alone.items() if isinstance(row, dict)]
-    if not rows:
-        rows = [row for row in (summary or {}).get("evaluations") or [] if isinstance(row, dict)]
-    if not rows:
-        rows = [row for _, event in read_rows(path / "logs" / "events.jsonl") if (row := _told(event))]
+    alone = mapping((read_object(path / "results.json") or {}).get("benchmarks"))
+    rows = [{"label": "alone", "benchmark": name, **mapping(row)} for name, row in alone.items()] or rows
+    rows = rows or objects((summary or {}).get("evaluations"))
+    rows = rows or [mapping(event.get("measured")) for _, event in read_rows(path / "logs" / "events.jsonl")]
     known = [row for row in rows if number(row.get("accuracy")) is not None]
     return [plain({"benchmark": HELDOUT, **row, "at": _placed(row, found)}) for row in known]
-
-
-def _told(event: dict[str, Any]) -> dict[str, Any] | None:
-    """*Example*: ``held-out accuracy, step 5: 0.406 [0.295, 0.529] (v5)``."""
-    if event.get("event") != "evaluation":
-        return None
-    said = re.match(r"held-out accuracy, ([^:]*): ([\d.]+) \[([\d.]+), ([\d.]+)\]", text(event.get("text")))
-    if not said:
-        return None
-    label, *numbers = said.groups()
-    accuracy, low, high = (float(value) for value in numbers)
-    return {"label": label, "accuracy": accuracy, "low": low, "high": high, "version": event.get("version")}
 
 
 def _placed(row: dict[str, Any], found: dict[str, list[float]]) -> dict[str, float | None]:

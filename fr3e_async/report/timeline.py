@@ -40,7 +40,7 @@ class Lane:
 
     @property
     def busy(self) -> list[Interval]:
-        """Handing over weights is not work: an engine goes on meanwhile."""
+        """Handing over weights is not work: an engine continues meanwhile."""
         return union(span for kind, spans in self.work.items() if kind != "weights" for span in spans)
 
 

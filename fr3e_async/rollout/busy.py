@@ -40,7 +40,7 @@ class BusyMeter:
         self._settle(now)
 
     def take(self, now: float) -> tuple[tuple[float, float], ...]:
-        """The intervals since the last call; one that still lasts is cut at ``now`` and goes on from there."""
+        """The intervals since the last call; one that still lasts is cut at ``now`` and continues from there."""
         if self._busy_since is not None and now > self._busy_since:
             self._intervals.append((self._busy_since, now))
             self._busy_since = now

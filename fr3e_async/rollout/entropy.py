@@ -13,7 +13,7 @@ of weights or of versions. Importing this module does not import vllm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from fr3e_async.rollout.entropy_columns import BOTH, LOGPROBS_MODE, ONE
 from fr3e_async.rollout.port import EngineSpec, SampleRequest
 
 EXTENSION = "fr3e_async.rollout.worker_extension.WorkerExtension"
-COLUMNS_EXTENSION = "fr3e_async.rollout.columns_extension.ColumnsExtension"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,22 +37,28 @@ class MeasuredEntropy:
     raw_entropies: NDArray[np.float32] | None = None  # [L] nats
 
 
-class EntropyProvider(Protocol):
+class EntropyProvider:
     """How an engine comes to know entropies. ``vocabulary`` is the number of tokens that the model can sample."""
 
-    confirmation: str  # method of the workers that must return True once they run; empty: nothing to confirm
+    worker_setup = ""  # method that every worker must run before the first request; empty: none
 
     def check(self) -> None:
-        """Raise ``UserError`` if the installed vLLM cannot serve this provider. Imports vllm if it has to look."""
+        """Raise ``UserError`` if the installed vLLM cannot serve this provider. May import vllm."""
 
     def engine_args(self) -> dict[str, Any]:
-        """vLLM's engine arguments."""
+        """Return vLLM's engine arguments for this provider."""
+        return {"logprobs_mode": "processed_logprobs", "worker_extension_cls": EXTENSION}
 
     def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
-        """The ``logprobs`` of the request's sampling parameters."""
+        """Return the ``logprobs`` for the request's sampling parameters."""
+        raise NotImplementedError
 
     def decode(self, logprobs: Any, *, request: SampleRequest, length: int, vocabulary: int) -> MeasuredEntropy:
-        """The meaning of the ``FlatLogprobs`` of a finished completion. ``RuntimeError`` if they are not what was asked for."""
+        """Turn the ``FlatLogprobs`` of a finished completion of ``length`` tokens into log-probs and entropies.
+
+        Raises ``RuntimeError`` if they are not what the request asked for.
+        """
+        raise NotImplementedError
 
 
 def provider_of(spec: EngineSpec) -> EntropyProvider:
@@ -77,10 +82,10 @@ def one_distribution(request: SampleRequest) -> bool:
     return request.temperature == 0 or (request.temperature == 1 and request.top_p == 1 and request.top_k == 0)
 
 
-class ColumnsProvider:
-    """Exact, from the sampler's columns."""
+class ColumnsProvider(EntropyProvider):
+    """Exact entropies, from the columns that our functions put into vLLM's sampler."""
 
-    confirmation = "fr3e_columns_installed"
+    worker_setup = "fr3e_install_columns"
 
     def check(self) -> None:
         from vllm.triton_utils import HAS_TRITON
@@ -88,7 +93,7 @@ class ColumnsProvider:
         entropy_columns.check_interfaces(second_runner=HAS_TRITON)
 
     def engine_args(self) -> dict[str, Any]:
-        return {"logprobs_mode": LOGPROBS_MODE, "worker_extension_cls": COLUMNS_EXTENSION}
+        return super().engine_args() | {"logprobs_mode": LOGPROBS_MODE}
 
     def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
         return self._width(request) - 1
@@ -102,19 +107,14 @@ class ColumnsProvider:
         return ONE if one_distribution(request) else BOTH
 
 
-class TopKProvider:
+class TopKProvider(EntropyProvider):
     """Certified intervals, from the log-probs of the k likeliest tokens of the sampled distribution."""
-
-    confirmation = ""
 
     def __init__(self, count: int) -> None:
         self._count = count  # k; never more than the vocabulary are asked for
 
-    def check(self) -> None:
-        pass
-
     def engine_args(self) -> dict[str, Any]:
-        return {"logprobs_mode": "processed_logprobs", "max_logprobs": self._count, "worker_extension_cls": EXTENSION}
+        return super().engine_args() | {"max_logprobs": self._count}
 
     def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
         return min(self._count, vocabulary)
@@ -125,16 +125,8 @@ class TopKProvider:
         return MeasuredEntropy(logprobs=table[:, 0].copy(), entropies=centres, entropy_errors=errors)
 
 
-class LearnerProvider:
-    """Nothing from the engine but the sampled token's log-prob: entropies lie in [0, ln V] until the learner has looked."""
-
-    confirmation = ""
-
-    def check(self) -> None:
-        pass
-
-    def engine_args(self) -> dict[str, Any]:
-        return {"logprobs_mode": "processed_logprobs", "worker_extension_cls": EXTENSION}
+class LearnerProvider(EntropyProvider):
+    """Only the sampled token's log-prob comes from the engine: entropies lie in [0, ln V] until the learner re-scores the tokens."""
 
     def asks(self, request: SampleRequest, *, vocabulary: int) -> int:
         return 0

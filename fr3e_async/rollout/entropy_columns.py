@@ -17,6 +17,7 @@ answer that was not made here. Knows nothing of weights, requests or versions.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -97,25 +98,12 @@ def check_interfaces(*, second_runner: bool) -> None:
 
 
 def install(*, second_runner: bool) -> None:
-    """Replace the functions in this process. ``second_runner``: also those of vLLM's model runner V2 (needs triton).
+    """Replace the sampler's functions in this process: those of model runner V2 (``second_runner``), or of the first one.
 
-    Doing it twice is harmless.
+    Doing it twice is harmless. Raises ``UserError`` as ``check_interfaces`` does.
     """
     check_interfaces(second_runner=second_runner)
-    _install_first()
-    if second_runner:
-        _install_second()
-
-
-def installed(*, second_runner: bool) -> bool:
-    """True if the sampler of this process's model runner (of V2, if ``second_runner``) returns the columns."""
-    if second_runner:
-        from vllm.v1.worker.gpu.sample import sampler
-
-        return hasattr(sampler.Sampler.sample, MARK) and hasattr(sampler.compute_topk_scores, MARK)
-    from vllm.v1.sample.sampler import Sampler
-
-    return hasattr(Sampler.forward, MARK) and hasattr(Sampler.gather_logprobs, MARK)
+    (_install_second if second_runner else _install_first)()
 
 
 class RawLogits:
@@ -155,21 +143,17 @@ def _install_first() -> None:
         return
     raw = RawLogits()
 
-    def forward(
-        self: Any,
-        logits: torch.Tensor,
-        sampling_metadata: Any,
-        predict_bonus_token: bool = False,
-        logprobs_mode_override: Any = None,
-    ) -> Any:
+    @functools.wraps(forward_of_vllm)
+    def forward(self: Any, logits: torch.Tensor, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
         if sampling_metadata.max_num_logprobs == BOTH - 1:
             # vLLM divides float32 logits by the temperature in place; of other types it makes a float32 copy itself.
             (raw.copy if logits.dtype == torch.float32 else raw.hold)(logits)
         try:
-            return forward_of_vllm(self, logits, sampling_metadata, predict_bonus_token, logprobs_mode_override)
+            return forward_of_vllm(self, logits, sampling_metadata, *args, **kwargs)
         finally:
             raw.drop()
 
+    @functools.wraps(gather_of_vllm)
     def gather_logprobs(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> Any:
         if num_logprobs + 1 not in (ONE, BOTH):
             return gather_of_vllm(logprobs, num_logprobs, token_ids)
@@ -187,43 +171,23 @@ def _install_second() -> None:
         return
     raw = RawLogits()
 
-    def sample(
-        self: Any,
-        logits: torch.Tensor,
-        expanded_idx_mapping: torch.Tensor,
-        idx_mapping: torch.Tensor,
-        idx_mapping_np: Any,
-        pos: torch.Tensor,
-        input_ids: torch.Tensor,
-        expanded_local_pos: torch.Tensor,
-        seq_lens_upper_bound_np: Any,
-        return_logprobs: bool = False,
-    ) -> Any:
-        if return_logprobs:
-            raw.hold(logits)  # this runner works on a copy of its own where there is anything to do
-        return sample_of_vllm(
-            self, logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, input_ids, expanded_local_pos,
-            seq_lens_upper_bound_np, return_logprobs,
-        )  # fmt: skip
+    @functools.wraps(sample_of_vllm)
+    def sample(*args: Any, **kwargs: Any) -> Any:
+        asked = _arguments(sample_of_vllm, args, kwargs)
+        if asked["return_logprobs"]:
+            raw.hold(asked["logits"])  # this runner works on a copy of its own where there is anything to do
+        return sample_of_vllm(*args, **kwargs)
 
-    def compute_topk_scores(
-        logits: torch.Tensor,
-        num_logprobs: int,
-        sampled_token_ids: torch.Tensor,
-        cu_num_logits: Any = None,
-        logprob_token_ids_state: Any = None,
-        expanded_idx_mapping: Any = None,
-        max_per_req_token_ids: int = 0,
-        logits_mode: bool = False,
-    ) -> Any:
-        if num_logprobs + 1 not in (ONE, BOTH) or max_per_req_token_ids or not logits_mode:
+    @functools.wraps(scores_of_vllm)
+    def compute_topk_scores(*args: Any, **kwargs: Any) -> Any:
+        asked = _arguments(scores_of_vllm, args, kwargs)
+        width = asked["num_logprobs"] + 1
+        if width not in (ONE, BOTH) or asked["max_per_req_token_ids"] or not asked["logits_mode"]:
             raw.drop()
-            return scores_of_vllm(
-                logits, num_logprobs, sampled_token_ids, cu_num_logits, logprob_token_ids_state, expanded_idx_mapping,
-                max_per_req_token_ids, logits_mode,
-            )  # fmt: skip
-        ids, values, ranks = columns(logits, raw.take() if num_logprobs + 1 == BOTH else None, sampled_token_ids)
+            return scores_of_vllm(*args, **kwargs)
+        ids, values, ranks = columns(asked["logits"], raw.take() if width == BOTH else None, asked["sampled_token_ids"])
         raw.drop()
+        cu_num_logits = asked["cu_num_logits"]
         on_device = isinstance(cu_num_logits, torch.Tensor)
         return LogprobsTensors(
             logprob_token_ids=ids,
@@ -235,6 +199,13 @@ def _install_second() -> None:
 
     _put(sampler.Sampler, sample=sample)
     _put(sampler, compute_topk_scores=compute_topk_scores)
+
+
+def _arguments(function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, defaults included."""
+    call = inspect.signature(function).bind(*args, **kwargs)
+    call.apply_defaults()
+    return call.arguments
 
 
 def _put(owner: Any, **functions: Any) -> None:

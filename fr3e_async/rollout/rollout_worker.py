@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places
 from fr3e_async.algorithm.answer_span import TAIL, THINK, Thoughts, answer_end, stop_end
-from fr3e_async.data.pieces import special_ids
+from fr3e_async.data.tokenizer import special_ids
 from fr3e_async.rollout.port import Engine, SampleRequest
 from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
 

@@ -5,7 +5,7 @@ spans) and the prefix-cache hits. New weights are loaded while requests run::
 
     load_weights: fetch, copy to shared memory, check    requests run
                   pause (keep) ── load, compare ── label  no token is made; requests that arrive now wait
-                  resume                                 running requests go on, their next tokens carry the new version
+                  resume                                 running requests continue, their next tokens carry the new version
 
 The comparison is inside the pause because it must be: the core makes steps and answers calls by turns, and no token of a
 model that nobody has looked at may leave.
@@ -31,10 +31,9 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from fr3e_async.clock import steady
 from fr3e_async.rollout.busy import BusyMeter
-from fr3e_async.rollout.core_stats import CoreStats, core_stats
 from fr3e_async.rollout.entropy import EntropyProvider, provider_of
 from fr3e_async.rollout.held_weights import HeldWeights, Receipt
-from fr3e_async.rollout.owner import claim_children
+from fr3e_async.rollout.install import claim_children
 from fr3e_async.rollout.port import (
     EngineDead,
     EngineSpec,
@@ -45,8 +44,8 @@ from fr3e_async.rollout.port import (
     WeightsRefused,
     in_hand,
 )
-from fr3e_async.rollout.settings import check_request, engine_args, sampling_params, versions_of
 from fr3e_async.rollout.transfer import engine_init_info, update_info
+from fr3e_async.rollout.vllm_terms import CoreStats, check_request, core_stats, engine_args, sampling_params, versions_of
 from fr3e_async.types import Completion, Finish
 from fr3e_async.weights.bundle import tensor_bytes
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
@@ -89,8 +88,8 @@ class VllmEngine:
         llm = await asyncio.to_thread(AsyncLLM.from_engine_args, engine_args(spec), stat_loggers=[CoreStats])
         engine = cls(llm, spec)
         try:
-            if provider.confirmation and not all(await llm.collective_rpc(provider.confirmation)):
-                raise RuntimeError("the entropy columns are not installed in the engine's sampler")
+            if provider.worker_setup:
+                await llm.collective_rpc(provider.worker_setup)
             await llm.update_weight_version(str(spec.version))
             await llm.get_supported_tasks()  # cached from here on, so that a request enters without a task switch
         except BaseException:
@@ -256,7 +255,7 @@ class VllmEngine:
             self._require_alive()
             held = str(self._alive().model_config.dtype).removeprefix("torch.")
             if held != manifest.dtype:
-                raise WeightsRefused(f"weights.transfer=native: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
+                raise WeightsRefused(f"weights.transfer=collective: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
             async with self._gate:
                 reply, pause_s = await self._switch(manifest, self._take_over)
             size = sum(tensor_bytes(manifest, index) for index in range(len(manifest.names)))

@@ -1,8 +1,7 @@
 """Runs inside vLLM's worker process: loads weights, proves the load, and ends with its owner.
 
 vLLM imports this module there and mixes ``WorkerExtension`` into its worker class, so that ``collective_rpc`` can call
-the methods. A load is one call between two steps: no step ever sees half of it. Knows nothing of requests, versions and
-entropies (``columns_extension`` adds those).
+the methods. A load is one call between two steps: no step ever sees half of it. Knows nothing of requests and versions.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from fr3e_async.rollout import transfer  # noqa: F401 - makes the gloo backend known to vLLM
+from fr3e_async.rollout import entropy_columns, transfer  # noqa: F401 - transfer makes the gloo backend known to vLLM
+from fr3e_async.rollout.install import die_with_owner
 from fr3e_async.rollout.load_trace import LoadLayout, LoadTrace, Shape
 from fr3e_async.rollout.loaded_weights import Packer, Proof, prove
-from fr3e_async.rollout.owner import die_with_owner
-from fr3e_async.weights import SharedMapping, checksum_of_tensor, shared_tensors
+from fr3e_async.weights.checksum import checksum_of_tensor
+from fr3e_async.weights.shared import SharedMapping, shared_tensors
 
 MAPPING = SharedMapping()  # of this process: one worker
 LAYOUT = LoadLayout()  # of this worker's model
@@ -36,6 +36,10 @@ class WorkerExtension:
     model_runner: Any
     use_v2_model_runner: bool
     _fr3e_arrival: Arrival | None = None
+
+    def fr3e_install_columns(self) -> None:
+        """Have this worker's sampler return entropy columns. Raises ``UserError`` if its functions are not the known ones."""
+        entropy_columns.install(second_runner=self.use_v2_model_runner)
 
     def fr3e_load_weights(
         self, path: str, dtype: str, names: list[str], shapes: list[list[int]], starts: list[int], changed: list[str],

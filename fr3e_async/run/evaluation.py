@@ -86,7 +86,7 @@ class EvaluationJob:
 
     @property
     def _again(self) -> str:
-        return f"the same command with out={self._folder.path} goes on"
+        return f"the same command with out={self._folder.path} resumes it"
 
     async def _run(self) -> None:
         self.say(f"results go to {self._folder.path}" + (f"; {self._done} problems are there already" if self._done else ""))

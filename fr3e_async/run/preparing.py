@@ -10,11 +10,10 @@ from pathlib import Path
 
 from fr3e_async.clock import RunClock, steady, wall
 from fr3e_async.config import Config
-from fr3e_async.data.ends import endless_turns
 from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
-from fr3e_async.data.pieces import speller
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
+from fr3e_async.data.tokenizer import endless_turns, speller
 from fr3e_async.errors import UserError
 from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
 from fr3e_async.files.process_logs import quiet_driver
@@ -116,7 +115,7 @@ def _found(config: Config, data: Datasets, benchmarks: Sequence[TestSet], model:
 
 def _begins(resumed: Path | None, branched: Path | None) -> str:
     if resumed is not None:
-        return f"goes on from step {step_of(resumed)}"
+        return f"resumes from step {step_of(resumed)}"
     return f"begins at step 0, with the weights of {branched}" if branched else "begins at step 0"
 
 

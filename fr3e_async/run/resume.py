@@ -17,7 +17,7 @@ from fr3e_async.store.run_dir import RunDir
 
 
 def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | None:
-    """The newest whole checkpoint of a run that is gone on with, every byte of it checked; None for a new run.
+    """The newest whole checkpoint of a run that is resumed, every byte of it checked; None for a new run.
 
     The learner group may be another one. Raises ``UserError`` kinds: the problems are others, or no checkpoint is whole.
     """
@@ -37,7 +37,7 @@ def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | 
 
 
 def nothing_left(config: Config, run_dir: RunDir, checkpoint: Path | None) -> str:
-    """Why a run that would be gone on with is at its end, result and all; empty if it is not."""
+    """Why a run that would be resumed is at its end, result and all; empty if it is not."""
     if checkpoint is None or not run_dir.summary.is_file():
         return ""
     progress, version = load_control_state(checkpoint).progress, step_of(checkpoint)
@@ -54,7 +54,7 @@ def nothing_left(config: Config, run_dir: RunDir, checkpoint: Path | None) -> st
         why = f"run.max_wall_s ({wall:.0f} s) is over at step {version}"
     else:
         return ""
-    return f"{run_dir.path}: {why}. There is nothing left to do; a higher limit goes on, another run.dir begins anew"
+    return f"{run_dir.path}: {why}. There is nothing left to do; a higher limit resumes it, another run.dir starts over"
 
 
 def newest_checkpoint(run_dir: RunDir) -> Path | None:

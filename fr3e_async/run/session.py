@@ -18,18 +18,18 @@ from typing import TypeVar
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config
-from fr3e_async.control.controller import Controller
+from fr3e_async.control.context import PayloadTable, RunContext, RunFiles
+from fr3e_async.control.controller import Controller, SessionStart
 from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.process import run_in_daemon_thread, tuned_gc
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.trees import TreeKeeper
-from fr3e_async.data.pieces import Spell
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
+from fr3e_async.data.tokenizer import Spell
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused, StorageError, UserError
 from fr3e_async.evaluation.suite import TestSet
-from fr3e_async.export import write_run_card
 from fr3e_async.files.process_logs import stderr_in
 from fr3e_async.machine.machine import Machine
 from fr3e_async.observe.console import ConsoleView, make_console, say
@@ -37,6 +37,7 @@ from fr3e_async.observe.events import EventKind
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.trackers import make_trackers
 from fr3e_async.rollout.door import Questions
+from fr3e_async.run.export import write_run_card
 from fr3e_async.run.resume import newest_checkpoint, restored
 from fr3e_async.run.stop import Stop, summary_of
 from fr3e_async.store.checkpoints import step_of
@@ -47,7 +48,7 @@ from fr3e_async.wiring import Deployment, PolicyFiles, connect, connecting, disc
 
 T = TypeVar("T")
 
-RESTART_BACKOFF_S = 1.0  # before the learner group is made anew; doubled each time
+RESTART_BACKOFF_S = 1.0  # before the learner group is restarted; doubled each time
 LONGEST_BACKOFF_S = 60.0
 
 
@@ -157,7 +158,7 @@ class Session:
         return 0
 
     async def _train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
-        going_on = f", going on from step {step_of(self._resume_from)}" if self._resume_from else ""
+        going_on = f", resuming from step {step_of(self._resume_from)}" if self._resume_from else ""
         recorder.note(f"run directory {self._run_dir.path}{going_on}", "run_resumed" if going_on else "run_started")
         for kind, note in self._notes:
             recorder.note(note, kind)
@@ -175,7 +176,7 @@ class Session:
             self._write_card()
 
     async def _to_the_end(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> tuple[Controller, str]:
-        """Run until it ends. A learner group that is lost is made anew, and everything goes back to the last checkpoint.
+        """Run until it ends. A learner group that is lost is made again, and everything goes back to the last checkpoint.
 
         Raises ``RunFailed``: a failure that cannot be repaired, or the group was lost more than
             ``learner.max_restarts`` times without a new checkpoint between.
@@ -199,7 +200,7 @@ class Session:
                 in_a_row = 1 if newest > began_at else in_a_row + 1  # a run that gets on may move as often as it must
                 lost, restarts = str(error), restarts + 1
                 if in_a_row > self._config.learner.max_restarts or stop.reason:
-                    again = "; restart the same command with resume=auto to go on from the last checkpoint"
+                    again = "; restart the same command with resume=auto to resume from the last checkpoint"
                     raise RunFailed(f"{error} (learner.max_restarts is {self._config.learner.max_restarts}){again}") from error
 
     @asynccontextmanager
@@ -222,13 +223,13 @@ class Session:
     async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
         """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
         source = await self._within_start(lambda: newest_checkpoint(self._run_dir))
-        text = f"{why}; the learner group is made anew from {source.name if source else 'the model as it was given'}"
+        text = f"{why}; the learner group is restarted from {source.name if source else 'the model as it was given'}"
         recorder.note(text, "learner_lost", version=step_of(source) if source else 0)
         await asyncio.sleep(min(RESTART_BACKOFF_S * 2 ** (restarts - 1), LONGEST_BACKOFF_S))
         try:
             await deployment.restart_learner(resume_from=source)
         except (RunFailed, StartRefused) as failure:  # no room yet after the loss of a node, say
-            raise LearnerLost(f"the learner group could not be made anew: {failure}") from failure
+            raise LearnerLost(f"the learner group could not be restarted: {failure}") from failure
         cut = load_control_state(source).ledger if source else None
         recorder.go_back(*((cut.version, cut.settled) if cut else (0, 0)))
         return source
@@ -263,7 +264,7 @@ class Session:
                 raise
             stop.task.uncancel()
             recorder.note(
-                f"{stop.reason} before model/ was written; python -m fr3e_async.export {self._run_dir.path} OUT writes it",
+                f"{stop.reason} before model/ was written; fr3e export {self._run_dir.path} OUT writes it",
                 "model_not_written",
             )
             return False
@@ -294,10 +295,10 @@ class Session:
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
         groups = [group.name for group in state.groups] if state else []
-        return Controller(
+        context = RunContext(
             config=config,
-            workers=deployment.workers,
             machine=Machine(config, make_strategy(config.algorithm), state=state),
+            workers=deployment.workers,
             stream=PromptStream(
                 train,
                 config.run.seed,
@@ -308,13 +309,18 @@ class Session:
                 ends=self._datasets.ends,
             ),
             publisher=publisher,
-            evaluator=Evaluator(deployment.workers, heldout, self._benchmarks) if heldout or self._benchmarks else None,
-            reporter=recorder, ledger_log=recorder.ledger_log, journal=journal, checkpoints=self._run_dir.checkpoints,
-            progress=progress, clock=self._clock, session=session, door=door, learner_restarts=restarts,
-            payloads=await self._within_start(lambda: restored(source, deployment.workers.payloads)) if source else None,
-            engine_version=-1 if restarts else 0,
-            trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
+            files=RunFiles(
+                ledger_log=recorder.ledger_log, checkpoints=self._run_dir.checkpoints, journal=journal,
+                trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
+            ),
+            reporter=recorder, progress=progress, clock=self._clock, door=door,
+            table=PayloadTable(
+                await self._within_start(lambda: restored(source, deployment.workers.payloads)) if source else None
+            ),
         )  # fmt: skip
+        evaluator = Evaluator(deployment.workers, heldout, self._benchmarks) if heldout or self._benchmarks else None
+        start = SessionStart(session=session, engine_version=-1 if restarts else 0, learner_restarts=restarts)
+        return Controller(context, evaluator=evaluator, start=start)
 
     async def _door(self, deployment: Deployment, recorder: Recorder, version: int) -> Door | None:
         """Knows the learner's numbers at ``version``; None if nothing is to be compared."""

@@ -5,7 +5,7 @@
     e - s = task + a · L + b · (tokens that the engine made from s to e) + c · (context that it prefilled then) + pauses
 
 because Σ n over steps is the number of tokens made. That is linear in task, a, b and c. When each rollout of a task ended
-is not recorded; it is taken that the task went on evenly, so that a rollout of l tokens ended at s + (e - s) · l / L.
+is not recorded; it is taken that the task continued evenly, so that a rollout of l tokens ended at s + (e - s) · l / L.
 
 **Shared cores.** With k threads at work on c cores everyone runs at min(1, c / k). The journal says who was at work when, so
 wall time is turned into work time first (``work_time``), and all is fitted in that.
@@ -167,7 +167,7 @@ class Rollouts:
 def _engine_tables(rollouts: Rollouts, *, clear_cache: bool) -> Array:
     """A row for each task: its duration, and what each coefficient of the module's formula is multiplied with.
 
-    First as if each task went on evenly, then by the steps that follow from this: dS/dt = 1 / (a + b · n).
+    First as if each task continued evenly, then by the steps that follow from this: dS/dt = 1 / (a + b · n).
     """
     table, stops = _table(rollouts, steps=lambda times: np.asarray(times, dtype=np.float64), clear_cache=clear_cache)
     for _ in range(ROUNDS):

@@ -63,7 +63,7 @@ class Counts:
 
 
 class Stats:
-    """Counting begins anew when version ``warmup`` is trained: the pipeline is full by then."""
+    """Counting starts over when version ``warmup`` is trained: the pipeline is full by then."""
 
     def __init__(self, machine: Machine, *, warmup: int, lease_s: float) -> None:
         self._machine, self._warmup, self._lease_s = machine, warmup, lease_s

@@ -83,7 +83,7 @@ class World:
         self._payloads = 0
         self._learner = Station(self.clock, self._cores, threads=config.learner.ranks * config.learner.threads)
         self._driver = Station(self.clock, self._cores) if self.times.control_s else None
-        self._together = config.weights.transfer == "native"
+        self._together = config.weights.transfer == "collective"
         self._receiving: set[str] = set()  # of a common hand-over
 
     # ---- running ----
@@ -107,7 +107,7 @@ class World:
         """What the watch of a real run tells at every heartbeat."""
         now, idle = self.stats.busy_s(self.clock.now), []
         for role, (busy, there) in now.items():
-            was_busy, was_there = before[role] if there >= before[role][1] else (0.0, 0.0)  # counted anew since
+            was_busy, was_there = before[role] if there >= before[role][1] else (0.0, 0.0)  # counted again since
             if there > was_there:
                 idle.append((role, round(1 - min(1.0, (busy - was_busy) / (there - was_there)), 3)))
         self._tell(Utilization(at=self.clock.now, idle=tuple(idle)))

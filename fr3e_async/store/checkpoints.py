@@ -67,7 +67,7 @@ class CheckpointStore:
     def recover(self) -> None:
         """Give the newest checkpoint its name back, if a commit of the same step was cut short between two renames.
 
-        Only for the one writer: to anybody else a commit that is going on looks the same. Raises ``OSError``.
+        Only for the one writer: to anybody else a commit that is still going looks the same. Raises ``OSError``.
         """
         named = self._named()
         hidden = self.root / f"{named}.old.tmp"
@@ -96,8 +96,8 @@ class CheckpointStore:
         if candidates or named:
             lost = self.skipped[-1] if candidates else f"{named} is gone"
             raise StorageError(
-                f"run.dir: none of the checkpoints in {self.root} is whole, so the run cannot go on ({lost}); "
-                "put one back, or choose another run.dir to start anew"
+                f"run.dir: none of the checkpoints in {self.root} is whole, so the run cannot continue ({lost}); "
+                "put one back, or choose another run.dir to start over"
             )
         return None
 

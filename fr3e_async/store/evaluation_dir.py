@@ -1,4 +1,4 @@
-"""The folder of an evaluation that runs alone: made, opened again to go on, refused. Where things lie in it is said here only.
+"""The folder of an evaluation that runs alone: made, opened again to continue, refused. Where things lie in it is said here only.
 
     evaluation.json   what was asked: model, sampling, prompts, problems    config.yaml   the resolved settings
     problems/         one file a benchmark, one row a finished problem      results.json  the scores, once all is done
@@ -43,7 +43,7 @@ class EvaluationDir:
 
     @classmethod
     def open(cls, path: Path, *, identity: Mapping[str, Any], config_yaml: str) -> EvaluationDir:
-        """Make the folder, or go on in one that holds the same evaluation; further benchmarks may have come to it.
+        """Make the folder, or continue in one that holds the same evaluation; further benchmarks may have come to it.
 
         Raises ``StorageError``: it holds something else, another evaluation, or is in use; the disk refuses.
         """
@@ -80,7 +80,7 @@ class EvaluationDir:
         self._lock.close()
 
     def discard(self) -> None:
-        """Remove what ``open`` made, for an evaluation that could not start. One that is gone on with stays as it is."""
+        """Remove what ``open`` made, for an evaluation that could not start. One that is resumed stays as it is."""
         self._lock.close()
         for path in self._inside:
             if path.is_dir():

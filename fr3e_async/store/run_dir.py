@@ -3,7 +3,7 @@
     run.json       fingerprint and lasting settings       config.yaml    the resolved config of the latest session
     metrics.jsonl  one row a step                         summary.json   the result
     groups.jsonl   one row a settled prompt group: its fate, its states with V and alpha, its tokens
-    ledger.jsonl   the story of every prompt group over all sessions, for the audit      sessions   how many there were
+    ledger.jsonl   the history of every prompt group over all sessions, for the audit      sessions   how many there were
     journal/       every event and decision of the control loop, one file a session
     checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
     tensorboard/   events                                 logs/          third-party output, one file an actor
@@ -107,7 +107,7 @@ class RunDir:
         return cls(path, keep_checkpoints=keep, resumed=resumed, lock=lock, folders=made, inside=fresh, changed=changed)
 
     def renew(self, config: Config) -> None:
-        """The run goes on with what has ``changed``, and is of this config from now on. Raises ``StorageError``."""
+        """The run continues with what has ``changed``, and is of this config from now on. Raises ``StorageError``."""
         if self.changed:
             with storage_errors(self.path):
                 write_atomically(self.path / "run.json", _identity(config))
@@ -127,7 +127,7 @@ class RunDir:
         return max((stamp for stamp in stamps if isinstance(stamp, int | float)), default=0.0)
 
     def go_back(self, step: int, settled: int) -> None:
-        """Drop what was recorded after the checkpoint that the run goes on from: ``step`` batches, ``settled`` groups."""
+        """Drop what was recorded after the checkpoint that the run resumes from: ``step`` batches, ``settled`` groups."""
         jsonl.cut_after(self.metrics, step)
         jsonl.keep_first(self.groups, settled)
         jsonl.cut_after(self.trees, settled, key="settled")
@@ -154,7 +154,7 @@ class RunDir:
 
 
 def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
-    """(Whether the directory holds a run that this config may go on with, or is new; the change of the learning rate). Else ``StorageError``."""
+    """(Whether the directory holds a run that this config may continue with, or is new; the change of the learning rate). Else ``StorageError``."""
     try:
         content = {item.name for item in path.iterdir()} if path.is_dir() else set()
         identity: dict[str, Any] = json.loads((path / "run.json").read_text()) if "run.json" in content else {}
@@ -165,7 +165,7 @@ def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
             raise StorageError(f"run.dir: {path} is not empty and holds no run; choose another folder")
         return False, ""
     if config.resume == "never":
-        raise StorageError(f"run.dir: {path} holds a run already; go on with it by resume=auto, or choose another run.dir")
+        raise StorageError(f"run.dir: {path} holds a run already; continue with it by resume=auto, or choose another run.dir")
     changed = differences(identity["settings"], json.loads(json.dumps(lasting(config))))
     rate = next((its for its in changed if its.startswith("learner.lr: ")), "")
     if rate and config.run.change_lr:
@@ -177,7 +177,7 @@ def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
         raise StorageError(
             f"run.dir: {path} holds a run of another config: {'; '.join(changed[:_SHOWN])}{more}; "
             "use the same settings, or another run.dir (with run.branch_from it begins with these weights)"
-            + ("; run.change_lr=true goes on with the new learning rate" if rate in changed[:1] and len(changed) == 1 else "")
+            + ("; run.change_lr=true continues with the new learning rate" if rate in changed[:1] and len(changed) == 1 else "")
         )
     return True, rate and f"from here on {rate}"
 

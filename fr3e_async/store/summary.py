@@ -31,7 +31,7 @@ class Summary:
     steps: int = key("training batches consumed", "batches")
     optimiser_steps: int = key("optimiser steps made", "optimiser steps")
     version: int = key("weight version of the final model")
-    resumed_from: int | None = key("step of the checkpoint that the last session went on from; null: it began the run", "batches")
+    resumed_from: int | None = key("step of the checkpoint that the last session resumed from; null: it began the run", "batches")
     wall_s: float = key("wall time from the start of the program, start-up included, summed over sessions", "s")
     first_step_s: float | None = key("from the start of the program to the first finished batch", "s")
     accuracy_before: float | None = key("held-out accuracy before training (avg@k; unknown counts as not right)", "fraction")

@@ -69,7 +69,7 @@ class FakeActor:
         self.name, self.delay_s, self.faults = name, delay_s, dict(faults or {})
         self.node = ""
         self.calls: Counter[str] = Counter()
-        self._running: Counter[str] = Counter()
+        self.running: Counter[str] = Counter()
         self._state: ActorFault | None = None  # DIE, BLOCK or SILENT
         self._pulse = 0
         self._dead = asyncio.Event()
@@ -88,16 +88,16 @@ class FakeActor:
     async def stacks(self) -> str:
         if self._state is not ActorFault.BLOCK:
             await self._answers()
-        where = ", ".join(sorted(call for call, count in self._running.items() if count))
+        where = ", ".join(sorted(call for call, count in self.running.items() if count))
         return f"thread MainThread:\n  {self.name} in {where or 'nothing'}"
 
     async def close(self) -> None:
         self.suffer(ActorFault.DIE)
 
-    async def _call(self, name: str, *, parts: int = 4) -> None:
+    async def call(self, name: str, *, parts: int = 4) -> None:
         """The time that a call takes, with what may happen in it."""
         self.calls[name] += 1
-        self._running[name] += 1
+        self.running[name] += 1
         try:
             fault = self.faults.get((name, self.calls[name]))
             if fault is ActorFault.HANG:
@@ -110,7 +110,7 @@ class FakeActor:
                 await self._answers()
                 self._pulse += 1
         finally:
-            self._running[name] -= 1
+            self.running[name] -= 1
 
     async def _answers(self) -> None:
         if self._state is not None:
@@ -147,13 +147,13 @@ class FakeEngineWorker(FakeActor):
     ) -> None:
         """Rollouts are right with a chance of ``right`` + ``gain`` · version, at most 0.9."""
         super().__init__(name, delay_s=delay_s, faults=faults)
-        self._seed, self._right, self._gain, self._clock = seed, right, gain, clock
+        self._seed, self.right, self._gain, self.clock = seed, right, gain, clock
         self.version = 0
         self.loaded: list[int] = []
         self.made: list[RolloutId] = []
         self.rescored = False  # leave the choice of anchors to the learner
         self.kv_used, self.waiting, self.preempted = 0.0, 0, 0  # what ``stats`` says
-        self._busy: list[tuple[float, float]] = []
+        self.busy: list[tuple[float, float]] = []
         self._tokens = 0
 
     async def sample(
@@ -180,8 +180,8 @@ class FakeEngineWorker(FakeActor):
         prompt_lens: Sequence[int],
         anchors: tuple[Anchor, ...] | None,
     ) -> tuple[Delivery, Payload]:
-        started = self._clock()
-        await self._call(call, parts=1 + sum(self._rng(id).randint(4, 8) for id in ids) % 5)
+        started = self.clock()
+        await self.call(call, parts=1 + sum(self._rng(id).randint(4, 8) for id in ids) % 5)
         batch = RolloutBatch.build(
             ids=list(ids),
             contexts=list(contexts),
@@ -190,7 +190,7 @@ class FakeEngineWorker(FakeActor):
             completions=[self._completion(id) for id in ids],
         )
         self.made += ids
-        self._busy.append((started, self._clock()))
+        self.busy.append((started, self.clock()))
         return Delivery(notes=tuple(batch.note(row) for row in range(len(batch))), anchors=anchors), batch
 
     def _rng(self, id: RolloutId) -> random.Random:
@@ -199,7 +199,7 @@ class FakeEngineWorker(FakeActor):
     def _completion(self, id: RolloutId) -> Completion:
         rng = self._rng(id)
         length = rng.randint(4, 8)
-        right = rng.random() < min(self._right + self._gain * self.version, 0.9)
+        right = rng.random() < min(self.right + self._gain * self.version, 0.9)
         self._tokens += length
         tokens = np.full(length, 7, dtype=np.int32)
         tokens[-1] = RIGHT if right else WRONG
@@ -213,7 +213,7 @@ class FakeEngineWorker(FakeActor):
         )
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck:
-        await self._call("load_weights", parts=1)
+        await self.call("load_weights", parts=1)
         self.version = weights.version
         self.loaded.append(weights.version)
         return WeightAck(
@@ -226,11 +226,11 @@ class FakeEngineWorker(FakeActor):
 
     async def stats(self) -> EngineStats:
         """Moves no pulse: to be asked is no progress."""
-        await self._call("stats", parts=0)
-        busy, self._busy = tuple(self._busy), []
+        await self.call("stats", parts=0)
+        busy, self.busy = tuple(self.busy), []
         return EngineStats(
-            version=self.version, running=self._running.total() - 1, tokens_generated=self._tokens, prompt_tokens=0,
-            cached_prompt_tokens=0, pause_s=0.0, at=self._clock(), busy=busy, kv_used=self.kv_used, waiting=self.waiting, preempted=self.preempted,
+            version=self.version, running=self.running.total() - 1, tokens_generated=self._tokens, prompt_tokens=0,
+            cached_prompt_tokens=0, pause_s=0.0, at=self.clock(), busy=busy, kv_used=self.kv_used, waiting=self.waiting, preempted=self.preempted,
         )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ class FakeVerifier(FakeActor):
     """Port ``VerifierWorker``: reads the answer off the last token."""
 
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
-        await self._call("judge", parts=1)
+        await self.call("judge", parts=1)
         last = [payload.completion(row).tokens[-1] for row in rows]
         right = [t == RIGHT or (p.margins and within(str(t), p.gold, p.margins)) for t, p in zip(last, prompts, strict=True)]
         return [Verdict(outcome=Outcome.RIGHT if its else Outcome.WRONG) for its in right]
@@ -255,7 +255,7 @@ class FakeLearner(FakeActor):
     gone = LearnerLost
 
     def __init__(self, *, delay_s: float = 0.002, version: int = 0, faults: Faults | None = None) -> None:
-        """``version``: of the checkpoint that it goes on from."""
+        """``version``: of the checkpoint that it resumes from."""
         super().__init__("learner", delay_s=delay_s, faults=faults)
         self.version = version
         self.trained: list[list[TrainRow]] = []
@@ -265,7 +265,7 @@ class FakeLearner(FakeActor):
         self.nodes: list[str] = []
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
-        await self._call("train")
+        await self.call("train")
         ages = [version - 1 - int(r.payload.completion(r.row).versions.min()) for r in rows]
         self.version = version
         self.trained.append(list(rows))
@@ -277,25 +277,25 @@ class FakeLearner(FakeActor):
         return StepReport(version=version, tokens=len(rows), optimiser_steps=1, metrics=metrics, time_s=self.delay_s)
 
     async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
-        await self._call("rescore")
+        await self.call("rescore")
         self.rescored += len(trunks)
         return [fake_anchors(trunk.id.branch) for trunk in trunks]
 
     async def distributions(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """About as the fake engines have it: token 7, with which their responses begin, has the log-prob −1."""
-        await self._call("distributions")
+        await self.call("distributions")
         likely = np.asarray([np.log1p(-np.exp(-1.0)), *[-np.inf] * 6, -1.0], dtype=np.float32)
         return np.tile(likely, (len(rows), 1)) * self.flat
 
     async def export(self, version: int) -> WeightBundle:
-        await self._call("export")
+        await self.call("export")
         manifest = WeightManifest(
             version=version, dtype="float32", names=("w",), shapes=((1,),), checksums=(version,), buckets=(1,)
         )  # fmt: skip
         return WeightBundle(manifest=manifest, buckets=((np.ones(1, np.float32),),), sent_bytes=4)
 
     async def save(self, folder: Path) -> None:
-        await self._call("save")
+        await self.call("save")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "version").write_text(str(self.version))
         self.saved.append(folder)
@@ -304,7 +304,7 @@ class FakeLearner(FakeActor):
         return False
 
     async def save_model(self, folder: Path) -> None:
-        await self._call("save_model")
+        await self.call("save_model")
         folder.mkdir(parents=True, exist_ok=True)
 
     async def stacks(self, limit_s: float) -> list[str]:  # type: ignore[override]

@@ -1,22 +1,26 @@
-"""Gold/prediction pairs of a file, their verdicts, and the table of how far they agree with labels.
-
-Knows files and counts; judging is the pool's.
-"""
+"""Gold/prediction pairs of a file, their verdicts by a pool, and the table of how far they agree with labels."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from fr3e_async.config import RewardConfig, VerifierPoolConfig
+from fr3e_async.config.reward import reward_terms
 from fr3e_async.errors import DataError
 from fr3e_async.types import Outcome, Verdict
-from fr3e_async.verify.answers import NO_ANSWER, Kind
+from fr3e_async.verify.answers import NO_ANSWER, Kind, answer_of, gold_of
+from fr3e_async.verify.pool import Question, VerifierPool
+from fr3e_async.verify.rewards import MATH
 
 _OURS = frozenset(
     {"id", "gold", "prediction", "kind", "correct", "source", "label_by", "category", "problem", "length", "finish", "exact"}
@@ -178,3 +182,37 @@ def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
     false_negatives = sum(not j.right and bool(j.case.correct) for j in known)
     share = f"{100 * agree / len(known):.1f}" if known else "-"
     return [*map(str, cells), str(agree), share, str(false_positives), str(false_negatives)]
+
+
+# ---- judging them ----
+
+
+def judge_cases(
+    cases: Sequence[LabelledCase], config: VerifierPoolConfig, terms: Sequence[RewardConfig] = reward_terms(MATH, ())
+) -> list[JudgedCase]:
+    """One case after another for each worker, so that the time of a case is its own; where a function takes batches, it is the mean."""
+    with VerifierPool(config, terms) as pool:
+        math_alone = [term.function for term in terms] == [MATH]
+        if math_alone:  # the first case shall not wait for imports
+            pool.judge_answer("\\frac12", "0.5")
+
+        def one(case: LabelledCase) -> JudgedCase:
+            started = time.perf_counter()
+            verdict = _verdict(pool, case) if math_alone else pool.judge(*_question(case))
+            return JudgedCase(case=case, verdict=verdict, time_s=time.perf_counter() - started)
+
+        if any(term.batch for term in terms):
+            started = time.perf_counter()
+            verdicts = asyncio.run(pool.judge_many(map(_question, cases)))
+            each = (time.perf_counter() - started) / len(cases)
+            return [JudgedCase(case=case, verdict=verdict, time_s=each) for case, verdict in zip(cases, verdicts, strict=True)]
+        with ThreadPoolExecutor(config.workers) as threads:
+            return list(threads.map(one, cases))
+
+
+def _verdict(pool: VerifierPool, case: LabelledCase) -> Verdict:
+    return pool.judge_answer(answer_of(case.prediction, case.kind), gold_of(case.gold, case.kind))
+
+
+def _question(case: LabelledCase) -> Question:
+    return Question(case.prediction, case.gold, case.problem, length=case.length, finish=case.finish, columns=case.columns)

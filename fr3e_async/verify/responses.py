@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.algorithm.answer_span import TAIL, Thoughts, stop_end
-from fr3e_async.data.pieces import special_ids
+from fr3e_async.data.tokenizer import special_ids
 from fr3e_async.types import Finish, RolloutBatch
 from fr3e_async.verify.answers import final_answer
 from fr3e_async.verify.pool import Question

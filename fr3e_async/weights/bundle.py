@@ -1,14 +1,12 @@
-"""Named tensors as buckets of flat arrays with a manifest, and back. numpy and torch only.
+"""Named tensors as a stream of buckets that ends with a manifest, put together again by the receiver. numpy and torch only.
 
-Refuses to know who trains, who serves and how the bytes travel. bfloat16 has no numpy type: its bits travel as uint16.
+Knows nothing of who trains, who serves and how the bytes travel. A learner that must not hold all weights twice sends one
+bucket after another, and only what has changed (``stream``); the receiver joins them with what it holds (``joined``)::
 
-Example::
+    parts = list(stream(buckets, version=8, dtype="bfloat16", held=bundle.manifest))  # changed buckets, then the manifest
+    bundle = joined(parts[-1], parts[:-1], bundle)
 
-    bundle = pack_tensors(model.named_parameters(), version=7, dtype="bfloat16")
-    model.load_state_dict(dict(unpack(bundle)), strict=False)
-
-A learner that must not hold all weights twice sends them as a stream of buckets, ending with the manifest (``stream``);
-who receives it puts it together with what is left of the version before (``joined``).
+bfloat16 has no numpy type: its bits travel as uint16.
 """
 
 from __future__ import annotations
@@ -26,20 +24,21 @@ from fr3e_async.weights.manifest import WeightBucket, WeightBundle, WeightManife
 WIRE_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
 BUCKET_BYTES = 256 << 20
 
-Named = tuple[str, torch.Tensor | NDArray]
-
 
 def stream(
-    buckets: Iterable[Sequence[Named]], *, version: int, dtype: str, held: WeightManifest | None = None
+    buckets: Iterable[Sequence[tuple[str, torch.Tensor]]], *, version: int, dtype: str, held: WeightManifest | None = None
 ) -> Iterator[WeightBucket | WeightManifest]:
-    """Each bucket in which a checksum differs from ``held``, in order, then the manifest of all.
+    """Yield each bucket in which a checksum differs from ``held``, in order, then the manifest of all.
 
     Runs through ``buckets`` once, and one of them may be freed as soon as the next is asked for. The arrays are views of
-    the tensors wherever type and place allow it: copy or send them before you ask for the next one.
-    ``dtype`` is the type on the wire, ``"float32"`` or ``"bfloat16"``; tensors of another float type are converted. A
-    numpy array of uint16 is taken as bfloat16 bits. Name tied weights once (``named_parameters`` does).
+    the tensors wherever type and device allow it: copy or send them before you ask for the next one.
 
-    Raises ``ValueError`` for a name that comes twice, for no tensors, and for uint16 bits where float32 is asked for.
+    Args:
+        buckets: (name, tensor) pairs; tied weights under one name (``named_parameters`` does that).
+        dtype: on the wire, ``"float32"`` or ``"bfloat16"``; tensors of another type are converted.
+
+    Raises:
+        ValueError: a name comes twice, or there are no tensors.
     """
     if dtype not in WIRE_TYPES:
         raise ValueError(f"weights v{version}: dtype must be one of {sorted(WIRE_TYPES)}, got {dtype!r}")
@@ -82,39 +81,6 @@ def joined(manifest: WeightManifest, sent: Sequence[Any], held: WeightBundle | N
     return WeightBundle(manifest=manifest, buckets=tuple(buckets), sent_bytes=fresh, skipped_bytes=sum(sizes) - fresh)
 
 
-def collect(parts: Iterable[WeightBucket | WeightManifest], held: WeightBundle | None = None) -> WeightBundle:
-    """The bundle of a whole stream, in this process: every bucket is copied as it comes."""
-    buckets: list[WeightBucket] = []
-    for part in parts:
-        if isinstance(part, WeightManifest):
-            return joined(part, buckets, held)
-        buckets.append(tuple(array.copy() for array in part))
-    raise ValueError("weights: the stream ended without a manifest")
-
-
-def pack_tensors(
-    tensors: Iterable[Named], *, version: int, dtype: str = "float32", bucket_bytes: int = BUCKET_BYTES
-) -> WeightBundle:
-    """One bundle of all tensors, copied. See ``stream``."""
-    return collect(stream(_grouped(tensors, bucket_bytes // 4), version=version, dtype=dtype))
-
-
-def unpack(bundle: WeightBundle) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of a checked copy of every array. Raises ``ValueError`` if a checksum is wrong."""
-    manifest = bundle.manifest
-    for span, bucket in zip(manifest.spans, bundle.buckets, strict=True):
-        for index, array in zip(span, bucket, strict=True):
-            copy = array.copy()  # arrays from an object store are read-only
-            verify(manifest, index, copy)
-            yield manifest.names[index], from_wire(copy, manifest.dtype).view(manifest.shapes[index])
-
-
-def verify(manifest: WeightManifest, index: int, array: NDArray) -> None:
-    """Raise ``ValueError`` unless the array has the size and checksum of the manifest's tensor ``index``."""
-    require_size(manifest, index, array)
-    require_checksum(manifest, index, checksum(array))
-
-
 def require_size(manifest: WeightManifest, index: int, array: NDArray) -> None:
     if array.nbytes != tensor_bytes(manifest, index):
         raise _damaged(manifest, index, f"{array.nbytes} bytes, not {tensor_bytes(manifest, index)}")
@@ -139,30 +105,10 @@ def from_wire(flat: NDArray, dtype: str) -> torch.Tensor:
     return torch.from_numpy(flat.view(np.int16)).view(torch.bfloat16) if dtype == "bfloat16" else torch.from_numpy(flat)
 
 
-def _to_wire(tensor: torch.Tensor | NDArray, dtype: str) -> NDArray:
+def _to_wire(tensor: torch.Tensor, dtype: str) -> NDArray:
     """[size] the numbers in the wire type: a view if they are in it, in order and on the CPU."""
-    if isinstance(tensor, np.ndarray):
-        if tensor.dtype == np.uint16 and dtype == "bfloat16":
-            return np.ascontiguousarray(tensor).reshape(-1)
-        if tensor.dtype.kind != "f":
-            raise ValueError(f"weights: an array of {tensor.dtype} cannot travel as {dtype}")
-        tensor = torch.from_numpy(tensor.copy())
     flat = tensor.detach().to(device="cpu", dtype=getattr(torch, dtype)).contiguous().view(-1)
     return flat.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else flat.numpy()
-
-
-def _grouped(tensors: Iterable[Named], numbers: int) -> Iterator[list[Named]]:
-    """Consecutive tensors of about so many numbers: the last one may overfill a bucket."""
-    bucket: list[Named] = []
-    size = 0
-    for name, tensor in tensors:
-        bucket.append((name, tensor))
-        size += int(np.prod(tensor.shape, dtype=np.int64))
-        if size >= numbers:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket
 
 
 Content = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[int, ...]]

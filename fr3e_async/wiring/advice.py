@@ -22,7 +22,7 @@ class Advice:
     """A request for all actors that are wanted stands while any of them starts, and only then.
 
     Actors that are up hold their nodes, and a request that stands keeps idle nodes, too (Ray 2.60 may count it against any
-    node that fits). It is advice: a run goes on without, since pending actors are demand as well.
+    node that fits). It is advice: a run continues without, since pending actors are demand as well.
     """
 
     def __init__(self, config: Config) -> None:

@@ -134,7 +134,7 @@ class Deployment:
         return await self._advised(lambda: self._starter.worker(role, room_s=room_s))
 
     async def restart_learner(self, *, resume_from: Path | None) -> None:
-        """End what is left of the learner group and make a new one, which continues from that folder, or begins anew."""
+        """End what is left of the learner group and make a new one, which continues from that folder, or starts over."""
         await self.workers.learner.close()
         self._up["learner"] = (0, self._config.learner.ranks)
         self.workers.learner = await self._learner(resume_from)

@@ -64,7 +64,7 @@ class Starter:
         return await (self._verifier(room_s) if role == VERIFIERS else self._engine(role, room_s))
 
     async def learner(self, resume_from: Path | None) -> RayLearner:
-        """All ranks. With ``resume_from`` they go on from that folder of a checkpoint."""
+        """All ranks. With ``resume_from`` they resume from that folder of a checkpoint."""
         learner = self._config.learner
         group = _place([_bundle(learner)] * learner.ranks, learner.placement.upper(), [learner.labels] * learner.ranks)
         try:
@@ -83,7 +83,7 @@ class Starter:
             remove_placement_group(group)  # ends its actors; a second attempt needs the room
             raise
         weights = self._config.weights
-        if weights.transfer == "native":
+        if weights.transfer == "collective":
             return NativeLearner(
                 ranks, group, bucket_bytes=weights.bucket_mib << 20, backend=_backend(self._config),
                 timeout_s=weights.ack_timeout_s, nodes=nodes,
@@ -246,7 +246,7 @@ def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, s
         entropy=engine.entropy,
         entropy_top_k=engine.entropy_top_k,
         tensor_parallel=max(pool.gpus, 1),
-        transfer=_backend(config) if config.weights.transfer == "native" else "",
+        transfer=_backend(config) if config.weights.transfer == "collective" else "",
         seed=seed,
         seeded=config.sampling.reproducible,
         stops=tuple(config.sampling.stop),

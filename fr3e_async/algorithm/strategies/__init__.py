@@ -7,10 +7,8 @@ import difflib
 from collections.abc import Callable, Iterator
 
 from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupOutcome, GroupPlan, StateCredit, Strategy
+from fr3e_async.algorithm.strategies.flat import Grpo, GrpoPlusPlus, Rloo
 from fr3e_async.algorithm.strategies.fr3e import Fr3e
-from fr3e_async.algorithm.strategies.grpo import Grpo
-from fr3e_async.algorithm.strategies.grpo_pp import GrpoPlusPlus
-from fr3e_async.algorithm.strategies.rloo import Rloo
 from fr3e_async.algorithm.strategies.vineppo import VinePpo
 from fr3e_async.config import AlgorithmConfig, Config
 from fr3e_async.errors import ConfigError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.values import StateValue
@@ -28,7 +28,7 @@ class GroupPlan:
     bases: int  # N rollouts of the prompt
     trunks: int = 0  # most bases that are branched from
     branches: int = 0  # M continuations of an anchor; with ``first`` their mean over the anchors of a trunk, at most
-    first: int = 0  # continuations that an anchor gets before algorithm/adaptive.py decides on the others; 0: all M at once
+    first: int = 0  # continuations that an anchor gets before values.second_round decides on the others; 0: all M at once
     rule: AnchorRule | None = None  # how anchors are picked on a trunk; None: nothing is branched
 
     def __post_init__(self) -> None:
@@ -51,14 +51,13 @@ class GroupPlan:
         return self.bases + self.trunks * self.anchors * self.branches
 
 
-def flat_plan(config: AlgorithmConfig) -> GroupPlan:
-    return GroupPlan(bases=config.bases)
-
-
 def tree_plan(config: AlgorithmConfig, *, rule: str) -> GroupPlan:
-    """Branches on as many trunks as ``algorithm.trunk`` says; without anchors it is a flat one. ``rule``: the default one."""
+    """N bases, and K anchors with M continuations on as many of them as ``algorithm.trunk`` says; bases alone for K = 0.
+
+    ``rule``: the anchor rule that ``algorithm.anchor_rule=auto`` stands for.
+    """
     if not config.anchors:
-        return flat_plan(config)
+        return GroupPlan(bases=config.bases)
     trunks = {"first": 1, "random": 1, "one_right_one_wrong": 2, "all": config.bases}[config.trunk]
     return GroupPlan(
         bases=config.bases,
@@ -118,7 +117,7 @@ class Credit:
                 continue
             starts = [s.start for s in stretches]
             if starts[:1] != [0] or starts != sorted(set(starts)):
-                raise ValueError(f"{id}: stretches must begin at 0 and go on in order, got {starts}")
+                raise ValueError(f"{id}: stretches must begin at 0 and continue in order, got {starts}")
             if not all(math.isfinite(s.value) for s in stretches):
                 raise ValueError(f"{id}: an advantage is not finite: {stretches}")
 
@@ -168,13 +167,32 @@ def rejection(outcome: GroupOutcome, *, enough: bool) -> str:
     return no_spread(rewards) or ("no_spread" if enough else "too_few")
 
 
-def flat_credit(outcome: GroupOutcome, advantages: Sequence[float] | None) -> Credit:
-    """A group of one state. ``advantages`` of its judged rollouts in id order; None: there is nothing to train."""
-    judged = outcome.by_node()[0]
-    rewards = list(judged.values())
-    value = StateValue(node=0, right=math.fsum(rewards), judged=len(rewards)) if rewards else None
-    if advantages is None:
-        reason = no_spread(rewards)
-        return Credit(advantages={}, rejected=reason, states={0: StateCredit(value=value, dropped=reason)})
-    by_id = {id: whole(a) for id, a in zip(judged, advantages, strict=True)}
-    return Credit(advantages=by_id, states={0: StateCredit(value=value)})
+@dataclass(frozen=True, slots=True)
+class FlatStrategy:
+    """A strategy without branches: ``algorithm.bases`` rollouts of the prompt, one advantage each.
+
+    A subclass says which by ``advantages``.
+    """
+
+    config: AlgorithmConfig
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def plan(self) -> GroupPlan:
+        return GroupPlan(bases=self.config.bases)
+
+    def advantages(self, rewards: Sequence[float]) -> Sequence[float] | None:
+        """A of each judged rollout, in the order of the rewards (id order); None: there is nothing to train."""
+        raise NotImplementedError
+
+    def credit(self, outcome: GroupOutcome) -> Credit:
+        """The group as one state, with the reason of ``no_spread`` where there is nothing to train."""
+        judged = outcome.by_node()[0]
+        rewards = list(judged.values())
+        value = StateValue(node=0, right=math.fsum(rewards), judged=len(rewards)) if rewards else None
+        advantages = self.advantages(rewards)
+        if advantages is None:
+            reason = no_spread(rewards)
+            return Credit(advantages={}, rejected=reason, states={0: StateCredit(value=value, dropped=reason)})
+        by_id = {id: whole(a) for id, a in zip(judged, advantages, strict=True)}
+        return Credit(advantages=by_id, states={0: StateCredit(value=value)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fr3e_async.algorithm.adaptive import fixed_draws
 from fr3e_async.algorithm.strategies.base import (
     TREE,
     Credit,
@@ -18,7 +17,7 @@ from fr3e_async.algorithm.strategies.base import (
     tree_plan,
     whole,
 )
-from fr3e_async.algorithm.values import alpha, state_values
+from fr3e_async.algorithm.values import alpha, fixed_draws, state_values
 from fr3e_async.config import AlgorithmConfig
 from fr3e_async.errors import ConfigError
 from fr3e_async.types import RolloutId

@@ -36,7 +36,7 @@ class VinePpo:
         if not self.config.anchors:
             raise ConfigError("algorithm.anchors must be at least 1: algorithm.strategy=vineppo trains the trunks only")
         if self.config.adaptive_first:
-            # V may count first rounds only (algorithm/adaptive.py), and nothing else is done with a branch here.
+            # V may count first rounds only (values.second_round), and nothing else is done with a branch here.
             raise ConfigError(
                 f"algorithm.adaptive_first={self.config.adaptive_first} with algorithm.strategy=vineppo would pay for rollouts "
                 "that nothing reads: branches only give V, which is of the first ones; set algorithm.adaptive_first=0"

@@ -36,7 +36,7 @@ function endOf(run) {
   if (last.event === "run_finished") return "finished";
   if (last.event === "run_stopped") return visible(last.text);
   if (last.event === "run_failed") return h("span.bad", {}, "failed: ", visible(last.text.split("\n")[0]));
-  return "it goes on, or was killed without a word";
+  return "it continues, or was killed without a word";
 }
 
 /** Lines about the newest batches, and about the reward function. */

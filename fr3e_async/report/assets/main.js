@@ -46,7 +46,7 @@ async function route() {
   } else if (!views[now].root) await show("overview");
 }
 
-/** What is drawn of runs is drawn anew: at once where it is seen, else when it is looked at. `painted`: on canvases, with colours. */
+/** What is drawn of runs is drawn again: at once where it is seen, else when it is looked at. `painted`: on canvases, with colours. */
 function changed(wanted = () => true) {
   for (const [key, view] of Object.entries(views)) {
     if (!view.root || !wanted(view)) continue;

@@ -6,7 +6,7 @@ function drawOverview(root) {
   function fill() {
     const runs = shownRuns();
     replace(root, h("section", {}, h("h2", {}, runs.length > 1 ? "Runs" : "The run"), runs.map(headlineOf)), evaluationsOf(runs), section("Result",
-      h("p.note", {}, "What each run says of itself (summary.json). A run that is going on, or that failed, has not said it yet."), resultTable(runs)));
+      h("p.note", {}, "What each run says of itself (summary.json). A run that is still going, or that failed, has not said it yet."), resultTable(runs)));
   }
   fill();
   return fill;

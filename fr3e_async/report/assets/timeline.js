@@ -8,7 +8,7 @@ const WORK = {
   branch: ["branch", "continuations are drawn from anchors"],
   verify: ["verify", "answers are judged"],
   evaluate: ["evaluate", "held-out problems"],
-  weights: ["weights", "new weights are fetched (thin line: generation goes on)"],
+  weights: ["weights", "new weights are fetched (thin line: generation continues)"],
 };
 const LANE = 22, TOP = 20, GROUPS = 46, LABELS = 98;
 

@@ -181,7 +181,7 @@ function rolloutItem(tree, nodes, state, rollout, level, tools) {
 
 const signedNum = (value) => (value === null ? "–" : (value > 0 ? "+" : value < 0 ? "−" : "") + num(Math.abs(value)));
 
-/** The end of the trunk that a branch goes on from, which is not its own. */
+/** The end of the trunk that a branch continues from, which is not its own. */
 function prefixOf(nodes, state) {
   const trunk = state.node && state.position ? baseOf(nodes, state.trunk) : null;
   if (!trunk) return null;
