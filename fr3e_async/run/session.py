@@ -293,7 +293,7 @@ class Session:
         heldout = pick_problems(self._datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
-        groups = [group.name for group in state.groups] if state else []
+        keep, groups = config.observe.trees_per_step, [group.name for group in state.groups] if state else []
         context = RunContext(
             config=config,
             machine=Machine(config, make_strategy(config.algorithm), state=state),
@@ -310,7 +310,7 @@ class Session:
             publisher=publisher,
             files=RunFiles(
                 ledger_log=recorder.ledger_log, checkpoints=self._run_dir.checkpoints, journal=journal,
-                trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
+                trees=TreeKeeper(per_step=keep, store=deployment.workers.payloads, spell=self._spell, keep=recorder) if keep else None,
             ),
             reporter=recorder, progress=progress, clock=self._clock, door=door,
             table=PayloadTable(
@@ -333,10 +333,6 @@ class Session:
         async with limited(config.learner, "step_timeout_s", "the learner did not score the fixed rows", LearnerLost):
             await door.learned(version)
         return door
-
-    def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
-        keep = self._config.observe.trees_per_step
-        return TreeKeeper(per_step=keep, store=deployment.workers.payloads, spell=self._spell, keep=recorder)
 
 
 @asynccontextmanager
