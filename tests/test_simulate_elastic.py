@@ -189,7 +189,8 @@ class Account(Log):
 
     def write(self, event: Any, commands: list[Any], now: float) -> None:
         given = {command.task for command in commands if isinstance(command, Assign)}
-        self.open = (self.open | given) - {getattr(event, "task", -1)}
+        over = {getattr(event, "task", -1)} if not getattr(event, "left", 0) else set()
+        self.open = (self.open | given) - over
         self.by_pressure += bool(given) and isinstance(event, Pressure)
         assert set(self.stats._tasks) == self.open
 
