@@ -18,7 +18,6 @@ from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed
 from fr3e_async.machine import events, messages
-from fr3e_async.machine.codec import nameless
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.machine import Machine
 from fr3e_async.simulate.clock import Cores, Station, VirtualClock
@@ -116,7 +115,7 @@ class World:
     def _admit(self, number: int) -> None:
         group = f"p{number}@0"
         self._groups.open(group, number)
-        self._apply(events.Admitted(group=group, prompt=nameless(f"p{number}")))
+        self._apply(events.Admitted(group=group))
 
     def _carry_out(self, commands: list[messages.Command]) -> None:
         for command in commands:
