@@ -59,11 +59,16 @@ class PromptStream:
             raise DataError("data.train: two prompts have the same id; see data.id_field")
         if parts and sum(part.size for part in parts) != len(prompts):
             raise ValueError(f"the parts hold {sum(part.size for part in parts)} prompts, there are {len(prompts)}")
-        self._ids = _digest(prompt.uid for prompt in prompts)
-        self._texts = _digest(text for p in prompts for text in (p.text, p.gold, *([json.dumps(p.columns)] if p.columns else [])))
-        self._tokens = _digest(prompt.token_ids.tobytes().hex() for prompt in prompts)
-        self._seed, self._template, self._ends = seed, template, list(ends)
-        self._mixture = [[part.name, part.size, part.quota] for part in parts]
+        self._seed = seed
+        self._identity: dict[str, Any] = {  # must be the same when the run is resumed
+            "seed": seed,
+            "prompts": _digest(prompt.uid for prompt in prompts),
+            "texts": _digest(text for p in prompts for text in (p.text, p.gold, *([json.dumps(p.columns)] if p.columns else []))),
+            "tokens": _digest(prompt.token_ids.tobytes().hex() for prompt in prompts),
+            "template": template,
+            "ends": list(ends),
+            "mixture": [[part.name, part.size, part.quota] for part in parts],
+        }
         self._parts = tuple(parts) or (Part(name="", size=len(prompts), quota=len(prompts)),)
         self._starts = list(accumulate((part.size for part in self._parts), initial=0))
         self._rounds = [self._round(number, part) for number, part in enumerate(self._parts)]
@@ -107,17 +112,7 @@ class PromptStream:
         consumed = {
             str(epoch): sorted(self._prompts[index].uid for index in indices) for epoch, indices in sorted(self._consumed.items())
         }
-        return {
-            "seed": self._seed,
-            "epoch": self._oldest,
-            "consumed": consumed,
-            "prompts": self._ids,
-            "texts": self._texts,
-            "tokens": self._tokens,
-            "template": self._template,
-            "ends": self._ends,
-            "mixture": self._mixture,
-        }
+        return self._identity | {"epoch": self._oldest, "consumed": consumed}
 
     def _place(self, group: str) -> tuple[int, int]:
         """(epoch, index of the prompt) of a group."""
@@ -127,27 +122,28 @@ class PromptStream:
         return int(epoch_text), self._index[uid]
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["seed"] != self._seed:
-            raise DataError(f"run.seed is {self._seed}, but the checkpoint's prompt stream has seed {state['seed']}")
+        own = self._identity
+        if state["seed"] != own["seed"]:
+            raise DataError(f"run.seed is {own['seed']}, but the checkpoint's prompt stream has seed {state['seed']}")
         mixture = [list(part) for part in state.get("mixture", [])]
-        if mixture != self._mixture:
-            raise DataError(f"data.train_sources: the mixture is not that of the checkpoint: {_changed(mixture, self._mixture)}")
-        if state["prompts"] != self._ids:
+        if mixture != own["mixture"]:
+            raise DataError(f"data.train_sources: the mixture is not that of the checkpoint: {_changed(mixture, own['mixture'])}")
+        if state["prompts"] != own["prompts"]:
             raise DataError("data.train: the problems are not those of the checkpoint, so its position means nothing here")
-        if state.get("texts", self._texts) != self._texts:  # checkpoints of earlier versions have no such digest
+        if state.get("texts", own["texts"]) != own["texts"]:  # checkpoints of earlier versions have no such digest
             raise DataError(
                 "data.train: the problems have the ids of the checkpoint's, but other texts or answers; for a dataset of the hub "
                 "name the revision that the run began with"
             )
-        if state.get("tokens", self._tokens) != self._tokens:
-            changed = "tokenizer" if state["template"] == self._template else "chat template"
+        if state.get("tokens", own["tokens"]) != own["tokens"]:
+            changed = "tokenizer" if state["template"] == own["template"] else "chat template"
             raise ModelError(
                 f"model.path: its {changed} is not that of the checkpoint: the prompts have other tokens now; continue with the files that "
                 "the run began with (of a hub id: model.revision)"
             )
-        if (before := state.get("ends", self._ends)) != self._ends:
+        if (before := state.get("ends", own["ends"])) != own["ends"]:
             raise ModelError(
-                f"model.path: the tokens that end a response are {self._ends} now, those of the checkpoint were {before} "
+                f"model.path: the tokens that end a response are {own['ends']} now, those of the checkpoint were {before} "
                 "(generation_config.json, config.json, the tokenizer or its chat template); continue with the files that the run began with"
             )
         self._oldest = int(state["epoch"])
