@@ -186,12 +186,12 @@ def test_lanes_are_the_tasks_between_decision_and_event(run: Path) -> None:
 def test_a_batch_that_is_ready_waits_for_the_export_before_it(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     rows: list[dict[str, Any]] = [
-        {"t": START, "e": ["Due", "x"], "c": ["train 1 4 a@0"]},
-        {"t": START + 1, "e": ["Trained", 1], "c": ["train 2 4 b@0"]},
-        {"t": START + 3, "e": ["Exported", 1], "c": []},
-        {"t": START + 4, "e": ["Trained", 2], "c": []},
+        {"t": START, "e": {"type": "Due", "key": "x"}, "c": ["train 1 4 a@0"]},
+        {"t": START + 1, "e": {"type": "Trained", "version": 1}, "c": ["train 2 4 b@0"]},
+        {"t": START + 3, "e": {"type": "Exported", "version": 1}, "c": []},
+        {"t": START + 4, "e": {"type": "Trained", "version": 2}, "c": []},
     ]
-    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, *rows])
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"journal": "0.1.0"}, *rows])
     line = read_timeline(tmp_path)
     assert line is not None
     assert line["lanes"][0]["work"] == {"train": [0, 1, 3, 4], "export": [1, 3]}
@@ -199,7 +199,7 @@ def test_a_batch_that_is_ready_waits_for_the_export_before_it(tmp_path: Path) ->
 
 def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
-    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, {"t": 1.0, "e": ["Delivered"], "c": []}])
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"journal": "0.1.0"}, {"t": 1.0, "e": {"type": "Delivered"}, "c": []}])
     with pytest.raises(StorageError, match=r"0000\.jsonl:2 is damaged"):
         read_timeline(tmp_path)
 
@@ -207,22 +207,32 @@ def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
 def test_a_lane_ends_with_its_actor_and_open_tasks_with_the_session(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     rows: list[dict[str, Any]] = [
-        {"t": START, "e": ["WorkerUp", "explorers", "explorer-7", 0, 0, ""], "c": ["assign 1 explorer-7 Branch 4"]},
+        {
+            "t": START,
+            "e": {"type": "WorkerUp", "role": "explorers", "worker": "explorer-7"},
+            "c": ["assign 1 explorer-7 Branch 4"],
+        },
         {
             "t": START + 2,
-            "e": ["WorkerDown", "explorer-7", "gone", False],
+            "e": {"type": "WorkerDown", "worker": "explorer-7", "why": "gone"},
             "c": ["release explorer-7 lost", "assign 2 generator-0 Sample 1"],
         },
-        {"t": START + 2, "e": ["Lost", 1, "a@0", [], "gone", False, -1, True, False], "c": []},
-        {"t": START + 5, "e": ["Due", "x"], "c": []},
+        {"t": START + 2, "e": {"type": "Lost", "task": 1, "group": "a@0", "ids": [], "reason": "gone"}, "c": []},
+        {"t": START + 5, "e": {"type": "Due", "key": "x"}, "c": []},
     ]
-    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, *rows])
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"journal": "0.1.0"}, *rows])
     line = read_timeline(tmp_path)
     assert line is not None
     lanes = {lane["actor"]: lane for lane in line["lanes"]}
     assert (lanes["explorer-7"]["up"], lanes["explorer-7"]["work"]) == ([0, 2], {"branch": [0, 2]})
     assert lanes["generator-0"]["work"] == {"base": [2, 5]}
     assert lanes["generator-0"]["role"] == "generators"
+
+
+def test_a_journal_of_an_earlier_version_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, {"t": 1.0, "e": ["Trained", 1], "c": []}])
+    assert read_timeline(tmp_path) is None
 
 
 def test_a_damaged_line_is_named_and_a_cut_one_is_not(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ distribution would cost far too much. So a request gets these, in the shapes of 
 vLLM gives a step as many columns as its most demanding request asks for, and each request as many of them as it asked for. So
 the host knows whether a step needs the second distribution without reading the device's tensors.
 
-With ``LOGPROBS_MODE`` vLLM hands over logits and computes no log-probs itself: the columns replace that work. ``install`` replaces two functions of each of vLLM's two samplers, in the worker process;
-``check_interfaces`` refuses a vLLM whose functions look different, before an engine is started; ``decode`` refuses an
-answer that was not made here. Knows nothing of weights, requests or versions.
+With ``LOGPROBS_MODE`` vLLM hands over logits and computes no log-probs itself: the columns replace that work. ``install`` replaces
+two functions of one of vLLM's two samplers, in the worker process. ``check_interfaces`` refuses a vLLM whose functions look
+different, before an engine is started. ``decode`` refuses an answer that was not made here.
 """
 
 from __future__ import annotations

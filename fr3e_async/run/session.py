@@ -274,7 +274,7 @@ class Session:
     ) -> Controller:  # fmt: skip
         """One session's loop, from a checkpoint or from nothing. ``restarts``: of the learner group within this process."""
         config, train = self._config, self._datasets.train
-        resumed = load_control_state(source, {prompt.uid: prompt for prompt in train}.__getitem__) if source else None
+        resumed = load_control_state(source) if source else None
         state = resumed.ledger if resumed else None
         progress = resumed.progress if resumed else Progress()
         if not restarts:

@@ -13,7 +13,6 @@ import random
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed
-from fr3e_async.machine.codec import nameless
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import (
     Acked,
@@ -136,7 +135,7 @@ class World:
     def _admit(self, number: int) -> None:
         group = f"p{number}@0"
         self._groups.open(group, number)
-        self._apply(Admitted(group=group, prompt=nameless(f"p{number}")))
+        self._apply(Admitted(group=group))
 
     def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:
