@@ -1,8 +1,8 @@
 """The endless prompt stream: seeded epochs, each a permutation, and a position that is a *set* of what was consumed.
 
-In a mixture (``mixture``) an epoch may hold a part of a source only. Groups finish out of order, so a position that is a
-number would lose or repeat prompts when a run is killed. Pure: no files, no clock, no global random state. What counts as
-consumed (trained, rejected, given up) is the caller's to say.
+Groups finish out of order, so a position that is a number would lose or repeat prompts when a run is killed. In a mixture an epoch
+may draw a part of a source only. The caller decides what counts as consumed (trained, rejected, failed). Pure: no files, no clock,
+no global random state.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fr3e_async.types import Prompt
 
 
 def group_id(uid: str, epoch: int) -> str:
-    """``"<uid>@<epoch>"``: the name of the group that is sampled from a prompt in one epoch."""
+    """Name the group that is sampled from a prompt in one epoch: ``"<uid>@<epoch>"``."""
     return f"{uid}@{epoch}"
 
 
 class PromptStream:
-    """Gives every prompt of an epoch once, for ever: all prompts, or of each part of a mixture its quota.
+    """Gives every prompt of an epoch once, epoch after epoch: all prompts, or of each part of a mixture its quota.
 
     The order is a function of (seed, epoch) alone. An epoch is open from its first taken prompt until all of it is
     consumed; ``state()`` holds the consumed uids of the open epochs. A stream made from that state gives again what was
@@ -82,7 +82,7 @@ class PromptStream:
         self._start_epoch(self._oldest)
 
     def take(self) -> tuple[Prompt, int]:
-        """The next (prompt, epoch) to sample from."""
+        """Return the next (prompt, epoch) to sample from."""
         while True:
             if self._epoch < self._oldest or self._position == len(self._order):
                 self._start_epoch(max(self._epoch + 1, self._oldest))
@@ -92,7 +92,7 @@ class PromptStream:
                 return self._prompts[index], self._epoch
 
     def mark_consumed(self, group: str) -> None:
-        """Strike out the group ``"<uid>@<epoch>"``. One that is not taken yet (restored by the caller) is then not given.
+        """Mark the group ``"<uid>@<epoch>"`` as consumed. One that was not taken yet (restored by the caller) is then not given.
 
         ``ValueError`` for an unknown group and for one that is consumed already: it would count twice.
         """
@@ -216,19 +216,19 @@ class Part:
 
 
 def copy_id(uid: str, number: int) -> str:
-    """The id of a prompt's ``number``-th copy, from 1; the first has the prompt's own."""
+    """Name a prompt's ``number``-th copy, from 1; the first keeps the prompt's own id."""
     return uid if number == 1 else f"{uid}~{number}"
 
 
 def draws(weight: float, size: int) -> int:
-    """round(weight · size), halves upwards: the draws of an epoch."""
+    """Count the draws of an epoch: round(weight · size), halves upwards."""
     return math.floor(weight * size + 0.5)
 
 
 def mix(
     sources: Mapping[str, Sequence[Prompt]], weights: Mapping[str, float], *, setting: str
 ) -> tuple[tuple[Prompt, ...], tuple[Part, ...]]:
-    """Prompts with copies, and the parts they lie in, for ``PromptStream``. ``setting`` names the weights in messages.
+    """Make the prompts with copies, and the parts they are in, for ``PromptStream``. ``setting`` names the weights in messages.
 
     ``DataError`` for a source of which an epoch would draw nothing.
     """
@@ -246,7 +246,7 @@ def mix(
 
 
 def mixture_note(sources: Mapping[str, Sequence[Prompt]], weights: Mapping[str, float]) -> str:
-    """One line for a person. *Example*: ``"an epoch draws 3 prompts: a 2 of 2 (67 %), b 1 of 4 (33 %)"``."""
+    """Describe the shares of the mixture in one line. *Example*: ``"an epoch draws 3 prompts: a 2 of 2 (67 %), b 1 of 4 (33 %)"``."""
     counts = {name: draws(weights[name], len(own)) for name, own in sources.items()}
     total = sum(counts.values())
     shares = ", ".join(f"{name} {count:,} of {len(sources[name]):,} ({count / total:.0%})" for name, count in counts.items())
