@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -260,6 +261,8 @@ IDLE = [  # settings, and what is named: what does nothing, and why
     ("algorithm.anchors=0 algorithm.trunk=all", "algorithm.trunk", "algorithm.anchors=0"),
     ("algorithm.anchor_rule=uniform algorithm.entropy_of=raw", "algorithm.entropy_of", "the rule uniform"),
     ("algorithm.alpha=false algorithm.alpha_shrink=true", "algorithm.alpha_shrink", "algorithm.alpha=false"),
+    ("loss.mean_length=48", "loss.mean_length", "loss.mean=token"),
+    ("loss.objective=cispo loss.dual_clip=3", "loss.dual_clip", "loss.objective=cispo"),
     ("loss.importance=off loss.importance_cap=2.0", "loss.importance_cap", "loss.importance=off"),
     ("loss.importance_cap=3 loss.prox=behaviour", "loss.importance_cap", "loss.prox=behaviour"),
     ("loss.importance=mask loss.prox=behaviour", "loss.importance", "loss.prox=behaviour"),
@@ -334,7 +337,7 @@ def test_every_idle_setting_is_a_setting() -> None:
     for name in REGISTRY:
         config = Config(engine=EngineConfig(kv_cache_gib=1), algorithm=AlgorithmConfig(strategy=name))
         assert {path for path, _ in (*idle_settings(config), *unread(config.algorithm))} <= known
-        assert {f"algorithm.{word}" for word in vars(REGISTRY[name])["reads"]} <= known
+        assert {f"algorithm.{word}" for word in inspect.getattr_static(REGISTRY[name], "reads")} <= known
     assert set(ASKS_NOTHING) <= known
 
 

@@ -113,8 +113,19 @@ class BudgetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    clip_low: float = knob(0.22, "epsilon_low of Clip-Higher")
-    clip_high: float = knob(0.28, "epsilon_high of Clip-Higher")
+    objective: Literal["clip", "gspo", "cispo"] = knob(
+        "clip",
+        "what is maximised: the clipped surrogate of each token (PPO, GRPO, Clip-Higher); gspo: of the completion's ratio; cispo: "
+        "the log-prob times a clipped, constant ratio",
+    )
+    mean: Literal["token", "sequence", "constant"] = knob(
+        "token", "mean of the loss: every token weighs the same, every completion does, or mean_length tokens do (Dr.GRPO)"
+    )
+    mean_length: int = knob(
+        0, "with loss.mean=constant: what the loss of a completion is divided by; sampling.max_response in Dr.GRPO", "tokens"
+    )
+    clip_low: float = knob(0.22, "epsilon_low of the objective's clipping; 1: no lower bound, as in CISPO")
+    clip_high: float = knob(0.28, "epsilon_high of the objective's clipping")
     dual_clip: float = knob(0.0, "c of dual clip, for negative advantages; 0: off")
     prox: Literal["recompute", "behaviour"] = knob(
         "recompute", "proximal policy: recomputed before the update, or the sampler's own log-probs"
@@ -136,7 +147,12 @@ class LossConfig:
     entropy_coef: float = knob(0.0, "weight of the entropy bonus per token")
 
     def __post_init__(self) -> None:
-        require(0 < self.clip_low < 1, f"loss.clip_low must be in (0, 1), got {self.clip_low}")
+        require(0 < self.clip_low <= 1, f"loss.clip_low must be in (0, 1], got {self.clip_low}")
+        require_at_least_0("loss", mean_length=self.mean_length)
+        require(
+            self.mean != "constant" or self.mean_length > 0,
+            "loss.mean=constant needs loss.mean_length, the tokens that every completion counts as; set it to sampling.max_response",
+        )
         require_positive("loss", clip_high=self.clip_high)
         require(self.dual_clip == 0 or self.dual_clip > 1, f"loss.dual_clip must be 0 (off) or above 1, got {self.dual_clip}")
         require_at_least_0("loss", kl_coef=self.kl_coef, entropy_coef=self.entropy_coef)
