@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders import prompt, small_config
+import msgspec
+from builders import small_config
 from oracle import State, Tree
 
 from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine.events import Admitted, Delivered, Event, Judged, Lost, Published, Rescored, Trained
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerState
@@ -43,6 +45,11 @@ def make_ledger(
     return Ledger(config, make_strategy(config.algorithm), state=state)
 
 
+def through_json(state: LedgerState) -> LedgerState:
+    """As a checkpoint keeps it and gives it back."""
+    return msgspec.json.decode(to_json(state), type=LedgerState)
+
+
 def note(
     id: RolloutId, version: int = 0, finish: Finish = Finish.STOP, length: int = 5, context: int = PROMPT_TOKENS, cached: int = 0
 ) -> RolloutSummary:
@@ -62,7 +69,7 @@ def anchors_of(trunk: RolloutId, *positions: int, count: int = 2, certain: bool 
 
 
 def admit(ledger: Ledger, uid: str) -> list[Any]:
-    return ledger.handle(Admitted(group=f"{uid}@0", prompt=prompt(uid)))
+    return ledger.handle(Admitted(group=f"{uid}@0"))
 
 
 def kinds(commands: Sequence[Command]) -> list[str]:

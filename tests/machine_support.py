@@ -8,19 +8,19 @@ checkpoint that went through JSON.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders import prompt, small_config
+import msgspec
+from builders import small_config
 from ledger_support import PROMPT_TOKENS, TRUNK_MODES, World, anchors_of, note, verdict
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
-from fr3e_async.machine.codec import decode, encode
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import (
     Acked,
@@ -112,7 +112,7 @@ def control_config(
             "flexible_roles": flexible, "least_in_flight": 1, "max_deaths_in_a_row": 500, "replace_backoff_s": 0.0,
             "grow_after_s": 1.0, "shrink_after_s": 3.0, "drain_timeout_s": 5.0,
         },
-        weights={"update": update, "transfer": "native" if together else "object_store"},
+        weights={"update": update, "transfer": "collective" if together else "object_store"},
     )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ class Given:
 class Checkpoint:
     """What survives a kill: the ledger as JSON, and what the world had on its books at that moment."""
 
-    state: str
+    state: bytes
     fates: dict[str, str]
     trained: frozenset[RolloutId]
     batches: tuple[tuple[str, ...], ...]
@@ -172,7 +172,7 @@ class Cluster:
     unexported: list[int] = field(default_factory=list)
     told: list[Event] = field(default_factory=list)  # events that may be told again
     story: list[Event] = field(default_factory=list)  # of this life
-    commands: list[list[Any]] = field(default_factory=list)  # of this life, by event
+    commands: list[list[Command]] = field(default_factory=list)  # of this life, by event
     rows: dict[tuple[int, int], tuple[RolloutId, int]] = field(default_factory=dict)  # -> rollout, its oldest token's version
     fates: dict[str, str] = field(default_factory=dict)
     trained: set[RolloutId] = field(default_factory=set)
@@ -189,14 +189,14 @@ class Cluster:
     lives: int = 0
     seen_kinds: Counter[str] = field(default_factory=Counter)  # of events, of commands, and of what tests want to have happened
     lags: Counter[int] = field(default_factory=Counter)  # trained rollouts by the age of their oldest token
-    born_from: str | None = None  # state of this life
+    born_from: bytes | None = None  # state of this life
 
     def __post_init__(self) -> None:
         self.begin(None)
 
     # ---- lives ----
 
-    def begin(self, state: str | None, *, again: bool = False) -> None:
+    def begin(self, state: bytes | None, *, again: bool = False) -> None:
         """A fresh machine, with workers of their own, or (``again``) with those of the life before. What was in flight is gone."""
         there = list(self.workers.values()) if again else []
         self.given.clear(), self.asked.clear(), self.rescores.clear(), self.withdrawn.clear(), self.waits.clear()
@@ -216,12 +216,12 @@ class Cluster:
 
     def fresh(self) -> Machine:
         """The machine that this life began with."""
-        state = None if self.born_from is None else decode(LedgerState, json.loads(self.born_from), prompt_of)
+        state = None if self.born_from is None else msgspec.json.decode(self.born_from, type=LedgerState)
         return Machine(self.config, make_strategy(self.config.algorithm), state=state)
 
     def checkpoint(self) -> None:
-        state = json.dumps(encode(self.machine.ledger.state()))
-        assert json.dumps(encode(decode(LedgerState, json.loads(state), prompt_of))) == state
+        state = to_json(self.machine.ledger.state())
+        assert msgspec.json.decode(state, type=LedgerState) == self.machine.ledger.state()
         self.checkpoints.append(Checkpoint(state, dict(self.fates), frozenset(self.trained), tuple(self.batches)))
 
     def kill(self, pick: Pick = first) -> None:
@@ -248,7 +248,7 @@ class Cluster:
         self.check()
 
     def take(self, commands: list[Command]) -> None:
-        self.commands.append([[type(command).__name__, encode(command)] for command in commands])
+        self.commands.append(commands)
         for command in commands:
             self.seen_kinds[type(command).__name__] += 1
             match command:
@@ -353,7 +353,7 @@ class Cluster:
     def sent(self, command: Send) -> None:
         assert command.version == self.newest, "not the newest weights"
         assert not command.alone or len(command.workers) == 1
-        if self.config.weights.transfer == "native" and not command.alone:
+        if self.config.weights.transfer == "collective" and not command.alone:
             assert not any(w.coming is not None and not w.alone for w in self.workers.values()), "two hand-overs at once"
         for name in command.workers:
             worker = self.workers[name]
@@ -423,7 +423,7 @@ class Cluster:
         if not self.machine.ledger.admissible():
             return False
         uid = f"p{self.machine.ledger.admitted}"
-        self.tell(Admitted(group=f"{uid}@0", prompt=prompt_of(uid)))
+        self.tell(Admitted(group=f"{uid}@0"))
         return True
 
     def decode(self, pick: Pick) -> bool:
@@ -544,10 +544,10 @@ class Cluster:
     def repeat(self, pick: Pick) -> bool:
         """An event comes twice: nothing changes but a counter."""
         if self.told:
-            before = encode(self.machine.ledger.state())
+            before = to_json(self.machine.ledger.state())
             self.tell(self.told[pick(len(self.told))], again=False)
             assert self.commands[-1] == [], "a duplicate had an effect"
-            assert encode(self.machine.ledger.state()) == before
+            assert to_json(self.machine.ledger.state()) == before
         return bool(self.told)
 
     def rescore(self, pick: Pick) -> bool:
@@ -654,9 +654,9 @@ class Cluster:
         worker.leaving = True
         notice = (0.0, 4.0, 30.0)[pick(3)]
         self.tell(Leaving(worker=worker.name, why="spot", seconds=notice))
-        for name, command in self.commands[-1]:
-            if name == "Wait" and command[0] == f"leave {worker.name}":
-                assert command[1] == (2.0 if notice == 4.0 else 5.0)
+        for command in self.commands[-1]:
+            if isinstance(command, Wait) and command.key == f"leave {worker.name}":
+                assert command.seconds == (2.0 if notice == 4.0 else 5.0)
         return True
 
     def worker_up(self, role: str, version: int, ticket: int = 0) -> None:
@@ -786,11 +786,10 @@ class Cluster:
         if not self.config.generators.elastic:
             assert there == {GENERATORS: 2, EXPLORERS: 2, VERIFIERS: 1}
 
-    def replay(self) -> list[list[Any]]:
+    def replay(self) -> list[list[Command]]:
         """The commands of this life once more, by a machine of its own that is told the same events."""
         machine = self.fresh()
-        answers = [machine.start(), *(machine.handle(event) for event in self.story)]
-        return [[[type(command).__name__, encode(command)] for command in commands] for commands in answers]
+        return [machine.start(), *(machine.handle(event) for event in self.story)]
 
 
 def random_cluster(rng: random.Random, **fixed: Any) -> Cluster:
@@ -827,10 +826,6 @@ def play(cluster: Cluster, rng: random.Random, *, moves: int, mishaps: float, ki
             any(cluster.act(name, rng.randrange) for name in rng.sample(names, len(names)))  # the first that can be done
     cluster.to_the_end()
     return cluster
-
-
-def prompt_of(uid: str) -> Any:
-    return prompt(uid)
 
 
 def role_and_weight(work: Work) -> tuple[str, int]:
