@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from fr3e_async.config.knobs import Part, PartOr0, Share, knob, require, settings
+from fr3e_async.config.knobs import PartOr0, Share, knob, require, settings
 
 
 @settings("sampling")
