@@ -112,8 +112,7 @@ def policy_loss(
 
     Args:
         logprobs_T: [T] float log π_θ of the sampled tokens, nats, at the sampling temperature.
-        prox_logprobs_T: [T] float, the same under the policy at the start of the update; with ``prox: behaviour`` the
-            behaviour log-probs, and every importance weight w is 1.
+        prox_logprobs_T: [T] float, the same under the policy at the start of the update, or with ``prox: behaviour`` as sampled.
         behaviour_logprobs_T: [T] float, the same as the sampler reported them.
         advantages_T: [T] float, A'.
         mask_T: [T] bool, trainable tokens. Whatever number stands at the others has no effect.
