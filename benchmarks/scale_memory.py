@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import multiprocessing
 import random
 import time
@@ -26,7 +25,7 @@ from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.control.context import PayloadTable
 from fr3e_async.control.process import tuned_gc
-from fr3e_async.machine.codec import encode, nameless
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Judged, Trained, WorkerUp
 from fr3e_async.machine.machine import Machine
@@ -90,7 +89,7 @@ class Crowd:
             while ledger.admissible() > 0:
                 name = f"p{ledger.admitted}"
                 self.table.open(f"{name}@0")
-                self._tell(Admitted(group=f"{name}@0", prompt=nameless(name)))
+                self._tell(Admitted(group=f"{name}@0"))
             if over():
                 return
             for event in self._done(self._todo.popleft()):
@@ -185,14 +184,12 @@ def full(in_flight: int) -> Figures:
     times = [time.thread_time()]
     state = crowd.machine.ledger.state()
     times.append(time.thread_time())
-    coded = encode(state)
+    coded = to_json(state)
     times.append(time.thread_time())
-    text = json.dumps(coded)
-    times.append(time.thread_time())
-    cut, coding, writing = (after - before for before, after in itertools.pairwise(times))
+    cut, coding = (after - before for before, after in itertools.pairwise(times))
     return {
         "in_flight": crowd.machine.ledger.in_flight, "rollouts": sum(len(group.rollouts) for group in state.groups),
-        "payloads": len(crowd.table), "bytes": grown, "cut_s": cut, "encode_s": coding, "dumps_s": writing, "json_bytes": len(text),
+        "payloads": len(crowd.table), "bytes": grown, "cut_s": cut, "encode_s": coding, "json_bytes": len(coded),
     }  # fmt: skip
 
 
@@ -291,10 +288,10 @@ def show(found: Figures) -> None:
         made, per = row["speed"], row["bytes"] / row["in_flight"]
         rows.append(
             (f"{row['in_flight']:,}", f"{row['bytes'] / 2**20:.0f}", f"{per / 1024:.1f}", f"{per * 10_000 / 2**20:.0f}",
-             f"{1e3 * (row['cut_s'] + row['encode_s']):.0f}", f"{1e3 * row['dumps_s']:.0f}", f"{row['json_bytes'] / 2**20:.1f}",
+             f"{1e3 * (row['cut_s'] + row['encode_s']):.0f}", f"{row['json_bytes'] / 2**20:.1f}",
              f"{made['events_per_cpu_s']:,.0f}", f"{made['longest_ms']:.0f} ({made['longest']})", f"{made['collection_ms']:.0f}")
         )  # fmt: skip
-    head = ("in flight", "MiB", "KiB a group", "MiB for 10,000", "cut ms, in the loop", "JSON ms, beside it", "JSON MiB",
+    head = ("in flight", "MiB", "KiB a group", "MiB for 10,000", "cut ms, in the loop", "JSON MiB",
             "events a CPU second", "longest event ms", "longest collection ms")  # fmt: skip
     table(head, rows)
     seen = found["traced"]

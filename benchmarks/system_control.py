@@ -99,7 +99,7 @@ class Player:
         self.machine = Machine(config, make_strategy(config.algorithm))
         self.events: list[Event] = []
         self._todo: deque[Command] = deque(self.machine.start())
-        self._payloads, self._prompt = 0, prompts(1)[0]
+        self._payloads = 0
 
     def play(self, events: int) -> list[Event]:
         for role, count in {**WORKERS, GENERATORS: 2, EXPLORERS: 2}.items():
@@ -109,7 +109,7 @@ class Player:
         while len(self.events) < events:
             while self.machine.ledger.admissible() > 0:
                 admitted += 1
-                self._tell(Admitted(group=f"p{admitted}@0", prompt=self._prompt))
+                self._tell(Admitted(group=f"p{admitted}@0"))
             for event in self._done(self._todo.popleft()):
                 self._tell(event)
         return self.events

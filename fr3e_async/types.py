@@ -13,6 +13,7 @@ from enum import IntEnum, StrEnum
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,8 +104,7 @@ class Completion:
         return replace(self, finish=Finish.STOP, **cut)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Anchor:
+class Anchor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A position of a trunk to branch from: a node of the group's tree.
 
     Nodes are numbered so that every process names the same one alike: anchor j = 1..K of base b is node b·K + j, and
@@ -255,8 +255,7 @@ class RolloutBatch:
         return np.concatenate([self.context(row)[self.prompt_len(row) :], self.completion(row).tokens])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutSummary:
+class RolloutSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the control loop sees of a finished rollout; the tokens stay in the object store."""
 
     id: RolloutId
@@ -276,17 +275,14 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A verifier's word on one response. ``reason`` says how it was reached, e.g. ``"integer"``, ``"cpu limit"``."""
 
     outcome: Outcome
     reason: str = ""
     score: float | None = None  # a user's reward, in its declared range; None: 1 for right, 0 for wrong, nothing for unknown
     attempts: int = 1  # how often it was judged; above 1 with verifiers.on_unknown=retry
-    complaint: str = field(
-        default="", compare=False, metadata={"kept": False}
-    )  # the first of its reason: where, and what was raised
+    complaint: str = ""  # the first of its reason: where, and what was raised
 
     def __post_init__(self) -> None:
         if self.score is not None and (self.outcome is Outcome.UNKNOWN or not math.isfinite(self.score)):

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from builders import prompt, small_config
+import msgspec
+from builders import small_config
 from oracle import State, Tree
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine.events import Admitted, Delivered, Judged, Lost
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerState
@@ -47,7 +49,7 @@ def control_config(
             "flexible_roles": flexible, "least_in_flight": 1, "max_deaths_in_a_row": 500, "replace_backoff_s": 0.0,
             "grow_after_s": 1.0, "shrink_after_s": 3.0, "drain_timeout_s": 5.0,
         },
-        weights={"update": update, "transfer": "native" if together else "object_store"},
+        weights={"update": update, "transfer": "collective" if together else "object_store"},
     )  # fmt: skip
 
 
@@ -57,6 +59,11 @@ def make_ledger(
     """``fields``: of ``control_config``."""
     config = control_config(steps=steps, attempts=attempts, rejected=rejected, **fields)
     return Ledger(config, make_strategy(config.algorithm), state=state)
+
+
+def through_json(state: LedgerState) -> LedgerState:
+    """As a checkpoint keeps it and gives it back."""
+    return msgspec.json.decode(to_json(state), type=LedgerState)
 
 
 def note(
@@ -78,7 +85,7 @@ def anchors_of(trunk: RolloutId, *positions: int, count: int = 2, certain: bool 
 
 
 def admit(ledger: Ledger, uid: str) -> list[Any]:
-    return ledger.handle(Admitted(group=f"{uid}@0", prompt=prompt(uid)))
+    return ledger.handle(Admitted(group=f"{uid}@0"))
 
 
 def kinds(commands: Sequence[Command]) -> list[str]:

@@ -188,8 +188,7 @@ class World:
 
     def _read(self, resume: bool) -> None:
         source = self.store.latest() if resume else None
-        known = {problem.uid: problem for problem in self.problems}
-        self.source, self.resumed = source, load_control_state(source, known.__getitem__) if source else None
+        self.source, self.resumed = source, load_control_state(source) if source else None
         self.state = self.resumed.ledger if self.resumed else None
         self.payloads = {key: (batch.ids[0].group, batch) for key, batch in load_trees(source)} if source else None
         self.kept: list[RolloutId] = [id for _, batch in (self.payloads or {}).values() for id in batch.ids]

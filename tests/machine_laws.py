@@ -274,7 +274,7 @@ class Laws:
     def _send(self, command: messages.Send) -> None:
         assert command.version == self.newest, "not the newest weights"
         assert not command.alone or len(command.workers) == 1
-        if self.config.weights.transfer == "native" and not command.alone:
+        if self.config.weights.transfer == "collective" and not command.alone:
             assert not any(w.coming is not None and not w.alone for w in self.workers.values()), "two hand-overs at once"
         for name in command.workers:
             worker = self.workers[name]

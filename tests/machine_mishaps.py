@@ -10,8 +10,8 @@ from ledger_support import World
 from machine_laws import ENGINES, History, Laws, Worker
 
 from fr3e_async.config import Config
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine import events, messages
-from fr3e_async.machine.codec import encode
 from fr3e_async.machine.dispatch import VERIFIERS
 from fr3e_async.machine.machine import Machine
 from fr3e_async.types import RolloutId
@@ -130,11 +130,11 @@ class Mishaps:
         event = one(pick, self.repeatable)
         if event is None:
             return False
-        before = encode(self.ledger.state())
+        before = to_json(self.ledger.state())
         self.tell(event)
         self.repeatable.pop()
         assert self.commands[-1] == [], "a duplicate had an effect"
-        assert encode(self.ledger.state()) == before
+        assert to_json(self.ledger.state()) == before
         return True
 
     def refuse(self, pick: Pick) -> bool:

@@ -6,21 +6,20 @@ be killed at any point and resumes from a checkpoint that went through JSON.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from builders import prompt
+import msgspec
 from ledger_support import PROMPT_TOKENS, World, anchors_of, note, verdict
 from machine_laws import Given, History, Laws, Worker
 from machine_mishaps import Mishaps, Pick, first, one
 
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine import events, messages
-from fr3e_async.machine.codec import decode, encode
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.machine import Machine
@@ -35,7 +34,7 @@ MODES = ("in_flight", "wait_idle", "abort_retry")
 class Checkpoint:
     """What survives a kill: the ledger as JSON, and what had become of the groups by then."""
 
-    state: str
+    state: bytes
     history: History
 
 
@@ -58,7 +57,7 @@ class Cluster(Mishaps):
 
     # ---- lives ----
 
-    def begin(self, state: str | None, there: Sequence[Worker] = ()) -> None:
+    def begin(self, state: bytes | None, there: Sequence[Worker] = ()) -> None:
         """A fresh machine, with new workers or those ``there`` from the life before. What was in flight is gone."""
         self.born_from, self.lives = state, self.lives + 1
         self.machine = self.fresh()
@@ -67,7 +66,7 @@ class Cluster(Mishaps):
         self.late: list[events.Event] = []  # of tasks that were taken for lost
         self.payload = max((key for key, _ in self.history.rows), default=0)  # the last one's key
         self.story: list[events.Event] = []  # of this life
-        self.commands = [encoded(started := self.machine.start())]  # of this life, by event
+        self.commands = [started := self.machine.start()]  # of this life, by event
         self.laws.obey(started)
         for worker in there:  # only the learner is a new one; whatever weights they have, they are to get the newest
             self.worker_up(worker.role, -1)
@@ -77,17 +76,17 @@ class Cluster(Mishaps):
 
     def fresh(self) -> Machine:
         """The machine that this life began with."""
-        state = None if self.born_from is None else decode(LedgerState, json.loads(self.born_from), prompt)
+        state = None if self.born_from is None else msgspec.json.decode(self.born_from, type=LedgerState)
         return Machine(self.config, make_strategy(self.config.algorithm), state=state)
 
-    def replay(self) -> list[Any]:
+    def replay(self) -> list[list[messages.Command]]:
         """The commands of this life once more, by a machine of its own that is told the same events."""
         machine = self.fresh()
-        return [encoded(machine.start()), *(encoded(machine.handle(event)) for event in self.story)]
+        return [machine.start(), *(machine.handle(event) for event in self.story)]
 
     def checkpoint(self) -> None:
-        state = json.dumps(encode(self.ledger.state()))
-        assert json.dumps(encode(decode(LedgerState, json.loads(state), prompt))) == state
+        state = to_json(self.ledger.state())
+        assert msgspec.json.decode(state, type=LedgerState) == self.ledger.state()
         self.checkpoints.append(Checkpoint(state, self.history.copy()))
 
     def kill(self, pick: Pick = first) -> None:
@@ -104,7 +103,7 @@ class Cluster(Mishaps):
         if isinstance(event, events.Delivered | events.Judged | events.Lost | events.Rescored):
             self.repeatable.append(event)
         self.story.append(event)
-        self.commands.append(encoded(self.laws.tell(event)))
+        self.commands.append(self.laws.tell(event))
         return True
 
     def act(self, name: str, pick: Pick) -> bool:
@@ -115,7 +114,7 @@ class Cluster(Mishaps):
 
     def admit(self, pick: Pick) -> bool:
         uid = f"p{self.ledger.admitted}"
-        return bool(self.ledger.admissible()) and self.tell(events.Admitted(group=f"{uid}@0", prompt=prompt(uid)))
+        return bool(self.ledger.admissible()) and self.tell(events.Admitted(group=f"{uid}@0"))
 
     def decode(self, pick: Pick) -> bool:
         """An engine makes a token of everything that it has."""
@@ -253,7 +252,3 @@ def made_token(given: Given) -> None:
     version = given.worker.serves
     given.oldest = version if given.oldest is None else min(version, given.oldest)
     given.newest = max(version, given.newest)
-
-
-def encoded(commands: Sequence[messages.Command]) -> list[Any]:
-    return [[type(command).__name__, encode(command)] for command in commands]

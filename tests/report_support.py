@@ -97,21 +97,21 @@ def events(steps: int, say: Callable[[str], str]) -> Iterator[dict[str, Any]]:
 def journal(steps: int) -> Iterator[dict[str, Any]]:
     """Two engines, a verifier and a learner; each step a base, four branches, a verdict and a batch, one after the other."""
 
-    def line(at: float, event: list[Any], *decisions: str) -> dict[str, Any]:
-        return {"t": START + at, "e": event, "c": list(decisions)}
+    def line(at: float, kind: str, *decisions: str, **fields: Any) -> dict[str, Any]:
+        return {"t": START + at, "e": {"type": kind, **fields}, "c": list(decisions)}
 
     for role, worker in (("generators", "generator-0"), ("explorers", "explorer-0"), ("verifiers", "verifier-0")):
-        yield line(8, ["WorkerUp", role, worker, 0, 0, ""])
+        yield line(8, "WorkerUp", role=role, worker=worker)
     for step in range(1, steps + 1):
         at, task, group = 5 + 5 * step, 3 * step, f"task/{step}@0"
-        yield line(at, ["Admitted", group, group], f"assign {task} generator-0 Sample 1")
-        yield line(at + 1, ["Delivered", task, group, 1, [], []], f"assign {task + 1} explorer-0 Branch 4")
-        yield line(at + 3, ["Delivered", task + 1, group, 2, [], None], f"assign {task + 2} verifier-0 Score 4")
-        yield line(at + 3.5, ["Judged", task + 2, group, [], []], f"train {step} 4 {group}")
-        yield line(at + 4.5, ["Trained", step], f"retire {group} trained")
-        yield line(at + 4.6, ["Exported", step], f"send {step} generator-0 explorer-0")
-        yield line(at + 4.8, ["Acked", "generator-0", step])
-        yield line(at + 4.9, ["Acked", "explorer-0", step], f"live {step}")
+        yield line(at, "Admitted", f"assign {task} generator-0 Sample 1", group=group)
+        yield line(at + 1, "Delivered", f"assign {task + 1} explorer-0 Branch 4", task=task)
+        yield line(at + 3, "Delivered", f"assign {task + 2} verifier-0 Score 4", task=task + 1)
+        yield line(at + 3.5, "Judged", f"train {step} 4 {group}", task=task + 2)
+        yield line(at + 4.5, "Trained", f"retire {group} trained", version=step)
+        yield line(at + 4.6, "Exported", f"send {step} generator-0 explorer-0", version=step)
+        yield line(at + 4.8, "Acked", worker="generator-0", version=step)
+        yield line(at + 4.9, "Acked", f"live {step}", worker="explorer-0", version=step)
 
 
 def evaluation(label: str, step: int, accuracy: float) -> dict[str, Any]:

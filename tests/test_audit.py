@@ -8,16 +8,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fr3e_async.cli.main import run as fr3e
 from fr3e_async.errors import StorageError
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.store.checkpoints import CheckpointStore
 from fr3e_async.store.ledger_audit import LedgerReport, audit
 from fr3e_async.store.ledger_log import (
@@ -32,7 +34,6 @@ from fr3e_async.store.ledger_log import (
     TrainedRecord,
     TrainRecord,
     read_ledger_log,
-    to_row,
 )
 
 G, BOUND = 2, 1  # groups a batch, versions; (1 + 1) · 2 = 4 slots
@@ -83,8 +84,12 @@ def story() -> list[LedgerRecord]:
     ]
 
 
-def numbered(records: Sequence[LedgerRecord]) -> list[LedgerRecord]:
-    return [replace(record, line=line) for line, record in enumerate(records, 1)]
+def numbered(records: Sequence[LedgerRecord]) -> list[tuple[int, LedgerRecord]]:
+    return list(enumerate(records, 1))
+
+
+def read(path: Path) -> list[LedgerRecord]:
+    return [record for _, record in read_ledger_log(path)]
 
 
 def judged(records: Sequence[LedgerRecord]) -> LedgerReport:
@@ -306,7 +311,7 @@ class Teller:
         if end:
             self.cut()
             self.records.append(EndRecord(version=self.version, reason="stopped"))
-        return numbered(self.records)
+        return self.records
 
     def begin(self) -> None:
         self.session += 1
@@ -372,7 +377,7 @@ def told(seed: int, size: tuple[int, int], *, end: bool = True) -> list[LedgerRe
 @given(seeds, sizes, st.booleans())
 def test_every_sound_story_passes(seed: int, size: tuple[int, int], end: bool) -> None:
     records = told(seed, size, end=end)
-    report = audit(records, groups_per_step=size[0], max_staleness=size[1])
+    report = audit(numbered(records), groups_per_step=size[0], max_staleness=size[1])
     assert [str(violation) for violation in report.violations] == []
     assert report.admitted == len(report.fates) + len(report.open)
     assert report.sessions == sum(isinstance(record, BeginRecord) for record in records)
@@ -447,15 +452,14 @@ def written(path: Path, records: Sequence[LedgerRecord]) -> Path:
 @given(seeds)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     records = told(seed, (2, 1))
-    read = read_ledger_log(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records))
-    assert read == records
-    assert [record.line for record in read] == [record.line for record in records]
+    path = written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records)
+    assert read_ledger_log(path) == numbered(records)
 
 
 @given(st.text(st.characters(), max_size=9))
 def test_any_name_is_read_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     records = [begin(), adm(name, 0), cut(0, 1, 0, ""), rejected(name)]
-    assert read_ledger_log(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records)) == records
+    assert read(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records)) == records
 
 
 def test_the_lines_are_those_of_the_format(tmp_path: Path) -> None:
@@ -473,13 +477,13 @@ def test_the_lines_are_those_of_the_format(tmp_path: Path) -> None:
 def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     ledger_log = LedgerLog(tmp_path / "ledger.jsonl")
     ledger_log.write(adm("a@0", 3))
-    assert read_ledger_log(tmp_path / "ledger.jsonl") == [adm("a@0", 3)]
+    assert read(tmp_path / "ledger.jsonl") == [adm("a@0", 3)]
     ledger_log.close()
 
 
 def test_a_cut_is_durable_and_nothing_else_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[list[LedgerRecord]] = []
-    monkeypatch.setattr("fr3e_async.store.ledger_log.fsync_path", lambda path: synced.append(read_ledger_log(path)))
+    monkeypatch.setattr("fr3e_async.store.ledger_log.fsync_path", lambda path: synced.append(read(path)))
     written(tmp_path / "ledger.jsonl", story())
     assert synced == [story()[:14], story()[:18]]
 
@@ -493,10 +497,10 @@ def test_a_file_that_was_cut_off_anywhere_has_its_whole_lines(
     left = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:left])
     lines = whole[: left + 1].count(b"\n")  # a line that lacks nothing but its end is whole
-    assert read_ledger_log(path) == story()[:lines]
+    assert read(path) == story()[:lines]
     more = written(path, [begin(2), adm("b", 0)])  # another session continues in the same file
-    assert read_ledger_log(more) == [*story()[:lines], begin(2), adm("b", 0)]
-    assert read_ledger_log(more)[-1].line == len(more.read_bytes().split(b"\n")) - 1
+    assert read(more) == [*story()[:lines], begin(2), adm("b", 0)]
+    assert read_ledger_log(more)[-1][0] == len(more.read_bytes().split(b"\n")) - 1
 
 
 def damaged(path: Path, lines: Sequence[str]) -> str:
@@ -508,9 +512,9 @@ def damaged(path: Path, lines: Sequence[str]) -> str:
 
 def test_half_lines_stand_before_a_begin_only(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    first, second, third = (json.dumps(to_row(record)) for record in (begin(), adm("a", 0), begin(2)))
+    first, second, third = (to_json(record).decode() for record in (begin(), adm("a", 0), begin(2)))
     path.write_text("\n".join([first, second[:9], third[:20], third, second]) + "\n")  # a begin was cut short, too
-    assert [(record.line, type(record)) for record in read_ledger_log(path)] == [
+    assert [(line, type(record)) for line, record in read_ledger_log(path)] == [
         (1, BeginRecord),
         (4, BeginRecord),
         (5, AdmittedRecord),
@@ -525,17 +529,17 @@ def test_half_lines_stand_before_a_begin_only(tmp_path: Path) -> None:
     ("line", "says"),
     [
         ('{"what": "other"}', "no record of a ledger"),
-        ('{"version": 1}', "no record of a ledger"),
-        ('{"what": "live"}', "version of 'live' cannot be right"),
-        ('{"what": "live", "version": "1"}', "version of 'live' cannot be right"),
-        ('{"what": "live", "version": -1}', "version of 'live' cannot be right"),
-        ('{"what": "live", "version": true}', "version of 'live' cannot be right"),
-        ('{"what": "live", "version": 1, "line": 3}', "line of 'live' cannot be right"),
-        ('{"what": "train", "version": 1, "oldest": 0, "groups": ["a", 1]}', "groups of 'train' cannot be right"),
+        ('{"version": 1}', "no record of a ledger (Object missing required field `what`)"),
+        ('{"what": "live"}', "Object missing required field `version`"),
+        ('{"what": "live", "version": "1"}', "Expected `int`, got `str` - at `$.version`"),
+        ('{"what": "live", "version": -1}', "Expected `int` >= 0 - at `$.version`"),
+        ('{"what": "live", "version": true}', "Expected `int`, got `bool` - at `$.version`"),
+        ('{"what": "live", "version": 1, "line": 3}', "unknown field `line`"),
+        ('{"what": "train", "version": 1, "oldest": 0, "groups": ["a", 1]}', "Expected `str`, got `int` - at `$.groups[1]`"),
     ],
 )
 def test_a_line_that_is_no_record_is_damage_even_at_the_end(tmp_path: Path, line: str, says: str) -> None:
-    assert says in damaged(tmp_path / "ledger.jsonl", [json.dumps(to_row(begin())), line])
+    assert says in damaged(tmp_path / "ledger.jsonl", [to_json(begin()).decode(), line])
 
 
 def test_a_full_disk_is_told() -> None:
@@ -683,9 +687,10 @@ def test_a_killed_run_may_lack_what_came_after_its_last_cut(
 
 def test_a_damaged_row_is_bad_input(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / "groups.jsonl").read_text()
-    (run / "groups.jsonl").write_text("{" + text)
-    assert fr3e(["audit", str(run)]) == 2
-    assert capsys.readouterr().err == f"error: {run}/groups.jsonl:1 is damaged: it is no row of a settled group\n"
+    for broken, why in (("{" + text, "JSON object"), ('{"group": "a"}\n' + text, "row of a settled group")):
+        (run / "groups.jsonl").write_text(broken)
+        assert fr3e(["audit", str(run)]) == 2
+        assert capsys.readouterr().err == f"error: {run}/groups.jsonl:1 is damaged: it is no {why}\n"
 
 
 @pytest.mark.parametrize(

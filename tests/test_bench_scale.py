@@ -155,7 +155,7 @@ def test_a_cut_is_measured_in_its_parts():
     found = full(8)
     assert (found["in_flight"], found["rollouts"], found["payloads"]) == (8, 8 * 16, 8 * 3)
     assert found["json_bytes"] > 8 * 16 * 50
-    assert min(found["cut_s"], found["encode_s"], found["dumps_s"]) > 0
+    assert min(found["cut_s"], found["encode_s"]) > 0
 
 
 # ---- control in shards: docs/adr/0027 ----

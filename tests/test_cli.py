@@ -16,7 +16,7 @@ from cli_support import ROWS, TOY, Cli, assert_one_line, everything_below, guard
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed, StorageError
 from fr3e_async.run.session import Session
-from fr3e_async.settings.help import knobs
+from fr3e_async.settings.help import as_text, knobs
 from fr3e_async.settings.loader import load_config
 from fr3e_async.store.run_dir import RunDir
 
@@ -47,7 +47,8 @@ def test_help_from_an_empty_folder_lists_every_setting(tmp_path: Path) -> None:
     text = " ".join(done.stdout.split())
     for row in knobs().values():
         assert row.meaning in text
-        assert (f"{row.unit}; default {row.default_text}]" if row.unit else f"default {row.default_text}]") in text
+        default = f"default {as_text(row.default)}]"
+        assert (f"{row.unit}; {default}" if row.unit else default) in text
     assert everything_below(tmp_path) == {}
 
 

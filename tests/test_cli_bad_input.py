@@ -73,8 +73,8 @@ def test_a_setting_of_a_file_is_named_by_its_line(cli: Cli) -> None:
         (["explorers.count=0"], ["explorers.count must be at least 1", "algorithm.strategy=fr3e"]),
         (["engine.kv_cache_gib=0"], ["engine.kv_cache_gib must be set when generators.gpus is 0"]),
         (["learner.dtype=bfloat16"], ["learner.dtype=bfloat16 needs learner.gpus=1"]),
-        (["weights.transfer=native", "generators.gpus=1"], ["weights.transfer=native: learner.gpus", "got 0 and 0, 1"]),
-        (["learner.zero_stage=4"], ["learner.zero_stage must be 0, 1, 2 or 3, got 4"]),
+        (["weights.transfer=collective", "generators.gpus=1"], ["weights.transfer=collective: learner.gpus", "got 0 and 0, 1"]),
+        (["learner.zero_stage=4"], ["learner.zero_stage must be in [0, 3], got 4"]),
         (["toy.steps_min=5"], ["toy.steps_max (4) is below toy.steps_min (5)"]),
     ],
 )

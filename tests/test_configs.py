@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
+from omegaconf import OmegaConf
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.learner.memory import memory_estimate, model_shape
 from fr3e_async.plan.placement import check_resources, local_resources, render_plan
-from fr3e_async.settings.help import PATH_COLUMNS, WIDTH, knobs, render_help, with_fresh_tables
+from fr3e_async.settings.help import PATH_COLUMNS, WIDTH, knobs, refresh, render_help, schema, with_fresh_tables
 from fr3e_async.settings.loader import PACKAGED, LoadedConfig, load_config
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +98,7 @@ def test_help_lists_every_knob_with_default_and_unit() -> None:
     for path, knob in knobs().items():
         assert f"\n  {path} " in text
         assert " ".join(knob.meaning.split()) in flat
-    assert "[a whole number; versions; default 1]" in flat
+    assert "[a whole number, at least 0; versions; default 1]" in flat
     assert "[one of truncate, mask, off; default truncate]" in flat
     assert max(map(len, text.splitlines())) <= WIDTH
     assert max(map(len, knobs())) + 4 <= PATH_COLUMNS
@@ -118,3 +121,38 @@ def test_the_manual_needs_its_markers() -> None:
 def test_the_manual_names_every_shipped_config() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert [name for name in SHIPPED if f"`{name.removesuffix('.yaml')}`" not in text] == []
+
+
+# ---- the JSON Schema, by which editors complete and check YAML ----
+
+
+def test_the_schema_is_one_and_takes_every_shipped_config(tmp_path: Path) -> None:
+    refresh(tmp_path / "settings.json")
+    written = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(written)
+    for name in SHIPPED:
+        Draft202012Validator(written).validate(
+            OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / name))
+        )  # 1e-6 is a number
+    assert written["$defs"]["FlowConfig"]["properties"]["max_staleness"] == {
+        "default": 1, "description": knobs()["flow.max_staleness"].meaning, "minimum": 0, "title": "Max Staleness",
+        "type": "integer", "unit": "versions",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("run: {stepz: 3}", ["run"]),
+        ("run: {steps: many}", ["run", "steps"]),
+        ("run: {steps: 0}", ["run", "steps"]),
+        ("sampling: {top_p: 1.5}", ["sampling", "top_p"]),
+        ("loss: {importance: cut}", ["loss", "importance"]),
+        ("algorithm: {strategy: grop}", ["algorithm", "strategy"]),
+        ("data: {train_sources: [{path: 3}]}", ["data", "train_sources", 0, "path"]),
+        ("base: {a: 1}", ["base"]),
+    ],
+)
+def test_the_schema_refuses_what_the_loader_refuses(text: str, path: list[object]) -> None:
+    found = list(Draft202012Validator(schema()).iter_errors(yaml.safe_load(text)))
+    assert [list(error.absolute_path) for error in found] == [path]

@@ -18,6 +18,7 @@ from fr3e_async.control.executor import Executor
 from fr3e_async.control.ports import TaskLost, WorkerLost
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.workers import Workers
+from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import (
@@ -75,7 +76,7 @@ class Loop:
         self.publisher = Publisher(ack_timeout_s=0.1, clock=lambda: 0.0)
         self.context = LooseContext(
             config=config, machine=Machine(config, make_strategy(config.algorithm)), workers=self.workers, publisher=self.publisher,
-            clock=lambda: 0.0,
+            stream=PromptStream([Q], seed=0), clock=lambda: 0.0,
         )  # fmt: skip
         self.events, self.notes, self.table = self.context.told, self.context.reporter.lines, self.context.table
         self.table.open("q@0")
@@ -99,7 +100,7 @@ class Loop:
 
 def sample(task: int = 1, *, branches: tuple[int, ...] = (0,)) -> Assign:
     ids = tuple(RolloutId("q@0", 0, branch) for branch in branches)
-    return Assign(task=task, worker="generator-0", work=Sample(task=task, prompt=Q, ids=ids, trunk=True))
+    return Assign(task=task, worker="generator-0", work=Sample(task=task, ids=ids, trunk=True))
 
 
 # ---- the shelf ----
@@ -144,7 +145,7 @@ def test_a_task_ends_in_one_event_and_its_payload_is_on_the_shelf():
     assert isinstance(branched, Delivered)
     assert [note.id for note in branched.notes] == list(ids)
     assert branched.anchors is None
-    score = Score(task=3, payload=branched.payload, prompt=Q, ids=ids[1:], rows=(1,))
+    score = Score(task=3, payload=branched.payload, ids=ids[1:], rows=(1,))
     judged = loop.do(Assign(task=3, worker="verifier-0", work=score))[-1]
     assert isinstance(judged, Judged)
     assert (judged.ids, len(judged.verdicts)) == (ids[1:], 1)
@@ -170,7 +171,7 @@ def test_a_lease_that_runs_out_says_nothing_against_the_worker():
 def test_a_scoring_task_that_is_lost_names_its_payload():
     loop = Loop(faults={VERIFIERS: {("judge", 1): ActorFault.HANG}}, lease_s=0.05)
     made = loop.do(sample())[0]
-    score = Score(task=2, payload=made.payload, prompt=Q, ids=(TRUNK,), rows=(0,))
+    score = Score(task=2, payload=made.payload, ids=(TRUNK,), rows=(0,))
     lost = loop.do(Assign(task=2, worker="verifier-0", work=score))[-1]
     assert isinstance(lost, Lost)
     assert (lost.scoring, lost.payload) == (True, made.payload)
@@ -226,7 +227,7 @@ def test_a_scoring_task_that_is_withdrawn_names_its_payload():
 
     async def story():
         loop.executor.carry_out(
-            Assign(task=2, worker="verifier-0", work=Score(task=2, payload=made.payload, prompt=Q, ids=(TRUNK,), rows=(0,)))
+            Assign(task=2, worker="verifier-0", work=Score(task=2, payload=made.payload, ids=(TRUNK,), rows=(0,)))
         )
         await asyncio.sleep(0.01)
         await loop.all(Withdraw(worker="verifier-0", tasks=(2,)))

@@ -7,14 +7,13 @@ import json
 
 import pytest
 import virtual_time
-from builders import prompt
 from loop_support import World, audited, replayed
 
 from fr3e_async.algorithm.strategies import GroupPlan
 from fr3e_async.control.progress import load_control_state
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.events import Pressure
+from fr3e_async.machine.events import Admitted, Pressure
 from fr3e_async.machine.group import Group
 from fr3e_async.machine.tally import Tally
 from fr3e_async.store.journal import read_journal
@@ -105,7 +104,7 @@ def test_a_window_lets_ready_groups_overtake_a_slow_one(tmp_path):
     flow = {"order": "window", "window": 4, "max_staleness": 2, "lease_s": 0.5}
     world = World(tmp_path, flow=flow, faults={GENERATORS: {("sample", 1): ActorFault.HANG}})
     assert world.run() == "finished"
-    first = next(entry.event.group for entry in read_journal(world.journal.path)[1] if hasattr(entry.event, "prompt"))
+    first = next(entry.event.group for entry in read_journal(world.journal.path)[1] if isinstance(entry.event, Admitted))
     trained = [command.split() for command in commands_of(world) if command.startswith("train ")]
     batch_of = {group: int(version) for _, version, _, *groups in trained for group in groups}
     assert batch_of.get(first, 2) > 1, "the first batch did without the first group"
@@ -490,7 +489,7 @@ def test_metrics_of_a_step_are_plain_numbers(tmp_path):
 def test_entropies_that_no_engine_knows_are_not_reported():
     known, unknown = Tally(), Tally()
     group = Group(
-        name="q@0", prompt=prompt("q"), plan=GroupPlan(bases=1), number=0, born=0, candidates=frozenset(), trunks=()
+        name="q@0", plan=GroupPlan(bases=1), number=0, born=0, candidates=frozenset(), trunks=()
     )  # fmt: skip
     group.issue([group.base(0)])
     for tally, error in ((known, 0.1), (unknown, 2.0)):

@@ -10,24 +10,20 @@ holds is that each such group is in one batch, and the staleness bound.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from typing import Any
 
 import pytest
-from builders import prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_support import World, admit, anchors_of, delivered, drive, judged, kinds, lost, lost_score, make_ledger
+from ledger_support import World, admit, anchors_of, delivered, drive, judged, kinds, lost, lost_score, make_ledger, through_json
 from machine_mishaps import first
 from machine_plays import random_cluster
 from machine_support import Cluster
 
-from fr3e_async.machine.codec import decode, encode
 from fr3e_async.machine.events import Published, Rescored, Trained
 from fr3e_async.machine.ledger import Ledger
-from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.messages import Branch, Retire, Sample, Score, Train
 
 
@@ -108,8 +104,7 @@ def test_a_run_that_is_killed_at_every_event_ends_the_same():
 
 def resumed(ledger: Ledger, **fields: Any) -> tuple[Ledger, list[Any]]:
     """Through JSON, as a checkpoint goes."""
-    state = decode(LedgerState, json.loads(json.dumps(encode(ledger.state()))), prompt)
-    again = make_ledger(state=state, **fields)
+    again = make_ledger(state=through_json(ledger.state()), **fields)
     return again, again.resume()
 
 

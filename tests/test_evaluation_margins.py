@@ -21,9 +21,9 @@ from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Finish, Outcome, Verdict
 from fr3e_async.verify.answers import MAX_CHARS, answer_class
 from fr3e_async.verify.margins import WITHIN, numbers_of, within
-from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.pool import VerifierPool
 from fr3e_async.verify.responses import Reader
+from fr3e_async.verify.rulings import Policies
 
 TENTH, PERCENTS = Fraction(1, 10), Fraction(4, 100)
 METRES = r"12 \text{ m}"

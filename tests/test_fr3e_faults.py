@@ -135,13 +135,13 @@ def test_fault_3_groups_of_accumulated_batches_do_not_collide():
     where, scores = {}, []
     for payload, batch in enumerate(batches):
         taken, epoch = stream.take()
-        (command,) = ledger.handle(Admitted(group=group_id(taken.uid, epoch), prompt=taken))
+        (command,) = ledger.handle(Admitted(group=group_id(taken.uid, epoch)))
         where |= {(payload, row): id for row, id in enumerate(command.ids)}
         (score,) = ledger.handle(delivered(command, payload=payload))
         scores.append((score, batch["a"]))
     assert len({id.group for id in where.values()}) == 2
     with pytest.raises(LedgerError, match="admitted already"):
-        ledger.handle(Admitted(group="a@0", prompt=prompt("a")))
+        ledger.handle(Admitted(group="a@0"))
     (train,) = [command for score, rewards in scores for command in ledger.handle(judged(score, *rewards))]
     got = {where[item.payload, item.row]: item.advantage for item in train.items}
     ours = [[got[RolloutId(f"a@{epoch}", 0, b)][0].value for b in range(4)] for epoch in (0, 1)]

@@ -52,7 +52,7 @@ def test_a_run_hands_weights_over_by_nccl(tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs: NCCL wants one a member of the group")
     share = "generators.gpus=1", "explorers.count=0", "algorithm.strategy=grpo_pp", "algorithm.bases=16", "learner.gpus=1"
-    words = [sys.executable, "-m", "fr3e_async.main", "config=toy", *share, "weights.transfer=native", "engine.dtype=float32"]
+    words = [sys.executable, "-m", "fr3e_async.main", "config=toy", *share, "weights.transfer=collective", "engine.dtype=float32"]
     done = subprocess.run([*words, "run.steps=4", f"run.dir={tmp_path / 'run'}"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished: 4 steps" in done.stdout

@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -148,12 +150,13 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
         optimiser_step=4, where="w", cause="c", version=3, total_tokens=9, loss=math.nan, grad_norm=None, share=()
     )  # fmt: skip
     write_step(tmp_path, step, spec, ranks=3)
-    dump = read_dump(tmp_path)
+    dump, told = read_dump(tmp_path)
+    record = json.loads((tmp_path / STEP).read_text())
     assert math.isnan(dump.loss)
-    assert (dump.loss_config, dump.temperature) == (spec.loss, spec.temperature)
-    assert {name: asdict(dump.learner)[name] for name in SETTINGS} == {name: asdict(spec.learner)[name] for name in SETTINGS}
-    assert (dump.base_model, dump.base_revision, dump.trust_remote_code) == (spec.path, "r", True)
-    for was, now in zip([m for share in shares for m in share], dump.samples, strict=True):
+    assert (told.loss, told.temperature, told.trust_remote_code) == (spec.loss, spec.temperature, True)
+    assert {name: asdict(told.learner)[name] for name in SETTINGS} == {name: asdict(spec.learner)[name] for name in SETTINGS}
+    assert (record["base_model"], record["base_revision"]) == (spec.path, "r")
+    for was, now in zip([m for share in shares for m in share], dump.share, strict=True):
         assert now.sample.context_len == was.sample.context_len
         for name in ("tokens", "behaviour_logprobs", "versions", "advantages"):
             assert np.array_equal(getattr(now.sample, name), getattr(was.sample, name))
@@ -185,6 +188,13 @@ def test_bad_input_is_one_line_and_exit_code_2(model: Path, tmp_path: Path, caps
     assert "is no model folder" in refused("--trust-remote-code")
     (folder / "rank-0.npz").unlink()
     assert "rank-0.npz" in refused()
+
+
+def test_the_command_leaves_no_temporary_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fr3e_async.learner", str(tmp_path / "nothing")]
+    found = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert found.returncode == 2, found.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dump_that_cannot_be_written_does_not_hide_the_failure(model: Path, tmp_path: Path) -> None:
@@ -248,7 +258,7 @@ def test_all_ranks_say_the_same_and_none_waits_for_one_that_cannot_write(model: 
         assert left[case][0].endswith("the disk is full (ENOSPC)")
         assert not (tmp_path / case / "step-000001" / STEP).exists()
     dump, found = replay(tmp_path / "written" / "step-000001")
-    assert len(dump.samples) == sum(sample.minibatch == 0 for sample in make_samples(1))
+    assert len(dump.share) == sum(sample.minibatch == 0 for sample in make_samples(1))
     assert dump.loss == pytest.approx(found.loss, rel=1e-5)
     assert dump.grad_norm == pytest.approx(found.grad_norm, rel=1e-4)
     assert "learner.stop_above_grad_norm is 0.001" in found.cause

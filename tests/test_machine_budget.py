@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,8 @@ from machine_support import Cluster
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.strategies import GroupPlan
-from fr3e_async.machine.budget import MEMORY, TRUSTED, BudgetError, TokenBudget
+from fr3e_async.files.jsonl import to_json
+from fr3e_async.machine.budget import MEMORY, TRUSTED, Account, BudgetError, TokenBudget
 
 FLAT = GroupPlan(bases=16)
 TREE = GroupPlan(bases=4, trunks=1, branches=4, rule=AnchorRule(name="entropy", count=3, min_gap=1))
@@ -63,8 +64,8 @@ class Run:
 
     def restart(self) -> None:
         """From a checkpoint: what is open is admitted again, under other names."""
-        state = json.loads(json.dumps(self.budget.state()))
-        self.budget = TokenBudget(self.plan, self.tokens, state=state)
+        account = msgspec.json.decode(to_json(self.budget.state()), type=Account)
+        self.budget = TokenBudget(self.plan, self.tokens, account=account)
         self.open.clear()
 
     @property
@@ -129,7 +130,7 @@ def test_one_number_of_the_plan_follows():
 def test_without_a_budget_groups_are_as_configured():
     run = Run(TREE, 0, LENGTHS["jumping"], seed=0).play(50)
     assert set(run.plans) == {TREE}
-    assert set(run.budget.state().values()) == {0}
+    assert run.budget.state() == Account()
 
 
 def test_a_groups_size_depends_on_neither_its_own_lengths_nor_those_settled_after_its_admission():
@@ -191,7 +192,7 @@ def test_groups_without_a_single_rollout_do_not_upset_the_account():
     for n in range(5):
         budget.settle(f"g{n}", budget.admit(f"g{n}"), base_lengths=[], branch_lengths=[])
     assert budget.admit("next") == TREE
-    assert budget.state()["balance"] == 5 * 500
+    assert budget.state().balance == 5 * 500
 
 
 def test_trunks_without_places_leave_branches_to_grow_when_there_are_some():

@@ -145,14 +145,14 @@ def test_abort_retry_withdraws_at_once():
 
 
 def test_together_the_weights_go_out_when_the_last_one_can_take_them():
-    ships = fleet("a", "b", update="wait_idle", transfer="native")
+    ships = fleet("a", "b", update="wait_idle", transfer="collective")
     assert ships.exported(1) == Steps(pause=("a", "b"))
     assert ships.idle("a") == NOTHING
     assert ships.idle("b") == Steps(send=("a", "b"))
 
 
 def test_together_a_second_hand_over_waits_for_the_first():
-    ships = fleet("a", "b", transfer="native")
+    ships = fleet("a", "b", transfer="collective")
     assert ships.exported(1) == Steps(send=("a", "b"))
     assert ships.exported(2) == NOTHING
     assert ships.acked("a", 1) == NOTHING
@@ -160,7 +160,7 @@ def test_together_a_second_hand_over_waits_for_the_first():
 
 
 def test_together_the_one_that_all_wait_for_may_die():
-    ships = fleet("a", "b", update="wait_idle", transfer="native")
+    ships = fleet("a", "b", update="wait_idle", transfer="collective")
     ships.exported(1)
     ships.idle("a")
     assert ships.leave("b") == Steps(send=("a",))
@@ -168,10 +168,10 @@ def test_together_the_one_that_all_wait_for_may_die():
 
 def test_together_a_hand_over_to_nobody_is_one_all_the_same():
     """The learner waits for it."""
-    ships = fleet(transfer="native")
+    ships = fleet(transfer="collective")
     assert ships.exported(1) == Steps(send=())
     assert ships.leave("nobody") == NOTHING
-    ships = fleet("a", update="wait_idle", transfer="native")
+    ships = fleet("a", update="wait_idle", transfer="collective")
     assert ships.exported(1) == Steps(pause=("a",))
     assert ships.leave("a") == Steps(send=())
     assert ships.join("b", 0) == Steps(pause=("b",), catch_up=("b",))
@@ -194,7 +194,7 @@ class FleetLife(RuleBasedStateMachine):
     @initialize(update=st.sampled_from(["in_flight", "wait_idle", "abort_retry"]), together=st.booleans())
     def begin(self, update, together):
         self.update, self.together = update, together
-        self.fleet = fleet(update=update, transfer="native" if together else "object_store")
+        self.fleet = fleet(update=update, transfer="collective" if together else "object_store")
         self.ships: dict[str, Ship] = {}
         self.names = self.target = self.live = 0
         self.handed = 0  # versions that went out, to nobody perhaps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from builders import prompt
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -69,7 +68,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def admit(self):
         self.admitted += 1
         uid = f"p{self.admitted}"
-        self.tell(Admitted(group=f"{uid}@0", prompt=prompt(uid)))
+        self.tell(Admitted(group=f"{uid}@0"))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), mishaps=st.lists(MISHAPS, min_size=1, max_size=4))

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 from ledger_support import admit, anchors_of, delivered, drive, judged, kinds, lost, lost_score, make_ledger, note
 
@@ -105,7 +106,7 @@ def test_a_rescored_trunk_is_branched_when_the_learner_has_answered():
     answer = Rescored(task=rescore.task, group="a@0", trunks=rescore.trunks, anchors=anchors_of(trunk.ids[0], 3))
     (branch,) = ledger.handle(answer)
     assert branch.anchors == answer.anchors
-    assert ledger.handle(replace(answer, anchors=anchors_of(trunk.ids[0], 1))) == []
+    assert ledger.handle(msgspec.structs.replace(answer, anchors=anchors_of(trunk.ids[0], 1))) == []
     (again,) = ledger.handle(lost(branch))
     assert again.anchors == answer.anchors  # the first word counts
 
@@ -348,7 +349,7 @@ def test_the_state_has_the_books_and_the_open_groups():
     trunk, _ = admit(ledger, "b")
     ledger.handle(delivered(trunk, payload=9))
     state = ledger.state()
-    assert (state.version, state.admitted, state.fates, state.budget["bases"]) == (0, 2, {"rejected_all_right": 1}, 2)
+    assert (state.version, state.admitted, state.fates, state.budget.bases) == (0, 2, {"rejected_all_right": 1}, 2)
     assert ([group.name for group in state.groups], state.settled, state.payloads) == (["b@0"], 1, {9})
     again = make_ledger(groups=1, budget=50, state=state)
     again.resume()
@@ -385,7 +386,7 @@ def test_a_group_is_as_old_as_the_weights_that_all_engines_have_when_it_is_admit
 def test_a_retired_group_can_be_written_as_json():
     ledger = make_ledger(groups=1)
     (retired,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: 1, anchors=(2, 4))
-    row = json.loads(json.dumps(asdict(retired)))
+    row = json.loads(json.dumps(msgspec.to_builtins(retired)))
     assert row["reasons"] == {"told": 6}
     assert [(s["node"], s["parent"], s["position"], s["value"]) for s in row["states"]] == [
         (0, None, 0, 1.0), (1, 0, 2, 1.0), (2, 1, 4, 1.0),
@@ -419,7 +420,7 @@ def test_a_completion_whose_advantage_is_0_is_trained_and_not_useful():
 def test_the_tally_counts_what_retired():
     ledger, tally = make_ledger(groups=1), Tally()
     (retired,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: 1, anchors=(2, 4))
-    tally.add(replace(retired, anchors_certain=1))
+    tally.add(msgspec.structs.replace(retired, anchors_certain=1))
     (train,) = drive(ledger, admit(ledger, "b"), rewards=lambda id: id.branch, anchors=(2,))
     assert isinstance(train, Train)
     (trained, *_) = ledger.handle(Trained(version=1))
@@ -515,7 +516,7 @@ def test_a_group_that_is_given_up_late_counts_its_verdicts_once():
 def test_a_rise_of_verdicts_by_policy_is_told_once():
     ledger, tally, watch = make_ledger(groups=1), Tally(), PolicyWatch()
     (retired,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: 1, anchors=(2, 4))
-    tally.add(replace(retired, right=8, reasons={"policy: rounded": 2, "number": 6}))
+    tally.add(msgspec.structs.replace(retired, right=8, reasons={"policy: rounded": 2, "number": 6}))
     found = tally.take()
     assert found["verify/policy_fraction"] == 2 / 8
     assert watch.alarm(found) == ""  # what is usual is not known yet

@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-from builders import prompt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -236,7 +235,7 @@ def begun(machine: Machine, *workers: str) -> list:
 
 
 def admit(machine: Machine, uid: str) -> list:
-    return machine.handle(Admitted(group=f"{uid}@0", prompt=prompt(uid)))
+    return machine.handle(Admitted(group=f"{uid}@0"))
 
 
 def works(commands: list) -> list:
@@ -445,7 +444,7 @@ def test_tasks_of_a_group_that_is_given_up_are_done_by_nobody():
     machine.start()
     machine.handle(WorkerUp(role="generators", worker="g"))
     machine.handle(WorkerUp(role="verifiers", worker="v"))
-    commands = machine.handle(Admitted(group="p@0", prompt=prompt("p")))
+    commands = machine.handle(Admitted(group="p@0"))
     trunk = next(c.work for c in commands if c.work.trunk)
     (score,) = machine.handle(delivered(trunk, payload=1))
     assert machine.dispatcher.queued("explorers") == 1

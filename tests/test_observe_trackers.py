@@ -343,7 +343,10 @@ def config(**observe: Any) -> Config:
 
 def test_without_a_tracker_there_is_none(tmp_path: Path) -> None:
     check_trackers(config(), {})
-    assert make_trackers(config(), tmp_path) is None
+    none = make_trackers(config(), tmp_path)
+    none.write(1, {"train/loss": 0.5}, time_s=0.0)
+    assert none.close() == []
+    assert list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
 

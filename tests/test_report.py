@@ -46,7 +46,7 @@ def named(metric: str, *, like: str = "") -> bool:
 @functools.cache
 def literals(place: str) -> tuple[set[str], list[str]]:
     """Texts in a place's code, and its f-strings as regular expressions with a ``{}`` for each hole."""
-    tree = ast.parse(textwrap.dedent(locate(place).source))
+    tree = ast.parse(textwrap.dedent(locate(place)["source"]))
     constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
     forms = ["".join(re.escape(str(p.value)) if isinstance(p, ast.Constant) else "{}" for p in node.values) for node in joined]
@@ -63,15 +63,15 @@ def test_a_name_that_the_code_does_not_give_is_found() -> None:
 def test_every_function_that_a_metric_names_exists() -> None:
     places = {place for metric in METRICS.values() for place in metric.made_by}
     assert all(metric.made_by for metric in METRICS.values())
-    assert all(locate(place).source for place in places)
+    assert all(locate(place)["source"] for place in places)
 
 
 def test_a_place_has_its_line_and_text() -> None:
     place = locate("machine/tally.py:Tally.take")
     lines = (ASSETS.parent.parent / "machine" / "tally.py").read_text().split("\n")
-    assert lines[place.line - 1].strip().startswith("def take")
-    assert '"reward/accuracy"' in place.source
-    assert locate("control/publisher.py:Sync.pause_s").source.lstrip().startswith("@property")
+    assert lines[place["line"] - 1].strip().startswith("def take")
+    assert '"reward/accuracy"' in place["source"]
+    assert locate("control/publisher.py:Sync.pause_s")["source"].lstrip().startswith("@property")
 
 
 @pytest.mark.parametrize("place", ["control/none.py:f", "machine/tally.py:Tally.gone", "machine/tally.py:Gone.take"])
@@ -107,10 +107,9 @@ def test_evaluations_stand_where_they_were_made(run: Path) -> None:
 
 def test_evaluations_of_a_run_that_goes_on_are_read_off_its_events(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    said = "held-out accuracy, step 2: 0.406 [0.295, 0.529] at v2"
-    write_rows(
-        tmp_path / "logs" / "events.jsonl", [{"event": "evaluation", "version": 2, "text": said}, {"event": "note", "text": said}]
-    )
+    measured = {"label": "step 2", "version": 2, "accuracy": 0.406, "low": 0.295, "high": 0.529}
+    said = {"event": "evaluation", "version": 2, "measured": measured, "text": "held-out accuracy, step 2: 0.406"}
+    write_rows(tmp_path / "logs" / "events.jsonl", [said, {"event": "note", "text": "held-out accuracy, step 3: 0.5"}])
     found = {"step": [1, 2, 3], "generated": [10, 20, 30], "trained": [1, 2, 3], "wall": [5, 6, 7]}
     (row,) = evaluations(tmp_path, None, found)
     assert (row["label"], row["accuracy"], row["low"], row["high"]) == ("step 2", 0.406, 0.295, 0.529)
@@ -187,12 +186,12 @@ def test_lanes_are_the_tasks_between_decision_and_event(run: Path) -> None:
 def test_a_batch_that_is_ready_waits_for_the_export_before_it(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     rows: list[dict[str, Any]] = [
-        {"t": START, "e": ["Due", "x"], "c": ["train 1 4 a@0"]},
-        {"t": START + 1, "e": ["Trained", 1], "c": ["train 2 4 b@0"]},
-        {"t": START + 3, "e": ["Exported", 1], "c": []},
-        {"t": START + 4, "e": ["Trained", 2], "c": []},
+        {"t": START, "e": {"type": "Due", "key": "x"}, "c": ["train 1 4 a@0"]},
+        {"t": START + 1, "e": {"type": "Trained", "version": 1}, "c": ["train 2 4 b@0"]},
+        {"t": START + 3, "e": {"type": "Exported", "version": 1}, "c": []},
+        {"t": START + 4, "e": {"type": "Trained", "version": 2}, "c": []},
     ]
-    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, *rows])
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"journal": "0.1.0"}, *rows])
     line = read_timeline(tmp_path)
     assert line is not None
     assert line["lanes"][0]["work"] == {"train": [0, 1, 3, 4], "export": [1, 3]}
@@ -200,7 +199,7 @@ def test_a_batch_that_is_ready_waits_for_the_export_before_it(tmp_path: Path) ->
 
 def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
-    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, {"t": 1.0, "e": ["Delivered"], "c": []}])
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"journal": "0.1.0"}, {"t": 1.0, "e": {"type": "Delivered"}, "c": []}])
     with pytest.raises(StorageError, match=r"0000\.jsonl:2 is damaged"):
         read_timeline(tmp_path)
 
@@ -208,22 +207,32 @@ def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
 def test_a_lane_ends_with_its_actor_and_open_tasks_with_the_session(tmp_path: Path) -> None:
     (tmp_path / "journal").mkdir()
     rows: list[dict[str, Any]] = [
-        {"t": START, "e": ["WorkerUp", "explorers", "explorer-7", 0, 0, ""], "c": ["assign 1 explorer-7 Branch 4"]},
+        {
+            "t": START,
+            "e": {"type": "WorkerUp", "role": "explorers", "worker": "explorer-7"},
+            "c": ["assign 1 explorer-7 Branch 4"],
+        },
         {
             "t": START + 2,
-            "e": ["WorkerDown", "explorer-7", "gone", False],
+            "e": {"type": "WorkerDown", "worker": "explorer-7", "why": "gone"},
             "c": ["release explorer-7 lost", "assign 2 generator-0 Sample 1"],
         },
-        {"t": START + 2, "e": ["Lost", 1, "a@0", [], "gone", False, -1, True, False], "c": []},
-        {"t": START + 5, "e": ["Due", "x"], "c": []},
+        {"t": START + 2, "e": {"type": "Lost", "task": 1, "group": "a@0", "ids": [], "reason": "gone"}, "c": []},
+        {"t": START + 5, "e": {"type": "Due", "key": "x"}, "c": []},
     ]
-    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, *rows])
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"journal": "0.1.0"}, *rows])
     line = read_timeline(tmp_path)
     assert line is not None
     lanes = {lane["actor"]: lane for lane in line["lanes"]}
     assert (lanes["explorer-7"]["up"], lanes["explorer-7"]["work"]) == ([0, 2], {"branch": [0, 2]})
     assert lanes["generator-0"]["work"] == {"base": [2, 5]}
     assert lanes["generator-0"]["role"] == "generators"
+
+
+def test_a_journal_of_an_earlier_version_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    write_rows(tmp_path / "journal" / "0000.jsonl", [{"format": 2}, {"t": 1.0, "e": ["Trained", 1], "c": []}])
+    assert read_timeline(tmp_path) is None
 
 
 def test_a_damaged_line_is_named_and_a_cut_one_is_not(tmp_path: Path) -> None:

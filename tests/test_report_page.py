@@ -85,7 +85,10 @@ def test_names_inside_a_run_may_hold_what_no_file_can(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=1, trees=1)
     write_rows(folder / "metrics.jsonl", [{"step": 1, "time_s": 1.0, "new/\ud800": 3.0}])
     (folder / "config.yaml").write_text('"a\\ud800": 1')
-    write_rows(folder / "journal" / "0000.jsonl", [{"t": 1.0, "e": ["WorkerUp", "generators", "g\ud800", 0, 0, ""], "c": []}])
+    write_rows(
+        folder / "journal" / "0000.jsonl",
+        [{"t": 1.0, "e": {"type": "WorkerUp", "role": "generators", "worker": "g\ud800"}, "c": []}],
+    )
     data = unpacked(Blocks(page_of(folder)).data["data"][0])["runs"][0]
     assert list(data["metrics"]) == ["new/?"]
     assert data["config"] == {"a?": 1}

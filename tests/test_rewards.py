@@ -451,7 +451,7 @@ def test_a_batch_has_limits_of_its_own(module: str) -> None:
             "rewards[0].range must be [lowest, highest], got [1.0, 1.0]",
         ),
         ({"rewards": [RewardConfig(function="m:f", range=[0.0, float("inf")])]}, "rewards[0].range must be [lowest, highest]"),
-        ({"rewards": [RewardConfig(function="m:f", batch=-1)]}, "rewards[0].batch must not be negative"),
+        ({"rewards": [{"function": "m:f", "batch": -1}]}, "rewards[0].batch must be at least 0, got -1"),
         ({"rewards": [RewardConfig(function="math", batch=2)]}, "rewards[0]: math gives 0 or 1"),
         ({"rewards": [RewardConfig(function="m:f")] * 2}, "rewards[1] and rewards[0] are both m:f"),
     ],

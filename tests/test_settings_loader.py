@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from fr3e_async.config import AlgorithmConfig, Config, EngineConfig
 from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
 from fr3e_async.errors import ConfigError
 from fr3e_async.settings.help import knobs, sections
-from fr3e_async.settings.loader import PACKAGED, load_config
+from fr3e_async.settings.loader import PACKAGED, config_from, load_config
 
 
 @pytest.fixture
@@ -144,16 +147,16 @@ def test_the_resolved_yaml_loads_again_to_the_same_config(folder: Path) -> None:
         ("run.steps=null", ["run.steps must be a whole number, got None"]),
         ("learner.lr=true", ["learner.lr must be a number, got True"]),
         ("algorithm.alpha=maybe", ["algorithm.alpha must be true or false, got 'maybe'"]),
-        ("learner.betas=[0.9, x]", ["learner.betas must be a list of numbers, got [0.9, 'x']"]),
+        ("learner.betas=[0.9, x]", ["learner.betas[1] must be a number, got 'x'"]),
         ("learner.betas=0.9", ["learner.betas must be a list of numbers, got 0.9"]),
-        ("generators.resources={a: b}", ["generators.resources must be a mapping of names to numbers"]),
+        ("generators.resources={a: b}", ["generators.resources.a must be a number, got 'b'"]),
         ("engine.options=[1]", ["engine.options must be a mapping, got [1]"]),
         ("algorithm.strategy=grop", ["must be one of fr3e, grpo, grpo_pp, rloo, vineppo, got 'grop'", "did you mean grpo?"]),
         ("engine.options={logprobs_mode: raw_logprobs}", ["engine.options must not set logprobs_mode: the system sets it"]),
         ("budget.tokens_per_prompt=3", ["budget.tokens_per_prompt is 3, but a group has at least 4 rollouts"]),
         ("run=3", ["run is a section, not a value; set for example run.name"]),
         ("run.dir=${nope}", ["run.dir", "Interpolation key 'nope' not found"]),
-        ("run.steps=${run.name}", ["run.steps: While dereferencing", "could not be converted to Integer"]),
+        ("run.steps=${run.name}", ["run.steps=${run.name}: run.steps must be a whole number, got 'toy'"]),
         ("run.dir=${", ["run.dir"]),
         ("model.path=???", ["model.path has no value yet; give it as model.path=…"]),
         ("learner.betas=[0.9", ["learner.betas=[0.9: the value is not YAML"]),
@@ -229,6 +232,56 @@ def test_any_arguments_give_a_config_or_a_message(argv: list[str]) -> None:
 @given(st.sampled_from(sorted(knobs())), st.text(max_size=20))
 def test_any_value_of_any_knob_gives_a_config_or_a_message_that_names_it(path: str, value: str) -> None:
     assert path.rpartition(".")[2] in outcome("config=toy", f"{path}={value}")
+
+
+def test_an_old_name_works_and_is_answered_with_the_new_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, "mine.yaml", "base: toy\nweights:\n  transfer: native\n")
+    loaded = load_config(["config=mine.yaml"])
+    assert loaded.config.weights.transfer == "collective"
+    assert "transfer: collective" in loaded.yaml
+    assert capsys.readouterr().err == "note: mine.yaml:3: weights.transfer=native is called weights.transfer=collective now\n"
+    load_config(["config=mine.yaml", "weights.transfer=collective"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_journal_with_an_old_name_is_read() -> None:
+    recorded = asdict(load_config(["config=toy", "run.seed=3"]).config)
+    recorded["weights"]["transfer"] = "native"
+    again = config_from(json.loads(json.dumps(recorded)))
+    assert again == load_config(["config=toy", "run.seed=3", "weights.transfer=collective"]).config
+
+
+def test_a_journal_of_another_version_is_refused_in_one_line() -> None:
+    recorded = asdict(load_config(["config=toy"]).config)
+    recorded["run"]["stepz"] = 3
+    with pytest.raises(ConfigError, match=r"^the recorded settings do not fit this version: journal: unknown setting run\.stepz"):
+        config_from(recorded)
+
+
+def test_a_rule_between_settings_names_where_the_first_of_them_was_given(folder: Path) -> None:
+    write(folder, "mine.yaml", "base: toy\nlearner:\n  minibatches: 64\n")
+    assert message("config=mine.yaml").startswith("mine.yaml:3: learner.minibatches (64) is above flow.groups_per_step (32)")
+
+
+def test_a_setting_survives_a_pickle_and_is_checked_when_it_is_replaced() -> None:
+    config = load_config(["config=toy"]).config
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert replace(config.run, steps=7).steps == 7
+    with pytest.raises(ConfigError, match=r"^run\.steps must be positive, got 0$"):
+        replace(config.run, steps=0)
+
+
+def test_numbers_from_the_environment_are_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FR3E_TEST_LR", "2e-6")
+    config = load_config(
+        ["config=toy", "learner.lr=${oc.env:FR3E_TEST_LR}", "learner.betas=['${oc.env:FR3E_TEST_LR}', 0.5]"]
+    ).config
+    assert (config.learner.lr, config.learner.betas) == (2e-6, [2e-6, 0.5])
+
+
+@pytest.mark.parametrize("argument", ["learner.betas=[true, 0.9]", "generators.resources={a: true}", "run.seed=true"])
+def test_true_is_no_number(folder: Path, argument: str) -> None:
+    assert " must be a " in message("config=toy", argument)
 
 
 def test_nothing_heavy_is_imported() -> None:
@@ -334,7 +387,7 @@ def test_every_idle_setting_is_a_setting() -> None:
     for name in REGISTRY:
         config = Config(engine=EngineConfig(kv_cache_gib=1), algorithm=AlgorithmConfig(strategy=name))
         assert {path for path, _ in (*idle_settings(config), *unread(config.algorithm))} <= known
-        assert {f"algorithm.{word}" for word in vars(REGISTRY[name])["reads"]} <= known
+        assert {f"algorithm.{word}" for word in getattr(REGISTRY[name], "reads")} <= known  # noqa: B009
     assert set(ASKS_NOTHING) <= known
 
 

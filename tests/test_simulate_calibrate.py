@@ -134,10 +134,10 @@ def test_a_journal_that_was_cut_off_is_read_to_its_end(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "no journal in it"),
-        ("", "no journal of format"),
-        ('{"format": 99}\n', "no journal of format"),
-        ('{"format": 2, "config": {"none": 1}, "state": null}\n', "do not fit this version"),
-        ('{"format": 2, "config": {}, "state": [0]}\n', "not a journal of this version"),
+        ("", "no journal that this version can read"),
+        ('{"format": 99}\n', "no journal that this version can read"),
+        ('{"journal": "0.1.0", "config": {"none": 1}, "state": null}\n', "do not fit this version"),
+        ('{"journal": "0.1.0", "config": {}, "state": [0]}\n', "no journal that this version can read"),
     ],
 )
 def test_runs_without_a_journal_are_named(tmp_path: Path, text: str | None, message: str) -> None:

@@ -124,7 +124,7 @@ MODES = [
     {},
     {"weights": {"update": "wait_idle", "idle_timeout_s": 1.0}},
     {"weights": {"update": "abort_retry"}},
-    {"weights": {"transfer": "native"}},
+    {"weights": {"transfer": "collective"}},
     {"engine": {"entropy": "learner"}},
     {"pools": {"flexible_roles": True}},
     {"flow": {"order": "window", "window": 4}},
@@ -185,7 +185,7 @@ def test_native_transfer_keeps_the_learner_until_all_have_the_weights() -> None:
     """The learner is the bottleneck: 5 s of training + 1 s of export, and 2 s until the engines have loaded."""
     times = model(step=1e-4, train=5.0, token=0.0, export=1.0, fetch_s=1.5, pause_s=0.5, workload=FixedWorkload())
     apart = simulate(system(groups=2, algorithm=FLAT), times, steps=6, warmup=2)
-    native = simulate(system(groups=2, algorithm=FLAT, weights={"transfer": "native"}), times, steps=6, warmup=2)
+    native = simulate(system(groups=2, algorithm=FLAT, weights={"transfer": "collective"}), times, steps=6, warmup=2)
     assert apart.step_s == pytest.approx(6.0, abs=0.01)
     assert native.step_s == pytest.approx(8.0, abs=0.01)
 

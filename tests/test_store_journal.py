@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from builders import prompt
 from loop_support import World, loop_config
 
 from fr3e_async.errors import StorageError
+from fr3e_async.machine.budget import Account
 from fr3e_async.machine.events import (
     Acked,
     Admitted,
@@ -56,6 +56,7 @@ NOTE = RolloutSummary(
     id=ID, length=4, context=3, cached=1, entropy_sum=2.5, entropy_error_sum=0.0, finish=Finish.LENGTH, oldest_version=0, newest_version=1
 )  # fmt: skip
 EVENTS = [
+    Admitted(group="q@0"),
     Delivered(task=1, group="q@0", payload=3, notes=(NOTE,), anchors=fake_anchors(1)),
     Delivered(task=1, group="q@0", payload=3, notes=(NOTE,), anchors=()),
     Delivered(task=1, group="q@0", payload=3, notes=(NOTE, NOTE)),
@@ -102,16 +103,8 @@ def test_an_event_comes_back_as_it_was(tmp_path, event):
     assert (entry.event, entry.time, entry.commands) == (event, 17.123457, ())
 
 
-def test_of_a_prompt_only_its_id_is_kept(tmp_path):
-    made = journal(tmp_path)
-    made.write(Admitted(group="q@0", prompt=prompt("q")), [], 0.0)
-    made.close()
-    (entry,) = read_journal(made.path)[1]
-    assert (entry.event.group, entry.event.prompt.uid, entry.event.prompt.text) == ("q@0", "q", "")
-
-
 def test_the_header_has_the_config_and_the_state_that_the_machine_began_with(tmp_path):
-    state = LedgerState(version=3, admitted=9, fates={"trained": 8}, budget={"balance": 1.5}, rejected_in_a_row=2)
+    state = LedgerState(version=3, admitted=9, fates={"trained": 8}, budget=Account(balance=1.5), rejected_in_a_row=2)
     made = journal(tmp_path, state=state, session=12)
     made.close()
     header, entries = read_journal(made.path)
@@ -125,7 +118,7 @@ def test_the_header_has_the_config_and_the_state_that_the_machine_began_with(tmp
 
 def test_decisions_are_written_in_short():
     ids = (RolloutId("q@0", 0, 0), RolloutId("q@0", 0, 1))
-    work = Sample(task=7, prompt=prompt("q"), ids=ids, trunk=True)
+    work = Sample(task=7, ids=ids, trunk=True)
     branch = Branch(task=8, group="q@0", ids=ids, trunk=ids[0], trunk_payload=1, anchors=())
     told = [
         (Assign(task=7, worker="generator-0", work=work), "assign 7 generator-0 Sample 2"),
@@ -162,15 +155,18 @@ def test_damage_in_the_middle_names_the_line(tmp_path):
     path.write_text("".join([*lines[:2], "{not json}\n", *lines[3:]]))
     entries = read_journal(path)[1]
     assert next(entries).event == Trained(version=0)
-    with pytest.raises(StorageError, match=r"0000\.jsonl, line 3: not JSON"):
+    with pytest.raises(StorageError, match=r"0000\.jsonl, line 3: no event of a journal \(JSON is malformed"):
         next(entries)
 
 
-@pytest.mark.parametrize("content", ["", '{"format": 1, "config": {}, "state": null}\n', '{"format": 1, "con'])
-def test_another_format_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"format": 2, "config": {}, "state": null}\n', '{"format": 1, "config": {}, "state": null}\n', '{"format": 1, "con'],
+)
+def test_what_is_no_journal_of_this_version_is_refused(tmp_path, content):
     path = tmp_path / "0000.jsonl"
     path.write_text(content)
-    with pytest.raises(StorageError, match="no journal of format 2"):
+    with pytest.raises(StorageError, match="no journal that this version can read"):
         read_journal(path)
 
 
@@ -196,4 +192,36 @@ def test_a_runs_journal_is_of_plain_short_lines(tmp_path):
     assert {frozenset(line) for line in lines} == {frozenset({"t", "e", "c"})}
     times = [line["t"] for line in lines]
     assert times == sorted(times)
-    assert {"Admitted", "Delivered", "Judged", "Trained", "Exported", "Acked", "WorkerUp"} <= {line["e"][0] for line in lines}
+    assert {"Admitted", "Delivered", "Judged", "Trained", "Exported", "Acked", "WorkerUp"} <= {
+        line["e"]["type"] for line in lines
+    }
+
+
+def test_a_journal_is_read_by_the_names_of_its_fields(tmp_path):
+    """As it lies on the disk; a field that is left out has its default, and the order of the others does not matter."""
+    path = tmp_path / "0000.jsonl"
+    path.write_text(
+        '{"journal":"0.1.0","config":{},"state":null}\n'
+        '{"t":2.5,"e":{"type":"Judged","task":4,"group":"q@0","ids":[["q@0",1,2]],"verdicts":[{"outcome":"unknown","reason":"time"}]},"c":[]}\n'
+        '{"e":{"role":"explorers","worker":"explorer-4","type":"WorkerUp"},"c":["want 3 generators"],"t":3}\n'
+    )
+    first, second = read_journal(path)[1]
+    assert first.event == Judged(task=4, group="q@0", ids=(ID,), verdicts=(Verdict(outcome=Outcome.UNKNOWN, reason="time"),))
+    assert (second.time, second.event) == (3.0, WorkerUp(role="explorers", worker="explorer-4", version=0, ticket=0, node=""))
+    assert second.commands == ("want 3 generators",)
+
+
+@pytest.mark.parametrize("event", ['{"type":"Trained"}', '{"type":"Trained","version":"1"}', '{"type":"Busy"}', "[1]"])
+def test_an_event_of_another_shape_is_refused(tmp_path, event):
+    path = tmp_path / "0000.jsonl"
+    path.write_text('{"journal":"0.1.0","config":{},"state":null}\n{"t":1.0,"e":' + event + ',"c":[]}\n')
+    with pytest.raises(StorageError, match=r"line 2: no event of a journal \(.* `\$\.e"):
+        list(read_journal(path)[1])
+
+
+def test_a_name_that_is_no_unicode_does_not_end_the_run(tmp_path):
+    made = journal(tmp_path)
+    made.write(WorkerDown(worker="generator-0", why="no file a\udc80"), [], 0.0)
+    made.close()
+    (entry,) = read_journal(made.path)[1]
+    assert entry.event.why == "no file a\udc80"

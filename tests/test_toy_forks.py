@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.families import toy_task
-from fr3e_async.data.toy.forks import ForkProblem, ForkStep, sample_fork_problem, write_fork_solution
-from fr3e_async.data.toy.task import LARGEST, Term
+from fr3e_async.data.toy.forks import sample_fork_problem, write_fork_solution
+from fr3e_async.data.toy.task import LARGEST, Term, ToyProblem, ToyStep
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import ConfigError
 
@@ -25,13 +25,13 @@ def term(text: str) -> Term:
     return Term(operator=text[0], operand=int(text[1]))
 
 
-def example() -> ForkProblem:
+def example() -> ToyProblem:
     steps = (
-        ForkStep(left=term("+5")),
-        ForkStep(left=term("-3"), right=term("+2")),
-        ForkStep(left=term("+4"), right=term("+6"), slash=True),
+        ToyStep(left=term("+5")),
+        ToyStep(left=term("-3"), right=term("+2")),
+        ToyStep(left=term("+4"), right=term("+6"), slash=True),
     )
-    return ForkProblem(start=7, steps=steps)
+    return ToyProblem(start=7, steps=steps)
 
 
 def pieces(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from fr3e_async.config import ToyConfig
 from fr3e_async.data.toy.families import toy_task
-from fr3e_async.data.toy.task import LARGEST, StepsProblem, Term, sample_problem, write_solution
+from fr3e_async.data.toy.task import LARGEST, Term, ToyProblem, ToyStep, sample_problem, write_solution
 from fr3e_async.errors import ConfigError
 
 CONFIG = ToyConfig()
@@ -25,14 +25,16 @@ def evaluate(text: str) -> int:
     return value
 
 
+def problem_of(start: int, *terms: str) -> ToyProblem:
+    return ToyProblem(start=start, steps=tuple(ToyStep(left=Term(operator=text[0], operand=int(text[1]))) for text in terms))
+
+
 def boxed(solution: str) -> int:
     return int(re.search(r"\\boxed\{(\d+)\}$", solution)[1])
 
 
 def test_a_problem_by_hand():
-    problem = StepsProblem(
-        start=7, terms=(Term(operator="+", operand=5), Term(operator="*", operand=2), Term(operator="-", operand=4))
-    )
+    problem = problem_of(7, "+5", "*2", "-4")
     assert problem.text == "Start with 7.\n1) +5\n2) *2\n3) -4"
     assert write_solution(problem, random.Random(0), 0.0).startswith("1) 7+5=12\n")
 
@@ -89,9 +91,7 @@ def test_slips_make_wrong_ways_but_every_line_is_sound_arithmetic():
 
 
 def test_both_kinds_of_slip_occur():
-    problem = StepsProblem(
-        start=9, terms=(Term(operator="-", operand=3), Term(operator="-", operand=2), Term(operator="+", operand=4))
-    )
+    problem = problem_of(9, "-3", "-2", "+4")
     solutions = {write_solution(problem, random.Random(seed), 0.4) for seed in range(300)}
     assert any(solution.startswith("1) 9+3=12") for solution in solutions), "swapped operator"
     assert any(solution.startswith("2) 9") for solution in solutions), "left-out step"

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.verify import judge
-from fr3e_async.verify.policies import Policies
+from fr3e_async.verify.pool import policies_of
 from fr3e_async.verify.readable import gold_kind
+from fr3e_async.verify.rulings import Policies
 
 R, W, U = judge.RIGHT, judge.WRONG, judge.UNKNOWN
 Row = tuple[str, str, str]
@@ -36,6 +37,7 @@ UNFINISHED: list[Row] = [
 NUMBERS: list[Row] = [
     ("41.9999", "42", W), ("42.0000001", "42", W), ("10^{-8}", "0", W), (r"1.0000000000000000001\times 10^{20}", "1" + "0" * 20, W),
     ("1267650600228229401496703205377", "2^{100}", W), ("1267650600228229401496703205376", "2^{100}", R),
+    (r"6\frac{1}{64}", "6.01", R), (r"6\frac{1}{64}", "6.00", W), (r"6\frac{1}{64}", "6.03", W), (r"-\frac23", "-0.666", R), ("0.6668", "0.666", W), (r"\frac23", "0.66", W),
     (r"\frac{84}{13}", "6.46", R), (r"\frac{84}{12}", "6.46", W), ("7.03125", "7.03", R), ("0.3333", r"\frac13", R), ("0.333", r"\frac13", W),
     (r"3.142", r"\pi", R), ("3.14", r"\pi", W), ("3.15", "3.14159", W), ("1,22", "1.22", R), ("2.\\overline{3}", r"\frac73", R),
     (r"1.3\%", r"1.27\%", W), ("300", "299.94", R), ("2.65", "2.653", R), (r"7.1\cdot 10^{35}", r"7\times 10^{35}", W), ("785.13", "785.12", W),
@@ -46,7 +48,7 @@ NUMBERS: list[Row] = [
 UNITS: list[Row] = [
     (r"12\text{ cm}", r"12\text{ m}", W), ("12 cm", "12 m", W), (r"27\text{ min}", r"27\text{ s}", W), (r"5\text{ kg}", r"5\text{ m}", W),
     (r"12\text{ cm}", "12", R), ("12", r"12\text{ cm}", R), ("12 m", "12", W), (r"12\text{ m}", "12", R), ("12 m", r"12\text{ m}", R), (r"1200\text{ cm}", r"12\text{ m}", R),
-    (r"60\text{ km/h}", r"60\text{ kilometers per hour}", R), (r"5\text{ cm}^2", r"5\text{ square centimeters}", R),
+    (r"60\text{ km/h}", r"60\text{ kilometers per hour}", R), (r"9\text{ ab}", "9ab", W), (r"9\text{ km}", "9 km", R), (r"5\text{ cm}^2", r"5\text{ square centimeters}", R),
     (r"5\text{ cm}^2", r"5\text{ cm}", W), ("42 apples", "42", R), (r"42\text{ pears}", r"42\text{ apples}", W), ("12^{\\mathrm{th}}", "12", R),
     ("15", "15th Day", R), (r"\$12", "12", R), (r"45^\circ", "45", R), (r"120^\circ", r"\frac{2\pi}{3}", R), (r"60^\circ", r"\frac{2\pi}{3}", W),
     (r"42\text{米}", "42", R), ("3m", "3", W), ("3", "3m", W), ("5x", "5", W),
@@ -68,18 +70,27 @@ SHAPES: list[Row] = [
     (r"\{2,1\}", r"\{1,2\}", R), ("2,1", "1,2", R), (r"\{1,2\}", "1,2", R), ("3,-3", r"\pm 3", R), (r"1\text{ and }2", "1,2", R), ("1或2", "1,2", R),
     ("(1,2)", "(1,2)", R), ("a=1, b=2, a=2, b=1", "a=2, b=1, a=1, b=2", R), ("1, 2", "(1,2)", R), ("(1,2)", "[1,2]", W), ("[1,2,3]", "(1,2,3)", R), ("2, 1", "(1,2)", W), ("(x,y)=(1,2)", "(1,2)", R), ("y=2, x=1", "x=1, y=2", R), ("w=16, d=3, a=1", "16,3,1", R), ("(5,2),(7,2)", "p=5,q=2;p=7,q=2", R),
     (r"1+\sqrt{19}, 1-\sqrt{19}", r"1\pm\sqrt{19}", R), (r"32,\! 349", "32349", R),
+    ("[7]", "7", W), ("7", "[7]", R), ("]0,1]", "(0,1]", R), ("[0,1[", "(0,1]", W), (r"\left]-\infty,1\right[\cup]2,3]", r"(-\infty,1)\cup(2,3]", R),
+    ("(1,2)^T", r"\begin{pmatrix}1\\2\end{pmatrix}", R), ("(1,2)^T", "(1,2)", R), ("(2,1)^T", r"\begin{pmatrix}1\\2\end{pmatrix}", W),
+    (r"\begin{pmatrix}1&2\end{pmatrix}^T", r"\begin{pmatrix}1\\2\end{pmatrix}", R), (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}^T", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", W),
     (r"7 \text{ stuffed goats and } 4 \text{ toy helicopters}", "7,4", W), (r"7 \text{ apples and } 4 \text{ books}", "7,4", R),
 ]  # fmt: skip
 
 SETS: list[Row] = [
     ("k < -5", r"(-\infty,-5)", R), (r"(-\infty,-5)", "k < -5", R), ("k > -5", r"(-\infty,-5)", W), (r"x \in", "(1,2)", W), (r"0.5 \leq x \leq 8", r"[\frac12,8]", R),
     (r"2 < x \leq 4", "(2,4)", W), (r"x \in [-2,7]", "[-2,7]", R), (r"(4,8]\cup[10,12)", r"4<m\le 8\text{ or }10\le m<12", R),
+    (r"x>1\text{ and }x<3", "(1,3)", R), (r"x>1\text{ and }x<3", r"\mathbb{R}", W), (r"x>1\text{ and }y<3", "(1,3)", W), (r"x<1\text{ and }x>3", "(3,1)", W),
+    (r"x>1\text{ or }x<3", "(1,3)", W), (r"x\ge1\text{ and }x<3", "(1,3)", W), (r"-1\le x\le1,x\ne0", r"[-1,0)\cup(0,1]", R), (r"-1\le x\le1,x\ne\frac12", r"[-1,0)\cup(0,1]", W),
     (r"(2,3)", r"\Big\{x | 2 < x < 3\Big\}", R), (r"\mathbb{R}\setminus\{1\}", r"(-\infty,1)\cup(1,\infty)", R),
     (r"\{x \mid x<2\} - \{1\}", r"(-\infty,1)\cup(1,2)", R), (r"p \equiv 1 \pmod 2", r"p \equiv 1 \pmod 4", W),
 ]  # fmt: skip
 
 EQUATIONS: list[Row] = [
-    ("1=2=3=42", "42", W), ("x=5=7", "7", W), ("x=5", "5", R), (r"10^3 = 1000", "1000", R), (r"x=\frac12=0.5=50\%", "0.5", R), ("x=x", "42", W),
+    ("1=2=3=42", "42", W), ("1=1", "1", W), ("x=5=5", "5", R), (r"7\approx 8", "7", W), (r"\sqrt2\approx5", r"\sqrt2", W), (r"\sqrt2\approx1.41", r"\sqrt2", R),
+    ("ABA", "A^2B", W), ("A^2B", "ABA", W), (r"ab\cdot a", "a^2b", R), (r"\sum_{k=0}^n F_{n-k}F_k", r"\sum_{k=0}^n F_kF_{n-k}", R), (r"\sum_{k=0}^n F_{n-k}", r"\sum_{k=0}^n F_{k}", W),
+    (r"y=ce^x", r"y=Ce^x", R), (r"mc^2", r"MC^2", W), (r"cV", r"CV", W), (r"x_1+\dots+x_n", r"x_1+x_2+\dots+x_n", R), (r"x_1+\dots+x_n", r"x_2+\dots+x_n", W), (r"x_1+\dots+x_n", r"y_1+\dots+y_n", W),
+    (r"x_n+x_{n-1}+\dots+x_1", r"x_1+\dots+x_n", R), (r"x_1+x_3+\dots+x_n", r"x_1+\dots+x_n", W), (r"(a-b):\frac12", "2a-2b", R), (r"(a-b):\frac12", r"\frac{a-b}{2}", W),
+     ("x=5=7", "7", W), ("x=5", "5", R), (r"10^3 = 1000", "1000", R), (r"x=\frac12=0.5=50\%", "0.5", R), ("x=x", "42", W),
     ("y=2x+3", "2x+3", R), ("f(x)=x", "f(z)=z", R), ("f(x)=x+1", "f(z)=z", W), ("y=2x", "y=3x", W), (r"\frac6x", "xy=6", R), (r"\frac6{x+1}", "xy=6", W),
     ("x^{2}+70=0", "x^{2}+50=0", W), ("2x^2+100=0", "x^{2}+50=0", R), ("x=y+2", "x-(y+2)=0", R), ("1", "2x+z=1", W),
     (r"\frac{1}{0}", r"\infty", W), (r"\frac{\pi}{6}+n\pi", r"\frac{\pi}{6}+k\pi", R), (r"\arccos(1-2a)", r"2\arcsin\sqrt{a}", R),
@@ -89,6 +100,8 @@ EQUATIONS: list[Row] = [
 
 WORDS: list[Row] = [
     (r"\text{even}", r"\text{Even}", R), (r"\text{odd}", r"\text{even}", W), ("Yes", r"\text{Yes}", R), ("yes, always", "Yes", R), ("yes, they are, it is, they do, it does, indeed, always", "Yes", R), ("No", "Yes", W),
+    (r"\text{Bob and Alice}", r"\text{Alice and Bob}", R), (r"\text{Bob or Alice}", r"\text{Alice and Bob}", W), (r"\text{blue box and red ball}", r"\text{red box and blue ball}", U),
+    ("C", "C Cecile", R), ("A", "A dog", W), ("B", "B flat", W), ("B。不是 A", "B", R), ("B. not A", "B", R), ("B. not B", "B", W), ("B is not A", "B", W), ("A. not B", "B", W), ("ellipse", "ellipszis", R), ("circle", "ellipszis", W),
     ("True", "Yes", R), (r"\textbf{(B) } 12", "B", R), (r"\text{C}", "B", W), ("A, B", "A", W), ("the lake trip", "More time is required on the river.", U),
     (r"\infty", r"\text{infinitely many solutions}", R), ("Cut along the midline.", "cut along the midline", R), ("lambda: 42", "42", W),
     ('__import__("os").system("true")', "42", W), ("", "42", W), ("42", "", U),
@@ -142,11 +155,11 @@ def test_a_variable_that_the_reference_has_not_is_said() -> None:
 
 def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:
     config = VerifierPoolConfig(unfinished="right", units="ignored", percent="exact", decimal_digits=6)
-    options = json.loads(json.dumps(asdict(Policies.of(config))))
+    options = json.loads(json.dumps(asdict(policies_of(config))))
     assert judge.judge("2+2", "4", **options)[0] == R
     assert judge.judge("4 cm", r"4\text{ m}", **options)[0] == R
     assert judge.judge(r"40\%", "40", **options)[0] == W
-    assert Policies.of(VerifierPoolConfig()) == Policies()
+    assert policies_of(VerifierPoolConfig()) == Policies()
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class NativeLearner(RayLearner):
             )
             lost = {name: outcome for name, outcome in joined.items() if isinstance(outcome, str)}
             if not lost and opened:
-                raise RunFailed(f"weights.transfer=native: the learner could not meet the engines: {opened}")
+                raise RunFailed(f"weights.transfer=collective: the learner could not meet the engines: {opened}")
             absent |= lost
             if not lost:
                 self._members, self._layout = names, layout
@@ -132,7 +132,7 @@ class NativeLearner(RayLearner):
             await asyncio.wait_for(together, 2 * self._timeout)
         except TimeoutError:
             raise LearnerLost(
-                f"the learner has been stuck in a hand-over of weights for {2 * self._timeout:g} s (weights.transfer=native, "
+                f"the learner has been stuck in a hand-over of weights for {2 * self._timeout:g} s (weights.transfer=collective, "
                 "weights.ack_timeout_s)"
             ) from None
         except LearnerLost:  # a rank is dead, and the group of ranks with it

@@ -57,9 +57,10 @@ def replay_step(dump: Path, device: str, trust_remote_code: bool, tokens: int) -
     not happen again.
     """
     from fr3e_async.files.scratch import scratch
-    from fr3e_async.learner.replay import comparison, replay
 
     with scratch():
+        from fr3e_async.learner.replay import comparison, replay  # torch makes a folder for compiled code as it is imported
+
         again, text = comparison(*replay(dump, device=device, trust_remote_code=trust_remote_code), tokens=tokens)
     show(text)
     return 0 if again else 1
@@ -77,9 +78,10 @@ def export(source: Path, out: Path, dtype: str | None, step: int | None, trust_r
     CHECKPOINT_OR_RUN is a checkpoint, or a run directory for its newest one; OUT is the folder to make. transformers and vLLM load it.
     """
     from fr3e_async.files.scratch import scratch
-    from fr3e_async.run.export import export_to
 
     with scratch():
+        from fr3e_async.run.export import export_to
+
         show(export_to(out.absolute(), source, step=step, dtype=dtype, trust_remote_code=trust_remote_code))
     return 0
 

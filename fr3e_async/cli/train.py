@@ -52,7 +52,10 @@ def train(context: click.Context, words: tuple[str, ...], asks_help: bool, dry_r
 @click.command()
 @click.argument("topics", metavar="[SECTION or setting ...]", nargs=-1)
 @click.option(
-    "--refresh", type=UserPath(), metavar="FILE", help="Rewrite the tables of settings in a Markdown file of the manual."
+    "--refresh",
+    type=UserPath(),
+    metavar="FILE",
+    help="Rewrite the tables of settings in a Markdown file, or write their JSON Schema to a .json file.",
 )
 def config(topics: tuple[str, ...], refresh: Path | None) -> int:
     """Print what may be set, and the defaults."""

@@ -6,32 +6,30 @@ Derived sizes are properties; nothing is ever written back into a config.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConfig, PoolsConfig, VerifierPoolConfig, WeightsConfig
 from fr3e_async.config.data import DataConfig, SourceConfig
 from fr3e_async.config.evaluation import EvaluationConfig
-from fr3e_async.config.knobs import knob, require, section
+from fr3e_async.config.knobs import knob, require, section, settings
 from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, FlowConfig, LossConfig, SamplingConfig
 from fr3e_async.config.reward import RewardConfig, RewardRange, check_rewards, range_of, reward_terms
 from fr3e_async.config.run import ModelConfig, ObserveConfig, RayConfig, RunConfig, ToyConfig, WatchdogConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings()
 class Config:
     """The whole of a run's settings. Cross-field rules live here; each message names the settings it is about."""
 
     resume: Literal["never", "auto"] = knob(
-        "never", "auto: resume from run.dir's newest whole checkpoint if there is one; never: run.dir must be new"
+        "never", "auto: resume from run.dir's newest whole checkpoint; never: run.dir must be new"
     )
     reward: str = knob(
         "math",
-        "what judges a response: 'math' (the last box against the reference answer, docs/verifier.md), or package.module:function, "
-        "called as function(response, gold, prompt) in a limited process (docs/rewards.md); it gives a number in [0, 1], a bool, or None for unknown",
+        "what scores a response: 'math' (docs/verifier.md) or package.module:function (docs/rewards.md), in a limited process",
     )
     rewards: list[RewardConfig] = knob(
-        [], "instead of reward: functions whose weighted numbers are added; the first one says what is right (docs/rewards.md)"
+        [], "functions in place of reward; weighted numbers are added, the first one decides what is correct"
     )
     run: RunConfig = section(RunConfig, "the run as a whole")
     model: ModelConfig = section(ModelConfig, "the policy")
@@ -56,8 +54,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_rewards(self.reward, self.rewards)
-        self.generators.check("generators")
-        self.explorers.check("explorers")
+        for path, pool in self.engine_pools.items():
+            pool.check(path)
         require(self.generators.count > 0, "generators.count must be at least 1")
         require(
             not (self.sampling.filtered and self.loss.uses_behaviour),
@@ -89,7 +87,7 @@ class Config:
             f"flow.window={self.flow.window}: with flow.max_staleness={self.flow.max_staleness} only "
             f"{self.flow.max_staleness * self.flow.groups_per_step} groups beyond a batch are ever open",
         )
-        for pool, path in ((self.generators, "generators"), (self.explorers, "explorers")):
+        for path, pool in self.engine_pools.items():
             require(
                 pool.gpus > 0 or self.engine.kv_cache_gib > 0 or pool.count == 0,
                 f"engine.kv_cache_gib must be set when {path}.gpus is 0 (a CPU engine would take most of the memory)",
@@ -98,27 +96,33 @@ class Config:
             not (self.learner.gpus == 0 and self.learner.dtype == "bfloat16"),
             "learner.dtype=bfloat16 needs learner.gpus=1 (on CPU it is slower and less exact); use float32",
         )
-        self._check_transfer()
+        if self.weights.transfer == "collective":
+            self._check_collective()
 
-    def _check_transfer(self) -> None:
-        engines = {pool.gpus for pool in (self.generators, self.explorers) if pool.count}
+    def _check_collective(self) -> None:
+        engines = {pool.gpus for pool in self.engine_pools.values() if pool.count}
         require(
-            self.weights.transfer != "native" or engines == {self.learner.gpus},
-            f"weights.transfer=native: learner.gpus, generators.gpus and explorers.gpus must all be 0 or all be 1 (got "
+            engines == {self.learner.gpus},
+            f"weights.transfer=collective: learner.gpus, generators.gpus and explorers.gpus must all be 0 or all be 1 (got "
             f"{self.learner.gpus} and {', '.join(map(str, sorted(engines)))}): one backend, and a sharded model cannot be compared; "
             "set weights.transfer=object_store",
         )
         require(
-            self.weights.transfer != "native" or self.engine.dtype in ("auto", self.learner.dtype),
-            f"weights.transfer=native with engine.dtype={self.engine.dtype} and learner.dtype={self.learner.dtype}: the weights "
+            self.engine.dtype in ("auto", self.learner.dtype),
+            f"weights.transfer=collective with engine.dtype={self.engine.dtype} and learner.dtype={self.learner.dtype}: the weights "
             "travel as they are; set one precision, or weights.transfer=object_store",
         )
-        growing = [path for pool, path in ((self.generators, "generators"), (self.explorers, "explorers")) if pool.elastic]
-        require(
-            self.weights.transfer != "native" or not growing,
-            f"weights.transfer=native with {' and '.join(growing)} that come and go ({growing[0] if growing else ''}.min, .max): its "
-            "group has fixed members; set weights.transfer=object_store, or min and max to 0",
-        )
+        for path, pool in self.engine_pools.items():
+            require(
+                not pool.elastic,
+                f"weights.transfer=collective with {path} that come and go ({path}.min, .max): its "
+                "group has fixed members; set weights.transfer=object_store, or min and max to 0",
+            )
+
+    @property
+    def engine_pools(self) -> dict[str, EnginePoolConfig]:
+        """Section → the pool of engines that it describes."""
+        return {"generators": self.generators, "explorers": self.explorers}
 
     @property
     def reward_terms(self) -> tuple[RewardConfig, ...]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import keyword
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from fr3e_async.config.knobs import Share, did_you_mean, knob, require, settings
 from fr3e_async.config.reward import OURS as REWARD_GIVEN
 from fr3e_async.config.templates import PROBLEM, SYSTEM, TEMPLATES
 
@@ -24,29 +23,28 @@ OURS = {  # names that a chat template is rendered with anyway, or by
 Policy = Literal["flag", "drop", "error"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings()
 class SourceConfig:
     """One set of problems and where its columns are. *Example*: ``SourceConfig(path="gsm8k.jsonl", problem_field="question")``."""
 
-    path: str = knob(
-        "", "a JSONL or Parquet file (or a pattern of them: data/*.parquet), a folder, or a Hugging Face id (owner/name)"
-    )
+    path: str = knob("", "JSONL or Parquet file, pattern of files (data/*.parquet), folder, or Hugging Face id (owner/name)")
     name: str = knob("", "what it is called in ids and messages; empty: the last part of the path")
     kind: Literal["auto", "jsonl", "parquet", "saved", "hub"] = knob(
-        "auto",
-        "saved: a folder that save_to_disk wrote; hub: an id or a folder for load_dataset; auto: by what the path is",
+        "auto", "saved: a folder of save_to_disk; hub: an id or a folder for load_dataset; auto: by what the path is"
     )
     config: str = knob("", "hub: the dataset's configuration, if it has several")
     files: str = knob("", "hub: only this file of the dataset, or a pattern of them")
     split: str = knob("train", "hub, saved: the split")
     revision: str = knob("", "hub: a commit, tag or branch; empty: the newest")
-    weight: float = knob(1.0, "times that each problem is drawn in an epoch, on average; only for training")
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = knob(
+        1.0, "times that an epoch draws each problem, on average; only for training"
+    )
     problem_field: str = knob("problem", "column with the question; a.b and a.0 lead into structures and lists")
     answer_field: str = knob("answer", "column with the reference answer; a GSM8K '#### N' ending is understood")
     id_field: str = knob("id", "column with a unique id; rows without it are named by file and row")
     level_field: str = knob("level", "column with the difficulty, a number or text with one in it (Level 5)")
     levels: list[float] = knob([], "[lowest, highest] difficulty that is kept, both included; empty: all, also those without one")
-    max_answer: int = knob(0, "longest reference answer that is kept; 0: any", "characters")
+    max_answer: NonNegativeInt = knob(0, "longest reference answer that is kept; 0: any", "characters")
 
     @property
     def label(self) -> str:
@@ -61,24 +59,18 @@ class SourceConfig:
             f"{path}.name must be letters, digits, '_', '-' and '.', got {self.label!r}" + ("" if self.name else " by its path"),
         )
         require(bool(self.problem_field), f"{path}.problem_field has no value")
-        require(0 < self.weight < math.inf, f"{path}.weight must be positive, got {self.weight}")
-        require_at_least_0(path, max_answer=self.max_answer)
         require(
             not self.levels or (len(self.levels) == 2 and self.levels[0] <= self.levels[1]),
             f"{path}.levels must be [lowest, highest] or empty, got {list(self.levels)}",
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("data")
 class DataConfig:
     train: str = knob(
-        "toy",
-        "'toy', training problems as data.train_sources[].path names them, or 'sources': those of data.train_sources",
-        "path",
+        "toy", "training problems: 'toy', a path as in data.train_sources[].path, or 'sources' for that list", "path"
     )
-    heldout: str = knob(
-        "toy", "the same for evaluation, disjoint from train: 'toy', a path or 'sources'; empty: no evaluation", "path"
-    )
+    heldout: str = knob("toy", "the same for evaluation, disjoint from train; empty: no evaluation", "path")
     problem_field: str = knob("problem", "column with the question, in the files of data.train and data.heldout")
     answer_field: str = knob("answer", "column with the reference answer; a GSM8K '#### N' ending is understood")
     id_field: str = knob("id", "column with a unique id; rows without it are named by file and line")
@@ -91,48 +83,27 @@ class DataConfig:
         PROBLEM, f"user message; {{problem}} is replaced by the question; or a name: {', '.join(TEMPLATES)} (docs/data.md)"
     )
     chat: Literal["auto", "off"] = knob(
-        "auto", "auto: the tokenizer's chat template, if it has one, is put around the template; off: the template is the prompt"
+        "auto", "auto: inside the tokenizer's chat template, if any; off: the template is the prompt"
     )
-    template_args: dict[str, Any] = knob(
-        {}, "variables of the tokenizer's chat template, e.g. {enable_thinking: false}; one that it does not use is refused"
-    )
+    template_args: dict[str, Any] = knob({}, "variables that the tokenizer's chat template uses, e.g. {enable_thinking: false}")
     thoughts: list[str] = knob(
-        ["<think>", "</think>"],
-        "what the model writes before and after a thought, in which nothing is an answer (docs/verifier.md); empty: nothing",
+        ["<think>", "</think>"], "marks of a thought, which holds no answer (docs/verifier.md); empty: none"
     )
-    max_prompt: int = knob(1024, "longest prompt after the chat template", "tokens")
+    max_prompt: PositiveInt = knob(1024, "longest prompt after the chat template", "tokens")
     on_long_prompt: Literal["error", "drop"] = knob("error", "what to do with a longer prompt: stop, or drop and count it")
 
-    on_bad_row: Literal["error", "drop"] = knob(
-        "error",
-        "a row that cannot be used (no JSON object, no problem, no answer, no plain text): stop; leave it out and count it",
+    # Of the next five, flag counts what it finds, drop also leaves it out, error stops.
+    on_bad_row: Literal["error", "drop"] = knob("error", "a row without JSON object, problem, answer or plain text")
+    on_string_gold: Policy = knob("flag", "a reference answer that can only be matched as text (reward=math)")
+    on_duplicate: Policy = knob("flag", "a training problem that occurs a second time, also in another source")
+    on_contamination: Policy = knob("error", "a training problem that is one of data.heldout or data.protected, but for notation")
+    on_near_copy: Literal["off", "flag", "drop", "error"] = knob("flag", "a training problem that shares much text with them")
+    near_copy_words: PositiveInt = knob(
+        13, "length of the word sequences that near copies share; a shorter one is compared whole", "words"
     )
-    on_string_gold: Policy = knob(
-        "flag",
-        "a reference answer that can only be matched as text (reward=math): say so once; leave the problem out and count it; stop",
-    )
-    on_duplicate: Policy = knob(
-        "flag", "a training problem that occurs a second time, also in another source: count it; leave it out; stop"
-    )
-    on_contamination: Policy = knob(
-        "error",
-        "a training problem that is one of data.heldout or data.protected, but for notation: count it; leave it out; stop",
-    )
-    on_near_copy: Literal["off", "flag", "drop", "error"] = knob(
-        "flag", "a training problem that shares much text with one of those: do not look; count it; leave it out; stop"
-    )
-    near_copy_words: int = knob(
-        13,
-        "length of the runs of words that are compared for data.on_near_copy; a problem of fewer is looked for as a whole",
-        "words",
-    )
-    near_copy_share: float = knob(
-        0.5, "part of the shorter problem's runs of words that both have, from which on it is a near copy"
-    )
+    near_copy_share: Share = knob(0.5, "part of the shorter problem's word sequences that a near copy shares")
 
     def __post_init__(self) -> None:
-        require_positive("data", max_prompt=self.max_prompt, near_copy_words=self.near_copy_words)
-        require(0 < self.near_copy_share <= 1, f"data.near_copy_share must be in (0, 1], got {self.near_copy_share}")
         self._check_template()
         self._check_columns()
         require(
@@ -168,8 +139,7 @@ class DataConfig:
                 not self.system or TEMPLATES[self.template].chat or SYSTEM in text,
                 f"data.system is given, but data.template={self.template} has no place for a system message",
             )
-        close = difflib.get_close_matches(text, TEMPLATES, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else f" or be one of {', '.join(TEMPLATES)}"
+        hint = did_you_mean(text, TEMPLATES) or f" or be one of {', '.join(TEMPLATES)}"
         require(PROBLEM in text, f"data.template must contain {{problem}}, got {self.template!r}{hint}")
 
 

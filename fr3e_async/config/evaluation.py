@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
+from fr3e_async.config.knobs import Share, did_you_mean, knob, require, settings
 
 PAPER = ("gsm8k", "math500", "minerva", "gaokao2023en", "olympiadbench", "collegemath", "aime24")  # FR3E's table
 BENCHMARKS = (*PAPER, "aime25", "amc23", "theoremqa", "deepmath")
 GROUPS = {"paper": PAPER, "all": BENCHMARKS}
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("evaluation")
 class EvaluationConfig:
-    problems: int = knob(256, "held-out problems of one evaluation, the same ones each time; 0: all", "problems")
-    samples: int = knob(1, "samples for each held-out problem (avg@k)")
-    every_tokens: int = knob(
-        0,
-        "the same by generated tokens of settled groups: an evaluation of the first batch after each such number; 0: none. Curves of "
-        "methods whose batches differ in size have equal steps then",
-        "tokens",
+    problems: NonNegativeInt = knob(256, "held-out problems of one evaluation, the same ones each time; 0: all", "problems")
+    samples: PositiveInt = knob(1, "samples for each held-out problem (avg@k)")
+    every_tokens: NonNegativeInt = knob(
+        0, "generated tokens between evaluations, an axis for methods of unequal batches; 0: none", "tokens"
     )
-    every: int = knob(0, "batches between evaluations besides the first and the last; 0: none", "batches")
-    temperature: float = knob(1.0, "softmax temperature; 0: greedy")
-    top_p: float = knob(1.0, "nucleus mass")
+    every: NonNegativeInt = knob(0, "steps between evaluations besides the first and the last; 0: none", "steps")
+    temperature: NonNegativeFloat = knob(1.0, "softmax temperature; 0: greedy")
+    top_p: Share = knob(1.0, "nucleus mass")
     suite: list[str] = knob(
-        [], f"benchmarks that are evaluated besides data.heldout (docs/evaluation.md): {', '.join(BENCHMARKS)}; or paper, or all"
+        [], f"benchmarks to evaluate besides data.heldout (docs/evaluation.md): {', '.join(BENCHMARKS)}; or paper, or all"
     )
     paths: dict[str, str] = knob(
-        {},
-        "where a benchmark lies instead of the Hugging Face hub: evaluation.paths.aime24=FILE (JSONL or Parquet); empty: the hub",
+        {}, "a file for a benchmark in place of the hub: evaluation.paths.aime24=FILE (JSONL or Parquet)"
     )
-    suite_samples: int = knob(0, "samples for each problem of a benchmark; 0: the benchmark's own k")
-    suite_problems: int = knob(0, "problems of each benchmark, the same ones each time; 0: all", "problems")
-    share: float = knob(
-        0.5, "part of the generators' room that a benchmark takes at most while the run trains; the rest stays with training"
-    )
+    suite_samples: NonNegativeInt = knob(0, "samples for each problem of a benchmark; 0: the benchmark's own k")
+    suite_problems: NonNegativeInt = knob(0, "problems of each benchmark, the same ones each time; 0: all", "problems")
+    share: Share = knob(0.5, "largest part of the generators that a benchmark takes from training")
     before: bool = knob(True, "evaluate before training too; engines keep the first weights until that is done")
-    texts: int = knob(1, "responses of each problem whose text is kept, the first ones", "samples")
-    results_mib: int = knob(64, "kept of the benchmarks' results by problem (evaluations/); older ones go; 0: none", "MiB")
+    texts: NonNegativeInt = knob(1, "responses of each problem whose text is kept, the first ones", "samples")
+    results_mib: NonNegativeInt = knob(64, "benchmark results by problem to keep in evaluations/; older ones go; 0: none")
 
     def __post_init__(self) -> None:
-        require_positive("evaluation", samples=self.samples)
-        require_at_least_0(
-            "evaluation", problems=self.problems, every=self.every, every_tokens=self.every_tokens, temperature=self.temperature, suite_samples=self.suite_samples,
-            suite_problems=self.suite_problems, texts=self.texts, results_mib=self.results_mib,
-        )  # fmt: skip
-        require(0 < self.top_p <= 1, f"evaluation.top_p must be in (0, 1], got {self.top_p}")
-        require(0 < self.share <= 1, f"evaluation.share must be in (0, 1], got {self.share}")
         for name in self.suite:
             require(
                 name in BENCHMARKS or name in GROUPS,
@@ -64,5 +50,4 @@ class EvaluationConfig:
 
 
 def _near(name: str, *known: str) -> str:
-    close = difflib.get_close_matches(name.lower().replace("-", ""), known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else f"; there are {', '.join(known)}"
+    return did_you_mean(name.lower().replace("-", ""), known) or f"; there are {', '.join(known)}"

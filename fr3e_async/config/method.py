@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from fr3e_async.config.knobs import knob, require, require_at_least_0, require_positive
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from fr3e_async.config.knobs import Part, PartOr0, Share, knob, require, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("sampling")
 class SamplingConfig:
-    temperature: float = knob(1.0, "softmax temperature of training rollouts")
-    top_p: float = knob(1.0, "nucleus mass; below 1 the importance correction must be off")
-    top_k: int = knob(0, "keep only the k likeliest tokens; 0: off; otherwise the importance correction must be off")
-    max_response: int = knob(1024, "longest response, and prefix + continuation of a branch", "tokens")
-    stop: list[str] = knob([], "texts that end a response as an end token does, and stay in it; what stands behind is not judged")
-    reproducible: bool = knob(
-        False,
-        "a seed for each rollout, from run.seed and its id: the same tokens whatever runs beside it, as far as the engine's "
-        "arithmetic allows; slower",
-    )
+    temperature: PositiveFloat = knob(1.0, "softmax temperature of training rollouts")
+    top_p: Share = knob(1.0, "nucleus mass; below 1 the importance correction must be off")
+    top_k: NonNegativeInt = knob(0, "keep only the k likeliest tokens; the importance correction must be off then; 0: keep all")
+    max_response: PositiveInt = knob(1024, "longest response, and prefix + continuation of a branch", "tokens")
+    stop: list[str] = knob([], "texts that end a response and stay in it; what follows them is not judged")
+    reproducible: bool = knob(False, "seed each rollout by run.seed and its id: its tokens depend on nothing beside it; slower")
 
     def __post_init__(self) -> None:
-        require_positive("sampling", temperature=self.temperature, max_response=self.max_response)
-        require(0 < self.top_p <= 1, f"sampling.top_p must be in (0, 1], got {self.top_p}")
-        require_at_least_0("sampling", top_k=self.top_k)
         require(all(self.stop), "sampling.stop: an empty text would end every response at once")
 
     @property
@@ -34,48 +28,40 @@ class SamplingConfig:
 
     @property
     def plain(self) -> bool:
-        """True if what is sampled is the model's own distribution."""
+        """True if rollouts are sampled from the model's own distribution."""
         return self.temperature == 1 and not self.filtered
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("algorithm")
 class AlgorithmConfig:
     strategy: str = knob("fr3e", "how groups are built and credited")
-    bases: int = knob(4, "N: base trajectories of a prompt; for the flat strategies the whole group (G)")
-    anchors: int = knob(3, "K: most anchors of a trunk (branching strategies)")
+    bases: Annotated[int, Field(ge=2)] = knob(4, "N: base trajectories of a prompt, the whole group (G) of flat strategies")
+    anchors: NonNegativeInt = knob(3, "K: most anchors of a trunk (branching strategies)")
     branches: int = knob(4, "M: continuations of each anchor (branching strategies)")
     adaptive_first: int = knob(
         0,
-        "continuations that each anchor gets at first; what is left of a trunk's anchors x branches goes to those anchors whose "
-        "first rewards differ, and to none if there are none (fr3e); V is then of the first ones; 0: all branches at once",
+        "continuations that each anchor gets first; the rest goes to anchors whose rewards differ (fr3e); 0: all at once",
         "rollouts",
     )
     anchor_rule: Literal["auto", "entropy", "surprisal", "random", "uniform", "newline"] = knob(
         "auto", "what picks the anchors; auto: the strategy's own rule, entropy for fr3e and newline for vineppo"
     )
     entropy_of: Literal["sampling", "raw"] = knob(
-        "sampling", "distribution that entropy and surprisal are of: the one sampled from, or the model's at temperature 1"
+        "sampling", "entropy and surprisal of the distribution sampled from; raw: of the model's"
     )
-    min_gap: int = knob(8, "least distance between two anchors of a trunk", "tokens")
+    min_gap: PositiveInt = knob(8, "least distance between two anchors of a trunk", "tokens")
     trunk: Literal["first", "random", "all", "one_right_one_wrong"] = knob(
-        "first",
-        "which bases are trunks: the first, a random one, every one, or the first right and the first wrong one; the last "
-        "picks states by their reward, and branching waits for the verdicts",
+        "first", "bases that are trunks; one_right_one_wrong: picked by reward, so branching waits for the verdicts"
     )
     include_trunk: bool = knob(False, "count the trunk's own continuation as a member of each of its anchors' groups")
     train_bases: bool = knob(True, "train the bases as the group of the prompt; off: they only give its value (fr3e)")
     alpha: bool = knob(True, "scale advantages by alpha_j = exp(-(V(S_j) - V(S_j-1)))")
     alpha_shrink: bool = knob(False, "shrink V(S_j) - V(S_j-1) by its standard error before alpha")
     std_normalise: Literal["auto", "true", "false"] = knob(
-        "auto",
-        "divide advantages by the group's standard deviation + 1e-6 (fr3e, grpo, grpo_pp); auto: as the method's paper has it: "
-        "grpo and grpo_pp do, fr3e does not",
+        "auto", "divide advantages by the group's standard deviation + 1e-6; auto: for grpo and grpo_pp, not for fr3e"
     )
 
     def __post_init__(self) -> None:
-        require(self.bases >= 2, f"algorithm.bases must be at least 2 (one rollout has no advantage), got {self.bases}")
-        require_at_least_0("algorithm", anchors=self.anchors)
-        require_positive("algorithm", min_gap=self.min_gap)
         least = 1 if self.include_trunk else 2
         require(self.branches >= least, f"algorithm.branches must be at least {least}, got {self.branches}")
         require(
@@ -93,68 +79,40 @@ class AlgorithmConfig:
         return by_default if self.std_normalise == "auto" else self.std_normalise == "true"
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("budget")
 class BudgetConfig:
-    tokens: int = knob(
-        0,
-        "the run is finished, whatever run.steps says, once the groups that have settled cost so many generated tokens; 0: no limit",
-        "tokens",
+    tokens: NonNegativeInt = knob(
+        0, "the run ends when settled groups have cost this many generated tokens; 0: no limit", "tokens"
     )
-    tokens_per_prompt: int = knob(
+    tokens_per_prompt: NonNegativeInt = knob(
         0,
-        "generated tokens that a prompt may cost on average; group sizes follow it (algorithm.branches of a branching strategy, "
-        "else algorithm.bases), so that strategies compare at equal tokens; 0: sizes as configured",
+        "generated tokens of a prompt on average: sets branches (or bases) so that strategies compare; 0: as configured",
         "tokens",
     )
 
-    def __post_init__(self) -> None:
-        require_at_least_0("budget", tokens=self.tokens, tokens_per_prompt=self.tokens_per_prompt)
 
-
-@dataclass(frozen=True, kw_only=True)
+@settings("loss")
 class LossConfig:
-    clip_low: float = knob(0.22, "epsilon_low of Clip-Higher")
-    clip_high: float = knob(0.28, "epsilon_high of Clip-Higher")
+    clip_low: Part = knob(0.22, "epsilon_low of Clip-Higher")
+    clip_high: PositiveFloat = knob(0.28, "epsilon_high of Clip-Higher")
     dual_clip: float = knob(0.0, "c of dual clip, for negative advantages; 0: off")
-    prox: Literal["recompute", "behaviour"] = knob(
-        "recompute", "proximal policy: recomputed before the update, or the sampler's own log-probs"
-    )
+    prox: Literal["recompute", "behaviour"] = knob("recompute", "proximal policy: recomputed, or the sampler's own log-probs")
     importance: Literal["truncate", "mask", "off"] = knob(
         "truncate",
-        "weight exp(log prox - log behaviour): cut at importance_cap, zeroed outside of [importance_floor, importance_cap], or 1",
+        "weight exp(log prox - log behaviour): cut at the cap, zeroed outside of [importance_floor, importance_cap], or 1",
     )
-    importance_cap: float = knob(2.0, "c_is: largest importance weight, at least 1")
-    importance_floor: float = knob(
-        0.0,
-        "with importance=mask: smallest importance weight, below 1; a positive one makes the mask double-sided (IcePop); 0: off",
-    )
+    importance_cap: Annotated[float, Field(ge=1)] = knob(2.0, "c_is: largest importance weight")
+    importance_floor: PartOr0 = knob(0.0, "smallest importance weight of importance=mask; above 0: IcePop")
     sequence_mask: float = knob(
-        0.0,
-        "x > 1: a completion whose geometric mean of exp(log prox - log behaviour) lies outside of [1/x, x] gets weight 0; 0: off",
+        0.0, "x > 1: a completion whose mean importance (geometric) is outside of [1/x, x] gets weight 0; 0: off"
     )
-    kl_coef: float = knob(0.0, "weight of the k3 estimate of KL(current || proximal) per token")
-    entropy_coef: float = knob(0.0, "weight of the entropy bonus per token")
+    kl_coef: NonNegativeFloat = knob(0.0, "weight of the k3 estimate of KL(current || proximal) per token")
+    entropy_coef: NonNegativeFloat = knob(0.0, "weight of the entropy bonus per token")
 
     def __post_init__(self) -> None:
-        require(0 < self.clip_low < 1, f"loss.clip_low must be in (0, 1), got {self.clip_low}")
-        require_positive("loss", clip_high=self.clip_high)
-        require(self.dual_clip == 0 or self.dual_clip > 1, f"loss.dual_clip must be 0 (off) or above 1, got {self.dual_clip}")
-        require_at_least_0("loss", kl_coef=self.kl_coef, entropy_coef=self.entropy_coef)
-        self._check_importance()
-
-    @property
-    def uses_behaviour(self) -> bool:
-        """True if the sampler's log-probs have a part in the loss."""
-        return self.importance != "off" or self.prox == "behaviour" or self.sequence_mask > 0
-
-    def _check_importance(self) -> None:
-        # Bounds that hold 1 between them: on fresh tokens every switch must give the same update.
-        require(self.importance_cap >= 1, f"loss.importance_cap must be at least 1, got {self.importance_cap}")
-        require(0 <= self.importance_floor < 1, f"loss.importance_floor must be in [0, 1), got {self.importance_floor}")
-        require(
-            self.sequence_mask == 0 or self.sequence_mask > 1,
-            f"loss.sequence_mask must be 0 (off) or above 1, got {self.sequence_mask}",
-        )
+        for name in ("dual_clip", "sequence_mask"):
+            value = getattr(self, name)
+            require(value == 0 or value > 1, f"loss.{name} must be 0 (off) or above 1, got {value}")
         require(
             self.importance_floor == 0 or self.importance == "mask",
             f"loss.importance_floor={self.importance_floor} with loss.importance={self.importance} would do nothing; "
@@ -167,30 +125,27 @@ class LossConfig:
                 f"set loss.prox=recompute or loss.{name}=0",
             )
 
+    @property
+    def uses_behaviour(self) -> bool:
+        """True if the loss uses the sampler's log-probs."""
+        return self.importance != "off" or self.prox == "behaviour" or self.sequence_mask > 0
 
-@dataclass(frozen=True, kw_only=True)
+
+@settings("flow")
 class FlowConfig:
-    groups_per_step: int = knob(32, "prompt groups in one training batch", "groups")
-    max_staleness: int = knob(1, "most weight versions that a token may be old when trained; 0: synchronous", "versions")
+    groups_per_step: PositiveInt = knob(32, "prompt groups in one training batch", "groups")
+    max_staleness: NonNegativeInt = knob(1, "most weight versions that a trained token may be old; 0: synchronous", "versions")
     order: Literal["admission", "window"] = knob(
         "admission",
-        "which groups make a batch: the oldest ones; or ready ones out of the oldest groups_per_step + window, as long as all "
-        "others can still be trained within max_staleness",
+        "a batch is the oldest groups; window: ready ones of the oldest groups_per_step + window, if the others keep max_staleness",
     )
-    window: int = knob(0, "groups beyond a batch that may overtake older ones (flow.order=window)", "groups")
-    lease_s: float = knob(120.0, "time an actor has for one task before it is given to another", "s")
-    max_attempts: int = knob(3, "attempts at one rollout before it is given up and counted as failed")
-    retry_backoff_s: float = knob(0.2, "wait before a second attempt; doubled for each further one", "s")
-    max_rejected_in_a_row: int = knob(1000, "degenerate groups in a row before the run stops as starved", "groups")
+    window: NonNegativeInt = knob(0, "groups beyond a batch that may overtake older ones (flow.order=window)", "groups")
+    lease_s: PositiveFloat = knob(120.0, "time an actor has for one task before another actor gets it")
+    max_attempts: PositiveInt = knob(3, "attempts at one rollout before it counts as failed")
+    retry_backoff_s: NonNegativeFloat = knob(0.2, "wait before a second attempt; doubles for each further one")
+    max_rejected_in_a_row: PositiveInt = knob(1000, "degenerate groups in a row before the run stops as starved", "groups")
 
     def __post_init__(self) -> None:
-        require_positive(
-            "flow", groups_per_step=self.groups_per_step, lease_s=self.lease_s,
-            max_attempts=self.max_attempts, max_rejected_in_a_row=self.max_rejected_in_a_row,
-        )  # fmt: skip
-        require_at_least_0(
-            "flow", max_staleness=self.max_staleness, window=self.window, retry_backoff_s=self.retry_backoff_s
-        )  # fmt: skip
         require(
             (self.order == "window") == (self.window > 0),
             f"flow.window={self.window} with flow.order={self.order}: a window needs flow.order=window and at least 1 group",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from fr3e_async.config.knobs import knob, require, require_at_least_0
+from pydantic import NonNegativeFloat, NonNegativeInt
+
+from fr3e_async.config.knobs import knob, require, settings
 
 MATH = "math"
 GIVEN = ("exact", "length", "finish")  # that a function gets by name, if it has such a parameter
@@ -28,26 +29,23 @@ class RewardRange(NamedTuple):
         return self.low + share * (self.high - self.low)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings()
 class RewardConfig:
     """One function of several. *Example*: ``RewardConfig(function="rewards:form", weight=0.2, range=[-1, 1])``."""
 
     function: str = knob("", "'math', or package.module:function")
     weight: float = knob(1.0, "its number is multiplied by this before all are added; negative: a penalty")
     range: list[float] = knob([0.0, 1.0], "[lowest, highest] number that it may return; a number outside is unknown")
-    batch: int = knob(
-        0,
-        "responses that a process judges at once: a function of lists in one call, an async one side by side; 0: one",
-        "responses",
+    batch: NonNegativeInt = knob(
+        0, "responses that a process judges at once, as lists or by an async function; 0: one", "responses"
     )
-    cpu_limit_s: float = knob(0.0, "CPU time of one call, or of a batch; 0: verifiers.cpu_limit_s", "s")
-    wall_limit_s: float = knob(0.0, "wall time of one call, or of a batch; 0: verifiers.wall_limit_s", "s")
+    cpu_limit_s: NonNegativeFloat = knob(0.0, "CPU time of one call, or of a batch; 0: verifiers.cpu_limit_s")
+    wall_limit_s: NonNegativeFloat = knob(0.0, "wall time of one call, or of a batch; 0: verifiers.wall_limit_s")
 
     def check(self, path: str) -> None:
         """``ConfigError`` about the reward that stands at the setting ``path``. *Example*: ``rewards[0]``."""
         require(bool(self.function), f"{path}.function has no value")
         require(self.weight != 0 and math.isfinite(self.weight), f"{path}.weight must be a number but 0, got {self.weight}")
-        require_at_least_0(path, batch=self.batch, cpu_limit_s=self.cpu_limit_s, wall_limit_s=self.wall_limit_s)
         ends = list(self.range)
         require(
             len(ends) == 2 and all(map(math.isfinite, ends)) and ends[0] < ends[1],

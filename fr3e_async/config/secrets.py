@@ -17,22 +17,39 @@ if TYPE_CHECKING:
 
 SECRET_NAME = re.compile(r"(?:^|.*_)(?:token|secret|password|passwd|api_?key|access_key|private_key)", re.IGNORECASE)
 MIN_CHARS = 8  # a shorter value says too little to be looked for in settings
+# What accounts' keys look like (Weights & Biases: 40 hexadecimal digits, or its newer form), and a password within an address.
+KEY = re.compile(r"\b[0-9a-f]{40}\b|\bwandb_v\d+_\w{20,}", re.IGNORECASE)
+PASSWORD = re.compile(r"//[^/@\s]*@")
+
+
+class SecretGiven(ConfigError):
+    """A setting holds a secret. The message does not repeat it, and what was typed must not be printed beside it."""
 
 
 def refuse_secrets(config: Config, environment: Mapping[str, str]) -> None:
-    """Raise ``ConfigError`` if a setting holds the value of a secret of the environment (by ``${oc.env:…}``, say), or is a secret
-    by its own name (``engine.options.hf_token``). The message does not repeat it."""
+    """Raise ``SecretGiven`` if a setting holds the value of a secret of the environment (by ``${oc.env:…}``, say), or is a secret
+    by its own name (``engine.options.hf_token``)."""
     known = {name: value for name, value in environment.items() if SECRET_NAME.fullmatch(name) and len(value) >= MIN_CHARS}
     for path, text in _texts(asdict(config), ""):
         held = next((name for name, value in known.items() if value in text), "")
         if held:
-            raise ConfigError(
+            raise SecretGiven(
                 f"{path}: it holds the value of {held}; settings are written to files, so leave it to the environment"
             )
         if text and SECRET_NAME.fullmatch(path.rpartition(".")[2]):
-            raise ConfigError(
+            raise SecretGiven(
                 f"{path}: settings are written to files; give this by an environment variable of the library instead"
             )
+
+
+def refuse_keys(path: str, text: str) -> None:
+    """Raise ``SecretGiven`` for what looks like an account's key or holds a password. ``path``: the setting."""
+    if KEY.search(text):
+        raise SecretGiven(f"{path} looks like an account's key; settings are written to files, so set WANDB_API_KEY instead")
+    if PASSWORD.search(text):
+        raise SecretGiven(
+            f"{path} holds a name or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
 
 
 def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:

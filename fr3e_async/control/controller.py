@@ -36,7 +36,7 @@ from fr3e_async.machine.events import Admitted, Begun, Event, Leaving, Pressure,
 from fr3e_async.machine.ledger_state import LedgerError
 from fr3e_async.machine.messages import Command, Live, Rescore, Retire, Train
 from fr3e_async.machine.order import StalenessError
-from fr3e_async.store.ledger_log import AdmittedRecord, EndRecord, LiveRecord, TrainRecord
+from fr3e_async.store.ledger_log import EndRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,10 +166,9 @@ class Controller:
 
     def _begin(self) -> None:
         self.teller.beat()
-        self._records.begin(self.start.session)
         for group in self.machine.ledger.state().groups:
             self.context.table.open(group.name)
-        self._perform(self.machine.start())
+        self._perform(self._records.begin(self.start.session))
         for role in ROLES:
             for name in self.context.workers.names(role):
                 worker = self.context.workers.worker(name)
@@ -197,8 +196,7 @@ class Controller:
             prompt, epoch = self.context.stream.take()
             group = group_id(prompt.uid, epoch)
             self.context.table.open(group)
-            self.context.files.ledger_log.write(AdmittedRecord(group=group, live=self.machine.ledger.live))
-            self._feed(Admitted(group=group, prompt=prompt))
+            self._feed(Admitted(group=group))
 
     def _feed(self, event: Event) -> None:
         """One event through the machine, and its commands are begun."""
@@ -218,8 +216,6 @@ class Controller:
                 case Retire():
                     pass  # done by the records, before anything else
                 case Train():
-                    record = TrainRecord(version=command.version, groups=command.groups, oldest=command.oldest)
-                    self.context.files.ledger_log.write(record)
                     self.context.spawn(self._learning.train(command))
                 case Rescore():
                     self._learning.rescore(command)
@@ -231,7 +227,6 @@ class Controller:
     # ---- weights ----
 
     def _live(self, version: int) -> None:
-        self.context.files.ledger_log.write(LiveRecord(version=version))
         sync = self.context.publisher.sync(version)
         self.progress.synced(time_s=sync.time_s, pause_s=sync.pause_s)
         self.progress.times |= sync.metrics

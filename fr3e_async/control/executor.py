@@ -43,7 +43,7 @@ class Executor:
     """Carries out commands for workers; a command for the learner is ``Learning``'s."""
 
     def __init__(self, context: RunContext) -> None:
-        self._workers, self._publisher = context.workers, context.publisher
+        self._workers, self._publisher, self._stream = context.workers, context.publisher, context.stream
         self._table, self._door, self._note = context.table, context.door, context.reporter.note
         self._emit, self._spawn, self._down = context.emit, context.spawn, context.down
         self.calls: dict[int, asyncio.Task[Any]] = {}  # by task: the call to a worker
@@ -132,16 +132,14 @@ class Executor:
             )  # fmt: skip
 
     async def _call(self, work: Sample | Branch | Score, name: str) -> tuple[Delivery, Payload] | list[Verdict]:
-        workers = self._workers
+        workers, prompts = self._workers, [self._stream.prompt(group_of(work))] * len(work.ids)
         match work:
             case Sample():
-                return await workers.sample(
-                    name, [work.prompt] * len(work.ids), work.ids, workers.training_draw, trunk=work.trunk
-                )
+                return await workers.sample(name, prompts, work.ids, workers.training_draw, trunk=work.trunk)
             case Branch():
                 return await workers.branch(name, work, self._table[work.trunk_payload])
             case Score():
-                return await workers.judge(name, self._table[work.payload], work.rows, [work.prompt] * len(work.ids))
+                return await workers.judge(name, self._table[work.payload], work.rows, prompts)
 
     def _withdraw(self, task: int) -> None:
         call = self.calls.get(task)

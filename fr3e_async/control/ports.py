@@ -164,7 +164,7 @@ class PayloadStore(Protocol):
 
 
 class DirectTransfer(Protocol):
-    """A learner that hands weights over by itself, to all engines at once (weights.transfer=native)."""
+    """A learner that hands weights over by itself, to all engines at once (weights.transfer=collective)."""
 
     async def hand_over(self, engines: Sequence[Any], manifest: WeightManifest) -> list[WeightAck | str]:
         """For each engine its acknowledgement, or why there is none."""

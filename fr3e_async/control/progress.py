@@ -7,7 +7,6 @@ safetensors files beside it. No pickles.
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,12 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.accuracy import EvaluationResult, evaluate
 from fr3e_async.evaluation.scores import Evaluated
 from fr3e_async.evaluation.suite import HELDOUT
 from fr3e_async.files.durable import storage_errors
-from fr3e_async.machine.codec import PromptOf, decode, encode, nameless
+from fr3e_async.files.jsonl import from_json, to_json
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.messages import Retire
 from fr3e_async.store.rollouts import load_payloads, save_payloads
@@ -28,7 +29,6 @@ from fr3e_async.types import RolloutBatch, StepReport
 
 CONTROL_FILE = "control.json"
 TREES = "trees"
-FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,15 @@ class Cut:
 
     version: int
     open: tuple[str, ...]  # groups, in admission order
-    data: dict[str, Any]
+    data: bytes
+
+
+class ControlFile(msgspec.Struct, frozen=True, kw_only=True):
+    """``control.json`` of a checkpoint."""
+
+    ledger: LedgerState
+    stream: dict[str, Any]
+    progress: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +186,8 @@ class ControlState:
 
 
 def cut_of(*, ledger: LedgerState, stream: dict[str, Any], progress: Progress, now: float) -> Cut:
-    data = {"format": FORMAT, "ledger": encode(ledger), "stream": stream, "progress": progress.to_dict(now)}
-    return Cut(version=ledger.version, open=tuple(group.name for group in ledger.groups), data=data)
+    data = ControlFile(ledger=ledger, stream=stream, progress=progress.to_dict(now))
+    return Cut(version=ledger.version, open=tuple(group.name for group in ledger.groups), data=to_json(data))
 
 
 def save_cut(cut: Cut, folder: Path, payloads: Iterable[tuple[int, RolloutBatch]]) -> int:
@@ -187,31 +195,22 @@ def save_cut(cut: Cut, folder: Path, payloads: Iterable[tuple[int, RolloutBatch]
     with storage_errors(folder):
         (folder / TREES).mkdir()
     written = save_payloads(payloads, folder / TREES)
-    with storage_errors(folder), open(folder / CONTROL_FILE, "w") as file:
-        json.dump(cut.data, file)
+    with storage_errors(folder), open(folder / CONTROL_FILE, "wb") as file:
+        file.write(cut.data)
         file.flush()
         os.fsync(file.fileno())
     return written
 
 
-def load_control_state(folder: Path, prompt_of: PromptOf = nameless) -> ControlState:
-    """``prompt_of``: where the open groups' prompts are found, by id.
-
-    Raises ``StorageError`` if the file is missing or of another format.
-    """
+def load_control_state(folder: Path) -> ControlState:
+    """Raises ``StorageError``: the file is missing, or not what this version writes."""
     path = folder / CONTROL_FILE
     try:
-        data = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise StorageError(f"{path}: not a readable checkpoint ({error})") from error
-    if data.get("format") != FORMAT:
-        raise StorageError(f"{path}: checkpoint format {data.get('format')}, this version reads {FORMAT}")
-    ledger: LedgerState = decode(LedgerState, data["ledger"], prompt_of)
-    return ControlState(
-        ledger=ledger,
-        stream=data["stream"],
-        progress=Progress.from_dict(data["progress"], resumed_from=ledger.version),
-    )
+        data = from_json(path.read_bytes(), msgspec.json.Decoder(ControlFile))
+    except (OSError, msgspec.DecodeError) as error:
+        raise StorageError(f"{path}: not a checkpoint that this version can read ({error})") from error
+    progress = Progress.from_dict(data.progress, resumed_from=data.ledger.version)
+    return ControlState(ledger=data.ledger, stream=data.stream, progress=progress)
 
 
 def load_trees(folder: Path) -> Iterator[tuple[int, RolloutBatch]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+
+import msgspec
 
 from fr3e_async.control.context import RunContext
 from fr3e_async.control.heartbeat import Teller
@@ -10,7 +12,7 @@ from fr3e_async.errors import RunFailed
 from fr3e_async.machine.events import Event, Trained
 from fr3e_async.machine.ledger_state import StarvedError
 from fr3e_async.machine.messages import Command, Retire
-from fr3e_async.store.ledger_log import BeginRecord, SettledRecord, TrainedRecord
+from fr3e_async.store.ledger_log import BeginRecord, records_of
 
 
 class Records:
@@ -21,7 +23,8 @@ class Records:
         self._journal, self.trees, self._ledger_log = context.files.journal, context.files.trees, context.files.ledger_log
         self._settled = self._machine.ledger.settled  # groups, over the whole run
 
-    def begin(self, session: int) -> None:
+    def begin(self, session: int) -> list[Command]:
+        """The machine starts; what the groups that came with a checkpoint need now."""
         state = self._machine.ledger.state()
         self._ledger_log.write(
             BeginRecord(
@@ -33,6 +36,9 @@ class Records:
                 time_s=self._clock(),
             )
         )
+        commands = self._machine.start()
+        self._log(None, commands)
+        return commands
 
     def take(self, event: Event) -> list[Command]:
         """One event through the machine; what is to be done now. Raises ``RunFailed`` kinds, after they are written down."""
@@ -42,12 +48,12 @@ class Records:
             if self._journal is not None:
                 self._journal.refused(event, error, self._clock())
             if isinstance(error, StarvedError):
+                self._log(event, [error.retired])
                 self._retire(error.retired)
             raise
         if self._journal is not None:
             self._journal.write(event, commands, self._clock())
-        if isinstance(event, Trained):
-            self._ledger_log.write(TrainedRecord(version=event.version))
+        self._log(event, commands)
         for command in commands:
             if isinstance(command, Retire):
                 self._retire(command)
@@ -55,19 +61,20 @@ class Records:
             self._teller.step(event.version)
         return commands
 
+    def _log(self, event: Event | None, commands: Sequence[Command]) -> None:
+        for record in records_of(event, commands, live=self._machine.ledger.live):
+            self._ledger_log.write(record)
+
     def _retire(self, group: Retire) -> None:
-        if group.fate != "trained":
-            self._ledger_log.write(SettledRecord(group=group.group, fate=group.fate))
         self._teller.retired(group)
         self._context.progress.retired(group)
-        self._context.reporter.group(asdict(group))
+        self._context.reporter.group(msgspec.to_builtins(group))
         self._context.stream.mark_consumed(group.group)
         self._settled += 1
         if self.trees is not None:
             whole = next(its for its, retired in self._machine.ledger.departed if retired is group)
-            self.trees.offer(
-                whole, group, self._context.table.__getitem__, step=self._machine.ledger.version, settled=self._settled
-            )
+            prompt, handle = self._context.stream.prompt(group.group), self._context.table.__getitem__
+            self.trees.offer(whole, group, prompt, handle, step=self._machine.ledger.version, settled=self._settled)
         self._context.table.release(group.group)
 
     def flush(self) -> None:

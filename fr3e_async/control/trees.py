@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ from fr3e_async.data.tokenizer import Spell
 from fr3e_async.errors import StorageError
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.messages import Retire
-from fr3e_async.types import Completion, RolloutId
+from fr3e_async.types import Completion, Prompt, RolloutId
 
 WIDEST = 1 << 16  # steps between two that are kept, at most
 WAITING = 64  # trees that may wait to be written; beyond, they are passed over
@@ -58,7 +58,9 @@ class TreeKeeper:
         self._task: asyncio.Task[None] | None = None
         self._full = False
 
-    def offer(self, group: Group, retired: Retire, payloads: Callable[[int], Payload], *, step: int, settled: int) -> None:
+    def offer(
+        self, group: Group, retired: Retire, prompt: Prompt, payloads: Callable[[int], Payload], *, step: int, settled: int
+    ) -> None:
         """A group that retires now: after so many trained batches, as the n-th of all groups. ``payloads``: handle by key."""
         if step != self._step:
             self._step, self._taken = step, {}
@@ -68,7 +70,7 @@ class TreeKeeper:
         self._taken[trained] = self._taken.get(trained, 0) + 1
         keys = {rollout.payload for rollout in group.rollouts.values() if rollout.payload >= 0}
         handles = {key: payloads(key) for key in keys}
-        self._queue.append(lambda: self._line(group, retired, handles, step, settled))
+        self._queue.append(lambda: self._line(group, retired, prompt, handles, step, settled))
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -106,7 +108,9 @@ class TreeKeeper:
         self._full = True
         self._keep.note("trees.jsonl is full (observe.trees_mib): no more trees are kept")
 
-    def _line(self, group: Group, retired: Retire, handles: Mapping[int, Payload], step: int, settled: int) -> str | None:
+    def _line(
+        self, group: Group, retired: Retire, prompt: Prompt, handles: Mapping[int, Payload], step: int, settled: int
+    ) -> str | None:
         try:
             batches = {key: self._store.get(handle) for key, handle in handles.items()}
         except TaskLost:
@@ -114,12 +118,12 @@ class TreeKeeper:
         drawn = {
             id: batches[rollout.payload].completion(rollout.row) for id, rollout in group.rollouts.items() if rollout.payload >= 0
         }
-        row = {"settled": settled, **tree_row(group, retired, drawn, self._spell, step=step)}
+        row = {"settled": settled, **tree_row(group, retired, prompt, drawn, self._spell, step=step)}
         return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
 def tree_row(
-    group: Group, retired: Retire, drawn: Mapping[RolloutId, Completion], spell: Spell, *, step: int
+    group: Group, retired: Retire, prompt: Prompt, drawn: Mapping[RolloutId, Completion], spell: Spell, *, step: int
 ) -> dict[str, Any]:  # fmt: skip
     """A row of ``trees.jsonl`` (docs/outputs.md). ``drawn``: the rollouts whose tokens are known."""
     advantages = group.credit.advantages if group.credit and retired.fate == "trained" else {}
@@ -142,9 +146,9 @@ def tree_row(
         "group": group.name,
         "step": step,
         "fate": retired.fate,
-        "prompt": group.prompt.text,
-        "gold": group.prompt.gold,
-        "states": [asdict(state) for state in retired.states],
+        "prompt": prompt.text,
+        "gold": prompt.gold,
+        "states": msgspec.to_builtins(retired.states),
         "rollouts": rollouts,
     }
 

@@ -102,6 +102,10 @@ class PromptStream:
             del self._consumed[self._oldest]
             self._oldest += 1
 
+    def prompt(self, group: str) -> Prompt:
+        """The prompt that a group is sampled from. Raises ``ValueError`` for a group of another stream."""
+        return self._prompts[self._place(group)[1]]
+
     def state(self) -> dict[str, Any]:
         """JSON-able: seed, oldest open epoch, consumed uids of each open epoch, digests of the prompts, and the mixture."""
         consumed = {

@@ -16,9 +16,8 @@ from fr3e_async.algorithm.answer_span import last_box
 from fr3e_async.data.row import final_answer, text_of
 from fr3e_async.evaluation.benchmarks import GoldKind
 from fr3e_async.verify.margins import numbers_of
-from fr3e_async.verify.numbers import written_number
+from fr3e_async.verify.quantities import quantity, written_number
 from fr3e_async.verify.tokens import tokenise
-from fr3e_async.verify.units import quantity
 
 THEOREMQA_TOLERANCE = Fraction(4, 100)  # of the gold; that of its authors' own evaluation, for floats
 _OPTION = re.compile(r"\(?\s*([a-jA-J])\s*\)?")

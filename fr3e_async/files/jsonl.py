@@ -1,4 +1,7 @@
-"""An append-only file of one JSON object a line. Knows nothing of what the objects mean, but for their ``step``."""
+"""JSON in files: append-only files of an object a line, texts of typed structs, and files with a checksum of what they say.
+
+Knows nothing of what the objects mean, but for their ``step``.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,48 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
 
 from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import storage_errors
 
+Read = TypeVar("Read")
 _COPIED_BYTES = 1 << 20  # at a time
 _TAIL_BYTES = 1 << 20  # of a file, in which its last row is looked for
+
+
+def _number(value: Any) -> float:
+    """NumPy's float64 is a float, and msgspec takes none but Python's own."""
+    if isinstance(value, float):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_number)
+
+
+def to_json(value: Any) -> bytes:
+    """The JSON text of a struct, or of plain values with structs in them."""
+    try:
+        return _ENCODER.encode(value)
+    except UnicodeEncodeError:  # a lone surrogate, which the name of a file or a problem may bring along; msgspec writes none
+        return json.dumps(msgspec.to_builtins(value, str_keys=True, enc_hook=_number)).encode()
+
+
+def from_json(text: bytes, decoder: msgspec.json.Decoder[Read]) -> Read:
+    """What ``to_json`` was given. Raises ``msgspec.DecodeError``, with the path of the field if it is of another shape."""
+    try:
+        return decoder.decode(text)
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        try:
+            value = json.loads(text) if b"\\ud" in text else None
+        except ValueError:
+            value = None
+        if value is None:
+            raise msgspec.DecodeError(str(error)) if isinstance(error, UnicodeDecodeError) else error from None
+        return msgspec.convert(value, decoder.type, str_keys=True)
 
 
 class JsonlWriter:

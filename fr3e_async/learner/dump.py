@@ -42,35 +42,19 @@ class DumpedSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedStep:
-    """One optimiser step that must not be taken, seen from one rank."""
+    """One optimiser step that must not be taken: as one rank sees it, or with the samples of all ranks when it is read back."""
 
-    optimiser_step: int  # of the run, from 1
-    where: str  # which step of the run, and of the batch
+    optimiser_step: int = 0  # of the run, from 1; it names the folder
+    where: str  # "optimiser step 12 (epoch 1 of 1, minibatch 2 of 2, 5120 tokens)"
     cause: str
     version: int  # of the weights that the batch's update started from
     total_tokens: int  # trainable, over all ranks: the loss's denominator
     loss: float  # global, as it was found
-    grad_norm: float | None  # global, before clipping; None: it did not come to that
-    share: tuple[DumpedSample, ...]  # of this rank
+    grad_norm: float | None  # global, before clipping; None: the loss alone stopped the step
+    share: tuple[DumpedSample, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dump:
-    """A failed step, read back."""
-
-    where: str
-    cause: str
-    version: int
-    total_tokens: int
-    loss: float
-    grad_norm: float | None
-    temperature: float
-    base_model: str  # path or hub id, and revision, that the run began with
-    base_revision: str
-    trust_remote_code: bool
-    learner: LearnerConfig  # ``SETTINGS`` are the run's, the others defaults
-    loss_config: LossConfig
-    samples: tuple[DumpedSample, ...]  # of all ranks
+FACTS = ("where", "cause", "version", "total_tokens", "loss", "grad_norm")  # of a ``FailedStep``, as they stand in ``STEP``
 
 
 def write_share(folder: Path, share: Sequence[DumpedSample], *, rank: int) -> None:
@@ -98,25 +82,30 @@ def _joined(parts: Sequence[NDArray], dtype: type) -> NDArray:
 
 
 def write_step(folder: Path, step: FailedStep, spec: LearnerSpec, *, ranks: int) -> None:
-    """What is the same for all ranks. Call it last. Raises ``OSError``."""
-    record = {
-        "where": step.where, "cause": step.cause, "version": step.version, "total_tokens": step.total_tokens,
-        "loss": step.loss, "grad_norm": step.grad_norm, "ranks": ranks, "base_model": spec.path,
-        "base_revision": spec.revision, "trust_remote_code": spec.trust_remote_code, "temperature": spec.temperature,
-        "learner": {name: getattr(spec.learner, name) for name in SETTINGS}, "loss_config": asdict(spec.loss),
+    """Write what is the same for all ranks, after the shares. Raises ``OSError``."""
+    record = {name: getattr(step, name) for name in FACTS} | {
+        "ranks": ranks, "base_model": spec.path, "base_revision": spec.revision, "trust_remote_code": spec.trust_remote_code,
+        "temperature": spec.temperature, "learner": {name: getattr(spec.learner, name) for name in SETTINGS},
+        "loss_config": asdict(spec.loss),
     }  # fmt: skip
     write_atomically(folder / STEP, json.dumps(record, indent=1))
 
 
-def read_dump(folder: Path) -> Dump:
-    """The dump in ``folder``. Raises ``StorageError`` if there is none, or not all of it."""
+def read_dump(folder: Path) -> tuple[FailedStep, LearnerSpec]:
+    """Read a failed step with the samples of all ranks, and what its learner was: the model in the dump, ``SETTINGS`` of the run.
+
+    Raises ``StorageError`` if there is no dump, or not all of it.
+    """
     try:
         record: dict[str, Any] = json.loads((folder / STEP).read_text(encoding="utf-8"))
-        ranks = record.pop("ranks")
-        learner = LearnerConfig(**record.pop("learner"))
-        loss_config = LossConfig(**record.pop("loss_config"))
-        samples = [measured for rank in range(ranks) for measured in _read_share(folder / f"rank-{rank}.npz")]
-        return Dump(learner=learner, loss_config=loss_config, samples=tuple(samples), **record)
+        share = tuple(measured for rank in range(record["ranks"]) for measured in _read_share(folder / f"rank-{rank}.npz"))
+        return FailedStep(**{name: record[name] for name in FACTS}, share=share), LearnerSpec(
+            path=str(folder / MODEL),
+            learner=LearnerConfig(**record["learner"]),
+            loss=LossConfig(**record["loss_config"]),
+            temperature=record["temperature"],
+            trust_remote_code=record["trust_remote_code"],
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{folder} holds no whole dump of a failed step: {error}") from error
 

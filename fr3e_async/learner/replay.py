@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from fr3e_async.algorithm.losses import LossSums
 from fr3e_async.config import LearnerConfig
 from fr3e_async.errors import ConfigError, ModelError, StorageError, printable
-from fr3e_async.learner.dump import MODEL, Dump, DumpedSample, read_dump
+from fr3e_async.learner.dump import DumpedSample, FailedStep, read_dump
 from fr3e_async.learner.packing import collate, plan
 from fr3e_async.learner.policy import PolicyModel, load_policy
 from fr3e_async.learner.spec import LearnerSpec
@@ -62,24 +62,29 @@ class Replay:
     tokens: tuple[Token, ...]
 
 
-def replay(folder: Path, *, device: str = "cpu", trust_remote_code: bool = False) -> tuple[Dump, Replay]:
-    """Run the dumped step again, forward and backward. Raises ``UserError`` kinds if the dump or its model cannot be read."""
-    place = _device(device)
-    dump = read_dump(folder)
-    learner = _settings(dump.learner, place)
-    model = _load(folder, dump, learner, trust_remote_code=trust_remote_code)
-    model.to(place)
+def replay(folder: Path, *, device: str = "cpu", trust_remote_code: bool = False) -> tuple[FailedStep, Replay]:
+    """Run a dumped step again, forward and backward: what was recorded, and what is found now.
+
+    Raises ``ConfigError``, ``StorageError`` or ``ModelError`` if the device, the dump or its model cannot be used.
+    """
+    where = _device(device)
+    step, spec = read_dump(folder)
+    learner = _settings(spec.learner, where)
+    if spec.trust_remote_code and not trust_remote_code:
+        raise ConfigError(f"the run had model.trust_remote_code: give --trust-remote-code to run the Python code in {spec.path}")
+    spec = replace(spec, learner=learner, trust_remote_code=trust_remote_code)
+    model = _load(folder, spec).to(where)
     sums: list[LossSums] = []
     tokens: list[Token] = []
-    for part in plan([measured.sample for measured in dump.samples], packing=learner.packing, budget=learner.micro_batch_tokens):
-        found, seen = _pass(model, dump, part, learner)
+    for part in plan([measured.sample for measured in step.share], packing=learner.packing, budget=learner.micro_batch_tokens):
+        found, seen = _pass(model, step, part, spec)
         sums.append(found)
         tokens += seen
     total = reduce(LossSums.__add__, sums)
     squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
     norm = math.sqrt(sum(squares)) if all(map(math.isfinite, squares)) else math.nan
-    cause = unsound(total, learner, prox=dump.loss_config.prox) or unsound_norm(norm, limit=learner.stop_above_grad_norm)
-    return dump, Replay(loss=total.total("loss") / dump.total_tokens, grad_norm=norm, cause=cause, tokens=tuple(tokens))
+    cause = unsound(total, learner, prox=spec.loss.prox) or unsound_norm(norm, limit=learner.stop_above_grad_norm)
+    return step, Replay(loss=total.total("loss") / step.total_tokens, grad_norm=norm, cause=cause, tokens=tuple(tokens))
 
 
 def _device(name: str) -> torch.device:
@@ -102,36 +107,30 @@ def _settings(learner: LearnerConfig, device: torch.device) -> LearnerConfig:
     return replace(learner, gpus=0, tree_attention="auto", attention=attention)
 
 
-def _load(folder: Path, dump: Dump, learner: LearnerConfig, *, trust_remote_code: bool) -> PolicyModel:
-    path = folder / MODEL
-    if not (path / "config.json").is_file():
-        raise StorageError(f"{folder} holds no whole dump of a failed step: {path} is no model folder")
-    if dump.trust_remote_code and not trust_remote_code:
-        raise ConfigError(f"the run had model.trust_remote_code: give --trust-remote-code to run the Python code in {path}")
-    spec = LearnerSpec(
-        path=str(path), learner=learner, loss=dump.loss_config, temperature=dump.temperature, trust_remote_code=trust_remote_code
-    )  # fmt: skip
+def _load(folder: Path, spec: LearnerSpec) -> PolicyModel:
+    """The dumped model, without the checks of a start: its weights may be what is broken."""
+    if not (Path(spec.path) / "config.json").is_file():
+        raise StorageError(f"{folder} holds no whole dump of a failed step: {spec.path} is no model folder")
     try:
         model = load_policy(spec)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"{path} cannot be loaded with learner.attention={learner.attention}: {reason}") from error
-    model.context = max((len(measured.sample.tokens) for measured in dump.samples), default=0)
-    set_attention(model, learner.packing)  # without a check: the weights may be what is broken
+        raise ModelError(f"{spec.path} cannot be loaded with learner.attention={spec.learner.attention}: {reason}") from error
+    set_attention(model, spec.learner.packing)
     return model
 
 
-def _pass(model: PolicyModel, dump: Dump, part: list[int], learner: LearnerConfig) -> tuple[LossSums, list[Token]]:
+def _pass(model: PolicyModel, step: FailedStep, part: list[int], spec: LearnerSpec) -> tuple[LossSums, list[Token]]:
     """One micro-batch: its gradient is added to the model's, its sums and tokens are returned."""
-    members = [dump.samples[i] for i in part]
+    members = [step.share[i] for i in part]
     device = next(model.parameters()).device
-    samples = collate([measured.sample for measured in members], packing=learner.packing)
-    batch = LoadedBatch(samples, version=dump.version, device=device, kernel=learner.tree_attention)
+    samples = collate([measured.sample for measured in members], packing=spec.learner.packing)
+    batch = LoadedBatch(samples, version=step.version, device=device, kernel=spec.learner.tree_attention)
     logprobs, entropies = batch.measured(model)
     # A first minibatch that failed before its proximal log-probs were known is measured against itself, as it was.
     prox = torch.cat([torch.from_numpy(measured.prox) for measured in members]).to(device)
     batch.prox = torch.where(prox.isnan(), logprobs.detach(), prox)
-    loss, sums = batch.loss(dump.loss_config, logprobs, entropies, total_tokens=dump.total_tokens)
+    loss, sums = batch.loss(spec.loss, logprobs, entropies, total_tokens=step.total_tokens)
     loss.backward()
     return sums, _tokens(members, part, logprobs.detach().cpu(), batch.prox.cpu())
 
@@ -160,15 +159,15 @@ def same(recorded: float | None, found: float) -> bool:
     return math.isclose(recorded, found, rel_tol=CLOSE, abs_tol=1e-6)
 
 
-def comparison(dump: Dump, found: Replay, *, tokens: int) -> tuple[bool, str]:
+def comparison(step: FailedStep, found: Replay, *, tokens: int) -> tuple[bool, str]:
     """(whether it happened again, what was recorded beside what is found now, and the ``tokens`` that matter most)."""
     # A ratio beyond its limit may be clipped out of the loss: that the numbers agree is not enough.
-    again = bool(found.cause) and same(dump.loss, found.loss) and same(dump.grad_norm, found.grad_norm)
-    norm = "" if dump.grad_norm is None else format(dump.grad_norm, ".6g")
+    again = bool(found.cause) and same(step.loss, found.loss) and same(step.grad_norm, found.grad_norm)
+    norm = "" if step.grad_norm is None else format(step.grad_norm, ".6g")
     lines = [
-        printable(f"{dump.where}\n  {dump.cause}"),
+        printable(f"{step.where}\n  {step.cause}"),
         f"  {'':12}{'recorded':>14}{'now':>14}",
-        f"  {'loss':12}{dump.loss:14.6g}{found.loss:14.6g}",
+        f"  {'loss':12}{step.loss:14.6g}{found.loss:14.6g}",
         f"  {'grad norm':12}{norm:>14}{found.grad_norm:14.6g}",
         "now: " + (found.cause or "every number is finite and within the limits"),
         *map(str, sorted(found.tokens, key=lambda token: -token.alarm)[:tokens]),

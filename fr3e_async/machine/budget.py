@@ -10,9 +10,11 @@ to cost. The next group is sized so that the account comes back to 0; what round
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+
+import msgspec
 
 from fr3e_async.algorithm.strategies import GroupPlan
 from fr3e_async.errors import RunFailed
@@ -29,8 +31,7 @@ class BudgetError(RunFailed):
     """The smallest group costs more than the budget."""
 
 
-@dataclass(slots=True)
-class Account:
+class Account(msgspec.Struct, omit_defaults=True):
     """Running sums: decayed ones for mean lengths, exact ones for the balance. What a checkpoint keeps."""
 
     balance: float = 0.0  # tokens: budget of the settled groups minus their cost
@@ -48,14 +49,14 @@ class Account:
 class TokenBudget:
     """``admit`` gives the plan of the next group, ``settle`` takes what one has cost."""
 
-    def __init__(self, plan: GroupPlan, tokens_per_prompt: int, *, state: Mapping[str, float] | None = None) -> None:
+    def __init__(self, plan: GroupPlan, tokens_per_prompt: int, *, account: Account | None = None) -> None:
         """``plan``: of the configuration; followed as it is with a budget of 0."""
         self._plan, self._budget = plan, tokens_per_prompt
-        self._account = Account(**state) if state else Account()  # type: ignore[arg-type]
+        self._account = account or Account()
         self._expected: dict[str, float] = {}  # open groups
 
-    def state(self) -> dict[str, float]:
-        return asdict(self._account)
+    def state(self) -> Account:
+        return copy.copy(self._account)
 
     def admit(self, group: str) -> GroupPlan:
         """The plan of a group that is admitted now. Raises ``BudgetError`` if even the smallest is beyond the budget for good."""

@@ -1,22 +1,23 @@
-"""What has happened: the events that go into the control machine. Ids, lengths and rewards; tokens only in prompts."""
+"""What has happened: the events that go into the control machine. Ids, lengths and rewards, never a token.
+
+Each is a tagged msgspec struct, and its JSON is what a journal keeps: ``{"type":"Trained","version":7}``. A field that has its
+default is left out, so a journal of an earlier version without a newer field is read as if it stood there with its default.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
-from fr3e_async.types import Anchor, Prompt, RolloutId, RolloutSummary, Verdict
+from fr3e_async.types import Anchor, RolloutId, RolloutSummary, Verdict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """A prompt enters as a new group; only while ``Ledger.admissible() > 0``."""
 
     group: str
-    prompt: Prompt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
+class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """A sampling task came back. ``anchors``: of the trunks in it (perhaps none); None: not chosen in this task."""
 
     task: int
@@ -26,8 +27,7 @@ class Delivered:
     anchors: tuple[Anchor, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rescored:
+class Rescored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """The learner has chosen the anchors of these trunks."""
 
     task: int
@@ -36,8 +36,7 @@ class Rescored:
     anchors: tuple[Anchor, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """A sampling or scoring task will not come back: actor lost, lease expired, or withdrawn.
 
     ``counted``: it was an attempt; not if it was withdrawn for new weights, which is nobody's fault. ``gone``: rollouts of
@@ -54,8 +53,7 @@ class Lost:
     gone: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Judged(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """Verdicts of a scoring task, in the order of ``ids``."""
 
     task: int
@@ -64,22 +62,19 @@ class Judged:
     verdicts: tuple[Verdict, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class Trained(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """The learner has consumed the batch that makes ``version``."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class Published(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """Every engine that is in service has acknowledged ``version``. The machine's own word to its ledger."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """The loop wants a worker for something that is not a group's: a part of an evaluation. ``task`` is negative."""
 
     task: int
@@ -88,16 +83,14 @@ class Asked:
     priority: int = 0  # lower ones first; groups have 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """A task that was asked for has ended, or is not wanted any more. ``proof``: the worker has done it."""
 
     task: int
     proof: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerUp:
+class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """A worker is ready. ``version``: of an engine's weights; ``ticket``: of the ``Hire`` that it came by, 0 if it was there."""
 
     role: str
@@ -107,8 +100,7 @@ class WorkerUp:
     node: str = ""  # that it runs on, if anybody knows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerDown:
+class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """A worker is dead, or silent for too long. Its tasks end by events of their own. ``node``: its node is gone with it."""
 
     worker: str
@@ -116,8 +108,7 @@ class WorkerDown:
     node: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unhired:
+class Unhired(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """The worker of this ``Hire`` did not start."""
 
     ticket: int
@@ -125,8 +116,7 @@ class Unhired:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
+class Begun(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """All workers that were there when the session began have been told: those that are missing are hired.
 
     ``again``: they are those of a session before, in the same process, whose pools had the size that they needed.
@@ -135,8 +125,7 @@ class Begun:
     again: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leaving:
+class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """The node of a worker will be taken away. ``seconds``: until then; 0: nobody knows."""
 
     worker: str
@@ -144,16 +133,14 @@ class Leaving:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Utilization:
+class Utilization(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """How much the pools' actors had to do. ``at``: seconds, since any moment; ``idle``: (role, part of their time) since the last."""
 
     at: float
     idle: tuple[tuple[str, float], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pressure:
+class Pressure(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """How full an engine is, since its last report."""
 
     worker: str
@@ -162,23 +149,20 @@ class Pressure:
     preempted: int  # requests it had to throw out of its cache and begin again
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
+class Exported(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """The learner's weights of a version can be sent."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Acked:
+class Acked(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """An engine serves a version."""
 
     worker: str
     version: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """An engine did not take a version, or not in time."""
 
     worker: str
@@ -186,15 +170,13 @@ class Refused:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
+class Due(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """A ``Wait`` is over."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stopped:
+class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """No admission and no new batch from now on."""
 
     reason: str

@@ -8,7 +8,7 @@
 In flight, an engine goes on making tokens of the old version while it receives, stands still between two tokens to load
 (rollout/vllm_engine.py), and its rollouts go on with the new one. Each engine goes its own way: one that hangs holds up
 nobody. It has a time limit in every state; one that refuses or is late is quarantined and replaced by the caller. When
-several versions are waiting only the newest is sent. With ``together`` (weights.transfer=native) all engines receive at once.
+several versions are waiting only the newest is sent. With ``together`` (weights.transfer=collective) all engines receive at once.
 
 The live version is the oldest one that an engine in service serves; it never falls. An engine that joins with older weights
 serves only when it has acknowledged some that are not older than the live ones.
@@ -61,7 +61,7 @@ class Fleet:
 
     def __init__(self, config: WeightsConfig, *, version: int) -> None:
         self._in_flight, self._abort = config.update == "in_flight", config.update == "abort_retry"
-        self._together = config.transfer == "native"
+        self._together = config.transfer == "collective"
         self.target = version  # the newest version that engines are to have
         self.live = version
         self.members: dict[str, Member] = {}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum, auto
+
+import msgspec
 
 from fr3e_async.algorithm.anchors import trunks_by_reward
 from fr3e_async.algorithm.strategies import Credit, GroupOutcome, GroupPlan
 from fr3e_async.algorithm.values import second_round, wilson
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.machine.messages import Retire, StateRecord, Tokens
-from fr3e_async.types import Advantage, Anchor, Finish, Outcome, Prompt, RolloutId, RolloutSummary, Verdict
+from fr3e_async.types import Advantage, Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
 
 
 class Status(Enum):
@@ -25,8 +26,7 @@ class Status(Enum):
 DONE = (Status.JUDGED, Status.GIVEN_UP)
 
 
-@dataclass(slots=True)
-class Rollout:
+class Rollout(msgspec.Struct, omit_defaults=True):
     id: RolloutId
     status: Status = Status.ISSUED
     attempts: int = 1
@@ -40,34 +40,32 @@ class Rollout:
     reason: str = ""  # the verifier's
 
 
-@dataclass(slots=True)
-class Group:
-    """All that is known of a group.
+class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
+    """All that is known of a group. A checkpoint keeps the fields; what ``__post_init__`` makes is worked out again from them.
 
     ``trunks`` is None while they are still to be picked (by their rewards). A trunk is *open* until it has been branched
     or given up; ``anchors_of`` holds the anchors of every base that may be a trunk, from when they are known.
     """
 
     name: str
-    prompt: Prompt
     plan: GroupPlan
     number: int  # admissions before it, over the whole run
     born: int  # live version when it was admitted: no token of it is older
     candidates: frozenset[RolloutId]  # bases whose anchors are chosen
     trunks: tuple[RolloutId, ...] | None
-    rollouts: dict[RolloutId, Rollout] = field(default_factory=dict)
-    anchors_of: dict[RolloutId, tuple[Anchor, ...]] = field(default_factory=dict)
-    branched: set[RolloutId] = field(default_factory=set)
-    settled: set[RolloutId] = field(default_factory=set)  # trunks whose second round is drawn, or not needed
-    anchors: dict[int, Anchor] = field(default_factory=dict)  # by node, of the trunks that were branched
-    scoring_attempts: dict[int, int] = field(default_factory=dict)  # payload -> attempts
+    issued: list[Rollout] = []  # in the order of their issue
+    anchors_of: dict[int, tuple[Anchor, ...]] = {}  # by the trunk's branch index
+    branched: set[RolloutId] = set()
+    settled: set[RolloutId] = set()  # trunks whose second round is drawn, or not needed
+    anchors: dict[int, Anchor] = {}  # by node, of the trunks that were branched
+    scoring_attempts: dict[int, int] = {}  # payload -> attempts
     beginnings: int = 1  # above 1: its rollouts were gone from the object store
-    credit: Credit | None = field(default=None, metadata={"kept": False})  # worked out again after a resume
-    tasks: set[int] = field(default_factory=set, metadata={"kept": False})  # that will still end: each does so once
-    owed: int = field(default=0, metadata={"kept": False})  # rollouts that are neither judged nor given up
 
     def __post_init__(self) -> None:
-        self.owed = sum(rollout.status not in DONE for rollout in self.rollouts.values())
+        self.rollouts = {rollout.id: rollout for rollout in self.issued}
+        self.owed = sum(rollout.status not in DONE for rollout in self.issued)  # neither judged nor given up
+        self.tasks: set[int] = set()  # that will still end: each does so once
+        self.credit: Credit | None = None
 
     def base(self, branch: int) -> RolloutId:
         return RolloutId(self.name, 0, branch)
@@ -76,7 +74,8 @@ class Group:
         for id in ids:
             if id in self.rollouts:
                 raise ValueError(f"rollout {id} was issued twice")
-            self.rollouts[id] = Rollout(id)
+            self.rollouts[id] = rollout = Rollout(id)
+            self.issued.append(rollout)
             self.owed += 1
 
     @property
@@ -137,7 +136,8 @@ class Group:
     def begin_again(self, trunks: tuple[RolloutId, ...] | None) -> list[RolloutId]:
         """Forget every rollout, and what is still on its way; the bases, issued anew."""
         bases = [id for id in self.rollouts if id.node == 0]
-        for kept in (
+        for known in (
+            self.issued,
             self.rollouts,
             self.anchors_of,
             self.branched,
@@ -146,7 +146,7 @@ class Group:
             self.scoring_attempts,
             self.tasks,
         ):
-            kept.clear()
+            known.clear()
         self.trunks, self.credit = trunks, None
         self.beginnings += 1
         self.owed = 0
@@ -168,7 +168,7 @@ class Group:
         """The anchors of these bases, each perhaps without any; the first word counts."""
         for trunk in trunks:
             if trunk in self.candidates:
-                self.anchors_of.setdefault(trunk, tuple(a for a in anchors if a.trunk == trunk.branch))
+                self.anchors_of.setdefault(trunk.branch, tuple(a for a in anchors if a.trunk == trunk.branch))
 
     def pick_trunks(self) -> None:
         """Where ``algorithm.trunk`` picks by reward: pick, once all bases are done (``algorithm.anchors.trunks_by_reward``)."""
@@ -186,12 +186,12 @@ class Group:
         for trunk in self.trunks or ():
             rollout = self.rollouts[trunk]
             if rollout.status is Status.GIVEN_UP and rollout.note is None:  # else its anchors are known, or on their way
-                self.anchors_of.setdefault(trunk, ())
-        return [trunk for trunk in self.trunks or () if trunk in self.anchors_of and trunk not in self.branched]
+                self.anchors_of.setdefault(trunk.branch, ())
+        return [trunk for trunk in self.trunks or () if trunk.branch in self.anchors_of and trunk not in self.branched]
 
     def branch(self, trunk: RolloutId) -> tuple[RolloutId, ...]:
         """Issue the continuations of a trunk's anchors, those of the first round if there are two; their ids, node by node."""
-        anchors = self.anchors_of[trunk]
+        anchors = self.anchors_of[trunk.branch]
         self.branched.add(trunk)
         if not (self.plan.first and anchors):
             self.settled.add(trunk)
@@ -213,7 +213,7 @@ class Group:
     def branch_again(self, trunk: RolloutId) -> tuple[RolloutId, ...]:
         """Issue the second round of a trunk, by what is known of its first (``values.second_round``); perhaps nothing."""
         self.settled.add(trunk)
-        rewards: dict[int, list[float | None]] = {anchor.node: [] for anchor in self.anchors_of[trunk]}
+        rewards: dict[int, list[float | None]] = {anchor.node: [] for anchor in self.anchors_of[trunk.branch]}
         for id in self._branches_of(trunk):
             rewards[id.node].append(self.rollouts[id].reward)
         more = second_round(rewards, first=self.plan.first, branches=self.plan.branches)
@@ -222,7 +222,7 @@ class Group:
         return ids
 
     def _branches_of(self, trunk: RolloutId) -> list[RolloutId]:
-        nodes = {anchor.node for anchor in self.anchors_of[trunk]}
+        nodes = {anchor.node for anchor in self.anchors_of[trunk.branch]}
         return [id for id in self.rollouts if id.node in nodes]
 
     # ---- the end ----

@@ -41,7 +41,7 @@ class Ledger:
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config, self._strategy = config, strategy
         self._capacity, self._rewards = config.flow.capacity, config.reward_range
-        self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, state=state.budget if state else None)
+        self._budget = TokenBudget(strategy.plan, config.budget.tokens_per_prompt, account=state.budget if state else None)
         self.version = state.version if state else 0
         self.live = self.version
         self.admitted = state.admitted if state else 0
@@ -175,7 +175,6 @@ class Ledger:
         candidates, trunks = self._chosen_trunks(event.group, plan)
         group = Group(
             name=event.group,
-            prompt=event.prompt,
             plan=plan,
             number=self.admitted,
             born=self.live,

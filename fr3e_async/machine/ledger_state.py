@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from fr3e_async.errors import RunFailed
+from fr3e_async.machine.budget import Account
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.messages import Retire
 
@@ -51,8 +53,7 @@ class RejectionStreak:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerState:
+class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
     """What survives a restart: the books, and the open groups with all that is known of their trees.
 
     Groups that were with the learner count as open: they are trained again from the weights that go with this state.
@@ -61,7 +62,7 @@ class LedgerState:
     version: int
     admitted: int
     fates: dict[str, int]
-    budget: dict[str, float]  # the account of ``budget.TokenBudget``
+    budget: Account
     groups: tuple[Group, ...] = ()  # in admission order
     rejected_in_a_row: int = 0
 
@@ -73,7 +74,7 @@ class LedgerState:
     @property
     def payloads(self) -> frozenset[int]:
         """Keys of the payloads that the open groups still need."""
-        return frozenset(r.payload for group in self.groups for r in group.rollouts.values() if r.payload >= 0)
+        return frozenset(r.payload for group in self.groups for r in group.issued if r.payload >= 0)
 
 
 def state_of(group: Group) -> str:

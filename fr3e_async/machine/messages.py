@@ -8,28 +8,26 @@ task: Delivered, Judged, Lost or Answered.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from fr3e_async.algorithm.batching import RowCost
-from fr3e_async.types import Advantage, Anchor, Prompt, RolloutId
+from fr3e_async.types import Advantage, Anchor, RolloutId
 
 # ---- commands: what the ledger wants done ----
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Draw these rollouts from the prompt. With ``trunk`` anchors are chosen on each of them as soon as it ends."""
 
     task: int
-    prompt: Prompt
     ids: tuple[RolloutId, ...]
     trunk: bool = False
     attempt: int = 1  # the highest of its rollouts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Branch:
+class Branch(msgspec.Struct, frozen=True, kw_only=True):
     """Draw these continuations of one trunk's anchors (``id.node`` names the anchor). One explorer gets the whole task."""
 
     task: int
@@ -41,8 +39,7 @@ class Branch:
     attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rescore:
+class Rescore(msgspec.Struct, frozen=True, kw_only=True):
     """Have the learner work out the entropies of these trunks and choose their anchors (``engine.entropy: learner``)."""
 
     task: int
@@ -52,13 +49,11 @@ class Rescore:
     lengths: tuple[int, ...]  # tokens of each, context included
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
+class Score(msgspec.Struct, frozen=True, kw_only=True):
     """Judge rows of a payload against the prompt's reference answer."""
 
     task: int
     payload: int
-    prompt: Prompt
     ids: tuple[RolloutId, ...]
     rows: tuple[int, ...]  # of the payload, one for each id
     attempt: int = 1
@@ -73,8 +68,7 @@ class TrainItem(NamedTuple):
     load: RowCost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Train:
+class Train(msgspec.Struct, frozen=True, kw_only=True):
     """Train on these rows, then make weights ``version``."""
 
     version: int
@@ -83,8 +77,7 @@ class Train:
     oldest: int  # lowest weight version among the tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateRecord:
+class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One state of a group as it ended: a row's ``states`` in groups.jsonl."""
 
     node: int
@@ -101,8 +94,7 @@ class StateRecord:
     dropped: str  # why it is not trained; "" if it is
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     """What a group cost and what came of it, in tokens."""
 
     generated: int = 0  # sampled by the engines
@@ -112,8 +104,7 @@ class Tokens:
     useful: int = 0  # of these, with an advantage that is not 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retire:
+class Retire(msgspec.Struct, frozen=True, kw_only=True):
     """A group has left the ledger: its payloads can go, its prompt counts as consumed, its numbers are final."""
 
     group: str
@@ -139,8 +130,7 @@ class Retire:
     reasons: Mapping[str, int]  # verdicts by the verifier's reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forget:
+class Forget(msgspec.Struct, frozen=True, kw_only=True):
     """These tasks of a group are not wanted any more: those that nobody has yet need not be done."""
 
     tasks: tuple[int, ...]
@@ -153,8 +143,7 @@ def group_of(work: Work) -> str:
     return work.ids[0].group
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assign:
+class Assign(msgspec.Struct, frozen=True, kw_only=True):
     """Have this worker do this task. ``work`` is None for a task that the loop asked for by ``Asked``."""
 
     task: int
@@ -162,16 +151,14 @@ class Assign:
     work: Work | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Withdraw:
+class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
     """Take these tasks back from the worker: each still ends in its own event, ``Lost(counted=False)`` unless it was quicker."""
 
     worker: str
     tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hire:
+class Hire(msgspec.Struct, frozen=True, kw_only=True):
     """Start a new worker of this role, after ``delay_s``, as soon as the cluster has room; ends in WorkerUp or Unhired."""
 
     ticket: int
@@ -179,15 +166,13 @@ class Hire:
     delay_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dismiss:
+class Dismiss(msgspec.Struct, frozen=True, kw_only=True):
     """The worker of this ``Hire`` is not needed any more; it ends in no event, unless it is up by now."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class Release(msgspec.Struct, frozen=True, kw_only=True):
     """End this worker, or what is left of it. ``lost``: it was not asked to leave."""
 
     worker: str
@@ -195,24 +180,21 @@ class Release:
     lost: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class Move(msgspec.Struct, frozen=True, kw_only=True):
     """This engine works in the other engines' pool from now on: nothing is to be done but to know it."""
 
     worker: str
     role: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetPoolTarget:
+class SetPoolTarget(msgspec.Struct, frozen=True, kw_only=True):
     """A pool is to have so many actors: for the cluster's autoscaler, which may plan ahead."""
 
     role: str
     actors: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Send:
+class Send(msgspec.Struct, frozen=True, kw_only=True):
     """Give these engines the weights of a version; ends in Acked or Refused for each of them.
 
     ``alone``: an engine that joins, or one that was down; it need not be part of a common hand-over.
@@ -223,15 +205,13 @@ class Send:
     alone: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
+class Live(msgspec.Struct, frozen=True, kw_only=True):
     """Every engine in service has the weights: an announcement, nothing is to be done."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True, kw_only=True):
     """Say ``Due(key)`` after so many seconds."""
 
     key: str
@@ -241,6 +221,3 @@ class Wait:
 LedgerCommand = Work | Rescore | Train | Retire | Forget
 Staffing = Hire | Dismiss | Release | Move | SetPoolTarget
 Command = Rescore | Train | Retire | Assign | Withdraw | Staffing | Send | Live | Wait  # of the machine: work is assigned
-
-
-# ---- events: what has happened ----

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+
+import msgspec
 
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.machine.messages import Retire
@@ -57,7 +59,7 @@ class Tally:
             "by_policy": sum(count for reason, count in group.reasons.items() if reason.startswith("policy")),
             "interval_width": sum(state.high - state.low for state in group.states),
             "states": len(group.states),
-            **asdict(group.tokens),
+            **msgspec.structs.asdict(group.tokens),
             **{
                 name: getattr(group, name)
                 for name in (

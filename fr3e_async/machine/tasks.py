@@ -20,10 +20,7 @@ class Issuer:
         parts: list[tuple[tuple[RolloutId, ...], bool]] = [((id,), True) for id in ids if id in group.candidates]
         if others := tuple(id for id in ids if id not in group.candidates):
             parts.append((others, False))
-        return [
-            Sample(task=self._number(group), prompt=group.prompt, ids=part, trunk=trunk, attempt=group.attempt_of(part))
-            for part, trunk in parts
-        ]
+        return [Sample(task=self._number(group), ids=part, trunk=trunk, attempt=group.attempt_of(part)) for part, trunk in parts]
 
     def score(self, group: Group, payload: int) -> list[LedgerCommand]:
         due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
@@ -31,7 +28,7 @@ class Issuer:
             return []
         ids, rows = tuple([r.id for r in due]), tuple([r.row for r in due])
         attempt = group.scoring_attempts.get(payload, 1)
-        return [Score(task=self._number(group), payload=payload, prompt=group.prompt, ids=ids, rows=rows, attempt=attempt)]
+        return [Score(task=self._number(group), payload=payload, ids=ids, rows=rows, attempt=attempt)]
 
     def rescore(self, group: Group, payload: int, trunks: Sequence[RolloutId]) -> Rescore:
         notes = [group.rollouts[id].note for id in trunks]
@@ -53,7 +50,7 @@ class Issuer:
                     ids=tuple(own[branch]),
                     trunk=trunk,
                     trunk_payload=group.rollouts[trunk].payload,
-                    anchors=group.anchors_of[trunk],
+                    anchors=group.anchors_of[branch],
                     attempt=group.attempt_of(own[branch]),
                 )
             )
@@ -68,8 +65,8 @@ class Issuer:
         for payload in payloads:
             commands += self.score(group, payload)
         unknown: dict[int, list[RolloutId]] = {}  # trunks whose anchors the learner was to choose
-        for trunk in sorted(group.candidates - group.anchors_of.keys()):
-            if group.rollouts[trunk].note is not None:
+        for trunk in sorted(group.candidates):
+            if trunk.branch not in group.anchors_of and group.rollouts[trunk].note is not None:
                 unknown.setdefault(group.rollouts[trunk].payload, []).append(trunk)
         return commands + [self.rescore(group, payload, trunks) for payload, trunks in unknown.items()]
 

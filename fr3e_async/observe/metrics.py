@@ -118,7 +118,7 @@ by control/publisher.py:Sync.metrics, control/publisher.py:Publisher.sync
   weights/copied_bytes             | bytes    | Engines: Weights: bytes of a version                    | weights that an engine copied, mean over the engines
   weights/verified_tensors         | tensors  | Engines: Weights: tensors proven, and looked at in part | of the version those of which every element was found in an engine as it was sent, the fewest of any engine
   weights/probed_tensors           | tensors  | Engines: Weights: tensors proven, and looked at in part | all others: packed ones, of which a rotating part is looked at, the most of any engine
-by control/checkpointing.py:CheckpointWriter._save
+by control/checkpointing.py:Checkpointing._save
   time/checkpoint_s                | s        | Throughput: Where a step's time goes                    | writing the last checkpoint: the learner stands still for it, engines and verifiers do not
   checkpoint/tree_bytes            | bytes    | Actors and checkpoints: Rollouts in a checkpoint        | rollouts of open groups in it
   checkpoint/open_groups           | groups   | no panel: groups_in_flight has it                       | groups that were open or with the learner when it was taken

@@ -50,7 +50,7 @@ class Recorder:
         """``resumed_from`` and ``settled``: last step of the checkpoint and groups settled by then; what was recorded of
         later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all; ``settings``: all of the run's, as TensorBoard shows them. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
-        self._exporter, self._samples, self._trackers = exporter, HeartbeatSamples(), trackers
+        self._exporter, self._samples, self._trackers = exporter, HeartbeatSamples(), trackers or Trackers()
         self._vitals: Heartbeat | None = None  # of the last beat
         self._tree_lock = Lock()  # the file is thinned in a thread
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
@@ -64,8 +64,7 @@ class Recorder:
         self._close_rows()
         self._open(step, settled)
         self._view.go_back(step)
-        if self._trackers is not None:
-            self._trackers.back_to(step)
+        self._trackers.back_to(step)
 
     def _open(self, step: int, settled: int) -> None:
         with self._tree_lock:
@@ -90,8 +89,7 @@ class Recorder:
         self._metrics.write({"step": step, "time_s": now, **values})
         if self._tensorboard is not None:
             self._tensorboard.write(step, values)
-        if self._trackers is not None:
-            self._trackers.write(step, values, time_s=now)
+        self._trackers.write(step, values, time_s=now)
         if self._exporter is not None:
             self._exporter.publish(self._samples.step(values))
         self._view.step(step, values)
@@ -107,8 +105,7 @@ class Recorder:
     def beat(self, vitals: Heartbeat) -> None:
         """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
         self._vitals = vitals
-        if self._trackers is not None:
-            self._tell(self._trackers.news())
+        self._tell(self._trackers.news())
         if self._exporter is not None:
             self._exporter.publish(self._samples.beat(vitals, now=wall()))
 
@@ -134,8 +131,7 @@ class Recorder:
         if self._tensorboard is not None:
             cells = [[f"```\n{cell}\n```" for cell in row] for row in rows]  # as they are, and not as Markdown
             self._tensorboard.text(version, f"samples/{name}", [SAMPLES, *cells])
-        if self._trackers is not None:
-            self._trackers.show(version, name, [SAMPLES, *rows])
+        self._trackers.show(version, name, [SAMPLES, *rows])
 
     def tree(self, line: str) -> bool:
         """Keep a group's tree; False once the file has ``observe.trees_mib``. Raises ``StorageError``."""
@@ -164,16 +160,14 @@ class Recorder:
         if record := fields.get("measured"):
             if self._tensorboard is not None:
                 self._tensorboard.write(record["version"], measured_values(record))
-            if self._trackers is not None:
-                self._trackers.measured(record, time_s=now)
-        if self._trackers is not None and (ending := ENDINGS.get(kind)):
+            self._trackers.measured(record, time_s=now)
+        if ending := ENDINGS.get(kind):
             self._trackers.ended(ending, reason=text)
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json and show the result. Raises ``StorageError``."""
         self._run_dir.write_summary(summary.to_json())
-        if self._trackers is not None:
-            self._trackers.summarised(asdict(summary))
+        self._trackers.summarised(asdict(summary))
         self.event(
             summary.exit_reason,
             "run_finished" if summary.exit_reason == "finished" else "run_stopped",
@@ -195,9 +189,8 @@ class Recorder:
 
     def close(self) -> None:
         """Flush everything, whatever way the run ended. Idempotent."""
-        if self._trackers is not None:
-            with suppress(StorageError):  # the disk is full: what else is to be closed says so
-                self._tell(self._trackers.close())
+        with suppress(StorageError):  # the disk is full: what else is to be closed says so
+            self._tell(self._trackers.close())
         self._view.stop()
         self._events.close()
         self.ledger_log.close()

@@ -120,7 +120,7 @@ def render_plan(
 
 def _render_changed(config: Config, origins: Mapping[str, str]) -> str:
     body = [
-        [knob.path, as_text(value), f"default {knob.default_text}", "command line" if "=" in said else said]
+        [knob.path, as_text(value), f"default {as_text(knob.default)}", "command line" if "=" in said else said]
         for knob, value, said in changed(config, origins)
     ]
     return "settings that differ from the defaults\n" + _table(body, left=(0, 1, 2, 3))

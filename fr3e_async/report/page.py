@@ -16,7 +16,6 @@ import hashlib
 import html
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def declarations(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     metrics = {name: {"unit": m.unit, "meaning": m.meaning, "code": m.made_by} for name, m in METRICS.items()}
     metrics |= {name: {"unit": "", "meaning": "not declared in this version", "code": ()} for name in sorted(undeclared)}
     summary = {name: dict(field.metadata) for name, field in Summary.__dataclass_fields__.items()}
-    code = {place: asdict(locate(place)) for metric in METRICS.values() for place in metric.made_by}
+    code = {place: locate(place) for metric in METRICS.values() for place in metric.made_by}
     return {"metrics": metrics, "code": code, "summary": summary, "events": MEANINGS, "defaults": defaults()}
 
 
@@ -116,19 +115,12 @@ def data_block(part: str, *, id: str = "", kind: str = "") -> str:
 # ---- the code that makes a metric, read by its syntax and not imported: a page can be made where torch is not installed ----
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodePlace:
-    """A function or class of the package. *Example*: ``machine/tally.py``, ``Tally.take``, line 51 and its text."""
-
-    file: str  # from the package's folder
-    name: str
-    line: int  # from 1
-    source: str
-
-
 @functools.cache
-def locate(place: str) -> CodePlace:
-    """*Example*: ``machine/tally.py:Tally.take``. Raises ``LookupError``: the package has no such file or function."""
+def locate(place: str) -> dict[str, Any]:
+    """A function or class of the package, with its first line, from 1, and its text. Raises ``LookupError`` if it is not there.
+
+    *Example*: ``machine/tally.py:Tally.take`` → ``{"file": "machine/tally.py", "name": "Tally.take", "line": 51, "source": "def take…"}``.
+    """
     file, _, name = place.partition(":")
     if not (PACKAGE / file).is_file():
         raise LookupError(f"{place}: there is no such file in the package")
@@ -137,7 +129,7 @@ def locate(place: str) -> CodePlace:
         node = _inside(node, part, place)
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])  # type: ignore[attr-defined]
     last = node.end_lineno  # type: ignore[attr-defined]
-    return CodePlace(file=file, name=name, line=first, source="\n".join(text.split("\n")[first - 1 : last]))
+    return {"file": file, "name": name, "line": first, "source": "\n".join(text.split("\n")[first - 1 : last])}
 
 
 @functools.cache

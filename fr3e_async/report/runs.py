@@ -6,7 +6,6 @@ for a folder to count as a run. Refuses to know how the numbers are shown.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -115,30 +114,15 @@ class _Wall:
 def evaluations(path: Path, summary: dict[str, Any] | None, found: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Every evaluation, with its ``benchmark`` and its place on each axis (``at``).
 
-    From evaluations.jsonl, or the summary's, or the events' words; or of an evaluation that ran alone, from its results.json.
+    From evaluations.jsonl, else the summary, else the events; of an evaluation that ran alone, from its results.json.
     """
     rows = [row for _, row in read_rows(path / "evaluations.jsonl")]
-    alone = (read_object(path / "results.json") or {}).get("benchmarks")
-    if isinstance(alone, dict):
-        rows = [{"label": "alone", "benchmark": name, **row} for name, row in alone.items() if isinstance(row, dict)]
-    if not rows:
-        rows = [row for row in (summary or {}).get("evaluations") or [] if isinstance(row, dict)]
-    if not rows:
-        rows = [row for _, event in read_rows(path / "logs" / "events.jsonl") if (row := _told(event))]
+    alone = mapping((read_object(path / "results.json") or {}).get("benchmarks"))
+    rows = [{"label": "alone", "benchmark": name, **mapping(row)} for name, row in alone.items()] or rows
+    rows = rows or objects((summary or {}).get("evaluations"))
+    rows = rows or [mapping(event.get("measured")) for _, event in read_rows(path / "logs" / "events.jsonl")]
     known = [row for row in rows if number(row.get("accuracy")) is not None]
     return [plain({"benchmark": HELDOUT, **row, "at": _placed(row, found)}) for row in known]
-
-
-def _told(event: dict[str, Any]) -> dict[str, Any] | None:
-    """*Example*: ``held-out accuracy, step 5: 0.406 [0.295, 0.529] (v5)``."""
-    if event.get("event") != "evaluation":
-        return None
-    said = re.match(r"held-out accuracy, ([^:]*): ([\d.]+) \[([\d.]+), ([\d.]+)\]", text(event.get("text")))
-    if not said:
-        return None
-    label, *numbers = said.groups()
-    accuracy, low, high = (float(value) for value in numbers)
-    return {"label": label, "accuracy": accuracy, "low": low, "high": high, "version": event.get("version")}
 
 
 def _placed(row: dict[str, Any], found: dict[str, list[float]]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,7 @@ from fr3e_async.report.rows import read_rows, text
 KINDS = {"Sample": "base", "Branch": "branch", "Score": "verify", "Asked": "evaluate"}
 ROLES = ("learner", "generators", "explorers", "verifiers")
 PIECES = 6000  # that a session's time is divided into: what lies closer together than one is drawn as one
-_TASK = {
-    kind.__name__: [f.name for f in fields(kind)].index("task") + 1 for kind in (Delivered, Rescored, Lost, Judged, Answered)
-}
+_ENDS = {kind.__name__ for kind in (Delivered, Rescored, Lost, Judged, Answered)}  # events that end their ``task``
 
 
 @dataclass(slots=True)
@@ -62,17 +60,17 @@ class _Session:
         self.there["learner"] = now
         self._lane("learner")
 
-    def read(self, now: float, event: list[Any], decisions: list[str]) -> None:
-        kind = event[0]
-        if kind in _TASK:
-            self._end(str(event[_TASK[kind]]), now)
+    def read(self, now: float, event: dict[str, Any], decisions: list[str]) -> None:
+        kind, worker = event["type"], event.get("worker", "")
+        if kind in _ENDS:
+            self._end(str(event["task"]), now)
         elif kind == WorkerUp.__name__:
-            self._lane(event[2], event[1])
-            self.there.setdefault(event[2], now)
+            self._lane(worker, event["role"])
+            self.there.setdefault(worker, now)
         elif kind == WorkerDown.__name__:
-            self._leave(event[1], now)
-        elif kind in (Acked.__name__, Refused.__name__) and event[1] in self.sent:
-            self._lane(event[1]).add("weights", self.sent.pop(event[1]), now)
+            self._leave(worker, now)
+        elif kind in (Acked.__name__, Refused.__name__) and worker in self.sent:
+            self._lane(worker).add("weights", self.sent.pop(worker), now)
         elif kind == "Admitted":
             self._count(now, 1)
         elif kind == "Trained" and self.training is not None:
@@ -143,7 +141,7 @@ def read_timeline(run: Path) -> dict[str, Any] | None:
     for path in sorted((run / "journal").glob("*.jsonl")):
         session, span = _Session(lanes, open_groups), None
         for line, row in read_rows(path):
-            if "e" not in row:  # the header
+            if isinstance(row.get("e", []), list):  # the header, or an event of an earlier version of this package
                 continue
             try:
                 now = float(row["t"])

@@ -173,13 +173,14 @@ def _compare_columns(path: str, layer: nn.Module, slot: ParameterSlot, pieces: S
     All sizes are those of the engine's own parameter. True if all columns were compared; else others come next time.
     """
     height, width = slot.shape
+    wanted = plain(slot, pieces)
     every = max(1, width // PROBES)
     chosen = torch.arange(width) if look.whole else (look.turn % every + every * torch.arange(min(PROBES, width))) % width
     for block in chosen.split(BLOCK):
         units = torch.zeros(len(block), width, dtype=slot.dtype)
         units[torch.arange(len(block)), block] = 1.0
         answer = layer.cpu_linear(units, layer.weight, None)  # [P, N or more]
-        if not torch.equal(answer[:, :height].to(slot.dtype), columns(slot, pieces, block).T):
+        if not torch.equal(answer[:, :height].to(slot.dtype), wanted[:, block].T):
             raise Unproven(f"the packed copy of {path}.weight differs from {_names(pieces)} after loading")
     return len(chosen) == width
 
@@ -187,8 +188,9 @@ def _compare_columns(path: str, layer: nn.Module, slot: ParameterSlot, pieces: S
 def _compare_packed_again(path: str, layer: nn.Module, sources: Sources, packer: Packer, look: Look) -> bool:
     """Pack what was sent as the layer does at its first load, one expert after another, and compare the bytes."""
     count = min(slot.shape[0] for slot, _ in sources.values())
+    sent = {name: plain(slot, pieces) for name, (slot, pieces) in sources.items()}
     for expert in range(count) if look.whole else (look.turn % count,):
-        loose = {name: rows(slot, pieces, expert) for name, (slot, pieces) in sources.items()}
+        loose = {name: experts[expert : expert + 1] for name, experts in sent.items()}
         for name, wanted in packer(layer, loose).items():
             if not same_bytes(getattr(layer, name)[expert], wanted[0]):
                 told = [piece for piece in sources[name][1] if _within(piece, sources[name][0], expert)]
@@ -202,33 +204,6 @@ def plain(slot: ParameterSlot, pieces: Sequence[WrittenPiece]) -> Tensor:
     for piece in pieces:
         piece.region.of(whole.view(-1)).copy_(_values(slot, piece))
     return whole
-
-
-def columns(slot: ParameterSlot, pieces: Sequence[WrittenPiece], chosen: Tensor) -> Tensor:
-    """[N, P] chosen columns of a two-dimensional parameter as it was loaded."""
-    height, width = slot.shape
-    if any(len(piece.region.size) != 2 or piece.region.stride != (width, 1) for piece in pieces):
-        return plain(slot, pieces)[:, chosen]
-    found = torch.zeros(height, len(chosen), dtype=slot.dtype)
-    for piece in pieces:
-        top, left = divmod(piece.region.offset, width)
-        inside = (chosen >= left) & (chosen < left + piece.region.size[1])
-        found[top : top + piece.region.size[0], inside] = _values(slot, piece)[:, chosen[inside] - left].to(slot.dtype)
-    return found
-
-
-def rows(slot: ParameterSlot, pieces: Sequence[WrittenPiece], index: int) -> Tensor:
-    """[1, ...] one entry of a parameter's first dimension as it was loaded."""
-    step = torch.Size(slot.shape[1:]).numel()
-    near = [piece for piece in pieces if _within(piece, slot, index)]
-    if any(piece.region.offset < index * step or piece.region.end > (index + 1) * step for piece in near):
-        return plain(slot, near)[index : index + 1]
-    one = ParameterSlot(slot.name, (1, *slot.shape[1:]), slot.dtype)
-    moved = [
-        WrittenPiece(region=Region(p.region.offset - index * step, p.region.size, p.region.stride), source=_values(slot, p))
-        for p in near
-    ]
-    return plain(one, moved)
 
 
 def _within(piece: WrittenPiece, slot: ParameterSlot, index: int) -> bool:

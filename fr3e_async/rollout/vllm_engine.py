@@ -81,7 +81,7 @@ class VllmEngine:
 
     @classmethod
     async def start(cls, spec: EngineSpec) -> VllmEngine:
-        """Load the model. The event loop stays free. Raises ``UserError`` if this vLLM cannot give what ``spec.entropy`` needs."""
+        """Load the model. The event loop stays free. Raises ``UserError`` if this vLLM cannot give what ``engine.entropy`` needs."""
         provider = provider_of(spec)
         provider.check()
         claim_children()
@@ -255,7 +255,7 @@ class VllmEngine:
             self._require_alive()
             held = str(self._alive().model_config.dtype).removeprefix("torch.")
             if held != manifest.dtype:
-                raise WeightsRefused(f"weights.transfer=native: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
+                raise WeightsRefused(f"weights.transfer=collective: engine.dtype is {held}, learner.dtype is {manifest.dtype}")
             async with self._gate:
                 reply, pause_s = await self._switch(manifest, self._take_over)
             size = sum(tensor_bytes(manifest, index) for index in range(len(manifest.names)))
@@ -299,7 +299,7 @@ class VllmEngine:
         llm, started = self._alive(), steady()
         self._meter.pause(started)
         try:
-            await llm.pause_generation(mode="keep", clear_cache=self._spec.clear_cache_on_update)
+            await llm.pause_generation(mode="keep", clear_cache=self._spec.engine.clear_cache_on_update)
             try:
                 reply = await load(llm, manifest)
             finally:

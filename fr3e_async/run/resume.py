@@ -31,7 +31,7 @@ def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | 
             datasets.train, config.run.seed, state=state.stream, parts=datasets.parts, template=datasets.template, ends=datasets.ends
         )  # fmt: skip
         known = {prompt.uid for prompt in datasets.train}
-        if any(group.prompt.uid not in known for group in state.ledger.groups):
+        if any(group.name.rpartition("@")[0] not in known for group in state.ledger.groups):
             raise DataError("data.train: a problem that the checkpoint is at work on is not there any more")
     return folder
 

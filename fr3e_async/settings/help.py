@@ -6,83 +6,24 @@ Knows nothing of files being loaded or of values that a user gave; it only says 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import json
 import textwrap
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from fr3e_async.algorithm.strategies import REGISTRY
 from fr3e_async.config import Config
+from fr3e_async.config.knobs import Knob, expected, fields_of, knobs_of
 
 WIDTH = 100  # columns of --help
 PATH_COLUMNS = 38  # the longest dotted path and two blanks fit
 BEGIN = "<!-- begin of the generated tables: python -m fr3e_async.help docs/configuration.md -->"
 END = "<!-- end of the generated tables -->"
-
-REGISTRIES = {"algorithm.strategy": tuple(REGISTRY)}  # settings whose words are not in their type
-
-_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Knob:
-    """One setting. Example: ``Knob(path="flow.max_staleness", type=int, default=1, meaning="…", unit="versions")``."""
-
-    path: str  # dotted
-    type: Any  # the annotation, resolved
-    default: Any
-    meaning: str
-    unit: str  # empty for a plain number or text
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The allowed words of a ``Literal`` or a registry, else nothing."""
-        if self.path in REGISTRIES:
-            return REGISTRIES[self.path]
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
-
-    @property
-    def is_text(self) -> bool:
-        """True for free text and for a choice of words."""
-        return self.type is str or bool(self.choices)
-
-    @property
-    def is_list(self) -> bool:
-        return get_origin(self.type) is list
-
-    @property
-    def is_mapping(self) -> bool:
-        return get_origin(self.type) is dict
-
-    @property
-    def entry(self) -> type | None:
-        """The dataclass whose instances the list holds (``data.train_sources``), or None."""
-        args = get_args(self.type)
-        return args[0] if self.is_list and dataclasses.is_dataclass(args[0]) else None
-
-    @property
-    def expected(self) -> str:
-        """What a value must be, in words. Example: ``"one of truncate, mask, off"``."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        origin, args = get_origin(self.type), get_args(self.type)
-        if self.entry is not None:
-            names = [item.name for item in dataclasses.fields(self.entry)]
-            return f"a list of mappings with {', '.join(names[:3])}, …"
-        if origin is list:
-            return f"a list of {_WORDS[args[0]]}s"
-        if origin is dict:
-            return "a mapping" + ("" if args[1] is Any else f" of names to {_WORDS[args[1]]}s")
-        return _WORDS[self.type] if self.type is bool else f"a {_WORDS[self.type]}" if self.type is not str else "text"
-
-    @property
-    def default_text(self) -> str:
-        """The default as one writes it on the command line."""
-        return as_text(self.default)
 
 
 def as_text(value: Any) -> str:
@@ -104,35 +45,22 @@ def changed(config: Config, origins: Mapping[str, str]) -> list[tuple[Knob, Any,
 def entry_knobs(path: str) -> dict[str, Knob]:
     """Name → knob of what may stand in an entry of the list at ``path``; empty for any other setting."""
     entry = knobs()[path].entry
-    rows = _walk(entry, f"{path}[].") if entry is not None else ()
-    return {row.path.rpartition(".")[2]: row for row in rows}
+    return {row.path.rpartition(".")[2]: row for row in knobs_of(entry, f"{path}[].")} if entry is not None else {}
 
 
 @functools.cache
 def sections() -> dict[str, str]:
     """Section name → meaning, in the order of ``Config``. Settings outside of any section are not in it."""
-    return {f.name: f.metadata["help"] for f in dataclasses.fields(Config) if _is_section(f.name)}
+    return {name: item.description or "" for name, item in fields_of(Config).items() if is_dataclass(item.annotation)}
 
 
 @functools.cache
 def knobs() -> dict[str, Knob]:
     """Dotted path → knob, in the order of ``Config``."""
-    return {knob.path: knob for knob in _walk(Config, "")}
-
-
-def _is_section(name: str) -> bool:
-    return dataclasses.is_dataclass(get_type_hints(Config)[name])
-
-
-def _walk(cls: type, prefix: str) -> Iterator[Knob]:
-    hints = get_type_hints(cls)
-    for item in dataclasses.fields(cls):
-        path, kind = prefix + item.name, hints[item.name]
-        if dataclasses.is_dataclass(kind):
-            yield from _walk(typing.cast(type, kind), path + ".")
-            continue
-        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        yield Knob(path=path, type=kind, default=default, meaning=item.metadata["help"], unit=item.metadata["unit"])
+    rows = {knob.path: knob for knob in knobs_of(Config)}
+    strategies = Literal[tuple(REGISTRY)]  # type: ignore[valid-type]  # a registry's words are not in the setting's type
+    rows["algorithm.strategy"] = rows["algorithm.strategy"]._replace(type=strategies)
+    return rows
 
 
 def _by_section() -> Iterator[tuple[str, str, list[Knob]]]:
@@ -163,10 +91,15 @@ def render_topic(word: str) -> str:
     return "\n\n".join(parts)
 
 
+def _value(row: Knob) -> str:
+    """What a value must be. *Example*: ``"a number, in (0, 1]"``."""
+    return ", ".join(filter(None, (expected(row.type), row.bounds)))
+
+
 def _block(name: str, meaning: str, rows: Sequence[Knob]) -> str:
     lines = [f"{name}: {meaning}" if name else f"{meaning}:"]
     for row in rows:
-        facts = [row.expected, *([row.unit] if row.unit else []), f"default {row.default_text}"]
+        facts = [_value(row), *([row.unit] if row.unit else []), f"default {as_text(row.default)}"]
         lines += textwrap.wrap(
             f"{row.meaning} [{'; '.join(facts)}]",
             width=WIDTH,
@@ -185,7 +118,7 @@ def render_tables() -> str:
         lines += [f"### `{name}`: {meaning}" if name else f"### {meaning.capitalize()}", ""]
         lines += ["| setting | default | unit | meaning | value |", "| --- | --- | --- | --- | --- |"]
         for row in rows:
-            cells = (f"`{row.path}`", f"`{row.default_text}`", row.unit, row.meaning, row.expected)
+            cells = (f"`{row.path}`", f"`{as_text(row.default)}`", row.unit, row.meaning, _value(row))
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "\\<") for cell in cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -200,6 +133,20 @@ def with_fresh_tables(text: str) -> str:
     return f"{head}{BEGIN}\n\n{render_tables()}\n{END}{tail}"
 
 
+def schema() -> dict[str, Any]:
+    """JSON Schema of a file of settings, by which editors complete and check YAML."""
+    made = TypeAdapter(Config).json_schema()
+    names = {"type": "array", "items": {"type": "string"}}
+    base = {"description": "file, or files, that this one is laid over", "anyOf": [{"type": "string"}, names]}
+    made["properties"]["base"] = base
+    made["patternProperties"] = {r"^\w+\.": {}}  # dotted keys, as run.dir
+    made["$defs"]["AlgorithmConfig"]["properties"]["strategy"]["enum"] = list(REGISTRY)
+    return made
+
+
 def refresh(target: Path) -> None:
-    """Rewrite the tables of a Markdown file. Raises ``ValueError`` if a marker is missing."""
-    target.write_text(with_fresh_tables(target.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the JSON Schema to a .json file, or rewrite the tables of a Markdown file; ``ValueError`` if it lacks a marker."""
+    if target.suffix == ".json":
+        target.write_text(json.dumps(schema(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    else:
+        target.write_text(with_fresh_tables(target.read_text(encoding="utf-8")), encoding="utf-8")

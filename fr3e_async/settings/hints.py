@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
 from fr3e_async.config.foreign import instead, ours
+from fr3e_async.config.knobs import Knob, did_you_mean
 from fr3e_async.errors import ConfigError
-from fr3e_async.settings.help import Knob, knobs, sections
+from fr3e_async.settings.help import knobs, sections
 
 
 def misplaced_option(argument: str, follower: str, options: Sequence[str]) -> str:
@@ -45,11 +45,6 @@ def locate(path: str) -> tuple[Knob | None, tuple[str, ...]]:
     return None, ()
 
 
-def mistyped(knob: Knob, value: Any, origin: str) -> ConfigError:
-    hint = did_you_mean(str(value), knob.choices)
-    return ConfigError(f"{origin}: {knob.path} must be {knob.expected}, got {value!r}{hint}")
-
-
 def unknown(path: str, origin: str) -> ConfigError:
     return ConfigError(f"{origin}: unknown setting {path}{_nearest(path)}; --help lists them all")
 
@@ -78,8 +73,3 @@ def _nearest(path: str) -> str:
     by_leaf = {known.rpartition(".")[2]: known for known in knobs()}
     close = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)
     return f" (did you mean {by_leaf[close[0]]}?)" if close else ""
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""

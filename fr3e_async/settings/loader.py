@@ -1,33 +1,36 @@
-"""From command line to ``Config``: YAML files laid over each other, dot-list overrides on top, one-line errors. The only omegaconf.
+"""From command line to ``Config``: YAML files laid over each other, ``key=value`` on top, one-line errors. The only omegaconf.
 
-Refuses to print, to start anything, and to know what a setting means: rules between settings are ``config``'s,
-words about settings are ``help``'s. A layer is a plain dict here; omegaconf reads YAML (``1e-6`` is a number to it), checks and
-converts types, and resolves ``${…}``.
+Omegaconf reads YAML (``1e-6`` is a number to it) and resolves ``${…}``; ``config`` checks the result. What a setting means, and
+which words help, is not known here. A layer is a plain dict: dotted path → value and where it was given.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fr3e_async.algorithm.strategies import check_strategy, unread
 from fr3e_async.config import Config
 from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
-from fr3e_async.config.secrets import refuse_secrets
+from fr3e_async.config.knobs import Knob, did_you_mean
+from fr3e_async.config.secrets import SecretGiven, refuse_secrets
 from fr3e_async.errors import ConfigError
-from fr3e_async.settings.help import Knob, entry_knobs, knobs, sections
-from fr3e_async.settings.hints import did_you_mean, locate, meant, misplaced_option, mistyped, unknown
+from fr3e_async.settings.help import knobs, sections
+from fr3e_async.settings.hints import locate, meant, misplaced_option, unknown
 
 PACKAGED = Path(__file__).parent.parent / "configs"  # in a checkout a link to the repository's configs/
 OPTIONS = ("--help", "-h", "--dry-run")  # what commands understand besides settings
+RENAMED = {"weights.transfer": {"native": "collective"}}  # words of a setting that were renamed; the old one works until 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,33 +41,52 @@ class LoadedConfig:
     origins: Mapping[str, str] = field(default_factory=dict)  # of the settings that were given: "toy.yaml:12", or as typed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
-    """Settings of one file or one override, by dotted path, and where each was said (for messages)."""
+class Given(NamedTuple):
+    """*Example*: ``Given(12, "toy.yaml:3")``, or as typed: ``Given(12, "run.steps=12")``."""
 
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)  # "toy.yaml:12", or "run.steps=abc" as typed
+    value: Any
+    origin: str
+
+
+Layer = dict[str, Given]
 
 
 def load_config(argv: Sequence[str], *, options: Sequence[str] = OPTIONS) -> LoadedConfig:
     """Arguments ``config=a.yaml[,b.yaml]`` and ``key=value`` → a checked config. ConfigError names the cause and the setting.
 
-    ``options``: what the command understands besides, for messages."""
+    ``options``: what the command understands besides, for messages. A word that was renamed is noted on stderr.
+    """
     names, overrides = _split(argv, options)
     typed = [_override_layer(text) for text in overrides]  # first: `confg=toy` is a misspelling, not a missing file
     if not names:
         raise ConfigError("config: no file given; start with config=toy for the embedded example, see --help")
-    files: dict[Path, _Layer] = {}
+    files: dict[Path, Layer] = {}
     for name in names:
         for path, layer in _file_layers(_find(name, folder=Path.cwd(), origin="config="), ()):
             files.setdefault(path, layer)  # a base that two files share is laid once, below both
-    values, origins = _lay([*files.values(), *typed])
-    config, text = _build(values, origins)
-    check_strategy(config)  # the rules that need to know the strategy
-    given = [layer for path, layer in files.items() if not _is_shipped(path) and not _is_record(layer)]
-    _refuse_idle(config, *_lay([*given, *typed]))
-    refuse_secrets(config, os.environ)
+    given = _lay([*files.values(), *typed])
+    for setting, word, new in _renamed(given):
+        print(f"note: {given[setting].origin}: {setting}={word} is called {setting}={new} now", file=sys.stderr)
+        given[setting] = given[setting]._replace(value=new)
+    config, text = _build(given)
+    chosen = [layer for path, layer in files.items() if not _is_shipped(path) and not _is_record(layer)]
+    try:
+        check_strategy(config)  # the rules that need to know the strategy
+        _refuse_idle(config, _lay([*chosen, *typed]))
+        refuse_secrets(config, os.environ)
+    except ConfigError as error:
+        raise _located(error, given) from None
+    origins = {path: its.origin for path, its in given.items()}
     return LoadedConfig(config=config, yaml=text, sources=(*map(_shown, files), *overrides), origins=origins)
+
+
+def config_from(values: Mapping[str, Any]) -> Config:
+    """The config whose ``asdict`` this is, as a journal keeps it. Raises ``ConfigError`` if it does not fit this version."""
+    try:
+        given = dict(_flatten(values, "", "journal"))
+        return _build(given | {path: Given(new, "journal") for path, _, new in _renamed(given)})[0]
+    except ConfigError as error:
+        raise ConfigError(f"the recorded settings do not fit this version: {error}") from None
 
 
 def _is_shipped(path: Path) -> bool:
@@ -75,21 +97,27 @@ def _is_shipped(path: Path) -> bool:
     return any(shipped.read_bytes() == path.read_bytes() for shipped in copies)
 
 
-def _is_record(layer: _Layer) -> bool:
+def _is_record(layer: Layer) -> bool:
     """The config.yaml of a run, with all there is: nobody chose each of these values."""
-    return {path.partition(".")[0] for path in layer.values} >= sections().keys()
+    return {path.partition(".")[0] for path in layer} >= sections().keys()
 
 
-def _refuse_idle(config: Config, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+def _refuse_idle(config: Config, given: Layer) -> None:
     """``ConfigError`` for a setting that a person gave, though it does nothing beside the others."""
     for idle, why in (*unread(config.algorithm), *idle_settings(config)):
-        for path in values:
-            if (path == idle or (idle.endswith(".") and path.startswith(idle))) and not _asks_nothing(path, values[path]):
-                raise ConfigError(f"{origins[path]}: {path} does nothing with {why}; leave it out")
+        for path, (value, _) in given.items():
+            harmless = any(value == word and type(value) is type(word) for word in ASKS_NOTHING.get(path, ()))
+            if (path == idle or (idle.endswith(".") and path.startswith(idle))) and not harmless:
+                raise ConfigError(f"{path} does nothing with {why}; leave it out")
 
 
-def _asks_nothing(path: str, value: Any) -> bool:
-    return any(value == harmless and type(value) is type(harmless) for harmless in ASKS_NOTHING.get(path, ()))
+def _located(error: ConfigError, given: Layer) -> ConfigError:
+    """The same with file and line, or what was typed, of the setting that it begins with."""
+    path = re.match(r"[\w.]*", str(error))
+    knob, _ = locate(path[0].rstrip(".") if path else "")
+    origin = given[knob.path].origin if knob is not None and knob.path in given else ""
+    hidden = isinstance(error, SecretGiven) and "=" in origin  # as typed, with the secret
+    return ConfigError(f"{origin}: {error}") if origin and not hidden else error
 
 
 def _shown(path: Path) -> str:
@@ -100,17 +128,16 @@ def _shown(path: Path) -> str:
 
 
 def _split(argv: Sequence[str], options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names after ``config=``, and the other settings as typed."""
     names: list[str] = []
     overrides: list[str] = []
-    for index, argument in enumerate(argv):
+    for argument, follower in zip(argv, [*argv[1:], ""], strict=False):
         key, equals, value = argument.partition("=")
-        follower = next(iter(argv[index + 1 :]), "")
         if argument.startswith("-"):
             raise ConfigError(misplaced_option(argument, follower, options))
         if not equals:
-            raise ConfigError(
-                f"{argument}: an argument is written key=value, perhaps {meant(argument, follower, options, _shipped())}"
-            )
+            word = meant(argument, follower, options, _shipped())
+            raise ConfigError(f"{argument}: an argument is written key=value, perhaps {word}")
         if key == "config":
             names += [name.strip() for name in value.split(",") if name.strip()]
         else:
@@ -118,7 +145,7 @@ def _split(argv: Sequence[str], options: Sequence[str]) -> tuple[list[str], list
     return names, overrides
 
 
-def _override_layer(text: str) -> _Layer:
+def _override_layer(text: str) -> Layer:
     key, _, raw = text.partition("=")
     key = key.strip()
     knob, rest = locate(key)
@@ -134,10 +161,7 @@ def _override_layer(text: str) -> _Layer:
             value = _parse(f"value: {raw}")["value"]
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"{text}: the value is not YAML: {_problem(error)}") from None
-    if knob is not None:
-        return _Layer(values={key: value}, origins={key: text})
-    pairs = dict(_flatten({key: value}, "", text))
-    return _Layer(values=pairs, origins=dict.fromkeys(pairs, text))
+    return {key: Given(value, text)} if knob is not None else dict(_flatten({key: value}, "", text))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -159,7 +183,7 @@ def _shipped() -> list[str]:
     return sorted(str(p.relative_to(PACKAGED).with_suffix("")) for p in PACKAGED.rglob("*.yaml"))
 
 
-def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[tuple[Path, _Layer]]:
+def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[tuple[Path, Layer]]:
     """The layers of a file, its bases first. ``below``: the files whose base this one is."""
     if path in below:
         raise ConfigError(f"{path}: base: goes in a circle: " + " → ".join(p.name for p in (*below, path)))
@@ -169,11 +193,8 @@ def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[tuple[Path, _L
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: base must be a file name or a list of them, got {bases!r}")
     for base in bases:
-        target = _find(base, folder=path.parent, origin=f"{path}: base: ")
-        yield from _file_layers(target, (*below, path))
-    values = dict(_flatten(content, "", path.name, lines))
-    origins = {key: f"{path.name}:{_line_of(key, lines)}" for key in values}
-    yield path, _Layer(values=values, origins=origins)
+        yield from _file_layers(_find(base, folder=path.parent, origin=f"{path}: base: "), (*below, path))
+    yield path, dict(_flatten(content, "", path.name, lines))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -186,7 +207,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         content = _parse(text)
         lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader), ""))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}{_at(error)}: not YAML: {_problem(error)}") from None
+        mark = getattr(error, "problem_mark", None)
+        raise ConfigError(f"{path}{f':{mark.line + 1}' if mark else ''}: not YAML: {_problem(error)}") from None
     except OSError:  # what omegaconf raises for a file that holds a bare word or number
         content, lines = None, {}
     if not isinstance(content, dict):
@@ -207,15 +229,6 @@ def _lines(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, int]]:
             yield from _lines(value, path + ".")
 
 
-def _line_of(key: str, lines: Mapping[str, int]) -> int:
-    return lines.get(key, 1)
-
-
-def _at(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f":{mark.line + 1}" if mark else ""
-
-
 def _problem(error: Exception) -> str:
     return str(getattr(error, "problem", None) or error).splitlines()[0]
 
@@ -225,13 +238,13 @@ def _problem(error: Exception) -> str:
 
 def _flatten(
     content: Mapping[Any, Any], prefix: str, where: str, lines: Mapping[str, int] | None = None
-) -> Iterator[tuple[str, Any]]:
+) -> Iterator[tuple[str, Given]]:
     """Nested settings → (dotted path of a knob, value). ConfigError for an unknown key or a section that is no mapping."""
     for name, value in content.items():
         path = f"{prefix}{name}"
-        origin = f"{where}:{_line_of(path, lines)}" if lines is not None else where
+        origin = f"{where}:{lines.get(path, 1)}" if lines is not None else where
         if path in knobs():
-            yield path, _as_meant(knobs()[path], value, origin)
+            yield path, Given(_as_meant(knobs()[path], value), origin)
         elif path not in sections():
             raise unknown(path, origin)
         elif value is None:
@@ -243,28 +256,24 @@ def _flatten(
             yield from _flatten(value, path + ".", where, lines)
 
 
-def _as_meant(knob: Knob, value: Any, origin: str) -> Any:
-    """Undo what YAML makes of unquoted words: ``off`` and ``false`` are no text to it, a revision ``0123`` a number."""
-    for word in ("on", "true") if value is True else ("off", "false") if value is False else ():
-        if word in knob.choices:
-            return word
-    if knob.is_text and not isinstance(value, str):
-        raise ConfigError(f"{mistyped(knob, value, origin)}; put it in quotes")
-    return value
+def _as_meant(knob: Knob, value: Any) -> Any:
+    """Undo what YAML makes of unquoted words: ``off`` and ``false`` are no text to it."""
+    words = ("on", "true") if value is True else ("off", "false") if value is False else ()
+    return next((word for word in words if word in knob.choices), value)
 
 
-def _lay(layers: Sequence[_Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+def _lay(layers: Sequence[Layer]) -> Layer:
     """All layers as one. A later value replaces the whole earlier one, mappings and lists too; only an override that
     names a key inside a mapping (``engine.options.seed=1``) adds to it."""
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    laid: Layer = {}
     for layer in layers:
-        for path, value in layer.values.items():
+        for path, (value, origin) in layer.items():
             knob, rest = locate(path)
             assert knob is not None  # both makers of layers have checked it
-            values[knob.path] = _put(values.get(knob.path), rest, value) if rest else value
-            origins[knob.path] = layer.origins[path]
-    return values, origins
+            if rest:
+                value = _put(laid[knob.path].value if knob.path in laid else {}, rest, value)
+            laid[knob.path] = Given(value, origin)
+    return laid
 
 
 def _put(mapping: Any, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -273,64 +282,26 @@ def _put(mapping: Any, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
     return copy
 
 
-def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> tuple[Config, str]:
-    for path, value in values.items():
-        knob = knobs()[path]
-        if value == "???":
-            raise ConfigError(f"{origins[path]}: {path} has no value yet; give it as {path}=…")
-        if knob.is_mapping != isinstance(value, dict) or knob.is_list != isinstance(value, list):
-            raise mistyped(knob, value, origins[path])
-        if knob.entry is not None:
-            _check_entries(knob, value, origins[path])
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(_nest(values)))
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise _blame(error, values, origins) from None
-    return cast(Config, config), OmegaConf.to_yaml(merged, resolve=True)
+def _renamed(given: Layer) -> list[tuple[str, str, str]]:
+    """(setting, word, its new name) of every word that has another name now."""
+    words = ((path, given[path].value, new) for path, new in RENAMED.items() if path in given)
+    return [(path, word, new[word]) for path, word, new in words if isinstance(word, str) and word in new]
 
 
-def _check_entries(knob: Knob, entries: Sequence[Any], origin: str) -> None:
-    """``ConfigError`` with the entry's place for a list of sections: omegaconf's own message would name the last key only."""
-    known = entry_knobs(knob.path)
-    for index, entry in enumerate(entries):
-        place = f"{knob.path}[{index}]"
-        if not isinstance(entry, Mapping):
-            raise ConfigError(f"{origin}: {place} must be a mapping with {', '.join(known)}, got {entry!r}")
-        for name, value in entry.items():
-            if name not in known:
-                raise ConfigError(f"{origin}: unknown setting {place}.{name}{did_you_mean(str(name), list(known))}")
-            row = replace(known[name], path=f"{place}.{name}")
-            if row.is_text and not isinstance(value, str):
-                raise ConfigError(f"{mistyped(row, value, origin)}; put it in quotes")
-            try:
-                OmegaConf.merge(OmegaConf.structured(knob.entry), OmegaConf.create({name: value}))
-            except OmegaConfBaseException:
-                raise mistyped(row, value, origin) from None
-
-
-def config_from(values: Mapping[str, Any]) -> Config:
-    """The config whose ``asdict`` this is, as a journal keeps it. Raises ``ConfigError`` if it does not fit this version."""
-    try:
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(values)))))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the recorded settings do not fit this version: {str(error).splitlines()[0]}") from None
-
-
-def _blame(error: OmegaConfBaseException, values: Mapping[str, Any], origins: Mapping[str, str]) -> ConfigError:
-    """Which setting omegaconf objects to: it names most by itself, and says nothing of a broken ``${…}``."""
-    problem = str(error).splitlines()[0]
-    knob, _ = locate(str(error.full_key).partition("[")[0])
-    if knob is None:
-        path = next(path for path, value in values.items() if "${" in str(value))
-        return ConfigError(f"{origins[path]}: {path}: {problem}")
-    value, origin = values.get(knob.path), origins.get(knob.path, knob.path)
-    return ConfigError(f"{origin}: {knob.path}: {problem}") if "${" in str(value) else mistyped(knob, value, origin)
-
-
-def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+def _build(given: Layer) -> tuple[Config, str]:
+    """The config, and as YAML: what was given over the defaults, ``${…}`` resolved, types and bounds checked."""
     nested: dict[str, Any] = {}
-    for path, value in values.items():
+    for path, knob in knobs().items():
         section, _, name = path.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[name] = value
-    return nested
+        (nested.setdefault(section, {}) if section else nested)[name] = given[path].value if path in given else knob.default
+    try:
+        merged = OmegaConf.create(nested)
+        plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        return Config(**cast(dict[str, Any], plain)), OmegaConf.to_yaml(merged, resolve=True)
+    except MissingMandatoryValue as error:
+        raise _located(ConfigError(f"{error.full_key} has no value yet; give it as {error.full_key}=…"), given) from None
+    except OmegaConfBaseException as error:  # a broken ``${…}``; omegaconf names not all of them
+        path = str(error.full_key or next(path for path, its in given.items() if "${" in str(its.value)))
+        raise _located(ConfigError(f"{path.partition('[')[0]}: {str(error).splitlines()[0]}"), given) from None
+    except ConfigError as error:
+        raise _located(error, given) from None

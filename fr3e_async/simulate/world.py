@@ -13,7 +13,6 @@ import random
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed
-from fr3e_async.machine.codec import nameless
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import (
     Acked,
@@ -83,7 +82,7 @@ class World:
         self._payloads = 0
         self._learner = Station(self.clock, self._cores, threads=config.learner.ranks * config.learner.threads)
         self._driver = Station(self.clock, self._cores) if self.times.control_s else None
-        self._together = config.weights.transfer == "native"
+        self._together = config.weights.transfer == "collective"
         self._receiving: set[str] = set()  # of a common hand-over
 
     # ---- running ----
@@ -136,7 +135,7 @@ class World:
     def _admit(self, number: int) -> None:
         group = f"p{number}@0"
         self._groups.open(group, number)
-        self._apply(Admitted(group=group, prompt=nameless(f"p{number}")))
+        self._apply(Admitted(group=group))
 
     def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:

@@ -1,7 +1,7 @@
 """The journal of a session: every event of the control machine with what it decided, one JSON line each; and reading it back.
 
-    {"format": 2, "config": {…}, "state": …}                      the header: with it the machine begins
-    {"t": 1763…, "e": ["Delivered", …], "c": ["assign 7 explorer-0 Branch 12", …]}
+    {"journal":"0.1.0","config":{…},"state":null}                              with it the machine begins
+    {"t":1763000000.25,"e":{"type":"Trained","version":7},"c":["retire gsm8k/17@0 trained","train 8 96 …"]}
 
 With it a run is replayed (``replay``) and service times are measured (``simulate``). Decisions are written in short; the
 machine makes them again, in full, from the events.
@@ -9,16 +9,18 @@ machine makes them again, in full, from the events.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import msgspec
+
+from fr3e_async import __version__
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed, StorageError
 from fr3e_async.files.durable import storage_errors
-from fr3e_async.machine.codec import decode, encode, nameless
+from fr3e_async.files.jsonl import from_json, to_json
 from fr3e_async.machine.events import Event
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.messages import (
@@ -36,18 +38,23 @@ from fr3e_async.machine.messages import (
     Train,
     Wait,
     Withdraw,
-)
-
-FORMAT = 2
-KEPT_NAMES = {"Utilization": "Busy"}  # events that have another name in the files, which are older
+)  # fmt: skip
 
 
-def event_name(kind: type) -> str:
-    """The name of an event in a journal."""
-    return KEPT_NAMES.get(kind.__name__, kind.__name__)
+class Header(msgspec.Struct, frozen=True):
+    """What the machine of a session began with. ``config``: all settings; ``state``: of the checkpoint that it resumed from."""
+
+    journal: str  # version of the package that wrote it
+    config: dict[str, Any]
+    state: LedgerState | None
 
 
-EVENTS: dict[str, type] = {event_name(kind): kind for kind in get_args(Event)}
+class Entry(msgspec.Struct, frozen=True, rename={"time": "t", "event": "e", "commands": "c"}):
+    """One event of a journal, and what the machine decided. ``time``: seconds since the epoch."""
+
+    time: float
+    event: Event
+    commands: tuple[str, ...]
 
 
 class Journal:
@@ -57,22 +64,21 @@ class Journal:
         self.path = folder / f"{session:04d}.jsonl"
         with storage_errors(self.path):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the journal
-            header = {"format": FORMAT, "config": asdict(config), "state": None if state is None else encode(state)}
-            self._file.write(json.dumps(header) + "\n")
-            self._file.flush()
+            self._file = open(self.path, "wb")  # noqa: SIM115 - open as long as the journal
+        self._write(Header(__version__, asdict(config), state))
+        self.flush()
 
     def write(self, event: Event, commands: Sequence[Command], now: float) -> None:
-        self._write(event, [brief(command) for command in commands], now)
+        """``now``: seconds since the epoch, kept to the microsecond."""
+        self._write(Entry(round(now, 6), event, tuple(map(brief, commands))))
 
     def refused(self, event: Event, error: RunFailed, now: float) -> None:
         """The machine could not go on: the last line of a run that failed in its own books."""
-        self._write(event, [refusal(error)], now)
+        self._write(Entry(round(now, 6), event, (refusal(error),)))
 
-    def _write(self, event: Event, decisions: list[str], now: float) -> None:
-        line = {"t": round(now, 6), "e": [event_name(type(event)), *encode(event)], "c": decisions}
+    def _write(self, line: Header | Entry) -> None:
         with storage_errors(self.path):
-            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._file.write(to_json(line) + b"\n")
 
     def flush(self) -> None:
         with storage_errors(self.path):
@@ -85,55 +91,40 @@ class Journal:
             self._file.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One event of a journal. ``time``: seconds since the epoch."""
-
-    time: float
-    event: Event
-    commands: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    config: dict[str, Any]
-    state: LedgerState | None
-
-
 def read_journal(path: Path) -> tuple[Header, Iterator[Entry]]:
     """A session's journal; a last line that was cut off by a kill is passed over. Raises ``StorageError``."""
     lines = _lines(path)
-    header = next(lines, None)
-    if header is None or header.get("format") != FORMAT:
-        raise StorageError(f"{path}: no journal of format {FORMAT}")
-    state = None if header["state"] is None else decode(LedgerState, header["state"], nameless)
-    return Header(header["config"], state), (_entry(line) for line in lines)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith("\n"):
-                    return
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise StorageError(f"{path}, line {number}: not JSON ({error})") from error
+        header = from_json(next(lines, (1, b""))[1], msgspec.json.Decoder(Header))
+    except msgspec.DecodeError as error:
+        raise StorageError(f"{path}: no journal that this version can read ({error})") from error
+    return header, _entries(path, lines)
+
+
+def _entries(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Entry]:
+    decoder = msgspec.json.Decoder(Entry)
+    for number, line in lines:
+        try:
+            yield from_json(line, decoder)
+        except msgspec.DecodeError as error:
+            raise StorageError(f"{path}, line {number}: no event of a journal ({error})") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of the whole lines."""
+    try:
+        with open(path, "rb") as file:
+            yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
     except OSError as error:
         raise StorageError(f"{path} is not readable ({error.strerror})") from error
-
-
-def _entry(line: dict[str, Any]) -> Entry:
-    kind, *fields = line["e"]
-    return Entry(line["t"], decode(EVENTS[kind], fields, nameless), tuple(line["c"]))
 
 
 def brief(command: Command) -> str:
     """A decision in one line: what it is, for whom, how much."""
     match command:
         case Assign():
-            return f"assign {command.task} {command.worker} {work_in_short(command)}"
+            work = "Asked" if command.work is None else f"{type(command.work).__name__} {len(command.work.ids)}"
+            return f"assign {command.task} {command.worker} {work}"
         case Rescore():
             return f"rescore {command.task} {command.group} {len(command.trunks)}"
         case Train():
@@ -162,8 +153,3 @@ def brief(command: Command) -> str:
 
 def refusal(error: RunFailed) -> str:
     return f"refused: {str(error).splitlines()[0]}"
-
-
-def work_in_short(command: Assign) -> str:
-    """Kind of work and how many rollouts; "Asked" for what the loop asked for."""
-    return "Asked" if command.work is None else f"{type(command.work).__name__} {len(command.work.ids)}"

@@ -80,16 +80,16 @@ class LedgerReport:
         return self.cuts[-1].settled if self.cuts else 0
 
 
-def audit(records: Sequence[LedgerRecord], *, groups_per_step: int, max_staleness: int) -> LedgerReport:
-    """Play the records and check each of them: a violation for each law that is broken, at the line that breaks it.
+def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, max_staleness: int) -> LedgerReport:
+    """Play the records, each with its line, and check each of them: a violation for each law that is broken, at the line that breaks it.
 
     After a violation the record is believed as far as it can be, so that one fault is told once. The replay's own counts
     balance by construction (an event that would unbalance them is a violation), so conservation is checked where the books
     state counts: at each begin and cut.
     """
     replay = _Replay(groups_per_step=groups_per_step, max_staleness=max_staleness)
-    for record in records:
-        replay.take(record)
+    for line, record in records:
+        replay.take(line, record)
     return replay.report()
 
 
@@ -116,8 +116,8 @@ class _Replay:
     _crowded: bool = False  # too many slots are held, which is told once
     _gap: tuple[int, int] = (0, 0)  # by how much the counts of the books are off, as told last
 
-    def take(self, record: LedgerRecord) -> None:
-        self._line = record.line
+    def take(self, line: int, record: LedgerRecord) -> None:
+        self._line = line
         if not self._running and not isinstance(record, BeginRecord):
             self._break("order", f"{what(type(record))!r} stands outside of a session")
             self._running = True  # told once

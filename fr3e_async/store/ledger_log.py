@@ -1,111 +1,120 @@
-"""The books of a run, ``ledger.jsonl``: the story of every prompt group over all sessions, a record a line, only appended to.
+"""``ledger.jsonl``: what became of every prompt group over all sessions, a record a line, only appended to.
 
     begin  ─► admitted … train ─► trained ─► live … settled … cut … ─► end        what a session writes
     begin at a cut  ─►  whatever stands between the two is void
 
-Knows what the records say and not whether they are true: that is the audit's (``ledger_audit``).
+``records_of`` filters them from the events that the journal has, with what the machine decided; begin, cut and end are the session's
+own. Whether the records are true is the audit's question (``ledger_audit``).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import fsync_path, storage_errors
-from fr3e_async.files.jsonl import JsonlWriter
+from fr3e_async.files.jsonl import JsonlWriter, from_json, to_json
+from fr3e_async.machine.events import Admitted, Event, Trained
+from fr3e_async.machine.messages import Command, Live, Retire, Train
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Version = Count  # of the weights: 0 is the model that the run began with
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerRecord:
-    """A line of the file. Versions are of the weights: 0 is the model that the run began with."""
-
-    line: int = field(default=0, compare=False)  # where it was read, from 1 on; 0: nowhere
+def what(kind: type | str) -> str:
+    """The word that names a kind of record in the file: "begin" of ``BeginRecord``."""
+    return (kind if isinstance(kind, str) else kind.__name__).removesuffix("Record").lower()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BeginRecord(LedgerRecord):
+class LedgerRecord(msgspec.Struct, frozen=True, kw_only=True, tag=what, tag_field="what", forbid_unknown_fields=True):
+    """A line of the file. *Example*: ``{"what":"train","version":8,"groups":["gsm8k/17@0","gsm8k/4@0"],"oldest":6}``."""
+
+
+class BeginRecord(LedgerRecord, frozen=True, kw_only=True):
     """A session starts: fresh, or from a checkpoint's cut. Everything after that cut is void."""
 
-    session: int
-    version: int
-    admitted: int  # groups, over the whole run
-    settled: int
+    session: Count
+    version: Version
+    admitted: Count  # groups, over the whole run
+    settled: Count
     open: tuple[str, ...]  # neither settled nor void, in admission order
     time_s: float  # seconds since the epoch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmittedRecord(LedgerRecord):
+class AdmittedRecord(LedgerRecord, frozen=True, kw_only=True):
+    """A group enters while all engines in service have at least version ``live``."""
+
     group: str
-    live: int  # version that all engines in service had
+    live: Version
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainRecord(LedgerRecord):
+class TrainRecord(LedgerRecord, frozen=True, kw_only=True):
     """A batch is given to the learner, to make ``version``."""
 
-    version: int
+    version: Version
     groups: tuple[str, ...]
-    oldest: int  # lowest version among its tokens
+    oldest: Version  # lowest among its tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedRecord(LedgerRecord):
+class TrainedRecord(LedgerRecord, frozen=True, kw_only=True):
     """``version`` is made, and the groups of its batch are settled."""
 
-    version: int
+    version: Version
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveRecord(LedgerRecord):
+class LiveRecord(LedgerRecord, frozen=True, kw_only=True):
     """All engines in service have ``version``."""
 
-    version: int
+    version: Version
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettledRecord(LedgerRecord):
+class SettledRecord(LedgerRecord, frozen=True, kw_only=True):
     """A group ends without training."""
 
     group: str
     fate: str  # "rejected_…" or "failed_…"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CutRecord(LedgerRecord):
+class CutRecord(LedgerRecord, frozen=True, kw_only=True):
     """Where a run may go on from, if the checkpoint that is being written becomes whole."""
 
-    version: int
-    admitted: int
-    settled: int
+    version: Version
+    admitted: Count
+    settled: Count
     open: tuple[str, ...]  # in admission order; those with the learner are among them
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndRecord(LedgerRecord):
-    version: int
+class EndRecord(LedgerRecord, frozen=True, kw_only=True):
+    """The session has ended in order."""
+
+    version: Version
     reason: str
 
 
-def what(kind: type[LedgerRecord]) -> str:
-    """The word that names a kind of record in the file: "begin" of ``BeginRecord``."""
-    return kind.__name__.removesuffix("Record").lower()
+AnyRecord = BeginRecord | AdmittedRecord | TrainRecord | TrainedRecord | LiveRecord | SettledRecord | CutRecord | EndRecord
 
 
-KINDS: dict[str, type[LedgerRecord]] = {
-    what(kind): kind
-    for kind in (BeginRecord, AdmittedRecord, TrainRecord, TrainedRecord, LiveRecord, SettledRecord, CutRecord, EndRecord)
-}
-_FITS: dict[Any, Callable[[Any], bool]] = {  # by the annotation of a field, as it is written above
-    "int": lambda value: type(value) is int and value >= 0,
-    "float": lambda value: type(value) in (int, float),
-    "str": lambda value: isinstance(value, str),
-    "tuple[str, ...]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-}
+def records_of(event: Event | None, commands: Iterable[Command], *, live: int) -> Iterator[LedgerRecord]:
+    """What an event and the decisions that it led to say of groups, in order. ``live``: the version that every engine serves.
+
+    ``event`` is None for what the machine decides when a session begins.
+    """
+    if isinstance(event, Admitted):
+        yield AdmittedRecord(group=event.group, live=live)
+    elif isinstance(event, Trained):
+        yield TrainedRecord(version=event.version)
+    for command in commands:
+        match command:
+            case Retire() if command.fate != "trained":
+                yield SettledRecord(group=command.group, fate=command.fate)
+            case Train():
+                yield TrainRecord(version=command.version, groups=command.groups, oldest=command.oldest)
+            case Live():
+                yield LiveRecord(version=command.version)
 
 
 class LedgerLog:
@@ -117,7 +126,7 @@ class LedgerLog:
 
     def write(self, record: LedgerRecord) -> None:
         """A cut is durable when this returns: a checkpoint that survives a power cut must find its cut here."""
-        self._writer.write(to_row(record))
+        self._writer.append(to_json(record).decode())
         if isinstance(record, CutRecord):
             with storage_errors(self._path):
                 fsync_path(self._path)
@@ -127,55 +136,43 @@ class LedgerLog:
         self._writer.close()
 
 
-def to_row(record: LedgerRecord) -> dict[str, Any]:
-    """The JSON object of a record."""
-    said = {item.name: getattr(record, item.name) for item in fields(record) if item.name != "line"}
-    return {"what": what(type(record)), **said}
+_DECODER = msgspec.json.Decoder(AnyRecord)
 
 
-def read_ledger_log(path: Path) -> list[LedgerRecord]:
-    """The records of a run, in order.
+def read_ledger_log(path: Path) -> list[tuple[int, LedgerRecord]]:
+    """(line from 1 on, record) of a run, in order.
 
     A killed session may have left half a line. It is taken for not written at the end of the file and before a ``begin``,
     even if that was cut short as well. Raises ``StorageError``: no such file, or damage anywhere else.
     """
-    records: list[LedgerRecord] = []
+    records: list[tuple[int, LedgerRecord]] = []
     torn = 0  # line number of what may be left of a killed session
     try:
         with open(path, "rb") as file:
             for line, text in enumerate(file, 1):
-                row = _object(text)
-                if row is None:
+                record = _record(text, line, path)
+                if record is None:
                     torn = torn or line
                     continue
-                record = _record(row, line, path)
                 if torn and not isinstance(record, BeginRecord):
                     raise StorageError(f"{path}:{torn} is damaged: it is no JSON object, and no session begins after it")
                 torn = 0
-                records.append(record)
+                records.append((line, record))
     except OSError as error:
         raise StorageError(f"{path} is not readable ({error.strerror})") from error
     return records
 
 
-def _object(text: bytes) -> dict[str, Any] | None:
+def _record(text: bytes, line: int, path: Path) -> LedgerRecord | None:
+    """None for what is no JSON object."""
     try:
-        row = json.loads(text)
-    except ValueError:
+        return from_json(text, _DECODER)
+    except msgspec.ValidationError as error:
+        if not text.lstrip().startswith(b"{"):
+            return None
+        raise StorageError(f"{path}:{line} is damaged: it is no record of a ledger ({error})") from error
+    except msgspec.DecodeError:
         return None
-    return row if isinstance(row, dict) else None
-
-
-def _record(row: dict[str, Any], line: int, path: Path) -> LedgerRecord:
-    kind = KINDS.get(str(row.pop("what", None)))
-    if kind is None:
-        raise StorageError(f"{path}:{line} is damaged: it is no record of a ledger")
-    types = {item.name: item.type for item in fields(kind) if item.name != "line"}
-    wrong = [name for name in types.keys() | row.keys() if name not in types or not _FITS[types[name]](row.get(name))]
-    if wrong:
-        raise StorageError(f"{path}:{line} is damaged: {', '.join(sorted(wrong))} of {what(kind)!r} cannot be right")
-    said = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    return kind(line=line, **said)
 
 
 def _end_last_line(path: Path) -> None:

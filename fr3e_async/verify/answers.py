@@ -46,6 +46,7 @@ _BRACKETED = re.compile(r"(?<![\w\\^{])\[(?P<answer>[^\[\],]+)\]")
 _LAST_NUMBER = re.compile(r"(?<![A-Za-z\d.])[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _WORD = re.compile(r"[A-Za-z]{3,}|[\u0590-\u0fff\u3040-\u9fff]{2,}")
 _STOP = re.compile(r"(?<=[^.\d])\.\s.*|(?<=\d)\.(?:\s.*)?$|\s*I hope it is correct.*|<\|.*", re.DOTALL)
+_PERCENT_BEHIND = re.compile(r"\\boxed\{[\d.]+\}\$?\s*percent\b[\s.]*$")
 _MAX_STATED_CHARS = 20_000  # an answer stands at the end
 
 
@@ -93,8 +94,10 @@ def answer_of(prediction: str, kind: Kind = "full") -> str | None:
 
 
 def gold_of(gold: str, kind: Kind = "full") -> str:
-    """The gold of a row of such a file: of a ``raw`` one what ``answer_of`` finds in it, of the others all of it."""
-    return (answer_of(gold, kind) if kind == "raw" else None) or gold
+    """The gold of a row of such a file: of a ``raw`` one what ``answer_of`` finds in it ("… is $\\boxed{20}$ percent": with a percent sign), of
+    the others all of it."""
+    found = answer_of(gold, kind) if kind == "raw" else None
+    return found + r"\%" * bool(_PERCENT_BEHIND.search(gold)) if found else gold
 
 
 def _stated(text: str) -> str | None:

@@ -8,13 +8,11 @@ from fractions import Fraction
 from itertools import pairwise
 
 from fr3e_async.verify import structure, symbolic
-from fr3e_async.verify.numbers import compare_numbers, written_number
-from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import RIGHT, WRONG, Ruling, by, by_policy, in_any_order, in_order
+from fr3e_async.verify.lexicon import NUMBERS
+from fr3e_async.verify.quantities import compare_numbers, quantity, written_number
+from fr3e_async.verify.rulings import RIGHT, WRONG, Policies, Ruling, by, by_policy, in_any_order, in_order
 from fr3e_async.verify.structure import is_name, is_relation, named, named_list, shape_of
 from fr3e_async.verify.tokens import Tokens, enclosed, is_word, render, split, tokenise, variable
-from fr3e_async.verify.units import quantity
-from fr3e_async.verify.words import NUMBERS
 
 _PROGRESSION = re.compile(r"(?:(\d+)\+)?(\d+)[kmnltqsj](?:\+(\d+))?")
 _HATS = re.compile(r"\\hat\{([ijk])\}")
@@ -27,10 +25,10 @@ _DIGITS = re.compile(
 def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``a:b:c``: proportional is equal. Where the second part has two digits it may be a time, which is equal digit by digit.
 
-    >>> 2:4:6 ~ 1:2:3    \frac34 ~ 3:4    3:4 ~ \frac34    12{:}00 ~ 12:00    3:30\text{ p.m.} ~ 3:30    1:3:2 !~ 1:2:3    8:30 !~ 4:15    8:15\text{ p.m.} !~ 8:15\text{ a.m.}
+    >>> 2:4:6 ~ 1:2:3    \frac34 ~ 3:4    3:4 ~ \frac34    12{:}00 ~ 12:00    3:30\text{ p.m.} ~ 3:30    1:3:2 !~ 1:2:3    8:30 !~ 4:15    2\text{ to }3 ~ 2:3    2\text{ to }4 !~ 1\text{ to }2    8:15\text{ p.m.} !~ 8:15\text{ a.m.}
     """
     theirs, ours = parts_of(meant), parts_of(said)
-    if theirs is None and (ours is None or r"\frac" not in meant):
+    if ("'to" in said and "'to" in meant) or (theirs is None and (ours is None or r"\frac" not in meant)):
         return None
     times = [_CLOCK.fullmatch(":".join(map("".join, side[0]))) if side else None for side in (ours, theirs)]
     if ours and theirs and (times[1] or ours[1] or theirs[1]):
@@ -44,7 +42,7 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:
     """(parts, am or pm) of ``a:b``."""
     half = tokens[-1].lower() if tokens[-1:] and tokens[-1].lower() in ("'am", "'pm") else ""
-    parts = split(tokens[:-1] if half else tokens, ":")
+    parts = split(tokens[:-1] if half else tokens, (":", "'to"))
     whole = len(parts) > 1 and all(parts) and "=" not in tokens and not any(is_word(t) for part in parts for t in part)
     return (parts, half) if whole else None
 
@@ -112,12 +110,13 @@ def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:
 def domain(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``, k \in \mathbb{Z}`` and ``where k is an integer`` at the end may be missing; a parameter may have another letter on the other side.
 
-    >>> n\pi, n\in\mathbb{Z} ~ k\pi, k\in\mathbb{Z}    x=k\pi ~ x=k\pi,\ k\in\mathbb{Z}    2k\pi, k\in\mathbb{Z} !~ k\pi, k\in \mathbb{Z}
+    >>> n\pi, n\in\mathbb{Z} ~ k\pi, k\in\mathbb{Z}    x=k\pi ~ x=k\pi,\ k\in\mathbb{Z}    2k\pi, k\in\mathbb{Z} !~ k\pi, k\in \mathbb{Z}    cx^2 ~ Cx^2    rx^2 !~ Rx^2
     """
     (ours, had), (theirs, has) = structure.without_domain(said), structure.without_domain(meant)
     old, new = ({*filter(variable, side)} - {*filter(variable, other)} for side, other in ((ours, theirs), (theirs, ours)))
     renamed = ours
-    if (had or has or r"\pi" in meant) and len(old) == len(new) == 1 and old | new <= _PARAMETERS:
+    constant = old | new == {"c", "C"} and {*"xyzt"} & {*meant}  # of integration, and other free ones
+    if len(old) == len(new) == 1 and (constant or ((had or has or r"\pi" in meant) and old | new <= _PARAMETERS)):
         renamed = tuple(min(new) if token in old else token for token in ours)
     if not had and not has and renamed == ours:
         return None
@@ -142,9 +141,9 @@ def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``name = value`` is its value, ``a = b = c`` what it ends in, unless its parts contradict each other.
 
     >>> x=5 ~ 5    y=2x+3 ~ 2x+3    f(x)=x ~ f(z)=z    10^3 = 1000 ~ 1000    \frac6x ~ xy=6    2x-y=3 ~ y=2x-3
-    >>> 1=2=3=42 !~ 42    x=5=7 !~ 7    y=2x !~ y=3x    1 !~ 2x+z=1    x=2 !~ y=2
+    >>> 1=2=3=42 !~ 42    x=5=7 !~ 7    y=2x !~ y=3x    1 !~ 2x+z=1    x=2 !~ y=2    1=1 !~ 1    \sum_{k=0}^{n} F_{n-k}F_k ~ \sum_{k=0}^{n} F_kF_{n-k}
     """
-    if "=" not in said and "=" not in meant:
+    if len(split(said, "=")) == len(split(meant, "=")) == 1:  # none, or those of a sum's bounds
         return None
     (our_name, ours), (their_name, theirs) = named(said), named(meant)
     if our_name and their_name and our_name != their_name:
@@ -152,17 +151,16 @@ def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
             return symbolic.equal(said, meant)
         ours = renamed
     their_parts, our_parts = structure.chain(theirs), structure.chain(ours)
-    if _contradict(our_parts, policies):
-        return WRONG, "the equalities contradict each other"
+    if _contradict(our_parts, policies) or (not our_name and len(set(our_parts)) < len(our_parts)):  # 1=1
+        return WRONG, "the equalities contradict each other, or say nothing"
     whole = len(their_parts) > 1 and not their_name and our_parts[:-1][:1] != their_parts[:1]  # an equation in its own right
     ends, ruling = True, (WRONG, "unproven")
     if whole or (their_name and not our_name and len(our_parts) > 1):
         ruling = symbolic.equal(said, meant)
         if whole and len(our_parts) == 1 and symbolic.solves(said, meant):
             return RIGHT, "solves the equation"
-        ends = (
-            len(our_parts) == 1 and _computes(their_parts[0], their_parts[-1]) if whole else not any(map(variable, our_parts[0]))
-        )
+        computed = len(our_parts) == 1 and _computes(their_parts[0], their_parts[-1])
+        ends = computed if whole else not any(map(variable, our_parts[0]))
     return by("claims", our_parts[-1], their_parts[-1], policies) if ends and ruling[0] != RIGHT else ruling
 
 
@@ -189,8 +187,11 @@ def _contradict(parts: list[Tokens], policies: Policies) -> bool:
 def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""What is exact of ``a \approx b`` counts; an answer that is nothing but roughly is not an integer.
 
-    >>> \frac{1+\sqrt{97}}{8} \approx 1.36 ~ \frac{1+\sqrt{97}}{8}    x\approx 11 ~ 11    \approx 42 !~ 42
+    >>> \frac{1+\sqrt{97}}{8} \approx 1.36 ~ \frac{1+\sqrt{97}}{8}    x\approx 11 ~ 11    \approx 42 !~ 42    7\approx 8 !~ 7    \sqrt{2}\approx 5 !~ \sqrt{2}
     """
+    values = [symbolic.decimal_value(quantity(part).core) for part in split(said, [r"\approx"]) if r"\approx" in said]
+    if any(a and b and abs(a - b) > max(abs(a), abs(b)) / 10 for a, b in pairwise(values)):
+        return WRONG, "the values are not close"
     number = written_number(quantity(meant).core)
     if said[:1] == (r"\approx",) and number is not None and number.integer:
         return WRONG, "approximate"
@@ -218,13 +219,11 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""``\{x \mid 2 < x < 3\}`` is its condition, an inequality in one name its interval, ``x \in I`` is I.
 
     >>> (2,3) ~ \{x | 2 < x < 3\}    x<-2 \text{ or } x>3 ~ (-\infty,-2)\cup(3,\infty)    k > -5 !~ (-\infty,-5)    q'>1 !~ q>1    [0,2] !~ [0,1)\cup(1,2]
-    >>> x>1 \text{ or } x<3 !~ x>1 \text{ and } x<3
+    >>> x>1 \text{ or } x<3 !~ x>1 \text{ and } x<3    x>1 \text{ and } x<3 ~ (1,3)    x>1 \text{ and } x<3 !~ \mathbb{R}    ]0,1[ ~ (0,1)    -1\le x\le1, x\ne0 ~ [-1,0)\cup(0,1]
     """
     ours, theirs = structure.pieces_of(said), structure.pieces_of(meant)
     if ours is None or theirs is None or _other_names(said, meant) or (ours == [said] and theirs == [meant]):
         return None  # no condition and no union on either side
-    if len(ours) == len(theirs) == 1 and shape_of(ours[0]).kind != "bracket":
-        return None if r"\setminus" not in (*ours[0], *theirs[0]) else symbolic.equal(ours[0], theirs[0])
     names = [structure.bound_names(side) for side in (said, meant) if is_relation(side) and side[0] != r"\{"]
     if (len(names) == 2 and names[0] != names[1]) or {*said, *meant} >= {"'and", "'or"}:
         return WRONG, "other variables or another connective"
@@ -238,7 +237,7 @@ def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
 
     >>> \{2,1\} ~ \{1,2\}    2,1 ~ 1,2    (x,y)=(1,2) ~ (1,2)    y=2, x=1 ~ x=1, y=2    a=1,b=2,c=3 ~ (1,2,3)    3,-3 ~ \pm 3
     >>> (2,1) !~ (1,2)    (y,x)=(1,2) !~ (x,y)=(1,2)    \{1,2\} !~ (1,2)    (1,2] !~ [1,2]    1,2 !~ 1,2,3    1,1,2 !~ 1,2,2    x=1,y=1; x=2,y=2 !~ x=1,y=2; x=2,y=1
-    >>> (1,2) !~ x=1\text{ or }x=2    x=1,y=2 !~ x=1,2    (1,-2) ~ \vec{a}=(1,-2)
+    >>> (1,2) !~ x=1\text{ or }x=2    x=1,y=2 !~ x=1,2    (1,-2) ~ \vec{a}=(1,-2)    (1,2)^T ~ \begin{pmatrix}1\\2\end{pmatrix}    (1,2)^T !~ \begin{pmatrix}1&2\end{pmatrix}
     >>> \begin{bmatrix}1&2\end{bmatrix} ~ \begin{pmatrix}1&2\end{pmatrix}    \langle -2,5\rangle ~ \begin{pmatrix} -2 \\ 5 \end{pmatrix}
     >>> (5,-2) !~ \begin{pmatrix} -2 \\ 5 \end{pmatrix}    \begin{pmatrix}3\\1\end{pmatrix} !~ \begin{pmatrix}3x^2\\1\end{pmatrix}
     """
@@ -275,9 +274,8 @@ def _brackets_agree(ours: structure.Shape, theirs: structure.Shape) -> bool:
     """Round ones are no square ones in pairs, which may be intervals; a vector written as a matrix is a tuple."""
     pairs = {"()" if shape.brackets == "⟨⟩" else shape.brackets for shape in (ours, theirs)}
     sizes = [brackets.split("×") for brackets in pairs if "×" in brackets]
-    if len(pairs) == 2 and len(sizes) == 1:
-        return "1" in sizes[0]
-    return len(pairs) == 1 or (pairs == {"()", "[]"} and len(ours.items) != 2)
+    vectors = len(pairs) == 2 and len(sizes) == 1 and "1" in sizes[0]
+    return vectors or len(pairs) == 1 or (pairs == {"()", "[]"} and len(ours.items) != 2)
 
 
 def _other_names(said: Tokens, meant: Tokens) -> bool:

@@ -14,8 +14,7 @@ from typing import Any
 from fr3e_async.verify import claim_rules as claims
 from fr3e_async.verify import rulings
 from fr3e_async.verify import value_rules as values
-from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Ruling, by
+from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Policies, Ruling, by
 from fr3e_async.verify.tokens import tokenise
 
 __all__ = ["RIGHT", "RULES", "UNKNOWN", "WRONG", "judge"]

@@ -13,12 +13,12 @@ from fractions import Fraction
 
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Outcome, Verdict
-from fr3e_async.verify.numbers import written_number
-from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.signs import UPRIGHT_UNITS
+from fr3e_async.verify.lexicon import UPRIGHT_UNITS
+from fr3e_async.verify.pool import policies_of
+from fr3e_async.verify.quantities import PERCENT_SIGN, factor_between, parsed_unit, quantity, written_number
+from fr3e_async.verify.rulings import Policies
 from fr3e_async.verify.structure import shape_of
 from fr3e_async.verify.tokens import tokenise
-from fr3e_async.verify.units import PERCENT_SIGN, factor_between, parsed_unit, quantity
 
 WITHIN = "within its margin"
 
@@ -43,7 +43,7 @@ def with_margins(
     """The verdict, or right where the answer is off by no more than it may be. Without margins the judge alone decides."""
     if not margins or verdict.outcome is Outcome.RIGHT:
         return verdict
-    if len(answer or "") > config.max_answer_chars or not within(answer, gold, margins, Policies.of(config)):
+    if len(answer or "") > config.max_answer_chars or not within(answer, gold, margins, policies_of(config)):
         return verdict
     return replace(verdict, outcome=Outcome.RIGHT, reason=WITHIN)
 

@@ -22,9 +22,9 @@ from fr3e_async.config.reward import reward_terms
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.jobs import Judgement
-from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.process import Task
 from fr3e_async.verify.rewards import MATH, MAX_RESPONSE_CHARS, search_path
+from fr3e_async.verify.rulings import Policies
 from fr3e_async.verify.tasks import Result, TaskPool
 from fr3e_async.verify.wire import Limits, Setup
 
@@ -230,10 +230,17 @@ def bare_gold(gold: str) -> str:
     return answers.strip_dollars(answers.final_answer(gold) or gold)
 
 
+def policies_of(config: VerifierPoolConfig) -> Policies:
+    """The judge's switches as the section ``verifiers`` sets them."""
+    return Policies(
+        unfinished=config.unfinished, units=config.units, percent=config.percent, decimal_digits=config.decimal_digits
+    )  # fmt: skip
+
+
 def task_pool(config: VerifierPoolConfig, *, job: str, term: RewardConfig = RewardConfig()) -> TaskPool:
     """Killable processes for a job, under the limits of ``verifiers``, or those of ``term``, the function's own."""
     limits = Limits(cpu_s=term.cpu_limit_s or config.cpu_limit_s, memory_bytes=int(config.memory_gib * 2**30))
-    options: dict[str, Any] = asdict(Policies.of(config)) if job == MATH else {}
+    options: dict[str, Any] = asdict(policies_of(config)) if job == MATH else {}
     if ":" in job:
         options = {"batch": bool(term.batch), "low": float(term.range[0]), "high": float(term.range[1])}
     setup = Setup(job=job, limits=limits, sys_path=search_path(), options=options)

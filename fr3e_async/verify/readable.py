@@ -6,10 +6,9 @@ from typing import Literal
 
 from fr3e_async.verify import symbolic
 from fr3e_async.verify.claim_rules import digits_and_base, parts_of
-from fr3e_async.verify.numbers import written_number
+from fr3e_async.verify.quantities import quantity, written_number
 from fr3e_async.verify.structure import chain, interval_of, named, shape_of, without_domain
 from fr3e_async.verify.tokens import Tokens, tokenise
-from fr3e_async.verify.units import quantity
 from fr3e_async.verify.value_rules import is_prose
 
 

@@ -6,18 +6,43 @@ r"""What a rule says, and how rules use each other: by level, so that a list can
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from fr3e_async.verify.policies import Policies
 from fr3e_async.verify.tokens import Tokens, render
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
 MAX_ITEMS = 64
 SENTENCE_WORDS = 4  # from here on, words can say one thing in many ways
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    r"""The judge's switches.
+
+    Example: ``Policies(units="ignored")`` takes ``12\text{ cm}`` for ``12\text{ m}``.
+    """
+
+    unfinished: Literal["wrong", "right"] = "wrong"  # an answer that leaves the computing to the reader: 17·23 for 391
+    units: Literal["checked", "ignored"] = "checked"  # a unit missing on one side is fine either way
+    percent: Literal["optional", "exact"] = "optional"  # may the sign % be missing on one side?
+    decimal_digits: int = 4  # significant digits from which a decimal stands for an exact value
+
+
 Ruling = tuple[str, str]
 Rule = Callable[[Tokens, Tokens, Policies], Ruling | None]
 RULES: dict[str, tuple[Rule, ...]] = {}  # "values", "claims" and "whole"
 trace: list[str] | None = None  # where ``--explain`` wants to hear of each rule that decides
+
+
+def attempt(otherwise: Any, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The result of work by sympy or pint, which raise whatever they like on odd texts: then ``otherwise``, and nothing is proven."""
+    try:
+        return work(*arguments, **options)
+    except MemoryError:  # the limit of the process
+        raise
+    except Exception:
+        return otherwise
 
 
 def by(level: str, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:

@@ -6,12 +6,11 @@ An answer may hold several claims (``x=1, y=2``; ``3\text{ or }4``); which of th
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from fr3e_async.verify.signs import GREEK
+from fr3e_async.verify.lexicon import CONNECTIVES, DOMAIN_WORDS, GREEK
+from fr3e_async.verify.quantities import written_number
 from fr3e_async.verify.tokens import Tokens, closing, enclosed, is_word, split, trimmed, variable
-from fr3e_async.verify.words import CONNECTIVES, DOMAIN_WORDS
 
 _COMMAS = frozenset([",", ";"])
 _ORDER = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -24,8 +23,7 @@ _NAME = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class Shape(NamedTuple):
     r"""How the claims of a text are held together. *Example*: ``(1,2]`` is a "bracket" of ("1",), ("2",) with brackets "(]".
 
     A matrix is a "bracket" of its entries, with its size ("2×3") for brackets.
@@ -47,6 +45,10 @@ def shape_of(tokens: Tokens) -> Shape:
         items = split(tokens[1:-1], _COMMAS)
         if len(items) > 1 and all(items):
             return Shape(kind="bracket", items=tuple(items), brackets=tokens[0] + tokens[-1])
+    if tokens[-4:] == ("^", "{", "T", "}") and (inner := shape_of(tokens[:-4])).kind == "bracket":
+        height, _, width = inner.brackets.partition("×")
+        if "1" in (height, width) or not width:  # a vector
+            return Shape(kind="bracket", items=inner.items, brackets=f"{width}×{height}" if width else f"{len(inner.items)}×1")
     groups = [piece for piece in split(tokens, ";") if piece]  # p=5, q=2; p=7, q=2
     either = [trimmed(piece) for piece in split(_marked(tokens), _AND) if trimmed(piece)]  # x=1,y=2 or x=2,y=1
     if len(groups) < 2 or all(len(split(group, ",")) < 2 for group in groups):
@@ -159,10 +161,24 @@ def interval_of(tokens: Tokens) -> Tokens | None:
     return ("(" if signs[0] == "<" else "[", *pieces[0], ",", *pieces[2], ")" if signs[1] == "<" else "]")
 
 
+def _both(tokens: Tokens) -> Tokens | None:
+    r"""``x > 1`` and ``x < 3`` as (1,3), ``0 < x < 2, x \ne 1`` as (0,2) without 1; None for anything else."""
+    first, *others = split(tokens, (",", "'and", r"\wedge"))
+    if len(others) != 1 or bound_names(first) != bound_names(others[0]) or (first := interval_of(first) or ()) == ():
+        return None
+    name, *values = split(others[0], [r"\ne"])
+    if len(values) == 1 and is_name(name):
+        return (*first, r"\setminus", r"\{", *values[0], r"\}")
+    low, high = sorted((first, interval_of(others[0]) or ()), key=lambda side: side[1:3] == ("-", r"\infty"))
+    ends = written_number(low[1:-3]), written_number(high[4:-1])
+    half = low[-3:-1] == (",", r"\infty") and high[1:4] == ("-", r"\infty", ",") and "," not in tokens
+    return (*low[:-2], *high[4:]) if half and ends[0] and ends[1] and ends[0].value < ends[1].value else None
+
+
 def bound_names(relation: Tokens) -> set[Tokens]:
     r"""The names that inequalities or ``x \in I`` speak of."""
     heads = [split(item, [r"\in"])[0] for item in shape_of(relation).items]
-    return {part for head in heads for part in split(head, _ORDER) if is_name(part)}
+    return {part for head in heads for part in split(head, (*_ORDER, r"\ne")) if is_name(part)}
 
 
 def builder(tokens: Tokens) -> Tokens | None:
@@ -180,7 +196,7 @@ def pieces_of(tokens: Tokens) -> list[Tokens] | None:
     tokens = builder(tokens) or tokens
     if "".join(tokens) in (r"\mathbb{R}^{+}", r"\mathbb{R}_{+}"):
         tokens = ("(", "0", ",", r"\infty", ")")
-    tokens = interval_of(tokens) or tokens
+    tokens = _both(tokens) or interval_of(tokens) or tokens
     shape = shape_of(tokens)
     if shape.kind == "list" and not all(map(is_relation, shape.items)):
         return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
@@ -22,26 +21,28 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import verify
 from sympy.core.function import AppliedUndef
 
-from fr3e_async.verify.signs import FUNCTIONS, GREEK
-from fr3e_async.verify.tokens import Tokens, balanced, is_digits, render, variable
+from fr3e_async.verify.lexicon import FUNCTIONS, GREEK
+from fr3e_async.verify.rulings import attempt
+from fr3e_async.verify.tokens import Tokens, balanced, is_digits, render, tokenise, variable
 
 # math-verify warns once that its time-outs are off, which is what we want.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
-_NORMALISE = NormalizationConfig(
-    basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none", equations=False
-)
+_AS_IS = NormalizationConfig(basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none", equations=False)
 # Capitals are other variables, and (2)(4) is 8: both are otherwise in math-verify's own way of calling its parser.
 _CONVERT = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False, interpret_contains_as_eq=False)
 SOUND = frozenset(
     [*r"+-/^_!|,()[]{}=<>", *GREEK, *FUNCTIONS]
     + r"\frac \sqrt \binom \cdot \times \div \pi \infty \le \ge \ne \cup \cap \setminus \in \mathbb \emptyset \{ \} \sum \prod \int \lim "
-    r"\lfloor \rfloor \lceil \rceil \rightarrow ° \hbar".split()
+    r"\lfloor \rfloor \lceil \rceil \Xi \rightarrow ° \hbar".split()
 )
 _LOOSE = frozenset("\\" + name for name in "sin cos tan cot sec csc ln log".split())
 _WANTED_LETTERS = frozenset("edi")  # constants, and the d of an integral: letters that need not be variables of the reading
-# [x], which is a floor too; n!!; a power of a function, which may be its inverse; inverses among matrices, whose order counts
-_AMBIGUOUS = re.compile(r"^\[[^],]*[a-z][^],]*\]$|!!|(?<![\\a-z])[fgh]\^\{[^{}]*\}\(|(?=.*[A-Z]\^\{-1\}).*([A-Z]).*(?!\1)[A-Z]")
+_DOTS = re.compile(r"([A-Za-z])_\{([^{}]*)\}((?:\+\1_\{[^{}]*\})*)\+\\dots((?:\+\1_\{[^{}]*\})*)\+\1_\{([^{}]*)\}")
+# [x], which is a floor too; n!!; a power of a function, which may be its inverse; ABA and inverses: of matrices, whose order counts
+_VAGUE = re.compile(
+    r"^\[[^],]*\]$|!!|(?<![\\a-z])[fgh]\^\{[^{}]*\}\(|([A-Z])(?!\1)[A-Z]+\1|(?=.*[A-Z]\^\{-1\}).*([A-Z]).*(?!\2)[A-Z]"
+)
 _POINTS = tuple(Fraction(n, 100) for n in (37, 186, -85, 71, 13, -329, 92, 322))
 # Points tell too little of steps, and of what stands for any function; sums and integrals are dear to evaluate.
 _UNSAMPLED = (
@@ -55,35 +56,40 @@ _TINY = sympy.Float("1e-150", _DIGITS)  # relative
 @lru_cache(maxsize=2048)  # the reference of all rollouts of a prompt is the same, and parsing is the dearer half
 def reading(tokens: Tokens) -> Any:
     """The sympy object that the whole of ``tokens`` says; None if any part of it is not surely understood."""
-    sound = all(t in SOUND or is_digits(t) or (variable(t) and t.isascii()) for t in tokens)
-    if not sound or not tokens or not balanced(tokens) or tokens.count("|") % 2 or _AMBIGUOUS.search("".join(tokens)):
+    if r"\dots" in tokens:
+        tokens = tokenise(_DOTS.sub(_summed, render(tokens)))
+    spelt = _explicit(tokens)
+    numbers = {t for t in spelt if is_digits(t) and t == (t.lstrip("0") or "0")}  # the end of 1,000 is no number
+    sound = all(t in SOUND or t in numbers or (variable(t) and t.isascii()) for t in spelt)
+    if not sound or not tokens or not balanced(tokens) or tokens.count("|") % 2 or _VAGUE.search("".join(tokens)):
         return None
     if any((a.isalnum() and is_digits(b)) or (b == "_" and (is_digits(a) or a == ")")) for a, b in pairwise(tokens)):
         return None  # x2 may be x_2, x^2 or 2x; 1\phantom{0}7 is no product; 12_5 has a base
-    if any(len(t) > 1 and t[0] == "0" and t.isdigit() for t in tokens):  # the end of 1,000 is no number
-        return None
-    text = render(_explicit(tokens)).replace(r"\lg", r"\log_{10}")
-    read = _attempt(None, latex2sympy, text, normalization_config=_NORMALISE, conversion_config=_CONVERT)
+    text = render(spelt).replace(r"\lg", r"\log_{10}")
+    read = attempt(None, latex2sympy, text, normalization_config=_AS_IS, conversion_config=_CONVERT)
     return read if _says_every_letter(read, tokens) else None
 
 
-def _attempt(otherwise: Any, work: Callable[..., Any], *texts: Any, **options: Any) -> Any:
-    """The result of work by sympy, whose parser and simplification raise whatever they like on odd texts: then nothing is proven."""
-    try:
-        return work(*texts, **options)
-    except MemoryError:
-        raise
-    except Exception:
-        return otherwise
+def _summed(found: re.Match[str]) -> str:
+    r"""``a_k + a_{k-1} + \dots + a_0`` as a symbol that names the letter, the lowest and the highest index; as it is if no step of 1 leads on."""
+    letter, first, before, after, last = found.groups()
+    texts = [re.findall(r"_\{([^{}]*)\}", part) for part in (f"_{{{first}}}{before}", f"{after}_{{{last}}}")]
+    rows = [[reading(tokenise(text)) for text in row] for row in texts]
+    steps = {None if None in (a, b) else b - a for row in rows for a, b in pairwise(row)}
+    low, high = (last, first) if steps == {-1} else (first, last)
+    return rf"\Xi_{{{letter},{low},{high}}}" if steps <= {1} or steps == {-1} else found[0]
 
 
 def _explicit(tokens: Tokens) -> Tokens:
-    r"""With signs for products that the parser takes for mixed numbers, (2)(4), or functions, G\frac{a}{b}; degrees as radians.
+    r"""With signs for products that the parser takes for mixed numbers, (2)(4), or functions, G\frac{a}{b}; degrees as radians; a colon
+    beside a bracket as a division, (a-b):\frac{1}{2}.
 
     Decimals are fractions, which stay exact.
     """
     out: list[str] = []
     for token, before, after in zip(tokens, ("", *tokens), (*tokens[1:], ""), strict=False):
+        if token == ":" and before in (")", "}") and after in ("(", r"\frac"):
+            token = r"\div"
         number = is_digits(before) or before == ")"
         if (number and (token == "(" or is_digits(token))) or (token == r"\frac" and (before.isalpha() or is_digits(before))):
             out.append(r"\cdot")
@@ -112,7 +118,7 @@ def equal(said: Tokens, meant: Tokens) -> tuple[str, str]:
     ours = None if theirs is None else reading(said)
     if ours is None:
         return "wrong", "unproven: " + ("the reference is matched as text" if theirs is None else "not read as mathematics")
-    ruling: tuple[str, str] = _attempt(("wrong", "unproven: beyond sympy"), _compared, ours, theirs)
+    ruling: tuple[str, str] = attempt(("wrong", "unproven: beyond sympy"), _compared, ours, theirs)
     return ruling
 
 
@@ -153,10 +159,8 @@ def expressions_equal(ours: Any, theirs: Any) -> tuple[str, str]:
         return ("right", "identity") if sympy.cancel(sympy.together(difference)) == 0 else ("wrong", "another function")
     if difference == 0 or (not symbols and ours.doit() == theirs.doit()):
         return "right", "identity"
-    if _verified(ours, theirs):
-        return "right", "math-verify"
-    if sympy.simplify(difference) == 0:
-        return "right", "identity"
+    if proof := "math-verify" if _verified(ours, theirs) else "identity" if sympy.simplify(difference) == 0 else "":
+        return "right", proof
     return ("right", "policy: equal at points") if symbols and agreed >= _ENOUGH_POINTS else ("wrong", "unproven")
 
 
@@ -180,12 +184,10 @@ def _agreeing_points(ours: Any, theirs: Any, symbols: list[Any]) -> int | None:
 
 def _relations_equal(ours: Any, theirs: Any) -> tuple[str, str]:
     """Equations and inequalities: one is the other times a constant, which is positive where there is an order."""
-    turned = (sympy.StrictGreaterThan, sympy.GreaterThan)
-    ours, theirs = (side.reversed if isinstance(side, turned) else side for side in (ours, theirs))
-    if type(ours) is not type(theirs) or not all(isinstance(part, sympy.Expr) for part in (*ours.args, *theirs.args)):
+    ours, theirs = (side.reversed if isinstance(side, sympy.Gt | sympy.Ge) else side for side in (ours, theirs))
+    expressions = all(isinstance(part, sympy.Expr) for part in (*ours.args, *theirs.args))
+    if type(ours) is not type(theirs) or not expressions or ours.free_symbols != theirs.free_symbols or not ours.free_symbols:
         return "wrong", "another relation"
-    if ours.free_symbols != theirs.free_symbols or not ours.free_symbols:
-        return "wrong", "other variables"
     first, second = ours.lhs - ours.rhs, theirs.lhs - theirs.rhs
     ratio = sympy.simplify(first / second)
     ordered = not isinstance(ours, sympy.Equality | sympy.Unequality)
@@ -199,7 +201,7 @@ def decimal_value(tokens: Tokens) -> Fraction | None:
     expr = reading(tokens)
     if not isinstance(expr, sympy.Expr) or expr.free_symbols or expr.has(*_UNSAMPLED):
         return None
-    value = _attempt(sympy.nan, _value, expr)
+    value = attempt(sympy.nan, _value, expr)
     return Fraction(str(value)) if value.is_finite and (value.is_Float or value.is_Rational) else None
 
 
@@ -211,5 +213,5 @@ def solves(said: Tokens, meant: Tokens) -> bool:
     missing, difference = relation.free_symbols - answer.free_symbols, relation.lhs - relation.rhs
     if len(missing) != 1 or not answer.free_symbols or not answer.free_symbols < relation.free_symbols:
         return False
-    left = _attempt(None, lambda: sympy.simplify(difference.subs(*missing, answer)))
-    return bool(left == 0 and _attempt(0, sympy.degree, difference, *missing) == 1)
+    left = attempt(None, lambda: sympy.simplify(difference.subs(*missing, answer)))
+    return bool(left == 0 and attempt(0, sympy.degree, difference, *missing) == 1)

@@ -16,8 +16,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from itertools import accumulate, dropwhile
 
-from fr3e_async.verify import signs
-from fr3e_async.verify.words import ASCII_COMMANDS, KNOWN_WORDS, UNITS
+from fr3e_async.verify import lexicon
 
 Tokens = tuple[str, ...]
 
@@ -36,6 +35,8 @@ _PLAIN = str.maketrans(_SUPERSCRIPTS, "0123456789+-n")
 _INVISIBLE = re.compile(r"\\!\s*|\\(?:left|right)\s*\.(?!\d)")  # 32,\! 349 is one number
 _POWER = re.compile(r"(?<=[\w)}\]])(?: +\*\* +|\*\*)(?=\S)")  # ** raises; bold has a space, a sign or nothing on its outer side
 _ADJOINT = re.compile(r"\^\s*(\{?)\s*\*")  # no product
+_LEFT_OPEN = re.compile(r"((?:^|\\cup|\\in|=)[\s$]*(?:\\left\s*)?)\]")  # ]0,1[ is (0,1)
+_RIGHT_OPEN = re.compile(r"\[(?=[\s$.]*(?:$|\\cup))")
 _DEGREES = re.compile(r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])|\\circ(?=[\s$.}]*$)")
 SPACE = " "
 
@@ -54,7 +55,8 @@ def _clean(text: str) -> str:
     text = _TAGS.sub(lambda found: ("^" if found[1] == "sup" else "_") + "{" + found[2] + "}", text)
     text = _RAISED.sub(lambda found: "^{" + found.group().translate(_PLAIN) + "}", text)
     text = _VULGAR.sub(lambda found: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", found.group()).split("⁄")), text)
-    text = unicodedata.normalize("NFKC", text.translate(signs.SIGN)).translate(signs.SIGN)
+    text = unicodedata.normalize("NFKC", text.translate(lexicon.SIGN)).translate(lexicon.SIGN)
+    text = _LEFT_OPEN.sub(r"\1(", _RIGHT_OPEN.sub(")", text))
     text = text if r"\begin" in text else text.replace(r"\\", "\\")
     return _DEGREES.sub("°", _ADJOINT.sub(r"^\1\\star ", _POWER.sub("^", _INVISIBLE.sub("", text))))
 
@@ -66,16 +68,16 @@ def _plain(raw: list[str]) -> list[str]:
     while at < len(raw):
         piece = raw[at]
         at += 1
-        for _ in range(signs.WITH_OTHER_ARGUMENTS.get(piece, 0)):
+        for _ in range(lexicon.WITH_OTHER_ARGUMENTS.get(piece, 0)):
             at = _after_argument(raw, at)
-        if piece in signs.TEXT:
+        if piece in lexicon.TEXT:
             end = _after_argument(raw, at)
             out += [SPACE, *_upright(_plain(raw[at:end])), SPACE]
             at = end
         elif piece.isspace():
             out.append(SPACE)
-        elif piece not in signs.WITH_OTHER_ARGUMENTS:
-            out += [new] if (new := signs.SYNONYMS.get(piece, piece)) else []
+        elif piece not in lexicon.WITH_OTHER_ARGUMENTS:
+            out += [new] if (new := lexicon.SYNONYMS.get(piece, piece)) else []
     return out
 
 
@@ -93,8 +95,8 @@ def _upright(inside: list[str]) -> list[str]:
     if single and len(letters) > 1 and "." in inside and set(inside) <= {*letters, ".", SPACE, "{", "}"}:  # p.m.
         return ["'" + "".join(letters)]
     if single and all(map(str.isascii, letters)):
-        return ["'" + piece if piece in signs.UPRIGHT_UNITS else piece for piece in inside]
-    function = len(letters) == 1 and letters[0].lower() in ASCII_COMMANDS and letters[0] not in UNITS
+        return ["'" + piece if piece in lexicon.UPRIGHT_UNITS else piece for piece in inside]
+    function = len(letters) == 1 and letters[0].lower() in lexicon.ASCII_COMMANDS and letters[0] not in lexicon.UNITS
     return [piece if not piece[:1].isalpha() or function else "'" + piece for piece in inside]
 
 
@@ -125,13 +127,13 @@ def _keeps_apart(tokens: list[str], at: int) -> bool:
 
 def _run(run: str, prose: bool) -> list[str]:
     lower = run.lower()
-    if lower in ASCII_COMMANDS:
-        return [ASCII_COMMANDS[lower]]
-    known = lower in KNOWN_WORDS and not (len(run) == 2 and run.isupper() and lower in UNITS)  # CM is a segment
+    if lower in lexicon.ASCII_COMMANDS:
+        return [lexicon.ASCII_COMMANDS[lower]]
+    known = lower in lexicon.KNOWN_WORDS and not (len(run) == 2 and run.isupper() and lower in lexicon.UNITS)  # CM is a segment
     if not run.isascii() or known or (prose and not run.isupper()):
         return ["'" + run]
-    prefix = next((name for name in signs.PREFIXES if run.startswith(name) and len(run) <= len(name) + 1), "")
-    return [ASCII_COMMANDS[prefix], *run[len(prefix) :]] if prefix else list(run)
+    prefix = next((name for name in lexicon.PREFIXES if run.startswith(name) and len(run) <= len(name) + 1), "")
+    return [lexicon.ASCII_COMMANDS[prefix], *run[len(prefix) :]] if prefix else list(run)
 
 
 def _braced(tokens: list[str]) -> list[str]:
@@ -140,7 +142,7 @@ def _braced(tokens: list[str]) -> list[str]:
     at = opened = 0
     while at < len(tokens):
         token = tokens[at]
-        if token in signs.ARGUMENTS:
+        if token in lexicon.ARGUMENTS:
             at = _command(tokens, at, out)
             continue
         if token == "{" or (token == "}" and opened):
@@ -155,7 +157,7 @@ def _command(tokens: list[str], at: int, out: list[str]) -> int:
     """Appends the command at ``at`` with its arguments in braces, and says where they end."""
     command, at = tokens[at], at + 1
     out.append(r"\sqrt" if command == r"\usqrt" else command)
-    for _ in range(signs.ARGUMENTS[command]):
+    for _ in range(lexicon.ARGUMENTS[command]):
         if command == r"\sqrt" and tokens[at : at + 1] == ["["] and "]" in tokens[at:]:
             end = tokens.index("]", at)
             out += tokens[at : end + 1]
@@ -165,7 +167,7 @@ def _command(tokens: list[str], at: int, out: list[str]) -> int:
             argument, at = _argument(tokens, at, command)
         argument = ["T"] if argument == ["'T"] else argument  # transposed
         script = command in ("^", "_")
-        if script and (set(argument) in ({"°"}, {"'"}) or {*argument[:1]} & signs.ORDINALS):
+        if script and (set(argument) in ({"°"}, {"'"}) or {*argument[:1]} & lexicon.ORDINALS):
             out[-1:] = argument
         elif argument or not script:
             out += ["{", *argument, "}"]
@@ -175,7 +177,7 @@ def _command(tokens: list[str], at: int, out: list[str]) -> int:
 def _argument(tokens: list[str], at: int, command: str) -> tuple[list[str], int]:
     """What ``command`` that stands before ``at`` applies to, and where that ends."""
     at += tokens[at : at + 1] == [SPACE]  # \frac 1 2
-    first, whole = "".join(tokens[at : at + 1]), command in signs.WHOLE
+    first, whole = "".join(tokens[at : at + 1]), command in lexicon.WHOLE
     if not first:
         return [], at
     if first == "{" or (first == "(" and (whole or command == r"\sqrt")):
@@ -184,7 +186,7 @@ def _argument(tokens: list[str], at: int, command: str) -> tuple[list[str], int]
     if first in ("-", "+") and command == "^" and at + 1 < len(tokens):
         argument, end = _argument(tokens, at + 1, command)
         return [first, *argument], end
-    if first in signs.ARGUMENTS:
+    if first in lexicon.ARGUMENTS:
         inner: list[str] = []
         return inner, _command(tokens, at, inner)
     if is_digits(first) and not whole and len(first) > 1:
@@ -209,7 +211,7 @@ def closing(tokens: list[str] | Tokens, at: int) -> int:
 
 def _step(token: str) -> int:
     """1 for what opens a group, -1 for what closes one."""
-    return (token in signs.OPENING or token.startswith(r"\begin")) - (token in signs.CLOSING or token.startswith(r"\end"))
+    return (token in lexicon.OPENING or token.startswith(r"\begin")) - (token in lexicon.CLOSING or token.startswith(r"\end"))
 
 
 def balanced(tokens: Tokens) -> bool:

@@ -6,14 +6,12 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
-from fr3e_async.verify import symbolic
-from fr3e_async.verify.numbers import Number, compare_numbers, written_number
-from fr3e_async.verify.policies import Policies
-from fr3e_async.verify.rulings import RIGHT, SENTENCE_WORDS, UNKNOWN, WRONG, Ruling, by, by_policy
+from fr3e_async.verify import quantities, symbolic
+from fr3e_async.verify.lexicon import LEADS, PHRASES, STANCES
+from fr3e_async.verify.quantities import Number, Quantity, compare_numbers, quantity, written_number
+from fr3e_async.verify.rulings import RIGHT, SENTENCE_WORDS, UNKNOWN, WRONG, Policies, Ruling, by, by_policy
 from fr3e_async.verify.structure import shape_of
-from fr3e_async.verify.tokens import Tokens, is_word, render, tokenise, trimmed, variable
-from fr3e_async.verify.units import DEGREES, PERCENT_SIGN, Quantity, factor_between, parsed_unit, quantity, without_a_word_for_it
-from fr3e_async.verify.words import LEADS, PHRASES, STANCES
+from fr3e_async.verify.tokens import Tokens, enclosed, is_word, render, tokenise, trimmed, variable
 
 _LETTERS = frozenset("ABCDEFGHIJ")
 _CHOOSING = frozenset(["'option", "'choice", "'answer", "'the", "'is", "'选", "'and", ",", ";"])
@@ -41,21 +39,26 @@ def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | N
 def choice(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""The reference is one letter A to J or several different ones; the answer names the same letters and no other, in any order.
 
-    Behind one letter in brackets, or before a stop, the value of the choice may stand.
+    Behind one letter in brackets, or before a stop, the value of the choice may stand; behind a stop, that others are not meant. The reference
+    may name who the letter is the initial of.
 
     >>> (b) ~ B    (B) 12 ~ B    \text{Option A} ~ A    \text{A or B} !~ A    \text{(C) is wrong, so (D)} !~ C    C = D !~ x
+    >>> B. \text{not } A ~ B    \text{B is not A} !~ B    C ~ \text{C Cecile}    B !~ \text{B flat}
     >>> A, B, D ~ ABD    \text{A, B, and D} ~ ABD    CA ~ AC    AB !~ ABD
     """
     letters, rest = _choices(meant)
-    if not letters or rest or len(set(letters)) < len(letters) or any(token.islower() for token in meant if variable(token)):
+    named = letters and "".join(rest)[:2] == "'" + letters and all(map(is_word, rest))  # C Cecile
+    if not letters or (rest and not named) or len(set(letters)) < len(letters) or any(t.islower() for t in meant if variable(t)):
         return None
     ours, tail = _choices(said)
     if len(letters) > 1 and tail:
         return None
-    marked = said[:1] == ("(",) or tail[:1] in ((".",), (")",), (":",))
-    tail = tail[tail[:1] in ((".",), (")",), (":",)) :]
-    same = sorted(ours) == sorted(letters) and (not tail or (marked and written_number(quantity(tail).core) is not None))
-    return (RIGHT, "choice") if same else (WRONG, "another choice")
+    stopped = tail[:1] in ((".",), (")",), (":",))
+    tail = tail[stopped:]
+    others, left = _choices(tail[1:]) if stopped and tail[:1] in (("'not",), ("'不是",)) else ("", tail)
+    valued = (said[:1] == ("(",) or stopped) and written_number(quantity(tail).core) is not None
+    whole = not tail or tail == rest or valued or (others and not left and not {*others} & {*ours})
+    return (RIGHT, "choice") if whole and sorted(ours) == sorted(letters) else (WRONG, "another choice")
 
 
 def _choices(tokens: Tokens) -> tuple[str, Tokens]:
@@ -73,7 +76,7 @@ def _choices(tokens: Tokens) -> tuple[str, Tokens]:
 def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     r"""The reference is words. The same words, without articles and with small letters, are right; so are phrases of one row of ``PHRASES``.
 
-    >>> \text{Even} ~ even    \text{yes, it is} ~ Yes    \text{DNE} ~ \text{does not exist}    \infty ~ \text{infinitely many}
+    >>> \text{Bob and Alice} ~ \text{Alice and Bob}    \text{Ellipse} ~ ellipszis    \text{Even} ~ even    \text{yes, it is} ~ Yes    \text{DNE} ~ \text{does not exist}    \infty ~ \text{infinitely many}
     >>> \text{odd} !~ \text{even}    \text{Yes and no} !~ Yes    \text{Alice or Bob} !~ \text{Alice}
     """
     phrase = PHRASES.get("".join(meant).lower())
@@ -82,7 +85,7 @@ def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if not is_prose(meant):
         return None
     spoken, expected = _spoken(said), _spoken(meant)
-    if spoken == expected:
+    if spoken == expected or (expected[1:-1] in (["and"], ["or"]) and spoken == expected[::-1]):
         return RIGHT, "same words"
     if len(expected) == 1 and expected[0] in STANCES and all(is_word(token) or token == "," for token in said):
         agrees = STANCES.get(spoken[0]) == STANCES[expected[0]] and set(spoken[1:]) <= _AFFIRMING
@@ -138,13 +141,13 @@ def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     ours, theirs = quantity(said, bare=theirs.unit), quantity(meant, bare=ours.unit)
     if ours.core == said and theirs.core == meant:
         return None
-    if PERCENT_SIGN in (ours.unit, theirs.unit) and ours.unit != theirs.unit:
+    if quantities.PERCENT_SIGN in (ours.unit, theirs.unit) and ours.unit != theirs.unit:
         return _percentages(ours, theirs, policies)
     if ours.unit == theirs.unit or policies.units == "ignored":
         return by("values", ours.core, theirs.core, policies)
     if not ours.unit or not theirs.unit:
         return _unit_on_one_side(ours, theirs, policies)
-    factor = factor_between(ours.unit, theirs.unit)
+    factor = quantities.factor_between(ours.unit, theirs.unit)
     if factor == 1 or (factor is None and ours.unit.lower().removesuffix("s") == theirs.unit.lower().removesuffix("s")):
         return by("values", ours.core, theirs.core, policies)
     number, reference = written_number(ours.core), written_number(theirs.core)
@@ -154,10 +157,10 @@ def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
 def _unit_on_one_side(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling:
     unit = ours.unit or theirs.unit
-    if unit == DEGREES and r"\pi" in (theirs.core if ours.unit else ours.core):
+    if unit == quantities.DEGREES and r"\pi" in (theirs.core if ours.unit else ours.core):
         turned = [(r"\frac", "{", "(", *q.core, ")", r"\pi", "}", "{", "180", "}") if q.unit else q.core for q in (ours, theirs)]
         return symbolic.equal(*turned)
-    if not without_a_word_for_it(unit):
+    if not quantities.without_a_word_for_it(unit):
         return WRONG, "unproven: words that are no unit"
     return by_policy("unit not named", by("values", ours.core, theirs.core, policies))
 
@@ -168,8 +171,8 @@ def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling
     50\% is 0.5, but an integer reference above 1 is no proportion (4200\% is not 42). With ``percent="optional"`` an answer may leave out
     the reference's sign: 42 is 42\%, except below 1. It may not add one: that would say another number.
     """
-    signed, other = (theirs, ours) if theirs.unit == PERCENT_SIGN else (ours, theirs)
-    if other.unit and (parsed_unit(other.unit) is not None or not without_a_word_for_it(other.unit)):
+    signed, other = (theirs, ours) if theirs.unit == quantities.PERCENT_SIGN else (ours, theirs)
+    if other.unit and (quantities.parsed_unit(other.unit) is not None or not quantities.without_a_word_for_it(other.unit)):
         return WRONG, "units differ"
     said, meant = written_number(ours.core), written_number(theirs.core)
     if said and meant:
@@ -191,8 +194,9 @@ def numbers(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> 1.5\times 10^{3} ~ 1500    3\frac{1}{2} ~ 3.5    \frac24 ~ 0.5    7.03125 ~ 7.03    41.9999 !~ 42    10^{-8} !~ 0    \frac{34}{2} !~ 17
     >>> 0.3 ~ 0.30000000000000004    0.3333333333333334 !~ 0.3333333333333333    1 !~ 1.000000000000000000001
+    >>> 7 ~ [7]    [7] !~ 7    \frac23 ~ 0.666    \frac23 !~ 0.665
     """
-    ours, theirs = written_number(said), written_number(meant)
+    ours, theirs = written_number(said), written_number(enclosed(meant, "[", "]") or meant)
     if ours is None or theirs is None:
         return None
     fraction = ours.places is None and ours.value == theirs.value and theirs.integer and not any("." in token for token in said)
@@ -259,8 +263,8 @@ def counting(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     >>> 10 ~ C_5^2    \binom{5}{2} ~ C_5^2    20 ~ A_5^2    10 ~ C(5,2)    11 !~ C_5^2
     """
     texts = [render(side) for side in (said, meant)]
-    found = any(map(_COUNTS.search, texts))
-    return symbolic.equal(*(tokenise(_COUNTS.sub(_binomial, text)) for text in texts)) if found else None
+    spelt = [tokenise(_COUNTS.sub(_binomial, text)) for text in texts]
+    return symbolic.equal(*spelt) if any(map(_COUNTS.search, texts)) else None
 
 
 def _binomial(found: re.Match[str]) -> str:
@@ -273,6 +277,7 @@ def algebra(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
     >>> (1-x)(1+x) ~ 1-x^2    2\pi r ~ 2*pi*r    3x^2 !~ 3    6xyz !~ 6abc    \frac{1}{2024!} !~ \frac{1}{2023!}    f(x) !~ f'(x)
     >>> \pi !~ \pi+2^{-400}    10^{20} !~ \sqrt{10^{40}+1}    \frac{1}{f(x)} !~ f^{-1}(x)    A !~ P^{-1}AP    (n!)! !~ n!!    x !~ [x]    1\phantom{0}7 !~ 7
-    >>> \frac{m g}{k} ~ \frac{mg}{k}    \frac{cb}{a} ~ \frac{bc}{a}
+    >>> \frac{m g}{k} ~ \frac{mg}{k}    \frac{cb}{a} ~ \frac{bc}{a}    A^2B !~ ABA    (a-b):\frac{1}{2} ~ 2a-2b
+    >>> \frac{a_0+a_1+\dots+a_k}{2} ~ \frac12(a_k+a_{k-1}+\dots+a_0)    a_1+\dots+a_n !~ a_0+\dots+a_n    a_1+a_3+\dots+a_9 !~ a_1+a_2+\dots+a_9
     """
     return symbolic.equal(said, meant)

@@ -83,7 +83,7 @@ class Starter:
             remove_placement_group(group)  # ends its actors; a second attempt needs the room
             raise
         weights = self._config.weights
-        if weights.transfer == "native":
+        if weights.transfer == "collective":
             return NativeLearner(
                 ranks, group, bucket_bytes=weights.bucket_mib << 20, backend=_backend(self._config),
                 timeout_s=weights.ack_timeout_s, nodes=nodes,
@@ -226,38 +226,26 @@ class Starter:
 
 
 def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
-    """Of an engine of this pool."""
-    engine = config.engine
+    """What an engine of this pool is told."""
     return EngineSpec(
         model=model.path,
         end_token_ids=model.end_token_ids,
         max_model_len=config.context_length,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
-        dtype=engine.dtype,
-        eager=engine.eager,
-        kv_cache_gib=engine.kv_cache_gib,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        block_size=engine.block_size,
-        max_running=engine.max_running,
-        threads=engine.threads,
-        prefix_caching=engine.prefix_caching,
-        clear_cache_on_update=engine.clear_cache_on_update,
-        entropy=engine.entropy,
-        entropy_top_k=engine.entropy_top_k,
+        engine=config.engine,
         tensor_parallel=max(pool.gpus, 1),
-        transfer=_backend(config) if config.weights.transfer == "native" else "",
+        transfer=_backend(config) if config.weights.transfer == "collective" else "",
         seed=seed,
         seeded=config.sampling.reproducible,
         stops=tuple(config.sampling.stop),
         thoughts=tuple(config.data.thoughts),
         verbose=config.observe.verbose,
-        options=dict(engine.options),
     )
 
 
 def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerSpec:
-    """Of every rank of the learner group."""
+    """What every rank of the learner group is told."""
     return LearnerSpec(
         path=model.path,
         optimizer_from=model.optimizer_from,

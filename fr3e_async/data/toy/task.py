@@ -1,4 +1,4 @@
-"""The toy task: left-to-right arithmetic in several steps, and solutions that sometimes take a wrong way.
+"""Toy problems, left-to-right arithmetic in several steps, and the plain task: solutions that sometimes take a wrong way.
 
 Pure and seeded: the same arguments give the same problems and the same text. Knows nothing of tokens, models or files.
 
@@ -16,7 +16,9 @@ the others are certain: the profile that entropy anchors look for.
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fr3e_async.config import ToyConfig
@@ -30,50 +32,97 @@ SLIP_WEIGHT = {"+": 0.6, "-": 1.0, "*": 1.5}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
+    """One operation. *Example*: ``Term(operator="+", operand=5)``."""
+
     operator: str  # one of OPERATORS
     operand: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.operator}{self.operand}"
 
     def apply(self, value: int) -> int | None:
         """The value after this term, or None if it leaves 0..LARGEST."""
         result = {"+": value + self.operand, "-": value - self.operand, "*": value * self.operand}[self.operator]
         return result if 0 <= result <= LARGEST else None
 
+    def after(self, value: int) -> int:
+        """The value after this term, in a problem whose every way stays in range."""
+        result = self.apply(value)
+        assert result is not None, f"toy problems keep every value in 0..{LARGEST}"
+        return result
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepsProblem:
+class ToyStep:
+    """A term that is applied, or (a fork) two to choose from."""
+
+    left: Term
+    right: Term | None = None  # None: no fork
+    slash: bool = False  # the fork asks for the right term
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return (self.left,) if self.right is None else (self.left, self.right)
+
+    @property
+    def asked(self) -> Term:
+        """The term that the rule asks for."""
+        return self.right if self.right is not None and self.slash else self.left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToyProblem:
+    """A start value and the steps after it. The text of the example above is that of ``start=7`` and the terms +5, *2, -4."""
+
     start: int
-    terms: tuple[Term, ...]
+    steps: tuple[ToyStep, ...]
 
     @property
     def text(self) -> str:
-        steps = (f"\n{number}) {term.operator}{term.operand}" for number, term in enumerate(self.terms, start=1))
-        return f"Start with {self.start}." + "".join(steps)
+        """What is asked. A fork's terms stand beside a bar or a slash: ``2) -3|+2``."""
+        lines = [("/" if step.slash else "|").join(term.text for term in step.terms) for step in self.steps]
+        return "\n".join([f"Start with {self.start}.", *(f"{number}) {line}" for number, line in enumerate(lines, start=1))])
 
     @property
     def answer(self) -> int:
+        return self._end_of(step.asked for step in self.steps)
+
+    @property
+    def forks(self) -> int:
+        return sum(step.right is not None for step in self.steps)
+
+    @property
+    def slashes(self) -> int:
+        """Forks at which the right solution takes the rare turn."""
+        return sum(step.slash for step in self.steps)
+
+    def outcomes(self) -> list[int]:
+        """Answers of all ways through the forks, 2^forks of them."""
+        return [self._end_of(way) for way in itertools.product(*(step.terms for step in self.steps))]
+
+    def _end_of(self, way: Iterable[Term]) -> int:
         value = self.start
-        for term in self.terms:
-            result = term.apply(value)
-            assert result is not None, "sample_problem keeps every value in range"
-            value = result
+        for term in way:
+            value = term.after(value)
         return value
 
 
-def sample_problem(config: ToyConfig, rng: random.Random) -> StepsProblem:
-    """A problem of ``steps_min..steps_max`` terms."""
-    steps = rng.randint(config.steps_min, config.steps_max)
+def sample_problem(config: ToyConfig, rng: random.Random) -> ToyProblem:
+    """Draw a problem of ``steps_min..steps_max`` terms, without forks."""
+    count = rng.randint(config.steps_min, config.steps_max)
     while True:
         value = start = rng.randint(2, 15)
-        operands = [rng.randint(2, 7) for _ in range(steps)]
-        terms = []
+        operands = [rng.randint(2, 7) for _ in range(count)]
+        steps = []
         for operand in operands:
             options = [(term, result) for term, result in _options(value, operand) if result > 0]
             if not options:
                 break
             term, value = rng.choice(options)
-            terms.append(term)
+            steps.append(ToyStep(left=term))
         else:
-            return StepsProblem(start=start, terms=tuple(terms))
+            return ToyProblem(start=start, steps=tuple(steps))
 
 
 def _options(value: int, operand: int) -> list[tuple[Term, int]]:
@@ -81,17 +130,18 @@ def _options(value: int, operand: int) -> list[tuple[Term, int]]:
     return [(term, result) for term in terms if (result := term.apply(value)) is not None]
 
 
-def write_solution(problem: StepsProblem, rng: random.Random, slip_rate: float) -> str:
-    """The text of one solution; each step goes a wrong way with probability ``slip_rate`` x SLIP_WEIGHT. 0: always right."""
+def write_solution(problem: ToyProblem, rng: random.Random, slip_rate: float) -> str:
+    """Write one solution; each step goes a wrong way with probability ``slip_rate`` x SLIP_WEIGHT. 0: always right."""
     lines, value = [], problem.start
-    for number, right in enumerate(problem.terms, start=1):
+    for number, step in enumerate(problem.steps, start=1):
+        right = step.left
         term: Term | None = right
         if rng.random() < slip_rate * SLIP_WEIGHT[right.operator]:
             term = _slip(right, value, rng)
         result = None if term is None else term.apply(value)
         if term is None or result is None:  # left out, or no longer possible after an earlier slip
             continue
-        lines.append(f"{number}) {value}{term.operator}{term.operand}={result}\n")
+        lines.append(f"{number}) {value}{term.text}={result}\n")
         value = result
     return "".join(lines) + f"\\boxed{{{value}}}"
 

@@ -18,7 +18,8 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from fr3e_async.clock import steady
 from fr3e_async.config import ToyConfig
-from fr3e_async.data.toy.families import FAMILIES, ToyProblem
+from fr3e_async.data.toy.families import draw_problem, write_lesson
+from fr3e_async.data.toy.task import ToyProblem
 from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example
 from fr3e_async.files.durable import writing_tensors
 
@@ -116,12 +117,11 @@ def _train(
 
 def _batch(tokenizer: Qwen2Tokenizer, config: ToyConfig, rng: random.Random, excluded: set[str]) -> tuple[Tensor, Tensor]:
     """Tokens and labels, int64 [BATCH, T], padded on the right; loss on the solution and its end token only."""
-    family = FAMILIES[config.task]
     examples: list[tuple[list[int], list[int]]] = []
     while len(examples) < BATCH:
-        problem = family.sample(config, rng)
+        problem = draw_problem(config, rng)
         if problem.text not in excluded:
-            examples.append(encode_example(tokenizer, problem.text, family.write(problem, rng, config)))
+            examples.append(encode_example(tokenizer, problem.text, write_lesson(problem, config, rng)))
     width = max(len(prompt) + len(solution) for prompt, solution in examples)
     tokens = torch.full((BATCH, width), tokenizer.pad_token_id)
     labels = torch.full((BATCH, width), IGNORED)

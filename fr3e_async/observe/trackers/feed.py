@@ -73,7 +73,7 @@ class Feed:
         self._queue: queue.Queue[_Item] = queue.Queue(maxsize=capacity)
         self._given = 0  # rows
         self._full = False  # a row did not fit
-        self._told_remark = self._told_broken = self._told_lost = False
+        self._told: set[str] = set()  # what a person has read by now
         # Of the feed's thread, which alone writes them:
         self._written = 0  # rows
         self._broken = ""  # why it cannot be written at all
@@ -95,18 +95,15 @@ class Feed:
 
     def news(self) -> list[str]:
         """What a person should read now, each once: that it does not work, that rows are being lost."""
-        told = []
-        if self._remark and not self._told_remark:
-            self._told_remark = True
-            told.append(f"{self._title} {self._remark}")
-        if self._broken and not self._told_broken:
-            self._told_broken = True
-            told.append(f"{self._title} is off: {self._broken}; the run continues without it")
-        elif (self._error or self._full) and not self._told_lost and not self._broken:
-            self._told_lost = True
+        told = {"remark": f"{self._title} {self._remark}"} if self._remark else {}
+        if self._broken:
+            told["broken"] = f"{self._title} is off: {self._broken}; the run continues without it"
+        elif self._error or self._full:
             why = self._error or f"it is slow, {self._queue.maxsize} rows wait already"
-            told.append(f"{self._title} does not take everything: {why}; the run continues")
-        return told
+            told["lost"] = f"{self._title} does not take everything: {why}; the run continues"
+        new = [text for kind, text in told.items() if kind not in self._told]
+        self._told |= told.keys()
+        return new
 
     def end(self, ending: Ending, summary: Mapping[str, float], *, reason: str) -> None:
         """Ask for the end and return at once, so that several trackers come to theirs side by side. Call it once, as the last."""
@@ -200,29 +197,27 @@ def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, floa
             yield path, float(value)
 
 
-# ---- Which of a tracker's runs belongs to this run directory: ``RUN/trackers/<tracker>.json``, so that a resume continues in it ----
-# ``take`` counts the times that a run began, continued or went back: rows that came twice are told apart by it.
+# ---- Which of a tracker's runs belongs to this run directory ----
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
+    """A line of ``RUN/trackers/<tracker>.json``, so that a resume continues in the tracker's run. *Example*: ``{"id": "k3x9", "take": 2, "rows": 40}``."""
+
     id: str  # the tracker's own name of the run
-    take: int = 1  # from 1
+    take: int = 1  # times that the run began, was resumed or went back: it tells rows that came twice apart
     rows: int = 0  # given to the tracker by now, over all takes
 
     def again(self) -> Identity:
         return replace(self, take=self.take + 1)
 
-
-class IdentityFile:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self) -> Identity | None:
-        """None: there is none yet. Raises ``OSError``, ``ValueError`` or ``TypeError`` for what nobody here has written."""
-        return Identity(**json.loads(self._path.read_text(encoding="utf-8"))) if self._path.is_file() else None
-
-    def write(self, identity: Identity) -> None:
+    def write(self, path: Path) -> Identity:
         """Raises ``OSError``."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, json.dumps(asdict(identity)) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(self)) + "\n")
+        return self
+
+
+def read_identity(path: Path) -> Identity | None:
+    """None: there is none yet. Raises ``OSError``, ``ValueError`` or ``TypeError`` for what nobody here has written."""
+    return Identity(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

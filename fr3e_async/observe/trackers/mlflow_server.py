@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import Config
-from fr3e_async.observe.trackers.feed import Ending, Identity, IdentityFile, Row, Samples, flat_settings
+from fr3e_async.observe.trackers.feed import Ending, Identity, Row, Samples, flat_settings, read_identity
 
 STATUS: dict[Ending, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 PARAM_CHARS = 500  # of a parameter: what servers of every age take; the artifact config.yaml has all of it
@@ -33,11 +33,10 @@ class MlflowTracker:
 
         self.remark = ""
         self._entities: Any = entities
-        self._run_folder, self._file = folder.parent, IdentityFile(folder / "mlflow.json")
+        self._run_folder, self._file = folder.parent, folder / "mlflow.json"
         self._client: Any = MlflowClient(tracking_uri=store_of(config, folder))
-        known = self._file.read()
-        self._identity = known.again() if known else Identity(id=self._create(config))
-        self._file.write(self._identity)
+        known = read_identity(self._file)
+        self._identity = (known.again() if known else Identity(id=self._create(config))).write(self._file)
         self._last = Row(step=0, time_s=0.0, values={})
         if known:
             self._client.update_run(self._identity.id, status="RUNNING")
@@ -76,8 +75,7 @@ class MlflowTracker:
         self._client.log_dict(self._identity.id, table, f"samples/{samples.name}-{samples.step}.json")
 
     def back_to(self, step: int) -> None:
-        self._identity = self._identity.again()
-        self._file.write(self._identity)
+        self._identity = self._identity.again().write(self._file)
         self._client.set_tag(self._identity.id, TAKE, str(self._identity.take))
 
     def close(self, ending: Ending, summary: Mapping[str, float], *, reason: str) -> None:

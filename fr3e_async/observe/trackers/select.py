@@ -66,7 +66,7 @@ def _has_wandb_account(environment: Mapping[str, str]) -> bool:
 class Trackers:
     """All trackers of a run as one. Returns at once from everything but ``close``."""
 
-    def __init__(self, feeds: Mapping[str, Feed], *, close_s: float) -> None:
+    def __init__(self, feeds: Mapping[str, Feed] = {}, *, close_s: float = 0.0) -> None:
         """``feeds``: by the name of their setting. ``close_s``: how long ``close`` may take, in seconds."""
         self._feeds, self._close_s = feeds, close_s
         self._ending: Ending = "failed"  # unless somebody says otherwise
@@ -112,11 +112,11 @@ class Trackers:
         return told
 
 
-def make_trackers(config: Config, run_folder: Path) -> Trackers | None:
-    """The trackers that the settings name, opening in threads of their own; None if there are none."""
+def make_trackers(config: Config, run_folder: Path) -> Trackers:
+    """The trackers that the settings name, if any, opening in threads of their own."""
     folder, settings = run_folder / "trackers", asdict(config)
     feeds = {name: Feed(TITLES[name], _opener(MAKERS[name], config, folder, settings)) for name in wanted(config)}
-    return Trackers(feeds, close_s=config.observe.tracker_close_s) if feeds else None
+    return Trackers(feeds, close_s=config.observe.tracker_close_s)
 
 
 def _opener(make: Callable[..., Tracker], config: Config, folder: Path, settings: Mapping[str, Any]) -> Callable[[], Tracker]:

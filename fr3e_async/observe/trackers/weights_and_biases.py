@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.config import Config
-from fr3e_async.observe.trackers.feed import Ending, Identity, IdentityFile, Row, Samples
+from fr3e_async.observe.trackers.feed import Ending, Identity, Row, Samples, read_identity
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"  # of W&B's run ids
 STEP, TAKE = "step", "take"
@@ -32,10 +32,10 @@ class WandbTracker:
 
         observe = config.observe
         self.remark = ""
-        self._file = IdentityFile(folder / "wandb.json")
-        known = self._file.read()
-        self._identity = known.again() if known else Identity(id="".join(secrets.choice(ALPHABET) for _ in range(8)))
-        self._file.write(self._identity)
+        self._file = folder / "wandb.json"
+        known = read_identity(self._file)
+        new = Identity(id="".join(secrets.choice(ALPHABET) for _ in range(8)))
+        self._identity = (known.again() if known else new).write(self._file)
         said = self._said(config, folder) | {"config": dict(settings)}
         try:
             self._run: Any = wandb.init(mode=observe.wandb if observe.wandb != "off" else "disabled", **said)
@@ -76,13 +76,13 @@ class WandbTracker:
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         number = self._identity.rows
-        self._identity = replace(self._identity, rows=number + 1)
-        self._file.write(self._identity)  # first: a number that was skipped is nothing, one that comes twice is a lost row
+        self._identity = replace(self._identity, rows=number + 1).write(
+            self._file
+        )  # first: a number that was skipped is nothing, one that comes twice is a lost row
         self._run.log({STEP: step, TAKE: self._identity.take, **values}, step=number)
 
     def back_to(self, step: int) -> None:
-        self._identity = self._identity.again()
-        self._file.write(self._identity)
+        self._identity = self._identity.again().write(self._file)
 
     def close(self, ending: Ending, summary: Mapping[str, float], *, reason: str) -> None:
         self._run.summary.update({**summary, "summary/ending": ending, "summary/exit_reason": reason})
