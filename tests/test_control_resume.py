@@ -275,4 +275,4 @@ def test_the_account_of_a_token_budget_goes_on(seed, trunk):
                     pass
     for group in ledger.state().groups:
         assert isinstance(group.plan.branches, int)
-    assert all(isinstance(ledger.state().budget[name], int) for name in ("largest", "smallest_groups"))
+    assert all(isinstance(getattr(ledger.state().budget, name), int) for name in ("largest", "smallest_groups"))
