@@ -104,7 +104,7 @@ class Completion:
         return replace(self, finish=Finish.STOP, **cut)
 
 
-class Anchor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Anchor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A position of a trunk to branch from: a node of the group's tree.
 
     Nodes are numbered so that every process names the same one alike: anchor j = 1..K of base b is node b·K + j, and
@@ -248,7 +248,7 @@ class RolloutBatch:
         return np.concatenate([self.context(row)[self.prompt_len(row) :], self.completion(row).tokens])
 
 
-class RolloutSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RolloutSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the control loop sees of a finished rollout; the tokens stay in the object store."""
 
     id: RolloutId
@@ -268,7 +268,7 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A verifier's word on one response. ``reason`` says how it was reached, e.g. ``"integer"``, ``"cpu limit"``."""
 
     outcome: Outcome

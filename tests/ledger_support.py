@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -12,9 +12,10 @@ from builders import small_config
 from oracle import State, Tree
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.config import Config
+from fr3e_async.config import Config, RewardConfig
 from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine.events import Admitted, Delivered, Judged, Lost
+from fr3e_async.machine.group import Group
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.messages import Branch, Command, Sample, Score
@@ -54,11 +55,18 @@ def control_config(
 
 
 def make_ledger(
-    *, steps: int = 100, attempts: int = 2, rejected: int = 10_000, state: LedgerState | None = None, **fields: Any
+    *, steps: int = 100, attempts: int = 2, rejected: int = 10_000, state: LedgerState | None = None,
+    rewards: list[RewardConfig] | None = None, **fields: Any,
 ) -> Ledger:  # fmt: skip
     """``fields``: of ``control_config``."""
     config = control_config(steps=steps, attempts=attempts, rejected=rejected, **fields)
+    config = replace(config, rewards=rewards or config.rewards)
     return Ledger(config, make_strategy(config.algorithm), state=state)
+
+
+def group_named(ledger: Ledger, name: str) -> Group:
+    """One that is open, or with the learner."""
+    return next(group for group in ledger.state().groups if group.name == name)
 
 
 def through_json(state: LedgerState) -> LedgerState:
