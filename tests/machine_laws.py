@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import msgspec
+
 from fr3e_async.algorithm.strategies import explorer_count
 from fr3e_async.config import Config
 from fr3e_async.machine import events, messages
@@ -112,7 +114,7 @@ class Laws:
         match event:
             case events.Delivered():
                 self.rows |= {(event.payload, row): (note.id, note.oldest_version) for row, note in enumerate(event.notes)}
-                self._ended(event.task)
+                self._ended(event.task) if not event.left else self._partly(event)
             case events.Judged() | events.Lost() | events.Answered():
                 self._ended(event.task)
             case events.Asked():
@@ -161,6 +163,15 @@ class Laws:
     def _ended(self, task: int) -> None:
         self.given.pop(task, None), self.asked.pop(task, None)
         self.withdrawn.discard(task)
+
+    def _partly(self, event: events.Delivered) -> None:
+        """The room of what has ended is free; unless the event comes a second time."""
+        given, ended = self.given.get(event.task), {note.id for note in event.notes}
+        if given is not None and ended <= set(given.work.ids):
+            rest = tuple(id for id in given.work.ids if id not in ended)
+            assert len(rest) == event.left
+            given.work, given.weight = msgspec.structs.replace(given.work, ids=rest), event.left
+            self.seen["part of a task"] += 1
 
     # ---- what must hold of each command ----
 

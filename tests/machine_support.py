@@ -139,9 +139,10 @@ class Cluster(Mishaps):
         return self.tell(self.delivered(task, {id for id in work.ids if self.aborts(id, pick, mishaps=mishaps)}, pick))
 
     def delivered(self, task: int, aborted: Collection[RolloutId], pick: Pick) -> events.Delivered:
-        """A task's rollouts, in another order than they were asked for."""
+        """A task's rollouts, or some of them, in another order than they were asked for."""
         given = self.laws.given[task]
         work, turned = given.work, pick(len(given.work.ids))
+        ended = (work.ids[turned:] + work.ids[:turned])[: len(work.ids) - pick(2) * pick(len(work.ids))]
         if given.oldest is None:
             made_token(given)
         self.history.seen["mixed versions"] += given.oldest < given.newest
@@ -151,12 +152,15 @@ class Cluster(Mishaps):
                 id, given.oldest, Finish.ABORT if id in aborted else Finish.STOP, self.world.length(id) if self.world else 5,
                 self.world.context(id) if self.world else PROMPT_TOKENS,
             )
-            for id in work.ids[turned:] + work.ids[:turned]
+            for id in ended
         )  # fmt: skip
         anchors = None
         if isinstance(work, messages.Sample) and work.trunk and not self.rescored:
-            anchors = self.anchors([id for id in work.ids if id not in aborted], pick)
-        return events.Delivered(task=task, group=work.ids[0].group, payload=self.payload, notes=notes, anchors=anchors)
+            anchors = self.anchors([id for id in ended if id not in aborted], pick)
+        return events.Delivered(
+            task=task, group=work.ids[0].group, payload=self.payload, notes=notes, anchors=anchors,
+            left=len(work.ids) - len(ended),
+        )  # fmt: skip
 
     def anchors(self, trunks: Sequence[RolloutId], pick: Pick) -> tuple[Anchor, ...]:
         positions = self.world.places if self.world else lambda id: POSITIONS[pick(len(POSITIONS))]

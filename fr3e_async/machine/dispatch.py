@@ -163,10 +163,9 @@ class Dispatcher:
 
     def part(self, number: int, *, left: int) -> str:
         """Of a task ``left`` rollouts are still being drawn: the room of the others is free. The worker that has it, or ""."""
-        at = self._at.get(number)
-        if at is None:
+        slot, weight = self._at.get(number, (None, 0))
+        if slot is None or left >= weight:  # the event comes a second time
             return ""
-        slot, weight = at
         slot.load -= weight - left
         self._at[number] = (slot, left)
         self._prove(slot)
