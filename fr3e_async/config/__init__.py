@@ -141,26 +141,7 @@ class Config:
 
 
 __all__ = [
-    "AlgorithmConfig",
-    "BudgetConfig",
-    "Config",
-    "DataConfig",
-    "EngineConfig",
-    "EnginePoolConfig",
-    "EvaluationConfig",
-    "FlowConfig",
-    "LearnerConfig",
-    "LossConfig",
-    "ModelConfig",
-    "ObserveConfig",
-    "PoolsConfig",
-    "RayConfig",
-    "RewardConfig",
-    "RunConfig",
-    "SamplingConfig",
-    "SourceConfig",
-    "ToyConfig",
-    "VerifierPoolConfig",
-    "WatchdogConfig",
-    "WeightsConfig",
-]
+    "AlgorithmConfig", "BudgetConfig", "Config", "DataConfig", "EngineConfig", "EnginePoolConfig", "EvaluationConfig", "FlowConfig",
+    "LearnerConfig", "LossConfig", "ModelConfig", "ObserveConfig", "PoolsConfig", "RayConfig", "RewardConfig", "RunConfig",
+    "SamplingConfig", "SourceConfig", "ToyConfig", "VerifierPoolConfig", "WatchdogConfig", "WeightsConfig",
+]  # fmt: skip
