@@ -26,7 +26,7 @@ class Config:
     )
     reward: str = knob(
         "math",
-        "what scores a response: 'math' (docs/verifier.md) or package.module:function (docs/rewards.md), in a limited process",
+        "what scores a response: 'math' (docs/verifier.md), or package.module:function (docs/rewards.md)",
     )
     rewards: list[RewardConfig] = knob(
         [], "functions in place of reward; weighted numbers are added, the first one decides what is correct"

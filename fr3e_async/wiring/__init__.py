@@ -15,14 +15,6 @@ from fr3e_async.wiring.joining import check_cluster, connect, connecting, discon
 from fr3e_async.wiring.starting import PolicyFiles, engine_spec, mismatch_bound
 
 __all__ = [
-    "Deployment",
-    "PolicyFiles",
-    "check_cluster",
-    "connect",
-    "connecting",
-    "disconnect",
-    "engine_spec",
-    "first_questions",
-    "gauges",
+    "Deployment", "PolicyFiles", "check_cluster", "connect", "connecting", "disconnect", "engine_spec", "first_questions", "gauges",
     "mismatch_bound",
-]
+]  # fmt: skip
