@@ -222,18 +222,11 @@ class RolloutBatch:
         return int(self.prompt_lens[self.context_of[row]])
 
     def completion(self, row: int) -> Completion:
+        """Row ``row`` as a completion of its own; views, not copies."""
         span = self.span(row)
-        return Completion(
-            tokens=self.tokens[span],
-            versions=self.versions[span],
-            finish=Finish(self.finish[row]),
-            cached_tokens=int(self.cached_tokens[row]),
-            logprobs=self.logprobs[span],
-            entropies=self.entropies[span],
-            entropy_errors=self.entropy_errors[span],
-            raw_logprobs=None if self.raw_logprobs is None else self.raw_logprobs[span],
-            raw_entropies=None if self.raw_entropies is None else self.raw_entropies[span],
-        )
+        columns = {name: getattr(self, name) for name in ("tokens", "versions", *FLOAT_COLUMNS)}
+        cut = {name: column[span] for name, column in columns.items() if column is not None}
+        return Completion(finish=Finish(self.finish[row]), cached_tokens=int(self.cached_tokens[row]), **cut)
 
     def note(self, row: int) -> RolloutSummary:
         """What the control loop is told of a row."""

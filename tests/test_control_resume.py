@@ -275,4 +275,6 @@ def test_the_account_of_a_token_budget_goes_on(seed, trunk):
                     pass
     for group in ledger.state().groups:
         assert isinstance(group.plan.branches, int)
-    assert all(isinstance(ledger.state().budget[name], int) for name in ("largest", "smallest_groups"))
+    account = ledger.state().budget
+    assert account is not None
+    assert all(isinstance(number, int) for number in (account.largest, account.smallest_groups))

@@ -386,7 +386,7 @@ def test_a_group_is_as_old_as_the_weights_that_all_engines_have_when_it_is_admit
 def test_a_retired_group_can_be_written_as_json():
     ledger = make_ledger(groups=1)
     (retired,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: 1, anchors=(2, 4))
-    row = json.loads(json.dumps(msgspec.to_builtins(retired)))
+    row = json.loads(json.dumps(retired.row()))
     assert row["reasons"] == {"told": 6}
     assert [(s["node"], s["parent"], s["position"], s["value"]) for s in row["states"]] == [
         (0, None, 0, 1.0), (1, 0, 2, 1.0), (2, 1, 4, 1.0),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from fr3e_async.config.knobs import Part, PartOr0, Share, knob, require, settings
+from fr3e_async.config.knobs import PartOr0, Share, knob, require, settings
 
 
 @settings("sampling")
@@ -39,9 +39,7 @@ class AlgorithmConfig:
     anchors: NonNegativeInt = knob(3, "K: most anchors of a trunk (branching strategies)")
     branches: int = knob(4, "M: continuations of each anchor (branching strategies)")
     adaptive_first: int = knob(
-        0,
-        "continuations that each anchor gets first; anchors whose rewards differ get the rest (fr3e); 0: all",
-        "rollouts",
+        0, "continuations that each anchor gets first; anchors whose rewards differ get the rest (fr3e); 0: all", "rollouts"
     )
     anchor_rule: Literal["auto", "entropy", "surprisal", "random", "uniform", "newline"] = knob(
         "auto", "what picks the anchors; auto: the strategy's own rule, entropy for fr3e and newline for vineppo"
@@ -85,21 +83,29 @@ class BudgetConfig:
         0, "the run ends when settled groups have cost this many generated tokens; 0: no limit", "tokens"
     )
     tokens_per_prompt: NonNegativeInt = knob(
-        0,
-        "mean generated tokens of a prompt; group sizes follow, so that strategies compare; 0: as configured",
-        "tokens",
+        0, "mean generated tokens of a prompt; group sizes follow, so that strategies compare; 0: as configured", "tokens"
     )
 
 
 @settings("loss")
 class LossConfig:
-    clip_low: Part = knob(0.22, "epsilon_low of Clip-Higher")
-    clip_high: PositiveFloat = knob(0.28, "epsilon_high of Clip-Higher")
+    objective: Literal["clip", "gspo", "cispo"] = knob(
+        "clip",
+        "what is maximised: the clipped surrogate of each token (PPO, GRPO, Clip-Higher); gspo: of the completion's ratio; cispo: "
+        "the log-prob times a clipped, constant ratio",
+    )
+    mean: Literal["token", "sequence", "constant"] = knob(
+        "token", "mean of the loss: every token weighs the same, every completion does, or mean_length tokens do (Dr.GRPO)"
+    )
+    mean_length: NonNegativeInt = knob(
+        0, "with loss.mean=constant: what the loss of a completion is divided by; sampling.max_response in Dr.GRPO", "tokens"
+    )
+    clip_low: Share = knob(0.22, "epsilon_low of the objective's clipping; 1: no lower bound, as in CISPO")
+    clip_high: PositiveFloat = knob(0.28, "epsilon_high of the objective's clipping")
     dual_clip: float = knob(0.0, "c of dual clip, for negative advantages; 0: off")
     prox: Literal["recompute", "behaviour"] = knob("recompute", "proximal policy: recomputed, or the sampler's own log-probs")
     importance: Literal["truncate", "mask", "off"] = knob(
-        "truncate",
-        "weight exp(log prox - log behaviour): cut at importance_cap, or zeroed outside of the floor and cap, or 1",
+        "truncate", "weight exp(log prox - log behaviour): cut at importance_cap, or zeroed outside of the floor and cap, or 1"
     )
     importance_cap: Annotated[float, Field(ge=1)] = knob(2.0, "c_is: largest importance weight")
     importance_floor: PartOr0 = knob(0.0, "smallest importance weight of importance=mask; above 0: IcePop")
@@ -110,6 +116,10 @@ class LossConfig:
     entropy_coef: NonNegativeFloat = knob(0.0, "weight of the entropy bonus per token")
 
     def __post_init__(self) -> None:
+        require(
+            self.mean != "constant" or self.mean_length > 0,
+            "loss.mean=constant needs loss.mean_length, the tokens that every completion counts as; set it to sampling.max_response",
+        )
         for name in ("dual_clip", "sequence_mask"):
             value = getattr(self, name)
             require(value == 0 or value > 1, f"loss.{name} must be 0 (off) or above 1, got {value}")
@@ -136,8 +146,7 @@ class FlowConfig:
     groups_per_step: PositiveInt = knob(32, "prompt groups in one training batch", "groups")
     max_staleness: NonNegativeInt = knob(1, "most weight versions that a trained token may be old; 0: synchronous", "versions")
     order: Literal["admission", "window"] = knob(
-        "admission",
-        "a batch is the oldest groups; window: ready ones among them and flow.window more, within max_staleness",
+        "admission", "a batch is the oldest groups; window: ready ones among them and flow.window more, within max_staleness"
     )
     window: NonNegativeInt = knob(0, "groups beyond a batch that may overtake older ones (flow.order=window)", "groups")
     lease_s: PositiveFloat = knob(120.0, "time an actor has for one task before another actor gets it")

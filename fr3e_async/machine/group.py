@@ -268,7 +268,8 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
             truncated=sum([n.finish is Finish.LENGTH for n in notes]),
             anchors=len(self.anchors),
             anchors_certain=sum([a.certain for a in self.anchors.values()]),
-            reasons=dict(Counter([r.reason for r in rollouts if r.status is Status.JUDGED])),  # asdict would break a Counter
+            reasons=Counter([r.reason for r in rollouts if r.status is Status.JUDGED]),
+            tree=self,
         )
 
     def _response(self, note: RolloutSummary) -> int:
