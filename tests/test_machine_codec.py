@@ -91,7 +91,7 @@ def test_what_is_worked_out_again_is_left_out():
     (kept,) = group.state().groups
     assert kept.tasks.keys() == {1, 2}
     (back,) = through_json(group.state()).groups
-    assert (back.tasks, back.credit) == (set(), None)
+    assert (back.tasks, back.credit) == ({}, None)
     assert (back.owed, list(back.rollouts)) == (2, [RolloutId("p@0", 0, 0), RolloutId("p@0", 0, 1)])
 
 
