@@ -1,0 +1,197 @@
+"""Rollouts that leave an engine actor as they end, over a real Ray: what is kept, what is cancelled, what the driver never fetches."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from fr3e_async.actors.engine import EngineActor
+from fr3e_async.actors.proxies import RayEngine
+from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.control.ports import Delivery, WorkerLost
+from fr3e_async.rollout.port import EngineDead, SampleRequest
+from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.types import Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+LONG = 60_000  # tokens of a rollout: far more than Ray carries by value
+
+
+class NoText:
+    """A tokenizer whose tokens are no text."""
+
+    all_special_ids: tuple[int, ...] = ()
+    added_tokens_decoder: dict[int, Any] = {}
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "." * len(ids)
+
+
+class ByBranch:
+    """An engine whose rollout ends after its branch index in tenths of a second; branch 99 never does, branch 98 finds it dead."""
+
+    def __init__(self) -> None:
+        self.running: set[str] = set()
+
+    async def sample(self, request: SampleRequest) -> Completion:
+        branch = int(request.request_id.split("#")[0].split("/")[2])
+        self.running.add(request.request_id)
+        try:
+            await asyncio.sleep({99: 600.0, 98: 0.5}.get(branch, branch / 10))
+            if branch == 98:
+                raise EngineDead("the core is gone")
+        finally:
+            self.running.discard(request.request_id)
+        numbers = np.zeros(LONG, dtype=np.float32)
+        return Completion(
+            tokens=np.full(LONG, branch, dtype=np.int32), logprobs=numbers, entropies=numbers, entropy_errors=numbers,
+            versions=np.zeros(LONG, dtype=np.int32), finish=Finish.STOP,
+        )  # fmt: skip
+
+
+class StreamingActor(EngineActor):
+    """The real actor on an engine without a model."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_event_loop()
+        self._engine: Any = ByBranch()
+        self._rescored = False
+        rule = AnchorRule(name="uniform", count=2, min_gap=1)
+        self._rollout_worker = RolloutWorker(self._engine, TokenTexts(NoText()), rule, seed=0)
+
+    def running(self) -> int:
+        return len(self._engine.running)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def first_token(self, batch: RolloutBatch) -> int:
+        return int(batch.tokens[0])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parent.parent}"}},
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def actor(cluster: None) -> Iterator[Any]:
+    made = ray.remote(num_cpus=0, max_concurrency=100)(StreamingActor).remote()
+    ray.get(made.pid.remote())
+    yield made
+    ray.kill(made)
+
+
+def rollouts(engine: RayEngine, branches: list[int], *, trunk: bool = False) -> AsyncIterator[tuple[Delivery, Any]]:
+    prompt = Prompt(uid="q", text="", gold="", token_ids=np.array([5, 6, 7], np.int32))
+    ids = [RolloutId("q@0", 0, branch) for branch in branches]
+    return engine.sample([prompt] * len(ids), ids, Draw(max_tokens=2 * LONG), trunk=trunk)
+
+
+def within(seconds: float, story: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(story, seconds))
+
+
+async def nothing_runs(actor: Any) -> None:
+    while await actor.running.remote():
+        await asyncio.sleep(0.02)
+
+
+def test_rollouts_come_one_by_one_and_the_driver_fetches_none(actor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpickled: list[int] = []
+    monkeypatch.setattr(RolloutBatch, "__setstate__", lambda self, state: unpickled.append(1), raising=False)
+
+    async def story() -> tuple[list[list[int]], list[Any], int]:
+        came, payloads, anchors = [], [], 0
+        async for delivery, payload in rollouts(RayEngine("e", actor), [9, 1, 5], trunk=True):
+            came.append([note.id.branch for note in delivery.notes])
+            payloads.append(payload)
+            anchors += len(delivery.anchors or ())
+        return came, payloads, anchors
+
+    came, payloads, anchors = within(120, story())
+    assert came == [[1], [5], [9]]
+    assert anchors == 3 * 2
+    assert [ray.get(actor.first_token.remote(payload)) for payload in payloads] == [1, 5, 9], "handed on by reference"
+    assert unpickled == []
+    ray.get(payloads[0])
+    assert unpickled == [1], "or the count would see nothing"
+
+
+async def until_lost(deliveries: AsyncIterator[tuple[Delivery, Any]], kill: Any = None) -> tuple[list[int], list[Any]]:
+    """Branches and payloads that came before the worker was lost; ``kill``: the actor, once branch 2 is here."""
+    came: list[int] = []
+    payloads = []
+    try:
+        async for delivery, payload in deliveries:
+            came += [note.id.branch for note in delivery.notes]
+            payloads.append(payload)
+            if kill is not None and 2 in came:
+                os.kill(await kill.pid.remote(), signal.SIGKILL)
+    except WorkerLost:
+        return came, payloads
+    raise AssertionError("it was not lost")
+
+
+def test_an_actor_that_is_killed_loses_only_what_it_had_not_delivered(actor: Any) -> None:
+    came, payloads = within(120, until_lost(rollouts(RayEngine("e", actor), [1, 2, 99]), kill=actor))
+    assert came == [1, 2]
+    assert [batch.tokens[0] for payload in payloads for batch in [ray.get(payload)]] == [1, 2]
+
+
+def test_an_engine_that_dies_ends_its_process_after_what_had_ended(actor: Any) -> None:
+    came, _ = within(120, until_lost(rollouts(RayEngine("e", actor), [1, 98, 99])))
+    assert came == [1]
+
+
+def test_a_stream_that_is_left_leaves_nothing_in_its_engine(actor: Any) -> None:
+    async def story() -> None:
+        deliveries = rollouts(RayEngine("e", actor), [1, 99])
+        delivery, _ = await anext(deliveries)
+        assert [note.id.branch for note in delivery.notes] == [1]
+        assert await actor.running.remote() == 1
+        await deliveries.aclose()
+        await nothing_runs(actor)
+
+    within(120, story())
+
+
+def test_a_wait_that_is_cancelled_leaves_nothing_in_its_engine(actor: Any) -> None:
+    async def story() -> None:
+        async def wait() -> None:
+            async for _ in rollouts(RayEngine("e", actor), [99]):
+                pass
+
+        waiting = asyncio.create_task(wait())
+        while not await actor.running.remote():
+            await asyncio.sleep(0.02)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await nothing_runs(actor)
+
+    within(120, story())
+
+
+def test_many_streams_of_one_actor_do_not_mix(actor: Any) -> None:
+    async def one(engine: RayEngine, branches: list[int]) -> list[int]:
+        return [note.id.branch async for delivery, _ in rollouts(engine, branches) for note in delivery.notes]
+
+    async def story() -> list[list[int]]:
+        engine = RayEngine("e", actor)
+        return await asyncio.gather(*(one(engine, [i % 7, i % 5, 3]) for i in range(20)))
+
+    assert [sorted(found) for found in within(120, story())] == [sorted([i % 7, i % 5, 3]) for i in range(20)]
