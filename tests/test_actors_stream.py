@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from make_support import figures
 
 from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.proxies import RayEngine
@@ -80,7 +83,7 @@ class StreamingActor(EngineActor):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20,
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 << 20,
         runtime_env={"env_vars": {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parent.parent}"}},
     )  # fmt: skip
     yield
@@ -195,3 +198,21 @@ def test_many_streams_of_one_actor_do_not_mix(actor: Any) -> None:
         return await asyncio.gather(*(one(engine, [i % 7, i % 5, 3]) for i in range(20)))
 
     assert [sorted(found) for found in within(120, story())] == [sorted([i % 7, i % 5, 3]) for i in range(20)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_ways_to_deliver_are_compared(tmp_path: Path) -> None:
+    program = Path(__file__).parent.parent / "benchmarks" / "delivery.py"
+    subprocess.run([sys.executable, program, "--quick", "--json", tmp_path / "out.json"], check=True, stdout=subprocess.DEVNULL)
+    found = figures(tmp_path / "out.json")
+    assert {row["way"] for row in found["cost"]} == {"task", "call", "stream", "batch"}
+    assert all(row["all"] > 0 for row in found["cost"])
+    kept = {
+        row["way"]: [row[fault]["readable elsewhere"] for fault in ("killed within", "cancelled within")]
+        for row in found["faults"]
+    }
+    assert kept["task"] == [0, 0]
+    assert kept["batch"] == kept["stream"] == kept["call"]
+    assert min(kept["batch"]) >= 1
+    assert {row["way"]: row["killed after"]["notes"] for row in found["faults"]} == dict.fromkeys(kept, 8)
