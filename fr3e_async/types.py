@@ -78,9 +78,6 @@ class Completion:
     An entropy is known to lie in ``entropies ± entropy_errors``: 0 where it is exact, half the width of a certified
     interval where the engine gave the likeliest tokens only, and half of ln(vocabulary) where it gave nothing.
     The raw distribution is the model's at temperature 1 without filters.
-
-    Example, two tokens that ended by the end token: ``Completion(tokens=[17, 2], logprobs=[-0.1, -0.02], entropies=[0.4, 0.1],
-    entropy_errors=[0, 0], versions=[5, 5], finish=Finish.STOP)``, each a NumPy array.
     """
 
     tokens: NDArray[np.int32]  # [L]
