@@ -19,7 +19,7 @@ from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.errors import DataError
 from fr3e_async.run.preparing import prepare
 from fr3e_async.settings.loader import load_config
-from fr3e_async.verify import golds, tasks
+from fr3e_async.verify import golds, process
 from fr3e_async.verify.golds import GoldFlag, Screened, flag_golds, screen_golds
 
 CASES: list[dict[str, Any]] = [
@@ -243,7 +243,7 @@ def test_plain_integers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> Non
     def forbidden(*_: object) -> None:
         pytest.fail("a process was started")
 
-    monkeypatch.setattr(tasks, "ForkServer", forbidden)
+    monkeypatch.setattr(process, "ForkServer", forbidden)
     assert flag_golds(["5", "-1,200", "$7$", "\\boxed{3}"], VerifierPoolConfig(wall_limit_s=240.0)) == []
 
 
