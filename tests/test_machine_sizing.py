@@ -29,7 +29,7 @@ class Hall:
             **{"grow_after_s": GROW_S, "shrink_after_s": SHRINK_S, "busy_target": 0.8, "max_deaths_in_a_row": 10**6} | config
         )
         self.dispatcher = Dispatcher(dict.fromkeys(bounds, WIDTH), self.config)
-        self.autoscaler = Autoscaler(bounds, self.config, self.dispatcher, alike=alike)
+        self.alike, self.autoscaler = alike, Autoscaler(bounds, self.config, self.dispatcher, alike=alike)
         self.hires: dict[int, Hire] = {}  # by ticket, oldest first
         self.dismissed: dict[int, Hire] = {}
         self.wants: dict[str, list[int]] = {role: [] for role in bounds}
@@ -545,7 +545,7 @@ class Pools(RuleBasedStateMachine):
         self.require_settled()
         for move in self.hall.moved:
             donor = EXPLORERS if move.role == GENERATORS else GENERATORS
-            assert self.hall.autoscaler._alike
+            assert self.hall.alike
             assert donor not in waits
             assert move.role in waits
             assert before[donor] > self.hall.autoscaler.pools[donor].bounds.least

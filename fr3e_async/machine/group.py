@@ -26,7 +26,9 @@ class Status(Enum):
 DONE = (Status.JUDGED, Status.GIVEN_UP)
 
 
-class Rollout(msgspec.Struct, omit_defaults=True):
+class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
+    """One rollout of a group, from its issue to its verdict. It holds nothing that could lead back to it, so it needs no collector."""
+
     id: RolloutId
     status: Status = Status.ISSUED
     attempts: int = 1
@@ -121,7 +123,8 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         rollout.status, rollout.reason, rollout.judged_again = Status.JUDGED, verdict.reason, verdict.attempts > 1
         rollout.unknown = verdict.outcome is Outcome.UNKNOWN
         rollout.right = verdict.outcome is Outcome.RIGHT
-        rollout.reward = None if verdict.reward is None else rewards.share(verdict.reward)
+        reward = verdict.reward
+        rollout.reward = None if reward is None else rewards.share(reward)
         if rollout.unknown and unknown_is_zero:
             rollout.reward = 0.0
 
@@ -300,8 +303,8 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
                     trunk=anchor.trunk if anchor else None,
                     position=anchor.position if anchor else 0,
                     score=anchor.score if anchor else None,
-                    right=value.right if value else 0.0,
-                    judged=value.judged if value else 0,
+                    right=value.reward_sum if value else 0.0,
+                    judged=value.scored if value else 0,
                     value=value.value if value else None,
                     low=low,
                     high=high,
