@@ -1,4 +1,4 @@
-"""A world in which every rollout's fate follows from its id, and a player that runs a ledger in it in any order.
+"""A world in which every rollout's outcome follows from its id, and a player that runs a ledger in it in any order.
 
 What a rollout is worth must not depend on when or how often it arrives; the player mixes up everything that may be mixed up.
 """
@@ -20,7 +20,8 @@ from fr3e_async.machine.events import Admitted, Delivered, Event, Judged, Lost, 
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.messages import Branch, Command, Rescore, Retire, Sample, Score, Train
-from fr3e_async.types import Advantage, Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Advantage, Anchor, Finish, RolloutId, RolloutSummary, Verdict
 
 PROMPT_TOKENS = 4  # of ``builders.prompt``
 TRUNK_MODES = ("first", "random", "all", "one_right_one_wrong")
@@ -81,7 +82,7 @@ def verdict(reward: bool | float | None) -> Verdict:
     if reward is None:
         return Verdict(outcome=Outcome.UNKNOWN, reason="nobody knows")
     score = None if reward in (0, 1) else float(reward)
-    return Verdict(outcome=Outcome.RIGHT if reward >= 0.5 else Outcome.WRONG, reason="told", score=score)
+    return Verdict(outcome=Outcome.CORRECT if reward >= 0.5 else Outcome.WRONG, reason="told", score=score)
 
 
 def delivered(

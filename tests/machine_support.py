@@ -144,7 +144,7 @@ class Checkpoint:
     """What survives a kill: the ledger as JSON, and what the world had on its books at that moment."""
 
     state: bytes
-    fates: dict[str, str]
+    outcomes: dict[str, str]
     trained: frozenset[RolloutId]
     batches: tuple[tuple[str, ...], ...]
 
@@ -174,7 +174,7 @@ class Cluster:
     story: list[Event] = field(default_factory=list)  # of this life
     commands: list[list[Command]] = field(default_factory=list)  # of this life, by event
     rows: dict[tuple[int, int], tuple[RolloutId, int]] = field(default_factory=dict)  # -> rollout, its oldest token's version
-    fates: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
     trained: set[RolloutId] = field(default_factory=set)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     fails: Counter[Any] = field(default_factory=Counter)
@@ -222,19 +222,19 @@ class Cluster:
     def checkpoint(self) -> None:
         state = to_json(self.machine.ledger.state())
         assert msgspec.json.decode(state, type=LedgerState) == self.machine.ledger.state()
-        self.checkpoints.append(Checkpoint(state, dict(self.fates), frozenset(self.trained), tuple(self.batches)))
+        self.checkpoints.append(Checkpoint(state, dict(self.outcomes), frozenset(self.trained), tuple(self.batches)))
 
     def kill(self, pick: Pick = first) -> None:
         """Go on from one of the checkpoints, perhaps with the same workers; what came after it never was."""
         again = pick(3) == 2
         if not self.checkpoints:
-            self.fates.clear(), self.trained.clear(), self.batches.clear()
+            self.outcomes.clear(), self.trained.clear(), self.batches.clear()
             self.begin(None, again=again)
             return
         back = pick(len(self.checkpoints))
         del self.checkpoints[len(self.checkpoints) - back :]
         kept = self.checkpoints[-1]
-        self.fates, self.trained, self.batches = dict(kept.fates), set(kept.trained), list(kept.batches)
+        self.outcomes, self.trained, self.batches = dict(kept.outcomes), set(kept.trained), list(kept.batches)
         self.begin(kept.state, again=again)
 
     # ---- events ----
@@ -288,8 +288,8 @@ class Cluster:
                 case Train():
                     self.to_train(command)
                 case Retire():
-                    assert command.group not in self.fates, "a group was settled twice"
-                    self.fates[command.group] = command.fate
+                    assert command.group not in self.outcomes, "a group was settled twice"
+                    self.outcomes[command.group] = command.outcome
                 case _:
                     raise AssertionError(f"nobody can carry out {command}")
 
@@ -371,7 +371,7 @@ class Cluster:
         version = command.version - 1
         assert version == self.machine.ledger.version
         assert len(set(command.groups)) == self.config.flow.groups_per_step
-        assert not any(group in self.fates for group in command.groups)
+        assert not any(group in self.outcomes for group in command.groups)
         ids = [self.rows[item.payload, item.row] for item in command.items]
         assert {id.group for id, _ in ids} == set(command.groups)
         assert len({id for id, _ in ids}) == len(ids), "a rollout twice in a batch"
@@ -386,8 +386,8 @@ class Cluster:
     def check(self) -> None:
         ledger, flow = self.machine.ledger, self.config.flow
         assert ledger.slots_held <= (flow.max_staleness + 1) * flow.groups_per_step
-        assert ledger.admitted == len(self.fates) + ledger.in_flight
-        assert ledger.fates == Counter(self.fates.values())
+        assert ledger.admitted == len(self.outcomes) + ledger.in_flight
+        assert ledger.outcomes == Counter(self.outcomes.values())
         assert ledger.live == self.live == self.machine.fleet.live
         if any(isinstance(event, Begun) for event in self.story):
             self.check_pools()
@@ -566,7 +566,7 @@ class Cluster:
         self.batches.append(train.groups)
         self.unexported.append(train.version)
         self.tell(Trained(version=train.version))
-        assert all(self.fates[group] == "trained" for group in train.groups)
+        assert all(self.outcomes[group] == "trained" for group in train.groups)
         return True
 
     def export(self, pick: Pick) -> bool:
@@ -773,8 +773,11 @@ class Cluster:
         ledger, dispatcher = self.machine.ledger, self.machine.dispatcher
         assert ledger.version == ledger.live == self.config.run.steps
         assert (ledger.in_flight, ledger.slots_held) == (0, 0)
-        assert sum(fate == "trained" for fate in self.fates.values()) == self.config.run.steps * self.config.flow.groups_per_step
-        assert ledger.admitted == len(self.fates)
+        assert (
+            sum(outcome == "trained" for outcome in self.outcomes.values())
+            == self.config.run.steps * self.config.flow.groups_per_step
+        )
+        assert ledger.admitted == len(self.outcomes)
         for worker in self.workers.values():
             slot = dispatcher.slots[worker.name]
             assert (slot.load, slot.tasks, slot.held) == (0, set(), False)

@@ -97,9 +97,9 @@ def test_every_group_ends_as_the_oracle_says(world, order, trunk, rescored, zero
         tree, worth = expected(player, group, trunk, strategy=strategy, zero=zero)
         if worth.reason:
             drawn = [id for id in all_rollouts(player.world, group, tree) if not world.doomed(id)]
-            assert retired.fate == (f"rejected_{worth.reason}" if drawn else "failed_given_up")
+            assert retired.outcome == (f"rejected_{worth.reason}" if drawn else "failed")
         else:
-            assert retired.fate == "trained"
+            assert retired.outcome == "trained"
             require_rows(player, group, worth)
         require_books(world, group, tree, retired)
         require_states(world, worth, retired)
@@ -117,7 +117,7 @@ def require_books(world: World, group: str, tree: Tree, retired: Retire) -> None
     ids = all_rollouts(world, group, tree)
     drawn = [id for id in ids if not world.doomed(id)]
     assert retired.rollouts == len(ids)
-    assert retired.given_up == len(ids) - len(drawn)
+    assert retired.failed == len(ids) - len(drawn)
     assert retired.unknown == sum(world.reward(id) is None for id in drawn)
     assert retired.tokens.generated == sum(world.length(id) for id in drawn)
     assert retired.tokens.prefilled == sum(world.context(id) for id in drawn)
@@ -141,17 +141,17 @@ def require_states(world: World, worth: Worth, retired: Retire) -> None:
 @pytest.mark.parametrize(("trunk", "rescored"), list(product(TRUNK_MODES, (False, True))))
 def test_the_worlds_have_something_to_get_wrong(trunk, rescored):
     """Teeth: among these plays are retries, late results, rejections, given-up rollouts, and several states in a group."""
-    fates, retries, duplicates, given_up, states = set(), 0, 0, 0, 0
+    outcomes, retries, duplicates, failed, states = set(), 0, 0, 0, 0
     for seed in range(8):
         player = play(World(seed=seed, doom=0.1), seed, faults=0.3, trunk=trunk, rescored=rescored, strategy="fr3e")
-        fates |= {retired.fate for retired in player.retired.values()}
+        outcomes |= {retired.outcome for retired in player.retired.values()}
         retries += player.ledger.retries
         duplicates += player.ledger.duplicates
-        given_up += player.ledger.given_up
+        failed += player.ledger.failed
         states = max(states, *(len(retired.states) for retired in player.retired.values()))
-        assert sum(player.ledger.fates.values()) == len(player.retired)
-    assert {"trained", "rejected_all_right", "rejected_all_wrong"} <= fates
-    assert min(retries, duplicates, given_up) > 10
+        assert sum(player.ledger.outcomes.values()) == len(player.retired)
+    assert {"trained", "rejected_all_correct", "rejected_all_wrong"} <= outcomes
+    assert min(retries, duplicates, failed) > 10
     assert states >= (5 if trunk in ("all", "one_right_one_wrong") else 3)
 
 

@@ -425,7 +425,7 @@ def test_an_evaluation_becomes_metrics() -> None:
         "version": 8,
         "accuracy": 0.5,
         "maj": {"value": 0.6, "low": 0.4},
-        "length_right": None,
+        "length_correct": None,
         "problems": 3,
     }
     expected = {"accuracy": 0.5, "maj": 0.6, "maj/low": 0.4, "problems": 3.0}

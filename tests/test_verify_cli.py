@@ -108,7 +108,7 @@ def test_json_holds_a_row_for_each_case(tmp_path: Path, capsys: pytest.CaptureFi
     rows = json.loads((tmp_path / "out.json").read_text())
     assert code == 0
     assert [row["id"] for row in rows] == ["one", "2", "3", "4", "5", "6"]
-    assert [row["outcome"] for row in rows] == ["right", "wrong", "right", "unknown", "wrong", "right"]
+    assert [row["outcome"] for row in rows] == ["correct", "wrong", "correct", "unknown", "wrong", "correct"]
     assert rows[0]["reason"] == "integer"
     assert rows[3]["reason"].startswith("the reference is ")
     assert [row["correct"] for row in rows] == [True, True, False, False, False, None]

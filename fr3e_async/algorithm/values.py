@@ -32,33 +32,33 @@ class StateValue:
     """
 
     node: int
-    right: float  # Σ r, each in [0, 1]
-    judged: int
+    reward_sum: float  # Σ r, each in [0, 1]
+    scored: int
 
     def __post_init__(self) -> None:
-        if self.judged <= 0 or not 0 <= self.right <= self.judged:
-            raise ValueError(f"state {self.node}: {self.right} right of {self.judged} judged")
+        if self.scored <= 0 or not 0 <= self.reward_sum <= self.scored:
+            raise ValueError(f"state {self.node}: {self.reward_sum} in rewards of {self.scored} scored")
 
     @property
     def value(self) -> float:
         """V(S) = mean reward, in [0, 1]."""
-        return self.right / self.judged
+        return self.reward_sum / self.scored
 
     @property
     def variance(self) -> float:
         """Variance of V's estimate under a binomial model, V(1 - V) / n: for graded rewards an upper bound."""
-        return self.value * (1 - self.value) / self.judged
+        return self.value * (1 - self.value) / self.scored
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of V; for graded rewards wider than it need be."""
-        return wilson(self.right, self.judged)
+        return wilson(self.reward_sum, self.scored)
 
 
 def state_values(rewards_by_node: Mapping[int, Sequence[float]]) -> dict[int, StateValue]:
     """V of every node that has at least one judged continuation; a node without any has no value (not 0)."""
     return {
-        node: StateValue(node=node, right=math.fsum(rewards), judged=len(rewards))
+        node: StateValue(node=node, reward_sum=math.fsum(rewards), scored=len(rewards))
         for node, rewards in sorted(rewards_by_node.items())
         if rewards
     }

@@ -17,7 +17,8 @@ from fr3e_async.evaluation.accuracy import EvaluationResult, ScoredSample, evalu
 from fr3e_async.evaluation.scores import Evaluated, score
 from fr3e_async.evaluation.suite import HELDOUT, TestSet, heldout_set, pick
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
-from fr3e_async.types import Draw, Finish, Outcome, Prompt, RolloutId
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Draw, Finish, Prompt, RolloutId
 
 ROLLOUTS_PER_TASK = 64  # at most: large enough to keep calls few, small enough to spread over engines,
 PARTS_OF_AN_ENGINE = 4  # and small beside what an engine is given: one that waits for room holds up what comes after it

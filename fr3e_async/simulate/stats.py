@@ -57,7 +57,7 @@ class Counts:
     cached: int = 0
     lost: int = 0
     late: int = 0  # tasks that took longer than a lease
-    fates: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     ages: Counter[int] = field(default_factory=Counter)  # trained rows by the age of their oldest token
     trained_tokens: int = 0
 
@@ -123,7 +123,7 @@ class Stats:
             if isinstance(command, Assign):
                 self._begins(now, command)
             elif isinstance(command, Retire):
-                self.counts.fates[command.fate] += 1
+                self.counts.outcomes[command.outcome] += 1
                 for payload in self._payloads.pop(command.group, ()):
                     del self._oldest[payload]
             elif isinstance(command, Train):
@@ -216,7 +216,7 @@ class Stats:
             self._restart(now)
         else:
             self.steps.append(step)
-        self._cut = self._integrals(now), replace(self.counts, fates=self.counts.fates.copy(), ages=self.counts.ages.copy())
+        self._cut = self._integrals(now), replace(self.counts, outcomes=self.counts.outcomes.copy(), ages=self.counts.ages.copy())
 
     def _integrals(self, now: float) -> dict[str, tuple[float, float]]:
         """By role: (worker-seconds at work, worker-seconds there)."""
@@ -237,7 +237,7 @@ class Stats:
         """Of the time from the end of the warm-up to the last trained version. ``label``: "simulation" or "measured"."""
         steps, (meters, counts) = self.steps, self._cut
         span = max(steps[-1].time - self._began, 1e-9) if steps else 1e-9
-        settled = counts.fates.total()
+        settled = counts.outcomes.total()
         synced = [self.live_at[v] - at for v, at in self.exported_at.items() if v in self.live_at]
         return SimulationReport(
             label=label,
@@ -255,7 +255,7 @@ class Stats:
             ready_groups=_mean([float(step.ready) for step in steps]),
             slots_held=_mean([float(step.slots) for step in steps]),
             slots_held_max=max((step.slots for step in steps), default=0),
-            rejected=(settled - counts.fates["trained"]) / settled if settled else 0.0,
+            rejected=(settled - counts.outcomes["trained"]) / settled if settled else 0.0,
             cached=counts.cached / counts.context if counts.context else 0.0,
             lost_tasks=counts.lost,
             late_tasks=counts.late,

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import reward_terms
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.jobs import Judgement
 from fr3e_async.verify.process import Task

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.values import StateValue
 from fr3e_async.config import AlgorithmConfig
+from fr3e_async.outcomes import Rejection
 from fr3e_async.types import Advantage, AdvantageSpan, Anchor, RolloutId
 
 # Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names those that it looks at besides ``strategy`` and ``bases``.
@@ -69,7 +70,7 @@ def tree_plan(config: AlgorithmConfig, *, rule: str) -> GroupPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupOutcome:
+class GroupRewards:
     """A complete prompt group. ``rewards`` holds every rollout that was issued; None: given up or unknown verdict."""
 
     group: str
@@ -96,7 +97,7 @@ class StateCredit:
 
     value: StateValue | None  # None: none of the rollouts it is of was judged
     alpha: float = 1.0
-    dropped: str = ""  # why its rollouts are not trained: "all_right", "all_wrong", "no_spread", "too_few", "not_trained"
+    dropped: str = ""  # the ``Rejection`` why its rollouts are not trained; "" if they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class Credit:
     """What a group is worth: advantages of the rollouts to train, or the reason it was rejected; never both."""
 
     advantages: Mapping[RolloutId, Advantage]
-    rejected: str = ""  # "", "all_right", "all_wrong", "no_spread", "too_few"
+    rejected: str = ""  # the ``Rejection``; "" if it is trained
     states: Mapping[int, StateCredit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,7 +132,7 @@ class Strategy(Protocol):
     @property
     def plan(self) -> GroupPlan: ...
 
-    def credit(self, outcome: GroupOutcome) -> Credit: ...
+    def credit(self, outcome: GroupRewards) -> Credit: ...
 
 
 def whole(advantage: float) -> Advantage:
@@ -150,15 +151,15 @@ def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:
 
 
 def no_spread(rewards: Sequence[float]) -> str:
-    """Why these rewards have nothing to teach ("too_few", "all_right", "all_wrong", "no_spread"); "" if they differ."""
+    """The ``Rejection`` of rewards, shares of their range, that have nothing to teach; "" if they differ."""
     if len(rewards) < 2:
-        return "too_few"
+        return Rejection.TOO_FEW
     if min(rewards) < max(rewards):
         return ""
-    return {1.0: "all_right", 0.0: "all_wrong"}.get(rewards[0], "no_spread")
+    return {1.0: Rejection.ALL_CORRECT, 0.0: Rejection.ALL_WRONG}.get(rewards[0], Rejection.NO_SPREAD)
 
 
-def rejection(outcome: GroupOutcome, *, enough: bool) -> str:
+def rejection(outcome: GroupRewards, *, enough: bool) -> str:
     """Why a group is dropped: its rewards are all alike, or alike wherever they are compared; else nothing could be compared.
 
     ``enough``: there was something that could have been trained, had its rewards differed.
@@ -185,11 +186,11 @@ class FlatStrategy:
         """A of each judged rollout, in the order of the rewards (id order); None: there is nothing to train."""
         raise NotImplementedError
 
-    def credit(self, outcome: GroupOutcome) -> Credit:
+    def credit(self, outcome: GroupRewards) -> Credit:
         """The group as one state, with the reason of ``no_spread`` where there is nothing to train."""
         judged = outcome.by_node()[0]
         rewards = list(judged.values())
-        value = StateValue(node=0, right=math.fsum(rewards), judged=len(rewards)) if rewards else None
+        value = StateValue(node=0, reward_sum=math.fsum(rewards), scored=len(rewards)) if rewards else None
         advantages = self.advantages(rewards)
         if advantages is None:
             reason = no_spread(rewards)
