@@ -30,6 +30,7 @@ from common import cpu_s, finish, machine, parser, quiet
 from prefill import Known, Prefill, rounding
 
 from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.config import EngineConfig
 from fr3e_async.rollout import Engine, EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId
@@ -202,12 +203,14 @@ def spec_of(folder: str, loads: Sequence[Load], *, prefix_caching: bool) -> Engi
         model=folder,
         end_token_ids=(END,),
         max_model_len=max(load.prompt + 3 * load.response // 2 for load in loads),
-        dtype="float32",
-        kv_cache_gib=0.5,
-        gpu_memory_utilization=0.2,
-        block_size=16 if Path("/dev/nvidiactl").exists() else 32,  # the smallest that the attention kernels take
-        max_running=RUNNING,
-        prefix_caching=prefix_caching,
+        engine=EngineConfig(
+            dtype="float32",
+            kv_cache_gib=0.5,
+            gpu_memory_utilization=0.2,
+            block_size=16 if Path("/dev/nvidiactl").exists() else 32,  # the smallest that the attention kernels take
+            max_running=RUNNING,
+            prefix_caching=prefix_caching,
+        ),
     )
 
 
@@ -312,7 +315,7 @@ def rounding_table(prompt: int = 200) -> dict[str, dict[str, float]]:
 async def run(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     loads = QUICK if args.quick else FULL
     specs = {name: spec_of(folder, loads, prefix_caching=name != "uncached") for name in ("generator", "explorer", "uncached")}
-    block = specs["generator"].block_size
+    block = specs["generator"].engine.block_size
     os.environ.update(engine_environment(specs["generator"]))
     save_model(Path(folder), positions=specs["generator"].max_model_len)
     engines = dict(zip(specs, await asyncio.gather(*map(start_engine, specs.values())), strict=True))

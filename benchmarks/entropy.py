@@ -25,6 +25,7 @@ import common
 import numpy as np
 import psutil
 
+from fr3e_async.config import EngineConfig
 from fr3e_async.rollout import Engine, EngineSpec, SampleRequest, engine_environment, start_engine
 
 PROMPT = 16  # tokens
@@ -116,11 +117,7 @@ def spec(model: Model, path: str, settings: dict[str, Any]) -> EngineSpec:
         model=path,
         end_token_ids=(END,),
         max_model_len=256,
-        dtype="float32",
-        kv_cache_gib=0.1,
-        block_size=32,
-        max_running=model.batch,
-        **settings,
+        engine=EngineConfig(dtype="float32", kv_cache_gib=0.1, block_size=32, max_running=model.batch, **settings),
     )
 
 
@@ -231,7 +228,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of one engine")
     args = parser.parse_args()
     facts = common.machine()
-    os.environ.update(engine_environment(EngineSpec(model=".", end_token_ids=(0,), max_model_len=8, threads=args.threads)))
+    os.environ.update(
+        engine_environment(EngineSpec(model=".", end_token_ids=(0,), max_model_len=8, engine=EngineConfig(threads=args.threads)))
+    )
     models = [model for model in MODELS if model.name in args.models]
     if args.quick:
         models = [replace(model, tokens=model.quick_tokens) for model in models if model.quick_tokens]

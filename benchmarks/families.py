@@ -31,7 +31,7 @@ from family_alone import ask_alone
 from family_models import END, FAMILIES, LONGEST, TEMPERATURE, VOCABULARY, build, reference, requests_of
 from torch import Tensor
 
-from fr3e_async.config import LearnerConfig, LossConfig
+from fr3e_async.config import EngineConfig, LearnerConfig, LossConfig
 from fr3e_async.errors import UserError
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
@@ -113,9 +113,10 @@ def engine_error(folder: Path, requests: list[SampleRequest], completions: list[
 
 
 def engine_spec(folder: Path, **more: Any) -> EngineSpec:
+    """``more``: settings of the section engine."""
     return EngineSpec(
-        model=str(folder), end_token_ids=(END,), max_model_len=LONGEST, dtype="float32", kv_cache_gib=0.05, block_size=32,
-        max_running=8, **more,
+        model=str(folder), end_token_ids=(END,), max_model_len=LONGEST, version=1,
+        engine=EngineConfig(dtype="float32", kv_cache_gib=0.05, block_size=32, max_running=8, **more),
     )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def exported(rank: Any, version: int) -> WeightBundle:
 
 async def through_engine(rank: Any, folders: list[Path], row: Row, *, served: Path, **more: Any) -> None:
     """Serve a folder, then the versions that the rank sends; errors from the exported folders go into the row as they are found."""
-    spec = engine_spec(served, version=1, **more)
+    spec = engine_spec(served, **more)
     os.environ.update(engine_environment(spec))
     engine = await start_engine(spec)
     try:

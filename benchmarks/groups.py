@@ -185,11 +185,7 @@ async def record(folder: str, config: Config, tokenizer: Any, prompts: Sequence[
         model=folder,
         end_token_ids=end_tokens(config, tokenizer),
         max_model_len=config.context_length,
-        dtype=config.engine.dtype,
-        eager=config.engine.eager,
-        kv_cache_gib=config.engine.kv_cache_gib,
-        block_size=config.engine.block_size,
-        max_running=config.engine.max_running,
+        engine=config.engine,
         seed=config.run.seed,
     )
     os.environ.update(engine_environment(spec))

@@ -35,7 +35,7 @@ import torch
 from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.learner import LearnerActor
 from fr3e_async.actors.proxies import RayEngine, RayLearner
-from fr3e_async.config import LearnerConfig, LossConfig, WeightsConfig
+from fr3e_async.config import EngineConfig, LearnerConfig, LossConfig, WeightsConfig
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.rollout import EngineSpec, engine_environment
 from fr3e_async.weights.manifest import WeightAck, WeightBundle
@@ -72,10 +72,7 @@ class Bench:
             model=str(folder),
             end_token_ids=(1,),
             max_model_len=64,
-            dtype="float32",
-            kv_cache_gib=0.02,
-            block_size=32,
-            max_running=4,
+            engine=EngineConfig(dtype="float32", kv_cache_gib=0.02, block_size=32, max_running=4),
         )
         log = str(folder / "actors.log")
         self._rank = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from fr3e_async.config.evaluation import PAPER
 from fr3e_async.evaluation.benchmarks import BENCHMARKS
 from fr3e_async.observe.events import LEVELS, MEANINGS
 from fr3e_async.observe.metrics import METRICS
@@ -38,7 +39,7 @@ def benchmarks_table() -> str:
     for one in BENCHMARKS.values():
         place = " ".join(filter(None, [f"`{one.hub}`", one.config, one.split, f"@{one.revision[:8]}" if one.revision else ""]))
         count = str(one.problems) if one.problems else "1 in 200"
-        star = " *" if one.in_paper else ""
+        star = " *" if one.name in PAPER else ""
         lines.append(f"| `{one.name}`{star} | {place} | {count} | {one.k} | {one.gold} | {one.licence} | {one.citation} |")
     return "\n".join(lines) + "\n"
 

@@ -188,11 +188,8 @@ async def trained(tools: Tools, folder: Path, astray: RolloutId | None = None) -
 
 
 def engine_spec(config: Config, model: str, end: tuple[int, ...]) -> EngineSpec:
-    engine = config.engine
     return EngineSpec(
-        model=model, end_token_ids=end, max_model_len=config.context_length, dtype=engine.dtype, eager=engine.eager,
-        kv_cache_gib=engine.kv_cache_gib, block_size=engine.block_size, max_running=engine.max_running, threads=engine.threads,
-        prefix_caching=engine.prefix_caching, clear_cache_on_update=engine.clear_cache_on_update, seeded=True,
+        model=model, end_token_ids=end, max_model_len=config.context_length, engine=config.engine, seeded=True,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from fr3e_async.actors.learner import LearnerActor
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.actors.watch import FRAMES, Watched, watchable
-from fr3e_async.config import VerifierPoolConfig
+from fr3e_async.config import EngineConfig, VerifierPoolConfig
 from fr3e_async.control.ports import WorkerLost
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.learner.spec import rank_environment
@@ -207,7 +207,8 @@ def actors_of(folder: Path) -> Actors:
     build_model(folder / "model", tied=True)
     save_tokenizer(folder / "model")
     spec = EngineSpec(
-        model=model, end_token_ids=(END,), max_model_len=64, dtype="float32", kv_cache_gib=0.02, block_size=32, max_running=4
+        model=model, end_token_ids=(END,), max_model_len=64,
+        engine=EngineConfig(dtype="float32", kv_cache_gib=0.02, block_size=32, max_running=4),
     )  # fmt: skip
     learning = make_spec(Path(model))
     engine = (

@@ -687,9 +687,10 @@ def test_a_killed_run_may_lack_what_came_after_its_last_cut(
 
 def test_a_damaged_row_is_bad_input(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / "groups.jsonl").read_text()
-    (run / "groups.jsonl").write_text("{" + text)
-    assert fr3e(["audit", str(run)]) == 2
-    assert capsys.readouterr().err == f"error: {run}/groups.jsonl:1 is damaged: it is no row of a settled group\n"
+    for broken, why in (("{" + text, "JSON object"), ('{"group": "a"}\n' + text, "row of a settled group")):
+        (run / "groups.jsonl").write_text(broken)
+        assert fr3e(["audit", str(run)]) == 2
+        assert capsys.readouterr().err == f"error: {run}/groups.jsonl:1 is damaged: it is no {why}\n"
 
 
 @pytest.mark.parametrize(

@@ -64,13 +64,13 @@ def settings_named(text: str) -> Iterator[str]:
 
 
 def unknown_settings(text: str) -> list[str]:
-    """Settings of known sections that do not exist. A name below a free-form mapping exists."""
-    unknown = []
+    """Settings of known sections that neither exist nor are declared by the text. A name below a free-form mapping exists."""
+    unknown, declared = [], re.findall(r"^    (\w+): .* = knob\(", text, flags=re.MULTILINE)
     for name in settings_named(text):
         parts = name.split(".")
         knob = knobs().get(".".join(parts[:2]))
         known = knob is not None and (len(parts) == 2 or knob.is_mapping)
-        if parts[0] in sections() and not known:
+        if parts[0] in sections() and not known and parts[1] not in declared:
             unknown.append(name)
     return unknown
 

@@ -130,6 +130,39 @@ def test_a_metric(tmp_path: Path) -> None:
     assert done.stdout.split() == ["0.25", "machine/tally.py:Tally.take"]
 
 
+def test_a_setting(tmp_path: Path) -> None:
+    """Two files are changed in a copy of the package; loader, help, schema, manual and engine then know the setting."""
+    shutil.copytree(ROOT / "fr3e_async", tmp_path / "fr3e_async", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "docs" / "configuration.md", tmp_path)
+    put_after(tmp_path / "fr3e_async/config/actors.py", 'CPU threads of one engine (CPU only)"', example("A setting", "text"))
+    put_after(tmp_path / "fr3e_async/rollout/install.py", '"MKL_NUM_THREADS": threads', example("A setting"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def python(code: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    said = python(
+        "from fr3e_async.errors import ConfigError; from fr3e_async.rollout import EngineSpec, engine_environment\n"
+        "from fr3e_async.settings.help import render_topic, schema; from fr3e_async.settings.loader import load_config\n"
+        "config = load_config(['config=toy', 'engine.spin_s=0.5']).config\n"
+        "spec = EngineSpec(model='m', end_token_ids=(1,), max_model_len=8, engine=config.engine)\n"
+        "print(engine_environment(spec)['KMP_BLOCKTIME'], schema()['$defs']['EngineConfig']['properties']['spin_s']['minimum'])\n"
+        "try: load_config(['config=toy', 'engine.spin_s=-1'])\n"
+        "except ConfigError as error: print(error)\n"
+        "print(' '.join(render_topic('engine.spin_s').split()))"
+    )
+    assert said.splitlines()[:2] == ["500 0", "engine.spin_s=-1: engine.spin_s must be at least 0, got -1"]
+    assert "spins before it sleeps [a number, at least 0; s; default 0.2]" in said
+    python("from pathlib import Path; from fr3e_async.settings.help import refresh; refresh(Path('configuration.md'))")
+    row = (
+        "| `engine.spin_s` | `0.2` | s | how long an idle CPU thread of an engine spins before it sleeps | a number, at least 0 |"
+    )
+    assert row in (tmp_path / "configuration.md").read_text(encoding="utf-8").splitlines()
+
+
 def put_after(file: Path, mark: str, text: str) -> None:
     """Put ``text`` below the only line that holds ``mark``."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)

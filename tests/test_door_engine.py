@@ -19,7 +19,7 @@ from engine_world import END, World, build_model, save_tokenizer
 from learner_support import exported, make_spec, start_rank
 
 from fr3e_async.algorithm.batching import train_sample
-from fr3e_async.config import LossConfig
+from fr3e_async.config import EngineConfig, LossConfig
 from fr3e_async.control.door import Door
 from fr3e_async.control.ports import Delivery, Payload
 from fr3e_async.learner.replay import replay
@@ -70,7 +70,8 @@ def guest(folder: Path) -> Iterator[Guest]:
     model = build_model(folder, tied=False)
     save_tokenizer(folder)
     spec = EngineSpec(
-        model=str(folder), end_token_ids=(END,), max_model_len=160, dtype="float32", kv_cache_gib=0.05, block_size=32, max_running=32,
+        model=str(folder), end_token_ids=(END,), max_model_len=160,
+        engine=EngineConfig(dtype="float32", kv_cache_gib=0.05, block_size=32, max_running=32),
     )  # fmt: skip
     before = dict(os.environ)
     os.environ.update(engine_environment(spec))

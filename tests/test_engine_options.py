@@ -93,7 +93,7 @@ def test_it_ends_a_command_before_anything_starts(cli: Cli) -> None:
 def test_engines_and_learner_are_told_the_same() -> None:
     config = load_config(["config=toy", f"engine.options.hf_overrides={json.dumps(OVERRIDES)}"]).config
     model = PolicyFiles(path="toy", end_token_ids=(1,))
-    assert engine_spec(config, model, config.generators, seed=0).options["hf_overrides"] == OVERRIDES
+    assert engine_spec(config, model, config.generators, seed=0).engine.options["hf_overrides"] == OVERRIDES
     assert learner_spec(config, model, dumps=Path("dumps")).overrides == OVERRIDES
 
 
@@ -145,7 +145,7 @@ def test_engines_and_ranks_are_told_every_setting() -> None:
     model = PolicyFiles(path="folder", end_token_ids=(1, 4))
     assert engine_spec(config, model, config.generators, seed=17) == EngineSpec(
         model="folder", end_token_ids=(1, 4), max_model_len=42, revision="abc", trust_remote_code=True, tensor_parallel=2, seed=17,
-        seeded=config.sampling.reproducible, thoughts=tuple(config.data.thoughts), verbose=True, **ENGINE,
+        seeded=config.sampling.reproducible, thoughts=tuple(config.data.thoughts), verbose=True, engine=EngineConfig(**ENGINE),
     )  # fmt: skip
     assert learner_spec(config, model, dumps=Path("dumps")) == LearnerSpec(
         path="folder", learner=config.learner, loss=config.loss, revision="abc", trust_remote_code=True, temperature=0.5, max_staleness=3,

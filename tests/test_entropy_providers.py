@@ -15,6 +15,8 @@ import torch
 from bundles import pack_tensors
 from engine_world import END, TOLERANCE, VOCABULARY, World, build_model, expected, sampling_logprobs
 
+from fr3e_async.config import EngineConfig
+from fr3e_async.errors import ConfigError
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
 from fr3e_async.rollout.entropy import EXTENSION, ColumnsProvider, LearnerProvider, TopKProvider, one_distribution, provider_of
 from fr3e_async.rollout.entropy_columns import NO_RANK
@@ -24,8 +26,8 @@ def request(**settings: Any) -> SampleRequest:
     return SampleRequest(request_id="r", context=np.array([3], dtype=np.int32), max_tokens=4, **settings)
 
 
-def spec(**settings: Any) -> EngineSpec:
-    return EngineSpec(**({"model": "m", "end_token_ids": (END,), "max_model_len": 160} | settings))
+def spec(model: str = "m", **engine: Any) -> EngineSpec:
+    return EngineSpec(model=model, end_token_ids=(END,), max_model_len=160, engine=EngineConfig(**engine))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +99,15 @@ def test_only_the_columns_touch_the_sampler():
     assert provider_of(spec(entropy="topk")).worker_setup == provider_of(spec(entropy="learner")).worker_setup == ""
 
 
-@pytest.mark.parametrize("wrong", [{"entropy": "oracle"}, {"entropy_top_k": 0}])
-def test_a_spec_names_a_provider(wrong):
-    with pytest.raises(ValueError, match=r"entropy=.*one of engine, topk, learner"):
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"entropy": "oracle"}, r"engine\.entropy must be one of engine, topk, learner, got 'oracle'"),
+        ({"entropy_top_k": 0}, r"engine\.entropy_top_k must be positive, got 0"),
+    ],
+)
+def test_a_spec_names_a_provider(wrong, says):
+    with pytest.raises(ConfigError, match=says):
         spec(**wrong)
 
 
@@ -119,8 +127,8 @@ SETTINGS = [{}, {"temperature": 0.7}, {"top_k": 3}, {"top_k": 30, "top_p": 0.8},
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, World]]:
     folder = tmp_path_factory.mktemp("model")
     model = build_model(folder, tied=False)
-    shared = {"model": str(folder), "dtype": "float32", "kv_cache_gib": 0.05, "block_size": 32, "max_running": 32}
-    specs = {name: spec(**shared, **kind) for name, kind in KINDS.items()}
+    shared = {"dtype": "float32", "kv_cache_gib": 0.05, "block_size": 32, "max_running": 32}
+    specs = {name: spec(str(folder), **shared, **kind) for name, kind in KINDS.items()}
     before = dict(os.environ)
     os.environ.update(engine_environment(specs["some"]))
 

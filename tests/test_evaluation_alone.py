@@ -134,7 +134,7 @@ def kept_in(out: Path) -> dict[str, str]:
 def test_finished_problems_are_not_sampled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = run_job(tmp_path / "whole", monkeypatch, engines=[engine("e0")])
     out = tmp_path / "out"
-    with pytest.raises(RunFailed, match=r"finished problems are kept, the same command with out=.* continues"):
+    with pytest.raises(RunFailed, match=r"finished problems are kept, the same command with out=.* resumes it"):
         run_job(out, monkeypatch, engines=[engine("e0", faults={("sample", 6): ActorFault.DIE})])
     kept = kept_in(out)
     assert 0 < len(kept) < 25
@@ -199,13 +199,13 @@ def test_a_replacement_that_does_not_start_is_tried_again(others: int) -> None:
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_replacement_that_never_starts_is_given_up_and_ends_it_where_none_is_left(others: int) -> None:
-    starts = Starts(99)
+    starts, said = Starts(99), list[str]()
     workers = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
 
     async def story() -> None:
-        async with Lender(workers, note=lambda text: None) as lender:
+        async with Lender(workers, note=said.append) as lender:
             lender.expect(GENERATORS)
-            await virtual_time.until(lambda: not lender._starting)
+            await virtual_time.until(lambda: len(said) == CONFIG.pools.max_deaths_in_a_row)
             async with lender.lend(GENERATORS, 1, priority=0) as name:
                 assert name == "e0"
 

@@ -24,6 +24,7 @@ from engine_world import END, TOLERANCE, World, build_model, core_of, save_token
 from transformers import AutoTokenizer
 
 from fr3e_async.algorithm.answer_span import stop_end
+from fr3e_async.config import EngineConfig
 from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused, engine_environment, start_engine
 from fr3e_async.rollout.port import TransferMeeting
@@ -39,9 +40,10 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Worl
     models = {tied: build_model(folder, tied=tied) for tied, folder in folders.items()}
     specs = {
         tied: EngineSpec(
-            model=str(folder), end_token_ids=(END,), max_model_len=160, dtype="float32", kv_cache_gib=0.05, block_size=32,
-            max_running=32, clear_cache_on_update=not tied, transfer="gloo", seeded=True,
-            options={"max_num_batched_tokens": 192},  # little more than one longest context: prompts would be cut, if they may
+            model=str(folder), end_token_ids=(END,), max_model_len=160, transfer="gloo", seeded=True, engine=EngineConfig(
+                dtype="float32", kv_cache_gib=0.05, block_size=32, max_running=32, clear_cache_on_update=not tied,
+                options={"max_num_batched_tokens": 192},  # little more than one longest context: prompts would be cut, if they may
+            ),
         )
         for tied, folder in folders.items()
     }  # fmt: skip
@@ -73,7 +75,7 @@ def world(worlds: dict[bool, World]) -> World:
 def single(worlds: dict[bool, World]) -> Iterator[World]:
     """An engine that runs one request at a time, with its own copy of the untied world's model."""
     world = worlds[False]
-    spec = replace(world.spec, max_running=1, transfer="", options={})
+    spec = replace(world.spec, transfer="", engine=replace(world.spec.engine, max_running=1, options={}))
     other = World(world.runner, world.run(start_engine(spec)), world.model, spec)
     yield other
     other.run(other.engine.close())
@@ -112,7 +114,7 @@ def test_a_stop_text_ends_a_completion_and_is_its_end(world):
     """``w7`` is whole with any token from w70 to w79 too, ``w31 w`` with whatever follows w31; nothing is generated behind it."""
     save_tokenizer(Path(world.spec.model))
     tokenizer = AutoTokenizer.from_pretrained(world.spec.model)
-    spec = replace(world.spec, stops=("w7", "w31 w"), transfer="", options={})
+    spec = replace(world.spec, stops=("w7", "w31 w"), transfer="", engine=replace(world.spec.engine, options={}))
     other = World(world.runner, world.run(start_engine(spec)), world.model, spec)
     try:
         requests = [other.request(5, 6, 40 + i, max_tokens=60) for i in range(16)]
@@ -285,7 +287,7 @@ def test_updates_in_flight_switch_at_the_right_token(worlds, tied):
     seen: set[int] = set()
     for request, completion in zip([*early, *late], completions, strict=True):
         assert (np.diff(completion.versions) >= 0).all()
-        assert world.error(request, completion) < TOLERANCE or not world.spec.clear_cache_on_update
+        assert world.error(request, completion) < TOLERANCE or not world.spec.engine.clear_cache_on_update
         seen.update(completion.versions.tolist())
     assert len(seen) >= 3
     assert seen <= {first, first + 1, first + 2, first + 3}
@@ -377,7 +379,7 @@ def test_weights_arrive_by_vllms_own_transfer_and_then_by_bundle(worlds, tied):
         return await sampling
 
     completion = world.run(main())
-    assert world.error(running, completion) < TOLERANCE or not world.spec.clear_cache_on_update
+    assert world.error(running, completion) < TOLERANCE or not world.spec.engine.clear_cache_on_update
     assert world.run(world.engine.load_weights(world.next_bundle("0.mlp"))).loaded_tensors == 3
     request = world.request(20, 21, 22)
     assert world.error(request, world.sample(request)[0]) < TOLERANCE

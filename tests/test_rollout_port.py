@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from fr3e_async.config import EngineConfig
 from fr3e_async.errors import UserError
 from fr3e_async.rollout import EngineSpec, SampleRequest, check_installed, engine_environment, install
 
@@ -39,7 +40,7 @@ def test_spec_needs_an_end_token():
 
 
 def test_environment_sets_threads_and_stays_offline_for_a_folder(tmp_path):
-    env = engine_environment(EngineSpec(model=str(tmp_path), end_token_ids=(2,), max_model_len=8, threads=3))
+    env = engine_environment(EngineSpec(model=str(tmp_path), end_token_ids=(2,), max_model_len=8, engine=EngineConfig(threads=3)))
     assert env["OMP_NUM_THREADS"] == "3"
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert env["VLLM_LOGGING_LEVEL"] == "ERROR"

@@ -17,6 +17,7 @@ import pytest
 from engine_world import END, TOLERANCE, VOCABULARY, World, build_model
 
 from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.config import EngineConfig
 from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
@@ -46,8 +47,9 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Worl
     models = {clear: build_model(folder, tied=False) for clear in (True, False)}
     specs = {
         clear: EngineSpec(
-            model=str(folder), end_token_ids=(END,), max_model_len=256, dtype="float32", kv_cache_gib=0.05, block_size=BLOCK,
-            max_running=32, clear_cache_on_update=clear,
+            model=str(folder), end_token_ids=(END,), max_model_len=256, engine=EngineConfig(
+                dtype="float32", kv_cache_gib=0.05, block_size=BLOCK, max_running=32, clear_cache_on_update=clear
+            ),
         )
         for clear in (True, False)
     }  # fmt: skip
@@ -186,5 +188,5 @@ def test_new_weights_in_the_middle_of_a_trunks_branches(world):
     assert set(late.versions.tolist()) == {world.version}
     assert late.cached_tokens.tolist() == expected(late)
     assert error(world, late) < TOLERANCE
-    if world.spec.clear_cache_on_update:
+    if world.spec.engine.clear_cache_on_update:
         assert error(world, early) < TOLERANCE

@@ -11,8 +11,10 @@ import pytest
 import virtual_time
 from builders import small_config
 
+from fr3e_async.data.prompts import Datasets
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.run.session import Session
+from fr3e_async.store.run_dir import RunDir
 
 
 class Sessions(Session):
@@ -28,7 +30,7 @@ class Sessions(Session):
         self.made: list[tuple[int, int]] = []  # (losses in a row, in all) when a session began
         self.beats = 0
 
-    async def _after_a_loss(self, deployment: Any, recorder: Any, error: LearnerLost, restarts: int) -> Path | None:
+    async def restart_learner(self, deployment: Any, recorder: Any, error: LearnerLost, restarts: int) -> Path | None:
         self.in_a_row = restarts
         await asyncio.sleep(0.02)
         return Path(f"step-{self.steps[-1]:08d}") if self.steps else None
@@ -56,7 +58,7 @@ class Sessions(Session):
 
     def go(self) -> str:
         stop: Any = SimpleNamespace(controller=None, reason="")
-        return virtual_time.run(self._to_the_end(self, self, stop))[1]  # type: ignore[arg-type]
+        return virtual_time.run(self.to_the_end(self, self, stop))[1]  # type: ignore[arg-type]
 
 
 def test_losses_with_a_new_checkpoint_between_are_never_too_many():
@@ -78,25 +80,22 @@ def test_none_is_allowed_with_0():
         Sessions([5, None], max_restarts=0).go()
 
 
-class Waits(Session):
+def test_the_wait_before_a_new_group_doubles_up_to_a_minute(tmp_path: Path) -> None:
     """Groups that come up at once, without a checkpoint."""
-
-    def __init__(self) -> None:
-        self._config = small_config()
-
-    async def _within_start(self, work: Any) -> Any:
-        return None
-
-
-def test_the_wait_before_a_new_group_doubles_up_to_a_minute():
-    nothing: Any = SimpleNamespace(note=lambda *_, **__: None, go_back=lambda *_: None)
+    config, nothing = small_config(), SimpleNamespace(note=lambda *_, **__: None, go_back=lambda *_: None)
+    run_dir = RunDir.open(tmp_path / "run", config=config, config_yaml="")
+    model: Any = None
+    session = Session(
+        config, model, Datasets(train=(), heldout=(), dropped=0), run_dir, resume_from=None, clock=virtual_time.now, started_at=0.0,
+        spell=lambda _: [],
+    )  # fmt: skip
 
     async def restart_learner(resume_from: Path | None) -> None:
         assert resume_from is None
 
     async def waited(restarts: int) -> float:
         began = virtual_time.now()
-        await Waits()._after_a_loss(SimpleNamespace(restart_learner=restart_learner), nothing, "lost", restarts)  # type: ignore[arg-type]
+        await session.restart_learner(SimpleNamespace(restart_learner=restart_learner), nothing, "lost", restarts)  # type: ignore[arg-type]
         return virtual_time.now() - began
 
     assert [virtual_time.run(waited(count)) for count in (1, 2, 3, 6, 7, 50)] == [1, 2, 4, 32, 60, 60]

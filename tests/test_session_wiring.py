@@ -116,21 +116,21 @@ def test_engines_have_no_weights_known_after_a_new_learner_group(run_dir: RunDir
 class Stopped(Session):
     """A session whose training is stopped by a signal at once, with ``version`` batches trained and a checkpoint of step 3 there."""
 
-    def __init__(self, run_dir: RunDir, *, version: int | None) -> None:
+    def __init__(self, run_dir: RunDir, *, version: int | None, resume_from: Path | None = None) -> None:
         model: Any = None
         super().__init__(
             CONFIG,
             model,
             Datasets(train=TRAIN, heldout=(), dropped=0),
             run_dir,
-            resume_from=None,
+            resume_from=resume_from,
             clock=RunClock(),
             started_at=0.0,
             spell=lambda _: [],
         )
         self.version = version
 
-    async def _train(self, deployment: Any, recorder: Any, stop: Any) -> None:
+    async def train(self, deployment: Any, recorder: Any, stop: Any) -> None:
         if self.version is not None:
             stop.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(version=self.version)))
         stop.reason, stop.hurry = "SIGTERM", "run.stop_grace_s (25 s) is over"
@@ -148,9 +148,7 @@ def test_the_panel_of_a_resumed_run_starts_at_its_step(run_dir: RunDir, tmp_path
     monkeypatch.setattr("fr3e_async.run.session.ConsoleView", View)
     source = save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
     for resumed, done in ((None, 0), (source, 3)):
-        session = Stopped(run_dir, version=None)
-        session._resume_from = resumed
-        assert session.run() == 0
+        assert Stopped(run_dir, version=None, resume_from=resumed).run() == 0
         assert made.pop()["done"] == done
 
 

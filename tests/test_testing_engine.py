@@ -12,6 +12,7 @@ import torch
 import virtual_time
 from bundles import pack_tensors
 
+from fr3e_async.config import EngineConfig
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused
 from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.testing.engine import EngineFault, FakeBehaviour, FakeEngine
@@ -172,7 +173,7 @@ def test_busy_interval_that_still_lasts_is_cut():
 @pytest.mark.parametrize(("provider", "errors"), [("engine", 0.0), ("topk", 0.1), ("learner", math.log(64) / 2)])
 def test_it_knows_of_entropies_what_its_provider_can_tell(provider, errors):
     async def main():
-        engine = FakeEngine(replace(SPEC, entropy=provider), FakeBehaviour(mean_length=30))
+        engine = FakeEngine(replace(SPEC, engine=EngineConfig(entropy=provider)), FakeBehaviour(mean_length=30))
         plain, cold = await engine.generate([request(), replace(request("b"), temperature=0.7)])
         assert plain.entropy_errors == pytest.approx(errors)
         assert plain.raw_entropies is None

@@ -34,7 +34,7 @@ class EngineActor(Watched):
         redirect_output(log_path)
         actor_scratch()
         self._spec, self._rule, self._seed = spec, rule, seed
-        self._rescored = rule is not None and rule.needs_entropies and spec.entropy == "learner"
+        self._rescored = rule is not None and rule.needs_entropies and spec.engine.entropy == "learner"
         self._engine: Engine | None = None
         self._rollout_worker: RolloutWorker | None = None
         self._tokenizer = ""

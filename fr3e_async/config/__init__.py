@@ -22,17 +22,14 @@ class Config:
     """The whole of a run's settings. Cross-field rules live here; each message names the settings it is about."""
 
     resume: Literal["never", "auto"] = knob(
-        "never", "auto: resume from run.dir's newest whole checkpoint if there is one; never: run.dir must be new"
+        "never", "auto: resume from run.dir's newest whole checkpoint; never: run.dir must be new"
     )
     reward: str = knob(
         "math",
-        "what scores a response: 'math' (the last box against the reference answer, docs/verifier.md), or package.module:function, "
-        "called as function(response, gold, prompt) in a limited process (docs/rewards.md); it returns a number in [0, 1], a bool, "
-        "or None for unknown",
+        "what scores a response: 'math' (docs/verifier.md) or package.module:function (docs/rewards.md), in a limited process",
     )
     rewards: list[RewardConfig] = knob(
-        [],
-        "instead of reward: functions whose weighted numbers are added; the first one decides what is correct (docs/rewards.md)",
+        [], "functions in place of reward; weighted numbers are added, the first one decides what is correct"
     )
     run: RunConfig = section(RunConfig, "the run as a whole")
     model: ModelConfig = section(ModelConfig, "the policy")

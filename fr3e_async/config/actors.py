@@ -15,9 +15,7 @@ from fr3e_async.config.vllm_options import check_options
 class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "type of weights and activations in the engines")
     eager: bool = knob(True, "no torch.compile and no CUDA graphs: quick start, right for CPU and small models")
-    kv_cache_gib: NonNegativeFloat = knob(
-        0.0, "key-value cache of one engine; a CPU engine needs a value; 0: by gpu_memory_utilization", "GiB"
-    )
+    kv_cache_gib: NonNegativeFloat = knob(0.0, "key-value cache of one engine; must be set on CPU; 0: by gpu_memory_utilization")
     gpu_memory_utilization: Share = knob(0.9, "part of a GPU that an engine may use")
     block_size: NonNegativeInt = knob(0, "tokens of a key-value block; 0: the engine's own default", "tokens")
     max_running: PositiveInt = knob(256, "sequences that an engine decodes at once", "sequences")
@@ -30,7 +28,7 @@ class EngineConfig:
         "learner: exact, re-scored with the learner's weights before a trunk is branched",
     )
     entropy_top_k: PositiveInt = knob(20, "likeliest tokens that give the bounds (engine.entropy=topk)", "tokens")
-    start_timeout_s: PositiveFloat = knob(600.0, "time for an engine to load its model", "s")
+    start_timeout_s: PositiveFloat = knob(600.0, "time for an engine to load its model")
     options: dict[str, Any] = knob(
         {},
         "further vLLM engine arguments for scheduling, memory and speed, by vLLM's names; also hf_overrides of "
@@ -83,9 +81,7 @@ class PoolConfig:
 @settings()
 class EnginePoolConfig(PoolConfig):
     gpus: NonNegativeInt = knob(0, "GPUs of one actor; also its tensor-parallel size")
-    rollouts_in_flight: PositiveInt = knob(
-        256, "rollouts that one actor has at once; the others wait in the control loop", "rollouts"
-    )
+    rollouts_in_flight: PositiveInt = knob(256, "rollouts that one actor has at once; others wait in the driver", "rollouts")
 
     def check(self, path: str) -> None:
         """Raise ``ConfigError`` about the pool of the section ``path``."""
@@ -96,26 +92,19 @@ class EnginePoolConfig(PoolConfig):
 @settings("pools")
 class PoolsConfig:
     flexible_roles: bool = knob(
-        False,
-        "idle generators take branches and idle explorers take bases; a branch goes to the engine that made its trunk if possible",
+        False, "idle generators take branches, near their trunk if possible, and idle explorers take bases"
     )
     kv_high: float = knob(0.95, "an engine whose key-value cache is fuller, or that evicted, gets half as many rollouts at once")
     kv_low: PositiveFloat = knob(0.85, "an engine whose cache is emptier gets a few more, up to rollouts_in_flight")
     least_in_flight: PositiveInt = knob(4, "rollouts that an engine gets at once, however full its cache is", "rollouts")
-    grow_after_s: NonNegativeFloat = knob(
-        10.0, "a pool grows (or takes actors that another pool can spare) after tasks waited this long", "s"
-    )
-    shrink_after_s: PositiveFloat = knob(300.0, "a pool shrinks after it had actors to spare for this long", "s")
+    grow_after_s: NonNegativeFloat = knob(10.0, "a pool grows, or takes another's spare actors, after tasks waited this long")
+    shrink_after_s: PositiveFloat = knob(300.0, "a pool shrinks after it had actors to spare for this long")
     busy_target: Share = knob(0.8, "part of the time that actors should work; a pool gives up those it does not need for it")
     drain_timeout_s: PositiveFloat = knob(
-        300.0,
-        "time for a leaving actor to end its tasks; others get the rest. At most half of the notice that a node gives",
-        "s",
+        300.0, "time for a leaving actor to end its tasks (at most half of the notice that a node gives); others get the rest"
     )
     max_deaths_in_a_row: PositiveInt = knob(5, "workers of a role that may die one after another without finishing a task")
-    replace_backoff_s: NonNegativeFloat = knob(
-        1.0, "wait before a worker that did nothing is replaced; doubles for each further one", "s"
-    )
+    replace_backoff_s: NonNegativeFloat = knob(1.0, "wait before an idle worker that died is replaced; doubles each time")
 
     def __post_init__(self) -> None:
         require(
@@ -127,22 +116,17 @@ class PoolsConfig:
 @settings("verifiers")
 class VerifierPoolConfig(PoolConfig):
     workers: PositiveInt = knob(2, "killable processes of one actor", "processes")
-    cpu_limit_s: PositiveFloat = knob(2.0, "CPU time for one answer; beyond it the verdict is unknown", "s")
-    wall_limit_s: PositiveFloat = knob(10.0, "wall time for one answer; beyond it the process is killed", "s")
-    memory_gib: PositiveFloat = knob(4.0, "address space of one process", "GiB")
+    cpu_limit_s: PositiveFloat = knob(2.0, "CPU time for one answer; beyond it the verdict is unknown")
+    wall_limit_s: PositiveFloat = knob(10.0, "wall time for one answer; beyond it the process is killed")
+    memory_gib: PositiveFloat = knob(4.0, "address space of one process")
     exact_integers: bool = knob(True, "compare plain integers at once and exactly, without a process")
     max_answer_chars: PositiveInt = knob(2000, "longest answer that is parsed; a longer one is unknown", "characters")
-    unfinished: Literal["wrong", "right"] = knob(
-        "wrong", "an answer that leaves arithmetic to the reader: 17\\cdot 23 where the reference is 391"
-    )
-    units: Literal["checked", "ignored"] = knob(
-        "checked", "checked: 12 m is not 12 cm. A unit that one side leaves out is fine either way"
-    )
+    unfinished: Literal["wrong", "right"] = knob("wrong", "an answer that leaves arithmetic to the reader: 17\\cdot 23 for 391")
+    units: Literal["checked", "ignored"] = knob("checked", "checked: 12 m is not 12 cm; either side may leave the unit out")
     percent: Literal["optional", "exact"] = knob("optional", "may one side leave out the sign % (42 for 42 %)?")
     decimal_digits: PositiveInt = knob(4, "significant digits from which a rounded decimal stands for an exact value", "digits")
     on_unknown: Literal["retry", "drop", "zero"] = knob(
-        "drop",
-        "an answer without a verdict; retry: judge once more, then drop; drop: leave the rollout out; zero: count as wrong",
+        "drop", "an answer without a verdict; retry: judge once more, then drop; drop: leave it out; zero: count it as wrong"
     )
 
     def __post_init__(self) -> None:
@@ -176,36 +160,27 @@ class LearnerConfig:
         "how samples share a pass; tree: each shared prefix once; flat: one after another, for models whose attention "
         "cannot follow a tree; padded: a row each, for any model",
     )
-    tree_attention: Literal["auto", "flex", "blocks"] = knob(
-        "auto",
-        "kernel of learner.packing=tree: FlexAttention, or stacked blocks of plain attention; auto: flex on CUDA, else blocks",
-    )
+    tree_attention: Literal["auto", "flex", "blocks"] = knob("auto", "kernel of packing=tree; auto: flex on CUDA, else blocks")
     logits_mib: NonNegativeFloat = knob(
-        256.0, "logits that a pass keeps for its backward pass; larger ones are computed again, a slice at a time", "MiB"
+        256.0, "logits that a pass keeps for its backward pass; others are computed twice, by slices"
     )
-    stop_above_grad_norm: NonNegativeFloat = knob(
-        1000.0, "a larger gradient norm, before clipping, stops the run and dumps the step; 0: only one that is not finite"
-    )
+    stop_above_grad_norm: NonNegativeFloat = knob(1000.0, "a larger gradient norm, unclipped, stops the run; 0: if not finite")
     stop_above_ratio: NonNegativeFloat = knob(
-        10000.0,
-        "a token that became this many times as likely within one batch stops the run and dumps the step; 0: off "
-        "(not with loss.prox=behaviour, whose ratios hold staleness too)",
+        10000.0, "a token this many times as likely after a batch stops the run; not with loss.prox=behaviour; 0: off"
     )
     stop_above_mismatch: NonNegativeFloat = knob(
         0.25,
-        "a larger mean difference between the log-probs of engine and learner at the same weights stops the run, dumps the step "
-        "and keeps an engine out of service; a tenth of it where both use float32; 0: off",
+        "a larger mean difference of engine's and learner's log-probs of the same weights stops the run, or keeps the engine out of "
+        "service; a tenth of it where both use float32; 0: off",
         "nats",
     )
     activation_checkpointing: bool = knob(False, "recompute activations in the backward pass to save memory")
-    attention: str = knob(
-        "sdpa", "attention implementation of the Hugging Face model (learner.packing flat or padded; tree has its own)"
-    )
+    attention: str = knob("sdpa", "attention implementation of the Hugging Face model (packing=flat or padded; tree has its own)")
     max_restarts: NonNegativeInt = knob(
-        3, "restarts of the group after a rank died, without a new checkpoint between; one more ends the run"
+        3, "restarts of the group between two checkpoints after a rank died; one more ends the run"
     )
-    start_timeout_s: PositiveFloat = knob(1800.0, "time for the group to load the model", "s")
-    step_timeout_s: PositiveFloat = knob(3600.0, "time for one training batch", "s")
+    start_timeout_s: PositiveFloat = knob(1800.0, "time for the group to load the model")
+    step_timeout_s: PositiveFloat = knob(3600.0, "time for one training batch")
     ds_config: dict[str, Any] = knob({}, "further DeepSpeed settings, by DeepSpeed's own names; they win over ours")
 
     def __post_init__(self) -> None:
@@ -227,19 +202,14 @@ class LearnerConfig:
 class WeightsConfig:
     transfer: Literal["auto", "object_store", "collective"] = knob(
         "auto",
-        "how weights reach the engines; object_store: one engine at a time; collective: by vLLM's own transfer in one group "
-        "(NCCL between GPUs, gloo between CPUs; one GPU an engine) while the learner waits; auto: object_store, until "
-        "collective has been measured on GPUs",
+        "object_store: weights go to one engine at a time; collective: by vLLM's own transfer (NCCL between GPUs, gloo between CPUs) to "
+        "all, one GPU each, while the learner waits; auto: object_store, until collective has been measured on GPUs",
     )
     update: Literal["in_flight", "wait_idle", "abort_retry"] = knob(
         "in_flight",
-        "how an engine takes new weights; in_flight: between two tokens of its rollouts; wait_idle: it gets no new rollouts until "
-        "all of its own have ended; abort_retry: at once, and its rollouts begin again",
+        "when an engine takes new weights; in_flight: between two tokens; wait_idle: after its rollouts, it gets no others; "
+        "abort_retry: at once, its rollouts begin again",
     )
-    idle_timeout_s: PositiveFloat = knob(
-        300.0, "time for an engine to become idle before its rollouts begin again (weights.update=wait_idle)", "s"
-    )
-    ack_timeout_s: PositiveFloat = knob(120.0, "time for an engine to acknowledge new weights before it is replaced", "s")
-    bucket_mib: PositiveInt = knob(
-        256, "weights that are gathered, sent and fetched at once; unchanged buckets are not sent", "MiB"
-    )
+    idle_timeout_s: PositiveFloat = knob(300.0, "time to become idle before rollouts begin again (weights.update=wait_idle)")
+    ack_timeout_s: PositiveFloat = knob(120.0, "time for an engine to acknowledge new weights before it is replaced")
+    bucket_mib: PositiveInt = knob(256, "weights that are gathered, sent and fetched at once; unchanged ones are not sent")

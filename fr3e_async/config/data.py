@@ -27,19 +27,17 @@ Policy = Literal["flag", "drop", "error"]
 class SourceConfig:
     """One set of problems and where its columns are. *Example*: ``SourceConfig(path="gsm8k.jsonl", problem_field="question")``."""
 
-    path: str = knob(
-        "", "a JSONL or Parquet file (or a pattern of them: data/*.parquet), a folder, or a Hugging Face id (owner/name)"
-    )
+    path: str = knob("", "JSONL or Parquet file, pattern of files (data/*.parquet), folder, or Hugging Face id (owner/name)")
     name: str = knob("", "what it is called in ids and messages; empty: the last part of the path")
     kind: Literal["auto", "jsonl", "parquet", "saved", "hub"] = knob(
-        "auto", "saved: a folder that save_to_disk wrote; hub: an id or a folder for load_dataset; auto: by what the path is"
+        "auto", "saved: a folder of save_to_disk; hub: an id or a folder for load_dataset; auto: by what the path is"
     )
     config: str = knob("", "hub: the dataset's configuration, if it has several")
     files: str = knob("", "hub: only this file of the dataset, or a pattern of them")
     split: str = knob("train", "hub, saved: the split")
     revision: str = knob("", "hub: a commit, tag or branch; empty: the newest")
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = knob(
-        1.0, "times that each problem is drawn in an epoch, on average; only for training"
+        1.0, "times that an epoch draws each problem, on average; only for training"
     )
     problem_field: str = knob("problem", "column with the question; a.b and a.0 lead into structures and lists")
     answer_field: str = knob("answer", "column with the reference answer; a GSM8K '#### N' ending is understood")
@@ -70,7 +68,7 @@ class SourceConfig:
 @settings("data")
 class DataConfig:
     train: str = knob(
-        "toy", "training problems: 'toy', a path as in data.train_sources[].path, or 'sources' for data.train_sources", "path"
+        "toy", "training problems: 'toy', a path as in data.train_sources[].path, or 'sources' for that list", "path"
     )
     heldout: str = knob("toy", "the same for evaluation, disjoint from train; empty: no evaluation", "path")
     problem_field: str = knob("problem", "column with the question, in the files of data.train and data.heldout")
@@ -85,12 +83,11 @@ class DataConfig:
         PROBLEM, f"user message; {{problem}} is replaced by the question; or a name: {', '.join(TEMPLATES)} (docs/data.md)"
     )
     chat: Literal["auto", "off"] = knob(
-        "auto", "auto: put the tokenizer's chat template, if it has one, around the template; off: the template is the prompt"
+        "auto", "auto: inside the tokenizer's chat template, if any; off: the template is the prompt"
     )
     template_args: dict[str, Any] = knob({}, "variables that the tokenizer's chat template uses, e.g. {enable_thinking: false}")
     thoughts: list[str] = knob(
-        ["<think>", "</think>"],
-        "what the model writes before and after a thought, which holds no answer (docs/verifier.md); empty: nothing",
+        ["<think>", "</think>"], "marks of a thought, which holds no answer (docs/verifier.md); empty: none"
     )
     max_prompt: PositiveInt = knob(1024, "longest prompt after the chat template", "tokens")
     on_long_prompt: Literal["error", "drop"] = knob("error", "what to do with a longer prompt: stop, or drop and count it")
@@ -100,11 +97,9 @@ class DataConfig:
     on_string_gold: Policy = knob("flag", "a reference answer that can only be matched as text (reward=math)")
     on_duplicate: Policy = knob("flag", "a training problem that occurs a second time, also in another source")
     on_contamination: Policy = knob("error", "a training problem that is one of data.heldout or data.protected, but for notation")
-    on_near_copy: Literal["off", "flag", "drop", "error"] = knob(
-        "flag", "a training problem that shares much text with one of those"
-    )
+    on_near_copy: Literal["off", "flag", "drop", "error"] = knob("flag", "a training problem that shares much text with them")
     near_copy_words: PositiveInt = knob(
-        13, "length of the word sequences that data.on_near_copy compares; a shorter problem is compared as a whole", "words"
+        13, "length of the word sequences that near copies share; a shorter one is compared whole", "words"
     )
     near_copy_share: Share = knob(0.5, "part of the shorter problem's word sequences that a near copy shares")
 

@@ -16,10 +16,7 @@ class EvaluationConfig:
     problems: NonNegativeInt = knob(256, "held-out problems of one evaluation, the same ones each time; 0: all", "problems")
     samples: PositiveInt = knob(1, "samples for each held-out problem (avg@k)")
     every_tokens: NonNegativeInt = knob(
-        0,
-        "evaluate after this many generated tokens of settled groups: curves of methods whose batches differ in size share an axis; "
-        "0: not by tokens",
-        "tokens",
+        0, "generated tokens between evaluations, an axis for methods of unequal batches; 0: none", "tokens"
     )
     every: NonNegativeInt = knob(0, "steps between evaluations besides the first and the last; 0: none", "steps")
     temperature: NonNegativeFloat = knob(1.0, "softmax temperature; 0: greedy")
@@ -28,14 +25,14 @@ class EvaluationConfig:
         [], f"benchmarks to evaluate besides data.heldout (docs/evaluation.md): {', '.join(BENCHMARKS)}; or paper, or all"
     )
     paths: dict[str, str] = knob(
-        {}, "files that replace a benchmark of the Hugging Face hub: evaluation.paths.aime24=FILE (JSONL or Parquet)"
+        {}, "a file for a benchmark in place of the hub: evaluation.paths.aime24=FILE (JSONL or Parquet)"
     )
     suite_samples: NonNegativeInt = knob(0, "samples for each problem of a benchmark; 0: the benchmark's own k")
     suite_problems: NonNegativeInt = knob(0, "problems of each benchmark, the same ones each time; 0: all", "problems")
     share: Share = knob(0.5, "largest part of the generators that a benchmark takes from training")
     before: bool = knob(True, "evaluate before training too; engines keep the first weights until that is done")
     texts: NonNegativeInt = knob(1, "responses of each problem whose text is kept, the first ones", "samples")
-    results_mib: NonNegativeInt = knob(64, "benchmark results by problem to keep in evaluations/; older ones go; 0: none", "MiB")
+    results_mib: NonNegativeInt = knob(64, "benchmark results by problem to keep in evaluations/; older ones go; 0: none")
 
     def __post_init__(self) -> None:
         for name in self.suite:

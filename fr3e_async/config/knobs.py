@@ -18,6 +18,9 @@ from pydantic.fields import FieldInfo
 from fr3e_async.errors import ConfigError
 
 Share = Annotated[float, Field(gt=0, le=1)]  # part of a whole; nothing is no part
+Part = Annotated[float, Field(gt=0, lt=1)]
+PartOr0 = Annotated[float, Field(ge=0, lt=1)]
+UNITS = {"s": "s", "gib": "GiB", "mib": "MiB"}  # of settings whose last word says it: start_timeout_s
 
 T = TypeVar("T")
 
@@ -131,7 +134,7 @@ def knobs_of(cls: type, prefix: str = "") -> Iterator[Knob]:
             yield from knobs_of(kind, f"{prefix}{name}.")
         else:
             extra = item.json_schema_extra
-            unit = str(extra["unit"]) if isinstance(extra, dict) else ""
+            unit = str(extra["unit"]) if isinstance(extra, dict) else UNITS.get(name.rpartition("_")[2], "")
             default = item.get_default(call_default_factory=True)
             yield Knob(prefix + name, kind, default, item.description or "", unit, _bounds(item))
 

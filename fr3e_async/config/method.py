@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from fr3e_async.config.knobs import Share, knob, require, settings
+from fr3e_async.config.knobs import Part, PartOr0, Share, knob, require, settings
 
 
 @settings("sampling")
@@ -16,11 +16,7 @@ class SamplingConfig:
     top_k: NonNegativeInt = knob(0, "keep only the k likeliest tokens; the importance correction must be off then; 0: keep all")
     max_response: PositiveInt = knob(1024, "longest response, and prefix + continuation of a branch", "tokens")
     stop: list[str] = knob([], "texts that end a response and stay in it; what follows them is not judged")
-    reproducible: bool = knob(
-        False,
-        "seed each rollout from run.seed and its id: the same tokens whatever runs beside it, as far as the engine's arithmetic "
-        "allows; slower",
-    )
+    reproducible: bool = knob(False, "seed each rollout by run.seed and its id: its tokens depend on nothing beside it; slower")
 
     def __post_init__(self) -> None:
         require(all(self.stop), "sampling.stop: an empty text would end every response at once")
@@ -39,37 +35,30 @@ class SamplingConfig:
 @settings("algorithm")
 class AlgorithmConfig:
     strategy: str = knob("fr3e", "how groups are built and credited")
-    bases: Annotated[int, Field(ge=2)] = knob(
-        4, "N: base trajectories of a prompt (one alone has no advantage); for the flat strategies the whole group (G)"
-    )
+    bases: Annotated[int, Field(ge=2)] = knob(4, "N: base trajectories of a prompt, the whole group (G) of flat strategies")
     anchors: NonNegativeInt = knob(3, "K: most anchors of a trunk (branching strategies)")
     branches: int = knob(4, "M: continuations of each anchor (branching strategies)")
     adaptive_first: int = knob(
         0,
-        "continuations that each anchor gets first; the rest of a trunk's anchors x branches goes to anchors whose first rewards "
-        "differ, or is saved (fr3e); V is the mean of the first ones; 0: all branches at once",
+        "continuations that each anchor gets first; the rest goes to anchors whose rewards differ (fr3e); 0: all at once",
         "rollouts",
     )
     anchor_rule: Literal["auto", "entropy", "surprisal", "random", "uniform", "newline"] = knob(
         "auto", "what picks the anchors; auto: the strategy's own rule, entropy for fr3e and newline for vineppo"
     )
     entropy_of: Literal["sampling", "raw"] = knob(
-        "sampling", "whose entropy and surprisal; sampling: the distribution sampled from; raw: the model's at temperature 1"
+        "sampling", "entropy and surprisal of the distribution sampled from; raw: of the model's"
     )
     min_gap: PositiveInt = knob(8, "least distance between two anchors of a trunk", "tokens")
     trunk: Literal["first", "random", "all", "one_right_one_wrong"] = knob(
-        "first",
-        "which bases are trunks: the first; a random one; every one; the first correct and the first wrong one (branching then "
-        "waits for the verdicts, and states are picked by their reward)",
+        "first", "bases that are trunks; one_right_one_wrong: picked by reward, so branching waits for the verdicts"
     )
     include_trunk: bool = knob(False, "count the trunk's own continuation as a member of each of its anchors' groups")
     train_bases: bool = knob(True, "train the bases as the group of the prompt; off: they only give its value (fr3e)")
     alpha: bool = knob(True, "scale advantages by alpha_j = exp(-(V(S_j) - V(S_j-1)))")
     alpha_shrink: bool = knob(False, "shrink V(S_j) - V(S_j-1) by its standard error before alpha")
     std_normalise: Literal["auto", "true", "false"] = knob(
-        "auto",
-        "divide advantages by the group's standard deviation + 1e-6 (fr3e, grpo, grpo_pp); auto: as the method's paper: "
-        "grpo and grpo_pp do, fr3e does not",
+        "auto", "divide advantages by the group's standard deviation + 1e-6; auto: for grpo and grpo_pp, not for fr3e"
     )
 
     def __post_init__(self) -> None:
@@ -93,37 +82,29 @@ class AlgorithmConfig:
 @settings("budget")
 class BudgetConfig:
     tokens: NonNegativeInt = knob(
-        0,
-        "end the run, before run.steps too, when its settled groups have cost this many generated tokens; 0: no limit",
-        "tokens",
+        0, "the run ends when settled groups have cost this many generated tokens; 0: no limit", "tokens"
     )
     tokens_per_prompt: NonNegativeInt = knob(
         0,
-        "generated tokens that a prompt may cost on average; group sizes follow (algorithm.branches of a branching strategy, "
-        "else algorithm.bases), so that strategies compare at equal tokens; 0: sizes as configured",
+        "generated tokens of a prompt on average: sets branches (or bases) so that strategies compare; 0: as configured",
         "tokens",
     )
 
 
 @settings("loss")
 class LossConfig:
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = knob(0.22, "epsilon_low of Clip-Higher")
+    clip_low: Part = knob(0.22, "epsilon_low of Clip-Higher")
     clip_high: PositiveFloat = knob(0.28, "epsilon_high of Clip-Higher")
     dual_clip: float = knob(0.0, "c of dual clip, for negative advantages; 0: off")
-    prox: Literal["recompute", "behaviour"] = knob(
-        "recompute", "proximal policy: recomputed before the update, or the sampler's own log-probs"
-    )
+    prox: Literal["recompute", "behaviour"] = knob("recompute", "proximal policy: recomputed, or the sampler's own log-probs")
     importance: Literal["truncate", "mask", "off"] = knob(
         "truncate",
-        "weight exp(log prox - log behaviour): cut at importance_cap, zeroed outside of [importance_floor, importance_cap], or 1",
+        "weight exp(log prox - log behaviour): cut at the cap, zeroed outside of [importance_floor, importance_cap], or 1",
     )
     importance_cap: Annotated[float, Field(ge=1)] = knob(2.0, "c_is: largest importance weight")
-    importance_floor: Annotated[float, Field(ge=0, lt=1)] = knob(
-        0.0, "smallest importance weight with importance=mask; above 0 the mask is double-sided (IcePop)"
-    )
+    importance_floor: PartOr0 = knob(0.0, "smallest importance weight of importance=mask; above 0: IcePop")
     sequence_mask: float = knob(
-        0.0,
-        "x > 1: a completion whose geometric mean of exp(log prox - log behaviour) is outside of [1/x, x] gets weight 0; 0: off",
+        0.0, "x > 1: a completion whose mean importance (geometric) is outside of [1/x, x] gets weight 0; 0: off"
     )
     kl_coef: NonNegativeFloat = knob(0.0, "weight of the k3 estimate of KL(current || proximal) per token")
     entropy_coef: NonNegativeFloat = knob(0.0, "weight of the entropy bonus per token")
@@ -153,18 +134,15 @@ class LossConfig:
 @settings("flow")
 class FlowConfig:
     groups_per_step: PositiveInt = knob(32, "prompt groups in one training batch", "groups")
-    max_staleness: NonNegativeInt = knob(
-        1, "most weight versions that a token may be old when trained; 0: synchronous", "versions"
-    )
+    max_staleness: NonNegativeInt = knob(1, "most weight versions that a trained token may be old; 0: synchronous", "versions")
     order: Literal["admission", "window"] = knob(
         "admission",
-        "which groups make a batch; admission: the oldest; window: ready ones of the oldest groups_per_step + window, as long as "
-        "all others can still be trained within max_staleness",
+        "a batch is the oldest groups; window: ready ones of the oldest groups_per_step + window, if the others keep max_staleness",
     )
     window: NonNegativeInt = knob(0, "groups beyond a batch that may overtake older ones (flow.order=window)", "groups")
-    lease_s: PositiveFloat = knob(120.0, "time an actor has for one task before another actor gets it", "s")
+    lease_s: PositiveFloat = knob(120.0, "time an actor has for one task before another actor gets it")
     max_attempts: PositiveInt = knob(3, "attempts at one rollout before it counts as failed")
-    retry_backoff_s: NonNegativeFloat = knob(0.2, "wait before a second attempt; doubles for each further one", "s")
+    retry_backoff_s: NonNegativeFloat = knob(0.2, "wait before a second attempt; doubles for each further one")
     max_rejected_in_a_row: PositiveInt = knob(1000, "degenerate groups in a row before the run stops as starved", "groups")
 
     def __post_init__(self) -> None:

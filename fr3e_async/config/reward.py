@@ -37,12 +37,10 @@ class RewardConfig:
     weight: float = knob(1.0, "its number is multiplied by this before all are added; negative: a penalty")
     range: list[float] = knob([0.0, 1.0], "[lowest, highest] number that it may return; a number outside is unknown")
     batch: NonNegativeInt = knob(
-        0,
-        "responses that a process judges at once: in one call of a function of lists, or side by side if it is async; 0: one",
-        "responses",
+        0, "responses that a process judges at once, as lists or by an async function; 0: one", "responses"
     )
-    cpu_limit_s: NonNegativeFloat = knob(0.0, "CPU time of one call, or of a batch; 0: verifiers.cpu_limit_s", "s")
-    wall_limit_s: NonNegativeFloat = knob(0.0, "wall time of one call, or of a batch; 0: verifiers.wall_limit_s", "s")
+    cpu_limit_s: NonNegativeFloat = knob(0.0, "CPU time of one call, or of a batch; 0: verifiers.cpu_limit_s")
+    wall_limit_s: NonNegativeFloat = knob(0.0, "wall time of one call, or of a batch; 0: verifiers.wall_limit_s")
 
     def check(self, path: str) -> None:
         """``ConfigError`` about the reward that stands at the setting ``path``. *Example*: ``rewards[0]``."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fr3e_async.config.evaluation import BENCHMARKS as NAMES
-from fr3e_async.config.evaluation import PAPER
 
 GoldKind = Literal["plain", "gsm8k", "olympiadbench", "theoremqa"]
 Chosen = Literal["all", "without_picture", "held_out_part"]
@@ -35,11 +34,6 @@ class Benchmark:
     problems: int  # as published, after ``chosen``; 0: it depends on the file
     citation: str
     licence: str
-
-    @property
-    def in_paper(self) -> bool:
-        """One of the seven that FR3E reports."""
-        return self.name in PAPER
 
 
 _ALL = (

@@ -64,7 +64,7 @@ def make_console(setting: Literal["auto", "live", "plain", "off"], stream: IO[st
 
 def say(config: Config) -> Callable[[str], None]:
     """Print a line before there is a view, unless the console is off."""
-    return lambda text: None if config.observe.console == "off" else print(text, flush=True)
+    return lambda text: None if config.observe.console == "off" else print(printable(text), flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -63,15 +63,13 @@ class EntropyProvider:
 
 def provider_of(spec: EngineSpec) -> EntropyProvider:
     """The provider that a spec names."""
-    match spec.entropy:
+    match spec.engine.entropy:
         case "engine":
             return ColumnsProvider()
         case "topk":
-            return TopKProvider(spec.entropy_top_k)
+            return TopKProvider(spec.engine.entropy_top_k)
         case "learner":
             return LearnerProvider()
-        case name:
-            raise ValueError(f"no entropy provider {name!r}")
 
 
 def one_distribution(request: SampleRequest) -> bool:

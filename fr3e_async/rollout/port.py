@@ -18,12 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fr3e_async.config import EngineConfig
 from fr3e_async.types import Completion
 from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, WeightManifest
 
 Fetch = Callable[[Any], Awaitable[WeightBucket]]  # a bucket behind the handle that a bundle has of it
-
-ENTROPY_PROVIDERS = ("engine", "topk", "learner")
 
 
 async def in_hand(bucket: WeightBucket) -> WeightBucket:
@@ -86,25 +85,18 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """Everything an engine needs to start. 0 means the engine's own default where a comment says so."""
+    """Everything an engine needs to start.
+
+    Example: ``EngineSpec(model="folder", end_token_ids=(2,), max_model_len=112, engine=EngineConfig(kv_cache_gib=0.1))``.
+    """
 
     model: str  # folder or hub id
     end_token_ids: tuple[int, ...]  # sampling one of these ends a completion, as its last token
     max_model_len: int  # tokens, context + completion
     revision: str = ""  # of a hub id; empty: the default branch
     trust_remote_code: bool = False
-    dtype: str = "auto"  # "auto" | "float32" | "bfloat16" | "float16"
-    eager: bool = True  # no torch.compile, no CUDA graphs
-    kv_cache_gib: float = 0.0  # 0: by gpu_memory_utilization
-    gpu_memory_utilization: float = 0.9
-    block_size: int = 0  # tokens; 0: default
-    max_running: int = 256  # sequences decoded at once
-    threads: int = 1  # CPU only
-    prefix_caching: bool = True
-    clear_cache_on_update: bool = True  # running requests recompute their keys and values under new weights
+    engine: EngineConfig = field(default_factory=EngineConfig)  # the settings of the section engine
     tensor_parallel: int = 1
-    entropy: str = "engine"  # where entropies come from, one of ENTROPY_PROVIDERS; see rollout/entropy.py
-    entropy_top_k: int = 20  # likeliest tokens that certified bounds are made of ("topk")
     transfer: str = ""  # backend of vLLM's own weight transfer, "nccl" or "gloo"; empty: not set up
     seed: int = 0
     seeded: bool = False  # requests may carry seeds of their own
@@ -112,20 +104,13 @@ class EngineSpec:
     thoughts: tuple[str, ...] = ("<think>", "</think>")  # what marks a thought in its responses, for the choice of anchors
     version: int = 0  # of the weights in the model folder
     verbose: bool = False
-    options: dict[str, Any] = field(default_factory=dict)  # further engine arguments by vLLM's names; they win
 
     def __post_init__(self) -> None:
         if not self.end_token_ids:
             raise ValueError("engine spec: end_token_ids is empty; completions would never end by themselves")
-        if self.entropy not in ENTROPY_PROVIDERS or self.entropy_top_k < 1:
+        if self.max_model_len < 2 or self.tensor_parallel < 1:
             raise ValueError(
-                f"engine spec: entropy={self.entropy!r} (one of {', '.join(ENTROPY_PROVIDERS)}), "
-                f"entropy_top_k={self.entropy_top_k} (at least 1)"
-            )
-        if self.max_model_len < 2 or self.max_running < 1 or self.tensor_parallel < 1 or self.threads < 1:
-            raise ValueError(
-                f"engine spec: max_model_len={self.max_model_len}, max_running={self.max_running}, "
-                f"tensor_parallel={self.tensor_parallel}, threads={self.threads} must be positive"
+                f"engine spec: max_model_len={self.max_model_len} must be at least 2, tensor_parallel={self.tensor_parallel} at least 1"
             )
 
 

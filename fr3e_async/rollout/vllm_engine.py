@@ -81,7 +81,7 @@ class VllmEngine:
 
     @classmethod
     async def start(cls, spec: EngineSpec) -> VllmEngine:
-        """Load the model. The event loop stays free. Raises ``UserError`` if this vLLM cannot give what ``spec.entropy`` needs."""
+        """Load the model. The event loop stays free. Raises ``UserError`` if this vLLM cannot give what ``engine.entropy`` needs."""
         provider = provider_of(spec)
         provider.check()
         claim_children()
@@ -299,7 +299,7 @@ class VllmEngine:
         llm, started = self._alive(), steady()
         self._meter.pause(started)
         try:
-            await llm.pause_generation(mode="keep", clear_cache=self._spec.clear_cache_on_update)
+            await llm.pause_generation(mode="keep", clear_cache=self._spec.engine.clear_cache_on_update)
             try:
                 reply = await load(llm, manifest)
             finally:

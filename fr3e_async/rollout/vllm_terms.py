@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 
 def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
-    """vLLM's settings for a spec; ``spec.options`` win."""
+    """vLLM's settings for a spec; ``spec.engine.options`` win."""
     args: dict[str, Any] = {
         "model": spec.model,
         "revision": spec.revision or None,
@@ -34,30 +34,30 @@ def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
         "skip_tokenizer_init": not spec.stops,
         "load_format": "safetensors",  # other formats are pickles, which can carry code
         "generation_config": "vllm",  # the model folder's sampling defaults and end tokens must not creep in
-        "dtype": spec.dtype,
-        "enforce_eager": spec.eager,
-        "gpu_memory_utilization": spec.gpu_memory_utilization,
-        "kv_cache_memory_bytes": int(spec.kv_cache_gib * GIB) or None,
-        "max_num_seqs": spec.max_running,
+        "dtype": spec.engine.dtype,
+        "enforce_eager": spec.engine.eager,
+        "gpu_memory_utilization": spec.engine.gpu_memory_utilization,
+        "kv_cache_memory_bytes": int(spec.engine.kv_cache_gib * GIB) or None,
+        "max_num_seqs": spec.engine.max_running,
         "max_model_len": spec.max_model_len,
         "tensor_parallel_size": spec.tensor_parallel,
         "seed": spec.seed,
-        "enable_prefix_caching": spec.prefix_caching,
+        "enable_prefix_caching": spec.engine.prefix_caching,
         "disable_log_stats": not spec.verbose,
         "use_tqdm_on_load": spec.verbose,
         **provider_of(spec).engine_args(),
     }
     if spec.transfer:
         args["weight_transfer_config"] = WeightTransferConfig(backend=spec.transfer)
-    if spec.block_size:
-        args["block_size"] = spec.block_size
+    if spec.engine.block_size:
+        args["block_size"] = spec.engine.block_size
     if current_platform.is_cpu() and spec.tensor_parallel == 1:
         # Else vLLM gives a CPU worker a process of its own besides the core's: 6 s of imports and 600 MB for nothing.
         args["distributed_executor_backend"] = UniProcExecutor
     if current_platform.is_cpu() and spec.seeded:
         # At the end of each part of a prompt vLLM turns the request's generator back, which ends the process on a CPU.
         args["enable_chunked_prefill"] = False
-    return AsyncEngineArgs(**(args | spec.options))
+    return AsyncEngineArgs(**(args | spec.engine.options))
 
 
 def check_request(request: SampleRequest, spec: EngineSpec) -> None:

@@ -18,6 +18,7 @@ import yaml
 from fr3e_async.control.progress import CONTROL_FILE
 from fr3e_async.data.stream import group_id
 from fr3e_async.errors import StorageError
+from fr3e_async.report.rows import read_rows
 from fr3e_async.store.checkpoints import CheckpointStore, step_of
 from fr3e_async.store.ledger_audit import GROUP_OUTCOMES, TRAINED, LedgerReport, audit
 from fr3e_async.store.ledger_log import read_ledger_log
@@ -73,15 +74,11 @@ def read_groups(path: Path) -> list[tuple[str, str]]:
 
     Raises ``StorageError``: another line is no row of this file.
     """
-    rows: list[tuple[str, str]] = []
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            rows.append((str(row["group"]), str(row["outcome"])))
-        except (ValueError, LookupError, TypeError) as error:
-            if number < len(lines):
-                raise StorageError(f"{path}:{number} is damaged: it is no row of a settled group") from error
+    rows = []
+    for number, row in read_rows(path):
+        if not {"group", "outcome"} <= row.keys():
+            raise StorageError(f"{path}:{number} is damaged: it is no row of a settled group")
+        rows.append((str(row["group"]), str(row["outcome"])))
     return rows
 
 

@@ -1,6 +1,6 @@
-"""An evaluation under way: engines up, all sets sampled side by side, every finished problem kept, results at the end.
+"""An evaluation without training: start engines, sample all sets side by side, keep every finished problem, write the results.
 
-What is asked for is ``evaluate``'s; how samples are made and judged is ``control.evaluator``'s.
+``run.benchmarking`` checks the request; ``control.evaluator`` makes and judges samples.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from fr3e_async.config import Config
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.ports import TaskLost, WorkerLost
 from fr3e_async.control.workers import Workers
-from fr3e_async.errors import RunFailed, UserError, printable
+from fr3e_async.errors import RunFailed, UserError
 from fr3e_async.evaluation.accuracy import ScoredSample
 from fr3e_async.evaluation.scores import Scores, score, scores_table
 from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
+from fr3e_async.observe.console import say
 from fr3e_async.signals import listen
 from fr3e_async.store.evaluation_dir import EvaluationDir
 from fr3e_async.wiring import Deployment, PolicyFiles
@@ -30,7 +31,7 @@ LABEL = "alone"
 
 
 class EvaluationJob:
-    """``run`` once."""
+    """One evaluation of a model. Call ``run`` once."""
 
     def __init__(
         self,
@@ -43,8 +44,11 @@ class EvaluationJob:
         clock: Clock,
         started_at: float,
     ) -> None:
-        """``clock``: of all durations; ``started_at``: by it. ``facts``: what results.json says besides the scores, with a mapping
-        ``benchmarks`` by name. Raises ``StorageError``."""
+        """Read what earlier calls have finished in ``folder``. Raises ``StorageError``.
+
+        ``facts``: what results.json says besides the scores, with a mapping ``benchmarks`` by name. ``clock``: of all durations;
+        ``started_at``: when the program began, by this clock.
+        """
         self._config, self._model, self._folder, self._facts = config, model, folder, facts
         self._sets, self._clock, self._started_at = list(sets), clock, started_at
         self._earlier = {name: row for name, row in folder.earlier().items() if name not in {one.name for one in sets}}
@@ -52,11 +56,7 @@ class EvaluationJob:
         self._wanted = sum(len(one.problems) for one in self._sets)  # problems
         self._done = sum(prompt.uid in self._known[one.name] for one in self._sets for prompt in one.problems)
         self._told_at = clock()
-
-    def say(self, text: str) -> None:
-        """Print, unless the console is off."""
-        if self._config.observe.console != "off":
-            print(printable(text), flush=True)
+        self.say = say(config)
 
     @property
     def missing(self) -> int:
@@ -64,7 +64,10 @@ class EvaluationJob:
         return self._wanted - self._done
 
     async def run(self) -> int:
-        """The exit code. Raises ``RunFailed``; what is finished is kept. A cluster must be connected if something is missing."""
+        """Sample what is missing and write the results; the exit code: 0, or 130 after a signal.
+
+        Needs a connected cluster if something is missing. Raises ``RunFailed``. Finished problems are kept in any case.
+        """
         work = asyncio.create_task(self._run())
         stopped: list[str] = []
 
@@ -104,18 +107,18 @@ class EvaluationJob:
         )
 
     async def _sample(self) -> None:
-        """All that is missing. Raises ``RunFailed``."""
+        """Start engines and verifiers, and sample all problems that are missing. Raises ``RunFailed``."""
 
         def note(text: str, *_: object, **__: object) -> None:
             self.say(text)
 
         deployment = Deployment(self._config, self._model, self._folder, clock=self._clock, note=note)
-        calling = asyncio.create_task(self._call_the_roll(deployment))
+        waiting = asyncio.create_task(self._tell_who_is_missing(deployment))
         try:
             try:
                 await deployment.start_serving()
             finally:
-                calling.cancel()
+                waiting.cancel()
             self.say(f"engines are up after {self._clock() - self._started_at:.0f} s")
             evaluator = Evaluator(deployment.workers, (), self._sets)
             async with Lender(deployment.workers, note=self.say) as lender:
@@ -124,14 +127,14 @@ class EvaluationJob:
         finally:
             await deployment.close()
 
-    async def _call_the_roll(self, deployment: Deployment) -> None:
+    async def _tell_who_is_missing(self, deployment: Deployment) -> None:
         while True:
             await asyncio.sleep(PROGRESS_S)
             if missing := await deployment.missing():
                 self.say(f"waiting for {self._clock() - self._started_at:.0f} s: {missing}")
 
     def _expect_more(self, lender: Lender) -> None:
-        """The actors of elastic pools that the start does not wait for."""
+        """Start the actors of elastic pools that ``start_serving`` does not wait for."""
         pools = ((GENERATORS, self._config.generators), (VERIFIERS, self._config.verifiers))
         for role, missing in ((role, pool.count - pool.least) for role, pool in pools):
             for _ in range(missing):
@@ -171,15 +174,17 @@ class EvaluationJob:
         self._folder.write_results({**self._facts, "wall_s": took, "benchmarks": {**self._earlier, **rows}})
 
 
-# ---- Gives workers to an evaluation that runs alone: the one with most room, and a new one for each that died ----
-# Beside training the machine does this (``executor.lend``); here nobody else wants the workers.
+# ---- Workers of an evaluation without training; beside training the machine hands them out (``executor.lend``) ----
 
 
 class Lender:
-    """A context manager: leaving it ends what it had begun to start. Its ``lend`` fits the port ``evaluator.Lend``."""
+    """Lends the worker with most room, and replaces workers that die. A context manager: leaving it ends what still starts.
+
+    ``lend`` is an ``evaluator.Lend``.
+    """
 
     def __init__(self, workers: Workers, *, note: Callable[[str], None]) -> None:
-        """``note`` hears of workers that are lost and come."""
+        """``note`` is called with a line for each worker that is lost or joins."""
         self._workers, self._note = workers, note
         self._load: dict[str, int] = {}
         self._changed = asyncio.Condition()
@@ -208,7 +213,7 @@ class Lender:
 
     @asynccontextmanager
     async def lend(self, role: str, weight: int, *, priority: int) -> AsyncIterator[str]:
-        """Wait for a worker with room for ``weight`` until the block ends; its name.
+        """Wait for a worker with room for ``weight`` rollouts and hold that room until the block ends; the worker's name.
 
         Raises ``RunFailed`` when workers of the role have died too often (pools.max_deaths_in_a_row).
         """
@@ -231,7 +236,7 @@ class Lender:
                 self._changed.notify_all()
 
     def _pick(self, role: str, weight: int) -> str:
-        """The least loaded worker, if it has room; one without anything has room for everything. Empty: there is none."""
+        """The least loaded worker if it has room, else "". An idle worker has room for any weight."""
         names = self._workers.names(role)
         if not names:
             return ""
@@ -241,7 +246,7 @@ class Lender:
         return name if role != GENERATORS or not load or load + weight <= room else ""
 
     async def _bury(self, role: str, error: TaskLost) -> None:
-        """Several calls may tell of one death."""
+        """Remove a dead worker and start another; only the first call for one death does something."""
         old = self._workers.remove(error.dead)
         if old is None:
             return
@@ -255,7 +260,7 @@ class Lender:
         self._begin(role, delay_s=pools.replace_backoff_s * 2 ** (deaths - 1))
 
     async def _start(self, role: str, *, delay_s: float) -> None:
-        """Tried again with a growing delay, as often as workers may die in a row: what a dead one held may not be free yet."""
+        """Start a worker and let it join. Retry with a growing delay, pools.max_deaths_in_a_row times: a dead one's memory may not be free yet."""
         pools, why = self._workers.config.pools, ""
         for attempt in range(pools.max_deaths_in_a_row):
             await asyncio.sleep(delay_s)

@@ -5,6 +5,7 @@ One process without Ray, DeepSpeed or vLLM; reads the checkpoint file by file.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from fr3e_async.errors import StorageError
@@ -25,7 +26,7 @@ def export_to(
 
 
 def find(source: Path, *, step: int | None = None) -> Path:
-    """The checkpoint that is meant. Raises ``StorageError``."""
+    """The checkpoint ``source``, or the one of the run directory ``source`` (``step``; default: the newest). Raises ``StorageError``."""
     root = source / "checkpoints"
     if (source / "run.json").is_file() and not CheckpointStore(root).steps():
         raise StorageError(f"{source} has no checkpoint yet: the run ended, or is, before its first one")
@@ -72,7 +73,7 @@ def export(checkpoint: Path, out: Path, *, dtype: str | None = None, trust_remot
 
 
 def checkpoint_facts(checkpoint: Path, facts: CardFacts) -> CardFacts:
-    """With what a whole checkpoint, and the run directory around it, tell of the training so far."""
+    """``facts`` with settings, numbers and evaluations of a whole checkpoint and the run directory around it."""
     from fr3e_async.control.progress import load_control_state
 
     state = load_control_state(checkpoint)
@@ -81,11 +82,8 @@ def checkpoint_facts(checkpoint: Path, facts: CardFacts) -> CardFacts:
     if (run / "summary.json").is_file():
         summary = Summary.from_json((run / "summary.json").read_text(encoding="utf-8"))
         evaluations = summary.evaluations if summary.version == facts.version else evaluations
-    return CardFacts(
-        model=facts.model,
-        revision=facts.revision,
-        version=facts.version,
-        dtype=facts.dtype,
+    return replace(
+        facts,
         settings=run_settings(run),
         numbers={
             "steps": state.ledger.version,
@@ -101,7 +99,7 @@ def checkpoint_facts(checkpoint: Path, facts: CardFacts) -> CardFacts:
 
 
 def write_run_card(run: Path, *, dtype: str) -> None:
-    """The card of a run's final model, from what the run directory holds. Raises ``StorageError``."""
+    """Write the card of a run's final model from summary.json and config.yaml. Raises ``StorageError``."""
     from fr3e_async.files.durable import storage_errors, write_atomically
 
     with storage_errors(run):

@@ -1,4 +1,4 @@
-"""One session of a run in the driver process: connect, train, leave a result. What it is made from is ``preparing``.
+"""One session of a run in the driver process: connect, train, leave a result. ``preparing`` makes it.
 
 connect   join or start the Ray cluster
 run       actors up ─► controller ─► final model, summary, before/after table; signals end in a checkpoint
@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import Clock
-from fr3e_async.config import Config
+from fr3e_async.config import Config, LearnerConfig
 from fr3e_async.control.context import PayloadTable, RunContext, RunFiles
 from fr3e_async.control.controller import Controller, SessionStart
 from fr3e_async.control.door import Door
@@ -53,7 +53,7 @@ LONGEST_BACKOFF_S = 60.0
 
 
 class Session:
-    """See the module's docstring. A context manager: leaving it gives back the cluster connection and the directory's lock."""
+    """One process of a run. A context manager: leaving it disconnects from the cluster and releases the directory's lock."""
 
     def __init__(
         self,
@@ -72,9 +72,12 @@ class Session:
         questions: Questions | None = None,
         found: Sequence[str] = (),
     ) -> None:
-        """Use ``preparing.prepare``. ``found``: by its checks, a line each. ``done``: why there is nothing left to do. ``clock``: of all stamps and
-        durations; ``started_at``: when the program began, by it. ``spell``: tokens as text. ``notes``: what a person should read once the console is
-        there; empty ones are passed over. ``questions``: to engines; None: nothing is asked."""
+        """Called by ``preparing.prepare``.
+
+        ``resume_from``: the checkpoint to continue from. ``done``: why there is nothing left to do. ``found``: what the checks found, a line each.
+        ``notes``: what to print once the console is there; empty ones are skipped. ``clock``: of all stamps and durations; ``started_at``: when the
+        program began, by this clock. ``spell``: tokens as text. ``questions``: fixed rows that engines and learner must score alike, or None.
+        """
         self.found = tuple(found)
         self._questions = questions if config.learner.stop_above_mismatch else None
         self._notes = tuple((kind, note) for kind, note in notes if note)
@@ -134,7 +137,7 @@ class Session:
         deployment = Deployment(self._config, self._model, self._run_dir, clock=self._clock, note=recorder.note)
         view.start()
         stop = Stop(grace_s=self._config.run.stop_grace_s, say=recorder.note)
-        stop.task = asyncio.create_task(self._train(deployment, recorder, stop))
+        stop.task = asyncio.create_task(self.train(deployment, recorder, stop))
         stop.listen()
         try:
             await stop.task
@@ -157,9 +160,9 @@ class Session:
             await deployment.close()
         return 0
 
-    async def _train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
-        going_on = f", resuming from step {step_of(self._resume_from)}" if self._resume_from else ""
-        recorder.note(f"run directory {self._run_dir.path}{going_on}", "run_resumed" if going_on else "run_started")
+    async def train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
+        resumed = f", resuming from step {step_of(self._resume_from)}" if self._resume_from else ""
+        recorder.note(f"run directory {self._run_dir.path}{resumed}", "run_resumed" if resumed else "run_started")
         for kind, note in self._notes:
             recorder.note(note, kind)
         if self._datasets.dropped:
@@ -169,14 +172,14 @@ class Session:
         self._run_dir.renew(self._config)
         spent = self._clock() - self._started_at
         recorder.note(f"all actors up after {spent:.0f} s", "actors_up", seconds=round(spent, 3))
-        controller, reason = await self._to_the_end(deployment, recorder, stop)
+        controller, reason = await self.to_the_end(deployment, recorder, stop)
         whole = reason == "finished" and await self._save_model(deployment, recorder, stop)
         recorder.finish(summary_of(controller, name=self._config.run.name, reason=reason, now=self._clock()))
         if whole:
             self._write_card()
 
-    async def _to_the_end(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> tuple[Controller, str]:
-        """Run until it ends. A learner group that is lost is made again, and everything goes back to the last checkpoint.
+    async def to_the_end(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> tuple[Controller, str]:
+        """Train until the run ends; the last controller and why it ended. Restart a lost learner group from the last checkpoint.
 
         Raises ``RunFailed``: a failure that cannot be repaired, or the group was lost more than
             ``learner.max_restarts`` times without a new checkpoint between.
@@ -188,7 +191,7 @@ class Session:
                 async with self._telling(recorder, deployment):
                     if lost:
                         gc.collect()  # the old session is a cycle, and its rollouts keep nodes that the cluster wants back
-                        source = await self._after_a_loss(deployment, recorder, lost, in_a_row)
+                        source = await self.restart_learner(deployment, recorder, lost, in_a_row)
                     controller = await self.controller(deployment, recorder, source, restarts)
                 stop.controller = controller
                 reason = await controller.run()
@@ -205,7 +208,7 @@ class Session:
 
     @asynccontextmanager
     async def _telling(self, recorder: Recorder, deployment: Deployment) -> AsyncIterator[None]:
-        """Who watches the run sees that it is alive and what it waits for, though there is no loop that turns."""
+        """While the block waits for actors, tell every ``observe.heartbeat_s`` what is missing, so that the run is seen to be alive."""
 
         async def tell() -> None:
             while True:
@@ -220,9 +223,12 @@ class Session:
             task.cancel()
             recorder.starting("")
 
-    async def _after_a_loss(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
-        """A new learner group, from the newest checkpoint, and the records cut back to it; where the checkpoint is."""
-        source = await self._within_start(lambda: newest_checkpoint(self._run_dir))
+    async def restart_learner(self, deployment: Deployment, recorder: Recorder, why: str, restarts: int) -> Path | None:
+        """Restart the learner group from the newest checkpoint after a growing wait, and cut the records back to it; the checkpoint's folder.
+
+        ``why``: how the group was lost; ``restarts``: losses in a row. Raises ``LearnerLost`` if the group does not come up.
+        """
+        source = await self._from_checkpoint(lambda: newest_checkpoint(self._run_dir))
         text = f"{why}; the learner group is restarted from {source.name if source else 'the model as it was given'}"
         recorder.note(text, "learner_lost", version=step_of(source) if source else 0)
         await asyncio.sleep(min(RESTART_BACKOFF_S * 2 ** (restarts - 1), LONGEST_BACKOFF_S))
@@ -234,31 +240,24 @@ class Session:
         recorder.go_back(*((cut.version, cut.settled) if cut else (0, 0)))
         return source
 
-    async def _within_start(self, work: Callable[[], T]) -> T:
-        """Files or objects that may not come: never waited for without a limit."""
-        limit = self._config.learner.start_timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                return await run_in_daemon_thread(work)
-        except TimeoutError:
-            raise RunFailed(f"the checkpoint could not be read within learner.start_timeout_s ({limit:g} s)") from None
+    async def _from_checkpoint(self, read: Callable[[], T]) -> T:
+        """What ``read`` reads, in a thread: files or objects may not come. Raises ``RunFailed`` at the time limit."""
+        async with limited(self._config.learner, "start_timeout_s", "the checkpoint could not be read"):
+            return await run_in_daemon_thread(read)
 
     def _write_card(self) -> None:
-        """The result stands by now: without its card the run has not failed."""
+        """Write the model's README.md. A failure is only printed: the result is written by now."""
         try:
             write_run_card(self._run_dir.path, dtype=self._config.learner.dtype)
-        except StorageError as error:  # said and not recorded, since the events log lies on the same disk
+        except StorageError as error:  # not recorded: the events log lies on the same disk
             say(self._config)(f"the model's README.md was not written: {error}")
 
     async def _save_model(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> bool:
-        """False if a stop came first: the last checkpoint is whole, and the model can be taken from it."""
-        limit = self._config.learner.step_timeout_s
+        """Write the final model; false if a stop came first, which leaves the last checkpoint to export."""
         try:
-            async with asyncio.timeout(limit):
+            async with limited(self._config.learner, "step_timeout_s", "the final model was not written"):
                 await deployment.workers.learner.save_model(self._run_dir.model)
             return True
-        except TimeoutError:
-            raise RunFailed(f"the final model was not written within learner.step_timeout_s ({limit:g} s)") from None
         except asyncio.CancelledError:
             if not stop.reason or stop.task is None:
                 raise
@@ -272,7 +271,7 @@ class Session:
     async def controller(
         self, deployment: Deployment, recorder: Recorder, source: Path | None, restarts: int
     ) -> Controller:  # fmt: skip
-        """One session's loop, from a checkpoint or from nothing. ``restarts``: of the learner group within this process."""
+        """The control loop, from a checkpoint or from nothing. ``restarts``: of the learner group within this process."""
         config, train = self._config, self._datasets.train
         resumed = load_control_state(source) if source else None
         state = resumed.ledger if resumed else None
@@ -294,7 +293,7 @@ class Session:
         heldout = pick_problems(self._datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
-        groups = [group.name for group in state.groups] if state else []
+        keep, groups = config.observe.trees_per_step, [group.name for group in state.groups] if state else []
         context = RunContext(
             config=config,
             machine=Machine(config, make_strategy(config.algorithm), state=state),
@@ -311,11 +310,11 @@ class Session:
             publisher=publisher,
             files=RunFiles(
                 ledger_log=recorder.ledger_log, checkpoints=self._run_dir.checkpoints, journal=journal,
-                trees=self._trees(deployment, recorder) if config.observe.trees_per_step else None,
+                trees=TreeKeeper(per_step=keep, store=deployment.workers.payloads, spell=self._spell, keep=recorder) if keep else None,
             ),
             reporter=recorder, progress=progress, clock=self._clock, door=door,
             table=PayloadTable(
-                await self._within_start(lambda: restored(source, deployment.workers.payloads)) if source else None
+                await self._from_checkpoint(lambda: restored(source, deployment.workers.payloads)) if source else None
             ),
         )  # fmt: skip
         evaluator = Evaluator(deployment.workers, heldout, self._benchmarks) if heldout or self._benchmarks else None
@@ -323,21 +322,28 @@ class Session:
         return Controller(context, evaluator=evaluator, start=start)
 
     async def _door(self, deployment: Deployment, recorder: Recorder, version: int) -> Door | None:
-        """Knows the learner's numbers at ``version``; None if nothing is to be compared."""
+        """The check of new engines, with the learner's scores at ``version``; None if nothing is compared."""
         if self._questions is None:
             return None
-        config, workers, limit = self._config, deployment.workers, self._config.learner.step_timeout_s
+        config, workers = self._config, deployment.workers
         door = Door(
             self._questions, learner=workers.learner, payloads=workers.payloads, temperature=config.sampling.temperature,
             bound=mismatch_bound(config), limit_s=config.flow.lease_s, record=recorder.event,
         )  # fmt: skip
-        try:
-            async with asyncio.timeout(limit):
-                await door.learned(version)
-        except TimeoutError:
-            raise LearnerLost(f"the learner did not score the fixed rows within learner.step_timeout_s ({limit:g} s)") from None
+        async with limited(config.learner, "step_timeout_s", "the learner did not score the fixed rows", LearnerLost):
+            await door.learned(version)
         return door
 
-    def _trees(self, deployment: Deployment, recorder: Recorder) -> TreeKeeper:
-        keep = self._config.observe.trees_per_step
-        return TreeKeeper(per_step=keep, store=deployment.workers.payloads, spell=self._spell, keep=recorder)
+
+@asynccontextmanager
+async def limited(learner: LearnerConfig, limit: str, failure: str, error: type[RunFailed] = RunFailed) -> AsyncIterator[None]:
+    """End the block after a time limit of the learner with an ``error`` that names the setting.
+
+    Example: ``limited(config.learner, "step_timeout_s", "the final model was not written")``.
+    """
+    seconds = getattr(learner, limit)
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise error(f"{failure} within learner.{limit} ({seconds:g} s)") from None

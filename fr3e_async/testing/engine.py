@@ -222,12 +222,12 @@ class FakeEngine:
         logprobs, raw_logprobs = -rng.uniform(0.01, 2 * most, size=(2, size)).astype(np.float32)
         entropies, raw_entropies = rng.uniform(0.0, most, size=(2, size)).astype(np.float32)
         errors = np.zeros(size, dtype=np.float32)
-        match self._spec.entropy:
+        match self._spec.engine.entropy:
             case "topk":
                 errors += TOP_K_ERROR
             case "learner":
                 entropies, errors = nothing_known(size, vocabulary=self._behaviour.vocabulary)
-        exact = self._spec.entropy == "engine" and not one_distribution(request)
+        exact = self._spec.engine.entropy == "engine" and not one_distribution(request)
         return Completion(
             tokens=tokens,
             logprobs=logprobs,

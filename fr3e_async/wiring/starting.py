@@ -226,25 +226,14 @@ class Starter:
 
 
 def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
-    """Of an engine of this pool."""
-    engine = config.engine
+    """What an engine of this pool is told."""
     return EngineSpec(
         model=model.path,
         end_token_ids=model.end_token_ids,
         max_model_len=config.context_length,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
-        dtype=engine.dtype,
-        eager=engine.eager,
-        kv_cache_gib=engine.kv_cache_gib,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        block_size=engine.block_size,
-        max_running=engine.max_running,
-        threads=engine.threads,
-        prefix_caching=engine.prefix_caching,
-        clear_cache_on_update=engine.clear_cache_on_update,
-        entropy=engine.entropy,
-        entropy_top_k=engine.entropy_top_k,
+        engine=config.engine,
         tensor_parallel=max(pool.gpus, 1),
         transfer=_backend(config) if config.weights.transfer == "collective" else "",
         seed=seed,
@@ -252,12 +241,11 @@ def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, s
         stops=tuple(config.sampling.stop),
         thoughts=tuple(config.data.thoughts),
         verbose=config.observe.verbose,
-        options=dict(engine.options),
     )
 
 
 def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerSpec:
-    """Of every rank of the learner group."""
+    """What every rank of the learner group is told."""
     return LearnerSpec(
         path=model.path,
         optimizer_from=model.optimizer_from,
