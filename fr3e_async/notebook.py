@@ -45,7 +45,7 @@ class RecordedRun:
     def trees(self) -> list[Row]:
         """A row a kept tree: ``group``, ``step``, ``outcome``, ``prompt``, and the lists ``states`` and ``rollouts``.
 
-        A row a rollout: ``pandas.json_normalize(run.trees, "rollouts", ["group", "step", "outcome"])``.
+        A row a rollout: ``pandas.json_normalize(run.trees, "rollouts", ["group", "step", "outcome"], record_prefix="rollout.")``.
         """
         return self._rows(TREES)
 

@@ -169,9 +169,9 @@ def verdict_on(response: str, reward: str, **changes: float | str) -> Verdict:
 
 def test_what_it_returns_is_the_reward(module: str, caplog: pytest.LogCaptureFixture) -> None:
     expected = {
-        "1": ("right", "reward", 1.0), "True": ("right", "reward", 1.0), "1.0": ("right", "reward", 1.0),
+        "1": ("correct", "reward", 1.0), "True": ("correct", "reward", 1.0), "1.0": ("correct", "reward", 1.0),
         "0": ("wrong", "reward", 0.0), "False": ("wrong", "reward", 0.0), "0.25": ("wrong", "reward", 0.25),
-        "np.float32(0.5)": ("wrong", "reward", 0.5), "np.bool_(True)": ("right", "reward", 1.0),
+        "np.float32(0.5)": ("wrong", "reward", 0.5), "np.bool_(True)": ("correct", "reward", 1.0),
         "None": ("unknown", "reward said unknown", None),
         "'1'": ("unknown", "reward returned str", None), "[1]": ("unknown", "reward returned list", None),
         "1.01": ("unknown", "reward outside [0, 1]", None), "-1": ("unknown", "reward outside [0, 1]", None),

@@ -8,8 +8,10 @@ Applies to the whole answer, before it is cut down to a class. Knows texts and n
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
+
+from msgspec import structs
 
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.outcomes import Outcome
@@ -46,7 +48,7 @@ def with_margins(
         return verdict
     if len(answer or "") > config.max_answer_chars or not within(answer, gold, margins, policies_of(config)):
         return verdict
-    return replace(verdict, outcome=Outcome.CORRECT, reason=WITHIN)
+    return structs.replace(verdict, outcome=Outcome.CORRECT, reason=WITHIN)
 
 
 def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies: Policies = Policies()) -> bool:

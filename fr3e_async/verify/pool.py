@@ -11,10 +11,12 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import PurePath
 from typing import Any, NamedTuple
+
+from msgspec import structs
 
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
@@ -116,9 +118,9 @@ class VerifierPool:
         attempts = max(verdict.attempts for verdict in verdicts)
         for term, verdict in zip(terms, verdicts, strict=True):
             if verdict.outcome is Outcome.UNKNOWN:
-                return replace(verdict, reason=f"{term.function}: {verdict.reason}", attempts=attempts)
+                return structs.replace(verdict, reason=f"{term.function}: {verdict.reason}", attempts=attempts)
         score = math.fsum(term.weight * (verdict.reward or 0.0) for term, verdict in zip(terms, verdicts, strict=True))
-        return replace(verdicts[0], score=score, attempts=attempts)
+        return structs.replace(verdicts[0], score=score, attempts=attempts)
 
 
 class _Function:
@@ -171,7 +173,7 @@ class _Function:
             return self._batch(tasks, result)
         alone = await asyncio.gather(*(asyncio.wrap_future(self.tasks.submit([[task]])) for task in tasks))
         singles = [self._batch([task], one) for task, (one,) in zip(tasks, alone, strict=True)]
-        return [replace(verdict, attempts=2) for (verdict,) in singles]
+        return [structs.replace(verdict, attempts=2) for (verdict,) in singles]
 
     def _batch(self, tasks: Sequence[Task], result: Result) -> list[Verdict]:
         parts = [Judgement(*part) for part in result.ruling.parts] or [result.ruling] * len(tasks)
