@@ -17,9 +17,9 @@ from common import finish, machine, parser
 from fr3e_async.errors import UserError
 from fr3e_async.simulate.calibrate import calibrate, pause_of
 from fr3e_async.simulate.recording import read_recording
-from fr3e_async.simulate.report import SimulationReport
 from fr3e_async.simulate.service import SystemModel
-from fr3e_async.simulate.simulation import simulate
+from fr3e_async.simulate.stats import SimulationReport
+from fr3e_async.simulate.world import simulate
 
 WARMUP = 1
 RATES = ("rollouts_per_s", "tokens_per_s", "step_s", "train_s", "sync_s", "rejected")

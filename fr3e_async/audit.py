@@ -1,8 +1,6 @@
 """``python -m fr3e_async.audit``: ``fr3e audit``."""
 
-import sys
-
-from fr3e_async.cli.main import run
+from fr3e_async.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(run(["audit", *sys.argv[1:]]))
+    entry("audit")

@@ -1,8 +1,6 @@
 """``python -m fr3e_async.evaluate``: ``fr3e evaluate``."""
 
-import sys
-
-from fr3e_async.cli.main import run
+from fr3e_async.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(run(["evaluate", *sys.argv[1:]]))
+    entry("evaluate")

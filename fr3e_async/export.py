@@ -1,8 +1,6 @@
 """``python -m fr3e_async.export``: ``fr3e export``."""
 
-import sys
-
-from fr3e_async.cli.main import run
+from fr3e_async.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(run(["export", *sys.argv[1:]]))
+    entry("export")

@@ -1,8 +1,6 @@
 """``python -m fr3e_async.help FILE``: ``fr3e config --refresh FILE``."""
 
-import sys
-
-from fr3e_async.cli.main import run
+from fr3e_async.cli.main import entry
 
 if __name__ == "__main__":
-    sys.exit(run(["config", "--refresh", *sys.argv[1:]]))
+    entry("config", "--refresh")

@@ -106,7 +106,7 @@ class Completion:
         return replace(self, finish=Finish.STOP, **cut)
 
 
-class Anchor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Anchor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A position of a trunk to branch from: a node of the group's tree.
 
     Nodes are numbered so that every process names the same one alike: anchor j = 1..K of base b is node b·K + j, and
@@ -224,18 +224,11 @@ class RolloutBatch:
         return int(self.prompt_lens[self.context_of[row]])
 
     def completion(self, row: int) -> Completion:
+        """Row ``row`` as a completion of its own; views, not copies."""
         span = self.span(row)
-        return Completion(
-            tokens=self.tokens[span],
-            versions=self.versions[span],
-            finish=Finish(self.finish[row]),
-            cached_tokens=int(self.cached_tokens[row]),
-            logprobs=self.logprobs[span],
-            entropies=self.entropies[span],
-            entropy_errors=self.entropy_errors[span],
-            raw_logprobs=None if self.raw_logprobs is None else self.raw_logprobs[span],
-            raw_entropies=None if self.raw_entropies is None else self.raw_entropies[span],
-        )
+        columns = {name: getattr(self, name) for name in ("tokens", "versions", *FLOAT_COLUMNS)}
+        cut = {name: column[span] for name, column in columns.items() if column is not None}
+        return Completion(finish=Finish(self.finish[row]), cached_tokens=int(self.cached_tokens[row]), **cut)
 
     def note(self, row: int) -> RolloutSummary:
         """What the control loop is told of a row."""
@@ -257,7 +250,7 @@ class RolloutBatch:
         return np.concatenate([self.context(row)[self.prompt_len(row) :], self.completion(row).tokens])
 
 
-class RolloutSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RolloutSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the control loop sees of a finished rollout; the tokens stay in the object store."""
 
     id: RolloutId
@@ -271,7 +264,7 @@ class RolloutSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     newest_version: int
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A verifier's word on one response. ``reason`` says how it was reached, e.g. ``"integer"``, ``"cpu limit"``."""
 
     outcome: Outcome

@@ -136,6 +136,8 @@ class PlainLearner:
         gain = torch.minimum(ratio * a, torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high) * a)
         if config.dual_clip:
             gain = torch.where(a < 0, torch.maximum(gain, config.dual_clip * a), gain)
+        if config.objective == "cispo":
+            gain = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high).detach() * a * current
         kl = torch.exp(prox - current) - (prox - current) - 1
         entropy = -(log_p.exp() * log_p).sum(-1)
         return (-weight * gain + config.kl_coef * kl - config.entropy_coef * entropy).sum()
@@ -149,7 +151,8 @@ class PlainLearner:
                 total = sum(len(s.tokens) - s.context_len for s in part)
                 self.optimiser.zero_grad()
                 for sample in part:
-                    (self._loss(sample, prox_model) / total).backward()
+                    length = {"sequence": len(sample.versions), "constant": self.spec.loss.mean_length}.get(self.spec.loss.mean)
+                    (self._loss(sample, prox_model) / (len(part) * length if length else total)).backward()
                 norms.append(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)))
                 self.optimiser.step()
         return norms

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -15,8 +15,10 @@ from builders import small_config
 from oracle import State, Tree
 
 from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.config import RewardConfig
 from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine.events import Admitted, Delivered, Event, Judged, Lost, Published, Rescored, Trained
+from fr3e_async.machine.group import Group
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.messages import Branch, Command, Rescore, Retire, Sample, Score, Train
@@ -30,7 +32,7 @@ TRUNK_MODES = ("first", "random", "all", "one_right_one_wrong")
 def make_ledger(
     *, steps: int = 100, groups: int = 2, staleness: int = 1, attempts: int = 2, rejected: int = 10_000, budget: int = 0,
     minibatches: int = 1, on_unknown: str = "drop", seed: int = 0, window: int = 0, state: LedgerState | None = None,
-    **algorithm: Any,
+    rewards: list[RewardConfig] | None = None, **algorithm: Any,
 ) -> Ledger:  # fmt: skip
     config = small_config(
         run={"steps": steps, "seed": seed},
@@ -43,7 +45,13 @@ def make_ledger(
         verifiers={"on_unknown": on_unknown},
         learner={"minibatches": minibatches},
     )  # fmt: skip
+    config = replace(config, rewards=rewards or config.rewards)
     return Ledger(config, make_strategy(config.algorithm), state=state)
+
+
+def group_named(ledger: Ledger, name: str) -> Group:
+    """One that is open, or with the learner."""
+    return next(group for group in ledger.state().groups if group.name == name)
 
 
 def through_json(state: LedgerState) -> LedgerState:

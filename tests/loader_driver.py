@@ -199,9 +199,9 @@ def spoilt(found: Loaded) -> Iterator[tuple[str, str]]:
     repack, worker_extension.repack = worker_extension.repack, lambda layers: None
     yield "head not packed again", found.load(0)
     worker_extension.repack = repack
-    again, worker_extension._as_at_first = worker_extension._as_at_first, lambda layers: None
+    again, worker_extension.unpack_experts = worker_extension.unpack_experts, lambda layers: None
     yield "experts as vLLM reloads them", f"{found.load(0)}; off by {found.experts_error():.0%}"
-    worker_extension._as_at_first = again
+    worker_extension.unpack_experts = again
     found.model.load_weights = lambda weights: type(found.model).load_weights(
         found.model, ((name, tensor) for name, tensor in weights if "0.self_attn.k_proj.weight" not in name)
     )

@@ -24,9 +24,6 @@ class FixedWorkload:
     def tree(self, seed: int, number: int, *, max_response: int) -> FixedTree:
         return FixedTree(self)
 
-    def to_json(self) -> dict[str, Any]:
-        raise NotImplementedError
-
 
 class FixedTree:
     def __init__(self, workload: FixedWorkload) -> None:

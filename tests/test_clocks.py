@@ -63,7 +63,7 @@ def test_a_run_clock_is_the_wall_clock_of_its_beginning_moved_on(wall: WallClock
     clock = RunClock()
     assert clock() == began
     wall.step(-HOUR)
-    virtual_time._time.now += 5.0
+    virtual_time.advance(5.0)
     assert clock() == pytest.approx(began + 5.0, abs=1e-5)
 
 
@@ -117,10 +117,10 @@ def test_a_notice_is_counted_down_steadily_once_it_was_seen(wall: WallClock, mon
     assert nodes()["a"] == pytest.approx(90, abs=0.1)
     for step in (HOUR, -2 * HOUR):
         wall.step(step)
-        virtual_time._time.now += 30.0
+        virtual_time.advance(30.0)
         left = nodes()["a"]
     assert left == pytest.approx(30, abs=0.1)
-    virtual_time._time.now += 60.0
+    virtual_time.advance(60.0)
     assert nodes() == {"a": 1.0}, "known, and at its end"
     told = {"a": int((wall() + 20) * 1000)}
     assert nodes()["a"] == pytest.approx(20, abs=0.1), "another notice"
@@ -245,10 +245,10 @@ def test_stamps_of_a_run_never_go_back_over_a_step_and_a_resume(tmp_path: Path, 
         view = ConsoleView(mode=mode, console=console, name="test", steps=4)
         recorder = Recorder(run_dir, config=config.observe, view=view, clock=clock, resumed_from=session)
         recorder.note("one")
-        virtual_time._time.now += 1.0
+        virtual_time.advance(1.0)
         recorder.step(session + 1, {"train/loss": 0.5})
         wall.step(step)
-        virtual_time._time.now += 1.0
+        virtual_time.advance(1.0)
         recorder.note("two")
         recorder.close()
         run_dir.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from ledger_support import make_ledger
 
@@ -20,7 +20,7 @@ def checkpointing_of(*, training: bool, version: int) -> tuple[Checkpointing, li
         work.close()
         begun.append(work)
 
-    state = replace(make_ledger().state(), version=version)
+    state = msgspec.structs.replace(make_ledger().state(), version=version)
     ledger = SimpleNamespace(training=training, version=version, state=lambda: state)
     nothing = SimpleNamespace(write=lambda record: None, state=dict, to_dict=lambda now: {})
     context: Any = SimpleNamespace(

@@ -17,7 +17,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_support import World, admit, anchors_of, delivered, drive, judged, kinds, lost, lost_score, make_ledger, through_json
+from ledger_support import (
+    World,
+    admit,
+    anchors_of,
+    delivered,
+    drive,
+    group_named,
+    judged,
+    kinds,
+    lost,
+    lost_score,
+    make_ledger,
+    through_json,
+)
 from machine_support import Cluster, first, random_cluster
 
 from fr3e_async.machine.events import Published, Rescored, Trained
@@ -212,7 +225,7 @@ def test_slots_of_batches_that_were_not_live_are_free_because_every_engine_begin
     again, _ = resumed(ledger, groups=1, staleness=1)
     assert (again.live, again.admissible()) == (2, 2)
     admit(again, "c")
-    assert again._open["c@0"].born == 2
+    assert group_named(again, "c@0").born == 2
 
 
 def test_the_birth_of_a_group_survives():
@@ -224,7 +237,7 @@ def test_the_birth_of_a_group_survives():
     ledger.handle(Published(version=1))
     again, (sample,) = resumed(ledger, groups=1, staleness=1, strategy="grpo_pp")
     assert isinstance(sample, Sample)
-    assert (again._open["b@0"].born, again.live) == (0, 1)
+    assert (group_named(again, "b@0").born, again.live) == (0, 1)
 
 
 def test_groups_are_numbered_on():
@@ -275,4 +288,6 @@ def test_the_account_of_a_token_budget_goes_on(seed, trunk):
                     pass
     for group in ledger.state().groups:
         assert isinstance(group.plan.branches, int)
-    assert all(isinstance(ledger.state().budget[name], int) for name in ("largest", "smallest_groups"))
+    account = ledger.state().budget
+    assert account is not None
+    assert all(isinstance(number, int) for number in (account.largest, account.smallest_groups))

@@ -38,6 +38,7 @@ class Guest:
 
     def __init__(self, world: World, tokenizer: Any) -> None:
         self.name, self.world, self._digest = "generator-0", world, tokenizer_digest(tokenizer)
+        self.own_tokenizer = tokenizer
         self.rollout_worker = RolloutWorker(world.engine, TokenTexts(tokenizer), None, seed=0)
 
     async def tokenizer(self) -> str:
@@ -110,7 +111,7 @@ def rope(model: Any) -> None:
 
 def asked(guest: Guest, rank: Any, *, times: int = 1, tokenizer: Any = None, seen: list[str] | None = None) -> str:
     """What the door says in the end of an engine beside this learner, which it has asked so often."""
-    questions = make_questions(tokenizer or guest.rollout_worker._texts._tokenizer, room=159)
+    questions = make_questions(tokenizer or guest.own_tokenizer, room=159)
     door = Door(
         questions, learner=Scorer(rank), payloads=FakePayloads(), temperature=TEMPERATURE, bound=BOUND, limit_s=60,
         record=lambda text, kind, **fields: (seen if seen is not None else []).append(text),
@@ -186,7 +187,7 @@ def test_an_update_that_went_wrong_and_one_that_did_not(guest: Guest, folder: Pa
 
 def batch_of(guest: Guest) -> list[TrainSample]:
     """Rollouts of the engine, as they are trained."""
-    questions = make_questions(guest.rollout_worker._texts._tokenizer, room=40)
+    questions = make_questions(guest.own_tokenizer, room=40)
     ids = [RolloutId(f"{id.group}", 0, id.branch) for id in questions.ids]
     draw = Draw(max_tokens=24, temperature=TEMPERATURE)
     batch = guest.world.run(guest.rollout_worker.sample(questions.prompts, ids, draw))

@@ -10,7 +10,7 @@ import torch
 from fr3e_async.rollout import entropy_columns as distribution
 from fr3e_async.rollout.entropy_columns import columns, logprob_and_entropy
 
-WAYS = {"cpu": distribution._through_the_cache, "device": distribution._in_few_kernels}
+WAYS = {"cpu": distribution.through_the_cache, "device": distribution.in_few_kernels}
 
 
 def exact(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -49,8 +49,14 @@ def on_policy(plain: PlainLearner, samples: list[TrainSample]) -> list[TrainSamp
 
 @pytest.mark.parametrize(
     "loss",
-    [LOSS, LossConfig(prox="behaviour"), LossConfig(importance_cap=1.1)],
-    ids=["all terms", "prox behaviour", "plain"],
+    [
+        LOSS,
+        LossConfig(prox="behaviour"),
+        LossConfig(importance_cap=1.1),
+        LossConfig(objective="cispo", mean="sequence"),
+        LossConfig(mean="constant", mean_length=24),
+    ],
+    ids=["all terms", "prox behaviour", "plain", "cispo", "constant"],
 )
 def test_equals_plain_torch(model: Path, loss: LossConfig) -> None:
     spec = make_spec(model, loss=loss)

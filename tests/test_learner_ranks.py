@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fr3e_async.types import TrainSample
 pytestmark = pytest.mark.slow
 
 RANKS = 4
-STAGES = (0, 2)
+STAGES = {0: LOSS, 2: replace(LOSS, mean="sequence")}
 TOLERANCE = 5e-5  # as in test_learner_group
 
 
@@ -34,8 +35,8 @@ def run_rank(index: int, path: str, folder: str, port: int) -> None:
     from fr3e_async.learner.rank import LearnerRank
 
     results = {}
-    for stage in STAGES:
-        rank = LearnerRank(make_spec(Path(path), zero_stage=stage))
+    for stage, loss in STAGES.items():
+        rank = LearnerRank(make_spec(Path(path), loss=loss, zero_stage=stage))
         rank.setup(index, RANKS, "127.0.0.1", port)
         reports = [rank.train(shares(make_samples(v, version=v - 1))[index], version=v) for v in (1, 2)]
         results[stage] = {"metrics": [report.metrics for report in reports], "weights": exported(rank, 2)}
@@ -48,12 +49,12 @@ def run_rank(index: int, path: str, folder: str, port: int) -> None:
 
 def test_four_ranks_equal_one_process(tmp_path: Path) -> None:
     model = build_model(tmp_path / "model")
-    plain = PlainLearner(make_spec(model, loss=LOSS))
-    norms = [plain.train(make_samples(v, version=v - 1)) for v in (1, 2)]
+    plains = {stage: PlainLearner(make_spec(model, loss=loss)) for stage, loss in STAGES.items()}
+    norms = {stage: [plain.train(make_samples(v, version=v - 1)) for v in (1, 2)] for stage, plain in plains.items()}
     assert all(shares(make_samples(1)))  # every rank has something to do
     torch.multiprocessing.spawn(run_rank, (str(model), str(tmp_path), free_address("")[1]), nprocs=RANKS)
     results = torch.load(tmp_path / "results.pt", weights_only=False)
     for stage in STAGES:
-        assert largest_difference(results[stage]["weights"], plain.weights()) < TOLERANCE
-        for metrics, expected in zip(results[stage]["metrics"], norms, strict=True):
+        assert largest_difference(results[stage]["weights"], plains[stage].weights()) < TOLERANCE
+        for metrics, expected in zip(results[stage]["metrics"], norms[stage], strict=True):
             assert metrics["train/grad_norm"] == pytest.approx(sum(expected) / len(expected), rel=1e-3)

@@ -20,7 +20,14 @@ from fr3e_async.errors import ConfigError
 Token = dict[str, float]
 
 
-def run(config: LossConfig, tokens: list[Token], *, total: float | None = None, without: tuple[str, ...] = ()) -> Any:
+def run(
+    config: LossConfig,
+    tokens: list[Token],
+    *,
+    total: float | None = None,
+    completions: int | None = None,
+    without: tuple[str, ...] = (),
+) -> Any:
     """Loss, sums and gradient with respect to each token's log-prob, in float64. ``without``: columns given as None."""
 
     def column(name: str, default: float) -> torch.Tensor:
@@ -35,6 +42,7 @@ def run(config: LossConfig, tokens: list[Token], *, total: float | None = None, 
         advantages_T=column("advantage", 1.0),
         mask_T=column("mask", 1.0).bool(),
         total_tokens=len(tokens) if total is None else total,
+        total_completions=len({token.get("sequence", 0) for token in tokens}) if completions is None else completions,
         entropies_T=None if "entropy" in without else column("entropy", 0.0),
         ages_T=None if "age" in without else column("age", 0).long(),
         sequences_T=None if "sequence" in without else column("sequence", 0).long(),
@@ -329,6 +337,8 @@ def test_refusals() -> None:
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
+        ({"mean": "constant"}, "loss.mean=constant needs loss.mean_length"),
+        ({"clip_low": 1.1}, r"loss.clip_low must be in \(0, 1\], got 1.1"),
         ({"importance_cap": 0.9}, "loss.importance_cap must be at least 1, got 0.9"),
         ({"importance": "mask", "importance_floor": 1.0}, r"loss.importance_floor must be in \[0, 1\), got 1.0"),
         ({"importance": "mask", "importance_floor": -0.1}, r"loss.importance_floor must be in \[0, 1\), got -0.1"),
@@ -348,6 +358,66 @@ def test_settings_that_would_do_nothing_or_harm_are_refused_in_one_line(settings
     assert "\n" not in str(error.value)
 
 
+# ---- objectives and means, by hand ----
+
+LONG = [{**by_ratio(1.0, 1.0), "sequence": 1}] * 3
+SHORT_AND_LONG = [{**by_ratio(1.0, 2.0), "sequence": 0}, *LONG]  # completions of 1 and 3 tokens, advantages 2 and 1
+
+
+@pytest.mark.parametrize(
+    ("settings_", "expected", "slopes"),
+    [
+        ({"mean": "token"}, -5 / 4, [-2 / 4, -1 / 4, -1 / 4, -1 / 4]),
+        ({"mean": "sequence"}, -(2 + 1) / 2, [-2 / 2, -1 / 6, -1 / 6, -1 / 6]),
+        ({"mean": "constant", "mean_length": 5}, -5 / (2 * 5), [-2 / 10, -1 / 10, -1 / 10, -1 / 10]),
+    ],
+)
+def test_means(settings_: Any, expected: float, slopes: list[float]) -> None:
+    loss, sums, grad = run(LossConfig(**settings_), SHORT_AND_LONG)
+    assert loss == sums.mean("loss") == pytest.approx(expected)
+    assert grad == pytest.approx(slopes)
+    with pytest.raises(ValueError, match="4 tokens and 0 completions"):
+        run(LossConfig(mean="sequence"), SHORT_AND_LONG, completions=0)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "advantage", "gain", "slope"),
+    [
+        ((1.21, 1.0), 2.0, 2.2, 1.1),  # s = sqrt(1.21); 1.21 · 2 alone would be cut at 1.2
+        ((1.69, 1.0), 1.0, 1.2, 0.0),  # s = 1.3: cut for the whole completion, the token whose ratio is 1 too
+        ((4.0, 0.25), 1.0, 1.0, 0.5),  # far off token by token, and s = 1
+        ((0.25, 1.0), -1.0, -0.8, 0.0),  # s = 0.5
+        ((0.25, 1.0), 1.0, 0.5, 0.25),
+    ],
+)
+def test_gspo_clips_the_geometric_mean_of_a_completions_ratios(
+    ratios: tuple[float, float], advantage: float, gain: float, slope: float
+) -> None:
+    config = LossConfig(objective="gspo", mean="sequence", clip_low=0.2, clip_high=0.2)
+    loss, sums, grad = run(config, [by_ratio(ratio, advantage) for ratio in ratios])
+    assert loss == pytest.approx(-gain)
+    assert grad == pytest.approx([-slope, -slope])
+    assert sums.total("clip_high") + sums.total("clip_low") == (2 if slope == 0 else 0)
+    assert sums.largest_ratio == pytest.approx(max(ratios))  # of a token, which stop_above_ratio watches
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "clip_low", "weight"),
+    [(1.1, 1.0, 0.2, 1.1), (2.0, 1.0, 0.2, 1.28), (2.0, -1.0, 0.2, 1.28), (0.5, 1.0, 0.2, 0.8), (0.5, -3.0, 1.0, 0.5)],
+)
+def test_cispo_clips_the_weight_and_keeps_the_gradient(ratio: float, advantage: float, clip_low: float, weight: float) -> None:
+    token = by_ratio(ratio, advantage)
+    loss, _, grad = run(LossConfig(objective="cispo", clip_low=clip_low), [token])
+    assert loss == pytest.approx(-weight * advantage * token["logp"])
+    assert grad == pytest.approx([-weight * advantage])
+
+
+def test_the_importance_weight_is_of_every_objective() -> None:
+    """π_prox / π_behaviour = 1.5 on a token that π_θ has not moved."""
+    for objective in ("clip", "gspo", "cispo"):
+        assert run(LossConfig(objective=objective), [by_ratio(1.0, 2.0, 1.5)])[2] == pytest.approx([-3.0])
+
+
 # ---- laws ----
 
 TOKEN = st.fixed_dictionaries(
@@ -365,9 +435,12 @@ COMPLETIONS = st.lists(st.lists(TOKEN, min_size=1, max_size=4), min_size=1, max_
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> LossConfig:
+def configs(draw: st.DrawFn, objectives: tuple[Any, ...] = ("clip", "gspo", "cispo")) -> LossConfig:
     importance = draw(st.sampled_from(["truncate", "mask", "off"]))
     return LossConfig(
+        objective=draw(st.sampled_from(objectives)),
+        mean=draw(st.sampled_from(["token", "sequence", "constant"])),
+        mean_length=7,
         clip_low=draw(st.floats(0.05, 0.9)),
         clip_high=draw(st.floats(0.05, 2)),
         dual_clip=draw(st.sampled_from([0.0, 1.5, 3.0])),
@@ -398,12 +471,24 @@ def oracle_weight(config: LossConfig, token: Token, completion: list[Token]) -> 
     return 0.0 if weight < config.importance_floor else weight
 
 
-def oracle(config: LossConfig, token: Token, completion: list[Token]) -> float:
-    """One token's loss by cases, written without min, max or clamp of tensors."""
+def oracle(config: LossConfig, token: Token, completion: list[Token], *, completion_tokens: float = 1.0) -> float:
+    """One token's loss by cases, written without min, max or clamp of tensors. ``completion_tokens``: mean over all completions."""
     if not token["mask"]:
         return 0.0
     ratio, a = math.exp(token["logp"] - token["prox"]), token["advantage"]
-    if a >= 0:
+    trained = [t for t in completion if t["mask"]]
+    if config.objective == "gspo":
+        ratio = math.prod(math.exp(t["logp"] - t["prox"]) for t in trained) ** (1 / len(trained))
+    if config.objective == "cispo":
+        bound = (
+            1 + config.clip_high
+            if ratio > 1 + config.clip_high
+            else 1 - config.clip_low
+            if ratio < 1 - config.clip_low
+            else ratio
+        )
+        gain = bound * a * token["logp"]
+    elif a >= 0:
         gain = a * (1 + config.clip_high if ratio > 1 + config.clip_high else ratio)
     else:
         gain = a * (1 - config.clip_low if ratio < 1 - config.clip_low else ratio)
@@ -411,7 +496,8 @@ def oracle(config: LossConfig, token: Token, completion: list[Token]) -> float:
             gain = config.dual_clip * a
     inverse = math.exp(token["prox"] - token["logp"])
     kl = inverse - 1 - math.log(inverse)
-    return -oracle_weight(config, token, completion) * gain + config.kl_coef * kl - config.entropy_coef * token["entropy"]
+    loss = -oracle_weight(config, token, completion) * gain + config.kl_coef * kl - config.entropy_coef * token["entropy"]
+    return loss * {"token": 1, "sequence": completion_tokens / len(trained), "constant": completion_tokens / 7}[config.mean]
 
 
 def trainable(completions: list[list[Token]]) -> float:
@@ -427,8 +513,11 @@ def assert_alike(left: LossSums, right: LossSums) -> None:
 @given(config=configs(), completions=COMPLETIONS, cut=st.integers(0, 6))
 def test_against_the_oracle_and_in_parts(config: LossConfig, completions: list[list[Token]], cut: int) -> None:
     total = trainable(completions)
+    count = len(completions)
     loss, sums, grad = run(config, flat(completions), total=total)
-    expected = [[oracle(config, token, completion) for token in completion] for completion in completions]
+    expected = [
+        [oracle(config, token, completion, completion_tokens=total / count) for token in completion] for completion in completions
+    ]
     assert loss == pytest.approx(sum(map(sum, expected)) / total, abs=1e-9)
     by_age = [0.0] * len(AGE_BUCKETS)
     for completion, losses in zip(completions, expected, strict=True):
@@ -436,8 +525,8 @@ def test_against_the_oracle_and_in_parts(config: LossConfig, completions: list[l
             by_age[age_bucket(int(token["age"]))] += value
     assert sums.by_age[SUMS.index("loss")].tolist() == pytest.approx(by_age, abs=1e-9)
     # Any cut between completions into micro-batches gives the same loss, gradient and metrics.
-    first, first_sums, first_grad = run(config, flat(completions[:cut]), total=total)
-    rest, rest_sums, rest_grad = run(config, flat(completions[cut:]), total=total)
+    first, first_sums, first_grad = run(config, flat(completions[:cut]), total=total, completions=count)
+    rest, rest_sums, rest_grad = run(config, flat(completions[cut:]), total=total, completions=count)
     assert first + rest == pytest.approx(loss, abs=1e-9)
     assert first_grad + rest_grad == pytest.approx(grad, abs=1e-12)
     assert_alike(first_sums + rest_sums, sums)
@@ -485,7 +574,7 @@ def test_on_fresh_tokens_every_importance_switch_gives_the_same_update(
 
 
 @settings(max_examples=100, deadline=None)
-@given(config=configs(), completion=st.lists(TOKEN, min_size=1, max_size=4), index=st.integers(0, 3))
+@given(config=configs(objectives=("clip",)), completion=st.lists(TOKEN, min_size=1, max_size=4), index=st.integers(0, 3))
 def test_gradient_is_the_slope_of_the_oracle(config: LossConfig, completion: list[Token], index: int) -> None:
     index %= len(completion)
     step, token = 1e-6, completion[index]
@@ -496,3 +585,31 @@ def test_gradient_is_the_slope_of_the_oracle(config: LossConfig, completion: lis
     grad = run(config, completion, total=1)[2][index]
     # At a kink any slope between the two sides is right.
     assert min(left, right) - 1e-2 * (1 + abs(left)) <= grad <= max(left, right) + 1e-2 * (1 + abs(right))
+
+
+@settings(max_examples=100, deadline=None)
+@given(completions=COMPLETIONS, advantages=st.lists(st.floats(-3, 3), min_size=6, max_size=6))
+def test_gspo_is_the_papers_objective_where_a_completion_has_one_advantage(
+    completions: list[list[Token]], advantages: list[float]
+) -> None:  # fmt: skip
+    """Equation 5 with a ratio that is differentiated as a whole, by autograd."""
+    config = LossConfig(objective="gspo", mean="sequence", importance="off", clip_low=0.2, clip_high=0.3)
+    completions = [
+        [{**token, "mask": 1.0, "advantage": a} for token in completion]
+        for completion, a in zip(completions, advantages, strict=False)
+    ]
+    tokens = flat(completions)
+    loss, _, grad = run(config, tokens)
+    logp = torch.tensor([token["logp"] for token in tokens], dtype=torch.float64, requires_grad=True)
+    prox = torch.tensor([token["prox"] for token in tokens], dtype=torch.float64)
+    gains = []
+    for part, before, a in zip(
+        logp.split([*map(len, completions)]), prox.split([*map(len, completions)]), advantages, strict=False
+    ):
+        ratio = (part - before).mean().exp()
+        gains.append(torch.minimum(ratio * a, ratio.clamp(0.8, 1.3) * a))
+    want = -torch.stack(gains).mean()
+    want.backward()  # type: ignore[no-untyped-call]
+    assert loss == pytest.approx(float(want.detach()), abs=1e-9)
+    assert logp.grad is not None
+    assert grad == pytest.approx(logp.grad.tolist(), abs=1e-9)

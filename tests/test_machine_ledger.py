@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import msgspec
 import pytest
-from ledger_support import admit, anchors_of, delivered, drive, judged, kinds, lost, lost_score, make_ledger, note
+from ledger_support import admit, anchors_of, delivered, drive, group_named, judged, kinds, lost, lost_score, make_ledger, note
 
 from fr3e_async.config import RewardConfig
 from fr3e_async.config.reward import RewardRange
@@ -378,7 +377,7 @@ def test_a_group_is_as_old_as_the_weights_that_all_engines_have_when_it_is_admit
     drive(ledger, admit(ledger, "a"), rewards=lambda id: id.branch)
     ledger.handle(Trained(version=1))
     admit(ledger, "b")
-    assert ledger._open["b@0"].born == 0
+    assert group_named(ledger, "b@0").born == 0
 
 
 # ---- the books of a group ----
@@ -387,7 +386,7 @@ def test_a_group_is_as_old_as_the_weights_that_all_engines_have_when_it_is_admit
 def test_a_retired_group_can_be_written_as_json():
     ledger = make_ledger(groups=1)
     (retired,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: 1, anchors=(2, 4))
-    row = json.loads(json.dumps(msgspec.to_builtins(retired)))
+    row = json.loads(json.dumps(retired.row()))
     assert row["reasons"] == {"told": 6}
     assert [(s["node"], s["parent"], s["position"], s["value"]) for s in row["states"]] == [
         (0, None, 0, 1.0), (1, 0, 2, 1.0), (2, 1, 4, 1.0),
@@ -564,9 +563,7 @@ def test_a_group_whose_rollouts_are_gone_again_and_again_is_given_up():
 
 
 def ranged(low: float, high: float, **more: Any) -> Ledger:
-    ledger = make_ledger(groups=1, **more)
-    rewards = [RewardConfig(function="m:f", range=[low, high])]
-    return Ledger(replace(ledger._config, rewards=rewards), ledger._strategy)
+    return make_ledger(groups=1, rewards=[RewardConfig(function="m:f", range=[low, high])], **more)
 
 
 def scored(high: float) -> Callable[[float | None], Verdict]:
@@ -597,7 +594,7 @@ def test_advantages_and_alpha_do_not_depend_on_the_declared_range(low: float, hi
     (train,) = play(ledger, "a", reward, high, count=1)
     alpha = math.exp(-1 / 4)
     expected = {(0, 0): 0.5, (0, 1): -0.5, (1, 0): 0.25 * alpha, (1, 1): -0.25 * alpha}
-    (group,) = ledger._training.values()
+    (group,) = ledger.state().groups
     assert group.credit is not None
     assert {id[1:]: advantage[0].value for id, advantage in group.credit.advantages.items()} == pytest.approx(expected)
     assert sorted(item.advantage[0].value for item in train.items) == pytest.approx(sorted(expected.values()))

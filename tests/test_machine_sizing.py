@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fr3e_async.config import PoolsConfig
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS, Dispatcher, Task
 from fr3e_async.machine.events import Utilization
-from fr3e_async.machine.messages import Dismiss, Hire, Move, SetPoolTarget
-from fr3e_async.machine.sizing import Autoscaler, Bounds, Change, alike, bounds_of
+from fr3e_async.machine.messages import Dismiss, Drain, Hire, Move, Resizing, SetPoolTarget
+from fr3e_async.machine.sizing import Autoscaler, Bounds, alike, bounds_of
 
 WIDTH = 4  # rollouts that a worker has at once
 GROW_S, SHRINK_S = 10.0, 100.0
@@ -29,7 +29,7 @@ class Hall:
             **{"grow_after_s": GROW_S, "shrink_after_s": SHRINK_S, "busy_target": 0.8, "max_deaths_in_a_row": 10**6} | config
         )
         self.dispatcher = Dispatcher(dict.fromkeys(bounds, WIDTH), self.config)
-        self.autoscaler = Autoscaler(bounds, self.config, self.dispatcher, alike=alike)
+        self.alike, self.autoscaler = alike, Autoscaler(bounds, self.config, self.dispatcher, alike=alike)
         self.hires: dict[int, Hire] = {}  # by ticket, oldest first
         self.dismissed: dict[int, Hire] = {}
         self.wants: dict[str, list[int]] = {role: [] for role in bounds}
@@ -79,10 +79,10 @@ class Hall:
         """What was done, in short: ``hire g1 drain g2 want g3``, …; roles that are not named were at work all the time."""
         return self.do(self.autoscaler.busy(Utilization(at=at, idle=tuple(idle.items()))))
 
-    def do(self, change: Change) -> str:
+    def do(self, commands: list[Resizing]) -> str:
         """Carry it out; every command must make sense."""
         said: list[str] = []
-        for command in change.commands:
+        for command in commands:
             match command:
                 case Hire():
                     assert command.ticket > self.last_ticket, "a ticket twice"
@@ -100,12 +100,12 @@ class Hall:
                 case SetPoolTarget():
                     assert self.wants[command.role][-1:] != [command.actors], "told twice"
                     self.wants[command.role].append(command.actors)
+                case Drain():
+                    said.append(f"drain {self.workers.pop(command.worker)[0]}")  # it was staying
+                    self.dispatcher.drain(command.worker)
+                    self.gone_if_idle(command.worker)
                 case _:
                     raise AssertionError(command)
-        for worker in change.drain:
-            said.append(f"drain {self.workers.pop(worker)[0]}")  # it was staying
-            self.dispatcher.drain(worker)
-            self.gone_if_idle(worker)
         self.dispatcher.place()
         return " ".join(said)
 
@@ -545,7 +545,7 @@ class Pools(RuleBasedStateMachine):
         self.require_settled()
         for move in self.hall.moved:
             donor = EXPLORERS if move.role == GENERATORS else GENERATORS
-            assert self.hall.autoscaler._alike
+            assert self.hall.alike
             assert donor not in waits
             assert move.role in waits
             assert before[donor] > self.hall.autoscaler.pools[donor].bounds.least

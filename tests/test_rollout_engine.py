@@ -27,6 +27,7 @@ from fr3e_async.algorithm.answer_span import stop_end
 from fr3e_async.config import EngineConfig
 from fr3e_async.learner.spec import free_address
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused, engine_environment, start_engine
+from fr3e_async.rollout.held_weights import HeldWeights
 from fr3e_async.rollout.port import TransferMeeting
 from fr3e_async.types import Completion, Finish
 from fr3e_async.weights.manifest import WeightAck, WeightManifest
@@ -550,8 +551,8 @@ def test_a_tensor_of_another_size_is_refused(world):
 
 def test_a_half_loaded_engine_never_serves_again(world, monkeypatch):
     """The load breaks off inside the worker: what it should read is gone."""
-    call = world.engine._held.load_call
-    monkeypatch.setattr(world.engine._held, "load_call", lambda manifest: ("/proc/0/fd/0", *call(manifest)[1:]))
+    call = HeldWeights.load_call
+    monkeypatch.setattr(HeldWeights, "load_call", lambda held, manifest: ("/proc/0/fd/0", *call(held, manifest)[1:]))
     bundle = world.next_bundle()
 
     async def main() -> None:

@@ -95,4 +95,4 @@ def test_an_unknown_signature_is_refused():
         return extra
 
     with pytest.raises(UserError, match="takes logprobs, num_logprobs, token_ids, extra; the entropy columns are written for"):
-        entropy_columns._check_signature("Sampler.gather_logprobs", gather, entropy_columns.GATHER_LOGPROBS)
+        entropy_columns.check_signature("Sampler.gather_logprobs", gather, entropy_columns.GATHER_LOGPROBS)

@@ -313,6 +313,8 @@ IDLE = [  # settings, and what is named: what does nothing, and why
     ("algorithm.anchors=0 algorithm.trunk=all", "algorithm.trunk", "algorithm.anchors=0"),
     ("algorithm.anchor_rule=uniform algorithm.entropy_of=raw", "algorithm.entropy_of", "the rule uniform"),
     ("algorithm.alpha=false algorithm.alpha_shrink=true", "algorithm.alpha_shrink", "algorithm.alpha=false"),
+    ("loss.mean_length=48", "loss.mean_length", "loss.mean=token"),
+    ("loss.objective=cispo loss.dual_clip=3", "loss.dual_clip", "loss.objective=cispo"),
     ("loss.importance=off loss.importance_cap=2.0", "loss.importance_cap", "loss.importance=off"),
     ("loss.importance_cap=3 loss.prox=behaviour", "loss.importance_cap", "loss.prox=behaviour"),
     ("loss.importance=mask loss.prox=behaviour", "loss.importance", "loss.prox=behaviour"),

@@ -18,9 +18,8 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import Acked, Delivered, Judged, Lost, Pressure, Utilization, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Dismiss, Hire, Move, Release
-from fr3e_async.simulate.report import SimulationReport
 from fr3e_async.simulate.service import SystemModel
-from fr3e_async.simulate.stats import Stats
+from fr3e_async.simulate.stats import SimulationReport, Stats
 from fr3e_async.simulate.world import World
 
 SLOW = {"step": 0.05, "request": 1e-2, "train": 0.1, "token": 0.0}  # engines are what all wait for

@@ -7,24 +7,17 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fr3e_async.simulate.clock import Cores, VirtualClock
+from fr3e_async.simulate.clock import Cores, Station, VirtualClock
 from fr3e_async.simulate.engine import Request, SimulatedEngine
 from fr3e_async.simulate.service import EngineTimes
-from fr3e_async.simulate.station import Station
 from fr3e_async.simulate.work_time import Ramps, Staircase, WorkTime, non_negative, robust
-from fr3e_async.simulate.workload import (
-    LogNormalWorkload,
-    MeasuredAnswer,
-    MeasuredGroup,
-    MeasuredWorkload,
-    scattered,
-    workload_of,
-)
+from fr3e_async.simulate.workload import LogNormalWorkload, MeasuredAnswer, MeasuredGroup, MeasuredWorkload, scattered
 
 
 class Bench:
@@ -253,9 +246,9 @@ def test_a_measured_group_is_drawn_as_it_was() -> None:
     case = MeasuredGroup(
         7,
         (MeasuredAnswer(20, True), MeasuredAnswer(5, False)),
-        {0: ((4, (MeasuredAnswer(3, True), MeasuredAnswer(9, None))), (12, (MeasuredAnswer(2, False),)))},
+        ((0, ((4, (MeasuredAnswer(3, True), MeasuredAnswer(9, None))), (12, (MeasuredAnswer(2, False),)))),),
     )
-    workload = workload_of(MeasuredWorkload([case]).to_json())
+    workload = msgspec.json.decode(msgspec.json.encode(MeasuredWorkload([case])), type=MeasuredWorkload)
     tree = workload.tree(0, 0, max_response=100)
     assert (tree.prompt, tree.base(0), tree.base(1)) == (7, MeasuredAnswer(20, True), MeasuredAnswer(5, False))
     assert tree.places(0, count=2, min_gap=3) == [4, 12]

@@ -16,10 +16,9 @@ from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed
 from fr3e_async.machine.events import Delivered, Exported, Judged, Lost
 from fr3e_async.machine.messages import Assign
-from fr3e_async.simulate.report import SimulationReport
 from fr3e_async.simulate.service import LearnerTimes, batch_tokens
-from fr3e_async.simulate.simulation import simulate
-from fr3e_async.simulate.world import World
+from fr3e_async.simulate.stats import SimulationReport
+from fr3e_async.simulate.world import World, simulate
 
 FLAT = {"strategy": "grpo", "bases": 4}
 

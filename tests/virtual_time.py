@@ -50,6 +50,11 @@ def now() -> float:
     return _time.now
 
 
+def advance(seconds: float) -> None:
+    """Let time pass outside of a story."""
+    _time.now += seconds
+
+
 def restart() -> None:
     """Back to the beginning, for a test of its own."""
     _time.now = START_S

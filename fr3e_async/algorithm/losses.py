@@ -1,6 +1,6 @@
-"""The off-policy Clip-Higher objective and the sums that its metrics are made of. Pure torch.
+"""The off-policy objectives (Clip-Higher, GSPO, CISPO), their means, and the sums that metrics are made of. Pure torch.
 
-Knows nothing of models, batches, ranks or DeepSpeed. The denominator is an argument: a token weighs the same in
+Knows nothing of models, batches, ranks or DeepSpeed. The denominators are arguments: a token weighs the same in
 whichever micro-batch or rank it lands, so the parts of a batch add up to the loss of the whole.
 """
 
@@ -18,9 +18,9 @@ from fr3e_async.config import LossConfig
 # The rows of ``LossSums.by_age``: what is summed over trainable tokens. log-probs, KL and entropies are in nats.
 SUMS = (
     "tokens",  # 1
-    "loss",  # the token's summand of the loss, KL and entropy terms included
-    "clip_low",  # 1 if the lower bound stopped its gradient (A < 0)
-    "clip_high",  # 1 if the upper bound stopped its gradient (A > 0)
+    "loss",  # the token's summand of the loss (times N, for other means than that over tokens), KL and entropy terms included
+    "clip_low",  # 1 if the lower bound stopped its gradient (A < 0); with cispo: cut its weight
+    "clip_high",  # 1 if the upper bound stopped its gradient (A > 0); with cispo: cut its weight
     "dual_clip",  # 1 if dual clip stopped its gradient (A < 0)
     "ratio",  # π_θ / π_prox
     "weight",  # w, the importance weight as applied
@@ -72,10 +72,22 @@ class _Tokens:
     """Columns of one part, each [T] and 0 where the mask is False: junk there must not meet exp, for 0 · inf is NaN."""
 
     mask: Tensor  # bool
-    log_ratio: Tensor  # log π_θ − log π_prox, nats; the only one with a gradient besides the entropies
+    sequences: Tensor  # int64 in [0, T): the completion of each token
+    logprobs: Tensor  # log π_θ, nats; with a gradient
+    log_ratio: Tensor  # log π_θ − log π_prox, nats; with a gradient
     log_weight: Tensor  # log π_prox − log π_behaviour, nats
     advantages: Tensor
-    entropies: Tensor  # nats
+    entropies: Tensor  # nats; with a gradient
+
+    def completion_sums(self, values: Tensor) -> Tensor:
+        """[T] float64 without gradient: at each token the sum of [T] ``values`` over its completion."""
+        # As many places as tokens: their true number would have to be fetched from the device.
+        empty = torch.zeros(len(self.mask), dtype=torch.float64, device=self.mask.device)
+        return empty.index_add(0, self.sequences, values.detach().double())[self.sequences]
+
+    def lengths(self) -> Tensor:
+        """[T] float64: at each token the number of trainable tokens of its completion, at least 1."""
+        return self.completion_sums(self.mask).clamp(min=1)
 
 
 def policy_loss(
@@ -87,46 +99,56 @@ def policy_loss(
     advantages_T: Tensor,
     mask_T: Tensor,
     total_tokens: float,
+    total_completions: float = 0.0,
     entropies_T: Tensor | None = None,
     ages_T: Tensor | None = None,
     sequences_T: Tensor | None = None,
 ) -> tuple[Tensor, LossSums]:
-    """Σ over masked tokens of −w · min(ρA, clip(ρ, 1−ε_low, 1+ε_high)A), plus KL and entropy terms, / ``total_tokens``.
+    """Compute this part's share of a minibatch's loss: Σ over its masked tokens of c · (−w · g + KL and entropy terms).
+
+    g is the objective (``surrogate``: Clip-Higher, GSPO or CISPO), w the importance weight (``importance_weights``,
+    ``kept_completions``), c the weight of a token in the mean that ``loss.mean`` names (``mean_weights``: 1 / ``total_tokens`` by
+    default). docs/learner.md has all formulas and a worked example.
 
     Args:
-        logprobs_T: [T] log π_θ of the sampled tokens, nats, at the sampling temperature.
-        prox_logprobs_T: [T] the same under the policy at the start of the update; with ``prox: behaviour`` the
-            behaviour log-probs, and every importance weight w is 1.
-        behaviour_logprobs_T: [T] the same as the sampler reported them.
-        advantages_T: [T] A'.
+        logprobs_T: [T] float log π_θ of the sampled tokens, nats, at the sampling temperature.
+        prox_logprobs_T: [T] float, the same under the policy at the start of the update, or with ``prox: behaviour`` as sampled.
+        behaviour_logprobs_T: [T] float, the same as the sampler reported them.
+        advantages_T: [T] float, A'.
         mask_T: [T] bool, trainable tokens. Whatever number stands at the others has no effect.
         total_tokens: trainable tokens of the whole (global) minibatch, not of this part.
-        entropies_T: [T] H(π_θ), nats. Required if ``entropy_coef`` is not 0, else only a metric.
-        ages_T: [T] integers ≥ 0, see ``ages``: they sort the sums and never change the loss. None: all 0.
-        sequences_T: [T] integers in [0, T), the completion of each token. None spans two parts. None given: all of one.
+        total_completions: completions of the whole minibatch; needed for ``loss.mean`` other than ``token``.
+        entropies_T: [T] float H(π_θ), nats. Required if ``entropy_coef`` is not 0, else only a metric.
+        ages_T: [T] integers ≥ 0, see ``batching.age_bucket``: they sort the sums and never change the loss. None: all 0.
+        sequences_T: [T] integers in [0, T), the completion of each token. No completion spans two parts. None: all of one.
 
     Returns:
         The scalar loss and the sums for metrics.
 
     Raises:
-        ValueError: no tokens in total, or an entropy bonus without entropies.
+        ValueError: no tokens or completions in total, or an entropy bonus without entropies.
     """
-    if total_tokens <= 0:
-        raise ValueError(f"policy loss over {total_tokens} tokens in total")
+    if total_tokens <= 0 or (config.mean != "token" and total_completions <= 0):
+        raise ValueError(f"policy loss over {total_tokens} tokens and {total_completions} completions in total")
     if config.entropy_coef and entropies_T is None:
         raise ValueError(f"loss.entropy_coef is {config.entropy_coef} but no entropies were given")
     prox_T = prox_logprobs_T.detach()
     tokens = _Tokens(
         mask=mask_T,
+        sequences=torch.zeros_like(mask_T, dtype=torch.int64) if sequences_T is None else sequences_T,
+        logprobs=torch.where(mask_T, logprobs_T, 0.0),
         log_ratio=torch.where(mask_T, logprobs_T - prox_T, 0.0),
         log_weight=torch.where(mask_T, prox_T - behaviour_logprobs_T.detach(), 0.0),
         advantages=torch.where(mask_T, advantages_T, 0.0),
         entropies=torch.zeros_like(logprobs_T) if entropies_T is None else torch.where(mask_T, entropies_T, 0.0),
     )
-    kept_T = kept_completions(config, tokens.log_weight, mask_T=mask_T, sequences_T=sequences_T)
+    kept_T = kept_completions(config, tokens)
     weights_T = importance_weights(config, tokens.log_weight) * kept_T
-    losses_T = _token_losses(config, tokens, weights_T)
-    columns = _columns(config, tokens, weights_T=weights_T, kept_T=kept_T, losses_T=losses_T)
+    ratio_T = clipped_ratio(config, tokens)
+    losses_T = _token_losses(config, tokens, ratio_T=ratio_T, weights_T=weights_T)
+    if config.mean != "token":
+        losses_T = losses_T * mean_weights(config, tokens, completion_tokens=total_tokens / total_completions)
+    columns = _columns(config, tokens, ratio_T=ratio_T, weights_T=weights_T, kept_T=kept_T, losses_T=losses_T)
     return losses_T.sum() / total_tokens, _sum_by_age(columns, mask_T=mask_T, ages_T=ages_T)
 
 
@@ -144,7 +166,7 @@ def importance_weights(config: LossConfig, log_weights_T: Tensor) -> Tensor:
     return torch.ones_like(weights)
 
 
-def kept_completions(config: LossConfig, log_weights_T: Tensor, *, mask_T: Tensor, sequences_T: Tensor | None) -> Tensor:
+def kept_completions(config: LossConfig, tokens: _Tokens) -> Tensor:
     """[T] bool: False at the tokens of completions whose geometric mean weight is outside of [1/x, x], x = ``sequence_mask``.
 
     The geometric mean of π_prox/π_behaviour over a completion's tokens does not depend on its length, as their product
@@ -156,14 +178,44 @@ def kept_completions(config: LossConfig, log_weights_T: Tensor, *, mask_T: Tenso
     double.
     """
     if not config.sequence_mask:
-        return torch.ones_like(mask_T)
-    sequences = torch.zeros_like(mask_T, dtype=torch.int64) if sequences_T is None else sequences_T
-    # As many places as tokens: their true number would have to be fetched from the device.
-    empty = torch.zeros(len(mask_T), dtype=torch.float64, device=mask_T.device)
-    sums = empty.index_add(0, sequences, log_weights_T.detach().double())
-    counts = empty.index_add(0, sequences, mask_T.double())
-    means = sums / counts.clamp(min=1)
-    return means.abs()[sequences] <= math.log(config.sequence_mask)
+        return torch.ones_like(tokens.mask)
+    means = tokens.completion_sums(tokens.log_weight) / tokens.lengths()
+    return means.abs() <= math.log(config.sequence_mask)
+
+
+def mean_weights(config: LossConfig, tokens: _Tokens, *, completion_tokens: float) -> Tensor:
+    """[T] c · N of each token, for the means over S completions of |o_i| tokens, N in all, that are none over tokens.
+
+    ``sequence``: c = 1 / (S · |o_i|), each completion weighs the same (GRPO, arXiv 2402.03300, equation 3; GSPO). ``constant``:
+    c = 1 / (S · L), L = ``mean_length``: neither long nor short ones are favoured (Dr.GRPO, arXiv 2503.20783, section 3.2).
+    ``completion_tokens``: N / S. Example: completions of 1 and 3 tokens have c · N of 2, 2/3, 2/3, 2/3 by ``sequence``.
+    """
+    lengths = tokens.lengths() if config.mean == "sequence" else torch.full_like(tokens.advantages, config.mean_length)
+    return (completion_tokens / lengths).to(tokens.advantages.dtype)
+
+
+def clipped_ratio(config: LossConfig, tokens: _Tokens) -> Tensor:
+    """[T] the ratio that the objective clips: ρ_t = π_θ / π_prox of the token, or with ``gspo`` that of its completion.
+
+    GSPO (arXiv 2507.18071, equation 7): s_i = (Π_t ρ_t)^(1/|o_i|). It stands at every token as s_i · π_θ / sg(π_θ), which is s_i with
+    the gradient of the token's own log-prob (GSPO-token, equation 14): the same update where a completion has one advantage,
+    and defined where it has several (``vineppo``).
+    """
+    if config.objective != "gspo":
+        return tokens.log_ratio.exp()
+    means = (tokens.completion_sums(tokens.log_ratio) / tokens.lengths()).to(tokens.log_ratio.dtype)
+    return (means + tokens.log_ratio - tokens.log_ratio.detach()).exp()
+
+
+def surrogate(config: LossConfig, tokens: _Tokens, ratio_T: Tensor) -> Tensor:
+    """[T] g, what the update raises. ``clip`` and ``gspo``: ``clipped_surrogate`` of their ratio.
+
+    ``cispo`` (MiniMax-M1, arXiv 2506.13585, equations 4 and 5): sg(clip(ρ, 1−ε_low, 1+ε_high)) · A · log π_θ. The bounds cut the weight
+    of a token, and no token loses its gradient. Example: ρ = 2, A = 1 and ε_high = 0.28 give 1.28 · log π_θ.
+    """
+    if config.objective == "cispo":
+        return ratio_T.detach().clamp(1 - config.clip_low, 1 + config.clip_high) * tokens.advantages * tokens.logprobs
+    return clipped_surrogate(config, ratio_T, tokens.advantages)
 
 
 def clipped_surrogate(config: LossConfig, ratio_T: Tensor, advantages_T: Tensor) -> Tensor:
@@ -187,9 +239,9 @@ def _capped(config: LossConfig, weights_T: Tensor) -> Tensor:
     return (weights_T > config.importance_cap) | (weights_T < config.importance_floor)
 
 
-def _token_losses(config: LossConfig, tokens: _Tokens, weights_T: Tensor) -> Tensor:
+def _token_losses(config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weights_T: Tensor) -> Tensor:
     """[T] the summands of the loss, 0 where the mask is False. The weight is of the surrogate alone: KL and entropy have none."""
-    losses = -weights_T * clipped_surrogate(config, tokens.log_ratio.exp(), tokens.advantages)
+    losses = -weights_T * surrogate(config, tokens, ratio_T)
     if config.kl_coef:
         losses = losses + config.kl_coef * k3(-tokens.log_ratio)
     if config.entropy_coef:
@@ -198,16 +250,18 @@ def _token_losses(config: LossConfig, tokens: _Tokens, weights_T: Tensor) -> Ten
 
 
 @torch.no_grad()
-def _columns(config: LossConfig, tokens: _Tokens, *, weights_T: Tensor, kept_T: Tensor, losses_T: Tensor) -> dict[str, Tensor]:
+def _columns(
+    config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weights_T: Tensor, kept_T: Tensor, losses_T: Tensor
+) -> dict[str, Tensor]:
     """What ``LossSums`` is the sum of: [T] by name."""
-    ratio, bad, good = tokens.log_ratio.exp(), tokens.advantages < 0, tokens.advantages > 0
+    bad, good = tokens.advantages < 0, tokens.advantages > 0
     return {
         "tokens": tokens.mask,
         "loss": losses_T,
-        "clip_low": (ratio < 1 - config.clip_low) & bad,
-        "clip_high": (ratio > 1 + config.clip_high) & good,
-        "dual_clip": (ratio > config.dual_clip) & bad & bool(config.dual_clip),
-        "ratio": ratio,
+        "clip_low": (ratio_T < 1 - config.clip_low) & bad,
+        "clip_high": (ratio_T > 1 + config.clip_high) & good,
+        "dual_clip": (ratio_T > config.dual_clip) & bad & bool(config.dual_clip),
+        "ratio": tokens.log_ratio.exp(),
         "weight": weights_T,
         "weight_squares": weights_T.square(),
         "capped": _capped(config, tokens.log_weight.exp()),

@@ -83,8 +83,8 @@ def _as_train(argv: Sequence[str]) -> list[str]:
     return ["train", *argv]
 
 
-def entry() -> None:
-    """The program ``fr3e``. It finds a person's own modules in the working directory, as ``python -m`` does."""
+def entry(*command: str) -> None:
+    """The program ``fr3e``, or one command of it. It finds a person's own modules in the working directory, as ``python -m`` does."""
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run([*command, *sys.argv[1:]]))

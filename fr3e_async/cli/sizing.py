@@ -102,7 +102,7 @@ def run(context: click.Context, words: tuple[str, ...]) -> int:
     length= sigma= accuracy=         as in fr3e plan --help
     flow.groups_per_step=64          any setting of a run
     """
-    from fr3e_async.simulate.simulation import simulate as simulated
+    from fr3e_async.simulate.world import simulate as simulated
 
     speeds, rest = texts(words, SPEEDS)
     said, rest = texts(rest, {"steps": ""})

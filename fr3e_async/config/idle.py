@@ -22,6 +22,8 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "algorithm.alpha_shrink": (False,),
     "algorithm.std_normalise": ("auto", "false"),
     "loss.importance": ("off",),
+    "loss.mean_length": (0,),
+    "loss.dual_clip": (0.0,),
     "learner.tree_attention": ("auto",),
     "data.train_sources": ([],),
     "data.heldout_sources": ([],),
@@ -45,6 +47,8 @@ def idle_settings(config: Config) -> Iterator[tuple[str, str]]:
 def _rules(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     loss, data, words = config.loss, config.data, ("toy", "sources", "")
     yield loss.importance == "off", "loss.importance=off", ("loss.importance_cap",)
+    yield loss.mean != "constant", f"loss.mean={loss.mean}", ("loss.mean_length",)
+    yield loss.objective == "cispo", "loss.objective=cispo", ("loss.dual_clip",)
     weightless = ("loss.importance", "loss.importance_cap")
     yield loss.prox == "behaviour", "loss.prox=behaviour, with which every importance weight is 1", weightless
     yield not config.algorithm.alpha, "algorithm.alpha=false", ("algorithm.alpha_shrink",)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from fr3e_async.config.knobs import Part, PartOr0, Share, knob, require, settings
+from fr3e_async.config.knobs import PartOr0, Share, knob, require, settings
 
 
 @settings("sampling")
@@ -93,8 +93,19 @@ class BudgetConfig:
 
 @settings("loss")
 class LossConfig:
-    clip_low: Part = knob(0.22, "epsilon_low of Clip-Higher")
-    clip_high: PositiveFloat = knob(0.28, "epsilon_high of Clip-Higher")
+    objective: Literal["clip", "gspo", "cispo"] = knob(
+        "clip",
+        "what is maximised: the clipped surrogate of each token (PPO, GRPO, Clip-Higher); gspo: of the completion's ratio; cispo: "
+        "the log-prob times a clipped, constant ratio",
+    )
+    mean: Literal["token", "sequence", "constant"] = knob(
+        "token", "mean of the loss: every token weighs the same, every completion does, or mean_length tokens do (Dr.GRPO)"
+    )
+    mean_length: NonNegativeInt = knob(
+        0, "with loss.mean=constant: what the loss of a completion is divided by; sampling.max_response in Dr.GRPO", "tokens"
+    )
+    clip_low: Share = knob(0.22, "epsilon_low of the objective's clipping; 1: no lower bound, as in CISPO")
+    clip_high: PositiveFloat = knob(0.28, "epsilon_high of the objective's clipping")
     dual_clip: float = knob(0.0, "c of dual clip, for negative advantages; 0: off")
     prox: Literal["recompute", "behaviour"] = knob("recompute", "proximal policy: recomputed, or the sampler's own log-probs")
     importance: Literal["truncate", "mask", "off"] = knob(
@@ -110,6 +121,10 @@ class LossConfig:
     entropy_coef: NonNegativeFloat = knob(0.0, "weight of the entropy bonus per token")
 
     def __post_init__(self) -> None:
+        require(
+            self.mean != "constant" or self.mean_length > 0,
+            "loss.mean=constant needs loss.mean_length, the tokens that every completion counts as; set it to sampling.max_response",
+        )
         for name in ("dual_clip", "sequence_mask"):
             value = getattr(self, name)
             require(value == 0 or value > 1, f"loss.{name} must be 0 (off) or above 1, got {value}")

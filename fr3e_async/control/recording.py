@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from fr3e_async.control.context import RunContext
 from fr3e_async.control.heartbeat import Teller
 from fr3e_async.errors import RunFailed
@@ -68,13 +66,12 @@ class Records:
     def _retire(self, group: Retire) -> None:
         self._teller.retired(group)
         self._context.progress.retired(group)
-        self._context.reporter.group(msgspec.to_builtins(group))
+        self._context.reporter.group(group.row())
         self._context.stream.mark_consumed(group.group)
         self._settled += 1
         if self.trees is not None:
-            whole = next(its for its, retired in self._machine.ledger.departed if retired is group)
             prompt, handle = self._context.stream.prompt(group.group), self._context.table.__getitem__
-            self.trees.offer(whole, group, prompt, handle, step=self._machine.ledger.version, settled=self._settled)
+            self.trees.offer(group, prompt, handle, step=self._machine.ledger.version, settled=self._settled)
         self._context.table.release(group.group)
 
     def flush(self) -> None:

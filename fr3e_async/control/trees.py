@@ -21,7 +21,7 @@ from fr3e_async.control.ports import Payload, PayloadStore, TaskLost
 from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.data.tokenizer import Spell
 from fr3e_async.errors import StorageError
-from fr3e_async.machine.group import Group, Status
+from fr3e_async.machine.group import Status
 from fr3e_async.machine.messages import Retire
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Completion, Prompt, RolloutId
@@ -59,9 +59,7 @@ class TreeKeeper:
         self._task: asyncio.Task[None] | None = None
         self._full = False
 
-    def offer(
-        self, group: Group, retired: Retire, prompt: Prompt, payloads: Callable[[int], Payload], *, step: int, settled: int
-    ) -> None:
+    def offer(self, retired: Retire, prompt: Prompt, payloads: Callable[[int], Payload], *, step: int, settled: int) -> None:
         """A group that retires now: after so many trained batches, as the n-th of all groups. ``payloads``: handle by key."""
         if step != self._step:
             self._step, self._taken = step, {}
@@ -69,9 +67,9 @@ class TreeKeeper:
         if self._full or step % self._stride or self._taken.get(trained, 0) >= self._per_step or len(self._queue) >= WAITING:
             return
         self._taken[trained] = self._taken.get(trained, 0) + 1
-        keys = {rollout.payload for rollout in group.rollouts.values() if rollout.payload >= 0}
+        keys = {rollout.payload for rollout in retired.tree.rollouts.values() if rollout.payload >= 0}
         handles = {key: payloads(key) for key in keys}
-        self._queue.append(lambda: self._line(group, retired, prompt, handles, step, settled))
+        self._queue.append(lambda: self._line(retired, prompt, handles, step, settled))
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -109,24 +107,25 @@ class TreeKeeper:
         self._full = True
         self._keep.note("trees.jsonl is full (observe.trees_mib): no more trees are kept")
 
-    def _line(
-        self, group: Group, retired: Retire, prompt: Prompt, handles: Mapping[int, Payload], step: int, settled: int
-    ) -> str | None:
+    def _line(self, retired: Retire, prompt: Prompt, handles: Mapping[int, Payload], step: int, settled: int) -> str | None:
         try:
             batches = {key: self._store.get(handle) for key, handle in handles.items()}
         except TaskLost:
             return None
         drawn = {
-            id: batches[rollout.payload].completion(rollout.row) for id, rollout in group.rollouts.items() if rollout.payload >= 0
+            id: batches[rollout.payload].completion(rollout.row)
+            for id, rollout in retired.tree.rollouts.items()
+            if rollout.payload >= 0
         }
-        row = {"settled": settled, **tree_row(group, retired, prompt, drawn, self._spell, step=step)}
+        row = {"settled": settled, **tree_row(retired, prompt, drawn, self._spell, step=step)}
         return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
 def tree_row(
-    group: Group, retired: Retire, prompt: Prompt, drawn: Mapping[RolloutId, Completion], spell: Spell, *, step: int
+    retired: Retire, prompt: Prompt, drawn: Mapping[RolloutId, Completion], spell: Spell, *, step: int
 ) -> dict[str, Any]:  # fmt: skip
     """A row of ``trees.jsonl`` (docs/outputs.md). ``drawn``: the rollouts whose tokens are known."""
+    group = retired.tree
     advantages = group.credit.advantages if group.credit and retired.outcome == "trained" else {}
     rollouts = []
     for id, rollout in sorted(group.rollouts.items()):

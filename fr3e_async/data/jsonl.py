@@ -1,4 +1,4 @@
-"""JSONL files: one object a line. Each fault is named by file and line.
+"""Read JSONL files: one object a line. Every fault names file and line.
 
 Knows lines and JSON; what the columns of a row mean is ``row``'s.
 """
@@ -93,5 +93,5 @@ def _decimal(text: str) -> float | Decimal:
 
 
 def pointer(path: Path, setting: str) -> DataError:
-    """What to say of a file that begins with ``POINTER``."""
+    """Make the error for a file that begins with ``POINTER``."""
     return DataError(f"{path}: a pointer of Git LFS, not the data; fetch it with `git lfs pull`; see {setting}")

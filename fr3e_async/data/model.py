@@ -68,9 +68,7 @@ def check_model(config: Config) -> None:
 def check_context(config: Config) -> None:
     """Refuse quantised weights, and sequences that are longer than the model has positions. ``ModelError``.
 
-    Of a hub model it fetches config.json.
-
-    Models whose rope is stretched by a factor are left to the engine, which knows the kinds.
+    Fetches config.json of a hub model. Models whose rope is stretched by a factor are left to the engine, which knows the kinds.
     """
     whole = _model_config(config)
     overrides = config_overrides(config.engine.options)
@@ -99,29 +97,24 @@ def _model_config(config: Config) -> dict[str, Any]:
     if path == "toy":
         return {"max_position_embeddings": TOY_POSITIONS}
     if os.path.isdir(folder):
-        raw = read_json(folder / "config.json", path)
-    else:
-        from transformers import PreTrainedConfig
+        return read_json(folder / "config.json", path)
+    from transformers import PreTrainedConfig
 
-        try:
-            raw, _ = PreTrainedConfig.get_config_dict(path, revision=config.model.revision or "main")
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model.path: no config.json could be loaded from {path}: {_brief(error)}") from error
-    return raw
+    try:
+        return dict(PreTrainedConfig.get_config_dict(path, revision=config.model.revision or "main")[0])
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path: no config.json could be loaded from {path}: {_brief(error)}") from error
 
 
 def transformers_config(config: Config) -> Any:
-    """transformers' config of the model, with ``engine.options.hf_overrides``; None for the toy. ``ModelError`` if it cannot be loaded."""
+    """Load transformers' config of the model, with ``engine.options.hf_overrides``; None for the toy. ``ModelError`` on failure."""
     path = config.model.path
     if path == "toy":
         return None
     from transformers import AutoConfig
 
-    source = str(model_folder(config)) if os.path.isdir(model_folder(config)) else path
     try:
-        found = AutoConfig.from_pretrained(
-            source, revision=config.model.revision or "main", trust_remote_code=config.model.trust_remote_code
-        )
+        found = AutoConfig.from_pretrained(_source(config), **_options(config))
         for name, value in config_overrides(config.engine.options).items():
             setattr(found, name, value)
         return found
@@ -130,13 +123,13 @@ def transformers_config(config: Config) -> Any:
 
 
 def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the part for text, of a model that has others."""
+    """A copy of the config; of a model with images or sound, of the part for text."""
     text = raw.get("text_config")
     return dict(text if isinstance(text, dict) else raw)
 
 
 def read_json(file: Path, path: str) -> dict[str, Any]:
-    """A file of the model ``path``. ``ModelError`` if it holds no JSON object."""
+    """Read a JSON file of the model ``path``. ``ModelError`` if it holds no JSON object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -147,8 +140,19 @@ def read_json(file: Path, path: str) -> dict[str, Any]:
 
 
 def model_folder(config: Config) -> Path:
-    """Where a local model lies; of a hub id there is no such folder."""
+    """The folder of a local model; for a hub id it does not exist."""
     return Path(os.path.expanduser(config.model.path))
+
+
+def _source(config: Config) -> str:
+    """The local folder, or the hub id."""
+    folder = model_folder(config)
+    return str(folder) if os.path.isdir(folder) else config.model.path
+
+
+def _options(config: Config) -> dict[str, Any]:
+    """What every ``from_pretrained`` is told besides."""
+    return {"revision": config.model.revision or "main", "trust_remote_code": config.model.trust_remote_code}
 
 
 def _brief(error: Exception) -> str:
@@ -156,16 +160,19 @@ def _brief(error: Exception) -> str:
 
 
 def resolve_model(config: Config, say: Callable[[str], None] = lambda text: None) -> Path | str:
-    """The checked local folder, or the hub id as it is. ``model.path=toy`` builds the toy model if it is not cached, and ``say`` is told of it."""
+    """Check the model and return its local folder, or its hub id. Builds the toy model for ``model.path=toy`` if it is not cached.
+
+    ``say`` is called with a line while the toy model is built.
+    """
     check_model(config)
     if config.model.path == "toy":
         return ensure_toy(config, say)
-    folder = model_folder(config)
-    return folder.resolve() if os.path.isdir(folder) else config.model.path
+    source = _source(config)
+    return Path(source).resolve() if os.path.isdir(source) else source
 
 
 def load_tokenizer(config: Config, model_dir: Path | str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``model_dir``; without it that of ``model.path``, where the toy's needs no built model.
+    """Load the tokenizer of ``model_dir``; without it that of ``model.path``, where the toy's needs no built model.
 
     ``ModelError`` if there is none, it cannot be loaded, or it has no end token (no response would ever end).
     """
@@ -176,12 +183,9 @@ def load_tokenizer(config: Config, model_dir: Path | str | None = None) -> PreTr
     check_model(config)
     from transformers import AutoTokenizer
 
-    source = str(model_folder(config) if model_dir is None else model_dir)
-    source = source if os.path.isdir(source) else config.model.path
+    source = str(model_dir) if model_dir is not None and os.path.isdir(model_dir) else _source(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=config.model.revision or "main", trust_remote_code=config.model.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **_options(config))
     except Exception as error:  # whatever is wrong with its files; the Rust library raises no narrower class
         wants_code = "trust_remote_code" in str(error) and not config.model.trust_remote_code
         hint = " (code is run with model.trust_remote_code=true, if you trust its source)" if wants_code else ""

@@ -1,6 +1,6 @@
-"""Whether two problems are the same one: by their text without what is only notation, and by the runs of words they share.
+"""Find problems that are the same, by their text without notation, or nearly the same, by the runs of words they share.
 
-Pure: texts in, findings out. What to do with a finding is ``screening``'s.
+Pure: texts in, findings out. ``screening`` decides what to do with a finding.
 
 Same text
     Compared after Unicode compatibility folding, without case, white space, characters that are not seen, a full stop or question

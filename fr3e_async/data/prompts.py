@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES
 from fr3e_async.config.templates import PROBLEM, SYSTEM, Template, template_of
-from fr3e_async.data.row import BadRows, DataRow
+from fr3e_async.data.row import REFUSE, BadRows, DataRow
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.data.screening import Note
 from fr3e_async.data.stream import Part, mix, mixture_note
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Datasets:
-    """Prompts ready to sample from. ``heldout`` is empty when there is no evaluation."""
+    """Prompts ready to sample from. ``heldout`` is empty when there is no evaluation.
+
+    *Example*: ``Datasets(train=(prompt, …), heldout=(), dropped=12, ends=(151643, 151645))``.
+    """
 
     train: tuple[Prompt, ...]
     heldout: tuple[Prompt, ...]
@@ -43,7 +46,7 @@ class Datasets:
 
 
 def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows | None = None) -> Datasets:
-    """Both sets as prompts. ``rows``: what ``read_rows(config)`` gave, if it was called already to check the data."""
+    """Make prompts of both sets. ``rows``: what ``read_rows(config)`` returned, if it was called already to check the data."""
     rows = read_rows(config) if rows is None else rows
     by_source: dict[str, list[DataRow]] = {}
     for row in rows.train:
@@ -75,14 +78,14 @@ def load_datasets(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Rows
 
 
 def make_prompts(
-    rows: Sequence[DataRow], tokenizer: PreTrainedTokenizerBase, config: DataConfig, bad: BadRows | None = None
+    rows: Sequence[DataRow], tokenizer: PreTrainedTokenizerBase, config: DataConfig, bad: BadRows = REFUSE
 ) -> tuple[Prompt, ...]:
-    """A prompt for each row that fits ``max_prompt``; a longer one is left out or a ``DataError``, by ``on_long_prompt``.
+    """Make a prompt of each row that fits ``max_prompt``; a longer one is left out or a ``DataError``, by ``on_long_prompt``.
 
-    A row that does not come out of its prompt's tokens goes to ``bad`` (without: it is raised).
+    A row whose text is not in the decoded prompt goes to ``bad``.
     """
     _check_template_args(tokenizer, config)
-    prompts, bad = [], BadRows() if bad is None else bad
+    prompts = []
     for row in rows:
         token_ids = encode_prompt(row.problem, tokenizer, config)
         if lost := _lost(row.problem, token_ids, tokenizer, config):
@@ -98,11 +101,11 @@ def make_prompts(
 
 
 def encode_prompt(problem: str, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> NDArray[np.int32]:
-    """[Q] int32 token ids of the prompt, up to where the answer begins.
+    """Tokenize the prompt up to where the answer begins, [Q] int32.
 
-    A template that is the whole prompt is taken as it is, with the special tokens that the tokenizer itself puts before a
-    text; one that it puts behind is left out, since nothing follows an end. Any other goes through the tokenizer's chat template;
-    one without (a base model's) gets the plain text: system message, blank line, user message, newline.
+    A template that is the whole prompt is taken as it is, with the special tokens that the tokenizer puts before a text, and
+    without those that it puts behind one. Any other goes through the tokenizer's chat template; a tokenizer without one (a base
+    model's) gets the plain text: system message, blank line, user message, newline.
     """
     text, special = _written(problem, tokenizer, config)
     ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
@@ -138,7 +141,7 @@ def _filled(template: Template, problem: str, system: str) -> str:
 
 
 def _lost(problem: str, token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> str:
-    """What should be in the prompt and is not, by the tokens themselves, and why; "" if all is there."""
+    """Say which text the decoded tokens lack, and why; "" if the prompt has all of it."""
     user, system, chat = _message(problem, tokenizer, config)
     prompt = tokenizer.decode(token_ids.tolist(), clean_up_tokenization_spaces=False)
     for what, part in (("the problem", problem), ("data.template", user), ("data.system", system)):
@@ -150,7 +153,7 @@ def _lost(problem: str, token_ids: NDArray[np.int32], tokenizer: PreTrainedToken
 
 
 def _folded(text: str) -> str:
-    """Without what tokenizers may well change: white space, unseen characters, and forms of the same character."""
+    """The text without what tokenizers may change: white space, unseen characters, and forms of the same character."""
     letters = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in letters if not letter.isspace() and unicodedata.category(letter) not in ("Cc", "Cf"))
 

@@ -1,4 +1,4 @@
-"""One problem as a row, made of what a file holds by the names of its columns. Each fault is named by the row's place.
+"""Make rows, a problem and its answer each, of what files hold, by the names of the columns. Every fault names file and row.
 
 Knows columns and values; knows nothing of file formats and tokenizers, and judges no mathematics: an answer is text here.
 """
@@ -25,7 +25,7 @@ GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")  # 1,234,567.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRow:
-    """One problem. *Example*: ``Row(uid="test.jsonl:3", problem="2+3=?", answer="5", source="data/test.jsonl:3")``."""
+    """One problem. *Example*: ``DataRow(uid="test.jsonl:3", problem="2+3=?", answer="5", source="data/test.jsonl:3")``."""
 
     uid: str  # unique in its set
     problem: str
@@ -38,14 +38,17 @@ class DataRow:
 
 @dataclass(slots=True, kw_only=True)
 class BadRows:
-    """Rows that cannot be used, by ``data.on_bad_row``: refused as they are met, or passed over and counted."""
+    """Collects rows that cannot be used, by ``data.on_bad_row``: raises the first, or counts them all.
+
+    *Example* after a file with two such rows: ``BadRows(drop=True, count=2, first="a.jsonl:3: no answer in column …")``.
+    """
 
     drop: bool = False
     count: int = 0
     first: str = ""  # what was wrong with the first
 
     def add(self, fault: DataError) -> None:
-        """Raises ``fault`` unless such rows are dropped."""
+        """Count the row that has this fault, or raise the fault unless such rows are dropped."""
         if not self.drop:
             raise fault
         self.first = self.first or str(fault)
@@ -57,7 +60,10 @@ REFUSE = BadRows()  # the default wherever bad rows may be passed over: the firs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRecord:
-    """What a file holds in one place, before anything is known of columns."""
+    """What a file holds in one line or row, before its columns get a meaning.
+
+    *Example*: ``SourceRecord(source="a.jsonl:3", default_id="a.jsonl:3", values={"q": "2+3=?"}, columns=["q"])``.
+    """
 
     source: str  # "path:line", for messages
     default_id: str  # "name:line"
@@ -67,7 +73,10 @@ class SourceRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which column is what. ``setting`` is the dotted path below which a person gave these names, for messages."""
+    """The column of each part of a row. ``setting``: dotted path of the settings that name them, for messages.
+
+    *Example*: ``Columns(problem="question", answer="answer", uid="id", level="level", setting="data.train_sources[0]")``.
+    """
 
     problem: str
     answer: str  # empty: there are no answers
@@ -103,7 +112,7 @@ def rows_of(
 
 
 def make_row(record: SourceRecord, columns: Columns, source_name: str = "") -> DataRow:
-    """``DataError`` with the row's place: a missing or empty problem, no answer, an id that is no plain text."""
+    """Make a row. ``DataError`` names file and line: a missing or empty problem, no answer, an id that is no plain text."""
     place = record.source
     value = _value(record.values, columns.problem)
     problem = _alone(value)
@@ -126,7 +135,7 @@ def make_row(record: SourceRecord, columns: Columns, source_name: str = "") -> D
 
 
 def _further(record: SourceRecord, name: str) -> Any:
-    """A column for reward functions, as it is. ``DataError`` unless it is there and can be handed to another process."""
+    """A column for reward functions, unchanged. ``DataError`` if it is missing or has no form in JSON."""
     if name not in record.values:
         raise DataError(f"{record.source}: no column {name!r} (data.columns); {_has(record)}")
     value = record.values[name]
@@ -138,7 +147,7 @@ def _further(record: SourceRecord, name: str) -> Any:
 
 
 def final_answer(text: str) -> str:
-    """The reference answer: what follows the last ``####`` (GSM8K), without thousands separators, else the text itself."""
+    """Extract the reference answer: what follows the last ``####`` (GSM8K), without thousands separators, else the text itself."""
     _, mark, answer = text.rpartition("####")
     answer = answer.strip()
     if mark and GROUPED_NUMBER.fullmatch(answer):
@@ -219,7 +228,7 @@ def _number(value: float | Decimal) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """JSON can say ``"\\ud800"``, which neither a tokenizer nor a file takes."""
+    """Whether the text can be encoded: JSON may hold ``"\\ud800"``, which neither a tokenizer nor a file takes."""
     try:
         text.encode()
     except UnicodeEncodeError:

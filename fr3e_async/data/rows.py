@@ -1,4 +1,4 @@
-"""Rows: problems with reference answers, from files, the hub or the toy task, read and screened before any model is touched.
+"""Read and screen problems with reference answers, from files, the hub or the toy task, before any model is touched.
 
 Knows which settings name which set; knows nothing of tokenizers and tokens.
 """
@@ -21,7 +21,10 @@ PROTECTED = "data.protected"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """What ``data.train`` and ``data.heldout`` hold. ``heldout`` is empty when there is no evaluation."""
+    """What ``data.train`` and ``data.heldout`` hold. ``heldout`` is empty when there is no evaluation.
+
+    *Example*: ``Rows(train=(row, …), heldout=(), notes=(("note", "3 training problems are near copies …"),))``.
+    """
 
     train: tuple[DataRow, ...]
     heldout: tuple[DataRow, ...]

@@ -1,11 +1,11 @@
-"""What is done with training problems that occur twice or that evaluation asks: counted, left out, or the run is refused.
+"""Training problems that occur twice or that evaluation asks: count them, leave them out, or refuse the run.
 
 Knows rows and the policies of ``data``; how two problems are compared is ``overlap``'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from fr3e_async.config import DataConfig
@@ -15,83 +15,80 @@ from fr3e_async.errors import DataError
 
 Note = tuple[Literal["note", "data_dropped"], str]  # kind of event, and one line for a person
 
+Texts = Callable[[list[Twin], DataConfig, str], tuple[str, str]]
+
 SHOWN = 3  # places named in a message
 
 
 def screen(
     train: Sequence[DataRow], heldout: Sequence[DataRow], protected: Sequence[DataRow], config: DataConfig
 ) -> tuple[tuple[DataRow, ...], tuple[Note, ...]]:
-    """The training rows to continue with, in order, and what was found, by ``on_duplicate``, ``on_contamination`` and ``on_near_copy``.
+    """Return the training rows that stay, in order, and notes on what ``on_duplicate``, ``on_contamination`` and ``on_near_copy`` found.
 
     ``DataError`` names the first pair where a policy says error, and says so if nothing is left.
     """
-    left, notes = _without_duplicates(list(train), config)
+    same_as_earlier = list(duplicates(train))
+    left, notes = _judged(list(train), same_as_earlier, config.on_duplicate, "data.on_duplicate", _duplicate_texts, config, "")
     near = config.near_copy_words if config.on_near_copy != "off" else 0
     index = Protected((*heldout, *protected), run_length=near, min_share=config.near_copy_share)
     twins = [twin for row in left if (twin := index.find(row)) is not None]
     kinds = {id(row): "protected" for row in protected}
-    for judge, own in (
-        (_without_same, [twin for twin in twins if twin.same]),
-        (_without_near, [twin for twin in twins if not twin.same]),
+    for same, policy, setting, texts in (
+        (True, config.on_contamination, "data.on_contamination", _contamination_texts),
+        (False, config.on_near_copy, "data.on_near_copy", _near_copy_texts),
     ):
-        if own:
-            left, found = judge(left, own, config, kinds.get(id(own[0].other), "held-out"))
-            notes += found
+        own = [twin for twin in twins if twin.same is same]
+        left, found = _judged(left, own, policy, setting, texts, config, kinds.get(id(own[0].other), "held-out") if own else "")
+        notes += found
     if train and not left:
         raise DataError(f"data.train: none of {len(train)} problems is left: {'; '.join(text for _, text in notes)}")
     return tuple(left), tuple(notes)
 
 
-def _without_duplicates(rows: list[DataRow], config: DataConfig) -> tuple[list[DataRow], list[Note]]:
-    twins = list(duplicates(rows))
+def _judged(
+    rows: list[DataRow], twins: list[Twin], policy: str, setting: str, texts: Texts, config: DataConfig, kind: str
+) -> tuple[list[DataRow], list[Note]]:
+    """The rows that stay by a policy, and its note. ``kind``: of the first twin's problem, held-out or protected."""
     if not twins:
         return rows, []
-    if config.on_duplicate == "error":
-        raise DataError(
-            f"{twins[0].row.source}: this problem is the same as {twins[0].other.source}{_more(twins)}; "
-            "see data.on_duplicate, data.train"
-        )
-    other_answer = sum(twin.row.answer != twin.other.answer for twin in twins)
-    disagree = f", {other_answer:,} with another answer" if other_answer else ""
-    told = f"{_problems(twins, 'the same as an earlier one', 'the same as earlier ones')}{disagree}: {_places(twins)}"
-    return _judged(rows, twins, told, config.on_duplicate, "data.on_duplicate")
-
-
-def _without_same(rows: list[DataRow], twins: list[Twin], config: DataConfig, kind: str) -> tuple[list[DataRow], list[Note]]:
-    """``kind``: of the first twin's problem, held-out or protected."""
-    if config.on_contamination == "error":
-        settings = "data.train, data.protected" if kind == "protected" else "data.train, data.heldout"
-        raise DataError(
-            f"{twins[0].other.source}: this {kind} problem is also a training problem ({twins[0].row.source}){_more(twins)}; "
-            f"see {settings}, or leave such out of training with data.on_contamination=drop"
-        )
-    where = "in data.heldout or data.protected, too"
-    return _judged(
-        rows, twins, f"{_problems(twins, where, where)}: {_places(twins)}", config.on_contamination, "data.on_contamination"
-    )  # fmt: skip
-
-
-def _without_near(rows: list[DataRow], twins: list[Twin], config: DataConfig, kind: str) -> tuple[list[DataRow], list[Note]]:
-    if config.on_near_copy == "error":
-        share = f"shares {twins[0].share:.0%} of its runs of {config.near_copy_words} words with"
-        raise DataError(
-            f"{twins[0].row.source}: this training problem {'holds, or is held whole in,' if twins[0].whole else share} "
-            f"the {kind} problem {twins[0].other.source}{_more(twins)}; see data.on_near_copy, data.near_copy_share"
-        )
-    told = (
-        f"{_problems(twins, 'a near copy', 'near copies')} of what data.heldout or data.protected holds (from "
-        f"{config.near_copy_share:.0%} of the runs of {config.near_copy_words} words on, or the whole of a shorter one): "
-        f"{_places(twins)}"
-    )
-    return _judged(rows, twins, told, config.on_near_copy, "data.on_near_copy")
-
-
-def _judged(rows: list[DataRow], twins: list[Twin], told: str, policy: str, setting: str) -> tuple[list[DataRow], list[Note]]:
-    """The rows that stay by a policy that is flag or drop, and the note."""
+    refusal, told = texts(twins, config, kind)
+    if policy == "error":
+        raise DataError(refusal)
     if policy == "flag":
         return rows, [("note", f"{told}; see {setting}")]
     gone = {id(twin.row) for twin in twins}
     return [row for row in rows if id(row) not in gone], [("data_dropped", f"{told}: left out ({setting}=drop)")]
+
+
+def _duplicate_texts(twins: list[Twin], config: DataConfig, kind: str) -> tuple[str, str]:
+    """What to say where the policy is error, and where it is not; so do the two below."""
+    first, other_answer = twins[0], sum(twin.row.answer != twin.other.answer for twin in twins)
+    disagree = f", {other_answer:,} with another answer" if other_answer else ""
+    return (
+        f"{first.row.source}: this problem is the same as {first.other.source}{_more(twins)}; see data.on_duplicate, data.train",
+        f"{_problems(twins, 'the same as an earlier one', 'the same as earlier ones')}{disagree}: {_places(twins)}",
+    )
+
+
+def _contamination_texts(twins: list[Twin], config: DataConfig, kind: str) -> tuple[str, str]:
+    first, where = twins[0], "in data.heldout or data.protected, too"
+    settings = "data.train, data.protected" if kind == "protected" else "data.train, data.heldout"
+    return (
+        f"{first.other.source}: this {kind} problem is also a training problem ({first.row.source}){_more(twins)}; "
+        f"see {settings}, or leave such out of training with data.on_contamination=drop",
+        f"{_problems(twins, where, where)}: {_places(twins)}",
+    )
+
+
+def _near_copy_texts(twins: list[Twin], config: DataConfig, kind: str) -> tuple[str, str]:
+    first, words = twins[0], config.near_copy_words
+    share = f"shares {first.share:.0%} of its runs of {words} words with"
+    return (
+        f"{first.row.source}: this training problem {'holds, or is held whole in,' if first.whole else share} "
+        f"the {kind} problem {first.other.source}{_more(twins)}; see data.on_near_copy, data.near_copy_share",
+        f"{_problems(twins, 'a near copy', 'near copies')} of what data.heldout or data.protected holds (from "
+        f"{config.near_copy_share:.0%} of the runs of {words} words on, or the whole of a shorter one): {_places(twins)}",
+    )
 
 
 def _problems(twins: list[Twin], one: str, many: str) -> str:

@@ -1,4 +1,4 @@
-"""Sets of problems as rows, whatever they are kept in, one row at a time; and the filters of a source.
+"""Read sets of problems as rows, one at a time, from files, folders or the hub; apply the filters of a source.
 
     read_source(SourceConfig(path="gsm8k.jsonl", problem_field="question"), setting="data.train_sources[0]")
 
@@ -94,7 +94,7 @@ def _kept(
 
 
 def kind_of(source: SourceConfig) -> Kind:
-    """What a path is, without opening it: ``source.kind``, or by the files that are there and the path's ending."""
+    """Find out what a path is without opening it: ``source.kind``, or by the files that are there and the path's ending."""
     if source.kind != "auto":
         return source.kind
     path = os.path.expanduser(source.path)
@@ -108,12 +108,12 @@ def kind_of(source: SourceConfig) -> Kind:
 
 
 def may_be_fetched(source: SourceConfig) -> bool:
-    """Whether reading it may need the network: an id of the hub."""
+    """Whether reading the source may need the network: it is an id of the hub."""
     return kind_of(source) == "hub" and not os.path.isdir(os.path.expanduser(source.path))
 
 
 def level_number(level: str) -> float | None:
-    """The first number in a text (``"Level 5"`` → 5.0), or None."""
+    """Find the first number in a text (``"Level 5"`` → 5.0), or None."""
     found = NUMBER.search(level)
     return float(found[0]) if found else None
 

@@ -1,8 +1,8 @@
 """The endless prompt stream: seeded epochs, each a permutation, and a position that is a *set* of what was consumed.
 
-In a mixture (``mixture``) an epoch may hold a part of a source only. Groups finish out of order, so a position that is a
-number would lose or repeat prompts when a run is killed. Pure: no files, no clock, no global random state. What counts as
-consumed (trained, rejected, given up) is the caller's to say.
+Groups finish out of order, so a position that is a number would lose or repeat prompts when a run is killed. In a mixture an epoch
+may draw a part of a source only. The caller decides what counts as consumed (trained, rejected, failed). Pure: no files, no clock,
+no global random state.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fr3e_async.types import Prompt
 
 
 def group_id(uid: str, epoch: int) -> str:
-    """``"<uid>@<epoch>"``: the name of the group that is sampled from a prompt in one epoch."""
+    """Name the group that is sampled from a prompt in one epoch: ``"<uid>@<epoch>"``."""
     return f"{uid}@{epoch}"
 
 
 class PromptStream:
-    """Gives every prompt of an epoch once, for ever: all prompts, or of each part of a mixture its quota.
+    """Gives every prompt of an epoch once, epoch after epoch: all prompts, or of each part of a mixture its quota.
 
     The order is a function of (seed, epoch) alone. An epoch is open from its first taken prompt until all of it is
     consumed; ``state()`` holds the consumed uids of the open epochs. A stream made from that state gives again what was
@@ -59,11 +59,16 @@ class PromptStream:
             raise DataError("data.train: two prompts have the same id; see data.id_field")
         if parts and sum(part.size for part in parts) != len(prompts):
             raise ValueError(f"the parts hold {sum(part.size for part in parts)} prompts, there are {len(prompts)}")
-        self._ids = _digest(prompt.uid for prompt in prompts)
-        self._texts = _digest(text for p in prompts for text in (p.text, p.gold, *([json.dumps(p.columns)] if p.columns else [])))
-        self._tokens = _digest(prompt.token_ids.tobytes().hex() for prompt in prompts)
-        self._seed, self._template, self._ends = seed, template, list(ends)
-        self._mixture = [[part.name, part.size, part.quota] for part in parts]
+        self._seed = seed
+        self._identity: dict[str, Any] = {  # must be the same when the run is resumed
+            "seed": seed,
+            "prompts": _digest(prompt.uid for prompt in prompts),
+            "texts": _digest(text for p in prompts for text in (p.text, p.gold, *([json.dumps(p.columns)] if p.columns else []))),
+            "tokens": _digest(prompt.token_ids.tobytes().hex() for prompt in prompts),
+            "template": template,
+            "ends": list(ends),
+            "mixture": [[part.name, part.size, part.quota] for part in parts],
+        }
         self._parts = tuple(parts) or (Part(name="", size=len(prompts), quota=len(prompts)),)
         self._starts = list(accumulate((part.size for part in self._parts), initial=0))
         self._rounds = [self._round(number, part) for number, part in enumerate(self._parts)]
@@ -77,7 +82,7 @@ class PromptStream:
         self._start_epoch(self._oldest)
 
     def take(self) -> tuple[Prompt, int]:
-        """The next (prompt, epoch) to sample from."""
+        """Return the next (prompt, epoch) to sample from."""
         while True:
             if self._epoch < self._oldest or self._position == len(self._order):
                 self._start_epoch(max(self._epoch + 1, self._oldest))
@@ -87,7 +92,7 @@ class PromptStream:
                 return self._prompts[index], self._epoch
 
     def mark_consumed(self, group: str) -> None:
-        """Strike out the group ``"<uid>@<epoch>"``. One that is not taken yet (restored by the caller) is then not given.
+        """Mark the group ``"<uid>@<epoch>"`` as consumed. One that was not taken yet (restored by the caller) is then not given.
 
         ``ValueError`` for an unknown group and for one that is consumed already: it would count twice.
         """
@@ -111,17 +116,7 @@ class PromptStream:
         consumed = {
             str(epoch): sorted(self._prompts[index].uid for index in indices) for epoch, indices in sorted(self._consumed.items())
         }
-        return {
-            "seed": self._seed,
-            "epoch": self._oldest,
-            "consumed": consumed,
-            "prompts": self._ids,
-            "texts": self._texts,
-            "tokens": self._tokens,
-            "template": self._template,
-            "ends": self._ends,
-            "mixture": self._mixture,
-        }
+        return self._identity | {"epoch": self._oldest, "consumed": consumed}
 
     def _place(self, group: str) -> tuple[int, int]:
         """(epoch, index of the prompt) of a group."""
@@ -131,27 +126,28 @@ class PromptStream:
         return int(epoch_text), self._index[uid]
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["seed"] != self._seed:
-            raise DataError(f"run.seed is {self._seed}, but the checkpoint's prompt stream has seed {state['seed']}")
+        own = self._identity
+        if state["seed"] != own["seed"]:
+            raise DataError(f"run.seed is {own['seed']}, but the checkpoint's prompt stream has seed {state['seed']}")
         mixture = [list(part) for part in state.get("mixture", [])]
-        if mixture != self._mixture:
-            raise DataError(f"data.train_sources: the mixture is not that of the checkpoint: {_changed(mixture, self._mixture)}")
-        if state["prompts"] != self._ids:
+        if mixture != own["mixture"]:
+            raise DataError(f"data.train_sources: the mixture is not that of the checkpoint: {_changed(mixture, own['mixture'])}")
+        if state["prompts"] != own["prompts"]:
             raise DataError("data.train: the problems are not those of the checkpoint, so its position means nothing here")
-        if state.get("texts", self._texts) != self._texts:  # checkpoints of earlier versions have no such digest
+        if state.get("texts", own["texts"]) != own["texts"]:  # checkpoints of earlier versions have no such digest
             raise DataError(
                 "data.train: the problems have the ids of the checkpoint's, but other texts or answers; for a dataset of the hub "
                 "name the revision that the run began with"
             )
-        if state.get("tokens", self._tokens) != self._tokens:
-            changed = "tokenizer" if state["template"] == self._template else "chat template"
+        if state.get("tokens", own["tokens"]) != own["tokens"]:
+            changed = "tokenizer" if state["template"] == own["template"] else "chat template"
             raise ModelError(
                 f"model.path: its {changed} is not that of the checkpoint: the prompts have other tokens now; continue with the files that "
                 "the run began with (of a hub id: model.revision)"
             )
-        if (before := state.get("ends", self._ends)) != self._ends:
+        if (before := state.get("ends", own["ends"])) != own["ends"]:
             raise ModelError(
-                f"model.path: the tokens that end a response are {self._ends} now, those of the checkpoint were {before} "
+                f"model.path: the tokens that end a response are {own['ends']} now, those of the checkpoint were {before} "
                 "(generation_config.json, config.json, the tokenizer or its chat template); continue with the files that the run began with"
             )
         self._oldest = int(state["epoch"])
@@ -220,19 +216,19 @@ class Part:
 
 
 def copy_id(uid: str, number: int) -> str:
-    """The id of a prompt's ``number``-th copy, from 1; the first has the prompt's own."""
+    """Name a prompt's ``number``-th copy, from 1; the first keeps the prompt's own id."""
     return uid if number == 1 else f"{uid}~{number}"
 
 
 def draws(weight: float, size: int) -> int:
-    """round(weight · size), halves upwards: the draws of an epoch."""
+    """Count the draws of an epoch: round(weight · size), halves upwards."""
     return math.floor(weight * size + 0.5)
 
 
 def mix(
     sources: Mapping[str, Sequence[Prompt]], weights: Mapping[str, float], *, setting: str
 ) -> tuple[tuple[Prompt, ...], tuple[Part, ...]]:
-    """Prompts with copies, and the parts they lie in, for ``PromptStream``. ``setting`` names the weights in messages.
+    """Make the prompts with copies, and the parts they are in, for ``PromptStream``. ``setting`` names the weights in messages.
 
     ``DataError`` for a source of which an epoch would draw nothing.
     """
@@ -250,7 +246,7 @@ def mix(
 
 
 def mixture_note(sources: Mapping[str, Sequence[Prompt]], weights: Mapping[str, float]) -> str:
-    """One line for a person. *Example*: ``"an epoch draws 3 prompts: a 2 of 2 (67 %), b 1 of 4 (33 %)"``."""
+    """Describe the shares of the mixture in one line. *Example*: ``"an epoch draws 3 prompts: a 2 of 2 (67 %), b 1 of 4 (33 %)"``."""
     counts = {name: draws(weights[name], len(own)) for name, own in sources.items()}
     total = sum(counts.values())
     shares = ", ".join(f"{name} {count:,} of {len(sources[name]):,} ({count / total:.0%})" for name, count in counts.items())

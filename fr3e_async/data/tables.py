@@ -1,4 +1,4 @@
-"""Parquet files and Hugging Face datasets as records, one at a time. Each fault is named by file and row.
+"""Read Parquet files and Hugging Face datasets as records, one at a time. Every fault names file and row.
 
 The only module that knows pyarrow and datasets; both are slow to import, so a function that needs one imports it. What a column
 means is ``row``'s.

@@ -1,4 +1,4 @@
-"""Durable writes: what is on disk is either the old content or the new, and survives a power cut. And errors in words.
+"""Durable writes: what is on disk is either the old content or the new, and survives a power cut. And folders that one process holds.
 
 Knows nothing of runs or checkpoints.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -141,3 +144,81 @@ def remove_made(made: list[Path]) -> None:
     for folder in reversed(made[:-1]):
         with contextlib.suppress(OSError):  # somebody else has put something there: leave it
             folder.rmdir()
+
+
+class ClaimedFolder:
+    """A folder that this process holds: made if it was missing, proved to take data, and locked until ``close``."""
+
+    def __init__(
+        self, path: Path, *, lock: str, files: Mapping[str, str], folders: Sequence[str], resumed: bool, setting: str = "run.dir"
+    ) -> None:
+        """``lock``: name of the lock file; ``files``: by name, what is written now; ``resumed``: it holds earlier work.
+
+        Raises ``StorageError`` in one line and leaves nothing behind: another process has it, or the disk refuses.
+        """
+        self.path, self._resumed = path, resumed
+        held: IO[str] | None = None
+        with storage_errors(path, setting):
+            self._made = make_folders(path)
+        try:
+            with storage_errors(path, setting):
+                probe(path)
+                self._lock = held = _locked(path / lock, setting)
+                for name, text in files.items():
+                    write_atomically(path / name, text)
+                for name in folders:
+                    (path / name).mkdir(exist_ok=True)
+        except StorageError:
+            if held is not None:
+                held.close()
+                if not resumed:
+                    _remove([path / name for name in (lock, *files, *folders)])
+            remove_made(self._made)
+            raise
+
+    def close(self) -> None:
+        """Give the lock back. Idempotent."""
+        self._lock.close()
+
+    def discard(self) -> None:
+        """Close it and remove what has come into it, for work that could not start. A resumed folder stays as it is."""
+        self.close()
+        _remove(list(self.path.iterdir()) if not self._resumed and self.path.is_dir() else [])
+        remove_made(self._made)
+
+
+def identity_in(path: Path, name: str, *, lock: str, setting: str, work: str) -> dict[str, Any]:
+    """The JSON object in ``path/name``; empty if the folder is new. Raises ``StorageError``: unreadable, or it holds something else.
+
+    ``work``: what such a folder holds, in words.
+    """
+    try:
+        content = {item.name for item in path.iterdir()} if path.is_dir() else set()
+        found: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8")) if name in content else {}
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{setting}: cannot read {path}: {error}") from error
+    if not found and any(other != lock and not other.endswith(".tmp") for other in content):  # those an attempt may have left
+        raise StorageError(f"{setting}: {path} is not empty and holds no {work}; choose another folder")
+    return found
+
+
+def _locked(path: Path, setting: str) -> IO[str]:
+    """An open file that holds a lock. Raises ``StorageError`` if another process has it."""
+    lock = open(path, "a")  # noqa: SIM115 - held until close
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            lock.close()
+            raise StorageError(f"{setting}: {path.parent} is in use by another process") from error
+        # Some network file systems have no locks; two processes in one folder are then the user's care.
+    return lock
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # a disk that refused the write may refuse this as well
+                path.unlink()

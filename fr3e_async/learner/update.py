@@ -84,8 +84,10 @@ class LoadedBatch:
         logprobs, entropies = forward(self.inputs)
         return logprobs[self.pick], entropies[self.pick]
 
-    def loss(self, config: LossConfig, logprobs: Tensor, entropies: Tensor, *, total_tokens: int) -> tuple[Tensor, LossSums]:
-        """The part of the loss that these tokens are, and its sums. The proximal log-probs must be known."""
+    def loss(
+        self, config: LossConfig, logprobs: Tensor, entropies: Tensor, *, total_tokens: int, total_completions: int
+    ) -> tuple[Tensor, LossSums]:
+        """The part of the loss that these tokens are, and its sums (``policy_loss``). The proximal log-probs must be known."""
         assert self.prox is not None
         return policy_loss(
             config,
@@ -95,6 +97,7 @@ class LoadedBatch:
             advantages_T=self.advantages,
             mask_T=self.mask,
             total_tokens=total_tokens,
+            total_completions=total_completions,
             entropies_T=entropies,
             ages_T=self.ages,
             sequences_T=self.sequences,
@@ -116,6 +119,7 @@ class _Minibatch:
 
     index: int
     tokens: int  # trainable, over all ranks
+    completions: int  # over all ranks
     parts: list[LoadedBatch]  # as many on every rank
 
 
@@ -181,17 +185,24 @@ class BatchUpdate:
         every = [batch for part in minibatches for batch in part]
         trainable = [sum(batch.trainable for batch in part) for part in minibatches]
         filled = sum(batch.computed for batch in every)
-        sizes = [*trainable, sum(batch.tokens.size for batch in every), filled, sum(len(sample.tokens) for sample in samples)]
+        completions = [sum(len(batch.samples) for batch in part) for part in minibatches]
+        places = sum(batch.tokens.size for batch in every)
+        sizes = [*trainable, *completions, places, filled, sum(len(sample.tokens) for sample in samples)]
         *totals, padded, computed, real = all_reduced(torch.tensor(sizes, device=self.device)).tolist()
         counts = torch.tensor([len(part) for part in minibatches], device=self.device)
         # Ranks with fewer micro-batches run dummies: under ZeRO-2 and 3 each backward pass is a collective.
         for part, count in zip(minibatches, all_reduced(counts, dist.ReduceOp.MAX).tolist(), strict=True):
             part += [dummy(self.learner.packing)] * (count - len(part))
-        place = {"version": version, "device": self.device, "kernel": self.learner.tree_attention}
+        loading = {"version": version, "device": self.device, "kernel": self.learner.tree_attention}
         active = [
-            _Minibatch(index=index, tokens=total, parts=[LoadedBatch(batch, **place) for batch in part])
-            for index, (part, total) in enumerate(zip(minibatches, totals, strict=True))
-            if total > 0
+            _Minibatch(
+                index=index,
+                tokens=totals[index],
+                completions=totals[len(minibatches) + index],
+                parts=[LoadedBatch(batch, **loading) for batch in part],
+            )
+            for index, part in enumerate(minibatches)
+            if totals[index] > 0
         ]
         return active, (padded, computed, real)
 
@@ -217,7 +228,9 @@ class BatchUpdate:
             logprobs, entropies = batch.measured(self.engine.forward)
             if batch.prox is None:
                 batch.prox = logprobs.detach()
-            loss, part_sums = batch.loss(self.loss, logprobs, entropies, total_tokens=minibatch.tokens)
+            loss, part_sums = batch.loss(
+                self.loss, logprobs, entropies, total_tokens=minibatch.tokens, total_completions=minibatch.completions
+            )
             self.engine.backward(loss * self.world)
             joined.append(part_sums)
         # Reduced before the check, so that either every rank continues or every rank stops, none waiting for another.

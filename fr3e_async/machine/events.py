@@ -18,7 +18,15 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """A sampling task came back. ``anchors``: of the trunks in it (perhaps none); None: not chosen in this task."""
+    """A sampling task came back. ``anchors``: of the trunks in it (perhaps none); None: not chosen in this task.
+
+    *Example*: one trunk of 20 tokens, sampled by version 7, lies in row 0 of payload 3; an anchor was chosen at token 12::
+
+        {"type":"Delivered","task":7,"group":"gsm8k/17@0","payload":3,
+         "notes":[{"id":["gsm8k/17@0",0,0],"length":20,"context":31,"cached":0,"entropy_sum":9.5,"entropy_error_sum":0.0,
+                   "finish":0,"oldest_version":7,"newest_version":7}],
+         "anchors":[{"node":1,"parent":0,"trunk":0,"position":12,"score":1.4}]}
+    """
 
     task: int
     group: str
@@ -54,7 +62,10 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=Tr
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """Verdicts of a scoring task, in the order of ``ids``."""
+    """Verdicts of a scoring task, in the order of ``ids``.
+
+    *Example*: ``{"type":"Judged","task":8,"group":"gsm8k/17@0","ids":[["gsm8k/17@0",0,0]],"verdicts":[{"outcome":"right","reason":"integer"}]}``
+    """
 
     task: int
     group: str

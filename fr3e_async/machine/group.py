@@ -27,7 +27,9 @@ class Status(Enum):
 DONE = (Status.JUDGED, Status.FAILED)
 
 
-class Rollout(msgspec.Struct, omit_defaults=True):
+class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
+    """One rollout of a group, from its issue to its verdict. It holds nothing that could lead back to it, so it needs no collector."""
+
     id: RolloutId
     status: Status = Status.ISSUED
     attempts: int = 1
@@ -122,7 +124,8 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         rollout.status, rollout.reason, rollout.judged_again = Status.JUDGED, verdict.reason, verdict.attempts > 1
         rollout.unknown = verdict.outcome is Outcome.UNKNOWN
         rollout.correct = verdict.outcome is Outcome.CORRECT
-        rollout.reward = None if verdict.reward is None else rewards.share(verdict.reward)
+        reward = verdict.reward
+        rollout.reward = None if reward is None else rewards.share(reward)
         if rollout.unknown and unknown_is_zero:
             rollout.reward = 0.0
 
@@ -269,7 +272,8 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
             truncated=sum([n.finish is Finish.LENGTH for n in notes]),
             anchors=len(self.anchors),
             anchors_certain=sum([a.certain for a in self.anchors.values()]),
-            reasons=dict(Counter([r.reason for r in rollouts if r.status is Status.JUDGED])),  # asdict would break a Counter
+            reasons=Counter([r.reason for r in rollouts if r.status is Status.JUDGED]),
+            tree=self,
         )
 
     def _response(self, note: RolloutSummary) -> int:

@@ -57,7 +57,6 @@ class Ledger:
         self._settled = self.outcomes.total()
         self._ready = 0  # open groups with credit
         self._streak = RejectionStreak(config.flow.max_rejected_in_a_row, state.rejected_in_a_row if state else 0)
-        self.departed: list[tuple[Group, Retire]] = []  # groups that the last event retired, whole
         self._issue = Issuer()
         self.closed = False  # set by stop(): nothing is admitted or trained any more
         for group in state.groups if state else ():
@@ -309,9 +308,7 @@ class Ledger:
         self._budget.settle(
             group.name, group.plan, base_lengths=group.lengths(bases=True), branch_lengths=group.lengths(bases=False)
         )
-        retired = group.retire(outcome)
-        self.departed.append((group, retired))
-        return retired
+        return group.retire(outcome)
 
     def _train(self) -> list[LedgerCommand]:
         """The next batch, once its groups are ready (``order``)."""

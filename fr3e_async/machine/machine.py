@@ -45,10 +45,12 @@ from fr3e_async.machine.messages import (
     Assign,
     Branch,
     Command,
+    Drain,
     Forget,
     LedgerCommand,
     Live,
     Release,
+    Resizing,
     Retire,
     Sample,
     Score,
@@ -58,7 +60,7 @@ from fr3e_async.machine.messages import (
     Work,
     group_of,
 )
-from fr3e_async.machine.sizing import Autoscaler, Change, alike, bounds_of
+from fr3e_async.machine.sizing import Autoscaler, alike, bounds_of
 from fr3e_async.types import RolloutId
 
 POOL_WORK = (Sample, Branch, Score)
@@ -90,7 +92,6 @@ class Machine:
 
     def handle(self, event: Event) -> list[Command]:
         """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
-        self.ledger.departed.clear()
         match event:
             case Delivered() | Judged() | Lost():
                 return self._task_over(event)
@@ -106,11 +107,11 @@ class Machine:
                 return self._worker_down(event.worker, event.why, node=event.node)
             case Unhired():
                 delay = self.dispatcher.not_started(event.role, event.why)
-                return self._resized(self.autoscaler.lost(event.role, delay_s=delay, ticket=event.ticket))
+                return self._settle(self.autoscaler.lost(event.role, delay_s=delay, ticket=event.ticket))
             case Begun():
-                return self._resized(self.autoscaler.begun(again=event.again))
+                return self._settle(self.autoscaler.begun(again=event.again))
             case Utilization():
-                return self._resized(self.autoscaler.busy(event))
+                return self._settle(self.autoscaler.busy(event))
             case Leaving():
                 return self._leaving(event)
             case Pressure():
@@ -139,14 +140,16 @@ class Machine:
         waited_for = worker in self._leaves or self._paused(worker)
         return commands + self._settle(self._if_idle(worker)) if waited_for else commands
 
-    def _settle(self, commands: Iterable[LedgerCommand | Command], near: str = "") -> list[Command]:
-        """Queue what is work for a pool, pass on the rest, and hand out what can be handed out."""
+    def _settle(self, commands: Iterable[LedgerCommand | Resizing | Command], near: str = "") -> list[Command]:
+        """Route commands: work to the dispatcher's queues, what is for a part of the machine to it, the rest out; then hand out tasks."""
         out: list[Command] = []
         for command in commands:
             if isinstance(command, POOL_WORK):
                 out += self._queue(command, near)
             elif isinstance(command, Forget):
                 self._forget(command)
+            elif isinstance(command, Drain):
+                out += self._drain(command.worker, command.why, self._config.pools.drain_timeout_s)
             else:
                 if isinstance(command, Retire):
                     self._homes.pop(command.group, None)
@@ -217,8 +220,8 @@ class Machine:
             return []
         role, delay = down
         self._leaves.pop(worker, None)
-        change = self.autoscaler.lost(role, delay_s=delay)
-        return self._settle([Release(worker=worker, why=why), *change.commands, *self._follow(self.fleet.leave(worker))])
+        hired = self.autoscaler.lost(role, delay_s=delay)
+        return self._settle([Release(worker=worker, why=why), *hired, *self._follow(self.fleet.leave(worker))])
 
     def _leaving(self, event: Leaving) -> list[Command]:
         """Another one is started at once; half of the notice is for the tasks that it has, the rest for giving them away."""
@@ -230,15 +233,7 @@ class Machine:
         if slot.leaving:  # because the pool was made smaller, say, and with more time than there is now
             return [Wait(key=f"leave {event.worker}", seconds=limit)]
         drained = self._drain(event.worker, event.why, limit)
-        return self._settle([*self.autoscaler.lost(slot.role).commands, *drained])
-
-    def _resized(self, change: Change) -> list[Command]:
-        drained = [
-            command
-            for worker in change.drain
-            for command in self._drain(worker, "the pool is made smaller", self._config.pools.drain_timeout_s)
-        ]
-        return self._settle([*change.commands, *drained])
+        return self._settle([*self.autoscaler.lost(slot.role), *drained])
 
     def _drain(self, worker: str, why: str, limit: float) -> list[Command]:
         """It gets nothing more, and goes when it has nothing left, or after ``limit`` seconds when that is taken from it."""

@@ -1,14 +1,13 @@
-"""What the control machine and the world around it say to each other. Ids, lengths and rewards; tokens only in prompts.
+"""What the control machine wants done: the commands that come out of it. Ids, lengths and rewards, never a token.
 
-Events go in, commands come out (``machine.Machine``). A *payload key* names a rollout batch that lies in the object store;
-only the loop maps keys to handles. Workers are named by text. Every ``Assign`` ends in exactly one event that names its
-task: Delivered, Judged, Lost or Answered.
+A *payload key* names a rollout batch in the object store; only the loop maps keys to handles. Workers and groups are named by
+text. Every ``Assign`` ends in exactly one event that names its task: Delivered, Judged, Lost or Answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -16,11 +15,17 @@ from fr3e_async.algorithm.batching import RowCost
 from fr3e_async.outcomes import GroupOutcome
 from fr3e_async.types import Advantage, Anchor, RolloutId
 
+if TYPE_CHECKING:
+    from fr3e_async.machine.group import Group
+
 # ---- commands: what the ledger wants done ----
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """Draw these rollouts from the prompt. With ``trunk`` anchors are chosen on each of them as soon as it ends."""
+    """Draw these rollouts from their group's prompt. With ``trunk`` the engine chooses anchors on each as soon as it ends.
+
+    *Example*: ``Sample(task=7, ids=(RolloutId("gsm8k/17@0", 0, 0),), trunk=True)``
+    """
 
     task: int
     ids: tuple[RolloutId, ...]
@@ -29,7 +34,13 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Branch(msgspec.Struct, frozen=True, kw_only=True):
-    """Draw these continuations of one trunk's anchors (``id.node`` names the anchor). One explorer gets the whole task."""
+    """Draw these continuations of one trunk's anchors (``id.node`` names the anchor). One explorer gets the whole task.
+
+    *Example*: two continuations each of anchors 1 and 2 of base 0, whose tokens are in payload 3::
+
+        Branch(task=9, group="gsm8k/17@0", ids=(RolloutId("gsm8k/17@0", 1, 0), …, RolloutId("gsm8k/17@0", 2, 1)),
+               trunk=RolloutId("gsm8k/17@0", 0, 0), trunk_payload=3, anchors=(Anchor(node=1, …), Anchor(node=2, …)))
+    """
 
     task: int
     group: str
@@ -51,7 +62,10 @@ class Rescore(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """Judge rows of a payload against the prompt's reference answer."""
+    """Judge rows of a payload against the prompt's reference answer.
+
+    *Example*: ``Score(task=8, payload=3, ids=(RolloutId("gsm8k/17@0", 0, 0),), rows=(0,))``
+    """
 
     task: int
     payload: int
@@ -70,7 +84,13 @@ class TrainItem(NamedTuple):
 
 
 class Train(msgspec.Struct, frozen=True, kw_only=True):
-    """Train on these rows, then make weights ``version``."""
+    """Train on these rows, then make weights ``version``.
+
+    *Example*: a batch of two groups; its first row is row 0 of payload 3, with A = 0.5 on all 20 tokens::
+
+        Train(version=8, groups=("gsm8k/17@0", "gsm8k/4@0"), oldest=6,
+              items=(TrainItem(3, 0, (AdvantageSpan(0, 0.5),), RowCost(minibatch=0, group=0, context=31, completion=20)), …))
+    """
 
     version: int
     groups: tuple[str, ...]
@@ -105,8 +125,8 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     useful: int = 0  # of these, with an advantage that is not 0
 
 
-class Retire(msgspec.Struct, frozen=True, kw_only=True):
-    """A group has left the ledger: its payloads can go, its prompt counts as consumed, its numbers are final."""
+class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What a settled group cost and what came of it: a row of groups.jsonl."""
 
     group: str
     outcome: GroupOutcome
@@ -131,8 +151,18 @@ class Retire(msgspec.Struct, frozen=True, kw_only=True):
     reasons: Mapping[str, int]  # verdicts by the verifier's reason
 
 
+class Retire(GroupRow, frozen=True, kw_only=True):
+    """A group has left the ledger: its payloads can go, its prompt counts as consumed, its numbers are final."""
+
+    tree: Group  # all that was known of it
+
+    def row(self) -> dict[str, Any]:
+        """Its numbers as plain values."""
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in GroupRow.__struct_fields__}
+
+
 class Forget(msgspec.Struct, frozen=True, kw_only=True):
-    """These tasks of a group are not wanted any more: those that nobody has yet need not be done."""
+    """Drop these tasks of a group from the queue; those that a worker has run to their end and change nothing."""
 
     tasks: tuple[int, ...]
 
@@ -159,6 +189,13 @@ class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[int, ...]
 
 
+class Drain(msgspec.Struct, frozen=True, kw_only=True):
+    """Give this worker nothing more; it goes when it has ended what it has. Within the machine only: ``Release`` ends it."""
+
+    worker: str
+    why: str
+
+
 class Hire(msgspec.Struct, frozen=True, kw_only=True):
     """Start a new worker of this role, after ``delay_s``, as soon as the cluster has room; ends in WorkerUp or Unhired."""
 
@@ -182,14 +219,14 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """This engine works in the other engines' pool from now on: nothing is to be done but to know it."""
+    """This engine belongs to the other engine pool from now on. The world has nothing to do but to know it."""
 
     worker: str
     role: str
 
 
 class SetPoolTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool is to have so many actors: for the cluster's autoscaler, which may plan ahead."""
+    """Tell the cluster's autoscaler how many actors a pool is to have, so that it can plan ahead."""
 
     role: str
     actors: int
@@ -207,13 +244,13 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
-    """Every engine in service has the weights: an announcement, nothing is to be done."""
+    """Every engine in service has these weights. The world has nothing to do but to know it."""
 
     version: int
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True):
-    """Say ``Due(key)`` after so many seconds."""
+    """Send ``Due(key)`` after so many seconds. *Example*: ``Wait(key="task 7", seconds=1.0)``"""
 
     key: str
     seconds: float
@@ -221,4 +258,5 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
 LedgerCommand = Work | Rescore | Train | Retire | Forget
 Staffing = Hire | Dismiss | Release | Move | SetPoolTarget
+Resizing = Staffing | Drain  # of the autoscaler
 Command = Rescore | Train | Retire | Assign | Withdraw | Staffing | Send | Live | Wait  # of the machine: work is assigned

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from fr3e_async.config import Config, PoolsConfig
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, OTHER, VERIFIERS, Dispatcher
 from fr3e_async.machine.events import Utilization
-from fr3e_async.machine.messages import Dismiss, Hire, Move, SetPoolTarget, Staffing
+from fr3e_async.machine.messages import Dismiss, Drain, Hire, Move, Resizing, SetPoolTarget
 
 GROWTH = 2.0  # largest factor at a time
 
@@ -50,14 +50,6 @@ class Pool:
         return max(self.bounds.least, min(self.bounds.most, actors))
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What is to be done: ``drain`` are workers that end what they have and then leave."""
-
-    commands: tuple[Staffing, ...] = ()
-    drain: tuple[str, ...] = ()
-
-
 class Autoscaler:
     """See the module's docstring. It looks at the dispatcher and moves slots there; the machine drains."""
 
@@ -78,7 +70,7 @@ class Autoscaler:
 
     # ---- events ----
 
-    def begun(self, *, again: bool = False) -> Change:
+    def begun(self, *, again: bool = False) -> list[Resizing]:
         """All that was there is known. ``again``: it has the size that a session before gave it."""
         for role, pool in self.pools.items():
             pool.wanted = pool.clamp(max(0 if again else pool.wanted, self._dispatcher.staying(role)))
@@ -87,12 +79,12 @@ class Autoscaler:
     def up(self, role: str, ticket: int) -> None:
         self.pools[role].hiring.pop(ticket, None)
 
-    def lost(self, role: str, *, delay_s: float = 0.0, ticket: int = 0) -> Change:
+    def lost(self, role: str, *, delay_s: float = 0.0, ticket: int = 0) -> list[Resizing]:
         """A worker is gone, is about to go, or did not start (``ticket``)."""
         self.pools[role].hiring.pop(ticket, None)
-        return Change(tuple(self._hire(role, self.missing(role), delay_s)))
+        return self._hire(role, self.missing(role), delay_s)
 
-    def busy(self, event: Utilization) -> Change:
+    def busy(self, event: Utilization) -> list[Resizing]:
         """Look at all pools, and let them grow or shrink."""
         idle = dict(event.idle)
         for role, pool in self.pools.items():
@@ -128,10 +120,10 @@ class Autoscaler:
         inside = [needed for when, needed in pool.needs if when > at - seconds]
         return max(inside, default=pool.needs[-1][1])
 
-    def _settle(self, at: float | None = None) -> Change:
+    def _settle(self, at: float | None = None) -> list[Resizing]:
         """From what there is to what is wanted."""
-        commands: list[Staffing] = []
-        drain: list[str] = []
+        commands: list[Resizing] = []
+        drained: list[Resizing] = []
         if at is not None and self._alike:
             for role in OTHER:
                 commands += self._moves(role, at)
@@ -143,13 +135,13 @@ class Autoscaler:
                 commands.append(Dismiss(ticket=ticket))
                 missing += 1
             if missing < 0:
-                drain += self._dispatcher.spare(role, -missing)
+                drained += [Drain(worker=name, why="the pool is made smaller") for name in self._dispatcher.spare(role, -missing)]
             if pool.wanted != pool.told:
                 pool.told = pool.wanted
                 commands.append(SetPoolTarget(role=role, actors=pool.wanted))
-        return Change(tuple(commands), tuple(drain))
+        return commands + drained
 
-    def _moves(self, role: str, at: float) -> list[Staffing]:
+    def _moves(self, role: str, at: float) -> list[Resizing]:
         """Engines that the other pool can spare, for one that waits for more."""
         pool, other = self.pools.get(role), self.pools.get(OTHER[role])
         if pool is None or other is None or not self._has_waited(pool, at):
@@ -159,15 +151,15 @@ class Autoscaler:
         if short <= 0 or needed is None or other.waiting_since is not None:
             return []
         spare = min(short, self._dispatcher.staying(OTHER[role]) - max(other.bounds.least, needed))
-        moved: list[Staffing] = []
+        moved: list[Resizing] = []
         for worker in self._dispatcher.spare(OTHER[role], max(spare, 0)):
             self._dispatcher.move(worker, role)
             other.wanted = other.clamp(other.wanted - 1)
             moved.append(Move(worker=worker, role=role))
         return moved
 
-    def _hire(self, role: str, count: int, delay_s: float = 0.0) -> list[Staffing]:
-        hires: list[Staffing] = []
+    def _hire(self, role: str, count: int, delay_s: float = 0.0) -> list[Resizing]:
+        hires: list[Resizing] = []
         for _ in range(count):
             self._ticket += 1
             self.pools[role].hiring[self._ticket] = None

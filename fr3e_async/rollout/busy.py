@@ -1,4 +1,4 @@
-"""When was the engine at work? Turns starts and ends of requests and pauses into intervals of time.
+"""Intervals of time in which an engine was at work, from the starts and ends of its requests and pauses.
 
 Knows nothing of engines; the clock value is an argument.
 """
@@ -20,12 +20,12 @@ class BusyMeter:
         self._paused_since: float | None = None
 
     def enter(self, now: float) -> None:
-        """A request has entered the engine."""
+        """Count a request that enters the engine at ``now`` (seconds)."""
         self.running += 1
         self._settle(now)
 
     def leave(self, now: float) -> None:
-        """A request has left the engine, however it ended."""
+        """Count a request that leaves the engine, however it ended."""
         self.running -= 1
         self._settle(now)
 

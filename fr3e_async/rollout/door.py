@@ -1,8 +1,8 @@
-"""Numbers at the door: fixed questions to an engine, and its answers beside the learner's distributions. Pure numpy.
+"""Compare an engine with the learner on fixed rows of token ids, before the engine serves. Pure numpy.
 
-An engine draws one token after each of a few fixed rows of ids, by the same road as a rollout. The log-prob and the entropy
-that it reports are held against the learner's whole distribution after that row, under the same version of the weights: so
-whatever the engine draws can be looked up, and nobody waits for anybody.
+The engine draws one token after each row, in the way of a rollout. The learner computes its whole distribution after the same
+row, under the same version of the weights. So the log-prob and the entropy that the engine reports can be looked up whatever
+token it draws, and neither side waits for the other.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from numpy.typing import NDArray
 from fr3e_async.types import Prompt, RolloutBatch, RolloutId
 
 ROWS = 3  # fixed rows of ids
-LENGTHS = (1, 7, 20, 48)  # their beginnings that a token is drawn after; without a token before it, positions change nothing
-DRAWS = 4  # after each beginning
-TEXT = "In 1729: 12³ + 1³ = 10³ + 9³,\n\n\tso x ≥ ½ → \\boxed{-7/3} ✓"  # what tokenizers differ on
+LENGTHS = (1, 7, 20, 48)  # tokens of the prefixes that are asked about; after a single token a wrong position changes nothing
+DRAWS = 4  # tokens drawn after each prefix
+TEXT = "In 1729: 12³ + 1³ = 10³ + 9³,\n\n\tso x ≥ ½ → \\boxed{-7/3} ✓"  # tokenizers differ in how they cut it
 SCALES = np.exp(np.linspace(-math.log(4), math.log(4), 57))  # temperatures tried, as multiples of the learner's,
 FINE = np.exp(np.linspace(-0.05, 0.05, 11))  # and then around the best of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """What every engine is asked. ``tokenizer``: digest of the one that made the prompts."""
+    """What every engine is asked. *Example*: ``Questions(rows=(np.array([17]), np.array([17, 4, 9])), tokenizer="9f2c…")``."""
 
-    rows: tuple[NDArray[np.int32], ...]  # n beginnings
-    tokenizer: str = ""
+    rows: tuple[NDArray[np.int32], ...]  # n prefixes
+    tokenizer: str = ""  # digest of the tokenizer that made the run's prompts
 
     @property
     def prompts(self) -> list[Prompt]:
-        """``DRAWS`` of each row, one after another."""
+        """The rows as prompts, each ``DRAWS`` times in a row."""
         rows = [Prompt(uid=f"door/{i}", text="", gold="", token_ids=row) for i, row in enumerate(self.rows)]
         return [prompt for prompt in rows for _ in range(DRAWS)]
 
@@ -46,7 +46,7 @@ class Questions:
 
 
 def make_questions(tokenizer: Any, *, room: int) -> Questions:
-    """The same for the same tokenizer: ordinary tokens, none that is special. ``room``: longest row that leaves room for a token."""
+    """Draw the rows, of tokens that are not special; equal tokenizers give equal rows. ``room``: tokens of the longest row allowed."""
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     known = set(tokenizer.get_vocab().values())
     ordinary = np.asarray(sorted(known - special or known), dtype=np.int32)
@@ -56,41 +56,47 @@ def make_questions(tokenizer: Any, *, room: int) -> Questions:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Equal for tokenizers with the same tokens, ids and special tokens that cut a difficult text alike."""
+    """Digest a tokenizer: equal for tokenizers with the same tokens, ids and special tokens that cut a difficult text alike."""
     told = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), tokenizer.encode(TEXT)]
     return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """How an engine's answers differ from the learner's numbers, nats. ``entropy`` is 0 where the engine knows none."""
+    """How far an engine's answers are from the learner's numbers, nats. ``entropy`` is 0 where the engine measures none.
+
+    *Example*: ``Difference(draws=48, mean=0.003, largest=0.02, entropy=0.002, cause="")`` is an engine that may serve.
+    """
 
     draws: int
     mean: float  # of |log-prob − log-prob|
     largest: float
     entropy: float  # mean of |entropy − entropy|
-    cause: str  # the likeliest, empty within the bound
+    cause: str  # the likeliest one; empty if the means are within the bound
 
 
 def compare(
     batch: RolloutBatch, distributions: Mapping[int, NDArray[np.float32]], questions: Questions, *, bound: float
 ) -> Difference:
-    """``distributions``: by version, [n, V] the learner's log-probs after each row. Draws of other versions are left out."""
-    number = {id: place // DRAWS for place, id in enumerate(questions.ids)}
+    """Hold the draws of a batch against the learner, and name the likeliest cause of a difference beyond ``bound`` nats.
+
+    ``distributions``: by version, [n, V] the learner's log-probs after each row. Draws of other versions are left out.
+    """
+    number = {id: index // DRAWS for index, id in enumerate(questions.ids)}
     first = [batch.span(row).start for row in range(len(batch))]
     rows = [number[id] for id in batch.ids]
     known = [(i, r) for i, r in zip(first, rows, strict=True) if int(batch.versions[i]) in distributions]
     if not known:
         return Difference(draws=0, mean=0.0, largest=0.0, entropy=0.0, cause="")
-    places, chosen = (np.asarray(part) for part in zip(*known, strict=True))
+    starts, chosen = (np.asarray(part) for part in zip(*known, strict=True))
     learner = np.stack([distributions[int(batch.versions[i])][r] for i, r in known])
-    tokens, logprobs = batch.tokens[places], batch.logprobs[places].astype(np.float64)
+    tokens, logprobs = batch.tokens[starts], batch.logprobs[starts].astype(np.float64)
     if tokens.max() >= learner.shape[1]:
         cause = f"it draws token {tokens.max()}, and the learner's vocabulary has {learner.shape[1]}"
         return Difference(draws=len(known), mean=math.inf, largest=math.inf, entropy=math.inf, cause=cause)
     errors = np.abs(_picked(learner, tokens) - logprobs)
-    exact = batch.entropy_errors[places] == 0
-    apart = np.abs(_entropies(learner) - batch.entropies[places])[exact]
+    exact = batch.entropy_errors[starts] == 0
+    apart = np.abs(_entropies(learner) - batch.entropies[starts])[exact]
     mean, entropy = float(errors.mean()), float(apart.mean()) if exact.any() else 0.0
     cause = ""
     if not max(mean, entropy) <= bound:  # a NaN is beyond any bound
@@ -100,7 +106,7 @@ def compare(
 
 
 def _cause(errors: NDArray, lengths: NDArray, learner: NDArray, tokens: NDArray, logprobs: NDArray, *, bound: float) -> str:
-    """The likeliest, by what would make the difference go away, or where there is none."""
+    """The likeliest cause: a temperature that would explain the difference, else by the rows without a difference."""
     scale, left = _best_scale(learner, tokens, logprobs)
     if left <= max(0.2 * errors.mean(), bound):
         return f"a temperature: it seems to sample at {scale:.2f} times sampling.temperature"
@@ -135,7 +141,7 @@ def _entropies(logprobs: NDArray) -> NDArray[np.float64]:
 
 
 def told(difference: Difference) -> str:
-    """In one phrase."""
+    """Phrase the difference for a message."""
     return (
         f"{difference.mean:.2g} nats on average, {difference.largest:.2g} at most, entropies by {difference.entropy:.2g} "
         f"({difference.draws} tokens)"

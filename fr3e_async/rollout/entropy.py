@@ -1,10 +1,10 @@
-"""Where token entropies come from: three providers behind one interface, chosen by ``EngineSpec.entropy``.
+"""Measure token entropies: three providers behind one interface, chosen by ``engine.entropy``.
 
 | provider | asks vLLM for | entropies | needs |
 | --- | --- | --- | --- |
 | ``engine`` | columns made in the sampler (``entropy_columns``) | exact, of both distributions | a vLLM with the known sampler |
 | ``topk`` | the k likeliest tokens | certified interval | public interfaces only |
-| ``learner`` | the sampled token's log-prob | [0, ln V], until the learner has re-scored them | public interfaces only |
+| ``learner`` | the sampled token's log-prob | [0, ln V], until the learner re-scores the tokens | public interfaces only |
 
 A provider knows how to start the engine, what a request asks for and what its answer means; nothing of the engine itself,
 of weights or of versions. Importing this module does not import vllm.
@@ -28,7 +28,7 @@ EXTENSION = "fr3e_async.rollout.worker_extension.WorkerExtension"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredEntropy:
-    """What is known of the tokens of a completion; the fields are those of ``types.Completion``."""
+    """What an engine measured of the tokens of a completion; the fields are those of ``types.Completion``."""
 
     logprobs: NDArray[np.float32]  # [L] nats, of the distribution that was sampled
     entropies: NDArray[np.float32]  # [L] nats
@@ -62,7 +62,7 @@ class EntropyProvider:
 
 
 def provider_of(spec: EngineSpec) -> EntropyProvider:
-    """The provider that a spec names."""
+    """Make the provider that a spec names."""
     match spec.engine.entropy:
         case "engine":
             return ColumnsProvider()
@@ -73,9 +73,9 @@ def provider_of(spec: EngineSpec) -> EntropyProvider:
 
 
 def one_distribution(request: SampleRequest) -> bool:
-    """True if what is reported of the sampled distribution also holds for the model's own, at temperature 1 without filters.
+    """Whether the reported distribution is the model's own: at temperature 1 without filters, and for a greedy request.
 
-    So for a greedy request, of which the model's distribution is reported (the sampled one is a point).
+    (A greedy request is sampled from a point, so the model's distribution is reported.)
     """
     return request.temperature == 0 or (request.temperature == 1 and request.top_p == 1 and request.top_k == 0)
 
@@ -135,7 +135,7 @@ class LearnerProvider(EntropyProvider):
 
 
 def _table(logprobs: Any, length: int, width: int) -> NDArray[np.float32]:
-    """[length, width] an ordinary answer of vLLM: the sampled token's log-prob, then those of the likeliest tokens."""
+    """Read an ordinary answer of vLLM, [length, width]: the sampled token's log-prob, then those of the likeliest tokens."""
     flat = np.asarray(logprobs.logprobs, dtype=np.float32)
     if flat.size != length * width:
         raise RuntimeError(f"the engine returned {flat.size} log-probs for {length} tokens, expected {length * width}")

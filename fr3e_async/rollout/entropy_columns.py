@@ -1,18 +1,17 @@
 """Exact entropy from inside the engine: vLLM's log-prob columns carry log-probs and entropies instead of alternatives.
 
 vLLM returns the log-probs of the likeliest tokens, never the entropy of the whole vocabulary, and shipping the whole
-distribution is out of the question. So a request gets, in the shapes and by the road of an ordinary answer::
+distribution would cost far too much. So a request gets these, in the shapes of an ordinary answer::
 
     logprobs=1   [log π(token), H(π)]                                π is what is sampled, at temperature 1 without filters
     logprobs=3   [log π(token), H(π), log raw(token), H(raw)]        π after temperature, top-k and top-p; raw before
 
-vLLM gives a step as many columns as the request that asks for the most, and each request the first of them that it asked
-for. So whether a step needs the second distribution is known on the host, without a look at the device's tensors.
+vLLM gives a step as many columns as its most demanding request asks for, and each request as many of them as it asked for. So
+the host knows whether a step needs the second distribution without reading the device's tensors.
 
-With ``LOGPROBS_MODE`` vLLM hands over logits and computes no log-probs of its own: the columns replace that work, they do
-not come on top. ``install`` replaces two functions of each of vLLM's two samplers, in the worker process;
-``check_interfaces`` refuses a vLLM whose functions look different, before an engine is started; ``decode`` refuses an
-answer that was not made here. Knows nothing of weights, requests or versions.
+With ``LOGPROBS_MODE`` vLLM hands over logits and computes no log-probs itself: the columns replace that work. ``install`` replaces
+two functions of one of vLLM's two samplers, in the worker process. ``check_interfaces`` refuses a vLLM whose functions look
+different, before an engine is started. ``decode`` refuses an answer that was not made here.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ COMPUTE_TOPK_SCORES = (
 def columns(
     logits: torch.Tensor, raw: torch.Tensor | None, token_ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """([N, c] ids, [N, c] values, [N] ranks) in the form of vLLM's log-prob tensors, from [N, V] logits and [N] ids.
+    """Compute the columns of [N, V] logits at [N] ids, as vLLM's log-prob tensors: ([N, c] ids, [N, c] values, [N] ranks).
 
     c is ``ONE``, or ``BOTH`` with raw logits. The ids after the first only have to be valid and distinct (vLLM's
     containers key by id).
@@ -64,7 +63,7 @@ def columns(
 
 
 def decode(logprobs: Any, *, length: int, width: int, vocabulary: int) -> tuple[NDArray[np.float32], ...]:
-    """The ``width`` columns of ``length`` tokens, each in memory of its own, from vLLM's ``FlatLogprobs``.
+    """Read the ``width`` columns of ``length`` tokens from vLLM's ``FlatLogprobs``, each in memory of its own.
 
     Raises ``RuntimeError`` if another sampler made them or if a value cannot be a log-prob or an entropy.
     """
@@ -88,13 +87,13 @@ def check_interfaces(*, second_runner: bool) -> None:
     """Raise ``UserError`` if the functions that ``install`` replaces are not those it was written for."""
     from vllm.v1.sample.sampler import Sampler
 
-    _check_signature("Sampler.forward", Sampler.forward, FORWARD)
-    _check_signature("Sampler.gather_logprobs", Sampler.gather_logprobs, GATHER_LOGPROBS)
+    check_signature("Sampler.forward", Sampler.forward, FORWARD)
+    check_signature("Sampler.gather_logprobs", Sampler.gather_logprobs, GATHER_LOGPROBS)
     if second_runner:
         from vllm.v1.worker.gpu.sample import sampler
 
-        _check_signature("Sampler.sample", sampler.Sampler.sample, SAMPLE)
-        _check_signature("compute_topk_scores", sampler.compute_topk_scores, COMPUTE_TOPK_SCORES)
+        check_signature("Sampler.sample", sampler.Sampler.sample, SAMPLE)
+        check_signature("compute_topk_scores", sampler.compute_topk_scores, COMPUTE_TOPK_SCORES)
 
 
 def install(*, second_runner: bool) -> None:
@@ -215,7 +214,7 @@ def _put(owner: Any, **functions: Any) -> None:
         setattr(owner, name, function)
 
 
-def _check_signature(name: str, function: Callable, expected: tuple[str, ...]) -> None:
+def check_signature(name: str, function: Callable, expected: tuple[str, ...]) -> None:
     found = tuple(inspect.signature(function).parameters)
     if found != expected:
         raise UserError(
@@ -224,13 +223,10 @@ def _check_signature(name: str, function: Callable, expected: tuple[str, ...]) -
         )
 
 
-# ---- Log-prob of one token and entropy of every row of logits, as cheaply as the device allows ----
-# Entropy is one reduction, but over the whole vocabulary: with 152k tokens the memory that it touches is its price. On CPU
-# the rows are taken a few at a time, through two buffers that stay in a core's cache; a fresh [N, V] tensor costs several
-# times the arithmetic (page faults). On other devices a few kernels do many rows at once, and nothing is read back, so that
-# the host never waits.
-#
-# Knows nothing of vLLM, requests or sampling; takes the logits of any distribution, filtered tokens at -inf.
+# ---- Log-prob of one token and entropy of every row of logits: plain torch ----
+# Entropy is one reduction over the whole vocabulary, so its price is the memory that it touches. On CPU a few rows at a time go
+# through two buffers that stay in a core's cache; a fresh [N, V] tensor costs several times the arithmetic (page faults). On other
+# devices a few kernels do many rows at once, and nothing is read back, so the host never waits.
 
 CPU_PIECE = 1 << 18  # logits: two float32 buffers of this size and the rows themselves stay in or near a core's L2 cache
 DEVICE_PIECE = 1 << 26  # logits: bounds the extra memory to 256 MiB
@@ -238,15 +234,15 @@ MOST_NEGATIVE = -1e4  # stands in for -inf where a filter removed a token: its p
 
 
 def logprob_and_entropy(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """([N] log p(token), [N] H = -Σ p log p) in nats, float32, of p = softmax of [N, V] logits; -inf is allowed.
+    """Compute ([N] log p(token), [N] H = -Σ p log p) in nats, float32, of p = softmax of [N, V] logits; -inf is allowed.
 
     ``token_ids`` [N] are valid indices of any integer type. The logits are not changed.
     """
     tokens = token_ids.long().view(-1, 1)
-    return _through_the_cache(logits, tokens) if logits.device.type == "cpu" else _in_few_kernels(logits, tokens)
+    return through_the_cache(logits, tokens) if logits.device.type == "cpu" else in_few_kernels(logits, tokens)
 
 
-def _through_the_cache(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def through_the_cache(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """With y = x - max x, S = Σ exp y and T = Σ y exp y:  log p(token) = y(token) - log S,  H = log S - T / S."""
     count, vocabulary = logits.shape
     step = max(1, min(CPU_PIECE // vocabulary, count))
@@ -266,7 +262,7 @@ def _through_the_cache(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torc
     return logprobs.view(-1), (log_total - moment / total).clamp_min_(0.0).view(-1)
 
 
-def _in_few_kernels(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def in_few_kernels(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Four passes over the vocabulary and one temporary: log_softmax, then exp, -p log p and sum in its place."""
     step = max(1, DEVICE_PIECE // logits.shape[-1])
     logprobs, entropies = [], []

@@ -1,6 +1,6 @@
-"""What an engine has of the weights: the bytes in its shared buffer, and which tensors its model was loaded with.
+"""What an engine holds of the weights: the bytes in its shared buffer, and the tensors that its model was proven to hold.
 
-The first is filled while requests run; the second changes inside the pause, after a proof. Knows nothing of vLLM.
+The buffer is filled while requests run. The model changes inside the pause, and its tensors count after a proof. Knows no vLLM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WHOLE_EVERY = 500  # loads after which packed weights are compared whole again
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What it took to have a version's bytes in the buffer."""
+    """The cost of a version's bytes. *Example*: ``Receipt(copied_bytes=3_000_000, skipped_bytes=12_288, time_s=0.4)``."""
 
     copied_bytes: int
     skipped_bytes: int
@@ -31,7 +31,7 @@ class Receipt:
 
 
 class HeldWeights:
-    """See the module's docstring. A fresh one holds nothing, so that the first version is loaded as a whole."""
+    """See the module's docstring. A new one holds nothing, so the first version is loaded as a whole."""
 
     def __init__(self) -> None:
         self._shared = SharedWeights()
@@ -40,21 +40,21 @@ class HeldWeights:
         self.loads = 0  # times that a model was proven; with a rollback a version can come again, with other weights
 
     def thoroughness(self) -> tuple[bool, int]:
-        """(must every element be compared, number of this load): at the first load, the first update and now and then."""
+        """(whether every element must be compared, number of this load). At the first two loads, then every ``WHOLE_EVERY``-th."""
         return self.loads < 2 or self.loads % WHOLE_EVERY == 0, self.loads
 
     @property
     def verified(self) -> int:
-        """Tensors of which every element was compared when they last changed, or in a whole proof since then."""
+        """Number of tensors of which every element was compared when they last changed, or in a whole proof since then."""
         return len(self._model) - self.probed
 
     @property
     def probed(self) -> int:
-        """Tensors of which only a part was compared."""
+        """Number of tensors of which only a part was compared."""
         return len(self._probed)
 
     async def receive(self, bundle: WeightBundle, fetch: Fetch) -> Receipt:
-        """Have every tensor of the bundle in the buffer, its checksum found right there; the event loop stays free.
+        """Copy the tensors of the bundle that are new into the buffer, and check their checksums there. The event loop stays free.
 
         Only buckets with something new are fetched, the next one while the last is copied. Raises ``ValueError`` for a
         wrong checksum or size.
@@ -70,23 +70,23 @@ class HeldWeights:
         return Receipt(copied_bytes=copied, skipped_bytes=total - copied, time_s=time.perf_counter() - started)
 
     def same(self, manifest: WeightManifest) -> bool:
-        """Does the model hold these very weights, and no others?"""
+        """Whether the model holds exactly the manifest's weights, and no others."""
         return not self.changed(manifest) and set(self._model) == set(manifest.names)
 
     def changed(self, manifest: WeightManifest) -> list[str]:
-        """Tensors that the model does not hold as the manifest has them."""
+        """Names of the tensors that the model does not hold as the manifest describes them."""
         sums = zip(manifest.names, manifest.checksums, strict=True)
         return [name for name, told in sums if self._model.get(name) != (manifest.dtype, told)]
 
     def load_call(self, manifest: WeightManifest) -> tuple[Any, ...]:
-        """The first arguments of ``WorkerExtension.fr3e_load_weights``."""
+        """Return the first arguments of ``WorkerExtension.fr3e_load_weights``."""
         shapes = [list(shape) for shape in manifest.shapes]
         starts = offsets(manifest)[:-1]
         found = self._shared.checksums(manifest)
         return self._shared.path, manifest.dtype, list(manifest.names), shapes, starts, self.changed(manifest), found
 
     def proven(self, manifest: WeightManifest, replies: Sequence[Mapping[str, Any]]) -> None:
-        """``loaded``, as the replies of all workers have it. Raises ``Unproven``."""
+        """Record a load by the replies of all workers. Raises ``Unproven``, as ``loaded`` does."""
         checksums: dict[str, int] = {}
         for reply in replies:
             for name, found in reply["checksums"].items():
@@ -96,9 +96,9 @@ class HeldWeights:
         self.loads += 1
 
     def loaded(self, manifest: WeightManifest, proofs: Sequence[Proof], checksums: Mapping[str, int] | None = None) -> None:
-        """The model holds the manifest now, as each worker has proven.
+        """Record that the model holds the manifest now, as each worker has proven.
 
-        ``checksums``: of the tensors that it was compared with, where the workers found them; else those of the buffer's.
+        ``checksums``: of the tensors that the workers compared the model with, where they found them; else the buffer's count.
 
         Raises:
             Unproven: a tensor that has changed was not used wholly by the workers together.
@@ -114,7 +114,7 @@ class HeldWeights:
         self._model = {n: (manifest.dtype, found[n]) if n in found else self._model[n] for n in manifest.names}
 
     def checksum(self, manifest: WeightManifest) -> int:
-        """Of what the model holds, by the checksums that were found when it came."""
+        """Checksum of what the model holds, made of the checksums that were found when the tensors arrived."""
         return replace(manifest, checksums=tuple(self._model[name][1] for name in manifest.names)).checksum
 
     def close(self) -> None:
@@ -127,9 +127,9 @@ async def _one_ahead(
     """The buckets of these numbers, each fetched while the one before is in use."""
     ahead: asyncio.Future[WeightBucket] | None = None
     try:
-        for place, number in enumerate(numbers):
+        for index, number in enumerate(numbers):
             bucket = await (ahead or fetch(bundle.buckets[number]))
-            rest = numbers[place + 1 :]
+            rest = numbers[index + 1 :]
             ahead = asyncio.ensure_future(fetch(bundle.buckets[rest[0]])) if rest else None
             yield number, bucket
     finally:

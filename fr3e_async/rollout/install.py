@@ -22,7 +22,7 @@ OWNER_VARIABLE = "FR3E_ENGINE_OWNER"  # process id of the owner, inherited by th
 
 
 def installed_version() -> str | None:
-    """The version of the installed vLLM, None if there is none."""
+    """Return the version of the installed vLLM, None if there is none."""
     for name in DISTRIBUTIONS:
         try:
             return importlib.metadata.version(name)
@@ -32,7 +32,7 @@ def installed_version() -> str | None:
 
 
 def check_installed(entropy: str = "engine") -> str:
-    """The version of the installed vLLM. Raises ``UserError`` with the remedy if it is missing or of another release.
+    """Return the version of the installed vLLM. Raises ``UserError`` with the remedy if it is missing or of another release.
 
     Another release is accepted where ``entropy`` (``engine.entropy``) does not reach into vLLM's sampler.
     """
@@ -50,7 +50,7 @@ def check_installed(entropy: str = "engine") -> str:
 
 
 def engine_environment(spec: EngineSpec) -> dict[str, str]:
-    """Environment variables of the process that builds a ``VllmEngine``; its children inherit them.
+    """Return the environment variables for the process that builds a ``VllmEngine``; its children inherit them.
 
     They must be set before vllm or torch is imported: give them to Ray as ``runtime_env={"env_vars": ...}``.
     """
@@ -70,7 +70,7 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
 
 
 async def start_engine(spec: EngineSpec) -> Engine:
-    """A ``VllmEngine`` that serves the spec's model. The process needs ``engine_environment(spec)`` from its start.
+    """Start a ``VllmEngine`` that serves the spec's model. The process needs ``engine_environment(spec)`` from its start.
 
     Raises ``UserError`` if there is no vLLM, or one that the engine was not written for.
     """

@@ -1,7 +1,7 @@
-"""What a model's own loader writes where: every copy into a parameter, with the sent tensor that it was taken from. Pure torch.
+"""Trace a model's own weight loader: every copy into a parameter, with the sent tensor that the values come from. Pure torch.
 
 A loader fuses, shards, transposes, pads and renames in ways that differ from model to model. It does so by copying views of
-what it is given into views of parameters, and torch tells of each copy: no rule about a model needs to be known here.
+what it is given into views of parameters, and torch reports each copy. So this module needs no rule about any model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ITEM = torch.ops.aten._local_scalar_dense.default
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Elements of a flat tensor, as ``as_strided`` has them."""
+    """Elements of a flat tensor, in the terms of ``as_strided``. *Example*: rows 2 and 3 of [4, 8] are ``Region(16, (2, 8), (8, 1))``."""
 
     offset: int
     size: tuple[int, ...]
@@ -48,7 +48,11 @@ class Region:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenPiece:
-    """What was written into one region of a parameter: a constant, or values from sent tensors."""
+    """What the loader wrote into one region of a parameter: a constant, or values from sent tensors.
+
+    *Example*: ``WrittenPiece(region=Region(0, (64, 64), (64, 1)), source=q, names=("model.layers.0.self_attn.q_proj.weight",))``
+    is the first third of a fused q/k/v weight.
+    """
 
     region: Region
     source: Tensor | None = None  # the values, if they were kept
@@ -69,7 +73,7 @@ class ParameterSlot:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Where a sent tensor lies in memory, which the trace does not keep."""
+    """Where a sent tensor lies in memory. The trace keeps no reference to the memory itself."""
 
     name: str
     start: int  # address
@@ -81,8 +85,8 @@ class Sent:
 class LoadTrace(TorchDispatchMode):
     """Record the pieces that are written while the mode is on. See the module's docstring.
 
-    ``keep``: hold on to the values, which must then stay as they are until they are compared; otherwise their checksums are
-    kept, for sources that are gone after the load.
+    ``keep``: keep references to the values, which must not change until they are compared. Otherwise keep their checksums, for
+    sources that are gone after the load.
     """
 
     def __init__(self, model: nn.Module, *, keep: bool = True) -> None:
@@ -100,7 +104,7 @@ class LoadTrace(TorchDispatchMode):
             self._slots.setdefault(self._remember(parameter), slot)
 
     def watched(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors, each known from here on by its name."""
+        """Pass the tensors on, and remember the name of each."""
         for name, tensor in tensors:
             sent = Sent(name, tensor.data_ptr(), tensor.nbytes, tensor.dtype, tensor.is_contiguous())
             self._sent.setdefault(self._remember(tensor), []).append(sent)
@@ -138,7 +142,7 @@ class LoadTrace(TorchDispatchMode):
         )  # fmt: skip
 
     def _follow(self, args: Sequence[Any], out: Tensor) -> None:
-        """What is computed from sent tensors carries their names on."""
+        """Give what is computed from sent tensors their names."""
         key = _storage(out)
         if not key or key in self._slots or key in self._sent or key in self._made:
             return
@@ -162,20 +166,20 @@ class LoadTrace(TorchDispatchMode):
 
 @dataclass(slots=True)
 class LoadLayout:
-    """Where a model keeps the sent tensors; learnt from loads that were proven."""
+    """Which layers of a model hold which sent tensors, learnt from loads that were proven."""
 
     shapes: dict[str, Shape] = field(default_factory=dict)  # of the sent tensors
     layers: dict[str, set[str]] = field(default_factory=dict)  # sent tensor -> paths of the layers that it went to
 
     def learn(self, trace: LoadTrace, tensors: Mapping[str, Shape]) -> None:
-        """Take over what a proven load has shown."""
+        """Add what the trace of a proven load shows. ``tensors``: shapes of the sent ones, by name."""
         self.shapes |= tensors
         for parameter, pieces in trace.pieces.items():
             for name in (name for piece in pieces for name in piece.names):
                 self.layers.setdefault(name, set()).add(parameter.rpartition(".")[0])
 
     def misfit(self, tensors: Mapping[str, Shape]) -> str:
-        """Why tensors of these shapes cannot follow those that were loaded before; empty if they can."""
+        """Say why tensors of these shapes cannot replace those that were loaded before; empty if they can."""
         if not self.shapes:
             return ""
         for name, shape in tensors.items():

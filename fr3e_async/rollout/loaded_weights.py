@@ -1,7 +1,7 @@
-"""Are the weights inside a vLLM model those that were sent, every element of them? Pure torch: a module tree and a trace.
+"""Prove that a vLLM model holds the weights that were sent, every element of them. Pure torch: a module tree and a trace.
 
-Parameters that are kept as they are loaded are compared byte by byte. Two forms are packed on CPUs and known here: linear
-weights, asked for through the layer's own multiplication, and whatever a ``Packer`` packs again. Any other form is an error.
+Parameters that are kept as they are loaded are compared byte by byte. On CPUs vLLM packs two kinds of weights: linear ones, which
+are read through the layer's own multiplication, and experts, which a ``Packer`` packs again. Any other form is an error.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ from torch import Tensor, nn
 from fr3e_async.rollout.load_trace import LoadTrace, ParameterSlot, Region, Shape, WrittenPiece, covered
 from fr3e_async.weights.checksum import checksum_of_tensor
 
-EVERY = 8  # after most updates one packed layer in so many is looked at, another one each time
-PROBES = 4  # columns of its weight that are compared then; other ones each time
-BLOCK = 256  # columns that are compared at once where all are
+EVERY = 8  # most updates compare one packed layer in so many, another one each time
+PROBES = 4  # columns of its weight that they compare; others each time
+BLOCK = 256  # columns compared at once in a whole proof
 Sources = Mapping[str, tuple[ParameterSlot, list[WrittenPiece]]]  # attribute of a layer -> its form, and what was written into it
 Packer = Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 class Unproven(RuntimeError):
-    """The model does not hold what was sent, or nobody can tell."""
+    """The model does not hold what was sent, or holds it in a form that cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was found of a load that is right as far as this worker can see."""
+    """The result of comparing a load that is right as far as this worker can see.
+
+    *Example*: ``Proof(exact=frozenset({"model.norm.weight"}), probed=frozenset({"lm_head.weight"}))``.
+    """
 
     exact: frozenset[str]  # sent tensors of which every element of this worker's share was compared
     probed: frozenset[str] = frozenset()  # of which a part was compared, or none this time: packed ones
-    taken: dict[str, tuple[Region, ...]] = field(
-        default_factory=dict
-    )  # the elements that this worker took of those that it did not take whole
+    # The elements that this worker took of the tensors that it did not take whole (tensor parallel ranks take a shard each).
+    taken: dict[str, tuple[Region, ...]] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
-        """As lists and numbers, which travel between processes."""
+        """Return the proof as lists and numbers, which vLLM passes between processes."""
         taken = {name: [(r.offset, r.size, r.stride) for r in regions] for name, regions in self.taken.items()}
         return {"exact": sorted(self.exact), "probed": sorted(self.probed), "taken": taken}
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> Proof:
-        """What ``told`` has told."""
+        """Make the proof again from what ``told`` returned."""
         taken = {
             name: tuple(Region(o, tuple(size), tuple(stride)) for o, size, stride in rs) for name, rs in told["taken"].items()
         }
@@ -58,8 +60,9 @@ def prove(
 ) -> Proof:  # fmt: skip
     """Compare the model with what was sent, after a load of ``tensors`` (name -> shape) that ``trace`` has followed.
 
-    ``layers``: paths of those that must have been loaded; None: all. ``known``: checksums of sent tensors. ``whole``: compare every element of packed weights, too,
-    instead of probes: of one layer in ``EVERY``, ``PROBES`` columns or one expert, others at each ``turn``.
+    ``layers``: paths of those that must have been loaded; None: all. ``known``: checksums of sent tensors. ``whole``: compare every
+    element of packed weights, too. Without it probes are compared: of one layer in ``EVERY``, ``PROBES`` columns or one expert,
+    others at each ``turn``.
 
     Raises:
         Unproven: an element was not loaded, differs, or is kept in a form that cannot be compared; names the tensors.
@@ -100,7 +103,7 @@ def _written(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How closely a packed layer is looked at: at every element, at some, or (not ``due``) not at all."""
+    """How much of a packed layer is compared: every element, some, or (not ``due``) none."""
 
     known: Mapping[str, int]  # checksums of sent tensors
     whole: bool
@@ -109,7 +112,7 @@ class Look:
 
 
 def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer | None, look: Look) -> set[str]:
-    """Attributes of which not all elements were compared. Raises ``Unproven`` on a difference, or if none can be."""
+    """Compare a layer's parameters; return the attributes of which not all elements were compared. Raises ``Unproven``."""
     if packer is not None:
         compared = look.due and _compare_packed_again(path, layer, sources, packer, look)
         return set() if compared else set(sources)
@@ -128,7 +131,7 @@ def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer
 
 
 def _compare_remade(model: nn.Module, trace: LoadTrace, remade: Callable[[nn.Module], Mapping[str, Tensor]]) -> None:
-    """Parameters that nobody loads: a layer makes them of others after a load. Made again they must come out the same."""
+    """Compare parameters that are not loaded but made by their layer of others: made again they must come out the same."""
     for path, layer in model.named_modules():
         extra = [name for name in layer._parameters if f"{path}.{name}".lstrip(".") not in trace.slots]
         held = {name: getattr(layer, name).clone() for name in extra if getattr(layer, name) is not None}
@@ -173,14 +176,13 @@ def _compare_columns(path: str, layer: nn.Module, slot: ParameterSlot, pieces: S
     All sizes are those of the engine's own parameter. True if all columns were compared; else others come next time.
     """
     height, width = slot.shape
-    wanted = plain(slot, pieces)
     every = max(1, width // PROBES)
     chosen = torch.arange(width) if look.whole else (look.turn % every + every * torch.arange(min(PROBES, width))) % width
     for block in chosen.split(BLOCK):
         units = torch.zeros(len(block), width, dtype=slot.dtype)
         units[torch.arange(len(block)), block] = 1.0
         answer = layer.cpu_linear(units, layer.weight, None)  # [P, N or more]
-        if not torch.equal(answer[:, :height].to(slot.dtype), wanted[:, block].T):
+        if not torch.equal(answer[:, :height].to(slot.dtype), columns(slot, pieces, block).T):
             raise Unproven(f"the packed copy of {path}.weight differs from {_names(pieces)} after loading")
     return len(chosen) == width
 
@@ -199,11 +201,24 @@ def _compare_packed_again(path: str, layer: nn.Module, sources: Sources, packer:
 
 
 def plain(slot: ParameterSlot, pieces: Sequence[WrittenPiece]) -> Tensor:
-    """[slot.shape] the parameter as it was loaded, put together again."""
+    """Put a parameter together from its pieces as it was loaded, [slot.shape]."""
     whole = torch.zeros(slot.shape, dtype=slot.dtype)
     for piece in pieces:
         piece.region.of(whole.view(-1)).copy_(_values(slot, piece))
     return whole
+
+
+def columns(slot: ParameterSlot, pieces: Sequence[WrittenPiece], chosen: Tensor) -> Tensor:
+    """Put P chosen columns of a two-dimensional parameter together as they were loaded, [N, P], without building the rest."""
+    height, width = slot.shape
+    if any(len(piece.region.size) != 2 or piece.region.stride != (width, 1) for piece in pieces):
+        return plain(slot, pieces)[:, chosen]
+    found = torch.zeros(height, len(chosen), dtype=slot.dtype)
+    for piece in pieces:
+        top, left = divmod(piece.region.offset, width)
+        inside = (chosen >= left) & (chosen < left + piece.region.size[1])
+        found[top : top + piece.region.size[0], inside] = _values(slot, piece)[:, chosen[inside] - left].to(slot.dtype)
+    return found
 
 
 def _within(piece: WrittenPiece, slot: ParameterSlot, index: int) -> bool:
@@ -220,9 +235,9 @@ def _values(slot: ParameterSlot, piece: WrittenPiece) -> Tensor:
 
 
 def known_checksum(piece: WrittenPiece, held: Tensor, known: Mapping[str, int]) -> int | None:
-    """The checksum that a region should have if it holds one whole tensor of its type, of another device; else None.
+    """Return the known checksum of the one whole tensor of another device that a region holds; None in any other case.
 
-    Finding it again there would take as long as the load.
+    Computing it again on that device would take as long as the load.
     """
     if piece.source is None or piece.taken is None or held.device == piece.source.device or held.dtype != piece.source.dtype:
         return None
@@ -232,7 +247,7 @@ def known_checksum(piece: WrittenPiece, held: Tensor, known: Mapping[str, int]) 
 
 
 def same_values(held: Tensor, sent: Tensor, dtype: torch.dtype) -> bool:
-    """Equal bit by bit in the type that the loader wrote. On two devices checksums are compared, so that nothing travels."""
+    """Whether values are equal bit by bit in the type that the loader wrote. On two devices their checksums are compared."""
     sent = sent.to(dtype)
     if held.dtype != dtype:
         sent, dtype = sent.to(held.dtype), held.dtype
@@ -240,7 +255,7 @@ def same_values(held: Tensor, sent: Tensor, dtype: torch.dtype) -> bool:
 
 
 def same_bytes(left: Tensor, right: Tensor) -> bool:
-    """Equal bit by bit, for tensors of one shape and type: as integers, which compare three times as fast as floats."""
+    """Whether tensors of one shape and type are equal bit by bit. Compared as integers, three times as fast as floats."""
     left, right = left.contiguous().view(-1), right.contiguous().view(-1)
     wide = 8 // left.element_size()
     if left.numel() % wide == 0 and left.data_ptr() % 8 == 0 and right.data_ptr() % 8 == 0:
@@ -283,7 +298,7 @@ def _proof(trace: LoadTrace, tensors: Mapping[str, Shape], parts: set[str]) -> P
 
 
 def unproven(proofs: Sequence[Proof], tensors: Mapping[str, Shape]) -> list[str]:
-    """Of the loaded tensors those that the workers together have not used wholly: left out, or a shard that nobody took."""
+    """Return the loaded tensors that the workers together did not use wholly: left out, or a shard that no worker took."""
     found = []
     for name, shape in tensors.items():
         using = [proof for proof in proofs if name in proof.exact or name in proof.probed]

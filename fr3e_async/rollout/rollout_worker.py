@@ -1,7 +1,7 @@
-"""From a task to a rollout batch: what a generator or explorer does with its engine. No Ray, no vLLM by name.
+"""Turn tasks into rollout batches on one engine, as generators and explorers do. Knows neither Ray nor vLLM.
 
 A branch's context is a slice of ids: prompt + trunk[:position]. Nothing is decoded and encoded again; token texts serve
-only to see where the answer ends and where lines break.
+only to find where the answer ends and where lines break.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOTHING = np.zeros(0, dtype=np.int32)
 
 
 class TokenTexts:
-    """Texts of single ids, each decoded once, and which ids are special. A byte-split character reads as a placeholder."""
+    """The text of every single id, decoded once and kept, and which ids are special. Part of a character reads as a placeholder."""
 
     def __init__(
         self, tokenizer: Any, *, ends: Sequence[int] = (), thoughts: Thoughts = THINK, stops: Sequence[str] = ()
@@ -42,12 +42,14 @@ class TokenTexts:
         return np.isin(tokens, self._special)
 
     def answer_end(self, prompt: NDArray[np.int32], pieces: Sequence[str]) -> int | None:
-        """The first token after the answer of a response to this prompt, which may have opened a thought."""
+        """Find the first token after the answer of a response; None if there is none. The prompt may have opened a thought."""
         return answer_end(pieces, self._thoughts.after("".join(self.pieces(prompt[-TAIL:]))))
 
     def ended(self, prefix: NDArray[np.int32], completion: Completion) -> Completion:
-        """The completion up to the token with which a stop text is whole, be it one that the ``prefix`` of the response begins. An engine
-        that looks for such texts sees none of the prefix, and may look at several tokens at once."""
+        """Cut the completion after the token that completes a stop text, also one that begins in the ``prefix`` of the response.
+
+        The engine's own search sees none of the prefix, and may look at several tokens at once.
+        """
         if not self._stops or completion.finish is Finish.ABORT:
             return completion
         before = prefix[-4 * max(map(len, self._stops)) :].tolist()  # a character has at most four bytes, a token at least one
@@ -68,12 +70,12 @@ class TokenTexts:
 
 
 class RolloutWorker:
-    """Samples and branches on one engine. Rollouts of a task run side by side; the batch is whole when the last has ended."""
+    """Samples and branches on one engine. The rollouts of a task run side by side; its batch is complete when the last has ended."""
 
     def __init__(self, engine: Engine, texts: TokenTexts, rule: AnchorRule | None, *, seed: int, seeded: bool = False) -> None:
-        """``rule``: how anchors are picked; None: never. ``seed``: the run's, the same in every engine; of the rule "random".
+        """``rule``: how anchors are picked; None: never. ``seed``: the run's, the same in every engine, for the rule "random".
 
-        ``seeded``: each rollout is drawn from a seed of its own, made of the run's and its id; needs ``EngineSpec.seeded``.
+        ``seeded``: draw each rollout from its own seed, made of the run's seed and its id; needs ``EngineSpec.seeded``.
         """
         self._engine, self._texts, self._rule, self._seed, self._seeded = engine, texts, rule, seed, seeded
         self._requests = itertools.count()
@@ -81,7 +83,7 @@ class RolloutWorker:
     async def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool = False
     ) -> RolloutBatch:
-        """One rollout for each id from the prompt beside it. With ``trunk`` the batch says where anchors may stand."""
+        """Sample one rollout for each id from the prompt beside it. With ``trunk`` the batch says where anchors may stand."""
         contexts, context_of = _distinct(prompts)
         tokens = [prompt.token_ids for prompt in contexts]
         drawn = await self._engine.generate(
@@ -103,7 +105,7 @@ class RolloutWorker:
         )
 
     def anchors(self, batch: RolloutBatch) -> tuple[Anchor, ...]:
-        """The anchors of every row of a batch of trunks."""
+        """Pick the anchors of every row of a batch of trunks."""
         if self._rule is None:
             return ()
         rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
@@ -112,9 +114,9 @@ class RolloutWorker:
     async def branch(
         self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
     ) -> RolloutBatch:
-        """Continuations of a trunk's anchors; each may use what the trunk's budget leaves after its prefix.
+        """Sample continuations of a trunk's anchors; each may use what the trunk's budget leaves after its prefix.
 
-        The longest prefixes are asked for first: the engine computes the trunk once and finds the shorter ones in its cache.
+        Requests with the longest prefixes go first: the engine computes the trunk once and finds the shorter ones in its cache.
         """
         row = payload.row_of(trunk)
         prompt, spine = payload.context(row), payload.completion(row).tokens
@@ -147,17 +149,17 @@ class RolloutWorker:
 
     def _eligible(self, prompt: NDArray[np.int32], tokens: NDArray[np.int32], max_response: int) -> NDArray[np.bool_]:
         pieces = self._texts.pieces(tokens)
-        places = eligible_places(
+        positions = eligible_places(
             len(tokens),
             max_response=max_response,
             special=self._texts.special(tokens),
             answer_end=self._texts.answer_end(prompt, pieces),
         )
-        return places if self._rule is None else places & self._rule.places(pieces)
+        return positions if self._rule is None else positions & self._rule.places(pieces)
 
 
 def rollout_seed(run_seed: int, id: RolloutId) -> int:
-    """63 bits from the run's seed and the rollout's id, the same in every process and at every attempt."""
+    """Make 63 bits from the run's seed and the rollout's id: the same in every process and at every attempt."""
     name = f"{run_seed}/{id.group}/{id.node}/{id.branch}"
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1
 

@@ -1,4 +1,4 @@
-"""vLLM's own weight transfer, both ends: NCCL between GPUs as vLLM ships it, and the same interface over gloo for CPUs.
+"""vLLM's own weight transfer, both ends: NCCL between GPUs as vLLM ships it, and the same over gloo for CPUs.
 
 The learner's rank 0 is rank 0 of a group of its own, each engine is another one. vLLM's trainer side would call the engines
 itself; here the driver does (``NobodyToCall``), so that time limits and the loss of an engine stay in one place.
@@ -7,7 +7,6 @@ Knows nothing of Ray, DeepSpeed or requests. Importing this module imports vllm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,17 +16,15 @@ import torch
 from torch import Tensor
 from torch.distributed.distributed_c10d import BroadcastOptions
 from vllm.distributed.utils import stateless_init_torch_distributed_process_group
-from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    WeightSource,
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
+from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
+from vllm.distributed.weight_transfer.nccl_engine import (
+    NCCLTrainerInitInfo,
+    NCCLTrainerWeightTransferEngine,
+    NCCLWeightTransferEngine,
+    NCCLWeightTransferUpdateInfo,
+)
 
 from fr3e_async.rollout.port import TransferMeeting
 from fr3e_async.weights.manifest import WeightManifest
@@ -38,17 +35,13 @@ GLOO = "gloo"
 def open_sender(
     meeting: TransferMeeting, *, rank: int, manifest: WeightManifest, weights: Callable[[], Iterator[tuple[str, Tensor]]]
 ) -> TrainerWeightTransferEngine:
-    """The learner's end, on every rank; rank 0 waits for the engines. ``weights`` runs through the manifest's tensors."""
+    """Open the learner's end, on every rank; rank 0 waits for the engines. ``weights`` runs through the manifest's tensors."""
+    where = {"master_address": meeting.host, "master_port": meeting.port, "world_size": meeting.world}
     if meeting.backend == GLOO:
-        info: TrainerInitInfo = GlooTrainerInit(rank=rank, meeting=meeting)
+        info: NCCLTrainerInitInfo = GlooTrainerInit(rank=rank, timeout_s=meeting.timeout_s, **where)
     else:
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-        info = NCCLTrainerInitInfo(
-            rank=rank, master_address=meeting.host, master_port=meeting.port, world_size=meeting.world
-        )  # fmt: skip
-    source = LearnerSource(manifest, weights)
-    return WeightTransferTrainerFactory.trainer_init(info, client=NobodyToCall(), source=source)
+        info = NCCLTrainerInitInfo(rank=rank, **where)
+    return WeightTransferTrainerFactory.trainer_init(info, client=NobodyToCall(), source=LearnerSource(manifest, weights))
 
 
 def engine_init_info(meeting: TransferMeeting, *, place: int) -> dict[str, Any]:
@@ -96,98 +89,77 @@ class LearnerSource(WeightSource):
             yield name, weight.to(self._dtype)
 
 
-# ---- gloo: one tensor after the other; the sender's and the receivers' order is the manifest's ----
+# ---- gloo: vLLM's NCCL engines with another group; one tensor after the other, in the order of the manifest ----
 
 
-@dataclass
-class GlooInit(WeightTransferInitInfo):
-    master_address: str
-    master_port: int
-    rank_offset: int
-    world_size: int
-    timeout_s: float
+class GlooGroup:
+    """Broadcasts from rank 0, as far as vLLM's engines use a communicator."""
 
+    def __init__(self, host: str, port: int, place: int, world: int, timeout_s: float) -> None:
+        limit = timedelta(seconds=timeout_s)
+        self._group = stateless_init_torch_distributed_process_group(host, port, place, world, GLOO, timeout=limit)
 
-@dataclass
-class GlooUpdate(WeightTransferUpdateInfo):
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
+    def broadcast(self, tensor: Tensor) -> None:
+        """Fill a contiguous tensor with that of rank 0, or send it."""
+        options = BroadcastOptions()
+        options.rootRank = options.rootTensor = 0
+        self._group.broadcast([tensor.view(-1)], options).wait()
 
-
-class GlooReceiver(WeightTransferEngine[GlooInit, GlooUpdate]):
-    """The engine's end, in vLLM's worker."""
-
-    init_info_cls = GlooInit
-    update_info_cls = GlooUpdate
-    _group: Any = None
-
-    def init_transfer_engine(self, init_info: GlooInit) -> None:
-        place = init_info.rank_offset + self.parallel_config.rank
-        self._group = _gloo_group(
-            init_info.master_address, init_info.master_port, place, init_info.world_size, init_info.timeout_s
-        )  # fmt: skip
-
-    def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
-
-    def receive_weights(self, update_info: GlooUpdate) -> None:
-        if self._group is None:
-            raise RuntimeError("weight transfer over gloo: this engine has not joined a group")
-        self.model.load_weights(self._received(update_info))
-
-    def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
-
-    def shutdown(self) -> None:
+    def destroy(self) -> None:
         self._group = None
-
-    def _received(self, told: GlooUpdate) -> Iterator[tuple[str, Tensor]]:
-        for name, dtype, shape in zip(told.names, told.dtype_names, told.shapes, strict=True):
-            tensor = torch.empty(math.prod(shape), dtype=getattr(torch, dtype))
-            _broadcast(self._group, tensor)
-            yield name, tensor.view(shape)
 
 
 @dataclass(kw_only=True)
-class GlooTrainerInit(TrainerInitInfo):
+class GlooInit(NCCLWeightTransferInitInfo):
+    timeout_s: float
+
+
+class GlooReceiver(NCCLWeightTransferEngine):
+    """The engine's end, in vLLM's worker."""
+
+    init_info_cls = GlooInit
+
+    def init_transfer_engine(self, init_info: GlooInit) -> None:
+        place = init_info.rank_offset + self.parallel_config.rank
+        self.model_update_group = GlooGroup(
+            init_info.master_address, init_info.master_port, place, init_info.world_size, init_info.timeout_s
+        )  # fmt: skip
+
+    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        if self.model_update_group is None:
+            raise RuntimeError("weight transfer over gloo: this engine has not joined a group")
+        self.model.load_weights(self._received(update_info))
+
+    def _received(self, told: NCCLWeightTransferUpdateInfo) -> Iterator[tuple[str, Tensor]]:
+        for name, dtype, shape in zip(told.names, told.dtype_names, told.shapes, strict=True):
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+            self.model_update_group.broadcast(tensor)
+            yield name, tensor
+
+
+@dataclass(kw_only=True)
+class GlooTrainerInit(NCCLTrainerInitInfo):
     backend: ClassVar[str] = GLOO
 
-    meeting: TransferMeeting
+    timeout_s: float
 
 
-class GlooSender(TrainerWeightTransferEngine[GlooTrainerInit]):
+class GlooSender(NCCLTrainerWeightTransferEngine):
     """The learner's end. Ranks other than 0 take part in gathering only."""
-
-    init_info_cls = GlooTrainerInit
-    _group: Any = None
 
     @classmethod
     def trainer_init(cls, init_info: GlooTrainerInit, *, client: Any, source: WeightSource | None = None) -> Self:
-        sender, meeting = cls(client=client, source=source, is_sender=init_info.is_sender), init_info.meeting
+        sender = cls(client=client, source=source, is_sender=init_info.is_sender)
         if sender.is_sender:
-            sender._group = _gloo_group(meeting.host, meeting.port, 0, meeting.world, meeting.timeout_s)
+            sender.model_update_group = GlooGroup(
+                init_info.master_address, init_info.master_port, 0, init_info.world_size, init_info.timeout_s
+            )  # fmt: skip
         return sender
 
-    def send_weights(self) -> None:
-        assert self.source is not None
-        for _, tensor in self.source:
+    def _broadcast(self, source: WeightSource, meta: list[ParamMeta]) -> None:
+        for _, tensor in self._checked_iter(source, meta) if self.is_sender else source:
             if self.is_sender:
-                _broadcast(self._group, tensor.contiguous().view(-1))
-
-    def shutdown(self) -> None:
-        self._group = None
-
-
-def _gloo_group(host: str, port: int, place: int, world: int, timeout_s: float) -> Any:
-    limit = timedelta(seconds=timeout_s)
-    return stateless_init_torch_distributed_process_group(host, port, place, world, GLOO, timeout=limit)
-
-
-def _broadcast(group: Any, tensor: Tensor) -> None:
-    options = BroadcastOptions()
-    options.rootRank = options.rootTensor = 0
-    group.broadcast([tensor], options).wait()
+                self.model_update_group.broadcast(tensor.contiguous())
 
 
 WeightTransferEngineFactory.register_engine(GLOO, GlooReceiver)

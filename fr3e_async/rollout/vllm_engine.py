@@ -7,8 +7,7 @@ spans) and the prefix-cache hits. New weights are loaded while requests run::
                   pause (keep) ── load, compare ── label  no token is made; requests that arrive now wait
                   resume                                 running requests continue, their next tokens carry the new version
 
-The comparison is inside the pause because it must be: the core makes steps and answers calls by turns, and no token of a
-model that nobody has looked at may leave.
+The comparison must be inside the pause: the core alternates between steps and calls, and no token of an unproven model may leave.
 
 Knows nothing of prompts, groups, Ray or the learner. Importing this module imports vllm.
 """
@@ -210,7 +209,7 @@ class VllmEngine:
         )
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it even if the caller is cancelled. ``EngineDead`` once the core is dead: vLLM would await its answer for ever."""
+        """Finish ``work`` even if the caller is cancelled. ``EngineDead`` once the core is dead: vLLM would wait for its answer forever."""
 
         async def unless_dead() -> T:
             task = asyncio.ensure_future(work)
@@ -278,7 +277,7 @@ class VllmEngine:
         )
 
     async def _take_over(self, llm: AsyncLLM, manifest: WeightManifest) -> dict[str, Any]:
-        """vLLM's three calls between two of ours; the new version is in force when this returns."""
+        """Receive weights by vLLM's own transfer and prove them. The new version is in force when this returns."""
         shapes = [list(shape) for shape in manifest.shapes]
         started = time.perf_counter()
         async with self._or_broken(f"weights v{manifest.version} did not arrive to the end"):
@@ -310,7 +309,7 @@ class VllmEngine:
         return reply, now - started
 
     async def _load(self, llm: AsyncLLM, manifest: WeightManifest) -> dict[str, Any]:
-        """The slowest worker's reply; the new version is in force when this returns."""
+        """Load and prove the changed tensors; return the slowest worker's reply. The new version is in force when this returns."""
         call = (*self._held.load_call(manifest), *self._held.thoroughness())
         async with self._or_broken(f"weights v{manifest.version} were not loaded to the end"):
             replies = await llm.collective_rpc("fr3e_load_weights", args=call)
@@ -324,7 +323,7 @@ class VllmEngine:
 
     @asynccontextmanager
     async def _or_broken(self, what: str) -> AsyncIterator[None]:
-        """After any error inside, the model may be half-loaded: ``EngineDead``, from now on."""
+        """Turn any error inside into ``EngineDead``, now and for every later call: the model may be half-loaded."""
         try:
             yield
         except EngineDeadError:
@@ -334,7 +333,7 @@ class VllmEngine:
             raise EngineDead(self._broken) from error
 
     async def _label(self, llm: AsyncLLM, version: int) -> None:
-        """Tokens sampled from now on carry the version."""
+        """Give the tokens that are sampled from now on this version."""
         await llm.update_weight_version(str(version))
         self._version = version
 

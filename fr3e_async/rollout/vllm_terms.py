@@ -72,7 +72,7 @@ def check_request(request: SampleRequest, spec: EngineSpec) -> None:
 
 
 def sampling_params(request: SampleRequest, spec: EngineSpec, *, logprobs: int) -> SamplingParams:
-    """``logprobs``: what the entropy provider asks for."""
+    """Make vLLM's sampling parameters of a request. ``logprobs``: what the entropy provider asks for."""
     return SamplingParams(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -92,7 +92,7 @@ def sampling_params(request: SampleRequest, spec: EngineSpec, *, logprobs: int) 
 
 
 def versions_of(sampled: CompletionOutput, length: int) -> NDArray[np.int32]:
-    """[length] the weight version of each token, from vLLM's spans."""
+    """Read the weight version of each token from vLLM's spans, [length]. ``RuntimeError`` if a token has none."""
     versions = np.full(length, -1, dtype=np.int32)
     for span in sampled.weight_versions or ():
         versions[span.start : span.end] = int(span.version)
@@ -102,10 +102,10 @@ def versions_of(sampled: CompletionOutput, length: int) -> NDArray[np.int32]:
 
 
 class CoreStats(PrometheusStatLogger):
-    """A stat logger that keeps the last numbers and formats nothing.
+    """Keeps what vLLM's core reports after each step: cache in use, waiting requests, preemptions, steps.
 
-    It takes the place of vLLM's Prometheus logger, hence the base: vLLM adds that one unless it finds a subclass, and nobody
-    reads it here. All of it costs some 3 µs a token in this process, and nothing that can be measured in the core.
+    It is a subclass of vLLM's Prometheus logger because vLLM adds that one unless it finds a subclass, and nobody reads it here.
+    It costs some 3 µs a token in this process, and nothing measurable in the core.
     """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
@@ -142,7 +142,7 @@ class CoreStats(PrometheusStatLogger):
 
 
 def core_stats(llm: AsyncLLM) -> CoreStats:
-    """The logger of an engine that was started with ``stat_loggers=[CoreStats]``."""
+    """Find the logger of an engine that was started with ``stat_loggers=[CoreStats]``."""
     assert llm.logger_manager is not None
     (found,) = (logger for logger in llm.logger_manager.stat_loggers if isinstance(logger, CoreStats))
     return found

@@ -1,4 +1,4 @@
-"""Runs inside vLLM's worker process: loads weights, proves the load, and ends with its owner.
+"""The part of the engine inside vLLM's worker process: it loads weights, proves the load, and ends with its owner.
 
 vLLM imports this module there and mixes ``WorkerExtension`` into its worker class, so that ``collective_rpc`` can call
 the methods. A load is one call between two steps: no step ever sees half of it. Knows nothing of requests and versions.
@@ -47,10 +47,9 @@ class WorkerExtension:
     ) -> dict[str, Any]:  # fmt: skip
         """Load the ``changed`` tensors of a shared buffer into the model, and prove it (``prove``: ``whole``, ``turn``).
 
-        Tensors that are stored in one layer with them are loaded again; the buffer holds all of a version's, of these
-        ``checksums`` by name.
-        Returns ``{"refused": reason}`` (nothing was changed) or ``_reply``; of a whole proof with the checksums of what the
-        model was compared with. Anything raised means that the model may be half-loaded.
+        The buffer holds all tensors of the version; ``checksums`` are theirs, by name. Tensors that share a layer with a changed
+        one are loaded again. Returns ``{"refused": reason}`` if nothing was changed, else ``_reply``, after a whole proof with the
+        checksums of what the model was compared with. Anything raised means that the model may be half-loaded.
         """
         tensors = dict(shared_tensors(MAPPING.of(path), names, shapes, starts, dtype))
         told: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -75,13 +74,13 @@ class WorkerExtension:
         return _reply(proof, found, load_s=loaded - started, verify_s=time.perf_counter() - loaded)
 
     def fr3e_expect_weights(self) -> None:
-        """Before vLLM's own transfer: follow what its loads write, and find checksums of what arrives."""
+        """Begin to trace what vLLM's own transfer loads, and to take the checksums of what arrives."""
         model = self.model_runner.get_model()
-        _as_at_first([model])
+        unpack_experts([model])
         self._fr3e_arrival = Arrival(model)
 
     def fr3e_prove_weights(self, names: list[str], shapes: list[list[int]], whole: bool, turn: int) -> dict[str, Any]:
-        """After vLLM's own transfer of these tensors: ``_reply``, with the checksums of what arrived here. Raises ``Unproven``."""
+        """Prove a transfer of these tensors; ``_reply`` has the checksums of what arrived. Raises ``Unproven``."""
         arrival, self._fr3e_arrival = self._fr3e_arrival, None
         if arrival is None or arrival.trace is None:
             raise RuntimeError("no weights have arrived")
@@ -96,7 +95,7 @@ class WorkerExtension:
         return _reply(proof, arrival.checksums, load_s=0.0, verify_s=time.perf_counter() - started)
 
     def _fr3e_remade(self, layer: nn.Module) -> Mapping[str, Tensor]:
-        """What an attention layer makes of its weights after a load, made again: DeepSeek's, of its ``kv_b_proj``."""
+        """Make again what an attention layer makes of its weights after a load: DeepSeek's, of its ``kv_b_proj``."""
         if not is_deferred_attention_layer(layer):
             return {}
         shadow = copy.copy(layer)
@@ -106,7 +105,7 @@ class WorkerExtension:
 
 
 class Arrival:
-    """Stands before a model's ``load_weights``, which vLLM's transfer calls once or several times, until ``close``."""
+    """Wraps a model's ``load_weights``, which vLLM's transfer calls once or several times, until ``close``."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -144,7 +143,7 @@ def _load(
     Only the layers at ``paths`` are prepared for it (None: all); ``tensors`` must hold all of theirs.
     """
     layers = [model] if paths is None else _layers(model, paths)
-    _as_at_first(layers)
+    unpack_experts(layers)
     for layer in layers:
         initialize_layerwise_reload(layer)
     trace = LoadTrace(model)
@@ -157,7 +156,7 @@ def _load(
 
 
 def _layers(model: nn.Module, paths: Collection[str]) -> list[nn.Module]:
-    """Those at the paths, those that share a parameter with them, and last what makes tensors of its own out of them."""
+    """The layers at the paths, those that share a parameter with them, and last the attention layers, which make tensors of others."""
     named = dict(model.named_modules())
     shared = {id(parameter) for path in paths for parameter in named[path].parameters(recurse=False)}
     chosen = [
@@ -167,10 +166,10 @@ def _layers(model: nn.Module, paths: Collection[str]) -> list[nn.Module]:
     return chosen + [layer for layer in named.values() if is_deferred_attention_layer(layer)]
 
 
-def _as_at_first(layers: Sequence[nn.Module]) -> None:
-    """On CPU vLLM packs experts only when it makes a layer's kernel, which it does once: have it made again.
+def unpack_experts(layers: Sequence[nn.Module]) -> None:
+    """Have vLLM make the kernels of CPU experts again: it packs their weights only then, and only once.
 
-    Elsewhere nothing is packed there, and CUDA graphs hold on to the kernel.
+    On GPUs nothing is packed there, and CUDA graphs hold references to the kernel.
     """
     for layer in _inner(layers):
         if _experts_of(layer) is not None:
@@ -178,14 +177,14 @@ def _as_at_first(layers: Sequence[nn.Module]) -> None:
 
 
 def _experts_of(layer: nn.Module) -> Any:
-    """What packs a layer's experts on CPU, None if nothing does."""
+    """The object that packs a layer's experts on CPU; None for other layers and devices."""
     kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
     on_cpu = all(parameter.device.type == "cpu" for parameter in layer.parameters(recurse=False))
     return getattr(kernel, "fused_experts", None) if on_cpu else None
 
 
 def packer_of(layer: nn.Module) -> Packer | None:
-    """Packs experts as the layer's kernel did when it was made."""
+    """Return a function that packs experts as the layer's kernel did when it was made; None if it packs none."""
     experts = _experts_of(layer)
     if experts is None:
         return None
@@ -200,7 +199,7 @@ def packer_of(layer: nn.Module) -> Packer | None:
 
 
 def repack(layers: Sequence[nn.Module]) -> None:
-    """On CPU the embedding and a tied head keep a packed copy besides the weight, which a reload leaves stale."""
+    """Renew the packed copies that embedding and tied head keep beside their weight on CPU, which a reload leaves stale."""
     for layer in _inner(layers):
         weight = getattr(layer, "weight", None)
         if hasattr(layer, "cpu_linear") and weight is not None and weight.ndim == 2 and weight.numel() > 0:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from fr3e_async.algorithm.strategies import GroupPlan
 from fr3e_async.config import Config
-from fr3e_async.machine.messages import Branch, Sample
+from fr3e_async.machine.messages import Branch, Sample, Work, group_of
 from fr3e_async.outcomes import Outcome
+from fr3e_async.simulate.engine import Request
 from fr3e_async.simulate.workload import MeasuredAnswer, Tree, Workload
 from fr3e_async.types import Anchor, RolloutId, Verdict
 
@@ -38,6 +39,23 @@ class SimulatedGroup:
     places: dict[int, list[int]] = field(default_factory=dict)  # by base
     prompt_at: set[Home] = field(default_factory=set)
     base_at: set[tuple[Home, int]] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedTask:
+    """A task at a worker."""
+
+    task: int
+    worker: str
+    work: Work
+    left: int  # rollouts or answers that have not ended
+    rows: list[SimulatedRow] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    over: bool = False
+
+    @property
+    def group(self) -> str:
+        return group_of(self.work)
 
 
 class Groups:

@@ -16,9 +16,9 @@ from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, VerifierPoolConfig
 from fr3e_async.errors import ConfigError
 from fr3e_async.machine.dispatch import VERIFIERS
-from fr3e_async.simulate.report import SimulationReport
 from fr3e_async.simulate.service import SystemModel
-from fr3e_async.simulate.simulation import simulate
+from fr3e_async.simulate.stats import SimulationReport
+from fr3e_async.simulate.world import simulate
 
 Pool = TypeVar("Pool", EnginePoolConfig, VerifierPoolConfig)
 

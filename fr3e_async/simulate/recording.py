@@ -16,9 +16,8 @@ from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Command, Retire, Score, Send, Train
 from fr3e_async.outcomes import Outcome
 from fr3e_async.settings.loader import config_from
-from fr3e_async.simulate.report import SimulationReport
 from fr3e_async.simulate.service import batch_tokens
-from fr3e_async.simulate.stats import Stats
+from fr3e_async.simulate.stats import SimulationReport, Stats
 from fr3e_async.simulate.workload import MeasuredAnswer, MeasuredGroup
 from fr3e_async.store.journal import Entry, read_journal
 from fr3e_async.types import Anchor, RolloutId, RolloutSummary
@@ -179,5 +178,5 @@ class _Reader:
             if anchor.node in branches:
                 grown.setdefault(anchor.trunk, []).append((anchor.position, tuple(branches[anchor.node])))
         answers = tuple(MeasuredAnswer(bases[b].length, right[bases[b].id]) for b in range(len(bases)))
-        case = MeasuredGroup(bases[0].context, answers, {base: tuple(found) for base, found in grown.items()})
+        case = MeasuredGroup(bases[0].context, answers, tuple((base, tuple(found)) for base, found in grown.items()))
         self.recording.cases.append(case)

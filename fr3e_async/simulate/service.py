@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from fr3e_async.algorithm.batching import RowCost, tree_tokens
 from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import write_atomically
-from fr3e_async.simulate.workload import Workload, workload_of
+from fr3e_async.simulate.workload import LogNormalWorkload, MeasuredWorkload, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,21 +85,24 @@ class SystemModel:
     source: str = "given"
 
     def save(self, path: Path) -> None:
-        data = {"service": asdict(self.service), "workload": self.workload.to_json(), "source": self.source}
-        write_atomically(path, json.dumps(data, indent=1) + "\n")
+        data = msgspec.json.encode({"service": self.service, "workload": self.workload, "source": self.source})
+        write_atomically(path, msgspec.json.format(data, indent=1).decode() + "\n")
 
     @classmethod
     def load(cls, path: Path) -> SystemModel:
         """Raises ``StorageError`` in one line."""
         try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            kinds = {"engine": EngineTimes, "verifier": VerifierTimes, "learner": LearnerTimes, "weights": WeightTimes}
-            parts: dict[str, Any] = {name: kind(**data["service"][name]) for name, kind in kinds.items()}
-            samples = tuple(parts["verifier"].task_samples)
-            parts["verifier"] = replace(parts["verifier"], task_samples=samples)
-            service = Service(**parts, control_s=data["service"]["control_s"])
-            return cls(service=service, workload=workload_of(data["workload"]), source=data["source"])
+            read = msgspec.json.decode(path.read_bytes(), type=_File)
         except OSError as error:
             raise StorageError(f"{path} is not readable ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{path}: no service times of a simulation ({error!r})") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise StorageError(f"{path}: no service times of a simulation ({error})") from error
+        return cls(service=read.service, workload=read.workload, source=read.source)
+
+
+class _File(msgspec.Struct):
+    """What ``SystemModel.save`` writes."""
+
+    service: Service
+    workload: LogNormalWorkload | MeasuredWorkload
+    source: str

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
 
 TRIES = 8  # draws of a length beyond a branch's position, and of a place that keeps its distance
 
@@ -38,11 +39,8 @@ class Tree(Protocol):
 class Workload(Protocol):
     def tree(self, seed: int, number: int, *, max_response: int) -> Tree: ...
 
-    def to_json(self) -> dict[str, Any]: ...
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogNormalWorkload:
+class LogNormalWorkload(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="lognormal"):
     """Lengths are log-normal, in part common to a prompt; right with a probability of the prompt's own, Beta-distributed."""
 
     mean: float  # tokens of a response
@@ -54,9 +52,6 @@ class LogNormalWorkload:
 
     def tree(self, seed: int, number: int, *, max_response: int) -> Tree:
         return _LogNormalTree(self, random.Random(seed * 1_000_003 + number), max_response)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "lognormal", **asdict(self)}
 
 
 class _LogNormalTree:
@@ -103,17 +98,21 @@ def scattered(chance: random.Random, length: int, *, count: int, min_gap: int) -
     return sorted(places)
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredGroup:
-    """A group that was measured: its bases, and for each base that was branched its anchors with their branches."""
+class MeasuredGroup(NamedTuple):
+    """A group that was measured: its bases, and for each base that was branched its anchors with their branches.
 
-    prompt: int
+    *Example*: ``MeasuredGroup(200, (MeasuredAnswer(50, True),), ((0, ((20, (MeasuredAnswer(31, False),)),)),))``: one base of 50 tokens, with one
+    branch of 31 tokens from its anchor at position 20.
+    """
+
+    prompt: int  # tokens
     bases: tuple[MeasuredAnswer, ...]
-    anchors: Mapping[int, tuple[tuple[int, tuple[MeasuredAnswer, ...]], ...]]  # base -> (position, branches) by position
+    anchors: tuple[
+        tuple[int, tuple[tuple[int, tuple[MeasuredAnswer, ...]], ...]], ...
+    ]  # (base, (position, branches) by position)
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredWorkload:
+class MeasuredWorkload(msgspec.Struct, frozen=True, tag_field="kind", tag="measured"):
     """Groups of a run, drawn with replacement, each with its own lengths, anchors and verdicts (bootstrap).
 
     A group that needs more rollouts than its case has draws again from those it has.
@@ -125,17 +124,12 @@ class MeasuredWorkload:
         chance = random.Random(seed * 1_000_003 + number)
         return _MeasuredTree(self.cases[chance.randrange(len(self.cases))], chance, max_response)
 
-    def to_json(self) -> dict[str, Any]:
-        rows = [
-            [case.prompt, case.bases, [[base, anchors] for base, anchors in case.anchors.items()]] for case in self.cases
-        ]  # fmt: skip
-        return {"kind": "measured", "cases": rows}
-
 
 class _MeasuredTree:
     def __init__(self, case: MeasuredGroup, chance: random.Random, max_response: int) -> None:
         self.prompt = case.prompt
         self._case, self._chance, self._most = case, chance, max_response
+        self._anchors = dict(case.anchors)
         self._bases: dict[int, MeasuredAnswer] = {}
         self._drawn: dict[tuple[int, int], int] = {}
 
@@ -148,16 +142,15 @@ class _MeasuredTree:
 
     def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
         length = self.base(base).length
-        measured = [place for place, _ in self._case.anchors.get(base, ()) if place < length]
-        if base in self._case.anchors and len(measured) >= min(count, len(self._case.anchors[base])):
+        measured = [place for place, _ in self._anchors.get(base, ()) if place < length]
+        if base in self._anchors and len(measured) >= min(count, len(self._anchors[base])):
             return measured[:count]
         return scattered(self._chance, length, count=count, min_gap=min_gap)
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
         number = self._drawn.get((base, anchor), 0)
         self._drawn[base, anchor] = number + 1
-        anchors = self._case.anchors.get(base, ())
-        known = next((answers for place, answers in anchors if place == position), ())
+        known = next((answers for place, answers in self._anchors.get(base, ()) if place == position), ())
         if known:
             chosen = known[number] if number < len(known) else self._chance.choice(known)
         else:
@@ -165,23 +158,3 @@ class _MeasuredTree:
             chosen = self._chance.choice(longer or self._case.bases)
             chosen = MeasuredAnswer(max(1, chosen.length - position), chosen.right)
         return MeasuredAnswer(max(1, min(chosen.length, self._most - position)), chosen.right)
-
-
-def workload_of(data: Mapping[str, Any]) -> Workload:
-    """What ``to_json`` made. Raises ``KeyError``, ``TypeError`` or ``ValueError``."""
-    fields = dict(data)
-    kind = fields.pop("kind")
-    if kind == "lognormal":
-        return LogNormalWorkload(**fields)
-    if kind != "measured":
-        raise ValueError(f"unknown kind of workload {kind!r}")
-    return MeasuredWorkload(
-        [
-            MeasuredGroup(
-                prompt,
-                tuple(MeasuredAnswer(*answer) for answer in bases),
-                {base: tuple((p, tuple(MeasuredAnswer(*a) for a in answers)) for p, answers in found) for base, found in anchors},
-            )
-            for prompt, bases, anchors in fields["cases"]
-        ]
-    )

@@ -7,53 +7,33 @@ Send ─► fetch ─► the engine stands still ─► Acked      Hire ─► W
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+import time
+from dataclasses import replace
+from typing import Protocol
 
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed
+from fr3e_async.machine import events, messages
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.events import (
-    Acked,
-    Admitted,
-    Begun,
-    Delivered,
-    Due,
-    Event,
-    Exported,
-    Judged,
-    Lost,
-    Pressure,
-    Rescored,
-    Trained,
-    Utilization,
-    WorkerDown,
-    WorkerUp,
-)
 from fr3e_async.machine.machine import Machine
-from fr3e_async.machine.messages import (
-    Assign,
-    Command,
-    Dismiss,
-    Hire,
-    Release,
-    Rescore,
-    Retire,
-    Sample,
-    Score,
-    Send,
-    Train,
-    Wait,
-    Withdraw,
-)
-from fr3e_async.simulate.clock import Cores, VirtualClock
+from fr3e_async.simulate.clock import Cores, Station, VirtualClock
 from fr3e_async.simulate.engine import Request, SimulatedEngine
-from fr3e_async.simulate.groups import Groups
+from fr3e_async.simulate.groups import Groups, SimulatedTask
 from fr3e_async.simulate.service import SystemModel
-from fr3e_async.simulate.station import NAMES, EventLog, SimulatedTask, Station
-from fr3e_async.simulate.stats import Stats
+from fr3e_async.simulate.stats import SimulationReport, Stats
 from fr3e_async.types import Finish, RolloutSummary
+
+NAMES = {GENERATORS: "generator", EXPLORERS: "explorer", VERIFIERS: "verifier"}
+
+
+class EventLog(Protocol):
+    """``store.journal.Journal`` fits."""
+
+    def write(self, event: events.Event, commands: list[messages.Command], now: float) -> None: ...
 
 
 class World:
@@ -95,7 +75,7 @@ class World:
         for role, count in counts.items():
             for _ in range(count):
                 self._start(role)
-        self._tell(Begun())  # after the workers, also where the control loop takes its time
+        self._tell(events.Begun())  # after the workers, also where the control loop takes its time
         if self.machine.autoscaler.elastic:
             self.clock.after(config.observe.heartbeat_s, self._pools, self.stats.busy_s(0.0))
         while not self.machine.ledger.finished:
@@ -109,22 +89,22 @@ class World:
             was_busy, was_there = before[role] if there >= before[role][1] else (0.0, 0.0)  # counted again since
             if there > was_there:
                 idle.append((role, round(1 - min(1.0, (busy - was_busy) / (there - was_there)), 3)))
-        self._tell(Utilization(at=self.clock.now, idle=tuple(idle)))
+        self._tell(events.Utilization(at=self.clock.now, idle=tuple(idle)))
         self.clock.after(self.config.observe.heartbeat_s, self._pools, now)
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: events.Event) -> None:
         if self._driver is None:
             self._handle(event)
         else:
             self._driver.submit(self.times.control_s, self._handle, event)
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         self._apply(event)
         ledger = self.machine.ledger
         while ledger.admissible() > 0:
             self._admit(ledger.admitted)
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: events.Event) -> None:
         commands = self.machine.handle(event)
         self.events += 1
         self.stats.observe(self.clock.now, event, commands)
@@ -135,44 +115,44 @@ class World:
     def _admit(self, number: int) -> None:
         group = f"p{number}@0"
         self._groups.open(group, number)
-        self._apply(Admitted(group=group))
+        self._apply(events.Admitted(group=group))
 
-    def _carry_out(self, commands: list[Command]) -> None:
+    def _carry_out(self, commands: list[messages.Command]) -> None:
         for command in commands:
             match command:
-                case Assign():
+                case messages.Assign():
                     self._assign(command)
-                case Train():
+                case messages.Train():
                     seconds = self.times.learner.train_s([i.load for i in command.items], ranks=self.config.learner.ranks)
                     self._learner.submit(seconds, self._trained, command.version)
-                case Retire():
+                case messages.Retire():
                     self._groups.close(command.group)
-                case Send():
+                case messages.Send():
                     self._send(command)
-                case Rescore():
+                case messages.Rescore():
                     learner = self.times.learner
                     seconds = learner.token_s * learner.rescore_fraction * sum(command.lengths)
                     self._learner.submit(seconds / learner.speed(self.config.learner.ranks), self._rescore, command)
-                case Hire():
+                case messages.Hire():
                     self._hires.add(command.ticket)
                     self.clock.after(command.delay_s + self.times.engine.start_s, self._hired, command)
-                case Dismiss():
+                case messages.Dismiss():
                     self._hires.discard(command.ticket)
-                case Release():
+                case messages.Release():
                     self._release(command)
-                case Wait():
-                    self.clock.after(command.seconds, self._tell, Due(key=command.key))
-                case Withdraw():
+                case messages.Wait():
+                    self.clock.after(command.seconds, self._tell, events.Due(key=command.key))
+                case messages.Withdraw():
                     self._withdraw(command)
 
     # ---- workers ----
 
-    def _hired(self, command: Hire) -> None:
+    def _hired(self, command: messages.Hire) -> None:
         if command.ticket in self._hires:
             self._hires.discard(command.ticket)
             self._start(command.role, command.ticket)
 
-    def _release(self, command: Release) -> None:
+    def _release(self, command: messages.Release) -> None:
         if command.worker in self._engines:
             self._engines.pop(command.worker).kill()
             self._received(command.worker)
@@ -193,14 +173,14 @@ class World:
                 self.clock.after(self._chance.expovariate(1 / self.times.engine.mtbf_s), self._fail, name)
             if self.times.engine.kv_tokens:
                 self.clock.after(self.config.observe.heartbeat_s, self._beat, name)
-        self._tell(WorkerUp(role=role, worker=name, ticket=ticket))
+        self._tell(events.WorkerUp(role=role, worker=name, ticket=ticket))
 
     def _fail(self, name: str) -> None:
         engine = self._engines.pop(name, None)
         if engine is None:  # it has left before
             return
         engine.kill()
-        self._tell(WorkerDown(worker=name, why="simulated failure"))
+        self._tell(events.WorkerDown(worker=name, why="simulated failure"))
         for job in [job for job in self.jobs.values() if job.worker == name]:
             self._lose(job, "died")
         self._received(name)
@@ -211,17 +191,17 @@ class World:
             return
         used, waiting, preempted = engine.pressure()
         if used or waiting or preempted:
-            self._tell(Pressure(worker=name, kv_used=used, waiting=waiting, preempted=preempted))
+            self._tell(events.Pressure(worker=name, kv_used=used, waiting=waiting, preempted=preempted))
         self.clock.after(self.config.observe.heartbeat_s, self._beat, name)
 
     # ---- tasks ----
 
-    def _assign(self, command: Assign) -> None:
+    def _assign(self, command: messages.Assign) -> None:
         work = command.work
         assert work is not None, "nobody asks for a worker in a simulation"
         job = SimulatedTask(command.task, command.worker, work, left=len(work.ids))
         self.jobs[job.task] = job
-        if isinstance(work, Score):
+        if isinstance(work, messages.Score):
             for _ in work.ids:
                 self._verifiers[command.worker].submit(self._answer_s(), self._answered, job)
             return
@@ -257,9 +237,9 @@ class World:
             for row, request in zip(job.rows, job.requests, strict=True)
         )  # fmt: skip
         anchors = None
-        if isinstance(work, Sample) and work.trunk and not self._rescored:
+        if isinstance(work, messages.Sample) and work.trunk and not self._rescored:
             anchors = tuple(anchor for id in work.ids for anchor in self._groups.anchors(id))
-        self._tell(Delivered(task=job.task, group=job.group, payload=self._payloads, notes=notes, anchors=anchors))
+        self._tell(events.Delivered(task=job.task, group=job.group, payload=self._payloads, notes=notes, anchors=anchors))
 
     def _answer_s(self) -> float:
         times = self.times.verifier
@@ -279,13 +259,13 @@ class World:
             return
         self._close(job)
         verdicts = self._groups.verdicts(job.group, job.work.ids)
-        self._tell(Judged(task=job.task, group=job.group, ids=job.work.ids, verdicts=verdicts))
+        self._tell(events.Judged(task=job.task, group=job.group, ids=job.work.ids, verdicts=verdicts))
 
     def _lose(self, job: SimulatedTask, reason: str, *, counted: bool = True) -> None:
         self._close(job)
-        scoring = isinstance(job.work, Score)
-        payload = job.work.payload if isinstance(job.work, Score) else -1
-        lost = Lost(
+        scoring = isinstance(job.work, messages.Score)
+        payload = job.work.payload if isinstance(job.work, messages.Score) else -1
+        lost = events.Lost(
             task=job.task, group=job.group, ids=job.work.ids, reason=reason, scoring=scoring, payload=payload, counted=counted
         )  # fmt: skip
         self.clock.after(0.0, self._tell, lost)
@@ -294,7 +274,7 @@ class World:
         job.over = True
         del self.jobs[job.task]
 
-    def _withdraw(self, command: Withdraw) -> None:
+    def _withdraw(self, command: messages.Withdraw) -> None:
         jobs = [self.jobs[task] for task in command.tasks if task in self.jobs]
         if command.worker in self._engines:
             self._engines[command.worker].withdraw(set(jobs))
@@ -305,20 +285,20 @@ class World:
 
     def _trained(self, version: int) -> None:
         self._learner.submit_first(self.times.learner.export_s, self._exported, version)
-        self._tell(Trained(version=version))
+        self._tell(events.Trained(version=version))
 
     def _exported(self, version: int) -> None:
         if self._together:
             self._learner.hold(True)
-        self._tell(Exported(version=version))
+        self._tell(events.Exported(version=version))
 
-    def _rescore(self, command: Rescore) -> None:
+    def _rescore(self, command: messages.Rescore) -> None:
         if command.group not in self._groups:
             return
         anchors = tuple(anchor for id in command.trunks for anchor in self._groups.anchors(id))
-        self._tell(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
+        self._tell(events.Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
 
-    def _send(self, command: Send) -> None:
+    def _send(self, command: messages.Send) -> None:
         if self._together and not command.alone:
             self._receiving = {name for name in command.workers if name in self._engines}
             if not self._receiving:
@@ -336,10 +316,28 @@ class World:
         worker, version = what
         self._engines[worker].version = version
         self._received(worker)
-        self._tell(Acked(worker=worker, version=version))
+        self._tell(events.Acked(worker=worker, version=version))
 
     def _received(self, worker: str) -> None:
         if worker in self._receiving:
             self._receiving.discard(worker)
             if not self._receiving:
                 self._learner.hold(False)
+
+
+def simulate(
+    config: Config, model: SystemModel, *, steps: int = 0, seed: int = 0, cores: float = 0, warmup: int = 1, log: EventLog | None = None
+) -> SimulationReport:  # fmt: skip
+    """Run ``steps`` batches (0: run.steps) of a config on virtual time. Raises ``RunFailed`` like a real run."""
+    steps = steps or config.run.steps
+    config = replace(config, run=replace(config.run, steps=steps))
+    began = time.perf_counter()
+    world = World(config, model, seed=seed, cores=cores, warmup=min(warmup, steps - 1), log=log)
+    was_on = gc.isenabled()
+    gc.disable()  # nothing in a simulation is a cycle, and looking for some among millions of objects takes a quarter of the time
+    try:
+        world.run()
+    finally:
+        if was_on:
+            gc.enable()
+    return world.stats.report(label="simulation", events=world.events, seconds=time.perf_counter() - began)

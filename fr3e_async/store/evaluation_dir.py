@@ -9,36 +9,32 @@ Rows are written when a problem is finished, so that an evaluation that was cut 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.accuracy import ScoredSample
 from fr3e_async.evaluation.scores import Scores, problem_row, samples_of
-from fr3e_async.files.durable import make_folders, probe, remove_made, storage_errors, write_atomically
+from fr3e_async.files.durable import ClaimedFolder, identity_in, storage_errors, write_atomically
 from fr3e_async.files.jsonl import JsonlWriter
-from fr3e_async.store.fingerprint import differences
+from fr3e_async.store.fingerprint import differences, shortened
 
-IDENTITY = "evaluation.json"
-_SHOWN = 3  # differing facts in an error message
+IDENTITY, LOCK = "evaluation.json", "lock"
 
 
-class EvaluationDir:
+class EvaluationDir(ClaimedFolder):
     """Locked against a second process until ``close``. A context manager."""
 
-    def __init__(
-        self, path: Path, *, identity: Mapping[str, Any], lock: IO[str], folders: list[Path], inside: list[Path]
-    ) -> None:
-        """Use ``open``. ``folders`` and ``inside``: what it made, for ``discard``."""
-        self.path, self.identity = path, identity  # of all that the folder holds, from before too
+    def __init__(self, path: Path, *, identity: Mapping[str, Any], config_yaml: str, resumed: bool) -> None:
+        """Use ``open``."""
+        files = {IDENTITY: json.dumps(identity, indent=1) + "\n", "config.yaml": config_yaml}
+        super().__init__(path, lock=LOCK, files=files, folders=("logs", "problems"), resumed=resumed, setting="out")
+        self.identity = identity  # of all that the folder holds, from before too
         self.logs, self.results = path / "logs", path / "results.json"
         self.dumps = path / "dumps"  # for a learner, of which there is none
-        self._lock, self._folders, self._inside = lock, folders, inside
         self._writers: dict[str, JsonlWriter] = {}
 
     @classmethod
@@ -49,27 +45,7 @@ class EvaluationDir:
         """
         path = path.absolute()
         merged = _merged(path, json.loads(json.dumps(identity)))
-        fresh = (
-            [] if (path / IDENTITY).exists() else [path / name for name in (IDENTITY, "config.yaml", "lock", "logs", "problems")]
-        )
-        with storage_errors(path, "out"):
-            made = make_folders(path)
-            lock = open(path / "lock", "a")  # noqa: SIM115 - held until close
-            try:
-                probe(path)
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                write_atomically(path / IDENTITY, json.dumps(merged, indent=1) + "\n")
-                write_atomically(path / "config.yaml", config_yaml)
-                for name in ("logs", "problems"):
-                    (path / name).mkdir(exist_ok=True)
-            except BlockingIOError:
-                lock.close()
-                raise StorageError(f"out: {path} is in use by another process") from None
-            except OSError:
-                lock.close()
-                remove_made(made)
-                raise
-        return cls(path, identity=merged, lock=lock, folders=made, inside=fresh)
+        return cls(path, identity=merged, config_yaml=config_yaml, resumed=(path / IDENTITY).exists())
 
     def __enter__(self) -> EvaluationDir:
         return self
@@ -77,17 +53,7 @@ class EvaluationDir:
     def __exit__(self, *_: object) -> None:
         for writer in self._writers.values():
             writer.close()
-        self._lock.close()
-
-    def discard(self) -> None:
-        """Remove what ``open`` made, for an evaluation that could not start. One that is resumed stays as it is."""
-        self._lock.close()
-        for path in self._inside:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        remove_made(self._folders)
+        self.close()
 
     def finished(self, benchmark: str, *, samples: int) -> dict[str, list[ScoredSample]]:
         """The problems that are done, each with its ``samples`` samples. A line that was cut off, and any other, is passed over."""
@@ -138,22 +104,15 @@ class EvaluationDir:
 
 def _merged(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """What the folder will say that it holds: the benchmarks of before and of now. Raises ``StorageError`` if the rest differs."""
-    try:
-        content = {item.name for item in path.iterdir()} if path.is_dir() else set()
-        old: dict[str, Any] = json.loads((path / IDENTITY).read_text(encoding="utf-8")) if IDENTITY in content else {}
-    except (OSError, ValueError) as error:
-        raise StorageError(f"out: cannot read {path}: {error}") from error
+    old = identity_in(path, IDENTITY, lock=LOCK, setting="out", work="evaluation")
     if not old:
-        if any(name != "lock" and not name.endswith(".tmp") for name in content):
-            raise StorageError(f"out: {path} is not empty and holds no evaluation; choose another folder")
         return identity
     common = set(old.get("benchmarks", {})) & set(identity["benchmarks"])
     flat_old = _flat(old, common)
     changed = differences(flat_old, _flat(identity, common))
     if changed:
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise StorageError(
-            f"out: {path} holds another evaluation: {'; '.join(changed[:_SHOWN])}{more}; ask for the same or choose another folder"
+            f"out: {path} holds another evaluation: {shortened(changed)}; ask for the same or choose another folder"
         )
     return {**identity, "benchmarks": {**old["benchmarks"], **identity["benchmarks"]}}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fr3e_async.config import Config
 
+SHOWN = 3  # differing settings in an error message
 # Settings that may change from one resume to the next: how long, how many actors, where, what is shown; not what is learned.
 CHANGEABLE = (
     "resume",
@@ -106,3 +107,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{p}: {old.get(p, missing)!r} -> {new.get(p, missing)!r}" for p in paths if old.get(p, missing) != new.get(p, missing)
     ]
+
+
+def shortened(changed: Sequence[str]) -> str:
+    """The first ``SHOWN`` differences for an error message: ``a; b; c and 4 more``."""
+    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    return "; ".join(changed[:SHOWN]) + more

@@ -15,26 +15,21 @@ Refuses to know what is in config.yaml beyond the ``Config`` it comes from, or w
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import re
-import shutil
 import time
 from pathlib import Path
-from typing import IO, Any
 
 from fr3e_async.config import Config
 from fr3e_async.config.deepspeed import owns_lr
 from fr3e_async.errors import ConfigError, StorageError
 from fr3e_async.files import jsonl
-from fr3e_async.files.durable import make_folders, probe, remove_made, storage_errors, write_atomically
+from fr3e_async.files.durable import ClaimedFolder, identity_in, storage_errors, write_atomically
 from fr3e_async.store.checkpoints import CheckpointStore
-from fr3e_async.store.fingerprint import differences, fingerprint, lasting
+from fr3e_async.store.fingerprint import differences, fingerprint, lasting, shortened
 
 FORMAT = 1
-_SHOWN = 3  # differing settings in an error message
+LOCK = "run.lock"
 
 
 def default_path(name: str, now: float) -> Path:
@@ -49,31 +44,22 @@ def newest_path(name: str) -> Path | None:
     return max(runs, key=lambda path: path.name, default=None)
 
 
-class RunDir:
+class RunDir(ClaimedFolder):
     """An open run directory. It is locked against a second process until ``close`` or the end of this one."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        keep_checkpoints: int,
-        resumed: bool,
-        lock: IO[str],
-        folders: list[Path],
-        inside: list[Path],
-        changed: str = "",
-    ) -> None:
-        """Use ``open``. ``folders`` and ``inside``: what it made, for ``discard``."""
-        self.path = path
+    def __init__(self, path: Path, *, config: Config, config_yaml: str, trial: bool, resumed: bool, changed: str) -> None:
+        """Use ``open``."""
+        files = {} if resumed or trial else {"run.json": _identity(config)}
+        files |= {} if trial else {"config.yaml": config_yaml}
+        super().__init__(path, lock=LOCK, files=files, folders=() if trial else ("logs",), resumed=resumed)
         self.resumed = resumed  # it held a run of this config already
         self.changed = changed  # but for this, which is allowed for once
-        self.checkpoints = CheckpointStore(path / "checkpoints", keep=keep_checkpoints)
+        self.checkpoints = CheckpointStore(path / "checkpoints", keep=config.run.keep_checkpoints)
         self.logs, self.model, self.tensorboard = path / "logs", path / "model", path / "tensorboard"
         self.journal = path / "journal"  # a folder with a file for each session
         self.dumps = path / "dumps"  # optimiser steps that were refused; made by the learner when there is one
         self.metrics, self.groups, self.trees = (path / f"{name}.jsonl" for name in ("metrics", "groups", "trees"))
         self.ledger_log, self.summary = path / "ledger.jsonl", path / "summary.json"
-        self._lock, self._folders, self._inside = lock, folders, inside
 
     @classmethod
     def open(cls, path: Path, *, config: Config, config_yaml: str, trial: bool = False) -> RunDir:
@@ -84,27 +70,7 @@ class RunDir:
         """
         path = path.absolute()
         resumed, changed = _check_reuse(path, config)
-        with storage_errors(path):
-            made = make_folders(path)
-        lock: IO[str] | None = None
-        fresh = [] if resumed else [path / name for name in ("run.json", "config.yaml", "run.lock", "logs")]
-        try:
-            with storage_errors(path):
-                probe(path)
-                lock = _locked(path)
-                if not resumed and not trial:
-                    write_atomically(path / "run.json", _identity(config))
-                if not trial:
-                    write_atomically(path / "config.yaml", config_yaml)
-                    (path / "logs").mkdir(exist_ok=True)
-        except StorageError:
-            if lock is not None:
-                lock.close()
-                _remove(fresh)
-            remove_made(made)
-            raise
-        keep = config.run.keep_checkpoints
-        return cls(path, keep_checkpoints=keep, resumed=resumed, lock=lock, folders=made, inside=fresh, changed=changed)
+        return cls(path, config=config, config_yaml=config_yaml, trial=trial, resumed=resumed, changed=changed)
 
     def renew(self, config: Config) -> None:
         """The run continues with what has ``changed``, and is of this config from now on. Raises ``StorageError``."""
@@ -142,27 +108,11 @@ class RunDir:
         with storage_errors(self.path):
             write_atomically(self.summary, text)
 
-    def close(self) -> None:
-        """Give the lock back. Idempotent."""
-        self._lock.close()
-
-    def discard(self) -> None:
-        """Close it and remove what has come into it, for a run that could not start. A resumed run's directory stays as it is."""
-        self.close()
-        _remove(list(self.path.iterdir()) if self._inside and self.path.is_dir() else [])
-        remove_made(self._folders)
-
 
 def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
     """(Whether the directory holds a run that this config may continue with, or is new; the change of the learning rate). Else ``StorageError``."""
-    try:
-        content = {item.name for item in path.iterdir()} if path.is_dir() else set()
-        identity: dict[str, Any] = json.loads((path / "run.json").read_text()) if "run.json" in content else {}
-    except (OSError, ValueError) as error:
-        raise StorageError(f"run.dir: cannot read {path}: {error}") from error
+    identity = identity_in(path, "run.json", lock=LOCK, setting="run.dir", work="run")
     if not identity:
-        if any(name != "run.lock" and not name.endswith(".tmp") for name in content):  # those an attempt may have left
-            raise StorageError(f"run.dir: {path} is not empty and holds no run; choose another folder")
         return False, ""
     if config.resume == "never":
         raise StorageError(f"run.dir: {path} holds a run already; continue with it by resume=auto, or choose another run.dir")
@@ -173,9 +123,8 @@ def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
             raise ConfigError(f"run.change_lr: {rate} would do nothing, since learner.ds_config sets the learning rate")
         changed.remove(rate)
     if changed:
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise StorageError(
-            f"run.dir: {path} holds a run of another config: {'; '.join(changed[:_SHOWN])}{more}; "
+            f"run.dir: {path} holds a run of another config: {shortened(changed)}; "
             "use the same settings, or another run.dir (with run.branch_from it begins with these weights)"
             + ("; run.change_lr=true continues with the new learning rate" if rate in changed[:1] and len(changed) == 1 else "")
         )
@@ -185,25 +134,3 @@ def _check_reuse(path: Path, config: Config) -> tuple[bool, str]:
 def _identity(config: Config) -> str:
     settings = lasting(config)
     return json.dumps({"format": FORMAT, "fingerprint": fingerprint(settings), "settings": settings}, indent=1)
-
-
-def _locked(path: Path) -> IO[str]:
-    """An open file that holds the directory's lock. Raises ``StorageError`` if another process has it."""
-    lock = open(path / "run.lock", "a")  # noqa: SIM115 - held until close
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            lock.close()
-            raise StorageError(f"run.dir: {path} is in use by another process") from error
-        # Some network file systems have no locks; two runs in one folder are then the user's care.
-    return lock
-
-
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):  # a disk that refused the write may refuse this as well
-                path.unlink()

@@ -30,7 +30,7 @@ class GrpoPlusPlus(Grpo):
 
 
 class Rloo(FlatStrategy):
-    """RLOO (Ahmadian et al. 2024, arXiv 2402.14740, equation 8): r_i minus the mean of the other rewards, n/(n-1) · (r_i - mean(r))."""
+    """RLOO (Ahmadian et al. 2024, arXiv 2402.14740): r_i minus the mean of the other rewards, n/(n-1) · (r_i - mean(r))."""
 
     def advantages(self, rewards: Sequence[float]) -> Sequence[float] | None:
         if no_spread(rewards):

@@ -1,6 +1,6 @@
 """The cached toy model: built once for each toy configuration and seed, whole or not at all.
 
-Knows how folders are locked and moved into place; what is in them is the warm start's business.
+Knows how to lock folders and move them into place; ``warm_start`` makes what is in them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def toy_path(config: Config) -> Path:
 
 
 def ensure_toy(config: Config, say: Callable[[str], None] = lambda text: None) -> Path:
-    """The folder of the toy model (config, float32 safetensors, tokenizer), built first if it is not there.
+    """Return the folder of the toy model (config, float32 safetensors, tokenizer); build it first if it is not there.
 
-    ``say`` is told how far it is. Safe against other processes doing the same: one builds, the others wait for it. A killed build leaves no model.
-    ``StorageError`` when the cache cannot be written.
+    ``say`` is called with lines about the progress. Several processes may call it: one builds, the others wait. A killed build
+    leaves no model. ``StorageError`` when the cache cannot be written.
     """
     target = toy_path(config)
     if target.is_dir():
@@ -63,10 +63,8 @@ def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _build(config: Config, target: Path, say: Callable[[str], None]) -> None:
-    from fr3e_async.data.toy.warm_start import (
-        save_model,
-        warm_start,
-    )  # torch and transformers, only when there is something to build
+    # Here, so that torch and transformers are imported only when there is something to build.
+    from fr3e_async.data.toy.warm_start import save_model, warm_start
 
     unfinished = target.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a build that was killed; we hold the lock
