@@ -122,7 +122,7 @@ def run_bare(pairs: Pairs) -> Run:
 
 def run_pool(pairs: Pairs, judge: str, workers: int) -> Run:
     from fr3e_async.config import VerifierPoolConfig
-    from fr3e_async.types import Outcome
+    from fr3e_async.outcomes import Outcome
     from fr3e_async.verify import VerifierPool
 
     def asked(pairs: Pairs) -> Pairs:

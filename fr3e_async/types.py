@@ -70,6 +70,13 @@ class Draw:
 class Completion:
     """One sampled continuation of a context, with what the engine knew of every token when it was drawn.
 
+    *Example*, a continuation of two tokens whose second one was sampled under newer weights::
+
+        Completion(
+            tokens=[785, 151645], logprobs=[-0.51, -0.02], entropies=[1.08, 0.11], entropy_errors=[0.0, 0.0],
+            versions=[6, 7], finish=Finish.STOP, cached_tokens=96,
+        )
+
     An entropy is known to lie in ``entropies ± entropy_errors``: 0 where it is exact, half the width of a certified
     interval where the engine gave the likeliest tokens only, and half of ln(vocabulary) where it gave nothing.
     The raw distribution is the model's at temperature 1 without filters.

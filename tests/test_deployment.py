@@ -13,7 +13,7 @@ from builders import small_config
 
 from fr3e_async.clock import steady
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.wiring import PolicyFiles, advice
+from fr3e_async.wiring import PolicyFiles, room
 from fr3e_async.wiring.deployment import Deployment
 
 Asked = list[tuple[dict[str, float], dict[str, str]]]
@@ -70,7 +70,7 @@ class Starts:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """What the autoscaler was asked for, each time."""
     found: list[Asked] = []
-    monkeypatch.setattr(advice, "request", found.append)
+    monkeypatch.setattr(room, "request", found.append)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
     return found
 

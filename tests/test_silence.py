@@ -16,7 +16,7 @@ from fr3e_async.testing.fakes import FakeVerifier
 from fr3e_async.types import Verdict
 from fr3e_async.verify.pool import last_words
 from fr3e_async.verify.responses import UNREADABLE
-from fr3e_async.wiring.roll_call import Wanted, roll_call
+from fr3e_async.wiring.room import Wanted, roll_call
 
 RIGHT = Verdict(outcome=Outcome.CORRECT)
 NOTHING = Verdict(outcome=Outcome.UNKNOWN, reason="reward said unknown")

@@ -25,8 +25,7 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.plan.placement import placement
 from fr3e_async.weights.manifest import WeightBundle
-from fr3e_async.wiring.advice import Advice
-from fr3e_async.wiring.roll_call import roll_call, without_room
+from fr3e_async.wiring.room import Advice, roll_call, without_room
 from fr3e_async.wiring.starting import PolicyFiles, Starter
 
 _ASK_S = 5.0  # for the head to say what is free
@@ -49,14 +48,18 @@ Up = TypeVar("Up", bound=Ends)
 
 
 class NoLearner:
-    """In a learner's place where nothing is trained: there is nothing to end."""
+    """Stands for the learner in an evaluation alone, which has none to end."""
 
     async def close(self) -> None:
         pass
 
 
+async def _no_learner() -> LearnerPort:
+    return cast(LearnerPort, NoLearner())
+
+
 class Deployment:
-    """The actors of a run. ``start`` brings up those that a run waits for; ``crew`` is what the controller works with."""
+    """The actors of a run. ``start`` brings up those that a run waits for; ``workers`` is what the controller works with."""
 
     engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
@@ -74,17 +77,13 @@ class Deployment:
         The others join when the cluster has room for them. With ``resume_from`` the learner continues from that folder; the
         engines have the weights of the model as it was given.
         """
-        await self._bring_up(lambda: self._learner(resume_from), training=True)
+        await self._bring_up(self._learner(resume_from), training=True)
 
     async def start_serving(self) -> None:
         """Start what an evaluation alone needs: ``min`` generators and verifiers, no learner. The other workers are asked for."""
+        await self._bring_up(_no_learner(), training=False)
 
-        async def none() -> LearnerPort:
-            return cast(LearnerPort, NoLearner())
-
-        await self._bring_up(none, training=False)
-
-    async def _bring_up(self, learner_of: Callable[[], Coroutine[Any, Any, LearnerPort]], *, training: bool) -> None:
+    async def _bring_up(self, starting_learner: Coroutine[Any, Any, LearnerPort], *, training: bool) -> None:
         config, room = self._config, self._config.ray.room_timeout_s
         rows = {row.role: row for row in placement(config, "least", training=training)}
         roles = [role for role in (GENERATORS, EXPLORERS, VERIFIERS) if role in rows for _ in range(rows[role].actors)]
@@ -93,7 +92,7 @@ class Deployment:
         self._up = {role: (0, row.actors) for role, row in rows.items()}
         try:
             async with asyncio.TaskGroup() as tasks:
-                learner = tasks.create_task(learner_of())
+                learner = tasks.create_task(starting_learner)
                 workers = [(role, tasks.create_task(self.start_worker(role, room_s=room))) for role in roles]
                 for role, task in workers:
                     task.add_done_callback(lambda _, role=role: self._one_up(role))  # type: ignore[misc]
