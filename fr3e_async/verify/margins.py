@@ -11,8 +11,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from msgspec import structs
-
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Verdict
@@ -48,7 +46,7 @@ def with_margins(
         return verdict
     if len(answer or "") > config.max_answer_chars or not within(answer, gold, margins, policies_of(config)):
         return verdict
-    return structs.replace(verdict, outcome=Outcome.CORRECT, reason=WITHIN)
+    return replace(verdict, outcome=Outcome.CORRECT, reason=WITHIN)
 
 
 def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies: Policies = Policies()) -> bool:

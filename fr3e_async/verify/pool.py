@@ -16,8 +16,6 @@ from fractions import Fraction
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from msgspec import structs
-
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import reward_terms
@@ -25,10 +23,9 @@ from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.jobs import Judgement
-from fr3e_async.verify.process import Task
+from fr3e_async.verify.process import Result, Task, TaskPool
 from fr3e_async.verify.rewards import MATH, MAX_RESPONSE_CHARS, search_path
 from fr3e_async.verify.rulings import Policies
-from fr3e_async.verify.tasks import Result, TaskPool
 from fr3e_async.verify.wire import Limits, Setup
 
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)')  # of a traceback
@@ -66,7 +63,7 @@ class VerifierPool:
         """Starts nothing; see ``warm``. ``reward``: the functions whose weighted sum it is, as ``check_reward`` has let them pass, or the
         name of one: 'math' or package.module:function."""
         terms = reward_terms(reward, ()) if isinstance(reward, str) else reward
-        self._functions = [_Function(config, term) for term in terms]
+        self.functions = [_Function(config, term) for term in terms]
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -77,11 +74,11 @@ class VerifierPool:
     @property
     def replaced(self) -> int:
         """Worker processes that were ended by a limit or died, ever."""
-        return sum(one.tasks.replaced for one in self._functions)
+        return sum(one.tasks.replaced for one in self.functions)
 
     def warm(self) -> None:
         """Start the processes that hold math-verify and users' modules, in the background, as far as every response needs them."""
-        for one in self._functions:
+        for one in self.functions:
             if one.always_asked:
                 one.tasks.warm()
 
@@ -92,35 +89,35 @@ class VerifierPool:
         if no worker can be started.
         """
         question = Question(response, gold, prompt, *more, **given)
-        return self._sum([one.judge(question) for one in self._functions])
+        return self._sum([one.judge(question) for one in self.functions])
 
     def judge_answer(self, answer: str | None, gold: str) -> Verdict:
         """Like ``judge``, for what ``answers.answer_of`` found. Only for math alone."""
-        (math_alone,) = self._functions
+        (math_alone,) = self.functions
         return math_alone.finished(math_alone.prepared_answer(answer, gold))
 
     async def judge_many(self, questions: Iterable[Question | tuple[str, str]]) -> list[Verdict]:
         """Verdicts on all questions, in their order, without blocking the event loop on a worker."""
         asked = [Question(*question) for question in questions]
-        found = await asyncio.gather(*(one.judge_many(asked) for one in self._functions))
+        found = await asyncio.gather(*(one.judge_many(asked) for one in self.functions))
         return [self._sum(verdicts) for verdicts in zip(*found, strict=True)]
 
     def close(self) -> None:
         """Finish what is being judged and end all processes. Idempotent."""
-        for one in self._functions:
+        for one in self.functions:
             one.tasks.close()
 
     def _sum(self, verdicts: Sequence[Verdict]) -> Verdict:
         """Right or wrong by the first function; unknown where one of them is."""
-        terms = [one.term for one in self._functions]
+        terms = [one.term for one in self.functions]
         if len(terms) == 1 and terms[0].weight == 1:
             return verdicts[0]
         attempts = max(verdict.attempts for verdict in verdicts)
         for term, verdict in zip(terms, verdicts, strict=True):
             if verdict.outcome is Outcome.UNKNOWN:
-                return structs.replace(verdict, reason=f"{term.function}: {verdict.reason}", attempts=attempts)
+                return replace(verdict, reason=f"{term.function}: {verdict.reason}", attempts=attempts)
         score = math.fsum(term.weight * (verdict.reward or 0.0) for term, verdict in zip(terms, verdicts, strict=True))
-        return structs.replace(verdicts[0], score=score, attempts=attempts)
+        return replace(verdicts[0], score=score, attempts=attempts)
 
 
 class _Function:
@@ -173,7 +170,7 @@ class _Function:
             return self._batch(tasks, result)
         alone = await asyncio.gather(*(asyncio.wrap_future(self.tasks.submit([[task]])) for task in tasks))
         singles = [self._batch([task], one) for task, (one,) in zip(tasks, alone, strict=True)]
-        return [structs.replace(verdict, attempts=2) for (verdict,) in singles]
+        return [replace(verdict, attempts=2) for (verdict,) in singles]
 
     def _batch(self, tasks: Sequence[Task], result: Result) -> list[Verdict]:
         parts = [Judgement(*part) for part in result.ruling.parts] or [result.ruling] * len(tasks)

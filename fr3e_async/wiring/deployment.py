@@ -32,14 +32,14 @@ _ASK_S = 5.0  # for the head to say what is free
 
 
 class Folders(Protocol):
-    """Where actors leave their files."""
+    """The folders that actors write logs and dumps to."""
 
     logs: Path
     dumps: Path
 
 
 class Ends(Protocol):
-    """An actor, or a group of them."""
+    """An actor, or a group of actors, that can be ended."""
 
     async def close(self) -> None: ...
 
@@ -63,11 +63,21 @@ class Deployment:
 
     engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
-    def __init__(self, config: Config, model: PolicyFiles, run_dir: Folders, *, clock: Clock, note: Note = unheard) -> None:
-        """``note``: told what a person should see of the actors."""
+    def __init__(
+        self,
+        config: Config,
+        model: PolicyFiles,
+        run_dir: Folders,
+        *,
+        clock: Clock,
+        note: Note = unheard,
+        starter: Starter | None = None,
+    ) -> None:
+        """``note`` receives what a person should see of the actors; ``starter`` starts them, on Ray unless a test gives another."""
         self._note, self._up = note, dict[str, tuple[int, int]]()  # by role: actors up, actors that the start waits for
         self._config, self._clock, self._draining = config, clock, DrainingNodes()
-        self._starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
+        on_ray = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
+        self._starter = starter or on_ray
         self._advice = Advice(config)
         self.workers: Workers
 
@@ -140,7 +150,7 @@ class Deployment:
         self._one_up("learner")
 
     def publisher(self) -> Publisher:
-        """A new one for the learner as it is now."""
+        """Make a publisher for the current learner, which sends by itself if its transfer is collective."""
         learner = self.workers.learner
         return Publisher(
             ack_timeout_s=self._config.weights.ack_timeout_s,
