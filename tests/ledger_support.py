@@ -1,13 +1,10 @@
-"""A world in which every rollout's fate follows from its id, and a player that runs a ledger in it in any order.
-
-What a rollout is worth must not depend on when or how often it arrives; the player mixes up everything that may be mixed up.
-"""
+"""Configurations, events and answers for tests of the machine, and a world in which every rollout's fate follows from its id."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -15,35 +12,54 @@ from builders import small_config
 from oracle import State, Tree
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.config import RewardConfig
+from fr3e_async.config import Config, RewardConfig
 from fr3e_async.files.jsonl import to_json
-from fr3e_async.machine.events import Admitted, Delivered, Event, Judged, Lost, Published, Rescored, Trained
+from fr3e_async.machine.events import Admitted, Delivered, Judged, Lost
 from fr3e_async.machine.group import Group
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerState
-from fr3e_async.machine.messages import Branch, Command, Rescore, Retire, Sample, Score, Train
-from fr3e_async.types import Advantage, Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
+from fr3e_async.machine.messages import Branch, Command, Sample, Score
+from fr3e_async.types import Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
 
 PROMPT_TOKENS = 4  # of ``builders.prompt``
 TRUNK_MODES = ("first", "random", "all", "one_right_one_wrong")
 
 
-def make_ledger(
-    *, steps: int = 100, groups: int = 2, staleness: int = 1, attempts: int = 2, rejected: int = 10_000, budget: int = 0,
-    minibatches: int = 1, on_unknown: str = "drop", seed: int = 0, window: int = 0, state: LedgerState | None = None,
-    rewards: list[RewardConfig] | None = None, **algorithm: Any,
-) -> Ledger:  # fmt: skip
-    config = small_config(
+def control_config(
+    *, steps: int = 4, groups: int = 2, staleness: int = 1, window: int = 0, update: str = "in_flight", together: bool = False,
+    flexible: bool = False, elastic: bool = False, alike: bool = True, adaptive: bool = False, backoff: float = 0.0,
+    attempts: int = 3, rejected: int = 10**6, budget: int = 0, minibatches: int = 1, on_unknown: str = "drop", seed: int = 0,
+    **algorithm: Any,
+) -> Config:  # fmt: skip
+    """Two engines of each role with room for 4 rollouts (elastic: 1 to 4 of each); groups of 2 bases and one trunk."""
+    pool = {"count": 2, "rollouts_in_flight": 4} | ({"min": 1, "max": 4} if elastic else {})
+    shape = {"bases": 2, "anchors": 2, "branches": 3 if adaptive else 2, "adaptive_first": 2 if adaptive else 0}
+    return small_config(
         run={"steps": steps, "seed": seed},
         flow={
-            "groups_per_step": groups, "max_staleness": staleness, "max_attempts": attempts, "max_rejected_in_a_row": rejected,
-            "order": "window" if window else "admission", "window": window,
+            "groups_per_step": groups, "max_staleness": staleness, "max_attempts": attempts, "retry_backoff_s": backoff,
+            "order": "window" if window else "admission", "window": window, "max_rejected_in_a_row": rejected,
         },
-        algorithm={"bases": 2, "anchors": 2, "branches": 2, **algorithm},
+        algorithm={**shape, **algorithm},
         budget={"tokens_per_prompt": budget},
-        verifiers={"on_unknown": on_unknown},
         learner={"minibatches": minibatches},
+        generators=pool,
+        explorers=pool | ({} if alike else {"cpus": 2.0}),
+        verifiers={"workers": 1, "on_unknown": on_unknown} | ({"max": 2} if elastic else {}),
+        pools={
+            "flexible_roles": flexible, "least_in_flight": 1, "max_deaths_in_a_row": 500, "replace_backoff_s": 0.0,
+            "grow_after_s": 1.0, "shrink_after_s": 3.0, "drain_timeout_s": 5.0,
+        },
+        weights={"update": update, "transfer": "collective" if together else "object_store"},
     )  # fmt: skip
+
+
+def make_ledger(
+    *, steps: int = 100, attempts: int = 2, rejected: int = 10_000, state: LedgerState | None = None,
+    rewards: list[RewardConfig] | None = None, **fields: Any,
+) -> Ledger:  # fmt: skip
+    """``fields``: of ``control_config``."""
+    config = control_config(steps=steps, attempts=attempts, rejected=rejected, **fields)
     config = replace(config, rewards=rewards or config.rewards)
     return Ledger(config, make_strategy(config.algorithm), state=state)
 
@@ -200,125 +216,3 @@ class World:
         right = [b for b, r in enumerate(rewards) if r is not None and r >= 0.5]
         wrong = [b for b, r in enumerate(rewards) if r is not None and r < 0.5]
         return sorted(right[:1] + wrong[:1])
-
-
-@dataclass
-class Player:
-    """Plays a ledger to the end of its run, choosing at random what happens next."""
-
-    ledger: Ledger
-    world: World
-    rng: random.Random
-    attempts: int  # flow.max_attempts: what is not doomed fails less often than that
-    rescored: bool = False
-    faults: float = 0.0  # chance that a task is lost, a row aborted, an event repeated or late
-    open: list[Command] = field(default_factory=list)
-    late: list[Event] = field(default_factory=list)
-    fails: dict[Any, int] = field(default_factory=dict)
-    trunks: dict[str, set[int]] = field(default_factory=dict)  # that were asked for anchors
-    where: dict[tuple[int, int], RolloutId] = field(default_factory=dict)
-    trained: list[dict[RolloutId, tuple[Advantage, int, int]]] = field(default_factory=list)
-    batches: list[tuple[str, ...]] = field(default_factory=list)
-    retired: dict[str, Retire] = field(default_factory=dict)
-    admitted: int = 0
-    payload: int = 0
-
-    def play(self) -> Player:
-        for _ in range(4_000):  # a run takes some hundreds
-            if self.ledger.finished:
-                return self
-            self._turn()
-        raise AssertionError(f"the run does not end: {self.ledger.waiting()}, {len(self.open)} commands open")
-
-    def _turn(self) -> None:
-        if self.ledger.admissible() and (not self.open or self.rng.random() < 0.5):
-            self.admitted += 1
-            self._take(admit(self.ledger, f"p{self.admitted}"))
-        elif self.late and self.rng.random() < 0.3:
-            self._tell(self.late.pop(self.rng.randrange(len(self.late))))
-        elif self.open:
-            self._carry_out(self.open.pop(self.rng.randrange(len(self.open))))
-        else:
-            raise AssertionError(f"deadlock: {self.ledger.waiting()}")
-
-    def _tell(self, event: Event) -> None:
-        if self.rng.random() < self.faults and not isinstance(event, Trained):
-            self.late.append(event)  # it will be told again
-        self._take(self.ledger.handle(event))
-
-    def _take(self, commands: list[Command]) -> None:
-        for command in commands:
-            if isinstance(command, Retire):
-                assert command.group not in self.retired, "settled twice"
-                self.retired[command.group] = command
-            else:
-                self.open.append(command)
-
-    def _carry_out(self, command: Command) -> None:
-        match command:
-            case Sample() | Branch():
-                self._deliver(command)
-            case Rescore():
-                anchors = tuple(a for id in command.trunks for a in self._anchors(id))
-                self._tell(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))
-            case Score():
-                self._judge(command)
-            case Train():
-                items = {
-                    self.where[i.payload, i.row]: (i.advantage, i.load.minibatch, i.load.context + i.load.completion)
-                    for i in command.items
-                }
-                assert len(items) == len(command.items), "a rollout is trained twice"
-                self.trained.append(items)
-                self.batches.append(command.groups)
-                self._tell(Trained(version=command.version))
-                self._tell(Published(version=command.version))
-
-    def _anchors(self, id: RolloutId) -> tuple[Anchor, ...]:
-        return anchors_of(id, *self.world.places(id), count=self.world.anchors)
-
-    def _may_fail(self, key: Any) -> bool:
-        if self.fails.get(key, 0) + 1 >= self.attempts or self.rng.random() >= self.faults:
-            return False
-        self.fails[key] = self.fails.get(key, 0) + 1
-        return True
-
-    def _deliver(self, command: Sample | Branch) -> None:
-        group = command.ids[0].group
-        if isinstance(command, Sample) and command.trunk:
-            self.trunks.setdefault(group, set()).update(id.branch for id in command.ids)
-        dropped = {id for id in command.ids if self.world.doomed(id) or self._may_fail(id)}
-        if dropped == set(command.ids):  # nothing of it comes back
-            self._tell(Lost(task=command.task, group=group, ids=command.ids, reason="lost"))
-            self.late += [self._delivered(command, aborted={id for id in command.ids if self.world.doomed(id)})]
-        else:
-            self._tell(self._delivered(command, aborted=dropped))
-
-    def _delivered(self, command: Sample | Branch, *, aborted: set[RolloutId]) -> Delivered:
-        ids = list(command.ids)
-        self.rng.shuffle(ids)
-        self.payload += 1
-        self.where |= {(self.payload, row): id for row, id in enumerate(ids)}
-        anchors = None
-        if isinstance(command, Sample) and command.trunk and not self.rescored:
-            anchors = tuple(a for id in ids if id not in aborted for a in self._anchors(id))
-        notes = tuple(
-            note(
-                id, self.ledger.live, Finish.ABORT if id in aborted else Finish.STOP, self.world.length(id), self.world.context(id)
-            )
-            for id in ids
-        )  # fmt: skip
-        return Delivered(task=command.task, group=ids[0].group, payload=self.payload, notes=notes, anchors=anchors)
-
-    def _judge(self, command: Score) -> None:
-        group = command.ids[0].group
-        for row, id in zip(command.rows, command.ids, strict=True):
-            assert self.where[command.payload, row] == id, "a row was taken for another"
-        words = tuple(verdict(self.world.reward(id)) for id in command.ids)
-        judged = Judged(task=command.task, group=group, ids=command.ids, verdicts=words)
-        if self._may_fail(("score", command.payload)):
-            lost = Lost(task=command.task, group=group, ids=command.ids, reason="x", scoring=True, payload=command.payload)
-            self.late.append(judged)
-            self._tell(lost)
-        else:
-            self._tell(judged)

@@ -12,6 +12,7 @@ from typing import Any
 
 import virtual_time
 from builders import prompt, small_config
+from machine_laws import Laws
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
@@ -310,13 +311,17 @@ def audited(folder: Path, config: Config) -> LedgerReport:
 
 
 def replayed(folder: Path, config: Config) -> int:
-    """Drive a machine through every journal again: it must decide the same. How many events there were."""
+    """Drive a machine through every journal again: it must decide the same, and a run's first session break no law. Events."""
     count = 0
     for path in sorted((folder / "journal").glob("*.jsonl")):
         header, entries = read_journal(path)
         machine = Machine(config, make_strategy(config.algorithm), state=header.state)
-        machine.start()
+        laws = Laws(machine, config) if header.state is None else None
+        started = machine.start()
+        if laws is not None:
+            laws.obey(started)
+        handle = machine.handle if laws is None else laws.tell
         for entry in entries:
-            assert tuple(map(brief, machine.handle(entry.event))) == entry.commands, f"{path.name}: {entry.event}"
+            assert tuple(map(brief, handle(entry.event))) == entry.commands, f"{path.name}: {entry.event}"
             count += 1
     return count

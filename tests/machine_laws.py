@@ -8,54 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+from fr3e_async.algorithm.strategies import explorer_count
 from fr3e_async.config import Config
+from fr3e_async.machine import events, messages
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.events import (
-    Acked,
-    Answered,
-    Asked,
-    Begun,
-    Delivered,
-    Due,
-    Event,
-    Exported,
-    Judged,
-    Leaving,
-    Lost,
-    Refused,
-    Rescored,
-    Stopped,
-    Trained,
-    Unhired,
-    Utilization,
-    WorkerDown,
-    WorkerUp,
-)
 from fr3e_async.machine.machine import Machine
-from fr3e_async.machine.messages import (
-    Assign,
-    Branch,
-    Command,
-    Dismiss,
-    Hire,
-    Live,
-    Move,
-    Release,
-    Rescore,
-    Retire,
-    Sample,
-    Score,
-    Send,
-    SetPoolTarget,
-    Train,
-    Wait,
-    Withdraw,
-    Work,
-)
 from fr3e_async.machine.sizing import alike
-from fr3e_async.types import RolloutId
+from fr3e_async.types import Advantage, RolloutId
 
 ENGINES = (GENERATORS, EXPLORERS)
 
@@ -76,23 +38,35 @@ class Worker:
 class Given:
     """A task that a worker has."""
 
-    work: Work | None  # None: the worker is lent to an evaluation
+    work: messages.Work | None  # None: the worker is lent to an evaluation
     worker: Worker
     weight: int  # rollouts, or 1 for a call to a verifier
     oldest: int | None = None  # version of its oldest token; None: it has none yet
     newest: int = 0
 
 
+class Row(NamedTuple):
+    """What a rollout was trained with."""
+
+    advantage: Advantage
+    minibatch: int
+    tokens: int  # context included
+
+
 @dataclass
 class History:
-    """What became of a run's groups and rollouts; survives a kill as far as the checkpoint."""
+    """What became of a run's groups and rollouts. A kill takes it back to a checkpoint, but for the last four fields."""
 
-    retired: dict[str, Retire] = field(default_factory=dict)
-    trained: set[RolloutId] = field(default_factory=set)
+    retired: dict[str, messages.Retire] = field(default_factory=dict)
+    trained: dict[RolloutId, Row] = field(default_factory=dict)
     batches: list[tuple[str, ...]] = field(default_factory=list)
+    trunks: dict[str, set[int]] = field(default_factory=dict)  # bases by group, on which anchors were asked for
+    rows: dict[tuple[int, int], tuple[RolloutId, int]] = field(default_factory=dict)  # payload, row -> rollout, oldest version
+    seen: Counter[str] = field(default_factory=Counter)  # events, commands, and what tests want to have happened, by name
+    lags: Counter[int] = field(default_factory=Counter)  # trained rollouts by the age of their oldest token
 
     def copy(self) -> History:
-        return History(dict(self.retired), set(self.trained), list(self.batches))
+        return replace(self, retired=dict(self.retired), trained=dict(self.trained), batches=list(self.batches))
 
     @property
     def fates(self) -> dict[str, str]:
@@ -104,65 +78,65 @@ class Laws:
 
     def __init__(self, machine: Machine, config: Config, history: History | None = None) -> None:
         self.machine, self.config, self.history = machine, config, history or History()
-        self.rows: dict[tuple[int, int], tuple[RolloutId, int]] = {}  # payload and row -> rollout, its oldest token's version
-        self.seen: Counter[str] = Counter()  # events, commands, and what tests want to have happened, by name
-        self.lags: Counter[int] = Counter()  # trained rollouts by the age of their oldest token
+        self.rows, self.seen = self.history.rows, self.history.seen
         self.workers: dict[str, Worker] = {}
         self.given: dict[int, Given] = {}
         self.asked: dict[int, tuple[str, int]] = {}  # not placed yet: role and weight
         self.withdrawn: set[int] = set()
-        self.rescores: list[Rescore] = []
+        self.rescores: list[messages.Rescore] = []
         self.waits: list[str] = []
-        self.hires: dict[int, Hire] = {}  # by ticket
-        self.dismissed: dict[int, Hire] = {}  # that may be up by now all the same
-        self.train: Train | None = None
+        self.hires: dict[int, messages.Hire] = {}  # by ticket
+        self.dismissed: dict[int, messages.Hire] = {}  # that may be up by now all the same
+        self.train: messages.Train | None = None
         self.unexported: list[int] = []
         self.newest = self.live = machine.ledger.version  # that engines are to have; that all of them have
         self.began = self.stopped = False
         self._assigned: set[int] = set()
         self._last_ticket = 0
-        self._now: Event | None = None
+        self._now: events.Event | None = None
 
-    def tell(self, event: Event) -> list[Command]:
+    def tell(self, event: events.Event) -> list[messages.Command]:
         self._now = event
         self.seen[type(event).__name__] += 1
         self._happened(event)
         commands = self.machine.handle(event)
         self.obey(commands)
-        if isinstance(event, Trained):
+        if isinstance(event, events.Trained):
             assert all(self.history.retired[group].fate == "trained" for group in self.history.batches[-1])
         self.check()
         return commands
 
     # ---- what an event means for the books ----
 
-    def _happened(self, event: Event) -> None:
+    def _happened(self, event: events.Event) -> None:
         match event:
-            case Delivered():
+            case events.Delivered():
                 self.rows |= {(event.payload, row): (note.id, note.oldest_version) for row, note in enumerate(event.notes)}
                 self._ended(event.task)
-            case Judged() | Lost() | Answered():
+            case events.Judged() | events.Lost() | events.Answered():
                 self._ended(event.task)
-            case Asked():
+            case events.Asked():
                 self.asked[event.task] = event.role, event.weight
-            case Rescored():
+            case events.Rescored():
                 self.rescores = [one for one in self.rescores if (one.task, one.trunks) != (event.task, event.trunks)]
-            case Trained():
+            case events.Trained():
                 assert self.train is not None
-                self.history.trained |= {self.rows[item.payload, item.row][0] for item in self.train.items}
+                for item in self.train.items:
+                    row = Row(item.advantage, item.load.minibatch, item.load.context + item.load.completion)
+                    self.history.trained[self.rows[item.payload, item.row][0]] = row
                 self.history.batches.append(self.train.groups)
                 self.unexported.append(event.version)
                 self.train = None
-            case Exported():
+            case events.Exported():
                 self.newest = event.version
                 self.unexported = [version for version in self.unexported if version > event.version]
-            case Acked():
+            case events.Acked():
                 worker = self.workers[event.worker]
                 worker.serves, worker.coming, worker.loaded = event.version, None, False
                 worker.joining &= event.version < self.live
-            case Refused() | WorkerDown():
+            case events.Refused() | events.WorkerDown():
                 self.workers.pop(event.worker, None)
-            case WorkerUp():
+            case events.WorkerUp():
                 self.hires.pop(event.ticket, None), self.dismissed.pop(event.ticket, None)
                 engine = event.role in ENGINES
                 self.workers[event.worker] = Worker(
@@ -171,17 +145,17 @@ class Laws:
                     serves=event.version if engine else 0,
                     joining=engine and event.version < self.newest,
                 )
-            case Unhired():
+            case events.Unhired():
                 self.hires.pop(event.ticket, None)
-            case Leaving():
+            case events.Leaving():
                 self.seen["leaves twice"] += self.workers[event.worker].leaving
                 self.seen["leaves with weights on their way"] += self.workers[event.worker].coming is not None
                 self.workers[event.worker].leaving = True
-            case Due():
+            case events.Due():
                 self.waits.remove(event.key)
-            case Begun():
+            case events.Begun():
                 self.began = True
-            case Stopped():
+            case events.Stopped():
                 self.stopped = True
 
     def _ended(self, task: int) -> None:
@@ -190,47 +164,47 @@ class Laws:
 
     # ---- what must hold of each command ----
 
-    def obey(self, commands: Sequence[Command]) -> None:
+    def obey(self, commands: Sequence[messages.Command]) -> None:
         for command in commands:
             self.seen[type(command).__name__] += 1
             match command:
-                case Assign():
+                case messages.Assign():
                     self._assign(command)
-                case Withdraw():
+                case messages.Withdraw():
                     self._withdraw(command)
-                case Hire():
+                case messages.Hire():
                     assert command.ticket > self._last_ticket, "a ticket twice"
                     self._last_ticket = command.ticket
                     self.hires[command.ticket] = command
-                case Dismiss():
+                case messages.Dismiss():
                     hire = self.hires.pop(command.ticket)  # else it is up already
                     assert not [later for later in self.hires.values() if later.role == hire.role and later.ticket > hire.ticket]
                     self.dismissed[command.ticket] = hire
-                case Release():
+                case messages.Release():
                     self._release(command)
-                case Move():
+                case messages.Move():
                     self._move(command)
-                case SetPoolTarget():
-                    pool = getattr(self.config, command.role)
-                    assert pool.least <= command.actors <= pool.most
-                case Send():
+                case messages.SetPoolTarget():
+                    least, most = self.bounds(command.role)
+                    assert least <= command.actors <= most
+                case messages.Send():
                     self._send(command)
-                case Live():
+                case messages.Live():
                     assert command.version > self.live
                     self.live = command.version
-                case Wait():
+                case messages.Wait():
                     self._wait(command)
-                case Rescore():
+                case messages.Rescore():
                     self.rescores.append(command)
-                case Train():
+                case messages.Train():
                     self._train(command)
-                case Retire():
+                case messages.Retire():
                     assert command.group not in self.history.retired, "a group was settled twice"
                     self.history.retired[command.group] = command
                 case _:
                     raise AssertionError(f"nobody can carry out {command}")
 
-    def _assign(self, command: Assign) -> None:
+    def _assign(self, command: messages.Assign) -> None:
         worker = self.workers.get(command.worker)
         assert worker is not None, "work for the dead"
         assert not worker.leaving, "work for one that is to leave"
@@ -249,16 +223,18 @@ class Laws:
             if self.config.weights.update != "in_flight":
                 assert worker.coming is None
                 assert worker.serves == self.newest, "work for an engine that is to change its weights"
-        if isinstance(command.work, Branch):
+        if isinstance(command.work, messages.Branch):
             payload = {id for (key, _), (id, _) in self.rows.items() if key == command.work.trunk_payload}
             assert command.work.trunk in payload
             assert {id.node for id in command.work.ids} <= {anchor.node for anchor in command.work.anchors}
-        if isinstance(command.work, Score):
+        if isinstance(command.work, messages.Score):
             found = [self.rows[command.work.payload, row][0] for row in command.work.rows]
             assert found == list(command.work.ids), "a row was taken for another"
+        if isinstance(command.work, messages.Sample) and command.work.trunk:
+            self.history.trunks.setdefault(command.work.ids[0].group, set()).update(id.branch for id in command.work.ids)
         self.given[command.task] = Given(command.work, worker, weight)
 
-    def _withdraw(self, command: Withdraw) -> None:
+    def _withdraw(self, command: messages.Withdraw) -> None:
         """All that the worker has, and only for new weights or to leave."""
         assert set(command.tasks) == set(self.tasks_of(command.worker))
         leaving = self.workers[command.worker].leaving
@@ -266,17 +242,17 @@ class Laws:
         self.seen["withdrawn twice"] += set(command.tasks) <= self.withdrawn
         self.withdrawn |= set(command.tasks)
 
-    def _release(self, command: Release) -> None:
+    def _release(self, command: messages.Release) -> None:
         """One that was not lost has nothing left to do, and no weights on their way."""
         if command.lost:
             assert command.worker not in self.workers
             return
         worker = self.workers.pop(command.worker)
-        assert worker.leaving or isinstance(self._now, Utilization | Begun), "nobody asked it to leave"
+        assert worker.leaving or isinstance(self._now, events.Utilization | events.Begun), "nobody asked it to leave"
         assert not self.tasks_of(worker.name), "it still had work"
         assert worker.coming is None, "it was about to get weights"
 
-    def _move(self, command: Move) -> None:
+    def _move(self, command: messages.Move) -> None:
         """Between engines that are alike; not from a pool that has tasks waiting, nor below its least, nor one that leaves."""
         worker = self.workers[command.worker]
         assert {worker.role, command.role} == set(ENGINES)
@@ -284,18 +260,18 @@ class Laws:
         assert not worker.leaving
         assert not self.machine.dispatcher.queued(worker.role)
         donor, worker.role = worker.role, command.role
-        assert sum(w.role == donor and not w.leaving for w in self.workers.values()) >= getattr(self.config, donor).least
+        assert sum(w.role == donor and not w.leaving for w in self.workers.values()) >= self.bounds(donor)[0]
 
-    def _wait(self, command: Wait) -> None:
+    def _wait(self, command: messages.Wait) -> None:
         assert command.seconds > 0
         self.waits.append(command.key)
         if command.key.startswith("leave "):
             limit = self.config.pools.drain_timeout_s
-            notice = self._now.seconds if isinstance(self._now, Leaving) else 0.0
+            notice = self._now.seconds if isinstance(self._now, events.Leaving) else 0.0
             assert command.seconds == (min(limit, notice / 2) if notice else limit)
             self.workers[command.key.removeprefix("leave ")].leaving = True
 
-    def _send(self, command: Send) -> None:
+    def _send(self, command: messages.Send) -> None:
         assert command.version == self.newest, "not the newest weights"
         assert not command.alone or len(command.workers) == 1
         if self.config.weights.transfer == "collective" and not command.alone:
@@ -310,7 +286,7 @@ class Laws:
             worker.coming, worker.loaded, worker.alone = command.version, False, command.alone
             worker.joining |= command.alone
 
-    def _train(self, command: Train) -> None:
+    def _train(self, command: messages.Train) -> None:
         assert self.train is None
         assert not self.stopped, "a batch after the stop"
         version = command.version - 1
@@ -320,8 +296,8 @@ class Laws:
         rows = [self.rows[item.payload, item.row] for item in command.items]
         assert {id.group for id, _ in rows} == set(command.groups)
         assert len({id for id, _ in rows}) == len(rows), "a rollout twice in a batch"
-        assert not self.history.trained & {id for id, _ in rows}, "a rollout was trained twice"
-        self.lags.update(version - oldest for _, oldest in rows)
+        assert not self.history.trained.keys() & {id for id, _ in rows}, "a rollout was trained twice"
+        self.history.lags.update(version - oldest for _, oldest in rows)
         stale = [id for id, oldest in rows if version - oldest > self.config.flow.max_staleness]
         assert not stale, "tokens older than the bound"
         self.train = command
@@ -347,13 +323,13 @@ class Laws:
 
     def _check_pools(self) -> None:
         for role, its in self.machine.autoscaler.pools.items():
-            pool = getattr(self.config, role)
+            least, most = self.bounds(role)
             staying = sum(w.role == role and not w.leaving for w in self.workers.values())
             hired = sum(hire.role == role for hire in self.hires.values())
-            assert pool.least <= its.wanted <= pool.most
+            assert least <= its.wanted <= most
             assert staying == self.machine.dispatcher.staying(role), "one that leaves counts, or one that stays does not"
             assert staying + hired >= its.wanted, "a worker is missing, and nobody hires one"
-            if isinstance(self._now, Utilization | Begun):
+            if isinstance(self._now, events.Utilization | events.Begun):
                 assert staying + hired == its.wanted, "too many, and nobody leaves"
 
     def require_end(self) -> None:
@@ -372,6 +348,11 @@ class Laws:
         there = Counter(worker.role for worker in self.workers.values())
         assert there == {role: pool.wanted for role, pool in self.machine.autoscaler.pools.items()}
 
+    def bounds(self, role: str) -> tuple[int, int]:
+        """How many workers the pool may have; no explorers where the strategy does not branch."""
+        pool = getattr(self.config, role)
+        return (0, 0) if role == EXPLORERS and not explorer_count(self.config) else (pool.least, pool.most)
+
     def tasks_of(self, name: str) -> list[int]:
         return [task for task, given in self.given.items() if given.worker.name == name]
 
@@ -379,11 +360,11 @@ class Laws:
         return sum(given.weight for given in self.given.values() if given.worker is worker)
 
 
-def role_and_weight(work: Work) -> tuple[str, int]:
+def role_and_weight(work: messages.Work) -> tuple[str, int]:
     match work:
-        case Sample():
+        case messages.Sample():
             return GENERATORS, len(work.ids)
-        case Branch():
+        case messages.Branch():
             return EXPLORERS, len(work.ids)
-        case Score():
+        case messages.Score():
             return VERIFIERS, 1

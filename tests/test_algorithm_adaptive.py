@@ -219,7 +219,7 @@ class TestCredit:
         result = adaptive(tree([1, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0], [1, 1]))
         got = advantages_of(result)
         assert [got[0, 1, m] for m in range(6)] == approx([5 / 6] + [-1 / 6] * 5)
-        assert [(s.value.value, s.value.judged) for s in result.states.values()] == [(0.5, 4), (0.5, 2), (0.0, 2), (1.0, 2)]
+        assert [(s.value.value, s.value.scored) for s in result.states.values()] == [(0.5, 4), (0.5, 2), (0.0, 2), (1.0, 2)]
         assert [s.alpha for s in result.states.values()] == approx([1.0, 1.0, math.exp(0.5), math.exp(-1.0)])
         assert [s.dropped for s in result.states.values()] == ["", "", "all_wrong", "all_right"]
         assert len(got) == 4 + 6
@@ -236,7 +236,7 @@ class TestCredit:
 
     def test_a_lost_verdict_of_the_first_round_is_not_made_up_for_by_the_second(self):
         result = credit_of(tree([1, 0], [1, None, 0, 1, 1]), adaptive_first=3)
-        assert (result.states[1].value.value, result.states[1].value.judged) == (0.5, 2)
+        assert (result.states[1].value.value, result.states[1].value.scored) == (0.5, 2)
         got = advantages_of(result)
         assert {rollout: a for rollout, a in got.items() if len(rollout) > 1} == approx(
             {(0, 1, 0): 0.25, (0, 1, 2): -0.75, (0, 1, 3): 0.25, (0, 1, 4): 0.25}

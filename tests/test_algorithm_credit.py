@@ -25,7 +25,7 @@ from fr3e_async.types import AdvantageSpan, Anchor, Completion, Finish, RolloutB
 
 
 def state(right: float, judged: int) -> StateValue:
-    return StateValue(node=1, right=right, judged=judged)
+    return StateValue(node=1, reward_sum=right, scored=judged)
 
 
 # ---- values ----
@@ -61,7 +61,7 @@ def test_states_without_rewards_have_no_value():
 
 @pytest.mark.parametrize(("right", "judged"), [(0, 0), (3, 2), (-1, 2)])
 def test_impossible_values_are_refused(right, judged):
-    with pytest.raises(ValueError, match="judged"):
+    with pytest.raises(ValueError, match="scored"):
         state(right, judged)
 
 

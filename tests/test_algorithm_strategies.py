@@ -81,7 +81,7 @@ class TestFr3e:
 
     def test_include_trunk_counts_it_in_its_anchors_but_trains_it_once(self):
         result = credit_of(tree([1, 0], [0, 0]), include_trunk=True)
-        assert result.states[1].value.judged == 3
+        assert result.states[1].value.scored == 3
         assert result.states[1].value.value == approx(1 / 3)
         got = advantages_of(result)
         assert got.keys() == {(0,), (1,), (0, 1, 0), (0, 1, 1)}
@@ -95,7 +95,7 @@ class TestFr3e:
         assert (result.states[1].dropped, result.states[4].dropped) == ("", "all_right")
 
     def test_an_unjudged_trunk_is_no_member(self):
-        assert credit_of(tree([None, 1, 0], [1, 0]), include_trunk=True).states[1].value.judged == 2
+        assert credit_of(tree([None, 1, 0], [1, 0]), include_trunk=True).states[1].value.scored == 2
 
     def test_bases_may_give_the_value_only(self):
         result = credit_of(tree([1, 0, 0, 0], [1, 0]), train_bases=False)

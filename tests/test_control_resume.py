@@ -31,7 +31,9 @@ from ledger_support import (
     make_ledger,
     through_json,
 )
-from machine_support import Cluster, first, random_cluster
+from machine_mishaps import first
+from machine_plays import random_cluster
+from machine_support import Cluster
 
 from fr3e_async.machine.events import Published, Rescored, Trained
 from fr3e_async.machine.ledger import Ledger
@@ -48,14 +50,14 @@ def play_with_kills(cluster: Cluster, rng: random.Random, *, kills: int, after_b
         if chance < 0.015:
             cluster.kill(first if rng.random() < 0.8 else rng.randrange)
             done += 1
-            cluster.seen_kinds["killed in training"] += cluster.train is not None
-            cluster.seen_kinds["killed halfway"] += cluster.machine.ledger.version > 0
+            cluster.history.seen["killed in training"] += cluster.laws.train is not None
+            cluster.history.seen["killed halfway"] += cluster.machine.ledger.version > 0
         elif chance < 0.08:
             cluster.act(rng.choice(cluster.BAD), rng.randrange)
         else:
             name = next(n for n in rng.sample(cluster.GOOD, len(cluster.GOOD)) if cluster.act(n, rng.randrange))
-            often = 0.2 if cluster.train else 0.05
-            if name == "trained_batch" if after_batches else rng.random() < often:
+            often = 0.2 if cluster.laws.train else 0.05
+            if name == "train" if after_batches else rng.random() < often:
                 cluster.checkpoint()
     cluster.to_the_end()
     return done
@@ -68,15 +70,15 @@ def require_same_end(seed: int, *, kills: int = 12, **fixed: Any) -> Counter[str
     whole.to_the_end()
     killed = random_cluster(random.Random(seed), **shape, **fixed)
     done = play_with_kills(killed, rng, kills=kills, after_batches=seed % 2 == 0)
-    assert killed.fates == whole.fates
-    assert killed.trained == whole.trained
-    batched = [group for batch in killed.batches for group in batch]
-    assert sorted(batched) == sorted(group for group, fate in whole.fates.items() if fate == "trained")
+    assert killed.history.fates == whole.history.fates
+    assert killed.history.trained.keys() == whole.history.trained.keys()
+    batched = [group for batch in killed.history.batches for group in batch]
+    assert sorted(batched) == sorted(group for group, fate in whole.history.fates.items() if fate == "trained")
     if not killed.config.flow.window:
-        assert killed.batches == whole.batches
+        assert killed.history.batches == whole.history.batches
     assert whole.lives == 1
     assert killed.lives == done + 1
-    return killed.seen_kinds + Counter(kills=done)
+    return killed.history.seen + Counter(kills=done)
 
 
 @pytest.mark.parametrize("window", [0, 2])
@@ -103,13 +105,11 @@ def test_a_run_that_is_killed_at_every_event_ends_the_same():
     assert len(cuts) > 40
     for cut in cuts:
         again = random_cluster(random.Random(1), **fixed)
-        again.rows = dict(whole.rows)
-        again.payload = whole.payload
         again.checkpoints = [cut]
         again.kill()
         again.to_the_end()
-        assert again.fates == whole.fates
-        assert again.batches == whole.batches
+        assert again.history.fates == whole.history.fates
+        assert again.history.batches == whole.history.batches
 
 
 # ---- what a group owes after a restart ----

@@ -13,7 +13,7 @@ from builders import small_config
 
 from fr3e_async.clock import steady
 from fr3e_async.errors import LearnerLost, RunFailed
-from fr3e_async.wiring import PolicyFiles, advice
+from fr3e_async.wiring import PolicyFiles, room
 from fr3e_async.wiring.deployment import Deployment
 
 Asked = list[tuple[dict[str, float], dict[str, str]]]
@@ -41,7 +41,7 @@ class Actor:
 
 
 class Starts:
-    """In the starter's place."""
+    """Stands in for ``Starter``: records what is started, and fails for one role."""
 
     def __init__(self, fails: str = "") -> None:
         self.fails = fails
@@ -70,16 +70,14 @@ class Starts:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """What the autoscaler was asked for, each time."""
     found: list[Asked] = []
-    monkeypatch.setattr(advice, "request", found.append)
+    monkeypatch.setattr(room, "request", found.append)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
     return found
 
 
-def deployment(starts: Starts) -> Deployment:
+def deployment(starts: Any) -> Deployment:
     folders: Any = SimpleNamespace(logs=Path("logs"), dumps=Path("dumps"))
-    made = Deployment(CONFIG, PolicyFiles(path="folder", end_token_ids=(1,)), folders, clock=steady)
-    made._starter = starts  # type: ignore[assignment]
-    return made
+    return Deployment(CONFIG, PolicyFiles(path="folder", end_token_ids=(1,)), folders, clock=steady, starter=starts)
 
 
 def test_all_that_is_wanted_is_asked_for_while_the_least_comes_up(asked: list[Asked]) -> None:

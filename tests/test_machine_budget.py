@@ -10,7 +10,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_support import Player, World, admit, delivered, drive, make_ledger, through_json
+from ledger_support import World, admit, control_config, delivered, drive, make_ledger
+from machine_plays import any_order
+from machine_support import Cluster
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.strategies import GroupPlan
@@ -239,13 +241,13 @@ def test_old_lengths_are_forgotten():
 
 @pytest.mark.parametrize("strategy", ["fr3e", "rloo"])
 def test_a_ledgers_groups_cost_the_budget_and_it_goes_on_after_a_restart(strategy):
-    state, costs, admitted = None, [], 0
+    since = None
     for part in range(3):
-        ledger = make_ledger(steps=40 * (part + 1), state=state, strategy=strategy, bases=3, budget=250, attempts=3)
-        world, rng = World(seed=7), random.Random(part)
-        player = Player(ledger=ledger, world=world, rng=rng, attempts=3, faults=0.1, admitted=admitted).play()
-        admitted = player.admitted
-        costs += [retired.tokens.generated for retired in player.retired.values()]
-        state = through_json(ledger.state())
+        config = control_config(steps=40 * (part + 1), strategy=strategy, bases=3, budget=250)
+        cluster = Cluster(config, world=World(seed=7), since=since)
+        any_order(cluster, random.Random(part), faults=0.1, bad=("lose", "repeat", "come_late"))
+        cluster.checkpoint()
+        since = cluster.checkpoints[-1]
+    costs = [retired.tokens.generated for retired in cluster.history.retired.values()]
     assert len(costs) > 200
     assert sum(costs) / len(costs) == pytest.approx(250, rel=0.02)

@@ -1,6 +1,6 @@
 """The control machine in a cluster where anything may happen in any order: its laws, its ends, and hand-made stories.
 
-The laws stand in ``machine_support.Cluster``, which checks every command against books of its own. Here it is played.
+``machine_laws.Laws`` checks every command; ``machine_support.Cluster`` chooses what happens next.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from ledger_support import delivered, judged, lost
-from machine_support import ENGINES, MODES, Cluster, control_config, first, play, random_cluster, script
+from ledger_support import control_config, delivered, judged, lost
+from machine_laws import ENGINES
+from machine_mishaps import first, script
+from machine_plays import MODES, play, random_cluster
+from machine_support import Cluster
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.errors import RunFailed
@@ -147,7 +150,7 @@ def plays(count: int, *, bad: tuple[str, ...] = Cluster.BAD, often=(0.05, 0.2, 0
 @pytest.mark.parametrize(("update", "together", "flexible"), list(product(MODES, (False, True), (False, True))))
 def test_whatever_happens_the_run_ends_once_everything_succeeds(update, together, flexible):
     clusters = plays(16, update=update, together=together, flexible=flexible)
-    seen = sum((c.seen_kinds for c in clusters), Counter())
+    seen = sum((c.history.seen for c in clusters), Counter())
     assert min(seen[kind] for kind in ("Refused", "WorkerDown", "Pressure", "Asked", "Lost", "Live", "Retire")) > 0
     assert (
         min(
@@ -173,8 +176,8 @@ def test_the_bound_is_reached_and_never_passed(staleness, window):
     """Teeth: tokens really get as old as they may."""
     lags, mixed = Counter[int](), 0
     for cluster in plays(25, staleness=staleness, window=window, groups=2, steps=5, update="in_flight"):
-        lags += cluster.lags
-        mixed += cluster.seen_kinds["mixed versions"]
+        lags += cluster.history.lags
+        mixed += cluster.history.seen["mixed versions"]
     assert mixed > 0 or not staleness
     assert max(lags) == staleness
     assert set(lags) == set(range(staleness + 1))
@@ -186,7 +189,7 @@ def test_workers_may_be_told_to_leave_in_every_state(update, together):
     clusters = plays(
         24, bad=("leave",), often=(0.02, 0.05, 0.1), update=update, together=together, elastic=not together, alike=True
     )
-    seen = sum((c.seen_kinds for c in clusters), Counter())
+    seen = sum((c.history.seen for c in clusters), Counter())
     assert min(seen[kind] for kind in ("leaves twice", "leaves with weights on their way", "withdrawn to leave")) > 0
     assert update == "in_flight" or min(seen[kind] for kind in ("leaves while it is paused", "withdrawn for weights")) > 0
     assert update != "abort_retry" or seen["withdrawn twice"] > 0

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_support import PROMPT_TOKENS, TRUNK_MODES, Player, World, make_ledger
+from ledger_support import PROMPT_TOKENS, TRUNK_MODES, World, control_config
+from machine_plays import any_order
+from machine_support import Cluster
 from oracle import Tree, Worth, fr3e, rloo, vineppo
 
 from fr3e_async.machine.messages import Retire
@@ -24,14 +26,16 @@ ATTEMPTS = 4
 STEPS = 2
 
 
-def play(world: World, order: int, *, faults: float, rescored=False, on_unknown="drop", seed=0, **algorithm) -> Player:
-    ledger = make_ledger(
-        steps=STEPS, groups=3, attempts=ATTEMPTS, minibatches=2, on_unknown=on_unknown, seed=seed,
-        bases=world.bases, anchors=world.anchors, branches=world.branches, **algorithm,
+MISHAPS = ("lose", "repeat", "come_late")
+
+
+def play(world: World, order: int, *, faults: float, rescored=False, **settings) -> Cluster:
+    """A run in any order to its end. ``faults``: part of the actions in which a task is lost, or an event comes late or again."""
+    config = control_config(
+        steps=STEPS, groups=3, attempts=ATTEMPTS, minibatches=2, bases=world.bases, anchors=world.anchors, branches=world.branches,
+        **settings,
     )  # fmt: skip
-    return Player(
-        ledger=ledger, world=world, rng=random.Random(order), attempts=ATTEMPTS, rescored=rescored, faults=faults
-    ).play()
+    return any_order(Cluster(config, world=world, rescored=rescored), random.Random(order), faults=faults, bad=MISHAPS)
 
 
 worlds = st.builds(World, seed=st.integers(0, 10**6), doom=st.sampled_from([0.0, 0.05, 0.3]), bases=st.integers(2, 4))
@@ -49,29 +53,29 @@ def test_two_orders_train_the_same(world, one, other, trunk, rescored, on_unknow
         switches = {}
     common = {"strategy": strategy, "trunk": trunk, "rescored": rescored, "on_unknown": on_unknown, **switches}
     first, second = play(world, one, faults=0.0, **common), play(world, other, faults=0.25, **common)
-    assert first.batches == second.batches
-    assert first.trained == second.trained
-    for group in first.retired.keys() & second.retired.keys():
-        assert first.retired[group].row() == second.retired[group].row()
+    assert first.history.batches == second.history.batches
+    assert first.history.trained == second.history.trained
+    for group in first.history.retired.keys() & second.history.retired.keys():
+        assert first.history.retired[group].row() == second.history.retired[group].row()
 
 
-def trunks_of(player: Player, group: str, trunk: str, *, zero: bool) -> list[int]:
+def trunks_of(cluster: Cluster, group: str, trunk: str, *, zero: bool) -> list[int]:
     if trunk == "one_right_one_wrong":
-        return player.world.picked_by_reward(group, unknown_is_zero=zero)
-    return sorted(player.trunks.get(group, ()))
+        return cluster.world.picked_by_reward(group, unknown_is_zero=zero)
+    return sorted(cluster.history.trunks.get(group, ()))
 
 
-def expected(player: Player, group: str, trunk: str, *, strategy: str, zero: bool) -> tuple[Tree, Worth]:
-    grown = [] if strategy == "rloo" else trunks_of(player, group, trunk, zero=zero)
-    tree = player.world.tree(group, grown, unknown_is_zero=zero)
+def expected(cluster: Cluster, group: str, trunk: str, *, strategy: str, zero: bool) -> tuple[Tree, Worth]:
+    grown = [] if strategy == "rloo" else trunks_of(cluster, group, trunk, zero=zero)
+    tree = cluster.world.tree(group, grown, unknown_is_zero=zero)
     return tree, {"fr3e": fr3e, "vineppo": vineppo, "rloo": rloo}[strategy](tree)
 
 
-def require_rows(player: Player, group: str, worth: Worth) -> None:
+def require_rows(cluster: Cluster, group: str, worth: Worth) -> None:
     """The rows of a trained group: ids, advantages and lengths."""
-    items = {id: item for batch in player.trained for id, item in batch.items() if id.group == group}
+    items = {id: row for id, row in cluster.history.trained.items() if id.group == group}
     got = {
-        (id.branch,) if id.node == 0 else (*divmod_node(id, player.world.anchors), id.branch): item for id, item in items.items()
+        (id.branch,) if id.node == 0 else (*divmod_node(id, cluster.world.anchors), id.branch): item for id, item in items.items()
     }
     assert got.keys() == worth.advantages.keys()
     for rollout, steps in worth.advantages.items():
@@ -79,7 +83,7 @@ def require_rows(player: Player, group: str, worth: Worth) -> None:
         assert [s.start for s in advantage] == [start for start, _ in steps]
         assert [s.value for s in advantage] == pytest.approx([value for _, value in steps], abs=1e-9)
     for id, (_, _, length) in items.items():
-        assert length == player.world.context(id) + player.world.length(id)
+        assert length == cluster.world.context(id) + cluster.world.length(id)
 
 
 def divmod_node(id: RolloutId, count: int) -> tuple[int, int]:
@@ -90,17 +94,17 @@ def divmod_node(id: RolloutId, count: int) -> tuple[int, int]:
 @settings(max_examples=60, deadline=None)
 @given(worlds, orders, st.sampled_from(TRUNK_MODES), st.booleans(), st.booleans(), st.sampled_from(["fr3e", "vineppo", "rloo"]))
 def test_every_group_ends_as_the_oracle_says(world, order, trunk, rescored, zero, strategy):
-    player = play(
+    cluster = play(
         world, order, faults=0.25, rescored=rescored, on_unknown="zero" if zero else "drop", strategy=strategy, trunk=trunk
     )
-    for group, retired in player.retired.items():
-        tree, worth = expected(player, group, trunk, strategy=strategy, zero=zero)
+    for group, retired in cluster.history.retired.items():
+        tree, worth = expected(cluster, group, trunk, strategy=strategy, zero=zero)
         if worth.reason:
-            drawn = [id for id in all_rollouts(player.world, group, tree) if not world.doomed(id)]
+            drawn = [id for id in all_rollouts(cluster.world, group, tree) if not world.doomed(id)]
             assert retired.fate == (f"rejected_{worth.reason}" if drawn else "failed_given_up")
         else:
             assert retired.fate == "trained"
-            require_rows(player, group, worth)
+            require_rows(cluster, group, worth)
         require_books(world, group, tree, retired)
         require_states(world, worth, retired)
 
@@ -143,13 +147,13 @@ def test_the_worlds_have_something_to_get_wrong(trunk, rescored):
     """Teeth: among these plays are retries, late results, rejections, given-up rollouts, and several states in a group."""
     fates, retries, duplicates, given_up, states = set(), 0, 0, 0, 0
     for seed in range(8):
-        player = play(World(seed=seed, doom=0.1), seed, faults=0.3, trunk=trunk, rescored=rescored, strategy="fr3e")
-        fates |= {retired.fate for retired in player.retired.values()}
-        retries += player.ledger.retries
-        duplicates += player.ledger.duplicates
-        given_up += player.ledger.given_up
-        states = max(states, *(len(retired.states) for retired in player.retired.values()))
-        assert sum(player.ledger.fates.values()) == len(player.retired)
+        cluster = play(World(seed=seed, doom=0.1), seed, faults=0.3, trunk=trunk, rescored=rescored, strategy="fr3e")
+        fates |= {retired.fate for retired in cluster.history.retired.values()}
+        retries += cluster.ledger.retries
+        duplicates += cluster.ledger.duplicates
+        given_up += cluster.ledger.given_up
+        states = max(states, *(len(retired.states) for retired in cluster.history.retired.values()))
+        assert sum(cluster.ledger.fates.values()) == len(cluster.history.retired)
     assert {"trained", "rejected_all_right", "rejected_all_wrong"} <= fates
     assert min(retries, duplicates, given_up) > 10
     assert states >= (5 if trunk in ("all", "one_right_one_wrong") else 3)
@@ -158,9 +162,9 @@ def test_the_worlds_have_something_to_get_wrong(trunk, rescored):
 @settings(max_examples=40, deadline=None)
 @given(worlds, orders, st.sampled_from(TRUNK_MODES), st.booleans())
 def test_token_counts_of_a_group_add_up(world, order, trunk, rescored):
-    player = play(world, order, faults=0.25, rescored=rescored, strategy="vineppo", trunk=trunk)
-    for group, retired in player.retired.items():
-        items = {id: item for batch in player.trained for id, item in batch.items() if id.group == group}
+    cluster = play(world, order, faults=0.25, rescored=rescored, strategy="vineppo", trunk=trunk)
+    for group, retired in cluster.history.retired.items():
+        items = {id: row for id, row in cluster.history.trained.items() if id.group == group}
         assert retired.tokens.trained == sum(world.length(id) for id in items)
         useful = 0
         for id, (advantage, _, length) in items.items():
@@ -174,8 +178,8 @@ def test_token_counts_of_a_group_add_up(world, order, trunk, rescored):
 def test_the_random_trunk_is_chosen_before_any_reward_and_evenly():
     chosen: list[int] = []
     for seed in range(60):
-        player = play(World(seed=1, bases=4), 0, faults=0.0, trunk="random", strategy="fr3e", seed=seed)
-        for branches in player.trunks.values():
+        cluster = play(World(seed=1, bases=4), 0, faults=0.0, trunk="random", strategy="fr3e", seed=seed)
+        for branches in cluster.history.trunks.values():
             assert len(branches) == 1
             chosen += branches
     counts = [chosen.count(b) for b in range(4)]
@@ -271,9 +275,7 @@ def test_with_a_window_the_same_groups_are_trained_with_the_same_credit(world, o
     """In other batches, perhaps; so their minibatches may differ."""
     fields = {"strategy": "fr3e", "trunk": trunk, "staleness": 2}
     one, other = play(world, order, faults=0.0, **fields), play(world, order, faults=0.25, window=window, **fields)
-    rows = [
-        {id: (advantage, load) for batch in player.trained for id, (advantage, _, load) in batch.items()}
-        for player in (one, other)
-    ]
+    rows = [{id: (row.advantage, row.tokens) for id, row in cluster.history.trained.items()} for cluster in (one, other)]
     assert rows[0] == rows[1]
-    assert {name: its.row() for name, its in one.retired.items()} == {name: its.row() for name, its in other.retired.items()}
+    rows = [{name: its.row() for name, its in cluster.history.retired.items()} for cluster in (one, other)]
+    assert rows[0] == rows[1]

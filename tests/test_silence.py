@@ -15,7 +15,7 @@ from fr3e_async.testing.fakes import FakeVerifier
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify.pool import last_words
 from fr3e_async.verify.responses import UNREADABLE
-from fr3e_async.wiring.roll_call import Wanted, roll_call
+from fr3e_async.wiring.room import Wanted, roll_call
 
 RIGHT = Verdict(outcome=Outcome.RIGHT)
 NOTHING = Verdict(outcome=Outcome.UNKNOWN, reason="reward said unknown")

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine_laws import Laws
 from simulate_support import FixedWorkload, model, system
 
 from fr3e_async.algorithm.batching import RowCost
+from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed
 from fr3e_async.machine.events import Delivered, Exported, Judged, Lost
+from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign
 from fr3e_async.simulate.service import LearnerTimes, batch_tokens
 from fr3e_async.simulate.stats import SimulationReport
@@ -158,6 +161,10 @@ def test_laws(mode: dict[str, Any], failing: bool, seed: int, staleness: int) ->
     assert len(given_out) == len(ended) + len(world.jobs)
     assert [e.version for _, e, _ in log.entries if isinstance(e, Exported)] == [1, 2, 3, 4]
     assert [t for t, _, _ in log.entries] == sorted(t for t, _, _ in log.entries)
+    machine = Machine(world.config, make_strategy(config.algorithm))
+    laws = Laws(machine, world.config)
+    laws.obey(machine.start())
+    assert [laws.tell(event) for _, event, _ in log.entries] == [commands for _, _, commands in log.entries]
     if failing:
         assert report.lost_tasks > 0 or all(t < 40 for t, _, _ in log.entries)
 

@@ -22,7 +22,7 @@ def eligible_places(
     special: NDArray[np.bool_],  # [L] True at special and end tokens
     answer_end: int | None,  # first token after the complete answer
 ) -> NDArray[np.bool_]:
-    """[L] True where a token of a completion may become an anchor.
+    """Mark the tokens of a completion of L tokens that may become anchors: [L] bool.
 
     Not the first token (that state is the prompt itself), no special or end token, none after the answer is complete,
     and at least one token of budget left: ``position < max_response``.
@@ -47,7 +47,10 @@ class AnchorRule:
         return self.name == "entropy"
 
     def places(self, pieces: Sequence[str]) -> NDArray[np.bool_]:
-        """[L] True where the rule may put an anchor, by the texts of a completion's tokens: "newline" only where a line begins."""
+        """Mark where the rule allows an anchor, [L] bool, by its tokens' texts: "newline" only where a line begins.
+
+        Example: "newline" marks the third of the pieces "a", " b\\n", "c".
+        """
         if self.name != "newline":
             return np.ones(len(pieces), dtype=np.bool_)
         return np.asarray([False, *("\n" in piece for piece in pieces[:-1])][: len(pieces)], dtype=np.bool_)
@@ -67,10 +70,11 @@ def select_anchors(
     eligible: NDArray[np.bool_],
     seed: Sequence[int],
 ) -> tuple[Anchor, ...]:
-    """At most K anchors, sorted by position; fewer where fewer places are eligible, none if there is none.
+    """Choose at most K anchors of a trunk (paper, section 3.1: the top-K entropy positions), sorted by position.
 
-    Ranked by the rule's score, highest first, ties to the earlier position; a position closer than ``min_gap`` to one
-    already taken is passed over.
+    Eligible positions are ranked by the rule's score, highest first, ties to the earlier one; a position closer than
+    ``min_gap`` to one already taken is passed over. Fewer eligible positions give fewer anchors.
+    Example: K = 2, min_gap = 2 and entropies [0, 3, 2, 0, 1] choose positions 1 and 4, for 2 is too close to 1.
 
     Args:
         trunk: branch index of the base that ``completion`` is.
@@ -96,7 +100,10 @@ def select_anchors(
 
 
 def anchors_of_row(rule: AnchorRule, completion: Completion, batch: RolloutBatch, row: int, *, seed: int) -> tuple[Anchor, ...]:
-    """The anchors of a trunk that lies in a batch. ``seed``: of the run; the same trunk gets the same anchors anywhere."""
+    """``select_anchors`` of a trunk that is row ``row`` of a batch; none if it was aborted.
+
+    ``seed``: of the run; the same trunk gets the same anchors in every process.
+    """
     if completion.finish is Finish.ABORT:
         return ()
     assert batch.eligible is not None, "not a batch of trunks"
@@ -108,7 +115,7 @@ def anchors_of_row(rule: AnchorRule, completion: Completion, batch: RolloutBatch
 
 
 def with_entropies(completion: Completion, entropies: NDArray[np.float32]) -> Completion:
-    """The completion with exact entropies from elsewhere (engine.entropy: learner)."""
+    """Replace a completion's entropies by exact ones, [L] nats, from elsewhere (engine.entropy=learner)."""
     return replace(completion, entropies=entropies, entropy_errors=np.zeros_like(entropies))
 
 

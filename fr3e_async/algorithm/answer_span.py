@@ -26,7 +26,7 @@ class Thoughts(NamedTuple):
     opened: bool = False  # the response begins inside one
 
     def after(self, prompt: str) -> Thoughts:
-        """Of a response to a prompt with this end, as the templates of reasoning models write it."""
+        """The same marks for a response to this prompt: ``opened`` if the prompt ends with ``begin``, as some templates do."""
         return self._replace(opened=bool(self.begin) and prompt.rstrip().endswith(self.begin))
 
 
@@ -40,7 +40,7 @@ class Box(NamedTuple):
 
 
 def thoughts_by(marks: Sequence[str]) -> Thoughts:
-    """Of the setting ``data.thoughts``: two texts, or none."""
+    """Read the setting ``data.thoughts``: two texts, or none."""
     begin, end = marks or ("", "")
     return Thoughts(begin, end)
 
@@ -69,7 +69,7 @@ def stop_end(text: str, stops: Sequence[str]) -> int | None:
 
 
 def spoken(text: str, thoughts: Thoughts = THINK) -> tuple[int, int]:
-    """(start, end) of what is said aloud: after the last ``</think>``, before a ``<think>`` that is still open."""
+    """(start, end) of what counts in a response: after the last ``</think>``, before a ``<think>`` that is still open."""
     if not thoughts.begin:
         return 0, len(text)
     thought = text.rfind(thoughts.end)

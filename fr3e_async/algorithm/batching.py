@@ -16,12 +16,15 @@ from fr3e_async.types import Advantage, RolloutBatch, TrainSample
 
 
 def minibatch_of(group_index: int, *, groups: int, minibatches: int) -> int:
-    """Which of the equal parts of a batch the group at ``group_index`` (admission order) belongs to."""
+    """Number of the minibatch, 0 to ``minibatches`` - 1, that a group belongs to, by its index in admission order.
+
+    Example: of 4 groups in 2 minibatches, 0 and 1 are in the first, 2 and 3 in the second.
+    """
     return group_index * minibatches // groups
 
 
 def balanced_shards(lengths: Sequence[int], shards: int) -> list[list[int]]:
-    """Indices of the items of each shard: longest first to the least loaded shard (LPT), ties to the lower shard."""
+    """Deal items out to shards, longest first to the least loaded one (LPT), ties to the lower: indices by shard, ascending."""
     loads = [0] * shards
     parts: list[list[int]] = [[] for _ in range(shards)]
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -41,7 +44,7 @@ class RowCost(NamedTuple):
 
 
 def tree_tokens(rows: Sequence[RowCost]) -> int:
-    """About the tokens that the rows of one group are computed with: every completion, and the longest context once."""
+    """Estimate the tokens that the rows of one group are computed with: every completion, and the longest context once."""
     return max(row.context for row in rows) + sum(row.completion for row in rows)
 
 
@@ -49,7 +52,7 @@ UNEVEN = 1.1  # a rank may have so much more than the mean before a group is tor
 
 
 def shard_trees(rows: Sequence[RowCost], shards: int) -> list[list[int]]:
-    """Indices of the rows of each shard, balanced within every minibatch, since ranks meet at each optimiser step.
+    """Deal rows out to shards (ranks), balanced within every minibatch, since ranks meet at each step: indices by shard.
 
     Groups stay whole, for what they share is computed once on one rank, unless that leaves a rank with more than
     ``UNEVEN`` times the mean: then the largest group of the fullest rank is halved, again and again, if this helps.
@@ -92,9 +95,12 @@ def _balanced_units(units: list[list[int]], rows: Sequence[RowCost], shards: int
 
 
 def advantages_of(advantage: Advantage, length: int) -> NDArray[np.float32]:
-    """[length] each token's advantage. Raises ``ValueError`` if a stretch begins beyond the completion."""
+    """Spread an advantage over a completion's tokens, [length] float32. Raises ``ValueError`` if a span begins beyond its end.
+
+    Example: ((0, 0.5), (3, -1.0)) over 5 tokens is [0.5, 0.5, 0.5, -1, -1].
+    """
     if advantage[-1].start >= length:
-        raise ValueError(f"a stretch begins at token {advantage[-1].start} of {length}")
+        raise ValueError(f"a span begins at token {advantage[-1].start} of {length}")
     ends = [*(stretch.start for stretch in advantage[1:]), length]
     return np.repeat(
         np.asarray([stretch.value for stretch in advantage], dtype=np.float32),
@@ -103,7 +109,7 @@ def advantages_of(advantage: Advantage, length: int) -> NDArray[np.float32]:
 
 
 def train_sample(batch: RolloutBatch, row: int, *, advantage: Advantage, minibatch: int) -> TrainSample:
-    """Row ``row`` with everything the loss needs. Copies: arrays from the object store are read-only."""
+    """Make the training sample of a rollout that is row ``row`` of a batch. Copies, for stored arrays are read-only."""
     context, completion = batch.context(row), batch.completion(row)
     return TrainSample(
         tokens=np.concatenate([context, completion.tokens]),
@@ -124,5 +130,5 @@ FIRST_AGES = (0, 1, 2, 4, 8)  # the youngest age of each bucket; widths double, 
 
 
 def age_bucket(ages: Any) -> Any:
-    """Index into ``AGE_BUCKETS`` of an age, or of each age in an integer array or tensor (same shape, int64)."""
+    """Index into ``AGE_BUCKETS`` of an age, or of each one in an integer array or tensor (int64 of its shape): 3 gives 2."""
     return sum((ages >= first for first in FIRST_AGES[1:]), start=0 * ages)

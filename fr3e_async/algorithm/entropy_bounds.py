@@ -22,14 +22,15 @@ FEW = 32  # further roundings in one log-prob: exp, log, subtractions, adding up
 
 
 def rounding(vocabulary: int) -> float:
-    """Nats that a float32 log-prob may be off. The sum of V terms dominates: tiny terms added to a large sum are lost."""
+    """Bound the error of a float32 log-prob, nats. The sum of V terms dominates it: tiny terms added to a large sum are lost."""
     return (vocabulary / LANES + FEW) * UNIT
 
 
 def entropy_interval(top: NDArray[np.floating], *, vocabulary: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """([L] lowest, [L] highest) entropy in nats, of [L, k] log-probs of the k likeliest tokens in any order; -inf allowed.
+    """Bound entropies by the likeliest tokens: ([L] lowest, [L] highest) float64, nats.
 
-    1 <= k <= vocabulary. Ties among the likeliest and tokens of probability 0 are no special case.
+    ``top``: [L, k] log-probs of the k likeliest tokens in any order, nats, -inf allowed; 1 <= k <= ``vocabulary``.
+    Raises ``ValueError`` for another k. Ties and tokens of probability 0 are no special case.
     """
     count = top.shape[1]
     if not 1 <= count <= vocabulary:
@@ -48,7 +49,7 @@ def entropy_interval(top: NDArray[np.floating], *, vocabulary: int) -> tuple[NDA
 
 
 def midpoint(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(centre, half-width) as float32, rounded so that centre ± half-width still covers [low, high]."""
+    """Turn intervals into ([L] centre, [L] half-width) float32, rounded so that centre ± half-width still covers [low, high]."""
     centre = ((low + high) / 2).astype(np.float32)
     exact = np.maximum(high - centre, centre - low)
     half = exact.astype(np.float32)

@@ -14,11 +14,14 @@ from fr3e_async.types import RolloutId
 Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 
 
-def wilson(right: float, total: float, *, z: float = Z_95) -> tuple[float, float]:
-    """Wilson score interval of a proportion; (0, 1) without samples. Fractions are allowed (effective sample sizes)."""
+def wilson(successes: float, total: float, *, z: float = Z_95) -> tuple[float, float]:
+    """(lower, upper) end of the Wilson score interval of p = successes / total; (0, 1) for a total of 0.
+
+    (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n), n = total, which may be a fraction (effective sample size).
+    """
     if total <= 0:
         return 0.0, 1.0
-    p, shrink = right / total, 1 + z * z / total
+    p, shrink = successes / total, 1 + z * z / total
     centre = (p + z * z / (2 * total)) / shrink
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / shrink
     return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))  # rounding must not push p outside
@@ -26,49 +29,51 @@ def wilson(right: float, total: float, *, z: float = Z_95) -> tuple[float, float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateValue:
-    """What is known of one state: how many of its continuations were judged, and the sum of their rewards.
+    """V of one state S_j, from the n of its continuations that were scored.
 
-    V and its interval take it for granted that their number was fixed beforehand; ``fixed_draws`` picks such ones.
+    V and its interval take it for granted that n was fixed beforehand; ``fixed_draws`` picks such continuations.
+    Example: ``StateValue(node=2, reward_sum=3.0, scored=4)`` has V = 0.75, with (0.30, 0.95) as its interval.
     """
 
     node: int
-    right: float  # Σ r, each in [0, 1]
-    judged: int
+    reward_sum: float  # Σ r, each in [0, 1]
+    scored: int  # n
 
     def __post_init__(self) -> None:
-        if self.judged <= 0 or not 0 <= self.right <= self.judged:
-            raise ValueError(f"state {self.node}: {self.right} right of {self.judged} judged")
+        if self.scored <= 0 or not 0 <= self.reward_sum <= self.scored:
+            raise ValueError(f"state {self.node}: rewards of {self.reward_sum} in all, of {self.scored} scored continuations")
 
     @property
     def value(self) -> float:
-        """V(S) = mean reward, in [0, 1]."""
-        return self.right / self.judged
+        """V(S_j) = Σ r / n, in [0, 1] (paper, section 3.2)."""
+        return self.reward_sum / self.scored
 
     @property
     def variance(self) -> float:
-        """Variance of V's estimate under a binomial model, V(1 - V) / n: for graded rewards an upper bound."""
-        return self.value * (1 - self.value) / self.judged
+        """V(1 - V) / n: the variance of V as an estimate, for rewards of 0 and 1; an upper bound for graded ones."""
+        return self.value * (1 - self.value) / self.scored
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of V; for graded rewards wider than it need be."""
-        return wilson(self.right, self.judged)
+        """Wilson's 95 % interval of V; wider than it need be for graded rewards."""
+        return wilson(self.reward_sum, self.scored)
 
 
 def state_values(rewards_by_node: Mapping[int, Sequence[float]]) -> dict[int, StateValue]:
-    """V of every node that has at least one judged continuation; a node without any has no value (not 0)."""
+    """V by node, from its scored rewards in [0, 1]. A node without any is left out: it has no value, which is not 0."""
     return {
-        node: StateValue(node=node, right=math.fsum(rewards), judged=len(rewards))
+        node: StateValue(node=node, reward_sum=math.fsum(rewards), scored=len(rewards))
         for node, rewards in sorted(rewards_by_node.items())
         if rewards
     }
 
 
 def alpha(here: StateValue | None, before: StateValue | None, *, shrink: bool) -> float:
-    """exp(-(V(S_j) - V(S_j-1))) between a state and its *true* parent; 1 where one of them has no value.
+    """alpha_j = exp(-(V(S_j) - V(S_j-1))), in [1/e, e]: the factor of the advantages of state S_j (paper, section 3.2).
 
-    With ``shrink`` the difference is pulled towards 0 by its standard error (soft threshold), against the noise of
-    small M: with no true difference and V = 0.5, alpha's standard deviation is 0.38 at M = 4.
+    ``here``: S_j; ``before``: its *true* parent S_j-1. 1 where one of them has no value. With ``shrink`` the difference is
+    pulled towards 0 by its standard error (soft threshold), against the noise of small M: with no true difference and V = 0.5,
+    alpha's standard deviation is 0.38 at M = 4. Example: V(S_j) = 0.75 after V(S_j-1) = 0.5 gives exp(-0.25) = 0.78.
     """
     if here is None or before is None:
         return 1.0
@@ -86,15 +91,18 @@ def alpha(here: StateValue | None, before: StateValue | None, *, shrink: bool) -
 
 
 def second_round(rewards: Mapping[int, Sequence[float | None]], *, first: int, branches: int) -> dict[int, int]:
-    """Further continuations by node, for the undecided states of one trunk; nodes that get none are left out.
+    """Deal out further continuations, by node, to the undecided states of one trunk; nodes that get none are left out.
 
-    ``rewards``: by anchor node the outcomes of branches 0 to ``first`` - 1, every anchor of the trunk being a key; None, or
-    left out: unknown or given up. The budget, anchors · (``branches`` - ``first``), is dealt equally, what remains one each
-    to the lowest nodes. No state gets more than ``branches``, so at most ``first`` + ``branches`` in all; what that leaves over, and
-    everything where no state is undecided, is not spent. A state with fewer than two judged rewards counts as decided:
-    nothing shows that it has spread, and what could not be judged once may well not be judged the next time either.
+    The budget, anchors · (``branches`` - ``first``), is dealt equally, what remains one each to the lowest nodes. No state gets
+    more than ``branches``, so at most ``first`` + ``branches`` in all; what that leaves over, and everything where no state is
+    undecided, is not spent. A state with fewer than two scored rewards counts as decided: nothing shows that it has spread, and
+    what could not be judged once may well not be judged the next time either. The order of the rewards has no effect.
 
-    The result depends on the rewards of this trunk's first rounds only, not on their order.
+    Args:
+        rewards: for each anchor node of the trunk the rewards of its branches 0 to ``first`` - 1; None, or left out: not scored.
+
+    Example: first = 2, branches = 4 and rewards {1: [1, 0], 2: [1, 1], 3: [0, 1]} give {1: 3, 3: 3}: the six continuations of
+    three anchors go to the two that are undecided.
     """
     if not 2 <= first < branches:
         raise ValueError(f"first must be in [2, branches - 1], got first={first}, branches={branches}")
@@ -110,15 +118,16 @@ def second_round(rewards: Mapping[int, Sequence[float | None]], *, first: int, b
 
 
 def decided(outcomes: Sequence[float | None]) -> bool:
-    """True unless two of the judged rewards differ."""
+    """Whether a state's scored rewards are all equal, or fewer than two (None: not scored)."""
     return len({reward for reward in outcomes if reward is not None}) < 2
 
 
 def fixed_draws(judged: Mapping[RolloutId, float], *, first: int) -> list[float]:
-    """Rewards of a state's samples whose number was fixed beforehand: its first round, and bases. ``first`` = 0: all of them.
+    """Select the rewards of those of a state's samples whose number was fixed beforehand: its first round, and bases.
 
-    V is the mean of these alone, so its expectation is the true one. The mean of all samples is biased away from 1/2: a
-    first round of equal rewards stands as it is, a mixed one is averaged with fresh draws. Of binary rewards with
-    P(1) = p = 1 - q, F draws and m more if they differ, its bias is m / (F + m) · p·q·(p^(F-1) - q^(F-1)).
+    ``first``: ``algorithm.adaptive_first``; 0 selects all. V is the mean of these alone, so its expectation is the true one.
+    The mean of all samples is biased away from 1/2: a first round of equal rewards stands as it is, a mixed one is averaged
+    with fresh draws. Of binary rewards with P(1) = p = 1 - q, F draws and m more if they differ, its bias is m / (F + m) ·
+    p·q·(p^(F-1) - q^(F-1)).
     """
     return [reward for id, reward in judged.items() if not first or id.node == 0 or id.branch < first]

@@ -24,10 +24,7 @@ class Config:
     resume: Literal["never", "auto"] = knob(
         "never", "auto: resume from run.dir's newest whole checkpoint; never: run.dir must be new"
     )
-    reward: str = knob(
-        "math",
-        "what scores a response: 'math' (docs/verifier.md) or package.module:function (docs/rewards.md), in a limited process",
-    )
+    reward: str = knob("math", "what scores a response: 'math' (docs/verifier.md), or package.module:function (docs/rewards.md)")
     rewards: list[RewardConfig] = knob(
         [], "functions in place of reward; weighted numbers are added, the first one decides what is correct"
     )
@@ -141,26 +138,7 @@ class Config:
 
 
 __all__ = [
-    "AlgorithmConfig",
-    "BudgetConfig",
-    "Config",
-    "DataConfig",
-    "EngineConfig",
-    "EnginePoolConfig",
-    "EvaluationConfig",
-    "FlowConfig",
-    "LearnerConfig",
-    "LossConfig",
-    "ModelConfig",
-    "ObserveConfig",
-    "PoolsConfig",
-    "RayConfig",
-    "RewardConfig",
-    "RunConfig",
-    "SamplingConfig",
-    "SourceConfig",
-    "ToyConfig",
-    "VerifierPoolConfig",
-    "WatchdogConfig",
-    "WeightsConfig",
-]
+    "AlgorithmConfig", "BudgetConfig", "Config", "DataConfig", "EngineConfig", "EnginePoolConfig", "EvaluationConfig", "FlowConfig",
+    "LearnerConfig", "LossConfig", "ModelConfig", "ObserveConfig", "PoolsConfig", "RayConfig", "RewardConfig", "RunConfig",
+    "SamplingConfig", "SourceConfig", "ToyConfig", "VerifierPoolConfig", "WatchdogConfig", "WeightsConfig",
+]  # fmt: skip

@@ -24,8 +24,7 @@ class EngineConfig:
     clear_cache_on_update: bool = knob(True, "after new weights, recompute the cache of running requests with them")
     entropy: Literal["engine", "topk", "learner"] = knob(
         "engine",
-        "where token entropies come from; engine: exact, from the sampler; topk: bounds from the likeliest tokens; "
-        "learner: exact, re-scored with the learner's weights before a trunk is branched",
+        "token entropies; engine: exact, by the sampler; topk: bounds by the likeliest tokens; learner: exact, re-scored by it",
     )
     entropy_top_k: PositiveInt = knob(20, "likeliest tokens that give the bounds (engine.entropy=topk)", "tokens")
     start_timeout_s: PositiveFloat = knob(600.0, "time for an engine to load its model")

@@ -6,11 +6,10 @@ Which values a setting may have is DeepSpeed's own business.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fr3e_async.config.knobs import require
+from fr3e_async.config.knobs import did_you_mean, require
 
 ALLOWED = (
     "optimizer", "scheduler", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
@@ -18,11 +17,17 @@ ALLOWED = (
     "bf16", "data_types", "torch_autocast", "aio", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown",
     "timers", "steps_per_print", "dump_state", "disable_python_gc", "log_level", "tensorboard", "wandb", "csv_monitor", "comet",
 )  # fmt: skip
+CHECKPOINTS = "the learner's own checkpoints load at any number of ranks and any stage"
+RANKS = "ranks are data-parallel; use learner.ranks and learner.zero_stage"
+ROLLOUTS = "samples come from the rollouts"
+QUANTISED = "quantised weights are not trained here"
 BATCHES = "micro-batches are as ragged as the samples, so the system counts them; set learner.micro_batch_tokens"
 REFUSED = {
-    "train_batch_size": BATCHES,
-    "train_micro_batch_size_per_gpu": BATCHES,
-    "gradient_accumulation_steps": BATCHES,
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), BATCHES),
+    **dict.fromkeys(("checkpoint", "nebula", "datastates_ckpt"), CHECKPOINTS),
+    **dict.fromkeys(("tensor_parallel", "expert_parallel", "sequence_parallel_size"), RANKS),
+    **dict.fromkeys(("data_efficiency", "curriculum_learning"), ROLLOUTS),
+    **dict.fromkeys(("weight_quantization", "compression_training", "quantize_training"), QUANTISED),
     "managed_gradient_accumulation": "DeepSpeed would take every micro-batch for a step; the system says when one ends",
     "gradient_allreduce_op": "the loss counts on the mean over ranks",
     "fp16": "loss scaling is not supported; set learner.dtype=bfloat16",
@@ -30,20 +35,9 @@ REFUSED = {
     "activation_checkpointing": "these do not reach a Hugging Face model; set learner.activation_checkpointing=true",
     "pipeline": "the policy is not a pipeline of stages",
     "compile": "DeepCompile does not work with ragged accumulation",
-    "checkpoint": "the learner's own checkpoints load at any number of ranks and any stage",
-    "nebula": "the learner's own checkpoints load at any number of ranks and any stage",
-    "datastates_ckpt": "the learner's own checkpoints load at any number of ranks and any stage",
-    "tensor_parallel": "ranks are data-parallel; use learner.ranks and learner.zero_stage",
-    "expert_parallel": "ranks are data-parallel; use learner.ranks and learner.zero_stage",
-    "sequence_parallel_size": "ranks are data-parallel; use learner.ranks and learner.zero_stage",
     "hybrid_engine": "vLLM engines generate",
-    "data_efficiency": "samples come from the rollouts",
-    "curriculum_learning": "samples come from the rollouts",
     "elasticity": "a run is resumed with another learner.ranks",
     "autotuning": "a run is no search for settings",
-    "weight_quantization": "quantised weights are not trained here",
-    "compression_training": "quantised weights are not trained here",
-    "quantize_training": "quantised weights are not trained here",
 }
 
 
@@ -53,12 +47,8 @@ def check_ds_config(
     """Raise ``ConfigError`` in one line naming the first key that must not be there, and what to set instead."""
     for key in settings:
         require(key not in REFUSED, f"learner.ds_config.{key} must not be set: {REFUSED.get(key)}")
-        close = difflib.get_close_matches(str(key), ALLOWED, n=1)
-        require(
-            key in ALLOWED,
-            f"learner.ds_config.{key} is none of DeepSpeed's settings that work here"
-            + (f" (did you mean {close[0]}?)" if close else ""),
-        )
+        hint = did_you_mean(str(key), ALLOWED)
+        require(key in ALLOWED, f"learner.ds_config.{key} is none of DeepSpeed's settings that work here{hint}")
     for key in ("zero_optimization", "bf16", "gradient_clipping"):
         require(key not in settings or settings[key] is not None, f"learner.ds_config.{key} must not be null")
     for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):

@@ -1,4 +1,4 @@
-"""Settings that do nothing beside the others: a person who gave one believes in an effect that it does not have.
+"""Settings that have no effect beside the others. A person who gives one believes in an effect, so it is refused.
 
 Only what was given is refused (``loader`` knows); a default, or a shipped file that others are laid over, may be idle. What a
 strategy reads of ``algorithm`` is said where strategies are (``algorithm.strategies.unread``).
@@ -14,34 +14,24 @@ from fr3e_async.config.reward import MATH
 
 # Values that ask for nothing: said beside a setting that switches them off, they are true all the same.
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
-    "algorithm.anchors": (0,),
-    "algorithm.adaptive_first": (0,),
-    "algorithm.anchor_rule": ("auto",),
-    "algorithm.include_trunk": (False,),
-    "algorithm.alpha": (False,),
-    "algorithm.alpha_shrink": (False,),
+    **dict.fromkeys(("algorithm.anchors", "algorithm.adaptive_first", "evaluation.problems"), (0,)),
+    **dict.fromkeys(("evaluation.every", "evaluation.every_tokens"), (0,)),
+    **dict.fromkeys(("algorithm.include_trunk", "algorithm.alpha", "algorithm.alpha_shrink"), (False,)),
+    **dict.fromkeys(("evaluation.before", "verifiers.exact_integers"), (False,)),
+    **dict.fromkeys(("algorithm.anchor_rule", "learner.tree_attention"), ("auto",)),
+    **dict.fromkeys(("data.train_sources", "data.heldout_sources"), ([],)),
     "algorithm.std_normalise": ("auto", "false"),
     "loss.importance": ("off",),
     "loss.mean_length": (0,),
     "loss.dual_clip": (0.0,),
-    "learner.tree_attention": ("auto",),
-    "data.train_sources": ([],),
-    "data.heldout_sources": ([],),
-    "evaluation.problems": (0,),
-    "evaluation.every": (0,),
-    "evaluation.every_tokens": (0,),
-    "evaluation.before": (False,),
     "evaluation.paths": ({},),
-    "verifiers.exact_integers": (False,),
 }
 
 
 def idle_settings(config: Config) -> Iterator[tuple[str, str]]:
     """(setting, why it does nothing), whatever its value is. A name that ends in a dot is a whole section."""
     for idle, why, paths in _rules(config):
-        if idle:
-            for path in paths:
-                yield path, why
+        yield from ((path, why) for path in paths if idle)
 
 
 def _rules(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:

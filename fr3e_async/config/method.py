@@ -39,9 +39,7 @@ class AlgorithmConfig:
     anchors: NonNegativeInt = knob(3, "K: most anchors of a trunk (branching strategies)")
     branches: int = knob(4, "M: continuations of each anchor (branching strategies)")
     adaptive_first: int = knob(
-        0,
-        "continuations that each anchor gets first; the rest goes to anchors whose rewards differ (fr3e); 0: all at once",
-        "rollouts",
+        0, "continuations that each anchor gets first; anchors whose rewards differ get the rest (fr3e); 0: all", "rollouts"
     )
     anchor_rule: Literal["auto", "entropy", "surprisal", "random", "uniform", "newline"] = knob(
         "auto", "what picks the anchors; auto: the strategy's own rule, entropy for fr3e and newline for vineppo"
@@ -85,9 +83,7 @@ class BudgetConfig:
         0, "the run ends when settled groups have cost this many generated tokens; 0: no limit", "tokens"
     )
     tokens_per_prompt: NonNegativeInt = knob(
-        0,
-        "generated tokens of a prompt on average: sets branches (or bases) so that strategies compare; 0: as configured",
-        "tokens",
+        0, "mean generated tokens of a prompt; group sizes follow, so that strategies compare; 0: as configured", "tokens"
     )
 
 
@@ -109,8 +105,7 @@ class LossConfig:
     dual_clip: float = knob(0.0, "c of dual clip, for negative advantages; 0: off")
     prox: Literal["recompute", "behaviour"] = knob("recompute", "proximal policy: recomputed, or the sampler's own log-probs")
     importance: Literal["truncate", "mask", "off"] = knob(
-        "truncate",
-        "weight exp(log prox - log behaviour): cut at the cap, zeroed outside of [importance_floor, importance_cap], or 1",
+        "truncate", "weight exp(log prox - log behaviour): cut at importance_cap, or zeroed outside of the floor and cap, or 1"
     )
     importance_cap: Annotated[float, Field(ge=1)] = knob(2.0, "c_is: largest importance weight")
     importance_floor: PartOr0 = knob(0.0, "smallest importance weight of importance=mask; above 0: IcePop")
@@ -151,8 +146,7 @@ class FlowConfig:
     groups_per_step: PositiveInt = knob(32, "prompt groups in one training batch", "groups")
     max_staleness: NonNegativeInt = knob(1, "most weight versions that a trained token may be old; 0: synchronous", "versions")
     order: Literal["admission", "window"] = knob(
-        "admission",
-        "a batch is the oldest groups; window: ready ones of the oldest groups_per_step + window, if the others keep max_staleness",
+        "admission", "a batch is the oldest groups; window: ready ones among them and flow.window more, within max_staleness"
     )
     window: NonNegativeInt = knob(0, "groups beyond a batch that may overtake older ones (flow.order=window)", "groups")
     lease_s: PositiveFloat = knob(120.0, "time an actor has for one task before another actor gets it")

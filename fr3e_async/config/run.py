@@ -14,9 +14,7 @@ from fr3e_async.config.secrets import refuse_keys
 class RunConfig:
     name: str = knob("fr3e", "name of the run; part of the default run directory")
     dir: str = knob(
-        "",
-        "run directory, on storage that all nodes share; empty: runs/<name>-<time>, or the newest such one with resume=auto",
-        "path",
+        "", "run directory, on storage of all nodes; empty: runs/<name>-<time>, the newest one with resume=auto", "path"
     )
     seed: NonNegativeInt = knob(0, "seed of prompt order, samplers, toy task and toy model")
     steps: PositiveInt = knob(100, "training steps, one batch each, counted over resumes", "steps")

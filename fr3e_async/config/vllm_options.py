@@ -6,11 +6,10 @@ log-probs and entropies mean something else; or it has a setting of its own, or 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from fr3e_async.config.knobs import require
+from fr3e_async.config.knobs import did_you_mean, require
 from fr3e_async.config.secrets import SECRET_NAME
 
 # Scheduling, memory and speed alone.
@@ -22,6 +21,7 @@ ALLOWED = (
     "distributed_executor_backend", "distributed_timeout_seconds", "compilation_config",
     "cudagraph_capture_sizes", "max_cudagraph_capture_size", "optimization_level", "performance_mode", "download_dir",
     "safetensors_load_strategy", "max_parallel_loading_workers", "shutdown_timeout", "enable_log_requests", "log_level",
+    "hf_overrides",  # of OVERRIDES alone
 )  # fmt: skip
 # What a learner and an export can follow: how positions are turned, and how many there are.
 OVERRIDES = ("max_position_embeddings", "rope_parameters")
@@ -35,13 +35,8 @@ ADAPTER = "the learner trains whole weights, and engines serve those alone"
 CONFIG = f"learner and export would not see it; engine.options.hf_overrides may set {' and '.join(OVERRIDES)}"
 COUNT = "engines are counted by generators.count and explorers.count, and cut by generators.gpus"
 REFUSED = {
-    **dict.fromkeys(
-        (
-            "logprobs_mode", "max_logprobs", "worker_extension_cls", "generation_config", "model", "revision",
-            "skip_tokenizer_init", "trust_remote_code", "load_format",
-        ),
-        SYSTEM,
-    ),
+    **dict.fromkeys(("logprobs_mode", "max_logprobs", "worker_extension_cls", "generation_config", "model", "revision"), SYSTEM),
+    **dict.fromkeys(("skip_tokenizer_init", "trust_remote_code", "load_format"), SYSTEM),
     **dict.fromkeys(("quantization", "quantization_config", "allow_deprecated_quantization"), PLAIN),
     **dict.fromkeys(("kv_cache_dtype", "kv_cache_dtype_skip_layers", "calculate_kv_scales"), CACHE),
     **dict.fromkeys(("speculative_config", "spec_method", "spec_model", "spec_tokens"), DRAFT),
@@ -70,11 +65,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         if SECRET_NAME.fullmatch(str(key)):
             continue  # refused by ``config.secrets``, which says where secrets belong
         require(key not in REFUSED, f"engine.options must not set {key}: {REFUSED.get(key)}")
-        close = difflib.get_close_matches(str(key), (*ALLOWED, "hf_overrides"), n=1)
+        hint = did_you_mean(str(key), ALLOWED) or "; fr3e_async/config/vllm_options.py lists them"
         require(
-            key in ALLOWED or key == "hf_overrides",
-            f"engine.options.{key} is none of the vLLM arguments that are known to leave the model as the learner has it"
-            + (f" (did you mean {close[0]}?)" if close else "; fr3e_async/config/vllm_options.py lists them"),
+            key in ALLOWED,
+            f"engine.options.{key} is none of the vLLM arguments that are known to leave the model as the learner has it{hint}",
         )
     _check_overrides(config_overrides(options))
 
@@ -94,10 +88,8 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
             f"{path} must not set {key}: learner and export follow {' and '.join(OVERRIDES)} only; "
             "for others change config.json in a copy of the model folder",
         )
-    positions, rope = (
-        overrides.get("max_position_embeddings", 1),
-        overrides.get("rope_parameters", {"rope_type": "", "rope_theta": 0}),
-    )
+    positions = overrides.get("max_position_embeddings", 1)
+    rope = overrides.get("rope_parameters", {"rope_type": "", "rope_theta": 0})
     require(type(positions) is int and positions > 0, f"{path}.max_position_embeddings must be a whole number, got {positions!r}")
     require(
         isinstance(rope, Mapping) and {"rope_type", "rope_theta"} <= rope.keys(),

@@ -142,13 +142,9 @@ class Protected:
 def _folded(text: str) -> str:
     """Without case, compatibility forms and invisible characters (soft hyphens, zero-width spaces, variation selectors)."""
     if not text.isascii():
-        text = "".join(character for character in text if not _is_unseen(character))
+        text = "".join(c for c in text if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_LOOKALIKES)
     return text.casefold()
-
-
-def _is_unseen(character: str) -> bool:
-    return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
 
 
 def _without_lone_braces(pieces: Iterable[str]) -> list[str]:

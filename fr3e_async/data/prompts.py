@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fr3e_async.config import Config, DataConfig
 from fr3e_async.config.data import SOURCES
-from fr3e_async.config.templates import PROBLEM, SYSTEM, Template, template_of
+from fr3e_async.config.templates import PROBLEM, SYSTEM, template_of
 from fr3e_async.data.row import REFUSE, BadRows, DataRow
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.data.screening import Note
@@ -130,14 +130,11 @@ def _message(problem: str, tokenizer: PreTrainedTokenizerBase, config: DataConfi
     template = template_of(config.template, chat=config.chat == "auto")
     system = config.system or template.system
     chat = template.chat and bool(tokenizer.chat_template)
-    user = _filled(template, problem, "" if chat else system) + ("\n" if template.chat and not chat else "")
+    text = template.text if template.chat else template.text.replace(SYSTEM, "" if chat else system)
+    user = text.replace(PROBLEM, problem)  # last, so that a problem with such a placeholder in it keeps it
+    if template.chat and not chat:
+        user += "\n"
     return user, "" if not chat and SYSTEM in template.text else system, chat
-
-
-def _filled(template: Template, problem: str, system: str) -> str:
-    """The template's text with both places filled. A problem that has such a place in it keeps it as it is."""
-    text = template.text if template.chat else template.text.replace(SYSTEM, system)
-    return text.replace(PROBLEM, problem)
 
 
 def _lost(problem: str, token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> str:

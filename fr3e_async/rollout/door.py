@@ -96,7 +96,9 @@ def compare(
         return Difference(draws=len(known), mean=math.inf, largest=math.inf, entropy=math.inf, cause=cause)
     errors = np.abs(_picked(learner, tokens) - logprobs)
     exact = batch.entropy_errors[starts] == 0
-    apart = np.abs(_entropies(learner) - batch.entropies[starts])[exact]
+    wide = learner.astype(np.float64)
+    entropies = -(np.exp(wide) * np.where(np.isfinite(wide), wide, 0.0)).sum(axis=-1)
+    apart = np.abs(entropies - batch.entropies[starts])[exact]
     mean, entropy = float(errors.mean()), float(apart.mean()) if exact.any() else 0.0
     cause = ""
     if not max(mean, entropy) <= bound:  # a NaN is beyond any bound
@@ -133,11 +135,6 @@ def _picked(logits: NDArray, tokens: NDArray) -> NDArray[np.float64]:
     top = wide.max(axis=-1)
     norm = top + np.log(np.exp(wide - top[:, None]).sum(axis=-1))
     return wide[np.arange(len(tokens)), tokens] - norm
-
-
-def _entropies(logprobs: NDArray) -> NDArray[np.float64]:
-    wide = logprobs.astype(np.float64)
-    return -(np.exp(wide) * np.where(np.isfinite(wide), wide, 0.0)).sum(axis=-1)
 
 
 def told(difference: Difference) -> str:

@@ -69,9 +69,14 @@ def prove(
     """
     loaded, missing = _written(model, trace, layers)
     if whole:
-        missing += [name for name, pieces in trace.pieces.items() if not _all_written(trace.slots[name], pieces)]
+        for name, pieces in trace.pieces.items():
+            if not covered([piece.region for piece in pieces], torch.Size(trace.slots[name].shape).numel()).all():
+                missing.append(name)
     if missing:
-        raise Unproven(f"{len(missing)} weights of the engine were not loaded, or not wholly: {_some(missing)}")
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise Unproven(
+            f"{len(missing)} weights of the engine were not loaded, or not wholly: {', '.join(sorted(missing)[:3])}{more}"
+        )
     if whole:
         _compare_remade(model, trace, remade)
     parts: set[str] = set()  # parameters of which not every element was compared
@@ -271,10 +276,6 @@ def _twins(model: nn.Module) -> dict[str, list[str]]:
     return {name: sorted(names, key=lambda other: other != name) for names in by_tensor.values() for name in names}
 
 
-def _all_written(slot: ParameterSlot, pieces: Sequence[WrittenPiece]) -> bool:
-    return bool(covered([piece.region for piece in pieces], torch.Size(slot.shape).numel()).all())
-
-
 def _proof(trace: LoadTrace, tensors: Mapping[str, Shape], parts: set[str]) -> Proof:
     taken: dict[str, list[Region]] = {}
     probed: set[str] = set()
@@ -302,19 +303,12 @@ def unproven(proofs: Sequence[Proof], tensors: Mapping[str, Shape]) -> list[str]
     found = []
     for name, shape in tensors.items():
         using = [proof for proof in proofs if name in proof.exact or name in proof.probed]
-        regions = [proof.taken.get(name) for proof in using]
-        if not using or not (None in regions or _tiled([r for part in regions if part for r in part], torch.Size(shape).numel())):
+        shards = [proof.taken.get(name) for proof in using]
+        whole = None in shards or covered({r for shard in shards for r in shard or ()}, torch.Size(shape).numel()).all()
+        if not using or not whole:
             found.append(name)
     return found
 
 
-def _tiled(regions: Sequence[Region], numel: int) -> bool:
-    return bool(covered(set(regions), numel).all())
-
-
 def _names(pieces: Sequence[WrittenPiece]) -> str:
     return ", ".join(dict.fromkeys(name for piece in pieces for name in piece.names)) or "a constant"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,7 +1,7 @@
-"""The engine as everybody else sees it: requests and completions as token ids, weights in, numbers out.
+"""The interface of every engine: requests and completions as token ids, weights in, counters out.
 
-Knows nothing of vLLM, Ray, groups or rewards. ``vllm_engine.VllmEngine`` is the real one, ``fake_engine.FakeEngine``
-stands in for it in control-plane tests.
+Knows nothing of vLLM, Ray, groups or rewards. ``vllm_engine.VllmEngine`` is the real one, ``testing.engine.FakeEngine``
+replaces it in control-plane tests.
 
 Example::
 
@@ -26,7 +26,7 @@ Fetch = Callable[[Any], Awaitable[WeightBucket]]  # a bucket behind the handle t
 
 
 async def in_hand(bucket: WeightBucket) -> WeightBucket:
-    """``Fetch`` for bundles that hold the buckets themselves."""
+    """Return the bucket itself: the ``Fetch`` for bundles that hold their buckets instead of handles."""
     return bucket
 
 
@@ -40,7 +40,10 @@ class WeightsRefused(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferMeeting:
-    """Where the learner and its engines meet to hand over weights without the object store."""
+    """Where the learner and its engines meet to transfer weights without the object store.
+
+    *Example*: ``TransferMeeting(backend="nccl", host="10.0.0.4", port=29511, world=5, timeout_s=120.0)``.
+    """
 
     backend: str  # "nccl" | "gloo"
     host: str
@@ -53,13 +56,15 @@ class TransferMeeting:
 class SampleRequest:
     """One continuation to draw. ``top_k`` 0 means off; ``temperature`` 0 means greedy.
 
+    *Example*: ``SampleRequest(request_id="gsm8k/17@0/0/3#41", context=ids, max_tokens=512, temperature=0.8, top_p=0.95)``.
+
     The completion's log-probs and entropies are those of the distribution that was sampled: after temperature, top-k and
-    top-p. For a greedy request, whose distribution is a point, they are those of the model's own distribution. What is
-    measured of the model's own distribution, at temperature 1 without filters, is in ``raw_*``, or None where it is the same.
+    top-p. For a greedy request, whose distribution is a point, they are those of the model's own distribution. The ``raw_*`` fields
+    are of the model's own distribution, at temperature 1 without filters, or None where it is the same.
     (With ``EngineSpec.entropy`` other than "engine" it is not measured at all.)
 
-    With a ``seed`` the draws depend on nothing but it: the same tokens whatever else the engine does, as far as its arithmetic
-    gives the same distributions. Needs ``EngineSpec.seeded``.
+    With a ``seed`` the draws depend on the seed alone: the same tokens whatever else the engine does, as far as its arithmetic gives
+    the same distributions. Needs ``EngineSpec.seeded``.
     """
 
     request_id: str
@@ -68,7 +73,7 @@ class SampleRequest:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    seed: int | None = None  # 0 to 2^63 - 1; None: the engine's own chance
+    seed: int | None = None  # 0 to 2^63 - 1; None: the engine's own random state
 
     def __post_init__(self) -> None:
         if self.seed is not None and not 0 <= self.seed < 1 << 63:
@@ -118,6 +123,9 @@ class EngineSpec:
 class EngineStats:
     """An engine's counters. Totals count from its start; ``busy`` covers the time since the previous call of ``stats``.
 
+    *Example*: ``EngineStats(version=7, running=24, tokens_generated=91_204, prompt_tokens=18_112, cached_prompt_tokens=15_904,
+    pause_s=0.8, at=60.0, busy=((50.0, 53.2), (53.3, 60.0)), kv_used=0.41)``.
+
     ``kv_used`` and ``waiting`` are as of the core's last step.
     """
 
@@ -138,19 +146,19 @@ class Engine(Protocol):
     """One inference engine. All methods may run concurrently on one event loop."""
 
     async def sample(self, request: SampleRequest) -> Completion:
-        """One completion. Cancelling the call aborts the request.
+        """Draw one completion. Cancelling the call aborts the request.
 
         Raises ``EngineDead`` if the engine is lost, ``ValueError`` for a request that the model cannot take.
         """
 
     async def generate(self, requests: Sequence[SampleRequest]) -> list[Completion]:
-        """All completions, in the order of the requests; they run together."""
+        """Draw all completions at once; return them in the order of the requests."""
 
     async def abort(self, request_id: str) -> None:
-        """End a request now: its ``sample`` returns what there is, with ``Finish.ABORT``. Unknown ids are ignored."""
+        """End a request now: its ``sample`` returns the tokens so far, with ``Finish.ABORT``. Unknown ids are ignored."""
 
     async def load_weights(self, bundle: WeightBundle, fetch: Fetch = in_hand) -> WeightAck:
-        """Serve the bundle from the next token on; requests in flight continue. Calls are done one after another.
+        """Load the bundle and serve it from the next token on; requests in flight continue. Calls run one after another.
 
         Buckets with nothing new for this engine are not fetched, and tensors that it holds already are not loaded.
 
@@ -158,10 +166,10 @@ class Engine(Protocol):
         """
 
     async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
-        """Be rank ``place`` of the group that hands over weights directly; leaves the one before. Needs ``EngineSpec.transfer``."""
+        """Leave the transfer group of before, and join this one as rank ``place``. Needs ``EngineSpec.transfer``."""
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
-        """``load_weights`` with the bytes coming from the group: requests stand still until they are all here.
+        """Load weights that the transfer group broadcasts; requests pause until all of them have arrived.
 
         Raises ``WeightsRefused`` before anything has changed, ``EngineDead`` afterwards.
         """
@@ -169,6 +177,6 @@ class Engine(Protocol):
     async def stats(self) -> EngineStats: ...
 
     def pulse(self) -> int:
-        """Grows whenever the engine gets on: requests entered and finished, tokens made, weights loaded. From any thread."""
+        """Return a number that grows with every request entered or finished, step made and load done. From any thread."""
 
     async def close(self) -> None: ...

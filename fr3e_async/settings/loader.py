@@ -66,7 +66,8 @@ def load_config(argv: Sequence[str], *, options: Sequence[str] = OPTIONS) -> Loa
             files.setdefault(path, layer)  # a base that two files share is laid once, below both
     given = _lay([*files.values(), *typed])
     for setting, word, new in _renamed(given):
-        print(f"note: {given[setting].origin}: {setting}={word} is called {setting}={new} now", file=sys.stderr)
+        where = "" if "=" in given[setting].origin else f"{given[setting].origin}: "
+        print(f"note: {where}{setting}={word} is called {setting}={new} now", file=sys.stderr)
         given[setting] = given[setting]._replace(value=new)
     config, text = _build(given)
     chosen = [layer for path, layer in files.items() if not _is_shipped(path) and not _is_record(layer)]

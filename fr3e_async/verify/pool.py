@@ -11,10 +11,12 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import PurePath
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
@@ -22,10 +24,9 @@ from fr3e_async.config.reward import reward_terms
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.jobs import Judgement
-from fr3e_async.verify.process import Task
+from fr3e_async.verify.process import Result, Task, TaskPool
 from fr3e_async.verify.rewards import MATH, MAX_RESPONSE_CHARS, search_path
 from fr3e_async.verify.rulings import Policies
-from fr3e_async.verify.tasks import Result, TaskPool
 from fr3e_async.verify.wire import Limits, Setup
 
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)')  # of a traceback
@@ -63,7 +64,7 @@ class VerifierPool:
         """Starts nothing; see ``warm``. ``reward``: the functions whose weighted sum it is, as ``check_reward`` has let them pass, or the
         name of one: 'math' or package.module:function."""
         terms = reward_terms(reward, ()) if isinstance(reward, str) else reward
-        self._functions = [_Function(config, term) for term in terms]
+        self.functions = [_Function(config, term) for term in terms]
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -74,11 +75,11 @@ class VerifierPool:
     @property
     def replaced(self) -> int:
         """Worker processes that were ended by a limit or died, ever."""
-        return sum(one.tasks.replaced for one in self._functions)
+        return sum(one.tasks.replaced for one in self.functions)
 
     def warm(self) -> None:
         """Start the processes that hold math-verify and users' modules, in the background, as far as every response needs them."""
-        for one in self._functions:
+        for one in self.functions:
             if one.always_asked:
                 one.tasks.warm()
 
@@ -89,27 +90,27 @@ class VerifierPool:
         if no worker can be started.
         """
         question = Question(response, gold, prompt, *more, **given)
-        return self._sum([one.judge(question) for one in self._functions])
+        return self._sum([one.judge(question) for one in self.functions])
 
     def judge_answer(self, answer: str | None, gold: str) -> Verdict:
         """Like ``judge``, for what ``answers.answer_of`` found. Only for math alone."""
-        (math_alone,) = self._functions
+        (math_alone,) = self.functions
         return math_alone.finished(math_alone.prepared_answer(answer, gold))
 
     async def judge_many(self, questions: Iterable[Question | tuple[str, str]]) -> list[Verdict]:
         """Verdicts on all questions, in their order, without blocking the event loop on a worker."""
         asked = [Question(*question) for question in questions]
-        found = await asyncio.gather(*(one.judge_many(asked) for one in self._functions))
+        found = await asyncio.gather(*(one.judge_many(asked) for one in self.functions))
         return [self._sum(verdicts) for verdicts in zip(*found, strict=True)]
 
     def close(self) -> None:
         """Finish what is being judged and end all processes. Idempotent."""
-        for one in self._functions:
+        for one in self.functions:
             one.tasks.close()
 
     def _sum(self, verdicts: Sequence[Verdict]) -> Verdict:
         """Right or wrong by the first function; unknown where one of them is."""
-        terms = [one.term for one in self._functions]
+        terms = [one.term for one in self.functions]
         if len(terms) == 1 and terms[0].weight == 1:
             return verdicts[0]
         attempts = max(verdict.attempts for verdict in verdicts)

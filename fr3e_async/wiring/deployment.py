@@ -25,22 +25,21 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.plan.placement import placement
 from fr3e_async.weights.manifest import WeightBundle
-from fr3e_async.wiring.advice import Advice
-from fr3e_async.wiring.roll_call import roll_call, without_room
+from fr3e_async.wiring.room import Advice, roll_call, without_room
 from fr3e_async.wiring.starting import PolicyFiles, Starter
 
 _ASK_S = 5.0  # for the head to say what is free
 
 
 class Folders(Protocol):
-    """Where actors leave their files."""
+    """The folders that actors write logs and dumps to."""
 
     logs: Path
     dumps: Path
 
 
 class Ends(Protocol):
-    """An actor, or a group of them."""
+    """An actor, or a group of actors, that can be ended."""
 
     async def close(self) -> None: ...
 
@@ -49,22 +48,36 @@ Up = TypeVar("Up", bound=Ends)
 
 
 class NoLearner:
-    """In a learner's place where nothing is trained: there is nothing to end."""
+    """Stands for the learner in an evaluation alone, which has none to end."""
 
     async def close(self) -> None:
         pass
 
 
+async def _no_learner() -> LearnerPort:
+    return cast(LearnerPort, NoLearner())
+
+
 class Deployment:
-    """The actors of a run. ``start`` brings up those that a run waits for; ``crew`` is what the controller works with."""
+    """The actors of a run. ``start`` brings up those that a run waits for; ``workers`` is what the controller works with."""
 
     engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
-    def __init__(self, config: Config, model: PolicyFiles, run_dir: Folders, *, clock: Clock, note: Note = unheard) -> None:
-        """``note``: told what a person should see of the actors."""
+    def __init__(
+        self,
+        config: Config,
+        model: PolicyFiles,
+        run_dir: Folders,
+        *,
+        clock: Clock,
+        note: Note = unheard,
+        starter: Starter | None = None,
+    ) -> None:
+        """``note`` receives what a person should see of the actors; ``starter`` starts them, on Ray unless a test gives another."""
         self._note, self._up = note, dict[str, tuple[int, int]]()  # by role: actors up, actors that the start waits for
         self._config, self._clock, self._draining = config, clock, DrainingNodes()
-        self._starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
+        on_ray = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
+        self._starter = starter or on_ray
         self._advice = Advice(config)
         self.workers: Workers
 
@@ -74,17 +87,13 @@ class Deployment:
         The others join when the cluster has room for them. With ``resume_from`` the learner continues from that folder; the
         engines have the weights of the model as it was given.
         """
-        await self._bring_up(lambda: self._learner(resume_from), training=True)
+        await self._bring_up(self._learner(resume_from), training=True)
 
     async def start_serving(self) -> None:
         """Start what an evaluation alone needs: ``min`` generators and verifiers, no learner. The other workers are asked for."""
+        await self._bring_up(_no_learner(), training=False)
 
-        async def none() -> LearnerPort:
-            return cast(LearnerPort, NoLearner())
-
-        await self._bring_up(none, training=False)
-
-    async def _bring_up(self, learner_of: Callable[[], Coroutine[Any, Any, LearnerPort]], *, training: bool) -> None:
+    async def _bring_up(self, starting_learner: Coroutine[Any, Any, LearnerPort], *, training: bool) -> None:
         config, room = self._config, self._config.ray.room_timeout_s
         rows = {row.role: row for row in placement(config, "least", training=training)}
         roles = [role for role in (GENERATORS, EXPLORERS, VERIFIERS) if role in rows for _ in range(rows[role].actors)]
@@ -93,7 +102,7 @@ class Deployment:
         self._up = {role: (0, row.actors) for role, row in rows.items()}
         try:
             async with asyncio.TaskGroup() as tasks:
-                learner = tasks.create_task(learner_of())
+                learner = tasks.create_task(starting_learner)
                 workers = [(role, tasks.create_task(self.start_worker(role, room_s=room))) for role in roles]
                 for role, task in workers:
                     task.add_done_callback(lambda _, role=role: self._one_up(role))  # type: ignore[misc]
@@ -141,7 +150,7 @@ class Deployment:
         self._one_up("learner")
 
     def publisher(self) -> Publisher:
-        """A new one for the learner as it is now."""
+        """Make a publisher for the current learner, which sends by itself if its transfer is collective."""
         learner = self.workers.learner
         return Publisher(
             ack_timeout_s=self._config.weights.ack_timeout_s,

@@ -64,13 +64,8 @@ def connect(config: Config, *, training: bool = True) -> None:
     }
     if address == "local":
         offered = _local_offer(config, training)
-        settings |= {
-            "num_cpus": int(offered.pop("CPU")),
-            "num_gpus": int(offered.pop("GPU")),
-            "resources": offered,
-            "include_dashboard": False,
-            "object_store_memory": int(config.ray.object_store_gib * 2**30),
-        }
+        settings |= {"num_cpus": int(offered.pop("CPU")), "num_gpus": int(offered.pop("GPU")), "resources": offered}
+        settings |= {"include_dashboard": False, "object_store_memory": int(config.ray.object_store_gib * 2**30)}
         if folder := os.environ.get(scratch.VARIABLE):
             settings["_temp_dir"] = os.path.join(folder, "ray")
         make_token()
@@ -83,7 +78,7 @@ def connect(config: Config, *, training: bool = True) -> None:
         raise ConfigError(f"{setting}={address}: the cluster refuses us: {error}") from error
     except (
         Exception
-    ) as error:  # its folder cannot be written, a setting is beyond the machine, it was too slow (a bare ``Exception``)
+    ) as error:  # a bare one of Ray's: its folder cannot be written, a setting is beyond the machine, it was too slow
         raise ConfigError(f"{setting}={address}: Ray cannot start: {error}") from error
     if not config.ray.autoscaling:
         check_resources(config, ray.cluster_resources(), training=training)

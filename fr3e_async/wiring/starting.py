@@ -32,7 +32,7 @@ from fr3e_async.files.process_logs import first_error
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.rollout import EngineSpec, engine_environment
-from fr3e_async.wiring.roll_call import Wanted
+from fr3e_async.wiring.room import Wanted
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ CALLS_AT_ONCE = 10_000  # an async actor queues calls beyond this; the pools bou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyFiles:
-    """The policy as the actors need to know it."""
+    """The model folder or hub id, and its end tokens. *Example*: ``PolicyFiles(path="toy", end_token_ids=(2,))``."""
 
     path: str
     end_token_ids: tuple[int, ...]
@@ -50,7 +50,7 @@ class PolicyFiles:
 
 
 class Starter:
-    """Knows names, logs, specs and limits. Every method raises ``RunFailed`` if what it starts does not come up in time."""
+    """Starts actors by role, with their names, logs and specs. ``RunFailed`` if one does not come up within its limit."""
 
     def __init__(self, config: Config, model: PolicyFiles, *, engine_actor: type, logs: Path, dumps: Path) -> None:
         self._config, self._model, self._engine_actor = config, model, engine_actor
@@ -60,11 +60,11 @@ class Starter:
         self.wanted: dict[str, Wanted] = {}  # by name: whose process is not there yet
 
     async def worker(self, role: str, *, room_s: float | None) -> RayEngine | RayVerifier:
-        """``room_s``: to wait for room on the cluster; None: however long it takes."""
+        """Start a generator, explorer or verifier. ``room_s``: how long to wait for room on the cluster; None: without end."""
         return await (self._verifier(room_s) if role == VERIFIERS else self._engine(role, room_s))
 
     async def learner(self, resume_from: Path | None) -> RayLearner:
-        """All ranks. With ``resume_from`` they resume from that folder of a checkpoint."""
+        """Start all ranks. With ``resume_from`` they resume from that folder of a checkpoint."""
         learner = self._config.learner
         group = _place([_bundle(learner)] * learner.ranks, learner.placement.upper(), [learner.labels] * learner.ranks)
         try:
@@ -82,13 +82,11 @@ class Starter:
         except BaseException:
             remove_placement_group(group)  # ends its actors; a second attempt needs the room
             raise
-        weights = self._config.weights
-        if weights.transfer == "collective":
-            return NativeLearner(
-                ranks, group, bucket_bytes=weights.bucket_mib << 20, backend=_backend(self._config),
-                timeout_s=weights.ack_timeout_s, nodes=nodes,
-            )  # fmt: skip
-        return RayLearner(ranks, group, bucket_bytes=weights.bucket_mib << 20, nodes=nodes)
+        weights, buckets = self._config.weights, self._config.weights.bucket_mib << 20
+        if weights.transfer != "collective":
+            return RayLearner(ranks, group, bucket_bytes=buckets, nodes=nodes)
+        timeout, backend = weights.ack_timeout_s, _backend(self._config)
+        return NativeLearner(ranks, group, bucket_bytes=buckets, backend=backend, timeout_s=timeout, nodes=nodes)
 
     # ---- one actor ----
 
@@ -99,18 +97,10 @@ class Starter:
         spec = engine_spec(self._config, self._model, pool, seed=seed)
         place = _place([_bundle(pool)], "STRICT_PACK", [pool.labels])
         try:
-            actor = (
-                watchable(self._engine_actor)
-                .options(
-                    num_cpus=pool.cpus,
-                    num_gpus=pool.gpus,
-                    resources=pool.resources,
-                    max_concurrency=CALLS_AT_ONCE,
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0),
-                    runtime_env={"env_vars": engine_environment(spec)},
-                )
-                .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._config.run.seed, self._log(name))
-            )
+            options = _options(pool, place, 0, engine_environment(spec))
+            engine = watchable(self._engine_actor).options(max_concurrency=CALLS_AT_ONCE, **options)
+            rule = make_strategy(self._config.algorithm).plan.rule
+            actor = engine.remote(spec, rule, self._config.run.seed, self._log(name))
             wanted = Wanted(needs=_bundle(pool), place=place)
             node = await self._brought_up(name, actor, room_s, wanted, refused="model.path or engine.options")
         except BaseException:
@@ -120,26 +110,14 @@ class Starter:
 
     async def _verifier(self, room_s: float | None) -> RayVerifier:
         pool, model, name = self._config.verifiers, self._config.model, self._name(VERIFIERS)
-        actor = (
-            watchable(VerifierActor)
-            .options(
-                num_cpus=pool.cpus,
-                resources=pool.resources,
-                max_concurrency=CALLS_AT_ONCE,
-                **({"label_selector": pool.labels} if pool.labels else {}),
-            )
-            .remote(
-                pool,
-                self._model.path,
-                model.revision,
-                model.trust_remote_code,
-                self._log(name),
-                self._config.reward_terms,
-                ends=self._model.end_token_ids,
-                thoughts=tuple(self._config.data.thoughts),
-                stops=tuple(self._config.sampling.stop),
-            )
+        labels = {"label_selector": pool.labels} if pool.labels else {}
+        verifier = watchable(VerifierActor).options(
+            num_cpus=pool.cpus, resources=pool.resources, max_concurrency=CALLS_AT_ONCE, **labels
         )
+        actor = verifier.remote(
+            pool, self._model.path, model.revision, model.trust_remote_code, self._log(name), self._config.reward_terms,
+            ends=self._model.end_token_ids, thoughts=tuple(self._config.data.thoughts), stops=tuple(self._config.sampling.stop),
+        )  # fmt: skip
         try:
             wanted = Wanted(needs={"CPU": pool.cpus, **pool.resources})
             node = await self._brought_up(name, actor, room_s, wanted, refused="model.path, reward or verifiers")
@@ -160,29 +138,23 @@ class Starter:
 
     def _ranks(self, group: PlacementGroup) -> list[Any]:
         learner, spec = self._config.learner, learner_spec(self._config, self._model, dumps=self._dumps)
-        return [
-            watchable(LearnerActor)
-            .options(
-                num_cpus=learner.cpus,
-                num_gpus=learner.gpus,
-                resources=learner.resources,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-                runtime_env={"env_vars": rank_environment(spec)},
-            )
-            .remote(spec, make_strategy(self._config.algorithm).plan.rule, self._log(f"learner-{rank}"))
-            for rank in range(learner.ranks)
-        ]
+        rule, actor = make_strategy(self._config.algorithm).plan.rule, watchable(LearnerActor)
+        options = [_options(learner, group, rank, rank_environment(spec)) for rank in range(learner.ranks)]
+        return [actor.options(**its).remote(spec, rule, self._log(f"learner-{rank}")) for rank, its in enumerate(options)]
 
     async def _of_all(
         self, ranks: Sequence[Any], call: Callable[[Any, int], Awaitable[T]], limit: float | None, knob: str
     ) -> list[T]:
-        """The same call to every rank, side by side."""
+        """Call every rank at the same time; the results, by rank."""
         return await asyncio.gather(*(self._started(f"learner-{i}", call(rank, i), limit, knob) for i, rank in enumerate(ranks)))
 
     # ---- names and limits ----
 
     async def _started(self, name: str, call: Awaitable[T], limit: float | None, knob: str, *, refused: str = "") -> T:
-        """``refused``: settings that the actor cannot work with if it raises an error, whatever its class."""
+        """Await an actor's ``call`` within ``limit`` seconds, set by ``knob``. ``RunFailed`` names the actor and its first error.
+
+        ``refused``: settings that are to blame if the actor itself raises; ``StartRefused`` then.
+        """
         try:
             async with asyncio.timeout(limit):
                 return await reach(name, call)
@@ -215,7 +187,7 @@ class Starter:
         return name
 
     def first_error(self, name: str) -> str:
-        """In the log of this session's actor of that name; empty if the file is not here."""
+        """The first error in the log of this session's actor; empty if the file is not on this machine."""
         return first_error(self._log(name), start=self._log_starts.get(name, 0))
 
     def _log(self, name: str) -> str:
@@ -226,7 +198,7 @@ class Starter:
 
 
 def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
-    """What an engine of this pool is told."""
+    """The spec of an engine of this pool, from the sections that it needs."""
     return EngineSpec(
         model=model.path,
         end_token_ids=model.end_token_ids,
@@ -245,7 +217,7 @@ def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, s
 
 
 def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerSpec:
-    """What every rank of the learner group is told."""
+    """The spec of every rank of the learner group, from the sections that it needs."""
     return LearnerSpec(
         path=model.path,
         optimizer_from=model.optimizer_from,
@@ -264,14 +236,21 @@ def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerS
 
 
 def mismatch_bound(config: Config) -> float:
-    """Nats of ``learner.stop_above_mismatch`` between these two types; rounding is no excuse where both are float32."""
+    """``learner.stop_above_mismatch`` in nats, a tenth of it where engine and learner both compute in float32."""
     exact = config.engine.dtype == config.learner.dtype == "float32"
     return config.learner.stop_above_mismatch * (EXACT_PART if exact else 1.0)
 
 
 def _bundle(actor: EnginePoolConfig | LearnerConfig) -> dict[str, float]:
-    """What one actor occupies, by Ray's names."""
+    """The resources that one actor occupies. *Example*: ``{"CPU": 0.5, "GPU": 1.0}``."""
     return {"CPU": actor.cpus, **({"GPU": float(actor.gpus)} if actor.gpus else {}), **actor.resources}
+
+
+def _options(actor: EnginePoolConfig | LearnerConfig, group: PlacementGroup, bundle: int, env: dict[str, str]) -> dict[str, Any]:
+    """Ray's options of an actor that runs in one bundle of a placement group, with these environment variables."""
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+    resources = {"num_cpus": actor.cpus, "num_gpus": actor.gpus, "resources": actor.resources}
+    return {**resources, "scheduling_strategy": strategy, "runtime_env": {"env_vars": env}}
 
 
 def _place(bundles: list[dict[str, float]], strategy: str, labels: Sequence[Mapping[str, str]]) -> PlacementGroup:
@@ -281,5 +260,5 @@ def _place(bundles: list[dict[str, float]], strategy: str, labels: Sequence[Mapp
 
 
 def _backend(config: Config) -> str:
-    """Of vLLM's own weight transfer."""
+    """The torch backend of the collective transfer: "nccl" or "gloo"."""
     return "nccl" if config.learner.gpus else "gloo"

@@ -16,14 +16,18 @@ from fr3e_async.algorithm.values import StateValue
 from fr3e_async.config import AlgorithmConfig
 from fr3e_async.types import Advantage, AdvantageSpan, Anchor, RolloutId
 
-# Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names those that it looks at besides ``strategy`` and ``bases``.
+# Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names what it looks at besides ``strategy`` and ``bases``.
 TREE = frozenset({"anchors", "branches", "adaptive_first", "anchor_rule", "entropy_of", "min_gap", "trunk"})
 STD_FLOOR = 1e-6  # added to the standard deviation, as GRPO implementations do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupPlan:
-    """What a group is made of; fixed when it is admitted, before anything is known of its rollouts."""
+    """What a group is made of; fixed when it is admitted, before anything is known of its rollouts.
+
+    Example (the paper's): ``GroupPlan(bases=4, trunks=1, branches=4, rule=AnchorRule(name="entropy", count=3, min_gap=8))`` is a
+    group of 4 + 1 · 3 · 4 = 16 rollouts.
+    """
 
     bases: int  # N rollouts of the prompt
     trunks: int = 0  # most bases that are branched from
@@ -70,15 +74,22 @@ def tree_plan(config: AlgorithmConfig, *, rule: str) -> GroupPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupOutcome:
-    """A complete prompt group. ``rewards`` holds every rollout that was issued; None: given up or unknown verdict."""
+    """The rewards of a complete prompt group: what a strategy credits.
+
+    Example, two bases and an anchor with two branches: ``GroupOutcome(group="gsm8k/17@0", rewards={("gsm8k/17@0", 0, 0): 1.0,
+    ("gsm8k/17@0", 0, 1): 0.0, ("gsm8k/17@0", 1, 0): 1.0, ("gsm8k/17@0", 1, 1): None}, anchors={1: Anchor(node=1, parent=0,
+    trunk=0, position=12, score=2.3)}, trunks=(("gsm8k/17@0", 0, 0),))``, the keys being ``RolloutId``.
+    """
 
     group: str
-    rewards: Mapping[RolloutId, float | None]
+    rewards: Mapping[
+        RolloutId, float | None
+    ]  # in [0, 1], of every rollout that was issued; None: given up, or an unknown verdict
     anchors: Mapping[int, Anchor] = field(default_factory=dict)  # by node, of every trunk that was branched
     trunks: Sequence[RolloutId] = ()  # in id order; one without an eligible place is a trunk too
 
     def by_node(self) -> dict[int, dict[RolloutId, float]]:
-        """Judged rewards of each node that was branched from (the prompt included), in id order."""
+        """Scored rewards by node and rollout, in id order: of the prompt, node 0, and of each anchor that was branched from."""
         nodes: dict[int, dict[RolloutId, float]] = {node: {} for node in sorted({0, *self.anchors})}
         for id in sorted(self.rewards):
             reward = self.rewards[id]
@@ -92,16 +103,20 @@ class GroupOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateCredit:
-    """What became of one state of a group."""
+    """What became of one state of a group: a record for ``groups.jsonl`` and the metrics."""
 
-    value: StateValue | None  # None: none of the rollouts it is of was judged
+    value: StateValue | None  # None: none of its rollouts was scored
     alpha: float = 1.0
     dropped: str = ""  # why its rollouts are not trained: "all_right", "all_wrong", "no_spread", "too_few", "not_trained"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """What a group is worth: advantages of the rollouts to train, or the reason it was rejected; never both."""
+    """Advantages of the rollouts to train, or the reason why the group is rejected; never both.
+
+    Example, two bases with r = 1 and 0: ``Credit(advantages={RolloutId("gsm8k/17@0", 0, 0): whole(0.5), RolloutId("gsm8k/17@0",
+    0, 1): whole(-0.5)}, states={0: StateCredit(value=StateValue(node=0, reward_sum=1.0, scored=2))})``.
+    """
 
     advantages: Mapping[RolloutId, Advantage]
     rejected: str = ""  # "", "all_right", "all_wrong", "no_spread", "too_few"
@@ -135,12 +150,12 @@ class Strategy(Protocol):
 
 
 def whole(advantage: float) -> Advantage:
-    """One advantage for a whole completion."""
+    """The same advantage for every token of a completion."""
     return (AdvantageSpan(0, advantage),)
 
 
 def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:
-    """r - mean, optionally / (population standard deviation + 1e-6)."""
+    """A_i = r_i - mean(r), or with ``std_normalise`` (r_i - mean(r)) / (population std(r) + 1e-6)."""
     mean = math.fsum(rewards) / len(rewards)
     differences = [r - mean for r in rewards]
     if not std_normalise:
@@ -150,7 +165,7 @@ def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:
 
 
 def no_spread(rewards: Sequence[float]) -> str:
-    """Why these rewards have nothing to teach ("too_few", "all_right", "all_wrong", "no_spread"); "" if they differ."""
+    """Why these rewards teach nothing: "too_few", or all equal ("all_right", "all_wrong", "no_spread"); "" if they differ."""
     if len(rewards) < 2:
         return "too_few"
     if min(rewards) < max(rewards):
@@ -189,7 +204,7 @@ class FlatStrategy:
         """The group as one state, with the reason of ``no_spread`` where there is nothing to train."""
         judged = outcome.by_node()[0]
         rewards = list(judged.values())
-        value = StateValue(node=0, right=math.fsum(rewards), judged=len(rewards)) if rewards else None
+        value = StateValue(node=0, reward_sum=math.fsum(rewards), scored=len(rewards)) if rewards else None
         advantages = self.advantages(rewards)
         if advantages is None:
             reason = no_spread(rewards)
