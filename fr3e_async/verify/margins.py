@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from msgspec.structs import replace
+
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Verdict

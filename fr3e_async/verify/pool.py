@@ -16,6 +16,8 @@ from fractions import Fraction
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import reward_terms
