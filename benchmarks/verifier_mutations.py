@@ -103,7 +103,7 @@ def judged(pairs: Pairs, reward: str, workers: int) -> list[tuple[str, str]]:
     with VerifierPool(config, reward) as pool:
         if reward != "math":
             return [(v.outcome.value, v.reason) for v in asyncio.run(pool.judge_many(asked))]
-        (math,) = pool._functions
+        (math,) = pool.functions
         verdicts = [math.tasks.submit([pair]) for pair in pairs]  # a mutated answer may well break a box
         return [(v.result()[0].ruling.outcome, v.result()[0].ruling.reason) for v in verdicts]
 

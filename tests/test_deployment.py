@@ -78,7 +78,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
 def deployment(starts: Starts) -> Deployment:
     folders: Any = SimpleNamespace(logs=Path("logs"), dumps=Path("dumps"))
     made = Deployment(CONFIG, PolicyFiles(path="folder", end_token_ids=(1,)), folders, clock=steady)
-    made._starter = starts  # type: ignore[assignment]
+    made.starter = starts  # type: ignore[assignment]
     return made
 
 

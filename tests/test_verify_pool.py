@@ -59,7 +59,7 @@ def test_integers_need_no_process() -> None:
         assert pool.judge(r"so it is \boxed{1,200}", "1200.0") == Verdict(outcome=Outcome.RIGHT, reason="integer")
         assert pool.judge(r"so it is \boxed{1,201}", "1200.0") == Verdict(outcome=Outcome.WRONG, reason="integer")
         assert pool.judge("I do not know", "1200") == Verdict(outcome=Outcome.WRONG, reason="no answer")
-        assert pool._functions[0].tasks._fork_server is None
+        assert pool.functions[0].tasks.fork_server is None
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ def test_a_worker_that_a_limit_ended_is_replaced_by_the_same_nursery(blunt: str)
     """A fork, and not a new interpreter that imports everything again."""
     with VerifierPool(patient(workers=1, cpu_limit_s=0.3), blunt) as pool:
         assert pool.judge("a", "a").outcome is Outcome.RIGHT
-        fork_server = pool._functions[0].tasks._fork_server
+        fork_server = pool.functions[0].tasks.fork_server
         assert fork_server is not None
-        pid = fork_server._process.pid
+        pid = fork_server.process.pid
         for replaced in (1, 2, 3):
             assert pool.judge("bomb", "a").reason == "cpu limit"
             assert pool.replaced == replaced
             assert pool.judge("a", "a").outcome is Outcome.RIGHT
-            assert pool._functions[0].tasks._fork_server is fork_server
-        assert fork_server._process.pid == pid
+            assert pool.functions[0].tasks.fork_server is fork_server
+        assert fork_server.process.pid == pid
         assert running(pid)
 
 
@@ -157,13 +157,13 @@ def test_a_batch_goes_on_behind_an_answer_that_ends_its_worker(blunt: str) -> No
 
 def test_equal_answers_to_one_gold_are_judged_once(pool: VerifierPool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[process.Task] = []
-    submit = pool._functions[0].tasks.submit
+    submit = pool.functions[0].tasks.submit
 
     def overheard(tasks: Sequence[process.Task]) -> Future[list[Result]]:
         asked.extend(tasks)
         return submit(tasks)
 
-    monkeypatch.setattr(pool._functions[0].tasks, "submit", overheard)
+    monkeypatch.setattr(pool.functions[0].tasks, "submit", overheard)
     items = [(HALF, "0.5"), (f"so {HALF}", "$0.5$"), (HALF, "0.75"), (r"\boxed{$\frac{1}{2}$}", "0.5")]
     verdicts = asyncio.run(pool.judge_many(items))
     assert [verdict.outcome.value for verdict in verdicts] == ["right", "right", "wrong", "right"]
@@ -202,7 +202,7 @@ def test_memory_beyond_the_limit_is_unknown() -> None:
 def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
     with VerifierPool(patient(workers=1, wall_limit_s=1.0)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
-        worker = pool._functions[0].tasks._free.queue[0]
+        worker = pool.functions[0].tasks.free.queue[0]
         assert worker is not None
         os.kill(worker.pid, signal.SIGSTOP)
         assert pool.judge(HALF, "0.5") == Verdict(outcome=Outcome.UNKNOWN, reason="wall limit")
@@ -213,7 +213,7 @@ def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
 def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
     with VerifierPool(patient(workers=1)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
-        worker = pool._functions[0].tasks._free.queue[0]
+        worker = pool.functions[0].tasks.free.queue[0]
         assert worker is not None
         os.kill(worker.pid, signal.SIGKILL)
         wait_until(lambda: not running(worker.pid))
@@ -224,10 +224,10 @@ def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
 def test_a_killed_nursery_is_replaced() -> None:
     with VerifierPool(patient(workers=1)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
-        worker, fork_server = pool._functions[0].tasks._free.queue[0], pool._functions[0].tasks._fork_server
+        worker, fork_server = pool.functions[0].tasks.free.queue[0], pool.functions[0].tasks.fork_server
         assert worker is not None
         assert fork_server is not None
-        fork_server._process.kill()
+        fork_server.process.kill()
         wait_until(lambda: not running(worker.pid))
         assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
 
@@ -264,11 +264,11 @@ def test_processes_hold_none_of_the_parents_files() -> None:
         held.set_inheritable(True)
         with VerifierPool(patient(workers=1)) as pool:
             pool.judge(HALF, "0.5")
-            worker, fork_server = pool._functions[0].tasks._free.queue[0], pool._functions[0].tasks._fork_server
+            worker, fork_server = pool.functions[0].tasks.free.queue[0], pool.functions[0].tasks.fork_server
             assert worker is not None
             assert fork_server is not None
             mine = os.readlink(f"/proc/self/fd/{held.fileno()}")
-            for pid in (worker.pid, fork_server._process.pid):
+            for pid in (worker.pid, fork_server.process.pid):
                 files = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
                 assert mine not in files
             sockets = [os.readlink(f"/proc/{worker.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{worker.pid}/fd") if int(fd) > 2]
@@ -279,13 +279,13 @@ def test_closing_ends_all_processes_and_later_use_is_an_error() -> None:
     pool = VerifierPool(patient(workers=1))
     pool.warm()
     pool.judge(HALF, "0.5")
-    worker, fork_server = pool._functions[0].tasks._free.queue[0], pool._functions[0].tasks._fork_server
+    worker, fork_server = pool.functions[0].tasks.free.queue[0], pool.functions[0].tasks.fork_server
     assert worker is not None
     assert fork_server is not None
     pool.close()
     pool.close()
     assert not running(worker.pid)
-    assert not running(fork_server._process.pid)
+    assert not running(fork_server.process.pid)
     with pytest.raises(RuntimeError):
         pool.judge(HALF, "0.5")
 
@@ -296,7 +296,7 @@ from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.verify.pool import VerifierPool
 pool = VerifierPool(VerifierPoolConfig(workers=1, cpu_limit_s=600, wall_limit_s=600))
 pool.judge(r"\\boxed{\\frac12}", "0.5")
-print(json.dumps([pool._functions[0].tasks._fork_server._process.pid, pool._functions[0].tasks._free.queue[0].pid]), flush=True)
+print(json.dumps([pool.functions[0].tasks.fork_server.process.pid, pool.functions[0].tasks.free.queue[0].pid]), flush=True)
 pool.judge(r"\\boxed{x^{9^{9^9}}}", "x+1")
 """
 

@@ -63,7 +63,7 @@ class VerifierPool:
         """Starts nothing; see ``warm``. ``reward``: the functions whose weighted sum it is, as ``check_reward`` has let them pass, or the
         name of one: 'math' or package.module:function."""
         terms = reward_terms(reward, ()) if isinstance(reward, str) else reward
-        self._functions = [_Function(config, term) for term in terms]
+        self.functions = [_Function(config, term) for term in terms]
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -74,11 +74,11 @@ class VerifierPool:
     @property
     def replaced(self) -> int:
         """Worker processes that were ended by a limit or died, ever."""
-        return sum(one.tasks.replaced for one in self._functions)
+        return sum(one.tasks.replaced for one in self.functions)
 
     def warm(self) -> None:
         """Start the processes that hold math-verify and users' modules, in the background, as far as every response needs them."""
-        for one in self._functions:
+        for one in self.functions:
             if one.always_asked:
                 one.tasks.warm()
 
@@ -89,27 +89,27 @@ class VerifierPool:
         if no worker can be started.
         """
         question = Question(response, gold, prompt, *more, **given)
-        return self._sum([one.judge(question) for one in self._functions])
+        return self._sum([one.judge(question) for one in self.functions])
 
     def judge_answer(self, answer: str | None, gold: str) -> Verdict:
         """Like ``judge``, for what ``answers.answer_of`` found. Only for math alone."""
-        (math_alone,) = self._functions
+        (math_alone,) = self.functions
         return math_alone.finished(math_alone.prepared_answer(answer, gold))
 
     async def judge_many(self, questions: Iterable[Question | tuple[str, str]]) -> list[Verdict]:
         """Verdicts on all questions, in their order, without blocking the event loop on a worker."""
         asked = [Question(*question) for question in questions]
-        found = await asyncio.gather(*(one.judge_many(asked) for one in self._functions))
+        found = await asyncio.gather(*(one.judge_many(asked) for one in self.functions))
         return [self._sum(verdicts) for verdicts in zip(*found, strict=True)]
 
     def close(self) -> None:
         """Finish what is being judged and end all processes. Idempotent."""
-        for one in self._functions:
+        for one in self.functions:
             one.tasks.close()
 
     def _sum(self, verdicts: Sequence[Verdict]) -> Verdict:
         """Right or wrong by the first function; unknown where one of them is."""
-        terms = [one.term for one in self._functions]
+        terms = [one.term for one in self.functions]
         if len(terms) == 1 and terms[0].weight == 1:
             return verdicts[0]
         attempts = max(verdict.attempts for verdict in verdicts)
@@ -134,7 +134,7 @@ class _Function:
         return not (self._math and self._config.exact_integers)
 
     def judge(self, question: Question) -> Verdict:
-        prepared = self._prepared(question)
+        prepared = self.prepared(question)
         if isinstance(prepared, Verdict) or not self.term.batch:
             return self._beside(question, self.finished(prepared))
         (verdict,) = self._batch([prepared], self.tasks.submit([[prepared]]).result()[0])
@@ -146,7 +146,7 @@ class _Function:
         verdicts: list[Verdict | None] = []
         places: dict[Any, tuple[Task, list[int]]] = {}
         for index, question in enumerate(questions):
-            prepared = self._prepared(question)
+            prepared = self.prepared(question)
             verdicts.append(prepared if isinstance(prepared, Verdict) else None)
             if not isinstance(prepared, Verdict):
                 key = prepared if self._math else index  # a user's function may well not say the same thing twice
@@ -176,7 +176,7 @@ class _Function:
         parts = [Judgement(*part) for part in result.ruling.parts] or [result.ruling] * len(tasks)
         return [self._verdict(Result(part, result.attempts)) for part in parts]
 
-    def _prepared(self, question: Question) -> Verdict | Task:
+    def prepared(self, question: Question) -> Verdict | Task:
         """The verdict if it takes no process, else the task for one."""
         if fault := question.fault or (self._math and question.answer_fault):
             return Verdict(outcome=Outcome.WRONG, reason=fault, score=None if self._math else self.term.range[0] or None)

@@ -48,7 +48,7 @@ class ForkServer:
         self.alive = True
         command = [sys.executable, "-m", "fr3e_async.verify.fork_server", str(theirs.fileno()), setup.to_json()]
         with theirs:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if setup.built_in else 2,  # what a user's function prints belongs into the log
@@ -96,17 +96,17 @@ class ForkServer:
             self.alive = False
             self._control.close()
         try:
-            self._process.wait(timeout=10)
+            self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
 
 
 class Worker:
     """One killable process. Not thread-safe: the pool gives it to one thread at a time."""
 
     def __init__(self, *, fork_server: ForkServer, pid: int, channel: Channel) -> None:
-        self._fork_server = fork_server
+        self.fork_server = fork_server
         self._channel = channel
         self.pid = pid
 
@@ -146,7 +146,7 @@ class Worker:
     def end(self) -> int:
         """Kill it if need be and give its resources back; its exit status. Call once."""
         self._channel.close()
-        return self._fork_server.end(self.pid)
+        return self.fork_server.end(self.pid)
 
 
 def start_failed(setup: Setup) -> RunFailed:

@@ -29,13 +29,13 @@ class TaskPool:
     def __init__(self, setup: Setup, *, workers: int, wall_limit_s: float, retry: bool = False) -> None:
         """Starts nothing; see ``warm``. ``retry``: put a task that ended its process once more to a fresh one."""
         self._setup, self._wall_limit_s, self._retry = setup, wall_limit_s, retry
-        self._fork_server: ForkServer | None = None
+        self.fork_server: ForkServer | None = None
         self._fork_server_lock = threading.Lock()
         self._closed = False
         # None stands for a worker still to be made. Last in, first out: made ones are used before another is made.
-        self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        self.free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         for _ in range(workers):
-            self._free.put(None)
+            self.free.put(None)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
         self.replaced = 0  # workers that were ended by a limit or died, ever
 
@@ -57,12 +57,12 @@ class TaskPool:
         self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
         with self._fork_server_lock:
-            fork_server, self._fork_server = self._fork_server, None
+            fork_server, self.fork_server = self.fork_server, None
         if fork_server is not None:
             fork_server.close()
 
     def _do(self, tasks: Sequence[Task]) -> list[Result]:
-        worker = self._free.get()
+        worker = self.free.get()
         kept: Worker | None = None
         results: list[Result] = []
         attempts, stillbirths = 1, 0
@@ -92,7 +92,7 @@ class TaskPool:
         finally:
             if worker is not None and kept is None:
                 worker.end()  # its next words would belong to questions that nobody waits for any more
-            self._free.put(kept)
+            self.free.put(kept)
 
     def _new_worker(self, stillbirths: int) -> Worker:
         if stillbirths <= _STILLBIRTHS:
@@ -107,8 +107,8 @@ class TaskPool:
         with self._fork_server_lock:
             if self._closed:
                 raise RuntimeError("verifier pool: used after close")
-            if self._fork_server is None or not self._fork_server.alive:
-                if self._fork_server is not None:
-                    self._fork_server.close()
-                self._fork_server = ForkServer(self._setup)
-            return self._fork_server
+            if self.fork_server is None or not self.fork_server.alive:
+                if self.fork_server is not None:
+                    self.fork_server.close()
+                self.fork_server = ForkServer(self._setup)
+            return self.fork_server

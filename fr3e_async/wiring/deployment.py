@@ -66,8 +66,8 @@ class Deployment:
     def __init__(self, config: Config, model: PolicyFiles, run_dir: Folders, *, clock: Clock, note: Note = unheard) -> None:
         """``note``: told what a person should see of the actors."""
         self._note, self._up = note, dict[str, tuple[int, int]]()  # by role: actors up, actors that the start waits for
-        self._config, self._clock, self._draining = config, clock, DrainingNodes()
-        self._starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
+        self.config, self._clock, self._draining = config, clock, DrainingNodes()
+        self.starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
         self._advice = Advice(config)
         self.workers: Workers
 
@@ -84,7 +84,7 @@ class Deployment:
         await self._bring_up(_no_learner(), training=False)
 
     async def _bring_up(self, starting_learner: Coroutine[Any, Any, LearnerPort], *, training: bool) -> None:
-        config, room = self._config, self._config.ray.room_timeout_s
+        config, room = self.config, self.config.ray.room_timeout_s
         rows = {row.role: row for row in placement(config, "least", training=training)}
         roles = [role for role in (GENERATORS, EXPLORERS, VERIFIERS) if role in rows for _ in range(rows[role].actors)]
         for row in placement(config, training=training):
@@ -108,7 +108,7 @@ class Deployment:
             want=self._advice.want,
             draining=lambda: run_in_daemon_thread(self._draining),
             node=ray.get_runtime_context().get_node_id(),
-            first_error=self._starter.first_error,
+            first_error=self.starter.first_error,
             note=self._note,
         )
 
@@ -118,7 +118,7 @@ class Deployment:
 
     async def missing(self) -> str:
         """Which actors a start waits for, and for what room; "" if all are up."""
-        wanted = dict(self._starter.wanted)
+        wanted = dict(self.starter.wanted)
         try:
             async with asyncio.timeout(_ASK_S):
                 return roll_call(self._up, *await run_in_daemon_thread(lambda: without_room(wanted)))
@@ -130,12 +130,12 @@ class Deployment:
 
         Raises ``RunFailed`` if it does not start, or if there is no room within ``room_s`` (None: however long it takes).
         """
-        return await self._advised(lambda: self._starter.worker(role, room_s=room_s))
+        return await self._advised(lambda: self.starter.worker(role, room_s=room_s))
 
     async def restart_learner(self, *, resume_from: Path | None) -> None:
         """End what is left of the learner group and make a new one, which continues from that folder, or starts over."""
         await self.workers.learner.close()
-        self._up["learner"] = (0, self._config.learner.ranks)
+        self._up["learner"] = (0, self.config.learner.ranks)
         self.workers.learner = await self._learner(resume_from)
         self._one_up("learner")
 
@@ -143,15 +143,15 @@ class Deployment:
         """A new one for the learner as it is now."""
         learner = self.workers.learner
         return Publisher(
-            ack_timeout_s=self._config.weights.ack_timeout_s,
+            ack_timeout_s=self.config.weights.ack_timeout_s,
             clock=self._clock,
             direct=learner if isinstance(learner, NativeLearner) else None,
-            export_timeout_s=self._config.learner.step_timeout_s,
+            export_timeout_s=self.config.learner.step_timeout_s,
         )
 
     async def weights(self, version: int) -> WeightBundle:
         """The learner's, under this version, for engines that join one by one. Raises ``LearnerLost``, also if it takes too long."""
-        learner, limit = self.workers.learner, self._config.learner.step_timeout_s
+        learner, limit = self.workers.learner, self.config.learner.step_timeout_s
         try:
             async with asyncio.timeout(limit):
                 return await (learner.stored() if isinstance(learner, NativeLearner) else learner.export(version))
@@ -165,7 +165,7 @@ class Deployment:
             await self.workers.close()
 
     async def _learner(self, resume_from: Path | None) -> LearnerPort:
-        return await self._advised(lambda: self._starter.learner(resume_from))
+        return await self._advised(lambda: self.starter.learner(resume_from))
 
     async def _advised(self, start: Callable[[], Awaitable[Up]]) -> Up:
         """Start something while the autoscaler knows of it. Cancelled when it was up, it is ended."""
