@@ -275,7 +275,7 @@ def test_a_defect_keeps_its_traceback_and_still_leaves_nothing(
 
 
 def test_the_toy_model_is_announced_before_it_is_built(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fr3e_async.data.toy.cache._build", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("fr3e_async.data.toy.cache.build", mock.Mock(side_effect=KeyboardInterrupt))
     code, out, _ = cli(*ready, "model.path=toy")
     assert code == 130
     assert out.startswith(f"building the toy model in {cli.home}")
