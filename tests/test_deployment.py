@@ -41,7 +41,7 @@ class Actor:
 
 
 class Starts:
-    """In the starter's place."""
+    """Stands in for ``Starter``: records what is started, and fails for one role."""
 
     def __init__(self, fails: str = "") -> None:
         self.fails = fails
@@ -75,11 +75,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     return found
 
 
-def deployment(starts: Starts) -> Deployment:
+def deployment(starts: Any) -> Deployment:
     folders: Any = SimpleNamespace(logs=Path("logs"), dumps=Path("dumps"))
-    made = Deployment(CONFIG, PolicyFiles(path="folder", end_token_ids=(1,)), folders, clock=steady)
-    made.starter = starts  # type: ignore[assignment]
-    return made
+    return Deployment(CONFIG, PolicyFiles(path="folder", end_token_ids=(1,)), folders, clock=steady, starter=starts)
 
 
 def test_all_that_is_wanted_is_asked_for_while_the_least_comes_up(asked: list[Asked]) -> None:

@@ -19,7 +19,7 @@ from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.errors import DataError
 from fr3e_async.run.preparing import prepare
 from fr3e_async.settings.loader import load_config
-from fr3e_async.verify import golds, tasks
+from fr3e_async.verify import golds, process
 from fr3e_async.verify.golds import GoldFlag, Screened, flag_golds, screen_golds
 
 CASES: list[dict[str, Any]] = [
@@ -200,7 +200,7 @@ def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureF
         ([good, "--workers", 0], "verifiers.workers must be positive, got 0"),
         ([good, "--reward", "nowhere:f"], "reward=nowhere:f: no module named nowhere"),
         ([good, "--rewards", "{"], "--rewards must be a JSON list like"),
-        ([good, "--rewards", '[{"name": "m:f"}]'], "unexpected keyword argument 'name'"),
+        ([good, "--rewards", '[{"name": "m:f"}]'], "--rewards: unknown setting name"),
         ([good, "--rewards", '[{"function": "m:f", "range": [1, 0]}]'], "rewards[0].range must be [lowest, highest], got [1, 0]"),
         ([good, "--unheard-of"], "No such option '--unheard-of'"),
         ([], "one of CASES.jsonl and --explain ANSWER REFERENCE is expected"),
@@ -243,7 +243,7 @@ def test_plain_integers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> Non
     def forbidden(*_: object) -> None:
         pytest.fail("a process was started")
 
-    monkeypatch.setattr(tasks, "ForkServer", forbidden)
+    monkeypatch.setattr(process, "ForkServer", forbidden)
     assert flag_golds(["5", "-1,200", "$7$", "\\boxed{3}"], VerifierPoolConfig(wall_limit_s=240.0)) == []
 
 

@@ -22,7 +22,7 @@ from fr3e_async.errors import RunFailed
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import process
 from fr3e_async.verify.pool import VerifierPool
-from fr3e_async.verify.tasks import Result
+from fr3e_async.verify.process import Result
 
 # A comparison that takes math-verify for ever. Its policies know some bombs by sight; the machinery is tested with BLUNT below.
 BOMB, BOMB_GOLD = r"\boxed{x^{9^{9^9}}}", "x+1"

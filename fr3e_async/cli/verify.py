@@ -56,6 +56,8 @@ def _entries(text: str) -> list[RewardConfig]:
 
     try:
         return [RewardConfig(**entry) for entry in json.loads(text)]
+    except ConfigError as error:
+        raise ConfigError(f"--rewards: {error}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f'--rewards must be a JSON list like [{{"function": "rewards:form", "weight": 0.5}}]: {error}'

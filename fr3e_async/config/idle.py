@@ -1,4 +1,4 @@
-"""Settings that do nothing beside the others: a person who gave one believes in an effect that it does not have.
+"""Settings that have no effect beside the others. A person who gives one believes in an effect, so it is refused.
 
 Only what was given is refused (``loader`` knows); a default, or a shipped file that others are laid over, may be idle. What a
 strategy reads of ``algorithm`` is said where strategies are (``algorithm.strategies.unread``).

@@ -1,4 +1,4 @@
-"""What to say of a word on the command line or in a file that names no setting: what was meant, as far as one can tell. Pure."""
+"""Messages for words on the command line or in a file that name no setting; they guess what was meant. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fr3e_async.settings.help import knobs, sections
 
 
 def misplaced_option(argument: str, follower: str, options: Sequence[str]) -> str:
-    """What to say of a word with a dash: a misspelt option, or a setting as other programs want it (``--config toy``)."""
+    """The message for a word with a dash: a misspelt option, or a setting as other programs take it (``--config toy``)."""
     key = argument.lstrip("-").partition("=")[0].replace("-", "_")
     hint = did_you_mean(argument, options)
     named = [key] if key == "config" or locate(key)[0] is not None else _others(key)
@@ -50,7 +50,7 @@ def unknown(path: str, origin: str) -> ConfigError:
 
 
 def unknown_topic(word: str) -> ConfigError:
-    """For ``fr3e config WORD`` and ``--help WORD``."""
+    """The error of ``fr3e config WORD`` and ``--help WORD`` for a word that names nothing."""
     return ConfigError(f"{word}: neither a section nor a setting{_nearest(word)}; sections: {', '.join(sections())}")
 
 

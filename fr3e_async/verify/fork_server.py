@@ -7,22 +7,29 @@ control socket, so workers hold none of the parent's files; it ends, with all it
 Requests, one datagram each: ``fork`` with a socket attached -> the worker's pid; ``end <pid>`` -> its exit status as
 ``subprocess`` counts it (negative: the signal). Only the process that forked a worker may signal it: to anybody else the
 pid could by then be another process. A worker leads a process group, so that what a user's function has started ends with it.
+
+A worker takes tasks from its socket, does each under limits and answers. Its CPU limit is a profiling timer left at its default action, so the
+kernel ends the process even inside one endless big-integer operation. A Python-level signal handler would wait for that operation.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 
 from fr3e_async.signals import pass_over
-from fr3e_async.verify.jobs import Job, load_job
-from fr3e_async.verify.wire import Channel, Setup
-from fr3e_async.verify.worker import die_with, serve
+from fr3e_async.verify.jobs import MEMORY_LIMIT, RIGHT, UNKNOWN, Job, Judgement, load_job
+from fr3e_async.verify.wire import Channel, Limits, Setup
+
+_PR_SET_PDEATHSIG = 1
 
 
 def fork_worker(control: socket.socket, channel: int, job: Job, setup: Setup) -> int:
@@ -77,6 +84,54 @@ def tend(control: socket.socket, job: Job, setup: Setup) -> None:
         control.send(str(reply).encode())
     for pid in tuple(alive):
         end_worker(pid, alive)
+
+
+# ---- Inside a worker ----
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when ``parent`` (which must have made it) ends, even by SIGKILL."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the request took effect
+        os._exit(1)
+
+
+def serve(channel: Channel, job: Job, limits: Limits, *, hides_memory_errors: bool) -> None:
+    """Answer a list of tasks with ``[ruling, retire]`` for each, one message a task, until the other end closes.
+
+    After a retire the process ends, and the tasks behind it are not looked at. ``hides_memory_errors``: the job swallows
+    ``MemoryError`` and goes on as if the answer were unequal, as sympy and math-verify do.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while True:
+        try:
+            tasks = channel.receive()
+        except EOFError:
+            return
+        for task in tasks:
+            ruling, retire = rule(task, job, limits, hides_memory_errors=hides_memory_errors)
+            channel.send([ruling, retire])
+            if retire:  # a fresh process is cheaper than one that keeps gigabytes
+                return
+
+
+def rule(task: Sequence[str], job: Job, limits: Limits, *, hides_memory_errors: bool) -> tuple[Judgement, bool]:
+    """One task under the CPU limit; and whether the process has come near its memory limit."""
+    half = limits.memory_bytes / 2
+    before = _peak_bytes()
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
+    ruling = job(task)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    near_limit = _peak_bytes() > half
+    # A peak that this very task drove near the limit is what is left to see of a memory error that was swallowed.
+    if hides_memory_errors and near_limit and before <= half and ruling.outcome != RIGHT:
+        ruling = Judgement(UNKNOWN, MEMORY_LIMIT)
+    return ruling, near_limit
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
 def main() -> None:

@@ -8,8 +8,10 @@ Applies to the whole answer, before it is cut down to a class. Knows texts and n
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
+
+from msgspec.structs import replace
 
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.types import Outcome, Verdict

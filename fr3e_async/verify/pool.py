@@ -11,10 +11,12 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import PurePath
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
@@ -22,10 +24,9 @@ from fr3e_async.config.reward import reward_terms
 from fr3e_async.types import Outcome, Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.jobs import Judgement
-from fr3e_async.verify.process import Task
+from fr3e_async.verify.process import Result, Task, TaskPool
 from fr3e_async.verify.rewards import MATH, MAX_RESPONSE_CHARS, search_path
 from fr3e_async.verify.rulings import Policies
-from fr3e_async.verify.tasks import Result, TaskPool
 from fr3e_async.verify.wire import Limits, Setup
 
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)')  # of a traceback

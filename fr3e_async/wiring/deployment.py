@@ -32,14 +32,14 @@ _ASK_S = 5.0  # for the head to say what is free
 
 
 class Folders(Protocol):
-    """Where actors leave their files."""
+    """The folders that actors write logs and dumps to."""
 
     logs: Path
     dumps: Path
 
 
 class Ends(Protocol):
-    """An actor, or a group of them."""
+    """An actor, or a group of actors, that can be ended."""
 
     async def close(self) -> None: ...
 
@@ -63,11 +63,21 @@ class Deployment:
 
     engine_actor: type = EngineActor  # what a test of the cluster alone replaces
 
-    def __init__(self, config: Config, model: PolicyFiles, run_dir: Folders, *, clock: Clock, note: Note = unheard) -> None:
-        """``note``: told what a person should see of the actors."""
+    def __init__(
+        self,
+        config: Config,
+        model: PolicyFiles,
+        run_dir: Folders,
+        *,
+        clock: Clock,
+        note: Note = unheard,
+        starter: Starter | None = None,
+    ) -> None:
+        """``note`` receives what a person should see of the actors; ``starter`` starts them, on Ray unless a test gives another."""
         self._note, self._up = note, dict[str, tuple[int, int]]()  # by role: actors up, actors that the start waits for
         self.config, self._clock, self._draining = config, clock, DrainingNodes()
-        self.starter = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
+        on_ray = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
+        self._starter = starter or on_ray
         self._advice = Advice(config)
         self.workers: Workers
 
@@ -108,7 +118,7 @@ class Deployment:
             want=self._advice.want,
             draining=lambda: run_in_daemon_thread(self._draining),
             node=ray.get_runtime_context().get_node_id(),
-            first_error=self.starter.first_error,
+            first_error=self._starter.first_error,
             note=self._note,
         )
 
@@ -118,7 +128,7 @@ class Deployment:
 
     async def missing(self) -> str:
         """Which actors a start waits for, and for what room; "" if all are up."""
-        wanted = dict(self.starter.wanted)
+        wanted = dict(self._starter.wanted)
         try:
             async with asyncio.timeout(_ASK_S):
                 return roll_call(self._up, *await run_in_daemon_thread(lambda: without_room(wanted)))
@@ -130,7 +140,7 @@ class Deployment:
 
         Raises ``RunFailed`` if it does not start, or if there is no room within ``room_s`` (None: however long it takes).
         """
-        return await self._advised(lambda: self.starter.worker(role, room_s=room_s))
+        return await self._advised(lambda: self._starter.worker(role, room_s=room_s))
 
     async def restart_learner(self, *, resume_from: Path | None) -> None:
         """End what is left of the learner group and make a new one, which continues from that folder, or starts over."""
@@ -140,7 +150,7 @@ class Deployment:
         self._one_up("learner")
 
     def publisher(self) -> Publisher:
-        """A new one for the learner as it is now."""
+        """Make a publisher for the current learner, which sends by itself if its transfer is collective."""
         learner = self.workers.learner
         return Publisher(
             ack_timeout_s=self.config.weights.ack_timeout_s,
@@ -165,7 +175,7 @@ class Deployment:
             await self.workers.close()
 
     async def _learner(self, resume_from: Path | None) -> LearnerPort:
-        return await self._advised(lambda: self.starter.learner(resume_from))
+        return await self._advised(lambda: self._starter.learner(resume_from))
 
     async def _advised(self, start: Callable[[], Awaitable[Up]]) -> Up:
         """Start something while the autoscaler knows of it. Cancelled when it was up, it is ended."""

@@ -42,7 +42,7 @@ CALLS_AT_ONCE = 10_000  # an async actor queues calls beyond this; the pools bou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyFiles:
-    """The policy as the actors need to know it."""
+    """The model folder or hub id, and its end tokens. *Example*: ``PolicyFiles(path="toy", end_token_ids=(2,))``."""
 
     path: str
     end_token_ids: tuple[int, ...]
@@ -145,7 +145,7 @@ class Starter:
     async def _of_all(
         self, ranks: Sequence[Any], call: Callable[[Any, int], Awaitable[T]], limit: float | None, knob: str
     ) -> list[T]:
-        """The same call to every rank, side by side."""
+        """Call every rank at the same time; the results, by rank."""
         return await asyncio.gather(*(self._started(f"learner-{i}", call(rank, i), limit, knob) for i, rank in enumerate(ranks)))
 
     # ---- names and limits ----
@@ -198,7 +198,7 @@ class Starter:
 
 
 def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, seed: int) -> EngineSpec:
-    """What an engine of this pool is told."""
+    """The spec of an engine of this pool, from the sections that it needs."""
     return EngineSpec(
         model=model.path,
         end_token_ids=model.end_token_ids,
@@ -217,7 +217,7 @@ def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, s
 
 
 def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerSpec:
-    """What every rank of the learner group is told."""
+    """The spec of every rank of the learner group, from the sections that it needs."""
     return LearnerSpec(
         path=model.path,
         optimizer_from=model.optimizer_from,
@@ -242,7 +242,7 @@ def mismatch_bound(config: Config) -> float:
 
 
 def _bundle(actor: EnginePoolConfig | LearnerConfig) -> dict[str, float]:
-    """What one actor occupies, by Ray's names."""
+    """The resources that one actor occupies. *Example*: ``{"CPU": 0.5, "GPU": 1.0}``."""
     return {"CPU": actor.cpus, **({"GPU": float(actor.gpus)} if actor.gpus else {}), **actor.resources}
 
 
