@@ -30,7 +30,7 @@ class RolloutId(NamedTuple):
     """Names one rollout for ever: the n-th branch of a node of a prompt group. Retries share it (see ``attempt``).
 
     ``group`` is ``"<prompt uid>@<epoch>"``; node 0 is the prompt (its branches are the base trajectories), the others are
-    anchors (see ``Anchor``).
+    anchors (see ``Anchor``). Example: ``RolloutId("gsm8k/17@0", 0, 3)`` is the fourth base trajectory.
     """
 
     group: str
@@ -105,7 +105,7 @@ class Completion:
         return len(self.tokens)
 
     def stopped_at(self, length: int) -> Completion:
-        """Its first ``length`` tokens, as one that ended there."""
+        """The completion cut to its first ``length`` tokens, as if the last of them had stopped it."""
         columns = {name: getattr(self, name) for name in ("tokens", "versions", *FLOAT_COLUMNS)}
         cut = {name: column[:length] for name, column in columns.items() if column is not None}
         return replace(self, finish=Finish.STOP, **cut)
@@ -217,11 +217,11 @@ class RolloutBatch:
         return self.ids.index(id)
 
     def span(self, row: int) -> slice:
-        """Where row ``row`` lies in the token columns."""
+        """The slice of the token columns that is row ``row``."""
         return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
 
     def context(self, row: int) -> NDArray[np.int32]:
-        """[prompt + prefix] the ids that row ``row`` continues."""
+        """[prompt + prefix] the token ids that row ``row`` continues."""
         c = self.context_of[row]
         return self.context_tokens[self.context_offsets[c] : self.context_offsets[c + 1]]
 
@@ -236,7 +236,7 @@ class RolloutBatch:
         return Completion(finish=Finish(self.finish[row]), cached_tokens=int(self.cached_tokens[row]), **cut)
 
     def note(self, row: int) -> RolloutSummary:
-        """What the control loop is told of a row."""
+        """The summary of row ``row``, which the control loop gets instead of the tokens."""
         done = self.completion(row)
         return RolloutSummary(
             id=self.ids[row],
@@ -276,7 +276,7 @@ class Outcome(StrEnum):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A verifier's word on one response. ``reason`` says how it was reached, e.g. ``"integer"``, ``"cpu limit"``."""
+    """A verifier's judgement of one response. ``reason``: how it was reached. Example: ``Verdict(outcome=Outcome.RIGHT, reason="integer")``."""
 
     outcome: Outcome
     reason: str = ""
@@ -297,7 +297,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
 
 
 class Answer(NamedTuple):
-    """What an evaluation keeps of a response."""
+    """What an evaluation keeps of a response. Example: ``Answer(answer="204", text=None)``."""
 
     answer: str | None  # in its normal form, equal texts for equal answers; None without one
     text: str | None  # of the whole response, shortened; None: it is not kept
@@ -315,7 +315,11 @@ Advantage = tuple[AdvantageSpan, ...]  # the first begins at 0; one stretch: the
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSample:
-    """One trainable completion with everything the loss needs. Gradient flows on ``tokens[context_len:]`` only."""
+    """One trainable completion with everything the loss needs. Gradient flows on ``tokens[context_len:]`` only.
+
+    Example: ``TrainSample(tokens=[9, 17, 2], context_len=1, behaviour_logprobs=[-0.1, -0.02], versions=[5, 5], advantages=[0.7, 0.7],
+    minibatch=0)``, each column a NumPy array.
+    """
 
     tokens: NDArray[np.int32]  # [T] context + completion
     context_len: int

@@ -201,7 +201,10 @@ def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureF
         ([good, "--reward", "nowhere:f"], "reward=nowhere:f: no module named nowhere"),
         ([good, "--rewards", "{"], "--rewards must be a JSON list like"),
         ([good, "--rewards", '[{"name": "m:f"}]'], "--rewards: unknown setting name"),
-        ([good, "--rewards", '[{"function": "m:f", "range": [1, 0]}]'], "rewards[0].range must be [lowest, highest], got [1, 0]"),
+        (
+            [good, "--rewards", '[{"function": "m:f", "range": [1, 0]}]'],
+            "rewards[0].range must be [lowest, highest], got [1.0, 0.0]",
+        ),
         ([good, "--unheard-of"], "No such option '--unheard-of'"),
         ([], "one of CASES.jsonl and --explain ANSWER REFERENCE is expected"),
     ):

@@ -47,7 +47,7 @@ class AnchorRule:
         return self.name == "entropy"
 
     def places(self, pieces: Sequence[str]) -> NDArray[np.bool_]:
-        """Mark where the rule allows an anchor, [L] bool, by the texts of a completion's tokens: "newline" only where a line begins.
+        """Mark where the rule allows an anchor, [L] bool, by its tokens' texts: "newline" only where a line begins.
 
         Example: "newline" marks the third of the pieces "a", " b\\n", "c".
         """
@@ -72,8 +72,8 @@ def select_anchors(
 ) -> tuple[Anchor, ...]:
     """Choose at most K anchors of a trunk (paper, section 3.1: the top-K entropy positions), sorted by position.
 
-    Eligible positions are ranked by the rule's score, highest first, ties to the earlier one; a position closer than ``min_gap`` to
-    one already taken is passed over. Fewer eligible positions give fewer anchors.
+    Eligible positions are ranked by the rule's score, highest first, ties to the earlier one; a position closer than
+    ``min_gap`` to one already taken is passed over. Fewer eligible positions give fewer anchors.
     Example: K = 2, min_gap = 2 and entropies [0, 3, 2, 0, 1] choose positions 1 and 4, for 2 is too close to 1.
 
     Args:

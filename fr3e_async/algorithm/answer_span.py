@@ -69,7 +69,7 @@ def stop_end(text: str, stops: Sequence[str]) -> int | None:
 
 
 def spoken(text: str, thoughts: Thoughts = THINK) -> tuple[int, int]:
-    """(start, end) of the part of a response that counts: after the last ``</think>``, before a ``<think>`` that is still open."""
+    """(start, end) of what counts in a response: after the last ``</think>``, before a ``<think>`` that is still open."""
     if not thoughts.begin:
         return 0, len(text)
     thought = text.rfind(thoughts.end)

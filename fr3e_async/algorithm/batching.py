@@ -24,7 +24,7 @@ def minibatch_of(group_index: int, *, groups: int, minibatches: int) -> int:
 
 
 def balanced_shards(lengths: Sequence[int], shards: int) -> list[list[int]]:
-    """Deal items out to shards, longest first to the least loaded one (LPT), ties to the lower: each shard's indices, ascending."""
+    """Deal items out to shards, longest first to the least loaded one (LPT), ties to the lower: indices by shard, ascending."""
     loads = [0] * shards
     parts: list[list[int]] = [[] for _ in range(shards)]
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -52,7 +52,7 @@ UNEVEN = 1.1  # a rank may have so much more than the mean before a group is tor
 
 
 def shard_trees(rows: Sequence[RowCost], shards: int) -> list[list[int]]:
-    """Deal rows out to shards (ranks), balanced within every minibatch, since ranks meet at each optimiser step: indices by shard.
+    """Deal rows out to shards (ranks), balanced within every minibatch, since ranks meet at each step: indices by shard.
 
     Groups stay whole, for what they share is computed once on one rank, unless that leaves a rank with more than
     ``UNEVEN`` times the mean: then the largest group of the fullest rank is halved, again and again, if this helps.
@@ -109,7 +109,7 @@ def advantages_of(advantage: Advantage, length: int) -> NDArray[np.float32]:
 
 
 def train_sample(batch: RolloutBatch, row: int, *, advantage: Advantage, minibatch: int) -> TrainSample:
-    """Make the training sample of a rollout that is row ``row`` of a batch. Copies: arrays from the object store are read-only."""
+    """Make the training sample of a rollout that is row ``row`` of a batch. Copies, for stored arrays are read-only."""
     context, completion = batch.context(row), batch.completion(row)
     return TrainSample(
         tokens=np.concatenate([context, completion.tokens]),
@@ -130,5 +130,5 @@ FIRST_AGES = (0, 1, 2, 4, 8)  # the youngest age of each bucket; widths double, 
 
 
 def age_bucket(ages: Any) -> Any:
-    """Index into ``AGE_BUCKETS`` of an age, or of each one in an integer array or tensor (same shape, int64): 3 gives 2, "2_3"."""
+    """Index into ``AGE_BUCKETS`` of an age, or of each one in an integer array or tensor (int64 of its shape): 3 gives 2."""
     return sum((ages >= first for first in FIRST_AGES[1:]), start=0 * ages)

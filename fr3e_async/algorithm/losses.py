@@ -197,9 +197,9 @@ def mean_weights(config: LossConfig, tokens: _Tokens, *, completion_tokens: floa
 def clipped_ratio(config: LossConfig, tokens: _Tokens) -> Tensor:
     """[T] the ratio that the objective clips: ρ_t = π_θ / π_prox of the token, or with ``gspo`` that of its completion.
 
-    GSPO (arXiv 2507.18071, equation 7): s_i = (Π_t ρ_t)^(1/|o_i|). It stands at every token as s_i · π_θ / sg(π_θ), which is s_i with
-    the gradient of the token's own log-prob (GSPO-token, equation 14): the same update where a completion has one advantage,
-    and defined where it has several (``vineppo``).
+    GSPO (arXiv 2507.18071, equation 7): s_i = (Π_t ρ_t)^(1/|o_i|). It stands at every token as s_i · π_θ / sg(π_θ), which is
+    s_i with the gradient of the token's own log-prob (GSPO-token, equation 14): the same update where a completion has one
+    advantage, and defined where it has several (``vineppo``).
     """
     if config.objective != "gspo":
         return tokens.log_ratio.exp()
@@ -210,8 +210,8 @@ def clipped_ratio(config: LossConfig, tokens: _Tokens) -> Tensor:
 def surrogate(config: LossConfig, tokens: _Tokens, ratio_T: Tensor) -> Tensor:
     """[T] g, what the update raises. ``clip`` and ``gspo``: ``clipped_surrogate`` of their ratio.
 
-    ``cispo`` (MiniMax-M1, arXiv 2506.13585, equations 4 and 5): sg(clip(ρ, 1−ε_low, 1+ε_high)) · A · log π_θ. The bounds cut the weight
-    of a token, and no token loses its gradient. Example: ρ = 2, A = 1 and ε_high = 0.28 give 1.28 · log π_θ.
+    ``cispo`` (MiniMax-M1, arXiv 2506.13585, equations 4 and 5): sg(clip(ρ, 1−ε_low, 1+ε_high)) · A · log π_θ. The bounds cut
+    the weight of a token, and no token loses its gradient. Example: ρ = 2, A = 1 and ε_high = 0.28 give 1.28 · log π_θ.
     """
     if config.objective == "cispo":
         return ratio_T.detach().clamp(1 - config.clip_low, 1 + config.clip_high) * tokens.advantages * tokens.logprobs

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRun:
-    """The tokens that one row adds to the forest: token slots ``start`` to ``stop``, which attend to ``path`` up to themselves."""
+    """The tokens that one row adds to the forest: places ``start`` to ``stop``; they attend to ``path`` up to themselves."""
 
     start: int
     stop: int

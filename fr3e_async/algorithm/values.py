@@ -71,9 +71,9 @@ def state_values(rewards_by_node: Mapping[int, Sequence[float]]) -> dict[int, St
 def alpha(here: StateValue | None, before: StateValue | None, *, shrink: bool) -> float:
     """alpha_j = exp(-(V(S_j) - V(S_j-1))), in [1/e, e]: the factor of the advantages of state S_j (paper, section 3.2).
 
-    ``here``: S_j; ``before``: its *true* parent S_j-1. 1 where one of them has no value. With ``shrink`` the difference is pulled towards 0
-    by its standard error (soft threshold), against the noise of small M: with no true difference and V = 0.5, alpha's standard
-    deviation is 0.38 at M = 4. Example: V(S_j) = 0.75 after V(S_j-1) = 0.5 gives exp(-0.25) = 0.78.
+    ``here``: S_j; ``before``: its *true* parent S_j-1. 1 where one of them has no value. With ``shrink`` the difference is
+    pulled towards 0 by its standard error (soft threshold), against the noise of small M: with no true difference and V = 0.5,
+    alpha's standard deviation is 0.38 at M = 4. Example: V(S_j) = 0.75 after V(S_j-1) = 0.5 gives exp(-0.25) = 0.78.
     """
     if here is None or before is None:
         return 1.0
@@ -93,10 +93,10 @@ def alpha(here: StateValue | None, before: StateValue | None, *, shrink: bool) -
 def second_round(rewards: Mapping[int, Sequence[float | None]], *, first: int, branches: int) -> dict[int, int]:
     """Deal out further continuations, by node, to the undecided states of one trunk; nodes that get none are left out.
 
-    The budget, anchors · (``branches`` - ``first``), is dealt equally, what remains one each to the lowest nodes. No state gets more
-    than ``branches``, so at most ``first`` + ``branches`` in all; what that leaves over, and everything where no state is undecided, is
-    not spent. A state with fewer than two scored rewards counts as decided: nothing shows that it has spread, and what could not
-    be judged once may well not be judged the next time either. The order of the rewards has no effect.
+    The budget, anchors · (``branches`` - ``first``), is dealt equally, what remains one each to the lowest nodes. No state gets
+    more than ``branches``, so at most ``first`` + ``branches`` in all; what that leaves over, and everything where no state is
+    undecided, is not spent. A state with fewer than two scored rewards counts as decided: nothing shows that it has spread, and
+    what could not be judged once may well not be judged the next time either. The order of the rewards has no effect.
 
     Args:
         rewards: for each anchor node of the trunk the rewards of its branches 0 to ``first`` - 1; None, or left out: not scored.
@@ -125,8 +125,9 @@ def decided(outcomes: Sequence[float | None]) -> bool:
 def fixed_draws(judged: Mapping[RolloutId, float], *, first: int) -> list[float]:
     """Select the rewards of those of a state's samples whose number was fixed beforehand: its first round, and bases.
 
-    ``first``: ``algorithm.adaptive_first``; 0 selects all. V is the mean of these alone, so its expectation is the true one. The mean of all samples is biased away from 1/2: a
-    first round of equal rewards stands as it is, a mixed one is averaged with fresh draws. Of binary rewards with
-    P(1) = p = 1 - q, F draws and m more if they differ, its bias is m / (F + m) · p·q·(p^(F-1) - q^(F-1)).
+    ``first``: ``algorithm.adaptive_first``; 0 selects all. V is the mean of these alone, so its expectation is the true one.
+    The mean of all samples is biased away from 1/2: a first round of equal rewards stands as it is, a mixed one is averaged
+    with fresh draws. Of binary rewards with P(1) = p = 1 - q, F draws and m more if they differ, its bias is m / (F + m) ·
+    p·q·(p^(F-1) - q^(F-1)).
     """
     return [reward for id, reward in judged.items() if not first or id.node == 0 or id.branch < first]

@@ -72,5 +72,5 @@ def understood(words: Sequence[str], *, options: Sequence[str] = ("--help", "--d
 
 
 def machine_config() -> str:
-    """Shipped settings that suit this machine."""
+    """The shipped config for a machine with, or without, an NVIDIA GPU."""
     return "eval/gpu" if Path("/proc/driver/nvidia/gpus").is_dir() else "eval/cpu"

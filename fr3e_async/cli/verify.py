@@ -104,7 +104,7 @@ def score(path: Path, terms: Sequence[RewardConfig], *, rows: Path | None, worke
 
 
 def write(path: Path, judged: Sequence[JudgedCase]) -> None:
-    """The rows as one JSON list. Raises ``StorageError``."""
+    """Write a row for each judged case as one JSON list. Raises ``StorageError``."""
     try:
         path.write_text(json.dumps([one.row() for one in judged], indent=1) + "\n", encoding="utf-8")
     except OSError as error:

@@ -20,7 +20,11 @@ from fr3e_async.types import Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSample:
-    """One judged sample of one problem."""
+    """One judged response to one problem.
+
+    Example: ``ScoredSample(problem="aime24/60", outcome=Outcome.RIGHT, length=812, entropy_sum=240.5, truncated=False, oldest_version=3,
+    newest_version=4, answer="204")``.
+    """
 
     problem: str
     outcome: Outcome
@@ -66,7 +70,7 @@ class EvaluationResult:
 
     @property
     def estimate(self) -> Estimate:
-        """The accuracy with its interval."""
+        """The accuracy (avg@k) with its 95 % interval."""
         low, high = self.interval
         return Estimate(value=self.accuracy, low=low, high=high)
 
@@ -131,7 +135,7 @@ def difference(before: EvaluationResult, after: EvaluationResult) -> tuple[float
 
 
 def gain_of(before: Estimate, after: Estimate) -> tuple[float, float, float]:
-    """The same of any two means."""
+    """(after - before, low, high) of any two means, by the same interval, which is not cut at ±1."""
     gain = after.value - before.value
     down = math.hypot(after.value - after.low, before.high - before.value)
     up = math.hypot(after.high - after.value, before.value - before.low)

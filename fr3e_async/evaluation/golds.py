@@ -68,7 +68,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _margin(text: str) -> Fraction | None:
-    """None for what is no number above 0."""
+    """The text as a positive number, or None."""
     try:
         number = float(text)  # which is short, whatever was written
     except ValueError:

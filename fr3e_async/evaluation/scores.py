@@ -119,7 +119,7 @@ def _mean_or_none(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """One evaluation of one set of problems."""
+    """One finished evaluation of one set of problems, as the control loop reports it."""
 
     label: str  # before, step <n>, after
     name: str  # of the set
@@ -130,13 +130,13 @@ class Evaluated:
     rewards: RewardRange = RewardRange()
 
     def record(self) -> dict[str, Any]:
-        """Its part of a row of evaluations.jsonl."""
+        """What evaluations.jsonl keeps of it: digest, duration and ``Scores.record``."""
         digest = {"digest": self.digest} if self.digest else {}
         return {**digest, "took_s": round(self.took_s, 3), **self.scores.record()}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Results by problem."""
+        """A ``problem_row`` for each problem."""
         return [problem_row(problem, samples) for problem, samples in by_problem(self.judgements).items()]
 
     def samples(self, problems: Sequence[Prompt], count: int) -> list[list[str]]:

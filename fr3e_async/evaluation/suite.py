@@ -47,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestSet:
-    """Problems that are evaluated together under one name."""
+    """Problems that are evaluated together under one name. Example: ``TestSet(name="aime24", problems=(…,), samples=16, digest="…")``."""
 
     __test__ = False  # not a class of tests
 
@@ -58,7 +58,7 @@ class TestSet:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The name that people read, such as ``aime24 avg@16``."""
         return "held-out accuracy" if self.name == HELDOUT else f"{self.name} avg@{self.samples}"
 
 
@@ -84,7 +84,7 @@ def in_held_out_part(problem: str) -> bool:
 
 
 def source_of(benchmark: Benchmark, path: str = "") -> SourceConfig:
-    """Where to read it: the user's file, or the hub."""
+    """Where the benchmark is read from: the user's file ``path``, or the Hugging Face hub."""
     if path:
         return SourceConfig(path=path, name=benchmark.name, split=benchmark.split)
     return SourceConfig(
@@ -119,7 +119,7 @@ def read_benchmark(benchmark: Benchmark, *, path: str = "") -> list[Item]:
 
 
 def _first(record: SourceRecord, columns: Sequence[str], what: str, read: Callable[[Any], T | None], setting: str) -> T:
-    """What the first column says that says anything."""
+    """What ``read`` makes of the first of the columns that it can read. Raises ``DataError`` with the row's source if it can read none."""
     for column in columns:
         if column in record.values and (found := read(record.values[column])) is not None:
             return found
@@ -149,7 +149,7 @@ def _names(found: Sequence[SourceRecord], benchmark: Benchmark) -> list[str]:
 
 
 def digest_of(items: Sequence[Item]) -> str:
-    """16 hex digits of problems and golds, in order: two results with the same digest are about the same questions."""
+    """16 hex digits of problems and reference answers, in order: equal digests mean equal questions."""
     return _digest(
         [item.problem, item.gold.text, [f"{m.numerator:x}/{m.denominator:x}" for m in item.gold.margins]] for item in items
     )
@@ -163,7 +163,7 @@ def _digest(texts: Iterable[list[Any]]) -> str:
 
 
 def heldout_set(problems: Sequence[Prompt], *, samples: int) -> TestSet:
-    """data.heldout, or what was picked of it."""
+    """The test set of data.heldout, or of what was picked of it. ``samples``: of each problem."""
     digest = _digest([p.text, p.gold, *filter(None, [p.columns])] for p in problems)
     return TestSet(name=HELDOUT, problems=tuple(problems), samples=samples, digest=digest)
 
@@ -244,7 +244,7 @@ def left_out(suite: Suite, sets: Sequence[TestSet]) -> list[str]:
 
 
 def samples_of(config: EvaluationConfig, name: str) -> int:
-    """k: as the settings say, or the benchmark's own."""
+    """k, the samples of each problem: evaluation.suite_samples, or the benchmark's own."""
     return config.suite_samples or BENCHMARKS[name].k
 
 

@@ -86,7 +86,7 @@ def _stacked_attention(
 def _capped_attention(
     query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, scale: float | None, enable_gqa: bool, cap: float
 ) -> Tensor:
-    """``scaled_dot_product_attention`` with capped scores, which it does not know; keeps [n, heads, Lq, Lk] scores for the backward pass."""
+    """Attend as ``scaled_dot_product_attention`` would with capped scores; keeps [n, heads, Lq, Lk] for the backward pass."""
     if enable_gqa:
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)

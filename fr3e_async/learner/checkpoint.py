@@ -42,7 +42,12 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What ``learner.json`` says."""
+    """The content of ``learner.json``.
+
+    Example: ``Manifest(version=12, ranks=2, zero_stage=2, dtype="bfloat16", model="Qwen/Qwen2.5-7B", shapes={"lm_head.weight":
+    [152064, 3584], …}, pieces=(SavedPiece("master", "lm_head.weight", 0, 268435456, "rank-00000.000.safetensors", 2774185153),
+    …))``.
+    """
 
     version: int  # of the weights
     ranks: int
@@ -96,7 +101,7 @@ class Manifest:
 
 
 class SavedState(Protocol):
-    """What is saved of ``checkpoint_state.TrainingState``."""
+    """What ``save`` and ``load`` need of ``checkpoint_state.TrainingState``."""
 
     @property
     def shapes(self) -> dict[str, list[int]]: ...
@@ -143,7 +148,7 @@ def save(
 
 
 def load(folder: Path, state: SavedState, *, rank: int, world: int, seed: int) -> Manifest:
-    """Go on from a checkpoint, whatever group wrote it. All ranks.
+    """Restore the state of a checkpoint, whatever group wrote it; returns its manifest. All ranks.
 
     Random states come back if as many ranks wrote it; otherwise each rank draws a new one from ``seed`` and the version.
 
@@ -164,7 +169,7 @@ def load(folder: Path, state: SavedState, *, rank: int, world: int, seed: int) -
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, or an empty text. Reads every byte once (1 to 2 GB/s from memory)."""
+    """Say what is wrong with a checkpoint, or "". Reads every byte once (1 to 2 GB/s from memory)."""
     try:
         manifest = Manifest.read(folder)
         for name, size in manifest.files.items():
@@ -205,13 +210,13 @@ def _override(file: Path, overrides: Mapping[str, Any]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an attempt that was cut short has left. Raises ``OSError``."""
+    """Remove a folder that an attempt which was cut short may have left. Raises ``OSError``."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def put(filled: Path, folder: Path) -> None:
-    """Give a filled folder its name, in place of one that may stand there."""
+    """Rename a filled folder to its final name, replacing one that may exist. Raises ``OSError``."""
     former = folder.with_name(folder.name + ".old.tmp")
     clear(former)
     if folder.exists():
@@ -222,7 +227,7 @@ def put(filled: Path, folder: Path) -> None:
 
 
 def _gathered(value: Any) -> list[Any]:
-    """Every rank's value, by rank. All ranks."""
+    """Gather every rank's value, by rank. All ranks."""
     values = [value]
     if dist.is_initialized() and dist.get_world_size() > 1:
         values = [None] * dist.get_world_size()
@@ -232,7 +237,7 @@ def _gathered(value: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def together(folder: Path) -> Iterator[None]:
-    """A block that all ranks run, and leave when all are through. Raises ``StorageError`` on all if one could not write."""
+    """Run a block on all ranks, and leave it when all are through. Raises ``StorageError`` on all if one could not write."""
     problem, cause = "one of the ranks failed", None
     try:
         with storage_errors(folder):

@@ -37,7 +37,10 @@ class WeightRun(NamedTuple):
 
 
 class SavedPiece(NamedTuple):
-    """Where a run was written; a row of the manifest."""
+    """Where a run was written; a row of the manifest.
+
+    Example: ``SavedPiece("exp_avg", "lm_head.weight", 0, 4096, "rank-00001.000.safetensors", 912345678)``.
+    """
 
     part: str
     name: str
@@ -131,7 +134,7 @@ class Pieces:
         return self.read(part, name, 0, sum(piece.numel for piece in pieces))
 
     def _values(self, piece: SavedPiece) -> Tensor:
-        """Raises ``StorageError``."""
+        """Read one piece, and check it. Raises ``StorageError``."""
         try:
             if piece.file not in self._files:
                 self._files[piece.file] = self._open.enter_context(safe_open(self.folder / piece.file, framework="pt"))
@@ -161,7 +164,7 @@ class Pieces:
 
 
 def _cut(runs: Iterable[WeightRun], limit: int) -> Iterator[WeightRun]:
-    """Runs of at most ``limit`` bytes."""
+    """Cut runs into such of at most ``limit`` bytes."""
     for part, name, start, values in runs:
         step = max(1, limit // values.element_size())
         for at in range(0, values.numel(), step):

@@ -64,14 +64,14 @@ class TrainingState:
         return {name: list(getattr(weight, "ds_shape", weight.shape)) for weight, name in self._names.items()}
 
     def runs(self, rank: int, world: int) -> Iterator[WeightRun]:
-        """What ``rank`` writes, as views. The runs of all ranks cover every weight once, in every role."""
+        """Yield what ``rank`` writes, as views. The runs of all ranks cover every weight once, in every role."""
         for slot in self._share(rank, world):
             yield WeightRun(MASTER, slot.name, slot.start, _cut(slot.owner, slot))
             for role, values in self._tensor_state(slot.owner):
                 yield WeightRun(role, slot.name, slot.start, _cut(values, slot))
 
     def describe(self) -> dict[str, Any]:
-        """All that is no run, for JSON: settings and step counts of each group of weights, schedule, counters."""
+        """Describe all that is no run, for JSON: settings and step counts of each group of weights, schedule, counters."""
         groups = []
         for group, owners in zip(self._base.param_groups, self._owners(), strict=True):
             states = [self._base.state[owner] for owner in owners if owner in self._base.state]
@@ -86,7 +86,7 @@ class TrainingState:
         }
 
     def restore(self, described: Mapping[str, Any], read: Read) -> None:
-        """Take on the state that ``runs`` and ``describe`` told. All ranks.
+        """Restore the state that ``runs`` and ``describe`` gave. All ranks.
 
         ``described``: with ``roles``, the sorted names of all roles but the masters' that ``runs`` had.
 

@@ -15,7 +15,9 @@ REFUSALS = {
 
 
 def check_config(config: Any, *, packing: Packing, attention: str, longest: int | None) -> None:
-    """``config``: transformers' of a model. ``attention``: learner.attention. ``longest``: tokens of a row, where that is known.
+    """Refuse a model whose config shows that a layout would compute other numbers than single rows.
+
+    ``config``: of transformers. ``attention``: learner.attention. ``longest``: tokens of a row, where that is known.
 
     Raises:
         ModelError: log-probs, and so gradients, would not be those of rows one at a time.
@@ -42,13 +44,13 @@ def _check_rotary(config: Any, longest: int | None) -> None:
 
 
 def _check_softcap(config: Any, packing: Packing, attention: str) -> None:
-    """transformers' function for plain scaled dot-product attention passes over a cap of the scores without a word; trees have their own."""
+    """Raise for ``sdpa`` and a cap of attention scores, which transformers ignores there; trees have attention of their own."""
     if getattr(config, "attn_logit_softcapping", None) and attention == "sdpa" and packing != "tree":
         raise ModelError("learner.attention=sdpa ignores this model's attn_logit_softcapping; set learner.attention=eager")
 
 
 def _check_layers(config: Any, packing: Packing) -> None:
-    """Short rows cannot show a chunk."""
+    """Raise for layers that short rows cannot prove (chunked attention, say)."""
     kinds = set(getattr(config, "layer_types", None) or ())
     for kind in sorted(kinds - LAYERS) if packing in REFUSALS else ():
         raise ModelError(f"{REFUSALS[packing]}: it has layers of type {kind}")

@@ -34,7 +34,7 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpedSample:
-    """A sample and its proximal log-probs."""
+    """A sample and its proximal log-probs; NaN where the step failed before they were known."""
 
     sample: TrainSample
     prox: NDArray[np.float32]  # [completion] nats
@@ -133,7 +133,7 @@ GROWTH = 3.0  # by which errors at the end of responses exceed those at the begi
 
 
 def likeliest(share: Sequence[DumpedSample], *, version: int, bound: float) -> str:
-    """The likeliest cause, from tokens of age 0. ``bound``: nats that a rollout's mean difference may have."""
+    """Name the likeliest cause, from tokens of age 0. ``bound``: nats that a rollout's mean difference may have."""
     errors = list(_errors(share, version))
     wrong = [one for one in errors if one.mean() > bound]
     if len(wrong) < MOST * len(errors):

@@ -40,7 +40,7 @@ def deep_merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]
 
 
 def deepspeed_config(learner: LearnerConfig, *, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's settings for this learner, ``learner.ds_config`` merged in last.
+    """Make DeepSpeed's settings for this learner, with ``learner.ds_config`` merged in last. ``parameters``: their number.
 
     Accumulation is unmanaged: any number of backward passes, then one ``step`` reduces and updates.
     """
@@ -124,7 +124,7 @@ class TrainingEngine:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps taken, counted over resumes."""
+        """Optimiser steps taken, those before a resume included."""
         return self.engine.global_steps
 
     @property
@@ -133,9 +133,9 @@ class TrainingEngine:
         return float(self.engine.get_lr()[0])
 
     def set_lr(self, learner: LearnerConfig) -> None:
-        """Go on with the learning rate of ``learner``, whatever a checkpoint was trained with, at the place of the warm-up that it had reached.
+        """Take the learning rate of ``learner`` in place of a checkpoint's, at the point of the warm-up that it had reached.
 
-        DeepSpeed's own settings (``learner.ds_config``) win as ever: a schedule or a rate of theirs stays.
+        Does nothing where ``learner.ds_config`` has a schedule or a rate of its own.
         """
         if not owns_lr(learner.ds_config):
             return
@@ -186,7 +186,7 @@ class TrainingEngine:
         self.grad_norm = norm
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name that transformers uses inside, whole weight), valid until the next one is asked for. All ranks must run to the end."""
+        """Yield (name inside transformers, whole weight), valid until the next one is asked for. All ranks must run to the end."""
         for bucket in self.weight_buckets():
             yield from bucket
 
@@ -211,13 +211,13 @@ class TrainingEngine:
 
 
 def stored_buffers(model: torch.nn.Module) -> dict[str, Tensor]:
-    """What a model stores beside its weights, by name."""
+    """Find the buffers that a model stores beside its weights, by name (a router's correction, say)."""
     stored = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in stored}
 
 
 def reduced_norm(optimiser: Any) -> float | None:
-    """The global gradient norm inside a step of one of DeepSpeed's optimisers, before weights change; None: not computed.
+    """Read the global gradient norm inside a step of one of DeepSpeed's optimisers, before weights change; None: not computed.
 
     ``get_global_grad_norm`` knows it only after the step. This is the attribute that it is copied from.
     """

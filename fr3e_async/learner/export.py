@@ -27,7 +27,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def model_folder(path: str, *, revision: str = "") -> Path:
-    """The folder of a local model, or of a hub id that was downloaded. Raises ``ModelError``."""
+    """Find the folder of a local model, or of a hub id that was downloaded. Raises ``ModelError`` if there is none here."""
     if os.path.isdir(path):
         return Path(path)
     from transformers.utils import cached_file
@@ -39,14 +39,14 @@ def model_folder(path: str, *, revision: str = "") -> Path:
 
 
 def checkpoint_weights(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, whole master weight) of a learner checkpoint, one at a time. Raises ``StorageError``."""
+    """Yield (Hugging Face name, whole float32 master weight) of a learner checkpoint. Raises ``StorageError``."""
     with Pieces(folder, manifest.pieces) as pieces:
         for name, shape in manifest.shapes.items():
             yield name, pieces.read(MASTER, name, 0, math.prod(shape)).view(shape)
 
 
 def checkpoint_buffers(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """What a model keeps beside its weights, by name. Raises ``StorageError``."""
+    """Read the buffers of a learner checkpoint (what a model stores beside its weights), by name. Raises ``StorageError``."""
     with Pieces(folder, manifest.pieces) as pieces:
         return {name: pieces.whole(BUFFER, name).view(shape) for name, shape in manifest.buffers.items()}
 
@@ -66,11 +66,15 @@ def write_model(
 ) -> None:
     """Write a folder that transformers and vLLM load; it is whole or not there. Memory: one file of ``limit`` bytes.
 
-    ``weights``: by the names that transformers uses inside; stored under those it uses on disk. ``base``: config and
-    tokenizer; ``overrides``: what training had otherwise in the config. ``model``: the transformers model, if it is there; otherwise its skeleton is made. ``buffers``: stored as they are.
-    ``texts``: more files. ``trust_remote_code``: the skeleton may be made by Python code of ``base``.
+    Args:
+        weights: by the names that transformers uses inside; they are stored as ``dtype`` under those that it uses on disk.
+        base: folder of the config and the tokenizer; ``overrides``: values of the config that were others in training.
+        model: the transformers model; None: a skeleton of it is made, with Python code of ``base`` if ``trust_remote_code``.
+        buffers: stored as they are. ``texts``: further files by name.
 
-    Raises ``StorageError``, and ``ConfigError`` if the skeleton needs code that is not trusted.
+    Raises:
+        StorageError: it cannot be written.
+        ConfigError: the skeleton needs code that is not trusted.
     """
     filled = folder.with_name(folder.name + ".tmp")
     with storage_errors(folder, "the model folder"), ExitStack() as undo:
@@ -95,7 +99,7 @@ def write_model(
 
 
 def set_dtype(file: Path, dtype: str) -> None:
-    """Say in a config.json what type the weights now have; they are not quantised any more."""
+    """Write the type of the weights into a config.json, and remove what it says of quantisation."""
     config = json.loads(file.read_text(encoding="utf-8"))
     for part in (config, *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))):
         for key in ("dtype", "torch_dtype"):
@@ -128,7 +132,7 @@ def make_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def _batches(weights: Iterable[tuple[str, Tensor]], *, limit: int) -> Iterator[dict[str, Tensor]]:
-    """As many as fit a file; at least one."""
+    """Yield as many weights as fit a file of ``limit`` bytes, at least one."""
     batch: dict[str, Tensor] = {}
     size = 0
     for name, weight in weights:
@@ -142,7 +146,7 @@ def _batches(weights: Iterable[tuple[str, Tensor]], *, limit: int) -> Iterator[d
 
 
 def on_disk(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under the names, and in the parts, that checkpoints have: transformers renames and joins weights in memory.
+    """Rename, and split or join, weights as checkpoints have them: transformers renames and joins some in memory.
 
     Views where the parts allow it. A tensor that is joined on disk needs all its parts in one batch.
     """

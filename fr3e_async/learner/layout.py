@@ -1,8 +1,9 @@
-"""A forest as the attention kernels want it: who sees whom, on a device. Torch only.
+"""The attention mask of a forest on a device, and the inputs of a forward pass. Torch only.
 
-A place sees its ancestors and itself, or the nearest of them in a layer with a sliding window. Two forms of that one mask: *blocks*, runs of queries with the keys of their whole
-path gathered beside them, alike ones stacked, for plain scaled dot-product attention; and FlexAttention's block mask of
-``j <= i < end[j]``, whose empty blocks are skipped, on CUDA. Knows nothing of models.
+A place sees its ancestors and itself, or the nearest of them in a layer with a sliding window. There are two forms of this mask:
+*blocks*, runs of queries with the keys of their whole path gathered beside them, those of similar shape stacked, for plain scaled
+dot-product attention; and FlexAttention's block mask of ``j <= i < end[j]``, whose empty blocks are skipped, on CUDA. Knows
+nothing of models.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class TreeLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForestMask:
-    """Who sees whom, as every layer of one forward pass uses it."""
+    """The mask of one forward pass, made once for each window and used by every layer."""
 
     layout: TreeLayout
     dtype: torch.dtype
@@ -98,7 +99,7 @@ def _query_blocks(forest: Forest) -> list[_Block]:
 
 
 def _stacks(blocks: list[_Block]) -> list[list[_Block]]:
-    """Neighbours together while the padding is free or small."""
+    """Group blocks of similar shape: neighbours go together while the padding is free or small."""
     stacks: list[list[_Block]] = []
     pairs = 0
     for block in blocks:
@@ -116,17 +117,17 @@ def _stacks(blocks: list[_Block]) -> list[list[_Block]]:
 
 
 def kernel_for(device: torch.device, kernel: Kernel) -> Kernel:
-    """``auto`` settled: flex on CUDA, blocks elsewhere."""
+    """Resolve ``auto``: flex on CUDA, blocks elsewhere."""
     return ("flex" if device.type == "cuda" else "blocks") if kernel == "auto" else kernel
 
 
 def places_of(forest: Forest, kernel: Kernel) -> int:
-    """Places that the model is run on: a whole number of FlexAttention's blocks, or one a token."""
+    """Count the places that the model is run on: a whole number of FlexAttention's blocks, or one for each token."""
     return -(-len(forest) // FLEX_BLOCK) * FLEX_BLOCK if kernel == "flex" else len(forest)
 
 
 def blockwise_layout(forest: Forest, *, device: torch.device) -> TreeLayout:
-    """Stacks of query blocks. Pairs that are computed: about those that are seen, whatever the forest's size."""
+    """Make the stacks of query blocks. The pairs that are computed are about those that are seen, whatever the forest's size."""
     stacks, queries, keys, offset = [], [], [], 0
     back = np.zeros(len(forest), dtype=np.int64)
     for members in _stacks(_query_blocks(forest)):
@@ -146,7 +147,7 @@ def blockwise_layout(forest: Forest, *, device: torch.device) -> TreeLayout:
 
 
 def flex_layout(forest: Forest, *, places: int, device: torch.device) -> TreeLayout:
-    """The masks for FlexAttention; places after the forest see themselves only."""
+    """Make the masks for FlexAttention, over ``places``; those after the forest are padding and see themselves only."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     ends = torch.arange(1, places + 1, device=device)
@@ -170,7 +171,7 @@ def flex_layout(forest: Forest, *, places: int, device: torch.device) -> TreeLay
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Names as in ``packing.MicroBatch``."""
+    """A micro-batch's share of the forward pass; names as in ``packing.MicroBatch``, whose example is this one's too."""
 
     tokens: Tensor  # [B, W]
     positions: Tensor | None  # [B, W]
@@ -180,7 +181,7 @@ class Inputs:
 
     @classmethod
     def of(cls, batch: MicroBatch, device: torch.device, *, kernel: Kernel = "auto") -> Inputs:
-        """``kernel``: learner.tree_attention."""
+        """Copy a micro-batch to ``device``, with the mask of its forest for ``kernel`` (learner.tree_attention)."""
         tokens, positions, layout = batch.tokens, batch.positions, None
         if batch.forest is not None:
             kernel = kernel_for(device, kernel)

@@ -1,4 +1,4 @@
-"""How much memory a run's weights, optimiser, caches and activations take: formulas, each in a docstring with its source of numbers.
+"""How much memory a run's weights, optimiser, caches and activations take: formulas with their sources.
 
 Arithmetic on a config and a model's sizes. Imports no torch and reads one file at most, the ``config.json`` of a model on
 this disk. The memory of Python and its libraries (about 1 GiB an actor) is not in the estimate.

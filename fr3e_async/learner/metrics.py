@@ -22,7 +22,7 @@ class TokenAgeError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ages:
-    """Token ages of a share of a batch, in weight versions."""
+    """Token ages of a share of a batch, in weight versions. Example: ages 0, 0, 2 are ``Ages(tokens=3, total=2, oldest=2)``."""
 
     tokens: int
     total: int
@@ -30,7 +30,7 @@ class Ages:
 
 
 def token_ages(samples: Sequence[TrainSample], *, learner_version: int, bound: int | None = None) -> Ages:
-    """Ages relative to the version of the weights that the update starts from.
+    """Sum up the ages of the samples' tokens: ``learner_version`` (the update's start) less the version of each.
 
     Raises:
         TokenAgeError: a token claims a version that does not exist yet, or is older than ``bound`` versions.
@@ -50,7 +50,7 @@ def token_ages(samples: Sequence[TrainSample], *, learner_version: int, bound: i
 
 
 def step_metrics(result: UpdateResult, ages: Ages) -> dict[str, float]:
-    """Values by the names that ``observe.metrics`` declares under train/, staleness/ and lag/.
+    """Make the metrics of an update, by the names that ``observe.metrics`` declares under train/, staleness/ and lag/.
 
     Without a trainable token those that are not a mean over tokens.
     """

@@ -51,12 +51,12 @@ class MicroBatch:
 
     @property
     def trainable(self) -> int:
-        """Tokens that the loss is over."""
+        """Number of tokens that the loss is over."""
         return int(self.mask.sum())
 
 
 def unscored(context: NDArray[np.int32], tokens: NDArray[np.int32]) -> TrainSample:
-    """A sample with nothing to learn: context and completion only."""
+    """Make a sample with nothing to learn: context and completion, and zeros in the other columns."""
     return TrainSample(
         tokens=np.concatenate([context, tokens]),
         context_len=len(context),
@@ -68,7 +68,7 @@ def unscored(context: NDArray[np.int32], tokens: NDArray[np.int32]) -> TrainSamp
 
 
 def dummy(packing: Packing) -> MicroBatch:
-    """The smallest micro-batch of a layout, with an empty mask.
+    """Make the smallest micro-batch of a layout, with an empty mask.
 
     It runs the model and trains nothing: it keeps the collectives of a rank that has less work in step with the others.
     """
@@ -100,14 +100,17 @@ def first_fit(lengths: Sequence[int], *, padded: bool, budget: int) -> list[list
 
 
 def plan(samples: Sequence[TrainSample], *, packing: Packing, budget: int) -> list[list[int]]:
-    """Indices of the samples of each micro-batch of at most ``budget`` places. Raises ``ValueError`` for a sample above it."""
+    """Cut samples into micro-batches of at most ``budget`` places: the indices of each. ``ValueError`` for a sample above it."""
     if packing == "tree":
         return split_rows([sample.tokens for sample in samples], budget=budget)
     return first_fit([len(sample.tokens) for sample in samples], padded=packing == "padded", budget=budget)
 
 
 def collate(samples: Sequence[TrainSample], *, packing: Packing, trained: bool = True, share: bool = True) -> MicroBatch:
-    """One micro-batch of these samples. Every array is a fresh copy. ``share`` off: trees of one sample each, for comparison."""
+    """Lay out samples as one micro-batch, every array a fresh copy.
+
+    ``trained`` off: its mask is empty. ``share`` off: trees of one sample each, for comparison.
+    """
     tokens, positions, forest, paths = _layout([sample.tokens for sample in samples], packing, share=share)
     wanted = np.concatenate([path[sample.context_len :] for path, sample in zip(paths, samples, strict=True)])
     before = np.concatenate([path[sample.context_len - 1 : -1] for path, sample in zip(paths, samples, strict=True)])
@@ -148,7 +151,7 @@ def _layout(
 
 
 def padded(rows: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    """[rows, longest], zeros at the end of shorter ones."""
+    """Stack rows as [rows, longest] int64, with zeros at the end of shorter ones."""
     matrix = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     for out, row in zip(matrix, rows, strict=True):
         out[: len(row)] = row
@@ -156,7 +159,7 @@ def padded(rows: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
 
 
 def pack(samples: Sequence[TrainSample], *, packing: Packing, budget: int) -> list[MicroBatch]:
-    """Micro-batches of at most ``budget`` places that hold every sample once. Empty for no samples."""
+    """Pack samples into micro-batches of at most ``budget`` places, each sample once; none for no samples. Raises as ``plan``."""
     if not samples:
         return []
     return [collate([samples[i] for i in part], packing=packing) for part in plan(samples, packing=packing, budget=budget)]

@@ -1,8 +1,8 @@
 """One data-parallel rank of the learner group: set up, train, export, save, load.
 
 A plain object. Knows nothing of Ray: whoever holds the ranks calls the same method on all of them at the same time, for
-each of ``setup``, ``train``, ``entropies``, ``export``, ``save``, ``load`` and ``save_hf`` is a meeting of the whole group. A rank that
-raises leaves its peers to their own errors or time-outs: the group is the unit of restart.
+each of ``setup``, ``train``, ``entropies``, ``export``, ``save``, ``load`` and ``save_hf`` is a meeting of the whole group. A
+rank that raises leaves its peers to their own errors or time-outs: the group is the unit of restart.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LearnerRank:
         self._broken = ""  # why the weights must not be used any more
 
     def address(self, host: str = "127.0.0.1") -> tuple[str, int]:
-        """Where the group can meet: ``host`` (this machine, as the other ranks know it) and a port that is free now."""
+        """Choose where the group meets: ``host`` (this machine, as the other ranks know it) and a port that is free now."""
         return free_address(host)
 
     def setup(self, rank: int, world: int, host: str, port: int) -> dict[str, Any]:
@@ -159,7 +159,8 @@ class LearnerRank:
         """Yield all weights as ``weights.bundle.stream`` does, by checkpoint names, in training precision; nothing but on rank 0.
 
         The arrays are views of the weights, or of what ZeRO-3 has gathered: use each before you ask for the next. All ranks must
-        run to the end. ``version``: what the manifest says, the rank's own if None. ``held``: buckets that are as in it are left out.
+        run to the end. ``version``: what the manifest says, the rank's own if None. ``held``: buckets that are as in it are
+        left out.
         """
         dtype = self.spec.learner.dtype
         buckets = sent_weights(self._require_sound(), bucket_bytes // (4 if dtype == "float32" else 2))
@@ -169,7 +170,7 @@ class LearnerRank:
             _take_part(buckets)
 
     def describe(self, version: int | None) -> WeightManifest | None:
-        """What ``send`` will send, with checksums found where the weights are; None on every rank but 0. All ranks."""
+        """Make the manifest of what ``send`` will send, checksums computed where the weights are; None but on rank 0. All ranks."""
         engine = self._require_sound()
         if self.rank != 0:
             _take_part(engine.weights())
@@ -188,7 +189,7 @@ class LearnerRank:
         )
 
     def open_transfer(self, meeting: TransferMeeting, manifest: WeightManifest) -> None:
-        """Meet the engines to hand over weights directly; leaves the group before. All ranks; rank 0 waits for the engines."""
+        """Join the engines in a group for direct transfer of weights, and leave the former one. All ranks; rank 0 waits."""
         from fr3e_async.rollout.transfer import open_sender
 
         engine = self._require_sound()
@@ -227,7 +228,7 @@ class LearnerRank:
         )
 
     def load(self, folder: str | Path, tag: str) -> None:
-        """Continue from ``folder/tag``, whatever number of ranks, ZeRO stage and precision it was written with.
+        """Resume from ``folder/tag``, whatever number of ranks, ZeRO stage and precision it was written with.
 
         Raises:
             StorageError: there is no checkpoint, or it is damaged.

@@ -25,7 +25,10 @@ from fr3e_async.types import TrainSample
 def entropies(
     engine: UpdateEngine, samples: Sequence[TrainSample], *, learner: LearnerConfig, device: torch.device
 ) -> list[NDArray[np.float32]]:
-    """For each sample of this rank the [completion] entropies, nats, at the sampling temperature, full vocabulary."""
+    """Compute the exact entropies [L], nats, at the sampling temperature, of each sample of this rank. All ranks.
+
+    A rank with fewer micro-batches runs dummies beside the others.
+    """
     packing = learner.packing
     parts = plan(samples, packing=packing, budget=learner.micro_batch_tokens) if samples else []
     rounds = int(all_reduced(torch.tensor(len(parts), device=device), dist.ReduceOp.MAX))
@@ -42,7 +45,7 @@ def entropies(
 def distributions(
     engine: UpdateEngine, model: PolicyModel, rows: Sequence[NDArray[np.int32]], *, learner: LearnerConfig, device: torch.device
 ) -> NDArray[np.float32]:
-    """[rows, V] log-probs of the token after each row, nats, at the sampling temperature, in the layout that trains.
+    """Compute [rows, V] float32 log-probs, nats, of the token after each row, at the sampling temperature, in the layout that trains.
 
     One forward pass, the same on every rank.
     """

@@ -38,7 +38,9 @@ def set_attention(model: PolicyModel, packing: Packing) -> None:
 
 
 def check_model(model: PolicyModel, *, packing: Packing, kernel: Kernel = "auto", longest: int | None = None) -> None:
-    """Leaves the layout's attention in place. ``longest``: tokens of a row, where that is known.
+    """Prove that a model's log-probs in a layout are those of single rows; leaves the layout's attention in place.
+
+    ``longest``: tokens of a row, where that is known.
 
     Raises:
         ModelError: log-probs, and so gradients, would not be those of rows one at a time.
@@ -83,7 +85,7 @@ def _check_projection(model: PolicyModel) -> None:
 
 @contextmanager
 def _short_windows(model: PolicyModel) -> Iterator[None]:
-    """Sliding windows that short rows reach over, in place of the model's own."""
+    """For the block, give the model sliding windows of ``_SHORT_WINDOW`` tokens, which the short rows reach over."""
     holders = [model.causal_lm.config.get_text_config(), *model.causal_lm.modules()]
     kept = [(holder, window) for holder in holders if isinstance(window := getattr(holder, "sliding_window", None), int)]
     for holder, _ in kept:
@@ -96,7 +98,7 @@ def _short_windows(model: PolicyModel) -> Iterator[None]:
 
 
 def _check_windows(model: PolicyModel, plain: Tensor, near: Tensor) -> None:
-    """A window that cannot be made to show cannot be proven."""
+    """Raise ``ModelError`` if shorter windows change nothing: then the layout's windows cannot be proven either."""
     kinds = getattr(model.causal_lm.config.get_text_config(), "layer_types", None) or ()
     if "sliding_attention" in kinds and torch.equal(plain, near):
         raise ModelError("model.path: this model keeps the size of its sliding windows where it cannot be checked")

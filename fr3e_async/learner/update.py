@@ -50,7 +50,7 @@ class UpdateEngine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateResult:
-    """What the update did; every number is global over ranks."""
+    """What an update did; every number is global over ranks."""
 
     sums: LossSums | None  # over all optimiser steps; None if there was nothing to train on
     grad_norms: tuple[float, ...]  # one for each optimiser step, before clipping
@@ -61,7 +61,7 @@ class UpdateResult:
 
 
 class LoadedBatch:
-    """A micro-batch on the device, and its proximal log-probs once they are known."""
+    """A micro-batch on the device, each column [N] as in ``MicroBatch``, and its proximal log-probs once they are known."""
 
     def __init__(self, batch: MicroBatch, *, version: int, device: torch.device, kernel: Kernel) -> None:
         """``version``: of the weights that the update starts from."""
@@ -80,7 +80,7 @@ class LoadedBatch:
         self.prox: Tensor | None = None
 
     def measured(self, forward: Callable[[Inputs], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of the N tokens under the policy as it is."""
+        """Run ``forward`` on the P pairs: [N] log-probs and [N] entropies, nats, of the trained tokens under the current policy."""
         logprobs, entropies = forward(self.inputs)
         return logprobs[self.pick], entropies[self.pick]
 
@@ -124,7 +124,7 @@ class _Minibatch:
 
 
 def all_reduced(values: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
-    """``values`` reduced over the ranks; with one rank, itself."""
+    """Reduce a tensor over the ranks, by default to its sum; with one rank it is returned itself. All ranks."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         values = values.clone()
         dist.all_reduce(values, op=op)
@@ -132,7 +132,7 @@ def all_reduced(values: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor
 
 
 def split(samples: Sequence[TrainSample], learner: LearnerConfig) -> list[list[MicroBatch]]:
-    """This rank's micro-batches of each minibatch.
+    """Pack this rank's samples: its micro-batches of each minibatch.
 
     Raises:
         ValueError: a sample names a minibatch that does not exist, or is longer than a micro-batch.
@@ -154,7 +154,7 @@ class BatchUpdate:
         self.engine, self.learner, self.loss, self.world, self.device = engine, learner, loss, world, device
 
     def run(self, samples: Sequence[TrainSample], *, version: int) -> UpdateResult:
-        """All epochs and minibatches over this rank's share, starting from the weights ``version``.
+        """Update on this rank's share, all epochs and minibatches, starting from the weights ``version``. All ranks.
 
         Raises:
             UnsoundStep: a loss, ratio or gradient that is not finite or explodes; names the optimiser step and the cause.
@@ -180,7 +180,7 @@ class BatchUpdate:
         )  # fmt: skip
 
     def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[_Minibatch], tuple[int, int, int]]:
-        """The minibatches that have tokens on any rank, and the global numbers of places, of those filled, of sample tokens."""
+        """Prepare the minibatches that have tokens on any rank; and global numbers: places, filled ones, sample tokens."""
         minibatches = split(samples, self.learner)
         every = [batch for part in minibatches for batch in part]
         trainable = [sum(batch.trainable for batch in part) for part in minibatches]
@@ -266,14 +266,14 @@ class UnsoundStep(FloatingPointError):
 
 
 def unsound_norm(norm: float, *, limit: float) -> str:
-    """Why this global gradient norm must not become an update; empty if it may. ``limit``: learner.stop_above_grad_norm."""
+    """Say why this global gradient norm must not become an update; "" if it may. ``limit``: learner.stop_above_grad_norm."""
     if not math.isfinite(norm) or norm < 0:  # some of DeepSpeed's helpers report a norm that is not finite as -1
         return f"the gradient norm is {norm}"
     return f"the gradient norm is {norm:.6g} (learner.stop_above_grad_norm is {limit:g})" if 0 < limit < norm else ""
 
 
 def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
-    """The likeliest cause why these sums, over all ranks, must not become an update; empty if they may.
+    """Say why these sums, over all ranks, must not become an update, by the likeliest cause; "" if they may.
 
     ``prox``: loss.prox. With ``behaviour`` ratios also hold how stale the samples are and how the engine's numbers differ from
     the learner's, so that a large one says nothing about this batch's steps.

@@ -17,6 +17,8 @@ from fr3e_async.types import Advantage, Anchor, Finish, Outcome, RolloutId, Roll
 
 
 class Status(Enum):
+    """How far a rollout has come."""
+
     ISSUED = auto()  # with an engine, or queued for one
     SAMPLED = auto()  # tokens are in the object store; a verdict is owed
     JUDGED = auto()
@@ -73,6 +75,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return RolloutId(self.name, 0, branch)
 
     def issue(self, ids: Iterable[RolloutId]) -> None:
+        """Add rollouts that are to be drawn. Raises ``ValueError`` for one that is there already."""
         for id in ids:
             if id in self.rollouts:
                 raise ValueError(f"rollout {id} was issued twice")
@@ -246,6 +249,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return [r.note.length for r in self.rollouts.values() if r.note is not None and (r.id.node == 0) == bases]
 
     def retire(self, fate: str) -> Retire:
+        """The command that tells of its end, with all of its numbers."""
         rollouts = list(self.rollouts.values())
         notes = [r.note for r in rollouts if r.note is not None]
         rewards = [r.reward for r in rollouts if r.reward is not None]

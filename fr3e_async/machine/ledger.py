@@ -136,7 +136,7 @@ class Ledger:
 
     @property
     def settled(self) -> int:
-        """Groups that have retired, over the whole run."""
+        """How many groups have retired, over all sessions of the run."""
         return self._settled
 
     def waiting(self) -> list[str]:

@@ -25,7 +25,7 @@ class StarvedError(RunFailed):
 
 
 class LedgerError(RunFailed):
-    """The books do not balance."""
+    """Admitted groups are not those settled and in flight, a slot is held too many, or a version is skipped: a defect."""
 
 
 class RejectionStreak:

@@ -209,13 +209,13 @@ class Machine:
     # ---- workers ----
 
     def _worker_up(self, event: WorkerUp) -> list[Command]:
-        self.dispatcher.seat_up(event.role, event.worker, node=event.node)
+        self.dispatcher.slot_up(event.role, event.worker, node=event.node)
         self.autoscaler.up(event.role, event.ticket)
         commands = [] if event.role == VERIFIERS else self._follow(self.fleet.join(event.worker, event.version))
         return self._settle(commands)
 
     def _worker_down(self, worker: str, why: str, *, node: bool = False) -> list[Command]:
-        down = self.dispatcher.seat_down(worker, why, node=node)
+        down = self.dispatcher.slot_down(worker, why, node=node)
         if down is None:
             return []
         role, delay = down

@@ -49,6 +49,7 @@ class Tally:
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, group: Retire) -> None:
+        """Count a group that has retired."""
         self.fates[group.fate] += 1
         self.dropped.update(state.dropped for state in group.states)
         values = {

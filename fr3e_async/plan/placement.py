@@ -19,7 +19,10 @@ from fr3e_async.settings.help import as_text, changed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """One role's actors and what Ray reserves for each."""
+    """One role's actors and what Ray reserves for each.
+
+    Example: ``Placement(role="generators", count_setting="generators.count", actors=4, least=1, most=8, cpus=2.0, gpus=1)``.
+    """
 
     role: str  # the section of the config
     count_setting: str
@@ -127,7 +130,7 @@ def _render_changed(config: Config, origins: Mapping[str, str]) -> str:
 
 
 def render_placement(config: Config, *, training: bool = True) -> str:
-    """The table of actors. ``training``: as in ``placement``."""
+    """The table of actors with their CPUs, GPUs and custom resources, as text. ``training``: as in ``placement``."""
     rows = placement(config, training=training)
     need = totals(rows)
     custom = [name for name in need if name not in ("CPU", "GPU")]

@@ -29,7 +29,7 @@ SHOWN = 50  # lines of a failure; the first ones are the cause
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What was found of a run."""
+    """The ledger's report of a run, and every problem that was found."""
 
     report: LedgerReport
     checkpoint: str  # name of the one that was compared, or empty
@@ -146,7 +146,7 @@ def _epoch(group: str) -> int:
 
 
 def table(found: Audit) -> str:
-    """What the surviving history has, a line each."""
+    """Counts of groups, versions and sessions that survived all rollbacks, as text, a line each."""
     report = found.report
     rows = {
         "sessions": str(report.sessions),

@@ -47,7 +47,7 @@ JUDGE = (  # of verifiers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
-    """What is asked for. Example: ``EvaluationRequest(loaded=…, name="runs/first", out="", heldout=True)``."""
+    """What the command line asks for. Example: ``EvaluationRequest(loaded=…, name="runs/first", out="", heldout=True)``."""
 
     loaded: LoadedConfig
     name: str  # of the model, as it was given
@@ -70,7 +70,7 @@ class EvaluationPlan:
 
     @property
     def text(self) -> str:
-        """The text of ``--dry-run``."""
+        """What ``--dry-run`` prints: problems and samples of each set, and the actors."""
         lines = [f"  {one.name}: {len(one.problems)} problems x {one.samples} samples" for one in self.sets]
         placement = render_placement(self.config, training=False)
         return "\n".join(["benchmarks", *lines, "", placement, "", "dry run: nothing was started or written"])
@@ -197,7 +197,7 @@ def identity_of(config: Config, model: PolicyFiles, sets: Sequence[TestSet]) -> 
 
 
 def prompts_digest(test_set: TestSet) -> str:
-    """Of the tokens of all prompts, in order."""
+    """16 hex digits of the tokens of all prompts, in order."""
     sha = hashlib.sha256()
     for prompt in test_set.problems:
         sha.update(f"{prompt.token_ids.size} ".encode() + prompt.token_ids.astype("<i4").tobytes())
@@ -217,7 +217,7 @@ def commit_of(hub_id: str, revision: str) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """Of a local model: sizes and some of the bytes of its files of weights, since all of them would take minutes."""
+    """16 hex digits of a local model: sizes and some bytes of its weight files, since reading all of them would take minutes."""
     sha = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -230,7 +230,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def facts_of(suite: Suite, name: str, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What results.json says besides the scores."""
+    """The entries of results.json besides the scores: format, model, what was asked, a mapping for each benchmark."""
     return {
         "format": FORMAT,
         "model": name,

@@ -60,7 +60,7 @@ class EvaluationJob:
 
     @property
     def missing(self) -> int:
-        """Problems that are not finished."""
+        """The number of problems that are not finished."""
         return self._wanted - self._done
 
     async def run(self) -> int:

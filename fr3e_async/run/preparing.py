@@ -1,4 +1,4 @@
-"""Everything a session is made from, checked: vLLM, model, cluster, data rows, prompts, run directory. Bad input ends here, with nothing left behind."""
+"""Check everything that a run needs (vLLM, model, cluster, data, prompts, run directory) and make its ``Session``. Bad input leaves nothing behind."""
 
 from __future__ import annotations
 

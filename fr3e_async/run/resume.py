@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint is whole, whether it fits the problems, and its rollouts back in the object store."""
+"""Resume a run: find the newest whole checkpoint, check that it fits the problems, and put its rollouts back into the object store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run ends: by a person's or the cluster's wish, and with which result."""
+"""How a run ends: stops by signals, and the summary."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fr3e_async.store.summary import Summary
 
 @dataclass(slots=True)
 class Stop:
-    """A person's or the cluster's wish to end: first politely, through the controller; then for good, after the grace time or a second Ctrl-C.
+    """A request to end the run: first through the controller, which writes a checkpoint; then at once.
 
-    Who presses Ctrl-C is there and can press it again, so that no time limit ends what is waited for. A launcher that sends SIGTERM, or a
-    terminal that is gone (SIGHUP), does not wait for ever.
+    Ctrl-C has no time limit: the person can press it again to end at once. SIGTERM (a launcher) and SIGHUP (a terminal that is gone) end the
+    run after ``grace_s`` seconds at the latest.
     """
 
     grace_s: float
@@ -55,7 +55,7 @@ class Stop:
 
 
 def summary_of(controller: Controller, *, name: str, reason: str, now: float) -> Summary:
-    """``reason``: why it ended. ``now``: by the run's clock."""
+    """The result of a run, from its controller. ``reason``: why it ended; ``now``: time by the run's clock, s."""
     progress, ledger, used = controller.progress, controller.machine.ledger, controller.progress.utilisation
     by_label = {e["label"]: e for e in progress.evaluations}
     syncs = progress.syncs

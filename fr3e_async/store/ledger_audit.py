@@ -1,8 +1,8 @@
-"""The story that a run's books tell, played again: what survives the roll-backs, and every law that it breaks. Pure.
+"""Plays the records of ``ledger.jsonl`` again: what survives the roll-backs, and every law that a record breaks. Pure.
 
-    surviving history = what was written, without whatever stands between a cut and a ``begin`` that goes on from it
+    surviving history = what was written, without whatever stands between a cut and a ``begin`` that resumes from it
 
-Knows nothing of files. The laws are those of ``machine/ledger.py``, told apart from it: this module shares no code with it.
+The laws are those of ``machine/ledger.py``; this module shares no code with it, so that a defect there shows here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CutPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerReport:
-    """What the books say in the end."""
+    """What survives of all sessions at the end of the log, and every law that was broken on the way."""
 
     sessions: int
     version: int
@@ -95,6 +95,8 @@ def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, 
 
 @dataclass(slots=True, kw_only=True)
 class _Replay:
+    """The state of a run as the records tell it."""
+
     groups_per_step: int
     max_staleness: int
     admitted: dict[str, int | None] = field(default_factory=dict)  # group → version live at its admission, if known; in order
@@ -160,7 +162,7 @@ class _Replay:
         self._session, self._running, self.sessions = record.session, True, self.sessions + 1
         stated = (record.admitted, record.settled, record.open)
         there = [cut for cut in reversed(self.cuts) if cut.version == record.version]
-        exact = [cut for cut in there if stated in (_content(cut), (cut.stated.admitted, cut.stated.settled, cut.stated.open))]
+        exact = [cut for cut in there for its in (cut, cut.stated) if stated == (its.admitted, its.settled, its.open)]
         if exact:
             self._roll_back(exact[0])
         elif record.version == 0 and stated == (0, 0, ()):
@@ -326,10 +328,6 @@ class _Replay:
 
     def _break(self, kind: str, text: str, group: str = "") -> None:
         self.violations.append(Violation(kind=kind, text=text, group=group, session=self._session, line=self._line))
-
-
-def _content(cut: CutPoint) -> tuple[int, int, tuple[str, ...]]:
-    return cut.admitted, cut.settled, cut.open
 
 
 def _differences(record: BeginRecord | CutRecord, cut: CutPoint) -> str:

@@ -104,7 +104,7 @@ class RunDir(ClaimedFolder):
         return self.trees.stat().st_size
 
     def write_summary(self, text: str) -> None:
-        """Raises ``StorageError``."""
+        """Replace ``summary.json`` in one step. Raises ``StorageError``."""
         with storage_errors(self.path):
             write_atomically(self.summary, text)
 

@@ -16,7 +16,7 @@ from fr3e_async.algorithm.values import StateValue
 from fr3e_async.config import AlgorithmConfig
 from fr3e_async.types import Advantage, AdvantageSpan, Anchor, RolloutId
 
-# Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names those that it looks at besides ``strategy`` and ``bases``.
+# Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names what it looks at besides ``strategy`` and ``bases``.
 TREE = frozenset({"anchors", "branches", "adaptive_first", "anchor_rule", "entropy_of", "min_gap", "trunk"})
 STD_FLOOR = 1e-6  # added to the standard deviation, as GRPO implementations do
 
@@ -77,8 +77,8 @@ class GroupOutcome:
     """The rewards of a complete prompt group: what a strategy credits.
 
     Example, two bases and an anchor with two branches: ``GroupOutcome(group="gsm8k/17@0", rewards={("gsm8k/17@0", 0, 0): 1.0,
-    ("gsm8k/17@0", 0, 1): 0.0, ("gsm8k/17@0", 1, 0): 1.0, ("gsm8k/17@0", 1, 1): None}, anchors={1: Anchor(node=1, parent=0, trunk=0,
-    position=12, score=2.3)}, trunks=(("gsm8k/17@0", 0, 0),))``, the keys being ``RolloutId``.
+    ("gsm8k/17@0", 0, 1): 0.0, ("gsm8k/17@0", 1, 0): 1.0, ("gsm8k/17@0", 1, 1): None}, anchors={1: Anchor(node=1, parent=0,
+    trunk=0, position=12, score=2.3)}, trunks=(("gsm8k/17@0", 0, 0),))``, the keys being ``RolloutId``.
     """
 
     group: str
@@ -114,8 +114,8 @@ class StateCredit:
 class Credit:
     """Advantages of the rollouts to train, or the reason why the group is rejected; never both.
 
-    Example, two bases with r = 1 and 0: ``Credit(advantages={RolloutId("gsm8k/17@0", 0, 0): whole(0.5), RolloutId("gsm8k/17@0", 0, 1):
-    whole(-0.5)}, states={0: StateCredit(value=StateValue(node=0, reward_sum=1.0, scored=2))})``.
+    Example, two bases with r = 1 and 0: ``Credit(advantages={RolloutId("gsm8k/17@0", 0, 0): whole(0.5), RolloutId("gsm8k/17@0",
+    0, 1): whole(-0.5)}, states={0: StateCredit(value=StateValue(node=0, reward_sum=1.0, scored=2))})``.
     """
 
     advantages: Mapping[RolloutId, Advantage]
@@ -165,7 +165,7 @@ def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:
 
 
 def no_spread(rewards: Sequence[float]) -> str:
-    """Why these rewards have nothing to teach: "too_few" (below 2), or all equal: "all_right", "all_wrong", "no_spread". "" if they differ."""
+    """Why these rewards teach nothing: "too_few", or all equal ("all_right", "all_wrong", "no_spread"); "" if they differ."""
     if len(rewards) < 2:
         return "too_few"
     if min(rewards) < max(rewards):
