@@ -93,7 +93,7 @@ class Crowd:
                 self._tell(Admitted(group=f"{name}@0"))
             if over():
                 return
-            for event in self._done(self._todo.popleft()):
+            for event in self.done(self._todo.popleft()):
                 self._tell(event)
 
     def _hire(self) -> None:
@@ -113,7 +113,7 @@ class Crowd:
             self.longest_s, self.longest = spent, type(event).__name__
         self._todo.extend(commands)
 
-    def _done(self, command: Command) -> Iterator[Event]:
+    def done(self, command: Command) -> Iterator[Event]:
         match command:
             case Assign(work=Score() as work):
                 verdicts = tuple(self._chance.choice(VERDICTS) for _ in work.ids)

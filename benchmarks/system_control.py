@@ -110,7 +110,7 @@ class Player:
             while self.machine.ledger.admissible() > 0:
                 admitted += 1
                 self._tell(Admitted(group=f"p{admitted}@0"))
-            for event in self._done(self._todo.popleft()):
+            for event in self.done(self._todo.popleft()):
                 self._tell(event)
         return self.events
 
@@ -118,7 +118,7 @@ class Player:
         self.events.append(event)
         self._todo.extend(self.machine.handle(event))
 
-    def _done(self, command: Command) -> Iterator[Event]:
+    def done(self, command: Command) -> Iterator[Event]:
         match command:
             case Assign(work=Score() as work):
                 verdicts = tuple(Verdict(outcome=Outcome.CORRECT if right(id) else Outcome.WRONG) for id in work.ids)

@@ -67,10 +67,10 @@ def test_a_suite_without_a_held_out_set(tmp_path: Path) -> None:
 
 def test_a_benchmark_that_is_lost_leaves_training_and_the_others_alone(tmp_path: Path) -> None:
     class Broken(Evaluator):
-        async def _attempt(self, part: Any, lend: Any) -> Any:
+        async def attempt(self, part: Any, lend: Any) -> Any:
             if part[0].problem.uid.startswith("amc23"):
                 raise TaskLost("injected")
-            return await super()._attempt(part, lend)
+            return await super().attempt(part, lend)
 
     world = with_suite(tmp_path, [])
     world.evaluator = Broken(world.workers, world.problems[:10], [bench()])

@@ -130,11 +130,11 @@ def judged(answer: str, gold: str, *margins: Fraction, outcome: Outcome = Outcom
     """What a verifier actor makes of a verdict, without Ray around it; and how votes know the answer."""
     config, batch = VerifierPoolConfig(workers=1, **settings), Batch(rf"so \boxed{{{answer}}}.")
     actor = VerifierActor.__new__(VerifierActor)
-    actor._config, actor._judged = config, 0
-    actor._reader = Reader(Letters(), ends=(), thoughts=THINK)  # type: ignore[arg-type]
-    actor._pool = VerifierPool(config)
-    (math,) = actor._pool.functions
-    math._prepared = lambda _: Verdict(outcome=outcome)  # type: ignore[method-assign]
+    actor.config, actor.judged = config, 0
+    actor.reader = Reader(Letters(), ends=(), thoughts=THINK)  # type: ignore[arg-type]
+    actor.pool = VerifierPool(config)
+    (math,) = actor.pool.functions
+    math.prepared = lambda _: Verdict(outcome=outcome)  # type: ignore[method-assign]
     (verdict,) = asyncio.run(actor.judge(batch, [0], [Problem(gold, margins=margins)]))  # type: ignore[arg-type]
     (found,) = asyncio.run(actor.answers(batch, [0]))  # type: ignore[arg-type]
     assert (verdict.reason == WITHIN) is (verdict.outcome is not outcome)
@@ -191,5 +191,5 @@ def test_margins_go_to_the_actor_with_their_problems() -> None:
 def test_a_users_reward_knows_no_margins() -> None:
     with VerifierPool(VerifierPoolConfig(workers=1), "operator:ne") as pool:
         (function,) = pool.functions
-        function._prepared = lambda _: Verdict(outcome=Outcome.WRONG)  # type: ignore[method-assign]
+        function.prepared = lambda _: Verdict(outcome=Outcome.WRONG)  # type: ignore[method-assign]
         assert pool.judge(r"\boxed{1.01}", "1.02", margins=[TENTH]).outcome is Outcome.WRONG

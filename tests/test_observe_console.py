@@ -221,24 +221,24 @@ def test_the_panel_shows_what_it_waits_for_until_it_goes_on() -> None:
     console = Console(width=80, height=24, **LIVE)
     view = ConsoleView(mode="live", console=console, name="toy", steps=24)
     view.starting("generators 1 of 2 up; generator-1 needs 1.75 CPUs, 0.0 free")
-    console.print(view._view())
+    console.print(view.panel())
     assert "waiting for 0s: generators 1 of 2 up; generator-1 needs 1.75 CPUs, 0.0 free" in console.export_text()
     view.waits("no batch for 31 s: 3 of 32 groups ready")
-    console.print(view._view())
+    console.print(view.panel())
     assert "no batch for 31 s: 3 of 32 groups ready" in console.export_text()
     view.step(1, STEP)
-    console.print(view._view())
+    console.print(view.panel())
     assert "no batch" not in console.export_text()
 
 
 def test_after_a_resume_the_panel_starts_at_that_step_and_after_a_loss_it_goes_back() -> None:
     console = Console(width=80, height=24, **LIVE)
     view = ConsoleView(mode="live", console=console, name="toy", steps=24, done=15)
-    console.print(view._view())
+    console.print(view.panel())
     assert "step 15/24" in console.export_text()
     view.step(16, STEP)
     view.go_back(10)
-    console.print(view._view())
+    console.print(view.panel())
     text = console.export_text()
     assert "step 10/24" in text
     assert "ETA -" in text
@@ -253,7 +253,7 @@ def test_at_80_columns_no_figure_of_the_panel_is_cut() -> None:
     for step in range(1900, 2000):
         view.step(step, {**STEP, **idle, **wide})
     view.note("held-out accuracy, step 1990: 0.406 [0.295, 0.529] at v1990, and " + "much more of it " * 4 + "1234.5678")
-    console.print(view._view())
+    console.print(view.panel())
     text = " ".join(line.strip("│ ") for line in console.export_text().splitlines())
     for figure in (
         "step 1999/2400", "ETA 385h02m at 3456.7 s/step", "31.25 max 128", "123456", "654321", "-12345.6789", "98765.432",

@@ -148,7 +148,7 @@ def test_a_bad_name_is_refused_in_one_line(module: str, name: str, says: str) ->
 
 def test_an_import_that_hangs_is_refused(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "modules" / "sleeping.py").write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setattr(rewards, "_IMPORT_LIMIT_S", 0.5)
+    monkeypatch.setattr(rewards, "IMPORT_LIMIT_S", 0.5)
     with pytest.raises(ConfigError, match=r"takes more than 0\.5 s"):
         rewards.check_reward("sleeping:f")
 

@@ -190,7 +190,7 @@ class Account(Log):
         given = {command.task for command in commands if isinstance(command, Assign)}
         self.open = (self.open | given) - {getattr(event, "task", -1)}
         self.by_pressure += bool(given) and isinstance(event, Pressure)
-        assert set(self.stats._tasks) == self.open
+        assert set(self.stats.tasks) == self.open
 
 
 def test_what_is_given_out_because_a_cache_has_room_again_counts_as_work() -> None:

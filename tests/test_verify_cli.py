@@ -256,7 +256,7 @@ def test_a_gold_that_exceeds_a_limit_is_flagged_with_it(monkeypatch: pytest.Monk
 
 
 def test_work_that_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golds, "_MANY", 2)
+    monkeypatch.setattr(golds, "MANY", 2)
     said: list[str] = []
     assert flag_golds(["1/2", "1/3", "5"], VerifierPoolConfig(wall_limit_s=240.0), said.append) == []
     assert said == []
@@ -326,7 +326,7 @@ def test_a_run_is_told_of_them_once_it_has_a_console(cli: Cli, policy: str, kept
         f"data.on_string_gold={policy}",
     ]
     with prepare(load_config(arguments)) as session:
-        ((kind, note),) = session._notes
+        ((kind, note),) = session.notes
         assert "train.jsonl:4 (not mathematics)" in note
         assert kind == ("data_dropped" if policy == "drop" else "note")
-        assert len(session._datasets.train) == kept
+        assert len(session.datasets.train) == kept

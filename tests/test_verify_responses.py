@@ -60,8 +60,8 @@ def read(ids: Sequence[int], *, tokenizer: Any = TOKENIZER, thoughts: Thoughts =
 def actor(reward: str = "math") -> VerifierActor:
     """Without Ray around it."""
     made = VerifierActor.__new__(VerifierActor)
-    made._config, made._judged = VerifierPoolConfig(workers=1), 0
-    made._reader, made._pool = Reader(TOKENIZER, ends=ENDS, thoughts=THINK), VerifierPool(made._config, reward)
+    made.config, made.judged = VerifierPoolConfig(workers=1), 0
+    made.reader, made.pool = Reader(TOKENIZER, ends=ENDS, thoughts=THINK), VerifierPool(made.config, reward)
     return made
 
 

@@ -163,7 +163,7 @@ class ConsoleView:
     def start(self) -> None:
         if self._mode == "live":
             self._live.start()
-            self._live.update(self._view())
+            self._live.update(self.panel())
 
     def stop(self) -> None:
         """Leave the last state of the live view on the screen. Idempotent."""
@@ -177,7 +177,7 @@ class ConsoleView:
         """Show in the live view what the run waits for; "" once it continues."""
         self._waits = printable(text)
         if self._mode == "live":
-            self._live.update(self._view())
+            self._live.update(self.panel())
 
     def starting(self, text: str) -> None:
         """Show what the start waits for; "" when it is over. Plain lines: after ``_PATIENCE_S``, also for a change, else after ``_AGAIN_S``."""
@@ -202,7 +202,7 @@ class ConsoleView:
         if self._mode == "plain":
             self._print(f"step {step}/{self._steps}  {step_line(metrics)}  {self._eta.text(step)}")
         elif self._mode == "live":
-            self._live.update(self._view())
+            self._live.update(self.panel())
 
     def note(self, text: str) -> None:
         """One line about an event. It may quote ids of a dataset, errors of libraries: nothing in it reaches the terminal as a command."""
@@ -211,7 +211,7 @@ class ConsoleView:
         if self._mode == "plain":
             self._print(f"- {text}")
         elif self._mode == "live":
-            self._live.update(self._view())
+            self._live.update(self.panel())
 
     def finish(self, summary: Summary, folder: Path, *, model: Path | None, saved: bool = True) -> None:
         """End the live view and print the before/after table, the run's numbers, and what can be done with the run's folder."""
@@ -247,7 +247,7 @@ class ConsoleView:
         self._console.print(text, markup=False, soft_wrap=True)
         self._console.file.flush()
 
-    def _view(self) -> RenderableType:
+    def panel(self) -> RenderableType:
         top = Table.grid(expand=True, padding=(0, 2))
         top.add_column()
         top.add_column(ratio=1)

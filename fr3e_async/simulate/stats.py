@@ -135,7 +135,7 @@ class Stats:
         self._began = 0.0
         self._roles: dict[str, str] = {}
         self._load: Counter[str] = Counter()  # tasks by worker
-        self._tasks: dict[int, tuple[str, float]] = {}  # (worker, since)
+        self.tasks: dict[int, tuple[str, float]] = {}  # (worker, since)
         self._learning = 0
         self._train_at: dict[int, float] = {}
         self._oldest: dict[int, dict[int, int]] = {}  # payload -> row -> oldest version
@@ -200,13 +200,13 @@ class Stats:
 
     def _begins(self, now: float, command: Assign) -> None:
         worker = command.worker
-        self._tasks[command.task] = (worker, now)
+        self.tasks[command.task] = (worker, now)
         self._load[worker] += 1
         if self._load[worker] == 1 and worker in self._roles:
             self._change(now, self._roles[worker], busy=1)
 
     def _ends(self, now: float, task: int) -> None:
-        worker, since = self._tasks.pop(task, ("", now))
+        worker, since = self.tasks.pop(task, ("", now))
         if not worker:
             return
         self.counts.late += now - since > self._lease_s
