@@ -269,7 +269,7 @@ def test_the_overview_opens_with_what_the_run_was_and_what_is_wrong_with_it(brow
             "run", "model Qwen/Qwen3-4B", "data gsm + x.jsonl", "strategy fr3e",
             "0.40 → 0.80 held-out accuracy",
             "4 of 8 batches in 31 s; failed: groups in a row taught nothing",
-            "⚠ 69.2 % of the groups of the newest 4 batches were rejected: 10 all right, 8 all wrong",
+            "⚠ 69.2 % of the groups of the newest 4 batches were rejected: 10 all correct, 8 all wrong",
             "⚠ 10 % of the verdicts of the newest 4 batches are unknown",
             "⚠ reward=mine:score: reward raised ValueError",
         ]  # fmt: skip
@@ -319,9 +319,9 @@ def test_verdicts_and_what_became_of_groups_share_their_colours(browser: Any, pa
             "Object.fromEntries([...document.querySelectorAll('#view-verdicts .legend li')].map((e) => "
             "[e.firstChild.nextSibling.textContent, getComputedStyle(e.querySelector('.swatch')).backgroundColor]))"
         )
-        assert shades["✓ right"] == shades["all right"]
+        assert shades["✓ correct"] == shades["all correct"]
         assert shades["✗ wrong"] == shades["all wrong"]
-        assert len({shades[name] for name in ("✓ right", "✗ wrong", "? unknown", "– given up", "trained", "no spread")}) == 6
+        assert len({shades[name] for name in ("✓ correct", "✗ wrong", "? unknown", "– failed", "trained", "no spread")}) == 6
         shown = open_view(seen, page, "timeline")
         train = shown.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--work-train')")
         assert train.startswith("light-dark(#8e3fa8")

@@ -41,7 +41,7 @@ def test_a_tree_is_walked_with_the_keyboard_alone(browser: Any, page: Path) -> N
         press("p")
         expect(shown, TITLE).to_have_text("task/0@0")
         press("/")
-        shown.keyboard.type("outcome:trained right>2 task/5@")
+        shown.keyboard.type("outcome:trained correct>2 task/5@")
         expect(shown, ".tree-row").to_have_count(2)  # one of each run
         press("ArrowDown")
         expect(shown, TITLE).to_have_text("task/5@0")
@@ -66,7 +66,7 @@ def test_a_tree_is_walked_with_the_keyboard_alone(browser: Any, page: Path) -> N
         press("ArrowLeft")
         assert shown.evaluate(here).startswith("S0")
         press("End")
-        assert shown.evaluate(here).startswith("✓ right branch 3")
+        assert shown.evaluate(here).startswith("✓ correct branch 3")
         press("Escape")
         assert shown.evaluate("document.activeElement.getAttribute('role')") == "listbox"
         press("?")
