@@ -312,14 +312,14 @@ def report(kills: list[Kill], spent: float, starts: int, summaries: dict[str, di
 
 
 def consumed(folder: Path) -> dict[str, str]:
-    """Group -> fate, of every group that settled."""
+    """Group -> outcome, of every group that settled."""
     rows = [json.loads(line) for line in (folder / "groups.jsonl").read_text().splitlines()]
-    return {row["group"]: row["fate"] for row in rows}
+    return {row["group"]: row["outcome"] for row in rows}
 
 
 def same_consumed(chaos: dict[str, str], calm: dict[str, str]) -> list[str]:
     print(
-        f"\nconsumed: {len(chaos)} groups with kills, {len(calm)} without, {len(chaos.items() & calm.items())} in common with their fate"
+        f"\nconsumed: {len(chaos)} groups with kills, {len(calm)} without, {len(chaos.items() & calm.items())} in common with their outcome"
     )
     return [] if chaos == calm else ["another set of groups was consumed"]
 

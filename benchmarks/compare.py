@@ -42,7 +42,7 @@ from system_parts import Stage, cluster, open_stage, toy
 CONFIGS = Path(__file__).parent.parent / "configs"
 NEAR = 4  # a branch that begins fewer tokens before a decision still takes it again
 KEPT = (
-    "label", "accuracy", "low", "high", "all_right", "all_wrong", "problems", "samples", "unknown", "truncated", "mean_length", "entropy",
+    "label", "accuracy", "low", "high", "all_correct", "all_wrong", "problems", "samples", "unknown", "truncated", "mean_length", "entropy",
     "version", "oldest_version", "newest_version", "generated", "trained", "wall_s",
 )  # fmt: skip
 SUMMARY = (

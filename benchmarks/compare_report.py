@@ -17,7 +17,7 @@ AXES = {"generated": "generated tokens", "trained": "trained tokens", "wall_s": 
 CURVES = {
     "accuracy": "held-out accuracy (avg@4)",
     "entropy": "entropy, nats a token",
-    "all_right": "prompts with 4 of 4 rollouts right",
+    "all_correct": "prompts with 4 of 4 rollouts right",
     "all_wrong": "prompts with 0 of 4 rollouts right",
     "mean_length": "response length, tokens",
 }
@@ -43,7 +43,7 @@ def write_results(rows: Sequence[Row], out: Path, *, arms: Sequence[str], tasks:
 
 def points(row: Row, name: str, axis: str = "generated") -> list[tuple[float, float]]:
     """The curve of a quantity; prompts as shares."""
-    scale = 1 / row["evaluations"][0]["problems"] if name in ("all_right", "all_wrong") else 1.0
+    scale = 1 / row["evaluations"][0]["problems"] if name in ("all_correct", "all_wrong") else 1.0
     return [(found[axis], found[name] * scale) for found in row["evaluations"]]
 
 
@@ -150,7 +150,7 @@ def behaviour_table(rows: Sequence[Row], arms: Sequence[str]) -> list[str]:
         )
     ]
     for arm, its in grouped(rows, arms):
-        right, wrong = (Mean.of([100 * final(name)(r) for r in its]) for name in ("all_right", "all_wrong"))
+        right, wrong = (Mean.of([100 * final(name)(r) for r in its]) for name in ("all_correct", "all_wrong"))
         table.append(
             line([
                 arm, number(right, 1), number(wrong, 1), number(Mean.of([final("entropy")(r) for r in its])),

@@ -30,14 +30,15 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Judged, Trained, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Branch, Command, Retire, Sample, Score, Send, Train, group_of
+from fr3e_async.outcomes import Outcome
 from fr3e_async.settings.loader import load_config
-from fr3e_async.types import Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
+from fr3e_async.types import Anchor, Finish, RolloutId, RolloutSummary, Verdict
 
 SIZES, QUICK_SIZES = (100, 1_000, 10_000), (100, 500)
 TRACED, QUICK_TRACED = 1_000, 100  # groups under tracemalloc, which makes everything some times slower and larger
 PASSES, EVENTS_OF_A_GROUP, LEAST_EVENTS = 2, 7, 20_000  # times that all groups in flight are replaced while the machine is timed
 LENGTH = 4_000  # tokens of a response
-VERDICTS = (Verdict(outcome=Outcome.RIGHT, reason="told"), Verdict(outcome=Outcome.WRONG, reason="told"))
+VERDICTS = (Verdict(outcome=Outcome.CORRECT, reason="told"), Verdict(outcome=Outcome.WRONG, reason="told"))
 ROLLOUT_BYTES = 20  # a token of a rollout: its id, log-prob, entropy, error of that, version
 HANDLES, QUICK_HANDLES, AT_ONCE = 2_000, 100, 50
 STORED, INLINE = 8_000, 4_000  # tokens of a payload in the object store, and of one that Ray leaves with its owner
@@ -92,7 +93,7 @@ class Crowd:
                 self._tell(Admitted(group=f"{name}@0"))
             if over():
                 return
-            for event in self._done(self._todo.popleft()):
+            for event in self.done(self._todo.popleft()):
                 self._tell(event)
 
     def _hire(self) -> None:
@@ -112,7 +113,7 @@ class Crowd:
             self.longest_s, self.longest = spent, type(event).__name__
         self._todo.extend(commands)
 
-    def _done(self, command: Command) -> Iterator[Event]:
+    def done(self, command: Command) -> Iterator[Event]:
         match command:
             case Assign(work=Score() as work):
                 verdicts = tuple(self._chance.choice(VERDICTS) for _ in work.ids)

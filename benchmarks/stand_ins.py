@@ -135,11 +135,11 @@ class RunAhead(Directed):
     LOOK_S = 0.01
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport:
-        while not self._nothing_to_make(version - 1):
+        while not self.nothing_to_make(version - 1):
             await asyncio.sleep(self.LOOK_S)
         return await self.inner.train(rows, version=version)
 
-    def _nothing_to_make(self, newest: int) -> bool:
+    def nothing_to_make(self, newest: int) -> bool:
         machine = self.controller.machine
         dispatcher = machine.dispatcher
         return machine.ledger.live >= newest and not any(

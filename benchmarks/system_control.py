@@ -39,6 +39,7 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Judged, Trained, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Branch, Command, Sample, Score, Send, Train
+from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout import EngineStats
 from fr3e_async.run.session import Session
 from fr3e_async.store.run_dir import RunDir
@@ -47,7 +48,6 @@ from fr3e_async.types import (
     Completion,
     Draw,
     Finish,
-    Outcome,
     Prompt,
     RolloutBatch,
     RolloutId,
@@ -110,7 +110,7 @@ class Player:
             while self.machine.ledger.admissible() > 0:
                 admitted += 1
                 self._tell(Admitted(group=f"p{admitted}@0"))
-            for event in self._done(self._todo.popleft()):
+            for event in self.done(self._todo.popleft()):
                 self._tell(event)
         return self.events
 
@@ -118,10 +118,10 @@ class Player:
         self.events.append(event)
         self._todo.extend(self.machine.handle(event))
 
-    def _done(self, command: Command) -> Iterator[Event]:
+    def done(self, command: Command) -> Iterator[Event]:
         match command:
             case Assign(work=Score() as work):
-                verdicts = tuple(Verdict(outcome=Outcome.RIGHT if right(id) else Outcome.WRONG) for id in work.ids)
+                verdicts = tuple(Verdict(outcome=Outcome.CORRECT if right(id) else Outcome.WRONG) for id in work.ids)
                 yield Judged(task=work.task, group=work.ids[0].group, ids=work.ids, verdicts=verdicts)
             case Assign(work=Sample() | Branch() as work):
                 self._payloads += 1
@@ -243,7 +243,7 @@ class InstantVerifier(VerifierActor):
     async def judge(self, batch: RolloutBatch, rows: Sequence[int], problems: Sequence[Problem]) -> list[Verdict]:
         self._judged += len(rows)
         last = [batch.completion(row).tokens[-1] for row in rows]
-        return [Verdict(outcome=Outcome.RIGHT if token == RIGHT else Outcome.WRONG) for token in last]
+        return [Verdict(outcome=Outcome.CORRECT if token == RIGHT else Outcome.WRONG) for token in last]
 
     def pulse(self) -> int:
         return self._judged

@@ -84,15 +84,15 @@ class Stage:
     """See the module's docstring. Use ``open_stage``."""
 
     def __init__(self, overrides: Sequence[str], folder: Path, config: str = "toy") -> None:
-        self._overrides, self._folder, self._base, self._clock = tuple(overrides), folder, config, RunClock()
+        self.overrides, self._folder, self.base, self._clock = tuple(overrides), folder, config, RunClock()
         loaded = toy(*overrides, config=config)
-        self._config = loaded.config
-        tokenizer = load_tokenizer(self._config)
+        self.config = loaded.config
+        tokenizer = load_tokenizer(self.config)
         self._spell = speller(tokenizer)
-        self._datasets = load_datasets(self._config, tokenizer)
-        self._model = PolicyFiles(path=str(resolve_model(self._config)), end_token_ids=end_tokens(self._config, tokenizer))
-        self._home = RunDir.open(folder / "stage", config=self._config, config_yaml=loaded.yaml)
-        self._deployment = Deployment(self._config, self._model, self._home, clock=self._clock)
+        self._datasets = load_datasets(self.config, tokenizer)
+        self._model = PolicyFiles(path=str(resolve_model(self.config)), end_token_ids=end_tokens(self.config, tokenizer))
+        self._home = RunDir.open(folder / "stage", config=self.config, config_yaml=loaded.yaml)
+        self._deployment = Deployment(self.config, self._model, self._home, clock=self._clock)
         self._runs = 0
 
     async def start(self) -> None:
@@ -103,7 +103,7 @@ class Stage:
     @property
     def spec(self) -> EngineSpec:
         """That of the stage's generators."""
-        return engine_spec(self._config, self._model, self._config.generators, seed=1)
+        return engine_spec(self.config, self._model, self.config.generators, seed=1)
 
     async def first_weights(self) -> WeightBundle:
         """The model as it was given. Its buckets outlive the learner."""
@@ -133,7 +133,7 @@ class Stage:
         """
         loaded = self._settings(overrides, batches=batches, measured=before is not None)
         config, rule = loaded.config, make_strategy(loaded.config.algorithm).plan.rule
-        if rule not in (None, make_strategy(self._config.algorithm).plan.rule) and not ruled:
+        if rule not in (None, make_strategy(self.config.algorithm).plan.rule) and not ruled:
             raise ValueError(f"the stage's engines pick anchors by another rule than {rule}; play it with ruled=True")
         if rule is not None and ruled:
             around_engine = partial(Ruled, rule=rule, seed=config.run.seed, payloads=self._deployment.workers.payloads)
@@ -163,7 +163,7 @@ class Stage:
     def _settings(self, overrides: Sequence[str], *, batches: int, measured: bool) -> LoadedConfig:
         own = (*([ENDLESS] if batches else []), *(["evaluation.before=false"] if measured else []))
         # Rollouts that are played again were made by other weights than those of their version number.
-        return toy(*self._overrides, "learner.stop_above_mismatch=0", *overrides, *own, config=self._base)
+        return toy(*self.overrides, "learner.stop_above_mismatch=0", *overrides, *own, config=self.base)
 
     async def _run(
         self, config: Config, deployment: Deployment, run_dir: RunDir, *, evaluate: bool, before: float | None
@@ -200,7 +200,7 @@ class Stage:
 
     async def accuracy(self, *overrides: str) -> dict[str, Any]:
         """The record of an evaluation of what the engines hold: of the first weights, before anything is played."""
-        config = toy(*self._overrides, *overrides, config=self._base).config
+        config = toy(*self.overrides, *overrides, config=self.base).config
         workers = self._workers(config, self._actors)
         progress = Progress(began_at=self._clock())
         progress.measured("before", await self._accuracy(workers), at=progress.milestone(0, self._clock()))

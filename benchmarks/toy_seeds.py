@@ -63,7 +63,7 @@ def warm(seed: int, overrides: list[str]) -> float:
 
 def row(seed: int, s: dict[str, Any]) -> str:
     idle = " / ".join(f"{s['idle_fraction'].get(role, 0):.2f}" for role in ("generators", "explorers", "verifiers", "learner"))
-    rejected = sum(count for fate, count in s["groups"].items() if fate.startswith("rejected"))
+    rejected = sum(count for outcome, count in s["groups"].items() if outcome.startswith("rejected"))
     intervals = {k: f"{s[f'accuracy_{k}']:.3f} [{low:.3f}, {high:.3f}]" for k, (low, high) in s["accuracy_intervals"].items()}
     return (
         f"| {seed} | {intervals['before']} | {intervals['after']} | {s['wall_s']:.0f} | {s['first_step_s']:.0f} | "

@@ -122,7 +122,7 @@ def run_bare(pairs: Pairs) -> Run:
 
 def run_pool(pairs: Pairs, judge: str, workers: int) -> Run:
     from fr3e_async.config import VerifierPoolConfig
-    from fr3e_async.types import Outcome
+    from fr3e_async.outcomes import Outcome
     from fr3e_async.verify import VerifierPool
 
     def asked(pairs: Pairs) -> Pairs:
@@ -134,7 +134,7 @@ def run_pool(pairs: Pairs, judge: str, workers: int) -> Run:
         questions = asked(pairs)
         started, used = time.perf_counter(), cpu_s()
         verdicts = asyncio.run(pool.judge_many(questions))
-        wall_s, right = time.perf_counter() - started, sum(verdict.outcome is Outcome.RIGHT for verdict in verdicts)
+        wall_s, right = time.perf_counter() - started, sum(verdict.outcome is Outcome.CORRECT for verdict in verdicts)
         return Run(wall_s, cpu_s() - used, right)
 
 

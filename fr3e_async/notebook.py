@@ -38,14 +38,14 @@ class RecordedRun:
 
     @cached_property
     def groups(self) -> list[Row]:
-        """A row a settled prompt group. Example: ``{"group": "task/7@0", "fate": "trained", "tokens": {"generated": 250, …}, …}``."""
+        """A row a settled prompt group. Example: ``{"group": "task/7@0", "outcome": "trained", "tokens": {"generated": 250, …}, …}``."""
         return self._rows("groups.jsonl")
 
     @cached_property
     def trees(self) -> list[Row]:
-        """A row a kept tree: ``group``, ``step``, ``fate``, ``prompt``, and the lists ``states`` and ``rollouts``.
+        """A row a kept tree: ``group``, ``step``, ``outcome``, ``prompt``, and the lists ``states`` and ``rollouts``.
 
-        A row a rollout: ``pandas.json_normalize(run.trees, "rollouts", ["group", "step", "fate"])``.
+        A row a rollout: ``pandas.json_normalize(run.trees, "rollouts", ["group", "step", "outcome"], record_prefix="rollout.")``.
         """
         return self._rows(TREES)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from fr3e_async.outcomes import Outcome
 
 
 class Finish(IntEnum):
@@ -269,22 +271,18 @@ class RolloutSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     newest_version: int
 
 
-class Outcome(StrEnum):
-    RIGHT = "right"
-    WRONG = "wrong"
-    UNKNOWN = "unknown"
-
-
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A verifier's judgement of one response. ``reason``: how it was reached. Example: ``Verdict(outcome=Outcome.RIGHT, reason="integer")``."""
+    """A verifier's judgement of one response. ``reason``: how it was reached. Example: ``Verdict(outcome=Outcome.CORRECT, reason="integer")``."""
 
     outcome: Outcome
     reason: str = ""
-    score: float | None = None  # a user's reward, in its declared range; None: 1 for right, 0 for wrong, nothing for unknown
+    score: float | None = None  # a user's reward, in its declared range; None: 1 for correct, 0 for wrong, nothing for unknown
     attempts: int = 1  # how often it was judged; above 1 with verifiers.on_unknown=retry
     complaint: str = ""  # the first of its reason: where, and what was raised
 
     def __post_init__(self) -> None:
+        if self.outcome is Outcome.FAILED:
+            raise ValueError("verdict: a rollout that failed has none")
         if self.score is not None and (self.outcome is Outcome.UNKNOWN or not math.isfinite(self.score)):
             raise ValueError(f"verdict: score {self.score} with outcome {self.outcome}")
 
@@ -293,7 +291,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
         """r of the response, in the declared range; None where nobody could tell."""
         if self.outcome is Outcome.UNKNOWN:
             return None
-        return float(self.outcome is Outcome.RIGHT) if self.score is None else self.score
+        return float(self.outcome is Outcome.CORRECT) if self.score is None else self.score
 
 
 class Answer(NamedTuple):

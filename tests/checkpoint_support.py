@@ -63,7 +63,7 @@ def save_whole(
 ) -> Path:  # fmt: skip
     """A checkpoint of control, open trees and learner, committed."""
     folder = store.begin(step)
-    ledger = LedgerState(version=step, admitted=0, fates={}, budget=Account())
+    ledger = LedgerState(version=step, admitted=0, outcomes={}, budget=Account())
     save_cut(cut_of(ledger=ledger, stream=stream or {}, progress=progress or Progress(), now=1.0), folder, trees)
     state = state or PlainState({"w": torch.full((40,), float(step)), "v": torch.arange(6.0).view(2, 3)})
     save_learner(folder / TAG, state, version=step, base=base)

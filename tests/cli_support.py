@@ -98,7 +98,7 @@ def guarded_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.chdir(tmp_path / "folder")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     forbid(monkeypatch, "ray.init")
-    forbid(monkeypatch, "fr3e_async.data.toy.cache._build")
+    forbid(monkeypatch, "fr3e_async.data.toy.cache.build")
     handlers = logging.root.handlers[:]
     with mock.patch.dict(os.environ, {"HOME": str(tmp_path / "home")}):
         yield Cli(tmp_path / "folder", tmp_path / "home", capsys)

@@ -147,5 +147,5 @@ def sampling_logprobs(logits: torch.Tensor, request: SampleRequest) -> torch.Ten
 
 def core_of(world: World) -> int:
     """Process id of the engine's core."""
-    (process,) = world.engine._llm.engine_core.resources.engine_manager.processes
+    (process,) = world.engine.llm.engine_core.resources.engine_manager.processes
     return process.pid

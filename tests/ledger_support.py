@@ -1,4 +1,4 @@
-"""Configurations, events and answers for tests of the machine, and a world in which every rollout's fate follows from its id."""
+"""Configurations, events and answers for tests of the machine, and a world in which every rollout's outcome follows from its id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from fr3e_async.machine.group import Group
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.messages import Branch, Command, Sample, Score
-from fr3e_async.types import Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Anchor, Finish, RolloutId, RolloutSummary, Verdict
 
 PROMPT_TOKENS = 4  # of ``builders.prompt``
 TRUNK_MODES = ("first", "random", "all", "one_right_one_wrong")
@@ -105,7 +106,7 @@ def verdict(reward: bool | float | None) -> Verdict:
     if reward is None:
         return Verdict(outcome=Outcome.UNKNOWN, reason="nobody knows")
     score = None if reward in (0, 1) else float(reward)
-    return Verdict(outcome=Outcome.RIGHT if reward >= 0.5 else Outcome.WRONG, reason="told", score=score)
+    return Verdict(outcome=Outcome.CORRECT if reward >= 0.5 else Outcome.WRONG, reason="told", score=score)
 
 
 def delivered(

@@ -71,8 +71,8 @@ class History:
         return replace(self, retired=dict(self.retired), trained=dict(self.trained), batches=list(self.batches))
 
     @property
-    def fates(self) -> dict[str, str]:
-        return {group: retired.fate for group, retired in self.retired.items()}
+    def outcomes(self) -> dict[str, str]:
+        return {group: retired.outcome for group, retired in self.retired.items()}
 
 
 class Laws:
@@ -104,7 +104,7 @@ class Laws:
         commands = self.machine.handle(event)
         self.obey(commands)
         if isinstance(event, events.Trained):
-            assert all(self.history.retired[group].fate == "trained" for group in self.history.batches[-1])
+            assert all(self.history.retired[group].outcome == "trained" for group in self.history.batches[-1])
         self.check()
         return commands
 
@@ -320,7 +320,7 @@ class Laws:
         ledger = machine.ledger
         assert ledger.slots_held <= (flow.max_staleness + 1) * flow.groups_per_step
         assert ledger.admitted == len(self.history.retired) + ledger.in_flight
-        assert ledger.fates == Counter(self.history.fates.values())
+        assert ledger.outcomes == Counter(self.history.outcomes.values())
         assert ledger.live == self.live == machine.fleet.live
         if self.began:
             self._check_pools()
@@ -348,7 +348,7 @@ class Laws:
         ledger, dispatcher, steps = self.machine.ledger, self.machine.dispatcher, self.config.run.steps
         assert ledger.version == ledger.live == steps
         assert (ledger.in_flight, ledger.slots_held) == (0, 0)
-        assert sum(fate == "trained" for fate in self.history.fates.values()) == steps * self.config.flow.groups_per_step
+        assert sum(outcome == "trained" for outcome in self.history.outcomes.values()) == steps * self.config.flow.groups_per_step
         assert ledger.admitted == len(self.history.retired)
         for worker in self.workers.values():
             slot = dispatcher.slots[worker.name]

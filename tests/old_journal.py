@@ -11,6 +11,7 @@ import msgspec
 
 from fr3e_async.machine.events import Event
 from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.report.rows import today
 from fr3e_async.store.journal import Entry, Header
 
 FIELDS = {
@@ -22,9 +23,9 @@ FIELDS = {
     "Exported": "version", "Acked": "worker version", "Refused": "worker version why", "Due": "key", "Stopped": "reason",
     "summary": "id length context cached entropy_sum entropy_error_sum finish oldest_version newest_version",
     "anchor": "node parent trunk position score certain", "verdict": "outcome reason score attempts",
-    "state": "version admitted fates budget groups rejected_in_a_row",
+    "state": "version admitted outcomes budget groups rejected_in_a_row",
     "group": "name prompt plan number born candidates trunks rollouts anchors_of branched settled anchors scoring_attempts beginnings",
-    "rollout": "id status attempts note payload row reward right unknown judged_again reason",
+    "rollout": "id status attempts note payload row reward correct unknown judged_again reason",
     "plan": "bases trunks branches first rule", "rule": "name count min_gap raw",
 }  # fmt: skip
 
@@ -66,12 +67,18 @@ def group(values: list[Any]) -> dict[str, Any]:
 
 
 def state(values: list[Any]) -> LedgerState:
-    row = named("state", values, fates=dict, budget=dict, groups=lambda rows: [*map(group, rows)])
+    row = named("state", values, outcomes=dict, budget=dict, groups=lambda rows: [*map(group, rows)])
     return msgspec.convert(row, LedgerState)
+
+
+def decision(brief: str) -> str:
+    """A decision by the words of today: a group's outcome had others."""
+    head, _, outcome = brief.rpartition(" ")
+    return f"{head} {today(outcome)}" if brief.startswith("retire ") else brief
 
 
 def read_old_journal(path: Path) -> tuple[Header, list[Entry]]:
     header, *lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert header["format"] == 2
-    entries = [Entry(line["t"], event(line["e"]), tuple(line["c"])) for line in lines]
+    entries = [Entry(line["t"], event(line["e"]), tuple(map(decision, line["c"]))) for line in lines]
     return Header("format 2", header["config"], None if header["state"] is None else state(header["state"])), entries

@@ -66,7 +66,7 @@ def sameness(numbers: list[float]) -> str:
     if any(n != numbers[0] for n in numbers):
         return ""
     if numbers[0] == 1.0:
-        return "all_right"
+        return "all_correct"
     return "all_wrong" if numbers[0] == 0.0 else "no_spread"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fr3e_async.algorithm.answer_span import THINK
-from fr3e_async.algorithm.strategies import Credit, GroupOutcome, Strategy, make_strategy
+from fr3e_async.algorithm.strategies import Credit, GroupRewards, Strategy, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.data.model import load_tokenizer, resolve_model
 from fr3e_async.data.prompts import Datasets, load_datasets
@@ -51,10 +51,10 @@ class Group:
         assert self.credit is not None
         return {
             "group": self.name,
-            "fate": f"rejected_{self.credit.rejected}" if self.credit.rejected else "trained",
+            "outcome": f"rejected_{self.credit.rejected}" if self.credit.rejected else "trained",
             "generated": sum(len(row.tokens) for row in self.rows.values()),
             "rollouts": len(self.rows),
-            "right": sum(verdict == "right" for verdict in self.verdicts.values()),
+            "correct": sum(verdict == "correct" for verdict in self.verdicts.values()),
             "positions": [anchor.position for anchor in self.anchors.values()],
             "scores": [anchor.score for anchor in self.anchors.values()],
             "alphas": [state.alpha for _, state in sorted(self.credit.states.items())],
@@ -134,7 +134,7 @@ class Loop:
                 [self._tools.reader.read(row, 0).question(prompt.gold, prompt.text, prompt.margins, prompt.columns)]
             )
             group.verdicts[id], rewards[id] = verdict.outcome, verdict.reward
-        outcome = GroupOutcome(group=group.name, rewards=rewards, anchors=group.anchors, trunks=(trunk,))
+        outcome = GroupRewards(group=group.name, rewards=rewards, anchors=group.anchors, trunks=(trunk,))
         group.credit = self._tools.strategy.credit(outcome)
         return group
 

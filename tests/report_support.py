@@ -17,7 +17,7 @@ from fr3e_async.report.page import write_page
 
 START = 1_760_000_000.0  # seconds since the epoch
 HOSTILE = "</script><img src=x onerror=\"window.harm=1;alert('harm')\"><svg onload=alert(1)>\u202e{{title}}"
-FATES = ("trained", "trained", "rejected_all_right", "rejected_all_wrong", "rejected_no_spread")
+GROUP_OUTCOMES = ("trained", "trained", "rejected_all_correct", "rejected_all_wrong", "rejected_no_spread")
 
 
 def write_run(
@@ -51,18 +51,18 @@ def metrics_row(step: int) -> dict[str, Any]:
     return {
         "step": step, "time_s": START + 10 + 5 * step, "reward/accuracy": 0.4 + 0.05 * step, "reward/mean": random.random(),
         "tokens/generated": 1000.0, "train/tokens": 500.0, "train/loss": random.gauss(0, 1), "rollout/entropy_nats": 0.5 / step,
-        "groups/all_right": float(step), "groups/all_wrong": 2.0, "staleness/0_tokens_fraction": 0.25,
+        "groups/all_correct": float(step), "groups/all_wrong": 2.0, "staleness/0_tokens_fraction": 0.25,
         "staleness/1_tokens_fraction": 0.75, "lag/versions_mean": 0.75, "lag/versions_max": 1.0, "time/step_s": 5.0,
         "train/clip_low_fraction": 0.01, "train/clip_high_fraction": 0.02,
     }  # fmt: skip
 
 
 def group_row(index: int, say: Callable[[str], str]) -> dict[str, Any]:
-    fate = FATES[index % len(FATES)]
-    trained = 150 if fate == "trained" else 0
+    outcome = GROUP_OUTCOMES[index % len(GROUP_OUTCOMES)]
+    trained = 150 if outcome == "trained" else 0
     return {
         "group": say(f"task/{index}@0"),
-        "fate": fate,
+        "outcome": outcome,
         "tokens": {
             "generated": 250,
             "prefilled": 300,
@@ -117,13 +117,13 @@ def journal(steps: int) -> Iterator[dict[str, Any]]:
 def evaluation(label: str, step: int, accuracy: float) -> dict[str, Any]:
     at = {"version": step, "generated": 1000 * step, "trained": 500 * step, "wall_s": 11.0 + 5 * step}
     interval = {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
-    return {"label": label, **interval, **at, "problems": 64, "samples": 64, "right": round(64 * accuracy), "mean_length": 20.5}
+    return {"label": label, **interval, **at, "problems": 64, "samples": 64, "correct": round(64 * accuracy), "mean_length": 20.5}
 
 
 def benchmark(label: str, step: int, say: Callable[[str], str]) -> dict[str, Any]:
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
     more = {"k": 4, "pass_at": {"1": estimate, "4": estimate}, "maj": estimate, "length": {"value": 20.5, "low": 18, "high": 23}}
-    return evaluation(label, step, 0.5) | more | {"benchmark": say("gsm8k"), "digest": "0", "length_right": None}
+    return evaluation(label, step, 0.5) | more | {"benchmark": say("gsm8k"), "digest": "0", "length_correct": None}
 
 
 def summary(steps: int, say: Callable[[str], str]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def summary(steps: int, say: Callable[[str], str]) -> dict[str, Any]:
         "idle_fraction": {"generators": 0.25, "learner": 0.5},
         "staleness_mean": 0.75,
         "staleness_max": 1,
-        "verdicts": {"right": 50, "wrong": 40, "unknown": 6, "given_up": 0},
+        "verdicts": {"correct": 50, "wrong": 40, "unknown": 6, "failed": 0},
         "verdict_reasons": {say("integer"): 90, "cpu limit": 6},
     }
 
@@ -149,44 +149,44 @@ def summary(steps: int, say: Callable[[str], str]) -> dict[str, Any]:
 
 def tree_row(index: int, say: Callable[[str], str] = str) -> dict[str, Any]:
     """A group of 4 bases and 3 anchors of 4 branches each on base 0, as the paper has it."""
-    fate = FATES[index % len(FATES)]
-    states = [state(node, fate) for node in range(4)]
+    outcome = GROUP_OUTCOMES[index % len(GROUP_OUTCOMES)]
+    states = [state(node, outcome) for node in range(4)]
     return {
         "group": say(f"task/{index}@0"),
         "step": index // 8,
-        "fate": fate,
+        "outcome": outcome,
         "prompt": say(f"Start with {index}.\n1) +6\n2) *3"),
         "gold": say(str(index)),
         "states": states,
-        "rollouts": [rollout(node, branch, fate, say) for node in range(4) for branch in range(4)],
+        "rollouts": [rollout(node, branch, outcome, say) for node in range(4) for branch in range(4)],
         "a_key_of_a_later_version": {"nested": True},
     }
 
 
-def state(node: int, fate: str) -> dict[str, Any]:
+def state(node: int, outcome: str) -> dict[str, Any]:
     return {
         "node": node,
         "parent": node - 1 if node else None,
         "trunk": 0 if node else None,
         "position": 3 * node,
         "score": 0.9 if node else None,
-        "right": 2.0,
-        "judged": 4,
+        "reward_sum": 2.0,
+        "scored": 4,
         "value": 0.5,
         "low": 0.15,
         "high": 0.85,
         "alpha": 1.0,
-        "dropped": "" if fate == "trained" else "no_spread",
+        "dropped": "" if outcome == "trained" else "no_spread",
     }
 
 
-def rollout(node: int, branch: int, fate: str, say: Callable[[str], str]) -> dict[str, Any]:
+def rollout(node: int, branch: int, outcome: str, say: Callable[[str], str]) -> dict[str, Any]:
     pieces = [
         say(piece)
         for piece in ("1) ", "12", "+6", "=", "18", "\n", "2) ", "18", "*3", "=", "54", "\n", "\\boxed{", "54", "}", "<|end|>")
     ]
     pieces = pieces[3 * node :]
-    outcome = "unknown" if (node, branch) == (1, 2) else "right" if branch % 2 else "wrong"
+    outcome = "unknown" if (node, branch) == (1, 2) else "correct" if branch % 2 else "wrong"
     return {
         "node": node,
         "branch": branch,
@@ -196,9 +196,9 @@ def rollout(node: int, branch: int, fate: str, say: Callable[[str], str]) -> dic
         "versions": [[0, 3], [2, 4]],
         "outcome": outcome,
         "reason": say("integer"),
-        "reward": {"right": 1.0, "wrong": 0.0}.get(outcome),
+        "reward": {"correct": 1.0, "wrong": 0.0}.get(outcome),
         "finish": "stop",
-        "advantage": [[0, 0.5 if branch % 2 else -0.5]] if fate == "trained" else None,
+        "advantage": [[0, 0.5 if branch % 2 else -0.5]] if outcome == "trained" else None,
     }
 
 

@@ -156,7 +156,7 @@ def test_a_resumed_run_takes_stored_weights_which_make_nobody_wait():
             taken.append("stored")
 
     deployment = Deployment.__new__(Deployment)
-    deployment._config = small_config()
+    deployment.config = small_config()
     deployment.workers = SimpleNamespace(learner=Native([Rank()], None, bucket_bytes=1, backend="gloo", timeout_s=0.1))
     virtual_time.run(deployment.weights(3))
     assert taken == ["stored"]

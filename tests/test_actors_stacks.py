@@ -84,7 +84,7 @@ def test_tasks_are_told_by_what_they_wait_for_and_alike_ones_once():
 
     async def main() -> str:
         actor, gate = Actor(), asyncio.Event()
-        actor._loop = asyncio.get_running_loop()
+        actor.loop = asyncio.get_running_loop()
         tasks = [asyncio.create_task(actor.outer(gate)) for _ in range(3)] + [asyncio.create_task(actor.inner(gate))]
         await asyncio.sleep(0)
         told = await asyncio.to_thread(actor.stacks)

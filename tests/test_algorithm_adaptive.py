@@ -221,7 +221,7 @@ class TestCredit:
         assert [got[0, 1, m] for m in range(6)] == approx([5 / 6] + [-1 / 6] * 5)
         assert [(s.value.value, s.value.scored) for s in result.states.values()] == [(0.5, 4), (0.5, 2), (0.0, 2), (1.0, 2)]
         assert [s.alpha for s in result.states.values()] == approx([1.0, 1.0, math.exp(0.5), math.exp(-1.0)])
-        assert [s.dropped for s in result.states.values()] == ["", "", "all_wrong", "all_right"]
+        assert [s.dropped for s in result.states.values()] == ["", "", "all_wrong", "all_correct"]
         assert len(got) == 4 + 6
 
     def test_alpha_of_the_first_rounds_scales_both(self):

@@ -18,7 +18,7 @@ from fr3e_async.algorithm.batching import (
     train_sample,
     tree_tokens,
 )
-from fr3e_async.algorithm.strategies import Credit, GroupOutcome
+from fr3e_async.algorithm.strategies import Credit, GroupRewards
 from fr3e_async.algorithm.strategies.base import STD_FLOOR, centred, no_spread, whole
 from fr3e_async.algorithm.values import StateValue, alpha, state_values, wilson
 from fr3e_async.types import AdvantageSpan, Anchor, Completion, Finish, RolloutBatch, RolloutId
@@ -125,7 +125,14 @@ def test_centred_by_hand():
 
 @pytest.mark.parametrize(
     ("rewards", "reason"),
-    [([], "too_few"), ([1], "too_few"), ([1, 1], "all_right"), ([0, 0], "all_wrong"), ([0.3, 0.3], "no_spread"), ([0, 0.1], "")],
+    [
+        ([], "too_few"),
+        ([1], "too_few"),
+        ([1, 1], "all_correct"),
+        ([0, 0], "all_wrong"),
+        ([0.3, 0.3], "no_spread"),
+        ([0, 0.1], ""),
+    ],
 )
 def test_no_spread(rewards, reason):
     assert no_spread([float(r) for r in rewards]) == reason
@@ -138,7 +145,7 @@ ID = RolloutId("g", 0, 0)
     ("advantages", "rejected", "message"),
     [
         ({}, "", "either trained or rejected"),
-        ({ID: whole(1.0)}, "all_right", "either trained or rejected"),
+        ({ID: whole(1.0)}, "all_correct", "either trained or rejected"),
         ({ID: whole(math.nan)}, "", "not finite"),
         ({ID: (AdvantageSpan(0, 1.0), AdvantageSpan(3, math.inf))}, "", "not finite"),
         ({ID: (AdvantageSpan(1, 1.0),)}, "", "begin at 0"),
@@ -154,7 +161,7 @@ def test_impossible_credits_are_refused(advantages, rejected, message):
 def test_an_outcome_lists_nodes_without_rewards_and_leaves_out_what_nobody_judged():
     anchor = Anchor(node=4, parent=0, trunk=1, position=3, score=1.0)
     rewards = {RolloutId("g", 0, 1): 0.0, ID: 1.0, RolloutId("g", 0, 2): None}
-    nodes = GroupOutcome(group="g", rewards=rewards, anchors={4: anchor}).by_node()
+    nodes = GroupRewards(group="g", rewards=rewards, anchors={4: anchor}).by_node()
     assert nodes == {0: {ID: 1.0, RolloutId("g", 0, 1): 0.0}, 4: {}}
     assert list(nodes[0]) == sorted(nodes[0])
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracle import State, Tree, fr3e, grpo, rloo, vineppo
 from trees import GROUP, SWITCHES, advantages_of, credit_of, outcome_of, require_agreement, rollout_of, steps_of, tree, trees
 
-from fr3e_async.algorithm.strategies import REGISTRY, GroupOutcome, make_strategy
+from fr3e_async.algorithm.strategies import REGISTRY, GroupRewards, make_strategy
 from fr3e_async.errors import ConfigError
 from fr3e_async.types import RolloutId
 
@@ -44,9 +44,9 @@ class TestFr3e:
         got = advantages_of(result)
         assert {rollout[:-1] for rollout in got} == {(), (0, 2)}
         assert got[0, 2, 0] == approx(math.exp(0.75) * 0.75)
-        assert [state.dropped for state in result.states.values() if state.dropped] == ["all_right"]
+        assert [state.dropped for state in result.states.values() if state.dropped] == ["all_correct"]
 
-    def test_an_all_right_state_has_value_one_and_an_all_wrong_one_zero(self):
+    def test_an_all_correct_state_has_value_one_and_an_all_wrong_one_zero(self):
         states = credit_of(tree([1, 0], [1, 1], [0, 0])).states
         assert (states[1].value.value, states[2].value.value) == (1.0, 0.0)
         assert (states[1].alpha, states[2].alpha) == approx((math.exp(-0.5), math.exp(1.0)))
@@ -92,7 +92,7 @@ class TestFr3e:
         group = Tree([0, 1], {0: [State(3, [1, 1])], 1: [State(3, [1, 1])]})
         result = credit_of(group, include_trunk=True)
         assert [result.states[node].value.value for node in (1, 4)] == approx([2 / 3, 1.0])
-        assert (result.states[1].dropped, result.states[4].dropped) == ("", "all_right")
+        assert (result.states[1].dropped, result.states[4].dropped) == ("", "all_correct")
 
     def test_an_unjudged_trunk_is_no_member(self):
         assert credit_of(tree([None, 1, 0], [1, 0]), include_trunk=True).states[1].value.scored == 2
@@ -106,14 +106,14 @@ class TestFr3e:
     @pytest.mark.parametrize(
         ("group", "reason"),
         [
-            (tree([1, 1], [1, 1]), "all_right"),
+            (tree([1, 1], [1, 1]), "all_correct"),
             (tree([0, 0], [0, 0]), "all_wrong"),
             (tree([0.5, 0.5], [0.5, 0.5]), "no_spread"),
             (tree([1, 1], [0, 0]), "no_spread"),
             (tree([None, None], [None]), "too_few"),
             (tree([1, None], [None, None]), "too_few"),
             (tree([1, None], [0, None]), "too_few"),  # both rewards, but nowhere two to compare
-            (tree([1, 1]), "all_right"),
+            (tree([1, 1]), "all_correct"),
         ],
     )
     def test_rejection_of_a_prompt(self, group, reason):
@@ -122,7 +122,7 @@ class TestFr3e:
 
     @pytest.mark.parametrize(
         ("branches", "reason"),
-        [([1, 1], "all_right"), ([0, 0], "all_wrong"), ([0.5, 0.5], "no_spread"), ([1], "too_few"), ([None, None], "too_few")],
+        [([1, 1], "all_correct"), ([0, 0], "all_wrong"), ([0.5, 0.5], "no_spread"), ([1], "too_few"), ([None, None], "too_few")],
     )
     def test_rejection_of_a_state(self, branches, reason):
         result = credit_of(tree([1, 0], branches))
@@ -144,7 +144,7 @@ class TestFlat:
         assert advantages_of(credit_of(Tree([1, 1, 1]), strategy="grpo")) == {(0,): 0.0, (1,): 0.0, (2,): 0.0}
 
     def test_grpo_pp_rejects_what_grpo_trains_for_nothing(self):
-        assert credit_of(Tree([1, 1, 1]), strategy="grpo_pp").rejected == "all_right"
+        assert credit_of(Tree([1, 1, 1]), strategy="grpo_pp").rejected == "all_correct"
         spread = Tree([1, 0, None, 0])
         assert credit_of(spread, strategy="grpo_pp").advantages == credit_of(spread, strategy="grpo").advantages
 
@@ -161,7 +161,7 @@ class TestFlat:
 
     @pytest.mark.parametrize("strategy", ["grpo_pp", "rloo"])
     @pytest.mark.parametrize(
-        ("rewards", "reason"), [([1, 1], "all_right"), ([0, 0, None], "all_wrong"), ([0.5] * 3, "no_spread")]
+        ("rewards", "reason"), [([1, 1], "all_correct"), ([0, 0, None], "all_wrong"), ([0.5] * 3, "no_spread")]
     )
     def test_rejection(self, strategy, rewards, reason):
         result = credit_of(Tree(rewards), strategy=strategy)
@@ -226,7 +226,7 @@ class TestVinePpo:
     @pytest.mark.parametrize(
         ("group", "reason"),
         [
-            (tree([1, 1], [1, 1]), "all_right"),
+            (tree([1, 1], [1, 1]), "all_correct"),
             (tree([0, 0], [0, None]), "all_wrong"),
             (tree([0.5, 0, 1], [0, 1]), "no_spread"),  # every state is worth the same
         ],
@@ -298,7 +298,7 @@ def test_order_of_arrival_changes_nothing(group: Tree, choice, rng: random.Rando
     rewards, anchors = list(whole.rewards.items()), list(whole.anchors.items())
     rng.shuffle(rewards)
     rng.shuffle(anchors)
-    shuffled = GroupOutcome(group=GROUP, rewards=dict(rewards), anchors=dict(anchors), trunks=whole.trunks)
+    shuffled = GroupRewards(group=GROUP, rewards=dict(rewards), anchors=dict(anchors), trunks=whole.trunks)
     assert strategy.credit(shuffled) == strategy.credit(whole)
 
 

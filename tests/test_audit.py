@@ -56,7 +56,7 @@ def cut(version: int, admitted: int, settled: int, open: str) -> CutRecord:
 
 
 def rejected(group: str) -> SettledRecord:
-    return SettledRecord(group=group, fate="rejected_no_spread")
+    return SettledRecord(group=group, outcome="rejected_no_spread")
 
 
 def story() -> list[LedgerRecord]:
@@ -78,7 +78,7 @@ def story() -> list[LedgerRecord]:
         cut(1, 7, 3, "defg"),
         TrainedRecord(version=2),  # 15
         LiveRecord(version=2),
-        SettledRecord(group="f", fate="failed_given_up"),
+        SettledRecord(group="f", outcome="failed"),
         cut(2, 7, 6, "g"),
         EndRecord(version=2, reason="finished"),
     ]
@@ -107,8 +107,8 @@ def test_a_sound_story_passes() -> None:
     report = judged(story())
     assert report.violations == ()
     assert (report.sessions, report.version, report.admitted, report.open, report.ended) == (1, 2, 7, ("g",), True)
-    assert report.counts == {"trained": 4, "rejected_no_spread": 1, "failed_given_up": 1}
-    assert list(report.fates) == ["c", "a", "b", "d", "e", "f"]
+    assert report.counts == {"trained": 4, "rejected_no_spread": 1, "failed": 1}
+    assert list(report.outcomes) == ["c", "a", "b", "d", "e", "f"]
     assert (report.void_groups, report.void_batches) == (0, 0)
 
 
@@ -125,7 +125,7 @@ def test_a_session_goes_back_to_a_cut_and_what_came_after_is_void() -> None:
     ]
     report = judged([*killed, *again])
     assert report.violations == ()
-    assert dict(report.fates) == {"a": "trained", "b": "trained", "c": "rejected_no_spread", "d": "rejected_no_spread"} | {
+    assert dict(report.outcomes) == {"a": "trained", "b": "trained", "c": "rejected_no_spread", "d": "rejected_no_spread"} | {
         "e": "trained",
         "f": "trained",
     }
@@ -201,7 +201,7 @@ BROKEN: dict[str, tuple[Callable[[list[LedgerRecord]], list[LedgerRecord]], tupl
     ),
     "settled with the learner": (before(7, rejected("a")), ("settled", 7, "a")),
     "settled and never admitted": (before(11, rejected("x")), ("settled", 11, "x")),
-    "a fate that is none": (at(17, SettledRecord(group="f", fate="trained")), ("settled", 17, "f")),
+    "a outcome that is none": (at(17, SettledRecord(group="f", outcome="trained")), ("settled", 17, "f")),
     "trained twice": (upto(16, train(3, "fa", 1)), ("train", 17, "a")),
     "trained after rejection": (upto(16, train(3, "fc", 1)), ("train", 17, "c")),
     "trained and never admitted": (upto(16, train(3, "fx", 1)), ("train", 17, "x")),
@@ -334,7 +334,7 @@ class Teller:
             group = self.random.choice(waiting)
             self.open.remove(group)
             self.settled += 1
-            self.records.append(SettledRecord(group=group, fate=self.random.choice(["rejected_no_spread", "failed_given_up"])))
+            self.records.append(SettledRecord(group=group, outcome=self.random.choice(["rejected_no_spread", "failed"])))
 
     def train(self) -> None:
         if not self.batch and len(self.open) >= self.groups_per_step:
@@ -379,7 +379,7 @@ def test_every_sound_story_passes(seed: int, size: tuple[int, int], end: bool) -
     records = told(seed, size, end=end)
     report = audit(numbered(records), groups_per_step=size[0], max_staleness=size[1])
     assert [str(violation) for violation in report.violations] == []
-    assert report.admitted == len(report.fates) + len(report.open)
+    assert report.admitted == len(report.outcomes) + len(report.open)
     assert report.sessions == sum(isinstance(record, BeginRecord) for record in records)
     assert report.ended == end
 
@@ -404,7 +404,7 @@ def changed(record: LedgerRecord, draw: random.Random) -> list[LedgerRecord]:
         case LiveRecord():
             return [LiveRecord(version=draw.choice([record.version + 1000, record.version - 1 if record.version > 1 else 99]))]
         case SettledRecord():
-            return draw.choice([[], [record, record], [replace(record, group="x@0")], [replace(record, fate="trained")]])
+            return draw.choice([[], [record, record], [replace(record, group="x@0")], [replace(record, outcome="trained")]])
         case CutRecord():
             more = [replace(record, **{name: getattr(record, name) + 1}) for name in ("version", "admitted", "settled")]
             return [draw.choice([*more, replace(record, open=(*record.open, "nobody@0"))])]
@@ -468,7 +468,7 @@ def test_the_lines_are_those_of_the_format(tmp_path: Path) -> None:
     assert lines[0] == {"what": "begin", "session": 1, "version": 0, "admitted": 0, "settled": 0, "open": [], "time_s": 0.5}
     assert lines[1] == {"what": "admitted", "group": "a", "live": 0}
     assert lines[5] == {"what": "train", "version": 1, "groups": ["a", "b"], "oldest": 0}
-    assert lines[6] == {"what": "settled", "group": "c", "fate": "rejected_no_spread"}
+    assert lines[6] == {"what": "settled", "group": "c", "outcome": "rejected_no_spread"}
     assert lines[8:10] == [{"what": "trained", "version": 1}, {"what": "live", "version": 1}]
     assert lines[13] == {"what": "cut", "version": 1, "admitted": 7, "settled": 3, "open": ["d", "e", "f", "g"]}
     assert lines[18] == {"what": "end", "version": 2, "reason": "finished"}
@@ -550,7 +550,7 @@ def test_a_full_disk_is_told() -> None:
 
 # ---- the command ----
 
-FATES = {"c": "rejected_no_spread", "a": "trained", "b": "trained", "d": "trained", "e": "trained", "f": "failed_given_up"}
+GROUP_OUTCOMES = {"c": "rejected_no_spread", "a": "trained", "b": "trained", "d": "trained", "e": "trained", "f": "failed"}
 
 
 def named(records: Sequence[LedgerRecord]) -> list[LedgerRecord]:
@@ -579,8 +579,8 @@ def add_checkpoint(run: Path, step: int, *, consumed: dict[str, list[str]], epoc
     return store.commit(folder, step)
 
 
-def write_groups(run: Path, fates: dict[str, str]) -> None:
-    rows = [{"group": f"{name}@{int(name not in 'ab')}", "fate": fate, "tokens": 5} for name, fate in fates.items()]
+def write_groups(run: Path, outcomes: dict[str, str]) -> None:
+    rows = [{"group": f"{name}@{int(name not in 'ab')}", "outcome": outcome, "tokens": 5} for name, outcome in outcomes.items()]
     (run / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -591,7 +591,7 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text(f"flow:\n  groups_per_step: {G}\n  max_staleness: {BOUND}\nlearner:\n  lr: 1e-6\n")
     written(folder / "ledger.jsonl", named(story()))
-    write_groups(folder, FATES)
+    write_groups(folder, GROUP_OUTCOMES)
     add_checkpoint(folder, 2, consumed={"1": ["c", "d", "e", "f"]})
     return folder
 
@@ -609,7 +609,7 @@ def test_a_sound_run_passes(run: Path, capsys: pytest.CaptureFixture[str]) -> No
         ["version", "2"],
         ["admitted", "7"],
         ["trained", "4"],
-        ["failed_given_up", "1"],
+        ["failed", "1"],
         ["rejected_no_spread", "1"],
         ["open", "1"],
         ["thrown away", "0 groups, 0 batches, by sessions that went back"],
@@ -628,27 +628,27 @@ def failure(run: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_broken_law_fails_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger_log = LedgerLog(run / "ledger.jsonl")
-    ledger_log.write(SettledRecord(group="g@1", fate="rejected_no_spread"))
+    ledger_log.write(SettledRecord(group="g@1", outcome="rejected_no_spread"))
     ledger_log.close()
     assert failure(run, capsys)[0] == "line 20, session 1: order: 'settled' stands outside of a session"
 
 
 @pytest.mark.parametrize(
-    ("fates", "says"),
+    ("outcomes", "says"),
     [
-        ({**FATES, "g": "trained"}, "groups.jsonl: group g@1 is trained; it is not settled in the ledger"),
-        ({**FATES, "d": "rejected_x"}, "groups.jsonl: group d@1 is rejected_x; it is trained in the ledger"),
-        ({k: v for k, v in FATES.items() if k != "f"}, "groups.jsonl: group f@1 has no row; it is failed_given_up in the ledger"),
+        ({**GROUP_OUTCOMES, "g": "trained"}, "groups.jsonl: group g@1 is trained; it is not settled in the ledger"),
+        ({**GROUP_OUTCOMES, "d": "rejected_x"}, "groups.jsonl: group d@1 is rejected_x; it is trained in the ledger"),
+        ({k: v for k, v in GROUP_OUTCOMES.items() if k != "f"}, "groups.jsonl: group f@1 has no row; it is failed in the ledger"),
     ],
 )
-def test_rows_that_are_not_the_ledgers_fail(run: Path, fates: dict, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    write_groups(run, fates)
+def test_rows_that_are_not_the_ledgers_fail(run: Path, outcomes: dict, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_groups(run, outcomes)
     assert failure(run, capsys) == [says]
 
 
 def test_a_row_twice_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open(run / "groups.jsonl", "a") as file:
-        file.write('{"group": "f@1", "fate": "failed_given_up"}\n')
+        file.write('{"group": "f@1", "outcome": "failed"}\n')
     assert failure(run, capsys) == ["groups.jsonl: group f@1 has 2 rows"]
 
 
@@ -657,24 +657,24 @@ SETTLED = {"c": "rejected_no_spread", "a": "trained", "b": "trained"}
 
 
 @pytest.mark.parametrize(
-    ("fates", "code"),
+    ("outcomes", "code"),
     [
         (SETTLED, 0),  # no row after the cut arrived
         ({**SETTLED, "d": "trained", "e": "trained", "f": "rejected_no_spread"}, 0),
         ({**SETTLED, "g": "rejected_no_spread"}, 0),  # a row whose line in the ledger did not arrive
-        ({**SETTLED, "d": "rejected_no_spread"}, 1),  # another fate is never well
+        ({**SETTLED, "d": "rejected_no_spread"}, 1),  # another outcome is never well
         ({**SETTLED, "x": "trained"}, 1),  # the ledger knows no such group
         ({"a": "trained", "b": "trained"}, 1),  # before the cut
     ],
 )
 def test_a_killed_run_may_lack_what_came_after_its_last_cut(
-    run: Path, fates: dict, code: int, capsys: pytest.CaptureFixture[str]
+    run: Path, outcomes: dict, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "ledger.jsonl").unlink()
     written(run / "ledger.jsonl", named(KILLED))
     with open(run / "ledger.jsonl", "a") as file:
         file.write('{"what": "set')
-    write_groups(run, fates)
+    write_groups(run, outcomes)
     with open(run / "groups.jsonl", "a") as file:
         file.write('{"group": "f@')
     (run / "checkpoints" / "step-00000002").rename(run / "elsewhere")
@@ -769,7 +769,7 @@ def test_a_fresh_begin_beside_a_checkpoint_fails(run: Path, capsys: pytest.Captu
 def test_many_violations_are_not_all_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger_log = LedgerLog(run / "ledger.jsonl")
     for number in range(60):
-        ledger_log.write(SettledRecord(group=f"x{number}@1", fate="rejected_no_spread"))
+        ledger_log.write(SettledRecord(group=f"x{number}@1", outcome="rejected_no_spread"))
     ledger_log.close()
     lines = failure(run, capsys)
     assert len(lines) == 51

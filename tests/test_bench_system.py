@@ -118,7 +118,7 @@ def test_a_learner_that_lets_engines_run_ahead_waits_for_weights_and_work(live, 
 
     learner = RunAhead(SimpleNamespace())
     learner.controller = SimpleNamespace(machine=SimpleNamespace(ledger=SimpleNamespace(live=live), dispatcher=state))
-    assert learner._nothing_to_make(3) == begins
+    assert learner.nothing_to_make(3) == begins
 
 
 def test_requests_are_what_the_engine_was_asked_for():
@@ -227,8 +227,8 @@ def test_the_recorded_mix_is_that_of_whole_groups():
 
     player = Player(toy("run.steps=1000000").config)
     seen = []
-    done = player._done
-    player._done = lambda command: (seen.append(command), done(command))[1]
+    done = player.done
+    player.done = lambda command: (seen.append(command), done(command))[1]
     events = player.play(3000)
     assert player.machine.ledger.version >= 5, "batches are trained"
     works = [command.work for command in seen if isinstance(command, Assign)]
@@ -285,7 +285,7 @@ def test_a_stage_refuses_a_run_whose_anchors_its_engines_would_pick_by_another_r
     from system_parts import Stage, toy
 
     stage = object.__new__(Stage)
-    stage._overrides, stage._base, stage._config = (), "toy", toy().config
+    stage.overrides, stage.base, stage.config = (), "toy", toy().config
     for settings in (("algorithm.anchor_rule=random",), ("algorithm.strategy=vineppo",), ("algorithm.anchors=2",)):
         with pytest.raises(ValueError, match="ruled=True"):
             asyncio.run(stage.play(*settings))

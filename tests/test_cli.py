@@ -233,7 +233,7 @@ def test_a_session_returns_what_its_run_returns(cli: Cli, ready: list[str], monk
     async def finished(_: Session) -> int:
         return 0
 
-    monkeypatch.setattr(Session, "_run", finished)
+    monkeypatch.setattr(Session, "go", finished)
     assert cli(*ready) == (0, STARTING, "")
     assert {"run.json", "config.yaml", "logs"} <= {path.name for path in (cli.folder / "run").iterdir()}
 
@@ -247,7 +247,7 @@ def test_a_failure_after_the_start_is_exit_code_1_and_keeps_the_run_directory(
     async def failing(_: Session) -> int:
         raise error
 
-    monkeypatch.setattr(Session, "_run", failing)
+    monkeypatch.setattr(Session, "go", failing)
     assert cli(*ready) == (1, STARTING, f"error: {error}\n")
     assert (cli.folder / "run" / "config.yaml").is_file()
 
@@ -275,7 +275,7 @@ def test_a_defect_keeps_its_traceback_and_still_leaves_nothing(
 
 
 def test_the_toy_model_is_announced_before_it_is_built(cli: Cli, ready: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fr3e_async.data.toy.cache._build", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("fr3e_async.data.toy.cache.build", mock.Mock(side_effect=KeyboardInterrupt))
     code, out, _ = cli(*ready, "model.path=toy")
     assert code == 130
     assert out.startswith(f"building the toy model in {cli.home}")

@@ -162,7 +162,7 @@ def negative(world: World) -> list[tuple[str, float]]:
 def test_a_step_of_the_wall_clock_during_work_is_noticed_by_nobody(tmp_path: Path, wall: WallClock, step: float) -> None:
     world = run_of(tmp_path, wall, pools={"grow_after_s": 0.1, "shrink_after_s": 0.4}, run={"steps": 6, "max_wall_s": 600.0})
     assert beside(world, lambda: wall.step(step), lambda: world.ledger.version >= 2) == "finished"
-    assert (world.replaced(), world.ledger.retries, world.ledger.given_up) == ({}, 0, 0)
+    assert (world.replaced(), world.ledger.retries, world.ledger.failed) == ({}, 0, 0)
     assert not world.said("stuck")
     assert negative(world) == []
     assert 0 < world.controller.progress.wall_s(world.controller.context.clock()) < 100

@@ -126,7 +126,7 @@ def test_every_arm_is_a_config_and_differs_from_the_reference_in_its_method_alon
 def row(task: str, seed: int, arm: str, accuracy: float) -> dict:
     tokens = compare_arms.TASKS[task].tokens
     evaluations = [
-        {"label": label, "accuracy": value, "low": 0, "high": 1, "all_right": 16, "all_wrong": 32, "problems": 128, "samples": 512,
+        {"label": label, "accuracy": value, "low": 0, "high": 1, "all_correct": 16, "all_wrong": 32, "problems": 128, "samples": 512,
          "unknown": 0, "truncated": 0, "mean_length": 20.0, "entropy": 0.2, "version": i, "generated": i * tokens // 2, "trained": i * 1000,
          "wall_s": 30.0 * i}
         for i, (label, value) in enumerate((("before", 0.1), ("step 3", accuracy / 2), ("after", accuracy)))

@@ -90,7 +90,7 @@ class Cloud(World):
         assert len(ids) == len(set(ids))
         machine = self.controller.machine
         if self.ledger.finished:  # one that was told to leave while it receives its first weights is not waited for
-            assert all(machine.fleet.receives(name) and not machine.dispatcher.tasks_of(name) for name in machine._leaves)
+            assert all(machine.fleet.receives(name) and not machine.dispatcher.tasks_of(name) for name in machine.leaves)
 
 
 def require_current(world: Cloud, name: str) -> None:
@@ -128,7 +128,7 @@ def test_pools_grow_while_tasks_wait_and_shrink_when_the_learner_is_what_all_wai
     assert world.started, "new ones have joined"
     assert set(world.wants) >= {(GENERATORS, 1), (GENERATORS, 4)}
     assert world.said("has left: the pool is made smaller")
-    assert (world.replaced(), world.ledger.given_up, world.ledger.retries) == ({}, 0, 0), "nobody lost anything"
+    assert (world.replaced(), world.ledger.failed, world.ledger.retries) == ({}, 0, 0), "nobody lost anything"
     world.require_sound()
 
 
@@ -232,7 +232,7 @@ def test_a_worker_whose_node_goes_leaves_and_another_one_takes_its_place(tmp_pat
     assert [event.worker for event in world.told("Leaving")] == [name]
     assert bool([event for event in world.told("Lost") if event.reason == "withdrawn"]) or not hangs
     assert all(not event.counted for event in world.told("Lost"))
-    assert (world.replaced(), world.ledger.given_up) == ({}, 0)
+    assert (world.replaced(), world.ledger.failed) == ({}, 0)
     assert world.workers.payloads.fetched >= 0, "what lay on the node is brought here"
     if role != VERIFIERS:
         require_current(world, world.started[0])
@@ -253,7 +253,7 @@ def test_all_engines_are_taken_away_one_after_another_and_all_at_once(tmp_path, 
         await world.until(lambda: len(world.started) >= 8)
 
     assert world.play(story) == "finished"
-    assert (world.ledger.version, world.ledger.given_up, world.replaced()) == (12, 0, {})
+    assert (world.ledger.version, world.ledger.failed, world.replaced()) == (12, 0, {})
     assert len(world.engines) == 4
     for engine in world.engines:
         assert engine.version == 12
@@ -274,7 +274,7 @@ def test_a_node_that_goes_before_its_time_is_a_loss_like_any_other(tmp_path):
     assert world.play(story) == "finished"
     assert world.started == ["generator-2"]
     assert world.replaced() == {GENERATORS: 1}
-    assert world.ledger.given_up == 0
+    assert world.ledger.failed == 0
     world.require_sound()
 
 

@@ -51,7 +51,7 @@ def test_a_given_up_evaluation_samples_nothing_more(tmp_path: Path) -> None:
     begun = []
 
     class Broken(Evaluator):
-        async def _attempt(self, part: Any, lend: Any) -> Any:
+        async def attempt(self, part: Any, lend: Any) -> Any:
             begun.append(part)
             if len(begun) > 1:
                 raise TaskLost("injected")
@@ -138,9 +138,9 @@ def test_all_benchmarks_together_keep_to_the_share(tmp_path: Path) -> None:
         most = max(most, taken)
         await asyncio.sleep(0.001)
         taken -= len(part)
-        return await Evaluator._attempt(evaluator, part, lend)
+        return await Evaluator.attempt(evaluator, part, lend)
 
-    evaluator._attempt = attempt  # type: ignore[method-assign]
+    evaluator.attempt = attempt  # type: ignore[method-assign]
 
     class Anyone:
         def __init__(self, role: str) -> None:
@@ -183,7 +183,7 @@ def test_the_gate_keeps_its_limit_and_loses_no_room(sizes: list[int], limit: int
             tasks[index].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert not [error for error in results if isinstance(error, AssertionError)]
-        assert gate._taken == 0
-        assert not gate._waiting
+        assert gate.taken == 0
+        assert not gate.waiting
 
     virtual_time.run(story())

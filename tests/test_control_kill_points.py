@@ -134,16 +134,16 @@ class Life:
         return not killer.dead
 
     def check(self) -> dict[str, str]:
-        """The laws of a finished run; the fate of every group."""
+        """The laws of a finished run; the outcome of every group."""
         report = audited(self.folder, self.config)
         assert (report.version, report.open) == (self.config.run.steps, ())
         trained = [group for groups in self.batches.values() for group in groups]
         assert len(trained) == len(set(trained)), "a group was trained twice"
-        assert set(trained) == {group for group, fate in report.fates.items() if fate == "trained"}
+        assert set(trained) == {group for group, outcome in report.outcomes.items() if outcome == "trained"}
         newest = load_control_state(self.folder / "checkpoints" / f"step-{self.config.run.steps:08d}")
-        assert newest.ledger.fates == dict(report.counts)
+        assert newest.ledger.outcomes == dict(report.counts)
         replayed(self.folder, self.config)
-        return dict(report.fates)
+        return dict(report.outcomes)
 
 
 def tear(journal: Path, chance: random.Random) -> None:
@@ -162,7 +162,7 @@ def tear_books(ledger_log: Path, chance: random.Random) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """By kind of run: fates of an uninterrupted one, and its number of moments."""
+    """By kind of run: outcomes of an uninterrupted one, and its number of moments."""
     known: dict[str, tuple[dict[str, str], int]] = {}
 
     def of(kind: str) -> tuple[dict[str, str], int]:
@@ -180,11 +180,11 @@ def undisturbed(tmp_path_factory):
 def lives_through(folder: Path, kind: str, kills: list[int], undisturbed, chance: random.Random) -> int:
     """Kills a run so, lets it come to its end and compares; how many kills there were."""
     life = Life(folder, kind)
-    fates, _ = undisturbed(kind)
+    outcomes, _ = undisturbed(kind)
     over = any(life.session(at, chance) for at in [*kills, None])
     assert over
     told = f"{kind}, killed {life.kills}"
-    assert life.check() == fates, told
+    assert life.check() == outcomes, told
     return len(life.kills)
 
 

@@ -48,7 +48,7 @@ def test_the_books_tell_the_run_and_the_journal_repeats_it(tmp_path):
     world = World(tmp_path, run={"checkpoint_every": 3})
     world.run()
     report = audited(tmp_path, world.config)
-    assert report.counts == world.ledger.fates
+    assert report.counts == world.ledger.outcomes
     assert (report.counts["trained"], report.version, report.open, report.ended) == (32, 8, (), True)
     assert [cut.version for cut in report.cuts] == [3, 6, 8]
     assert replayed(tmp_path, world.config) > 200
@@ -67,7 +67,7 @@ def test_staleness_zero_is_synchronous(tmp_path):
 def test_with_paused_engines_no_rollout_has_tokens_of_two_versions(tmp_path, mode):
     world = World(tmp_path, weights={"update": mode}, flow={"max_staleness": 2}, run={"steps": 6})
     assert world.run() == "finished"
-    assert (world.ledger.version, world.ledger.given_up, world.controller.progress.staleness_max <= 2) == (6, 0, True)
+    assert (world.ledger.version, world.ledger.failed, world.controller.progress.staleness_max <= 2) == (6, 0, True)
     assert all(engine.loaded[-1] == 6 for engine in world.engines)
     withdrawn = [command for command in commands_of(world) if command.startswith("withdraw ")]
     assert bool(withdrawn) == (mode == "abort_retry")
@@ -85,7 +85,7 @@ def test_wait_idle_does_not_wait_for_ever(tmp_path):
     )
     assert world.run() == "finished"
     assert any(command.startswith("withdraw explorer-0 ") for command in commands_of(world))
-    assert (world.replaced(), world.ledger.given_up) == ({}, 0)
+    assert (world.replaced(), world.ledger.failed) == ({}, 0)
 
 
 def test_idle_engines_take_the_work_of_the_other_role(tmp_path):
@@ -145,9 +145,9 @@ def test_vineppo_trains_trunks_in_stretches(tmp_path):
 def test_every_settled_group_leaves_a_row(tmp_path):
     world = World(tmp_path)
     world.run()
-    fates = [record["fate"] for record in world.notes.groups]
-    assert len(fates) == world.ledger.settled
-    row = next(record for record in world.notes.groups if record["fate"] == "trained")
+    outcomes = [record["outcome"] for record in world.notes.groups]
+    assert len(outcomes) == world.ledger.settled
+    row = next(record for record in world.notes.groups if record["outcome"] == "trained")
     assert row["tokens"]["generated"] >= row["tokens"]["trained"] >= row["tokens"]["useful"] > 0
     assert {"node", "value", "low", "high", "alpha", "dropped"} <= row["states"][0].keys()
 
@@ -169,7 +169,7 @@ def test_a_lost_worker_costs_nothing_but_time(tmp_path, role):
     assert world.run() == "finished"
     assert world.started == [f"{role.removesuffix('s')}-{2 if role != VERIFIERS else 1}"]
     assert world.said(f"{role.removesuffix('s')}-0 is lost")
-    assert (world.ledger.version, world.ledger.given_up) == (8, 0)
+    assert (world.ledger.version, world.ledger.failed) == (8, 0)
     audited(tmp_path, world.config)
     replayed(tmp_path, world.config)
 
@@ -197,9 +197,9 @@ def test_a_second_attempt_waits_and_is_counted_and_the_last_one_gives_up(tmp_pat
     waits = [command for command in commands_of(world) if " task " in command]
     assert {command.split()[1] for command in waits} == {"0.01", "0.02"}
     settled = world.ledger.settled
-    assert world.ledger.given_up >= 4 * settled, "no group has got its four branches"
-    assert world.ledger.retries >= 2 * world.ledger.given_up
-    assert sum(record["given_up"] for record in world.notes.groups) == 4 * settled
+    assert world.ledger.failed >= 4 * settled, "no group has got its four branches"
+    assert world.ledger.retries >= 2 * world.ledger.failed
+    assert sum(record["failed"] for record in world.notes.groups) == 4 * settled
 
 
 @pytest.mark.parametrize("fault", [ActorFault.HANG, ActorFault.BLOCK, ActorFault.SILENT, ActorFault.DIE])
@@ -418,7 +418,7 @@ def test_periodic_checkpoints_hold_a_consistent_cut(tmp_path):
     assert (world.store.latest() / "learner" / "version").read_text() == "6"
     middle = load_control_state(world.store.root / "step-00000004").ledger
     assert middle.admitted == middle.settled + len(middle.groups)
-    assert middle.fates["trained"] == 16
+    assert middle.outcomes["trained"] == 16
     (stated,) = [cut.stated for cut in audited(tmp_path, world.config).cuts if cut.version == 4]
     assert (stated.admitted, stated.open) == (middle.admitted, tuple(group.name for group in middle.groups))
 

@@ -158,6 +158,6 @@ def test_a_learner_that_gives_no_weights_for_a_newcomer_is_lost():
             raise AssertionError
 
     hearing = Hearing(direct=Stuck(7))
-    hearing.publisher._export_timeout = 0.05
+    hearing.publisher.export_timeout = 0.05
     with pytest.raises(LearnerLost, match="no weights within"):
         hearing.hand_over(7, FakeEngineWorker("new"), alone=True)

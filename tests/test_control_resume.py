@@ -3,7 +3,7 @@
 What a rollout is worth follows from its id (``ledger_support.World``), so what becomes of a group does. Which groups a run
 consumes does, too, in both orders: groups are admitted in the order of the prompts, one only while fewer than steps · G of
 those before it are known or hoped to be trained, and in the end none is open. So it is the prompts up to the one that is
-the (steps · G)-th to have spread, each with its fate. In admission order the batches are the same as well. With
+the (steps · G)-th to have spread, each with its outcome. In admission order the batches are the same as well. With
 ``flow.order=window`` they are not: which group is ready first, hence which overtakes which, is a matter of time. What still
 holds is that each such group is in one batch, and the staleness bound.
 """
@@ -70,10 +70,10 @@ def require_same_end(seed: int, *, kills: int = 12, **fixed: Any) -> Counter[str
     whole.to_the_end()
     killed = random_cluster(random.Random(seed), **shape, **fixed)
     done = play_with_kills(killed, rng, kills=kills, after_batches=seed % 2 == 0)
-    assert killed.history.fates == whole.history.fates
+    assert killed.history.outcomes == whole.history.outcomes
     assert killed.history.trained.keys() == whole.history.trained.keys()
     batched = [group for batch in killed.history.batches for group in batch]
-    assert sorted(batched) == sorted(group for group, fate in whole.history.fates.items() if fate == "trained")
+    assert sorted(batched) == sorted(group for group, outcome in whole.history.outcomes.items() if outcome == "trained")
     if not killed.config.flow.window:
         assert killed.history.batches == whole.history.batches
     assert whole.lives == 1
@@ -108,7 +108,7 @@ def test_a_run_that_is_killed_at_every_event_ends_the_same():
         again.checkpoints = [cut]
         again.kill()
         again.to_the_end()
-        assert again.history.fates == whole.history.fates
+        assert again.history.outcomes == whole.history.outcomes
         assert again.history.batches == whole.history.batches
 
 
@@ -146,7 +146,7 @@ def test_attempts_are_remembered():
     again, (second,) = resumed(ledger, groups=1, attempts=2, strategy="grpo_pp")
     assert second.attempt == 2
     (retired,) = again.handle(lost(second))
-    assert retired.fate == "failed_given_up"
+    assert retired.outcome == "failed"
 
 
 def test_scoring_attempts_are_remembered():
@@ -157,7 +157,7 @@ def test_scoring_attempts_are_remembered():
     again, (second,) = resumed(ledger, groups=1, attempts=2, strategy="grpo_pp")
     assert (type(second), second.attempt) == (Score, 2)
     (retired,) = again.handle(lost_score(second))
-    assert retired.fate == "failed_given_up"
+    assert retired.outcome == "failed"
 
 
 def test_anchors_that_the_learner_owed_are_asked_for_again():
@@ -201,7 +201,7 @@ def test_a_batch_that_was_with_the_learner_is_trained_again_from_the_same_weight
     again, (train,) = resumed(ledger, groups=1, staleness=2, strategy="grpo_pp")
     assert (train.groups, train.version, train.items) == (first_batch.groups, 1, first_batch.items)
     retired, following = again.handle(Trained(version=1))
-    assert (retired.fate, following.groups) == ("trained", ("b@0",))
+    assert (retired.outcome, following.groups) == ("trained", ("b@0",))
 
 
 def test_a_cut_right_after_a_batch_has_the_next_one_in_it():
@@ -212,7 +212,7 @@ def test_a_cut_right_after_a_batch_has_the_next_one_in_it():
     assert ledger.training
     again, (train,) = resumed(ledger, groups=1, staleness=2, strategy="grpo_pp")
     assert (train.groups, train.version) == (("b@0",), 2)
-    assert (again.version, again.live, again.slots_held, dict(again.fates)) == (1, 1, 1, {"trained": 1})
+    assert (again.version, again.live, again.slots_held, dict(again.outcomes)) == (1, 1, 1, {"trained": 1})
 
 
 def test_slots_of_batches_that_were_not_live_are_free_because_every_engine_begins_with_the_weights():

@@ -129,8 +129,8 @@ def test_a_run_that_starves_leaves_a_checkpoint_and_goes_on_with_another_bound(t
     assert version >= 5
     assert first.store.steps() == [version]
     saved = load_control_state(first.store.root / f"step-{version:08d}").ledger
-    assert (saved.fates, saved.settled, len(first.notes.groups)) == (
-        first.ledger.fates,
+    assert (saved.outcomes, saved.settled, len(first.notes.groups)) == (
+        first.ledger.outcomes,
         first.ledger.settled,
         first.ledger.settled,
     )

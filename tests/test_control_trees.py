@@ -54,33 +54,33 @@ def test_a_row_is_the_whole_group(tmp_path):
     assert rows
     for row in rows:
         record = groups[row["group"]]
-        assert (row["fate"], row["states"]) == (record["fate"], record["states"])
+        assert (row["outcome"], row["states"]) == (record["outcome"], record["states"])
         assert len(row["rollouts"]) == record["rollouts"]
         assert sum(len(r["pieces"]) for r in row["rollouts"]) == record["tokens"]["generated"]
-        assert sum(r["outcome"] == "right" for r in row["rollouts"]) == record["right"]
+        assert sum(r["outcome"] == "correct" for r in row["rollouts"]) == record["correct"]
         for rollout in row["rollouts"]:
             assert len(rollout["pieces"]) == len(rollout["entropies"]) == len(rollout["logprobs"])
             assert rollout["versions"][0][0] == 0
         trained = [r for r in row["rollouts"] if r["advantage"] is not None]
-        assert bool(trained) == (row["fate"] == "trained")
+        assert bool(trained) == (row["outcome"] == "trained")
         anchors = {state["node"] for state in row["states"]} - {0}
         assert {r["node"] for r in row["rollouts"]} - {0} <= anchors
 
 
 def test_the_first_of_each_batch_are_kept_trained_and_others_apart(tmp_path):
     world, rows = played(tmp_path, per_step=1, run={"steps": 5})
-    trained = [row["step"] for row in rows if row["fate"] == "trained"]
+    trained = [row["step"] for row in rows if row["outcome"] == "trained"]
     assert trained == [1, 2, 3, 4, 5], "a trained group stands under the batch that it was in"
-    others = [row["step"] for row in rows if row["fate"] != "trained"]
+    others = [row["step"] for row in rows if row["outcome"] != "trained"]
     assert len(others) == len(set(others))
-    fates = [record["fate"] for record in world.notes.groups]
-    assert len(rows) < len(fates)
+    outcomes = [record["outcome"] for record in world.notes.groups]
+    assert len(rows) < len(outcomes)
 
 
 def test_a_full_file_is_thinned_so_that_its_trees_span_the_run(tmp_path):
     kept = Kept(room=8)
     _, rows = played(tmp_path, per_step=1, kept=kept, run={"steps": 30}, prompts=200)
-    steps = [row["step"] for row in rows if row["fate"] == "trained"]
+    steps = [row["step"] for row in rows if row["outcome"] == "trained"]
     assert len(rows) <= 8
     assert max(steps) > 20, "the trained policy is there, too"
     assert all(step % 4 == 0 for step in steps)

@@ -38,7 +38,7 @@ def test_a_stuck_worker_is_named_with_its_stacks_and_replaced(tmp_path, role, fa
     assert f"{name} with tasks " in told
     assert (SILENT_TEXT if fault is ActorFault.SILENT else f"{name} in {CALLS[role]}") in told
     assert "object store: answers" in told
-    assert (world.replaced(), len(world.started), world.ledger.given_up) == ({role: 1}, 1, 0)
+    assert (world.replaced(), len(world.started), world.ledger.failed) == ({role: 1}, 1, 0)
     assert sum("is stuck: " in line for line in world.notes.lines) == 1
     audited(tmp_path, world.config)
     replayed(tmp_path, world.config)

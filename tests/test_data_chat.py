@@ -178,7 +178,7 @@ def test_a_run_says_so_once_it_has_a_console(
         folder = make_model(cli.folder / "model")
         (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
         with prepare(load_config([*TOY, f"model.path={folder}"])) as session:
-            ((kind, note),) = session._notes
+            ((kind, note),) = session.notes
     assert kind == "model_doubt"
     assert "may not end" in note
 

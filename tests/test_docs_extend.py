@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fr3e_async.algorithm import anchors
-from fr3e_async.algorithm.strategies import REGISTRY, GroupOutcome, make_strategy
+from fr3e_async.algorithm.strategies import REGISTRY, GroupRewards, make_strategy
 from fr3e_async.config import AlgorithmConfig, Config, EngineConfig
 from fr3e_async.data.rows import read_rows
 from fr3e_async.evaluation.suite import read_benchmark
@@ -86,9 +86,9 @@ def test_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     strategy = make_strategy(AlgorithmConfig(strategy="half", bases=3))
     assert strategy.plan.rollouts == 3
     ids = [RolloutId("g", 0, branch) for branch in range(3)]
-    credit = strategy.credit(GroupOutcome(group="g", rewards=dict(zip(ids, (1.0, 0.0, None), strict=True))))
+    credit = strategy.credit(GroupRewards(group="g", rewards=dict(zip(ids, (1.0, 0.0, None), strict=True))))
     assert credit.advantages == {ids[0]: (AdvantageSpan(0, 0.5),), ids[1]: (AdvantageSpan(0, -0.5),)}
-    assert strategy.credit(GroupOutcome(group="g", rewards=dict.fromkeys(ids, 1.0))).rejected == "all_right"
+    assert strategy.credit(GroupRewards(group="g", rewards=dict.fromkeys(ids, 1.0))).rejected == "all_correct"
 
 
 def test_an_anchor_rule(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,12 +230,12 @@ def test_an_engine_that_could_not_be_compared_is_not_called_so_and_is_asked_agai
         Questions(rows=ROWS), learner=unused, payloads=unused, temperature=1.0, bound=BOUND, limit_s=5.0,
         record=lambda text, kind, **fields: lines.append((kind, text)),
     )  # fmt: skip
-    door._distributions = {6: LEARNER}
-    door._asked["generator-0"] = 1
-    assert door._judge("generator-0", drawn(LEARNER, version=7), counts=True, other_tokenizer=False) == ""
+    door.distributions = {6: LEARNER}
+    door.asked["generator-0"] = 1
+    assert door.judge("generator-0", drawn(LEARNER, version=7), counts=True, other_tokenizer=False) == ""
     ((kind, text),) = lines
     assert kind == "note"
     assert "generator-0 at v7 was not compared" in text
     assert door.fresh("generator-0")
-    assert door._judge("generator-0", drawn(LEARNER, version=6), counts=True, other_tokenizer=False) == ""
+    assert door.judge("generator-0", drawn(LEARNER, version=6), counts=True, other_tokenizer=False) == ""
     assert lines[-1][0] == "engine_compared"

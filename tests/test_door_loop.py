@@ -166,25 +166,25 @@ def test_what_the_first_questions_find_is_refused(tmp_path: Path, settings: Any,
 def dispatcher(**settings: Any) -> Dispatcher:
     at = Dispatcher({GENERATORS: 4}, PoolsConfig(max_deaths_in_a_row=5, replace_backoff_s=0.0, **settings))
     for n in range(6):
-        at.seat_up(GENERATORS, f"g{n}")
+        at.slot_up(GENERATORS, f"g{n}")
     return at
 
 
 def test_two_deaths_in_a_row_of_the_same_cause_are_enough() -> None:
     at = dispatcher()
-    at.seat_down("g0", with_cause("died", "ValueError: head size 16 in process 7"))
+    at.slot_down("g0", with_cause("died", "ValueError: head size 16 in process 7"))
     with pytest.raises(
         RunFailed, match=r"two workers in a row .*; g1: died; the likeliest cause: ValueError: head size 16 in process 8"
     ):
-        at.seat_down("g1", with_cause("died", "ValueError: head size 16 in process 8"))
+        at.slot_down("g1", with_cause("died", "ValueError: head size 16 in process 8"))
 
 
 def test_other_causes_unknown_ones_and_work_between_are_not() -> None:
     at = dispatcher()
-    at.seat_down("g0", with_cause("died", "ValueError: head"))
-    at.seat_down("g1", with_cause("died", "MemoryError: heap"))
-    at.seat_down("g2", "died")
-    at.seat_down("g3", "died")
+    at.slot_down("g0", with_cause("died", "ValueError: head"))
+    at.slot_down("g1", with_cause("died", "MemoryError: heap"))
+    at.slot_down("g2", "died")
+    at.slot_down("g3", "died")
     at.not_started(GENERATORS, with_cause("did not start", "ValueError: head"))
     with pytest.raises(RunFailed, match="same cause"):
         at.not_started(GENERATORS, with_cause("did not start", "ValueError: head"))

@@ -65,7 +65,7 @@ def test_every_role_worked_and_they_overlapped(finished):
     assert summary["optimiser_steps"] == 12 * 4  # batches, learner.minibatches of the toy
     assert summary["groups"]["trained"] == 12 * 32
     assert summary["groups"]["in_flight"] == 0
-    assert summary["verdicts"]["right"] > 0
+    assert summary["verdicts"]["correct"] > 0
     assert summary["verdicts"]["wrong"] > 0
     assert summary["verdict_reasons"]["number"] > 500  # compared in a process; right ones are mostly the same text
     assert "integer" not in summary["verdict_reasons"]
@@ -83,7 +83,7 @@ def test_metrics_have_a_row_for_each_step(finished):
 def test_a_notebook_gets_its_rows(finished):
     run, summary = load_run(finished), summary_of(finished)
     assert [row["step"] for row in run.metrics] == list(range(1, 13))
-    assert Counter(row["fate"] for row in run.groups) == {k: n for k, n in summary["groups"].items() if n and k != "in_flight"}
+    assert Counter(row["outcome"] for row in run.groups) == {k: n for k, n in summary["groups"].items() if n and k != "in_flight"}
     assert {tree["group"] for tree in run.trees} <= {row["group"] for row in run.groups}
     assert all(len(rollout["pieces"]) == len(rollout["logprobs"]) for tree in run.trees for rollout in tree["rollouts"])
 
@@ -186,10 +186,10 @@ def test_vineppo_with_a_reward_of_ones_own_within_a_token_budget(tmp_path, monke
         "algorithm.branches=2", "reward=own_reward:short_and_right", "budget.tokens_per_prompt=500",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    groups = [row for row in group_rows(tmp_path / "run") if row["fate"] == "trained"]
+    groups = [row for row in group_rows(tmp_path / "run") if row["outcome"] == "trained"]
     assert len(groups) == 24
     assert 0 < sum(row["tokens"]["trained"] for row in groups) < 0.5 * sum(row["tokens"]["generated"] for row in groups)
-    values = {state["right"] % 1 for row in groups for state in row["states"]}
+    values = {state["reward_sum"] % 1 for row in groups for state in row["states"]}
     assert len(values) > 2, "graded rewards reach the values of the states"
     assert len({row["rollouts"] for row in groups}) > 1, "the budget sizes the groups"
 
@@ -219,6 +219,6 @@ def test_an_engine_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
     summary = summary_of(run_dir)
     assert (summary["exit_reason"], summary["steps"]) == ("finished", steps)
     assert sum(summary["replaced"].values()) == 1
-    assert summary["verdicts"]["given_up"] == 0
+    assert summary["verdicts"]["failed"] == 0
     assert summary["staleness_max"] <= 1
     assert not victim.is_running()

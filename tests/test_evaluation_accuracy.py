@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.evaluation.accuracy import ScoredSample, comparison, difference, effective_samples, evaluate, wilson
 from fr3e_async.evaluation.estimators import bootstrap
-from fr3e_async.types import Outcome
+from fr3e_async.outcomes import Outcome
 
-OUTCOMES = {"r": Outcome.RIGHT, "w": Outcome.WRONG, "u": Outcome.UNKNOWN}
+OUTCOMES = {"r": Outcome.CORRECT, "w": Outcome.WRONG, "u": Outcome.UNKNOWN}
 
 
 def judged(*problems: str, length: int = 10, version: int = 3) -> list[ScoredSample]:
@@ -46,12 +46,12 @@ def test_wilson_interval_holds_its_proportion_and_shrinks_with_samples(right: in
 
 def test_avg_at_k_is_the_mean_over_problems() -> None:
     result = evaluate(judged("rr", "rw", "wu"))
-    assert (result.problems, result.samples, result.right, result.wrong, result.unknown) == (3, 6, 3, 2, 1)
+    assert (result.problems, result.samples, result.correct, result.wrong, result.unknown) == (3, 6, 3, 2, 1)
     assert result.accuracy == pytest.approx((1 + 0.5 + 0) / 3)
     assert result.truncated == 3
     assert result.mean_length == pytest.approx(10.5)
     assert result.entropy == pytest.approx(0.5)
-    assert (result.all_right, result.all_wrong) == (1, 1), "the unknown one counts as not right"
+    assert (result.all_correct, result.all_wrong) == (1, 1), "the unknown one counts as not right"
     assert (result.oldest_version, result.newest_version) == (2, 3)
 
 
@@ -128,7 +128,7 @@ def graded(*problems: Sequence[float | None], lowest: float) -> list[ScoredSampl
     return [
         replace(
             judged("w")[0], problem=f"p{i}", score=lowest if reward is None else reward, answer="1" if i else None,
-            outcome=Outcome.UNKNOWN if reward is None else Outcome.RIGHT if reward == 3 else Outcome.WRONG,
+            outcome=Outcome.UNKNOWN if reward is None else Outcome.CORRECT if reward == 3 else Outcome.WRONG,
         )
         for i, rewards in enumerate(problems)
         for reward in rewards

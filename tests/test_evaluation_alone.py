@@ -23,11 +23,11 @@ from fr3e_async.errors import RunFailed, StorageError
 from fr3e_async.evaluation.scores import samples_of
 from fr3e_async.evaluation.suite import TestSet
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
+from fr3e_async.outcomes import Outcome
 from fr3e_async.run import evaluation as evaluate_job
 from fr3e_async.run.evaluation import Lender
 from fr3e_async.store.evaluation_dir import EvaluationDir
 from fr3e_async.testing.fakes import ActorFault, FakeEngineWorker, FakePayloads, FakeVerifier, always
-from fr3e_async.types import Outcome
 from fr3e_async.wiring import PolicyFiles
 
 
@@ -323,7 +323,7 @@ def test_a_margin_makes_an_answer_right() -> None:
         test_set = TestSet(name="t", problems=(problem,), samples=8)
         async with Lender(workers, note=lambda text: None) as lender:
             found = await Evaluator(workers, (), [test_set]).sample(test_set, "x", lend=lender.lend)
-        return sum(one.outcome is Outcome.RIGHT for one in found)
+        return sum(one.outcome is Outcome.CORRECT for one in found)
 
     assert virtual_time.run(rights("1.03")) == 0
     assert virtual_time.run(rights("1.03", Fraction(97, 100))) == 8

@@ -52,7 +52,7 @@ def test_a_suite_is_evaluated_beside_the_held_out_set(tmp_path: Path) -> None:
     assert [r["responses"] for r in by_problem] == [[f"so {r['answers'][0]}"] for r in by_problem]
     shown = world.notes.shown["aime24", 6]
     assert [(row[0], row[1], row[2][:3]) for row in shown] == [(f"problem aime24/{i}", "1", "so ") for i in (0, 1)]
-    assert {(row[3], row[4]) for rows in world.notes.shown.values() for row in rows} == {("right", "1"), ("wrong", "0")}
+    assert {(row[3], row[4]) for rows in world.notes.shown.values() for row in rows} == {("correct", "1"), ("wrong", "0")}
     row = next(row for row in world.notes.rows if row["benchmark"] == "amc23")
     assert row["reward"] == {"value": row["accuracy"], "low": row["low"], "high": row["high"]}
     assert replayed(tmp_path, world.config) > 0, "the machine decides the same again"
@@ -67,10 +67,10 @@ def test_a_suite_without_a_held_out_set(tmp_path: Path) -> None:
 
 def test_a_benchmark_that_is_lost_leaves_training_and_the_others_alone(tmp_path: Path) -> None:
     class Broken(Evaluator):
-        async def _attempt(self, part: Any, lend: Any) -> Any:
+        async def attempt(self, part: Any, lend: Any) -> Any:
             if part[0].problem.uid.startswith("amc23"):
                 raise TaskLost("injected")
-            return await super()._attempt(part, lend)
+            return await super().attempt(part, lend)
 
     world = with_suite(tmp_path, [])
     world.evaluator = Broken(world.workers, world.problems[:10], [bench()])

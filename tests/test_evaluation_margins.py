@@ -18,7 +18,8 @@ from fr3e_async.actors.proxies import RayVerifier
 from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.config import VerifierPoolConfig
-from fr3e_async.types import Finish, Outcome, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Finish, Verdict
 from fr3e_async.verify.answers import MAX_CHARS, answer_class
 from fr3e_async.verify.margins import WITHIN, numbers_of, within
 from fr3e_async.verify.pool import VerifierPool
@@ -129,11 +130,11 @@ def judged(answer: str, gold: str, *margins: Fraction, outcome: Outcome = Outcom
     """What a verifier actor makes of a verdict, without Ray around it; and how votes know the answer."""
     config, batch = VerifierPoolConfig(workers=1, **settings), Batch(rf"so \boxed{{{answer}}}.")
     actor = VerifierActor.__new__(VerifierActor)
-    actor._config, actor._judged = config, 0
-    actor._reader = Reader(Letters(), ends=(), thoughts=THINK)  # type: ignore[arg-type]
-    actor._pool = VerifierPool(config)
-    (math,) = actor._pool.functions
-    math._prepared = lambda _: Verdict(outcome=outcome)  # type: ignore[method-assign]
+    actor.config, actor.judged = config, 0
+    actor.reader = Reader(Letters(), ends=(), thoughts=THINK)  # type: ignore[arg-type]
+    actor.pool = VerifierPool(config)
+    (math,) = actor.pool.functions
+    math.prepared = lambda _: Verdict(outcome=outcome)  # type: ignore[method-assign]
     (verdict,) = asyncio.run(actor.judge(batch, [0], [Problem(gold, margins=margins)]))  # type: ignore[arg-type]
     (found,) = asyncio.run(actor.answers(batch, [0]))  # type: ignore[arg-type]
     assert (verdict.reason == WITHIN) is (verdict.outcome is not outcome)
@@ -146,18 +147,18 @@ NEAR = ", ".join(f"{n}.13" for n in range(30))
 
 def test_a_list_that_is_longer_than_its_class_is_compared_whole() -> None:
     outcome, known_as = judged(NEAR, GOLDS, Fraction(1, 100))
-    assert outcome is Outcome.RIGHT
+    assert outcome is Outcome.CORRECT
     assert len(known_as) <= MAX_CHARS < len(NEAR)
     assert known_as == answer_class(NEAR)
-    assert judged(NEAR + ", 7", GOLDS, Fraction(1, 100))[0] is not Outcome.RIGHT
-    assert judged(NEAR, GOLDS, Fraction(1, 1000))[0] is not Outcome.RIGHT
+    assert judged(NEAR + ", 7", GOLDS, Fraction(1, 100))[0] is not Outcome.CORRECT
+    assert judged(NEAR, GOLDS, Fraction(1, 1000))[0] is not Outcome.CORRECT
 
 
 def test_a_margin_is_for_the_gold_s_unit_in_the_verifier_too() -> None:
-    assert judged("12.05 m", METRES, TENTH)[0] is Outcome.RIGHT
+    assert judged("12.05 m", METRES, TENTH)[0] is Outcome.CORRECT
     assert judged("12.05 km", METRES, TENTH)[0] is Outcome.WRONG
-    assert judged("12.05 km", METRES, TENTH, units="ignored")[0] is Outcome.RIGHT
-    assert judged("12.05 m", METRES)[0] is not Outcome.RIGHT
+    assert judged("12.05 km", METRES, TENTH, units="ignored")[0] is Outcome.CORRECT
+    assert judged("12.05 m", METRES)[0] is not Outcome.CORRECT
 
 
 def test_what_is_too_long_to_be_judged_has_no_margin() -> None:
@@ -165,8 +166,8 @@ def test_what_is_too_long_to_be_judged_has_no_margin() -> None:
 
 
 def test_a_margin_overrules_no_verdict_but_wrong_and_unknown() -> None:
-    for outcome in Outcome:
-        assert judged("1.01", "1.02", TENTH, outcome=outcome)[0] is Outcome.RIGHT
+    for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNKNOWN):
+        assert judged("1.01", "1.02", TENTH, outcome=outcome)[0] is Outcome.CORRECT
         assert judged("1.5", "1.02", TENTH, outcome=outcome)[0] is outcome
 
 
@@ -190,5 +191,5 @@ def test_margins_go_to_the_actor_with_their_problems() -> None:
 def test_a_users_reward_knows_no_margins() -> None:
     with VerifierPool(VerifierPoolConfig(workers=1), "operator:ne") as pool:
         (function,) = pool.functions
-        function._prepared = lambda _: Verdict(outcome=Outcome.WRONG)  # type: ignore[method-assign]
+        function.prepared = lambda _: Verdict(outcome=Outcome.WRONG)  # type: ignore[method-assign]
         assert pool.judge(r"\boxed{1.01}", "1.02", margins=[TENTH]).outcome is Outcome.WRONG

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.evaluation.accuracy import ScoredSample, evaluate
 from fr3e_async.evaluation.scores import Evaluated, Scores, problem_row, samples_of, score, scores_table
-from fr3e_async.types import Outcome
+from fr3e_async.outcomes import Outcome
 from fr3e_async.verify.answers import answer_class
 
-OUTCOMES = {"r": Outcome.RIGHT, "w": Outcome.WRONG, "u": Outcome.UNKNOWN}
+OUTCOMES = {"r": Outcome.CORRECT, "w": Outcome.WRONG, "u": Outcome.UNKNOWN}
 
 
 def sample(problem: str, outcome: str, answer: str | None, *, length: int = 10, truncated: bool = False) -> ScoredSample:
@@ -39,17 +39,17 @@ SAMPLES = [
 
 def test_scores_by_hand() -> None:
     found = score(SAMPLES)
-    assert (found.problems, found.samples, found.k, found.right, found.wrong, found.unknown) == (2, 8, 4, 3, 4, 1)
+    assert (found.problems, found.samples, found.k, found.correct, found.wrong, found.unknown) == (2, 8, 4, 3, 4, 1)
     assert found.avg.value == pytest.approx((0.5 + 0.25) / 2)
     assert {k: its.value for k, its in found.pass_at.items()} == pytest.approx(
         {1: 0.375, 2: ((1 - 1 / 6) + (1 - 3 / 6)) / 2, 4: 1.0}
     )  # fmt: skip
     assert found.maj.value == 0.5  # 7 wins in a, 2 in b
     assert found.length.value == pytest.approx((25 + 10) / 2)
-    assert (found.length_right, found.length_wrong) == pytest.approx((40 / 3, 20))
+    assert (found.length_correct, found.length_wrong) == pytest.approx((40 / 3, 20))
     assert (found.truncated.value, found.unknown_share.value, found.unanswered.value) == pytest.approx((0.25, 0.125, 0.125))
     assert found.entropy == pytest.approx(0.5)
-    assert (found.all_right, found.all_wrong) == (0, 0)
+    assert (found.all_correct, found.all_wrong) == (0, 0)
     assert (found.oldest_version, found.newest_version) == (2, 4)
 
 
@@ -73,7 +73,7 @@ def test_a_record_is_plain_json() -> None:
     assert record["accuracy"] == pytest.approx(0.375)
     assert record["pass_at"]["4"]["value"] == 1.0
     assert set(record["maj"]) == {"value", "low", "high"}
-    assert score([sample("a", "w", None)]).record()["length_right"] is None
+    assert score([sample("a", "w", None)]).record()["length_correct"] is None
 
 
 def test_nothing_judged_is_an_error() -> None:

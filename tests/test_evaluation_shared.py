@@ -19,7 +19,7 @@ from fr3e_async.evaluation.accuracy import ScoredSample
 from fr3e_async.evaluation.benchmarks import BENCHMARKS
 from fr3e_async.evaluation.scores import Scores, score
 from fr3e_async.evaluation.suite import Item, read_benchmark
-from fr3e_async.types import Outcome
+from fr3e_async.outcomes import Outcome
 from fr3e_async.verify import answers
 from fr3e_async.verify.answers import answer_class
 from fr3e_async.verify.margins import within
@@ -79,8 +79,8 @@ def scored(items: list[Item], responses: list[list[str]]) -> Scores:
         for text in texts:
             outcome, said = next(verdicts).outcome, answers.final_answer(text)
             answer = None if said is None else answer_class(said)
-            if outcome is not Outcome.RIGHT and within(said, item.gold.text, item.gold.margins):
-                outcome = Outcome.RIGHT
+            if outcome is not Outcome.CORRECT and within(said, item.gold.text, item.gold.margins):
+                outcome = Outcome.CORRECT
             judgements.append(
                 ScoredSample(
                     problem=item.uid, outcome=outcome, answer=answer, length=len(text), entropy_sum=0.0, truncated=False,
@@ -110,14 +110,14 @@ def test_all_of_gsm8k_is_read() -> None:
 @pytest.mark.parametrize("name", RIGHT)
 def test_published_solutions_are_right_however_their_answer_is_written(name: str) -> None:
     found = variant(*gsm8k(), RIGHT[name])
-    assert (found.right, found.wrong, found.unknown) == (1319, 0, 0)
-    assert (found.avg.value, found.maj.value, found.all_right) == (1.0, 1.0, 1319)
+    assert (found.correct, found.wrong, found.unknown) == (1319, 0, 0)
+    assert (found.avg.value, found.maj.value, found.all_correct) == (1.0, 1.0, 1319)
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_published_solutions_with_another_answer_are_wrong(name: str) -> None:
     found = variant(*gsm8k(), WRONG[name])
-    assert (found.right, found.unknown) == (0, 0)
+    assert (found.correct, found.unknown) == (0, 0)
     assert found.maj.value == 0.0
     assert found.unanswered.value == (1.0 if name in ("no box", "cut off in the box") else 0.0)
 
@@ -145,7 +145,7 @@ def test_scores_of_mixed_samples_are_what_the_labels_say() -> None:
 def test_each_gold_is_right_as_an_answer(name: str, problems: int) -> None:
     items = read_benchmark(BENCHMARKS[name], path=str(FILES[name]))
     found = scored(items, [[f"\\boxed{{{item.gold.text}}}"] for item in items])
-    assert (found.problems, found.right) == (problems, problems)
+    assert (found.problems, found.correct) == (problems, problems)
 
 
 def graded() -> dict[str, list[dict]]:
@@ -165,7 +165,7 @@ def agreement(rows: list[dict]) -> tuple[float, float, float]:
     """(accuracy by the labels, accuracy by the pipeline, share of responses where both say the same)."""
     with VerifierPool(VerifierPoolConfig(workers=2, wall_limit_s=240.0)) as pool:
         verdicts = asyncio.run(pool.judge_many([(row["response"], answers.gold_of(row["gold"])) for row in rows]))
-    found = [verdict.outcome is Outcome.RIGHT for verdict in verdicts]
+    found = [verdict.outcome is Outcome.CORRECT for verdict in verdicts]
     labels = [bool(row["correct"]) for row in rows]
     same = sum(one == other for one, other in zip(found, labels, strict=True))
     return sum(labels) / len(rows), sum(found) / len(rows), same / len(rows)
@@ -193,11 +193,11 @@ def main() -> None:
     print("| 1,319 published GSM8K solutions, answer written | right | wrong | unknown |\n| --- | --- | --- | --- |")
     for name, make in {**RIGHT, **WRONG}.items():
         found = variant(items, solutions, make)
-        print(f"| {name} | {found.right} | {found.wrong} | {found.unknown} |")
+        print(f"| {name} | {found.correct} | {found.wrong} | {found.unknown} |")
     for name, path in FILES.items():
         its = read_benchmark(BENCHMARKS[name], path=str(path))
         found = scored(its, [[f"\\boxed{{{item.gold.text}}}"] for item in its])
-        print(f"| {name}: each of {len(its)} golds as its own answer | {found.right} | {found.wrong} | {found.unknown} |")
+        print(f"| {name}: each of {len(its)} golds as its own answer | {found.correct} | {found.wrong} | {found.unknown} |")
     print("\n| responses graded by | responses | right by the labels | right here | same |\n| --- | --- | --- | --- | --- |")
     for name, rows in sorted(graded().items()):
         labels, pipeline, same = agreement(rows)

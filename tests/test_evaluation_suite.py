@@ -31,8 +31,8 @@ from fr3e_async.evaluation.suite import (
     read_suite,
     source_of,
 )
+from fr3e_async.outcomes import Outcome
 from fr3e_async.settings.loader import load_config
-from fr3e_async.types import Outcome
 from fr3e_async.verify.judge import judge
 from fr3e_async.verify.margins import within
 
@@ -98,7 +98,7 @@ def test_published_rows_are_read(name: str, row: Row, problem: str, gold: str, t
     (item,) = read_benchmark(BENCHMARKS[name], path=str(jsonl(tmp_path / "x.jsonl", row)))
     assert (item.problem, item.gold.text) == (problem, gold)
     assert item.uid.startswith(f"{name}/")
-    assert judge(gold.replace("$", ""), gold.replace("$", ""))[0] == Outcome.RIGHT
+    assert judge(gold.replace("$", ""), gold.replace("$", ""))[0] == Outcome.CORRECT
 
 
 def test_parquet_is_read_alike(tmp_path: Path) -> None:
@@ -203,12 +203,12 @@ def test_half_of_a_surrogate_pair_is_named(row: Row, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", ["m", "$m$", "s", "km", "cm^2", "%", "min"])
-def test_an_answer_with_and_without_the_gold_s_unit_is_right(unit: str) -> None:
+def test_an_answer_with_and_without_the_gold_s_unit_is_correct(unit: str) -> None:
     gold = read_gold("olympiadbench", ["12"], {"unit": unit})
     assert gold is not None
     written = {"%": r"12\%", "cm^2": r"12\text{ cm}^2"}.get(unit, rf"12\text{{ {unit.strip('$')}}}")
     for answer in ("12", written):
-        assert judge(answer, gold.text)[0] == Outcome.RIGHT, answer
+        assert judge(answer, gold.text)[0] == Outcome.CORRECT, answer
     assert judge(r"12\text{ kg}", gold.text)[0] == Outcome.WRONG
 
 

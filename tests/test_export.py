@@ -182,7 +182,7 @@ def test_a_card_that_cannot_be_written_is_no_failure_of_the_run(tmp_path: Path, 
     session = Session(
         small_config(), nothing, nothing, run_dir, resume_from=None, clock=time.monotonic, started_at=0.0, spell=lambda tokens: []
     )
-    session._write_card()
+    session.write_card()
     said = capsys.readouterr().out
     assert said.startswith(f"the model's README.md was not written: run.dir: cannot write to {tmp_path}: No such file")
     assert said.count("\n") == 1

@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_later_is_said_by_the_write_that_met_it(tmp_path: P
         pytest.skip("this system has no /dev/full")
     writer = TensorBoardWriter(tmp_path, clock=RunClock())
     with open("/dev/full", "wb", buffering=0) as full:
-        writer._records = RecordWriter(full)
+        writer.records = RecordWriter(full)
         with pytest.raises(StorageError, match="the disk is full"):
             writer.write(1, {"reward/mean": 0.5})
     writer.close()

@@ -19,7 +19,7 @@ from trees import GROUP, advantages_of, credit_of, outcome_of, tree
 
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.batching import train_sample
-from fr3e_async.algorithm.strategies import GroupOutcome, GroupPlan, make_strategy
+from fr3e_async.algorithm.strategies import GroupPlan, GroupRewards, make_strategy
 from fr3e_async.algorithm.strategies.base import whole
 from fr3e_async.data.stream import PromptStream, group_id
 from fr3e_async.data.toy.tokenizer import build_tokenizer
@@ -115,7 +115,7 @@ def test_fault_2_values_and_alphas_are_of_the_nodes_whatever_the_order_of_rows()
         rng.shuffle(rows)
         theirs += mixed_by_reshape(rows, 4)
         rewards = {RolloutId(GROUP, node, branch): r for node, branch, r in rows}
-        credit = strategy.credit(GroupOutcome(group=GROUP, rewards=rewards, anchors=whole_group.anchors))
+        credit = strategy.credit(GroupRewards(group=GROUP, rewards=rewards, anchors=whole_group.anchors))
         ours += [credit.states[node].alpha for node in (1, 2, 3)]
     assert abs(np.corrcoef(theirs, intended)[0, 1]) < 0.2
     assert ours == pytest.approx(intended, abs=1e-12)
@@ -157,7 +157,7 @@ def test_fault_4_the_previous_state_is_the_neighbour_also_if_it_is_dropped():
     theirs = math.exp(-(surviving[1] - surviving[0]))
 
     credit = credit_of(tree(*samples))
-    assert credit.states[1].dropped == "all_right"
+    assert credit.states[1].dropped == "all_correct"
     assert credit.states[2].alpha == pytest.approx(math.exp(-(0.25 - 1.0)))
     assert credit.states[2].alpha != pytest.approx(theirs)
     assert advantages_of(credit)[0, 2, 0] == pytest.approx(math.exp(0.75) * 0.75)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 Page = dict[tuple[str, tuple[tuple[str, str], ...]], float]  # (series, our labels) -> value
 APPEARS_S = 60.0  # Ray reports once a second here; its agent takes some seconds to start
 FORGOTTEN_S = 30.0  # longer than Ray keeps a gauge that nobody sets
-SHOWN = ("run", "role", "engine", "fate", "status", "reason", "age", "le")
+SHOWN = ("run", "role", "engine", "outcome", "status", "reason", "age", "le")
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +81,14 @@ def test_what_a_run_exports_stands_on_the_page(page: Any) -> None:
     exporter.publish(samples.beat(before, now=1000.0))
     assert not exporter.failed
     run = (("run", "a run"),)
-    first, _ = until(page, lambda found: (f"{PREFIX}verdicts_total", (*run, ("status", "right"))) in found)
-    assert first[f"{PREFIX}verdicts_total", (*run, ("status", "right"))] < 1e-300, "there from the beginning, so that it can rise"
+    first, _ = until(page, lambda found: (f"{PREFIX}verdicts_total", (*run, ("status", "correct"))) in found)
+    assert first[f"{PREFIX}verdicts_total", (*run, ("status", "correct"))] < 1e-300, (
+        "there from the beginning, so that it can rise"
+    )
 
     after = replace(
         VITALS, engines=[engine("generator-1", kv_used=0.875)], heldout_accuracy=0.75,
-        verdicts={"right": 33, "wrong": 50, "unknown": 2}, fates={"trained": 16, "rejected_all_right": 2},
+        verdicts={"correct": 33, "wrong": 50, "unknown": 2}, outcomes={"trained": 16, "rejected_all_correct": 2},
     )  # fmt: skip
     exporter.publish(samples.beat(after, now=1002.0))
     exporter.publish(samples.step(dict.fromkeys(METRICS, 3.0)))
@@ -102,9 +104,9 @@ def test_what_a_run_exports_stands_on_the_page(page: Any) -> None:
     assert value("engine_kv_cache_used_ratio", role="generators", engine="1") == 0.875
     gone = (f"{PREFIX}engine_kv_cache_used_ratio", (*run, ("role", "generators"), ("engine", "0")))
     assert gone not in found or math.isnan(found[gone]), "its engine has left"
-    assert value("verdicts_total", status="right") == 3
+    assert value("verdicts_total", status="correct") == 3
     assert value("verdicts_total", status="wrong") < 1e-300
-    assert value("groups_settled_total", fate="trained") == 8
+    assert value("groups_settled_total", outcome="trained") == 8
     assert value("time_step_seconds") == 40.0
     assert value("staleness_ess_ratio", age="2_3") == 3.0
     assert value("step_duration_seconds_count") == 2

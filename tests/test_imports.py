@@ -13,7 +13,7 @@ PACKAGE = ROOT / "fr3e_async"
 
 # Rooms (top-level modules and packages of fr3e_async) from the lowest to the highest. A room imports from rooms below it, without exception.
 ORDER = (
-    "__init__", "errors", "clock", "signals", "types", "config", "algorithm", "files", "settings", "data", "weights", "verify", "rollout", "learner",
+    "__init__", "errors", "clock", "signals", "outcomes", "types", "config", "algorithm", "files", "settings", "data", "weights", "verify", "rollout", "learner",
     "evaluation", "machine", "store", "observe", "control", "actors", "simulate", "plan", "wiring", "report", "notebook", "run", "cli", "entries",
 )  # fmt: skip
 ENTRIES = {"main", "evaluate", "audit", "replay", "export", "help"}
@@ -34,7 +34,7 @@ HOMES = {
 }
 # What a pure room must not know: libraries that do things, and the sources of clock, chance, files and logs.
 IMPURE = {*HOMES.keys() - {"pydantic"}, "time", "logging", "random", "asyncio", "threading", "subprocess", "socket", "datetime"}
-PURE = {"machine", "algorithm", "config", "types", "errors"}
+PURE = {"machine", "algorithm", "config", "outcomes", "types", "errors"}
 
 
 def sources() -> list[Path]:

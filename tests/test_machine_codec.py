@@ -20,9 +20,10 @@ from fr3e_async.machine.budget import Account
 from fr3e_async.machine.events import Event, WorkerUp
 from fr3e_async.machine.group import Group, Rollout, Status
 from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.outcomes import Outcome
 from fr3e_async.run.replay import replay
 from fr3e_async.store.journal import read_journal
-from fr3e_async.types import Anchor, Outcome, RolloutId, RolloutSummary, Verdict
+from fr3e_async.types import Anchor, RolloutId, RolloutSummary, Verdict
 
 OLD = Path(__file__).parent / "fixtures" / "journals" / "cluster-format-2.jsonl"
 
@@ -31,8 +32,8 @@ small = st.integers(-2, 10**6)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 ids = st.builds(RolloutId, texts, small, small)
 verdicts = st.one_of(
-    st.builds(Verdict, outcome=st.sampled_from(Outcome), reason=texts, attempts=small),
-    st.builds(Verdict, outcome=st.just(Outcome.RIGHT), score=st.floats(0, 1)),
+    st.builds(Verdict, outcome=st.sampled_from([Outcome.CORRECT, Outcome.WRONG, Outcome.UNKNOWN]), reason=texts, attempts=small),
+    st.builds(Verdict, outcome=st.just(Outcome.CORRECT), score=st.floats(0, 1)),
 )
 plans = st.one_of(
     st.builds(GroupPlan, bases=small),
@@ -66,7 +67,7 @@ groups = st.builds(
     anchors=st.dictionaries(small, anchors, max_size=2), scoring_attempts=st.dictionaries(small, small, max_size=2),
 )  # fmt: skip
 states = st.builds(
-    LedgerState, version=small, admitted=small, fates=st.dictionaries(texts, small, max_size=3), budget=struct(Account),
+    LedgerState, version=small, admitted=small, outcomes=st.dictionaries(texts, small, max_size=3), budget=struct(Account),
     groups=st.lists(groups, max_size=2).map(tuple), rejected_in_a_row=small,
 )  # fmt: skip
 

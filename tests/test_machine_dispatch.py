@@ -21,7 +21,7 @@ def dispatcher(*slots: str, width: int = 8, **config) -> Dispatcher:
     """Workers by name: their role is what stands before the dash."""
     made = Dispatcher({**WIDTHS, GENERATORS: width}, PoolsConfig(**config))
     for slot in slots:
-        made.seat_up(slot.partition("-")[0], slot)
+        made.slot_up(slot.partition("-")[0], slot)
     return made
 
 
@@ -49,7 +49,7 @@ def test_older_groups_come_first_and_what_has_priority_before_them():
     put(at, 2, age=3)
     put(at, 3, age=9, priority=-1)
     put(at, 4, age=3)
-    at.seat_up(GENERATORS, "g")
+    at.slot_up(GENERATORS, "g")
     order = []
     while placed := put(at):
         order += [number for number, _ in placed]
@@ -120,10 +120,10 @@ def test_a_held_worker_gets_nothing_and_keeps_what_it_has():
 def test_a_dead_workers_tasks_stay_on_the_books_until_they_end():
     at = dispatcher("generators-0", "generators-1")
     put(at, 1, weight=3)
-    assert at.seat_down("generators-0", "died") == (GENERATORS, 1.0)
-    assert at.seat_down("generators-0", "died") is None
+    assert at.slot_down("generators-0", "died") == (GENERATORS, 1.0)
+    assert at.slot_down("generators-0", "died") is None
     assert (at.in_flight(GENERATORS), at.tasks_of("generators-0")) == (0, ())
-    at.seat_up(GENERATORS, "generators-0")  # the name again
+    at.slot_up(GENERATORS, "generators-0")  # the name again
     assert at.end(1, proof=False) == "generators-0"
     assert at.slots["generators-0"].load == 0
 
@@ -140,7 +140,7 @@ def test_a_task_that_is_not_wanted_any_more_leaves_the_queue():
     put(at, 1, 2)
     assert at.end(1, proof=False) == ""
     assert at.queued(GENERATORS) == 1
-    at.seat_up(GENERATORS, "g")
+    at.slot_up(GENERATORS, "g")
     assert put(at) == [(2, "g")]
 
 
@@ -191,13 +191,13 @@ def test_workers_that_die_in_a_row_are_replaced_ever_later_and_then_end_the_run(
     at = dispatcher(max_deaths_in_a_row=3, replace_backoff_s=1.0)
     delays = []
     for n in range(2):
-        at.seat_up(GENERATORS, f"g{n}")
-        delays.append(at.seat_down(f"g{n}", "no memory")[1])
+        at.slot_up(GENERATORS, f"g{n}")
+        delays.append(at.slot_down(f"g{n}", "no memory")[1])
     delays.append(at.not_started(GENERATORS, "no node"))
     assert delays == [1.0, 2.0, 4.0]
-    at.seat_up(GENERATORS, "g9")
+    at.slot_up(GENERATORS, "g9")
     with pytest.raises(RunFailed, match=r"3 workers in a row .*pools\.max_deaths_in_a_row.* no memory"):
-        at.seat_down("g9", "no memory")
+        at.slot_down("g9", "no memory")
 
 
 def test_new_ones_that_do_not_start_are_no_reason_to_end_while_another_one_works():
@@ -219,21 +219,21 @@ def test_new_ones_that_do_not_start_are_no_reason_to_end_while_another_one_works
 def test_a_finished_task_is_proof_that_workers_can_work():
     at = dispatcher("generators-0", "generators-1", max_deaths_in_a_row=1)
     put(at, 1)
-    at.seat_down("generators-1", "died")
+    at.slot_down("generators-1", "died")
     at.end(1, proof=True)
     for worker in ("generators-0",):
-        assert at.seat_down(worker, "its node was taken") == (GENERATORS, 0.0)  # it had worked: no count
-    at.seat_up(GENERATORS, "generators-2")
+        assert at.slot_down(worker, "its node was taken") == (GENERATORS, 0.0)  # it had worked: no count
+    at.slot_up(GENERATORS, "generators-2")
     put(at, 2)
     at.end(2, proof=False)  # lost: no proof
-    assert at.seat_down("generators-2", "died") == (GENERATORS, 1.0)
+    assert at.slot_down("generators-2", "died") == (GENERATORS, 1.0)
 
 
 def test_one_that_died_because_it_was_to_leave_is_no_bad_sign():
     at = dispatcher("generators-0", "generators-1", max_deaths_in_a_row=1)
     at.drain("generators-0")
-    assert at.seat_down("generators-0", "its node is gone") == (GENERATORS, 0.0)
-    assert at.seat_down("generators-1", "died") == (GENERATORS, 1.0)
+    assert at.slot_down("generators-0", "its node is gone") == (GENERATORS, 0.0)
+    assert at.slot_down("generators-1", "died") == (GENERATORS, 1.0)
 
 
 # ---- slots that come and go ----
@@ -308,7 +308,7 @@ def test_an_engine_that_is_moved_keeps_its_tasks_and_gets_those_of_its_new_role(
     assert put(at, 5, role=EXPLORERS) == []
     assert (at.staying(GENERATORS), at.staying(EXPLORERS), at.in_flight(GENERATORS), at.in_flight(EXPLORERS)) == (2, 0, 4, 0)
     assert at.end(1, proof=True) == "explorers-0"
-    assert at.seat_down("explorers-0", "died") == (GENERATORS, 0.0)
+    assert at.slot_down("explorers-0", "died") == (GENERATORS, 0.0)
 
 
 def test_an_engine_that_is_held_while_it_is_moved_works_for_its_new_role_when_it_is_released():
@@ -455,9 +455,9 @@ class Desk(RuleBasedStateMachine):
             self.slots[worker].tasks.pop(number, None)
 
     @rule(role=st.sampled_from(list(WIDTHS)), node=st.sampled_from(["", "a", "b"]))
-    def seat_up(self, role, node):
+    def slot_up(self, role, node):
         self.names += 1
-        self.at.seat_up(role, f"w{self.names}", node=node)
+        self.at.slot_up(role, f"w{self.names}", node=node)
         self.slots[f"w{self.names}"] = ModelSeat(role, WIDTHS[role], node=node)
         self.place()
 
@@ -468,7 +468,7 @@ class Desk(RuleBasedStateMachine):
         slot = self.slots[name]
         match what:
             case "down":
-                self.at.seat_down(name, "x")
+                self.at.slot_down(name, "x")
                 self.dead |= dict.fromkeys(slot.tasks, name)
                 del self.slots[name]
             case "hold" | "release":
@@ -528,7 +528,7 @@ class Desk(RuleBasedStateMachine):
             self.at.release(name)
             slot.held = False
         for role in WIDTHS:
-            self.seat_up(role, "")
+            self.slot_up(role, "")
         while len(self.ended) < self.number:
             waiting = {task.number for queue in self.queues.values() for task in queue}
             self.end_one(next(n for n in range(1, self.number + 1) if n not in self.ended | waiting))
@@ -544,8 +544,8 @@ def test_laws():
 def test_those_leave_first_whose_node_becomes_empty():
     at = dispatcher()
     for number, node in enumerate(("a", "a", "b", "b", "b", "c")):
-        at.seat_up(GENERATORS, f"g{number}", node=node)
-    at.seat_up(EXPLORERS, "e0", node="c")
+        at.slot_up(GENERATORS, f"g{number}", node=node)
+    at.slot_up(EXPLORERS, "e0", node="c")
     put(at, 1)
     (busy,) = [name for name, slot in at.slots.items() if slot.load]
     assert {at.slots[name].node for name in at.spare(GENERATORS, 3)} == {"a", "c"}
@@ -555,5 +555,5 @@ def test_those_leave_first_whose_node_becomes_empty():
 def test_what_dies_with_its_node_counts_against_nobody():
     at = dispatcher(max_deaths_in_a_row=1, replace_backoff_s=1.0)
     for number in range(8):
-        at.seat_up(GENERATORS, f"g{number}")
-    assert {at.seat_down(f"g{number}", "gone", node=True) for number in range(8)} == {(GENERATORS, 0.0)}
+        at.slot_up(GENERATORS, f"g{number}")
+    assert {at.slot_down(f"g{number}", "gone", node=True) for number in range(8)} == {(GENERATORS, 0.0)}

@@ -33,7 +33,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.train: Train | None = None
         self.unpublished: list[int] = []
         self.admitted = self.payload = 0
-        self.fates: dict[str, str] = {}
+        self.outcomes: dict[str, str] = {}
         self.rows: dict[tuple[int, int], RolloutId] = {}
         self.trained: set[RolloutId] = set()
 
@@ -46,8 +46,8 @@ class LedgerMachine(RuleBasedStateMachine):
                     assert self.train is None
                     self.train = command
                 case Retire():
-                    assert command.group not in self.fates, "a group was settled twice"
-                    self.fates[command.group] = command.fate
+                    assert command.group not in self.outcomes, "a group was settled twice"
+                    self.outcomes[command.group] = command.outcome
                 case _:
                     self.require_sense(command)
                     self.open.append(command)
@@ -131,7 +131,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def train_batch(self):
         train, self.train = self.train, None
         assert len(train.groups) == self.groups
-        assert not any(group in self.fates for group in train.groups)
+        assert not any(group in self.outcomes for group in train.groups)
         ids = [self.rows[item.payload, item.row] for item in train.items]
         assert {id.group for id in ids} == set(train.groups), "a group without a row, or a row of another"
         assert len(set(ids)) == len(ids)
@@ -153,7 +153,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def books_balance(self):
         self.ledger.check()  # Ledger itself raises StalenessError on a batch that is too old
-        assert self.ledger.admitted == self.admitted == len(self.fates) + self.ledger.in_flight
+        assert self.ledger.admitted == self.admitted == len(self.outcomes) + self.ledger.in_flight
         assert self.ledger.slots_held <= self.groups * (self.staleness + 1)
 
     @invariant()

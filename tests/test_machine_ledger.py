@@ -23,7 +23,8 @@ from fr3e_async.machine.ledger_state import LedgerError, StarvedError
 from fr3e_async.machine.messages import Branch, Retire, Train
 from fr3e_async.machine.order import StalenessError
 from fr3e_async.machine.tally import PolicyWatch, Tally
-from fr3e_async.types import AdvantageSpan, Finish, Outcome, RolloutId, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import AdvantageSpan, Finish, RolloutId, Verdict
 
 # ---- stories of one group ----
 
@@ -69,7 +70,7 @@ def test_where_one_kind_is_missing_there_is_one_trunk_or_none(rewards, branched)
     commands = [c for score, r in zip(scores, rewards, strict=True) for c in ledger.handle(judged(score, r))]
     assert [c.trunk.branch for c in commands if isinstance(c, Branch)] == branched
     if not branched:
-        assert [c.fate for c in commands] == ["rejected_too_few"]
+        assert [c.outcome for c in commands] == ["rejected_too_few"]
 
 
 def test_without_branching_all_bases_are_one_task():
@@ -154,7 +155,7 @@ def test_a_lost_trunk_is_issued_again_then_given_up_and_the_bases_go_on():
     assert (again.ids, again.trunk) == (trunk.ids, True)
     assert ledger.handle(lost(again)) == []
     (retired,) = drive(ledger, [others], rewards=lambda id: 1)
-    assert (retired.fate, retired.given_up, ledger.given_up) == ("rejected_too_few", 1, 1)
+    assert (retired.outcome, retired.failed, ledger.failed) == ("rejected_too_few", 1, 1)
 
 
 def test_lost_branches_are_asked_for_again_from_the_same_trunk():
@@ -195,7 +196,7 @@ def test_a_task_that_ended_cannot_fail_once_more():
     assert ledger.handle(aborted) == []
     assert ledger.handle(lost(sample)) == []
     assert kinds(drive(ledger, [again], rewards=lambda id: id.branch)) == ["Train"]
-    assert (ledger.retries, ledger.given_up) == (2, 0)
+    assert (ledger.retries, ledger.failed) == (2, 0)
 
 
 def test_a_result_that_comes_after_its_loss_was_told_is_a_duplicate():
@@ -220,7 +221,7 @@ def test_a_withdrawn_task_is_given_out_again_and_is_no_attempt():
     (again,) = ledger.handle(lost(score, scoring=True, payload=1, counted=False))
     assert (again.ids, again.attempt) == (score.ids, 1)
     (retired,) = ledger.handle(lost_score(again))
-    assert (retired.fate, ledger.given_up) == ("failed_given_up", 2)
+    assert (retired.outcome, ledger.failed) == ("failed", 2)
 
 
 def test_a_task_tells_which_attempt_it_is():
@@ -240,7 +241,7 @@ def test_a_lost_score_is_asked_for_again_then_given_up():
     (again,) = ledger.handle(lost_score(score))
     assert (again.ids, again.rows) == (score.ids, score.rows)
     (retired,) = ledger.handle(lost_score(again))
-    assert (retired.fate, retired.unknown, retired.given_up) == ("failed_given_up", 0, 2)
+    assert (retired.outcome, retired.unknown, retired.failed) == ("failed", 0, 2)
 
 
 def test_verdicts_that_come_after_their_loss_was_told_are_not_taken():
@@ -255,13 +256,13 @@ def test_verdicts_that_come_after_their_loss_was_told_are_not_taken():
     assert ledger.handle(judged(again, 1, 0)) == []
 
 
-@pytest.mark.parametrize(("on_unknown", "fate", "rewarded"), [("drop", "rejected_too_few", 1), ("zero", None, 2)])
-def test_an_unknown_answer_is_left_out_or_wrong_by_policy(on_unknown, fate, rewarded):
+@pytest.mark.parametrize(("on_unknown", "outcome", "rewarded"), [("drop", "rejected_too_few", 1), ("zero", None, 2)])
+def test_an_unknown_answer_is_left_out_or_wrong_by_policy(on_unknown, outcome, rewarded):
     ledger = make_ledger(strategy="grpo_pp", groups=1, on_unknown=on_unknown)
     (sample,) = admit(ledger, "a")
     (end,) = drive(ledger, [sample], rewards=lambda id: None if id.branch else 1)
-    if fate:
-        assert (end.fate, end.rewarded, end.unknown) == (fate, rewarded, 1)
+    if outcome:
+        assert (end.outcome, end.rewarded, end.unknown) == (outcome, rewarded, 1)
     else:
         assert isinstance(end, Train)
         (retired,) = ledger.handle(Trained(version=1))
@@ -280,7 +281,7 @@ def test_a_batch_is_trained_in_admission_order_and_frees_slots_when_live():
     (train,) = drive(ledger, first, rewards=lambda id: id.branch)
     assert (train.groups, train.version) == (("a@0",), 1)
     retired, train_b = ledger.handle(Trained(version=1))
-    assert (retired.fate, train_b.groups) == ("trained", ("b@0",))
+    assert (retired.outcome, train_b.groups) == ("trained", ("b@0",))
     assert ledger.admissible() == 0  # a's slot is held until version 1 is live
     ledger.handle(Published(version=1))
     assert ledger.admissible() == 1
@@ -297,7 +298,7 @@ def test_minibatches_follow_admission_order():
 def test_a_degenerate_group_gives_its_slot_back_at_once():
     ledger = make_ledger(groups=1)
     (retired,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: 1)
-    assert (retired.fate, ledger.admissible(), ledger.in_flight) == ("rejected_all_right", 2, 0)
+    assert (retired.outcome, ledger.admissible(), ledger.in_flight) == ("rejected_all_correct", 2, 0)
 
 
 def test_a_token_older_than_the_bound_is_never_trained():
@@ -348,7 +349,7 @@ def test_the_state_has_the_books_and_the_open_groups():
     trunk, _ = admit(ledger, "b")
     ledger.handle(delivered(trunk, payload=9))
     state = ledger.state()
-    assert (state.version, state.admitted, state.fates, state.budget.bases) == (0, 2, {"rejected_all_right": 1}, 2)
+    assert (state.version, state.admitted, state.outcomes, state.budget.bases) == (0, 2, {"rejected_all_correct": 1}, 2)
     assert ([group.name for group in state.groups], state.settled, state.payloads) == (["b@0"], 1, {9})
     again = make_ledger(groups=1, budget=50, state=state)
     again.resume()
@@ -425,7 +426,7 @@ def test_the_tally_counts_what_retired():
     (trained, *_) = ledger.handle(Trained(version=1))
     tally.add(trained)
     found = tally.take()
-    names = ("groups/trained", "groups/all_right", "states/kept", "states/all_right", "verify/right", "verify/wrong")
+    names = ("groups/trained", "groups/all_correct", "states/kept", "states/all_correct", "verify/correct", "verify/wrong")
     assert [found[name] for name in names] == [1, 1, 2, 3, 8, 2]
     assert found["reward/accuracy"] == 3 / 4
     assert found["prompt/generated_tokens"] == (30 + 20) / 2
@@ -433,7 +434,7 @@ def test_the_tally_counts_what_retired():
     assert found["rollout/anchors_certain_fraction"] == 2 / 3
     # a: two bases of 5 tokens, two branches at 2 and two at 4; b: two bases, two branches at 2
     assert found["rollout/length_tokens"] == (4 * 5 + 4 * (2 + 5) + 2 * (4 + 5)) / 10
-    assert (found["prompt/all_right_fraction"], found["prompt/all_wrong_fraction"]) == (1 / 2, 0)
+    assert (found["prompt/all_correct_fraction"], found["prompt/all_wrong_fraction"]) == (1 / 2, 0)
     assert "reward/mean" not in tally.take()  # afresh
 
 
@@ -449,22 +450,22 @@ def test_every_number_of_the_tally_by_hand():
     ledger.handle(judged(last, 1, 0, 0, None))
     (retired,) = [c for c in ledger.handle(Trained(version=1)) if isinstance(c, Retire)]
     tally.add(retired)
-    zero = ("groups/all_right", "groups/all_wrong", "groups/no_spread", "groups/too_few", "groups/failed", "states/all_right",
-            "states/all_wrong", "states/no_spread", "states/not_trained", "verify/judged_again", "verify/given_up",
+    zero = ("groups/all_correct", "groups/all_wrong", "groups/no_spread", "groups/too_few", "groups/failed", "states/all_correct",
+            "states/all_wrong", "states/no_spread", "states/not_trained", "verify/judged_again", "verify/failed",
             "prompt/all_wrong_fraction", "prompt/reused_tokens")  # fmt: skip
     assert tally.take() == pytest.approx(dict.fromkeys(zero, 0) | {
         "groups/trained": 1, "states/kept": 1, "states/too_few": 2,
         "states/interval_width": (2 * 0.793451 + 0.810938) / 3,  # Wilson's of 1 of 1, 0 of 1 and 1 of 2
-        "verify/right": 2, "verify/wrong": 2, "verify/unknown": 2, "verify/policy_fraction": 0, "reward/accuracy": 1, "reward/mean": 2 / 4,
+        "verify/correct": 2, "verify/wrong": 2, "verify/unknown": 2, "verify/policy_fraction": 0, "reward/accuracy": 1, "reward/mean": 2 / 4,
         "tokens/generated": 5 + 10 + 4 * 3, "prompt/generated_tokens": 27, "prompt/prefilled_tokens": 6 * 4,
-        "prompt/trained_tokens": 2 * 3, "prompt/useful_fraction": 6 / 27, "prompt/all_right_fraction": 1,
+        "prompt/trained_tokens": 2 * 3, "prompt/useful_fraction": 6 / 27, "prompt/all_correct_fraction": 1,
         "rollout/entropy_nats": 6 / 27, "rollout/entropy_error_nats": 6 * 0.5 / 27,
         "rollout/length_tokens": (5 + (2 + 3) + (2 + 3) + (4 + 3)) / 4, "rollout/truncated_fraction": 1 / 6,
         "rollout/anchors": 2, "rollout/anchors_certain_fraction": 1,
     }, abs=1e-6)  # fmt: skip
 
 
-def test_a_prompt_is_all_right_by_its_bases_whatever_its_branches_are():
+def test_a_prompt_is_all_correct_by_its_bases_whatever_its_branches_are():
     """Of a trained, an unknown, a given-up and a rejected group; the counts of rejected groups see the last one alone."""
     ledger, tally = make_ledger(groups=1, attempts=1), Tally()
     drive(ledger, admit(ledger, "a"), rewards=lambda id: 1 if id.node == 0 else id.branch)  # bases right, branches mixed
@@ -474,11 +475,16 @@ def test_a_prompt_is_all_right_by_its_bases_whatever_its_branches_are():
     (d,) = drive(ledger, admit(ledger, "d"), rewards=lambda id: 0)
     for group in (a, b, c, d):
         tally.add(group)
-    assert [group.fate for group in (a, b, c, d)] == ["trained", "rejected_too_few", "failed_given_up", "rejected_all_wrong"]
+    assert [group.outcome for group in (a, b, c, d)] == ["trained", "rejected_too_few", "failed", "rejected_all_wrong"]
     found = tally.take()
-    assert (found["prompt/all_right_fraction"], found["prompt/all_wrong_fraction"]) == (1 / 2, 1 / 2)
-    assert (found["groups/all_right"], found["groups/all_wrong"], found["groups/too_few"], found["groups/failed"]) == (0, 1, 1, 1)
-    assert (found["verify/right"], found["verify/wrong"], found["verify/unknown"], found["verify/given_up"]) == (3, 5, 4, 2)
+    assert (found["prompt/all_correct_fraction"], found["prompt/all_wrong_fraction"]) == (1 / 2, 1 / 2)
+    assert (found["groups/all_correct"], found["groups/all_wrong"], found["groups/too_few"], found["groups/failed"]) == (
+        0,
+        1,
+        1,
+        1,
+    )
+    assert (found["verify/correct"], found["verify/wrong"], found["verify/unknown"], found["verify/failed"]) == (3, 5, 4, 2)
 
 
 def test_lengths_are_of_judged_responses_and_cuts_of_drawn_ones():
@@ -505,17 +511,17 @@ def test_a_group_that_is_given_up_late_counts_its_verdicts_once():
     (other_score,) = ledger.handle(delivered(other, payload=2))
     ledger.handle(judged(other_score, None))
     (retired,) = [c for c in ledger.handle(lost(branch, gone=True)) if isinstance(c, Retire)]
-    assert retired.fate == "failed_given_up"
+    assert retired.outcome == "failed"
     tally.add(retired)
     found = tally.take()
-    names = ("verify/right", "verify/wrong", "verify/unknown", "verify/given_up")
+    names = ("verify/correct", "verify/wrong", "verify/unknown", "verify/failed")
     assert [found[name] for name in names] == [0, 0, 0, 4]
 
 
 def test_a_rise_of_verdicts_by_policy_is_told_once():
     ledger, tally, watch = make_ledger(groups=1), Tally(), PolicyWatch()
     (retired,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: 1, anchors=(2, 4))
-    tally.add(msgspec.structs.replace(retired, right=8, reasons={"policy: rounded": 2, "number": 6}))
+    tally.add(msgspec.structs.replace(retired, correct=8, reasons={"policy: rounded": 2, "number": 6}))
     found = tally.take()
     assert found["verify/policy_fraction"] == 2 / 8
     assert watch.alarm(found) == ""  # what is usual is not known yet
@@ -549,8 +555,8 @@ def test_a_group_whose_rollouts_are_gone_again_and_again_is_given_up():
         branch = next(c for c in found if isinstance(c, Branch))
         forget, *commands = ledger.handle(lost(branch, gone=True))
         assert len(forget.tasks) == 2, "the other bases and the verdict"
-    assert [(c.group, c.fate) for c in commands] == [("p@0", "failed_given_up")]
-    assert (ledger.slots_held, ledger.fates) == (0, {"failed_given_up": 1})
+    assert [(c.group, c.outcome) for c in commands] == [("p@0", "failed")]
+    assert (ledger.slots_held, ledger.outcomes) == (0, {"failed": 1})
 
 
 # ---- rewards in any declared range: strategies see shares of it, people see the numbers themselves ----
@@ -566,7 +572,7 @@ def scored(high: float) -> Callable[[float | None], Verdict]:
     def verdict_of(reward: float | None) -> Verdict:
         if reward is None:
             return Verdict(outcome=Outcome.UNKNOWN, reason="nobody knows")
-        return Verdict(outcome=Outcome.RIGHT if reward == high else Outcome.WRONG, reason="reward", score=reward)
+        return Verdict(outcome=Outcome.CORRECT if reward == high else Outcome.WRONG, reason="reward", score=reward)
 
     return verdict_of
 
@@ -593,22 +599,22 @@ def test_advantages_and_alpha_do_not_depend_on_the_declared_range(low: float, hi
     assert {id[1:]: advantage[0].value for id, advantage in group.credit.advantages.items()} == pytest.approx(expected)
     assert sorted(item.advantage[0].value for item in train.items) == pytest.approx(sorted(expected.values()))
     (retired, *_) = ledger.handle(Trained(version=1))
-    assert [(s.right, s.judged, s.value) for s in retired.states] == [(1.0, 2, 0.5), (1.5, 2, 0.75)]
+    assert [(s.reward_sum, s.scored, s.value) for s in retired.states] == [(1.0, 2, 0.5), (1.5, 2, 0.75)]
     tally = Tally(RewardRange(low, high))
     tally.add(retired)
     found = tally.take()
     assert found["reward/mean"] == pytest.approx((2 * high + low + middle) / 4)
-    assert (found["reward/accuracy"], found["verify/right"]) == (1 / 2, 2)
+    assert (found["reward/accuracy"], found["verify/correct"]) == (1 / 2, 2)
 
 
 @pytest.mark.parametrize(
-    ("all_of_them", "fate"),
-    [(0.5, "rejected_all_right"), (-1.5, "rejected_all_wrong"), (0.0, "rejected_no_spread"), (None, "rejected_too_few")],
+    ("all_of_them", "outcome"),
+    [(0.5, "rejected_all_correct"), (-1.5, "rejected_all_wrong"), (0.0, "rejected_no_spread"), (None, "rejected_too_few")],
 )
-def test_groups_are_rejected_by_the_ends_of_the_range(all_of_them: float | None, fate: str) -> None:
+def test_groups_are_rejected_by_the_ends_of_the_range(all_of_them: float | None, outcome: str) -> None:
     """0 and 1 are no ends here: a group of equal rewards of 0 has no spread, and is not "all wrong"."""
     (retired,) = play(ranged(-1.5, 0.5), "a", lambda id: all_of_them, 0.5)
-    assert retired.fate == fate
+    assert retired.outcome == outcome
     assert retired.reward_sum == {0.5: 4.0, -1.5: 0.0, 0.0: 3.0, None: 0.0}[all_of_them]
 
 

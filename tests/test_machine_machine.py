@@ -281,7 +281,7 @@ def test_a_second_attempt_rests_longer_each_time():
         (assign,) = machine.handle(Due(key=wait.key))
         assert machine.handle(Due(key=wait.key)) == []
     retired, *_ = machine.handle(lost(assign.work))
-    assert retired.fate == "failed_given_up"
+    assert retired.outcome == "failed"
 
 
 def test_a_withdrawn_task_is_no_attempt_and_does_not_rest():
@@ -292,7 +292,7 @@ def test_a_withdrawn_task_is_no_attempt_and_does_not_rest():
         (assign,) = machine.handle(lost(assign.work, counted=False))
         assert assign.work.attempt == 1
     (retired,) = machine.handle(lost(assign.work))
-    assert retired.fate == "failed_given_up"
+    assert retired.outcome == "failed"
 
 
 def test_a_withdrawn_scoring_task_is_no_attempt_either():

@@ -56,9 +56,7 @@ def test_two_orders_train_the_same(world, one, other, trunk, rescored, on_unknow
     assert first.history.batches == second.history.batches
     assert first.history.trained == second.history.trained
     for group in first.history.retired.keys() & second.history.retired.keys():
-        assert (
-            first.history.retired[group].row() == second.history.retired[group].row()
-        )  # attempts may differ, which are in the tree
+        assert first.history.retired[group].row() == second.history.retired[group].row()
 
 
 def trunks_of(cluster: Cluster, group: str, trunk: str, *, zero: bool) -> list[int]:
@@ -103,9 +101,9 @@ def test_every_group_ends_as_the_oracle_says(world, order, trunk, rescored, zero
         tree, worth = expected(cluster, group, trunk, strategy=strategy, zero=zero)
         if worth.reason:
             drawn = [id for id in all_rollouts(cluster.world, group, tree) if not world.doomed(id)]
-            assert retired.fate == (f"rejected_{worth.reason}" if drawn else "failed_given_up")
+            assert retired.outcome == (f"rejected_{worth.reason}" if drawn else "failed")
         else:
-            assert retired.fate == "trained"
+            assert retired.outcome == "trained"
             require_rows(cluster, group, worth)
         require_books(world, group, tree, retired)
         require_states(world, worth, retired)
@@ -123,7 +121,7 @@ def require_books(world: World, group: str, tree: Tree, retired: Retire) -> None
     ids = all_rollouts(world, group, tree)
     drawn = [id for id in ids if not world.doomed(id)]
     assert retired.rollouts == len(ids)
-    assert retired.given_up == len(ids) - len(drawn)
+    assert retired.failed == len(ids) - len(drawn)
     assert retired.unknown == sum(world.reward(id) is None for id in drawn)
     assert retired.tokens.generated == sum(world.length(id) for id in drawn)
     assert retired.tokens.prefilled == sum(world.context(id) for id in drawn)
@@ -147,17 +145,17 @@ def require_states(world: World, worth: Worth, retired: Retire) -> None:
 @pytest.mark.parametrize(("trunk", "rescored"), list(product(TRUNK_MODES, (False, True))))
 def test_the_worlds_have_something_to_get_wrong(trunk, rescored):
     """Teeth: among these plays are retries, late results, rejections, given-up rollouts, and several states in a group."""
-    fates, retries, duplicates, given_up, states = set(), 0, 0, 0, 0
+    outcomes, retries, duplicates, failed, states = set(), 0, 0, 0, 0
     for seed in range(8):
         cluster = play(World(seed=seed, doom=0.1), seed, faults=0.3, trunk=trunk, rescored=rescored, strategy="fr3e")
-        fates |= {retired.fate for retired in cluster.history.retired.values()}
+        outcomes |= {retired.outcome for retired in cluster.history.retired.values()}
         retries += cluster.ledger.retries
         duplicates += cluster.ledger.duplicates
-        given_up += cluster.ledger.given_up
+        failed += cluster.ledger.failed
         states = max(states, *(len(retired.states) for retired in cluster.history.retired.values()))
-        assert sum(cluster.ledger.fates.values()) == len(cluster.history.retired)
-    assert {"trained", "rejected_all_right", "rejected_all_wrong"} <= fates
-    assert min(retries, duplicates, given_up) > 10
+        assert sum(cluster.ledger.outcomes.values()) == len(cluster.history.retired)
+    assert {"trained", "rejected_all_correct", "rejected_all_wrong"} <= outcomes
+    assert min(retries, duplicates, failed) > 10
     assert states >= (5 if trunk in ("all", "one_right_one_wrong") else 3)
 
 
@@ -279,4 +277,5 @@ def test_with_a_window_the_same_groups_are_trained_with_the_same_credit(world, o
     one, other = play(world, order, faults=0.0, **fields), play(world, order, faults=0.25, window=window, **fields)
     rows = [{id: (row.advantage, row.tokens) for id, row in cluster.history.trained.items()} for cluster in (one, other)]
     assert rows[0] == rows[1]
-    assert {g: r.row() for g, r in one.history.retired.items()} == {g: r.row() for g, r in other.history.retired.items()}
+    rows = [{name: its.row() for name, its in cluster.history.retired.items()} for cluster in (one, other)]
+    assert rows[0] == rows[1]

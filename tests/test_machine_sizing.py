@@ -45,7 +45,7 @@ class Hall:
 
     def arrive(self, role: str, ticket: int = 0) -> str:
         self.names += 1
-        self.dispatcher.seat_up(role, f"{role}-{self.names}")
+        self.dispatcher.slot_up(role, f"{role}-{self.names}")
         self.autoscaler.up(role, ticket)
         self.workers[f"{role}-{self.names}"] = role
         self.dispatcher.place()
@@ -216,7 +216,7 @@ def test_a_lost_worker_is_hired_at_once_and_counts_as_asked_for():
     it = hall(count=2)
     worker = next(iter(it.workers))
     del it.workers[worker]
-    role, delay = it.dispatcher.seat_down(worker, "died")
+    role, delay = it.dispatcher.slot_down(worker, "died")
     assert it.do(it.autoscaler.lost(role, delay_s=delay)) == "hire g"
     assert [hire.delay_s for hire in it.hires.values()] == [1.0]
     assert it.do(it.autoscaler.lost(role)) == ""
@@ -443,7 +443,7 @@ def test_one_that_waits_for_a_lost_worker_only_gets_nobody_elses():
     for role in (GENERATORS, EXPLORERS):
         worker = next(name for name, its in it.workers.items() if its == role)
         del it.workers[worker]
-        it.dispatcher.seat_down(worker, "died")
+        it.dispatcher.slot_down(worker, "died")
         assert it.do(it.autoscaler.lost(role)) == f"hire {role[0]}"
     assert [it.beat(at, generators=0.8, explorers=0.8) for at in (20.0, 30.0)] == ["", ""]
     assert (it.wanted(), it.wanted(EXPLORERS)) == (4, 4)
@@ -577,7 +577,7 @@ class Pools(RuleBasedStateMachine):
             self.hall.dispatcher.drain(name)
             self.hall.gone_if_idle(name)
         else:
-            self.hall.dispatcher.seat_down(name, "died")
+            self.hall.dispatcher.slot_down(name, "died")
         self.hall.do(self.hall.autoscaler.lost(role))
 
     @invariant()

@@ -35,7 +35,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 FUNCTIONS = {"rate", "increase", "histogram_quantile", "max_over_time", "last_over_time", "time"}
 AGGREGATIONS = {"sum", "max", "min", "avg"}
 WORDS = {"by", "on", "group_right", "group_left", "and", "or", "unless"}
-OURS = {"run", "role", "engine", "fate", "status", "age", "reason", "le"}
+OURS = {"run", "role", "engine", "outcome", "status", "age", "reason", "le"}
 TOKEN = re.compile(
     r"""
     (?P<space>\s+|\#[^\n]*) | (?P<text>"[^"]*") | (?P<range>\[(?:\d+[smhd]|\$__(?:rate_interval|range))\])

@@ -131,8 +131,8 @@ def test_rows_are_met_again_by_name_or_fate_and_what_left_the_package_is_gone() 
     texts = mutate.sources()
     a, b, c, *_ = mutations("fr3e_async/machine/sizing.py", texts["fr3e_async/machine/sizing.py"])
     old, dead = mutation_at(1, "fr3e_async/left.py"), mutation_at(2, "fr3e_async/right.py")
-    fates = ((old, "survived"), (a, "survived"), (b, "killed"), (dead, "killed"), (c, "uncovered"))
-    rows = {mutant.name: row_of(mutant, fate, "") for mutant, fate in fates}
+    outcomes = ((old, "survived"), (a, "survived"), (b, "killed"), (dead, "killed"), (c, "uncovered"))
+    rows = {mutant.name: row_of(mutant, outcome, "") for mutant, outcome in outcomes}
     assert mutate.asked_again(texts, rows, [b.name], {}) == [b]
     assert mutate.asked_again(texts, rows, ["killed"], {}) == [b]
     assert [row["status"] for row in rows.values()] == ["survived", "survived", "killed", "killed", "uncovered"]
@@ -165,8 +165,8 @@ def test_tests_are_chosen_by_their_cost_and_come_file_by_file() -> None:
 
 def test_the_table_counts_each_mutant_once() -> None:
     (one, *_) = mutants = [mutation_at(line, f"pack/{line}.py") for line in range(6)]
-    fates = ("killed", "timeout", "survived", "survived", "uncovered", "gone")
-    rows = [row_of(mutant, fate, "") for mutant, fate in zip(mutants, fates, strict=True)]
+    outcomes = ("killed", "timeout", "survived", "survived", "uncovered", "gone")
+    rows = [row_of(mutant, outcome, "") for mutant, outcome in zip(mutants, outcomes, strict=True)]
     lines = mutate.table(rows, {mutants[0].name: {}, mutants[2].name: {}}).splitlines()
     assert lines[2:] == ["| sign | 6 | 2 | 1 | 1 | 1 | 2 |", "| all | 6 | 2 | 1 | 1 | 1 | 2 |"]
     assert mutate.shown(rows[0]) == f"{one.name} pack/0.py:0 f [sign] -a  ->  a"

@@ -21,7 +21,7 @@ def test_rows_are_those_of_the_files(tmp_path: Path) -> None:
     assert run.metrics[5]["reward/accuracy"] == pytest.approx(0.7)
     assert len(run.groups) == 24
     assert run.groups[2] == json.loads((tmp_path / "run" / "groups.jsonl").read_text().splitlines()[2])
-    assert run.groups[2]["fate"] == "rejected_all_right"
+    assert run.groups[2]["outcome"] == "rejected_all_correct"
     assert len(run.trees) == 8
     assert {"group", "prompt", "states", "rollouts"} <= run.trees[0].keys()
 

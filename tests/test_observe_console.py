@@ -21,8 +21,8 @@ from fr3e_async.observe import console as module
 from fr3e_async.observe.console import ConsoleView, Eta, console_mode, count, duration, make_console, sparkline
 
 STEP = {
-    "reward/mean": 0.41, "reward/accuracy": 0.384, "rollout/entropy_nats": 0.523, "groups/trained": 32, "groups/all_right": 4,
-    "groups/all_wrong": 6, "verify/right": 90, "verify/wrong": 106, "verify/unknown": 4, "rollout/length_tokens": 21.25,
+    "reward/mean": 0.41, "reward/accuracy": 0.384, "rollout/entropy_nats": 0.523, "groups/trained": 32, "groups/all_correct": 4,
+    "groups/all_wrong": 6, "verify/correct": 90, "verify/wrong": 106, "verify/unknown": 4, "rollout/length_tokens": 21.25,
     "lag/versions_mean": 0.83, "lag/versions_max": 1, "tokens/rate_per_s": 5432.0, "time/step_s": 12.0, "train/loss": -0.0123,
     "train/grad_norm": 0.43, "idle/generators_fraction": 0.12, "overlap/fraction": 0.91,
 }  # fmt: skip
@@ -89,7 +89,7 @@ def test_plain_mode_writes_one_line_a_step_without_escapes() -> None:
     view.note("generator-0 [died] and is replaced")
     view.stop()
     assert stream.getvalue().splitlines() == [
-        "step 3/24  reward 0.410  accuracy 0.384  entropy 0.523  rejected 24% (4 all right, 6 all wrong)  unknown 2%  "
+        "step 3/24  reward 0.410  accuracy 0.384  entropy 0.523  rejected 24% (4 all correct, 6 all wrong)  unknown 2%  "
         "stale 0.83 max 1  5.4k tok/s  12.0 s  ETA 4m12s at 12.0 s/step",
         "- generator-0 [died] and is replaced",
     ]
@@ -130,8 +130,8 @@ def test_the_live_view_shows_all_numbers_and_stays_after_the_end() -> None:
     view.stop()
     text = console.export_text()
     for words in (
-        "FR3E  toy", "step 3/24", "accuracy 0.384", "reward    0.410", "entropy   0.523", "staleness 0.83 max 1", "all right 4",
-        "all wrong 6", "tokens/s  5.4k", "rejected 24%", "unknown  2%", "length   21.2", "loss      -0.0123", "ETA 4m12s", "generators 12%", "learner -", "overlap 91%",
+        "FR3E  toy", "step 3/24", "accuracy 0.384", "reward      0.410", "entropy   0.523", "staleness   0.83 max 1", "all correct 4",
+        "all wrong 6", "tokens/s  5.4k", "rejected 24%", "unknown  2%", "length   21.2", "loss        -0.0123", "ETA 4m12s", "generators 12%", "learner -", "overlap 91%",
         "- checkpoint step-00000003",
     ):  # fmt: skip
         assert words in text
@@ -147,7 +147,7 @@ def test_the_end_shows_before_and_after_and_what_it_cost() -> None:
     assert "+0.530 [" in text
     assert "finished: 24 steps in 4m11s, the first after 41s" in text
     assert "overlap of generation and learning 91%; idle: generators 10%, learner 25%" in text
-    assert "groups: trained 768, rejected all right 70, in flight 3" in text
+    assert "groups: trained 768, rejected all correct 70, in flight 3" in text
     assert "\x1b" not in text
     assert text.splitlines()[-3:] == [
         "model   runs/my toy/model",
@@ -221,24 +221,24 @@ def test_the_panel_shows_what_it_waits_for_until_it_goes_on() -> None:
     console = Console(width=80, height=24, **LIVE)
     view = ConsoleView(mode="live", console=console, name="toy", steps=24)
     view.starting("generators 1 of 2 up; generator-1 needs 1.75 CPUs, 0.0 free")
-    console.print(view._view())
+    console.print(view.panel())
     assert "waiting for 0s: generators 1 of 2 up; generator-1 needs 1.75 CPUs, 0.0 free" in console.export_text()
     view.waits("no batch for 31 s: 3 of 32 groups ready")
-    console.print(view._view())
+    console.print(view.panel())
     assert "no batch for 31 s: 3 of 32 groups ready" in console.export_text()
     view.step(1, STEP)
-    console.print(view._view())
+    console.print(view.panel())
     assert "no batch" not in console.export_text()
 
 
 def test_after_a_resume_the_panel_starts_at_that_step_and_after_a_loss_it_goes_back() -> None:
     console = Console(width=80, height=24, **LIVE)
     view = ConsoleView(mode="live", console=console, name="toy", steps=24, done=15)
-    console.print(view._view())
+    console.print(view.panel())
     assert "step 15/24" in console.export_text()
     view.step(16, STEP)
     view.go_back(10)
-    console.print(view._view())
+    console.print(view.panel())
     text = console.export_text()
     assert "step 10/24" in text
     assert "ETA -" in text
@@ -249,11 +249,11 @@ def test_at_80_columns_no_figure_of_the_panel_is_cut() -> None:
     view = ConsoleView(mode="live", console=console, name="toy", steps=2400)
     idle = {f"idle/{role}_fraction": 1.0 for role in module.ROLES}
     wide = {"lag/versions_mean": 31.25, "lag/versions_max": 128, "train/loss": -12345.6789, "train/grad_norm": 98765.432,
-            "groups/all_right": 123456, "groups/all_wrong": 654321, "time/step_s": 3456.7, "overlap/fraction": 1.0}  # fmt: skip
+            "groups/all_correct": 123456, "groups/all_wrong": 654321, "time/step_s": 3456.7, "overlap/fraction": 1.0}  # fmt: skip
     for step in range(1900, 2000):
         view.step(step, {**STEP, **idle, **wide})
     view.note("held-out accuracy, step 1990: 0.406 [0.295, 0.529] at v1990, and " + "much more of it " * 4 + "1234.5678")
-    console.print(view._view())
+    console.print(view.panel())
     text = " ".join(line.strip("│ ") for line in console.export_text().splitlines())
     for figure in (
         "step 1999/2400", "ETA 385h02m at 3456.7 s/step", "31.25 max 128", "123456", "654321", "-12345.6789", "98765.432",

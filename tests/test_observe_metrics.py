@@ -21,9 +21,9 @@ from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.metrics import METRICS, MetricError, checked
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.observe.tensorboard import TensorBoardWriter
+from fr3e_async.outcomes import Outcome
 from fr3e_async.store.run_dir import RunDir
 from fr3e_async.store.summary import Summary
-from fr3e_async.types import Outcome
 
 PACKAGE = Path(fr3e_async.__file__).parent
 GROUPS = sorted({name.partition("/")[0] for name in METRICS})
@@ -35,7 +35,7 @@ def example_summary() -> Summary:
         result = evaluate(
             ScoredSample(
                 problem=f"p{i}",
-                outcome=Outcome.RIGHT if i < right else Outcome.WRONG,
+                outcome=Outcome.CORRECT if i < right else Outcome.WRONG,
                 length=30,
                 entropy_sum=6.0,
                 truncated=False,
@@ -54,8 +54,8 @@ def example_summary() -> Summary:
         overlap_fraction=0.91, idle_fraction={"generators": 0.1, "learner": 0.25}, staleness_max=1, staleness_mean=0.8,
         tokens_generated=412_345, tokens_prefilled=90_000, tokens_reused=60_000, tokens_useful=200_000, tokens_per_prompt=490.2,
         tokens_trained=250_000,
-        groups={"trained": 768, "rejected_all_right": 70, "failed_given_up": 0, "in_flight": 3},
-        verdicts={"right": 10, "wrong": 5, "unknown": 1, "given_up": 0}, verdict_reasons={"integer": 15},
+        groups={"trained": 768, "rejected_all_correct": 70, "failed": 0, "in_flight": 3},
+        verdicts={"correct": 10, "wrong": 5, "unknown": 1, "failed": 0}, verdict_reasons={"integer": 15},
             retries=2, duplicates=0, replaced={"generators": 0},
         cache_hit_fraction=None, sync_s=0.2, pause_s=0.1,
     )  # fmt: skip

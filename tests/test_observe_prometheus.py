@@ -29,8 +29,8 @@ from fr3e_async.store.run_dir import RunDir
 
 VITALS = Heartbeat(
     roles={"generators": RoleHeartbeat(up=2, wanted=3, pending=1, queued=5, in_flight=40, busy_s=7.5, idle=0.25, replaced=1)},
-    admitted=20, fates={"trained": 8, "rejected_all_right": 2}, in_flight=10, ready=1, slots_held=12, slots=16, trained=2, live=1,
-    steps=100, staleness=1, staleness_bound=3, verdicts={"right": 30, "wrong": 50, "unknown": 0},
+    admitted=20, outcomes={"trained": 8, "rejected_all_correct": 2}, in_flight=10, ready=1, slots_held=12, slots=16, trained=2, live=1,
+    steps=100, staleness=1, staleness_bound=3, verdicts={"correct": 30, "wrong": 50, "unknown": 0},
     tokens_generated=900, tokens_prefilled=100, tokens_reused=50, tokens_useful=400, tokens_trained=500, optimiser_steps=4,
     stalled_s=0.5, stall_limit_s=600.0, wall_s=60.0, checkpoint_age_s=20.0, checkpoint_batches=2, checkpoint_every=20,
 )  # fmt: skip
@@ -78,7 +78,7 @@ def test_names_follow_the_conventions_of_prometheus(exported: Any) -> None:
     assert (exported.unit == "ratio") == bare.endswith("_ratio")
     if exported.unit in ("bytes", "nats"):
         assert bare.endswith(f"_{exported.unit}")
-    assert set(exported.labels) <= {"role", "engine", "fate", "status", "age", "reason"}
+    assert set(exported.labels) <= {"role", "engine", "outcome", "status", "age", "reason"}
     assert (exported.kind == "histogram") == bool(exported.buckets)
     assert list(exported.buckets) == sorted(set(exported.buckets))
     assert exported.meaning
@@ -156,7 +156,7 @@ def test_every_field_and_every_name_of_a_heartbeat_is_used() -> None:
         value = getattr(whole, field.name)
         if isinstance(value, int | float):
             others.append(replace(whole, **{field.name: value + 1}))
-        elif field.name in ("fates", "verdicts"):
+        elif field.name in ("outcomes", "verdicts"):
             others.append(replace(whole, **{field.name: {key: count + 1 for key, count in value.items()}}))
     for field in fields(RoleHeartbeat):
         others.append(replace(whole, roles={"generators": replace(role, **{field.name: getattr(role, field.name) + 1})}))
@@ -173,23 +173,23 @@ def test_every_field_and_every_name_of_a_heartbeat_is_used() -> None:
 def test_counters_begin_at_0_and_tell_what_was_added() -> None:
     samples = HeartbeatSamples()
     page = told(samples.beat(VITALS, now=0.0))
-    assert page['groups_settled_total{fate="trained"}'] == 0, "what there was before this process is not its work"
-    later = replace(VITALS, fates={"trained": 12, "rejected_all_right": 2, "rejected_no_spread": 3}, admitted=27)
+    assert page['groups_settled_total{outcome="trained"}'] == 0, "what there was before this process is not its work"
+    later = replace(VITALS, outcomes={"trained": 12, "rejected_all_correct": 2, "rejected_no_spread": 3}, admitted=27)
     page = told(samples.beat(later, now=1.0))
-    assert page['groups_settled_total{fate="trained"}'] == 4
-    assert page['groups_settled_total{fate="rejected_no_spread"}'] == 3, "a new one counts from 0"
+    assert page['groups_settled_total{outcome="trained"}'] == 4
+    assert page['groups_settled_total{outcome="rejected_no_spread"}'] == 3, "a new one counts from 0"
     assert page["groups_admitted_total"] == 7
-    assert 'groups_settled_total{fate="rejected_all_right"}' not in page, "nothing was added"
+    assert 'groups_settled_total{outcome="rejected_all_correct"}' not in page, "nothing was added"
 
 
 def test_going_back_to_a_checkpoint_takes_nothing_off() -> None:
     samples = HeartbeatSamples()
     for trained in (8, 20):
-        samples.beat(replace(VITALS, fates={"trained": trained}), now=0.0)
-    back = told(samples.beat(replace(VITALS, fates={"trained": 12}), now=0.0))
-    assert 'groups_settled_total{fate="trained"}' not in back
-    again = told(samples.beat(replace(VITALS, fates={"trained": 13}), now=0.0))
-    assert again['groups_settled_total{fate="trained"}'] == 1
+        samples.beat(replace(VITALS, outcomes={"trained": trained}), now=0.0)
+    back = told(samples.beat(replace(VITALS, outcomes={"trained": 12}), now=0.0))
+    assert 'groups_settled_total{outcome="trained"}' not in back
+    again = told(samples.beat(replace(VITALS, outcomes={"trained": 13}), now=0.0))
+    assert again['groups_settled_total{outcome="trained"}'] == 1
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 9)), min_size=1))

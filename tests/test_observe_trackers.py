@@ -314,7 +314,7 @@ def test_one_that_cannot_open_is_told_once_and_left_out() -> None:
         raise PermissionError("no such project")
 
     feed = Feed("Fake", refuse)
-    feed._thread.join(5.0)
+    feed.thread.join(5.0)
     for step in (1, 2):
         feed.write(row(step))
     assert feed.news() == ["Fake is off: PermissionError: no such project; the run continues without it"]
@@ -425,7 +425,7 @@ def test_an_evaluation_becomes_metrics() -> None:
         "version": 8,
         "accuracy": 0.5,
         "maj": {"value": 0.6, "low": 0.4},
-        "length_right": None,
+        "length_correct": None,
         "problems": 3,
     }
     expected = {"accuracy": 0.5, "maj": 0.6, "maj/low": 0.4, "problems": 3.0}

@@ -19,6 +19,7 @@ from fr3e_async.observe.metrics import METRICS
 from fr3e_async.report.page import ASSETS, locate
 from fr3e_async.report.runs import axes, defaults, distinct, evaluations, flat, read_run
 from fr3e_async.report.timeline import read_timeline
+from fr3e_async.report.trees import clean_tree
 
 ROLES = {"generators", "explorers", "verifiers"}
 
@@ -135,14 +136,30 @@ def test_an_evaluation_that_ran_alone_has_no_place_on_an_axis(tmp_path: Path) ->
     assert set(row["at"].values()) == {None}
 
 
-def test_groups_are_counted_by_fate(run: Path) -> None:
+def test_groups_are_counted_by_outcome(run: Path) -> None:
     groups = read_run(run)["groups"]
-    assert {fate: item["groups"] for fate, item in groups.items()} == {
-        "trained": 6, "rejected_all_right": 2, "rejected_all_wrong": 2, "rejected_no_spread": 2,
+    assert {outcome: item["groups"] for outcome, item in groups.items()} == {
+        "trained": 6, "rejected_all_correct": 2, "rejected_all_wrong": 2, "rejected_no_spread": 2,
     }  # fmt: skip
     assert groups["trained"]["useful"] == 600
     assert groups["trained"]["reasons"] == {"integer": 18, "cpu limit": 6}
-    assert groups["rejected_all_right"]["trained"] == 0
+    assert groups["rejected_all_correct"]["trained"] == 0
+
+
+def test_a_run_of_an_older_version_is_read_by_the_words_of_today(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "verify/right": 3, "verify/given_up": 1, "prompt/all_right_fraction": 0.5}\n'
+    )
+    (tmp_path / "groups.jsonl").write_text('{"group": "g", "fate": "rejected_all_right", "states": [{"dropped": "all_right"}]}\n')
+    (tmp_path / "summary.json").write_text('{"steps": 1, "groups": {"failed_given_up": 2}, "verdicts": {"right": 3, "wrong": 1}}')
+    run = read_run(tmp_path)
+    assert run["metrics"] == {"verify/correct": [3], "verify/failed": [1], "prompt/all_correct_fraction": [0.5]}
+    assert run["groups"]["rejected_all_correct"]["states"] == {"all_correct": 1}
+    assert (run["summary"]["groups"], run["summary"]["verdicts"]) == ({"failed": 2}, {"correct": 3, "wrong": 1})
+    state = {"node": 0, "right": 1.5, "judged": 3, "dropped": "all_right"}
+    tree = clean_tree({"fate": "failed_given_up", "states": [state], "rollouts": [{"outcome": "right"}, {"outcome": "given_up"}]})
+    assert (tree["outcome"], [rollout["outcome"] for rollout in tree["rollouts"]]) == ("failed", ["correct", "failed"])
+    assert [tree["states"][0][key] for key in ("reward_sum", "scored", "dropped")] == [1.5, 3, "all_correct"]
 
 
 def test_settings_are_flat_and_the_defaults_are_known(run: Path) -> None:

@@ -123,7 +123,7 @@ def test_curves_change_their_axis_and_runs_can_be_hidden(browser: Any, page: Pat
 def test_a_log_scale_leaves_gaps_where_it_has_no_place_and_says_so(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=6, trees=0)
     wrong = (0, 4, 0, 2, 1, -1)
-    rows = [{**metrics_row(step), "groups/all_wrong": wrong[step - 1], "groups/all_right": 0} for step in range(1, 7)]
+    rows = [{**metrics_row(step), "groups/all_wrong": wrong[step - 1], "groups/all_correct": 0} for step in range(1, 7)]
     write_rows(run / "metrics.jsonl", rows)
     write_page([run], tmp_path / "page.html", trees=0)
     with watched(browser) as seen:
@@ -134,7 +134,7 @@ def test_a_log_scale_leaves_gaps_where_it_has_no_place_and_says_so(browser: Any,
         shown.check("text=log scale")
         expect(shown, f"{card} .card-foot .note").to_have_text("3 values of 0 or less not drawn (log scale)")
         assert shown.locator(f"{card} .readout .chip").all_inner_texts() == ["-1\u202fgroups"]  # what was measured, drawn or not
-        none = "#view-curves article:has(code:text-is('groups/all_right'))"
+        none = "#view-curves article:has(code:text-is('groups/all_correct'))"
         expect(shown, f"{none} .plot .empty").to_have_text("no value above 0, so none on a log scale")
         assert seen.harm == []
 
@@ -251,7 +251,7 @@ def test_the_overview_opens_with_what_the_run_was_and_what_is_wrong_with_it(brow
     }
     run = write_run(tmp_path / "run", steps=4, trees=0, config=settings | {"run": {"steps": 8}})
     rows = [
-        {**metrics_row(step), "groups/trained": 2, "verify/right": 80, "verify/wrong": 10, "verify/unknown": 10}
+        {**metrics_row(step), "groups/trained": 2, "verify/correct": 80, "verify/wrong": 10, "verify/unknown": 10}
         for step in (1, 2, 3, 4)
     ]
     write_rows(run / "metrics.jsonl", rows)
@@ -269,7 +269,7 @@ def test_the_overview_opens_with_what_the_run_was_and_what_is_wrong_with_it(brow
             "run", "model Qwen/Qwen3-4B", "data gsm + x.jsonl", "strategy fr3e",
             "0.40 → 0.80 held-out accuracy",
             "4 of 8 batches in 31 s; failed: groups in a row taught nothing",
-            "⚠ 69.2 % of the groups of the newest 4 batches were rejected: 10 all right, 8 all wrong",
+            "⚠ 69.2 % of the groups of the newest 4 batches were rejected: 10 all correct, 8 all wrong",
             "⚠ 10 % of the verdicts of the newest 4 batches are unknown",
             "⚠ reward=mine:score: reward raised ValueError",
         ]  # fmt: skip
@@ -319,9 +319,9 @@ def test_verdicts_and_what_became_of_groups_share_their_colours(browser: Any, pa
             "Object.fromEntries([...document.querySelectorAll('#view-verdicts .legend li')].map((e) => "
             "[e.firstChild.nextSibling.textContent, getComputedStyle(e.querySelector('.swatch')).backgroundColor]))"
         )
-        assert shades["✓ right"] == shades["all right"]
+        assert shades["✓ correct"] == shades["all correct"]
         assert shades["✗ wrong"] == shades["all wrong"]
-        assert len({shades[name] for name in ("✓ right", "✗ wrong", "? unknown", "– given up", "trained", "no spread")}) == 6
+        assert len({shades[name] for name in ("✓ correct", "✗ wrong", "? unknown", "– failed", "trained", "no spread")}) == 6
         shown = open_view(seen, page, "timeline")
         train = shown.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--work-train')")
         assert train.startswith("light-dark(#8e3fa8")

@@ -41,7 +41,7 @@ def test_a_tree_is_walked_with_the_keyboard_alone(browser: Any, page: Path) -> N
         press("p")
         expect(shown, TITLE).to_have_text("task/0@0")
         press("/")
-        shown.keyboard.type("fate:trained right>2 task/5@")
+        shown.keyboard.type("outcome:trained correct>2 task/5@")
         expect(shown, ".tree-row").to_have_count(2)  # one of each run
         press("ArrowDown")
         expect(shown, TITLE).to_have_text("task/5@0")
@@ -66,7 +66,7 @@ def test_a_tree_is_walked_with_the_keyboard_alone(browser: Any, page: Path) -> N
         press("ArrowLeft")
         assert shown.evaluate(here).startswith("S0")
         press("End")
-        assert shown.evaluate(here).startswith("✓ right branch 3")
+        assert shown.evaluate(here).startswith("✓ correct branch 3")
         press("Escape")
         assert shown.evaluate("document.activeElement.getAttribute('role')") == "listbox"
         press("?")
@@ -84,9 +84,9 @@ def test_fates_folding_and_links_into_the_page(browser: Any, page: Path) -> None
         assert shown.locator(".tree .tokens").count() == 16
         shown.click('text="fold all"')
         assert shown.locator(".tree .tokens").count() == 0
-        shown.select_option("select[aria-label=Fate]", "rejected_all_wrong")
+        shown.select_option("select[aria-label=Outcome]", "rejected_all_wrong")
         expect(shown, ".tree-side .readout").to_have_text("8 of 40 trees")
-        shown.select_option("select[aria-label=Fate]", "")
+        shown.select_option("select[aria-label=Outcome]", "")
         shown.fill(".tree-side .search", "no such words")
         expect(shown, ".tree-row").to_have_count(0)
         shown.click(".trunk .anchor >> nth=1")
@@ -183,7 +183,7 @@ def test_what_is_on_the_right_follows_the_list_and_the_address(browser: Any, pag
 def test_a_tree_with_nothing_judged_is_not_the_most_evenly_judged(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=2, trees=0)
     trees = [tree_row(index) for index in range(3)]
-    for tree, outcomes in zip(trees, (["unknown"], ["right", "right", "wrong"], ["right", "wrong"]), strict=True):
+    for tree, outcomes in zip(trees, (["unknown"], ["correct", "correct", "wrong"], ["correct", "wrong"]), strict=True):
         tree["rollouts"] = tree["rollouts"][: len(outcomes)]
         for rollout, outcome in zip(tree["rollouts"], outcomes, strict=True):
             rollout["outcome"] = outcome

@@ -16,6 +16,7 @@ from report_support import HOSTILE, Blocks, page_of, unpacked, write_rows, write
 from fr3e_async.cli.main import run as fr3e
 from fr3e_async.errors import StorageError
 from fr3e_async.observe.metrics import METRICS
+from fr3e_async.outcomes import GroupOutcome, Outcome, Rejection
 from fr3e_async.report.page import ASSETS, LIBRARY, SCRIPTS, STYLES, write_page
 
 WIDTH = 160  # characters of a line of the scripts
@@ -113,6 +114,19 @@ def test_a_metric_that_is_not_declared_is_shown_as_such(tmp_path: Path) -> None:
 
 
 # ---- the assets ----
+
+
+def test_the_page_and_the_package_share_the_words_of_outcomes(run: Path) -> None:
+    """The page has them from its data; its marks and colours are for these words and no others."""
+    assert unpacked(Blocks(page_of(run)).data["data"][0])["outcomes"] == {"rollouts": list(Outcome), "groups": list(GroupOutcome)}
+    source = (ASSETS / "bars.js").read_text()
+    for name, words in (("MARKS", Outcome), ("GROUP_FILL", GroupOutcome)):
+        (table,) = re.findall(rf"const {name} = \{{(.*?)\}};", source, flags=re.DOTALL)
+        assert re.findall(r"(\w+):", table) == list(words)
+    rejections = {outcome.word for outcome in GroupOutcome} - {"trained", "failed"}
+    assert rejections == set(Rejection) - {"not_trained"}, "a group is rejected for what a state is dropped for"
+    assert {f"groups/{outcome.word}" for outcome in GroupOutcome} == {name for name in METRICS if name.startswith("groups/")}
+    assert {f"verify/{outcome}" for outcome in Outcome} <= METRICS.keys()
 
 
 def test_the_library_is_the_one_that_its_note_says() -> None:

@@ -26,7 +26,7 @@ def test_a_tree_comes_back_out_of_the_page_as_it_was(run: Path) -> None:
     row = json.loads((run / "trees.jsonl").read_text().splitlines()[3])
     at = index["group"].index(row["group"])
     found = unpacked(blocks.data["part"][index["part"][at]])[index["place"][at]]
-    assert (found["prompt"], found["gold"], found["fate"]) == (row["prompt"], row["gold"], row["fate"])
+    assert (found["prompt"], found["gold"], found["outcome"]) == (row["prompt"], row["gold"], row["outcome"])
     assert "a_key_of_a_later_version" not in found
     for mine, theirs in zip(found["rollouts"], row["rollouts"], strict=True):
         assert mine["pieces"] == theirs["pieces"]
@@ -38,7 +38,7 @@ def test_a_tree_comes_back_out_of_the_page_as_it_was(run: Path) -> None:
 def test_the_index_says_what_the_list_shows() -> None:
     tree = clean_tree(tree_row(0))
     found = summary_of(tree)
-    assert (found["right"], found["wrong"], found["unknown"], found["given_up"]) == (8, 7, 1, 0)
+    assert (found["correct"], found["wrong"], found["unknown"], found["failed"]) == (8, 7, 1, 0)
     assert (found["rollouts"], found["anchors"], found["value"]) == (16, 3, 0.5)
     assert found["tokens"] == 4 * (16 + 13 + 10 + 7)
 
@@ -55,7 +55,7 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-_known = ("step", "fate", "prompt", "gold", "states", "rollouts")
+_known = ("step", "outcome", "prompt", "gold", "states", "rollouts")
 _rollouts = st.dictionaries(
     st.sampled_from(("node", "branch", "pieces", "entropies", "logprobs", "versions", "outcome", "reward", "advantage")),
     _json | st.lists(_json, max_size=3),

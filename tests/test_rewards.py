@@ -21,8 +21,9 @@ from cli_support import TOY, Cli, guarded_cli, make_model
 from fr3e_async.config import Config, DataConfig, EngineConfig, RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import range_of
 from fr3e_async.errors import ConfigError, RunFailed
+from fr3e_async.outcomes import Outcome
 from fr3e_async.settings.loader import load_config
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.types import Verdict
 from fr3e_async.verify import rewards
 from fr3e_async.verify.pool import RESPONSE_TOO_LONG, Question, VerifierPool
 
@@ -147,7 +148,7 @@ def test_a_bad_name_is_refused_in_one_line(module: str, name: str, says: str) ->
 
 def test_an_import_that_hangs_is_refused(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "modules" / "sleeping.py").write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setattr(rewards, "_IMPORT_LIMIT_S", 0.5)
+    monkeypatch.setattr(rewards, "IMPORT_LIMIT_S", 0.5)
     with pytest.raises(ConfigError, match=r"takes more than 0\.5 s"):
         rewards.check_reward("sleeping:f")
 
@@ -168,9 +169,9 @@ def verdict_on(response: str, reward: str, **changes: float | str) -> Verdict:
 
 def test_what_it_returns_is_the_reward(module: str, caplog: pytest.LogCaptureFixture) -> None:
     expected = {
-        "1": ("right", "reward", 1.0), "True": ("right", "reward", 1.0), "1.0": ("right", "reward", 1.0),
+        "1": ("correct", "reward", 1.0), "True": ("correct", "reward", 1.0), "1.0": ("correct", "reward", 1.0),
         "0": ("wrong", "reward", 0.0), "False": ("wrong", "reward", 0.0), "0.25": ("wrong", "reward", 0.25),
-        "np.float32(0.5)": ("wrong", "reward", 0.5), "np.bool_(True)": ("right", "reward", 1.0),
+        "np.float32(0.5)": ("wrong", "reward", 0.5), "np.bool_(True)": ("correct", "reward", 1.0),
         "None": ("unknown", "reward said unknown", None),
         "'1'": ("unknown", "reward returned str", None), "[1]": ("unknown", "reward returned list", None),
         "1.01": ("unknown", "reward outside [0, 1]", None), "-1": ("unknown", "reward outside [0, 1]", None),
@@ -288,7 +289,7 @@ def test_the_several_functions_of_the_page_add_up(page: str) -> None:
     assert range_of(terms) == pytest.approx((-0.7, 1.2))
     thought = "<think>so</think>\\boxed{5}"
     (right, wrong) = judged(terms, [Question(thought, "5", length=500), Question("5", "5", length=2000)])
-    assert (right.outcome, right.score) == (Outcome.RIGHT, pytest.approx(0.95))
+    assert (right.outcome, right.score) == (Outcome.CORRECT, pytest.approx(0.95))
     assert (wrong.outcome, wrong.score) == (Outcome.WRONG, pytest.approx(-0.7))
 
 
@@ -369,10 +370,10 @@ def test_a_column_that_no_function_takes_is_refused(module: str) -> None:
     rewards.check_reward_functions(replace(config, rewards=[*terms, RewardConfig(function=f"{module}:misses")]))
 
 
-def test_a_range_is_declared_and_its_highest_number_is_right(module: str) -> None:
+def test_a_range_is_declared_and_its_highest_number_is_correct(module: str) -> None:
     term = RewardConfig(function=f"{module}:between", range=[-2.0, 0.5])
     found = judged([term], [Question(text, "g") for text in ("-2", "0", "0.5", "0.51", "-2.01", "nan", "inf")])
-    assert [(v.outcome.value, v.score) for v in found[:3]] == [("wrong", -2.0), ("wrong", 0.0), ("right", 0.5)]
+    assert [(v.outcome.value, v.score) for v in found[:3]] == [("wrong", -2.0), ("wrong", 0.0), ("correct", 0.5)]
     assert {v.reason for v in found[3:]} == {"reward outside [-2, 0.5]"}
 
 
@@ -387,7 +388,7 @@ def test_several_rewards_are_added_by_weight(module: str) -> None:
     five, six = Question("\\boxed{5}", "5", "", "2", length=1), Question("\\boxed{6}", "5", "", "1", length=-1)
     odd = Question("\\boxed{5}", "5", "", "3", length=1)
     right, wrong, unknown = judged(terms, [five, six, odd])
-    assert (right.outcome, right.score) == (Outcome.RIGHT, 1 + 0.5 - 0.5)
+    assert (right.outcome, right.score) == (Outcome.CORRECT, 1 + 0.5 - 0.5)
     assert (wrong.outcome, wrong.score) == (Outcome.WRONG, 0 - 0.5 - 0.25)
     assert (unknown.outcome, unknown.reason) == (Outcome.UNKNOWN, f"{module}:between: reward outside [0, 2]")
     assert judged([replace(terms[1], weight=-2.0)], [five])[0].score == -2.0
@@ -397,7 +398,7 @@ def test_a_function_of_lists_is_called_once_for_a_batch(module: str) -> None:
     term = RewardConfig(function=f"{module}:many", batch=3, range=[0, 2])
     found = judged([term], [Question(text, "g", columns={"level": 0}) for text in ("2", "", "0.5", "", "3")])
     assert [v.score for v in found] == [2.0, 0.3, 0.5, 0.2, None]
-    assert [v.outcome.value for v in found] == ["right", "wrong", "wrong", "wrong", "unknown"]
+    assert [v.outcome.value for v in found] == ["correct", "wrong", "wrong", "wrong", "unknown"]
     with pool_of(term) as pool:
         assert pool.judge("", "g", columns={"level": 0}).score == 0.1
 

@@ -494,7 +494,7 @@ def test_stats_tell_of_the_cache_and_of_who_waits(world):
 
 
 def test_a_seed_needs_an_engine_that_was_started_for_them(world, monkeypatch):
-    monkeypatch.setattr(world.engine, "_spec", replace(world.spec, seeded=False))
+    monkeypatch.setattr(world.engine, "spec", replace(world.spec, seeded=False))
     with pytest.raises(ValueError, match=r"carries a seed; the engine was started without EngineSpec\.seeded"):
         world.run(world.engine.sample(world.request(5, seed=1)))
 

@@ -27,10 +27,10 @@ from fr3e_async.errors import DataError, RunFailed, UserError, printable
 from fr3e_async.files.process_logs import QUIET_ENVIRONMENT, quiet_environment
 from fr3e_async.learner.spec import LearnerSpec, rank_environment
 from fr3e_async.observe.console import ConsoleView, make_console
+from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout import EngineSpec, engine_environment
 from fr3e_async.settings.loader import load_config
 from fr3e_async.store.run_dir import RunDir
-from fr3e_async.types import Outcome
 from fr3e_async.verify.pool import VerifierPool
 
 PACKAGE = Path(__file__).parent.parent / "fr3e_async"
@@ -107,8 +107,8 @@ def test_no_answer_is_run_as_code(tmp_path: Path) -> None:
     with VerifierPool(VerifierPoolConfig(workers=1, wall_limit_s=240.0)) as pool:
         for answer in attacks(canary):
             for gold in ("5", "\\frac{1}{2}"):
-                assert pool.judge(f"\\boxed{{{answer}}}", gold).outcome is not Outcome.RIGHT
-        assert pool.judge("\\boxed{2/4}", "\\frac{1}{2}").outcome is Outcome.RIGHT  # the processes did their work
+                assert pool.judge(f"\\boxed{{{answer}}}", gold).outcome is not Outcome.CORRECT
+        assert pool.judge("\\boxed{2/4}", "\\frac{1}{2}").outcome is Outcome.CORRECT  # the processes did their work
     assert not canary.exists()
 
 
@@ -228,7 +228,7 @@ def test_the_commands_do_not_pass_on_what_files_say(cli: Cli, capsys: pytest.Cap
     world = World(cli.folder / "run", run={"steps": 1})
     world.run()
     (cli.folder / "run" / "config.yaml").write_text("flow: {groups_per_step: 4, max_staleness: 1}\n")
-    row = {"group": f"{ESCAPES}@0", "fate": "trained"}
+    row = {"group": f"{ESCAPES}@0", "outcome": "trained"}
     (cli.folder / "run" / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*world.notes.groups, row]))
     assert fr3e(["audit", "run"]) == 1
     said = capsys.readouterr().out

@@ -100,7 +100,7 @@ def test_the_largest_age_of_a_trained_token_is_kept_over_steps_and_sessions() ->
         )
         progress.trained(report, first_at=1.0)
     resumed = Progress.from_dict(progress.to_dict(now=2.0), resumed_from=3)
-    ledger = SimpleNamespace(version=3, settled=0, fates={}, in_flight=0, retries=0, duplicates=0, given_up=0)
+    ledger = SimpleNamespace(version=3, settled=0, outcomes={}, in_flight=0, retries=0, duplicates=0, failed=0)
     loop: Any = SimpleNamespace(progress=resumed, machine=SimpleNamespace(ledger=ledger), watch=SimpleNamespace(replaced=dict))
     assert progress.staleness_max == resumed.staleness_max == 3
     assert progress.staleness_mean == resumed.staleness_mean == 1  # (1/2 + 3/2 + 2/2) / 3, batches of equal size

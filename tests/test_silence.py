@@ -11,13 +11,14 @@ from loop_support import World
 
 from fr3e_async.control.workers import FIRST, FirstVerdicts
 from fr3e_async.errors import RunFailed
+from fr3e_async.outcomes import Outcome
 from fr3e_async.testing.fakes import FakeVerifier
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.types import Verdict
 from fr3e_async.verify.pool import last_words
 from fr3e_async.verify.responses import UNREADABLE
 from fr3e_async.wiring.room import Wanted, roll_call
 
-RIGHT = Verdict(outcome=Outcome.RIGHT)
+RIGHT = Verdict(outcome=Outcome.CORRECT)
 NOTHING = Verdict(outcome=Outcome.UNKNOWN, reason="reward said unknown")
 
 

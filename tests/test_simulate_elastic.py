@@ -191,7 +191,7 @@ class Account(Log):
         over = {getattr(event, "task", -1)} if not getattr(event, "left", 0) else set()
         self.open = (self.open | given) - over
         self.by_pressure += bool(given) and isinstance(event, Pressure)
-        assert set(self.stats._tasks) == self.open
+        assert set(self.stats.tasks) == self.open
 
 
 def test_what_is_given_out_because_a_cache_has_room_again_counts_as_work() -> None:

@@ -61,7 +61,7 @@ def test_a_proposal_fits_and_no_neighbour_is_better() -> None:
     assert [c.report.step_s for c in found] == sorted(c.report.step_s for c in found)
     top = found[0].split
     for ranks, explorers in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        near = search._fill(top.ranks + ranks, top.explorers + explorers)
+        near = search.fill(top.ranks + ranks, top.explorers + explorers)
         assert near is None or near in search.tried
 
 
@@ -168,7 +168,7 @@ def test_a_proposal_for_pools_that_come_and_go_can_be_copied_to_the_command_line
     """The preset's own ``max`` is below what a larger cluster holds."""
     config = load_config(["config=paper/qwen2.5-7b"]).config
     search = Search(config, model(), Cluster(gpus=64), steps=1, most=2)
-    made = search._config_of(Split(generators=30, explorers=20, ranks=14), verifiers=13)
+    made = search.config_of(Split(generators=30, explorers=20, ranks=14), verifiers=13)
     assert not made.generators.elastic
     settings = Candidate(split=Split(generators=30, explorers=20, ranks=14), config=made, report=None).settings  # type: ignore[arg-type]
     again = load_config(["config=paper/qwen2.5-7b", *settings.split()]).config

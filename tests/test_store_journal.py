@@ -47,9 +47,10 @@ from fr3e_async.machine.messages import (
     Wait,
     Withdraw,
 )
+from fr3e_async.outcomes import Outcome
 from fr3e_async.store.journal import Journal, brief, read_journal
 from fr3e_async.testing.fakes import fake_anchors
-from fr3e_async.types import Finish, Outcome, RolloutId, RolloutSummary, Verdict
+from fr3e_async.types import Finish, RolloutId, RolloutSummary, Verdict
 
 ID = RolloutId("q@0", 1, 2)
 NOTE = RolloutSummary(
@@ -104,7 +105,7 @@ def test_an_event_comes_back_as_it_was(tmp_path, event):
 
 
 def test_the_header_has_the_config_and_the_state_that_the_machine_began_with(tmp_path):
-    state = LedgerState(version=3, admitted=9, fates={"trained": 8}, budget=Account(balance=1.5), rejected_in_a_row=2)
+    state = LedgerState(version=3, admitted=9, outcomes={"trained": 8}, budget=Account(balance=1.5), rejected_in_a_row=2)
     made = journal(tmp_path, state=state, session=12)
     made.close()
     header, entries = read_journal(made.path)

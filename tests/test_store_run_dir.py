@@ -331,12 +331,14 @@ def test_a_checkpoint_that_was_never_committed_is_skipped_and_later_removed(
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "earlier"])
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     store = CheckpointStore(tmp_path)
     older, newer = save(store, 1), save(store, 2)
     if damage == "truncate":
         (newer / "learner" / "w.bin").write_text("w")
+    elif damage == "earlier":  # as versions before this one wrote it
+        (newer / "checkpoint.json").write_text(jsonl.checked_json({"step": 2, "files": {"learner/w.bin": [1, 2]}}))
     else:
         (newer / ("learner/w.bin" if damage == "remove" else "checkpoint.json")).unlink()
     with caplog.at_level(logging.WARNING):

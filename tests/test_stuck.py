@@ -129,7 +129,7 @@ def test_both_are_replaced_and_the_run_finishes(seen):
     summary = json.loads((seen.run / "summary.json").read_text())
     assert (summary["exit_reason"], summary["steps"]) == ("finished", STEPS)
     assert summary["replaced"] == {"generators": 1, "explorers": 0, "verifiers": 1}
-    assert summary["verdicts"]["given_up"] == 0
+    assert summary["verdicts"]["failed"] == 0
     assert (summary["groups"]["trained"], summary["groups"]["in_flight"]) == (8 * STEPS, 0)
 
 

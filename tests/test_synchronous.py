@@ -62,10 +62,10 @@ def system_groups(run: Path) -> dict[str, dict]:
         row["group"]: {
             "step": step_of[row["group"]],
             "group": row["group"],
-            "fate": row["fate"],
+            "outcome": row["outcome"],
             "generated": row["tokens"]["generated"],
             "rollouts": row["rollouts"],
-            "right": row["right"],
+            "correct": row["correct"],
             "positions": [state["position"] for state in row["states"][1:]],
             "scores": [state["score"] for state in row["states"][1:]],
             "alphas": [state["alpha"] for state in row["states"]],
@@ -90,11 +90,11 @@ def test_the_same_groups_with_the_same_fates(done):
     assert system_groups(done.system) == {group["group"]: group for group in plain}
     batches = [row["groups"] for row in rows_of(done.system / "ledger.jsonl") if row["what"] == "train"]
     assert batches == [
-        [group["group"] for group in plain if group["step"] == step and group["fate"] == "trained"]
+        [group["group"] for group in plain if group["step"] == step and group["outcome"] == "trained"]
         for step in range(1, STEPS + 1)
     ]
-    fates = {group["fate"] for group in plain}
-    assert len(fates) > 1, "no group was rejected: nothing was admitted in the place of another"
+    outcomes = {group["outcome"] for group in plain}
+    assert len(outcomes) > 1, "no group was rejected: nothing was admitted in the place of another"
     assert any(group["positions"] for group in plain), "nothing was branched"
     assert len({group["step"] for group in plain}) == STEPS
 

@@ -88,7 +88,7 @@ def test_the_folder_loads_in_transformers_as_float32(tmp_path):
 
 def test_a_cached_model_is_not_built_again(tmp_path, monkeypatch):
     folder = ensure_toy(tiny(tmp_path))
-    monkeypatch.setattr(cache, "_build", lambda config, target: pytest.fail("built twice"))
+    monkeypatch.setattr(cache, "build", lambda config, target: pytest.fail("built twice"))
     assert ensure_toy(tiny(tmp_path)) == folder
 
 

@@ -65,7 +65,7 @@ def test_too_many_problems_are_refused_by_name():
         toy_task(ToyConfig(train_problems=4000, heldout_problems=100, steps_min=1, steps_max=1), seed=0)
 
 
-def test_without_slips_every_solution_is_right():
+def test_without_slips_every_solution_is_correct():
     rng = random.Random(1)
     for _ in range(300):
         problem = sample_problem(CONFIG, rng)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fr3e_async.types import Outcome
+from fr3e_async.outcomes import Outcome
 from fr3e_async.verify import answers
 
 
@@ -148,7 +148,7 @@ def test_every_integer_equals_itself_however_it_is_written(number: int, style: s
 def test_two_integers_are_right_only_if_equal(said: int, meant: int) -> None:
     verdict = answers.quick_verdict(str(said), str(meant), max_chars=100)
     assert verdict is not None
-    assert (verdict.outcome is Outcome.RIGHT) == (said == meant)
+    assert (verdict.outcome is Outcome.CORRECT) == (said == meant)
 
 
 def test_a_missing_answer_is_wrong_and_one_too_long_is_unknown() -> None:

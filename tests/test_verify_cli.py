@@ -108,7 +108,7 @@ def test_json_holds_a_row_for_each_case(tmp_path: Path, capsys: pytest.CaptureFi
     rows = json.loads((tmp_path / "out.json").read_text())
     assert code == 0
     assert [row["id"] for row in rows] == ["one", "2", "3", "4", "5", "6"]
-    assert [row["outcome"] for row in rows] == ["right", "wrong", "right", "unknown", "wrong", "right"]
+    assert [row["outcome"] for row in rows] == ["correct", "wrong", "correct", "unknown", "wrong", "correct"]
     assert rows[0]["reason"] == "integer"
     assert rows[3]["reason"].startswith("the reference is ")
     assert [row["correct"] for row in rows] == [True, True, False, False, False, None]
@@ -201,7 +201,10 @@ def test_other_bad_input_is_one_line_too(tmp_path: Path, capsys: pytest.CaptureF
         ([good, "--reward", "nowhere:f"], "reward=nowhere:f: no module named nowhere"),
         ([good, "--rewards", "{"], "--rewards must be a JSON list like"),
         ([good, "--rewards", '[{"name": "m:f"}]'], "--rewards: unknown setting name"),
-        ([good, "--rewards", '[{"function": "m:f", "range": [1, 0]}]'], "rewards[0].range must be [lowest, highest], got [1, 0]"),
+        (
+            [good, "--rewards", '[{"function": "m:f", "range": [1, 0]}]'],
+            "rewards[0].range must be [lowest, highest], got [1.0, 0.0]",
+        ),
         ([good, "--unheard-of"], "No such option '--unheard-of'"),
         ([], "one of CASES.jsonl and --explain ANSWER REFERENCE is expected"),
     ):
@@ -253,7 +256,7 @@ def test_a_gold_that_exceeds_a_limit_is_flagged_with_it(monkeypatch: pytest.Monk
 
 
 def test_work_that_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golds, "_MANY", 2)
+    monkeypatch.setattr(golds, "MANY", 2)
     said: list[str] = []
     assert flag_golds(["1/2", "1/3", "5"], VerifierPoolConfig(wall_limit_s=240.0), said.append) == []
     assert said == []
@@ -323,7 +326,7 @@ def test_a_run_is_told_of_them_once_it_has_a_console(cli: Cli, policy: str, kept
         f"data.on_string_gold={policy}",
     ]
     with prepare(load_config(arguments)) as session:
-        ((kind, note),) = session._notes
+        ((kind, note),) = session.notes
         assert "train.jsonl:4 (not mathematics)" in note
         assert kind == ("data_dropped" if policy == "drop" else "note")
-        assert len(session._datasets.train) == kept
+        assert len(session.datasets.train) == kept

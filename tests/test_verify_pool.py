@@ -19,7 +19,8 @@ import pytest
 
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.errors import RunFailed
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Verdict
 from fr3e_async.verify import process
 from fr3e_async.verify.pool import VerifierPool
 from fr3e_async.verify.process import Result
@@ -56,7 +57,7 @@ def running(pid: int) -> bool:
 
 def test_integers_need_no_process() -> None:
     with VerifierPool(patient()) as pool:
-        assert pool.judge(r"so it is \boxed{1,200}", "1200.0") == Verdict(outcome=Outcome.RIGHT, reason="integer")
+        assert pool.judge(r"so it is \boxed{1,200}", "1200.0") == Verdict(outcome=Outcome.CORRECT, reason="integer")
         assert pool.judge(r"so it is \boxed{1,201}", "1200.0") == Verdict(outcome=Outcome.WRONG, reason="integer")
         assert pool.judge("I do not know", "1200") == Verdict(outcome=Outcome.WRONG, reason="no answer")
         assert pool.functions[0].tasks.fork_server is None
@@ -71,7 +72,7 @@ def test_integers_need_no_process() -> None:
     ],
 )  # fmt: skip
 def test_equal_answers_are_right(pool: VerifierPool, answer: str, gold: str) -> None:
-    assert pool.judge(f"It is $\\boxed{{{answer}}}$.", gold).outcome is Outcome.RIGHT
+    assert pool.judge(f"It is $\\boxed{{{answer}}}$.", gold).outcome is Outcome.CORRECT
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_bomb_is_unknown_by_its_cpu_limit_and_the_pool_goes_on(pool: VerifierP
     replaced = pool.replaced
     assert pool.judge(BOMB, BOMB_GOLD) == Verdict(outcome=Outcome.UNKNOWN, reason="cpu limit")
     assert pool.replaced == replaced + 1
-    assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+    assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
 
 
 BLUNT = """
@@ -111,14 +112,14 @@ def blunt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_worker_that_a_limit_ended_is_replaced_by_the_same_nursery(blunt: str) -> None:
     """A fork, and not a new interpreter that imports everything again."""
     with VerifierPool(patient(workers=1, cpu_limit_s=0.3), blunt) as pool:
-        assert pool.judge("a", "a").outcome is Outcome.RIGHT
+        assert pool.judge("a", "a").outcome is Outcome.CORRECT
         fork_server = pool.functions[0].tasks.fork_server
         assert fork_server is not None
         pid = fork_server.process.pid
         for replaced in (1, 2, 3):
             assert pool.judge("bomb", "a").reason == "cpu limit"
             assert pool.replaced == replaced
-            assert pool.judge("a", "a").outcome is Outcome.RIGHT
+            assert pool.judge("a", "a").outcome is Outcome.CORRECT
             assert pool.functions[0].tasks.fork_server is fork_server
         assert fork_server.process.pid == pid
         assert running(pid)
@@ -127,7 +128,7 @@ def test_a_worker_that_a_limit_ended_is_replaced_by_the_same_nursery(blunt: str)
 def test_with_retry_what_a_limit_ended_is_judged_once_more(blunt: str) -> None:
     with VerifierPool(patient(workers=1, cpu_limit_s=0.3, on_unknown="retry"), blunt) as pool:
         verdicts = asyncio.run(pool.judge_many([("a", "a"), ("bomb", "a"), ("bomb", "b"), ("b", "a"), ("a", "b")]))
-        assert [verdict.outcome.value for verdict in verdicts] == ["right", "unknown", "unknown", "wrong", "wrong"]
+        assert [verdict.outcome.value for verdict in verdicts] == ["correct", "unknown", "unknown", "wrong", "wrong"]
         assert [verdict.attempts for verdict in verdicts] == [1, 2, 2, 1, 1]
         assert pool.replaced == 4
 
@@ -151,7 +152,7 @@ def test_a_batch_goes_on_behind_an_answer_that_ends_its_worker(blunt: str) -> No
     with VerifierPool(patient(workers=1, cpu_limit_s=0.2), blunt) as pool:
         verdicts = asyncio.run(pool.judge_many(items))
         assert pool.replaced == len(bombs)
-    expected = ["unknown" if i in bombs else "right" if i % 2 == 0 else "wrong" for i in range(40)]
+    expected = ["unknown" if i in bombs else "correct" if i % 2 == 0 else "wrong" for i in range(40)]
     assert [verdict.outcome.value for verdict in verdicts] == expected
 
 
@@ -166,13 +167,13 @@ def test_equal_answers_to_one_gold_are_judged_once(pool: VerifierPool, monkeypat
     monkeypatch.setattr(pool.functions[0].tasks, "submit", overheard)
     items = [(HALF, "0.5"), (f"so {HALF}", "$0.5$"), (HALF, "0.75"), (r"\boxed{$\frac{1}{2}$}", "0.5")]
     verdicts = asyncio.run(pool.judge_many(items))
-    assert [verdict.outcome.value for verdict in verdicts] == ["right", "right", "wrong", "right"]
+    assert [verdict.outcome.value for verdict in verdicts] == ["correct", "correct", "wrong", "correct"]
     assert sorted(asked) == [(r"\frac{1}{2}", "0.5"), (r"\frac{1}{2}", "0.75")]
 
 
 def test_an_answer_alone_is_judged_like_one_in_a_box(pool: VerifierPool) -> None:
-    assert pool.judge_answer("$0.5$", r"\frac12").outcome is Outcome.RIGHT
-    assert pool.judge_answer("5", "5") == Verdict(outcome=Outcome.RIGHT, reason="integer")
+    assert pool.judge_answer("$0.5$", r"\frac12").outcome is Outcome.CORRECT
+    assert pool.judge_answer("5", "5") == Verdict(outcome=Outcome.CORRECT, reason="integer")
     assert pool.judge_answer("0.6", r"\frac12").outcome is Outcome.WRONG
 
 
@@ -187,7 +188,7 @@ def test_workers_that_cannot_live_are_reported_and_not_made_for_ever(monkeypatch
 
 def test_a_gold_that_is_a_sentence_makes_other_texts_unknown(pool: VerifierPool) -> None:
     assert pool.judge(r"\boxed{x^2}", "cut it along the long midline").outcome is Outcome.UNKNOWN
-    assert pool.judge(r"\boxed{Cut it along the long midline.}", "cut it along the long midline").outcome is Outcome.RIGHT
+    assert pool.judge(r"\boxed{Cut it along the long midline.}", "cut it along the long midline").outcome is Outcome.CORRECT
 
 
 @pytest.mark.slow
@@ -195,48 +196,48 @@ def test_memory_beyond_the_limit_is_unknown() -> None:
     with VerifierPool(patient(workers=1, memory_gib=0.25, cpu_limit_s=60, wall_limit_s=60)) as pool:
         verdict = pool.judge(r"\boxed{(w+x+y+z)^{200}}", "(w^2+x^2+y^2+z^2+2wx+2wy+2wz+2xy+2xz+2yz)^{100}")
         assert verdict == Verdict(outcome=Outcome.UNKNOWN, reason="memory limit")
-        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
 
 
 @pytest.mark.slow
 def test_the_wall_limit_ends_a_process_that_uses_no_cpu_time() -> None:
     with VerifierPool(patient(workers=1, wall_limit_s=1.0)) as pool:
-        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
         worker = pool.functions[0].tasks.free.queue[0]
         assert worker is not None
         os.kill(worker.pid, signal.SIGSTOP)
         assert pool.judge(HALF, "0.5") == Verdict(outcome=Outcome.UNKNOWN, reason="wall limit")
         assert not running(worker.pid)
-        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
 
 
 def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
     with VerifierPool(patient(workers=1)) as pool:
-        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
         worker = pool.functions[0].tasks.free.queue[0]
         assert worker is not None
         os.kill(worker.pid, signal.SIGKILL)
         wait_until(lambda: not running(worker.pid))
-        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
         assert pool.replaced == 1
 
 
 def test_a_killed_nursery_is_replaced() -> None:
     with VerifierPool(patient(workers=1)) as pool:
-        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
         worker, fork_server = pool.functions[0].tasks.free.queue[0], pool.functions[0].tasks.fork_server
         assert worker is not None
         assert fork_server is not None
         fork_server.process.kill()
         wait_until(lambda: not running(worker.pid))
-        assert pool.judge(HALF, "0.5").outcome is Outcome.RIGHT
+        assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
 
 
 def test_threads_share_the_pool(pool: VerifierPool) -> None:
     pairs = [(rf"\boxed{{\frac{{{i}}}{{7}}}}", rf"\frac{{{i + i % 2}}}{{7}}") for i in range(1, 41)]
     with ThreadPoolExecutor(8) as threads:
         verdicts = list(threads.map(lambda pair: pool.judge(*pair), pairs))
-    assert [v.outcome is Outcome.RIGHT for v in verdicts] == [i % 2 == 0 for i in range(1, 41)]
+    assert [v.outcome is Outcome.CORRECT for v in verdicts] == [i % 2 == 0 for i in range(1, 41)]
 
 
 def test_judge_many_keeps_the_order_and_the_event_loop_free(pool: VerifierPool) -> None:
@@ -255,7 +256,7 @@ def test_judge_many_keeps_the_order_and_the_event_loop_free(pool: VerifierPool) 
         return verdicts, ticks
 
     verdicts, ticks = asyncio.run(run())
-    assert [v.outcome.value for v in verdicts] == ["unknown", "right", "right", "wrong", "wrong"]
+    assert [v.outcome.value for v in verdicts] == ["unknown", "correct", "correct", "wrong", "wrong"]
     assert ticks >= 10, "within a second of work in other processes, at least"
 
 

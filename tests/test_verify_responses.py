@@ -22,8 +22,9 @@ from fr3e_async.config import DataConfig, VerifierPoolConfig
 from fr3e_async.data.prompts import encode_prompt
 from fr3e_async.data.tokenizer import speller
 from fr3e_async.errors import ConfigError
+from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout.rollout_worker import TokenTexts
-from fr3e_async.types import Answer, Completion, Finish, Outcome, RolloutBatch, RolloutId, Verdict
+from fr3e_async.types import Answer, Completion, Finish, RolloutBatch, RolloutId, Verdict
 from fr3e_async.verify import rewards
 from fr3e_async.verify.pool import VerifierPool
 from fr3e_async.verify.responses import SPOILED, UNREADABLE, Reader, Response
@@ -59,8 +60,8 @@ def read(ids: Sequence[int], *, tokenizer: Any = TOKENIZER, thoughts: Thoughts =
 def actor(reward: str = "math") -> VerifierActor:
     """Without Ray around it."""
     made = VerifierActor.__new__(VerifierActor)
-    made._config, made._judged = VerifierPoolConfig(workers=1), 0
-    made._reader, made._pool = Reader(TOKENIZER, ends=ENDS, thoughts=THINK), VerifierPool(made._config, reward)
+    made.config, made.judged = VerifierPoolConfig(workers=1), 0
+    made.reader, made.pool = Reader(TOKENIZER, ends=ENDS, thoughts=THINK), VerifierPool(made.config, reward)
     return made
 
 
@@ -151,10 +152,10 @@ BOX = ids_of("\\boxed{")
 @pytest.mark.parametrize(
     ("ids", "outcome", "reason"),
     [
-        ([*BOX, *ids_of("12}"), END], Outcome.RIGHT, "integer"),
+        ([*BOX, *ids_of("12}"), END], Outcome.CORRECT, "integer"),
         (ids_of("\\boxed{1<|pad|>2}<|end|>"), Outcome.WRONG, SPOILED),
         (ids_of("\\boxed{12<|user|>}<|end|>"), Outcome.WRONG, SPOILED),
-        (ids_of("<|pad|>\\boxed{12}<|pad|><|end|>"), Outcome.RIGHT, "integer"),
+        (ids_of("<|pad|>\\boxed{12}<|pad|><|end|>"), Outcome.CORRECT, "integer"),
         ([*ids_of("\\boxed{1"), SIZE, *ids_of("2}"), END], Outcome.WRONG, UNREADABLE),
         ([SIZE + 5, *ids_of("\\boxed{12}"), END], Outcome.WRONG, UNREADABLE),
         (ids_of("\\boxed{1<|end|>2}<|end|>"), Outcome.WRONG, SPOILED),
@@ -163,7 +164,7 @@ BOX = ids_of("\\boxed{")
 )
 def test_what_is_invisible_is_not_overlooked(ids: list[int], outcome: Outcome, reason: str) -> None:
     verdict = judged(ids, "12")
-    assert (verdict.outcome, verdict.reason, verdict.reward) == (outcome, reason, float(outcome is Outcome.RIGHT))
+    assert (verdict.outcome, verdict.reason, verdict.reward) == (outcome, reason, float(outcome is Outcome.CORRECT))
 
 
 def test_an_unreadable_response_has_no_vote_and_no_margin() -> None:

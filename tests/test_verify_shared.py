@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from fr3e_async.config import VerifierPoolConfig
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.pool import VerifierPool
 
@@ -73,7 +74,7 @@ def graded() -> dict[str, list[tuple[Row, Verdict]]]:
 
 
 def is_right(verdict: Verdict) -> bool:
-    return verdict.outcome is Outcome.RIGHT
+    return verdict.outcome is Outcome.CORRECT
 
 
 def test_gsm8k_verdicts_agree_with_exact_match(graded: dict[str, list[tuple[Row, Verdict]]]) -> None:
@@ -84,7 +85,7 @@ def test_gsm8k_verdicts_agree_with_exact_match(graded: dict[str, list[tuple[Row,
 def test_people_and_test_suites_are_contradicted_only_where_the_doc_says_so(graded: dict[str, list[tuple[Row, Verdict]]]) -> None:
     pairs = graded[PEOPLE]
     misses = {
-        (row["id"], verdict.outcome.value, "right" if row["correct"] else "wrong")
+        (row["id"], verdict.outcome.value, "correct" if row["correct"] else "wrong")
         for row, verdict in pairs
         if is_right(verdict) != row["correct"]
     }
@@ -106,7 +107,7 @@ def test_no_fewer_right_verdicts_than_math_verify_on_the_rest(graded: dict[str, 
     assert sum(is_right(verdict) and not row["correct"] for pairs in graded.values() for row, verdict in pairs) <= 22
 
 
-def test_pairs_of_the_second_round_agree_and_none_that_is_wrong_is_right() -> None:
+def test_pairs_of_the_second_round_agree_and_none_that_is_wrong_is_correct() -> None:
     """Wrong and unknown both count against a pair that is labelled right."""
     cases = judged(rows("round2.jsonl"))
     right = [verdict for row, verdict in cases if row["correct"]]
@@ -120,7 +121,7 @@ def test_adversarial_answers_come_back() -> None:
     cases = rows("adversarial.jsonl")
     with VerifierPool(VerifierPoolConfig(workers=2, cpu_limit_s=1.0, wall_limit_s=240.0)) as pool:
         verdicts = asyncio.run(pool.judge_many([(row["prediction"], row["gold"]) for row in cases]))
-        assert pool.judge(r"\boxed{\frac12}", "0.5").outcome is Outcome.RIGHT  # it still works
+        assert pool.judge(r"\boxed{\frac12}", "0.5").outcome is Outcome.CORRECT  # it still works
     assert len(verdicts) == len(cases)
     fooled = {row["name"] for row, verdict in zip(cases, verdicts, strict=True) if is_right(verdict) and not row["correct"]}
     assert fooled == {"degree vs rad", "list vs thousands", "pi 3.14159"}  # all in the category "format", all rules

@@ -8,7 +8,7 @@ from builders import small_config
 from hypothesis import strategies as st
 from oracle import Place, Rollout, State, Steps, Tree, Worth
 
-from fr3e_async.algorithm.strategies import Credit, GroupOutcome, make_strategy
+from fr3e_async.algorithm.strategies import Credit, GroupRewards, make_strategy
 from fr3e_async.types import Anchor, RolloutId
 
 K = 3  # algorithm.anchors of these tests
@@ -29,7 +29,7 @@ def rollout_of(id: RolloutId, count: int = K) -> Rollout:
     return (id.branch,) if id.node == 0 else (trunk, j + 1, id.branch)
 
 
-def outcome_of(tree: Tree, *, count: int = K, missing: frozenset[Rollout] = frozenset()) -> GroupOutcome:
+def outcome_of(tree: Tree, *, count: int = K, missing: frozenset[Rollout] = frozenset()) -> GroupRewards:
     """``missing``: rollouts whose reward is None in the tree and that are not even listed."""
     rewards: dict[RolloutId, float | None] = {rollout_id((b,), count): r for b, r in enumerate(tree.bases)}
     anchors: dict[int, Anchor] = {}
@@ -41,7 +41,7 @@ def outcome_of(tree: Tree, *, count: int = K, missing: frozenset[Rollout] = froz
             rewards |= {rollout_id((b, j, m), count): r for m, r in enumerate(state.rewards)}
     listed = {id: r for id, r in rewards.items() if rollout_of(id, count) not in missing}
     trunks = tuple(rollout_id((b,), count) for b in sorted(tree.trunks))
-    return GroupOutcome(group=GROUP, rewards=listed, anchors=anchors, trunks=trunks)
+    return GroupRewards(group=GROUP, rewards=listed, anchors=anchors, trunks=trunks)
 
 
 def credit_of(tree: Tree, **algorithm: Any) -> Credit:

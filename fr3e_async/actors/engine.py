@@ -41,7 +41,7 @@ class EngineActor(Watched):
 
     async def start(self) -> None:
         """Load the model. Slow; called once, before anything else."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._engine = await start_engine(self._spec)
         from transformers import AutoTokenizer  # loaded by the engine anyway; its start is the quicker way to load it
 

@@ -44,13 +44,13 @@ class VerifierActor(Watched):
         """``reward``: the functions whose weighted sum it is. ``ends``, ``stops``: ids and texts that end a response. ``thoughts``: ``data.thoughts``."""
         redirect_output(log_path)
         actor_scratch()
-        self._config, self._reward = config, reward
+        self.config, self._reward = config, reward
         self._ends, self._stops, self._thoughts = ends, stops, thoughts_by(thoughts)
-        self._judged = 0  # answers
+        self.judged = 0  # answers
         self._source = (model, revision or None, trust_remote_code)
 
     async def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         from transformers import AutoTokenizer
 
         from fr3e_async.verify import VerifierPool
@@ -58,25 +58,25 @@ class VerifierActor(Watched):
 
         model, revision, trust = self._source
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust)
-        self._reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts, stops=self._stops)
-        self._pool = VerifierPool(self._config, self._reward)
-        self._pool.warm()  # what every response will need is loaded while the engines start
+        self.reader = Reader(tokenizer, ends=self._ends, thoughts=self._thoughts, stops=self._stops)
+        self.pool = VerifierPool(self.config, self._reward)
+        self.pool.warm()  # what every response will need is loaded while the engines start
 
     async def judge(self, batch: RolloutBatch, rows: Sequence[int], problems: Sequence[Problem]) -> list[Verdict]:
         """Verdicts in the order of ``rows``, each about the problem beside it.
 
         Decoding is for judging only: the text never goes back to an engine or the learner.
         """
-        read = [self._reader.read(batch, row) for row in rows]
-        verdicts = await self._pool.judge_many([one.question(*its) for one, its in zip(read, problems, strict=True)])
-        self._judged += len(verdicts)
+        read = [self.reader.read(batch, row) for row in rows]
+        verdicts = await self.pool.judge_many([one.question(*its) for one, its in zip(read, problems, strict=True)])
+        self.judged += len(verdicts)
         return verdicts
 
     async def answers(self, batch: RolloutBatch, rows: Sequence[int], kept: Sequence[int] = ()) -> list[Answer]:
         """The final answer of each response in its normal form, for counting votes, and the text of the rows that are ``kept``."""
         from fr3e_async.verify.answers import answer_class
 
-        read = {row: self._reader.read(batch, row) for row in rows}
+        read = {row: self.reader.read(batch, row) for row in rows}
         return [
             Answer(None if one.answer is None else answer_class(one.answer), _shortened(one.exact) if row in kept else None)
             for row, one in read.items()
@@ -84,10 +84,10 @@ class VerifierActor(Watched):
 
     def pulse(self) -> int:
         """Answers judged."""
-        return self._judged
+        return self.judged
 
     async def close(self) -> None:
-        self._pool.close()
+        self.pool.close()
 
 
 def _shortened(text: str) -> str:

@@ -37,7 +37,7 @@ def ask(actor: Any, method: str) -> ray.ObjectRef:
 class Watched:
     """Base of the actors. One with an event loop sets ``_loop``, so that its tasks are told, too."""
 
-    _loop: asyncio.AbstractEventLoop | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
     def node(self) -> str:
         """Id of the node that this process runs on. Answers as soon as the process is there."""
@@ -45,7 +45,7 @@ class Watched:
 
     def stacks(self) -> str:
         """Where the threads of this process stand, and the tasks of its event loop; the innermost call comes last."""
-        parts = [*thread_stacks(), *(task_stacks(self._loop) if self._loop is not None else ())]
+        parts = [*thread_stacks(), *(task_stacks(self.loop) if self.loop is not None else ())]
         return "\n".join(parts) or "every thread waits for work"
 
     def pulse(self) -> int:

@@ -51,30 +51,30 @@ class Door:
         self._questions, self._learner, self._payloads = questions, learner, payloads
         self._draw = Draw(max_tokens=1, temperature=temperature)  # of the whole distribution: the learner knows no filters
         self._bound, self._limit, self._record = bound, limit_s, record
-        self._distributions: dict[int, NDArray[np.float32]] = {}
-        self._asked: Counter[str] = Counter()  # by engine
+        self.distributions: dict[int, NDArray[np.float32]] = {}
+        self.asked: Counter[str] = Counter()  # by engine
 
     def fresh(self, engine: str) -> bool:
         """It has not been asked yet."""
-        return not self._asked[engine]
+        return not self.asked[engine]
 
     def wants(self, engine: str) -> bool:
         """It is to be asked again."""
-        return self._asked[engine] < CHECKS
+        return self.asked[engine] < CHECKS
 
     async def learned(self, version: int) -> None:
         """The learner's weights are ``version`` now: keep what they say. Nobody else may have the learner meanwhile."""
-        self._distributions[version] = await self._learner.distributions(self._questions.rows)
-        for old in sorted(self._distributions)[:-KEPT]:
-            del self._distributions[old]
+        self.distributions[version] = await self._learner.distributions(self._questions.rows)
+        for old in sorted(self.distributions)[:-KEPT]:
+            del self.distributions[old]
 
     def knows(self, version: int) -> bool:
-        return version in self._distributions
+        return version in self.distributions
 
     async def ask(self, engine: EngineWorker, *, counts: bool = True) -> str:
         """Why this engine must not serve; empty if its numbers are the learner's. ``counts``: it is one of its ``CHECKS``."""
         first = self.fresh(engine.name)
-        self._asked[engine.name] += counts
+        self.asked[engine.name] += counts
         try:
             async with asyncio.timeout(self._limit):
                 other = first and await engine.tokenizer() != self._questions.tokenizer
@@ -85,18 +85,18 @@ class Door:
             raise
         except (WorkerLost, TaskLost, RunFailed) as error:
             return f"it failed at {'its first request' if first else 'a request after its first update'}: {error}"
-        return self._judge(engine.name, batch, counts=counts, other_tokenizer=other)
+        return self.judge(engine.name, batch, counts=counts, other_tokenizer=other)
 
     async def _answers(self, engine: EngineWorker) -> RolloutBatch:
         questions = self._questions
         _, payload = await engine.sample_together(questions.prompts, questions.ids, self._draw)
         return await run_in_daemon_thread(lambda: self._payloads.get(payload))
 
-    def _judge(self, name: str, batch: RolloutBatch, *, counts: bool, other_tokenizer: bool) -> str:
-        found = compare(batch, self._distributions, self._questions, bound=self._bound)
+    def judge(self, name: str, batch: RolloutBatch, *, counts: bool, other_tokenizer: bool) -> str:
+        found = compare(batch, self.distributions, self._questions, bound=self._bound)
         version = int(batch.versions.max())
         if not found.draws:  # so it is asked again when it has taken the next weights
-            self._asked[name] -= counts
+            self.asked[name] -= counts
             self._record(
                 f"{name} at v{version} was not compared: the learner's numbers of that version are not kept", "note", actor=name
             )

@@ -17,7 +17,8 @@ from fr3e_async.evaluation.accuracy import EvaluationResult, ScoredSample, evalu
 from fr3e_async.evaluation.scores import Evaluated, score
 from fr3e_async.evaluation.suite import HELDOUT, TestSet, heldout_set, pick
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
-from fr3e_async.types import Draw, Finish, Outcome, Prompt, RolloutId
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Draw, Finish, Prompt, RolloutId
 
 ROLLOUTS_PER_TASK = 64  # at most: large enough to keep calls few, small enough to spread over engines,
 PARTS_OF_AN_ENGINE = 4  # and small beside what an engine is given: one that waits for room holds up what comes after it
@@ -131,13 +132,13 @@ class Evaluator:
         flow = self._workers.config.flow
         for attempt in range(flow.max_attempts):
             try:
-                return await self._attempt(part, lend)
+                return await self.attempt(part, lend)
             except TaskLost as error:
                 reason = str(error)
                 await asyncio.sleep(flow.retry_backoff_s * 2**attempt)
         raise TaskLost(f"a part of it was lost {flow.max_attempts} times (flow.max_attempts): {reason}")
 
-    async def _attempt(self, part: list[WantedSample], lend: Lend) -> list[ScoredSample]:
+    async def attempt(self, part: list[WantedSample], lend: Lend) -> list[ScoredSample]:
         prompts, ids, rows = [one.problem for one in part], [one.id for one in part], range(len(part))
         async with lend(GENERATORS, len(ids), priority=EVALUATION_PRIORITY) as engine:
             delivery, payload = await self._workers.sample_together(engine, prompts, ids, self._draw)
@@ -176,28 +177,28 @@ class Gate:
     """Lets parts in while all of them together are within a limit that may change; one alone always gets in. First come, first served."""
 
     def __init__(self, limit: Callable[[], float]) -> None:
-        self._limit, self._taken = limit, 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._limit, self.taken = limit, 0
+        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
     async def room(self, size: int) -> AsyncIterator[None]:
         entry = (size, asyncio.get_running_loop().create_future())
-        self._waiting.append(entry)
+        self.waiting.append(entry)
         self._let_in()
         try:
             await entry[1]
             yield
         finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+            if entry in self.waiting:
+                self.waiting.remove(entry)
             else:
-                self._taken -= size
+                self.taken -= size
             self._let_in()
 
     def _let_in(self) -> None:
-        while self._waiting and (not self._taken or self._taken + self._waiting[0][0] <= self._limit()):
-            size, entered = self._waiting.popleft()
-            self._taken += size
+        while self.waiting and (not self.taken or self.taken + self.waiting[0][0] <= self._limit()):
+            size, entered = self.waiting.popleft()
+            self.taken += size
             if not entered.done():  # else it was cancelled, and gives its room back itself
                 entered.set_result(None)
 

@@ -14,10 +14,8 @@ from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Retire
 from fr3e_async.machine.tally import PolicyWatch, Tally
 from fr3e_async.observe.heartbeat import EngineHeartbeat, Heartbeat, RoleHeartbeat
+from fr3e_async.outcomes import GroupOutcome, Outcome
 
-# Series that are there from the beginning, with 0, so that their first increment shows as one.
-FATES = ("trained", "rejected_all_right", "rejected_all_wrong", "rejected_no_spread", "rejected_too_few", "failed_given_up")
-VERDICTS = ("right", "wrong", "unknown", "given_up")
 FIRST_S = 30.0
 LONGEST_S = 300.0  # between two lines
 
@@ -39,7 +37,8 @@ def heartbeat_of(context: RunContext, watch: Watchdog, checkpointing: Checkpoint
         roles=roles,
         engines=_engines(machine.dispatcher, watch),
         admitted=ledger.admitted,
-        fates=dict.fromkeys(FATES, 0) | dict(ledger.fates),
+        outcomes=dict.fromkeys(GroupOutcome, 0)
+        | dict(ledger.outcomes),  # all from the beginning, so that a first increment shows as one
         in_flight=ledger.in_flight,
         ready=ledger.ready,
         slots_held=ledger.slots_held,
@@ -49,7 +48,7 @@ def heartbeat_of(context: RunContext, watch: Watchdog, checkpointing: Checkpoint
         steps=config.run.steps,
         staleness=ledger.version - ledger.oldest_born,
         staleness_bound=config.flow.max_staleness,
-        verdicts=dict.fromkeys(VERDICTS, 0) | dict(progress.verdicts),
+        verdicts=dict.fromkeys(Outcome, 0) | dict(progress.verdicts),
         tokens_generated=progress.tokens_generated,
         tokens_prefilled=progress.tokens_prefilled,
         tokens_reused=progress.tokens_reused,
@@ -189,12 +188,12 @@ class Silence:
         if not sums:
             return "no group has ended since the last batch"
         ended = ", ".join(
-            f"{n:,} {fate.partition('_')[2].replace('_', ' ')}"
-            for fate, n in self._tally.fates.most_common()
-            if fate != "trained"
+            f"{n:,} {outcome.removeprefix('rejected_').replace('_', ' ')}"
+            for outcome, n in self._tally.outcomes.most_common()
+            if outcome != "trained"
         )
-        verdicts = int(sums["rollouts"] - sums["given_up"])
+        verdicts = int(sums["rollouts"] - sums["failed"])
         unknown = f"{sums['unknown'] / verdicts:.0%} of {verdicts:,} verdicts unknown" if verdicts else "no verdict"
-        lost = sum(n for fate, n in self._tally.fates.items() if fate != "trained")
+        lost = sum(n for outcome, n in self._tally.outcomes.items() if outcome != "trained")
         groups = f"{lost:,} groups rejected ({ended})" if lost else "no group rejected"
         return f"since the last batch {groups}, {unknown}, {int(sums['generated']):,} tokens generated"

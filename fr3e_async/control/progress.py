@@ -100,8 +100,8 @@ class Progress:
         self.tokens_prefilled += group.tokens.prefilled
         self.tokens_reused += group.tokens.reused
         self.tokens_useful += group.tokens.useful
-        wrong = group.rollouts - group.right - group.unknown - group.given_up
-        self.verdicts.update(right=group.right, wrong=wrong, unknown=group.unknown, given_up=group.given_up)
+        wrong = group.rollouts - group.correct - group.unknown - group.failed
+        self.verdicts.update(correct=group.correct, wrong=wrong, unknown=group.unknown, failed=group.failed)
         self.reasons.update(group.reasons)
 
     def take_step_metrics(self) -> dict[str, float]:

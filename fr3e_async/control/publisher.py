@@ -55,7 +55,7 @@ class Publisher:
         self, *, ack_timeout_s: float, clock: Clock, direct: DirectTransfer | None = None, export_timeout_s: float = 3600.0
     ) -> None:
         """``export_timeout_s``: for the learner to give the weights for one engine alone, after its current batch."""
-        self._timeout, self._clock, self._direct, self._export_timeout = ack_timeout_s, clock, direct, export_timeout_s
+        self._timeout, self._clock, self._direct, self.export_timeout = ack_timeout_s, clock, direct, export_timeout_s
         self._newest: WeightBundle | None = None
         self._offered_at = 0.0
         self._acks: dict[int, list[WeightAck]] = {}
@@ -83,10 +83,10 @@ class Publisher:
         weights = self._weights()
         if self._direct is not None:
             try:
-                async with asyncio.timeout(self._export_timeout):
+                async with asyncio.timeout(self.export_timeout):
                     weights = await self._direct.stored()
             except TimeoutError:
-                raise LearnerLost(f"the learner gave no weights within {self._export_timeout:g} s") from None
+                raise LearnerLost(f"the learner gave no weights within {self.export_timeout:g} s") from None
         await asyncio.gather(*(self._load(engine, weights, told) for engine in engines))
 
     def sync(self, version: int) -> Sync:

@@ -23,6 +23,7 @@ from fr3e_async.data.tokenizer import Spell
 from fr3e_async.errors import StorageError
 from fr3e_async.machine.group import Status
 from fr3e_async.machine.messages import Retire
+from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Completion, Prompt, RolloutId
 
 WIDEST = 1 << 16  # steps between two that are kept, at most
@@ -62,7 +63,7 @@ class TreeKeeper:
         """A group that retires now: after so many trained batches, as the n-th of all groups. ``payloads``: handle by key."""
         if step != self._step:
             self._step, self._taken = step, {}
-        trained = retired.fate == "trained"
+        trained = retired.outcome == "trained"
         if self._full or step % self._stride or self._taken.get(trained, 0) >= self._per_step or len(self._queue) >= WAITING:
             return
         self._taken[trained] = self._taken.get(trained, 0) + 1
@@ -125,7 +126,7 @@ def tree_row(
 ) -> dict[str, Any]:  # fmt: skip
     """A row of ``trees.jsonl`` (docs/outputs.md). ``drawn``: the rollouts whose tokens are known."""
     group = retired.tree
-    advantages = group.credit.advantages if group.credit and retired.fate == "trained" else {}
+    advantages = group.credit.advantages if group.credit and retired.outcome == "trained" else {}
     rollouts = []
     for id, rollout in sorted(group.rollouts.items()):
         done = drawn.get(id)
@@ -133,7 +134,7 @@ def tree_row(
         row: dict[str, Any] = {
             "node": id.node,
             "branch": id.branch,
-            "outcome": _outcome(rollout.status, right=rollout.right, unknown=rollout.unknown),
+            "outcome": _outcome(rollout.status, correct=rollout.correct, unknown=rollout.unknown),
             "reason": rollout.reason,
             "reward": rollout.reward,
             "advantage": None
@@ -144,7 +145,7 @@ def tree_row(
     return {
         "group": group.name,
         "step": step,
-        "fate": retired.fate,
+        "outcome": retired.outcome,
         "prompt": prompt.text,
         "gold": prompt.gold,
         "states": msgspec.to_builtins(retired.states),
@@ -170,7 +171,7 @@ def _stretches(values: NDArray[np.int32]) -> list[list[int]]:
     return [[start, int(values[start])] for start in starts]
 
 
-def _outcome(status: Status, *, right: bool, unknown: bool) -> str:
+def _outcome(status: Status, *, correct: bool, unknown: bool) -> Outcome:
     if status is not Status.JUDGED:
-        return "given_up"
-    return "unknown" if unknown else "right" if right else "wrong"
+        return Outcome.FAILED
+    return Outcome.UNKNOWN if unknown else Outcome.CORRECT if correct else Outcome.WRONG

@@ -24,8 +24,9 @@ from fr3e_async.errors import RunFailed, with_cause
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.messages import Branch, Sample
 from fr3e_async.observe.events import Note, unheard
+from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout.busy import BusyMeter
-from fr3e_async.types import Answer, Draw, Outcome, Prompt, RolloutId, Verdict
+from fr3e_async.types import Answer, Draw, Prompt, RolloutId, Verdict
 from fr3e_async.verify.jobs import SAID_UNKNOWN
 from fr3e_async.verify.responses import UNREADABLE
 from fr3e_async.verify.rewards import MATH

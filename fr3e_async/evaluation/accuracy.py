@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from fr3e_async.algorithm.values import wilson
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.evaluation.estimators import Estimate, bootstrapped_share, effective_samples, share
-from fr3e_async.types import Outcome
+from fr3e_async.outcomes import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSample:
     """One judged response to one problem.
 
-    Example: ``ScoredSample(problem="aime24/60", outcome=Outcome.RIGHT, length=812, entropy_sum=240.5, truncated=False, oldest_version=3,
+    Example: ``ScoredSample(problem="aime24/60", outcome=Outcome.CORRECT, length=812, entropy_sum=240.5, truncated=False, oldest_version=3,
     newest_version=4, answer="204")``.
     """
 
@@ -39,7 +39,7 @@ class ScoredSample:
 
     @property
     def reward(self) -> float:
-        return float(self.outcome is Outcome.RIGHT) if self.score is None else self.score
+        return float(self.outcome is Outcome.CORRECT) if self.score is None else self.score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +48,14 @@ class EvaluationResult:
 
     problems: int
     samples: int
-    right: int
+    correct: int
     wrong: int
     unknown: int
     truncated: int
     unanswered: int  # without a box
     mean_length: float  # tokens
     entropy: float  # nats a token: mean entropy of the sampling distribution
-    all_right: int  # problems with every sample right
+    all_correct: int  # problems with every sample right
     all_wrong: int  # problems with no sample right
     accuracy: float  # avg@k: mean over problems of the share of right samples
     reward: Estimate  # mean reward, in its declared range
@@ -77,6 +77,7 @@ class EvaluationResult:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> EvaluationResult:
         """From a mapping that holds at least the fields, e.g. an entry of the summary's ``evaluations``."""
+        record = {"correct": record.get("right"), "all_correct": record.get("all_right"), **record}  # words of older versions
         return cls(**{field.name: record[field.name] for field in fields(cls)} | {"reward": Estimate(**record["reward"])})
 
 
@@ -104,18 +105,18 @@ def evaluate(judgements: Iterable[ScoredSample], rewards: RewardRange = RewardRa
     parts = by_problem(judgements)
     everything = [judgement for part in parts.values() for judgement in part]
     outcomes = [judgement.outcome for judgement in everything]
-    rates = [sum(j.outcome is Outcome.RIGHT for j in part) / len(part) for part in parts.values()]
+    rates = [sum(j.outcome is Outcome.CORRECT for j in part) / len(part) for part in parts.values()]
     return EvaluationResult(
         problems=len(parts),
         samples=len(everything),
-        right=outcomes.count(Outcome.RIGHT),
+        correct=outcomes.count(Outcome.CORRECT),
         wrong=outcomes.count(Outcome.WRONG),
         unknown=outcomes.count(Outcome.UNKNOWN),
         truncated=sum(judgement.truncated for judgement in everything),
         unanswered=sum(judgement.answer is None for judgement in everything),
         mean_length=sum(judgement.length for judgement in everything) / len(everything),
         entropy=math.fsum(j.entropy_sum for j in everything) / max(1, sum(j.length for j in everything)),
-        all_right=rates.count(1.0),
+        all_correct=rates.count(1.0),
         all_wrong=rates.count(0.0),
         accuracy=math.fsum(rates) / len(rates),
         reward=mean_reward(parts.values(), rewards),

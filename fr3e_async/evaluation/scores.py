@@ -13,9 +13,10 @@ from typing import Any
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.evaluation.accuracy import ScoredSample, by_problem, mean_reward
 from fr3e_async.evaluation.estimators import Estimate, bootstrap, bootstrapped_share, budgets, majority, pass_at_k, share
-from fr3e_async.types import Outcome, Prompt
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Prompt
 
-LETTERS = {Outcome.RIGHT: "r", Outcome.WRONG: "w", Outcome.UNKNOWN: "u"}
+LETTERS = {Outcome.CORRECT: "r", Outcome.WRONG: "w", Outcome.UNKNOWN: "u"}
 _OUTCOMES = {letter: outcome for outcome, letter in LETTERS.items()}
 
 
@@ -26,7 +27,7 @@ class Scores:
     problems: int
     samples: int
     k: int  # samples of the problem that has fewest
-    right: int
+    correct: int
     wrong: int
     unknown: int
     avg: Estimate  # avg@k: mean over problems of the share of right samples
@@ -34,13 +35,13 @@ class Scores:
     pass_at: dict[int, Estimate]  # pass@k' for k' = 1, 2, 4, … and k
     maj: Estimate  # maj@k: share of problems whose most frequent answer is right
     length: Estimate  # tokens of a response, mean over problems
-    length_right: float | None  # tokens, mean over the right samples; None: there are none
+    length_correct: float | None  # tokens, mean over the right samples; None: there are none
     length_wrong: float | None  # the same over all others
     truncated: Estimate  # share of samples that ran into their budget
     unknown_share: Estimate
     unanswered: Estimate  # share of samples without an answer
     entropy: float  # nats a token
-    all_right: int  # problems with every sample right
+    all_correct: int  # problems with every sample right
     all_wrong: int  # problems with no sample right
     oldest_version: int  # weight versions that sampled the responses
     newest_version: int
@@ -72,7 +73,7 @@ def score(judgements: Iterable[ScoredSample], rewards: RewardRange = RewardRange
     everything = [one for part in parts for one in part]
     samples, k = len(everything), min(map(len, parts))
     outcomes = [one.outcome for one in everything]
-    rights = [sum(map(_is_right, part)) for part in parts]
+    rights = [sum(map(_is_correct, part)) for part in parts]
 
     def share_of(says: Callable[[ScoredSample], bool]) -> Estimate:
         return share([sum(map(says, part)) / len(part) for part in parts], samples=samples)
@@ -81,32 +82,32 @@ def score(judgements: Iterable[ScoredSample], rewards: RewardRange = RewardRange
         problems=len(parts),
         samples=samples,
         k=k,
-        right=outcomes.count(Outcome.RIGHT),
+        correct=outcomes.count(Outcome.CORRECT),
         wrong=outcomes.count(Outcome.WRONG),
         unknown=outcomes.count(Outcome.UNKNOWN),
-        avg=share_of(_is_right),
+        avg=share_of(_is_correct),
         reward=mean_reward(parts, rewards),
         pass_at={
             at: share([pass_at_k(len(p), right, at) for p, right in zip(parts, rights, strict=True)], samples=samples)
             for at in budgets(k)
         },
-        maj=bootstrapped_share([majority((one.answer, _is_right(one)) for one in part) for part in parts]),
+        maj=bootstrapped_share([majority((one.answer, _is_correct(one)) for one in part) for part in parts]),
         length=bootstrap([_mean([one.length for one in part]) for part in parts]),
-        length_right=_mean_or_none([one.length for one in everything if _is_right(one)]),
-        length_wrong=_mean_or_none([one.length for one in everything if not _is_right(one)]),
+        length_correct=_mean_or_none([one.length for one in everything if _is_correct(one)]),
+        length_wrong=_mean_or_none([one.length for one in everything if not _is_correct(one)]),
         truncated=share_of(lambda one: one.truncated),
         unknown_share=share_of(lambda one: one.outcome is Outcome.UNKNOWN),
         unanswered=share_of(lambda one: one.answer is None),
         entropy=math.fsum(one.entropy_sum for one in everything) / max(1, sum(one.length for one in everything)),
-        all_right=sum(right == len(part) for right, part in zip(rights, parts, strict=True)),
+        all_correct=sum(right == len(part) for right, part in zip(rights, parts, strict=True)),
         all_wrong=rights.count(0),
         oldest_version=min(one.oldest_version for one in everything),
         newest_version=max(one.newest_version for one in everything),
     )
 
 
-def _is_right(one: ScoredSample) -> bool:
-    return one.outcome is Outcome.RIGHT
+def _is_correct(one: ScoredSample) -> bool:
+    return one.outcome is Outcome.CORRECT
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -234,7 +235,7 @@ def _row(name: str, scores: Scores) -> tuple[str, ...]:
         f"{100 * scores.unanswered.value:.1f}",
         f"{100 * scores.truncated.value:.1f}",
         f"{100 * scores.unknown_share.value:.1f}",
-        str(scores.all_right),
+        str(scores.all_correct),
         str(scores.all_wrong),
     )
 

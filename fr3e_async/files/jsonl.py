@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,7 +18,6 @@ from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import storage_errors
 
 Read = TypeVar("Read")
-_COPIED_BYTES = 1 << 20  # at a time
 _TAIL_BYTES = 1 << 20  # of a file, in which its last row is looked for
 
 
@@ -116,44 +115,21 @@ def last_row(path: Path) -> dict[str, Any]:
 
 
 def _keep(path: Path, stays: Callable[[int, bytes], bool]) -> int:
-    """``stays``: told a line's number, from 0, and the line.
+    """``stays``: told a line's number, from 0, and the line, perhaps twice.
 
     A line ends at a newline and nowhere else: texts hold U+2028, U+2029 and U+0085 as they are. One line is in memory at a time.
     """
     if not path.is_file():
         return 0
     with storage_errors(path), open(path, "rb") as file:
-        spans, gone = _spans(file, stays)
+        gone = sum(not stays(number, line) for number, line in enumerate(file))
         if gone:
+            file.seek(0)
             temporary = path.with_name(f".{path.name}.tmp")
             with open(temporary, "wb") as made:
-                for start, end in spans:
-                    _copy(file, made, start, end)
+                made.writelines(line for number, line in enumerate(file) if stays(number, line))
             os.replace(temporary, path)
     return gone
-
-
-def _spans(file: BinaryIO, stays: Callable[[int, bytes], bool]) -> tuple[list[tuple[int, int]], int]:
-    """([first byte, byte after the last] of each stretch of lines that stay, how many lines go)."""
-    spans: list[tuple[int, int]] = []
-    at = gone = 0
-    for number, line in enumerate(file):
-        start, at = at, at + len(line)
-        if not stays(number, line):
-            gone += 1
-        elif spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], at)
-        else:
-            spans.append((start, at))
-    return spans, gone
-
-
-def _copy(source: BinaryIO, target: BinaryIO, start: int, end: int) -> None:
-    source.seek(start)
-    while start < end:
-        piece = source.read(min(_COPIED_BYTES, end - start))
-        target.write(piece)
-        start += len(piece)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -172,7 +148,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def checked_json(content: Any) -> str:
-    """The text of such a file."""
+    """The text of a file that holds ``content`` and its checksum."""
     body = json.dumps(content, sort_keys=True)
     return f'{{"crc32": {zlib.crc32(body.encode())},\n"content": {body}}}\n'
 

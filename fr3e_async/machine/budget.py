@@ -104,7 +104,7 @@ class TokenBudget:
         return replace(self._plan, branches=size) if self._plan.rule else replace(self._plan, bases=size)
 
     def _cost(self, plan: GroupPlan) -> float:
-        """Expected tokens of a group."""
+        """Tokens that a group of this plan is expected to generate, by the mean lengths so far."""
         account = self._account
         cost = plan.bases * account.base_tokens / account.bases
         if account.branches and account.possible:

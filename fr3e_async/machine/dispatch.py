@@ -49,7 +49,7 @@ class Task:
 
 @dataclass(slots=True, eq=False)
 class WorkerSlot:
-    """A worker with its load."""
+    """A worker: what it has, and how much it may have at once (``limit``, in rollouts; verifiers: calls)."""
 
     worker: str
     role: str
@@ -69,12 +69,14 @@ class WorkerSlot:
 
     @property
     def open(self) -> bool:
-        """May be given tasks."""
+        """Whether it may be given tasks now."""
         return self.up and not self.held and not self.leaving
 
 
 @dataclass(slots=True)
 class Role:
+    """The queue of a role and the slots that take from it."""
+
     width: int  # largest limit of a slot
     queue: list[tuple[int, int, int, Task]] = field(default_factory=list)
     rooms: list[tuple[int, int, int, WorkerSlot]] = field(default_factory=list)  # most room first
@@ -87,7 +89,7 @@ class Role:
 
 
 class Dispatcher:
-    """See the module's docstring."""
+    """Gives tasks to workers. ``put`` queues a task, ``place`` hands out what it can, ``end`` takes it off the books."""
 
     def __init__(self, widths: Mapping[str, int], config: PoolsConfig) -> None:
         """``widths``: by role, the most rollouts (verifiers: calls) that one worker is given at once."""
@@ -135,6 +137,7 @@ class Dispatcher:
     # ---- tasks ----
 
     def put(self, task: Task) -> None:
+        """Queue a task of its role, by priority, then by the age of its group, then in the order of coming."""
         role = self.roles[task.role]
         heapq.heappush(role.queue, (task.priority, task.age, next(self._order), task))
         self._queued[task.number] = task
@@ -191,7 +194,7 @@ class Dispatcher:
                 if task.number not in self._queued:
                     heapq.heappop(role.queue)
                     continue
-                slot = self._seat_for(name, task)
+                slot = self._slot_for(name, task)
                 if slot is None:
                     break
                 heapq.heappop(role.queue)
@@ -203,7 +206,7 @@ class Dispatcher:
                 placed.append((task, slot.worker))
         return placed
 
-    def _seat_for(self, role: str, task: Task) -> WorkerSlot | None:
+    def _slot_for(self, role: str, task: Task) -> WorkerSlot | None:
         """The roomiest of its role, or the one that holds its prefix if that has not much less room, or one of the other role.
 
         A task wider than a slot gets an empty one.
@@ -250,7 +253,7 @@ class Dispatcher:
 
     # ---- slots ----
 
-    def seat_up(self, role: str, worker: str, *, node: str = "") -> None:
+    def slot_up(self, role: str, worker: str, *, node: str = "") -> None:
         if worker in self.slots:
             raise RunFailed(f"two workers have the name {worker}")
         slot = WorkerSlot(worker, role, limit=self.roles[role].width, node=node)
@@ -258,7 +261,7 @@ class Dispatcher:
         self.roles[role].slots += 1
         self._offer(slot)
 
-    def seat_down(self, worker: str, why: str, *, node: bool = False) -> tuple[str, float] | None:
+    def slot_down(self, worker: str, why: str, *, node: bool = False) -> tuple[str, float] | None:
         """Out of service for good: its role, and how long to wait before another one is started. None if it was already.
 
         ``node``: it went with its node, which says nothing of the next one. Its tasks stay on the books until they end. Raises ``RunFailed``: too many workers of the role have died in a row.
@@ -274,7 +277,7 @@ class Dispatcher:
         return self._after_death(role, f"a new one of {role}", why, proven=False)
 
     def gone(self, worker: str) -> None:
-        """It has left, and was asked to."""
+        """Forget a worker that was drained and has ended: nothing replaces it, and it is no death."""
         self._vacate(worker)
 
     def _vacate(self, worker: str) -> WorkerSlot | None:

@@ -126,7 +126,7 @@ class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defau
 
 
 class Unhired(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """The worker of this ``Hire`` did not start."""
+    """The worker of a ``Hire`` did not start; ``ticket`` names the ``Hire``."""
 
     ticket: int
     role: str
@@ -173,7 +173,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 
 class Acked(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """An engine serves a version."""
+    """An engine has loaded the weights of ``version`` and serves them from now on."""
 
     worker: str
     version: int
@@ -188,7 +188,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """A ``Wait`` is over."""
+    """The time of a ``Wait`` is over; ``key`` names it."""
 
     key: str
 

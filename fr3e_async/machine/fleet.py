@@ -25,6 +25,8 @@ from fr3e_async.config import WeightsConfig
 
 
 class MemberState(Enum):
+    """Where an engine stands on its way to the next weights; the table above has the order."""
+
     SERVING = auto()
     PAUSED = auto()  # gets no new work; its rollouts end, or are taken back
     RECEIVING = auto()  # with work in in_flight mode, idle in the other two
@@ -33,6 +35,8 @@ class MemberState(Enum):
 
 @dataclass(slots=True)
 class Member:
+    """One engine: what it serves, and whether it may receive."""
+
     version: int  # that it serves
     state: MemberState = MemberState.SERVING
     ready: bool = False  # it may receive: always in flight, else when it has no work
@@ -57,7 +61,7 @@ NOTHING = Steps()
 
 
 class Fleet:
-    """See the module's docstring."""
+    """All engines with their weights. Each event is a method that returns the ``Steps`` to take; ``live`` and ``target`` are versions."""
 
     def __init__(self, config: WeightsConfig, *, version: int) -> None:
         self._in_flight, self._abort = config.update == "in_flight", config.update == "abort_retry"
@@ -99,7 +103,7 @@ class Fleet:
         return Steps(pause=tuple(pause), withdraw=tuple(pause) if self._abort else (), send=self._send(self.members))
 
     def idle(self, worker: str) -> Steps:
-        """A paused engine has no work any more."""
+        """A paused engine has ended its work, so it can receive."""
         member = self.members.get(worker)
         if member is None or member.state is not MemberState.PAUSED:
             return NOTHING
@@ -131,7 +135,7 @@ class Fleet:
         return Steps(withdraw=(worker,)) if late else NOTHING
 
     def receives(self, worker: str) -> bool:
-        """New weights are on their way to it."""
+        """Whether new weights are on their way to this engine."""
         member = self.members.get(worker)
         return member is not None and member.state is MemberState.RECEIVING
 

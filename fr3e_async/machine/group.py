@@ -9,21 +9,24 @@ from enum import Enum, auto
 import msgspec
 
 from fr3e_async.algorithm.anchors import trunks_by_reward
-from fr3e_async.algorithm.strategies import Credit, GroupOutcome, GroupPlan
+from fr3e_async.algorithm.strategies import Credit, GroupPlan, GroupRewards
 from fr3e_async.algorithm.values import second_round, wilson
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.machine.messages import Retire, StateRecord, Tokens
-from fr3e_async.types import Advantage, Anchor, Finish, Outcome, RolloutId, RolloutSummary, Verdict
+from fr3e_async.outcomes import GroupOutcome, Outcome
+from fr3e_async.types import Advantage, Anchor, Finish, RolloutId, RolloutSummary, Verdict
 
 
 class Status(Enum):
+    """How far a rollout has come."""
+
     ISSUED = auto()  # with an engine, or queued for one
     SAMPLED = auto()  # tokens are in the object store; a verdict is owed
     JUDGED = auto()
-    GIVEN_UP = auto()  # failed max_attempts times; counted, never scored 0
+    FAILED = auto()  # failed max_attempts times; counted, never scored 0
 
 
-DONE = (Status.JUDGED, Status.GIVEN_UP)
+DONE = (Status.JUDGED, Status.FAILED)
 
 
 class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
@@ -36,7 +39,7 @@ class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
     payload: int = -1
     row: int = -1
     reward: float | None = None  # as a share of its range: 0 lowest, 1 highest
-    right: bool = False
+    correct: bool = False
     unknown: bool = False
     judged_again: bool = False
     reason: str = ""  # the verifier's
@@ -73,6 +76,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return RolloutId(self.name, 0, branch)
 
     def issue(self, ids: Iterable[RolloutId]) -> None:
+        """Add rollouts that are to be drawn. Raises ``ValueError`` for one that is there already."""
         for id in ids:
             if id in self.rollouts:
                 raise ValueError(f"rollout {id} was issued twice")
@@ -104,7 +108,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
             if rollout.status is not Status.ISSUED:
                 continue
             if counted and rollout.attempts >= max_attempts:
-                rollout.status = Status.GIVEN_UP
+                rollout.status = Status.FAILED
                 self.owed -= 1
             else:
                 rollout.attempts += counted
@@ -122,7 +126,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         self.owed -= 1
         rollout.status, rollout.reason, rollout.judged_again = Status.JUDGED, verdict.reason, verdict.attempts > 1
         rollout.unknown = verdict.outcome is Outcome.UNKNOWN
-        rollout.right = verdict.outcome is Outcome.RIGHT
+        rollout.correct = verdict.outcome is Outcome.CORRECT
         reward = verdict.reward
         rollout.reward = None if reward is None else rewards.share(reward)
         if rollout.unknown and unknown_is_zero:
@@ -132,7 +136,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         """Their verdicts will never come; they count as given up. Returns how many were still owed."""
         owed = [self.rollouts[id] for id in ids if self.rollouts[id].status is Status.SAMPLED]
         for rollout in owed:
-            rollout.status = Status.GIVEN_UP
+            rollout.status = Status.FAILED
         self.owed -= len(owed)
         return len(owed)
 
@@ -158,9 +162,9 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
 
     def abandon(self) -> int:
         """Every rollout is given up; how many were not before."""
-        open_ones = [rollout for rollout in self.rollouts.values() if rollout.status is not Status.GIVEN_UP]
+        open_ones = [rollout for rollout in self.rollouts.values() if rollout.status is not Status.FAILED]
         for rollout in open_ones:
-            rollout.status, rollout.reward, rollout.right, rollout.unknown = Status.GIVEN_UP, None, False, False
+            rollout.status, rollout.reward, rollout.correct, rollout.unknown = Status.FAILED, None, False, False
         self.trunks, self.owed = (), 0
         self.tasks.clear()
         return len(open_ones)
@@ -180,7 +184,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         bases = [r for r in self.rollouts.values() if r.id.node == 0]
         if not all(r.status in DONE for r in bases):
             return
-        self.trunks = trunks_by_reward({r.id: r.right for r in bases if r.reward is not None})
+        self.trunks = trunks_by_reward({r.id: r.correct for r in bases if r.reward is not None})
 
     def open_trunks(self) -> list[RolloutId]:
         """Trunks that may be branched now; those that were never drawn are closed without branches."""
@@ -188,7 +192,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
             return []
         for trunk in self.trunks or ():
             rollout = self.rollouts[trunk]
-            if rollout.status is Status.GIVEN_UP and rollout.note is None:  # else its anchors are known, or on their way
+            if rollout.status is Status.FAILED and rollout.note is None:  # else its anchors are known, or on their way
                 self.anchors_of.setdefault(trunk.branch, ())
         return [trunk for trunk in self.trunks or () if trunk.branch in self.anchors_of and trunk not in self.branched]
 
@@ -237,34 +241,35 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         notes = (self.rollouts[id].note for id in self.credit.advantages)
         return min(note.oldest_version for note in notes if note is not None)
 
-    def outcome(self) -> GroupOutcome:
+    def outcome(self) -> GroupRewards:
         rewards = {id: r.reward for id, r in self.rollouts.items()}
-        return GroupOutcome(group=self.name, rewards=rewards, anchors=self.anchors, trunks=self.trunks or ())
+        return GroupRewards(group=self.name, rewards=rewards, anchors=self.anchors, trunks=self.trunks or ())
 
     def lengths(self, *, bases: bool) -> list[int]:
         """Tokens of the rollouts that were drawn: of the bases, or of the branches."""
         return [r.note.length for r in self.rollouts.values() if r.note is not None and (r.id.node == 0) == bases]
 
-    def retire(self, fate: str) -> Retire:
+    def retire(self, outcome: GroupOutcome) -> Retire:
+        """The command that tells of its end, with all of its numbers."""
         rollouts = list(self.rollouts.values())
         notes = [r.note for r in rollouts if r.note is not None]
         rewards = [r.reward for r in rollouts if r.reward is not None]
-        bases = [r.right for r in rollouts if r.id.node == 0 and r.reward is not None]
+        bases = [r.correct for r in rollouts if r.id.node == 0 and r.reward is not None]
         return Retire(
             group=self.name,
-            fate=fate,
-            tokens=self._tokens(trained=fate == "trained"),
+            outcome=outcome,
+            tokens=self._tokens(trained=outcome == "trained"),
             states=self._states(),
-            bases_right=sum(bases),
-            bases_judged=len(bases),
+            bases_correct=sum(bases),
+            bases_scored=len(bases),
             rollouts=len(rollouts),
             drawn=len(notes),
-            right=sum([r.right for r in rollouts]),
+            correct=sum([r.correct for r in rollouts]),
             reward_sum=sum(rewards),
             rewarded=len(rewards),
             response_tokens=sum([self._response(r.note) for r in rollouts if r.note is not None and r.reward is not None]),
             unknown=sum([r.unknown for r in rollouts]),
-            given_up=sum([r.status is Status.GIVEN_UP for r in rollouts]),
+            failed=sum([r.status is Status.FAILED for r in rollouts]),
             judged_again=sum([r.judged_again for r in rollouts]),
             entropy_sum=sum([n.entropy_sum for n in notes]),
             entropy_error_sum=sum([n.entropy_error_sum for n in notes]),
@@ -303,8 +308,8 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
                     trunk=anchor.trunk if anchor else None,
                     position=anchor.position if anchor else 0,
                     score=anchor.score if anchor else None,
-                    right=value.reward_sum if value else 0.0,
-                    judged=value.scored if value else 0,
+                    reward_sum=value.reward_sum if value else 0.0,
+                    scored=value.scored if value else 0,
                     value=value.value if value else None,
                     low=low,
                     high=high,

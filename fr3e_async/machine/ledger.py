@@ -32,6 +32,7 @@ from fr3e_async.machine.ledger_state import LedgerError, LedgerState, RejectionS
 from fr3e_async.machine.messages import Forget, LedgerCommand, Retire, Train
 from fr3e_async.machine.order import next_batch, train_items
 from fr3e_async.machine.tasks import Issuer
+from fr3e_async.outcomes import GroupOutcome
 from fr3e_async.types import RolloutId
 
 
@@ -45,15 +46,15 @@ class Ledger:
         self.version = state.version if state else 0
         self.live = self.version
         self.admitted = state.admitted if state else 0
-        self.fates: Counter[str] = Counter(state.fates if state else {})
+        self.outcomes: Counter[str] = Counter(state.outcomes if state else {})
         self.duplicates = 0  # results that arrived a second time
         self.retries = 0  # rollouts issued again
-        self.given_up = 0  # rollouts that failed for good
+        self.failed = 0  # rollouts that failed for good
         self._open: dict[str, Group] = {}  # in admission order: being made, or ready
         self._training: dict[str, Group] = {}
         self._unlive: dict[int, int] = {}  # version -> groups whose slots it will free,
         self._unlive_groups = 0  # and how many these are together
-        self._settled = self.fates.total()
+        self._settled = self.outcomes.total()
         self._ready = 0  # open groups with credit
         self._streak = RejectionStreak(config.flow.max_rejected_in_a_row, state.rejected_in_a_row if state else 0)
         self._issue = Issuer()
@@ -112,7 +113,7 @@ class Ledger:
         return LedgerState(
             version=self.version,
             admitted=self.admitted,
-            fates=dict(self.fates),
+            outcomes=dict(self.outcomes),
             budget=self._budget.state(),
             groups=tuple(sorted([*self._training.values(), *self._open.values()], key=lambda group: group.number)),
             rejected_in_a_row=self._streak.count,
@@ -136,7 +137,7 @@ class Ledger:
 
     @property
     def settled(self) -> int:
-        """Groups that have retired, over the whole run."""
+        """How many groups have retired, over all sessions of the run."""
         return self._settled
 
     def waiting(self) -> list[str]:
@@ -163,7 +164,7 @@ class Ledger:
         """The conservation law; raises ``LedgerError`` with the numbers."""
         in_flight = len(self._open) + len(self._training)
         if self.admitted != self._settled + in_flight:
-            raise LedgerError(f"admitted {self.admitted} != settled {dict(self.fates)} + in flight {in_flight}")
+            raise LedgerError(f"admitted {self.admitted} != settled {dict(self.outcomes)} + in flight {in_flight}")
         if in_flight + self._unlive_groups > self._capacity:
             raise LedgerError(f"{self.slots_held} slots held of {self._capacity}")
 
@@ -240,7 +241,7 @@ class Ledger:
         """Issue failed rollouts again, or give them up; a group whose trunk is given up keeps its other rollouts."""
         owed = sum(group.rollouts[id].status is Status.ISSUED for id in ids)
         again = group.fail(ids, max_attempts=self._config.flow.max_attempts, counted=counted)
-        self.given_up += owed - len(again)
+        self.failed += owed - len(again)
         self.retries += len(again)
         commands = self._issue.sample(group, [id for id in again if id.node == 0])
         commands += self._issue.branch(group, [id for id in again if id.node > 0])
@@ -259,7 +260,7 @@ class Ledger:
         if not event.counted or attempts < self._config.flow.max_attempts:
             group.scoring_attempts[event.payload] = attempts + event.counted
             return self._issue.score(group, event.payload)
-        self.given_up += group.give_up(event.ids)
+        self.failed += group.give_up(event.ids)
         return self._advance(group)
 
     def _begin_again(self, group: Group) -> list[LedgerCommand]:
@@ -269,7 +270,7 @@ class Ledger:
         """
         forget = Forget(tasks=tuple(sorted(group.tasks)))
         if group.beginnings >= self._config.flow.max_attempts:
-            self.given_up += group.abandon()
+            self.failed += group.abandon()
             return [forget, *self._advance(group)]
         _, trunks = self._chosen_trunks(group.name, group.plan)
         bases = group.begin_again(trunks)
@@ -296,20 +297,20 @@ class Ledger:
             self._ready += 1
             self._streak.end()
             return self._train()
-        lost_all = all(r.status is Status.GIVEN_UP for r in group.rollouts.values())
-        fate = "failed_given_up" if lost_all else f"rejected_{group.credit.rejected}"
+        lost_all = all(r.status is Status.FAILED for r in group.rollouts.values())
+        outcome = GroupOutcome.FAILED if lost_all else GroupOutcome(f"rejected_{group.credit.rejected}")
         del self._open[group.name]
-        retired = self._close(group, fate)
-        self._streak.add(retired, self.fates)
+        retired = self._close(group, outcome)
+        self._streak.add(retired, self.outcomes)
         return [retired, *self._train()]
 
-    def _close(self, group: Group, fate: str) -> Retire:
-        self.fates[fate] += 1
+    def _close(self, group: Group, outcome: GroupOutcome) -> Retire:
+        self.outcomes[outcome] += 1
         self._settled += 1
         self._budget.settle(
             group.name, group.plan, base_lengths=group.lengths(bases=True), branch_lengths=group.lengths(bases=False)
         )
-        return group.retire(fate)
+        return group.retire(outcome)
 
     def _train(self) -> list[LedgerCommand]:
         """The next batch, once its groups are ready (``order``)."""
@@ -338,7 +339,7 @@ class Ledger:
         if event.version > self.live:  # an engine that joined may have had it before anybody was told
             self._unlive[event.version] = len(done)
             self._unlive_groups += len(done)
-        return [*(self._close(group, "trained") for group in done.values()), *self._train()]
+        return [*(self._close(group, GroupOutcome.TRAINED) for group in done.values()), *self._train()]
 
     def _published(self, event: Published) -> list[LedgerCommand]:
         self.live = max(self.live, event.version)

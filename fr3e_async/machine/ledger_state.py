@@ -12,7 +12,7 @@ from fr3e_async.machine.budget import Account
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.messages import Retire
 
-_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.JUDGED: "judged", Status.GIVEN_UP: "given up"}
+_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.JUDGED: "judged", Status.FAILED: "given up"}
 
 
 class StarvedError(RunFailed):
@@ -25,7 +25,7 @@ class StarvedError(RunFailed):
 
 
 class LedgerError(RunFailed):
-    """The books do not balance."""
+    """Admitted groups are not those settled and in flight, a slot is held too many, or a version is skipped: a defect."""
 
 
 class RejectionStreak:
@@ -40,13 +40,13 @@ class RejectionStreak:
         self.count = 0
         self._reasons.clear()
 
-    def add(self, group: Retire, fates: Mapping[str, int]) -> None:
-        """Raises ``StarvedError`` above the bound. ``fates``: of all groups so far."""
+    def add(self, group: Retire, outcomes: Mapping[str, int]) -> None:
+        """Raises ``StarvedError`` above the bound. ``outcomes``: of all groups so far."""
         self.count += 1
         self._reasons.update(group.reasons)
         if self.count > self._bound:
             raise StarvedError(
-                f"{self.count} groups in a row taught nothing (fates so far: {dict(fates)}; "
+                f"{self.count} groups in a row taught nothing (outcomes so far: {dict(outcomes)}; "
                 f"their verdicts: {', '.join(f'{count} {reason}' for reason, count in self._reasons.most_common(3))}); "
                 f"flow.max_rejected_in_a_row is {self._bound}. Are the problems far too easy or too hard, or answers unreadable?",
                 group,
@@ -61,7 +61,7 @@ class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     admitted: int
-    fates: dict[str, int]
+    outcomes: dict[str, int]
     budget: Account
     groups: tuple[Group, ...] = ()  # in admission order
     rejected_in_a_row: int = 0
@@ -69,7 +69,7 @@ class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def settled(self) -> int:
         """Groups that had retired: the rows of groups.jsonl."""
-        return sum(self.fates.values())
+        return sum(self.outcomes.values())
 
     @property
     def payloads(self) -> frozenset[int]:

@@ -83,7 +83,7 @@ class Machine:
         bounds = bounds_of(config, explorers=explorer_count(config))
         self.autoscaler = Autoscaler(bounds, config.pools, self.dispatcher, alike=alike(config))
         self._resting: dict[str, Task] = {}  # by the key of its Wait: tasks that are tried again later
-        self._leaves: dict[str, str] = {}  # worker that ends what it has -> why
+        self.leaves: dict[str, str] = {}  # worker that ends what it has -> why
         self._homes: dict[str, dict[RolloutId, str]] = {}  # group -> trunk -> engine that has its keys and values
 
     def start(self) -> list[Command]:
@@ -139,7 +139,7 @@ class Machine:
             return self._settle(self.ledger.handle(event), near=self.dispatcher.part(event.task, left=event.left))
         worker = self.dispatcher.end(event.task, proof=not isinstance(event, Lost))
         commands = self._settle(self.ledger.handle(event), near=worker)
-        waited_for = worker in self._leaves or self._paused(worker)
+        waited_for = worker in self.leaves or self._paused(worker)
         return commands + self._settle(self._if_idle(worker)) if waited_for else commands
 
     def _settle(self, commands: Iterable[LedgerCommand | Resizing | Command], near: str = "") -> list[Command]:
@@ -202,7 +202,7 @@ class Machine:
         if kind == "idle":
             version, _, worker = rest.partition(" ")
             return self._settle(self._follow(self.fleet.overdue(worker, int(version))))
-        if rest in self._leaves and (
+        if rest in self.leaves and (
             tasks := self.dispatcher.tasks_of(rest)
         ):  # of a worker that leaves, and no task's that has gone
             return [Withdraw(worker=rest, tasks=tasks)]
@@ -211,17 +211,17 @@ class Machine:
     # ---- workers ----
 
     def _worker_up(self, event: WorkerUp) -> list[Command]:
-        self.dispatcher.seat_up(event.role, event.worker, node=event.node)
+        self.dispatcher.slot_up(event.role, event.worker, node=event.node)
         self.autoscaler.up(event.role, event.ticket)
         commands = [] if event.role == VERIFIERS else self._follow(self.fleet.join(event.worker, event.version))
         return self._settle(commands)
 
     def _worker_down(self, worker: str, why: str, *, node: bool = False) -> list[Command]:
-        down = self.dispatcher.seat_down(worker, why, node=node)
+        down = self.dispatcher.slot_down(worker, why, node=node)
         if down is None:
             return []
         role, delay = down
-        self._leaves.pop(worker, None)
+        self.leaves.pop(worker, None)
         hired = self.autoscaler.lost(role, delay_s=delay)
         return self._settle([Release(worker=worker, why=why), *hired, *self._follow(self.fleet.leave(worker))])
 
@@ -240,15 +240,15 @@ class Machine:
     def _drain(self, worker: str, why: str, limit: float) -> list[Command]:
         """It gets nothing more, and goes when it has nothing left, or after ``limit`` seconds when that is taken from it."""
         self.dispatcher.drain(worker)
-        self._leaves[worker] = why
+        self.leaves[worker] = why
         return self._if_idle(worker) or [Wait(key=f"leave {worker}", seconds=limit)]
 
     def _if_drained(self, worker: str) -> list[Command]:
         """One that leaves and has nothing left goes, but not in the middle of a hand-over of weights."""
-        if worker not in self._leaves or self.dispatcher.tasks_of(worker) or self.fleet.receives(worker):
+        if worker not in self.leaves or self.dispatcher.tasks_of(worker) or self.fleet.receives(worker):
             return []
         self.dispatcher.gone(worker)
-        release = Release(worker=worker, why=self._leaves.pop(worker), lost=False)
+        release = Release(worker=worker, why=self.leaves.pop(worker), lost=False)
         return [release, *self._follow(self.fleet.leave(worker))]
 
     # ---- weights ----
@@ -280,7 +280,7 @@ class Machine:
 
     def _if_idle(self, worker: str) -> list[Command]:
         """One that has no task left may go if it is to leave, and receive if it is paused."""
-        if worker in self._leaves:
+        if worker in self.leaves:
             return self._if_drained(worker)
         if not self._paused(worker) or self.dispatcher.tasks_of(worker):
             return []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from fr3e_async.algorithm.batching import RowCost
+from fr3e_async.outcomes import GroupOutcome
 from fr3e_async.types import Advantage, Anchor, RolloutId
 
 if TYPE_CHECKING:
@@ -105,13 +106,13 @@ class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
     trunk: int | None  # branch index of the base that it lies on
     position: int  # tokens of the response before it
     score: float | None  # what the anchor rule ranked by
-    right: float  # Σ r of its judged rollouts
-    judged: int
+    reward_sum: float  # Σ r of its scored rollouts
+    scored: int
     value: float | None  # V(S); None: nothing was judged
     low: float  # 95 % Wilson interval of V
     high: float
     alpha: float
-    dropped: str  # why it is not trained; "" if it is
+    dropped: str  # the ``Rejection``; "" if it is trained
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,19 +129,19 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     """What a settled group cost and what came of it: a row of groups.jsonl."""
 
     group: str
-    fate: str  # "trained" or the reason: "rejected_all_right", ..., "failed_given_up"
+    outcome: GroupOutcome
     tokens: Tokens
     states: tuple[StateRecord, ...]
-    bases_right: int
-    bases_judged: int
+    bases_correct: int
+    bases_scored: int
     rollouts: int
     drawn: int  # of these, made by an engine
-    right: int
+    correct: int
     reward_sum: float  # Σ r, each as a share of its range
     rewarded: int  # rollouts with an r
     response_tokens: int  # whole responses of those with an r: prefix and continuation
     unknown: int
-    given_up: int
+    failed: int
     judged_again: int  # verdicts that took more than one attempt
     entropy_sum: float  # nats, over the generated tokens
     entropy_error_sum: float  # nats: how far that may be off

@@ -30,7 +30,7 @@ GROWTH = 2.0  # largest factor at a time
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Actors of a pool."""
+    """How many actors a pool may have: at least, when a run begins, at most."""
 
     least: int
     count: int  # when a run begins
@@ -39,6 +39,8 @@ class Bounds:
 
 @dataclass(slots=True)
 class Pool:
+    """How many actors a role is to have (``wanted``), and what that is judged by."""
+
     bounds: Bounds
     wanted: int
     told: int = -1  # what the autoscaler was told last
@@ -121,7 +123,7 @@ class Autoscaler:
         return max(inside, default=pool.needs[-1][1])
 
     def _settle(self, at: float | None = None) -> list[Resizing]:
-        """From what there is to what is wanted."""
+        """The commands that lead from the workers there are to those that are wanted; drains last."""
         commands: list[Resizing] = []
         drained: list[Resizing] = []
         if at is not None and self._alike:
@@ -175,6 +177,6 @@ def bounds_of(config: Config, *, explorers: int) -> dict[str, Bounds]:
 
 
 def alike(config: Config) -> bool:
-    """Are engines of both pools placed alike?"""
+    """Whether both pools ask for the same resources, so that an engine of one could be one of the other."""
     g, e = config.generators, config.explorers
     return (g.cpus, g.gpus, g.resources, g.labels) == (e.cpus, e.gpus, e.resources, e.labels)

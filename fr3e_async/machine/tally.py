@@ -44,18 +44,19 @@ class Tally:
     """Sums over groups since the last ``take``; ``take`` turns them into a step's metrics and starts afresh."""
 
     rewards: RewardRange = RewardRange()
-    fates: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)  # states, by reason
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, group: Retire) -> None:
-        self.fates[group.fate] += 1
+        """Count a group that has retired."""
+        self.outcomes[group.outcome] += 1
         self.dropped.update(state.dropped for state in group.states)
         values = {
             "groups": 1,
-            "known": group.bases_judged > 0,
-            "known_right": 0 < group.bases_judged == group.bases_right,
-            "known_wrong": group.bases_judged > 0 == group.bases_right,
+            "known": group.bases_scored > 0,
+            "known_correct": 0 < group.bases_scored == group.bases_correct,
+            "known_wrong": group.bases_scored > 0 == group.bases_correct,
             "by_policy": sum(count for reason, count in group.reasons.items() if reason.startswith("policy")),
             "interval_width": sum(state.high - state.low for state in group.states),
             "states": len(group.states),
@@ -63,8 +64,8 @@ class Tally:
             **{
                 name: getattr(group, name)
                 for name in (
-                    "bases_right", "bases_judged", "rollouts", "drawn", "right", "reward_sum", "rewarded", "response_tokens", "unknown",
-                    "given_up", "judged_again", "entropy_sum", "entropy_error_sum", "truncated", "anchors", "anchors_certain",
+                    "bases_correct", "bases_scored", "rollouts", "drawn", "correct", "reward_sum", "rewarded", "response_tokens", "unknown",
+                    "failed", "judged_again", "entropy_sum", "entropy_error_sum", "truncated", "anchors", "anchors_certain",
                 )
             },
         }  # fmt: skip
@@ -72,31 +73,31 @@ class Tally:
 
     def take(self) -> dict[str, float]:
         """Metrics by name; ratios whose denominator is 0 are left out rather than shown as 0."""
-        s, fates = Counter(self.sums), self.fates
+        s, outcomes = Counter(self.sums), self.outcomes
         metrics: dict[str, float] = {
-            "groups/trained": fates["trained"],
-            "groups/all_right": fates["rejected_all_right"],
-            "groups/all_wrong": fates["rejected_all_wrong"],
-            "groups/no_spread": fates["rejected_no_spread"],
-            "groups/too_few": fates["rejected_too_few"],
-            "groups/failed": fates["failed_given_up"],
+            "groups/trained": outcomes["trained"],
+            "groups/all_correct": outcomes["rejected_all_correct"],
+            "groups/all_wrong": outcomes["rejected_all_wrong"],
+            "groups/no_spread": outcomes["rejected_no_spread"],
+            "groups/too_few": outcomes["rejected_too_few"],
+            "groups/failed": outcomes["failed"],
             "states/kept": self.dropped[""],
-            "states/all_right": self.dropped["all_right"],
+            "states/all_correct": self.dropped["all_correct"],
             "states/all_wrong": self.dropped["all_wrong"],
             "states/no_spread": self.dropped["no_spread"],
             "states/too_few": self.dropped["too_few"],
             "states/not_trained": self.dropped["not_trained"],
             "tokens/generated": s["generated"],
-            "verify/right": s["right"],
+            "verify/correct": s["correct"],
             "verify/unknown": s["unknown"],
-            "verify/wrong": s["rollouts"] - s["right"] - s["unknown"] - s["given_up"],
-            "verify/given_up": s["given_up"],
+            "verify/wrong": s["rollouts"] - s["correct"] - s["unknown"] - s["failed"],
+            "verify/failed": s["failed"],
             "verify/judged_again": s["judged_again"],
         }
         ratios = {
-            "reward/accuracy": (s["bases_right"], s["bases_judged"]),
+            "reward/accuracy": (s["bases_correct"], s["bases_scored"]),
             "reward/mean": (s["reward_sum"], s["rewarded"]),
-            "verify/policy_fraction": (s["by_policy"], s["right"]),
+            "verify/policy_fraction": (s["by_policy"], s["correct"]),
             "states/interval_width": (s["interval_width"], s["states"]),
             "rollout/entropy_nats": (s["entropy_sum"], s["generated"]),
             "rollout/entropy_error_nats": (s["entropy_error_sum"], s["generated"]),
@@ -104,7 +105,7 @@ class Tally:
             "rollout/truncated_fraction": (s["truncated"], s["drawn"]),
             "rollout/anchors": (s["anchors"], s["groups"]),
             "rollout/anchors_certain_fraction": (s["anchors_certain"], s["anchors"]),
-            "prompt/all_right_fraction": (s["known_right"], s["known"]),
+            "prompt/all_correct_fraction": (s["known_correct"], s["known"]),
             "prompt/all_wrong_fraction": (s["known_wrong"], s["known"]),
             "prompt/generated_tokens": (s["generated"], s["groups"]),
             "prompt/prefilled_tokens": (s["prefilled"], s["groups"]),
@@ -117,5 +118,5 @@ class Tally:
         metrics |= {name: above / below for name, (above, below) in ratios.items() if below}
         if "reward/mean" in metrics:
             metrics["reward/mean"] = self.rewards.reward(metrics["reward/mean"])
-        self.fates, self.dropped, self.sums = Counter(), Counter(), {}
+        self.outcomes, self.dropped, self.sums = Counter(), Counter(), {}
         return metrics

@@ -25,6 +25,7 @@ class Issuer:
         ]
 
     def score(self, group: Group, payload: int) -> list[LedgerCommand]:
+        """A task for the rows of a payload that have no verdict yet; none if all have one."""
         due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
         if not due:
             return []

@@ -29,6 +29,7 @@ from fr3e_async.config import Config
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.errors import printable
 from fr3e_async.evaluation.accuracy import EvaluationResult, comparison
+from fr3e_async.outcomes import GroupOutcome
 from fr3e_async.store.summary import Summary
 
 Mode = Literal["live", "plain", "off"]
@@ -38,7 +39,7 @@ _TABLE_WIDTH = 104  # columns of the table at the end, on one line a row
 _OTHERS = 16  # rows of the live view without its notes
 _PATIENCE_S = 5.0  # a wait that is shorter is not worth a line, nor is a change so soon after one
 _AGAIN_S = 30.0  # what is waited for is said again
-_REJECTED = ("all_right", "all_wrong", "no_spread", "too_few", "failed")  # groups
+_REJECTED = tuple(outcome.word for outcome in GroupOutcome if outcome is not GroupOutcome.TRAINED)
 _TREND = 40  # newest steps in the accuracy trend
 
 
@@ -99,9 +100,9 @@ def figures(metrics: Mapping[str, float]) -> dict[str, str]:
         "reward": shown("reward/mean"),
         "entropy": shown("rollout/entropy_nats"),
         "rejected": share(_REJECTED, ("trained", *_REJECTED), "groups"),
-        "all right": shown("groups/all_right", ".0f"),
+        "all correct": shown("groups/all_correct", ".0f"),
         "all wrong": shown("groups/all_wrong", ".0f"),
-        "unknown": share(("unknown",), ("right", "wrong", "unknown"), "verify"),
+        "unknown": share(("unknown",), ("correct", "wrong", "unknown"), "verify"),
         "staleness": f"{shown('lag/versions_mean', '.2f')} max {shown('lag/versions_max', '.0f')}",
         "tokens/s": count(metrics["tokens/rate_per_s"]) if "tokens/rate_per_s" in metrics else "-",
         "length": shown("rollout/length_tokens", ".1f"),
@@ -162,7 +163,7 @@ class ConsoleView:
     def start(self) -> None:
         if self._mode == "live":
             self._live.start()
-            self._live.update(self._view())
+            self._live.update(self.panel())
 
     def stop(self) -> None:
         """Leave the last state of the live view on the screen. Idempotent."""
@@ -176,7 +177,7 @@ class ConsoleView:
         """Show in the live view what the run waits for; "" once it continues."""
         self._waits = printable(text)
         if self._mode == "live":
-            self._live.update(self._view())
+            self._live.update(self.panel())
 
     def starting(self, text: str) -> None:
         """Show what the start waits for; "" when it is over. Plain lines: after ``_PATIENCE_S``, also for a change, else after ``_AGAIN_S``."""
@@ -201,7 +202,7 @@ class ConsoleView:
         if self._mode == "plain":
             self._print(f"step {step}/{self._steps}  {step_line(metrics)}  {self._eta.text(step)}")
         elif self._mode == "live":
-            self._live.update(self._view())
+            self._live.update(self.panel())
 
     def note(self, text: str) -> None:
         """One line about an event. It may quote ids of a dataset, errors of libraries: nothing in it reaches the terminal as a command."""
@@ -210,7 +211,7 @@ class ConsoleView:
         if self._mode == "plain":
             self._print(f"- {text}")
         elif self._mode == "live":
-            self._live.update(self._view())
+            self._live.update(self.panel())
 
     def finish(self, summary: Summary, folder: Path, *, model: Path | None, saved: bool = True) -> None:
         """End the live view and print the before/after table, the run's numbers, and what can be done with the run's folder."""
@@ -246,7 +247,7 @@ class ConsoleView:
         self._console.print(text, markup=False, soft_wrap=True)
         self._console.file.flush()
 
-    def _view(self) -> RenderableType:
+    def panel(self) -> RenderableType:
         top = Table.grid(expand=True, padding=(0, 2))
         top.add_column()
         top.add_column(ratio=1)
@@ -315,7 +316,7 @@ def result_table(summary: Summary, *, narrow: bool = False) -> RenderableType:
             table.add_row(*(cell.replace(" [", "\n[") if narrow else cell for cell in row))
         parts.append(table)
     idle = ", ".join(f"{role} {share:.0%}" for role, share in summary.idle_fraction.items())
-    groups = ", ".join(f"{fate.replace('_', ' ')} {number}" for fate, number in summary.groups.items() if number)
+    groups = ", ".join(f"{outcome.replace('_', ' ')} {number}" for outcome, number in summary.groups.items() if number)
     first = "-" if summary.first_step_s is None else duration(summary.first_step_s)
     lines = [
         f"{summary.exit_reason}: {summary.steps} steps in {duration(summary.wall_s)}, the first after {first}",

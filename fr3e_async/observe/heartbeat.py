@@ -56,8 +56,8 @@ class Heartbeat:
 
     roles: Mapping[str, RoleHeartbeat]  # the learner's among them
     engines: Sequence[EngineHeartbeat] = ()
-    admitted: Annotated[int, _total("groups_admitted_total", "groups", "Throughput: Groups a second, by fate", "prompt groups that were begun")]
-    fates: Annotated[Mapping[str, int], _total("groups_settled_total", "groups", "Throughput: Groups a second, by fate", "prompt groups that ended: trained, rejected_<reason>, failed_<reason>", by="fate")]
+    admitted: Annotated[int, _total("groups_admitted_total", "groups", "Throughput: Groups a second, by outcome", "prompt groups that were begun")]
+    outcomes: Annotated[Mapping[str, int], _total("groups_settled_total", "groups", "Throughput: Groups a second, by outcome", "prompt groups that ended: trained, rejected_<reason>, failed", by="outcome")]
     in_flight: Annotated[int, _gauge("groups_in_flight", "groups", "Flow and staleness: Groups and slots", "prompt groups that are open or with the learner")]
     ready: Annotated[int, _gauge("groups_ready", "groups", "Flow and staleness: Groups and slots", "prompt groups that are complete and wait to be trained")]
     slots_held: Annotated[int, _gauge("group_slots_held", "groups", "Flow and staleness: Groups and slots", "slots taken, those of trained groups whose weights are not live yet included")]
@@ -68,7 +68,7 @@ class Heartbeat:
     optimiser_steps: Annotated[int, _total("optimiser_steps_total", "steps", "Throughput: Optimiser steps a second", "optimiser steps")]
     staleness: Annotated[int, _gauge("staleness_versions", "versions", "Flow and staleness: Age in versions", "age that the oldest open group would have if it were trained now")]
     staleness_bound: Annotated[int, _gauge("staleness_bound_versions", "versions", "Flow and staleness: Age in versions", "flow.max_staleness")]
-    verdicts: Annotated[Mapping[str, int], _total("verdicts_total", "rollouts", "Verifier: Verdicts a second", "verdicts of settled groups: right, wrong, unknown, given_up", by="status")]
+    verdicts: Annotated[Mapping[str, int], _total("verdicts_total", "rollouts", "Verifier: Verdicts a second", "verdicts of settled groups: correct, wrong, unknown, failed", by="status")]
     tokens_generated: Annotated[int, _total("tokens_generated_total", "tokens", "Throughput: Tokens a second", "tokens generated for settled groups")]
     tokens_prefilled: Annotated[int, _total("tokens_prefilled_total", "tokens", "Engines: Context tokens a second", "context tokens that engines computed for them")]
     tokens_reused: Annotated[int, _total("tokens_reused_total", "tokens", "Engines: Context tokens a second", "context tokens that engines took from their prefix caches for them")]

@@ -61,7 +61,7 @@ by machine/tally.py:Tally.take, machine/group.py:Group.retire, machine/group.py:
   rollout/anchors                  | count    | Flow and staleness: Anchors of a group                  | mean number of anchors of a group, over the groups that ended since the last step
   rollout/anchors_certain_fraction | fraction | no panel: 1 unless engine.entropy=topk                  | anchors that are the same whatever the entropies are within what is known of them
 by machine/tally.py:Tally.take, machine/tally.py:Tally.add, machine/group.py:Group.retire
-  prompt/all_right_fraction        | fraction | Throughput: Prompts all right, all wrong                | prompts whose judged bases are all right, of all prompts that ended since the last step and have a judged base, trained ones included
+  prompt/all_correct_fraction        | fraction | Throughput: Prompts all right, all wrong                | prompts whose judged bases are all right, of all prompts that ended since the last step and have a judged base, trained ones included
   prompt/all_wrong_fraction        | fraction | Throughput: Prompts all right, all wrong                | the same whose judged bases are all wrong
 by machine/tally.py:Tally.take, machine/group.py:Group._tokens, machine/group.py:_useful
   prompt/generated_tokens          | tokens   | Throughput: Tokens a prompt                             | generated for one prompt, mean over the groups that ended since the last step
@@ -71,14 +71,14 @@ by machine/tally.py:Tally.take, machine/group.py:Group._tokens, machine/group.py
   prompt/useful_fraction           | fraction | Throughput: Useful tokens                               | part of the generated tokens that were trained with an advantage that is not 0
 by machine/tally.py:Tally.take, machine/ledger.py:Ledger._settle, machine/ledger.py:Ledger._close
   groups/trained                   | groups   | = groups_settled_total                                  | prompt groups trained
-  groups/all_right                 | groups   | = groups_settled_total                                  | rejected: every judged rollout right, branches included, nothing to learn; see prompt/all_right_fraction
+  groups/all_correct                 | groups   | = groups_settled_total                                  | rejected: every judged rollout right, branches included, nothing to learn; see prompt/all_correct_fraction
   groups/all_wrong                 | groups   | = groups_settled_total                                  | rejected: every judged rollout wrong, branches included, nothing to learn; see prompt/all_wrong_fraction
   groups/no_spread                 | groups   | = groups_settled_total                                  | rejected: rewards differ, but within no state that is trained; or all are alike, neither the lowest nor the highest
   groups/too_few                   | groups   | = groups_settled_total                                  | rejected: too few judged rollouts in every state
   groups/failed                    | groups   | = groups_settled_total                                  | given up: their rollouts were lost flow.max_attempts times
 by machine/tally.py:Tally.take, machine/group.py:Group._states
   states/kept                      | states   | = states_total                                          | states of the groups that ended since the last step that were not dropped: their rewards differ; with grpo and vineppo all that enough judged continuations are of
-  states/all_right                 | states   | = states_total                                          | dropped: every judged continuation right
+  states/all_correct                 | states   | = states_total                                          | dropped: every judged continuation right
   states/all_wrong                 | states   | = states_total                                          | dropped: every judged continuation wrong
   states/no_spread                 | states   | = states_total                                          | dropped: all rewards alike, neither the lowest nor the highest (rewards of a user's function)
   states/too_few                   | states   | = states_total                                          | dropped: fewer than two judged continuations (vineppo: none)
@@ -86,12 +86,12 @@ by machine/tally.py:Tally.take, machine/group.py:Group._states
 by machine/tally.py:Tally.take, machine/group.py:Group._states, algorithm/values.py:wilson
   states/interval_width            | fraction | Flow and staleness: How well states are known           | mean width of the 95 % Wilson intervals of V: how well the states are known
 by machine/tally.py:Tally.take, machine/group.py:Group.retire, machine/group.py:Group.judge
-  verify/right                     | rollouts | = verdicts_total                                        | judged right
+  verify/correct                     | rollouts | = verdicts_total                                        | judged right
   verify/wrong                     | rollouts | = verdicts_total                                        | judged wrong, a missing answer included
   verify/unknown                   | rollouts | = verdicts_total                                        | could not be judged: a limit was reached, or the answer or gold is not readable
   verify/policy_fraction           | fraction | Flow and staleness: Right answers, by policy            | right answers that are right by a policy of the judge rather than by a proof (docs/verifier.md); a rise is an event
   verify/judged_again              | rollouts | = judged_again_total                                    | judged more than once (verifiers.on_unknown=retry)
-  verify/given_up                  | rollouts | = verdicts_total                                        | never judged, lost flow.max_attempts times
+  verify/failed                  | rollouts | = verdicts_total                                        | never judged, lost flow.max_attempts times
 by machine/tally.py:Tally.take, machine/group.py:Group._tokens
   tokens/generated                 | tokens   | = tokens_generated_total                                | generated for the groups that ended since the last step, rejected ones included
 by control/heartbeat.py:Teller.step, machine/tally.py:Tally.take

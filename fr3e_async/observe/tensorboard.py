@@ -30,7 +30,7 @@ class TensorBoardWriter:
             # Readers take files in the order of their names, and of two sessions within a second both are wanted.
             place = f"{clock():010.0f}.{socket.gethostname()}.{os.getpid()}.{len(list(folder.iterdir()))}"
             self._file = open(folder / f"events.out.tfevents.{place}", "wb")  # noqa: SIM115 - open as long as the writer
-        self._records = RecordWriter(self._file)
+        self.records = RecordWriter(self._file)
         self._add(Event(wall_time=clock(), file_version="brain.Event:2"))
         self._add(Event(wall_time=clock(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
@@ -55,5 +55,5 @@ class TensorBoardWriter:
 
     def _add(self, event: Event) -> None:
         with storage_errors(self._folder):
-            self._records.write(event.SerializeToString())
+            self.records.write(event.SerializeToString())
             self._file.flush()

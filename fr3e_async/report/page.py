@@ -23,6 +23,7 @@ from fr3e_async import __version__
 from fr3e_async.files.durable import storage_errors
 from fr3e_async.observe.events import MEANINGS
 from fr3e_async.observe.metrics import METRICS
+from fr3e_async.outcomes import GroupOutcome, Outcome
 from fr3e_async.report.runs import defaults, distinct, read_run
 from fr3e_async.report.trees import Packer, packed, read_trees
 from fr3e_async.store.summary import Summary
@@ -82,8 +83,16 @@ def declarations(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     metrics = {name: {"unit": m.unit, "meaning": m.meaning, "code": m.made_by} for name, m in METRICS.items()}
     metrics |= {name: {"unit": "", "meaning": "not declared in this version", "code": ()} for name in sorted(undeclared)}
     summary = {name: dict(field.metadata) for name, field in Summary.__dataclass_fields__.items()}
+    outcomes = {"rollouts": list(Outcome), "groups": list(GroupOutcome)}
     code = {place: locate(place) for metric in METRICS.values() for place in metric.made_by}
-    return {"metrics": metrics, "code": code, "summary": summary, "events": MEANINGS, "defaults": defaults()}
+    return {
+        "metrics": metrics,
+        "code": code,
+        "summary": summary,
+        "events": MEANINGS,
+        "defaults": defaults(),
+        "outcomes": outcomes,
+    }
 
 
 def asset(name: str) -> str:

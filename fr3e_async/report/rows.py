@@ -67,6 +67,22 @@ def text(value: Any) -> str:
     return said if said.isascii() else said.encode("utf-8", "replace").decode("utf-8")
 
 
+_OLD_WORDS = {"right": "correct", "given_up": "failed", "failed_given_up": "failed", "all_right": "all_correct", "rejected_all_right": "rejected_all_correct"}  # fmt: skip
+
+
+def today(value: Any) -> str:
+    """A text; an outcome or a rejection that an older version wrote becomes the word of today."""
+    return _OLD_WORDS.get(said := text(value), said)
+
+
+def metric_of_today(name: str) -> str:
+    """*Example*: ``verify/right``, of an older version, is ``verify/correct``."""
+    group, _, word = name.partition("/")
+    if group == "prompt":
+        return name.replace("all_right", "all_correct")
+    return f"{group}/{today(word)}" if group in ("verify", "groups", "states") else name
+
+
 def plain(value: Any) -> Any:
     """The same JSON value with NaN, infinities and half surrogate pairs taken out."""
     if isinstance(value, dict):

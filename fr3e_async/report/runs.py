@@ -1,4 +1,4 @@
-"""What a run directory says, as one JSON object for the page: curves, result, evaluations, groups by fate, events, settings.
+"""What a run directory says, as one JSON object for the page: curves, result, evaluations, groups by outcome, events, settings.
 
 Every file may be missing, since a run may be still going or have been killed; only ``metrics.jsonl`` or ``config.yaml`` must be there
 for a folder to count as a run. Refuses to know how the numbers are shown.
@@ -17,7 +17,7 @@ import yaml
 
 from fr3e_async.config import Config
 from fr3e_async.errors import StorageError
-from fr3e_async.report.rows import mapping, number, objects, plain, read_object, read_rows, text
+from fr3e_async.report.rows import mapping, metric_of_today, number, objects, plain, read_object, read_rows, text, today
 from fr3e_async.report.timeline import read_timeline
 
 METRICS, CONFIG, HELDOUT = "metrics.jsonl", "config.yaml", "heldout"
@@ -34,11 +34,11 @@ def read_run(path: Path) -> dict[str, Any]:
     summary = read_object(path / "summary.json")
     run = {
         "name": text(path.resolve().name),
-        "summary": plain(summary),
+        "summary": _of_today(plain(summary)),
         "metrics": columns(rows),
         "axes": axes(rows, events),
         "events": events,
-        "groups": groups_by_fate(path / "groups.jsonl"),
+        "groups": groups_by_outcome(path / "groups.jsonl"),
         "config": read_config(path / CONFIG),
         "timeline": read_timeline(path),
     }
@@ -52,6 +52,12 @@ def check_run_folder(path: Path) -> None:
         raise StorageError(f"{path} is no folder")
     if not (path / METRICS).is_file() and not (path / CONFIG).is_file():
         raise StorageError(f"{path} is no run directory: it has neither {METRICS} nor {CONFIG}")
+
+
+def _of_today(summary: Any) -> Any:
+    """The summary with its counts by the words of today."""
+    counts = {key: {today(word): n for word, n in mapping((summary or {}).get(key)).items()} for key in ("groups", "verdicts")}
+    return None if summary is None else {**summary, **{key: words for key, words in counts.items() if words}}
 
 
 def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
@@ -69,6 +75,7 @@ def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
 
 def columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
     """Metric → a value or None for each row, of the metrics that have one."""
+    rows = [{metric_of_today(name): value for name, value in row.items()} for row in rows]
     names = dict.fromkeys(name for row in rows for name in row if name not in ("step", "time_s"))
     values = {name: [number(row.get(name), DIGITS) for row in rows] for name in names}
     return {text(name): column for name, column in values.items() if any(value is not None for value in column)}
@@ -143,19 +150,20 @@ def _placed(row: dict[str, Any], found: dict[str, list[float]]) -> dict[str, flo
 # ---- groups, events, settings ----
 
 
-def groups_by_fate(path: Path) -> dict[str, dict[str, Any]] | None:
-    """Fate → ``groups``, tokens by account, ``states`` by why they were dropped ("" if kept), ``reasons`` of verdicts."""
-    fates: dict[str, dict[str, Any]] = {}
+def groups_by_outcome(path: Path) -> dict[str, dict[str, Any]] | None:
+    """Outcome → ``groups``, tokens by account, ``states`` by why they were dropped ("" if kept), ``reasons`` of verdicts."""
+    outcomes: dict[str, dict[str, Any]] = {}
     for _, row in read_rows(path):
-        fate = fates.setdefault(
-            text(row.get("fate")), {"groups": 0, **dict.fromkeys(TOKENS, 0), "states": Counter(), "reasons": Counter()}
+        outcome = outcomes.setdefault(
+            today(row.get("outcome", row.get("fate"))),
+            {"groups": 0, **dict.fromkeys(TOKENS, 0), "states": Counter(), "reasons": Counter()},
         )
-        fate["groups"] += 1
+        outcome["groups"] += 1
         for name in TOKENS:
-            fate[name] += number(mapping(row.get("tokens")).get(name)) or 0
-        fate["states"].update(text(state.get("dropped")) for state in objects(row.get("states")))
-        fate["reasons"].update({text(reason): number(count) or 0 for reason, count in mapping(row.get("reasons")).items()})
-    return fates or None
+            outcome[name] += number(mapping(row.get("tokens")).get(name)) or 0
+        outcome["states"].update(today(state.get("dropped")) for state in objects(row.get("states")))
+        outcome["reasons"].update({text(reason): number(count) or 0 for reason, count in mapping(row.get("reasons")).items()})
+    return outcomes or None
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.errors import StorageError
-from fr3e_async.report.rows import items, number, objects, read_rows, text
+from fr3e_async.outcomes import Outcome
+from fr3e_async.report.rows import items, number, objects, read_rows, text, today
 
 TREES = "trees.jsonl"
 PART_CHARS = 1 << 20  # of JSON in one part: some 20 ms to open
 DIGITS = 4  # of numbers of states
-OUTCOMES = ("right", "wrong", "unknown", "given_up")
 _NAME = re.compile(r'\{"group": ?"((?:[^"\\]|\\.)*)"')
 COLUMNS = (
-    "run", "group", "step", "fate", "prompt", "rollouts", *OUTCOMES, "anchors", "tokens", "entropy", "value", "reasons",
+    "run", "group", "step", "outcome", "prompt", "rollouts", *map(str, Outcome), "anchors", "tokens", "entropy", "value", "reasons",
     "part", "place",
 )  # fmt: skip
 
@@ -75,7 +75,7 @@ def clean_tree(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "group": text(row.get("group")),
         "step": number(row.get("step")),
-        "fate": text(row.get("fate")),
+        "outcome": today(row.get("outcome", row.get("fate"))),
         "prompt": text(row.get("prompt")),
         "gold": text(row.get("gold")),
         "states": [_state(state) for state in objects(row.get("states"))],
@@ -84,8 +84,10 @@ def clean_tree(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _state(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("node", "parent", "trunk", "position", "score", "value", "low", "high", "right", "judged", "alpha")
-    return {name: number(row.get(name), DIGITS) for name in names} | {"dropped": text(row.get("dropped"))}
+    names = ("node", "parent", "trunk", "position", "score", "value", "low", "high", "alpha")
+    counts = {"reward_sum": row.get("reward_sum", row.get("right")), "scored": row.get("scored", row.get("judged"))}
+    values = {name: row.get(name) for name in names} | counts
+    return {name: number(value, DIGITS) for name, value in values.items()} | {"dropped": today(row.get("dropped"))}
 
 
 def _rollout(row: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _rollout(row: dict[str, Any]) -> dict[str, Any]:
         "entropies": _milli(row.get("entropies"), len(pieces)),
         "logprobs": _milli(row.get("logprobs"), len(pieces)),
         "versions": _stretches(row.get("versions")) or [],
-        "outcome": text(row.get("outcome")),
+        "outcome": today(row.get("outcome")),
         "reason": text(row.get("reason")),
         "reward": number(row.get("reward"), DIGITS),
         "finish": text(row.get("finish")),
@@ -174,10 +176,10 @@ def summary_of(tree: dict[str, Any]) -> dict[str, Any]:
     return {
         "group": tree["group"],
         "step": tree["step"],
-        "fate": tree["fate"],
+        "outcome": tree["outcome"],
         "prompt": tree["prompt"],
         "rollouts": len(tree["rollouts"]),
-        **{name: outcomes[name] for name in OUTCOMES},
+        **{str(name): outcomes[name] for name in Outcome},
         "anchors": sum(1 for state in tree["states"] if state["node"]),
         "tokens": sum(len(rollout["pieces"]) for rollout in tree["rollouts"]),
         "entropy": round(sum(known) / len(known) / 1000, 4) if known else None,

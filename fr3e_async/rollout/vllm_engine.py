@@ -59,8 +59,8 @@ class VllmEngine:
     """One engine. Build it with ``await VllmEngine.start(spec)``, in a process that has ``engine_environment(spec)``."""
 
     def __init__(self, llm: AsyncLLM, spec: EngineSpec) -> None:
-        self._llm: AsyncLLM | None = llm
-        self._spec = spec
+        self.llm: AsyncLLM | None = llm
+        self.spec = spec
         self._entropy: EntropyProvider = provider_of(spec)
         self._vocabulary = llm.model_config.get_vocab_size()
         self._version = spec.version
@@ -99,7 +99,7 @@ class VllmEngine:
     async def sample(self, request: SampleRequest) -> Completion:
         """See ``port.Engine.sample``."""
         self._require_alive()
-        check_request(request, self._spec)
+        check_request(request, self.spec)
         self._meter.enter(steady())
         self._entered += 1
         try:
@@ -156,7 +156,7 @@ class VllmEngine:
 
     async def close(self) -> None:
         """End the engine's processes. Requests in flight fail. Doing it twice is harmless."""
-        llm, self._llm = self._llm, None
+        llm, self.llm = self.llm, None
         if llm is not None:
             self._broken = self._broken or "the engine is closed"
             if llm.output_handler is not None and self._meter.running == 0:
@@ -168,7 +168,7 @@ class VllmEngine:
         inner = f"{request.request_id}#{next(self._serial)}"
         self._live[request.request_id] = inner
         prompt = tokens_input(request.context.tolist(), cache_salt=salt)
-        params = sampling_params(request, self._spec, logprobs=self._entropy.asks(request, vocabulary=self._vocabulary))
+        params = sampling_params(request, self.spec, logprobs=self._entropy.asks(request, vocabulary=self._vocabulary))
         output: RequestOutput | None = None
         try:
             async for final in self._alive().generate(prompt, params, inner):
@@ -208,7 +208,7 @@ class VllmEngine:
         async def unless_dead() -> T:
             task = asyncio.ensure_future(work)
             while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
-                if self._llm is None or self._llm.errored:
+                if self.llm is None or self.llm.errored:
                     task.cancel()
             try:
                 return task.result()
@@ -292,7 +292,7 @@ class VllmEngine:
         llm, started = self._alive(), steady()
         self._meter.pause(started)
         try:
-            await llm.pause_generation(mode="keep", clear_cache=self._spec.engine.clear_cache_on_update)
+            await llm.pause_generation(mode="keep", clear_cache=self.spec.engine.clear_cache_on_update)
             try:
                 reply = await load(llm, manifest)
             finally:
@@ -336,6 +336,6 @@ class VllmEngine:
             raise EngineDead(self._broken or "the engine's core process is gone")
 
     def _alive(self) -> AsyncLLM:
-        if self._llm is None:
+        if self.llm is None:
             raise EngineDead(self._broken)
-        return self._llm
+        return self.llm

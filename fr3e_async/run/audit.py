@@ -20,7 +20,7 @@ from fr3e_async.data.stream import group_id
 from fr3e_async.errors import StorageError
 from fr3e_async.report.rows import read_rows
 from fr3e_async.store.checkpoints import CheckpointStore, step_of
-from fr3e_async.store.ledger_audit import FATES, TRAINED, LedgerReport, audit
+from fr3e_async.store.ledger_audit import GROUP_OUTCOMES, TRAINED, LedgerReport, audit
 from fr3e_async.store.ledger_log import read_ledger_log
 
 LEDGER, GROUPS, CONFIG = "ledger.jsonl", "groups.jsonl", "config.yaml"
@@ -70,15 +70,15 @@ def read_bounds(path: Path) -> dict[str, int]:
 
 
 def read_groups(path: Path) -> list[tuple[str, str]]:
-    """(group, fate) of each row; none if there is no file. A last line that was cut off counts as not written.
+    """(group, outcome) of each row; none if there is no file. A last line that was cut off counts as not written.
 
     Raises ``StorageError``: another line is no row of this file.
     """
     rows = []
     for number, row in read_rows(path):
-        if not {"group", "fate"} <= row.keys():
+        if not {"group", "outcome"} <= row.keys():
             raise StorageError(f"{path}:{number} is damaged: it is no row of a settled group")
-        rows.append((str(row["group"]), str(row["fate"])))
+        rows.append((str(row["group"]), str(row["outcome"])))
     return rows
 
 
@@ -103,20 +103,20 @@ def read_control(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_groups(report: LedgerReport, rows: Sequence[tuple[str, str]]) -> list[str]:
-    """What is wrong with the rows (group, fate), a line each.
+    """What is wrong with the rows (group, outcome), a line each.
 
     In a run that did not say its end, rows and ledger log may differ in what was settled after the last cut, and only there.
     """
     written = dict(rows)
     problems = [f"group {group} has {count} rows" for group, count in Counter(group for group, _ in rows).items() if count > 1]
-    for index, (group, fate) in enumerate(report.fates.items()):
+    for index, (group, outcome) in enumerate(report.outcomes.items()):
         lenient = not report.ended and index >= report.settled_at_last_cut
         if group not in written and not lenient:
-            problems.append(f"group {group} has no row; it is {fate} in the ledger")
-        elif written.get(group, fate) != fate:
-            problems.append(f"group {group} is {written[group]}; it is {fate} in the ledger")
+            problems.append(f"group {group} has no row; it is {outcome} in the ledger")
+        elif written.get(group, outcome) != outcome:
+            problems.append(f"group {group} is {written[group]}; it is {outcome} in the ledger")
     waiting = set() if report.ended else set(report.open)
-    for group in written.keys() - report.fates.keys() - waiting:
+    for group in written.keys() - report.outcomes.keys() - waiting:
         problems.append(f"group {group} is {written[group]}; it is not settled in the ledger")
     return problems
 
@@ -126,7 +126,7 @@ def check_checkpoint(report: LedgerReport, *, version: int, epoch: int, consumed
     cuts = [cut for cut in reversed(report.cuts) if cut.version == version]
     if not cuts:
         return [f"the ledger has no cut of version {version}"]
-    settled = list(report.fates)
+    settled = list(report.outcomes)
     expected = [{group for group in settled[: cut.settled] if _epoch(group) >= epoch} for cut in cuts]
     if consumed in expected:
         return []
@@ -153,7 +153,7 @@ def table(found: Audit) -> str:
         "version": str(report.version),
         "admitted": str(report.admitted),
         TRAINED: str(report.counts[TRAINED]),
-        **{fate: str(count) for fate, count in sorted(report.counts.items()) if fate.startswith(FATES)},
+        **{outcome: str(count) for outcome, count in sorted(report.counts.items()) if outcome.startswith(GROUP_OUTCOMES)},
         "open": str(len(report.open)),
         "thrown away": f"{report.void_groups} groups, {report.void_batches} batches, by sessions that went back",
         "checkpoint": found.checkpoint or "none",

@@ -99,5 +99,5 @@ def _state(machine: Machine) -> str:
     )
     return (
         f"  v{ledger.version} trained, v{fleet.live} live; {ledger.slots_held} slots held, {ledger.in_flight} groups in flight, "
-        f"{ledger.ready} ready; {roles}; fates {dict(ledger.fates)}"
+        f"{ledger.ready} ready; {roles}; outcomes {dict(ledger.outcomes)}"
     )

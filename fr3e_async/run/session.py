@@ -80,8 +80,8 @@ class Session:
         """
         self.found = tuple(found)
         self._questions = questions if config.learner.stop_above_mismatch else None
-        self._notes = tuple((kind, note) for kind, note in notes if note)
-        self._config, self._model, self._datasets, self._run_dir = config, model, datasets, run_dir
+        self.notes = tuple((kind, note) for kind, note in notes if note)
+        self._config, self._model, self.datasets, self._run_dir = config, model, datasets, run_dir
         self._benchmarks, self.done = tuple(benchmarks), done
         self._clock, self._started_at, self._resume_from, self._spell = clock, started_at, resume_from, spell
         self._wall_before_s = 0.0  # of earlier processes
@@ -112,7 +112,7 @@ class Session:
         self._reached_actors = True
         try:
             with tuned_gc():
-                return asyncio.run(self._run())
+                return asyncio.run(self.go())
         except StartRefused:
             self._reached_actors = False  # as bad input leaves nothing behind
             raise
@@ -121,7 +121,7 @@ class Session:
 
     # ---- inside the event loop ----
 
-    async def _run(self) -> int:
+    async def go(self) -> int:
         cut = load_control_state(self._resume_from).ledger if self._resume_from else None
         version, settled = (cut.version, cut.settled) if cut else (0, 0)
         mode, screen = make_console(self._config.observe.console)
@@ -163,10 +163,10 @@ class Session:
     async def train(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> None:
         resumed = f", resuming from step {step_of(self._resume_from)}" if self._resume_from else ""
         recorder.note(f"run directory {self._run_dir.path}{resumed}", "run_resumed" if resumed else "run_started")
-        for kind, note in self._notes:
+        for kind, note in self.notes:
             recorder.note(note, kind)
-        if self._datasets.dropped:
-            recorder.note(f"{self._datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
+        if self.datasets.dropped:
+            recorder.note(f"{self.datasets.dropped} prompts are longer than data.max_prompt and were dropped", "data_dropped")
         async with self._telling(recorder, deployment):
             await deployment.start(resume_from=self._resume_from)
         self._run_dir.renew(self._config)
@@ -176,7 +176,7 @@ class Session:
         whole = reason == "finished" and await self._save_model(deployment, recorder, stop)
         recorder.finish(summary_of(controller, name=self._config.run.name, reason=reason, now=self._clock()))
         if whole:
-            self._write_card()
+            self.write_card()
 
     async def to_the_end(self, deployment: Deployment, recorder: Recorder, stop: Stop) -> tuple[Controller, str]:
         """Train until the run ends; the last controller and why it ended. Restart a lost learner group from the last checkpoint.
@@ -245,7 +245,7 @@ class Session:
         async with limited(self._config.learner, "start_timeout_s", "the checkpoint could not be read"):
             return await run_in_daemon_thread(read)
 
-    def _write_card(self) -> None:
+    def write_card(self) -> None:
         """Write the model's README.md. A failure is only printed: the result is written by now."""
         try:
             write_run_card(self._run_dir.path, dtype=self._config.learner.dtype)
@@ -272,7 +272,7 @@ class Session:
         self, deployment: Deployment, recorder: Recorder, source: Path | None, restarts: int
     ) -> Controller:  # fmt: skip
         """The control loop, from a checkpoint or from nothing. ``restarts``: of the learner group within this process."""
-        config, train = self._config, self._datasets.train
+        config, train = self._config, self.datasets.train
         resumed = load_control_state(source) if source else None
         state = resumed.ledger if resumed else None
         progress = resumed.progress if resumed else Progress()
@@ -290,7 +290,7 @@ class Session:
             spent = self._clock() - asked_at
             text = f"{engines} engines have the learner's weights{' and numbers' if door else ''} ({spent:.1f} s)"
             recorder.note(text, "engines_asked", seconds=round(spent, 3))
-        heldout = pick_problems(self._datasets.heldout, config)
+        heldout = pick_problems(self.datasets.heldout, config)
         session = self._run_dir.next_session()
         journal = Journal(self._run_dir.journal, session=session, config=config, state=state) if config.observe.journal else None
         keep, groups = config.observe.trees_per_step, [group.name for group in state.groups] if state else []
@@ -303,9 +303,9 @@ class Session:
                 config.run.seed,
                 state=resumed.stream if resumed else None,
                 taken=groups,
-                parts=self._datasets.parts,
-                template=self._datasets.template,
-                ends=self._datasets.ends,
+                parts=self.datasets.parts,
+                template=self.datasets.template,
+                ends=self.datasets.ends,
             ),
             publisher=publisher,
             files=RunFiles(

@@ -90,7 +90,7 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
         tokens_useful=progress.tokens_useful,
         tokens_per_prompt=progress.tokens_generated / ledger.settled if ledger.settled else None,
         tokens_trained=progress.tokens_trained,
-        groups={**ledger.fates, "in_flight": ledger.in_flight},
+        groups={**ledger.outcomes, "in_flight": ledger.in_flight},
         verdicts=dict(progress.verdicts),
         verdict_reasons=dict(progress.reasons),
         retries=ledger.retries,

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from fr3e_async.algorithm.strategies import GroupPlan
 from fr3e_async.config import Config
 from fr3e_async.machine.messages import Branch, Sample, Work, group_of
+from fr3e_async.outcomes import Outcome
 from fr3e_async.simulate.engine import Request
 from fr3e_async.simulate.workload import MeasuredAnswer, Tree, Workload
-from fr3e_async.types import Anchor, Outcome, RolloutId, Verdict
+from fr3e_async.types import Anchor, RolloutId, Verdict
 
 BLOCK = 16  # tokens of a key-value block where engine.block_size leaves it to the engine
 VERDICTS = {
-    True: Verdict(outcome=Outcome.RIGHT, reason="simulated"),
+    True: Verdict(outcome=Outcome.CORRECT, reason="simulated"),
     False: Verdict(outcome=Outcome.WRONG, reason="simulated"),
     None: Verdict(outcome=Outcome.UNKNOWN, reason="simulated"),
 }

@@ -122,7 +122,7 @@ class Search:
         seen = set()
         for learner in COARSE:
             for explorers in COARSE if self._branches else (0.0,):
-                split = self._fill(self._count(learner, 2), self._count((1 - learner) * explorers, 1))
+                split = self.fill(self._count(learner, 2), self._count((1 - learner) * explorers, 1))
                 if split is not None and split not in seen:
                     seen.add(split)
                     yield split
@@ -130,7 +130,7 @@ class Search:
     def _count(self, part: float, role: int) -> int:
         return max(1, round(part * self._offer / max(self._cost[role], 1e-9)))
 
-    def _fill(self, ranks: int, explorers: int) -> Split | None:
+    def fill(self, ranks: int, explorers: int) -> Split | None:
         """The rest of the cluster is generators'; None if there is no rest."""
         explorers = explorers if self._branches else 0
         left = self._offer - explorers * self._cost[1] - ranks * self._cost[2] - self._verifiers * self._cost_of_verifier
@@ -142,7 +142,7 @@ class Search:
         moves = [(s, 0) for s in (-stride, stride)] + [(0, s) for s in (-stride, stride)] * self._branches
         moves += [(-stride, stride), (stride, -stride)] * self._branches
         for ranks, explorers in moves:
-            found = self._fill(split.ranks + ranks, split.explorers + explorers)
+            found = self.fill(split.ranks + ranks, split.explorers + explorers)
             if found is not None:
                 yield found
 
@@ -151,7 +151,7 @@ class Search:
             return
         while True:
             count = min(self._verifiers, self._most_verifiers(split))
-            config = self._config_of(split, verifiers=count)
+            config = self.config_of(split, verifiers=count)
             report = simulate(config, self._model, steps=WARMUP + self._steps, warmup=WARMUP)
             needed = math.ceil(count * (1 - report.idle[VERIFIERS]) / VERIFIER_LOAD)
             self._verifiers = max(self._verifiers, min(needed, self._verifiers_at_most))
@@ -160,7 +160,7 @@ class Search:
         self.tried[split] = Candidate(split=split, config=config, report=report)
         progress(f"{len(self.tried):3d}  {split}  {report.step_s:.4g} s a batch")
 
-    def _config_of(self, split: Split, *, verifiers: int) -> Config:
+    def config_of(self, split: Split, *, verifiers: int) -> Config:
         c = self._config
         return replace(
             c,

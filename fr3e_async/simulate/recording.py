@@ -14,14 +14,15 @@ from fr3e_async.errors import ConfigError, RunFailed, StorageError
 from fr3e_async.machine.events import Acked, Answered, Delivered, Event, Exported, Judged, Lost, Rescored, Trained, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Command, Retire, Score, Send, Train
+from fr3e_async.outcomes import Outcome
 from fr3e_async.settings.loader import config_from
 from fr3e_async.simulate.service import batch_tokens
 from fr3e_async.simulate.stats import SimulationReport, Stats
 from fr3e_async.simulate.workload import MeasuredAnswer, MeasuredGroup
 from fr3e_async.store.journal import Entry, read_journal
-from fr3e_async.types import Anchor, Outcome, RolloutId, RolloutSummary
+from fr3e_async.types import Anchor, RolloutId, RolloutSummary
 
-RIGHT = {Outcome.RIGHT: True, Outcome.WRONG: False, Outcome.UNKNOWN: None}
+RIGHT = {Outcome.CORRECT: True, Outcome.WRONG: False, Outcome.UNKNOWN: None}
 
 
 @dataclass(slots=True)

@@ -116,7 +116,7 @@ class Counts:
     cached: int = 0
     lost: int = 0
     late: int = 0  # tasks that took longer than a lease
-    fates: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     ages: Counter[int] = field(default_factory=Counter)  # trained rows by the age of their oldest token
     trained_tokens: int = 0
 
@@ -135,7 +135,7 @@ class Stats:
         self._began = 0.0
         self._roles: dict[str, str] = {}
         self._load: Counter[str] = Counter()  # tasks by worker
-        self._tasks: dict[int, tuple[str, float]] = {}  # (worker, since)
+        self.tasks: dict[int, tuple[str, float]] = {}  # (worker, since)
         self._learning = 0
         self._train_at: dict[int, float] = {}
         self._oldest: dict[int, dict[int, int]] = {}  # payload -> row -> oldest version
@@ -183,7 +183,7 @@ class Stats:
             if isinstance(command, Assign):
                 self._begins(now, command)
             elif isinstance(command, Retire):
-                self.counts.fates[command.fate] += 1
+                self.counts.outcomes[command.outcome] += 1
                 for payload in self._payloads.pop(command.group, ()):
                     del self._oldest[payload]
             elif isinstance(command, Train):
@@ -201,13 +201,13 @@ class Stats:
 
     def _begins(self, now: float, command: Assign) -> None:
         worker = command.worker
-        self._tasks[command.task] = (worker, now)
+        self.tasks[command.task] = (worker, now)
         self._load[worker] += 1
         if self._load[worker] == 1 and worker in self._roles:
             self._change(now, self._roles[worker], busy=1)
 
     def _ends(self, now: float, task: int) -> None:
-        worker, since = self._tasks.pop(task, ("", now))
+        worker, since = self.tasks.pop(task, ("", now))
         if not worker:
             return
         self.counts.late += now - since > self._lease_s
@@ -276,7 +276,7 @@ class Stats:
             self._restart(now)
         else:
             self.steps.append(step)
-        self._cut = self._integrals(now), replace(self.counts, fates=self.counts.fates.copy(), ages=self.counts.ages.copy())
+        self._cut = self._integrals(now), replace(self.counts, outcomes=self.counts.outcomes.copy(), ages=self.counts.ages.copy())
 
     def _integrals(self, now: float) -> dict[str, tuple[float, float]]:
         """By role: (worker-seconds at work, worker-seconds there)."""
@@ -297,7 +297,7 @@ class Stats:
         """Of the time from the end of the warm-up to the last trained version. ``label``: "simulation" or "measured"."""
         steps, (meters, counts) = self.steps, self._cut
         span = max(steps[-1].time - self._began, 1e-9) if steps else 1e-9
-        settled = counts.fates.total()
+        settled = counts.outcomes.total()
         synced = [self.live_at[v] - at for v, at in self.exported_at.items() if v in self.live_at]
         return SimulationReport(
             label=label,
@@ -315,7 +315,7 @@ class Stats:
             ready_groups=_mean([float(step.ready) for step in steps]),
             slots_held=_mean([float(step.slots) for step in steps]),
             slots_held_max=max((step.slots for step in steps), default=0),
-            rejected=(settled - counts.fates["trained"]) / settled if settled else 0.0,
+            rejected=(settled - counts.outcomes["trained"]) / settled if settled else 0.0,
             cached=counts.cached / counts.context if counts.context else 0.0,
             lost_tasks=counts.lost,
             late_tasks=counts.late,

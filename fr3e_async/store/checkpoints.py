@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import fsync_path, fsync_tree, storage_errors, write_atomically
 from fr3e_async.files.jsonl import checked_json, read_checked_json
@@ -26,6 +28,20 @@ SUMMED_BYTES = 1 << 26  # files up to this size get a checksum here; larger ones
 _NAME = re.compile(r"step-(\d{8,})")
 
 logger = logging.getLogger(__name__)
+
+
+class FileFacts(msgspec.Struct, frozen=True):
+    """A file as it was written. ``crc32`` is None for a large one."""
+
+    size: int  # bytes
+    crc32: int | None
+
+
+class CheckpointManifest(msgspec.Struct, frozen=True):
+    """``checkpoint.json``: which files a checkpoint has. *Example*: ``{"step":20,"files":{"control.json":{"size":812,"crc32":7}}}``"""
+
+    step: int
+    files: dict[str, FileFacts]
 
 
 class CheckpointStore:
@@ -54,7 +70,8 @@ class CheckpointStore:
         final = self.root / checkpoint_name(step)
         with storage_errors(self.root):
             files = {str(p.relative_to(folder)): _facts(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-            (folder / MANIFEST).write_text(checked_json({"step": step, "files": files}), encoding="utf-8")
+            manifest = msgspec.to_builtins(CheckpointManifest(step, files))
+            (folder / MANIFEST).write_text(checked_json(manifest), encoding="utf-8")
             fsync_tree(folder)
             if final.exists():  # an earlier attempt that was complete but never became ``latest``, or the same step again
                 os.replace(final, self.root / f"{checkpoint_name(step)}.old.tmp")
@@ -143,24 +160,25 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _facts(path: Path) -> list[int]:
-    """Size, and crc32 of a file that is not large."""
+def _facts(path: Path) -> FileFacts:
     size = path.stat().st_size
-    return [size, zlib.crc32(path.read_bytes())] if size <= SUMMED_BYTES else [size]
+    return FileFacts(size, zlib.crc32(path.read_bytes()) if size <= SUMMED_BYTES else None)
 
 
 def _damage(folder: Path) -> str:
     """What is wrong with a checkpoint, or an empty text: every file must be there as it was written."""
     try:
-        files = read_checked_json(folder / MANIFEST)["files"]
-        for name, facts in files.items():
+        manifest = msgspec.convert(read_checked_json(folder / MANIFEST), CheckpointManifest)
+        for name, facts in manifest.files.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != facts[0]:
-                return f"{name} has {path.stat().st_size} bytes instead of {facts[0]}"
-            if len(facts) > 1 and zlib.crc32(path.read_bytes()) != facts[1]:
+            if path.stat().st_size != facts.size:
+                return f"{name} has {path.stat().st_size} bytes instead of {facts.size}"
+            if facts.crc32 is not None and zlib.crc32(path.read_bytes()) != facts.crc32:
                 return f"{name} is damaged: it does not have the checksum it was written with"
     except (StorageError, OSError) as error:
         return str(error)
+    except msgspec.ValidationError as error:
+        return f"{MANIFEST} is none that this version writes ({error})"
     return ""

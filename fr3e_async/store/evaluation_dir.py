@@ -76,7 +76,7 @@ class EvaluationDir(ClaimedFolder):
         return found
 
     def keep(self, benchmark: str, problem: str, samples: Sequence[ScoredSample]) -> None:
-        """A problem is done. Raises ``StorageError``."""
+        """Write the samples of a problem that is done. Raises ``StorageError``."""
         if benchmark not in self._writers:
             self._writers[benchmark] = JsonlWriter(self._problems(benchmark))
         self._writers[benchmark].write(problem_row(problem, samples))
@@ -94,7 +94,7 @@ class EvaluationDir(ClaimedFolder):
         return rows
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Raises ``StorageError``."""
+        """Replace ``results.json`` in one step. Raises ``StorageError``."""
         with storage_errors(self.results, "out"):
             write_atomically(self.results, json.dumps(results, indent=1, allow_nan=False) + "\n")
 

@@ -130,7 +130,7 @@ def brief(command: Command) -> str:
         case Train():
             return f"train {command.version} {len(command.items)} {' '.join(command.groups)}"
         case Retire():
-            return f"retire {command.group} {command.fate}"
+            return f"retire {command.group} {command.outcome}"
         case Withdraw():
             return f"withdraw {command.worker} {' '.join(map(str, command.tasks))}".rstrip()
         case Hire():

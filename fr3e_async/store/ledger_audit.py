@@ -1,8 +1,8 @@
-"""The story that a run's books tell, played again: what survives the roll-backs, and every law that it breaks. Pure.
+"""Plays the records of ``ledger.jsonl`` again: what survives the roll-backs, and every law that a record breaks. Pure.
 
-    surviving history = what was written, without whatever stands between a cut and a ``begin`` that goes on from it
+    surviving history = what was written, without whatever stands between a cut and a ``begin`` that resumes from it
 
-Knows nothing of files. The laws are those of ``machine/ledger.py``, told apart from it: this module shares no code with it.
+The laws are those of ``machine/ledger.py``; this module shares no code with it, so that a defect there shows here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fr3e_async.store.ledger_log import (
 )
 
 TRAINED = "trained"
-FATES = ("rejected_", "failed_")  # what the fate of a group that was not trained begins with
+GROUP_OUTCOMES = ("rejected_", "failed")  # what the outcome of a group that was not trained begins with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,24 +56,24 @@ class CutPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerReport:
-    """What the books say in the end."""
+    """What survives of all sessions at the end of the log, and every law that was broken on the way."""
 
     sessions: int
     version: int
     admitted: int  # groups of the surviving history
-    fates: Mapping[str, str]  # group → fate, in the order of settlement: the prompts that are consumed
-    open: tuple[str, ...]  # groups without a fate, in admission order
+    outcomes: Mapping[str, str]  # group → outcome, in the order of settlement: the prompts that are consumed
+    open: tuple[str, ...]  # groups without a outcome, in admission order
     cuts: tuple[CutPoint, ...]  # of the surviving history
     abandoned: frozenset[int]  # versions of cuts that a session went back behind: their checkpoints may still lie there
-    void_groups: int  # groups whose admission or fate was made void
+    void_groups: int  # groups whose admission or outcome was made void
     void_batches: int  # batches given to the learner for nothing
     ended: bool  # the last session said its end
     violations: tuple[Violation, ...]
 
     @property
     def counts(self) -> Counter[str]:
-        """Groups by fate."""
-        return Counter(self.fates.values())
+        """Groups by outcome."""
+        return Counter(self.outcomes.values())
 
     @property
     def settled_at_last_cut(self) -> int:
@@ -95,10 +95,12 @@ def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, 
 
 @dataclass(slots=True, kw_only=True)
 class _Replay:
+    """The state of a run as the records tell it."""
+
     groups_per_step: int
     max_staleness: int
     admitted: dict[str, int | None] = field(default_factory=dict)  # group → version live at its admission, if known; in order
-    fates: dict[str, str] = field(default_factory=dict)  # in order
+    outcomes: dict[str, str] = field(default_factory=dict)  # in order
     open: list[str] = field(default_factory=list)  # in admission order; those with the learner are among them
     batch: TrainRecord | None = None  # with the learner
     unlive: dict[int, int] = field(default_factory=dict)  # version → groups whose slots it will free
@@ -144,7 +146,7 @@ class _Replay:
             sessions=self.sessions,
             version=self.version,
             admitted=len(self.admitted),
-            fates=self.fates,
+            outcomes=self.outcomes,
             open=tuple(self.open),
             cuts=tuple(self.cuts),
             abandoned=frozenset(self.abandoned),
@@ -160,14 +162,14 @@ class _Replay:
         self._session, self._running, self.sessions = record.session, True, self.sessions + 1
         stated = (record.admitted, record.settled, record.open)
         there = [cut for cut in reversed(self.cuts) if cut.version == record.version]
-        exact = [cut for cut in there if stated in (_content(cut), (cut.stated.admitted, cut.stated.settled, cut.stated.open))]
+        exact = [cut for cut in there for its in (cut, cut.stated) if stated == (its.admitted, its.settled, its.open)]
         if exact:
             self._roll_back(exact[0])
         elif record.version == 0 and stated == (0, 0, ()):
             self._roll_back(None)
         else:
             self._begin_anew(record, there[0] if there else None)
-        self._gap = (record.admitted - len(self.admitted), record.settled - len(self.fates))
+        self._gap = (record.admitted - len(self.admitted), record.settled - len(self.outcomes))
         self._check_slots()
 
     def _begin_anew(self, record: BeginRecord, nearest: CutPoint | None) -> None:
@@ -180,29 +182,29 @@ class _Replay:
             self._break("begin", f"it is not the cut of version {record.version}: {_differences(record, nearest)}")
             self._roll_back(nearest)
         self.version = self.live = record.version
-        self.open = [group for group in record.open if group not in self.fates]
-        there = {*self.open, *self.fates}
+        self.open = [group for group in record.open if group not in self.outcomes]
+        there = {*self.open, *self.outcomes}
         self.admitted = {group: live for group, live in self.admitted.items() if group in there}
         self.admitted |= {group: None for group in self.open if group not in self.admitted}
 
     def _roll_back(self, cut: CutPoint | None) -> None:
         """None: to the start of the run, which needs no checkpoint."""
         admitted, settled = (cut.admitted, cut.settled) if cut else (0, 0)
-        self.void_groups += len({*list(self.admitted)[admitted:], *list(self.fates)[settled:]})
+        self.void_groups += len({*list(self.admitted)[admitted:], *list(self.outcomes)[settled:]})
         kept = self.cuts[: self.cuts.index(cut) + 1] if cut else []
         gone = {later.version for later in self.cuts[len(kept) :]}
         self.abandoned = self.abandoned | gone if cut else set()  # a fresh start means that no checkpoint was there
         self.cuts = kept
         version = cut.version if cut else 0
         self.void_batches += max(self.version - version, 0) + (self.batch is not None)
-        self.admitted, self.fates = _first(self.admitted, admitted), _first(self.fates, settled)
+        self.admitted, self.outcomes = _first(self.admitted, admitted), _first(self.outcomes, settled)
         self.open = list(cut.open) if cut else []
         self.version = self.live = version
         self.batch, self.unlive = None, {}
 
     def _cut(self, record: CutRecord) -> None:
         point = CutPoint(
-            version=self.version, admitted=len(self.admitted), settled=len(self.fates), open=tuple(self.open), stated=record
+            version=self.version, admitted=len(self.admitted), settled=len(self.outcomes), open=tuple(self.open), stated=record
         )
         gap = (record.admitted - point.admitted, record.settled - point.settled)
         if record.version != self.version:
@@ -234,22 +236,22 @@ class _Replay:
 
     def _settle(self, record: SettledRecord) -> None:
         group = record.group
-        if not record.fate.startswith(FATES):
-            self._break("settled", f"group {group} has the fate {record.fate!r}, which only a trained batch gives", group)
+        if not record.outcome.startswith(GROUP_OUTCOMES):
+            self._break("settled", f"group {group} has the outcome {record.outcome!r}, which only a trained batch gives", group)
         if self.batch is not None and group in self.batch.groups:
-            self._break("settled", f"group {group} is with the learner and cannot be {record.fate}", group)
+            self._break("settled", f"group {group} is with the learner and cannot be {record.outcome}", group)
         elif problem := self._not_open(group):
             self._break("settled", problem, group)
         else:
-            self._close(group, record.fate)
+            self._close(group, record.outcome)
 
-    def _close(self, group: str, fate: str) -> None:
+    def _close(self, group: str, outcome: str) -> None:
         self.open.remove(group)
-        self.fates[group] = fate
+        self.outcomes[group] = outcome
 
     def _not_open(self, group: str) -> str:
-        if group in self.fates:
-            return f"group {group} was settled before, as {self.fates[group]}"
+        if group in self.outcomes:
+            return f"group {group} was settled before, as {self.outcomes[group]}"
         return "" if group in self.admitted else f"group {group} was never admitted"
 
     # ---- versions ----
@@ -326,10 +328,6 @@ class _Replay:
 
     def _break(self, kind: str, text: str, group: str = "") -> None:
         self.violations.append(Violation(kind=kind, text=text, group=group, session=self._session, line=self._line))
-
-
-def _content(cut: CutPoint) -> tuple[int, int, tuple[str, ...]]:
-    return cut.admitted, cut.settled, cut.open
 
 
 def _differences(record: BeginRecord | CutRecord, cut: CutPoint) -> str:

@@ -76,7 +76,7 @@ class SettledRecord(LedgerRecord, frozen=True, kw_only=True):
     """A group ends without training."""
 
     group: str
-    fate: str  # "rejected_…" or "failed_…"
+    outcome: str  # "rejected_…" or "failed"
 
 
 class CutRecord(LedgerRecord, frozen=True, kw_only=True):
@@ -109,8 +109,8 @@ def records_of(event: Event | None, commands: Iterable[Command], *, live: int) -
         yield TrainedRecord(version=event.version)
     for command in commands:
         match command:
-            case Retire() if command.fate != "trained":
-                yield SettledRecord(group=command.group, fate=command.fate)
+            case Retire() if command.outcome != "trained":
+                yield SettledRecord(group=command.group, outcome=command.outcome)
             case Train():
                 yield TrainRecord(version=command.version, groups=command.groups, oldest=command.oldest)
             case Live():

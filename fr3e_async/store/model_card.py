@@ -58,7 +58,7 @@ def run_settings(run: Path) -> dict[str, Any]:
 
 
 def summary_facts(summary: Summary, settings: Mapping[str, Any], *, dtype: str) -> CardFacts:
-    """Of the final model of a run."""
+    """The facts of a model card for the final model of a run, from its summary."""
     return CardFacts(
         model=str(settings.get("model.path", "")),
         revision=str(settings.get("model.revision", "")),

@@ -2,7 +2,7 @@
 
     run.json       fingerprint and lasting settings       config.yaml    the resolved config of the latest session
     metrics.jsonl  one row a step                         summary.json   the result
-    groups.jsonl   one row a settled prompt group: its fate, its states with V and alpha, its tokens
+    groups.jsonl   one row a settled prompt group: its outcome, its states with V and alpha, its tokens
     ledger.jsonl   the history of every prompt group over all sessions, for the audit      sessions   how many there were
     journal/       every event and decision of the control loop, one file a session
     checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
@@ -104,7 +104,7 @@ class RunDir(ClaimedFolder):
         return self.trees.stat().st_size
 
     def write_summary(self, text: str) -> None:
-        """Raises ``StorageError``."""
+        """Replace ``summary.json`` in one step. Raises ``StorageError``."""
         with storage_errors(self.path):
             write_atomically(self.summary, text)
 

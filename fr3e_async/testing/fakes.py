@@ -22,21 +22,9 @@ import numpy as np
 from fr3e_async.clock import Clock, steady
 from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunk, WorkerLost
 from fr3e_async.errors import LearnerLost
+from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import (
-    Anchor,
-    Answer,
-    Completion,
-    Draw,
-    Finish,
-    Outcome,
-    Prompt,
-    RolloutBatch,
-    RolloutId,
-    RolloutSummary,
-    StepReport,
-    Verdict,
-)
+from fr3e_async.types import Anchor, Answer, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId, RolloutSummary, StepReport, Verdict
 from fr3e_async.verify.margins import within
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
@@ -265,7 +253,7 @@ class FakeVerifier(FakeActor):
         await self.call("judge", parts=1)
         last = [payload.completion(row).tokens[-1] for row in rows]
         right = [t == RIGHT or (p.margins and within(str(t), p.gold, p.margins)) for t, p in zip(last, prompts, strict=True)]
-        return [Verdict(outcome=Outcome.RIGHT if its else Outcome.WRONG) for its in right]
+        return [Verdict(outcome=Outcome.CORRECT if its else Outcome.WRONG) for its in right]
 
     async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
         await self._answers()

@@ -13,7 +13,8 @@ import re
 from typing import Literal
 
 from fr3e_async.algorithm.answer_span import THINK, Thoughts, last_box, spoken
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.tokens import render, tokenise
 
@@ -180,7 +181,7 @@ def quick_verdict(answer: str | None, gold: str, *, max_chars: int, exact_intege
     said, meant = plain_integer(answer), plain_integer(gold)
     if said is None or meant is None:
         return None
-    return Verdict(outcome=Outcome.RIGHT if said == meant else Outcome.WRONG, reason=INTEGER)
+    return Verdict(outcome=Outcome.CORRECT if said == meant else Outcome.WRONG, reason=INTEGER)
 
 
 # ---- Which answers are the same answer, for counting votes: one text for all ways to write it that need no mathematics to see through ----

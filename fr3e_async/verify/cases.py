@@ -17,7 +17,8 @@ from typing import Any, get_args
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import reward_terms
 from fr3e_async.errors import DataError
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Verdict
 from fr3e_async.verify.answers import NO_ANSWER, Kind, answer_of, gold_of
 from fr3e_async.verify.pool import Question, VerifierPool
 from fr3e_async.verify.rewards import MATH
@@ -56,7 +57,7 @@ class JudgedCase:
 
     @property
     def right(self) -> bool:
-        return self.verdict.outcome is Outcome.RIGHT
+        return self.verdict.outcome is Outcome.CORRECT
 
     def row(self) -> dict[str, Any]:
         """What ``--json`` keeps of it."""
@@ -172,7 +173,7 @@ def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
     unproven = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason.startswith("unproven") for j in judged)
     unanswered = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason == NO_ANSWER for j in judged)
     cells = [
-        len(judged), by_outcome[Outcome.RIGHT], by_policy, by_outcome[Outcome.WRONG], unproven, unanswered, by_outcome[Outcome.UNKNOWN]
+        len(judged), by_outcome[Outcome.CORRECT], by_policy, by_outcome[Outcome.WRONG], unproven, unanswered, by_outcome[Outcome.UNKNOWN]
     ]  # fmt: skip
     if not labelled:
         return [str(cell) for cell in cells]

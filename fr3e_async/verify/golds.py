@@ -22,7 +22,7 @@ from fr3e_async.verify.rewards import MATH
 TOO_LONG = "longer than verifiers.max_answer_chars"
 _BATCH = 32  # golds given to a worker at once
 _SHOWN = 3  # places named in a message
-_MANY = 2000  # golds that take long enough for a word to a person: some 150 are parsed a second by a worker
+MANY = 2000  # golds that take long enough for a word to a person: some 150 are parsed a second by a worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ def flag_golds(
         elif answers.plain_integer(bare) is None:
             tasks[gold] = (bare,)
     waiting = list(tasks)
-    if len(waiting) > _MANY:
+    if len(waiting) > MANY:
         announce(f"parsing {len(waiting)} reference answers, see data.on_string_gold")
     pool = task_pool(config, job=GOLDS)
     try:

@@ -14,7 +14,8 @@ from fractions import Fraction
 from msgspec.structs import replace
 
 from fr3e_async.config import VerifierPoolConfig
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Verdict
 from fr3e_async.verify.lexicon import UPRIGHT_UNITS
 from fr3e_async.verify.pool import policies_of
 from fr3e_async.verify.quantities import PERCENT_SIGN, factor_between, parsed_unit, quantity, written_number
@@ -43,11 +44,11 @@ def with_margins(
     verdict: Verdict, answer: str | None, gold: str, margins: Sequence[Fraction], config: VerifierPoolConfig
 ) -> Verdict:
     """The verdict, or right where the answer is off by no more than it may be. Without margins the judge alone decides."""
-    if not margins or verdict.outcome is Outcome.RIGHT:
+    if not margins or verdict.outcome is Outcome.CORRECT:
         return verdict
     if len(answer or "") > config.max_answer_chars or not within(answer, gold, margins, policies_of(config)):
         return verdict
-    return replace(verdict, outcome=Outcome.RIGHT, reason=WITHIN)
+    return replace(verdict, outcome=Outcome.CORRECT, reason=WITHIN)
 
 
 def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies: Policies = Policies()) -> bool:

@@ -21,7 +21,8 @@ from msgspec.structs import replace
 from fr3e_async.algorithm.answer_span import THINK, Thoughts
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import reward_terms
-from fr3e_async.types import Outcome, Verdict
+from fr3e_async.outcomes import Outcome
+from fr3e_async.types import Verdict
 from fr3e_async.verify import answers
 from fr3e_async.verify.jobs import Judgement
 from fr3e_async.verify.process import Result, Task, TaskPool
@@ -135,7 +136,7 @@ class _Function:
         return not (self._math and self._config.exact_integers)
 
     def judge(self, question: Question) -> Verdict:
-        prepared = self._prepared(question)
+        prepared = self.prepared(question)
         if isinstance(prepared, Verdict) or not self.term.batch:
             return self._beside(question, self.finished(prepared))
         (verdict,) = self._batch([prepared], self.tasks.submit([[prepared]]).result()[0])
@@ -147,7 +148,7 @@ class _Function:
         verdicts: list[Verdict | None] = []
         places: dict[Any, tuple[Task, list[int]]] = {}
         for index, question in enumerate(questions):
-            prepared = self._prepared(question)
+            prepared = self.prepared(question)
             verdicts.append(prepared if isinstance(prepared, Verdict) else None)
             if not isinstance(prepared, Verdict):
                 key = prepared if self._math else index  # a user's function may well not say the same thing twice
@@ -177,7 +178,7 @@ class _Function:
         parts = [Judgement(*part) for part in result.ruling.parts] or [result.ruling] * len(tasks)
         return [self._verdict(Result(part, result.attempts)) for part in parts]
 
-    def _prepared(self, question: Question) -> Verdict | Task:
+    def prepared(self, question: Question) -> Verdict | Task:
         """The verdict if it takes no process, else the task for one."""
         if fault := question.fault or (self._math and question.answer_fault):
             return Verdict(outcome=Outcome.WRONG, reason=fault, score=None if self._math else self.term.range[0] or None)

@@ -111,7 +111,7 @@ class Worker:
     """One killable process. Not thread-safe: the pool gives it to one thread at a time."""
 
     def __init__(self, *, fork_server: ForkServer, pid: int, channel: Channel) -> None:
-        self._fork_server = fork_server
+        self.fork_server = fork_server
         self._channel = channel
         self.pid = pid
 
@@ -151,7 +151,7 @@ class Worker:
     def end(self) -> int:
         """Kill it if need be and give its resources back; its exit status. Call once."""
         self._channel.close()
-        return self._fork_server.end(self.pid)
+        return self.fork_server.end(self.pid)
 
 
 def start_failed(setup: Setup) -> RunFailed:

@@ -27,7 +27,7 @@ MATH = "math"
 BY_NAME = ("exact", "length", "finish")  # what a function gets besides columns, if it has such a parameter
 MAX_RESPONSE_CHARS = 1_000_000  # a longer response is not given to a user's function
 _NAME = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<function>[^\W\d]\w*(\.[^\W\d]\w*)*)")
-_IMPORT_LIMIT_S = 120.0
+IMPORT_LIMIT_S = 120.0
 _MARK = "fr3e-reward: "
 
 
@@ -51,10 +51,10 @@ def check_reward(name: str, *, batch: int = 0, columns: Sequence[str] = ()) -> f
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            env=child_environment(), timeout=_IMPORT_LIMIT_S,
+            env=child_environment(), timeout=IMPORT_LIMIT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"reward={name}: importing its module takes more than {_IMPORT_LIMIT_S:g} s") from None
+        raise ConfigError(f"reward={name}: importing its module takes more than {IMPORT_LIMIT_S:g} s") from None
     said = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if not said:
         raise ConfigError(f"reward={name}: importing its module ended the process (exit status {done.returncode})")

@@ -75,7 +75,7 @@ class Deployment:
     ) -> None:
         """``note`` receives what a person should see of the actors; ``starter`` starts them, on Ray unless a test gives another."""
         self._note, self._up = note, dict[str, tuple[int, int]]()  # by role: actors up, actors that the start waits for
-        self._config, self._clock, self._draining = config, clock, DrainingNodes()
+        self.config, self._clock, self._draining = config, clock, DrainingNodes()
         on_ray = Starter(config, model, engine_actor=self.engine_actor, logs=run_dir.logs, dumps=run_dir.dumps)
         self._starter = starter or on_ray
         self._advice = Advice(config)
@@ -94,7 +94,7 @@ class Deployment:
         await self._bring_up(_no_learner(), training=False)
 
     async def _bring_up(self, starting_learner: Coroutine[Any, Any, LearnerPort], *, training: bool) -> None:
-        config, room = self._config, self._config.ray.room_timeout_s
+        config, room = self.config, self.config.ray.room_timeout_s
         rows = {row.role: row for row in placement(config, "least", training=training)}
         roles = [role for role in (GENERATORS, EXPLORERS, VERIFIERS) if role in rows for _ in range(rows[role].actors)]
         for row in placement(config, training=training):
@@ -145,7 +145,7 @@ class Deployment:
     async def restart_learner(self, *, resume_from: Path | None) -> None:
         """End what is left of the learner group and make a new one, which continues from that folder, or starts over."""
         await self.workers.learner.close()
-        self._up["learner"] = (0, self._config.learner.ranks)
+        self._up["learner"] = (0, self.config.learner.ranks)
         self.workers.learner = await self._learner(resume_from)
         self._one_up("learner")
 
@@ -153,15 +153,15 @@ class Deployment:
         """Make a publisher for the current learner, which sends by itself if its transfer is collective."""
         learner = self.workers.learner
         return Publisher(
-            ack_timeout_s=self._config.weights.ack_timeout_s,
+            ack_timeout_s=self.config.weights.ack_timeout_s,
             clock=self._clock,
             direct=learner if isinstance(learner, NativeLearner) else None,
-            export_timeout_s=self._config.learner.step_timeout_s,
+            export_timeout_s=self.config.learner.step_timeout_s,
         )
 
     async def weights(self, version: int) -> WeightBundle:
         """The learner's, under this version, for engines that join one by one. Raises ``LearnerLost``, also if it takes too long."""
-        learner, limit = self.workers.learner, self._config.learner.step_timeout_s
+        learner, limit = self.workers.learner, self.config.learner.step_timeout_s
         try:
             async with asyncio.timeout(limit):
                 return await (learner.stored() if isinstance(learner, NativeLearner) else learner.export(version))

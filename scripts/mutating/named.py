@@ -59,8 +59,8 @@ NAMED = (
     Named(
         what="what the lower bound stops is counted by the upper one",
         file="fr3e_async/algorithm/losses.py",
-        before="(ratio < 1 - config.clip_low) & bad",
-        after="(ratio < 1 - config.clip_high) & bad",
+        before="(ratio_T < 1 - config.clip_low) & bad",
+        after="(ratio_T < 1 - config.clip_high) & bad",
     ),
     Named(
         what="the mean length is one of groups",

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
 
-from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupOutcome, GroupPlan, StateCredit, Strategy
+from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupPlan, GroupRewards, StateCredit, Strategy
 from fr3e_async.algorithm.strategies.flat import Grpo, GrpoPlusPlus, Rloo
 from fr3e_async.algorithm.strategies.fr3e import Fr3e
 from fr3e_async.algorithm.strategies.vineppo import VinePpo
@@ -75,8 +75,8 @@ def explorer_count(config: Config) -> int:
 __all__ = [
     "REGISTRY",
     "Credit",
-    "GroupOutcome",
     "GroupPlan",
+    "GroupRewards",
     "StateCredit",
     "Strategy",
     "check_strategy",

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.algorithm.values import StateValue
 from fr3e_async.config import AlgorithmConfig
+from fr3e_async.outcomes import Rejection
 from fr3e_async.types import Advantage, AdvantageSpan, Anchor, RolloutId
 
 # Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names what it looks at besides ``strategy`` and ``bases``.
@@ -73,10 +74,10 @@ def tree_plan(config: AlgorithmConfig, *, rule: str) -> GroupPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupOutcome:
+class GroupRewards:
     """The rewards of a complete prompt group: what a strategy credits.
 
-    Example, two bases and an anchor with two branches: ``GroupOutcome(group="gsm8k/17@0", rewards={("gsm8k/17@0", 0, 0): 1.0,
+    Example, two bases and an anchor with two branches: ``GroupRewards(group="gsm8k/17@0", rewards={("gsm8k/17@0", 0, 0): 1.0,
     ("gsm8k/17@0", 0, 1): 0.0, ("gsm8k/17@0", 1, 0): 1.0, ("gsm8k/17@0", 1, 1): None}, anchors={1: Anchor(node=1, parent=0,
     trunk=0, position=12, score=2.3)}, trunks=(("gsm8k/17@0", 0, 0),))``, the keys being ``RolloutId``.
     """
@@ -107,7 +108,7 @@ class StateCredit:
 
     value: StateValue | None  # None: none of its rollouts was scored
     alpha: float = 1.0
-    dropped: str = ""  # why its rollouts are not trained: "all_right", "all_wrong", "no_spread", "too_few", "not_trained"
+    dropped: str = ""  # the ``Rejection`` why its rollouts are not trained; "" if they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,7 @@ class Credit:
     """
 
     advantages: Mapping[RolloutId, Advantage]
-    rejected: str = ""  # "", "all_right", "all_wrong", "no_spread", "too_few"
+    rejected: str = ""  # the ``Rejection``; "" if it is trained
     states: Mapping[int, StateCredit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,7 +147,7 @@ class Strategy(Protocol):
     @property
     def plan(self) -> GroupPlan: ...
 
-    def credit(self, outcome: GroupOutcome) -> Credit: ...
+    def credit(self, outcome: GroupRewards) -> Credit: ...
 
 
 def whole(advantage: float) -> Advantage:
@@ -165,15 +166,15 @@ def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:
 
 
 def no_spread(rewards: Sequence[float]) -> str:
-    """Why these rewards teach nothing: "too_few", or all equal ("all_right", "all_wrong", "no_spread"); "" if they differ."""
+    """Why these rewards teach nothing: "too_few", or all equal ("all_correct", "all_wrong", "no_spread"); "" if they differ."""
     if len(rewards) < 2:
-        return "too_few"
+        return Rejection.TOO_FEW
     if min(rewards) < max(rewards):
         return ""
-    return {1.0: "all_right", 0.0: "all_wrong"}.get(rewards[0], "no_spread")
+    return {1.0: Rejection.ALL_CORRECT, 0.0: Rejection.ALL_WRONG}.get(rewards[0], Rejection.NO_SPREAD)
 
 
-def rejection(outcome: GroupOutcome, *, enough: bool) -> str:
+def rejection(outcome: GroupRewards, *, enough: bool) -> str:
     """Why a group is dropped: its rewards are all alike, or alike wherever they are compared; else nothing could be compared.
 
     ``enough``: there was something that could have been trained, had its rewards differed.
@@ -200,7 +201,7 @@ class FlatStrategy:
         """A of each judged rollout, in the order of the rewards (id order); None: there is nothing to train."""
         raise NotImplementedError
 
-    def credit(self, outcome: GroupOutcome) -> Credit:
+    def credit(self, outcome: GroupRewards) -> Credit:
         """The group as one state, with the reason of ``no_spread`` where there is nothing to train."""
         judged = outcome.by_node()[0]
         rewards = list(judged.values())

@@ -8,8 +8,8 @@ from typing import ClassVar
 from fr3e_async.algorithm.strategies.base import (
     TREE,
     Credit,
-    GroupOutcome,
     GroupPlan,
+    GroupRewards,
     StateCredit,
     centred,
     no_spread,
@@ -43,7 +43,7 @@ class Fr3e:
     def plan(self) -> GroupPlan:
         return tree_plan(self.config, rule="entropy")
 
-    def credit(self, outcome: GroupOutcome) -> Credit:
+    def credit(self, outcome: GroupRewards) -> Credit:
         own = outcome.by_node()
         members = {node: {**judged, **self._trunk_member(outcome, node)} for node, judged in own.items()}
         first = self.config.adaptive_first
@@ -66,7 +66,7 @@ class Fr3e:
         enough = any(state.dropped not in ("too_few", "not_trained") for state in states.values())
         return Credit(advantages=advantages, rejected="" if advantages else rejection(outcome, enough=enough), states=states)
 
-    def _alpha(self, outcome: GroupOutcome, values: dict, node: int) -> float:
+    def _alpha(self, outcome: GroupRewards, values: dict, node: int) -> float:
         if node == 0 or not self.config.alpha:
             return 1.0
         return alpha(values.get(node), values.get(outcome.anchors[node].parent), shrink=self.config.alpha_shrink)
@@ -79,7 +79,7 @@ class Fr3e:
             zip(judged, centred(list(judged.values()), std_normalise=self.config.normalises(by_default=False)), strict=True)
         )
 
-    def _trunk_member(self, outcome: GroupOutcome, node: int) -> dict[RolloutId, float]:
+    def _trunk_member(self, outcome: GroupRewards, node: int) -> dict[RolloutId, float]:
         """The trunk's own continuation as a sample of an anchor's state, if ``include_trunk``."""
         if not self.config.include_trunk or node == 0:
             return {}

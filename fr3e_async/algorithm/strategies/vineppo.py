@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupOutcome, GroupPlan, StateCredit, rejection, tree_plan
+from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupPlan, GroupRewards, StateCredit, rejection, tree_plan
 from fr3e_async.algorithm.values import StateValue, state_values
 from fr3e_async.config import AlgorithmConfig
 from fr3e_async.errors import ConfigError
@@ -46,7 +46,7 @@ class VinePpo:
     def plan(self) -> GroupPlan:
         return tree_plan(self.config, rule="newline")
 
-    def credit(self, outcome: GroupOutcome) -> Credit:
+    def credit(self, outcome: GroupRewards) -> Credit:
         nodes = outcome.by_node()
         values = state_values({node: list(judged.values()) for node, judged in nodes.items()})
         credited = {trunk: self._steps(outcome, nodes[0], values, trunk) for trunk in outcome.trunks}
@@ -56,7 +56,7 @@ class VinePpo:
         return Credit(advantages=taught, rejected=rejected, states=states)
 
     def _steps(
-        self, outcome: GroupOutcome, bases: dict[RolloutId, float], values: dict[int, StateValue], own: RolloutId
+        self, outcome: GroupRewards, bases: dict[RolloutId, float], values: dict[int, StateValue], own: RolloutId
     ) -> Advantage:
         """Stretches of the trunk ``own``; none if it cannot be credited."""
         others = [reward for id, reward in bases.items() if id != own]

@@ -44,7 +44,7 @@ def ensure_toy(config: Config, say: Callable[[str], None] = lambda text: None) -
         with _locked(target.with_suffix(".lock"), say):
             if not target.is_dir():
                 say(f"building the toy model in {target} (once, up to a minute)")
-                _build(config, target, say)
+                build(config, target, say)
     except OSError as error:
         raise StorageError(f"toy.cache_dir: the toy model cannot be kept in {target.parent}: {error}") from error
     return target
@@ -62,7 +62,7 @@ def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _build(config: Config, target: Path, say: Callable[[str], None]) -> None:
+def build(config: Config, target: Path, say: Callable[[str], None]) -> None:
     # Here, so that torch and transformers are imported only when there is something to build.
     from fr3e_async.data.toy.warm_start import save_model, warm_start
 

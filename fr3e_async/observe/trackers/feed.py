@@ -79,8 +79,8 @@ class Feed:
         self._broken = ""  # why it cannot be written at all
         self._remark = ""  # the tracker's own
         self._error = ""  # the first one after that
-        self._thread = threading.Thread(target=self._serve, name=f"tracker {title}", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._serve, name=f"tracker {title}", daemon=True)
+        self.thread.start()
 
     def write(self, row: Row | Samples) -> None:
         """Returns at once, whatever the tracker does."""
@@ -114,9 +114,9 @@ class Feed:
 
     def join(self, deadline: float, *, setting: str) -> list[str]:
         """Wait for the end until then (``time.monotonic``), and leave the thread behind after that. What a person should read."""
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self.thread.join(max(0.0, deadline - time.monotonic()))
         told = self.news()
-        if self._thread.is_alive():
+        if self.thread.is_alive():
             told.append(f"{self._title} was not done in time ({setting}) and is left behind")
         if lost := self._given - self._written:
             told.append(f"{self._title}: {lost} of {self._given} rows were not written")

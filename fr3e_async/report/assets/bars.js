@@ -13,13 +13,13 @@ function stacked(parts, unit) {
   return h("div", {}, bar, key);
 }
 
-// One language of colours: green is right, orange is wrong, grey is not known, ink is given up; what is trained has the learner's colour.
-const FATE_FILL = { trained: "var(--work-train)", rejected_all_right: "var(--right)", rejected_all_wrong: "var(--wrong)",
+// One language of colours: green is correct, orange is wrong, grey is not known, ink is failed; what is trained has the learner's colour.
+const GROUP_FILL = { trained: "var(--work-train)", rejected_all_correct: "var(--correct)", rejected_all_wrong: "var(--wrong)",
   rejected_no_spread: "var(--alike)", rejected_too_few: "var(--unknown)", failed: "var(--ink)" };
-const fateFill = (fate) => FATE_FILL[fate] ?? (fate.startsWith("failed") ? FATE_FILL.failed : "var(--unknown)");
-const FATES = Object.keys(FATE_FILL);
-const byFate = (groups) => Object.entries(groups ?? {}).sort(([a], [b]) => (FATES.indexOf(a) + 99) % 99 - (FATES.indexOf(b) + 99) % 99);
-const fateName = (fate) => visible(fate.replace(/^rejected_/, "").replaceAll("_", " ")) || "no fate";
+const outcomeFill = (outcome) => GROUP_FILL[outcome] ?? (outcome.startsWith("failed") ? GROUP_FILL.failed : "var(--unknown)");
+const rank = (outcome) => (data.outcomes.groups.indexOf(outcome) + 99) % 99; // one that is not known comes last
+const byOutcome = (groups) => Object.entries(groups ?? {}).sort(([a], [b]) => rank(a) - rank(b));
+const outcomeName = (outcome) => visible(outcome.replace(/^rejected_/, "").replaceAll("_", " ")) || "no outcome";
 
 function drawTokens(root) {
   const box = h("div");
@@ -63,28 +63,28 @@ function ageTable(runs) {
 const lastMax = (values) => (values?.length ? Math.max(...values.map((v) => v ?? 0)) : null);
 
 function tokensOf(run) {
-  const fates = byFate(run.groups);
-  const of = (name) => (fates.length ? sum(fates.map(([, fate]) => fate[name])) : run.summary?.[`tokens_${name}`] ?? null);
+  const outcomes = byOutcome(run.groups);
+  const of = (name) => (outcomes.length ? sum(outcomes.map(([, outcome]) => outcome[name])) : run.summary?.[`tokens_${name}`] ?? null);
   if (of("generated") === null) return h("p.empty", {}, visible(run.name), ": no group has settled.");
   const [generated, trained, useful, prefilled, reused] = ["generated", "trained", "useful", "prefilled", "reused"].map(of);
   return h("article.account", {}, h("h3", {}, runName(run.index), h("span.unit", {}, num(generated, 4), " tokens generated")),
     h("h4", {}, "What came of generated tokens"),
     stacked([{ name: "useful", value: useful, fill: "var(--work-train)" }, { name: "idle", value: Math.max(0, trained - useful), fill: "var(--alike)" },
       { name: "not trained", value: Math.max(0, generated - trained), fill: "var(--unknown)" }], "tokens"),
-    h("h4", {}, "By the fate of their group"),
-    stacked(fates.map(([fate, item]) => ({ name: fateName(fate), value: item.generated, fill: fateFill(fate) })), "tokens"),
+    h("h4", {}, "By the outcome of their group"),
+    stacked(outcomes.map(([outcome, item]) => ({ name: outcomeName(outcome), value: item.generated, fill: outcomeFill(outcome) })), "tokens"),
     h("h4", {}, "Context of the requests"),
     stacked([{ name: "prefilled by engines", value: prefilled, fill: "var(--work-base)" },
       { name: "reused from prefix caches", value: reused, fill: "var(--work-branch)" }], "tokens"),
-    table("Tokens by fate", ["fate", "groups", "generated", "prefilled", "reused", "trained", "useful", "useful share"],
-      fates.map(([fate, item]) => [fateName(fate), num(item.groups, 4),
+    table("Tokens by outcome", ["outcome", "groups", "generated", "prefilled", "reused", "trained", "useful", "useful share"],
+      outcomes.map(([outcome, item]) => [outcomeName(outcome), num(item.groups, 4),
         ...["generated", "prefilled", "reused", "trained", "useful"].map((name) => num(item[name], 4)),
         percent(item.generated ? item.useful / item.generated : 0)])));
 }
 
 // ---- verdicts ----
 
-const OUTCOMES = { right: ["✓", "right"], wrong: ["✗", "wrong"], unknown: ["?", "unknown"], given_up: ["–", "given up"] };
+const MARKS = { correct: "✓", wrong: "✗", unknown: "?", failed: "–" }; // of data.outcomes.rollouts
 
 function drawVerdicts(root) {
   const box = h("div");
@@ -98,22 +98,22 @@ function drawVerdicts(root) {
 
 function verdictsOf(run) {
   const of = (name) => run.summary?.verdicts?.[name] ?? sum(run.metrics[`verify/${name}`] ?? []);
-  const groups = byFate(run.groups);
+  const groups = byOutcome(run.groups);
   const added = (key) => {
     const all = {};
-    for (const [name, count] of groups.flatMap(([, fate]) => Object.entries(fate[key]))) all[name] = (all[name] ?? 0) + count;
+    for (const [name, count] of groups.flatMap(([, outcome]) => Object.entries(outcome[key]))) all[name] = (all[name] ?? 0) + count;
     return Object.entries(all).sort((a, b) => b[1] - a[1]);
   };
   const reasons = groups.length ? added("reasons") : Object.entries(run.summary?.verdict_reasons ?? {}).sort((a, b) => b[1] - a[1]);
   const most = Math.max(1, ...reasons.map(([, count]) => count)), whole = sum(reasons.map(([, count]) => count));
-  const states = byFate(Object.fromEntries(added("states").map(([name, count]) => [name ? "rejected_" + name : "trained", count])))
-    .map(([fate, count]) => [fate === "trained" ? "" : fate.replace("rejected_", ""), count]);
-  const stateFill = (name) => fateFill(name === "" ? "trained" : "rejected_" + name);
+  const states = byOutcome(Object.fromEntries(added("states").map(([name, count]) => [name ? "rejected_" + name : "trained", count])))
+    .map(([outcome, count]) => [outcome === "trained" ? "" : outcome.replace("rejected_", ""), count]);
+  const stateFill = (name) => outcomeFill(name === "" ? "trained" : "rejected_" + name);
   return h("article.account", {}, h("h3", {}, runName(run.index)),
-    h("h4", {}, "Verdicts"), stacked(Object.entries(OUTCOMES).map(([name, [mark, said]]) => ({ name: `${mark} ${said}`, value: of(name),
-      fill: `var(--${name === "given_up" ? "ink" : name})`, title: declared(`verify/${name}`).meaning })), "rollouts"),
-    groups.length ? [h("h4", {}, "Groups by fate"), stacked(groups.map(([fate, item]) => ({ name: fateName(fate), value: item.groups,
-      fill: fateFill(fate), title: declared("groups/" + fate.replace(/^rejected_/, "")).meaning })), "groups")] : null,
+    h("h4", {}, "Verdicts"), stacked(data.outcomes.rollouts.map((name) => ({ name: `${MARKS[name]} ${name}`, value: of(name),
+      fill: `var(--${name === "failed" ? "ink" : name})`, title: declared(`verify/${name}`).meaning })), "rollouts"),
+    groups.length ? [h("h4", {}, "Groups by outcome"), stacked(groups.map(([outcome, item]) => ({ name: outcomeName(outcome), value: item.groups,
+      fill: outcomeFill(outcome), title: declared("groups/" + outcome.replace(/^rejected_/, "")).meaning })), "groups")] : null,
     states.length ? [h("h4", {}, "States: kept, or why they were dropped"),
       stacked(states.map(([name, value]) => ({ name: name === "" ? "kept" : visible(name.replaceAll("_", " ")), value, fill: stateFill(name),
       title: declared("states/" + (name || "kept")).meaning })), "states")] : null,

@@ -1,8 +1,8 @@
 // The board of curves: a chosen set first, every other metric below it or by search; one axis for all, several runs in each.
 
 const BOARD = {
-  "Learning": ["reward/accuracy", "reward/mean", "rollout/entropy_nats", "train/entropy_nats", "prompt/all_right_fraction",
-    "prompt/all_wrong_fraction", "groups/all_right", "groups/all_wrong", "rollout/length_tokens", "rollout/truncated_fraction"],
+  "Learning": ["reward/accuracy", "reward/mean", "rollout/entropy_nats", "train/entropy_nats", "prompt/all_correct_fraction",
+    "prompt/all_wrong_fraction", "groups/all_correct", "groups/all_wrong", "rollout/length_tokens", "rollout/truncated_fraction"],
   "The update": ["train/clip_low_fraction", "train/clip_high_fraction", "train/grad_norm", "train/ess_fraction", "train/mismatch_nats", "train/loss"],
   "Tokens": ["prompt/useful_fraction", "prompt/generated_tokens", "prompt/trained_tokens", "prompt/reused_tokens", "tokens/generated", "tokens/rate_per_s"],
   "Asynchrony": ["lag/versions_mean", "lag/versions_max", "overlap/fraction", "idle/generators_fraction", "idle/explorers_fraction",
@@ -75,7 +75,7 @@ function describe(name) {
     return { unit: "", meaning: `mean reward ${where} (an unknown one counts as the lowest) with its 95 % interval, of every evaluation`, code: [] };
   }
   const what = benchmark === "heldout" ? "held-out accuracy" : `accuracy on ${benchmark}`;
-  return { unit: "fraction", meaning: `${what} (avg@k, unknown counts as not right) with its 95 % interval, of every evaluation`, code: [] };
+  return { unit: "fraction", meaning: `${what} (avg@k, unknown counts as not correct) with its 95 % interval, of every evaluation`, code: [] };
 }
 
 function metricCard(name) {

@@ -42,12 +42,12 @@ function endOf(run) {
 /** Lines about the newest batches, and about the reward function. */
 function warningsOf(run) {
   const newest = (name) => sum((run.metrics[name] ?? []).slice(-NEWEST));
-  const of = Object.keys(FATE_FILL).map((fate) => [fate, newest(`groups/${fate.replace("rejected_", "")}`)]);
-  const lost = of.filter(([fate]) => fate !== "trained"), groups = sum(of.map(([, count]) => count));
+  const of = data.outcomes.groups.map((outcome) => [outcome, newest(`groups/${outcome.replace("rejected_", "")}`)]);
+  const lost = of.filter(([outcome]) => outcome !== "trained"), groups = sum(of.map(([, count]) => count));
   const rejected = sum(lost.map(([, count]) => count)), unknown = newest("verify/unknown");
-  const verdicts = unknown + newest("verify/right") + newest("verify/wrong");
+  const verdicts = unknown + newest("verify/correct") + newest("verify/wrong");
   const batches = `of the newest ${Math.min(NEWEST, run.axes.step.length)} batches`;
-  const why = lost.filter(([, count]) => count).map(([fate, count]) => `${num(count)} ${fateName(fate)}`).join(", ");
+  const why = lost.filter(([, count]) => count).map(([outcome, count]) => `${num(count)} ${outcomeName(outcome)}`).join(", ");
   return [
     groups && rejected / groups > REJECTED_SHARE ? `${percent(rejected / groups)} of the groups ${batches} were rejected: ${why}` : null,
     verdicts && unknown / verdicts > UNKNOWN_SHARE ? `${percent(unknown / verdicts)} of the verdicts ${batches} are unknown` : null,

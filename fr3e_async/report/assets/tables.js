@@ -41,7 +41,7 @@ function evaluationsOf(runs) {
   const names = [...new Set(known.flatMap((run) => run.evaluations.map((row) => row.benchmark)))];
   const plots = names.map((name) => evaluationPlots(name, known));
   return h("div", { id: "evaluations" }, section("Evaluations",
-    h("p.note", {}, "avg@k; a sample that cannot be judged counts as not right. Bands are 95 % intervals."), plots, known.map(evaluationTable)));
+    h("p.note", {}, "avg@k; a sample that cannot be judged counts as not correct. Bands are 95 % intervals."), plots, known.map(evaluationTable)));
 }
 
 const benchmarkName = (name) => (name === "heldout" ? "Held-out problems" : visible(name));

@@ -5,13 +5,13 @@ const ORDERS = {
   order: ["as they ended", (i, t) => i],
   entropy: ["entropy, highest first", (i, t) => -(t.entropy[i] ?? -1)],
   value: ["V of the prompt, lowest first", (i, t) => t.value[i] ?? 2],
-  spread: ["most evenly right and wrong", (i, t) => (t.right[i] + t.wrong[i] ? Math.abs(t.right[i] - t.wrong[i]) / (t.right[i] + t.wrong[i]) : 2)],
+  spread: ["most evenly correct and wrong", (i, t) => (t.correct[i] + t.wrong[i] ? Math.abs(t.correct[i] - t.wrong[i]) / (t.correct[i] + t.wrong[i]) : 2)],
   anchors: ["most anchors", (i, t) => -t.anchors[i]],
-  unknown: ["most unknown", (i, t) => -(t.unknown[i] + t.given_up[i])],
+  unknown: ["most unknown", (i, t) => -(t.unknown[i] + t.failed[i])],
   tokens: ["longest", (i, t) => -t.tokens[i]],
   latest: ["latest first", (i, t) => -(t.step[i] ?? 0)],
 };
-const NUMBERS = ["step", "right", "wrong", "unknown", "given_up", "anchors", "tokens", "entropy", "value", "rollouts"];
+const NUMBERS = ["step", "correct", "wrong", "unknown", "failed", "anchors", "tokens", "entropy", "value", "rollouts"];
 
 let trees = null; // the index: a column a name, see trees.py
 
@@ -28,7 +28,7 @@ function treeTests(search, text) {
       const [low, high] = wanted.split("-").map(Number);
       return (i) => trees[name][i] !== null && trees[name][i] >= low && trees[name][i] <= (high ?? low);
     }
-    if (name === "fate") return (i) => trees.fate[i].toLowerCase().includes(wanted.toLowerCase());
+    if (name === "outcome" || name === "fate") return (i) => trees.outcome[i].toLowerCase().includes(wanted.toLowerCase());
     if (name === "group") return (i) => trees.group[i].toLowerCase().includes(wanted.toLowerCase());
     if (name === "reason") return (i) => spelt(trees.reasons[i]).includes(spelt(wanted));
     if (name === "run") return (i) => data.runs[trees.run[i]].name.toLowerCase().includes(wanted.toLowerCase());
@@ -46,23 +46,23 @@ function comparison(name, sign, bound) {
 
 /** `call(index)` when a tree is chosen. Returns {box, fill, move, choose, list, found, chosen}. */
 function treeList(call) {
-  const search = searchBox("Search prompts, groups, fates", () => fill());
+  const search = searchBox("Search prompts, groups, outcomes", () => fill());
   const counts = new Map();
-  for (const fate of trees.fate) counts.set(fate, (counts.get(fate) ?? 0) + 1);
-  const fates = h("select", { "aria-label": "Fate", onchange: () => fill() }, h("option", { value: "" }, "every fate"),
-    [...counts].map(([fate, count]) => h("option", { value: fate }, `${fateName(fate)} (${num(count)})`)));
+  for (const outcome of trees.outcome) counts.set(outcome, (counts.get(outcome) ?? 0) + 1);
+  const outcomes = h("select", { "aria-label": "Outcome", onchange: () => fill() }, h("option", { value: "" }, "every outcome"),
+    [...counts].map(([outcome, count]) => h("option", { value: outcome }, `${outcomeName(outcome)} (${num(count)})`)));
   const order = h("select", { "aria-label": "Order", onchange: () => fill() },
     Object.entries(ORDERS).map(([name, [said]]) => h("option", { value: name }, said)));
   const count = h("p.readout", {});
   const inner = h("div.rows");
   const list = h("div.tree-list", { role: "listbox", tabindex: "0", "aria-label": "Trees" }, inner);
-  const texts = trees.group.map((group, i) => [group, trees.fate[i], trees.fate[i].replaceAll("_", " "), trees.prompt[i]].join("\n").toLowerCase());
+  const texts = trees.group.map((group, i) => [group, trees.outcome[i], trees.outcome[i].replaceAll("_", " "), trees.prompt[i]].join("\n").toLowerCase());
   let found = [], now = -1;
 
   function fill() {
     const tests = treeTests(search.value, (i) => texts[i]);
     const key = ORDERS[order.value][1];
-    const fits = (i) => !hiddenRuns.has(trees.run[i]) && (!fates.value || trees.fate[i] === fates.value) && tests.every((test) => test(i));
+    const fits = (i) => !hiddenRuns.has(trees.run[i]) && (!outcomes.value || trees.outcome[i] === outcomes.value) && tests.every((test) => test(i));
     found = texts.map((_, i) => i).filter(fits);
     if (order.value !== "order") { const keys = trees.group.map((_, i) => key(i, trees)); found.sort((a, b) => keys[a] - keys[b] || a - b); }
     replace(count, `${num(found.length)} of ${num(texts.length)} trees`);
@@ -102,9 +102,9 @@ function treeList(call) {
     move(now < 0 ? 0 : 1);
     event.preventDefault();
   });
-  const hint = h("p.note", {}, "Also: ", h("code", {}, "fate:wrong"), " ", h("code", {}, "step:3-8"), " ", h("code", {}, "right>2"), " ",
+  const hint = h("p.note", {}, "Also: ", h("code", {}, "outcome:wrong"), " ", h("code", {}, "step:3-8"), " ", h("code", {}, "correct>2"), " ",
     h("code", {}, "entropy>0.5"), " ", h("code", {}, "reason:policy"), " ", h("code", {}, "-word"));
-  const box = h("div.tree-side", {}, search.box, h("div.controls", {}, fates, order), hint, count, list);
+  const box = h("div.tree-side", {}, search.box, h("div.controls", {}, outcomes, order), hint, count, list);
   const seek = (words) => { search.input.value = words; fill(); };
   return { box, fill, seek, move, choose, list, get found() { return found; }, get chosen() { return now; } };
 }
@@ -113,10 +113,10 @@ function treeRow(i, at, size, chosen, call) {
   const t = trees;
   return h("div.tree-row", { id: `tree-${i}`, role: "option", "aria-selected": String(chosen), "aria-setsize": size, "aria-posinset": at + 1,
     style: { top: `${at * ROW}px` }, onclick: call },
-    h("span.tree-head", {}, data.runs.length > 1 ? swatch(t.run[i]) : null, h("span.dot", { style: { background: fateFill(t.fate[i]) } }),
+    h("span.tree-head", {}, data.runs.length > 1 ? swatch(t.run[i]) : null, h("span.dot", { style: { background: outcomeFill(t.outcome[i]) } }),
       h("span.tree-group", {}, visible(t.group[i])), h("span.unit", {}, `step ${num(t.step[i], 6)}`)),
     h("span.tree-prompt", {}, visible(t.prompt[i].slice(0, 160))),
-    h("span.tree-foot", {}, h("span", {}, fateName(t.fate[i])),
-      h("span.score", {}, `✓${t.right[i]} ✗${t.wrong[i]}`, t.unknown[i] + t.given_up[i] ? ` ?${t.unknown[i] + t.given_up[i]}` : ""),
+    h("span.tree-foot", {}, h("span", {}, outcomeName(t.outcome[i])),
+      h("span.score", {}, `✓${t.correct[i]} ✗${t.wrong[i]}`, t.unknown[i] + t.failed[i] ? ` ?${t.unknown[i] + t.failed[i]}` : ""),
       h("span", {}, `${t.anchors[i]} anchors`), t.entropy[i] === null ? null : h("span", {}, `H ${num(t.entropy[i], 2)}`)));
 }

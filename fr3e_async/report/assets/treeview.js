@@ -59,10 +59,11 @@ async function showTree(detail, list, index, focus) {
   const tool = (name, title, call) => h("button", { type: "button", title, onclick: call }, name);
   replace(detail,
     h("header.tree-title", {}, h("h3", {}, visible(tree.group)),
-      h("span.chip", {}, h("span.dot", { style: { background: fateFill(tree.fate) } }), fateName(tree.fate)),
+      h("span.chip", {}, h("span.dot", { style: { background: outcomeFill(tree.outcome) } }), outcomeName(tree.outcome)),
       h("span.chip", {}, `step ${num(tree.step, 6)}`), data.runs.length > 1 ? h("span.chip", {}, runName(trees.run[index])) : null,
       h("span.tools", {}, tool("‹", "Tree before (p)", () => list.move(-1)), tool("›", "Next tree (n)", () => list.move(1)))),
-    h("dl.prompt", {}, h("dt", {}, "prompt"), h("dd", { tabindex: "0" }, visible(tree.prompt)), h("dt", {}, "gold"), h("dd", {}, visible(tree.gold) || "none")),
+    h("dl.prompt", {}, h("dt", {}, "prompt"), h("dd", { tabindex: "0" }, visible(tree.prompt)),
+      h("dt", {}, "reference answer"), h("dd", {}, visible(tree.gold) || "none")),
     h("div.controls", {}, h("label", {}, "Shade ", shades), tool("unfold all", "Unfold all (e)", () => foldAll(body, true)),
       tool("fold all", "Fold all (c)", () => foldAll(body, false)), legend),
     trunksOf(tree, nodes, { say, jump }), body, said);
@@ -72,7 +73,7 @@ async function showTree(detail, list, index, focus) {
   body.addEventListener("focusin", (event) => { const item = event.target.closest("[role=treeitem]"); if (item) rove(body, item); });
   const first = body.querySelector("[role=treeitem]");
   rove(body, first);
-  tell(`${tree.group}, ${fateName(tree.fate)}`);
+  tell(`${tree.group}, ${outcomeName(tree.outcome)}`);
   if (focus) { focusItem(first); if (matchMedia("(max-width: 859px)").matches) detail.scrollIntoView({ block: "start" }); }
 }
 
@@ -82,7 +83,7 @@ async function showTree(detail, list, index, focus) {
 function nodesOf(tree) {
   const nodes = {};
   const add = (node) => (nodes[node] ??= { node, parent: node ? 0 : null, trunk: null, position: null, score: null, value: null, alpha: null,
-    dropped: "", judged: 0, rollouts: [], children: [] });
+    dropped: "", scored: 0, rollouts: [], children: [] });
   add(0);
   for (const state of tree.states) if (state.node !== null) Object.assign(add(state.node), state);
   for (const rollout of tree.rollouts) add(rollout.node).rollouts.push(rollout);
@@ -119,7 +120,7 @@ function trunksOf(tree, nodes, tools) {
 // ---- rows ----
 
 const outcome = (rollout) => h("span.outcome", { "data-outcome": rollout.outcome },
-  ...(OUTCOMES[rollout.outcome] ?? ["?", visible(rollout.outcome) || "not judged"]).join(" "));
+  `${MARKS[rollout.outcome] ?? "?"} ${visible(rollout.outcome) || "not scored"}`);
 
 function item(level, label, kind, fold, build) {
   const row = h("div.item-row", {}, h("span.fold", { "aria-hidden": "true" }), label);
@@ -131,13 +132,13 @@ function item(level, label, kind, fold, build) {
 }
 
 function stateItem(tree, nodes, state, level, tools) {
-  const counts = Object.keys(OUTCOMES).map((name) => [name, state.rollouts.filter((rollout) => rollout.outcome === name).length]).filter(([, count]) => count);
+  const counts = data.outcomes.rollouts.map((name) => [name, state.rollouts.filter((rollout) => rollout.outcome === name).length]).filter(([, count]) => count);
   const label = h("span.label", {},
     h("span.state-name", {}, `S${state.node}`), h("span", {}, state.node ? `at token ${num(state.position, 6)} of base ${num(state.trunk, 6)}` : "the prompt"),
     value(state),
     state.alpha === null ? null : h("span.fact", { title: "factor of this state's advantages: exp(−(V − V of the state before))" }, `α ${num(state.alpha)}`),
     state.score === null ? null : h("span.fact", { title: "what the anchor rule ranked by: nats for entropy and surprisal" }, `score ${num(state.score)}`),
-    counts.map(([name, count]) => h("span.outcome", { "data-outcome": name, title: OUTCOMES[name][1] }, `${OUTCOMES[name][0]} ${count}`)),
+    counts.map(([name, count]) => h("span.outcome", { "data-outcome": name, title: name }, `${MARKS[name]} ${count}`)),
     state.dropped ? h("span.dropped", {}, `dropped: ${visible(state.dropped.replaceAll("_", " "))}`) : null);
   const made = item(level, label, "state", true, () => h("ul", { role: "group" },
     state.rollouts.map((rollout) => rolloutItem(tree, nodes, state, rollout, level + 1, tools)),
@@ -153,7 +154,7 @@ function value(state) {
   const bar = h("span.interval", { "aria-hidden": "true" },
     whole ? h("span.reach", { style: { left: `${100 * state.low}%`, width: `${100 * (state.high - state.low)}%` } }) : null,
     h("span.point", { style: { left: `${100 * state.value}%` } }));
-  return h("span.fact", { title: `V(S${state.node}): ${num(state.right)} right of ${num(state.judged)} judged, with its 95 % Wilson interval` },
+  return h("span.fact", { title: `V(S${state.node}): ${num(state.reward_sum)} in rewards of ${num(state.scored)} scored, with its 95 % Wilson interval` },
     `V ${num(state.value)} `, bar, whole ? ` [${num(state.low, 2)}, ${num(state.high, 2)}]` : "");
 }
 
@@ -163,8 +164,8 @@ function rolloutItem(tree, nodes, state, rollout, level, tools) {
   const label = h("span.label", {}, outcome(rollout), h("span", {}, `${state.node ? "branch" : "base"} ${num(rollout.branch, 6)}`),
     trunk ? h("span.chip", {}, "trunk") : null,
     rollout.advantage ? h("span.fact", { title: "advantage, as trained" }, `A′ ${many ? `${rollout.advantage.length} stretches` : signedNum(first)}`)
-      : tree.fate === "trained" ? h("span.fact", {}, "not trained") : null,
-    rollout.reward === null || rollout.reward === { right: 1, wrong: 0 }[rollout.outcome] ? null
+      : tree.outcome === "trained" ? h("span.fact", {}, "not trained") : null,
+    rollout.reward === null || rollout.reward === { correct: 1, wrong: 0 }[rollout.outcome] ? null
       : h("span.fact", { title: "reward" }, `r ${num(rollout.reward)}`),
     rollout.reason ? h("span.fact", { title: "the verifier's reason" }, visible(rollout.reason)) : null,
     h("span.fact", {}, `${num(rollout.pieces.length)} tokens${rollout.finish && rollout.finish !== "stop" ? `, ${visible(rollout.finish)}` : ""}`),
