@@ -63,7 +63,7 @@ class FakeEngineActor(Watched):
         self._engine = FakeEngineWorker(name)
 
     async def start(self) -> int:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         return os.getpid()
 
     async def stats(self) -> EngineStats:

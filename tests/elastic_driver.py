@@ -46,7 +46,7 @@ class FakeEngineActor(EngineActor):
     """An engine without a model. Its rollouts follow from their ids."""
 
     async def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.version, self.calls, self.busy = 0, 0, BusyMeter()
 
     async def sample(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, trunk: bool) -> Any:

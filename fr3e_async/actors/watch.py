@@ -35,7 +35,7 @@ def ask(actor: Any, method: str) -> ray.ObjectRef:
 
 
 class Watched:
-    """Base of the actors. One with an event loop sets ``_loop``, so that its tasks are told, too."""
+    """Base of the actors. One with an event loop sets ``loop``, so that its tasks are told, too."""
 
     loop: asyncio.AbstractEventLoop | None = None
 
