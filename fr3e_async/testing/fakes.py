@@ -24,7 +24,19 @@ from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trun
 from fr3e_async.errors import LearnerLost
 from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import Anchor, Answer, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId, RolloutSummary, StepReport, Verdict
+from fr3e_async.types import (
+    Anchor,
+    Answer,
+    Completion,
+    Draw,
+    Finish,
+    Prompt,
+    RolloutBatch,
+    RolloutId,
+    RolloutSummary,
+    StepReport,
+    Verdict,
+)
 from fr3e_async.verify.margins import within
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 

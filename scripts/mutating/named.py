@@ -41,7 +41,7 @@ NAMED = (
     Named(
         what="the weights of a mixture are dropped",
         file="fr3e_async/run/session.py",
-        before="                parts=self._datasets.parts,\n",
+        before="                parts=self.datasets.parts,\n",
         after="",
     ),
     Named(
