@@ -180,7 +180,7 @@ def state(node: int, outcome: str) -> dict[str, Any]:
     }
 
 
-def rollout(node: int, branch: int, outcome: str, say: Callable[[str], str]) -> dict[str, Any]:
+def rollout(node: int, branch: int, group_outcome: str, say: Callable[[str], str]) -> dict[str, Any]:
     pieces = [
         say(piece)
         for piece in ("1) ", "12", "+6", "=", "18", "\n", "2) ", "18", "*3", "=", "54", "\n", "\\boxed{", "54", "}", "<|end|>")
@@ -198,7 +198,7 @@ def rollout(node: int, branch: int, outcome: str, say: Callable[[str], str]) -> 
         "reason": say("integer"),
         "reward": {"correct": 1.0, "wrong": 0.0}.get(outcome),
         "finish": "stop",
-        "advantage": [[0, 0.5 if branch % 2 else -0.5]] if outcome == "trained" else None,
+        "advantage": [[0, 0.5 if branch % 2 else -0.5]] if group_outcome == "trained" else None,
     }
 
 
