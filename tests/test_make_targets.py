@@ -193,6 +193,7 @@ def test_a_few_mutants_are_met() -> None:
 
 @pytest.mark.slow
 def test_a_family_is_tried() -> None:
+    """An engine would be asked by family_alone.py too, in a process of its own: ``tests/test_families.py`` has that."""
     assert "right in the learner; no engine was asked" in make("bench-families", "OLMo 2", "--learner").stdout
 
 

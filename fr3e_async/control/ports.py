@@ -48,6 +48,11 @@ class Delivery:
     notes: tuple[RolloutSummary, ...]
     anchors: tuple[Anchor, ...] | None = None
 
+    @classmethod
+    def of(cls, batch: RolloutBatch, anchors: tuple[Anchor, ...] | None = None) -> Delivery:
+        """Of all rows of a batch."""
+        return cls(notes=tuple(batch.note(row) for row in range(len(batch))), anchors=anchors)
+
 
 class EngineWorker(Protocol):
     """A generator or an explorer: both serve both calls, so that idle ones can take the other's work."""
