@@ -1,6 +1,6 @@
 """vLLM alone on exported folders: its own start and its own ``reload_weights``, beside transformers. Run in a fresh process.
 
-python benchmarks/family_alone.py OUT FOLDER ...
+``families.py`` starts it (``ask_alone``).
 """
 
 from __future__ import annotations
@@ -49,9 +49,14 @@ def ask_alone(folders: list[Path]) -> dict[str, Any]:
     """The same in a process of its own: errors, or what it died of."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "errors.json"
-        command = [sys.executable, __file__, str(out), *map(str, folders)]
+        command = [sys.executable, "-c", "import family_alone; family_alone.write()", str(out), *map(str, folders)]
         ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=400, env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+            command,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            cwd=Path(__file__).parent,
+            env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
         )
         if out.exists():
             return {"alone": json.loads(out.read_text())}
@@ -63,5 +68,6 @@ def last_error(text: str) -> str:
     return named[-1][:120] if named else "it ended without a word"
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """In the process of its own: the errors as JSON."""
     Path(sys.argv[1]).write_text(json.dumps(alone([Path(name) for name in sys.argv[2:]])))

@@ -206,7 +206,7 @@ class InstantEngine(EngineActor):
             ids=list(ids), contexts=contexts, prompt_lens=[prompt] * len(contexts), context_of=context_of,
             completions=[self._completion(id) for id in ids],
         )  # fmt: skip
-        return Delivery(notes=tuple(batch.note(row) for row in range(len(batch))), anchors=anchors), batch
+        return Delivery.of(batch, anchors), batch
 
     def _completion(self, id: RolloutId) -> Completion:
         tokens = np.full(LENGTH, number_of(id) % 1000 + 3, dtype=np.int32)

@@ -86,7 +86,7 @@ class FakeEngineActor(EngineActor):
             ids=list(ids), contexts=list(contexts), prompt_lens=list(lengths), context_of=list(range(len(ids))),
             completions=[self._completion(id) for id in ids],
         )  # fmt: skip
-        return Delivery(notes=tuple(batch.note(row) for row in range(len(batch))), anchors=anchors), batch
+        return Delivery.of(batch, anchors), batch
 
     def _completion(self, id: RolloutId) -> Completion:
         chance = np.random.default_rng(zlib.crc32(str(id).encode()))

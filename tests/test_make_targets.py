@@ -47,7 +47,6 @@ RUN_BY = {
 # Benchmarks without a target.
 SCRIPTS = {
     "delivery": "test_actors_stream.py::test_the_ways_to_deliver_are_compared",
-    "family_alone": "test_make_targets.py::test_a_family_is_tried",
     "groups": "test_bench_groups.py::test_recorded_groups_are_told_of",
     "verifier_mutations": "test_verify_shared.py::test_mutated_references_are_looked_at",
     "simulator": "test_simulate_calibrate.py::test_the_benchmark_puts_prediction_and_measurement_side_by_side",
@@ -193,7 +192,6 @@ def test_a_few_mutants_are_met() -> None:
 
 @pytest.mark.slow
 def test_a_family_is_tried() -> None:
-    """An engine would be asked by family_alone.py too, in a process of its own: ``tests/test_families.py`` has that."""
     assert "right in the learner; no engine was asked" in make("bench-families", "OLMo 2", "--learner").stdout
 
 

@@ -63,7 +63,7 @@ class EngineActor(Watched):
         assert self._rollout_worker is not None
         async for batch in _each_or_die(self._rollout_worker.sample(prompts, ids, draw, trunk=trunk)):
             anchors = self._rollout_worker.anchors(batch) if trunk and not self._rescored else None
-            yield Delivery(notes=_notes(batch), anchors=anchors)
+            yield Delivery.of(batch, anchors)
             yield batch
 
     async def branch(
@@ -72,7 +72,7 @@ class EngineActor(Watched):
         """A streaming call, as ``sample`` is."""
         assert self._rollout_worker is not None
         async for batch in _each_or_die(self._rollout_worker.branch(payload, trunk, anchors, ids, draw)):
-            yield Delivery(notes=_notes(batch))
+            yield Delivery.of(batch)
             yield batch
 
     async def sample_together(
@@ -81,7 +81,7 @@ class EngineActor(Watched):
         """All at once, when the last one has ended."""
         assert self._rollout_worker is not None
         batch = await _or_die(self._rollout_worker.sample_together(prompts, ids, draw))
-        return Delivery(notes=_notes(batch)), batch
+        return Delivery.of(batch), batch
 
     async def load_weights(self, bundle: WeightBundle) -> WeightAck:
         """The bundle's buckets are object references; a node fetches each of them once for all its engines."""
@@ -110,10 +110,6 @@ class EngineActor(Watched):
 
 async def _fetch(reference: ray.ObjectRef) -> WeightBucket:
     return await reference
-
-
-def _notes(batch: RolloutBatch) -> tuple:
-    return tuple(batch.note(row) for row in range(len(batch)))
 
 
 async def _or_die(work: Awaitable[T]) -> T:

@@ -245,10 +245,9 @@ class World:
         anchors = None
         if isinstance(work, messages.Sample) and work.trunk and not self._rescored:
             anchors = tuple(anchor for request, _ in ended for anchor in self._groups.anchors(request.row.id))
+        left = len(job.owed)
         self._tell(
-            events.Delivered(
-                task=job.task, group=job.group, payload=self._payloads, notes=notes, anchors=anchors, left=len(job.owed)
-            )
+            events.Delivered(task=job.task, group=job.group, payload=self._payloads, notes=notes, anchors=anchors, left=left)
         )
 
     def _answer_s(self) -> float:
@@ -276,7 +275,8 @@ class World:
         scoring = isinstance(job.work, messages.Score)
         payload = job.work.payload if isinstance(job.work, messages.Score) else -1
         lost = events.Lost(
-            task=job.task, group=job.group, ids=job.work.ids if scoring else tuple(job.owed), reason=reason, scoring=scoring, payload=payload, counted=counted
+            task=job.task, group=job.group, ids=job.work.ids if scoring else tuple(job.owed), reason=reason,
+            scoring=scoring, payload=payload, counted=counted,
         )  # fmt: skip
         self.clock.after(0.0, self._tell, lost)
 

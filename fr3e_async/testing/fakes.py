@@ -24,19 +24,7 @@ from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trun
 from fr3e_async.errors import LearnerLost
 from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout.port import EngineStats
-from fr3e_async.types import (
-    Anchor,
-    Answer,
-    Completion,
-    Draw,
-    Finish,
-    Prompt,
-    RolloutBatch,
-    RolloutId,
-    RolloutSummary,
-    StepReport,
-    Verdict,
-)
+from fr3e_async.types import Anchor, Answer, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId, StepReport, Verdict
 from fr3e_async.verify.margins import within
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
@@ -134,10 +122,6 @@ class FakeActor:
         raise self.gone(f"{self.name} died (injected)")
 
 
-def _notes(batch: RolloutBatch) -> tuple[RolloutSummary, ...]:
-    return tuple(batch.note(row) for row in range(len(batch)))
-
-
 def fake_anchors(trunk: int) -> tuple[Anchor, ...]:
     """Anchors at tokens 1 and 2 of any trunk: fake responses are at least 4 tokens long."""
     first = trunk * FAKE_ANCHORS
@@ -151,16 +135,9 @@ class FakeEngineWorker(FakeActor):
     """Port ``EngineWorker``. Responses are 4 to 8 tokens long; those of an odd length end when half of a call's time has passed."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        seed: int = 0,
-        delay_s: float = 0.001,
-        right: float = 0.3,
-        gain: float = 0.05,
-        faults: Faults | None = None,
-        clock: Clock = steady,
-    ) -> None:
+        self, name: str, *, seed: int = 0, delay_s: float = 0.001, right: float = 0.3, gain: float = 0.05,
+        faults: Faults | None = None, clock: Clock = steady,
+    ) -> None:  # fmt: skip
         """Rollouts are right with a chance of ``right`` + ``gain`` · version, at most 0.9."""
         super().__init__(name, delay_s=delay_s, faults=faults)
         self._seed, self.right, self._gain, self.clock = seed, right, gain, clock
@@ -178,7 +155,7 @@ class FakeEngineWorker(FakeActor):
         prefixes = [(p.token_ids, len(p.token_ids)) for p in prompts]
         async for batch in self._drawn("sample", dict(zip(ids, prefixes, strict=True))):
             anchors = tuple(a for id in batch.ids for a in fake_anchors(id.branch)) if trunk and not self.rescored else None
-            yield Delivery(notes=_notes(batch), anchors=anchors), batch
+            yield Delivery.of(batch, anchors), batch
 
     async def branch(
         self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
@@ -188,12 +165,12 @@ class FakeEngineWorker(FakeActor):
         positions = {a.node: a.position for a in anchors}
         prefixes = {id: (np.concatenate([prompt, spine[: positions[id.node]]]), len(prompt)) for id in ids}
         async for batch in self._drawn("branch", prefixes):
-            yield Delivery(notes=_notes(batch)), batch
+            yield Delivery.of(batch), batch
 
     async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
         prefixes = [(p.token_ids, len(p.token_ids)) for p in prompts]
         (batch,) = [one async for one in self._drawn("sample", dict(zip(ids, prefixes, strict=True)), together=True)]
-        return Delivery(notes=_notes(batch)), batch
+        return Delivery.of(batch), batch
 
     async def _drawn(
         self, call: str, prefixes: Mapping[RolloutId, tuple[np.ndarray, int]], *, together: bool = False
