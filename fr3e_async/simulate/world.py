@@ -235,20 +235,17 @@ class World:
         prompt = self._groups.prompt(job.group)
         notes = tuple(
             RolloutSummary(
-                id=row.id, length=row.length, context=row.context, cached=row.cached, entropy_sum=0.0, entropy_error_sum=0.0,
-                finish=Finish.LENGTH if row.context - prompt + row.length >= most else Finish.STOP,
+                id=(row := request.row).id, length=row.length, context=row.context, cached=row.cached, entropy_sum=0.0,
+                entropy_error_sum=0.0, finish=Finish.LENGTH if row.context - prompt + row.length >= most else Finish.STOP,
                 oldest_version=request.version, newest_version=version,
             )
             for request, version in ended
-            for row in [request.row]
         )  # fmt: skip
         anchors = None
         if isinstance(work, messages.Sample) and work.trunk and not self._rescored:
             anchors = tuple(anchor for request, _ in ended for anchor in self._groups.anchors(request.row.id))
-        left = len(job.owed)
-        self._tell(
-            events.Delivered(task=job.task, group=job.group, payload=self._payloads, notes=notes, anchors=anchors, left=left)
-        )
+        key, left = self._payloads, len(job.owed)
+        self._tell(events.Delivered(task=job.task, group=job.group, payload=key, notes=notes, anchors=anchors, left=left))
 
     def _answer_s(self) -> float:
         times = self.times.verifier
