@@ -46,7 +46,10 @@ def model(cli: Cli) -> Path:
         ("run.steps=many", ["run.steps must be a whole number, got 'many'"]),
         ("learner.lr=fast", ["learner.lr must be a number, got 'fast'"]),
         ("algorithm.alpha=perhaps", ["algorithm.alpha must be true or false, got 'perhaps'"]),
-        ("algorithm.strategy=grop", ["must be one of fr3e, grpo, grpo_pp, rloo, vineppo, got 'grop'", "did you mean grpo?"]),
+        (
+            "algorithm.strategy=grop",
+            ["must be one of fr3e, grpo, grpo_pp, rloo, tree_credit, vineppo, got 'grop'", "did you mean grpo?"],
+        ),
         ("loss.importance=none", ["loss.importance must be one of truncate, mask, off, got 'none'"]),
         ("resume=always", ["resume must be one of never, auto, got 'always'"]),
         ("learner.betas=[0.9", ["learner.betas=[0.9", "not YAML"]),

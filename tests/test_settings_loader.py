@@ -151,7 +151,10 @@ def test_the_resolved_yaml_loads_again_to_the_same_config(folder: Path) -> None:
         ("learner.betas=0.9", ["learner.betas must be a list of numbers, got 0.9"]),
         ("generators.resources={a: b}", ["generators.resources.a must be a number, got 'b'"]),
         ("engine.options=[1]", ["engine.options must be a mapping, got [1]"]),
-        ("algorithm.strategy=grop", ["must be one of fr3e, grpo, grpo_pp, rloo, vineppo, got 'grop'", "did you mean grpo?"]),
+        (
+            "algorithm.strategy=grop",
+            ["must be one of fr3e, grpo, grpo_pp, rloo, tree_credit, vineppo, got 'grop'", "did you mean grpo?"],
+        ),
         ("engine.options={logprobs_mode: raw_logprobs}", ["engine.options must not set logprobs_mode: the system sets it"]),
         ("budget.tokens_per_prompt=3", ["budget.tokens_per_prompt is 3, but a group has at least 4 rollouts"]),
         ("run=3", ["run is a section, not a value; set for example run.name"]),

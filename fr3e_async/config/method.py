@@ -55,6 +55,9 @@ class AlgorithmConfig:
     train_bases: bool = knob(True, "train the bases as the group of the prompt; off: they only give its value (fr3e)")
     alpha: bool = knob(True, "scale advantages by alpha_j = exp(-(V(S_j) - V(S_j-1)))")
     alpha_shrink: bool = knob(False, "shrink V(S_j) - V(S_j-1) by its standard error before alpha")
+    credit_weights: Literal["path", "fr3e"] = knob(
+        "path", "tree_credit: weights that make a group's update exact; fr3e: 1 for all (experimental)"
+    )
     std_normalise: Literal["auto", "true", "false"] = knob(
         "auto", "divide advantages by the group's standard deviation + 1e-6; auto: for grpo and grpo_pp, not for fr3e"
     )

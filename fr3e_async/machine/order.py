@@ -26,13 +26,14 @@ With W > 0 a slow group can be overtaken, by at most W groups at a time and for 
 from __future__ import annotations
 
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from fr3e_async.algorithm.batching import RowCost, minibatch_of
 from fr3e_async.errors import RunFailed
 from fr3e_async.machine.group import Group
 from fr3e_async.machine.messages import TrainItem
-from fr3e_async.types import RolloutSummary
+from fr3e_async.types import Advantage, AdvantageSpan, RolloutSummary
 
 
 def next_batch(open_groups: Iterable[Group], *, size: int, window: int, version: int, max_staleness: int) -> list[Group] | None:
@@ -85,7 +86,34 @@ def train_items(head: Sequence[Group], *, version: int, max_staleness: int, mini
             if version - note.oldest_version > max_staleness:
                 raise _too_old(note, version=version, max_staleness=max_staleness)
             items.append(TrainItem(rollout.payload, rollout.row, advantage, RowCost(part, index, note.context, note.length)))
-    return items
+    return weighted(items)
+
+
+def weighted(items: list[TrainItem]) -> list[TrainItem]:
+    """Put the weights of the spans into their advantages, as shares of a mean weight of 1 over the tokens of a minibatch.
+
+    The learner divides by the number of tokens; so it is the sum of weight times advantage over the sum of the weights.
+    """
+    if all(span.weight == 1 for item in items for span in item.advantage):
+        return items
+    tokens: Counter[int] = Counter()
+    weights: dict[int, float] = defaultdict(float)
+    for item in items:
+        tokens[item.load.minibatch] += item.load.completion
+        weights[item.load.minibatch] += span_weights(item.advantage, item.load.completion)
+    mean = {part: weights[part] / tokens[part] for part in tokens}
+    return [
+        item._replace(
+            advantage=tuple(AdvantageSpan(s.start, s.value * s.weight / mean[item.load.minibatch]) for s in item.advantage)
+        )
+        for item in items
+    ]
+
+
+def span_weights(advantage: Advantage, length: int) -> float:
+    """Sum of the weights over the tokens of a completion."""
+    ends = [*(span.start for span in advantage[1:]), length]
+    return sum(span.weight * (end - span.start) for span, end in zip(advantage, ends, strict=True))
 
 
 def _too_old(note: RolloutSummary, *, version: int, max_staleness: int) -> StalenessError:

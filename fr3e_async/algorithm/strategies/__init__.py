@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupPlan, GroupRewards, StateCredit, Strategy
 from fr3e_async.algorithm.strategies.flat import Grpo, GrpoPlusPlus, Rloo
 from fr3e_async.algorithm.strategies.fr3e import Fr3e
+from fr3e_async.algorithm.strategies.tree_credit import TreeCredit
 from fr3e_async.algorithm.strategies.vineppo import VinePpo
 from fr3e_async.config import AlgorithmConfig, Config
 from fr3e_async.errors import ConfigError
@@ -18,6 +19,7 @@ REGISTRY: dict[str, Callable[[AlgorithmConfig], Strategy]] = {
     "grpo": Grpo,
     "grpo_pp": GrpoPlusPlus,
     "rloo": Rloo,
+    "tree_credit": TreeCredit,
     "vineppo": VinePpo,
 }
 
