@@ -302,14 +302,11 @@ class Answer(NamedTuple):
 
 
 class AdvantageSpan(NamedTuple):
-    """From completion token ``start`` on, to the next stretch or the end, every token has this advantage.
-
-    ``weight``: how often these tokens count in the loss, which is divided by the sum of the weights of a minibatch's tokens.
-    """
+    """From completion token ``start`` on, to the next stretch or the end, every token has this advantage."""
 
     start: int
     value: float
-    weight: float = 1.0
+    weight: float = 1.0  # of these tokens in the loss, which is a weighted mean over a minibatch
 
 
 Advantage = tuple[AdvantageSpan, ...]  # the first begins at 0; one stretch: the whole completion
