@@ -99,6 +99,7 @@ class Loaded(worker_extension.WorkerExtension):
         args = EngineArgs(
             model=str(folder), skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=64,
             load_format="safetensors", tensor_parallel_size=WORLD,
+            attention_backend="CPU_MLA" if hasattr(config, "kv_lora_rank") else None,  # a CPU with AMX would take one without float32
         )  # fmt: skip
         self.vllm_config = args.create_engine_config()
         self.model_config = self.vllm_config.model_config
