@@ -184,7 +184,7 @@ class Dispatcher:
         return task is not None
 
     def place(self) -> list[tuple[Task, str]]:
-        """Hand out what can be handed out now: (task, worker)."""
+        """Assign queued tasks while slots have room; returns (task, worker) pairs."""
         placed: list[tuple[Task, str]] = []
         # Generators twice: once the explorers' queue is empty they may lend.
         for name in [*self.roles, GENERATORS] if self._config.flexible_roles else self.roles:

@@ -236,7 +236,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
 
     @property
     def oldest_version(self) -> int:
-        """Of the tokens that are trained; the group has credit."""
+        """Return the lowest version among the trained tokens. Call it only once the group has credit."""
         assert self.credit is not None
         notes = (self.rollouts[id].note for id in self.credit.advantages)
         return min(note.oldest_version for note in notes if note is not None)
@@ -250,7 +250,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return [r.note.length for r in self.rollouts.values() if r.note is not None and (r.id.node == 0) == bases]
 
     def retire(self, outcome: GroupOutcome) -> Retire:
-        """The command that tells of its end, with all of its numbers."""
+        """Build the ``Retire`` command, with all final numbers of the group."""
         rollouts = list(self.rollouts.values())
         notes = [r.note for r in rollouts if r.note is not None]
         rewards = [r.reward for r in rollouts if r.reward is not None]
@@ -321,7 +321,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
 
 
 def _useful(advantage: Advantage, length: int) -> int:
-    """Tokens of a completion whose advantage is not 0."""
+    """Count the tokens of a completion whose advantage is not 0."""
     if len(advantage) == 1:
         return length if advantage[0].value else 0
     ends = [*(stretch.start for stretch in advantage[1:]), length]

@@ -68,7 +68,7 @@ CALLS_OF_A_VERIFIER_WORKER = 4  # calls given to a verifier for each of its proc
 
 
 class Machine:
-    """See the module's docstring. ``start`` first, then ``handle`` for each event."""
+    """Turns events into commands. Call ``start`` once, then ``handle`` for each event."""
 
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config = config
@@ -87,11 +87,11 @@ class Machine:
         self._homes: dict[str, dict[RolloutId, str]] = {}  # group -> trunk -> engine that has its keys and values
 
     def start(self) -> list[Command]:
-        """What groups that came with a checkpoint still need."""
+        """Return the commands that groups from a checkpoint still need."""
         return self._settle(self.ledger.resume())
 
     def handle(self, event: Event) -> list[Command]:
-        """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        """Apply one event and return the commands to begin now. Raises ``RunFailed`` kinds where the run must not continue."""
         match event:
             case Delivered() | Judged() | Lost():
                 return self._task_over(event)

@@ -111,7 +111,7 @@ def weighted(items: list[TrainItem]) -> list[TrainItem]:
 
 
 def span_weights(advantage: Advantage, length: int) -> float:
-    """Sum of the weights over the tokens of a completion."""
+    """Sum the loss weights over the tokens of a completion."""
     ends = [*(span.start for span in advantage[1:]), length]
     return sum(span.weight * (end - span.start) for span, end in zip(advantage, ends, strict=True))
 

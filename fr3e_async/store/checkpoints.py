@@ -123,7 +123,7 @@ class CheckpointStore:
         return [step_of(name) for name in self._complete_names()]
 
     def _named(self) -> str:
-        """The name that ``latest`` holds, or an empty text."""
+        """Read the folder name in ``latest``; "" if there is no such file."""
         pointer = self.root / POINTER
         return pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
 

@@ -111,7 +111,7 @@ def _entries(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Entry]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of the whole lines."""
+    """Yield (line number from 1, line); a last line without its newline is left out."""
     try:
         with open(path, "rb") as file:
             yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
@@ -120,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def brief(command: Command) -> str:
-    """A decision in one line: what it is, for whom, how much."""
+    """Summarise a command in one line: its kind, its target, its size."""
     match command:
         case Assign():
             work = "Asked" if command.work is None else f"{type(command.work).__name__} {len(command.work.ids)}"

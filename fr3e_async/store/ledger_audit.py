@@ -95,7 +95,7 @@ def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, 
 
 @dataclass(slots=True, kw_only=True)
 class _Replay:
-    """The state of a run as the records tell it."""
+    """Rebuilds a run's state from its ledger records, and checks each record against it."""
 
     groups_per_step: int
     max_staleness: int
@@ -188,7 +188,7 @@ class _Replay:
         self.admitted |= {group: None for group in self.open if group not in self.admitted}
 
     def _roll_back(self, cut: CutPoint | None) -> None:
-        """None: to the start of the run, which needs no checkpoint."""
+        """Return to an earlier cut; None: to the start of the run, which needs no checkpoint."""
         admitted, settled = (cut.admitted, cut.settled) if cut else (0, 0)
         self.void_groups += len({*list(self.admitted)[admitted:], *list(self.outcomes)[settled:]})
         kept = self.cuts[: self.cuts.index(cut) + 1] if cut else []
@@ -331,7 +331,7 @@ class _Replay:
 
 
 def _differences(record: BeginRecord | CutRecord, cut: CutPoint) -> str:
-    """In words: counts, and the first open group that is another one."""
+    """Describe how two states differ: the counts, and the first open group that is not the same."""
     said = []
     for name in ("admitted", "settled"):
         ours, theirs = getattr(record, name), getattr(cut, name)
