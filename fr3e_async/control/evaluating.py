@@ -1,4 +1,4 @@
-"""When a run is evaluated, and where the figures go. Who samples and judges is ``evaluator``; decides nothing about training.
+"""When a run is evaluated, and where the figures go. ``evaluator`` samples and scores. Decides nothing about training.
 
 before    ─► the engines keep the first weights until it is known
 step <n>  ─► begins when weights of batch n, or of a later one, are live on all engines; training continues beside it
@@ -21,7 +21,7 @@ BEFORE, AFTER = "before", "after"
 
 
 class EvaluationSchedule:
-    """See the module's docstring."""
+    """Starts evaluations before, during and after training, and records their results."""
 
     def __init__(self, context: RunContext, evaluator: Evaluator | None, lend: Lend) -> None:
         """``lend``: how an evaluation gets workers; their rollouts share the engines with training."""

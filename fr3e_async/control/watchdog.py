@@ -74,7 +74,7 @@ class Watchdog:
     # ---- what is told ----
 
     def learned(self, interval: Interval) -> None:
-        """The learner was at work."""
+        """Record when the learner was at work (start, end), in seconds of the run's clock."""
         self.busy_s["learner"] += interval[1] - interval[0]
         self._learning.append(interval)
 
@@ -99,7 +99,7 @@ class Watchdog:
         return {role: self._machine.dispatcher.roles[role].replacements for role in ROLES}
 
     def _overlap(self) -> float:
-        """Part of the learning time during which engines generated."""
+        """Return the fraction of the learner's working time during which engines generated too, in [0, 1]."""
         shared = self._overlap_s + measure(intersection(self._generating, self._learning))
         total = self._learning_s + measure(self._learning)
         return min(1.0, shared / total) if total else 0.0
@@ -131,7 +131,7 @@ class Watchdog:
         return any(pool.hiring and not dispatcher.roles[role].slots for role, pool in pools.items())
 
     def _idle(self, seconds: float) -> tuple[tuple[str, float], ...]:
-        """(role, part of the last ``seconds`` in which its actors had nothing to do)."""
+        """Return (role, fraction of the last ``seconds`` that its actors were idle, in [0, 1]) for each role with actors."""
         idle = []
         for role in ROLES:
             busy = self.busy_s[role] - self._busy_then.get(role, 0.0)
@@ -171,7 +171,7 @@ class Watchdog:
             return {}
 
     def _tell_to_leave(self, worker: Worker, seconds: float) -> None:
-        """Once, and again if there is clearly less time than was said."""
+        """Tell the machine that a worker's node goes in ``seconds`` (0: unknown). Repeat only if the time shrinks clearly."""
         until = self._clock() + seconds if seconds else math.inf
         if worker.name in self._leave_by and until > self._leave_by[worker.name] - CLEARLY_S:
             return
@@ -181,7 +181,7 @@ class Watchdog:
         self._context.emit(Leaving(worker=worker.name, why="its node is taken away", seconds=seconds))
 
     def _fold(self, *, before: float) -> None:
-        """Sum up what all engines have reported, so that the lists stay short over a long run."""
+        """Add up the intervals before ``before`` and drop them, so that the lists stay short over a long run."""
         self._generating = union(self._generating)
         if self._context.learner.does:  # its interval will begin in the past
             return
@@ -218,7 +218,7 @@ class Watchdog:
             await self._stuck(worker, f"it has work and has not got on for {now - sign.at:.0f} s")
 
     async def _stuck(self, worker: Worker, why: str) -> None:
-        """Repaired: the worker is replaced and its tasks are given to others. What it was doing goes into the events."""
+        """Report a stuck worker with its stacks, and declare it down, so that the machine replaces it and reissues its tasks."""
         stacks, store = await asyncio.gather(self.diagnosis.stacks(worker), self.diagnosis.store())
         text = f"{worker.name} is stuck: {why} (watchdog.stuck_s)\n{stacks}\n  object store: {store}"
         self._note(text, "actor_stuck", actor=worker.name, role=self._workers.role(worker.name))
@@ -226,7 +226,7 @@ class Watchdog:
         self._context.down(worker.name, f"stuck: {why}")
 
     async def look_at_learner(self) -> None:
-        """Raises ``LearnerLost`` when it is gone, or has work and does not get on."""
+        """Check the learner's pulse. Raises ``LearnerLost`` if it is gone, or has work but makes no progress."""
         doing, now = self._context.learner.does, self._clock()
         sign = self._signs.setdefault("learner", Sign(at=now))
         if not doing:
