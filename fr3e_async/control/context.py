@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
-    """Where a session writes."""
+    """The files that a session writes for its resume, its audit and its readers."""
 
     ledger_log: LedgerLog  # what became of every group
     checkpoints: Checkpoints
@@ -69,7 +69,7 @@ class RunContext:
         self.moved_at = self.clock()  # when anything last got on
 
     def emit(self, event: Event) -> None:
-        """Queue an event for the machine."""
+        """Queue an event; the loop hands it to the machine in its turn."""
         self.events.put_nowait(event)
 
     def wake(self) -> None:

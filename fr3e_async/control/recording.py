@@ -79,12 +79,12 @@ class Records:
             self._journal.flush()
 
     async def finish(self) -> None:
-        """A run that ends well waits for the trees that are being written."""
+        """Wait for the trees that are being written; for a session that ends well."""
         if self.trees is not None:
             await self.trees.finish()
 
     def close(self) -> None:
-        """Whatever way the session ends."""
+        """Discard trees that are not written yet and close the journal, however the session ends."""
         if self.trees is not None:
             self.trees.stop()
         if self._journal is not None:

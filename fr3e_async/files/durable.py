@@ -177,7 +177,7 @@ class ClaimedFolder:
             raise
 
     def close(self) -> None:
-        """Give the lock back. Idempotent."""
+        """Release the folder's lock; a second call does nothing."""
         self._lock.close()
 
     def discard(self) -> None:

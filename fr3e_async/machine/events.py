@@ -18,7 +18,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """Rollouts of a sampling task have ended; they may be judged at once, whatever the rest of the task does.
+    """Rollouts of a sampling task have ended; they may be scored now, whatever the rest of the task does.
 
     ``anchors``: of the trunks among them (perhaps none); None: not chosen in this task. ``left``: rollouts of the task that are
     still being drawn; with 0 the task is over.

@@ -5,8 +5,8 @@
     wait_idle    serving ─► paused: no new work ─► its rollouts end ──► receiving ─► acknowledged ─► serving
     abort_retry  serving ─► paused: its rollouts are withdrawn ───────► receiving ─► acknowledged ─► serving
 
-In flight, an engine goes on making tokens of the old version while it receives, stands still between two tokens to load
-(rollout/vllm_engine.py), and its rollouts go on with the new one. Each engine goes its own way: one that hangs holds up
+In flight, an engine continues to make tokens of the old version while it receives, stands still between two tokens to load
+(rollout/vllm_engine.py), and its rollouts continue with the new one. Each engine goes its own way: one that hangs holds up
 nobody. It has a time limit in every state; one that refuses or is late is quarantined and replaced by the caller. When
 several versions are waiting only the newest is sent. With ``together`` (weights.transfer=collective) all engines receive at once.
 

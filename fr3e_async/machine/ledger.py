@@ -264,7 +264,7 @@ class Ledger:
         return self._advance(group)
 
     def _begin_again(self, group: Group) -> list[LedgerCommand]:
-        """Rollouts of the group are gone from the object store (with their node): it is made anew, in its slot.
+        """Rollouts of the group are gone from the object store (with their node): sample it again, in its slot.
 
         Later tokens are no older than the slot allows, so the bound holds.
         """

@@ -32,7 +32,9 @@ class RejectionStreak:
     """Groups in a row that taught nothing, and what their verdicts were."""
 
     def __init__(self, bound: int, count: int) -> None:
-        """``bound``: ``flow.max_rejected_in_a_row``. ``count``: of the session before; who goes on after it has ended the run has mended something."""
+        """``bound``: ``flow.max_rejected_in_a_row``. ``count``: of the session before; one above the bound ended that run, so
+        a person has changed something, and counting restarts at 0.
+        """
         self._bound, self.count = bound, count if count <= bound else 0
         self._reasons: Counter[str] = Counter()
 
@@ -54,7 +56,7 @@ class RejectionStreak:
 
 
 class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
-    """What survives a restart: the books, and the open groups with all that is known of their trees.
+    """What survives a restart: the counts, and the open groups with all that is known of their trees.
 
     Groups that were with the learner count as open: they are trained again from the weights that go with this state.
     """

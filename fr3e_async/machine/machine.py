@@ -83,7 +83,7 @@ class Machine:
         bounds = bounds_of(config, explorers=explorer_count(config))
         self.autoscaler = Autoscaler(bounds, config.pools, self.dispatcher, alike=alike(config))
         self._resting: dict[str, Task] = {}  # by the key of its Wait: tasks that are tried again later
-        self.leaves: dict[str, str] = {}  # worker that ends what it has -> why
+        self.leaves: dict[str, str] = {}  # worker that only finishes its running tasks -> why
         self._homes: dict[str, dict[RolloutId, str]] = {}  # group -> trunk -> engine that has its keys and values
 
     def start(self) -> list[Command]:
@@ -163,7 +163,7 @@ class Machine:
         return out
 
     def _queue(self, work: Work, near: str) -> list[Command]:
-        """A first attempt at once, a later one after a while."""
+        """Queue a task: the first attempt now, a later one after a back-off that doubles each time."""
         task = self._task(work, near)
         delay = self._config.flow.retry_backoff_s
         if work.attempt == 1 or not delay:
@@ -174,7 +174,7 @@ class Machine:
         return [Wait(key=key, seconds=delay * 2 ** (work.attempt - 2))]
 
     def _forget(self, command: Forget) -> None:
-        """What a worker has goes on to its end, which changes nothing any more."""
+        """Drop queued and delayed tasks. A task that a worker runs continues, but its result changes nothing."""
         for task in command.tasks:
             self._resting.pop(f"task {task}", None)
             self.dispatcher.drop(task)

@@ -39,7 +39,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class Pool:
-    """How many actors a role is to have (``wanted``), and what that is judged by."""
+    """How many actors a role is to have (``wanted``), and the measurements behind that number."""
 
     bounds: Bounds
     wanted: int
@@ -107,7 +107,7 @@ class Autoscaler:
             return
         pool.waiting_since = at if pool.waiting_since is None else pool.waiting_since
         if self._has_waited(pool, at):
-            room = pool.bounds.most - self._dispatcher.leaving(role)  # one that drains holds its place until it has gone
+            room = pool.bounds.most - self._dispatcher.leaving(role)  # one that drains counts until it has gone
             enough = min(math.ceil(self._dispatcher.fill(role)), math.floor(GROWTH * max(up, 1)), room)
             pool.wanted = pool.clamp(max(pool.wanted, enough))
             pool.needs[-1] = (at, max(pool.needs[-1][1], enough))  # so that what is asked for is not given up before it is there

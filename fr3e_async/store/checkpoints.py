@@ -119,7 +119,7 @@ class CheckpointStore:
         return None
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that were completed, newest first."""
+        """List the steps of completed checkpoints, newest first."""
         return [step_of(name) for name in self._complete_names()]
 
     def _named(self) -> str:
@@ -132,7 +132,7 @@ class CheckpointStore:
         self.skipped.append(warning)
 
     def _complete_names(self) -> list[str]:
-        """Final names, newest first."""
+        """List the folder names of completed checkpoints, newest first."""
         folders = [path.name for path in self.root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
         return sorted(folders, key=step_of, reverse=True)
 

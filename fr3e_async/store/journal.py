@@ -69,11 +69,11 @@ class Journal:
         self.flush()
 
     def write(self, event: Event, commands: Sequence[Command], now: float) -> None:
-        """``now``: seconds since the epoch, kept to the microsecond."""
+        """Append an event and its commands. ``now``: seconds since the epoch, kept to the microsecond."""
         self._write(Entry(round(now, 6), event, tuple(map(brief, commands))))
 
     def refused(self, event: Event, error: RunFailed, now: float) -> None:
-        """The machine could not go on: the last line of a run that failed in its own books."""
+        """Append the event that the machine refused: the last line of a run whose accounting failed."""
         self._write(Entry(round(now, 6), event, (refusal(error),)))
 
     def _write(self, line: Header | Entry) -> None:
@@ -85,7 +85,7 @@ class Journal:
             self._file.flush()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Flush and close the file; a second call does nothing."""
         if not self._file.closed:
             self.flush()
             self._file.close()

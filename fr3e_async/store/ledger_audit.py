@@ -72,7 +72,7 @@ class LedgerReport:
 
     @property
     def counts(self) -> Counter[str]:
-        """Groups by outcome."""
+        """Count the settled groups by outcome."""
         return Counter(self.outcomes.values())
 
     @property
@@ -84,7 +84,7 @@ def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, 
     """Play the records, each with its line, and check each of them: a violation for each law that is broken, at the line that breaks it.
 
     After a violation the record is believed as far as it can be, so that one fault is told once. The replay's own counts
-    balance by construction (an event that would unbalance them is a violation), so conservation is checked where the books
+    balance by construction (an event that would unbalance them is a violation), so conservation is checked where records
     state counts: at each begin and cut.
     """
     replay = _Replay(groups_per_step=groups_per_step, max_staleness=max_staleness)
@@ -116,7 +116,7 @@ class _Replay:
     _line: int = 0
     _running: bool = False  # between begin and end
     _crowded: bool = False  # too many slots are held, which is told once
-    _gap: tuple[int, int] = (0, 0)  # by how much the counts of the books are off, as told last
+    _gap: tuple[int, int] = (0, 0)  # how far the recorded counts were off when last reported
 
     def take(self, line: int, record: LedgerRecord) -> None:
         self._line = line
