@@ -77,5 +77,5 @@ def _series(exported: PrometheusMetric) -> Counter | Gauge | Histogram:
 
 
 def _ascii(text: str) -> str:
-    """Ray takes nothing else."""
+    """Escape a text to ASCII, the only characters that Ray's metrics accept."""
     return text.replace("·", "*").encode("ascii", "backslashreplace").decode()

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class NativeLearner(RayLearner):
-    """Ports ``LearnerPort`` and ``DirectTransfer``."""
+    """A learner whose ranks send weights to the engines by collectives (``weights.transfer=collective``)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Port ``PayloadStore`` on Ray's object store."""
+"""The port ``PayloadStore``: rollout batches in Ray's object store, by object reference."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Diagnosis:
-    """Asks everybody, each with a time limit."""
+    """Collects what every actor is doing, for error messages. Each question has a time limit."""
 
     def __init__(self, context: RunContext) -> None:
         self._context, self._workers, self._machine = context, context.workers, context.machine
@@ -60,7 +60,7 @@ class Diagnosis:
         return "\n".join(lines)
 
     async def stacks(self, worker: Worker) -> str:
-        """What a worker's threads are doing, under a title with its tasks."""
+        """Return the thread stacks of a worker as text, under a title with its tasks."""
         tasks = ", ".join(map(str, self._machine.dispatcher.tasks_of(worker.name)[:DIAGNOSIS_LINES]))
         title = f"{worker.name} with tasks {tasks or 'none'}"
         try:
@@ -70,7 +70,7 @@ class Diagnosis:
         return _indented(title, told if told is not None else "does not answer at all: its process or its node has stopped")
 
     async def store(self) -> str:
-        """Whether the object store takes an object and gives it back, in words."""
+        """Test the object store with a put and a get; returns the result as text."""
         try:
             answer = await self.within_a_beat(run_in_daemon_thread(self._workers.payloads.probe))
         except Exception as error:  # full, say
@@ -78,7 +78,7 @@ class Diagnosis:
         return "answers" if answer is not None else "does not answer: nothing that is large can be handed on"
 
     async def within_a_beat(self, work: Awaitable[T], *, rounds: int = 1) -> T | None:
-        """None if it takes longer than ``rounds`` heartbeats."""
+        """Await a call for at most ``rounds`` heartbeats. Returns None if it takes longer."""
         try:
             async with asyncio.timeout(self._workers.config.observe.heartbeat_s * rounds):
                 return await work

@@ -66,7 +66,7 @@ class Learning:
             self._held.clear()
 
     def rescore(self, command: Rescore) -> None:
-        """When the learner is free."""
+        """Queue a request for anchors. The learner serves it once it is free; it ends in ``Rescored``."""
         self._rescores.put_nowait(command)
 
     async def keep_rescoring(self) -> None:

@@ -152,7 +152,7 @@ class LearnerPort(Protocol):
     async def save_model(self, folder: Path) -> None: ...
 
     def waits(self) -> bool:
-        """Say whether the learner has work but must first hand its weights to the engines."""
+        """Say whether training is held until the engines have received the exported weights."""
 
     async def pulse(self) -> int: ...
 

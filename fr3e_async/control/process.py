@@ -15,7 +15,7 @@ NAME = "on-the-side"  # of its threads
 
 
 def run_in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
-    """Unlike ``asyncio.to_thread`` it does not keep the program from ending."""
+    """Run a blocking call in a daemon thread: unlike ``asyncio.to_thread`` it does not keep the program from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -73,7 +73,7 @@ class GcSchedule:
         self._seen = 0
 
     def __call__(self, departures: int) -> None:
-        """``departures``: workers that have gone so far."""
+        """Collect garbage if workers have left since the last call. ``departures``: how many have left so far."""
         if departures != self._seen:
             self._seen = departures
             gc.collect()

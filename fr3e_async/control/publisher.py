@@ -30,12 +30,12 @@ class Sync:
 
     @property
     def pause_s(self) -> float:
-        """Mean over the engines."""
+        """Seconds that an engine stood still to load the weights, mean over the engines."""
         return sum(ack.pause_s for ack in self.acks) / max(len(self.acks), 1)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Beside ``time_s`` and ``pause_s``, by metric name."""
+        """The hand-over's metrics by name, without ``time_s`` and ``pause_s``."""
         count = max(len(self.acks), 1)
         return {
             "time/pause_max_s": max((ack.pause_s for ack in self.acks), default=0.0),
@@ -62,11 +62,11 @@ class Publisher:
 
     @property
     def version(self) -> int:
-        """Of the newest weights; -1: nothing was offered yet."""
+        """The version of the newest weights; -1 before the first ``offer``."""
         return -1 if self._newest is None else self._newest.version
 
     def offer(self, weights: WeightBundle) -> None:
-        """From now on these are the newest."""
+        """Replace the held weights by these and start the clock of their hand-over."""
         self._newest, self._offered_at = weights, self._clock()
 
     async def hand_over(self, engines: Sequence[EngineWorker], told: Told, *, alone: bool = False) -> None:

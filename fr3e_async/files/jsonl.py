@@ -75,7 +75,7 @@ class JsonlWriter:
             return self._file.tell()
 
     def close(self) -> None:
-        """Make everything durable. Idempotent."""
+        """Sync everything to disk and close the file; a second call does nothing."""
         if not self._file.closed:
             with storage_errors(self._path):
                 self._file.flush()

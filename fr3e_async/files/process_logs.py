@@ -115,7 +115,7 @@ def redirect_output(path: str | Path) -> bool:
 def first_error(log: str | Path, *, start: int = 0) -> str:
     """Find the first error that a log names after byte ``start``, near its end: later ones are usually its consequences.
 
-    Returns its line, shortened; the place and the source line too if it has no text; "" without one, or without the file.
+    Returns its line, shortened; the file, the line number and the source line too if it has no text; "" without one, or without the file.
     """
     try:
         with open(log, "rb") as file:

@@ -32,7 +32,7 @@ RAY_SOCKET = "/ray/session_2026-12-01_02-06-50_522437_4194304/sockets/plasma_sto
 
 
 class Scratch:
-    """A claimed folder. ``close`` removes it."""
+    """A temporary folder that this process owns until ``close`` removes it."""
 
     def __init__(self, path: Path, lock: IO[str], made: Sequence[Path]) -> None:
         """Use ``claim``. ``made``: folders above it that were not there."""

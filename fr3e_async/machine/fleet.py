@@ -5,8 +5,8 @@
     wait_idle    serving ─► paused: no new work ─► its rollouts end ──► receiving ─► acknowledged ─► serving
     abort_retry  serving ─► paused: its rollouts are withdrawn ───────► receiving ─► acknowledged ─► serving
 
-In flight, an engine goes on making tokens of the old version while it receives, stands still between two tokens to load
-(rollout/vllm_engine.py), and its rollouts go on with the new one. Each engine goes its own way: one that hangs holds up
+In flight, an engine continues to make tokens of the old version while it receives, stands still between two tokens to load
+(rollout/vllm_engine.py), and its rollouts continue with the new one. Each engine goes its own way: one that hangs holds up
 nobody. It has a time limit in every state; one that refuses or is late is quarantined and replaced by the caller. When
 several versions are waiting only the newest is sent. With ``together`` (weights.transfer=collective) all engines receive at once.
 
@@ -93,7 +93,7 @@ class Fleet:
         return Steps(send=self._send(()))
 
     def exported(self, version: int) -> Steps:
-        """Weights of a newer version can be sent."""
+        """Note that the weights of a newer version are ready to send."""
         self.target, self._unsent = version, True
         pause = []
         if not self._in_flight:
@@ -103,7 +103,7 @@ class Fleet:
         return Steps(pause=tuple(pause), withdraw=tuple(pause) if self._abort else (), send=self._send(self.members))
 
     def idle(self, worker: str) -> Steps:
-        """A paused engine has ended its work, so it can receive."""
+        """Note that a paused engine has finished its tasks, so it can receive weights."""
         member = self.members.get(worker)
         if member is None or member.state is not MemberState.PAUSED:
             return NOTHING
@@ -111,7 +111,9 @@ class Fleet:
         return Steps(send=self._send((worker,)))
 
     def acked(self, worker: str, version: int) -> Steps:
-        """It has ``version``. If there is a newer one by now it gets that first, unless it may do so in flight."""
+        """Note that an engine has loaded ``version``. If a newer one exists, the engine receives that before it serves,
+        unless weights change in flight.
+        """
         member = self.members.get(worker)
         if member is None or member.state is not MemberState.RECEIVING:
             return NOTHING
@@ -129,7 +131,7 @@ class Fleet:
         return Steps(send=self._send((worker,)), serve=serve)
 
     def overdue(self, worker: str, version: int) -> Steps:
-        """An engine that was paused for ``version`` is not idle in time: its rollouts are taken back."""
+        """Withdraw the rollouts of an engine that was paused for ``version`` and is not idle in time."""
         member = self.members.get(worker)
         late = member is not None and member.state is MemberState.PAUSED and member.paused_for == version
         return Steps(withdraw=(worker,)) if late else NOTHING

@@ -92,12 +92,12 @@ class Ledger:
 
     @property
     def training(self) -> bool:
-        """A batch is with the learner, or on its way there."""
+        """True while a batch is with the learner, or on its way there."""
         return bool(self._training)
 
     @property
     def finished(self) -> bool:
-        """All batches of the run are trained and live."""
+        """True when all batches of the run are trained and every engine in service serves their weights."""
         return self.version >= self._config.run.steps and not self._training and self.live >= self.version
 
     def admissible(self) -> int:
@@ -120,7 +120,7 @@ class Ledger:
         )
 
     def resume(self) -> list[LedgerCommand]:
-        """What the groups of the state that this ledger began with still need: once, before any event."""
+        """Return the commands that resumed groups still need. Call it once, before any event."""
         commands: list[LedgerCommand] = []
         for group in list(self._open.values()):
             self._budget.expect(group.name, group.plan)
@@ -141,7 +141,7 @@ class Ledger:
         return self._settled
 
     def waiting(self) -> list[str]:
-        """Who waits for what, oldest group first: for the watchdog's diagnosis."""
+        """Describe what each open group waits for, oldest first, for the watchdog's diagnosis."""
         return [state_of(group) for group in self._open.values()]
 
     def oldest(self) -> str:
@@ -157,11 +157,11 @@ class Ledger:
         return commands
 
     def stop(self) -> None:
-        """No admission and no new batch from now on."""
+        """Admit no more groups and start no more batches."""
         self.closed = True
 
     def check(self) -> None:
-        """The conservation law; raises ``LedgerError`` with the numbers."""
+        """Check that admitted = settled + in flight, and the slots. Raises ``LedgerError`` with the numbers."""
         in_flight = len(self._open) + len(self._training)
         if self.admitted != self._settled + in_flight:
             raise LedgerError(f"admitted {self.admitted} != settled {dict(self.outcomes)} + in flight {in_flight}")
@@ -264,7 +264,7 @@ class Ledger:
         return self._advance(group)
 
     def _begin_again(self, group: Group) -> list[LedgerCommand]:
-        """Rollouts of the group are gone from the object store (with their node): it is made anew, in its slot.
+        """Rollouts of the group are gone from the object store (with their node): sample it again, in its slot.
 
         Later tokens are no older than the slot allows, so the bound holds.
         """
@@ -313,7 +313,7 @@ class Ledger:
         return group.retire(outcome)
 
     def _train(self) -> list[LedgerCommand]:
-        """The next batch, once its groups are ready (``order``)."""
+        """Start the next batch once ``order`` finds its groups ready; else return no command."""
         flow = self._config.flow
         if self.closed or self._training or self._ready < flow.groups_per_step or self.version >= self._config.run.steps:
             return []

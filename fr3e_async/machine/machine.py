@@ -68,7 +68,7 @@ CALLS_OF_A_VERIFIER_WORKER = 4  # calls given to a verifier for each of its proc
 
 
 class Machine:
-    """See the module's docstring. ``start`` first, then ``handle`` for each event."""
+    """Turns events into commands. Call ``start`` once, then ``handle`` for each event."""
 
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config = config
@@ -83,15 +83,15 @@ class Machine:
         bounds = bounds_of(config, explorers=explorer_count(config))
         self.autoscaler = Autoscaler(bounds, config.pools, self.dispatcher, alike=alike(config))
         self._resting: dict[str, Task] = {}  # by the key of its Wait: tasks that are tried again later
-        self.leaves: dict[str, str] = {}  # worker that ends what it has -> why
+        self.leaves: dict[str, str] = {}  # worker that only finishes its running tasks -> why
         self._homes: dict[str, dict[RolloutId, str]] = {}  # group -> trunk -> engine that has its keys and values
 
     def start(self) -> list[Command]:
-        """What groups that came with a checkpoint still need."""
+        """Return the commands that groups from a checkpoint still need."""
         return self._settle(self.ledger.resume())
 
     def handle(self, event: Event) -> list[Command]:
-        """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        """Apply one event and return the commands to begin now. Raises ``RunFailed`` kinds where the run must not continue."""
         match event:
             case Delivered() | Judged() | Lost():
                 return self._task_over(event)
@@ -163,7 +163,7 @@ class Machine:
         return out
 
     def _queue(self, work: Work, near: str) -> list[Command]:
-        """A first attempt at once, a later one after a while."""
+        """Queue a task: the first attempt now, a later one after a back-off that doubles each time."""
         task = self._task(work, near)
         delay = self._config.flow.retry_backoff_s
         if work.attempt == 1 or not delay:
@@ -174,7 +174,7 @@ class Machine:
         return [Wait(key=key, seconds=delay * 2 ** (work.attempt - 2))]
 
     def _forget(self, command: Forget) -> None:
-        """What a worker has goes on to its end, which changes nothing any more."""
+        """Drop queued and delayed tasks. A task that a worker runs continues, but its result changes nothing."""
         for task in command.tasks:
             self._resting.pop(f"task {task}", None)
             self.dispatcher.drop(task)

@@ -108,7 +108,7 @@ class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
     score: float | None  # what the anchor rule ranked by
     reward_sum: float  # Σ r of its scored rollouts
     scored: int
-    value: float | None  # V(S); None: nothing was judged
+    value: float | None  # V(S); None: nothing was scored
     low: float  # 95 % Wilson interval of V
     high: float
     alpha: float
@@ -157,12 +157,12 @@ class Retire(GroupRow, frozen=True, kw_only=True):
     tree: Group  # all that was known of it
 
     def row(self) -> dict[str, Any]:
-        """Its numbers as plain values."""
+        """Return the group's row of groups.jsonl as plain values, without the tree."""
         return {name: msgspec.to_builtins(getattr(self, name)) for name in GroupRow.__struct_fields__}
 
 
 class Forget(msgspec.Struct, frozen=True, kw_only=True):
-    """Drop these tasks of a group from the queue; those that a worker has run to their end and change nothing."""
+    """Drop these tasks of a group from the queue; those that a worker runs already continue, but change nothing."""
 
     tasks: tuple[int, ...]
 
@@ -190,7 +190,7 @@ class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drain(msgspec.Struct, frozen=True, kw_only=True):
-    """Give this worker nothing more; it goes when it has ended what it has. Within the machine only: ``Release`` ends it."""
+    """Give this worker no more tasks; it leaves when its running ones have ended. Used within the machine; ``Release`` ends it."""
 
     worker: str
     why: str

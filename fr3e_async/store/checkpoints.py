@@ -119,11 +119,11 @@ class CheckpointStore:
         return None
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that were completed, newest first."""
+        """List the steps of completed checkpoints, newest first."""
         return [step_of(name) for name in self._complete_names()]
 
     def _named(self) -> str:
-        """The name that ``latest`` holds, or an empty text."""
+        """Read the folder name in ``latest``; "" if there is no such file."""
         pointer = self.root / POINTER
         return pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
 
@@ -132,7 +132,7 @@ class CheckpointStore:
         self.skipped.append(warning)
 
     def _complete_names(self) -> list[str]:
-        """Final names, newest first."""
+        """List the folder names of completed checkpoints, newest first."""
         folders = [path.name for path in self.root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
         return sorted(folders, key=step_of, reverse=True)
 

@@ -72,7 +72,7 @@ class LedgerReport:
 
     @property
     def counts(self) -> Counter[str]:
-        """Groups by outcome."""
+        """Count the settled groups by outcome."""
         return Counter(self.outcomes.values())
 
     @property
@@ -84,7 +84,7 @@ def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, 
     """Play the records, each with its line, and check each of them: a violation for each law that is broken, at the line that breaks it.
 
     After a violation the record is believed as far as it can be, so that one fault is told once. The replay's own counts
-    balance by construction (an event that would unbalance them is a violation), so conservation is checked where the books
+    balance by construction (an event that would unbalance them is a violation), so conservation is checked where records
     state counts: at each begin and cut.
     """
     replay = _Replay(groups_per_step=groups_per_step, max_staleness=max_staleness)
@@ -95,7 +95,7 @@ def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, 
 
 @dataclass(slots=True, kw_only=True)
 class _Replay:
-    """The state of a run as the records tell it."""
+    """Rebuilds a run's state from its ledger records, and checks each record against it."""
 
     groups_per_step: int
     max_staleness: int
@@ -116,7 +116,7 @@ class _Replay:
     _line: int = 0
     _running: bool = False  # between begin and end
     _crowded: bool = False  # too many slots are held, which is told once
-    _gap: tuple[int, int] = (0, 0)  # by how much the counts of the books are off, as told last
+    _gap: tuple[int, int] = (0, 0)  # how far the recorded counts were off when last reported
 
     def take(self, line: int, record: LedgerRecord) -> None:
         self._line = line
@@ -188,7 +188,7 @@ class _Replay:
         self.admitted |= {group: None for group in self.open if group not in self.admitted}
 
     def _roll_back(self, cut: CutPoint | None) -> None:
-        """None: to the start of the run, which needs no checkpoint."""
+        """Return to an earlier cut; None: to the start of the run, which needs no checkpoint."""
         admitted, settled = (cut.admitted, cut.settled) if cut else (0, 0)
         self.void_groups += len({*list(self.admitted)[admitted:], *list(self.outcomes)[settled:]})
         kept = self.cuts[: self.cuts.index(cut) + 1] if cut else []
@@ -331,7 +331,7 @@ class _Replay:
 
 
 def _differences(record: BeginRecord | CutRecord, cut: CutPoint) -> str:
-    """In words: counts, and the first open group that is another one."""
+    """Describe how two states differ: the counts, and the first open group that is not the same."""
     said = []
     for name in ("admitted", "settled"):
         ours, theirs = getattr(record, name), getattr(cut, name)

@@ -136,7 +136,7 @@ def _note(batch: RolloutBatch, columns: Columns) -> dict[str, Any]:
 
 
 def _crc32(ids: list[list[Any]], columns: Columns) -> int:
-    """Of everything that a batch says: ids, types, shapes and numbers."""
+    """Compute the CRC-32 of a batch's ids, types, shapes and numbers."""
     kinds = {name: [column.dtype.str, list(column.shape)] for name, column in columns.items()}
     total = zlib.crc32(json.dumps([ids, kinds]).encode())
     for column in columns.values():
@@ -145,7 +145,7 @@ def _crc32(ids: list[list[Any]], columns: Columns) -> int:
 
 
 def _write(path: Path, tensors: Columns, metadata: Mapping[str, str]) -> None:
-    """Raises ``OSError``, with the number that the system gave."""
+    """Write a file. Raises ``OSError`` with the system's errno."""
     with writing_tensors(path):
         save_file(tensors, path, metadata=dict(metadata))
 
