@@ -19,7 +19,7 @@ from fr3e_async.verify.margins import numbers_of
 from fr3e_async.verify.quantities import quantity, written_number
 from fr3e_async.verify.tokens import tokenise
 
-THEOREMQA_TOLERANCE = Fraction(4, 100)  # of the gold; that of its authors' own evaluation, for floats
+THEOREMQA_TOLERANCE = Fraction(4, 100)  # of the reference answer; that of its authors' own evaluation, for floats
 _OPTION = re.compile(r"\(?\s*([a-jA-J])\s*\)?")
 
 

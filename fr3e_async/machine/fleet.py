@@ -46,7 +46,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What is to be done after an event, in this order."""
+    """The calls that follow from an event, to be made in the order of the fields."""
 
     pause: tuple[str, ...] = ()  # give them no new work
     withdraw: tuple[str, ...] = ()  # take their rollouts back
@@ -84,7 +84,7 @@ class Fleet:
         return Steps(pause=(worker,), catch_up=(worker,))
 
     def leave(self, worker: str) -> Steps:
-        """An engine is out of service, whatever it was about to do."""
+        """Remove an engine that is out of service, in whatever state it was."""
         member = self.members.pop(worker, None)
         if member is None:
             return NOTHING

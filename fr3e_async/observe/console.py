@@ -170,7 +170,7 @@ class ConsoleView:
         self._live.stop()
 
     def go_back(self, step: int) -> None:
-        """The run resumes from this step."""
+        """Show ``step`` as the last finished one, forget its metrics and start a new time estimate: the run resumes from there."""
         self._step, self._metrics, self._eta = step, dict[str, float](), Eta(self._steps)
 
     def waits(self, text: str) -> None:
@@ -192,7 +192,7 @@ class ConsoleView:
             self._print(f"- {line}")
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a finished step."""
+        """Show the metrics of the step that just finished: in the live view, or as a printed line."""
         self._step, self._metrics, self._waits = step, dict(metrics), ""
         self._eta.add(metrics)
         if self._graded and "reward/mean" in metrics:

@@ -115,11 +115,11 @@ class Recorder:
             self.beat(self._vitals)
 
     def group(self, record: Mapping[str, Any]) -> None:
-        """Keep a settled group's row. Raises ``StorageError``."""
+        """Append the row of a settled group to groups.jsonl. Raises ``StorageError``."""
         self._groups.write(record)
 
     def evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep all evaluations so far. Raises ``StorageError``."""
+        """Write the file of evaluations again, with all of them so far. Raises ``StorageError``."""
         write_evaluations(self._run_dir.path, rows)
 
     def problems(self, name: str, rows: Sequence[Mapping[str, Any]], *, keep_mib: int) -> None:

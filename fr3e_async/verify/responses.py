@@ -58,7 +58,7 @@ class Response:
 
 
 class Reader:
-    """Reads rows of rollout batches."""
+    """Decodes rows of rollout batches into ``Response``s: the exact text, and the text that the verifier reads."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], thoughts: Thoughts, stops: Sequence[str] = ()
