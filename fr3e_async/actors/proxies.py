@@ -123,7 +123,7 @@ class RayEngine:
                 ray.cancel(stream)
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck:
-        """An engine that refuses the weights is as good as lost: it would continue serving an older version."""
+        """Load weights. An engine that refuses them counts as lost, because it would continue to serve an older version."""
         try:
             return await self.actor.load_weights.remote(weights)
         except RayError as error:
@@ -219,7 +219,7 @@ class RayLearner:
         return found
 
     async def export(self, version: int | None) -> WeightBundle:
-        """Buckets that did not change since the last export keep their objects, so that no node fetches them again.
+        """Export the weights. Unchanged buckets keep their objects, so that no node fetches them again.
 
         ``None``: under the version that the learner itself gives the weights.
         """
@@ -268,7 +268,7 @@ class RayLearner:
         remove_placement_group(self._placement_group)
 
     async def _together(self, calls: Sequence[Awaitable[T]]) -> list[T]:
-        """All ranks or none: the first death ends the wait, since the others would hang in a collective.
+        """Await all ranks. The first death ends the wait, because the others would hang in a collective.
 
         Raises:
             LearnerLost: a rank is gone, or what it was sent.

@@ -44,7 +44,7 @@ class Watched:
         return ray.get_runtime_context().get_node_id()
 
     def stacks(self) -> str:
-        """Where the threads of this process stand, and the tasks of its event loop; the innermost call comes last."""
+        """Return the stacks of this process's threads and of its event loop's tasks; the innermost call comes last."""
         parts = [*thread_stacks(), *(task_stacks(self.loop) if self.loop is not None else ())]
         return "\n".join(parts) or "every thread waits for work"
 

@@ -25,7 +25,7 @@ COST = 20  # a checkpoint that took w seconds is followed by the next one after 
 
 
 def interval_s(write_s: float) -> float:
-    """Seconds after which the next checkpoint is due, whatever number of batches came since. ``write_s``: that writing the last one took.
+    """Return the seconds from one checkpoint to the next one due by time. ``write_s``: seconds that writing the last one took.
 
     Example: 300 s for one that took 15 s or less, 600 s for one that took 30 s.
     """
@@ -89,7 +89,7 @@ class Checkpointing:
         )
 
     def relocate(self, why: str) -> None:
-        """The learner group must leave its nodes: after the batch in training, from a checkpoint of its own."""
+        """Move the learner group off its nodes: after the batch in training, write a checkpoint and raise ``LearnerLost``."""
         if not self._leaves:
             self._leaves = why
             if not self._ledger.training:
@@ -169,7 +169,7 @@ class Checkpointing:
 
 
 def little_room(checkpoint: Path) -> str:
-    """What a person should know if the next checkpoints may not fit on this one's disk; else an empty text."""
+    """Return a warning if the next checkpoints may not fit on this one's disk, else ""."""
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     free = shutil.disk_usage(checkpoint).free
     if free >= ROOM * size:

@@ -113,7 +113,7 @@ class LearnerLock:
 
     @property
     def does(self) -> str:
-        """What the learner is doing; empty if it has nothing to do, or waits for engines to take its weights."""
+        """The learner's current work as a phrase; "" if it is idle, or waits for engines to take its weights."""
         return "" if self.port.waits() else self._does
 
     @asynccontextmanager
@@ -127,7 +127,7 @@ class LearnerLock:
                 self._does = ""
 
     def done(self) -> None:
-        """The learner has done its part; what is left of the turn is others' work."""
+        """Mark the learner's part of this turn as done; the rest of the turn does not need it."""
         self._does = ""
 
     async def of(self, work: Awaitable[T]) -> T:

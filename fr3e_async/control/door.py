@@ -72,7 +72,7 @@ class Door:
         return version in self.distributions
 
     async def ask(self, engine: EngineWorker, *, counts: bool = True) -> str:
-        """Why this engine must not serve; empty if its numbers are the learner's. ``counts``: it is one of its ``CHECKS``."""
+        """Compare an engine with the learner. Returns why it must not serve, or "". ``counts``: it is one of its ``CHECKS``."""
         first = self.fresh(engine.name)
         self.asked[engine.name] += counts
         try:

@@ -48,7 +48,7 @@ class EvaluationSchedule:
             await self._measure(BEFORE, version)
 
     def resumed(self, version: int) -> None:
-        """A session begins. What the last one had not ended is made if the weights are still those, else it is lost."""
+        """Restart evaluations that the last session had not finished, if the weights are still the same; drop the others."""
         for label, of in sorted(self._progress.pending.items(), key=lambda item: item[1]):
             if of != version:
                 del self._progress.pending[label]

@@ -129,7 +129,7 @@ class Executor:
         lost(f"{command.worker} ended the task without {len(owed)} of its {len(work.ids)} rollouts")
 
     async def _call(self, command: Assign, owed: set[RolloutId]) -> None:
-        """Tell the machine of everything that the worker returns, when it does; what is told is ``owed`` no more."""
+        """Report each result of the worker to the machine as it arrives, and remove its ids from ``owed``."""
         workers, name, work = self._workers, command.worker, command.work
         assert work is not None
         group = group_of(work)

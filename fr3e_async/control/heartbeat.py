@@ -132,7 +132,7 @@ class Teller:
         self._reporter.beat(vitals)
 
     def awaited(self, left_s: float | None) -> str:
-        """What a stop waits for, and how long that takes. ``left_s``: of the batch in training; None: nobody knows."""
+        """Describe what a stop waits for, and for how long. ``left_s``: seconds left of the batch in training; None: unknown."""
         ledger, parts = self._machine.ledger, []
         if ledger.training:
             how_long = "the first of this session: nobody knows how long" if left_s is None else f"about {span(left_s)} more"

@@ -24,19 +24,19 @@ Payload = Any  # an opaque handle; see the module's docstring
 
 
 class WorkerLost(Exception):
-    """The actor behind a port is gone or refuses to answer. Its tasks are given to others, and it is replaced."""
+    """The actor behind a port is gone or refuses to answer. The machine reissues its tasks and replaces it."""
 
     def __init__(self, why: str, *, node: bool = False) -> None:
-        """``node``: its node is gone or cannot be reached, which is not the actor's fault."""
+        """``node``: the actor's node is gone or cannot be reached, so the actor is not at fault."""
         super().__init__(why)
         self.node = node
 
 
 class TaskLost(Exception):
-    """The task will not come back: its worker died, its lease ran out, or what it needs is gone. It is issued again."""
+    """The task will not come back: its worker died, its lease ran out, or its input is gone. The machine issues it again."""
 
     def __init__(self, why: str, *, dead: str = "", gone: bool = False, node: bool = False) -> None:
-        """``dead``: the worker that is gone, if it is; ``node``: with its node. ``gone``: a payload is."""
+        """``dead``: name of the worker if it died; ``node``: its node died too. ``gone``: a payload of the task is lost."""
         super().__init__(why)
         self.dead, self.gone, self.node = dead, gone, node
 
@@ -63,7 +63,7 @@ class EngineWorker(Protocol):
     def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
-        """One rollout for each id from the prompt beside it, delivered when it has ended; with ``trunk`` anchors are chosen on each.
+        """Sample one rollout per id from the prompt at its index, delivering each as it ends. ``trunk``: choose anchors on each.
 
         Leaving the iteration cancels what is still being drawn.
         """
@@ -71,7 +71,7 @@ class EngineWorker(Protocol):
     def branch(
         self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
-        """Continuations of these anchors of a trunk that lies in the payload, delivered as ``sample`` does; ``id.node`` names the anchor."""
+        """Continue a trunk in the payload from these anchors (``id.node`` names the anchor). Delivers as ``sample``."""
 
     async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
         """Sample as ``sample`` does, but deliver all rollouts at the end as one payload in the order of ``ids``.

@@ -70,9 +70,9 @@ class Publisher:
         self._newest, self._offered_at = weights, self._clock()
 
     async def hand_over(self, engines: Sequence[EngineWorker], told: Told, *, alone: bool = False) -> None:
-        """Give these engines the newest weights; ``told`` hears of each as soon as it is known.
+        """Give these engines the newest weights; ``told`` is called with each one's reply as it arrives.
 
-        ``alone``: they are not part of a common hand-over.
+        ``alone``: outside the common hand-over, for engines that join.
         """
         if self._direct is not None and not alone:
             weights = self._weights()
@@ -90,7 +90,7 @@ class Publisher:
         await asyncio.gather(*(self._load(engine, weights, told) for engine in engines))
 
     def sync(self, version: int) -> Sync:
-        """What the hand-over of a version took, now that all engines in service have it or a newer one."""
+        """Return what the hand-over of a version took. Call it once all engines in service have it or a newer one."""
         acks = tuple(ack for made in sorted(self._acks) if made <= version for ack in self._acks[made])
         self._acks = {made: acks for made, acks in self._acks.items() if made > version}
         weights = self._weights()

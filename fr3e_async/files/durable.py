@@ -32,7 +32,7 @@ PROBE_BYTES = 1 << 20
 
 
 def cause(error: OSError) -> str:
-    """Describe an ``OSError`` by what a person can repair."""
+    """Describe an ``OSError`` by a cause that a person can repair."""
     return _CAUSES.get(error.errno or 0) or error.strerror or str(error)
 
 

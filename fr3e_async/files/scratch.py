@@ -60,7 +60,7 @@ class Scratch:
         return cls(path, lock, made)
 
     def close(self) -> None:
-        """Idempotent. What cannot be removed is left to the next start. In a forked process nothing happens."""
+        """Remove the folder; a later start removes what is left. A second call, or one in a forked process, does nothing."""
         if os.getpid() != self._owner:
             return
         _remove(self.path)

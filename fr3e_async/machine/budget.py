@@ -59,7 +59,7 @@ class TokenBudget:
         return copy.copy(self._account)
 
     def admit(self, group: str) -> GroupPlan:
-        """The plan of a group that is admitted now. Raises ``BudgetError`` if even the smallest is beyond the budget for good."""
+        """Choose the plan of a group to admit now. Raises ``BudgetError`` if even the smallest plan can never fit the budget."""
         if not self._budget:
             return self._plan
         if not self._account.bases:  # nothing is known yet: as configured, and the account will tell

@@ -165,7 +165,7 @@ class Dispatcher:
         self.roles[slot.role].deaths_in_a_row, self.roles[slot.role].last_cause = 0, ""
 
     def part(self, number: int, *, left: int) -> str:
-        """Of a task ``left`` rollouts are still being drawn: the room of the others is free. The worker that has it, or ""."""
+        """Free the room of a task's finished rollouts; ``left`` still run. Returns the worker that runs the task, or ""."""
         slot, weight = self._at.get(number, (None, 0))
         if slot is None or left >= weight:  # the event comes a second time
             return ""
@@ -228,7 +228,7 @@ class Dispatcher:
         return slot.open and (slot.role == role or (slot.role == OTHER.get(role) and self._lends(role)))
 
     def _lends(self, role: str) -> bool:
-        """May this role's tasks go to the other engine role? Not while that has tasks waiting."""
+        """Say whether this role's tasks may go to the other engine role: not while that role has queued tasks."""
         other = OTHER.get(role, "")
         return self._config.flexible_roles and other in self.roles and not self.roles[other].waiting
 
@@ -262,7 +262,7 @@ class Dispatcher:
         self._offer(slot)
 
     def slot_down(self, worker: str, why: str, *, node: bool = False) -> tuple[str, float] | None:
-        """Out of service for good: its role, and how long to wait before another one is started. None if it was already.
+        """Remove a worker. Returns its role and the seconds to wait before a replacement starts; None if it was removed before.
 
         ``node``: it went with its node, which says nothing of the next one. Its tasks still count until each has ended.
         Raises ``RunFailed``: too many workers of the role have died in a row.

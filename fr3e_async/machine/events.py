@@ -49,7 +49,7 @@ class Rescored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """What is left of a sampling or scoring task will not come back: actor lost, lease expired, or withdrawn.
+    """The unfinished part of a sampling or scoring task will not come back: actor lost, lease expired, or withdrawn.
 
     ``ids``: of its rollouts those that were not delivered.
 
@@ -134,7 +134,7 @@ class Unhired(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """All workers that were there when the session began have been told: those that are missing are hired.
+    """All workers present at the session's start have been reported, so the machine can hire the missing ones.
 
     ``again``: they are those of a session before, in the same process, whose pools had the size that they needed.
     """

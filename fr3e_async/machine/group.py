@@ -98,9 +98,9 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return True
 
     def fail(self, ids: Iterable[RolloutId], *, max_attempts: int, counted: bool = True) -> list[RolloutId]:
-        """Count a failed attempt of those still owed; returns the ids to issue again, the rest are given up.
+        """Count a failed attempt of the unfinished ones among ``ids``. Returns the ids to issue again; the rest have failed.
 
-        Not ``counted``: nobody's fault, the same attempt is made again.
+        ``counted=False``: nobody's fault, so the same attempt is repeated.
         """
         again = []
         for id in ids:

@@ -193,7 +193,7 @@ class Ledger:
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
 
     def _ended(self, event: Rescored | Lost | Judged) -> Group | None:
-        """The group of a task that has just ended; None if it had ended before, or is of a group that is gone."""
+        """Return the group of a task that has just ended; None if the task had ended before or its group has retired."""
         group = self._open.get(event.group)
         return None if group is None or group.tasks.pop(event.task, None) is None else group
 
@@ -238,7 +238,7 @@ class Ledger:
         return commands + self._settle(group)
 
     def _again(self, group: Group, ids: Sequence[RolloutId], *, counted: bool = True) -> list[LedgerCommand]:
-        """Issue failed rollouts again, or give them up; a group whose trunk is given up keeps its other rollouts."""
+        """Issue failed rollouts again, or count them as failed; a group whose trunk has failed keeps its other rollouts."""
         owed = sum(group.rollouts[id].status is Status.ISSUED for id in ids)
         again = group.fail(ids, max_attempts=self._config.flow.max_attempts, counted=counted)
         self.failed += owed - len(again)

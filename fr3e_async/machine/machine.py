@@ -238,13 +238,13 @@ class Machine:
         return self._settle([*self.autoscaler.lost(slot.role), *drained])
 
     def _drain(self, worker: str, why: str, limit: float) -> list[Command]:
-        """It gets nothing more, and goes when it has nothing left, or after ``limit`` seconds when that is taken from it."""
+        """Give a worker no more tasks. It leaves once it has none; after ``limit`` seconds its tasks are withdrawn."""
         self.dispatcher.drain(worker)
         self.leaves[worker] = why
         return self._if_idle(worker) or [Wait(key=f"leave {worker}", seconds=limit)]
 
     def _if_drained(self, worker: str) -> list[Command]:
-        """One that leaves and has nothing left goes, but not in the middle of a hand-over of weights."""
+        """Release a leaving worker that has no task left, unless it is receiving weights."""
         if worker not in self.leaves or self.dispatcher.tasks_of(worker) or self.fleet.receives(worker):
             return []
         self.dispatcher.gone(worker)
@@ -254,7 +254,7 @@ class Machine:
     # ---- weights ----
 
     def _follow(self, steps: Steps) -> list[Command]:
-        """Carry out the fleet's steps at the dispatcher; what is left are commands."""
+        """Apply the fleet's steps to the dispatcher; returns the remaining ones as commands."""
         commands: list[Command] = []
         for worker in steps.pause:
             self.dispatcher.hold(worker)
@@ -279,7 +279,7 @@ class Machine:
         return slot is not None and slot.held
 
     def _if_idle(self, worker: str) -> list[Command]:
-        """One that has no task left may go if it is to leave, and receive if it is paused."""
+        """Let a worker without tasks leave if it is draining, and receive weights if it is paused."""
         if worker in self.leaves:
             return self._if_drained(worker)
         if not self._paused(worker) or self.dispatcher.tasks_of(worker):

@@ -116,7 +116,7 @@ class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What a group cost and what came of it, in tokens."""
+    """A group's tokens: how many were generated, and how they were used."""
 
     generated: int = 0  # sampled by the engines
     prefilled: int = 0  # context that engines computed
@@ -126,7 +126,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What a settled group cost and what came of it: a row of groups.jsonl."""
+    """A settled group's cost and result: a row of groups.jsonl."""
 
     group: str
     outcome: GroupOutcome
@@ -211,7 +211,7 @@ class Dismiss(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """End this worker, or what is left of it. ``lost``: it was not asked to leave."""
+    """End this worker's actor, even if it is dead already. ``lost``: it was not asked to leave."""
 
     worker: str
     why: str

@@ -55,7 +55,7 @@ class CheckpointStore:
         self.skipped: list[str] = []  # by the last ``latest``: which folders, and why
 
     def begin(self, step: int) -> Path:
-        """An empty temporary folder to fill. What an earlier attempt left half-written is removed. Raises ``StorageError``."""
+        """Make an empty temporary folder, and remove what an earlier attempt left in it. Raises ``StorageError``."""
         folder = self.root / f"{checkpoint_name(step)}.tmp"
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _facts(path: Path) -> FileFacts:
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, or an empty text: every file must be there as it was written."""
+    """Check that every file of a checkpoint is as it was written; returns what is wrong, or ""."""
     try:
         manifest = msgspec.convert(read_checked_json(folder / MANIFEST), CheckpointManifest)
         for name, facts in manifest.files.items():

@@ -56,7 +56,7 @@ class CutPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerReport:
-    """What survives of all sessions at the end of the log, and every law that was broken on the way."""
+    """The run's state at the end of the log, over all its sessions, and every broken law."""
 
     sessions: int
     version: int
@@ -173,7 +173,7 @@ class _Replay:
         self._check_slots()
 
     def _begin_anew(self, record: BeginRecord, nearest: CutPoint | None) -> None:
-        """No cut fits. The record is believed, so that one broken law does not bring forth others."""
+        """Take over the state of a ``begin`` that fits no cut, so that one broken law does not cause further reports."""
         if nearest is None:
             earlier = [cut for cut in reversed(self.cuts) if cut.version < record.version]
             self._break("begin", f"it goes on from version {record.version}, of which there is no cut")

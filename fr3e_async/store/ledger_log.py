@@ -99,7 +99,7 @@ AnyRecord = BeginRecord | AdmittedRecord | TrainRecord | TrainedRecord | LiveRec
 
 
 def records_of(event: Event | None, commands: Iterable[Command], *, live: int) -> Iterator[LedgerRecord]:
-    """What an event and the decisions that it led to say of groups, in order. ``live``: the version that every engine serves.
+    """Yield the records of an event and of the commands that it led to, in order. ``live``: the version that every engine serves.
 
     ``event`` is None for what the machine decides when a session begins.
     """
@@ -176,7 +176,7 @@ def _record(text: bytes, line: int, path: Path) -> LedgerRecord | None:
 
 
 def _end_last_line(path: Path) -> None:
-    """What a killed session left of its last line must not run into the first one of this session."""
+    """End a line that a killed session left unfinished, so that this session's first record starts on a new line."""
     if path.is_file() and path.stat().st_size:
         with storage_errors(path), open(path, "rb+") as file:
             file.seek(-1, 2)

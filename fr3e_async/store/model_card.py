@@ -35,7 +35,7 @@ NUMBERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """What a card tells. Whatever is not known is empty, and the card leaves it out."""
+    """The facts for a model card. Unknown ones are empty, and the card omits them."""
 
     model: str  # path or hub id of the base model
     revision: str = ""

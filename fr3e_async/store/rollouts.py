@@ -78,7 +78,7 @@ def save_payloads(batches: Iterable[tuple[int, RolloutBatch]], folder: Path, *, 
 
 
 def load_payloads(folder: Path) -> Iterator[tuple[int, RolloutBatch]]:
-    """What ``save_payloads`` was given, in the order of the shards; one batch in memory at a time.
+    """Read back what ``save_payloads`` wrote, in the order of the shards; one batch is in memory at a time.
 
     Raises ``StorageError`` at the batch or file that is damaged, missing, or of something else.
     """
@@ -98,7 +98,7 @@ def load_payloads(folder: Path) -> Iterator[tuple[int, RolloutBatch]]:
 
 
 def _shard(path: Path, shard: int, seen: set[int]) -> Generator[tuple[int, RolloutBatch], None, bool]:
-    """The batches of a file; returns whether it is the last one. ``seen``: keys so far, which must not come again."""
+    """Yield the batches of a file; returns whether it is the last one. ``seen``: keys read so far, which must not repeat."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
