@@ -22,7 +22,7 @@ class RayPayloads:
     def get(self, payload: Payload) -> RolloutBatch:
         try:
             return ray.get(payload)
-        except RayError as error:  # lost with its node, evicted, its owner gone: whatever it is, it cannot be had
+        except RayError as error:  # lost with its node, evicted, or its owner is gone: it cannot be fetched
             raise TaskLost(f"a payload is gone ({type(error).__name__})", gone=True) from error
 
     def put(self, batch: RolloutBatch) -> Payload:

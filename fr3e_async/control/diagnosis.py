@@ -65,7 +65,7 @@ class Diagnosis:
         title = f"{worker.name} with tasks {tasks or 'none'}"
         try:
             told = await self.within_a_beat(worker.stacks())
-        except Exception as error:  # whatever is wrong with it belongs into the text, and must not replace it
+        except Exception as error:  # the error becomes part of the text, and must not replace it
             told = f"does not tell: {error}"
         return _indented(title, told if told is not None else "does not answer at all: its process or its node has stopped")
 

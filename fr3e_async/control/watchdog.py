@@ -28,7 +28,7 @@ from fr3e_async.machine.events import Leaving, Pressure, Utilization
 from fr3e_async.observe.intervals import Interval, clip, idle_share, intersection, measure, union
 from fr3e_async.rollout.port import EngineStats
 
-CLEARLY_S = 5.0  # a notice that leaves so much less time than the one before is told again
+CLEARLY_S = 5.0  # a notice that leaves so many seconds less than the one before is reported again
 
 
 class StalledError(RunFailed):
@@ -71,14 +71,14 @@ class Watchdog:
         self._unanswered = False
         self.notices: set[str] = set()  # nodes of ours that were to be taken away
 
-    # ---- what is told ----
+    # ---- inputs ----
 
     def learned(self, interval: Interval) -> None:
         """Record when the learner was at work (start, end), in seconds of the run's clock."""
         self.busy_s["learner"] += interval[1] - interval[0]
         self._learning.append(interval)
 
-    # ---- what is known ----
+    # ---- queries ----
 
     def utilisation(self) -> dict[str, float]:
         """Metrics since the session began: idle fractions by role, overlap of generation and learning, prefix-cache hits."""
