@@ -155,6 +155,9 @@ def test_every_question_leads_to_code_that_exists() -> None:
     assert [row for row in rows if not SYMBOL.search(row)] == []
     assert missing_symbols("\n".join(rows)) == []
     written = re.findall(r"`([^`]*::[^`]*)`", "\n".join(rows))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert missing_symbols(readme) == []
+    assert len(SYMBOL.findall(readme)) >= 6
     assert written == ["::".join(found) for found in SYMBOL.findall("\n".join(rows))]  # none is spelled so that nobody looks
 
 

@@ -98,7 +98,7 @@ def source_of(benchmark: Benchmark, path: str = "") -> SourceConfig:
 
 
 def read_benchmark(benchmark: Benchmark, *, path: str = "") -> list[Item]:
-    """All its problems, in order. ``DataError`` with the row's location: no text, no reference answer, or nothing at all to read."""
+    """All its problems, in order. ``DataError`` with the row's location: no text, no reference answer, or no problem at all."""
     setting = f"evaluation.paths.{benchmark.name}"
     kept: list[tuple[SourceRecord, str, Gold]] = []
     for record in records(source_of(benchmark, path), _columns(benchmark, setting), setting=setting):

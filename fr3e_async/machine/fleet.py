@@ -78,7 +78,7 @@ class Fleet:
         """A new engine. It is held back until it has the newest weights."""
         if version >= self.target:
             self.members[worker] = Member(version, ready=self._in_flight)
-            self._count(version, +1)
+            self._serve(version, +1)
             return NOTHING
         self.members[worker] = Member(version, MemberState.RECEIVING, joining=True)
         return Steps(pause=(worker,), catch_up=(worker,))
@@ -89,7 +89,7 @@ class Fleet:
         if member is None:
             return NOTHING
         if not member.joining:
-            self._count(member.version, -1)
+            self._serve(member.version, -1)
         return Steps(send=self._send(()))
 
     def exported(self, version: int) -> Steps:
@@ -121,9 +121,9 @@ class Fleet:
         member.joining = member.joining and version < self.live  # what is live by now may be newer than what it was sent
         member.version, member.state, member.ready = version, MemberState.ACKNOWLEDGED, True
         if not member.joining:
-            self._count(version, +1)  # before the one that it served goes, or the live version would be that of the others
+            self._serve(version, +1)  # before the one that it served goes, or the live version would be that of the others
         if served is not None:
-            self._count(served, -1)
+            self._serve(served, -1)
         serve: tuple[str, ...] = ()
         if not member.joining and (version >= self.target or self._in_flight):
             member.state, member.ready = MemberState.SERVING, self._in_flight
@@ -165,7 +165,7 @@ class Fleet:
             self.members[name].state = MemberState.RECEIVING
         return tuple(ready)
 
-    def _count(self, version: int, by: int) -> None:
+    def _serve(self, version: int, by: int) -> None:
         self._serving[version] += by
         if not self._serving[version]:
             del self._serving[version]

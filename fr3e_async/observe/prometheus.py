@@ -135,7 +135,7 @@ class HeartbeatSamples:
     _slots: dict[str, dict[str, int]] = field(default_factory=dict)  # role → engine → its number
 
     def beat(self, heartbeat: Heartbeat, *, now: float) -> list[PrometheusSample]:
-        """Return the gauges of this heartbeat and what each counter gained since the last one; ``now``: seconds since the epoch."""
+        """Return this heartbeat's gauges and what each counter gained since the last one; ``now``: seconds since the epoch."""
         gauges: dict[Key, float] = {(_NOW, ()): now}
         totals: dict[Key, float] = {}
         found = [((), heartbeat, _RUN_SERIES), *(((role,), its, _ROLE_SERIES) for role, its in heartbeat.roles.items())]

@@ -110,7 +110,7 @@ class Recorder:
             self._exporter.publish(self._samples.beat(vitals, now=wall()))
 
     def beat_again(self) -> None:
-        """The last vitals once more: gauges that nobody sets vanish."""
+        """Publish the last heartbeat again: gauges that nobody sets vanish."""
         if self._vitals is not None:
             self.beat(self._vitals)
 

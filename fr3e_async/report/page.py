@@ -78,7 +78,7 @@ def pieces(runs: Sequence[dict[str, Any]], paths: Sequence[Path], packer: Packer
 
 
 def declarations(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the names mean: metrics with the functions that make them, that code, keys of the summary, kinds of events, defaults."""
+    """What the names mean: metrics with the functions that make them, their code, summary keys, kinds of events, defaults."""
     undeclared = {name for run in runs for name in run["metrics"]} - METRICS.keys()
     metrics = {name: {"unit": m.unit, "meaning": m.meaning, "code": m.made_by} for name, m in METRICS.items()}
     metrics |= {name: {"unit": "", "meaning": "not declared in this version", "code": ()} for name in sorted(undeclared)}

@@ -138,7 +138,7 @@ class Search:
         return Split(generators, explorers, ranks) if generators >= 1 and ranks >= 1 and explorers >= self._branches else None
 
     def _near(self, split: Split, stride: int) -> Iterator[Split]:
-        """Splits near this one: ``stride`` ranks or explorers more or fewer, or moved between the two; generators take the rest."""
+        """Splits near this one: ``stride`` more or fewer ranks or explorers, or moved between them; generators take the rest."""
         moves = [(s, 0) for s in (-stride, stride)] + [(0, s) for s in (-stride, stride)] * self._branches
         moves += [(-stride, stride), (stride, -stride)] * self._branches
         for ranks, explorers in moves:

@@ -122,7 +122,7 @@ class FakeEngine:
         return self._version
 
     def die(self) -> None:
-        """Everything in flight and everything to come raises ``EngineDead``."""
+        """Let the engine die: calls in flight and all later ones raise ``EngineDead``."""
         self._death.set()
 
     async def sample(self, request: SampleRequest) -> Completion:
@@ -148,7 +148,7 @@ class FakeEngine:
             event.set()
 
     async def load_weights(self, bundle: WeightBundle, fetch: Fetch = in_hand) -> WeightAck:
-        """Take the new weights, as ``port.Engine.load_weights`` describes."""
+        """Receive and check the new weights, as ``port.Engine.load_weights`` describes."""
         self._require_alive()
         async with self._updates:
             try:

@@ -28,7 +28,7 @@ WITHIN = "within its margin"
 
 @dataclass(frozen=True, slots=True)
 class _Amount:
-    """*Example*: ``12.5\\text{ cm}`` is (25/2, "cm")."""
+    """A number with its unit, exact. *Example*: ``12.5\\text{ cm}`` is (25/2, "cm")."""
 
     value: Fraction
     unit: str  # as ``units.quantity`` says it
@@ -54,7 +54,7 @@ def with_margins(
 def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies: Policies = Policies()) -> bool:
     """Whether an answer lists the reference answer's numbers, each within its margin, in the same order or by size.
 
-    ``margins``: in the reference answer's units, one for all numbers or one each. An amount in another unit of the same dimension is
+    ``margins``: in the reference answer's units, one for all or one each. An amount in another unit of the same dimension is
     converted; one of another dimension lies outside, and a unit that is missing or unknown on one side is fine.
     """
     if answer is None or not margins:

@@ -25,7 +25,7 @@ class Channel:
         self._received = bytearray()
 
     def send(self, value: Any, *, limit_s: float | None = None) -> None:
-        """Raises ``TimeoutError`` (a part may have been sent) and ``BrokenPipeError``."""
+        """Send a JSON value. Raises ``TimeoutError`` (a part may have been sent) and ``BrokenPipeError``."""
         data = json.dumps(value).encode()
         self._socket.settimeout(limit_s)
         self._socket.sendall(_LENGTH.pack(len(data)) + data)
@@ -59,7 +59,7 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Processor seconds and address space (bytes) that one task may use before it is stopped."""
+    """Processor seconds and address space (bytes) that one task may use."""
 
     cpu_s: float
     memory_bytes: int  # address space of the process
