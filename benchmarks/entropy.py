@@ -114,12 +114,10 @@ def build(model: Model, folder: Path) -> str:
 
 
 def spec(model: Model, path: str, settings: dict[str, Any]) -> EngineSpec:
-    return EngineSpec(
-        model=path,
-        end_token_ids=(END,),
-        max_model_len=256,
-        engine=EngineConfig(dtype="float32", kv_cache_gib=0.1, block_size=32, max_running=model.batch, **settings),
-    )
+    given = {name: value for name, value in settings.items() if name != "options"}
+    engine = EngineConfig(dtype="float32", kv_cache_gib=0.1, block_size=32, max_running=model.batch, **given)
+    engine.options.update(settings.get("options", {}))  # a config may not set the plain engine's
+    return EngineSpec(model=path, end_token_ids=(END,), max_model_len=256, engine=engine)
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:

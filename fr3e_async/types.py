@@ -21,7 +21,7 @@ from fr3e_async.outcomes import Outcome
 
 
 class Finish(IntEnum):
-    """Why a completion ended."""
+    """Why a completion ended; the engine reports it with the tokens."""
 
     STOP = 0  # an end token was sampled, or the end of a stop text (sampling.stop), with the last token of the completion
     LENGTH = 1  # the budget was used up
@@ -159,7 +159,7 @@ class RolloutBatch:
     cached_tokens: NDArray[np.int32]  # [R] context tokens taken from the prefix cache
     raw_logprobs: NDArray[np.float32] | None = None  # [Σ L] nats
     raw_entropies: NDArray[np.float32] | None = None  # [Σ L] nats
-    eligible: NDArray[np.bool_] | None = None  # [Σ L] places that may become anchors; None: no row is a trunk
+    eligible: NDArray[np.bool_] | None = None  # [Σ L] token positions that may become anchors; None: no row is a trunk
 
     def __post_init__(self) -> None:
         rows, contexts, total = len(self.ids), len(self.prompt_lens), len(self.tokens)
@@ -277,7 +277,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     outcome: Outcome
     reason: str = ""
     score: float | None = None  # a user's reward, in its declared range; None: 1 for correct, 0 for wrong, nothing for unknown
-    attempts: int = 1  # how often it was judged; above 1 with verifiers.on_unknown=retry
+    attempts: int = 1  # how often it was scored; above 1 with verifiers.on_unknown=retry
     complaint: str = ""  # the first of its reason: where, and what was raised
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ while os.getppid() == parent and time.monotonic() < end:
 
 @contextmanager
 def load(count: int, limit_s: float) -> Iterator[None]:
-    """So many busy processes, for ``limit_s`` at most."""
+    """Keep ``count`` processes computing while the block runs, for ``limit_s`` seconds at most."""
     command = [sys.executable, "-S", "-c", BUSY, str(os.getpid()), str(limit_s)]
     busy = [subprocess.Popen(command) for _ in range(count)]
     try:
@@ -47,7 +47,7 @@ def load(count: int, limit_s: float) -> Iterator[None]:
 
 
 def run(command: Sequence[str], share: float) -> tuple[int, str]:
-    """(exit code, what it said). A ``share`` below 1: the process group is stopped for the rest of the time, in turns of uneven length."""
+    """Run the command: (exit code, its output). ``share`` < 1: it runs for that part of the time, in turns of uneven length."""
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         try:

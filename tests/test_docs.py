@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "do
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\n]+)\)")  # with blanks: MkDocs takes them too, and finds no such file
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 TEST_NAME = re.compile(r"(test_\w+\.py)::(\w+)")
+SYMBOL = re.compile(r"`((?:\w+/)*\w+\.py)::([\w.]+)`")  # below fr3e_async/: machine/ledger.py::Ledger.admissible
 FILE_SUFFIXES = ("json", "jsonl", "lock", "log", "md", "py", "sh", "safetensors", "tmp", "yaml")
 
 
@@ -86,8 +87,23 @@ def names_of(file: Path) -> set[str]:
         return set()
     body = ast.parse(file.read_text(encoding="utf-8")).body
     defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-    assigned = {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
-    return defined | assigned
+    targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return defined | {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def missing_symbols(text: str) -> list[str]:
+    """Names ``file.py::symbol`` or ``file.py::Class.member`` in code spans that the package does not define."""
+    return [f"{file}::{name}" for file, name in SYMBOL.findall(text) if not defines(ROOT / "fr3e_async" / file, name)]
+
+
+def defines(file: Path, name: str) -> bool:
+    owner, _, member = name.partition(".")
+    if not member:
+        return owner in names_of(file)
+    body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
+    classes = (node for node in body if isinstance(node, ast.ClassDef) and node.name == owner)
+    return any(member == getattr(node, "name", None) for cls in classes for node in cls.body)
 
 
 def missing_sources(text: str) -> list[str]:
@@ -124,6 +140,43 @@ def test_the_checks_find_what_is_wrong() -> None:
     ]
     assert missing_sources("`machine/ledger.py`, `tests/test_docs.py`, `control/absent.py`") == ["control/absent.py"]
     assert unknown_metrics("`train/loss`, `train/lost`, `idle/*`, `model/x`") == ["train/lost"]
+
+
+def where_to_look() -> list[str]:
+    """Rows of the table that leads from questions to code."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Where to look\n")[2].partition("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("| ")][2:]
+
+
+def test_every_question_leads_to_code_that_exists() -> None:
+    rows = where_to_look()
+    assert len(rows) >= 16
+    assert [row for row in rows if not SYMBOL.search(row)] == []
+    assert missing_symbols("\n".join(rows)) == []
+    written = re.findall(r"`([^`]*::[^`]*)`", "\n".join(rows))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert missing_symbols(readme) == []
+    assert len(SYMBOL.findall(readme)) >= 6
+    assert written == ["::".join(found) for found in SYMBOL.findall("\n".join(rows))]  # none is spelled so that nobody looks
+
+
+@pytest.mark.parametrize(
+    ("name", "exists"),
+    [
+        ("machine/ledger.py::Ledger", True),
+        ("machine/ledger.py::Ledger.admissible", True),
+        ("algorithm/strategies/__init__.py::REGISTRY", True),  # a variable with a type
+        ("machine/ledger.py::admissible", False),  # a method, without its class
+        ("machine/ledger.py::Ledger.absent", False),
+        ("machine/ledger.py::Absent.admissible", False),
+        ("machine/ledger.py::GroupOutcome", False),  # imported, not defined there
+        ("machine/absent.py::Ledger", False),
+        ("machine/absent.py::Ledger.admissible", False),
+    ],
+)
+def test_a_symbol_that_is_not_there_is_found(name: str, exists: bool) -> None:
+    assert missing_symbols(f"| why? | `{name}` |") == ([] if exists else [name])
 
 
 def test_the_pages_name_settings_and_tests_at_all() -> None:

@@ -1,6 +1,6 @@
 """What the cluster says of its nodes, what its autoscaler is told, its token: the little of Ray that has no public interface, in one place.
 
-``RayPayloads`` is the port ``PayloadStore`` on Ray's object store. Ray 2.60 has no public call for the nodes that are draining (``ray drain-node``, a notice of preemption). ``DrainingNodes`` uses
+``RayPayloads`` is the port ``PayloadStore``: rollout batches in Ray's object store, by object reference. Ray 2.60 has no public call for the nodes that are draining (``ray drain-node``, a notice of preemption). ``DrainingNodes`` uses
 the one inside; ``tests/test_elastic_ray.py`` drains a real node and fails loudly when a later Ray has changed it.
 """
 
@@ -74,7 +74,7 @@ class RayPayloads:
     def get(self, payload: Payload) -> RolloutBatch:
         try:
             return ray.get(payload)
-        except RayError as error:  # lost with its node, evicted, its owner gone: whatever it is, it cannot be had
+        except RayError as error:  # lost with its node, evicted, or its owner is gone: it cannot be fetched
             raise TaskLost(f"a payload is gone ({type(error).__name__})", gone=True) from error
 
     def put(self, batch: RolloutBatch) -> Payload:

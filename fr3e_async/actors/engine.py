@@ -69,7 +69,7 @@ class EngineActor(Watched):
     async def branch(
         self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[Delivery | RolloutBatch]:
-        """A streaming call, as ``sample`` is."""
+        """Stream the branches of one trunk as ``sample`` does: for each, the ``Delivery``, then its batch."""
         assert self._rollout_worker is not None
         async for batch in _each_or_die(self._rollout_worker.branch(payload, trunk, anchors, ids, draw)):
             yield Delivery.of(batch)
@@ -78,7 +78,7 @@ class EngineActor(Watched):
     async def sample_together(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw
     ) -> tuple[Delivery, RolloutBatch]:
-        """All at once, when the last one has ended."""
+        """Sample all rollouts and return them as one batch when the last one has ended."""
         assert self._rollout_worker is not None
         batch = await _or_die(self._rollout_worker.sample_together(prompts, ids, draw))
         return Delivery.of(batch), batch

@@ -44,7 +44,7 @@ class LearnerActor(Watched):
         self._rank = LearnerRank(spec)
 
     def address(self) -> tuple[str, int]:
-        """Where the ranks meet: this node's address and a free port."""
+        """Return this node's address and a free port, where the ranks meet."""
         return self._rank.address(ray.util.get_node_ip_address())
 
     def start(self, rank: int, world: int, host: str, port: int, resume_from: str) -> None:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class NativeLearner(RayLearner):
-    """Ports ``LearnerPort`` and ``DirectTransfer``."""
+    """A learner whose ranks send weights to the engines by collectives (``weights.transfer=collective``)."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class NativeLearner(RayLearner):
         return outcomes
 
     async def _each(self, engines: Sequence[RayEngine], calls: Sequence[Awaitable[T]]) -> dict[str, T | str]:
-        """What each engine's call returns, or why it does not, each within the time limit."""
+        """Await each engine's call up to the time limit. Returns the result, or why there is none, for each."""
 
         async def one(call: Awaitable[T]) -> T | str:
             try:

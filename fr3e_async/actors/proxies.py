@@ -81,7 +81,7 @@ class RayEngine:
     """Port ``EngineWorker``. Payloads are the second return value: owned by the caller, so they outlive the actor."""
 
     def __init__(self, name: str, actor: Any, *, node: str = "", place: PlacementGroup | None = None) -> None:
-        """``place``: that holds the actor's resources, and is given back with it."""
+        """``place``: the placement group of the actor's resources; removed with the actor."""
         self.name, self.actor, self.node = name, actor, node
         self._place = place
 
@@ -123,7 +123,7 @@ class RayEngine:
                 ray.cancel(stream)
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck:
-        """An engine that refuses the weights is as good as lost: it would continue serving an older version."""
+        """Load weights. An engine that refuses them counts as lost, because it would continue to serve an older version."""
         try:
             return await self.actor.load_weights.remote(weights)
         except RayError as error:
@@ -159,7 +159,7 @@ def _bare(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 class RayVerifier:
-    """Port ``VerifierWorker``."""
+    """Calls a verifier actor: the port ``VerifierWorker`` on Ray."""
 
     def __init__(self, name: str, actor: Any, *, node: str = "") -> None:
         self.name, self.actor, self.node = name, actor, node
@@ -219,7 +219,7 @@ class RayLearner:
         return found
 
     async def export(self, version: int | None) -> WeightBundle:
-        """Buckets that did not change since the last export keep their objects, so that no node fetches them again.
+        """Export the weights. Unchanged buckets keep their objects, so that no node fetches them again.
 
         ``None``: under the version that the learner itself gives the weights.
         """
@@ -235,14 +235,14 @@ class RayLearner:
         await self._together([rank.save.remote(str(folder)) for rank in self._ranks])
 
     def waits(self) -> bool:
-        """Weights in the object store wait for nobody."""
+        """False: engines read the weights from the object store, so training need not wait for them."""
         return False
 
     async def save_model(self, folder: Path) -> None:
         await self._together([rank.save_model.remote(str(folder)) for rank in self._ranks])
 
     async def stacks(self, limit_s: float) -> list[str]:
-        """Of each rank, or why there are none; takes no longer than the limit."""
+        """Return each rank's thread stacks, or why there are none, within ``limit_s`` seconds."""
 
         async def of(rank: int) -> str:
             try:
@@ -268,7 +268,7 @@ class RayLearner:
         remove_placement_group(self._placement_group)
 
     async def _together(self, calls: Sequence[Awaitable[T]]) -> list[T]:
-        """All ranks or none: the first death ends the wait, since the others would hang in a collective.
+        """Await all ranks. The first death ends the wait, because the others would hang in a collective.
 
         Raises:
             LearnerLost: a rank is gone, or what it was sent.
@@ -304,7 +304,7 @@ def _picks(rows: Sequence[TrainRow]) -> tuple[list[Payload], list[Pick]]:
 
 
 def _distinct(payloads: Sequence[Payload]) -> tuple[list[Payload], list[int]]:
-    """Each payload once, and which one stands at each place."""
+    """Return the distinct payloads, and for each given one its index among them."""
     index: dict[Payload, int] = {}
     places = [index.setdefault(payload, len(index)) for payload in payloads]
     return list(index), places

@@ -18,7 +18,7 @@ MAX_TEXT_CHARS = 20_000  # kept of a response; the middle of a longer one is lef
 
 
 class Problem(NamedTuple):
-    """What a response is judged by, without the tokens of its prompt."""
+    """What a verifier needs to score a response: the reference answer, the prompt's text, the user's columns."""
 
     gold: str
     prompt: str = ""
@@ -83,7 +83,7 @@ class VerifierActor(Watched):
         ]
 
     def pulse(self) -> int:
-        """Answers judged."""
+        """Return the number of answers scored so far, which the watchdog reads as progress."""
         return self.judged
 
     async def close(self) -> None:

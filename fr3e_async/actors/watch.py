@@ -44,7 +44,7 @@ class Watched:
         return ray.get_runtime_context().get_node_id()
 
     def stacks(self) -> str:
-        """Where the threads of this process stand, and the tasks of its event loop; the innermost call comes last."""
+        """Return the stacks of this process's threads and of its event loop's tasks; the innermost call comes last."""
         parts = [*thread_stacks(), *(task_stacks(self.loop) if self.loop is not None else ())]
         return "\n".join(parts) or "every thread waits for work"
 
@@ -54,7 +54,7 @@ class Watched:
 
 
 def thread_stacks() -> Iterator[str]:
-    """Of every thread but the caller's and idle ones."""
+    """Yield the stack of every thread but the caller's and idle ones, as text."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         name = names.get(ident, "unnamed")
@@ -76,7 +76,7 @@ def _idle(name: str, frame: FrameType) -> bool:
 
 
 def _of_frame(frame: FrameType | None) -> list[str]:
-    """The thread's calls, outermost first."""
+    """List a thread's calls, one line each, outermost first."""
     lines = []
     while frame is not None:
         lines.append(_line(frame.f_code, frame.f_lineno))

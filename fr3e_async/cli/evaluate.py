@@ -1,4 +1,4 @@
-"""``fr3e evaluate``: a model on benchmarks."""
+"""``fr3e evaluate``: scores a model on benchmarks and writes the results."""
 
 from __future__ import annotations
 

@@ -18,14 +18,14 @@ from fr3e_async.errors import LearnerLost
 from fr3e_async.store.ledger_log import CutRecord
 from fr3e_async.types import RolloutBatch
 
-LEAST_S = 300.0  # between two checkpoints that are due by time
+LEAST_S = 300.0  # seconds between two checkpoints that are due by time, at least
 ROOM = 2  # checkpoints that a disk should have room for, besides those that are there
-LEFTOVER_S = 10.0  # for the thread that writes trees to notice that the checkpoint has failed
+LEFTOVER_S = 10.0  # seconds for the thread that writes trees to notice that the checkpoint has failed
 COST = 20  # a checkpoint that took w seconds is followed by the next one after 20 · w: writing takes 5 % of the time at most
 
 
 def interval_s(write_s: float) -> float:
-    """Seconds after which the next checkpoint is due, whatever number of batches came since. ``write_s``: that writing the last one took.
+    """Return the seconds from one checkpoint to the next one due by time. ``write_s``: seconds that writing the last one took.
 
     Example: 300 s for one that took 15 s or less, 600 s for one that took 30 s.
     """
@@ -33,25 +33,25 @@ def interval_s(write_s: float) -> float:
 
 
 def span(seconds: float) -> str:
-    """``90 s``, ``5 min``."""
+    """Write a duration for people: in seconds below two minutes (``90 s``), else in minutes (``5 min``)."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 class Checkpointing:
-    """See the module's docstring."""
+    """Decides when the session writes a checkpoint, and writes it in a task of its own beside generation."""
 
     def __init__(self, context: RunContext) -> None:
         self._context, self._ledger, self._clock = context, context.machine.ledger, context.clock
         self._every, self._spawn = context.config.run.checkpoint_every, context.spawn
         self.version, self.at = self._ledger.version, self._clock()  # of the newest one
-        self._cut_at = self.at  # of the newest one that was begun
-        self.took_s = 0.0  # the last one, to write
-        self._begun = 0  # and not written
-        self._wanted = False  # whatever ``every`` says
+        self._cut_at = self.at  # when the newest one was begun
+        self.took_s = 0.0  # seconds that writing the last one took
+        self._begun = 0  # checkpoints that are being written now
+        self._wanted = False  # write one after the batch in training, whatever ``every`` says
         self._leaves = ""  # why the learner group is to be restarted elsewhere
 
     def trained(self, version: int) -> None:
-        """A batch is done; the run's last one is kept by ``last``."""
+        """Begin a checkpoint if one is due after this batch. The run's last batch is left to ``last``."""
         if self._leaves:
             self._spawn(self._leave_nodes(self._leaves))
         elif version < self._context.config.run.steps and (
@@ -61,7 +61,7 @@ class Checkpointing:
             self._spawn(self._write(self._cut()))
 
     def soon(self) -> None:
-        """After the batch in training."""
+        """Write a checkpoint as soon as the weights are at rest: now, or after the batch in training."""
         if self._ledger.training or not self._ledger.version:
             self._wanted = True
         else:
@@ -77,11 +77,11 @@ class Checkpointing:
             self._spawn(self._write(self._cut()))
 
     def _due(self) -> bool:
-        """By time."""
+        """Say whether ``interval_s`` has passed since the newest checkpoint was begun, and none is being written."""
         return not self._begun and self._clock() - self._cut_at >= interval_s(self.took_s)
 
     def cost(self) -> str:
-        """What a kill costs, in words."""
+        """Tell a person how often checkpoints are written, and so how much work a kill loses."""
         every = f"every {self._every} batches, and " if self._every else ""
         return (
             f"a checkpoint is written {every}after {span(interval_s(self.took_s))} at the latest, when the batch in training is done: "
@@ -89,7 +89,7 @@ class Checkpointing:
         )
 
     def relocate(self, why: str) -> None:
-        """The learner group must leave its nodes: after the batch in training, from a checkpoint of its own."""
+        """Move the learner group off its nodes: after the batch in training, write a checkpoint and raise ``LearnerLost``."""
         if not self._leaves:
             self._leaves = why
             if not self._ledger.training:
@@ -106,7 +106,7 @@ class Checkpointing:
             raise LearnerLost(why)
 
     def _cut(self) -> tuple[Cut, dict[int, Payload]]:
-        """The ledger as it stands, and handles of the payloads that the open groups need."""
+        """Take the state to save, and handles of the payloads that the open groups need. Logs the cut in ledger.jsonl."""
         state, self._cut_at = self._ledger.state(), self._clock()
         open = tuple(group.name for group in state.groups)
         self._context.files.ledger_log.write(
@@ -132,7 +132,7 @@ class Checkpointing:
             self._context.reporter.note(warning, "storage_pressure")
 
     async def _save(self, cut: Cut, payloads: Mapping[int, Payload]) -> tuple[Path, dict[str, float]]:
-        """Write a checkpoint; generation and judging continue. Returns where it is, and what it took, by metric name.
+        """Write a checkpoint; generation and scoring continue. Returns its final folder, and its costs by metric name.
 
         Raises ``LearnerLost``: rollouts that it needs are gone, or the learner did not write its part.
         """
@@ -156,20 +156,20 @@ class Checkpointing:
     async def _learners_part(self, folder: Path) -> None:
         learner = self._context.learner
         await learner.of(learner.port.save(folder))
-        learner.done()  # what is left of a checkpoint may take long, and is not its fault
+        learner.done()  # the rest of a checkpoint may take long, which the watchdog must not count against the learner
 
     def _fetched(self, payloads: Mapping[int, Payload]) -> Iterator[tuple[int, RolloutBatch]]:
-        """One after another, in the thread that writes them."""
+        """Yield (payload key, batch), fetched one at a time in the writing thread so that memory holds only one."""
         for key, payload in payloads.items():
             try:
                 batch = self._context.workers.payloads.get(payload)
-            except TaskLost as error:  # its node is gone, say: they are in the checkpoint before
+            except TaskLost as error:  # its node is gone, for example; the checkpoint before has them
                 raise LearnerLost(f"rollouts that a checkpoint needs are lost: {error}") from error
             yield key, batch
 
 
 def little_room(checkpoint: Path) -> str:
-    """What a person should know if the next checkpoints may not fit on this one's disk; else an empty text."""
+    """Return a warning if the next checkpoints may not fit on this one's disk, else ""."""
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     free = shutil.disk_usage(checkpoint).free
     if free >= ROOM * size:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
-    """Where a session writes."""
+    """The files that a session writes for its resume, its audit and its readers."""
 
     ledger_log: LedgerLog  # what became of every group
     checkpoints: Checkpoints
@@ -56,11 +56,11 @@ class RunContext:
     progress: Progress
     clock: Clock
     table: PayloadTable = field(default_factory=lambda: PayloadTable())
-    door: Door | None = None  # compares engines with the learner before they serve; None: nobody does
+    door: Door | None = None  # compares engines with the learner before they serve; None: no comparison
     events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)  # None only wakes the loop
     tasks: asyncio.TaskGroup = field(init=False)  # one failed task fails the run
     running: set[asyncio.Task[None]] = field(default_factory=set)
-    stop_reason: str = ""  # empty: nobody asked the run to stop
+    stop_reason: str = ""  # empty: no stop was requested
     budget_spent: bool = False  # budget.tokens is used up
     writing: str = ""  # what this process is writing, for the watchdog
 
@@ -69,7 +69,7 @@ class RunContext:
         self.moved_at = self.clock()  # when anything last got on
 
     def emit(self, event: Event) -> None:
-        """Queue an event for the machine."""
+        """Queue an event; the loop hands it to the machine in its turn."""
         self.events.put_nowait(event)
 
     def wake(self) -> None:
@@ -84,7 +84,7 @@ class RunContext:
         return task
 
     def moved(self) -> None:
-        """Something got on: the stall watchdog starts to count again."""
+        """Note progress: the stall watchdog restarts its count."""
         self.moved_at = self.clock()
 
     def down(self, name: str, why: str, *, node: bool = False) -> None:
@@ -97,12 +97,12 @@ class RunContext:
 
     @property
     def ends(self) -> bool:
-        """Nothing is left for the learner but the last checkpoint."""
+        """True when the learner has no more batch to train, only the last checkpoint to write."""
         return bool(self.stop_reason) or self.budget_spent or self.machine.ledger.version >= self.config.run.steps
 
 
 class LearnerLock:
-    """Who has the learner: one thing at a time, in the order of asking, each call with a time limit."""
+    """Gives the learner to one user at a time, in the order of the requests. Each call has a time limit."""
 
     def __init__(self, learner: LearnerPort, *, limit_s: float) -> None:
         self.port, self._limit = learner, limit_s
@@ -113,12 +113,12 @@ class LearnerLock:
 
     @property
     def does(self) -> str:
-        """What the learner is doing; empty if it has nothing to do, or waits for engines to take its weights."""
+        """The learner's current work as a phrase; "" if it is idle, or waits for engines to take its weights."""
         return "" if self.port.waits() else self._does
 
     @asynccontextmanager
     async def turn(self, what: str) -> AsyncIterator[None]:
-        """Have the learner for a block. ``what`` it does, in words."""
+        """Hold the learner for a block. ``what``: its work as a phrase, such as "trains v8"."""
         async with self._lock:
             self._does = what
             try:
@@ -127,7 +127,7 @@ class LearnerLock:
                 self._does = ""
 
     def done(self) -> None:
-        """The learner has done its part; what is left of the turn is others' work."""
+        """Mark the learner's part of this turn as done; the rest of the turn does not need it."""
         self._does = ""
 
     async def of(self, work: Awaitable[T]) -> T:
@@ -150,12 +150,12 @@ class LearnerLock:
         return await asyncio.shield(task)
 
     async def rest(self) -> None:
-        """Wait until all ``whole`` work has ended, well or not."""
+        """Wait until all ``whole`` work has ended, with or without an error."""
         while self._begun:
             await asyncio.wait(self._begun)
 
     async def drop(self) -> None:
-        """Cancel what the learner is still at: nobody needs it any more."""
+        """Cancel all ``whole`` work, whose results nobody needs, and wait until it has ended."""
         for task in self._begun:
             task.cancel()
         await self.rest()
@@ -165,7 +165,7 @@ class PayloadTable:
     """Handles of rollout batches by key, each held until its group retires."""
 
     def __init__(self, payloads: Mapping[int, tuple[str, Payload]] | None = None) -> None:
-        """``payloads``: what a run resumes with, by key: (group, handle)."""
+        """``payloads``: from the checkpoint of a resumed run, key -> (group, handle)."""
         self._payloads: dict[int, Payload] = {}
         self._of: dict[str, list[int]] = {}
         self._next = 0
@@ -191,7 +191,7 @@ class PayloadTable:
             self._sheltering = False
 
     def open(self, group: str) -> None:
-        """Hold payloads of this group from now on."""
+        """Begin to hold the payloads of this group."""
         self._of.setdefault(group, [])
 
     def keep(self, group: str, payload: Payload, *, key: int = 0) -> int:
@@ -207,6 +207,6 @@ class PayloadTable:
         return key
 
     def release(self, group: str) -> None:
-        """Let go of all payloads of a group."""
+        """Drop the handles of a group's payloads, so that the object store can free them."""
         for key in self._of.pop(group, []):
             del self._payloads[key]

@@ -41,7 +41,7 @@ from fr3e_async.store.ledger_log import EndRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStart:
-    """How a session begins."""
+    """What a session inherits: its number, the weights that the engines hold, the learner's restarts."""
 
     session: int = 0  # number in the run, from 0 on
     engine_version: int = 0  # of the weights in the engines; -1: unknown, so all engines are given the newest ones
@@ -52,7 +52,7 @@ class Controller:
     """One session of a run. ``run`` returns when all steps are trained and live, the wall limit is reached, or ``stop`` was asked for."""
 
     def __init__(self, context: RunContext, *, evaluator: Evaluator | None = None, start: SessionStart | None = None) -> None:
-        """``evaluator``: None: nothing is evaluated."""
+        """Build the parts of the loop. Without an ``evaluator`` the run evaluates nothing."""
         self.context, self.start = context, start or SessionStart()
         self.machine, self.progress = context.machine, context.progress
         self._config, self._reporter, self._clock = context.config, context.reporter, context.clock
@@ -74,7 +74,7 @@ class Controller:
         self.evaluations.stop()
 
     def awaited(self) -> str:
-        """What a stop waits for, in words."""
+        """Tell a person what the stop still waits for."""
         return self.teller.awaited(self._learning.left_s())
 
     async def run(self) -> str:
@@ -158,7 +158,7 @@ class Controller:
                 self._fill()
 
     async def _pump_once(self) -> bool:
-        """False if there was nothing but a call to wake up."""
+        """Handle the next event. Returns False if it only woke the loop."""
         event = await self.context.events.get()
         if event is not None:
             self._feed(event)
@@ -199,7 +199,7 @@ class Controller:
             self._feed(Admitted(group=group))
 
     def _feed(self, event: Event) -> None:
-        """One event through the machine, and its commands are begun."""
+        """Pass one event through the machine and begin the commands that it returns."""
         commands = self._records.take(event)
         if not isinstance(event, Admitted | WorkerUp | Begun | Pressure | Utilization):  # these come though nothing moves
             self.context.moved()

@@ -28,13 +28,13 @@ KEPT = 4  # versions whose distributions are kept: an engine is asked soon after
 
 
 class ComparisonRecord(Protocol):
-    """Where the figures of every comparison go."""
+    """Reports one comparison of an engine with the learner: a line for people and the figures as event fields."""
 
     def __call__(self, text: str, kind: EventKind, **fields: Unpack[EventFields]) -> None: ...
 
 
 class Door:
-    """See the module's docstring."""
+    """Compares engines with the learner before they serve weights (see the module's docstring)."""
 
     def __init__(
         self,
@@ -55,11 +55,11 @@ class Door:
         self.asked: Counter[str] = Counter()  # by engine
 
     def fresh(self, engine: str) -> bool:
-        """It has not been asked yet."""
+        """Say whether this engine has not been compared yet."""
         return not self.asked[engine]
 
     def wants(self, engine: str) -> bool:
-        """It is to be asked again."""
+        """Say whether this engine still owes one of its ``CHECKS`` comparisons."""
         return self.asked[engine] < CHECKS
 
     async def learned(self, version: int) -> None:
@@ -72,7 +72,7 @@ class Door:
         return version in self.distributions
 
     async def ask(self, engine: EngineWorker, *, counts: bool = True) -> str:
-        """Why this engine must not serve; empty if its numbers are the learner's. ``counts``: it is one of its ``CHECKS``."""
+        """Compare an engine with the learner. Returns why it must not serve, or "". ``counts``: it is one of its ``CHECKS``."""
         first = self.fresh(engine.name)
         self.asked[engine.name] += counts
         try:

@@ -1,4 +1,4 @@
-"""When a run is evaluated, and where the figures go. Who samples and judges is ``evaluator``; decides nothing about training.
+"""When a run is evaluated, and where the figures go. ``evaluator`` samples and scores. Decides nothing about training.
 
 before    ─► the engines keep the first weights until it is known
 step <n>  ─► begins when weights of batch n, or of a later one, are live on all engines; training continues beside it
@@ -21,7 +21,7 @@ BEFORE, AFTER = "before", "after"
 
 
 class EvaluationSchedule:
-    """See the module's docstring."""
+    """Starts evaluations before, during and after training, and records their results."""
 
     def __init__(self, context: RunContext, evaluator: Evaluator | None, lend: Lend) -> None:
         """``lend``: how an evaluation gets workers; their rollouts share the engines with training."""
@@ -48,7 +48,7 @@ class EvaluationSchedule:
             await self._measure(BEFORE, version)
 
     def resumed(self, version: int) -> None:
-        """A session begins. What the last one had not ended is made if the weights are still those, else it is lost."""
+        """Restart evaluations that the last session had not finished, if the weights are still the same; drop the others."""
         for label, of in sorted(self._progress.pending.items(), key=lambda item: item[1]):
             if of != version:
                 del self._progress.pending[label]
@@ -84,7 +84,7 @@ class EvaluationSchedule:
     # ---- what ----
 
     def _begin(self, label: str, version: int) -> None:
-        if label != AFTER:  # that one is made again whatever there is
+        if label != AFTER:  # the one after training is always repeated
             self._progress.pending[label] = version
         task = self._context.spawn(self._measure(label, version))
         self._running.add(task)

@@ -33,7 +33,7 @@ class Lend(Protocol):
 
 
 class WantedSample(NamedTuple):
-    """One sample to be made."""
+    """One sample to draw: the problem, and the id whose ``branch`` numbers its samples."""
 
     problem: Prompt
     id: RolloutId
@@ -48,7 +48,7 @@ def pick_problems(heldout: Sequence[Prompt], config: Config) -> list[Prompt]:
 
 
 class Evaluator:
-    """Samples every problem of a set as often as the set says and has the answers judged."""
+    """Samples every problem of a test set as often as the set says, and has verifiers score the answers."""
 
     def __init__(self, workers: Workers, problems: Sequence[Prompt], suite: Sequence[TestSet] = ()) -> None:
         """``problems``: held-out ones, sampled ``evaluation.samples`` times; without any there is no set of them."""
@@ -58,7 +58,7 @@ class Evaluator:
         self._gate = Gate(self._room)
 
     async def run(self, label: str, *, lend: Lend, on_progress: Callable[[], None]) -> EvaluationResult:
-        """The first set alone. Raises ``TaskLost`` as ``sample`` does."""
+        """Evaluate the first set only. Raises ``TaskLost`` as ``sample`` does."""
         judgements = await self.sample(self.sets[0], label, lend=lend, on_progress=on_progress)
         return evaluate(judgements, self._workers.config.reward_range)
 

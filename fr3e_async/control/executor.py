@@ -85,7 +85,7 @@ class Executor:
     # ---- tasks of groups ----
 
     def _begin(self, command: Assign) -> None:
-        """The call is there at once, since it may be withdrawn before the task has begun; it ends with the task."""
+        """Start the worker's call. It is registered here, because it may be withdrawn before the task that awaits it runs."""
         assert command.work is not None
         owed = set(command.work.ids)
         call = asyncio.ensure_future(self._call(command, owed))
@@ -93,7 +93,7 @@ class Executor:
         self._spawn(self._assign(command, call, owed)).add_done_callback(lambda _: call.cancel())
 
     async def _assign(self, command: Assign, call: asyncio.Future[None], owed: set[RolloutId]) -> None:
-        """``owed``: rollouts of the task that the call has not delivered yet."""
+        """Await a call and report how it ended. ``owed``: rollouts that it has not delivered yet."""
         work = command.work
         assert work is not None
         group = group_of(work)
@@ -129,7 +129,7 @@ class Executor:
         lost(f"{command.worker} ended the task without {len(owed)} of its {len(work.ids)} rollouts")
 
     async def _call(self, command: Assign, owed: set[RolloutId]) -> None:
-        """Tell the machine of everything that the worker returns, when it does; what is told is ``owed`` no more."""
+        """Report each result of the worker to the machine as it arrives, and remove its ids from ``owed``."""
         workers, name, work = self._workers, command.worker, command.work
         assert work is not None
         group = group_of(work)
@@ -168,7 +168,7 @@ class Executor:
 
     @asynccontextmanager
     async def lend(self, role: str, weight: int, *, priority: int) -> AsyncIterator[str]:
-        """Wait for a worker of the role and have room for ``weight`` on it until the block ends; its name."""
+        """Reserve ``weight`` rollouts (verifiers: calls) on a worker of the role until the block ends; yields its name."""
         self._last_loan -= 1
         task, proof = self._last_loan, False
         self._loans[task] = asyncio.get_running_loop().create_future()
@@ -212,7 +212,7 @@ class Executor:
         self._emit(WorkerUp(role=command.role, worker=new.name, ticket=command.ticket, node=new.node))
 
     async def _unfit(self, role: str, new: Worker) -> str:
-        """Why a new engine must not serve the weights that it was started with. If there are newer ones it is given and asked those."""
+        """Return why a new engine must not serve its initial weights, or "". Newer weights are checked when it receives them."""
         if role == VERIFIERS:
             return ""
         engine, refused = cast(EngineWorker, new), ""
@@ -221,7 +221,7 @@ class Executor:
             nonlocal refused
             refused = reply if isinstance(reply, str) else ""
 
-        if self._publisher.version == 0:  # nobody has compared what it read from its disk
+        if self._publisher.version == 0:  # the weights that it read from its disk have not been compared yet
             await self._publisher.hand_over([engine], told, alone=True)
         if refused or self._door is None or not self._door.knows(0):
             return refused
@@ -244,7 +244,7 @@ class Executor:
         task.add_done_callback(self.endings.discard)
 
     async def _see_off(self, worker: Worker) -> None:
-        """What it has made may lie on its node, which may go with it."""
+        """Copy the payloads that the run needs to this node, then close the worker: its node may go away with it."""
         try:
             async with asyncio.timeout(2 * SHELTER_S):
                 await self._table.shelter(self._workers.payloads)

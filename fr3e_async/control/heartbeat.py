@@ -81,7 +81,7 @@ def _of_pool(role: str, machine: Machine, watch: Watchdog, idle: Mapping[str, fl
 
 
 def _engines(dispatcher: Dispatcher, watch: Watchdog) -> list[EngineHeartbeat]:
-    """Those in service that have answered."""
+    """List the state of each engine in service that has answered at least once."""
     return [
         EngineHeartbeat(
             name=name, role=slot.role, version=stats.version, running=stats.running, waiting=stats.waiting, kv_used=stats.kv_used,
@@ -105,14 +105,14 @@ class Teller:
         self._silence = Silence(context, self._tally, evaluations)
 
     def begin(self) -> None:
-        """The session's work begins now."""
+        """Start to count the time without a batch."""
         self._silence.batch()
 
     def retired(self, group: Retire) -> None:
         self._tally.add(group)
 
     def step(self, version: int) -> None:
-        """The row of the batch that made ``version``."""
+        """Report the metrics row of the batch that made ``version``."""
         dispatcher, step_s = self._machine.dispatcher, max(self._silence.batch(), 1e-9)
         queues = {f"queue/{role}": float(dispatcher.queued(role)) for role in ROLES}
         queues["queue/ready_groups"] = float(self._machine.ledger.ready)
@@ -126,13 +126,13 @@ class Teller:
         )
 
     def beat(self) -> None:
-        """The state, for who watches the run, and why there is no batch."""
+        """Report the run's state, and why there is no batch if it takes long."""
         self._silence.beat()
         vitals = heartbeat_of(self._context, self._watch, self._checkpointing, learner_restarts=self._restarts)
         self._reporter.beat(vitals)
 
     def awaited(self, left_s: float | None) -> str:
-        """What a stop waits for, and how long that takes. ``left_s``: of the batch in training; None: nobody knows."""
+        """Describe what a stop waits for, and for how long. ``left_s``: seconds left of the batch in training; None: unknown."""
         ledger, parts = self._machine.ledger, []
         if ledger.training:
             how_long = "the first of this session: nobody knows how long" if left_s is None else f"about {span(left_s)} more"
@@ -151,13 +151,13 @@ class Silence:
     """
 
     def __init__(self, context: RunContext, tally: Tally, evaluations: EvaluationSchedule) -> None:
-        """``tally``: of the groups since the last batch."""
+        """``tally``: counts of the groups that retired since the last batch."""
         self._context, self._tally, self._evaluations = context, tally, evaluations
         self._ledger, self._clock = context.machine.ledger, context.clock
         self._since, self._due_s = self._clock(), FIRST_S
 
     def batch(self) -> float:
-        """One has been trained: seconds since the one before, or since the session began."""
+        """Note a trained batch. Returns the seconds since the previous one, or since the session began."""
         before, self._since, self._due_s = self._since, self._clock(), FIRST_S
         return self._since - before
 
@@ -183,7 +183,7 @@ class Silence:
         return f"no batch for {waited_s:.0f} s: {'; '.join([*work, self._spent(), *oldest])}"
 
     def _spent(self) -> str:
-        """Since the last batch, by groups that have ended."""
+        """Describe what the groups that retired since the last batch cost and how they ended."""
         sums = self._tally.sums
         if not sums:
             return "no group has ended since the last batch"

@@ -15,7 +15,7 @@ class Learning:
     """Carries out ``Train`` and ``Rescore``, one at a time; each ends in its event."""
 
     def __init__(self, context: RunContext, watch: Watchdog) -> None:
-        """``watch`` is told from when to when the learner was at work."""
+        """``watch`` receives the intervals in which the learner worked, for the metrics of idle time."""
         self._context, self._watch, self._learner = context, watch, context.learner
         self._table, self._emit, self._clock = context.table, context.emit, context.clock
         self._rescores: asyncio.Queue[Rescore] = asyncio.Queue()
@@ -25,12 +25,12 @@ class Learning:
         self._usual: float | None = None  # seconds that the last one took
 
     def hand_over(self) -> None:
-        """Weights may go to the engines from now on: the first accuracy, which needs v0 in them, is known."""
+        """Allow weights to go to the engines: the evaluation before training, which needs v0 in them, is done."""
         self._hand_over = True
         self._tell()
 
     def left_s(self) -> float | None:
-        """Seconds that the batch in training will still take, if it takes as long as the one before; None without one before."""
+        """Estimate the seconds left of the batch in training from the batch before; None without one."""
         if self._usual is None:
             return None
         return max(0.0, self._usual - (self._clock() - self._began if self._began is not None else 0.0))
@@ -66,11 +66,11 @@ class Learning:
             self._held.clear()
 
     def rescore(self, command: Rescore) -> None:
-        """When the learner is free."""
+        """Queue a request for anchors. The learner serves it once it is free; it ends in ``Rescored``."""
         self._rescores.put_nowait(command)
 
     async def keep_rescoring(self) -> None:
-        """All trunks that wait when the learner is free go to it in one call; those of groups that have retired do not."""
+        """Send all waiting trunks to the learner in one call whenever it is free, except those of retired groups."""
         while True:
             waiting = [await self._rescores.get()]
             async with self._learner.turn("re-scores trunks"):

@@ -24,33 +24,33 @@ Payload = Any  # an opaque handle; see the module's docstring
 
 
 class WorkerLost(Exception):
-    """The actor behind a port is gone or refuses to answer. Its tasks are given to others, and it is replaced."""
+    """The actor behind a port is gone or refuses to answer. The machine reissues its tasks and replaces it."""
 
     def __init__(self, why: str, *, node: bool = False) -> None:
-        """``node``: its node is gone or cannot be reached, which is not the actor's fault."""
+        """``node``: the actor's node is gone or cannot be reached, so the actor is not at fault."""
         super().__init__(why)
         self.node = node
 
 
 class TaskLost(Exception):
-    """The task will not come back: its worker died, its lease ran out, or what it needs is gone. It is issued again."""
+    """The task will not come back: its worker died, its lease ran out, or its input is gone. The machine issues it again."""
 
     def __init__(self, why: str, *, dead: str = "", gone: bool = False, node: bool = False) -> None:
-        """``dead``: the worker that is gone, if it is; ``node``: with its node. ``gone``: a payload is."""
+        """``dead``: name of the worker if it died; ``node``: its node died too. ``gone``: a payload of the task is lost."""
         super().__init__(why)
         self.dead, self.gone, self.node = dead, gone, node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What is read of rollouts that have ended: one note a row, and the anchors of its trunks if they were chosen there."""
+    """What the loop reads of finished rollouts: one summary a row, and the trunks' anchors if the engine chose them."""
 
     notes: tuple[RolloutSummary, ...]
     anchors: tuple[Anchor, ...] | None = None
 
     @classmethod
     def of(cls, batch: RolloutBatch, anchors: tuple[Anchor, ...] | None = None) -> Delivery:
-        """Of all rows of a batch."""
+        """Summarise every row of a batch, in its order."""
         return cls(notes=tuple(batch.note(row) for row in range(len(batch))), anchors=anchors)
 
 
@@ -58,12 +58,12 @@ class EngineWorker(Protocol):
     """A generator or an explorer: both serve both calls, so that idle ones can take the other's work."""
 
     name: str
-    node: str  # that it runs on; empty: nobody knows
+    node: str  # the node that it runs on; empty: unknown
 
     def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
-        """One rollout for each id from the prompt beside it, delivered when it has ended; with ``trunk`` anchors are chosen on each.
+        """Sample one rollout per id from the prompt at its index, delivering each as it ends. ``trunk``: choose anchors on each.
 
         Leaving the iteration cancels what is still being drawn.
         """
@@ -71,23 +71,26 @@ class EngineWorker(Protocol):
     def branch(
         self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
-        """Continuations of these anchors of a trunk that lies in the payload, delivered as ``sample`` does; ``id.node`` names the anchor."""
+        """Continue a trunk in the payload from these anchors (``id.node`` names the anchor). Delivers as ``sample``."""
 
     async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
-        """The same when the last one has ended, as one payload in the order of the ids: for evaluations and the door."""
+        """Sample as ``sample`` does, but deliver all rollouts at the end as one payload in the order of ``ids``.
+
+        Evaluations and the door use it.
+        """
 
     async def load_weights(self, weights: WeightBundle) -> WeightAck: ...
 
     async def tokenizer(self) -> str:
-        """What tells its tokenizer from others: ``rollout.door.tokenizer_digest``."""
+        """Return a digest of the engine's tokenizer, to compare with the learner's (``rollout.door.tokenizer_digest``)."""
 
     async def stats(self) -> EngineStats: ...
 
     async def pulse(self) -> int:
-        """Grows whenever the actor gets on with its work. It answers also while the actor's main thread is stuck."""
+        """Return a count that grows as the actor makes progress. Answers even while the actor's main thread is stuck."""
 
     async def stacks(self) -> str:
-        """What every thread of the actor is doing. It answers also while the actor's main thread is stuck."""
+        """Return the stack of every thread of the actor. Answers even while the actor's main thread is stuck."""
 
     async def close(self) -> None: ...
 
@@ -97,10 +100,10 @@ class VerifierWorker(Protocol):
     node: str
 
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
-        """A verdict for each row's response to the prompt beside it."""
+        """Score the response in each row against the prompt at the same index; returns verdicts in that order."""
 
     async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
-        """The final answer of each row's response, and the text of those in ``kept``. For evaluations."""
+        """Extract the final answer of each row's response, and the text of the rows in ``kept``. Evaluations use it."""
 
     async def pulse(self) -> int: ...
 
@@ -121,7 +124,7 @@ class TrainRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trunk:
-    """A base whose anchors the learner is to choose."""
+    """A base rollout whose anchors the learner chooses."""
 
     payload: Payload
     id: RolloutId
@@ -131,30 +134,30 @@ class Trunk:
 class LearnerPort(Protocol):
     """The learner group as one object; its ranks act together."""
 
-    nodes: Sequence[str]  # that its ranks run on
+    nodes: Sequence[str]  # the nodes that its ranks run on
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport: ...
 
     async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
-        """The anchors of each trunk, by the entropies of the weights as they are now."""
+        """Choose the anchors of each trunk by the token entropies under the learner's current weights."""
 
     async def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """[rows, V] log-probs of the token after each row of ids, nats, under the weights as they are now."""
 
     async def export(self, version: int) -> WeightBundle:
-        """The weights in a form that outlives the next update, and the learner."""
+        """Copy the weights out, so that the next update or the learner's end does not change them."""
 
     async def save(self, folder: Path) -> None: ...
 
     async def save_model(self, folder: Path) -> None: ...
 
     def waits(self) -> bool:
-        """It is asked to continue and must not before engines have taken its weights."""
+        """Say whether training is held until the engines have received the exported weights."""
 
     async def pulse(self) -> int: ...
 
     async def stacks(self, limit_s: float) -> list[str]:
-        """Of each rank; a rank that does not answer within ``limit_s`` is said to."""
+        """Return the thread stacks of each rank, or a line that names a rank silent for ``limit_s`` seconds."""
 
     async def close(self) -> None: ...
 
@@ -163,25 +166,25 @@ class PayloadStore(Protocol):
     """Rollout batches by handle. All calls block, and may be made from any thread."""
 
     def get(self, payload: Payload) -> RolloutBatch:
-        """Raises ``TaskLost`` if it is gone."""
+        """Fetch the batch behind a handle. Raises ``TaskLost`` if the batch is gone, with its node for example."""
 
     def put(self, batch: RolloutBatch) -> Payload: ...
 
     def fetch(self, payloads: Sequence[Payload], *, timeout_s: float) -> None:
-        """Have copies of these on this node, as far as possible: theirs may go away."""
+        """Copy these payloads to this node, as many as ``timeout_s`` allows, because their own node may go away."""
 
     def probe(self) -> bool:
-        """Put something large and get it back: returns if the store works."""
+        """Put a large object and read it back. Returns whether the store works."""
 
 
 class DirectTransfer(Protocol):
     """A learner that hands weights over by itself, to all engines at once (weights.transfer=collective)."""
 
     async def hand_over(self, engines: Sequence[Any], manifest: WeightManifest) -> list[WeightAck | str]:
-        """For each engine its acknowledgement, or why there is none."""
+        """Send the weights to all engines. Returns, in their order, each one's acknowledgement or why there is none."""
 
     async def stored(self) -> WeightBundle:
-        """The weights as they are now, for an engine that comes alone."""
+        """Export the current weights through the object store, for an engine that joins outside a hand-over."""
 
 
 class Reporter(Protocol):
@@ -190,25 +193,25 @@ class Reporter(Protocol):
     def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def group(self, record: Mapping[str, Any]) -> None:
-        """A group has settled: its row for groups.jsonl."""
+        """Write a settled group's row to groups.jsonl."""
 
     def note(self, text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
-        """An event that a person should see: a lost actor, a checkpoint, an evaluation."""
+        """Report an event that a person should see: a lost actor, a checkpoint, an evaluation."""
 
     def evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All evaluations of the run so far, for evaluations.jsonl; the newest is the last."""
+        """Rewrite evaluations.jsonl with all evaluations of the run so far, the newest last."""
 
     def problems(self, name: str, rows: Sequence[Mapping[str, Any]], *, keep_mib: int) -> None:
-        """An evaluation's results by problem. ``keep_mib``: for all of them together."""
+        """Write an evaluation's results by problem. ``keep_mib``: MiB that the files of all evaluations may take."""
 
     def waits(self, text: str) -> None:
-        """What the run waits for now, for who looks at it; "" once it continues."""
+        """Show what the run waits for now; "" once it continues."""
 
     def samples(self, name: str, rows: Sequence[Sequence[str]], *, version: int) -> None:
-        """Some responses of an evaluation, for a person: problem, gold, response, verdict and reward of each."""
+        """Show some responses of an evaluation. Each row: problem, reference answer, response, verdict, reward."""
 
     def beat(self, vitals: Heartbeat) -> None:
-        """What the loop knows now; the first one of a session before any work."""
+        """Publish the loop's state. The session's first call comes before any work."""
 
 
 class Checkpoints(Protocol):

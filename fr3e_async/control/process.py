@@ -15,7 +15,7 @@ NAME = "on-the-side"  # of its threads
 
 
 def run_in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
-    """Unlike ``asyncio.to_thread`` it does not keep the program from ending."""
+    """Run a blocking call in a daemon thread: unlike ``asyncio.to_thread`` it does not keep the program from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -31,9 +31,9 @@ def run_in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
         result, error = None, None
         try:
             result = call()
-        except Exception as raised:  # told to the one who waits
+        except Exception as raised:  # raised where the future is awaited
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no task awaits the future
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=work, name=NAME, daemon=True).start()
@@ -73,7 +73,7 @@ class GcSchedule:
         self._seen = 0
 
     def __call__(self, departures: int) -> None:
-        """``departures``: workers that have gone so far."""
+        """Collect garbage if workers have left since the last call. ``departures``: how many have left so far."""
         if departures != self._seen:
             self._seen = departures
             gc.collect()

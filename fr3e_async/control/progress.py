@@ -118,7 +118,7 @@ class Progress:
             self.accuracy_before = result.accuracy
 
     def evaluated(self, found: Evaluated, *, at: Milestone) -> dict[str, Any]:
-        """Take in an evaluation that began at ``at``; the record of it."""
+        """Add an evaluation that began at ``at``, and return its record."""
         row = {"label": found.label, "benchmark": found.name, **asdict(at), **found.record()}
         self.benchmarks.append(row)
         if found.name != HELDOUT:
@@ -127,7 +127,7 @@ class Progress:
         return self.evaluations[-1]
 
     def has(self, label: str, benchmark: str) -> bool:
-        """Whether this was evaluated already."""
+        """Say whether the run has a result for this benchmark under this label."""
         if benchmark == HELDOUT:
             return any(e["label"] == label for e in self.evaluations)
         return any((row["label"], row["benchmark"]) == (label, benchmark) for row in self.benchmarks)
@@ -169,7 +169,7 @@ class Cut:
 
 
 class ControlFile(msgspec.Struct, frozen=True, kw_only=True):
-    """``control.json`` of a checkpoint."""
+    """The content of a checkpoint's ``control.json``: the ledger, the prompt stream's state and the run's progress."""
 
     ledger: LedgerState
     stream: dict[str, Any]

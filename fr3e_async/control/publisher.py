@@ -30,12 +30,12 @@ class Sync:
 
     @property
     def pause_s(self) -> float:
-        """Mean over the engines."""
+        """Seconds that an engine stood still to load the weights, mean over the engines."""
         return sum(ack.pause_s for ack in self.acks) / max(len(self.acks), 1)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Beside ``time_s`` and ``pause_s``, by metric name."""
+        """The hand-over's metrics by name, without ``time_s`` and ``pause_s``."""
         count = max(len(self.acks), 1)
         return {
             "time/pause_max_s": max((ack.pause_s for ack in self.acks), default=0.0),
@@ -62,17 +62,17 @@ class Publisher:
 
     @property
     def version(self) -> int:
-        """Of the newest weights; -1: nothing was offered yet."""
+        """The version of the newest weights; -1 before the first ``offer``."""
         return -1 if self._newest is None else self._newest.version
 
     def offer(self, weights: WeightBundle) -> None:
-        """From now on these are the newest."""
+        """Replace the held weights by these and start the clock of their hand-over."""
         self._newest, self._offered_at = weights, self._clock()
 
     async def hand_over(self, engines: Sequence[EngineWorker], told: Told, *, alone: bool = False) -> None:
-        """Give these engines the newest weights; ``told`` hears of each as soon as it is known.
+        """Give these engines the newest weights; ``told`` is called with each one's reply as it arrives.
 
-        ``alone``: they are not part of a common hand-over.
+        ``alone``: outside the common hand-over, for engines that join.
         """
         if self._direct is not None and not alone:
             weights = self._weights()
@@ -90,7 +90,7 @@ class Publisher:
         await asyncio.gather(*(self._load(engine, weights, told) for engine in engines))
 
     def sync(self, version: int) -> Sync:
-        """What the hand-over of a version took, now that all engines in service have it or a newer one."""
+        """Return what the hand-over of a version took. Call it once all engines in service have it or a newer one."""
         acks = tuple(ack for made in sorted(self._acks) if made <= version for ack in self._acks[made])
         self._acks = {made: acks for made, acks in self._acks.items() if made > version}
         weights = self._weights()

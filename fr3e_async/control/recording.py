@@ -14,7 +14,7 @@ from fr3e_async.store.ledger_log import BeginRecord, records_of
 
 
 class Records:
-    """The machine with a memory on disk: ``take`` gives it an event."""
+    """Records what the machine does: ``take`` passes it an event and writes the event and its commands to disk."""
 
     def __init__(self, context: RunContext, teller: Teller) -> None:
         self._context, self._machine, self._teller, self._clock = context, context.machine, teller, context.clock
@@ -22,7 +22,7 @@ class Records:
         self._settled = self._machine.ledger.settled  # groups, over the whole run
 
     def begin(self, session: int) -> list[Command]:
-        """The machine starts; what the groups that came with a checkpoint need now."""
+        """Start the machine. Returns the commands that groups from a checkpoint need."""
         state = self._machine.ledger.state()
         self._ledger_log.write(
             BeginRecord(
@@ -39,7 +39,7 @@ class Records:
         return commands
 
     def take(self, event: Event) -> list[Command]:
-        """One event through the machine; what is to be done now. Raises ``RunFailed`` kinds, after they are written down."""
+        """Pass one event to the machine and record both; returns its commands. Raises ``RunFailed`` kinds, recorded first."""
         try:
             commands = self._machine.handle(event)
         except RunFailed as error:
@@ -79,12 +79,12 @@ class Records:
             self._journal.flush()
 
     async def finish(self) -> None:
-        """A run that ends well waits for the trees that are being written."""
+        """Wait for the trees that are being written; for a session that ends well."""
         if self.trees is not None:
             await self.trees.finish()
 
     def close(self) -> None:
-        """Whatever way the session ends."""
+        """Discard trees that are not written yet and close the journal, however the session ends."""
         if self.trees is not None:
             self.trees.stop()
         if self._journal is not None:

@@ -26,22 +26,25 @@ from fr3e_async.machine.messages import Retire
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Completion, Prompt, RolloutId
 
-WIDEST = 1 << 16  # steps between two that are kept, at most
+WIDEST = 1 << 16  # most steps between two that are kept
 WAITING = 64  # trees that may wait to be written; beyond, they are passed over
 UNKNOWN = 0.99  # an entropy whose error is nearly as large as itself was not measured
 
 
-FINISH_S = 60.0  # for what is still to be written when a run ends
+FINISH_S = 60.0  # seconds that a run's end waits for trees still to be written
 
 
 class Keep(Protocol):
-    """Where rows go."""
+    """Receives the rows of ``trees.jsonl`` and notes for people."""
 
     def tree(self, line: str) -> bool:
-        """Keep a row; False: the file is full."""
+        """Append one row, a JSON line. Returns False when the file has reached its limit."""
 
     def thin_trees(self, stride: int) -> bool:
-        """Leave the rows of every ``stride``-th step only; False: it is still more than half full. Called in a thread."""
+        """Delete all rows but those of every ``stride``-th step. Returns False if the file is still more than half full.
+
+        Runs in a thread.
+        """
 
     def note(self, text: str) -> None: ...
 
@@ -52,15 +55,18 @@ class TreeKeeper:
 
     def __init__(self, *, per_step: int, store: PayloadStore, spell: Spell, keep: Keep) -> None:
         self._per_step, self._store, self._spell, self._keep = per_step, store, spell, keep
-        self._stride = 1  # of the steps that are kept
-        self._taken: dict[bool, int] = {}  # of this batch, by whether they were trained
+        self._stride = 1  # trees of every so many steps are kept
+        self._taken: dict[bool, int] = {}  # trees kept of this batch, by whether the group was trained
         self._step = -1
         self._queue: list[Callable[[], str | None]] = []
         self._task: asyncio.Task[None] | None = None
         self._full = False
 
     def offer(self, retired: Retire, prompt: Prompt, payloads: Callable[[int], Payload], *, step: int, settled: int) -> None:
-        """A group that retires now: after so many trained batches, as the n-th of all groups. ``payloads``: handle by key."""
+        """Queue a retired group for writing if its batch still has room for one.
+
+        ``payloads``: gives the handle of a payload key. ``step``: batches trained so far. ``settled``: the group's number in the run.
+        """
         if step != self._step:
             self._step, self._taken = step, {}
         trained = retired.outcome == "trained"
@@ -74,13 +80,13 @@ class TreeKeeper:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
-        """What was not written by now is not: the run goes back to an earlier point, or has failed."""
+        """Discard the trees that are not written yet: the run has failed, or returns to an earlier checkpoint."""
         self._full = True
         if self._task is not None:
             self._task.cancel()
 
     async def finish(self) -> None:
-        """Until all that was taken is written, or cannot be had for ``FINISH_S``."""
+        """Wait until every queued tree is written, at most ``FINISH_S`` seconds; discard the rest."""
         if self._task is not None:
             await asyncio.wait([self._task], timeout=FINISH_S)
             self._task.cancel()
@@ -89,10 +95,10 @@ class TreeKeeper:
         try:
             while self._queue and not self._full:
                 line = await run_in_daemon_thread(self._queue[0])
-                del self._queue[0]  # and with it the handles of its rollouts
+                del self._queue[0]  # this also releases the handles of its rollouts
                 if line is not None and not self._keep.tree(line):
                     await self._thin()
-        except StorageError as error:  # the run has other files on that disk, and ends by them if it must
+        except StorageError as error:  # the run's other files on that disk raise their own error
             self._full = True
             self._keep.note(f"no more trees are kept: {error}")
         finally:
@@ -124,7 +130,7 @@ class TreeKeeper:
 def tree_row(
     retired: Retire, prompt: Prompt, drawn: Mapping[RolloutId, Completion], spell: Spell, *, step: int
 ) -> dict[str, Any]:  # fmt: skip
-    """A row of ``trees.jsonl`` (docs/outputs.md). ``drawn``: the rollouts whose tokens are known."""
+    """Build a row of ``trees.jsonl`` (docs/outputs.md). ``drawn``: completions of the rollouts that were sampled."""
     group = retired.tree
     advantages = group.credit.advantages if group.credit and retired.outcome == "trained" else {}
     rollouts = []
@@ -166,7 +172,7 @@ def _tokens(done: Completion, spell: Spell) -> dict[str, Any]:
 
 
 def _stretches(values: NDArray[np.int32]) -> list[list[int]]:
-    """[start, value] of each run of equal values."""
+    """Run-length encode: [start, value] of each run of equal values. Example: [7, 7, 8] gives [[0, 7], [2, 8]]."""
     starts = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist()] if len(values) else []
     return [[start, int(values[start])] for start in starts]
 

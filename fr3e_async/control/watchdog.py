@@ -28,7 +28,7 @@ from fr3e_async.machine.events import Leaving, Pressure, Utilization
 from fr3e_async.observe.intervals import Interval, clip, idle_share, intersection, measure, union
 from fr3e_async.rollout.port import EngineStats
 
-CLEARLY_S = 5.0  # a notice that leaves so much less time than the one before is told again
+CLEARLY_S = 5.0  # a notice that leaves so many seconds less than the one before is reported again
 
 
 class StalledError(RunFailed):
@@ -71,14 +71,14 @@ class Watchdog:
         self._unanswered = False
         self.notices: set[str] = set()  # nodes of ours that were to be taken away
 
-    # ---- what is told ----
+    # ---- inputs ----
 
     def learned(self, interval: Interval) -> None:
-        """The learner was at work."""
+        """Record when the learner was at work (start, end), in seconds of the run's clock."""
         self.busy_s["learner"] += interval[1] - interval[0]
         self._learning.append(interval)
 
-    # ---- what is known ----
+    # ---- queries ----
 
     def utilisation(self) -> dict[str, float]:
         """Metrics since the session began: idle fractions by role, overlap of generation and learning, prefix-cache hits."""
@@ -99,7 +99,7 @@ class Watchdog:
         return {role: self._machine.dispatcher.roles[role].replacements for role in ROLES}
 
     def _overlap(self) -> float:
-        """Part of the learning time during which engines generated."""
+        """Return the fraction of the learner's working time during which engines generated too, in [0, 1]."""
         shared = self._overlap_s + measure(intersection(self._generating, self._learning))
         total = self._learning_s + measure(self._learning)
         return min(1.0, shared / total) if total else 0.0
@@ -131,7 +131,7 @@ class Watchdog:
         return any(pool.hiring and not dispatcher.roles[role].slots for role, pool in pools.items())
 
     def _idle(self, seconds: float) -> tuple[tuple[str, float], ...]:
-        """(role, part of the last ``seconds`` in which its actors had nothing to do)."""
+        """Return (role, fraction of the last ``seconds`` that its actors were idle, in [0, 1]) for each role with actors."""
         idle = []
         for role in ROLES:
             busy = self.busy_s[role] - self._busy_then.get(role, 0.0)
@@ -171,7 +171,7 @@ class Watchdog:
             return {}
 
     def _tell_to_leave(self, worker: Worker, seconds: float) -> None:
-        """Once, and again if there is clearly less time than was said."""
+        """Tell the machine that a worker's node goes in ``seconds`` (0: unknown). Repeat only if the time shrinks clearly."""
         until = self._clock() + seconds if seconds else math.inf
         if worker.name in self._leave_by and until > self._leave_by[worker.name] - CLEARLY_S:
             return
@@ -181,7 +181,7 @@ class Watchdog:
         self._context.emit(Leaving(worker=worker.name, why="its node is taken away", seconds=seconds))
 
     def _fold(self, *, before: float) -> None:
-        """Sum up what all engines have reported, so that the lists stay short over a long run."""
+        """Add up the intervals before ``before`` and drop them, so that the lists stay short over a long run."""
         self._generating = union(self._generating)
         if self._context.learner.does:  # its interval will begin in the past
             return
@@ -218,7 +218,7 @@ class Watchdog:
             await self._stuck(worker, f"it has work and has not got on for {now - sign.at:.0f} s")
 
     async def _stuck(self, worker: Worker, why: str) -> None:
-        """Repaired: the worker is replaced and its tasks are given to others. What it was doing goes into the events."""
+        """Report a stuck worker with its stacks, and declare it down, so that the machine replaces it and reissues its tasks."""
         stacks, store = await asyncio.gather(self.diagnosis.stacks(worker), self.diagnosis.store())
         text = f"{worker.name} is stuck: {why} (watchdog.stuck_s)\n{stacks}\n  object store: {store}"
         self._note(text, "actor_stuck", actor=worker.name, role=self._workers.role(worker.name))
@@ -226,7 +226,7 @@ class Watchdog:
         self._context.down(worker.name, f"stuck: {why}")
 
     async def look_at_learner(self) -> None:
-        """Raises ``LearnerLost`` when it is gone, or has work and does not get on."""
+        """Check the learner's pulse. Raises ``LearnerLost`` if it is gone, or has work but makes no progress."""
         doing, now = self._context.learner.does, self._clock()
         sign = self._signs.setdefault("learner", Sign(at=now))
         if not doing:
@@ -270,7 +270,7 @@ T = TypeVar("T")
 
 
 class Diagnosis:
-    """Asks everybody, each with a time limit."""
+    """Collects what every actor is doing, for error messages. Each question has a time limit."""
 
     def __init__(self, context: RunContext) -> None:
         self._context, self._workers, self._machine = context, context.workers, context.machine
@@ -309,17 +309,17 @@ class Diagnosis:
         return "\n".join(lines)
 
     async def stacks(self, worker: Worker) -> str:
-        """What a worker's threads are doing, under a title with its tasks."""
+        """Return the thread stacks of a worker as text, under a title with its tasks."""
         tasks = ", ".join(map(str, self._machine.dispatcher.tasks_of(worker.name)[:DIAGNOSIS_LINES]))
         title = f"{worker.name} with tasks {tasks or 'none'}"
         try:
             told = await self.within_a_beat(worker.stacks())
-        except Exception as error:  # whatever is wrong with it belongs into the text, and must not replace it
+        except Exception as error:  # the error becomes part of the text, and must not replace it
             told = f"does not tell: {error}"
         return _indented(title, told if told is not None else "does not answer at all: its process or its node has stopped")
 
     async def store(self) -> str:
-        """Whether the object store takes an object and gives it back, in words."""
+        """Test the object store with a put and a get; returns the result as text."""
         try:
             answer = await self.within_a_beat(run_in_daemon_thread(self._workers.payloads.probe))
         except Exception as error:  # full, say
@@ -327,7 +327,7 @@ class Diagnosis:
         return "answers" if answer is not None else "does not answer: nothing that is large can be handed on"
 
     async def within_a_beat(self, work: Awaitable[T], *, rounds: int = 1) -> T | None:
-        """None if it takes longer than ``rounds`` heartbeats."""
+        """Await a call for at most ``rounds`` heartbeats. Returns None if it takes longer."""
         try:
             async with asyncio.timeout(self._workers.config.observe.heartbeat_s * rounds):
                 return await work

@@ -36,11 +36,11 @@ Worker = EngineWorker | VerifierWorker
 ENGINES = (GENERATORS, EXPLORERS)
 ROLES = (GENERATORS, EXPLORERS, VERIFIERS)
 FIRST = 64  # verdicts: if all of them failed, something is wrong with the judge and not with the answers
-TOLD = 8  # kinds of failures that are told; others are counted with the verdicts
+TOLD = 8  # kinds of failures that are reported; others are only counted with the verdicts
 
 
 async def nothing_drains() -> Mapping[str, float]:
-    """Of a cluster that takes no node away."""
+    """Return no nodes: the answer for a cluster that takes none away."""
     return {}
 
 
@@ -99,7 +99,7 @@ class Workers:
         return with_cause(why, self._first_error(name))
 
     def role(self, name: str) -> str:
-        """Empty for a worker that is not there any more."""
+        """Return the role of a worker, or "" if it has left."""
         return self._roles.get(name, "")
 
     def names(self, role: str) -> list[str]:
@@ -127,18 +127,18 @@ class Workers:
         return self._leased_each(name, lambda: self._engine(name).sample(prompts, work.ids, draw, trunk=work.trunk))
 
     def branch(self, name: str, work: Branch, trunk: Payload) -> AsyncIterator[tuple[Delivery, Payload]]:
-        """As ``sample``, for branches of one trunk."""
+        """Have the branches of one trunk drawn; delivered and leased as in ``sample``."""
         draw = self.training_draw
         return self._leased_each(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
 
     async def sample_together(
         self, name: str, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw
     ) -> tuple[Delivery, Payload]:
-        """All rollouts as one payload, when the last one has ended."""
+        """Sample all rollouts and return them as one payload when the last one has ended."""
         return await self.leased(name, lambda: self._engine(name).sample_together(prompts, ids, draw))
 
     async def judge(self, name: str, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
-        """Raises ``RunFailed`` when the first verdicts of the session all failed."""
+        """Have a verifier score rows. Raises ``RunFailed`` when the first verdicts of the session all failed."""
         meter = self.meters[name]
         meter.enter(self._clock())
         try:
@@ -157,7 +157,7 @@ class Workers:
         return self.meters[verifier].take(self._clock())
 
     async def close(self) -> None:
-        """Ends every actor; those that are gone already are passed over by their ports."""
+        """End every actor; a port ignores an actor that is gone already."""
         for worker in self.workers():
             await worker.close()
         await self.learner.close()
@@ -211,7 +211,7 @@ class FirstVerdicts:
     """
 
     def __init__(self, functions: Sequence[str]) -> None:
-        """``functions``: that make the reward."""
+        """``functions``: names of the reward functions whose verdicts are watched."""
         self._users = any(name != MATH for name in functions)
         self._judge = f"reward={functions[0]}" if len(functions) == 1 else "rewards"
         self._told: dict[str, str] = {}  # reason -> its line

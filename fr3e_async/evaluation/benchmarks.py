@@ -17,7 +17,7 @@ Chosen = Literal["all", "without_picture", "held_out_part"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """One benchmark. *Example*: ``BENCHMARKS["aime24"].k`` is 16."""
+    """A benchmark: its source, columns and samples per problem. *Example*: ``BENCHMARKS["aime24"].k`` is 16."""
 
     name: str
     title: str

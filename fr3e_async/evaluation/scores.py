@@ -137,11 +137,11 @@ class Evaluated:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """A ``problem_row`` for each problem."""
+        """Return one ``problem_row`` for each problem, with all its samples, as JSON objects."""
         return [problem_row(problem, samples) for problem, samples in by_problem(self.judgements).items()]
 
     def samples(self, problems: Sequence[Prompt], count: int) -> list[list[str]]:
-        """The first problems whose responses are kept, as rows for a person: problem, gold, response, verdict, reward."""
+        """The first problems with kept responses, as rows for a person: problem, reference answer, response, verdict, reward."""
         first = {one.problem: one for one in reversed(self.judgements) if one.text is not None}
         told = [(prompt, first[prompt.uid]) for prompt in problems if prompt.uid in first]
         return [[p.text, p.gold, one.text or "", one.outcome.value, f"{one.reward:g}"] for p, one in told[:count]]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HELDOUT = "heldout"  # the name of data.heldout beside the benchmarks
-HELD_OUT_PARTS = 200  # one of so many parts of DeepMath is for evaluation
+HELD_OUT_PARTS = 200  # DeepMath is split into this many parts; one is for evaluation
 MAX_ID_CHARS = 120
 _BESIDE = ("unit", "error", "Answer_type", "answer_type", "Picture")  # columns that say how an answer is meant
 
@@ -105,7 +105,7 @@ def source_of(benchmark: Benchmark, path: str = "") -> SourceConfig:
 
 
 def read_benchmark(benchmark: Benchmark, *, path: str = "") -> list[Item]:
-    """All its problems, in order. ``DataError`` with the row's place: no text, no gold, or nothing at all to read."""
+    """All its problems, in order. ``DataError`` with the row's location: no text, no reference answer, or no problem at all."""
     setting = f"evaluation.paths.{benchmark.name}"
     kept: list[tuple[SourceRecord, str, Gold]] = []
     for record in records(source_of(benchmark, path), _columns(benchmark, setting), setting=setting):
@@ -261,7 +261,7 @@ def _row(item: Item) -> DataRow:
     )
 
 
-THEOREMQA_TOLERANCE = Fraction(4, 100)  # of the gold; that of its authors' own evaluation, for floats
+THEOREMQA_TOLERANCE = Fraction(4, 100)  # of the reference answer; that of its authors' own evaluation, for floats
 _OPTION = re.compile(r"\(?\s*([a-jA-J])\s*\)?")
 
 

@@ -32,7 +32,7 @@ PROBE_BYTES = 1 << 20
 
 
 def cause(error: OSError) -> str:
-    """An OSError in words that name what a person can mend."""
+    """Describe an ``OSError`` by a cause that a person can repair."""
     return _CAUSES.get(error.errno or 0) or error.strerror or str(error)
 
 
@@ -177,7 +177,7 @@ class ClaimedFolder:
             raise
 
     def close(self) -> None:
-        """Give the lock back. Idempotent."""
+        """Release the folder's lock; a second call does nothing."""
         self._lock.close()
 
     def discard(self) -> None:

@@ -40,7 +40,7 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(text: bytes, decoder: msgspec.json.Decoder[Read]) -> Read:
-    """What ``to_json`` was given. Raises ``msgspec.DecodeError``, with the path of the field if it is of another shape."""
+    """Decode the output of ``to_json``. Raises ``msgspec.DecodeError``, with the path of the field if it is of another shape."""
     try:
         return decoder.decode(text)
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
@@ -75,7 +75,7 @@ class JsonlWriter:
             return self._file.tell()
 
     def close(self) -> None:
-        """Make everything durable. Idempotent."""
+        """Sync everything to disk and close the file; a second call does nothing."""
         if not self._file.closed:
             with storage_errors(self._path):
                 self._file.flush()
@@ -115,7 +115,7 @@ def last_row(path: Path) -> dict[str, Any]:
 
 
 def _keep(path: Path, stays: Callable[[int, bytes], bool]) -> int:
-    """``stays``: told a line's number, from 0, and the line, perhaps twice.
+    """``stays``: called with a line's number from 0 and the line, perhaps twice.
 
     A line ends at a newline and nowhere else: texts hold U+2028, U+2029 and U+0085 as they are. One line is in memory at a time.
     """
@@ -154,7 +154,7 @@ def checked_json(content: Any) -> str:
 
 
 def read_checked_json(path: Path) -> Any:
-    """What ``checked_json`` was given. Raises ``StorageError``: not there, cut off, or changed since."""
+    """Read and verify the output of ``checked_json``. Raises ``StorageError``: not there, cut off, or changed since."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         content, expected = whole["content"], whole["crc32"]

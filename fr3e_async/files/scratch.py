@@ -32,7 +32,7 @@ RAY_SOCKET = "/ray/session_2026-12-01_02-06-50_522437_4194304/sockets/plasma_sto
 
 
 class Scratch:
-    """A claimed folder. ``close`` removes it."""
+    """A temporary folder that this process owns until ``close`` removes it."""
 
     def __init__(self, path: Path, lock: IO[str], made: Sequence[Path]) -> None:
         """Use ``claim``. ``made``: folders above it that were not there."""
@@ -60,7 +60,7 @@ class Scratch:
         return cls(path, lock, made)
 
     def close(self) -> None:
-        """Idempotent. What cannot be removed is left to the next start. In a forked process nothing happens."""
+        """Remove the folder; a later start removes what is left. A second call, or one in a forked process, does nothing."""
         if os.getpid() != self._owner:
             return
         _remove(self.path)

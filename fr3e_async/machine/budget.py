@@ -39,7 +39,7 @@ class Account(msgspec.Struct, omit_defaults=True):
     bases: float = 0.0
     branch_tokens: float = 0.0
     branches: float = 0.0  # that were drawn
-    possible: float = 0.0  # trunks · K · M of the plans: fewer places are eligible than asked for
+    possible: float = 0.0  # trunks · K · M of the plans: fewer token positions are eligible than asked for
     largest: int = 0  # size of a settled group
     smallest_groups: int = 0  # that settled with the smallest size,
     smallest_cost: float = 0.0  # their tokens,
@@ -59,7 +59,7 @@ class TokenBudget:
         return copy.copy(self._account)
 
     def admit(self, group: str) -> GroupPlan:
-        """The plan of a group that is admitted now. Raises ``BudgetError`` if even the smallest is beyond the budget for good."""
+        """Choose the plan of a group to admit now. Raises ``BudgetError`` if even the smallest plan can never fit the budget."""
         if not self._budget:
             return self._plan
         if not self._account.bases:  # nothing is known yet: as configured, and the account will tell

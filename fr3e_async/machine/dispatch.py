@@ -49,7 +49,7 @@ class Task:
 
 @dataclass(slots=True, eq=False)
 class WorkerSlot:
-    """A worker: what it has, and how much it may have at once (``limit``, in rollouts; verifiers: calls)."""
+    """A worker with its running tasks, and the most it may run at once (``limit``, in rollouts; verifiers: calls)."""
 
     worker: str
     role: str
@@ -69,7 +69,7 @@ class WorkerSlot:
 
     @property
     def open(self) -> bool:
-        """Whether it may be given tasks now."""
+        """True if the worker may receive tasks: in service, not held, not leaving."""
         return self.up and not self.held and not self.leaving
 
 
@@ -89,7 +89,7 @@ class Role:
 
 
 class Dispatcher:
-    """Gives tasks to workers. ``put`` queues a task, ``place`` hands out what it can, ``end`` takes it off the books."""
+    """Gives tasks to workers. ``put`` queues a task, ``place`` hands out what it can, ``end`` frees its room."""
 
     def __init__(self, widths: Mapping[str, int], config: PoolsConfig) -> None:
         """``widths``: by role, the most rollouts (verifiers: calls) that one worker is given at once."""
@@ -122,7 +122,7 @@ class Dispatcher:
         return sum(slot.role == role and slot.leaving for slot in self.slots.values())
 
     def fill(self, role: str) -> float:
-        """Workers that it would take to have all of the role's tasks at once."""
+        """Number of workers that could run all of the role's tasks, running and queued, at once."""
         limits = [slot.limit for slot in self.slots.values() if slot.role == role and not slot.leaving]
         each = sum(limits) / len(limits) if limits else self.roles[role].width
         return (self.in_flight(role) + self.roles[role].waiting_weight) / max(each, 1)
@@ -165,7 +165,7 @@ class Dispatcher:
         self.roles[slot.role].deaths_in_a_row, self.roles[slot.role].last_cause = 0, ""
 
     def part(self, number: int, *, left: int) -> str:
-        """Of a task ``left`` rollouts are still being drawn: the room of the others is free. The worker that has it, or ""."""
+        """Free the room of a task's finished rollouts; ``left`` still run. Returns the worker that runs the task, or ""."""
         slot, weight = self._at.get(number, (None, 0))
         if slot is None or left >= weight:  # the event comes a second time
             return ""
@@ -184,7 +184,7 @@ class Dispatcher:
         return task is not None
 
     def place(self) -> list[tuple[Task, str]]:
-        """Hand out what can be handed out now: (task, worker)."""
+        """Assign queued tasks while slots have room; returns (task, worker) pairs."""
         placed: list[tuple[Task, str]] = []
         # Generators twice: once the explorers' queue is empty they may lend.
         for name in [*self.roles, GENERATORS] if self._config.flexible_roles else self.roles:
@@ -228,7 +228,7 @@ class Dispatcher:
         return slot.open and (slot.role == role or (slot.role == OTHER.get(role) and self._lends(role)))
 
     def _lends(self, role: str) -> bool:
-        """May this role's tasks go to the other engine role? Not while that has tasks waiting."""
+        """Say whether this role's tasks may go to the other engine role: not while that role has queued tasks."""
         other = OTHER.get(role, "")
         return self._config.flexible_roles and other in self.roles and not self.roles[other].waiting
 
@@ -242,7 +242,7 @@ class Dispatcher:
         return None
 
     def _offer(self, slot: WorkerSlot) -> None:
-        """Its newest entry in the heap; older ones are stale from now on."""
+        """Push the slot's newest heap entry; its older entries become stale."""
         if slot.open:
             role = self.roles[slot.role]
             slot.stamp = next(self._order)
@@ -262,9 +262,10 @@ class Dispatcher:
         self._offer(slot)
 
     def slot_down(self, worker: str, why: str, *, node: bool = False) -> tuple[str, float] | None:
-        """Out of service for good: its role, and how long to wait before another one is started. None if it was already.
+        """Remove a worker. Returns its role and the seconds to wait before a replacement starts; None if it was removed before.
 
-        ``node``: it went with its node, which says nothing of the next one. Its tasks stay on the books until they end. Raises ``RunFailed``: too many workers of the role have died in a row.
+        ``node``: it went with its node, which says nothing of the next one. Its tasks still count until each has ended.
+        Raises ``RunFailed``: too many workers of the role have died in a row.
         """
         slot = self._vacate(worker)
         if slot is None:
@@ -277,7 +278,7 @@ class Dispatcher:
         return self._after_death(role, f"a new one of {role}", why, proven=False)
 
     def gone(self, worker: str) -> None:
-        """Forget a worker that was drained and has ended: nothing replaces it, and it is no death."""
+        """Remove a worker that was drained and has ended. It is not replaced and does not count as a death."""
         self._vacate(worker)
 
     def _vacate(self, worker: str) -> WorkerSlot | None:
@@ -306,11 +307,11 @@ class Dispatcher:
         return min(delay, LONGEST_BACKOFF_S)
 
     def drain(self, worker: str) -> None:
-        """Nothing more for this worker; what it has goes on."""
+        """Give this worker no more tasks. Its running tasks continue."""
         self.slots[worker].leaving = True
 
     def move(self, worker: str, role: str) -> None:
-        """Its place is in the other engine role from now on; what it has goes on."""
+        """Move this worker's slot to the other engine role. Its running tasks continue."""
         slot = self.slots[worker]
         self.roles[slot.role].slots -= 1
         slot.role, slot.limit = role, self.roles[role].width
@@ -318,7 +319,7 @@ class Dispatcher:
         self._offer(slot)
 
     def hold(self, worker: str) -> None:
-        """Nothing more for this worker until ``release``; what it has goes on."""
+        """Give this worker no tasks until ``release``. Its running tasks continue."""
         self.slots[worker].held = True
 
     def release(self, worker: str) -> None:

@@ -18,7 +18,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """Rollouts of a sampling task have ended; they may be judged at once, whatever the rest of the task does.
+    """Rollouts of a sampling task have ended; they may be scored now, whatever the rest of the task does.
 
     ``anchors``: of the trunks among them (perhaps none); None: not chosen in this task. ``left``: rollouts of the task that are
     still being drawn; with 0 the task is over.
@@ -49,7 +49,7 @@ class Rescored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """What is left of a sampling or scoring task will not come back: actor lost, lease expired, or withdrawn.
+    """The unfinished part of a sampling or scoring task will not come back: actor lost, lease expired, or withdrawn.
 
     ``ids``: of its rollouts those that were not delivered.
 
@@ -134,7 +134,7 @@ class Unhired(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """All workers that were there when the session began have been told: those that are missing are hired.
+    """All workers present at the session's start have been reported, so the machine can hire the missing ones.
 
     ``again``: they are those of a session before, in the same process, whose pools had the size that they needed.
     """
@@ -158,7 +158,7 @@ class Utilization(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defa
 
 
 class Pressure(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """How full an engine is, since its last report."""
+    """An engine's load since its last report, from which the dispatcher sets its limit."""
 
     worker: str
     kv_used: float  # part of its key-value cache, 0 to 1
@@ -167,7 +167,7 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """The learner's weights of a version can be sent."""
+    """The learner has exported the weights of a version, so engines can receive them."""
 
     version: int
 
@@ -194,7 +194,7 @@ class Due(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=Tru
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """No admission and no new batch from now on."""
+    """The run is asked to stop: the ledger admits no group and starts no batch after this."""
 
     reason: str
 

@@ -5,8 +5,8 @@
     wait_idle    serving ─► paused: no new work ─► its rollouts end ──► receiving ─► acknowledged ─► serving
     abort_retry  serving ─► paused: its rollouts are withdrawn ───────► receiving ─► acknowledged ─► serving
 
-In flight, an engine goes on making tokens of the old version while it receives, stands still between two tokens to load
-(rollout/vllm_engine.py), and its rollouts go on with the new one. Each engine goes its own way: one that hangs holds up
+In flight, an engine continues to make tokens of the old version while it receives, stands still between two tokens to load
+(rollout/vllm_engine.py), and its rollouts continue with the new one. Each engine goes its own way: one that hangs holds up
 nobody. It has a time limit in every state; one that refuses or is late is quarantined and replaced by the caller. When
 several versions are waiting only the newest is sent. With ``together`` (weights.transfer=collective) all engines receive at once.
 
@@ -46,7 +46,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What is to be done after an event, in this order."""
+    """The calls that follow from an event, to be made in the order of the fields."""
 
     pause: tuple[str, ...] = ()  # give them no new work
     withdraw: tuple[str, ...] = ()  # take their rollouts back
@@ -70,7 +70,7 @@ class Fleet:
         self.live = version
         self.members: dict[str, Member] = {}
         self._serving: Counter[int] = Counter()  # version -> members in service
-        self._unsent = False  # nobody has been sent the target yet
+        self._unsent = False  # no engine has been sent the target yet
 
     # ---- events ----
 
@@ -78,22 +78,22 @@ class Fleet:
         """A new engine. It is held back until it has the newest weights."""
         if version >= self.target:
             self.members[worker] = Member(version, ready=self._in_flight)
-            self._count(version, +1)
+            self._serve(version, +1)
             return NOTHING
         self.members[worker] = Member(version, MemberState.RECEIVING, joining=True)
         return Steps(pause=(worker,), catch_up=(worker,))
 
     def leave(self, worker: str) -> Steps:
-        """An engine is out of service, whatever it was about to do."""
+        """Remove an engine that is out of service, in whatever state it was."""
         member = self.members.pop(worker, None)
         if member is None:
             return NOTHING
         if not member.joining:
-            self._count(member.version, -1)
+            self._serve(member.version, -1)
         return Steps(send=self._send(()))
 
     def exported(self, version: int) -> Steps:
-        """Weights of a newer version can be sent."""
+        """Note that the weights of a newer version are ready to send."""
         self.target, self._unsent = version, True
         pause = []
         if not self._in_flight:
@@ -103,7 +103,7 @@ class Fleet:
         return Steps(pause=tuple(pause), withdraw=tuple(pause) if self._abort else (), send=self._send(self.members))
 
     def idle(self, worker: str) -> Steps:
-        """A paused engine has ended its work, so it can receive."""
+        """Note that a paused engine has finished its tasks, so it can receive weights."""
         member = self.members.get(worker)
         if member is None or member.state is not MemberState.PAUSED:
             return NOTHING
@@ -111,7 +111,9 @@ class Fleet:
         return Steps(send=self._send((worker,)))
 
     def acked(self, worker: str, version: int) -> Steps:
-        """It has ``version``. If there is a newer one by now it gets that first, unless it may do so in flight."""
+        """Note that an engine has loaded ``version``. If a newer one exists, the engine receives that before it serves,
+        unless weights change in flight.
+        """
         member = self.members.get(worker)
         if member is None or member.state is not MemberState.RECEIVING:
             return NOTHING
@@ -119,9 +121,9 @@ class Fleet:
         member.joining = member.joining and version < self.live  # what is live by now may be newer than what it was sent
         member.version, member.state, member.ready = version, MemberState.ACKNOWLEDGED, True
         if not member.joining:
-            self._count(version, +1)  # before the one that it served goes, or the live version would be that of the others
+            self._serve(version, +1)  # before the one that it served goes, or the live version would be that of the others
         if served is not None:
-            self._count(served, -1)
+            self._serve(served, -1)
         serve: tuple[str, ...] = ()
         if not member.joining and (version >= self.target or self._in_flight):
             member.state, member.ready = MemberState.SERVING, self._in_flight
@@ -129,7 +131,7 @@ class Fleet:
         return Steps(send=self._send((worker,)), serve=serve)
 
     def overdue(self, worker: str, version: int) -> Steps:
-        """An engine that was paused for ``version`` is not idle in time: its rollouts are taken back."""
+        """Withdraw the rollouts of an engine that was paused for ``version`` and is not idle in time."""
         member = self.members.get(worker)
         late = member is not None and member.state is MemberState.PAUSED and member.paused_for == version
         return Steps(withdraw=(worker,)) if late else NOTHING
@@ -163,7 +165,7 @@ class Fleet:
             self.members[name].state = MemberState.RECEIVING
         return tuple(ready)
 
-    def _count(self, version: int, by: int) -> None:
+    def _serve(self, version: int, by: int) -> None:
         self._serving[version] += by
         if not self._serving[version]:
             del self._serving[version]

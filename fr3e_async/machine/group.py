@@ -18,7 +18,7 @@ from fr3e_async.types import Advantage, Anchor, Finish, RolloutId, RolloutSummar
 
 
 class Status(Enum):
-    """How far a rollout has come."""
+    """The stage of a rollout: issued to an engine, sampled, scored, or failed."""
 
     ISSUED = auto()  # with an engine, or queued for one
     SAMPLED = auto()  # tokens are in the object store; a verdict is owed
@@ -68,7 +68,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         self.rollouts = {rollout.id: rollout for rollout in self.issued}
-        self.owed = sum(rollout.status not in DONE for rollout in self.issued)  # neither judged nor given up
+        self.owed = sum(rollout.status not in DONE for rollout in self.issued)  # neither scored nor failed
         self.tasks: dict[int, set[RolloutId]] = {}  # by task the rollouts that it still owes an answer for; it ends with the last
         self.credit: Credit | None = None
 
@@ -86,7 +86,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
 
     @property
     def complete(self) -> bool:
-        """Trunks are picked and branched, and every rollout is judged or given up."""
+        """Trunks are picked and branched, and every rollout is scored or has failed."""
         return not self.owed and self.trunks is not None and self.settled.issuperset(self.trunks)
 
     def accept(self, note: RolloutSummary, *, payload: int, row: int) -> bool:
@@ -98,9 +98,9 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return True
 
     def fail(self, ids: Iterable[RolloutId], *, max_attempts: int, counted: bool = True) -> list[RolloutId]:
-        """Count a failed attempt of those still owed; returns the ids to issue again, the rest are given up.
+        """Count a failed attempt of the unfinished ones among ``ids``. Returns the ids to issue again; the rest have failed.
 
-        Not ``counted``: nobody's fault, the same attempt is made again.
+        ``counted=False``: nobody's fault, so the same attempt is repeated.
         """
         again = []
         for id in ids:
@@ -141,7 +141,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return len(owed)
 
     def begin_again(self, trunks: tuple[RolloutId, ...] | None) -> list[RolloutId]:
-        """Forget every rollout, and what is still on its way; the bases, issued anew."""
+        """Forget every rollout, and what is still on its way. Issues the base rollouts again and returns their ids."""
         bases = [id for id in self.rollouts if id.node == 0]
         for known in (
             self.issued,
@@ -161,7 +161,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return bases
 
     def abandon(self) -> int:
-        """Every rollout is given up; how many were not before."""
+        """Mark every rollout as failed. Returns how many were not failed before."""
         open_ones = [rollout for rollout in self.rollouts.values() if rollout.status is not Status.FAILED]
         for rollout in open_ones:
             rollout.status, rollout.reward, rollout.correct, rollout.unknown = Status.FAILED, None, False, False
@@ -172,7 +172,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
     # ---- the tree ----
 
     def learn_anchors(self, trunks: Iterable[RolloutId], anchors: Iterable[Anchor]) -> None:
-        """The anchors of these bases, each perhaps without any; the first word counts."""
+        """Record the anchors of these base rollouts (a base may have none). Later calls do not change them."""
         for trunk in trunks:
             if trunk in self.candidates:
                 self.anchors_of.setdefault(trunk.branch, tuple(a for a in anchors if a.trunk == trunk.branch))
@@ -236,7 +236,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
 
     @property
     def oldest_version(self) -> int:
-        """Of the tokens that are trained; the group has credit."""
+        """Return the lowest version among the trained tokens. Call it only once the group has credit."""
         assert self.credit is not None
         notes = (self.rollouts[id].note for id in self.credit.advantages)
         return min(note.oldest_version for note in notes if note is not None)
@@ -250,7 +250,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         return [r.note.length for r in self.rollouts.values() if r.note is not None and (r.id.node == 0) == bases]
 
     def retire(self, outcome: GroupOutcome) -> Retire:
-        """The command that tells of its end, with all of its numbers."""
+        """Build the ``Retire`` command, with all final numbers of the group."""
         rollouts = list(self.rollouts.values())
         notes = [r.note for r in rollouts if r.note is not None]
         rewards = [r.reward for r in rollouts if r.reward is not None]
@@ -321,7 +321,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
 
 
 def _useful(advantage: Advantage, length: int) -> int:
-    """Tokens of a completion whose advantage is not 0."""
+    """Count the tokens of a completion whose advantage is not 0."""
     if len(advantage) == 1:
         return length if advantage[0].value else 0
     ends = [*(stretch.start for stretch in advantage[1:]), length]

@@ -92,12 +92,12 @@ class Ledger:
 
     @property
     def training(self) -> bool:
-        """A batch is with the learner, or on its way there."""
+        """True while a batch is with the learner, or on its way there."""
         return bool(self._training)
 
     @property
     def finished(self) -> bool:
-        """All batches of the run are trained and live."""
+        """True when all batches of the run are trained and every engine in service serves their weights."""
         return self.version >= self._config.run.steps and not self._training and self.live >= self.version
 
     def admissible(self) -> int:
@@ -120,7 +120,7 @@ class Ledger:
         )
 
     def resume(self) -> list[LedgerCommand]:
-        """What the groups of the state that this ledger began with still need: once, before any event."""
+        """Return the commands that resumed groups still need. Call it once, before any event."""
         commands: list[LedgerCommand] = []
         for group in list(self._open.values()):
             self._budget.expect(group.name, group.plan)
@@ -141,7 +141,7 @@ class Ledger:
         return self._settled
 
     def waiting(self) -> list[str]:
-        """Who waits for what, oldest group first: for the watchdog's diagnosis."""
+        """Describe what each open group waits for, oldest first, for the watchdog's diagnosis."""
         return [state_of(group) for group in self._open.values()]
 
     def oldest(self) -> str:
@@ -157,11 +157,11 @@ class Ledger:
         return commands
 
     def stop(self) -> None:
-        """No admission and no new batch from now on."""
+        """Admit no more groups and start no more batches."""
         self.closed = True
 
     def check(self) -> None:
-        """The conservation law; raises ``LedgerError`` with the numbers."""
+        """Check that admitted = settled + in flight, and the slots. Raises ``LedgerError`` with the numbers."""
         in_flight = len(self._open) + len(self._training)
         if self.admitted != self._settled + in_flight:
             raise LedgerError(f"admitted {self.admitted} != settled {dict(self.outcomes)} + in flight {in_flight}")
@@ -193,7 +193,7 @@ class Ledger:
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
 
     def _ended(self, event: Rescored | Lost | Judged) -> Group | None:
-        """The group of a task that has just ended; None if it had ended before, or is of a group that is gone."""
+        """Return the group of a task that has just ended; None if the task had ended before or its group has retired."""
         group = self._open.get(event.group)
         return None if group is None or group.tasks.pop(event.task, None) is None else group
 
@@ -238,7 +238,7 @@ class Ledger:
         return commands + self._settle(group)
 
     def _again(self, group: Group, ids: Sequence[RolloutId], *, counted: bool = True) -> list[LedgerCommand]:
-        """Issue failed rollouts again, or give them up; a group whose trunk is given up keeps its other rollouts."""
+        """Issue failed rollouts again, or count them as failed; a group whose trunk has failed keeps its other rollouts."""
         owed = sum(group.rollouts[id].status is Status.ISSUED for id in ids)
         again = group.fail(ids, max_attempts=self._config.flow.max_attempts, counted=counted)
         self.failed += owed - len(again)
@@ -264,7 +264,7 @@ class Ledger:
         return self._advance(group)
 
     def _begin_again(self, group: Group) -> list[LedgerCommand]:
-        """Rollouts of the group are gone from the object store (with their node): it is made anew, in its slot.
+        """Rollouts of the group are gone from the object store (with their node): sample it again, in its slot.
 
         Later tokens are no older than the slot allows, so the bound holds.
         """
@@ -313,7 +313,7 @@ class Ledger:
         return group.retire(outcome)
 
     def _train(self) -> list[LedgerCommand]:
-        """The next batch, once its groups are ready (``order``)."""
+        """Start the next batch once ``order`` finds its groups ready; else return no command."""
         flow = self._config.flow
         if self.closed or self._training or self._ready < flow.groups_per_step or self.version >= self._config.run.steps:
             return []
@@ -336,7 +336,7 @@ class Ledger:
             raise LedgerError(f"the learner made version {event.version} from {self.version}")
         self.version = event.version
         done, self._training = self._training, {}
-        if event.version > self.live:  # an engine that joined may have had it before anybody was told
+        if event.version > self.live:  # an engine that joined may serve it before this event arrives
             self._unlive[event.version] = len(done)
             self._unlive_groups += len(done)
         return [*(self._close(group, GroupOutcome.TRAINED) for group in done.values()), *self._train()]

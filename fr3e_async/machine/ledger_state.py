@@ -19,7 +19,7 @@ class StarvedError(RunFailed):
     """Too many degenerate groups in a row: there is nothing to learn from these prompts with this policy."""
 
     def __init__(self, why: str, retired: Retire) -> None:
-        """``retired``: the last of them, which the ledger has settled."""
+        """``retired``: the last of these groups, which the ledger has already settled."""
         super().__init__(why)
         self.retired = retired
 
@@ -32,7 +32,9 @@ class RejectionStreak:
     """Groups in a row that taught nothing, and what their verdicts were."""
 
     def __init__(self, bound: int, count: int) -> None:
-        """``bound``: ``flow.max_rejected_in_a_row``. ``count``: of the session before; who goes on after it has ended the run has mended something."""
+        """``bound``: ``flow.max_rejected_in_a_row``. ``count``: of the session before; one above the bound ended that run, so
+        a person has changed something, and counting restarts at 0.
+        """
         self._bound, self.count = bound, count if count <= bound else 0
         self._reasons: Counter[str] = Counter()
 
@@ -41,7 +43,7 @@ class RejectionStreak:
         self._reasons.clear()
 
     def add(self, group: Retire, outcomes: Mapping[str, int]) -> None:
-        """Raises ``StarvedError`` above the bound. ``outcomes``: of all groups so far."""
+        """Count a group that taught nothing. Raises ``StarvedError`` above the bound. ``outcomes``: of all groups so far."""
         self.count += 1
         self._reasons.update(group.reasons)
         if self.count > self._bound:
@@ -54,7 +56,7 @@ class RejectionStreak:
 
 
 class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
-    """What survives a restart: the books, and the open groups with all that is known of their trees.
+    """What survives a restart: the counts, and the open groups with all that is known of their trees.
 
     Groups that were with the learner count as open: they are trained again from the weights that go with this state.
     """
@@ -68,12 +70,12 @@ class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def settled(self) -> int:
-        """Groups that had retired: the rows of groups.jsonl."""
+        """Number of retired groups, which is the number of rows in groups.jsonl."""
         return sum(self.outcomes.values())
 
     @property
     def payloads(self) -> frozenset[int]:
-        """Keys of the payloads that the open groups still need."""
+        """Return the keys of the payloads that the open groups still need."""
         return frozenset(r.payload for group in self.groups for r in group.issued if r.payload >= 0)
 
 

@@ -68,7 +68,7 @@ CALLS_OF_A_VERIFIER_WORKER = 4  # calls given to a verifier for each of its proc
 
 
 class Machine:
-    """See the module's docstring. ``start`` first, then ``handle`` for each event."""
+    """Turns events into commands. Call ``start`` once, then ``handle`` for each event."""
 
     def __init__(self, config: Config, strategy: Strategy, *, state: LedgerState | None = None) -> None:
         self._config = config
@@ -83,15 +83,15 @@ class Machine:
         bounds = bounds_of(config, explorers=explorer_count(config))
         self.autoscaler = Autoscaler(bounds, config.pools, self.dispatcher, alike=alike(config))
         self._resting: dict[str, Task] = {}  # by the key of its Wait: tasks that are tried again later
-        self.leaves: dict[str, str] = {}  # worker that ends what it has -> why
+        self.leaves: dict[str, str] = {}  # worker that only finishes its running tasks -> why
         self._homes: dict[str, dict[RolloutId, str]] = {}  # group -> trunk -> engine that has its keys and values
 
     def start(self) -> list[Command]:
-        """What groups that came with a checkpoint still need."""
+        """Return the commands that groups from a checkpoint still need."""
         return self._settle(self.ledger.resume())
 
     def handle(self, event: Event) -> list[Command]:
-        """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        """Apply one event and return the commands to begin now. Raises ``RunFailed`` kinds where the run must not continue."""
         match event:
             case Delivered() | Judged() | Lost():
                 return self._task_over(event)
@@ -163,7 +163,7 @@ class Machine:
         return out
 
     def _queue(self, work: Work, near: str) -> list[Command]:
-        """A first attempt at once, a later one after a while."""
+        """Queue a task: the first attempt now, a later one after a back-off that doubles each time."""
         task = self._task(work, near)
         delay = self._config.flow.retry_backoff_s
         if work.attempt == 1 or not delay:
@@ -174,7 +174,7 @@ class Machine:
         return [Wait(key=key, seconds=delay * 2 ** (work.attempt - 2))]
 
     def _forget(self, command: Forget) -> None:
-        """What a worker has goes on to its end, which changes nothing any more."""
+        """Drop queued and delayed tasks. A task that a worker runs continues, but its result changes nothing."""
         for task in command.tasks:
             self._resting.pop(f"task {task}", None)
             self.dispatcher.drop(task)
@@ -238,13 +238,13 @@ class Machine:
         return self._settle([*self.autoscaler.lost(slot.role), *drained])
 
     def _drain(self, worker: str, why: str, limit: float) -> list[Command]:
-        """It gets nothing more, and goes when it has nothing left, or after ``limit`` seconds when that is taken from it."""
+        """Give a worker no more tasks. It leaves once it has none; after ``limit`` seconds its tasks are withdrawn."""
         self.dispatcher.drain(worker)
         self.leaves[worker] = why
         return self._if_idle(worker) or [Wait(key=f"leave {worker}", seconds=limit)]
 
     def _if_drained(self, worker: str) -> list[Command]:
-        """One that leaves and has nothing left goes, but not in the middle of a hand-over of weights."""
+        """Release a leaving worker that has no task left, unless it is receiving weights."""
         if worker not in self.leaves or self.dispatcher.tasks_of(worker) or self.fleet.receives(worker):
             return []
         self.dispatcher.gone(worker)
@@ -254,7 +254,7 @@ class Machine:
     # ---- weights ----
 
     def _follow(self, steps: Steps) -> list[Command]:
-        """Carry out the fleet's steps at the dispatcher; what is left are commands."""
+        """Apply the fleet's steps to the dispatcher; returns the remaining ones as commands."""
         commands: list[Command] = []
         for worker in steps.pause:
             self.dispatcher.hold(worker)
@@ -279,7 +279,7 @@ class Machine:
         return slot is not None and slot.held
 
     def _if_idle(self, worker: str) -> list[Command]:
-        """One that has no task left may go if it is to leave, and receive if it is paused."""
+        """Let a worker without tasks leave if it is draining, and receive weights if it is paused."""
         if worker in self.leaves:
             return self._if_drained(worker)
         if not self._paused(worker) or self.dispatcher.tasks_of(worker):

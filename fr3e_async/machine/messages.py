@@ -108,7 +108,7 @@ class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
     score: float | None  # what the anchor rule ranked by
     reward_sum: float  # Σ r of its scored rollouts
     scored: int
-    value: float | None  # V(S); None: nothing was judged
+    value: float | None  # V(S); None: nothing was scored
     low: float  # 95 % Wilson interval of V
     high: float
     alpha: float
@@ -116,7 +116,7 @@ class StateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What a group cost and what came of it, in tokens."""
+    """A group's tokens: how many were generated, and how they were used."""
 
     generated: int = 0  # sampled by the engines
     prefilled: int = 0  # context that engines computed
@@ -126,7 +126,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What a settled group cost and what came of it: a row of groups.jsonl."""
+    """A settled group's cost and result: a row of groups.jsonl."""
 
     group: str
     outcome: GroupOutcome
@@ -147,7 +147,7 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     entropy_error_sum: float  # nats: how far that may be off
     truncated: int
     anchors: int
-    anchors_certain: int  # of these, chosen whatever the entropies are within what is known of them
+    anchors_certain: int  # of these, chosen for every value of the entropies within their error bounds
     reasons: Mapping[str, int]  # verdicts by the verifier's reason
 
 
@@ -157,12 +157,12 @@ class Retire(GroupRow, frozen=True, kw_only=True):
     tree: Group  # all that was known of it
 
     def row(self) -> dict[str, Any]:
-        """Its numbers as plain values."""
+        """Return the group's row of groups.jsonl as plain values, without the tree."""
         return {name: msgspec.to_builtins(getattr(self, name)) for name in GroupRow.__struct_fields__}
 
 
 class Forget(msgspec.Struct, frozen=True, kw_only=True):
-    """Drop these tasks of a group from the queue; those that a worker has run to their end and change nothing."""
+    """Drop these tasks of a group from the queue; those that a worker runs already continue, but change nothing."""
 
     tasks: tuple[int, ...]
 
@@ -190,7 +190,7 @@ class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drain(msgspec.Struct, frozen=True, kw_only=True):
-    """Give this worker nothing more; it goes when it has ended what it has. Within the machine only: ``Release`` ends it."""
+    """Give this worker no more tasks; it leaves when its running ones have ended. Used within the machine; ``Release`` ends it."""
 
     worker: str
     why: str
@@ -211,7 +211,7 @@ class Dismiss(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """End this worker, or what is left of it. ``lost``: it was not asked to leave."""
+    """End this worker's actor, even if it is dead already. ``lost``: it was not asked to leave."""
 
     worker: str
     why: str

@@ -5,18 +5,18 @@ that it helped to make are live, that is served by every engine. Let V be the le
 (``born``) the live version when a group was admitted. Engines never serve less than the live version, so no token of the
 group is older than b. The group is in time if it is trained while the learner is at b + η at most.
 
-**A plan in admission order always exists.** Claim: with the open groups in admission order, the group at place p (from 0)
+**A plan in admission order always exists.** Claim: with the open groups in admission order, the group at index p (from 0)
 can be trained while the learner is at V' + floor(p / G), V' being the version after a batch that may be in training, and
-this is at most b + η. When the group is admitted its place is p = the number of open groups. The slots that are held are
+this is at most b + η. When the group is admitted its index is p = the number of open groups. The slots that are held are
 these p, those of a batch in training (T·G, T is 0 or 1), and (V - v)·G of batches that are trained and not live. One more
 was free: p + T·G + (V - v)·G ≤ C - 1. So floor(p / G) ≤ η - (V - v) - T, and V + T + floor(p / G) ≤ v + η = b + η. Later
 events keep the claim: a rejection moves groups to the front; training the first G raises V' by one and lowers each
-place by G; nothing is ever put before an open group. ∎
+index by G; nothing is ever put before an open group. ∎
 
 **flow.order=admission** trains the first G open groups, once all of them are ready: the plan itself.
 
 **flow.order=window** may take G *ready* groups out of the first G + W, when the others can still follow the plan behind
-them: for the group at place q among those left behind, V' + 1 + floor(q / G) ≤ b + η. If this does not hold, the batch
+them: for the group at index q among those left behind, V' + 1 + floor(q / G) ≤ b + η. If this does not hold, the batch
 waits for an older group. Taking ready groups in admission order is the best choice, since births never fall from one
 group to the next, so the left ones have the latest deadlines that G choices can leave. By the same claim nothing is ever
 trained too late: the bound is η in both orders. Waiting costs time, never staleness: versions move by training only.
@@ -111,7 +111,7 @@ def weighted(items: list[TrainItem]) -> list[TrainItem]:
 
 
 def span_weights(advantage: Advantage, length: int) -> float:
-    """Sum of the weights over the tokens of a completion."""
+    """Sum the loss weights over the tokens of a completion."""
     ends = [*(span.start for span in advantage[1:]), length]
     return sum(span.weight * (end - span.start) for span, end in zip(advantage, ends, strict=True))
 

@@ -39,11 +39,11 @@ class Bounds:
 
 @dataclass(slots=True)
 class Pool:
-    """How many actors a role is to have (``wanted``), and what that is judged by."""
+    """How many actors a role is to have (``wanted``), and the measurements behind that number."""
 
     bounds: Bounds
     wanted: int
-    told: int = -1  # what the autoscaler was told last
+    told: int = -1  # the target last sent to the cluster's autoscaler
     hiring: dict[int, None] = field(default_factory=dict)  # tickets, oldest first
     waiting_since: float | None = None  # tasks, without a pause
     needs: deque[tuple[float, int]] = field(default_factory=deque)  # (time, actors that were needed then)
@@ -66,7 +66,7 @@ class Autoscaler:
         return any(pool.bounds.least < pool.bounds.most for pool in self.pools.values())
 
     def missing(self, role: str) -> int:
-        """Actors that are wanted and neither there nor asked for; below 0: too many."""
+        """Return how many actors to start beyond those present or requested; negative: how many are too many."""
         pool = self.pools[role]
         return pool.wanted - self._dispatcher.staying(role) - len(pool.hiring)
 
@@ -82,12 +82,12 @@ class Autoscaler:
         self.pools[role].hiring.pop(ticket, None)
 
     def lost(self, role: str, *, delay_s: float = 0.0, ticket: int = 0) -> list[Resizing]:
-        """A worker is gone, is about to go, or did not start (``ticket``)."""
+        """Replace a worker that is gone, is about to leave, or did not start (``ticket``), if the pool needs it."""
         self.pools[role].hiring.pop(ticket, None)
         return self._hire(role, self.missing(role), delay_s)
 
     def busy(self, event: Utilization) -> list[Resizing]:
-        """Look at all pools, and let them grow or shrink."""
+        """Take a report of idle fractions and decide which pools grow or shrink."""
         idle = dict(event.idle)
         for role, pool in self.pools.items():
             self._look_at(role, pool, idle.get(role, 0.0), event.at)
@@ -107,23 +107,23 @@ class Autoscaler:
             return
         pool.waiting_since = at if pool.waiting_since is None else pool.waiting_since
         if self._has_waited(pool, at):
-            room = pool.bounds.most - self._dispatcher.leaving(role)  # one that drains holds its place until it has gone
+            room = pool.bounds.most - self._dispatcher.leaving(role)  # one that drains counts until it has gone
             enough = min(math.ceil(self._dispatcher.fill(role)), math.floor(GROWTH * max(up, 1)), room)
             pool.wanted = pool.clamp(max(pool.wanted, enough))
-            pool.needs[-1] = (at, max(pool.needs[-1][1], enough))  # so that what is asked for is not given up before it is there
+            pool.needs[-1] = (at, max(pool.needs[-1][1], enough))  # so that no requested worker is dropped before it starts
 
     def _has_waited(self, pool: Pool, at: float) -> bool:
         return pool.waiting_since is not None and at - pool.waiting_since >= self._config.grow_after_s
 
     def _most_needed(self, pool: Pool, at: float, seconds: float) -> int | None:
-        """Over the last ``seconds``; None: it has not been looked at for so long."""
+        """Return the most actors needed at once over the last ``seconds``; None if reports do not reach back so far."""
         if not pool.needs or pool.needs[0][0] > at - seconds:
             return None
         inside = [needed for when, needed in pool.needs if when > at - seconds]
         return max(inside, default=pool.needs[-1][1])
 
     def _settle(self, at: float | None = None) -> list[Resizing]:
-        """The commands that lead from the workers there are to those that are wanted; drains last."""
+        """Return the commands that bring each pool from its present size to the wanted one; drains come last."""
         commands: list[Resizing] = []
         drained: list[Resizing] = []
         if at is not None and self._alike:
@@ -170,7 +170,7 @@ class Autoscaler:
 
 
 def bounds_of(config: Config, *, explorers: int) -> dict[str, Bounds]:
-    """By role. ``explorers``: 0 where the strategy does not branch."""
+    """Return the pool bounds by role. ``explorers``: 0 where the strategy does not branch."""
     pools = {GENERATORS: config.generators, EXPLORERS: config.explorers, VERIFIERS: config.verifiers}
     bounds = {role: Bounds(pool.least, pool.count, pool.most) for role, pool in pools.items()}
     return bounds if explorers else bounds | {EXPLORERS: Bounds(0, 0, 0)}

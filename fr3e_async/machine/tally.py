@@ -49,7 +49,7 @@ class Tally:
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, group: Retire) -> None:
-        """Count a group that has retired."""
+        """Add a retired group's outcome, dropped states and numbers to the counts."""
         self.outcomes[group.outcome] += 1
         self.dropped.update(state.dropped for state in group.states)
         values = {

@@ -16,7 +16,7 @@ class Issuer:
         self._last = 0
 
     def sample(self, group: Group, ids: Sequence[RolloutId]) -> list[LedgerCommand]:
-        """A task for each base that may be a trunk, so that nothing waits for another one, and one for the others."""
+        """Make one task for each base that may become a trunk, so that none waits for another, and one for all other bases."""
         parts: list[tuple[tuple[RolloutId, ...], bool]] = [((id,), True) for id in ids if id in group.candidates]
         if others := tuple(id for id in ids if id not in group.candidates):
             parts.append((others, False))

@@ -68,7 +68,7 @@ def say(config: Config) -> Callable[[str], None]:
 
 
 def duration(seconds: float) -> str:
-    """``4s``, ``3m05s`` or ``2h07m``."""
+    """Format seconds for a person: ``4s``, ``3m05s`` or ``2h07m``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -134,7 +134,7 @@ class Eta:
             self._times.append(metrics["time/step_s"])
 
     def text(self, step: int) -> str:
-        """*Example*: ``ETA 4m12s at 12.0 s/step``."""
+        """Format the time to the run's end: ``ETA 4m12s at 12.0 s/step``."""
         if not self._times:
             return "ETA -"
         mean = sum(self._times) / len(self._times)
@@ -170,7 +170,7 @@ class ConsoleView:
         self._live.stop()
 
     def go_back(self, step: int) -> None:
-        """The run resumes from this step."""
+        """Show ``step`` as the last finished one, without metrics, and start a new time estimate: the run resumes there."""
         self._step, self._metrics, self._eta = step, dict[str, float](), Eta(self._steps)
 
     def waits(self, text: str) -> None:
@@ -192,7 +192,7 @@ class ConsoleView:
             self._print(f"- {line}")
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a finished step."""
+        """Show the metrics of the step that just finished: in the live view, or as a printed line."""
         self._step, self._metrics, self._waits = step, dict(metrics), ""
         self._eta.add(metrics)
         if self._graded and "reward/mean" in metrics:

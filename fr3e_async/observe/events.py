@@ -72,7 +72,7 @@ class Note(Protocol):
 
 
 def unheard(text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
-    """A ``Note`` where nobody listens."""
+    """Drop the event: the ``Note`` of callers that have no events log."""
 
 
 LEVELS: dict[str, str] = {}

@@ -121,7 +121,7 @@ class PrometheusSample:
 
 
 class Exporter(Protocol):
-    """Where samples go."""
+    """Receives Prometheus samples and makes them visible to whoever scrapes the process."""
 
     def publish(self, samples: Iterable[PrometheusSample]) -> None:
         """Take the samples. Returns at once and raises nothing: a run does not depend on who watches it."""
@@ -135,7 +135,7 @@ class HeartbeatSamples:
     _slots: dict[str, dict[str, int]] = field(default_factory=dict)  # role → engine → its number
 
     def beat(self, heartbeat: Heartbeat, *, now: float) -> list[PrometheusSample]:
-        """``now``: seconds since the epoch."""
+        """Return this heartbeat's gauges and what each counter gained since the last one; ``now``: seconds since the epoch."""
         gauges: dict[Key, float] = {(_NOW, ()): now}
         totals: dict[Key, float] = {}
         found = [((), heartbeat, _RUN_SERIES), *(((role,), its, _ROLE_SERIES) for role, its in heartbeat.roles.items())]

@@ -110,16 +110,16 @@ class Recorder:
             self._exporter.publish(self._samples.beat(vitals, now=wall()))
 
     def beat_again(self) -> None:
-        """The last vitals once more: gauges that nobody sets vanish."""
+        """Publish the last heartbeat again: gauges that nobody sets vanish."""
         if self._vitals is not None:
             self.beat(self._vitals)
 
     def group(self, record: Mapping[str, Any]) -> None:
-        """Keep a settled group's row. Raises ``StorageError``."""
+        """Append the row of a settled group to groups.jsonl. Raises ``StorageError``."""
         self._groups.write(record)
 
     def evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep all evaluations so far. Raises ``StorageError``."""
+        """Write the file of evaluations again, with all of them so far. Raises ``StorageError``."""
         write_evaluations(self._run_dir.path, rows)
 
     def problems(self, name: str, rows: Sequence[Mapping[str, Any]], *, keep_mib: int) -> None:

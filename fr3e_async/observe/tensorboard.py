@@ -35,7 +35,7 @@ class TensorBoardWriter:
         self._add(Event(wall_time=clock(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises ``StorageError`` on a full disk."""
+        """Append one step's metrics as scalars to the event file. Raises ``StorageError`` on a full disk."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(Event(wall_time=self._clock(), step=step, summary=Summary(value=values)))
 
@@ -49,7 +49,7 @@ class TensorBoardWriter:
         self._add(Event(wall_time=self._clock(), step=step, summary=Summary(value=[value])))
 
     def close(self) -> None:
-        """Idempotent. Raises ``StorageError``."""
+        """Flush and close the event file; a second call does nothing. Raises ``StorageError``."""
         with storage_errors(self._folder):
             self._file.close()
 

@@ -1,4 +1,4 @@
-"""``python -m fr3e_async.plan``: ``fr3e plan``."""
+"""Runs ``fr3e plan`` under the name ``python -m fr3e_async.plan``."""
 
 from fr3e_async.cli.main import entry
 

@@ -1,4 +1,4 @@
-"""``python -m fr3e_async.report``: ``fr3e report``."""
+"""Runs ``fr3e report`` under the name ``python -m fr3e_async.report``."""
 
 from fr3e_async.cli.main import entry
 

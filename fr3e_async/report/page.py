@@ -39,7 +39,7 @@ SCRIPTS = (
 
 
 def write_page(paths: Sequence[Path], out: Path, *, trees: int) -> dict[str, int]:
-    """Write the page of these run directories; ``trees``: at most so many of each. Returns counts of what is in it.
+    """Write the page of these run directories; ``trees``: the most that it shows of each. Returns counts of what is in it.
 
     Raises ``StorageError``: a folder is no run, a file of it is damaged, or ``out`` cannot be written. Then ``out`` is as before.
     """
@@ -78,7 +78,7 @@ def pieces(runs: Sequence[dict[str, Any]], paths: Sequence[Path], packer: Packer
 
 
 def declarations(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the names mean: metrics with the places of their code, that code, keys of the summary, kinds of events, defaults."""
+    """What the names mean: metrics with the functions that make them, their code, summary keys, kinds of events, defaults."""
     undeclared = {name for run in runs for name in run["metrics"]} - METRICS.keys()
     metrics = {name: {"unit": m.unit, "meaning": m.meaning, "code": m.made_by} for name, m in METRICS.items()}
     metrics |= {name: {"unit": "", "meaning": "not declared in this version", "code": ()} for name in sorted(undeclared)}

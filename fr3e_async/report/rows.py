@@ -55,7 +55,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def number(value: Any, digits: int | None = None) -> float | None:
-    """A finite number, rounded to so many significant digits; None for anything else, so that the page never sees a NaN."""
+    """A finite number, rounded to ``digits`` significant digits; None for anything else, so that the page never sees a NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value if digits is None or isinstance(value, int) else float(f"{value:.{digits}g}")
@@ -100,7 +100,7 @@ def items(value: Any) -> list[Any]:
 
 
 def objects(value: Any) -> list[dict[str, Any]]:
-    """The objects of a list."""
+    """Return the JSON objects in a list and skip its other items; empty where ``value`` is no list."""
     return [item for item in items(value) if isinstance(item, dict)]
 
 

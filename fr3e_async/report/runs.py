@@ -196,7 +196,7 @@ def defaults() -> dict[str, Any]:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """*Example*: ``{"flow": {"window": 0}}`` → ``{"flow.window": 0}``."""
+    """Flatten nested settings to dotted names. *Example*: ``{"flow": {"window": 0}}`` → ``{"flow.window": 0}``."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: plain(tree)} if prefix else {}
     return {

@@ -31,7 +31,7 @@ LABEL = "alone"
 
 
 class EvaluationJob:
-    """One evaluation of a model. Call ``run`` once."""
+    """One evaluation of a model outside training. Call ``run`` once per object."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class EvaluationJob:
 
     @property
     def missing(self) -> int:
-        """The number of problems that are not finished."""
+        """Count the problems that have no results yet."""
         return self._wanted - self._done
 
     async def run(self) -> int:

@@ -50,7 +50,7 @@ def find(source: Path, *, step: int | None = None) -> Path:
 
 
 def export(checkpoint: Path, out: Path, *, dtype: str | None = None, trust_remote_code: bool = False) -> str:
-    """Write ``out``; what was done, in a line. Raises ``StorageError``, and ``ConfigError`` for code that is not trusted."""
+    """Write ``out``; returns a one-line report. Raises ``StorageError``, and ``ConfigError`` for code that is not trusted."""
     # Imported here: torch takes seconds, and bad input should not.
     from fr3e_async.learner.checkpoint import BASE, Manifest
     from fr3e_async.learner.export import checkpoint_buffers, checkpoint_weights, write_model

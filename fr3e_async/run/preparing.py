@@ -98,14 +98,14 @@ def prepare(loaded: LoadedConfig, *, trial: bool = False) -> Session:
 
 
 def _model_path(config: Config, run_dir: RunDir, branched: Path | None) -> str:
-    """The folder or hub id that the run begins with. Raises ``UserError`` kinds."""
+    """Return the folder or hub id of the first weights. Raises ``UserError`` kinds."""
     if config.run.branch_from:
         return str(branched_model(config, run_dir.path, branched))
     return str(resolve_model(config, say(config)))
 
 
 def _found(config: Config, data: Datasets, benchmarks: Sequence[TestSet], model: PolicyFiles) -> list[str]:
-    """What the checks have found in data and model, a line each."""
+    """List what the checks found in data and model, one line each."""
     longest = max(prompt.token_ids.size for prompt in (*data.train, *data.heldout))
     return [
         f"data: {len(data.train):,} training problems, {len(data.heldout):,} held out, "

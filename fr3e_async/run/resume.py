@@ -66,7 +66,7 @@ def newest_checkpoint(run_dir: RunDir) -> Path | None:
 
 
 def _damage_of_control(folder: Path) -> str:
-    """What is wrong with the control part of a checkpoint, or an empty text."""
+    """Check the control part of a checkpoint; returns what is wrong with it, or ""."""
     try:
         load_control_state(folder)  # another format, say
         for _ in load_trees(folder):

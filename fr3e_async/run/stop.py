@@ -24,7 +24,7 @@ class Stop:
     grace_s: float
     say: Callable[[str], None] = lambda text: None
     reason: str = ""
-    hurry: str = ""  # why what was waited for was given up
+    hurry: str = ""  # why the stop no longer waits
     task: asyncio.Task[None] | None = None
     controller: Controller | None = None  # while one runs
 
@@ -103,7 +103,7 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
 
 
 def _rewards(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The summary's keys of held-out mean rewards, by evaluations by label."""
+    """Return the summary's fields of held-out mean rewards. ``evaluations``: by label."""
     found = {label: evaluations[label]["reward"] for label in ("before", "after") if label in evaluations}
     values = {f"reward_{label}": reward["value"] for label, reward in found.items()}
     return {**values, "reward_intervals": {label: [its["low"], its["high"]] for label, its in found.items()}}

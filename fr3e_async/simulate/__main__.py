@@ -1,4 +1,4 @@
-"""``python -m fr3e_async.simulate``: ``fr3e simulate``."""
+"""Runs ``fr3e simulate`` under the name ``python -m fr3e_async.simulate``."""
 
 from fr3e_async.cli.main import entry
 

@@ -132,7 +132,7 @@ def _by_worker(recording: Recording) -> dict[str, list[Span]]:
 
 
 def _engines(recording: Recording, clock: WorkTime, pause_s: float | None) -> tuple[EngineTimes, float, float, int]:
-    """(times, pause, error, rows)."""
+    """Fit engine times to the recorded tasks. Returns (times, seconds of an update's pause, error of the fit, rows used)."""
     parts = [
         _engine_rows(recording, worker, spans, clock)
         for worker, spans in _by_worker(recording).items()
@@ -190,7 +190,7 @@ def _step_counter(rollouts: Rollouts, stops: Array, *, step_s: float, request_s:
 
 
 def _table(r: Rollouts, *, steps: Callable[[ArrayLike], Array], clear_cache: bool) -> tuple[Array, Array]:
-    """(rows, when each rollout ended)."""
+    """Build the regression's rows of one worker. Returns (rows, when each rollout ended)."""
     first, last = steps(r.starts), steps(r.ends)
     stops = first[r.of] + (last - first)[r.of] * r.lengths / r.longest[r.of]  # in steps
     made = Ramps(first[r.of], stops, r.lengths)

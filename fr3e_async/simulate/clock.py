@@ -42,7 +42,7 @@ class VirtualClock:
 
 class Process(Protocol):
     def set_speed(self, speed: float) -> None:
-        """From now on it does so many seconds of its work in one second."""
+        """Set how many seconds of work it does in one second, from now on."""
 
 
 class Cores:
@@ -55,7 +55,7 @@ class Cores:
         self._speed = 1.0
 
     def occupy(self, process: Process, threads: int) -> None:
-        """It has so many threads at work from now on; 0: it rests."""
+        """Set how many of its threads are at work from now on; 0: it rests."""
         if not self._count:
             return
         before = self._threads.pop(process, 0)
@@ -77,7 +77,7 @@ NEAR = 1e-9  # seconds of work: what floating point leaves of a job that is done
 
 
 class Station:
-    """Each job keeps one server for so many seconds of work; on shared cores that takes longer."""
+    """Each job keeps one server busy for its seconds of work; on shared cores that takes longer."""
 
     def __init__(self, clock: VirtualClock, cores: Cores, *, servers: int = 1, threads: int = 1) -> None:
         """``threads``: of one server, while it is at work."""
@@ -91,13 +91,13 @@ class Station:
         self.held = False  # it begins nothing new
 
     def submit(self, seconds: float, call: Call, argument: Any = None) -> None:
-        """``call(argument)`` when a job of so many seconds of work is done."""
+        """Queue a job of ``seconds`` of work; ``call(argument)`` follows when it is done."""
         self._advance()
         self._waiting.append((seconds, call, argument))
         self._begin()
 
     def submit_first(self, seconds: float, call: Call, argument: Any = None) -> None:
-        """Before everything that waits."""
+        """Queue a job of ``seconds`` of work ahead of all waiting jobs; ``call(argument)`` follows when it is done."""
         self._advance()
         self._waiting.appendleft((seconds, call, argument))
         self._begin()

@@ -22,7 +22,7 @@ HEADROOM = 16  # tokens that must be free in the cache for each running request 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One rollout in an engine. Tokens."""
+    """One rollout in a simulated engine; lengths and progress are in tokens."""
 
     job: Any  # the task that it is of
     length: int  # to be generated
@@ -30,7 +30,7 @@ class Request:
     done: float = 0.0  # generated before it was evicted
     start: float = 0.0  # step at which it began, had it not been evicted
     version: int = -1  # weights that made its first token
-    entry: int = 0  # of its place in the heap; 0: it does not run
+    entry: int = 0  # number of its entry in the heap; 0: it does not run
     row: Any = None  # the rollout, for who asked for it
 
 
@@ -75,7 +75,7 @@ class SimulatedEngine:
         self._settle()
 
     def withdraw(self, jobs: set[Any]) -> None:
-        """Forget the requests of these jobs."""
+        """Stop the running requests of these jobs and remove their waiting ones."""
         self._advance()
         self._waiting = deque(r for r in self._waiting if r.job not in jobs)
         for request in [r for r in self._running if r.job in jobs]:
@@ -83,7 +83,7 @@ class SimulatedEngine:
         self._settle()
 
     def kill(self) -> None:
-        """It does nothing any more."""
+        """Stop the engine for good: pending events are ignored and its cores become free."""
         self._dead = True
         self._stamp += 1
         self._cores.occupy(self, 0)

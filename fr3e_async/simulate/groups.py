@@ -24,7 +24,7 @@ Home = tuple[str, int]  # an engine, and the state of its cache
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRow:
-    """One rollout of a task. Tokens."""
+    """One rollout of a simulated task; all lengths are in tokens."""
 
     id: RolloutId
     length: int
@@ -36,14 +36,14 @@ class SimulatedRow:
 class SimulatedGroup:
     tree: Tree
     answers: dict[RolloutId, MeasuredAnswer] = field(default_factory=dict)
-    places: dict[int, list[int]] = field(default_factory=dict)  # by base
+    places: dict[int, list[int]] = field(default_factory=dict)  # token positions of the anchors, by base
     prompt_at: set[Home] = field(default_factory=set)
     base_at: set[tuple[Home, int]] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
 class SimulatedTask:
-    """A task at a worker."""
+    """A task that a simulated worker holds, and what it still owes the driver."""
 
     task: int
     worker: str
@@ -59,7 +59,7 @@ class SimulatedTask:
 
 
 class Groups:
-    """Open groups by name."""
+    """Holds the open groups by name and draws their trees, lengths and answers from the workload."""
 
     def __init__(self, config: Config, plan: GroupPlan, workload: Workload, *, seed: int) -> None:
         self._workload, self._seed, self._plan = workload, seed, plan
@@ -79,7 +79,7 @@ class Groups:
         del self._open[name]
 
     def prompt(self, name: str) -> int:
-        """Tokens."""
+        """Return the length of the group's prompt, in tokens."""
         return self._open[name].tree.prompt
 
     def verdicts(self, name: str, ids: Sequence[RolloutId]) -> tuple[Verdict, ...]:

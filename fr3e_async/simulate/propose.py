@@ -67,7 +67,7 @@ def _sized(role: str, count: int, most: int) -> str:
 
 
 def _of_size(pool: Pool, count: int) -> Pool:
-    """A pool of so many that stays so; ``max`` is told where it was before."""
+    """A pool with a fixed number of actors; ``max`` is told where it was before."""
     return replace(pool, count=count, min=0, max=count if pool.max else 0)
 
 
@@ -97,7 +97,7 @@ class Search:
         self._verifiers_at_most = self._most_verifiers(least)
 
     def best(self, *, progress: Callable[[str], None] = lambda line: None) -> list[Candidate]:
-        """The candidates, best first."""
+        """Simulate splits, a coarse grid and then the neighbours of the best, and return the candidates, best first."""
         for split in self._coarse():
             self._try(split, progress)
         stride = max(1, int(self._offer / max(self._cost) / 8))
@@ -138,7 +138,7 @@ class Search:
         return Split(generators, explorers, ranks) if generators >= 1 and ranks >= 1 and explorers >= self._branches else None
 
     def _near(self, split: Split, stride: int) -> Iterator[Split]:
-        """One role gives so many actors, or as much as they occupy, to another."""
+        """Splits near this one: ``stride`` more or fewer ranks or explorers, or moved between them; generators take the rest."""
         moves = [(s, 0) for s in (-stride, stride)] + [(0, s) for s in (-stride, stride)] * self._branches
         moves += [(-stride, stride), (stride, -stride)] * self._branches
         for ranks, explorers in moves:
@@ -171,7 +171,7 @@ class Search:
         )
 
     def _most_verifiers(self, split: Split) -> int:
-        """That the cluster's CPUs leave room for."""
+        """Return how many verifiers fit on the CPUs that the other roles leave; ``sys.maxsize`` where CPUs do not count."""
         c = self._config
         if not self._cluster.cpus or not c.verifiers.cpus:
             return sys.maxsize
@@ -180,7 +180,7 @@ class Search:
 
 
 def mean_length(model: SystemModel) -> float:
-    """Tokens of a base, by drawing some."""
+    """Estimate the mean length of a base rollout, in tokens, from 64 drawn trees."""
     drawn = [model.workload.tree(0, number, max_response=2**30).base(0).length for number in range(64)]
     return sum(drawn) / len(drawn)
 
@@ -208,7 +208,7 @@ def render(found: list[Candidate], *, rows: int = 5) -> str:
 
 
 def _notes(best: Candidate) -> list[str]:
-    """What no split can mend."""
+    """Return notes on limits that come from the ``flow`` settings, which no split of the actors removes."""
     flow, report = best.config.flow, best.report
     notes = []
     if report.late_tasks:

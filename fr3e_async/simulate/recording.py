@@ -92,7 +92,7 @@ def read_recording(run: Path, *, warmup: int = 1) -> tuple[Recording, Simulation
 
 
 class _Reader:
-    """Fills a recording event by event."""
+    """Reads the events of a run's journal in order and fills a ``Recording`` from them."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording

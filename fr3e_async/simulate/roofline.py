@@ -28,7 +28,7 @@ START_S = 120.0  # a new engine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Data sheet: dense bfloat16 arithmetic without sparsity."""
+    """An accelerator's data sheet; arithmetic is dense bfloat16, without sparsity."""
 
     flops: float  # operations a second
     memory_bytes_per_s: float
@@ -44,7 +44,7 @@ DEVICES: Mapping[str, Device] = {
 
 
 def device_of(name: str) -> Device:
-    """Raises ``ConfigError``."""
+    """Return the data sheet of the device. Raises ``ConfigError`` for an unknown name and lists the known ones."""
     if name not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
     return DEVICES[name]

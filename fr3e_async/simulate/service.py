@@ -90,7 +90,7 @@ class SystemModel:
 
     @classmethod
     def load(cls, path: Path) -> SystemModel:
-        """Raises ``StorageError`` in one line."""
+        """Read a file that ``save`` wrote. Raises ``StorageError`` (one line) where it is missing or has other content."""
         try:
             read = msgspec.json.decode(path.read_bytes(), type=_File)
         except OSError as error:
@@ -101,7 +101,7 @@ class SystemModel:
 
 
 class _File(msgspec.Struct):
-    """What ``SystemModel.save`` writes."""
+    """The JSON layout of the file that ``SystemModel.save`` writes and ``load`` reads."""
 
     service: Service
     workload: LogNormalWorkload | MeasuredWorkload

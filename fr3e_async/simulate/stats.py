@@ -279,7 +279,7 @@ class Stats:
         self._cut = self._integrals(now), replace(self.counts, outcomes=self.counts.outcomes.copy(), ages=self.counts.ages.copy())
 
     def _integrals(self, now: float) -> dict[str, tuple[float, float]]:
-        """By role: (worker-seconds at work, worker-seconds there)."""
+        """Return for each role (worker-seconds busy, worker-seconds present), up to ``now``."""
         for meter in self.meters.values():
             meter.advance(now)
         return {role: (meter.busy_s, meter.there_s) for role, meter in self.meters.items()}

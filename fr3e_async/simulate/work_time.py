@@ -50,14 +50,14 @@ class Ramps:
 
 
 class Staircase:
-    """Σ of what has arrived before t."""
+    """A step function of time: the sum of the amounts that arrived before t."""
 
     def __init__(self, times: Array, amounts: Array) -> None:
         order = np.argsort(times, kind="stable")
         self._times, self._sums = times[order], np.concatenate([[0.0], np.cumsum(amounts[order])])
 
     def __call__(self, times: ArrayLike) -> Array:
-        """Without what arrives at t itself."""
+        """Return the sum at each time, in the shape of ``times``; an amount that arrives at t itself is left out."""
         return self._sums[np.searchsorted(self._times, times, side="left")]
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-TRIES = 8  # draws of a length beyond a branch's position, and of a place that keeps its distance
+TRIES = 8  # draws of a length beyond a branch's position, and of an anchor that keeps its distance
 
 
 class MeasuredAnswer(NamedTuple):
@@ -87,7 +87,7 @@ class _LogNormalTree:
 
 
 def scattered(chance: random.Random, length: int, *, count: int, min_gap: int) -> list[int]:
-    """At most ``count`` places in [1, length - 1] with at least ``min_gap`` between them; fewer in a short response."""
+    """At most ``count`` token positions in [1, length - 1] with at least ``min_gap`` between them; fewer in a short response."""
     places: list[int] = []
     for _ in range(TRIES * count if length > 1 else 0):
         place = chance.randrange(1, length)

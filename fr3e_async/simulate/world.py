@@ -32,7 +32,7 @@ NAMES = {GENERATORS: "generator", EXPLORERS: "explorer", VERIFIERS: "verifier"}
 
 
 class EventLog(Protocol):
-    """``store.journal.Journal`` fits."""
+    """Receives each event with the commands that it caused; ``store.journal.Journal`` is one."""
 
     def write(self, event: events.Event, commands: list[messages.Command], now: float) -> None: ...
 

@@ -55,7 +55,7 @@ class CheckpointStore:
         self.skipped: list[str] = []  # by the last ``latest``: which folders, and why
 
     def begin(self, step: int) -> Path:
-        """An empty temporary folder to fill. What an earlier attempt left half-written is removed. Raises ``StorageError``."""
+        """Make an empty temporary folder, and remove what an earlier attempt left in it. Raises ``StorageError``."""
         folder = self.root / f"{checkpoint_name(step)}.tmp"
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -119,11 +119,11 @@ class CheckpointStore:
         return None
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that were completed, newest first."""
+        """List the steps of completed checkpoints, newest first."""
         return [step_of(name) for name in self._complete_names()]
 
     def _named(self) -> str:
-        """The name that ``latest`` holds, or an empty text."""
+        """Read the folder name in ``latest``; "" if there is no such file."""
         pointer = self.root / POINTER
         return pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
 
@@ -132,7 +132,7 @@ class CheckpointStore:
         self.skipped.append(warning)
 
     def _complete_names(self) -> list[str]:
-        """Final names, newest first."""
+        """List the folder names of completed checkpoints, newest first."""
         folders = [path.name for path in self.root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
         return sorted(folders, key=step_of, reverse=True)
 
@@ -166,7 +166,7 @@ def _facts(path: Path) -> FileFacts:
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, or an empty text: every file must be there as it was written."""
+    """Check that every file of a checkpoint is as it was written; returns what is wrong, or ""."""
     try:
         manifest = msgspec.convert(read_checked_json(folder / MANIFEST), CheckpointManifest)
         for name, facts in manifest.files.items():

@@ -26,10 +26,10 @@ IDENTITY, LOCK = "evaluation.json", "lock"
 
 
 class EvaluationDir(ClaimedFolder):
-    """Locked against a second process until ``close``. A context manager."""
+    """An evaluation's folder, locked against a second process until ``close``. A context manager."""
 
     def __init__(self, path: Path, *, identity: Mapping[str, Any], config_yaml: str, resumed: bool) -> None:
-        """Use ``open``."""
+        """Create or reopen the folder. Callers use ``open``, which checks first what is there."""
         files = {IDENTITY: json.dumps(identity, indent=1) + "\n", "config.yaml": config_yaml}
         super().__init__(path, lock=LOCK, files=files, folders=("logs", "problems"), resumed=resumed, setting="out")
         self.identity = identity  # of all that the folder holds, from before too
@@ -94,7 +94,7 @@ class EvaluationDir(ClaimedFolder):
         return rows
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Replace ``results.json`` in one step. Raises ``StorageError``."""
+        """Write ``results.json``; a reader sees the old or the new file in full. Raises ``StorageError``."""
         with storage_errors(self.results, "out"):
             write_atomically(self.results, json.dumps(results, indent=1, allow_nan=False) + "\n")
 

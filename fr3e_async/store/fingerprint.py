@@ -72,7 +72,7 @@ CHANGEABLE = (
 
 def flat(config: Config) -> dict[str, Any]:
     """Settings by dotted path; lists and free-form mappings are one value, but DeepSpeed's are told apart by their first key,
-    and a list of sections (``data.train_sources``) by place and name."""
+    and a list of sections (``data.train_sources``) by position and name."""
     settings: dict[str, Any] = {}
     for name, value in asdict(config).items():
         if isinstance(value, dict):

@@ -69,11 +69,11 @@ class Journal:
         self.flush()
 
     def write(self, event: Event, commands: Sequence[Command], now: float) -> None:
-        """``now``: seconds since the epoch, kept to the microsecond."""
+        """Append an event and its commands. ``now``: seconds since the epoch, kept to the microsecond."""
         self._write(Entry(round(now, 6), event, tuple(map(brief, commands))))
 
     def refused(self, event: Event, error: RunFailed, now: float) -> None:
-        """The machine could not go on: the last line of a run that failed in its own books."""
+        """Append the event that the machine refused: the last line of a run whose accounting failed."""
         self._write(Entry(round(now, 6), event, (refusal(error),)))
 
     def _write(self, line: Header | Entry) -> None:
@@ -85,7 +85,7 @@ class Journal:
             self._file.flush()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Flush and close the file; a second call does nothing."""
         if not self._file.closed:
             self.flush()
             self._file.close()
@@ -111,7 +111,7 @@ def _entries(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Entry]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of the whole lines."""
+    """Yield (line number from 1, line); a last line without its newline is left out."""
     try:
         with open(path, "rb") as file:
             yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
@@ -120,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def brief(command: Command) -> str:
-    """A decision in one line: what it is, for whom, how much."""
+    """Summarise a command in one line: its kind, its target, its size."""
     match command:
         case Assign():
             work = "Asked" if command.work is None else f"{type(command.work).__name__} {len(command.work.ids)}"

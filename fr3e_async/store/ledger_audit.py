@@ -56,7 +56,7 @@ class CutPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerReport:
-    """What survives of all sessions at the end of the log, and every law that was broken on the way."""
+    """The run's state at the end of the log, over all its sessions, and every broken law."""
 
     sessions: int
     version: int
@@ -72,7 +72,7 @@ class LedgerReport:
 
     @property
     def counts(self) -> Counter[str]:
-        """Groups by outcome."""
+        """Count the settled groups by outcome."""
         return Counter(self.outcomes.values())
 
     @property
@@ -84,7 +84,7 @@ def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, 
     """Play the records, each with its line, and check each of them: a violation for each law that is broken, at the line that breaks it.
 
     After a violation the record is believed as far as it can be, so that one fault is told once. The replay's own counts
-    balance by construction (an event that would unbalance them is a violation), so conservation is checked where the books
+    balance by construction (an event that would unbalance them is a violation), so conservation is checked where records
     state counts: at each begin and cut.
     """
     replay = _Replay(groups_per_step=groups_per_step, max_staleness=max_staleness)
@@ -95,7 +95,7 @@ def audit(records: Sequence[tuple[int, LedgerRecord]], *, groups_per_step: int, 
 
 @dataclass(slots=True, kw_only=True)
 class _Replay:
-    """The state of a run as the records tell it."""
+    """Rebuilds a run's state from its ledger records, and checks each record against it."""
 
     groups_per_step: int
     max_staleness: int
@@ -115,14 +115,14 @@ class _Replay:
     _session: int = 0
     _line: int = 0
     _running: bool = False  # between begin and end
-    _crowded: bool = False  # too many slots are held, which is told once
-    _gap: tuple[int, int] = (0, 0)  # by how much the counts of the books are off, as told last
+    _crowded: bool = False  # too many slots are held; reported once
+    _gap: tuple[int, int] = (0, 0)  # how far the recorded counts were off when last reported
 
     def take(self, line: int, record: LedgerRecord) -> None:
         self._line = line
         if not self._running and not isinstance(record, BeginRecord):
             self._break("order", f"{what(type(record))!r} stands outside of a session")
-            self._running = True  # told once
+            self._running = True  # reported once
         match record:
             case BeginRecord():
                 self._begin(record)
@@ -173,7 +173,7 @@ class _Replay:
         self._check_slots()
 
     def _begin_anew(self, record: BeginRecord, nearest: CutPoint | None) -> None:
-        """No cut fits. The record is believed, so that one broken law does not bring forth others."""
+        """Take over the state of a ``begin`` that fits no cut, so that one broken law does not cause further reports."""
         if nearest is None:
             earlier = [cut for cut in reversed(self.cuts) if cut.version < record.version]
             self._break("begin", f"it goes on from version {record.version}, of which there is no cut")
@@ -188,7 +188,7 @@ class _Replay:
         self.admitted |= {group: None for group in self.open if group not in self.admitted}
 
     def _roll_back(self, cut: CutPoint | None) -> None:
-        """None: to the start of the run, which needs no checkpoint."""
+        """Return to an earlier cut; None: to the start of the run, which needs no checkpoint."""
         admitted, settled = (cut.admitted, cut.settled) if cut else (0, 0)
         self.void_groups += len({*list(self.admitted)[admitted:], *list(self.outcomes)[settled:]})
         kept = self.cuts[: self.cuts.index(cut) + 1] if cut else []
@@ -292,7 +292,7 @@ class _Replay:
             self._break("trained", f"version {record.version} is made of no batch")
             self.version = max(self.version, record.version)
             return
-        expected = (self.batch.version, self.version + 1)  # they differ if the batch was told to be wrong
+        expected = (self.batch.version, self.version + 1)  # they differ if the batch was already reported as wrong
         if record.version not in expected:
             self._break("trained", f"version {record.version} is made of the batch for version {self.batch.version}")
         self._make(record.version if record.version in expected else self.batch.version)
@@ -331,7 +331,7 @@ class _Replay:
 
 
 def _differences(record: BeginRecord | CutRecord, cut: CutPoint) -> str:
-    """In words: counts, and the first open group that is another one."""
+    """Describe how two states differ: the counts, and the first open group that is not the same."""
     said = []
     for name in ("admitted", "settled"):
         ours, theirs = getattr(record, name), getattr(cut, name)

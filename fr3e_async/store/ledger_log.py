@@ -67,20 +67,20 @@ class TrainedRecord(LedgerRecord, frozen=True, kw_only=True):
 
 
 class LiveRecord(LedgerRecord, frozen=True, kw_only=True):
-    """All engines in service have ``version``."""
+    """All engines in service serve ``version`` from this line on."""
 
     version: Version
 
 
 class SettledRecord(LedgerRecord, frozen=True, kw_only=True):
-    """A group ends without training."""
+    """A group leaves the ledger without being trained, with its outcome."""
 
     group: str
     outcome: str  # "rejected_…" or "failed"
 
 
 class CutRecord(LedgerRecord, frozen=True, kw_only=True):
-    """Where a run may go on from, if the checkpoint that is being written becomes whole."""
+    """Where a run may resume from, if the checkpoint that is being written becomes whole."""
 
     version: Version
     admitted: Count
@@ -89,7 +89,7 @@ class CutRecord(LedgerRecord, frozen=True, kw_only=True):
 
 
 class EndRecord(LedgerRecord, frozen=True, kw_only=True):
-    """The session has ended in order."""
+    """The session has ended in order, for ``reason``."""
 
     version: Version
     reason: str
@@ -99,7 +99,7 @@ AnyRecord = BeginRecord | AdmittedRecord | TrainRecord | TrainedRecord | LiveRec
 
 
 def records_of(event: Event | None, commands: Iterable[Command], *, live: int) -> Iterator[LedgerRecord]:
-    """What an event and the decisions that it led to say of groups, in order. ``live``: the version that every engine serves.
+    """Yield the records of an event and of the commands that it led to, in order. ``live``: the version that every engine serves.
 
     ``event`` is None for what the machine decides when a session begins.
     """
@@ -132,7 +132,7 @@ class LedgerLog:
                 fsync_path(self._path)
 
     def close(self) -> None:
-        """Make everything durable. Idempotent."""
+        """Sync everything to disk and close the file; a second call does nothing."""
         self._writer.close()
 
 
@@ -164,7 +164,7 @@ def read_ledger_log(path: Path) -> list[tuple[int, LedgerRecord]]:
 
 
 def _record(text: bytes, line: int, path: Path) -> LedgerRecord | None:
-    """None for what is no JSON object."""
+    """Decode a line of the file; None if it is no JSON object. Raises ``StorageError`` if it is an unknown record."""
     try:
         return from_json(text, _DECODER)
     except msgspec.ValidationError as error:
@@ -176,7 +176,7 @@ def _record(text: bytes, line: int, path: Path) -> LedgerRecord | None:
 
 
 def _end_last_line(path: Path) -> None:
-    """What a killed session left of its last line must not run into the first one of this session."""
+    """End a line that a killed session left unfinished, so that this session's first record starts on a new line."""
     if path.is_file() and path.stat().st_size:
         with storage_errors(path), open(path, "rb+") as file:
             file.seek(-1, 2)

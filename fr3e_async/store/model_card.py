@@ -35,7 +35,7 @@ NUMBERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardFacts:
-    """What a card tells. Whatever is not known is empty, and the card leaves it out."""
+    """The facts for a model card. Unknown ones are empty, and the card omits them."""
 
     model: str  # path or hub id of the base model
     revision: str = ""
@@ -100,7 +100,7 @@ def _chosen(settings: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, A
 
 
 def _section(title: str, rows: Mapping[str, Any]) -> list[str]:
-    """A table of what is known; nothing if nothing is."""
+    """Format the known values as a table; nothing if none is known."""
     lines = [f"| {key} | {_cell(value)} |" for key, value in rows.items() if value is not None and value != ""]
     return [f"## {title}\n", "| | |", "| --- | --- |", *lines, ""] if lines else []
 

@@ -78,7 +78,7 @@ def save_payloads(batches: Iterable[tuple[int, RolloutBatch]], folder: Path, *, 
 
 
 def load_payloads(folder: Path) -> Iterator[tuple[int, RolloutBatch]]:
-    """What ``save_payloads`` was given, in the order of the shards; one batch in memory at a time.
+    """Read back what ``save_payloads`` wrote, in the order of the shards; one batch is in memory at a time.
 
     Raises ``StorageError`` at the batch or file that is damaged, missing, or of something else.
     """
@@ -98,7 +98,7 @@ def load_payloads(folder: Path) -> Iterator[tuple[int, RolloutBatch]]:
 
 
 def _shard(path: Path, shard: int, seen: set[int]) -> Generator[tuple[int, RolloutBatch], None, bool]:
-    """The batches of a file; returns whether it is the last one. ``seen``: keys so far, which must not come again."""
+    """Yield the batches of a file; returns whether it is the last one. ``seen``: keys read so far, which must not repeat."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -136,7 +136,7 @@ def _note(batch: RolloutBatch, columns: Columns) -> dict[str, Any]:
 
 
 def _crc32(ids: list[list[Any]], columns: Columns) -> int:
-    """Of everything that a batch says: ids, types, shapes and numbers."""
+    """Compute the CRC-32 of a batch's ids, types, shapes and numbers."""
     kinds = {name: [column.dtype.str, list(column.shape)] for name, column in columns.items()}
     total = zlib.crc32(json.dumps([ids, kinds]).encode())
     for column in columns.values():
@@ -145,7 +145,7 @@ def _crc32(ids: list[list[Any]], columns: Columns) -> int:
 
 
 def _write(path: Path, tensors: Columns, metadata: Mapping[str, str]) -> None:
-    """Raises ``OSError``, with the number that the system gave."""
+    """Write a file. Raises ``OSError`` with the system's errno."""
     with writing_tensors(path):
         save_file(tensors, path, metadata=dict(metadata))
 

@@ -48,7 +48,7 @@ class RunDir(ClaimedFolder):
     """An open run directory. It is locked against a second process until ``close`` or the end of this one."""
 
     def __init__(self, path: Path, *, config: Config, config_yaml: str, trial: bool, resumed: bool, changed: str) -> None:
-        """Use ``open``."""
+        """Create or reopen the directory. Callers use ``open``, which checks first what is there."""
         files = {} if resumed or trial else {"run.json": _identity(config)}
         files |= {} if trial else {"config.yaml": config_yaml}
         super().__init__(path, lock=LOCK, files=files, folders=() if trial else ("logs",), resumed=resumed)
@@ -104,7 +104,7 @@ class RunDir(ClaimedFolder):
         return self.trees.stat().st_size
 
     def write_summary(self, text: str) -> None:
-        """Replace ``summary.json`` in one step. Raises ``StorageError``."""
+        """Write ``summary.json``; a reader sees the old or the new file in full. Raises ``StorageError``."""
         with storage_errors(self.path):
             write_atomically(self.summary, text)
 

@@ -69,12 +69,12 @@ class Summary:
     pause_s: float | None = key("mean time that an engine stood still for it (last session)", "s")
 
     def to_json(self) -> str:
-        """Raises ``ValueError`` if a number is not finite."""
+        """Encode the summary as JSON. Raises ``ValueError`` if a number is not finite."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Summary:
-        """Raises ``TypeError`` naming a key that is missing or unknown."""
+        """Decode a summary. Raises ``TypeError`` naming a key that is missing or unknown."""
         return cls(**json.loads(text))
 
 

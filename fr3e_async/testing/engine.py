@@ -122,11 +122,11 @@ class FakeEngine:
         return self._version
 
     def die(self) -> None:
-        """Everything in flight and everything to come raises ``EngineDead``."""
+        """Let the engine die: calls in flight and all later ones raise ``EngineDead``."""
         self._death.set()
 
     async def sample(self, request: SampleRequest) -> Completion:
-        """See ``port.Engine.sample``."""
+        """Make the scripted completion of a request, as ``port.Engine.sample`` describes."""
         self._require_alive()
         self._attempts[request.request_id] += 1
         fault = self._behaviour.fault(request.request_id, self._attempts[request.request_id])
@@ -143,12 +143,12 @@ class FakeEngine:
         return completion
 
     async def abort(self, request_id: str) -> None:
-        """See ``port.Engine.abort``."""
+        """End the request if it is in flight, as ``port.Engine.abort`` describes."""
         if event := self._aborts.get(request_id):
             event.set()
 
     async def load_weights(self, bundle: WeightBundle, fetch: Fetch = in_hand) -> WeightAck:
-        """See ``port.Engine.load_weights``."""
+        """Receive and check the new weights, as ``port.Engine.load_weights`` describes."""
         self._require_alive()
         async with self._updates:
             try:

@@ -65,7 +65,7 @@ class FakeActor:
         self._dead = asyncio.Event()
 
     def suffer(self, fault: ActorFault) -> None:
-        """From now on."""
+        """Put the actor into this fault from now on; ``DIE`` also fails the calls that are waiting."""
         self._state = fault
         if fault is ActorFault.DIE:
             self._dead.set()
@@ -106,7 +106,7 @@ class FakeActor:
             self.running[name] -= 1
 
     async def work(self, parts: int, *, of: int = 1) -> None:
-        """Let one of ``of`` equal shares of a call's time pass, in so many parts."""
+        """Let one of ``of`` equal shares of a call's time pass."""
         for _ in range(parts):
             await asyncio.sleep(self.delay_s / of / parts)
             await self._answers()
@@ -117,7 +117,7 @@ class FakeActor:
             await self._never()
 
     async def _never(self) -> None:
-        """Until the actor is ended."""
+        """Wait until the actor dies, then raise the error of a lost actor."""
         await self._dead.wait()
         raise self.gone(f"{self.name} died (injected)")
 
@@ -251,7 +251,7 @@ class FakeVerifier(FakeActor):
 
 
 class FakeLearner(FakeActor):
-    """Port ``LearnerPort``: remembers what it was given."""
+    """A ``LearnerPort`` without a model: it records the batches that it gets and takes the version that it is told."""
 
     gone = LearnerLost
 

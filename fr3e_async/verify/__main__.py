@@ -1,4 +1,4 @@
-"""``python -m fr3e_async.verify``: ``fr3e verify``."""
+"""Runs ``fr3e verify`` under the name ``python -m fr3e_async.verify``."""
 
 from fr3e_async.cli.main import entry
 

@@ -60,7 +60,7 @@ class JudgedCase:
         return self.verdict.outcome is Outcome.CORRECT
 
     def row(self) -> dict[str, Any]:
-        """What ``--json`` keeps of it."""
+        """Return the case and its verdict as one JSON object, as ``fr3e verify --json`` writes it."""
         verdict, case = self.verdict, self.case
         return {
             "id": case.id,

@@ -40,7 +40,7 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
 
 def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:
-    """(parts, am or pm) of ``a:b``."""
+    """Split a ratio or time ``a:b`` into (parts, its am or pm, else ""); None where it is neither."""
     half = tokens[-1].lower() if tokens[-1:] and tokens[-1].lower() in ("'am", "'pm") else ""
     parts = split(tokens[:-1] if half else tokens, (":", "'to"))
     whole = len(parts) > 1 and all(parts) and "=" not in tokens and not any(is_word(t) for part in parts for t in part)

@@ -68,7 +68,7 @@ def end_worker(pid: int, alive: set[int]) -> int:
 
 
 def tend(control: socket.socket, job: Job, setup: Setup) -> None:
-    """Serve requests until the control socket closes."""
+    """Fork and end workers as the control socket asks, until the parent closes it."""
     alive: set[int] = set()
     while True:
         message, files, _, _ = socket.recv_fds(control, 64, 1)
@@ -100,7 +100,7 @@ def serve(channel: Channel, job: Job, limits: Limits, *, hides_memory_errors: bo
     """Answer a list of tasks with ``[ruling, retire]`` for each, one message a task, until the other end closes.
 
     After a retire the process ends, and the tasks behind it are not looked at. ``hides_memory_errors``: the job swallows
-    ``MemoryError`` and goes on as if the answer were unequal, as sympy and math-verify do.
+    ``MemoryError`` and continues as if the answer were unequal, as sympy and math-verify do.
     """
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

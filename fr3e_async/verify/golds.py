@@ -35,7 +35,7 @@ class GoldFlag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screened:
-    """Rows to go on with, and a line for a person; "" if there is nothing to say."""
+    """The rows to keep, and a line for a person; "" if there is nothing to report."""
 
     rows: Rows
     note: str
@@ -77,7 +77,7 @@ def flag_golds(
 def screen_golds(rows: Rows, config: Config, announce: Callable[[str], None] = lambda _: None) -> Screened:
     """Do as ``data.on_string_gold`` says with problems whose gold is flagged. ``DataError`` for 'error', and if nothing is left.
 
-    Only where math judges: what a user's function does with a gold is its own affair.
+    Only where math judges: a user's function may read a reference answer as it likes.
     """
     if all(term.function != MATH for term in config.reward_terms):
         return Screened(rows=rows, note="")

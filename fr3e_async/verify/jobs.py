@@ -59,7 +59,7 @@ def _math_job(options: dict[str, Any]) -> Job:
 
 
 def _golds_job() -> Job:
-    """Can a gold be read as mathematics? "text only": nothing but the same words is known to be right."""
+    """Build the job that checks whether a reference answer reads as mathematics. "text only": only the same words are right."""
     from fr3e_async.verify.readable import gold_kind
 
     def run(task: Sequence[str]) -> Judgement:

@@ -28,7 +28,7 @@ WITHIN = "within its margin"
 
 @dataclass(frozen=True, slots=True)
 class _Amount:
-    """*Example*: ``12.5\\text{ cm}`` is (25/2, "cm")."""
+    """A number with its unit, exact. *Example*: ``12.5\\text{ cm}`` is (25/2, "cm")."""
 
     value: Fraction
     unit: str  # as ``units.quantity`` says it
@@ -52,9 +52,9 @@ def with_margins(
 
 
 def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies: Policies = Policies()) -> bool:
-    """Whether an answer lists the gold's numbers, each within its margin, in the same order or by size.
+    """Whether an answer lists the reference answer's numbers, each within its margin, in the same order or by size.
 
-    ``margins``: in the gold's units, one for all numbers or one each. An amount in another unit of the same dimension is
+    ``margins``: in the reference answer's units, one for all or one each. An amount in another unit of the same dimension is
     converted; one of another dimension lies outside, and a unit that is missing or unknown on one side is fine.
     """
     if answer is None or not margins:
@@ -96,7 +96,7 @@ def _is_near(said: _Amount, meant: _Amount, most: Fraction, policies: Policies) 
 
 
 def _readings(said: _Amount, meant: _Amount, policies: Policies) -> list[Fraction]:
-    """What the answer may mean in the gold's unit; nothing where the units differ."""
+    """What the answer may mean in the reference answer's unit; nothing where the units differ."""
     measures = parsed_unit(said.unit) is not None, parsed_unit(meant.unit) is not None
     if PERCENT_SIGN in (said.unit, meant.unit) and said.unit != meant.unit:
         return [] if any(measures) else _percentages(said, meant, policies)

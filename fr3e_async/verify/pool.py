@@ -40,7 +40,7 @@ _BATCHES_EACH = 4
 
 
 class Question(NamedTuple):
-    """One response to judge against a gold. *Example*: ``Question("\\\\boxed{5}", "5")``."""
+    """One response to judge against a reference answer. *Example*: ``Question("\\\\boxed{5}", "5")``."""
 
     response: str  # exactly what was sampled
     gold: str
@@ -144,7 +144,7 @@ class _Function:
 
     async def judge_many(self, questions: Sequence[Question]) -> list[Verdict]:
         """Equal answers to one gold are judged once: when a policy answers ``9^{9^9}`` in every rollout, the limit is paid once.
-        Answers to one gold go to one worker as far as that keeps all of them busy, because it parses the gold once."""
+        One worker gets all answers to one reference answer, as far as that keeps every worker busy: it parses that one once."""
         verdicts: list[Verdict | None] = []
         places: dict[Any, tuple[Task, list[int]]] = {}
         for index, question in enumerate(questions):
@@ -153,7 +153,7 @@ class _Function:
             if not isinstance(prepared, Verdict):
                 key = prepared if self._math else index  # a user's function may well not say the same thing twice
                 places.setdefault(key, (prepared, []))[1].append(index)
-        jobs = sorted(places.values(), key=lambda job: job[0][1])  # by gold
+        jobs = sorted(places.values(), key=lambda job: job[0][1])  # by reference answer
         size = self.term.batch or min(math.ceil(len(jobs) / self._config.workers / _BATCHES_EACH), _BATCH)
         batches = [jobs[start : start + size] for start in range(0, len(jobs), size or 1)]
         judged = await asyncio.gather(*(self._judged([task for task, _ in batch]) for batch in batches))
@@ -228,7 +228,7 @@ def last_words(complaint: str) -> str:
 
 
 def bare_gold(gold: str) -> str:
-    """A gold without box and dollar signs."""
+    """Return the reference answer without ``\\boxed`` and dollar signs."""
     return answers.strip_dollars(answers.final_answer(gold) or gold)
 
 

@@ -78,7 +78,7 @@ class ForkServer:
             return int(reply)
 
     def fork(self) -> Worker:
-        """A new worker. Raises ``ForkServerGone``."""
+        """Fork a worker and return it, connected. Raises ``ForkServerGone`` where the fork server has ended."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -96,7 +96,7 @@ class ForkServer:
             return -signal.SIGKILL  # that is how a worker ends with its fork server
 
     def close(self) -> None:
-        """End it and all its workers. Idempotent."""
+        """End the fork server and all its workers; a second call does nothing."""
         with self._lock:
             self.alive = False
             self._control.close()

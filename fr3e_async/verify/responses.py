@@ -58,7 +58,7 @@ class Response:
 
 
 class Reader:
-    """Reads rows of rollout batches."""
+    """Decodes rows of rollout batches into ``Response``s: the exact text, and the text that the verifier reads."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, ends: Sequence[int], thoughts: Thoughts, stops: Sequence[str] = ()
@@ -90,5 +90,5 @@ class Reader:
         )
 
     def _text(self, ids: NDArray[np.int32], *, plain: bool = False) -> str:
-        """As it is: tidying up spaces would change answers."""
+        """Decode token ids to text and leave the spaces as they are: tidying them up would change answers."""
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=plain, clean_up_tokenization_spaces=False))

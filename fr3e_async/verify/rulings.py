@@ -59,7 +59,7 @@ def by(level: str, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
 
 
 def by_policy(name: str, ruling: Ruling) -> Ruling:
-    """What is right, right by a policy."""
+    """Name the policy as the reason of a ruling that is right; return any other ruling unchanged."""
     return (RIGHT, f"policy: {name}") if ruling[0] == RIGHT else ruling
 
 

@@ -35,7 +35,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(tokens: Tokens) -> Shape:
-    """The outermost shape."""
+    """Return the outermost shape: a set, a matrix, a tuple or interval, with its items as tokens."""
     inside = enclosed(tokens, r"\{", r"\}")
     if inside is not None:
         return Shape(kind="set", items=tuple(_expanded([item for item in split(inside, _COMMAS) if item])))

@@ -255,7 +255,7 @@ def variable(token: str) -> bool:
 
 
 def render(tokens: Tokens) -> str:
-    """As LaTeX, for a parser."""
+    """Join tokens into LaTeX that a parser reads; words become ``\\text{…}``."""
     out = ""
     for token, before in zip(tokens, ("", *tokens), strict=False):
         out += " " if before[:1] == "\\" and before[1:].isalpha() and token[:1].isalpha() else ""

@@ -18,14 +18,14 @@ _CHUNK = 65536  # bytes asked of the kernel at once
 
 
 class Channel:
-    """One end of a connection. Not thread-safe."""
+    """Sends and receives messages over one end of a socket pair. Not thread-safe."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._received = bytearray()
 
     def send(self, value: Any, *, limit_s: float | None = None) -> None:
-        """Raises ``TimeoutError`` (a part may have been sent) and ``BrokenPipeError``."""
+        """Send a JSON value. Raises ``TimeoutError`` (a part may have been sent) and ``BrokenPipeError``."""
         data = json.dumps(value).encode()
         self._socket.settimeout(limit_s)
         self._socket.sendall(_LENGTH.pack(len(data)) + data)
@@ -59,7 +59,7 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one task may use."""
+    """Processor seconds and address space (bytes) that one task may use."""
 
     cpu_s: float
     memory_bytes: int  # address space of the process
@@ -76,7 +76,7 @@ class Setup:
 
     @property
     def built_in(self) -> bool:
-        """No code of a user's runs."""
+        """Whether the job is one of the package's own, so that no code of a user runs."""
         return ":" not in self.job
 
     def to_json(self) -> str:

@@ -83,7 +83,7 @@ class Feed:
         self.thread.start()
 
     def write(self, row: Row | Samples) -> None:
-        """Returns at once, whatever the tracker does."""
+        """Queue a row for the tracker's thread. Returns at once, even while the tracker is slow or broken."""
         self._given += 1
         if not self._broken:
             call = (lambda tracker: tracker.write(row)) if isinstance(row, Row) else (lambda tracker: tracker.show(row))
@@ -212,7 +212,7 @@ class Identity:
         return replace(self, take=self.take + 1)
 
     def write(self, path: Path) -> Identity:
-        """Raises ``OSError``."""
+        """Write the identity to ``path`` as JSON, atomically, and return it. Raises ``OSError``."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(self)) + "\n")
         return self

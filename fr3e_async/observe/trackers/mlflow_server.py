@@ -21,7 +21,7 @@ TAKE = "take"
 
 
 class MlflowTracker:
-    """See ``feed.Tracker``."""
+    """Sends a run's metrics to an MLflow server; ``feed.Tracker`` describes the methods."""
 
     def __init__(self, config: Config, folder: Path, *, settings: Mapping[str, Any]) -> None:
         """Open the run, the one of before if there was one. ``folder``: RUN/trackers. ``settings``: all of the run's."""

@@ -86,7 +86,7 @@ class Trackers:
             feed.write(Samples(step=step, name=name, rows=rows))
 
     def back_to(self, step: int) -> None:
-        """The run resumes from an earlier step."""
+        """Tell every tracker that the run resumes from ``step``, which is earlier than the last one sent."""
         for feed in self._feeds.values():
             feed.back_to(step)
 

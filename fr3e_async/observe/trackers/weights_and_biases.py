@@ -22,7 +22,7 @@ OPEN_S = 30.0  # for the service to answer at the beginning; a program that ends
 
 
 class WandbTracker:
-    """See ``feed.Tracker``."""
+    """Sends a run's metrics to Weights & Biases; ``feed.Tracker`` describes the methods."""
 
     def __init__(self, config: Config, folder: Path, *, settings: Mapping[str, Any]) -> None:
         """Open the run, the one of before if there was one. ``folder``: RUN/trackers. ``settings``: all of the run's."""
