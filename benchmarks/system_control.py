@@ -22,9 +22,9 @@ import ray
 import torch
 from system_parts import cluster, pace, recording, toy
 
+from fr3e_async.actors.cluster import RayPayloads
 from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.learner import LearnerActor, Pick
-from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
 from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.actors.watch import watchable

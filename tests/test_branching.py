@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from fr3e_async.config import Config, ModelConfig
 from fr3e_async.errors import ConfigError, StorageError
-from fr3e_async.run import branching
+from fr3e_async.run import preparing
 from fr3e_async.store.checkpoints import CheckpointStore
 
 
@@ -40,9 +40,9 @@ def test_a_run_or_a_checkpoint_becomes_the_model_that_a_run_begins_with(
 ) -> None:
     model, run = world
     settings = config(world, run / which)
-    learner = branching.source_of(settings)
+    learner = preparing.source_of(settings)
     assert learner == run / "checkpoints" / "step-00000005" / TAG
-    folder = branching.branched_model(settings, tmp_path, learner)
+    folder = preparing.branched_model(settings, tmp_path, learner)
     assert folder == tmp_path / "start"
     ours, theirs = load_file(folder / "model.safetensors"), load_file(model / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -54,11 +54,11 @@ def test_what_was_made_once_is_enough(world: tuple[Path, Path], tmp_path: Path) 
     copy = tmp_path / "other"
     shutil.copytree(world[1], copy)
     settings = config(world, copy)
-    branching.branched_model(settings, tmp_path, branching.source_of(settings))
+    preparing.branched_model(settings, tmp_path, preparing.source_of(settings))
     shutil.rmtree(copy)
-    assert branching.branched_model(settings, tmp_path, None) == tmp_path / "start"
+    assert preparing.branched_model(settings, tmp_path, None) == tmp_path / "start"
     with pytest.raises(StorageError, match="neither a checkpoint nor a run"):
-        branching.source_of(settings)
+        preparing.source_of(settings)
 
 
 def test_another_model_is_refused_by_what_differs(world: tuple[Path, Path], tmp_path: Path) -> None:
@@ -69,4 +69,4 @@ def test_another_model_is_refused_by_what_differs(world: tuple[Path, Path], tmp_
     with pytest.raises(
         ConfigError, match=r"^run\.branch_from: .* is of another model than model\.path=.*: its vocab_size is 64, not 65"
     ):
-        branching.source_of(config(world, world[1], other))
+        preparing.source_of(config(world, world[1], other))

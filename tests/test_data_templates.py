@@ -6,7 +6,7 @@ import pytest
 from builders import small_config
 
 from fr3e_async.config import DataConfig
-from fr3e_async.config.templates import TEMPLATES
+from fr3e_async.config.data import TEMPLATES
 from fr3e_async.data.prompts import encode_prompt
 from fr3e_async.data.tokenizer import end_tokens
 from fr3e_async.data.toy.tokenizer import build_tokenizer

@@ -20,14 +20,15 @@ from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import ConfigError, DataError
 from fr3e_async.evaluation import suite
 from fr3e_async.evaluation.benchmarks import BENCHMARKS
-from fr3e_async.evaluation.golds import Gold, read_gold
 from fr3e_async.evaluation.suite import (
+    Gold,
     digest_of,
     in_held_out_part,
     left_out,
     make_sets,
     pick,
     read_benchmark,
+    read_gold,
     read_suite,
     source_of,
 )

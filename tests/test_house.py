@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "fr3e_async"
+MOST_FILES = 250
 MOST_LINES = 350  # of a file
 MOST_LINES_OF_A_FUNCTION = 60
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -21,6 +22,10 @@ def test_a_class_has_a_name_of_its_own() -> None:
                 homes[node.name].append(file)
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
     assert len(homes) > 300
+
+
+def test_the_package_has_few_files() -> None:
+    assert 0 < len(TREES) <= MOST_FILES
 
 
 def test_no_file_and_no_function_is_long() -> None:

@@ -61,7 +61,7 @@ async def tried() -> dict[str, str]:
     """What becomes of more batches than the store holds: put by the driver, and returned by an actor."""
     import ray
 
-    from fr3e_async.actors.payloads import RayPayloads
+    from fr3e_async.actors.cluster import RayPayloads
     from fr3e_async.actors.proxies import reach
     from fr3e_async.control.ports import TaskLost, WorkerLost
     from fr3e_async.errors import RunFailed

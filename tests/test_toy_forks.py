@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fr3e_async.config import ToyConfig
-from fr3e_async.data.toy.families import toy_task
-from fr3e_async.data.toy.forks import sample_fork_problem, write_fork_solution
-from fr3e_async.data.toy.task import LARGEST, Term, ToyProblem, ToyStep
+from fr3e_async.data.toy.task import LARGEST, Term, ToyProblem, ToyStep, sample_fork_problem, toy_task, write_fork_solution
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.errors import ConfigError
 

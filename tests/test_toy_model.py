@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fr3e_async.config import Config, EngineConfig, RunConfig, ToyConfig
 from fr3e_async.data.toy import cache, ensure_toy, toy_path, warm_start
-from fr3e_async.data.toy.families import toy_task
-from fr3e_async.data.toy.task import write_solution
+from fr3e_async.data.toy.task import toy_task, write_solution
 from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example
 from fr3e_async.errors import StorageError
 

@@ -8,8 +8,7 @@ import re
 import pytest
 
 from fr3e_async.config import ToyConfig
-from fr3e_async.data.toy.families import toy_task
-from fr3e_async.data.toy.task import LARGEST, Term, ToyProblem, ToyStep, sample_problem, write_solution
+from fr3e_async.data.toy.task import LARGEST, Term, ToyProblem, ToyStep, sample_problem, toy_task, write_solution
 from fr3e_async.errors import ConfigError
 
 CONFIG = ToyConfig()

@@ -1,6 +1,6 @@
 """What the cluster says of its nodes, what its autoscaler is told, its token: the little of Ray that has no public interface, in one place.
 
-Ray 2.60 has no public call for the nodes that are draining (``ray drain-node``, a notice of preemption). ``DrainingNodes`` uses
+``RayPayloads`` is the port ``PayloadStore``: rollout batches in Ray's object store, by object reference. Ray 2.60 has no public call for the nodes that are draining (``ray drain-node``, a notice of preemption). ``DrainingNodes`` uses
 the one inside; ``tests/test_elastic_ray.py`` drains a real node and fails loudly when a later Ray has changed it.
 """
 
@@ -12,10 +12,16 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import ray
 from ray._private.state import state
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 
 from fr3e_async.clock import steady, wall
+from fr3e_async.control.ports import Payload, TaskLost
+from fr3e_async.errors import RunFailed
+from fr3e_async.types import RolloutBatch
 
 FAR_MS = 2**62  # a deadline beyond it is none
 
@@ -57,3 +63,34 @@ def make_token() -> None:
         with contextlib.suppress(FileExistsError):  # another start was quicker
             os.link(filled, token)
         filled.unlink()
+
+
+PROBE_BYTES = 1 << 20  # smaller objects may never reach the shared store
+
+
+class RayPayloads:
+    """The driver owns what it puts, as it owns what engines return to it: neither dies with an actor."""
+
+    def get(self, payload: Payload) -> RolloutBatch:
+        try:
+            return ray.get(payload)
+        except RayError as error:  # lost with its node, evicted, or its owner is gone: it cannot be fetched
+            raise TaskLost(f"a payload is gone ({type(error).__name__})", gone=True) from error
+
+    def put(self, batch: RolloutBatch) -> Payload:
+        """Raises ``RunFailed`` if the store takes no more."""
+        try:
+            return ray.put(batch)
+        except RayError as error:
+            raise RunFailed(
+                f"the object store takes no more rollouts ({type(error).__name__}); raise ray.object_store_gib"
+            ) from error
+
+    def fetch(self, payloads: Sequence[Payload], *, timeout_s: float) -> None:
+        """Ray takes a copy on another node for the object itself when the node that made it is gone."""
+        with contextlib.suppress(RayError):  # what cannot be had is missed by who needs it
+            if payloads:
+                ray.wait(list(payloads), num_returns=len(payloads), timeout=timeout_s, fetch_local=True)
+
+    def probe(self) -> bool:
+        return bool(ray.get(ray.put(np.ones(PROBE_BYTES, dtype=np.uint8))).all())

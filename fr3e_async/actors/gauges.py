@@ -46,7 +46,7 @@ class RayGauges:
                 self._record(gauge)
                 if math.isnan(gauge.value):  # once: then the series goes
                     del self._gauges[key]
-        except Exception:  # whatever Ray has against it: nothing that a run does depends on its being watched
+        except Exception:  # any error of Ray's: a run must not depend on its gauges
             self.failed = True
             logger.exception("metrics are no longer exported to Prometheus; the run continues")
 

@@ -18,9 +18,9 @@ from fr3e_async.errors import LearnerLost
 from fr3e_async.store.ledger_log import CutRecord
 from fr3e_async.types import RolloutBatch
 
-LEAST_S = 300.0  # between two checkpoints that are due by time
+LEAST_S = 300.0  # seconds between two checkpoints that are due by time, at least
 ROOM = 2  # checkpoints that a disk should have room for, besides those that are there
-LEFTOVER_S = 10.0  # for the thread that writes trees to notice that the checkpoint has failed
+LEFTOVER_S = 10.0  # seconds for the thread that writes trees to notice that the checkpoint has failed
 COST = 20  # a checkpoint that took w seconds is followed by the next one after 20 · w: writing takes 5 % of the time at most
 
 
@@ -156,14 +156,14 @@ class Checkpointing:
     async def _learners_part(self, folder: Path) -> None:
         learner = self._context.learner
         await learner.of(learner.port.save(folder))
-        learner.done()  # what is left of a checkpoint may take long, and is not its fault
+        learner.done()  # the rest of a checkpoint may take long, which the watchdog must not count against the learner
 
     def _fetched(self, payloads: Mapping[int, Payload]) -> Iterator[tuple[int, RolloutBatch]]:
         """Yield (payload key, batch), fetched one at a time in the writing thread so that memory holds only one."""
         for key, payload in payloads.items():
             try:
                 batch = self._context.workers.payloads.get(payload)
-            except TaskLost as error:  # its node is gone, say: they are in the checkpoint before
+            except TaskLost as error:  # its node is gone, for example; the checkpoint before has them
                 raise LearnerLost(f"rollouts that a checkpoint needs are lost: {error}") from error
             yield key, batch
 

@@ -56,11 +56,11 @@ class RunContext:
     progress: Progress
     clock: Clock
     table: PayloadTable = field(default_factory=lambda: PayloadTable())
-    door: Door | None = None  # compares engines with the learner before they serve; None: nobody does
+    door: Door | None = None  # compares engines with the learner before they serve; None: no comparison
     events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)  # None only wakes the loop
     tasks: asyncio.TaskGroup = field(init=False)  # one failed task fails the run
     running: set[asyncio.Task[None]] = field(default_factory=set)
-    stop_reason: str = ""  # empty: nobody asked the run to stop
+    stop_reason: str = ""  # empty: no stop was requested
     budget_spent: bool = False  # budget.tokens is used up
     writing: str = ""  # what this process is writing, for the watchdog
 

@@ -84,7 +84,7 @@ class EvaluationSchedule:
     # ---- what ----
 
     def _begin(self, label: str, version: int) -> None:
-        if label != AFTER:  # that one is made again whatever there is
+        if label != AFTER:  # the one after training is always repeated
             self._progress.pending[label] = version
         task = self._context.spawn(self._measure(label, version))
         self._running.add(task)

@@ -221,7 +221,7 @@ class Executor:
             nonlocal refused
             refused = reply if isinstance(reply, str) else ""
 
-        if self._publisher.version == 0:  # nobody has compared what it read from its disk
+        if self._publisher.version == 0:  # the weights that it read from its disk have not been compared yet
             await self._publisher.hand_over([engine], told, alone=True)
         if refused or self._door is None or not self._door.knows(0):
             return refused

@@ -58,7 +58,7 @@ class EngineWorker(Protocol):
     """A generator or an explorer: both serve both calls, so that idle ones can take the other's work."""
 
     name: str
-    node: str  # that it runs on; empty: nobody knows
+    node: str  # the node that it runs on; empty: unknown
 
     def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
@@ -134,7 +134,7 @@ class Trunk:
 class LearnerPort(Protocol):
     """The learner group as one object; its ranks act together."""
 
-    nodes: Sequence[str]  # that its ranks run on
+    nodes: Sequence[str]  # the nodes that its ranks run on
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport: ...
 

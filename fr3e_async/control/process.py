@@ -31,9 +31,9 @@ def run_in_daemon_thread(call: Callable[[], T]) -> asyncio.Future[T]:
         result, error = None, None
         try:
             result = call()
-        except Exception as raised:  # told to the one who waits
+        except Exception as raised:  # raised where the future is awaited
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no task awaits the future
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=work, name=NAME, daemon=True).start()

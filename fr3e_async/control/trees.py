@@ -26,12 +26,12 @@ from fr3e_async.machine.messages import Retire
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Completion, Prompt, RolloutId
 
-WIDEST = 1 << 16  # steps between two that are kept, at most
+WIDEST = 1 << 16  # most steps between two that are kept
 WAITING = 64  # trees that may wait to be written; beyond, they are passed over
 UNKNOWN = 0.99  # an entropy whose error is nearly as large as itself was not measured
 
 
-FINISH_S = 60.0  # for what is still to be written when a run ends
+FINISH_S = 60.0  # seconds that a run's end waits for trees still to be written
 
 
 class Keep(Protocol):
@@ -98,7 +98,7 @@ class TreeKeeper:
                 del self._queue[0]  # this also releases the handles of its rollouts
                 if line is not None and not self._keep.tree(line):
                     await self._thin()
-        except StorageError as error:  # the run has other files on that disk, and ends by them if it must
+        except StorageError as error:  # the run's other files on that disk raise their own error
             self._full = True
             self._keep.note(f"no more trees are kept: {error}")
         finally:

@@ -36,7 +36,7 @@ Worker = EngineWorker | VerifierWorker
 ENGINES = (GENERATORS, EXPLORERS)
 ROLES = (GENERATORS, EXPLORERS, VERIFIERS)
 FIRST = 64  # verdicts: if all of them failed, something is wrong with the judge and not with the answers
-TOLD = 8  # kinds of failures that are told; others are counted with the verdicts
+TOLD = 8  # kinds of failures that are reported; others are only counted with the verdicts
 
 
 async def nothing_drains() -> Mapping[str, float]:

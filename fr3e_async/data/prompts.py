@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.config import Config, DataConfig
-from fr3e_async.config.data import SOURCES
-from fr3e_async.config.templates import PROBLEM, SYSTEM, template_of
+from fr3e_async.config.data import PROBLEM, SOURCES, SYSTEM, template_of
 from fr3e_async.data.row import REFUSE, BadRows, DataRow
 from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.data.screening import Note

@@ -14,7 +14,7 @@ from fr3e_async.config.data import SOURCES, SourceConfig
 from fr3e_async.data.row import BadRows, DataRow
 from fr3e_async.data.screening import Note, screen
 from fr3e_async.data.sources import may_be_fetched, read_path, read_source
-from fr3e_async.data.toy.families import toy_task
+from fr3e_async.data.toy.task import toy_task
 
 PROTECTED = "data.protected"
 

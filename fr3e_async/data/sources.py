@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from fr3e_async.config.data import DataConfig, SourceConfig
-from fr3e_async.data.jsonl import jsonl_records
 from fr3e_async.data.row import REFUSE, BadRows, Columns, DataRow, SourceRecord, rows_of
-from fr3e_async.data.tables import hub_records, parquet_records, saved_records
+from fr3e_async.data.tables import hub_records, jsonl_records, parquet_records, saved_records
 from fr3e_async.errors import DataError
 
 PATHS = "data.train, data.heldout"  # the settings that name a file by itself

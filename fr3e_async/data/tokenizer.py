@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from fr3e_async.config import Config
-from fr3e_async.config.templates import template_of
+from fr3e_async.config.data import template_of
 from fr3e_async.data.model import model_folder, read_json
 from fr3e_async.errors import ModelError
 

@@ -23,7 +23,7 @@ QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_VERBOSITY": "error",  # its retries are told with the error that they end in
+    "HF_HUB_VERBOSITY": "error",  # its retries appear in the error that they end in
     "MLFLOW_DISABLE_TELEMETRY": "true",  # libraries import it, and then it notes who this is in ~/.config
     "PYTHONWARNINGS": "ignore",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning of every actor without GPUs, and is Ray's future default

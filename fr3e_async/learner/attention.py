@@ -15,8 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from fr3e_async.errors import ModelError
-from fr3e_async.learner.config_check import REFUSALS
 from fr3e_async.learner.layout import ForestMask, TreeLayout
+from fr3e_async.learner.packing import REFUSALS
 
 NAME = "fr3e_forest"  # under which the interface knows it
 UNFIT = REFUSALS["tree"]

@@ -26,7 +26,7 @@ from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, on_disk, write_model
 from fr3e_async.learner.metrics import Ages, step_metrics, token_ages
 from fr3e_async.learner.packing import unscored
-from fr3e_async.learner.scoring import distributions, entropies
+from fr3e_async.learner.policy import distributions, entropies
 from fr3e_async.learner.spec import LearnerSpec, Pulse, free_address, rank_environment
 from fr3e_async.learner.update import BatchUpdate, UnsoundStep, all_reduced
 from fr3e_async.types import StepReport, TrainSample

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from fr3e_async.errors import ModelError
 from fr3e_async.learner.attention import NAME
-from fr3e_async.learner.config_check import REFUSALS, check_config
 from fr3e_async.learner.layout import Inputs, Kernel
 from fr3e_async.learner.logprobs import model_logits
-from fr3e_async.learner.packing import Packing, collate, unscored
+from fr3e_async.learner.packing import REFUSALS, Packing, check_config, collate, unscored
 from fr3e_async.learner.policy import PolicyModel
 
 # Rows that share prefixes: what the layouts must not be able to change.

@@ -70,7 +70,7 @@ class Fleet:
         self.live = version
         self.members: dict[str, Member] = {}
         self._serving: Counter[int] = Counter()  # version -> members in service
-        self._unsent = False  # nobody has been sent the target yet
+        self._unsent = False  # no engine has been sent the target yet
 
     # ---- events ----
 

@@ -336,7 +336,7 @@ class Ledger:
             raise LedgerError(f"the learner made version {event.version} from {self.version}")
         self.version = event.version
         done, self._training = self._training, {}
-        if event.version > self.live:  # an engine that joined may have had it before anybody was told
+        if event.version > self.live:  # an engine that joined may serve it before this event arrives
             self._unlive[event.version] = len(done)
             self._unlive_groups += len(done)
         return [*(self._close(group, GroupOutcome.TRAINED) for group in done.values()), *self._train()]

@@ -147,7 +147,7 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     entropy_error_sum: float  # nats: how far that may be off
     truncated: int
     anchors: int
-    anchors_certain: int  # of these, chosen whatever the entropies are within what is known of them
+    anchors_certain: int  # of these, chosen for every value of the entropies within their error bounds
     reasons: Mapping[str, int]  # verdicts by the verifier's reason
 
 

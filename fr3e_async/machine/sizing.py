@@ -43,7 +43,7 @@ class Pool:
 
     bounds: Bounds
     wanted: int
-    told: int = -1  # what the autoscaler was told last
+    told: int = -1  # the target last sent to the cluster's autoscaler
     hiring: dict[int, None] = field(default_factory=dict)  # tickets, oldest first
     waiting_since: float | None = None  # tasks, without a pause
     needs: deque[tuple[float, int]] = field(default_factory=deque)  # (time, actors that were needed then)
@@ -110,7 +110,7 @@ class Autoscaler:
             room = pool.bounds.most - self._dispatcher.leaving(role)  # one that drains counts until it has gone
             enough = min(math.ceil(self._dispatcher.fill(role)), math.floor(GROWTH * max(up, 1)), room)
             pool.wanted = pool.clamp(max(pool.wanted, enough))
-            pool.needs[-1] = (at, max(pool.needs[-1][1], enough))  # so that what is asked for is not given up before it is there
+            pool.needs[-1] = (at, max(pool.needs[-1][1], enough))  # so that no requested worker is dropped before it starts
 
     def _has_waited(self, pool: Pool, at: float) -> bool:
         return pool.waiting_since is not None and at - pool.waiting_since >= self._config.grow_after_s

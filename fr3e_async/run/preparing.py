@@ -1,4 +1,7 @@
-"""Check everything that a run needs (vLLM, model, cluster, data, prompts, run directory) and make its ``Session``. Bad input leaves nothing behind."""
+"""Check everything that a run needs (vLLM, model, cluster, data, prompts, run directory) and make its ``Session``. Bad input leaves nothing behind.
+
+A run may begin with a checkpoint of another one (``run.branch_from``): its weights become the model that the run is given.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from pathlib import Path
 
 from fr3e_async.clock import RunClock, steady, wall
 from fr3e_async.config import Config
-from fr3e_async.data.model import check_context, check_model, load_tokenizer, resolve_model, transformers_config
+from fr3e_async.data.model import check_context, check_model, load_tokenizer, read_json, resolve_model, transformers_config
 from fr3e_async.data.prompts import Datasets, load_datasets
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.tokenizer import endless_turns, speller
-from fr3e_async.errors import UserError
+from fr3e_async.errors import ConfigError, UserError
 from fr3e_async.evaluation.suite import TestSet, left_out, make_sets, read_suite
 from fr3e_async.files.process_logs import quiet_driver
-from fr3e_async.learner.config_check import check_config
+from fr3e_async.learner.packing import check_config
 from fr3e_async.observe.console import say
 from fr3e_async.observe.events import EventKind
 from fr3e_async.observe.trackers import check_trackers
 from fr3e_async.rollout import check_installed
 from fr3e_async.rollout.door import make_questions
-from fr3e_async.run.branching import branched_model, source_of
+from fr3e_async.run.export import LEARNER, export, find
 from fr3e_async.run.resume import check_resume, nothing_left
 from fr3e_async.run.session import Session
 from fr3e_async.settings.loader import LoadedConfig
@@ -143,3 +146,29 @@ def process_age() -> float:
     import psutil
 
     return max(0.0, wall() - psutil.Process().create_time())  # of the wall clock as it stands now, both
+
+
+START = "start"  # in the run directory: the model that the run began with
+SAME = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
+
+
+def source_of(config: Config) -> Path:
+    """The learner's part of the checkpoint that ``run.branch_from`` means. Raises ``StorageError``, and ``ConfigError`` for another model."""
+    checkpoint = find(Path(config.run.branch_from).expanduser().absolute())
+    learner = checkpoint / LEARNER if (checkpoint / LEARNER).is_dir() else checkpoint
+    there, ours = read_json(learner / "base" / "config.json", "run.branch_from"), transformers_config(config)
+    for name in SAME:
+        if ours is not None and there.get(name) != getattr(ours, name, None):
+            raise ConfigError(
+                f"run.branch_from: {checkpoint} is of another model than model.path={config.model.path}: its {name} is {there.get(name)}, "
+                f"not {getattr(ours, name, None)}"
+            )
+    return learner
+
+
+def branched_model(config: Config, run: Path, learner: Path | None) -> Path:
+    """The model folder of a branched run, made from ``learner`` if it is not there. Raises ``UserError`` kinds."""
+    folder = run / START
+    if not folder.is_dir():
+        export(learner or source_of(config), folder, trust_remote_code=config.model.trust_remote_code)
+    return folder

@@ -24,7 +24,7 @@ class Stop:
     grace_s: float
     say: Callable[[str], None] = lambda text: None
     reason: str = ""
-    hurry: str = ""  # why what was waited for was given up
+    hurry: str = ""  # why the stop no longer waits
     task: asyncio.Task[None] | None = None
     controller: Controller | None = None  # while one runs
 

@@ -115,14 +115,14 @@ class _Replay:
     _session: int = 0
     _line: int = 0
     _running: bool = False  # between begin and end
-    _crowded: bool = False  # too many slots are held, which is told once
+    _crowded: bool = False  # too many slots are held; reported once
     _gap: tuple[int, int] = (0, 0)  # how far the recorded counts were off when last reported
 
     def take(self, line: int, record: LedgerRecord) -> None:
         self._line = line
         if not self._running and not isinstance(record, BeginRecord):
             self._break("order", f"{what(type(record))!r} stands outside of a session")
-            self._running = True  # told once
+            self._running = True  # reported once
         match record:
             case BeginRecord():
                 self._begin(record)
@@ -292,7 +292,7 @@ class _Replay:
             self._break("trained", f"version {record.version} is made of no batch")
             self.version = max(self.version, record.version)
             return
-        expected = (self.batch.version, self.version + 1)  # they differ if the batch was told to be wrong
+        expected = (self.batch.version, self.version + 1)  # they differ if the batch was already reported as wrong
         if record.version not in expected:
             self._break("trained", f"version {record.version} is made of the batch for version {self.batch.version}")
         self._make(record.version if record.version in expected else self.batch.version)

@@ -9,8 +9,7 @@
 Everything else sees ports.
 """
 
-from fr3e_async.wiring.deployment import Deployment
-from fr3e_async.wiring.first_questions import first_questions
+from fr3e_async.wiring.deployment import Deployment, first_questions
 from fr3e_async.wiring.joining import check_cluster, connect, connecting, disconnect, gauges
 from fr3e_async.wiring.starting import PolicyFiles, engine_spec, mismatch_bound
 

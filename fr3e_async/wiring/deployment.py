@@ -1,4 +1,10 @@
-"""The actors of a run together: brought up side by side, since starting is most of a short run's set-up; replaced; ended."""
+"""The actors of a run together: brought up side by side, since starting is most of a short run's set-up; replaced; ended.
+
+Before a run begins, every engine gets a request and the learner's weights (``first_questions``). The questions cost well under a
+second, and the weights what any hand-over costs. So a model that cannot be served or updated is refused as soon as one engine is up,
+without a second round of starts for those that can; and no engine serves what it read from its own disk before that was compared,
+element by element, with what the learner has.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +16,21 @@ from typing import Any, Protocol, TypeVar, cast
 import ray
 from ray.exceptions import RayError
 
-from fr3e_async.actors.cluster import DrainingNodes
+from fr3e_async.actors.cluster import DrainingNodes, RayPayloads
 from fr3e_async.actors.engine import EngineActor
 from fr3e_async.actors.native import NativeLearner
-from fr3e_async.actors.payloads import RayPayloads
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config
-from fr3e_async.control.ports import LearnerPort
+from fr3e_async.control.door import Door
+from fr3e_async.control.ports import EngineWorker, LearnerPort
 from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.control.workers import Worker, Workers
-from fr3e_async.errors import LearnerLost
+from fr3e_async.control.workers import ENGINES, Worker, Workers
+from fr3e_async.errors import LearnerLost, StartRefused
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.plan.placement import placement
-from fr3e_async.weights.manifest import WeightBundle
+from fr3e_async.weights.manifest import WeightAck, WeightBundle
 from fr3e_async.wiring.room import Advice, roll_call, without_room
 from fr3e_async.wiring.starting import PolicyFiles, Starter
 
@@ -189,3 +195,39 @@ class Deployment:
             raise
         assert up is not None
         return up
+
+
+async def first_questions(deployment: Deployment, weights: WeightBundle, door: Door | None) -> int:
+    """Ask every engine, give it the learner's ``weights``, and ask the first one again; without a ``door`` nothing is asked.
+
+    Returns the number of engines. Raises ``StartRefused``, one line: an engine dies, does not take the weights, or has other numbers.
+    """
+    workers = deployment.workers
+    engines = [engine for role in ENGINES for name in workers.names(role) if (engine := workers.engine(name)) is not None]
+    if door is not None:
+        _refuse(deployment, await door.ask_all(engines))
+    _refuse(deployment, await _updated(deployment, weights, engines))
+    if door is not None:  # not one of its two times: it is asked again after an update that changes something
+        _refuse(deployment, {engines[0].name: await door.ask(engines[0], counts=False)})
+    return len(engines)
+
+
+async def _updated(deployment: Deployment, weights: WeightBundle, engines: list[EngineWorker]) -> dict[str, str]:
+    """Give engines the weights that they have, as the learner names and stores them; by engine, why it did not take them."""
+    refused: dict[str, str] = {}
+
+    def told(name: str, reply: WeightAck | str) -> None:
+        if isinstance(reply, str):
+            refused[name] = f"it did not take the learner's weights: {reply}"
+
+    publisher = deployment.publisher()
+    publisher.offer(weights)
+    await publisher.hand_over(engines, told, alone=True)
+    return refused
+
+
+def _refuse(deployment: Deployment, whys: dict[str, str]) -> None:
+    for name, why in ((name, why) for name, why in whys.items() if why):
+        raise StartRefused(
+            f"model.path or engine.options: {deployment.workers.explained(name, why if why.startswith(name) else f'{name}: {why}')}"
+        )

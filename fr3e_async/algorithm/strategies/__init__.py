@@ -6,8 +6,17 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
 
-from fr3e_async.algorithm.strategies.base import TREE, Credit, GroupPlan, GroupRewards, StateCredit, Strategy
-from fr3e_async.algorithm.strategies.flat import Grpo, GrpoPlusPlus, Rloo
+from fr3e_async.algorithm.strategies.base import (
+    TREE,
+    Credit,
+    GroupPlan,
+    GroupRewards,
+    Grpo,
+    GrpoPlusPlus,
+    Rloo,
+    StateCredit,
+    Strategy,
+)
 from fr3e_async.algorithm.strategies.fr3e import Fr3e
 from fr3e_async.algorithm.strategies.tree_credit import TreeCredit
 from fr3e_async.algorithm.strategies.vineppo import VinePpo

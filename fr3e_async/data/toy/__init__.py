@@ -4,6 +4,6 @@ Importing this package is cheap; torch is loaded only when the model has to be b
 """
 
 from fr3e_async.data.toy.cache import ensure_toy, toy_path
-from fr3e_async.data.toy.families import toy_task
+from fr3e_async.data.toy.task import toy_task
 
 __all__ = ["ensure_toy", "toy_path", "toy_task"]

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fr3e_async.config import Config
-from fr3e_async.data.toy.families import toy_task
+from fr3e_async.data.toy.task import toy_task
 from fr3e_async.errors import StorageError
 
 BUILDER_VERSION = 5  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone

@@ -18,8 +18,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 
 from fr3e_async.clock import steady
 from fr3e_async.config import ToyConfig
-from fr3e_async.data.toy.families import draw_problem, write_lesson
-from fr3e_async.data.toy.task import ToyProblem
+from fr3e_async.data.toy.task import ToyProblem, draw_problem, write_lesson
 from fr3e_async.data.toy.tokenizer import build_tokenizer, encode_example
 from fr3e_async.files.durable import writing_tensors
 
