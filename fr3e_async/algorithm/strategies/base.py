@@ -1,6 +1,6 @@
 """The interface of a strategy: what a prompt group is made of, and from its rewards to advantages by rollout id.
 
-A strategy is one file and one line in the registry (docs/strategies.md). It sees ids and rewards only; never rows, ranks
+A strategy is one class and one line in the registry (docs/strategies.md). It sees ids and rewards only; never rows, ranks
 or arrival order. The strategies without branches are here, too: GRPO, GRPO++ and RLOO; r_1 … r_n are the rewards of a prompt's judged
 rollouts.
 """
