@@ -262,6 +262,11 @@ def test_without_anchors_another_strategy_is_named() -> None:
         TreeCredit(AlgorithmConfig(strategy="tree_credit", anchors=0))
 
 
+def test_a_second_round_that_depends_on_rewards_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.adaptive_first=2 with algorithm\.strategy=tree_credit is not exact"):
+        TreeCredit(AlgorithmConfig(strategy="tree_credit", branches=4, adaptive_first=2))
+
+
 # ---- weights on their way to the learner ----
 
 

@@ -21,7 +21,7 @@ from loop_support import World, audited
 
 from fr3e_async.cli.main import run as fr3e
 from fr3e_async.config import DataConfig, VerifierPoolConfig
-from fr3e_async.data import jsonl
+from fr3e_async.data import tables
 from fr3e_async.data.sources import read_path
 from fr3e_async.errors import DataError, RunFailed, UserError, printable
 from fr3e_async.files.process_logs import QUIET_ENVIRONMENT, quiet_environment
@@ -153,7 +153,7 @@ def test_what_sympy_evaluates_is_digits_and_operators(text: str) -> None:
 )
 def test_a_hostile_row_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, says: str) -> None:
     if "pad" in row:
-        monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1000)
+        monkeypatch.setattr(tables, "MAX_LINE_BYTES", 1000)
     path = write_rows(tmp_path / "rows.jsonl", '{"problem": "0?", "answer": "0"}', row)
     with pytest.raises(DataError) as raised:
         list(read_path(str(path), DataConfig()))
@@ -164,7 +164,7 @@ def test_a_hostile_row_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_file_without_line_ends_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(tables, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "sparse.jsonl"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of zeros that takes no disk

@@ -48,6 +48,10 @@ class TreeCredit:
     def __post_init__(self) -> None:
         if not self.config.anchors:
             raise ConfigError("algorithm.anchors must be at least 1: without anchors algorithm.strategy=tree_credit is rloo")
+        if self.config.adaptive_first:  # n_j would depend on rewards
+            raise ConfigError(
+                f"algorithm.adaptive_first={self.config.adaptive_first} with algorithm.strategy=tree_credit is not exact; set it to 0"
+            )
 
     @property
     def plan(self) -> GroupPlan:
