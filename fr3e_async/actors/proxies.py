@@ -78,7 +78,7 @@ def _last_line(error: BaseException) -> str:
 
 
 class RayEngine:
-    """Port ``EngineWorker``. Payloads are the second return value: owned by the caller, so they outlive the actor."""
+    """Port ``EngineWorker``. The caller owns the payloads that the actor yields or returns, so they outlive the actor."""
 
     def __init__(self, name: str, actor: Any, *, node: str = "", place: PlacementGroup | None = None) -> None:
         """``place``: the placement group of the actor's resources; removed with the actor."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.types import Advantage, RolloutBatch, TrainSample
+from fr3e_async.types import Advantage, AdvantageSpan, RolloutBatch, TrainSample
 
 
 def minibatch_of(group_index: int, *, groups: int, minibatches: int) -> int:
@@ -101,11 +101,14 @@ def advantages_of(advantage: Advantage, length: int) -> NDArray[np.float32]:
     """
     if advantage[-1].start >= length:
         raise ValueError(f"a span begins at token {advantage[-1].start} of {length}")
-    ends = [*(stretch.start for stretch in advantage[1:]), length]
-    return np.repeat(
-        np.asarray([stretch.value for stretch in advantage], dtype=np.float32),
-        [end - stretch.start for stretch, end in zip(advantage, ends, strict=True)],
-    )
+    spans, tokens = zip(*span_lengths(advantage, length), strict=True)
+    return np.repeat(np.asarray([span.value for span in spans], dtype=np.float32), tokens)
+
+
+def span_lengths(advantage: Advantage, length: int) -> list[tuple[AdvantageSpan, int]]:
+    """Pair each span of a completion of ``length`` tokens with the number of tokens that it covers."""
+    ends = [*(span.start for span in advantage[1:]), length]
+    return [(span, end - span.start) for span, end in zip(advantage, ends, strict=True)]
 
 
 def train_sample(batch: RolloutBatch, row: int, *, advantage: Advantage, minibatch: int) -> TrainSample:

@@ -164,9 +164,8 @@ class Workers:
 
     async def leased(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         with self._lost_with(name):
-            async with asyncio.timeout(
-                self.config.flow.lease_s
-            ):  # ``wait_for`` would lose a cancellation that comes with the result
+            # ``wait_for`` would lose a cancellation that comes together with the result.
+            async with asyncio.timeout(self.config.flow.lease_s):
                 return await call()
 
     async def _leased_each(self, name: str, call: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:

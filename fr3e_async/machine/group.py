@@ -9,6 +9,7 @@ from enum import Enum, auto
 import msgspec
 
 from fr3e_async.algorithm.anchors import trunks_by_reward
+from fr3e_async.algorithm.batching import span_lengths
 from fr3e_async.algorithm.strategies import Credit, GroupPlan, GroupRewards
 from fr3e_async.algorithm.values import second_round, wilson
 from fr3e_async.config.reward import RewardRange
@@ -324,5 +325,4 @@ def _useful(advantage: Advantage, length: int) -> int:
     """Count the tokens of a completion whose advantage is not 0."""
     if len(advantage) == 1:
         return length if advantage[0].value else 0
-    ends = [*(stretch.start for stretch in advantage[1:]), length]
-    return sum(end - stretch.start for stretch, end in zip(advantage, ends, strict=True) if stretch.value)
+    return sum(tokens for span, tokens in span_lengths(advantage, length) if span.value)

@@ -29,7 +29,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from fr3e_async.algorithm.batching import RowCost, minibatch_of
+from fr3e_async.algorithm.batching import RowCost, minibatch_of, span_lengths
 from fr3e_async.errors import RunFailed
 from fr3e_async.machine.group import Group
 from fr3e_async.machine.messages import TrainItem
@@ -112,8 +112,7 @@ def weighted(items: list[TrainItem]) -> list[TrainItem]:
 
 def span_weights(advantage: Advantage, length: int) -> float:
     """Sum the loss weights over the tokens of a completion."""
-    ends = [*(span.start for span in advantage[1:]), length]
-    return sum(span.weight * (end - span.start) for span, end in zip(advantage, ends, strict=True))
+    return sum(span.weight * tokens for span, tokens in span_lengths(advantage, length))
 
 
 def _too_old(note: RolloutSummary, *, version: int, max_staleness: int) -> StalenessError:
