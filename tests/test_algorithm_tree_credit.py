@@ -205,10 +205,10 @@ def test_a_group_worked_out_by_hand() -> None:
     assert {(id.node, id.branch): [pytest.approx(tuple(span)) for span in spans] for id, spans in found.items()} == hand
 
 
-def test_a_trunk_without_a_verdict_keeps_what_lies_before_its_last_anchor() -> None:
+def test_a_trunk_without_a_verdict_is_not_trained_but_its_branches_are() -> None:
     """Q_2 is unknown, Q_1 = (1 + 0) / 2; V0 = 0; the branches are compared with each other and V0: (0 + 2 · 0) / 3 and (1 + 0) / 3."""
     found = tree_credit(outcome({(0, 0): None, (0, 1): 0.0, (1, 0): 1.0, (1, 1): 0.0}, {1: (0, 4)}))
-    assert found[RolloutId("g", 0, 0)] == (AdvantageSpan(0, 0.5, 1), AdvantageSpan(4, 0.0, 0.0))
+    assert RolloutId("g", 0, 0) not in found
     assert found[RolloutId("g", 1, 0)] == (AdvantageSpan(0, 1.0, pytest.approx(1 / 3)),)
     assert found[RolloutId("g", 1, 1)] == (AdvantageSpan(0, pytest.approx(-1 / 3), pytest.approx(1 / 3)),)
     assert found[RolloutId("g", 0, 1)] == (AdvantageSpan(0, -0.5, 1),)

@@ -80,7 +80,7 @@ def tree_credit(outcome: GroupRewards, *, path: bool = True, shrink: float = SHR
         path: with the weights w_j of the module's docstring; else 1 for all.
         shrink: k.
 
-    A trunk without a verdict keeps the spans before its last cut; the rest of it gets weight 0.
+    A trunk without a verdict is not trained; its branches are, and their mean stands for it in the baselines of others.
     """
     rewards = outcome.by_node()
     cuts = {id: _cuts(outcome, rewards, id) for id in (outcome.base(b) for b in range(_bases(outcome)))}
@@ -116,9 +116,9 @@ def _returns(cuts: Sequence[_Cut], reward: float | None) -> list[float | None]:
 def _trunk(
     id: RolloutId, cuts: Sequence[_Cut], returns: Sequence[float | None], v0: float, *, path: bool, shrink: float
 ) -> dict[RolloutId, Advantage]:
-    """The spans of a base, and of the branches of its cuts. ``v0``: its baseline at the prompt."""
+    """The spans of a base that has a verdict, and of the branches of its cuts. ``v0``: its baseline at the prompt."""
     spans: dict[RolloutId, Advantage] = {}
-    own = [_span(0, returns[0], v0, 1.0)]
+    starts, baselines, weights = [0], [v0], [1.0]
     baseline, weight = v0, 1.0
     for j, cut in enumerate(cuts):
         after, count = returns[j + 1], len(cut.branches)
@@ -131,10 +131,11 @@ def _trunk(
             if members:
                 spans[branch] = (AdvantageSpan(0, reward - others / members, weight),)
         baseline = (total + shrink * baseline) / (count + shrink)
-        own.append(_span(cut.position, after, baseline, weight))
-    spans[id] = tuple(own)
+        starts.append(cut.position)
+        baselines.append(baseline)
+        weights.append(weight)
+    known = [value for value in returns if value is not None]
+    if returns[-1] is not None:  # then all of them are known
+        own = zip(starts, known, baselines, weights, strict=True)
+        spans[id] = tuple(AdvantageSpan(start, value - base, share) for start, value, base, share in own)
     return spans
-
-
-def _span(start: int, value: float | None, baseline: float, weight: float) -> AdvantageSpan:
-    return AdvantageSpan(start, value - baseline, weight) if value is not None else AdvantageSpan(start, 0.0, 0.0)
