@@ -77,8 +77,8 @@ NAMED = (
     Named(
         what="tokens of a stretch without an advantage are useful",
         file="fr3e_async/machine/group.py",
-        before="zip(advantage, ends, strict=True) if stretch.value)",
-        after="zip(advantage, ends, strict=True))",
+        before="in span_lengths(advantage, length) if span.value)",
+        after="in span_lengths(advantage, length))",
     ),
     Named(
         what="a rollout is taken a second time",
