@@ -142,14 +142,14 @@ class Loop:
         return self._other_roller if id == self._astray else self._rollout_worker
 
     def _sample(self, group: Group, id: RolloutId, *, minibatch: int) -> TrainSample:
-        row, ((start, advantage),) = group.rows[id], group.credit.advantages[id]
-        assert start == 0
+        row, (span,) = group.rows[id], group.credit.advantages[id]
+        assert (span.start, span.weight) == (0, 1.0)
         sample = self.samples[id] = TrainSample(
             tokens=np.concatenate([row.context(0), row.tokens]),
             context_len=len(row.context(0)),
             behaviour_logprobs=row.logprobs,
             versions=row.versions,
-            advantages=np.full(len(row.tokens), advantage, dtype=np.float32),
+            advantages=np.full(len(row.tokens), span.value, dtype=np.float32),
             minibatch=minibatch,
         )
         return sample
