@@ -451,7 +451,7 @@ def test_every_number_of_the_tally_by_hand():
     (retired,) = [c for c in ledger.handle(Trained(version=1)) if isinstance(c, Retire)]
     tally.add(retired)
     zero = ("groups/all_correct", "groups/all_wrong", "groups/no_spread", "groups/too_few", "groups/failed", "states/all_correct",
-            "states/all_wrong", "states/no_spread", "states/not_trained", "verify/judged_again", "verify/failed",
+            "states/all_wrong", "states/no_spread", "states/not_trained", "verify/scored_again", "verify/failed",
             "prompt/all_wrong_fraction", "prompt/reused_tokens")  # fmt: skip
     assert tally.take() == pytest.approx(dict.fromkeys(zero, 0) | {
         "groups/trained": 1, "states/kept": 1, "states/too_few": 2,
