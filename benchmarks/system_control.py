@@ -86,7 +86,7 @@ def anchors_of(trunk: RolloutId) -> tuple[Anchor, ...]:
 
 
 def prompts(count: int) -> list[Prompt]:
-    return [Prompt(uid=f"p{i}", text="", gold="1", token_ids=np.arange(3, 23, dtype=np.int32)) for i in range(count)]
+    return [Prompt(uid=f"p{i}", text="", reference="1", token_ids=np.arange(3, 23, dtype=np.int32)) for i in range(count)]
 
 
 # ---- the bare machine ----

@@ -153,7 +153,7 @@ def tree_row(
         "step": step,
         "outcome": retired.outcome,
         "prompt": prompt.text,
-        "gold": prompt.gold,
+        "gold": prompt.reference,
         "states": msgspec.to_builtins(retired.states),
         "rollouts": rollouts,
     }
