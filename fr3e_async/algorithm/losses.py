@@ -124,8 +124,7 @@ def policy_loss(
         sequences_T: [T] integers in [0, T), the completion of each token. No completion spans two parts. None: all of one.
         imitation_T: [T] float, the weight of −log π_θ that is added to each token's loss. None: all 0.
 
-    Returns:
-        The scalar loss and the sums for metrics.
+    Returns the scalar loss and the sums for metrics.
 
     Raises:
         ValueError: no tokens or completions in total, or an entropy bonus without entropies.
