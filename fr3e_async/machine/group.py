@@ -10,8 +10,10 @@ import msgspec
 
 from fr3e_async.algorithm.anchors import trunks_by_reward
 from fr3e_async.algorithm.batching import span_lengths
-from fr3e_async.algorithm.strategies import Credit, GroupPlan, GroupRewards
+from fr3e_async.algorithm.strategies import Credit, GroupPlan, GroupRewards, Strategy
+from fr3e_async.algorithm.strategies.base import overlong_penalty
 from fr3e_async.algorithm.values import second_round, wilson
+from fr3e_async.config import Config
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.machine.messages import Retire, StateRecord, Tokens
 from fr3e_async.outcomes import GroupOutcome, Outcome
@@ -242,9 +244,21 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         notes = (self.rollouts[id].note for id in self.credit.advantages)
         return min(note.oldest_version for note in notes if note is not None)
 
-    def outcome(self) -> GroupRewards:
-        rewards = {id: r.reward for id, r in self.rollouts.items()}
-        return GroupRewards(group=self.name, rewards=rewards, anchors=self.anchors, trunks=self.trunks or ())
+    def credited(self, strategy: Strategy, config: Config) -> Credit:
+        """Credit the complete group. Raw rewards decide if it is trained; DAPO's overlong settings come after that."""
+        longest, cache, penalties = config.sampling.max_response, config.algorithm.overlong_cache, {}
+        if cache:  # the paper's rewards are -1 and 1, ours 0 and 1: its penalty counts half
+            lengths = {id: self._response(r.note) for id, r in self.rollouts.items() if r.note is not None}
+            penalties = {id: overlong_penalty(n, longest=longest, cache=cache) / 2 for id, n in lengths.items()}
+        credit = strategy.credit(
+            GroupRewards(
+                group=self.name, rewards={id: r.reward for id, r in self.rollouts.items()}, anchors=self.anchors,
+                trunks=self.trunks or (), penalties=penalties,
+            )
+        )  # fmt: skip
+        if not config.algorithm.overlong_filter:
+            return credit
+        return credit.without({id for id, r in self.rollouts.items() if r.note and r.note.finish is Finish.LENGTH})
 
     def lengths(self, *, bases: bool) -> list[int]:
         """Tokens of the rollouts that were drawn: of the bases, or of the branches."""

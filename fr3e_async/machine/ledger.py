@@ -126,7 +126,7 @@ class Ledger:
             self._budget.expect(group.name, group.plan)
             commands += self._issue.owed(group)
             if group.complete:
-                group.credit = self._strategy.credit(group.outcome())
+                group.credit = group.credited(self._strategy, self._config)
                 self._ready += 1
         return commands + self._train()
 
@@ -292,7 +292,7 @@ class Ledger:
         """Credit a group the moment it is complete; a degenerate one gives its slot back here and nowhere else."""
         if not group.complete or group.credit is not None:
             return []
-        group.credit = self._strategy.credit(group.outcome())
+        group.credit = group.credited(self._strategy, self._config)
         if not group.credit.rejected:
             self._ready += 1
             self._streak.end()
