@@ -32,7 +32,7 @@ class FixedTree:
     def base(self, number: int) -> MeasuredAnswer:
         return MeasuredAnswer(self._workload.length, self._workload.right(number))
 
-    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+    def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
         return list(range(1, self._workload.length, min_gap))[:count]
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:

@@ -114,7 +114,7 @@ def second_round(rewards: Mapping[int, Sequence[float | None]], *, first: int, b
         return {}
     share, rest = divmod(len(rewards) * (branches - first), len(undecided))
     # All states have the same cap, so cutting equal shares at it is already the most equal way to deal.
-    return {node: min(branches, share + (place < rest)) for place, node in enumerate(undecided)}
+    return {node: min(branches, share + (index < rest)) for index, node in enumerate(undecided)}
 
 
 def decided(outcomes: Sequence[float | None]) -> bool:

@@ -17,7 +17,7 @@ Note = tuple[Literal["note", "data_dropped"], str]  # kind of event, and one lin
 
 Texts = Callable[[list[Twin], DataConfig, str], tuple[str, str]]
 
-SHOWN = 3  # places named in a message
+SHOWN = 3  # rows named in a message
 
 
 def screen(

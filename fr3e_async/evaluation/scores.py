@@ -188,11 +188,11 @@ def samples_of(row: dict[str, Any]) -> list[ScoredSample]:
             text=text,
             length=length,
             entropy_sum=entropy,
-            truncated=place in row["truncated"],
+            truncated=index in row["truncated"],
             oldest_version=oldest,
             newest_version=newest,
         )
-        for place, (letter, answer, length, entropy, score, text) in enumerate(zip(*columns, strict=True))
+        for index, (letter, answer, length, entropy, score, text) in enumerate(zip(*columns, strict=True))
     ]
 
 

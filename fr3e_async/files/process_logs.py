@@ -133,9 +133,9 @@ def first_error(log: str | Path, *, start: int = 0) -> str:
 def _raised_at(lines: list[str]) -> str:
     """Where the traceback in these lines ends: `` at cpu_router.py:212: assert self.topk_group is not None``."""
     for number in reversed(range(len(lines))):
-        if place := RAISED_AT.search(lines[number]):
+        if raised := RAISED_AT.search(lines[number]):
             source = re.sub(r"^\(.*?\]", "", "".join(lines[number + 1 : number + 2])).strip()
-            return f" at {place[1]}:{place[2]}: {source}"
+            return f" at {raised[1]}:{raised[2]}: {source}"
     return ""
 
 

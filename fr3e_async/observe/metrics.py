@@ -160,7 +160,7 @@ by learner/metrics.py:loss_metrics, learner/metrics.py:_means, algorithm/losses.
 by learner/metrics.py:step_metrics, learner/metrics.py:token_ages
   train/tokens                     | tokens   | no panel: tokens_trained_total has it                   | trainable tokens of the batch
 by learner/metrics.py:step_metrics, learner/update.py:BatchUpdate._schedule
-  train/padding_fraction           | fraction | Learner: Packing                                        | places of the forward passes that were padding
+  train/padding_fraction           | fraction | Learner: Packing                                        | token slots of the forward passes that were padding
   train/shared_fraction            | fraction | Learner: Packing                                        | tokens of the samples that the forward passes had not to compute, since prefixes are shared
 by learner/metrics.py:step_metrics, learner/update.py:BatchUpdate.run
   train/lr                         |          | Learner: Learning rate                                  | learning rate of the last optimiser step

@@ -26,7 +26,7 @@ DIGITS = 4  # of numbers of states
 _NAME = re.compile(r'\{"group": ?"((?:[^"\\]|\\.)*)"')
 COLUMNS = (
     "run", "group", "step", "outcome", "prompt", "rollouts", *map(str, Outcome), "anchors", "tokens", "entropy", "value", "reasons",
-    "part", "place",
+    "part", "index",
 )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ class Packer:
 
     def add(self, run: int, tree: dict[str, Any]) -> str | None:
         """``run``: its number in the page. Returns a packed part when one is full."""
-        row = {"run": run, **summary_of(tree), "part": self._part, "place": len(self._trees)}
+        row = {"run": run, **summary_of(tree), "part": self._part, "index": len(self._trees)}
         for name, column in self.columns.items():
             column.append(row[name])
         self._trees.append(tree)

@@ -29,7 +29,7 @@ class Tree(Protocol):
 
     def base(self, number: int) -> MeasuredAnswer: ...
 
-    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+    def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
         """At most ``count`` positions of anchors on a base, ascending."""
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
@@ -69,7 +69,7 @@ class _LogNormalTree:
             self._bases[number] = self._answer(self._response())
         return self._bases[number]
 
-    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+    def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
         return scattered(self._chance, self.base(base).length, count=count, min_gap=min_gap)
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
@@ -88,14 +88,14 @@ class _LogNormalTree:
 
 def scattered(chance: random.Random, length: int, *, count: int, min_gap: int) -> list[int]:
     """At most ``count`` token positions in [1, length - 1] with at least ``min_gap`` between them; fewer in a short response."""
-    places: list[int] = []
+    positions: list[int] = []
     for _ in range(TRIES * count if length > 1 else 0):
-        place = chance.randrange(1, length)
-        if all(abs(place - other) >= min_gap for other in places):
-            places.append(place)
-            if len(places) == count:
+        position = chance.randrange(1, length)
+        if all(abs(position - other) >= min_gap for other in positions):
+            positions.append(position)
+            if len(positions) == count:
                 break
-    return sorted(places)
+    return sorted(positions)
 
 
 class MeasuredGroup(NamedTuple):
@@ -140,9 +140,9 @@ class _MeasuredTree:
             self._bases[number] = MeasuredAnswer(min(chosen.length, self._most), chosen.right)
         return self._bases[number]
 
-    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+    def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
         length = self.base(base).length
-        measured = [place for place, _ in self._anchors.get(base, ()) if place < length]
+        measured = [at for at, _ in self._anchors.get(base, ()) if at < length]
         if base in self._anchors and len(measured) >= min(count, len(self._anchors[base])):
             return measured[:count]
         return scattered(self._chance, length, count=count, min_gap=min_gap)
@@ -150,7 +150,7 @@ class _MeasuredTree:
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
         number = self._drawn.get((base, anchor), 0)
         self._drawn[base, anchor] = number + 1
-        known = next((answers for place, answers in self._anchors.get(base, ()) if place == position), ())
+        known = next((answers for at, answers in self._anchors.get(base, ()) if at == position), ())
         if known:
             chosen = known[number] if number < len(known) else self._chance.choice(known)
         else:

@@ -146,14 +146,14 @@ class _Function:
         """Judge equal answers to one reference once: if a policy answers ``9^{9^9}`` in every rollout, it meets the time limit once.
         One worker gets all answers to one reference answer, as far as that keeps every worker busy: it parses that one once."""
         verdicts: list[Verdict | None] = []
-        places: dict[Any, tuple[Task, list[int]]] = {}
+        jobs_by_key: dict[Any, tuple[Task, list[int]]] = {}
         for index, question in enumerate(questions):
             prepared = self.prepared(question)
             verdicts.append(prepared if isinstance(prepared, Verdict) else None)
             if not isinstance(prepared, Verdict):
                 key = prepared if self._math else index  # a user's function may well not say the same thing twice
-                places.setdefault(key, (prepared, []))[1].append(index)
-        jobs = sorted(places.values(), key=lambda job: job[0][1])  # by reference answer
+                jobs_by_key.setdefault(key, (prepared, []))[1].append(index)
+        jobs = sorted(jobs_by_key.values(), key=lambda job: job[0][1])  # by reference answer
         size = self.term.batch or min(math.ceil(len(jobs) / self._config.workers / _BATCHES_EACH), _BATCH)
         batches = [jobs[start : start + size] for start in range(0, len(jobs), size or 1)]
         judged = await asyncio.gather(*(self._judged([task for task, _ in batch]) for batch in batches))

@@ -88,7 +88,7 @@ class GroupRewards:
         RolloutId, float | None
     ]  # in [0, 1], of every rollout that was issued; None: given up, or an unknown verdict
     anchors: Mapping[int, Anchor] = field(default_factory=dict)  # by node, of every trunk that was branched
-    trunks: Sequence[RolloutId] = ()  # in id order; one without an eligible place is a trunk too
+    trunks: Sequence[RolloutId] = ()  # in id order; one without an eligible position is a trunk too
 
     def by_node(self) -> dict[int, dict[RolloutId, float]]:
         """Scored rewards by node and rollout, in id order: of the prompt, node 0, and of each anchor that was branched from."""

@@ -25,14 +25,14 @@ async function drawTrees(root) {
 
 /** The tree that the page's address names, as #trees/7; null if it names none. */
 function linkedTree() {
-  const [name, place] = location.hash.slice(1).split("/");
-  return name === "trees" && /^\d+$/.test(place ?? "") && Number(place) < trees.group.length ? Number(place) : null;
+  const [name, text] = location.hash.slice(1).split("/");
+  return name === "trees" && /^\d+$/.test(text ?? "") && Number(text) < trees.group.length ? Number(text) : null;
 }
 
 /** The search that the page's address names, as #trees/reason:policy; "" if it names none. */
 function linkedSearch() {
-  const [name, ...place] = location.hash.slice(1).split("/");
-  return name === "trees" && !/^\d*$/.test(place.join("/")) ? new URLSearchParams(`words=${place.join("/")}`).get("words") : "";
+  const [name, ...rest] = location.hash.slice(1).split("/");
+  return name === "trees" && !/^\d*$/.test(rest.join("/")) ? new URLSearchParams(`words=${rest.join("/")}`).get("words") : "";
 }
 
 /** The address has been changed by hand or by a link while the list is there. */
@@ -44,7 +44,7 @@ function followLink(list) {
 
 async function showTree(detail, list, index, focus) {
   const request = showTree.latest = index;
-  const tree = await treeAt(trees.part[index], trees.place[index]);
+  const tree = await treeAt(trees.part[index], trees.index[index]);
   if (request !== showTree.latest) return;
   if (now === "trees") history.replaceState(null, "", `#trees/${index}`);
   const said = h("p.token-said", { role: "status" });
