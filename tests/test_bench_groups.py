@@ -101,9 +101,7 @@ def test_operations_are_counted_by_the_formula():
     assert layer == 432
     assert flops(config, Work(slots=5, head_slots=0, pairs=0)) == 6 * 5 * 2 * 432
     assert flops(config, Work(slots=0, head_slots=3, pairs=0)) == 6 * 3 * 8 * 16
-    assert flops(config, Work(slots=0, head_slots=0, pairs=7)) == 3 * 7 * 2 * (2 * 8 + 2 * 8), (
-        "scores and values, 8 wide in all"
-    )
+    assert flops(config, Work(slots=0, head_slots=0, pairs=7)) == 3 * 7 * 2 * (2 * 8 + 2 * 8), "scores and values, 8 wide in all"
 
 
 def test_groups_are_recorded_as_they_were_grown(monkeypatch):

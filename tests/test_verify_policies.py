@@ -18,7 +18,7 @@ from fr3e_async.verify.pool import policies_of
 from fr3e_async.verify.readable import gold_kind
 from fr3e_async.verify.rulings import Policies
 
-R, W, U = judge.RIGHT, judge.WRONG, judge.UNKNOWN
+R, W, U = judge.CORRECT, judge.WRONG, judge.UNKNOWN
 Row = tuple[str, str, str]
 
 UNFINISHED: list[Row] = [
@@ -131,9 +131,9 @@ def test_the_default_policies(answer: str, gold: str, outcome: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "gold", "switch", "outcome"),
     [
-        (r"17\cdot 23", "391", {"unfinished": "right"}, R),
-        (r"\frac{34}{2}", "17", {"unfinished": "right"}, R),
-        (r"17\cdot 24", "391", {"unfinished": "right"}, W),
+        (r"17\cdot 23", "391", {"unfinished": "correct"}, R),
+        (r"\frac{34}{2}", "17", {"unfinished": "correct"}, R),
+        (r"17\cdot 24", "391", {"unfinished": "correct"}, W),
         (r"12\text{ cm}", r"12\text{ m}", {"units": "ignored"}, R),
         (r"13\text{ cm}", r"12\text{ m}", {"units": "ignored"}, W),
         (r"42\%", "42", {"percent": "exact"}, W),
@@ -154,7 +154,7 @@ def test_a_variable_that_the_reference_has_not_is_said() -> None:
 
 
 def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:
-    config = VerifierPoolConfig(unfinished="right", units="ignored", percent="exact", decimal_digits=6)
+    config = VerifierPoolConfig(unfinished="correct", units="ignored", percent="exact", decimal_digits=6)
     options = json.loads(json.dumps(asdict(policies_of(config))))
     assert judge.judge("2+2", "4", **options)[0] == R
     assert judge.judge("4 cm", r"4\text{ m}", **options)[0] == R

@@ -187,13 +187,13 @@ def choose_trunks(
 ) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
     """(bases that may become trunks, trunks) at the admission of a group, by ``algorithm.trunk``; None: it does not branch.
 
-    Trunks are fixed before any reward is known, else V would be biased. Only ``one_right_one_wrong`` leaves them open, as None,
+    Trunks are fixed before any reward is known, else V would be biased. Only ``one_correct_one_wrong`` leaves them open, as None,
     until ``trunks_by_reward`` picks them: the user's wish.
     """
     match policy:
         case None:
             return frozenset(), ()
-        case "one_right_one_wrong":
+        case "one_correct_one_wrong":
             return frozenset(bases), None
         case "all":
             return frozenset(bases), tuple(bases)
@@ -205,7 +205,7 @@ def choose_trunks(
 
 
 def trunks_by_reward(correct: Mapping[RolloutId, bool]) -> tuple[RolloutId, ...]:
-    """``one_right_one_wrong``: the first correct and the first incorrect of the judged bases, in id order; at most two.
+    """``one_correct_one_wrong``: the first correct and the first incorrect of the judged bases, in id order; at most two.
 
     Example: of the bases 0 (incorrect), 1 (incorrect) and 2 (correct) it is 0 and 2.
     """

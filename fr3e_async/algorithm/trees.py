@@ -99,7 +99,7 @@ PART_COST = 64  # tokens: what one more forward and backward pass costs beside i
 def split_rows(rows: Sequence[NDArray], *, budget: int) -> list[list[int]]:
     """Parts of the rows whose forests have at most ``budget`` slots each, cut so that few tokens are computed twice.
 
-    Neighbours in lexicographic order stay together, so a part is a stretch of that order; a cut repeats the prefix
+    Neighbours in lexicographic order stay together, so a part is a span of that order; a cut repeats the prefix
     that its two neighbours share, and costs a pass. Dynamic programming over the cuts, in time linear in the rows.
 
     Raises:

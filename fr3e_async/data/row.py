@@ -118,7 +118,9 @@ def make_row(record: SourceRecord, columns: Columns, source_name: str = "") -> D
     problem = _alone(value)
     if not isinstance(problem, str) or not problem.strip():
         held = _held(value, columns.problem)
-        raise DataError(f"{location}: no text in column {columns.problem!r} ({columns.setting}.problem_field){held}; {_has(record)}")
+        raise DataError(
+            f"{location}: no text in column {columns.problem!r} ({columns.setting}.problem_field){held}; {_has(record)}"
+        )
     answer = _answer(record, columns) if columns.answer else ""
     uid = text_of(_value(record.values, columns.uid)) or record.default_id
     for column, text in ((columns.problem, problem), (columns.answer, answer)):
@@ -131,7 +133,9 @@ def make_row(record: SourceRecord, columns: Columns, source_name: str = "") -> D
         )
     level = text_of(_value(record.values, columns.level))
     further = {name: _further(record, name) for name in columns.further}
-    return DataRow(uid=uid, problem=problem, answer=answer, source=location, level=level, source_name=source_name, columns=further)
+    return DataRow(
+        uid=uid, problem=problem, answer=answer, source=location, level=level, source_name=source_name, columns=further
+    )
 
 
 def _further(record: SourceRecord, name: str) -> Any:

@@ -165,7 +165,9 @@ def _unless_none(make: Callable[..., Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else make(value)
 
 
-def _numbered(rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], location: str, short: str) -> Iterator[SourceRecord]:
+def _numbered(
+    rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], location: str, short: str
+) -> Iterator[SourceRecord]:
     """Rows count from 1, as lines do; one that is None counts and is no record."""
     for number, values in enumerate(rows, 1):
         if values is not None:

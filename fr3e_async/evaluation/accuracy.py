@@ -34,7 +34,7 @@ class ScoredSample:
     oldest_version: int
     newest_version: int
     answer: str | None = None  # in its normal form; equal texts are the same answer. None: none was given, or nobody read it
-    score: float | None = None  # a user's reward, an unknown's being the lowest; None: 1 for right, else 0
+    score: float | None = None  # a user's reward, an unknown's being the lowest; None: 1 for correct, else 0
     text: str | None = None  # of the response, as far as it is kept
 
     @property
@@ -55,9 +55,9 @@ class EvaluationResult:
     unanswered: int  # without a box
     mean_length: float  # tokens
     entropy: float  # nats a token: mean entropy of the sampling distribution
-    all_correct: int  # problems with every sample right
-    all_wrong: int  # problems with no sample right
-    accuracy: float  # avg@k: mean over problems of the share of right samples
+    all_correct: int  # problems with every sample correct
+    all_wrong: int  # problems with no sample correct
+    accuracy: float  # avg@k: mean over problems of the share of correct samples
     reward: Estimate  # mean reward, in its declared range
     effective_samples: float  # independent samples that would be as informative; see ``effective_samples``
     oldest_version: int  # weight versions that sampled the responses

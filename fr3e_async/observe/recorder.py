@@ -51,7 +51,7 @@ class Recorder:
         later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all; ``settings``: all of the run's, as TensorBoard shows them. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
         self._exporter, self._samples, self._trackers = exporter, HeartbeatSamples(), trackers or Trackers()
-        self._vitals: Heartbeat | None = None  # of the last beat
+        self._heartbeat: Heartbeat | None = None  # of the last beat
         self._tree_lock = Lock()  # the file is thinned in a thread
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self.ledger_log = LedgerLog(run_dir.ledger_log)
@@ -102,17 +102,17 @@ class Recorder:
         """What its start waits for; "" when it is over."""
         self._view.starting(text)
 
-    def beat(self, vitals: Heartbeat) -> None:
+    def beat(self, heartbeat: Heartbeat) -> None:
         """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
-        self._vitals = vitals
+        self._heartbeat = heartbeat
         self._tell(self._trackers.news())
         if self._exporter is not None:
-            self._exporter.publish(self._samples.beat(vitals, now=wall()))
+            self._exporter.publish(self._samples.beat(heartbeat, now=wall()))
 
     def beat_again(self) -> None:
         """Publish the last heartbeat again: gauges that nobody sets vanish."""
-        if self._vitals is not None:
-            self.beat(self._vitals)
+        if self._heartbeat is not None:
+            self.beat(self._heartbeat)
 
     def group(self, record: Mapping[str, Any]) -> None:
         """Append the row of a settled group to groups.jsonl. Raises ``StorageError``."""

@@ -98,12 +98,12 @@ def _rollout(row: dict[str, Any]) -> dict[str, Any]:
         "pieces": pieces,
         "entropies": _milli(row.get("entropies"), len(pieces)),
         "logprobs": _milli(row.get("logprobs"), len(pieces)),
-        "versions": _stretches(row.get("versions")) or [],
+        "versions": _spans(row.get("versions")) or [],
         "outcome": today(row.get("outcome")),
         "reason": text(row.get("reason")),
         "reward": number(row.get("reward"), DIGITS),
         "finish": text(row.get("finish")),
-        "advantage": _stretches(row.get("advantage")),
+        "advantage": _spans(row.get("advantage")),
     }
 
 
@@ -127,7 +127,7 @@ def _milli(values: Any, length: int) -> list[int | None] | None:
     return [*known, *[None] * (length - len(known))] if any(value is not None for value in known) else None
 
 
-def _stretches(values: Any) -> list[list[float]] | None:
+def _spans(values: Any) -> list[list[float]] | None:
     """[[first token, value], …], each until the next one begins."""
     if not isinstance(values, list):
         return None

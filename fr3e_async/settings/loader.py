@@ -30,7 +30,11 @@ from fr3e_async.settings.hints import locate, meant, misplaced_option, unknown
 
 PACKAGED = Path(__file__).parent.parent / "configs"  # in a checkout a link to the repository's configs/
 OPTIONS = ("--help", "-h", "--dry-run")  # what commands understand besides settings
-RENAMED = {"weights.transfer": {"native": "collective"}}  # words of a setting that were renamed; the old one works until 0.2
+RENAMED = {  # words of a setting that were renamed; the old one works until 0.2
+    "weights.transfer": {"native": "collective"},
+    "algorithm.trunk": {"one_right_one_wrong": "one_correct_one_wrong"},
+    "verifiers.unfinished": {"right": "correct"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

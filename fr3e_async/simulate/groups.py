@@ -84,7 +84,7 @@ class Groups:
 
     def verdicts(self, name: str, ids: Sequence[RolloutId]) -> tuple[Verdict, ...]:
         answers = self._open[name].answers
-        return tuple(VERDICTS[answers[id].right] for id in ids)
+        return tuple(VERDICTS[answers[id].correct] for id in ids)
 
     def anchors(self, trunk: RolloutId) -> list[Anchor]:
         group, first = self._open[trunk.group], trunk.branch * self._plan.anchors

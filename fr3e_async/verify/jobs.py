@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fr3e_async.verify.rewards import MATH, resolve, takes, takes_lists
 
 REFERENCES = "references"
-RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+CORRECT, WRONG, UNKNOWN = "correct", "wrong", "unknown"
 SAID_UNKNOWN = "reward said unknown"  # a user's function returned None: its word, and no failure
 READABLE, TEXT_ONLY = "readable", "text only"
 MEMORY_LIMIT = "memory limit"
@@ -24,7 +24,7 @@ _TRACE_CHARS = 4000  # its end says most
 
 
 class Judgement(NamedTuple):
-    """A job's word on one task. *Example*: ``Judgement("right", "math-verify")``."""
+    """A job's word on one task. *Example*: ``Judgement("correct", "math-verify")``."""
 
     outcome: str
     reason: str
@@ -139,7 +139,7 @@ class Reward:
             return Judgement(UNKNOWN, f"reward returned {type(value).__name__}", complaint=f"it returned {repr(value)[:200]}")
         if not self._low <= value <= self._high:  # also where it is not a number
             return Judgement(UNKNOWN, f"reward outside [{self._low:g}, {self._high:g}]", complaint=f"it returned {value}")
-        return Judgement(RIGHT if value == self._high else WRONG, "reward", score=float(value))
+        return Judgement(CORRECT if value == self._high else WRONG, "reward", score=float(value))
 
 
 def _failed(error: BaseException) -> Judgement:

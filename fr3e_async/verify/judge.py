@@ -14,10 +14,10 @@ from typing import Any
 from fr3e_async.verify import claim_rules as claims
 from fr3e_async.verify import rulings
 from fr3e_async.verify import value_rules as values
-from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Policies, Ruling, by
+from fr3e_async.verify.rulings import CORRECT, UNKNOWN, WRONG, Policies, Ruling, by
 from fr3e_async.verify.tokens import tokenise
 
-__all__ = ["RIGHT", "RULES", "UNKNOWN", "WRONG", "judge"]
+__all__ = ["CORRECT", "RULES", "UNKNOWN", "WRONG", "judge"]
 
 _VALUES = (values.same_text, claims.base, values.numbers, values.unfinished, values.decimals, values.counting, values.algebra)
 _CLAIMS = (
@@ -33,7 +33,7 @@ def judge(answer: str, reference: str, **options: Any) -> Ruling:
     """(outcome, reason) of an answer. Both texts come without their box. The keywords are those of ``Policies``."""
     policies = Policies(**options)
     if answer == reference:
-        return RIGHT, "same text"
+        return CORRECT, "same text"
     try:
         said, meant = tokenise(answer), tokenise(reference)
         return by("whole", said, meant, policies) if meant else (UNKNOWN, "the reference is empty")

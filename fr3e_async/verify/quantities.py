@@ -98,20 +98,20 @@ def compare_numbers(said: Number, meant: Number, policies: Policies) -> tuple[st
     Integer references are exact: 41.9999 is not 42. All of these but equality are policies.
     """
     if said.value == meant.value:
-        return "right", "number"
+        return "correct", "number"
     gap = abs(said.value - meant.value)
     our_error, their_error = (Fraction(1, 2) / Fraction(10) ** (number.places or 0) for number in (said, meant))
     if said.digits <= _FLOAT_DIGITS < meant.digits <= 17 and meant.places and gap <= abs(meant.value) / 10**_FLOAT_DIGITS:
-        return "right", "policy: a float"
+        return "correct", "policy: a float"
     if meant.integer:
         return "wrong", "number"
     cut = said.places is None and (said.value - meant.value) * meant.value > 0 and gap < 2 * their_error
     if meant.places is not None and (said.places is None or said.places > meant.places) and (gap <= their_error or cut):
-        return ("right", "policy: rounded") if meant.digits >= ROUNDED_DIGITS else ("wrong", "number")
+        return ("correct", "policy: rounded") if meant.digits >= ROUNDED_DIGITS else ("wrong", "number")
     if said.places is not None and (meant.places is None or said.places < meant.places) and gap <= our_error:
         least = policies.decimal_digits if meant.places is None else min(ROUNDED_DIGITS, policies.decimal_digits)
         if said.digits >= least and not (said.integer and meant.places is None):
-            return "right", "policy: rounded"
+            return "correct", "policy: rounded"
     return "wrong", "number"
 
 

@@ -18,8 +18,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fr3e_async.actors.collective import CollectiveLearner
 from fr3e_async.actors.learner import LearnerActor
-from fr3e_async.actors.native import NativeLearner
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.actors.watch import ask, watchable
@@ -86,7 +86,7 @@ class Starter:
         if weights.transfer != "collective":
             return RayLearner(ranks, group, bucket_bytes=buckets, nodes=nodes)
         timeout, backend = weights.ack_timeout_s, _backend(self._config)
-        return NativeLearner(ranks, group, bucket_bytes=buckets, backend=backend, timeout_s=timeout, nodes=nodes)
+        return CollectiveLearner(ranks, group, bucket_bytes=buckets, backend=backend, timeout_s=timeout, nodes=nodes)
 
     # ---- one actor ----
 

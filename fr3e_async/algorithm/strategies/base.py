@@ -64,7 +64,7 @@ def tree_plan(config: AlgorithmConfig, *, rule: str) -> GroupPlan:
     """
     if not config.anchors:
         return GroupPlan(bases=config.bases)
-    trunks = {"first": 1, "random": 1, "one_right_one_wrong": 2, "all": config.bases}[config.trunk]
+    trunks = {"first": 1, "random": 1, "one_correct_one_wrong": 2, "all": config.bases}[config.trunk]
     return GroupPlan(
         bases=config.bases,
         trunks=trunks,
@@ -129,14 +129,14 @@ class Credit:
             raise ValueError(
                 f"a group is either trained or rejected, got {len(self.advantages)} advantages and {self.rejected!r}"
             )
-        for id, stretches in self.advantages.items():
-            if len(stretches) == 1 and stretches[0].start == 0 and math.isfinite(stretches[0].value):
+        for id, spans in self.advantages.items():
+            if len(spans) == 1 and spans[0].start == 0 and math.isfinite(spans[0].value):
                 continue
-            starts = [s.start for s in stretches]
+            starts = [s.start for s in spans]
             if starts[:1] != [0] or starts != sorted(set(starts)):
-                raise ValueError(f"{id}: stretches must begin at 0 and continue in order, got {starts}")
-            if not all(math.isfinite(s.value) for s in stretches):
-                raise ValueError(f"{id}: an advantage is not finite: {stretches}")
+                raise ValueError(f"{id}: spans must begin at 0 and continue in order, got {starts}")
+            if not all(math.isfinite(s.value) for s in spans):
+                raise ValueError(f"{id}: an advantage is not finite: {spans}")
 
 
 class Strategy(Protocol):

@@ -23,7 +23,7 @@ from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 T = TypeVar("T")
 
 
-class NativeLearner(RayLearner):
+class CollectiveLearner(RayLearner):
     """A learner whose ranks send weights to the engines by collectives (``weights.transfer=collective``)."""
 
     def __init__(
