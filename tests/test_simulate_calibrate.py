@@ -97,6 +97,9 @@ def test_every_settled_group_is_a_case(measured: tuple[float, SimulationReport, 
 def test_a_model_survives_its_file(tmp_path: Path, measured: tuple[float, SimulationReport, Recording, Fit]) -> None:
     for found in (measured[3].model, TRUTH):
         found.save(tmp_path / "model.json")
+        older = (tmp_path / "model.json").read_bytes().replace(b'"correct', b'"right')
+        (tmp_path / "older.json").write_bytes(older)
+        assert SystemModel.load(tmp_path / "older.json") == SystemModel.load(tmp_path / "model.json")
         again = SystemModel.load(tmp_path / "model.json")
         assert again.service == found.service
         assert again.workload.tree(0, 5, max_response=200).base(0) == found.workload.tree(0, 5, max_response=200).base(0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.verify import judge
 from fr3e_async.verify.pool import policies_of
-from fr3e_async.verify.readable import gold_kind
+from fr3e_async.verify.readable import reference_kind
 from fr3e_async.verify.rulings import Policies
 
 R, W, U = judge.CORRECT, judge.WRONG, judge.UNKNOWN
@@ -171,7 +171,7 @@ def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:
     ],
 )  # fmt: skip
 def test_what_answers_to_a_gold_are_compared_by(gold: str, kind: str) -> None:
-    assert gold_kind(gold) == kind
+    assert reference_kind(gold) == kind
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))

@@ -154,7 +154,7 @@ def model_of(speeds: Mapping[str, str], given: Mapping[str, float], config: Conf
         raise ConfigError(f"accuracy must be in (0, 1), got {accuracy:g}")
     workload = LogNormalWorkload(
         mean=mean, sigma=given["sigma"] or SIGMA_SHARE * mean, prompt=max(1, config.data.max_prompt // 4),
-        right_alpha=1.2 * accuracy, right_beta=1.2 * (1 - accuracy),
+        correct_alpha=1.2 * accuracy, correct_beta=1.2 * (1 - accuracy),
     )  # fmt: skip
     return roofline(config, shape, device, workload, name=speeds["device"] or DEVICE)
 
