@@ -205,7 +205,7 @@ def choose_trunks(
 
 
 def trunks_by_reward(correct: Mapping[RolloutId, bool]) -> tuple[RolloutId, ...]:
-    """``one_correct_one_wrong``: the first correct and the first incorrect of the judged bases, in id order; at most two.
+    """``one_correct_one_wrong``: the first correct and the first incorrect of the scored bases, in id order; at most two.
 
     Example: of the bases 0 (incorrect), 1 (incorrect) and 2 (correct) it is 0 and 2.
     """

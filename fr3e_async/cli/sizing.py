@@ -36,7 +36,7 @@ def plan(context: click.Context, words: tuple[str, ...]) -> int:
     device=H100             speeds from a data sheet: A100, H100 (default), H200, CPU
     length=2000 sigma=1500  tokens of a response, mean and standard deviation (with device; default: a quarter of
                             sampling.max_response, and 0.6 of the mean)
-    accuracy=0.5            mean chance that an answer is right (with device)
+    accuracy=0.5            mean chance that an answer is correct (with device)
     cores=2                 with run=: the run's actors shared so many cores of one machine
     steps=4 tries=60        batches of each simulation, simulations at most
     flow.groups_per_step=64 any setting of a run

@@ -1,4 +1,4 @@
-"""avg@k with its uncertainty, from judged samples; and before against after. Pure.
+"""avg@k with its uncertainty, from scored samples; and before against after. Pure.
 
 Knows nothing of engines, verifiers or files. An *unknown* verdict counts against accuracy: a benchmark has no samples to
 leave out, and a model must not gain by answers that nobody can judge. The number of unknowns stands beside it.
@@ -20,7 +20,7 @@ from fr3e_async.outcomes import Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSample:
-    """One judged response to one problem.
+    """One scored response to one problem.
 
     Example: ``ScoredSample(problem="aime24/60", outcome=Outcome.CORRECT, length=812, entropy_sum=240.5, truncated=False, oldest_version=3,
     newest_version=4, answer="204")``.

@@ -54,7 +54,7 @@ def majority(votes: Iterable[tuple[str | None, bool]]) -> float:
     """The expected share of correct answers if the most frequent answer is taken; ties are drawn by lot.
 
     A vote is (answer, was it correct); None is no answer and does not vote, and where nobody votes nothing is correct. Answers are
-    the same if their texts are: an answer whose samples were judged differently counts with its share of correct ones.
+    the same if their texts are: an answer whose samples were scored differently counts with its share of correct ones.
     """
     counted = [(answer, correct) for answer, correct in votes if answer is not None]
     count = Counter(answer for answer, _ in counted)

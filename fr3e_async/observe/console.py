@@ -148,7 +148,7 @@ class ConsoleView:
         self, *, mode: Mode, console: Console, name: str, steps: int, done: int = 0, graded: RewardRange | None = None,
         clock: Clock = steady,
     ) -> None:  # fmt: skip
-        """``done``: steps that were trained before this session. ``graded``: the range of rewards that are more than right and wrong;
+        """``done``: steps that were trained before this session. ``graded``: the range of rewards that are more than correct and wrong;
         their trend is shown then, and not the accuracy's."""
         self._mode, self._console, self._name, self._steps, self._clock = mode, console, name, steps, clock
         self._waits = self._start = self._told = ""  # for what the run waits; its start; and what was written of that

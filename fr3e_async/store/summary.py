@@ -34,7 +34,7 @@ class Summary:
     resumed_from: int | None = key("step of the checkpoint that the last session resumed from; null: it began the run", "batches")
     wall_s: float = key("wall time from the start of the program, start-up included, summed over sessions", "s")
     first_step_s: float | None = key("from the start of the program to the first finished batch", "s")
-    accuracy_before: float | None = key("held-out accuracy before training (avg@k; unknown counts as not right)", "fraction")
+    accuracy_before: float | None = key("held-out accuracy before training (avg@k; unknown counts as not correct)", "fraction")
     accuracy_after: float | None = key("held-out accuracy of the final weights", "fraction")
     accuracy_intervals: dict[str, list[float]] = key(
         "95 % Wilson intervals of the two: {before: [low, high], after: [low, high]}"

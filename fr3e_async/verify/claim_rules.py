@@ -233,7 +233,7 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 
 
 def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
-    r"""Lists, sets, tuples, intervals, matrices: as many items on both sides, each right by itself; in any order where none is said.
+    r"""Lists, sets, tuples, intervals, matrices: as many items on both sides, each correct by itself; in any order where none is said.
 
     >>> \{2,1\} ~ \{1,2\}    2,1 ~ 1,2    (x,y)=(1,2) ~ (1,2)    y=2, x=1 ~ x=1, y=2    a=1,b=2,c=3 ~ (1,2,3)    3,-3 ~ \pm 3
     >>> (2,1) !~ (1,2)    (y,x)=(1,2) !~ (x,y)=(1,2)    \{1,2\} !~ (1,2)    (1,2] !~ [1,2]    1,2 !~ 1,2,3    1,1,2 !~ 1,2,2    x=1,y=1; x=2,y=2 !~ x=1,y=2; x=2,y=1

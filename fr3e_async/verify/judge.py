@@ -1,9 +1,9 @@
-r"""One answer against one reference: right only on a positive proof. Runs in a killable process.
+r"""One answer against one reference: correct only on a positive proof. Runs in a killable process.
 
 Each rule is one function. It gives a ruling where it applies, and None where it does not; the first that applies decides. Its docstring
-states what it proves, and its examples are its tests (``answer ~ reference`` is right, ``!~`` is wrong). What no rule proves is wrong
+states what it proves, and its examples are its tests (``answer ~ reference`` is correct, ``!~`` is wrong). What no rule proves is wrong
 ("unproven: ..."), never unknown: unknown is for limits, and for references that are sentences. Reasons that begin with "policy" are
-right by a policy (``docs/verifier.md``), not by proof. Knows nothing of limits, responses and rewards; returns plain strings, so that a
+correct by a policy (``docs/verifier.md``), not by proof. Knows nothing of limits, responses and rewards; returns plain strings, so that a
 worker needs neither numpy nor our types.
 """
 

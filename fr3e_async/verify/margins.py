@@ -43,7 +43,7 @@ class _Amount:
 def with_margins(
     verdict: Verdict, answer: str | None, reference: str, margins: Sequence[Fraction], config: VerifierPoolConfig
 ) -> Verdict:
-    """The verdict, or right where the answer is off by no more than it may be. Without margins the judge alone decides."""
+    """The verdict, or correct where the answer is off by no more than it may be. Without margins the judge alone decides."""
     if not margins or verdict.outcome is Outcome.CORRECT:
         return verdict
     if len(answer or "") > config.max_answer_chars or not within(answer, reference, margins, policies_of(config)):

@@ -58,7 +58,7 @@ class Question(NamedTuple):
 class VerifierPool:
     """Judges responses in killable processes. Close it, or use it in a ``with`` block.
 
-    Example: ``pool.judge("so \\\\boxed{0.50}", "1/2")`` is right with the reason "math-verify".
+    Example: ``pool.judge("so \\\\boxed{0.50}", "1/2")`` is correct with the reason "math-verify".
     """
 
     def __init__(self, config: VerifierPoolConfig, reward: str | Sequence[RewardConfig] = MATH) -> None:

@@ -88,12 +88,12 @@ def _decimal(digits: str, exponent: str) -> Number | None:
 
 
 def compare_numbers(said: Number, meant: Number, policies: Policies) -> tuple[str, str]:
-    """(outcome, reason). Exactly equal is right; so is what rounding explains, from enough digits on.
+    """(outcome, reason). Exactly equal is correct; so is what rounding explains, from enough digits on.
 
-    * A reference of at least three digits that is the answer, rounded, or an exact answer, cut off: right (6.46 and 84/13, 0.666 and 2/3).
-    * An answer of at least ``decimal_digits`` digits that is the reference, rounded: right (0.3333 and 1/3). Three are enough for a
+    * A reference of at least three digits that is the answer, rounded, or an exact answer, cut off: correct (6.46 and 84/13, 0.666 and 2/3).
+    * An answer of at least ``decimal_digits`` digits that is the reference, rounded: correct (0.3333 and 1/3). Three are enough for a
       reference that is a decimal, and so rounded itself (2.65 and 2.653).
-    * A reference with as many digits as a float has, and an answer that is the same to 15 digits: right (0.3 and 0.30000000000000004).
+    * A reference with as many digits as a float has, and an answer that is the same to 15 digits: correct (0.3 and 0.30000000000000004).
 
     Integer references are exact: 41.9999 is not 42. All of these but equality are policies.
     """

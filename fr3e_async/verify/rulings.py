@@ -59,12 +59,12 @@ def by(level: str, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
 
 
 def by_policy(name: str, ruling: Ruling) -> Ruling:
-    """Name the policy as the reason of a ruling that is right; return any other ruling unchanged."""
+    """Name the policy as the reason of a ruling that is correct; return any other ruling unchanged."""
     return (CORRECT, f"policy: {name}") if ruling[0] == CORRECT else ruling
 
 
 def in_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Ruling:
-    """Each right by itself. Wrong before unknown before right by policy before right by proof."""
+    """The worst of several: wrong, then unknown, then correct by policy, then correct by proof."""
     if len(ours) != len(theirs):
         return WRONG, "number of items"
     rulings = [by("claims", first, second, policies) for first, second in zip(ours, theirs, strict=True)]

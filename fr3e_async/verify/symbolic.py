@@ -113,7 +113,7 @@ def _says_every_letter(read: Any, tokens: Tokens) -> bool:
 
 
 def equal(said: Tokens, meant: Tokens) -> tuple[str, str]:
-    """(outcome, reason): right with its proof, else wrong."""
+    """(outcome, reason): correct with its proof, else wrong."""
     theirs = reading(meant)
     ours = None if theirs is None else reading(said)
     if ours is None:

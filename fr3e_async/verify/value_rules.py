@@ -74,7 +74,7 @@ def _choices(tokens: Tokens) -> tuple[str, Tokens]:
 
 
 def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
-    r"""The reference is words. The same words, without articles and with small letters, are right; so are phrases of one row of ``PHRASES``.
+    r"""The reference is words. The same words, without articles and with small letters, are correct; so are phrases of one row of ``PHRASES``.
 
     >>> \text{Bob and Alice} ~ \text{Alice and Bob}    \text{Ellipse} ~ ellipszis    \text{Even} ~ even    \text{yes, it is} ~ Yes    \text{DNE} ~ \text{does not exist}    \infty ~ \text{infinitely many}
     >>> \text{odd} !~ \text{even}    \text{Yes and no} !~ Yes    \text{Alice or Bob} !~ \text{Alice}

@@ -1,7 +1,7 @@
 """The interface of a strategy: what a prompt group is made of, and from its rewards to advantages by rollout id.
 
 A strategy is one class and one line in the registry (docs/strategies.md). It sees ids and rewards only; never rows, ranks
-or arrival order. The strategies without branches are here, too: GRPO, GRPO++ and RLOO; r_1 … r_n are the rewards of a prompt's judged
+or arrival order. The strategies without branches are here, too: GRPO, GRPO++ and RLOO; r_1 … r_n are the rewards of a prompt's scored
 rollouts.
 """
 
@@ -86,7 +86,7 @@ class GroupRewards:
     group: str
     rewards: Mapping[
         RolloutId, float | None
-    ]  # in [0, 1], of every rollout that was issued; None: given up, or an unknown verdict
+    ]  # in [0, 1], of every rollout that was issued; None: it failed, or has an unknown verdict
     anchors: Mapping[int, Anchor] = field(default_factory=dict)  # by node, of every trunk that was branched
     trunks: Sequence[RolloutId] = ()  # in id order; one without an eligible position is a trunk too
 
@@ -180,7 +180,7 @@ def rejection(outcome: GroupRewards, *, enough: bool) -> str:
 
     ``enough``: there was something that could have been trained, had its rewards differed.
     """
-    rewards = [reward for judged in outcome.by_node().values() for reward in judged.values()]
+    rewards = [reward for scored in outcome.by_node().values() for reward in scored.values()]
     return no_spread(rewards) or ("no_spread" if enough else "too_few")
 
 
@@ -199,19 +199,19 @@ class FlatStrategy:
         return GroupPlan(bases=self.config.bases)
 
     def advantages(self, rewards: Sequence[float]) -> Sequence[float] | None:
-        """A of each judged rollout, in the order of the rewards (id order); None: there is nothing to train."""
+        """A of each scored rollout, in the order of the rewards (id order); None: there is nothing to train."""
         raise NotImplementedError
 
     def credit(self, outcome: GroupRewards) -> Credit:
         """The group as one state, with the reason of ``no_spread`` where there is nothing to train."""
-        judged = outcome.by_node()[0]
-        rewards = list(judged.values())
+        scored = outcome.by_node()[0]
+        rewards = list(scored.values())
         value = StateValue(node=0, reward_sum=math.fsum(rewards), scored=len(rewards)) if rewards else None
         advantages = self.advantages(rewards)
         if advantages is None:
             reason = no_spread(rewards)
             return Credit(advantages={}, rejected=reason, states={0: StateCredit(value=value, dropped=reason)})
-        by_id = {id: whole(a) for id, a in zip(judged, advantages, strict=True)}
+        by_id = {id: whole(a) for id, a in zip(scored, advantages, strict=True)}
         return Credit(advantages=by_id, states={0: StateCredit(value=value)})
 
 
