@@ -170,5 +170,5 @@ def _starts(text: str) -> list[int]:
 
 
 def _holds(text: str, part: str) -> bool:
-    """Both normal texts: piece for piece."""
+    """Whether the pieces of one normal text contain those of the other, in a row."""
     return f" {part} " in f" {text} "

@@ -209,7 +209,7 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
 
 
 def _alone(value: Any) -> Any:
-    """A list of one (OlympiadBench) is its only entry."""
+    """Unwrap a list of one entry, as OlympiadBench writes answers."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -224,7 +224,7 @@ def text_of(value: Any) -> str:
 
 
 def _number(value: float | Decimal) -> str:
-    """As a person would write it: ``5``, ``0.1``, ``0.0000001``; powers of ten only where the digits would be very many."""
+    """Write a number as a person would: ``5``, ``0.1``, ``0.0000001``; powers of ten only where the digits would be very many."""
     number = Decimal(repr(value)) if isinstance(value, float) else value
     if not number.is_finite() or abs(number.adjusted()) >= LONG_NUMBER:
         return str(value)

@@ -67,7 +67,7 @@ def read_heldout(config: Config, announce: Callable[[str], None] = lambda _: Non
 
 
 def _named_places(data: DataConfig) -> list[tuple[str, SourceConfig]]:
-    """(setting, source) of all that will be read, but for the toy task."""
+    """Return (setting, source) for everything that will be read, except the toy task."""
     paths = [("data.train", data.train), ("data.heldout", data.heldout)]
     named = [(name, SourceConfig(path=path)) for name, path in paths if path not in ("", "toy", SOURCES)]
     lists = [("protected", data.protected, True)]

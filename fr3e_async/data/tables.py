@@ -146,7 +146,7 @@ def _plain_rows(schema: Any) -> Callable[[Any], dict[str, Any]]:
 
 
 def _plain(kind: Any) -> Callable[[Any], Any]:
-    """The same for values of one type: a short float is the number that was written (0.1, not 0.10000000149), a map a mapping."""
+    """Return the converter for values of one type: a short float is the number that was written (0.1, not 0.10000000149), a map a mapping."""
     from pyarrow import types
 
     if types.is_float32(kind) or types.is_float16(kind):
@@ -185,7 +185,7 @@ def _wanted(columns: Columns, names: Sequence[str], location: str) -> list[str]:
 
 
 def _guarded(rows: Iterable[Any], path: Path, setting: str) -> Iterator[Any]:
-    """The same rows or batches; what a library raises on the way is a ``DataError`` that names the file."""
+    """Pass rows or batches on; turn what a library raises meanwhile into a ``DataError`` that names the file."""
     iterator = iter(rows)
     while True:
         with _named(f"{path}: cannot be read further", setting):
@@ -207,7 +207,7 @@ def _named(what: str, setting: str, hint: str = "") -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """The error's own words, and those of the first cause: "An error occurred while generating the dataset" alone says nothing."""
+    """Return the messages of the error and of its first cause: "An error occurred while generating the dataset" alone says nothing."""
     first = error
     while first.__cause__ is not None:
         first = first.__cause__

@@ -44,7 +44,7 @@ class ScoredSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """What one evaluation found. Counts are of samples unless named otherwise."""
+    """The counts and means of one evaluation. Counts are of samples unless named otherwise."""
 
     problems: int
     samples: int

@@ -1,6 +1,6 @@
-"""All that one evaluation of one benchmark says, as one object: accuracy, pass@k, maj@k, lengths, and what went wrong. Pure.
+"""The scores of one evaluation of one benchmark: accuracy, pass@k, maj@k, lengths, and what went wrong. Pure.
 
-The definitions are ``docs/evaluation.md``'s. An unknown verdict counts as not correct everywhere; how many there were is said.
+The definitions are ``docs/evaluation.md``'s. An unknown verdict counts as not correct; the number of unknowns is reported.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Scores:
     newest_version: int
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON: ``accuracy``, ``low`` and ``high`` are avg@k, every other estimate a mapping of value, low, high."""
+        """Return the scores as plain JSON: ``accuracy``, ``low`` and ``high`` are avg@k, every other estimate a mapping of value, low, high."""
         data = asdict(self)
         avg = data.pop("avg")
         data["pass_at"] = {str(k): estimate for k, estimate in data["pass_at"].items()}

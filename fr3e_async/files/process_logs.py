@@ -46,7 +46,7 @@ _NOISY = ("deepspeed", "DeepSpeed", "ray", "transformers", "vllm", "urllib3", "f
 
 
 def quiet_environment(*, verbose: bool) -> dict[str, str]:
-    """Settings for this process and its actors that a person has not set already; none with ``verbose``."""
+    """Return the environment variables that silence libraries in this process and its actors: those the user has not set, none with ``verbose``."""
     return {} if verbose else {name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ}
 
 

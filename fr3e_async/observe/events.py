@@ -52,7 +52,7 @@ no_batch           | warning | no batch was trained for 30 s, and again after tw
 
 
 class EventFields(TypedDict, total=False):
-    """What an event may say besides its text."""
+    """The fields of an event besides its text."""
 
     actor: str
     role: str

@@ -160,7 +160,7 @@ class Packer:
         return self.flush() if self._chars >= PART_CHARS else None
 
     def flush(self) -> str | None:
-        """What is left, packed; None if nothing is."""
+        """Return the last, partly filled part, packed; None if it is empty."""
         if not self._trees:
             return None
         part, self._trees, self._chars = packed(self._trees), [], 0
@@ -169,7 +169,7 @@ class Packer:
 
 
 def summary_of(tree: dict[str, Any]) -> dict[str, Any]:
-    """What the list shows, sorts and searches of a tree. ``entropy``: nats a token, over the tokens where it is known."""
+    """Return the fields by which the page lists, sorts and searches a tree. ``entropy``: nats a token, over the tokens where it is known."""
     outcomes = Counter(rollout["outcome"] for rollout in tree["rollouts"])
     known = [value for rollout in tree["rollouts"] for value in rollout["entropies"] or () if value is not None]
     root = next((state for state in tree["states"] if state["node"] == 0), None)

@@ -103,7 +103,7 @@ class RolloutWorker:
             yield self._batch(drawing, ended, budget=draw.max_tokens if trunk else 0)
 
     async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> RolloutBatch:
-        """One batch of them all, in the order of the ids: what an evaluation and the door want."""
+        """Sample all rollouts and return one batch in the order of the ids, as an evaluation and the check of new engines need it."""
         drawing = self._of_prompts(prompts, ids, draw)
         ended = [one async for some in self._as_they_end(drawing.requests) for one in some]
         return self._batch(drawing, sorted(ended, key=lambda one: one[0]))
@@ -154,7 +154,7 @@ class RolloutWorker:
         )
 
     def _batch(self, drawing: _Drawing, ended: Sequence[tuple[int, Completion]], *, budget: int = 0) -> RolloutBatch:
-        """The rollouts that have ended. ``budget``: tokens of a response, if anchors may be chosen on them; 0: they are no trunks."""
+        """Pack the rollouts that have ended. ``budget``: most tokens of a response if they are trunks; 0: they are none."""
         used = sorted({drawing.context_of[index] for index, _ in ended})
         contexts = [drawing.contexts[drawing.context_of[index]] for index, _ in ended]
         prompts = [drawing.prompt_lens[drawing.context_of[index]] for index, _ in ended]
@@ -174,7 +174,7 @@ class RolloutWorker:
         )
 
     async def _as_they_end(self, requests: Sequence[SampleRequest]) -> AsyncIterator[list[tuple[int, Completion]]]:
-        """Completions with their indices among the requests; those that end within ``LINGER_S`` of each other come together.
+        """Yield lists of (index of the request, completion); what ends within ``LINGER_S`` of each other comes together.
 
         A request that fails ends the iteration with its error, after what had ended before. However it ends, no request is
         left in the engine.

@@ -45,7 +45,7 @@ def open_sender(
 
 
 def engine_init_info(meeting: TransferMeeting, *, rank: int) -> dict[str, Any]:
-    """What vLLM's ``init_weight_transfer_engine`` is told in the engine of this rank of the group."""
+    """Return the arguments of vLLM's ``init_weight_transfer_engine`` for the engine with this rank in the group."""
     told = {
         "master_address": meeting.host, "master_port": meeting.port, "world_size": meeting.world, "rank_offset": rank,
     }  # fmt: skip
@@ -53,7 +53,7 @@ def engine_init_info(meeting: TransferMeeting, *, rank: int) -> dict[str, Any]:
 
 
 def update_info(manifest: WeightManifest) -> dict[str, Any]:
-    """What vLLM's ``update_weights`` is told, in either backend."""
+    """Return the arguments of vLLM's ``update_weights``, the same for both backends."""
     count = len(manifest.names)
     shapes = [list(shape) for shape in manifest.shapes]
     return {"names": list(manifest.names), "dtype_names": [manifest.dtype] * count, "shapes": shapes}

@@ -162,7 +162,7 @@ def default_out(model: str, now: float) -> Path:
 
 
 def identity_of(config: Config, model: PolicyFiles, sets: Sequence[TestSet]) -> dict[str, Any]:
-    """What makes an evaluation what it is: samples of two that agree in it may stand side by side.
+    """Return what identifies an evaluation: results may be compared, and resumed, only if it is equal.
 
     ``prompts`` stands for all that makes tokens of a problem: the template's text, the tokenizer, its own chat template.
     """

@@ -117,7 +117,7 @@ def _refuse_idle(config: Config, given: Layer) -> None:
 
 
 def _located(error: ConfigError, given: Layer) -> ConfigError:
-    """The same with file and line, or what was typed, of the setting that it begins with."""
+    """Prefix an error with the file and line, or the typed word, of the setting that it names first."""
     path = re.match(r"[\w.]*", str(error))
     knob, _ = locate(path[0].rstrip(".") if path else "")
     origin = given[knob.path].origin if knob is not None and knob.path in given else ""
@@ -262,7 +262,7 @@ def _flatten(
 
 
 def _as_meant(knob: Knob, value: Any) -> Any:
-    """Undo what YAML makes of unquoted words: ``off`` and ``false`` are no text to it."""
+    """Turn YAML's booleans back into the words ``off`` and ``false`` where the setting takes a text."""
     words = ("on", "true") if value is True else ("off", "false") if value is False else ()
     return next((word for word in words if word in knob.choices), value)
 

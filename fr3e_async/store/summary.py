@@ -24,7 +24,7 @@ def key(meaning: str, unit: str = "", *, default: Callable[[], Any] | None = Non
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """See the module's docstring. Numbers cover all sessions of the run unless their meaning says otherwise."""
+    """The content of ``summary.json``. Numbers cover all sessions of the run unless their meaning says otherwise."""
 
     name: str = key("run.name")
     exit_reason: str = key("'finished', or why the run stopped before its last step")
@@ -113,5 +113,5 @@ def write_problems(run: Path, name: str, rows: Sequence[Mapping[str, Any]], *, k
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One JSON object a line. Raises ``ValueError`` if a number is not finite."""
+    """Join rows as one JSON object a line. Raises ``ValueError`` if a number is not finite."""
     return "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)

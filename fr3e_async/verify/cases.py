@@ -167,7 +167,10 @@ def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase]
 
 
 def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
-    """Cells of one line; "policy" is part of right, "unproven" and "unanswered" of wrong. A verdict agrees with a label if it is right or wrong as the label is; an unknown one never does, and is a "false -" where the label is right."""
+    """Cells of one line; "policy" is part of correct, "unproven" and "unanswered" are parts of wrong.
+
+    A verdict agrees with a label if both are correct or both wrong. An unknown one never agrees: it is a "false -" where the label is correct.
+    """
     by_outcome = Counter(j.verdict.outcome for j in judged)
     by_policy = sum(j.is_correct and j.verdict.reason.startswith("policy") for j in judged)
     unproven = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason.startswith("unproven") for j in judged)
@@ -191,7 +194,7 @@ def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
 def judge_cases(
     cases: Sequence[LabelledCase], config: VerifierPoolConfig, terms: Sequence[RewardConfig] = reward_terms(MATH, ())
 ) -> list[JudgedCase]:
-    """One case after another for each worker, so that the time of a case is its own; where a function takes batches, it is the mean."""
+    """Judge all cases, one at a time for each worker, so that each has its own time; with batches it is the mean."""
     with VerifierPool(config, terms) as pool:
         math_alone = [term.function for term in terms] == [MATH]
         if math_alone:  # the first case shall not wait for imports

@@ -110,7 +110,7 @@ class VerifierPool:
             one.tasks.close()
 
     def _sum(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """Right or wrong by the first function; unknown where one of them is."""
+        """Add up the weighted scores. The first function decides what is correct; one unknown makes the sum unknown."""
         terms = [one.term for one in self.functions]
         if len(terms) == 1 and terms[0].weight == 1:
             return verdicts[0]
@@ -164,7 +164,7 @@ class _Function:
         return [self._beside(q, verdict) for q, verdict in zip(questions, verdicts, strict=True) if verdict is not None]
 
     async def _judged(self, tasks: Sequence[Task]) -> list[Verdict]:
-        """By one worker, as long as it lives."""
+        """Judge tasks in one worker, as long as it lives."""
         if not self.term.batch:
             return [self._verdict(result) for result in await asyncio.wrap_future(self.tasks.submit(tasks))]
         (result,) = await asyncio.wrap_future(self.tasks.submit([tasks]))
@@ -179,7 +179,7 @@ class _Function:
         return [self._verdict(Result(part, result.attempts)) for part in parts]
 
     def prepared(self, question: Question) -> Verdict | Task:
-        """The verdict if it takes no process, else the task for one."""
+        """Return the verdict if no process is needed, else the task for one."""
         if fault := question.fault or (self._math and question.answer_fault):
             return Verdict(outcome=Outcome.WRONG, reason=fault, score=None if self._math else self.term.range[0] or None)
         if self._math:
@@ -233,7 +233,7 @@ def bare_reference(reference: str) -> str:
 
 
 def policies_of(config: VerifierPoolConfig) -> Policies:
-    """The judge's switches as the section ``verifiers`` sets them."""
+    """Read the judge's policies from the section ``verifiers``."""
     return Policies(
         unfinished=config.unfinished, units=config.units, percent=config.percent, decimal_digits=config.decimal_digits
     )  # fmt: skip

@@ -1,4 +1,4 @@
-r"""What a rule says, and how rules use each other: by level, so that a list can ask for its items whatever rules there are.
+r"""The type of a ruling, and how rules call each other: by level, so that a rule for lists can judge items without knowing other rules.
 
 ``judge`` knows the rules and sets them here; rules know only this module.
 """
