@@ -159,11 +159,11 @@ function value(state) {
 }
 
 function rolloutItem(tree, nodes, state, rollout, level, tools) {
-  const first = stretchAt(rollout.advantage, 0), many = (rollout.advantage ?? []).length > 1;
+  const first = spanAt(rollout.advantage, 0), many = (rollout.advantage ?? []).length > 1;
   const trunk = state.node === 0 && Object.values(nodes).some((other) => other.node && other.trunk === rollout.branch);
   const label = h("span.label", {}, outcome(rollout), h("span", {}, `${state.node ? "branch" : "base"} ${num(rollout.branch, 6)}`),
     trunk ? h("span.chip", {}, "trunk") : null,
-    rollout.advantage ? h("span.fact", { title: "advantage, as trained" }, `A′ ${many ? `${rollout.advantage.length} stretches` : signedNum(first)}`)
+    rollout.advantage ? h("span.fact", { title: "advantage, as trained" }, `A′ ${many ? `${rollout.advantage.length} spans` : signedNum(first)}`)
       : tree.outcome === "trained" ? h("span.fact", {}, "not trained") : null,
     rollout.reward === null || rollout.reward === { correct: 1, wrong: 0 }[rollout.outcome] ? null
       : h("span.fact", { title: "reward" }, `r ${num(rollout.reward)}`),
