@@ -9,8 +9,6 @@ Example::
     ack = await engine.load_weights(bundle)  # while requests run; their later tokens carry the new version
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol

@@ -9,8 +9,6 @@ Example::
     engine = FakeEngine(spec, FakeBehaviour(token_s=0.001, fault=lambda id, attempt: Fault.ABORT if attempt == 1 else None))
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import zlib

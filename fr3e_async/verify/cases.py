@@ -1,7 +1,5 @@
 """Gold/prediction pairs of a file, their verdicts by a pool, and the table of how far they agree with labels."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

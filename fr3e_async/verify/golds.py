@@ -4,8 +4,6 @@ A gold that is no mathematics to math-verify is matched as text only: every othe
 and rows; nothing of responses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

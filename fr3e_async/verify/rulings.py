@@ -3,8 +3,6 @@ r"""What a rule says, and how rules use each other: by level, so that a list can
 ``judge`` knows the rules and sets them here; rules know only this module.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -5,8 +5,6 @@ or arrival order. The strategies without branches are here, too: GRPO, GRPO++ an
 rollouts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
