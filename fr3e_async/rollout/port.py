@@ -1,7 +1,7 @@
 """The interface of every engine: requests and completions as token ids, weights in, counters out.
 
-Knows nothing of vLLM, Ray, groups or rewards. ``vllm_engine.VllmEngine`` is the real one, ``testing.engine.FakeEngine``
-replaces it in control-plane tests.
+Knows nothing of vLLM, Ray, groups or rewards. ``vllm_engine.VllmEngine`` is the real one; ``testing.engine.ScriptedEngine``
+answers from a script in tests.
 
 Example::
 
