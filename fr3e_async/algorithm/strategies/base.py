@@ -5,6 +5,8 @@ or arrival order. The strategies without branches are here, too: GRPO, GRPO++ an
 rollouts.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
