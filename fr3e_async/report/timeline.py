@@ -188,7 +188,7 @@ def _lane_for_page(lane: Lane, start: float, grain: float) -> dict[str, Any]:
 
 
 def _coarse(spans: Iterable[Interval], grain: float) -> list[Interval]:
-    """Disjoint, and what is less than ``grain`` seconds apart is one."""
+    """Join intervals that are less than ``grain`` seconds apart; the result is disjoint."""
     merged: list[Interval] = []
     for start, end in union((start, max(end, start + 1e-6)) for start, end in spans):
         if merged and start - merged[-1][1] < grain:

@@ -11,7 +11,7 @@ from fr3e_async.verify.value_rules import is_prose
 
 
 def reference_kind(reference: str) -> Literal["integer", "mathematics", "word", "text"]:
-    """What answers to this reference are compared by: digits, mathematics, one word or a few, or text, where only the same words are right.
+    """What answers to this reference are compared by: digits, mathematics, one word or a few, or text, where only the same words are correct.
 
     "text" is what a dataset should be warned of.
     """
