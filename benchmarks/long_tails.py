@@ -15,11 +15,12 @@ Bounds, of the seconds P between two batches of G groups with T tokens each, on 
 engines   P ≥ G·(T·(a + b·W)/W + c·prefill) / E + pause               with W requests running in each
 learner   P ≥ fixed + G·tokens·each / ranks + export
 slots     (η + 1)·P ≥ chain·(a + b·n) + learner + fetch + pause       a group keeps its slot from admission until its weights are live.
-          chain: tokens one after another (first base, then its longest branch; or another base), of the longest group of a batch for
-          flow.order=admission, of the mean group for window; n: the requests that an engine runs on average at that P
+          chain: tokens one after another (first base, then its longest branch; or another base) of a batch's longest group, in either
+          order: it has to be trained before its tokens are too old; n: the requests that an engine runs on average at that P
 per task  as engines, with u·W running: u = Σ lengths / Σ (rollouts of a task · its longest one)
 
-Cells that are in OUT are not run again. ``ray``: the same cells with fake engines over real Ray, ``--scale`` times as fast.
+Cells that are in OUT are not run again. ``ray``: some cells with fake engines over real Ray, ``--scale`` times as fast, and each of them in
+the simulator: the same groups, batches and code that counts.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from fr3e_async.config import Config
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS
 from fr3e_async.machine.messages import Branch, Sample
 from fr3e_async.outcomes import Outcome
-from fr3e_async.settings.loader import load_config
+from fr3e_async.settings.loader import LoadedConfig, load_config
 from fr3e_async.simulate.engine import Request
 from fr3e_async.simulate.groups import Groups
 from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Service, SystemModel, VerifierTimes, WeightTimes, batch_tokens
 from fr3e_async.simulate.stats import LEARNER, SimulationReport
 from fr3e_async.simulate.workload import LogNormalWorkload
-from fr3e_async.simulate.world import World
+from fr3e_async.simulate.world import EventLog, World
 from fr3e_async.types import RolloutId
 
 # Inter-token latency in ms by requests at once: Llama 3.1 8B on one H100, NVIDIA NIM 1.8.0, docs.nvidia.com/nim/benchmarking/llm/1.0.0/performance
@@ -95,15 +96,20 @@ class Cell:
 
     @property
     def config(self) -> Config:
-        engines, ranks = (DEVICES, DEVICES) if self.colocated else (self.engines, DEVICES - self.engines)
-        window = (f"flow.window={self.groups}",) if self.order == "window" else ()
-        return load_config([
-            "config=toy", "data.max_prompt=256", "learner.micro_batch_tokens=17408", "observe.console=off", "run.steps=1000000", f"sampling.max_response={MOST}", "algorithm.min_gap=8",
-            "flow.lease_s=1000000", f"flow.groups_per_step={self.groups}", f"flow.max_staleness={self.staleness}",
-            f"flow.order={self.order}", *window, "pools.flexible_roles=true", "engine.clear_cache_on_update=false",
-            "engine.block_size=16", f"generators.count={engines - engines // 2}", f"explorers.count={engines // 2}",
-            f"generators.rollouts_in_flight={IN_FLIGHT}", f"explorers.rollouts_in_flight={IN_FLIGHT}", f"learner.ranks={ranks}",
-        ]).config  # fmt: skip
+        return cell_settings(self).config
+
+
+def cell_settings(cell: Cell, *more: str) -> LoadedConfig:
+    engines, ranks = (DEVICES, DEVICES) if cell.colocated else (cell.engines, DEVICES - cell.engines)
+    window = (f"flow.window={cell.groups}",) if cell.order == "window" else ()
+    return load_config([
+        "config=toy", "observe.console=off", "run.steps=1000000", f"sampling.max_response={MOST}", "algorithm.min_gap=8",
+        "data.max_prompt=256", "learner.micro_batch_tokens=17408", "learner.minibatches=2", "flow.lease_s=1000000", "watchdog.timeout_s=1000000",
+        f"flow.groups_per_step={cell.groups}", f"flow.max_staleness={cell.staleness}", f"flow.order={cell.order}", *window,
+        "pools.flexible_roles=true", "engine.clear_cache_on_update=false", "engine.block_size=16",
+        f"generators.count={engines - engines // 2}", f"explorers.count={engines // 2}",
+        f"generators.rollouts_in_flight={IN_FLIGHT}", f"explorers.rollouts_in_flight={IN_FLIGHT}", f"learner.ranks={ranks}", *more,
+    ])  # fmt: skip
 
 
 # ---- what a batch is, and the bounds ----
@@ -116,8 +122,7 @@ class Batches:
     tokens: float  # generated
     prefill: float  # context tokens, each computed once
     trained: float  # tokens that the learner computes
-    chain: float  # tokens of the longest chain of a batch,
-    chain_mean: float  # and of a mean group
+    chain: float  # tokens of the longest chain of a batch
     filled: float  # u: of the places that tasks keep, part that is running
 
     @classmethod
@@ -129,7 +134,7 @@ class Batches:
         tokens, prefill, trained, chain, kept = rows.reshape(span.batches, size, 5).transpose(2, 0, 1)
         return cls(
             tokens=tokens.sum() / span.batches, prefill=prefill.sum() / span.batches, trained=trained.sum() / span.batches,
-            chain=chain.max(axis=1).mean(), chain_mean=chain.mean(), filled=tokens.sum() / kept.sum(),
+            chain=chain.max(axis=1).mean(), filled=tokens.sum() / kept.sum(),
         )  # fmt: skip
 
 
@@ -180,9 +185,10 @@ class Bounds:
             return (batch.tokens * step_s(engine, running) / running + prefill) / count + times.weights.pause_s
 
         learner = times.learner.fixed_s + times.learner.token_s * batch.trained / ranks + times.learner.export_s
-        chain = batch.chain if cell.order == "admission" else batch.chain_mean
         waits = learner + times.weights.fetch_s + times.weights.pause_s
-        slots = least(lambda seconds: (chain * spread_s(engine, batch.tokens / count / seconds) + waits) / (cell.staleness + 1))
+        slots = least(
+            lambda seconds: (batch.chain * spread_s(engine, batch.tokens / count / seconds) + waits) / (cell.staleness + 1)
+        )
         return cls(engines=engines(IN_FLIGHT), engines_per_task=engines(batch.filled * IN_FLIGHT), learner=learner, slots=slots)
 
     def period(self, cell: Cell) -> float:
@@ -253,10 +259,11 @@ class Endless(World):
             raise Enough
 
 
-def simulated(cell: Cell, times: Service, span: Span) -> SimulationReport:
+def simulated(cell: Cell, times: Service, span: Span, log: EventLog | None = None) -> SimulationReport:
     world = Endless(
         cell.config, SystemModel(service=times, workload=WORKLOAD), seed=SEED, warmup=span.warmup, batches=span.last,
         per_task=cell.delivery == "task",
+        log=log,
     )  # fmt: skip
     with contextlib.suppress(Enough):
         world.run()
