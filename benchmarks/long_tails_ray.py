@@ -82,7 +82,7 @@ class TailEngine(InstantEngine):
         self._groups = Groups(config, make_strategy(config.algorithm).plan, workload, seed=seed)
         self._inner: SimulatedEngine | None = None
 
-    def _engine(self) -> SimulatedEngine:
+    def _running(self) -> SimulatedEngine:
         if self._inner is None:
             self._clock = LoopClock(self._scale)
             self._inner = SimulatedEngine(
@@ -113,7 +113,7 @@ class TailEngine(InstantEngine):
     async def _drawn(
         self, work: Sample | Branch, contexts: dict[RolloutId, Any], prompt: int
     ) -> AsyncIterator[Delivery | RolloutBatch]:
-        group, engine = work.ids[0].group, self._engine()
+        group, engine = work.ids[0].group, self._running()
         if group not in self._groups:
             self._groups.open(group, int(group[1:].split("@")[0]))
         rows = self._groups.rows(work, ("here", engine.cache))
@@ -161,9 +161,9 @@ class TailEngine(InstantEngine):
     async def load_weights(self, bundle: WeightBundle) -> WeightAck:
         await asyncio.sleep(self._times.weights.fetch_s / self._scale)
         loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._engine().load(self._times.weights.pause_s, clear_cache=False, call=loaded.set_result, argument=None)
+        self._running().load(self._times.weights.pause_s, clear_cache=False, call=loaded.set_result, argument=None)
         await loaded
-        self._engine().version = bundle.version
+        self._running().version = bundle.version
         return await super().load_weights(bundle)
 
 
