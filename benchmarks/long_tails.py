@@ -58,7 +58,7 @@ REQUEST_S, STEP_S = (float(x) / 1e3 for x in np.polyfit([*CURVE], [*CURVE.values
 PREFILL_S = 2 * 8e9 / (989e12 * 0.5)  # a token: arithmetic of 8 G parameters at half of an H100's peak
 GROUPS, IN_FLIGHT, MOST = 64, 64, 16_384  # of a batch; of an engine; tokens
 DEVICES, SEED = 8, 0
-WORKLOAD = LogNormalWorkload(mean=6000, sigma=6000 * (np.exp(0.8**2) - 1) ** 0.5, prompt=200, right_alpha=20, right_beta=20)
+WORKLOAD = LogNormalWorkload(mean=6000, sigma=6000 * (np.exp(0.8**2) - 1) ** 0.5, prompt=200, correct_alpha=20, correct_beta=20)
 WEIGHTS = WeightTimes(fetch_s=3.0, pause_s=1.5)  # 16 GB at 5 and at 10 GB/s
 FIXED_S, EXPORT_S = 2.0, 3.0
 Rows = dict[str, dict[str, Any]]  # by the name of the cell

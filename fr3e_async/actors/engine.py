@@ -88,9 +88,9 @@ class EngineActor(Watched):
         assert self._engine is not None
         return await _or_die(self._engine.load_weights(bundle, fetch=_fetch))
 
-    async def join_transfer(self, meeting: TransferMeeting, place: int) -> None:
+    async def join_transfer(self, meeting: TransferMeeting, rank: int) -> None:
         assert self._engine is not None
-        await _or_die(self._engine.join_transfer(meeting, place=place))
+        await _or_die(self._engine.join_transfer(meeting, rank=rank))
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         assert self._engine is not None

@@ -46,7 +46,7 @@ def thoughts_by(marks: Sequence[str]) -> Thoughts:
 
 
 def answer_end(pieces: Sequence[str], thoughts: Thoughts = THINK) -> int | None:
-    r"""Index of the first token after the box that is judged, or None if the text has no answer.
+    r"""Index of the first token after the box that counts, or None if the text has no answer.
 
     ``pieces[i]`` is the text of token i. Example: ``["so ", "\\boxed{", "4", "}", "<end>"]`` gives 4.
     """

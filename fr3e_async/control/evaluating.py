@@ -120,7 +120,7 @@ class EvaluationSchedule:
                 clock=self._context.clock,
             )
         except TaskLost as error:  # training continues without it
-            text = f"evaluation {label!r}, {test_set.title}, is given up: {error}"
+            text = f"evaluation {label!r}, {test_set.title}, failed: {error}"
             self._reporter.note(text, "evaluation_lost", version=at.version)
             return
         record = self._progress.evaluated(found, at=at)

@@ -35,7 +35,7 @@ class Scratch:
     """A temporary folder that this process owns until ``close`` removes it."""
 
     def __init__(self, path: Path, lock: IO[str], made: Sequence[Path]) -> None:
-        """Use ``claim``. ``made``: folders above it that were not there."""
+        """Called by ``claim``. ``made``: the parent folders that it created."""
         self.path, self._lock, self._made, self._owner = path, lock, made, os.getpid()
 
     @classmethod

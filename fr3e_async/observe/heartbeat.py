@@ -18,7 +18,7 @@ def _gauge(name: str, unit: str, panel: str, meaning: str) -> PrometheusMetric:
 
 
 def _total(name: str, unit: str, panel: str, meaning: str, *, by: str = "") -> PrometheusMetric:
-    """A counter. The field is the sum so far; ``by``: the label of a field that has a sum for each of several names."""
+    """Declare a counter: the field holds the sum so far; ``by``: the label of a field that has a sum for each of several names."""
     return PrometheusMetric(name=name, kind="counter", unit=unit, labels=(by,) if by else (), panel=panel, meaning=meaning)
 
 

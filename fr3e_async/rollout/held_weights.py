@@ -31,7 +31,7 @@ class Receipt:
 
 
 class HeldWeights:
-    """See the module's docstring. A new one holds nothing, so the first version is loaded as a whole."""
+    """Tracks the bytes that an engine received and the tensors its model was proven to hold. A new one holds nothing: the first version is loaded whole."""
 
     def __init__(self) -> None:
         self._shared = SharedWeights()

@@ -164,8 +164,8 @@ class Engine(Protocol):
         Raises ``WeightsRefused`` if nothing was changed, ``EngineDead`` if the model may be half-loaded.
         """
 
-    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
-        """Leave the transfer group of before, and join this one as rank ``place``. Needs ``EngineSpec.transfer``."""
+    async def join_transfer(self, meeting: TransferMeeting, *, rank: int) -> None:
+        """Leave the transfer group of before, and join this one as ``rank``. Needs ``EngineSpec.transfer``."""
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         """Load weights that the transfer group broadcasts; requests pause until all of them have arrived.

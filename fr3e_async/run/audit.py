@@ -37,7 +37,7 @@ class Audit:
 
 
 def audit_run(run: Path) -> Audit:
-    """Raises ``StorageError``: it is no run directory, or a file of it cannot be read."""
+    """Check all files of a run against each other. Raises ``StorageError``: no run directory, or a file cannot be read."""
     if not run.is_dir():
         raise StorageError(f"{run} is no folder")
     if not (run / LEDGER).is_file():

@@ -34,7 +34,7 @@ class ReplayedEvent:
 
 
 def replay(header: Header, entries: Iterator[Entry]) -> Iterator[ReplayedEvent]:
-    """Each event of a session with what the machine decides, which may be that it refuses to continue."""
+    """Yield each event of a session with what the machine decides now; at last perhaps that it refuses to continue."""
     config = config_from(header.config)
     machine = Machine(config, make_strategy(config.algorithm), state=header.state)
     machine.start()

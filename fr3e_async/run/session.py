@@ -241,7 +241,7 @@ class Session:
         return source
 
     async def _from_checkpoint(self, read: Callable[[], T]) -> T:
-        """What ``read`` reads, in a thread: files or objects may not come. Raises ``RunFailed`` at the time limit."""
+        """Run ``read`` in a thread and return its result, since files or objects may never come. Raises ``RunFailed`` at the time limit."""
         async with limited(self._config.learner, "start_timeout_s", "the checkpoint could not be read"):
             return await run_in_daemon_thread(read)
 

@@ -24,7 +24,7 @@ def misplaced_option(argument: str, follower: str, options: Sequence[str]) -> st
 
 
 def _value(word: str) -> str:
-    """The next word of the command line, if it can be the value of the one before."""
+    """Return the next word of the command line if it can be the value of the option before it."""
     return "VALUE" if not word or "=" in word or word.startswith("-") else word
 
 

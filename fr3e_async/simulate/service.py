@@ -92,7 +92,8 @@ class SystemModel:
     def load(cls, path: Path) -> SystemModel:
         """Read a file that ``save`` wrote. Raises ``StorageError`` (one line) where it is missing or has other content."""
         try:
-            read = msgspec.json.decode(path.read_bytes(), type=_File)
+            content = path.read_bytes().replace(b'"right', b'"correct')  # the word of older files
+            read = msgspec.json.decode(content, type=_File)
         except OSError as error:
             raise StorageError(f"{path} is not readable ({error.strerror})") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:

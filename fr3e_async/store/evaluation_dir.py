@@ -56,7 +56,7 @@ class EvaluationDir(ClaimedFolder):
         self.close()
 
     def finished(self, benchmark: str, *, samples: int) -> dict[str, list[ScoredSample]]:
-        """The problems that are done, each with its ``samples`` samples. A line that was cut off, and any other, is passed over."""
+        """Read the finished problems, each with its ``samples`` samples; skip a line that was cut off and any other that does not fit."""
         found: dict[str, list[ScoredSample]] = {}
         path = self._problems(benchmark)
         if not path.is_file():
@@ -82,7 +82,7 @@ class EvaluationDir(ClaimedFolder):
         self._writers[benchmark].write(problem_row(problem, samples))
 
     def earlier(self) -> dict[str, dict[str, Any]]:
-        """By benchmark, the rows of the results that are there. Raises ``StorageError`` for a file that is none of ours."""
+        """Read the results that are there: rows by benchmark. Raises ``StorageError`` for a file that is none of ours."""
         try:
             rows: dict[str, dict[str, Any]] = json.loads(self.results.read_text(encoding="utf-8"))["benchmarks"]
             for row in rows.values():

@@ -168,11 +168,11 @@ class _Replay:
         elif record.version == 0 and stated == (0, 0, ()):
             self._roll_back(None)
         else:
-            self._begin_anew(record, there[0] if there else None)
+            self._begin_again(record, there[0] if there else None)
         self._gap = (record.admitted - len(self.admitted), record.settled - len(self.outcomes))
         self._check_slots()
 
-    def _begin_anew(self, record: BeginRecord, nearest: CutPoint | None) -> None:
+    def _begin_again(self, record: BeginRecord, nearest: CutPoint | None) -> None:
         """Take over the state of a ``begin`` that fits no cut, so that one broken law does not cause further reports."""
         if nearest is None:
             earlier = [cut for cut in reversed(self.cuts) if cut.version < record.version]

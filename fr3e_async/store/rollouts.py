@@ -125,7 +125,7 @@ def _batch(file: Any, key: str, note: Mapping[str, Any], path: Path) -> RolloutB
 
 
 def _columns(batch: RolloutBatch) -> Columns:
-    """Those that are not None, each contiguous: safetensors takes their bytes as they lie in memory."""
+    """Return the columns that are not None, each contiguous: safetensors copies raw memory."""
     columns = {name: getattr(batch, name) for name in COLUMNS}
     return {name: np.ascontiguousarray(column) for name, column in columns.items() if column is not None}
 

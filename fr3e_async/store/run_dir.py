@@ -73,7 +73,7 @@ class RunDir(ClaimedFolder):
         return cls(path, config=config, config_yaml=config_yaml, trial=trial, resumed=resumed, changed=changed)
 
     def renew(self, config: Config) -> None:
-        """The run continues with what has ``changed``, and is of this config from now on. Raises ``StorageError``."""
+        """Record the config that the run continues with; ``changed``: its settings that differ from before. Raises ``StorageError``."""
         if self.changed:
             with storage_errors(self.path):
                 write_atomically(self.path / "run.json", _identity(config))
@@ -99,7 +99,7 @@ class RunDir(ClaimedFolder):
         jsonl.cut_after(self.trees, settled, key="settled")
 
     def thin_trees(self, stride: int) -> int:
-        """Leave the trees of every ``stride``-th step; the bytes that stay."""
+        """Keep the trees of every ``stride``-th step only; return the size of the file in bytes."""
         jsonl.keep_rows(self.trees, lambda row: row.get("step", 0) % stride == 0)
         return self.trees.stat().st_size
 

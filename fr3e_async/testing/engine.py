@@ -78,7 +78,7 @@ async def joined(batches: AsyncIterator[RolloutBatch]) -> RolloutBatch:
         return parts[0]
     rows = sorted(
         ((batch, row) for batch in parts for row in range(len(batch))),
-        key=lambda place: (-len(place[0].context(place[1])), place[0].ids[place[1]]),
+        key=lambda pair: (-len(pair[0].context(pair[1])), pair[0].ids[pair[1]]),
     )
     return RolloutBatch.build(
         ids=[batch.ids[row] for batch, row in rows],
@@ -178,7 +178,7 @@ class FakeEngine:
             pause_s=paused,
         )
 
-    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
+    async def join_transfer(self, meeting: TransferMeeting, *, rank: int) -> None:
         raise NotImplementedError("the fake engine takes weights from bundles only")
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:

@@ -202,10 +202,10 @@ def is_digits(token: str) -> bool:
 def closing(tokens: list[str] | Tokens, at: int) -> int:
     """Where the bracket at ``at`` is closed, by whatever closing bracket (intervals mix them); the length if it never is."""
     depth = 0
-    for place in range(at, len(tokens)):
-        depth += _step(tokens[place])
+    for index in range(at, len(tokens)):
+        depth += _step(tokens[index])
         if depth == 0:
-            return place
+            return index
     return len(tokens)
 
 

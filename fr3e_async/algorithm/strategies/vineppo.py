@@ -30,7 +30,7 @@ class VinePpo:
     """
 
     config: AlgorithmConfig
-    reads: ClassVar[frozenset[str]] = TREE
+    reads: ClassVar[frozenset[str]] = TREE | {"overlong_filter"}
 
     def __post_init__(self) -> None:
         if not self.config.anchors:
@@ -48,7 +48,7 @@ class VinePpo:
 
     def credit(self, outcome: GroupRewards) -> Credit:
         nodes = outcome.by_node()
-        values = state_values({node: list(judged.values()) for node, judged in nodes.items()})
+        values = state_values({node: list(scored.values()) for node, scored in nodes.items()})
         credited = {trunk: self._steps(outcome, nodes[0], values, trunk) for trunk in outcome.trunks}
         taught = {id: steps for id, steps in credited.items() if any(step.value for step in steps)}
         states = {node: StateCredit(value=values.get(node), dropped="" if node in values else "too_few") for node in nodes}

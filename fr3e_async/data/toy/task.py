@@ -149,7 +149,7 @@ def _options(value: int, operand: int) -> list[tuple[Term, int]]:
 
 
 def write_solution(problem: ToyProblem, rng: random.Random, slip_rate: float) -> str:
-    """Write one solution; each step goes a wrong way with probability ``slip_rate`` x SLIP_WEIGHT. 0: always right."""
+    """Write one solution; each step goes a wrong way with probability ``slip_rate`` x SLIP_WEIGHT. 0: never."""
     lines, value = [], problem.start
     for number, step in enumerate(problem.steps, start=1):
         right = step.left

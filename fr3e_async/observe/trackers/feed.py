@@ -52,10 +52,10 @@ class Tracker(Protocol):
     def show(self, samples: Samples) -> None: ...
 
     def back_to(self, step: int) -> None:
-        """The run resumes from an earlier step: rows of later ones come again."""
+        """Go back to ``step``: the run resumes there, and rows of later steps come again."""
 
     def close(self, ending: Ending, summary: Mapping[str, float], *, reason: str) -> None:
-        """The last call. ``summary``: the result's numbers, empty for a run that has none. ``reason``: why it ended, in words."""
+        """End the tracker's run; no call follows. ``summary``: the result's numbers, empty for a run that has none. ``reason``: why it ended, in words."""
 
 
 class _Item(NamedTuple):

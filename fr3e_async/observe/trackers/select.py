@@ -91,7 +91,7 @@ class Trackers:
             feed.back_to(step)
 
     def summarised(self, summary: Mapping[str, Any]) -> None:
-        """The run has a result: ``summary.json``, which is written by now."""
+        """Send the numbers of ``summary.json`` to every tracker."""
         self._summary = summary_values(summary)
 
     def ended(self, ending: Ending, *, reason: str) -> None:

@@ -47,7 +47,7 @@ class WandbTracker:
         self._run.define_metric("*", step_metric=STEP)
 
     def _said(self, config: Config, folder: Path) -> dict[str, Any]:
-        """What ``wandb.init`` is told besides mode and settings."""
+        """Return the arguments of ``wandb.init`` besides mode and settings."""
         import wandb
 
         observe = config.observe
