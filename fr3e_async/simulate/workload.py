@@ -72,7 +72,7 @@ class _LogNormalTree:
         return self._answer(chance, self._response(chance))
 
     def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
-        chance = random.Random(f"{self._name}/{base}/positions")
+        chance = random.Random(f"{self._name}/{base}/places")
         return scattered(chance, self.base(base).length, count=count, min_gap=min_gap)
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
