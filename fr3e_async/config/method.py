@@ -1,7 +1,5 @@
 """Settings of the method: how rollouts are drawn, how groups are built and credited, what is optimised."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt

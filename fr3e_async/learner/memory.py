@@ -4,8 +4,6 @@ Arithmetic on a config and a model's sizes. Imports no torch and reads one file 
 this disk. The memory of Python and its libraries (about 1 GiB an actor) is not in the estimate.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

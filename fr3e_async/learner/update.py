@@ -3,8 +3,6 @@
 Knows nothing of DeepSpeed beyond forward, backward and step, and nothing of checkpoints or Ray.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

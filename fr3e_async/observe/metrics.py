@@ -5,8 +5,6 @@ the documentation (``scripts/dashboard.py``) and the page's links to the code (`
 A name that is not here is an error where it is recorded. How to add one: docs/extend.md.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ Omegaconf reads YAML (``1e-6`` is a number to it) and resolves ``${…}``; ``con
 which words help, is not known here. A layer is a plain dict: dotted path → value and where it was given.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -3,8 +3,6 @@
 The n-th group of a seed is the same whatever system answers it, so two simulated systems are compared on the same prompts.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

@@ -5,8 +5,6 @@
 The laws are those of ``machine/ledger.py``; this module shares no code with it, so that a defect there shows here.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

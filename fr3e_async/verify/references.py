@@ -4,8 +4,6 @@ Where math-verify reads no mathematics, the reference is matched as text: every 
 of responses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

@@ -4,8 +4,6 @@ The trunk is cut at reasoning steps (line ends, unless ``algorithm.anchor_rule``
 only estimate its value; what is trained are the trunks, each token with the advantage of the step it is part of.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
