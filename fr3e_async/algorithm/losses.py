@@ -80,10 +80,11 @@ class _Tokens:
     log_reference: Tensor  # log π_ref − log π_θ, nats; with a gradient. 0 without a reference
     advantages: Tensor
     entropies: Tensor  # nats; with a gradient
+    imitation: Tensor | None  # weight of −log π_θ
 
     def completion_sums(self, values: Tensor) -> Tensor:
         """[T] float64 without gradient: at each token the sum of [T] ``values`` over its completion."""
-        # As many places as tokens: their true number would have to be fetched from the device.
+        # As many slots as tokens: their true number would have to be fetched from the device.
         empty = torch.zeros(len(self.mask), dtype=torch.float64, device=self.mask.device)
         return empty.index_add(0, self.sequences, values.detach().double())[self.sequences]
 
@@ -106,12 +107,12 @@ def policy_loss(
     ages_T: Tensor | None = None,
     sequences_T: Tensor | None = None,
     reference_logprobs_T: Tensor | None = None,
+    imitation_T: Tensor | None = None,
 ) -> tuple[Tensor, LossSums]:
-    """Compute this part's share of a minibatch's loss: Σ over its masked tokens of c · (−w · g + KL and entropy terms).
+    """Compute this part's share of a minibatch's loss: Σ over its masked tokens of c · (−w · g + KL, entropy and imitation terms).
 
-    g is the objective (``surrogate``: Clip-Higher, GSPO or CISPO), w the importance weight (``importance_weights``,
-    ``kept_completions``), c the weight of a token in the mean that ``loss.mean`` names (``mean_weights``: 1 / ``total_tokens`` by
-    default). docs/learner.md has all formulas and a worked example.
+    g is the objective (``surrogate``), w the importance weight (``importance_weights``, ``kept_completions``), c the weight of a token in
+    the mean that ``loss.mean`` names (``mean_weights``). docs/learner.md has all formulas and a worked example.
 
     Args:
         logprobs_T: [T] float log π_θ of the sampled tokens, nats, at the sampling temperature.
@@ -125,9 +126,9 @@ def policy_loss(
         ages_T: [T] integers ≥ 0, see ``batching.age_bucket``: they sort the sums and never change the loss. None: all 0.
         sequences_T: [T] integers in [0, T), the completion of each token. No completion spans two parts. None: all of one.
         reference_logprobs_T: [T] float, log π_ref of the sampled tokens. Required if ``reference_coef`` is not 0.
+        imitation_T: [T] float, the weight of −log π_θ that is added to each token's loss. None: all 0.
 
-    Returns:
-        The scalar loss and the sums for metrics.
+    Returns the scalar loss and the sums for metrics.
 
     Raises:
         ValueError: no tokens or completions in total, an entropy bonus without entropies, or a reference's KL without log-probs.
@@ -147,6 +148,7 @@ def policy_loss(
         log_reference=_kept(mask_T, reference_logprobs_T, like=logprobs_T, less=logprobs_T),
         advantages=torch.where(mask_T, advantages_T, 0.0),
         entropies=_kept(mask_T, entropies_T, like=logprobs_T),
+        imitation=imitation_T,
     )
     tokens = replace(tokens, advantages=tokens.advantages - reference_costs(config, tokens))
     losses_T, columns = _losses(config, tokens, completion_tokens=total_tokens / total_completions if total_completions else 0.0)
@@ -155,9 +157,8 @@ def policy_loss(
 
 def _losses(config: LossConfig, tokens: _Tokens, *, completion_tokens: float) -> tuple[Tensor, dict[str, Tensor]]:
     """[T] c · N times the summands of the loss, and what is summed for metrics. ``completion_tokens``: N / S."""
-    kept_T = kept_completions(config, tokens)
+    kept_T, ratio_T = kept_completions(config, tokens), clipped_ratio(config, tokens)
     weights_T = importance_weights(config, tokens.log_weight) * kept_T
-    ratio_T = clipped_ratio(config, tokens)
     losses_T = _token_losses(config, tokens, ratio_T=ratio_T, weights_T=weights_T)
     if config.mean != "token":
         losses_T = losses_T * mean_weights(config, tokens, completion_tokens=completion_tokens)
@@ -248,23 +249,19 @@ def k3(log_ratio_T: Tensor) -> Tensor:
 
 
 def kl_estimate(kind: str, log_ratio_T: Tensor) -> Tensor:
-    """[T] one of Schulman's estimates of KL(p || q), nats, from x = log q − log p of tokens drawn from p ("Approximating KL
-    Divergence", 2020): k1 = −x, unbiased; k2 = x²/2, biased, with the KL's own gradient in a loss; k3 = e^x − 1 − x, unbiased, ≥ 0.
+    """[T] KL(p || q), nats, from x = log q − log p of tokens drawn from p: k1 = −x, k2 = x²/2 or k3 = e^x − 1 − x.
 
-    In a loss the gradient of k1 is 0 on average. Example: x = ln 2 gives −0.693, 0.240 and 0.307.
+    Schulman, "Approximating KL Divergence" (2020). Example: x = ln 2 gives −0.693, 0.240 and 0.307.
     """
-    if kind == "k1":
-        return -log_ratio_T
-    return log_ratio_T.square() / 2 if kind == "k2" else k3(log_ratio_T)
+    return {"k1": torch.neg, "k2": lambda x: x.square() / 2, "k3": k3}[kind](log_ratio_T)
 
 
 def reference_costs(config: LossConfig, tokens: _Tokens) -> Tensor:
     """[T] what ``loss.reference_in`` takes from the advantages: 0 for ``loss``, else β · Σ k over tokens of the completion.
 
-    k is of the proximal policy and has no gradient. ``sequence_reward``: of all tokens, so r − β · KL of a completion is what is
-    raised (RLOO, arXiv 2402.14740, equation 2). ``token_reward``: of this token and those after it, the return of a reward of
-    −β · k at each token (REINFORCE++, arXiv 2501.03262): the same on average, with less noise. Example: k of 1, 2 and 3
-    with β = 1 cost 6, 6, 6 by ``sequence_reward`` and 6, 5, 3 by ``token_reward``.
+    k is of the proximal policy, without gradient. ``sequence_reward``: of all tokens (RLOO, arXiv 2402.14740). ``token_reward``: of this
+    token and those after it (REINFORCE++, arXiv 2501.03262), the same on average and less noisy. Example: k of 1, 2 and 3 with
+    β = 1 cost 6, 6, 6 and 6, 5, 3.
     """
     if not config.reference_coef or config.reference_in == "loss":
         return torch.zeros_like(tokens.advantages)
@@ -283,12 +280,29 @@ def _kept(mask_T: Tensor, values_T: Tensor | None, *, like: Tensor, less: Tensor
     return torch.zeros_like(like) if values_T is None else torch.where(mask_T, values_T - less, 0.0)
 
 
+def value_loss(
+    values_T: Tensor, *, former_T: Tensor, returns_T: Tensor, mask_T: Tensor, clip: float, total_tokens: float
+) -> tuple[Tensor, Tensor]:
+    """Compute this part's share of a minibatch's value loss, ½ Σ max((V − R)², (V' − R)²) / N, and [T] bool: where clipping stopped V.
+
+    V' is V held within ``clip`` of ``former_T``, the values at the start of the update (PPO's value clipping); 0: no clipping.
+    ``returns_T``: R, what V is to predict. Example: V = 0.9, 0.5 before, R = 1, clip 0.2: ½ · 0.3², and V has no gradient.
+    """
+    errors = (torch.where(mask_T, values_T - returns_T, 0.0)).square()
+    moved = torch.where(mask_T, values_T - former_T, 0.0)
+    if not clip:
+        return errors.sum() / (2 * total_tokens), torch.zeros_like(mask_T)
+    held = torch.where(mask_T, former_T + moved.clamp(-clip, clip) - returns_T, 0.0).square()
+    stopped = (moved.abs() > clip) & (held > errors)
+    return torch.where(stopped, held, errors).sum() / (2 * total_tokens), stopped
+
+
 def _capped(config: LossConfig, weights_T: Tensor) -> Tensor:
     return (weights_T > config.importance_cap) | (weights_T < config.importance_floor)
 
 
 def _token_losses(config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weights_T: Tensor) -> Tensor:
-    """[T] the summands of the loss, 0 where the mask is False. The weight is of the surrogate alone: KL and entropy have none."""
+    """[T] the summands of the loss, 0 where the mask is False. The weight is of the surrogate alone."""
     losses = -weights_T * surrogate(config, tokens, ratio_T)
     if config.kl_coef:
         losses = losses + config.kl_coef * k3(-tokens.log_ratio)
@@ -296,6 +310,8 @@ def _token_losses(config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weigh
         losses = losses + config.reference_coef * kl_estimate(config.reference_kl, tokens.log_reference)
     if config.entropy_coef:
         losses = losses - config.entropy_coef * tokens.entropies
+    if tokens.imitation is not None:
+        losses = losses - tokens.imitation * tokens.logprobs
     return losses
 
 

@@ -1,7 +1,5 @@
 """One prompt group in the ledger: its rollouts, each accepted once, its tree, and what is still owed. Pure, private to control."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from enum import Enum, auto
@@ -25,11 +23,11 @@ class Status(Enum):
 
     ISSUED = auto()  # with an engine, or queued for one
     SAMPLED = auto()  # tokens are in the object store; a verdict is owed
-    JUDGED = auto()
+    SCORED = auto()
     FAILED = auto()  # failed max_attempts times; counted, never scored 0
 
 
-DONE = (Status.JUDGED, Status.FAILED)
+DONE = (Status.SCORED, Status.FAILED)
 
 
 class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
@@ -44,7 +42,7 @@ class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
     reward: float | None = None  # as a share of its range: 0 lowest, 1 highest
     correct: bool = False
     unknown: bool = False
-    judged_again: bool = False
+    scored_again: bool = False
     reason: str = ""  # the verifier's
 
 
@@ -127,7 +125,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         if rollout.status is not Status.SAMPLED:
             return
         self.owed -= 1
-        rollout.status, rollout.reason, rollout.judged_again = Status.JUDGED, verdict.reason, verdict.attempts > 1
+        rollout.status, rollout.reason, rollout.scored_again = Status.SCORED, verdict.reason, verdict.attempts > 1
         rollout.unknown = verdict.outcome is Outcome.UNKNOWN
         rollout.correct = verdict.outcome is Outcome.CORRECT
         reward = verdict.reward
@@ -285,13 +283,13 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
             response_tokens=sum([self._response(r.note) for r in rollouts if r.note is not None and r.reward is not None]),
             unknown=sum([r.unknown for r in rollouts]),
             failed=sum([r.status is Status.FAILED for r in rollouts]),
-            judged_again=sum([r.judged_again for r in rollouts]),
+            scored_again=sum([r.scored_again for r in rollouts]),
             entropy_sum=sum([n.entropy_sum for n in notes]),
             entropy_error_sum=sum([n.entropy_error_sum for n in notes]),
             truncated=sum([n.finish is Finish.LENGTH for n in notes]),
             anchors=len(self.anchors),
             anchors_certain=sum([a.certain for a in self.anchors.values()]),
-            reasons=Counter([r.reason for r in rollouts if r.status is Status.JUDGED]),
+            reasons=Counter([r.reason for r in rollouts if r.status is Status.SCORED]),
             tree=self,
         )
 
