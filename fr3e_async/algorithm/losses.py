@@ -186,9 +186,8 @@ def kept_completions(config: LossConfig, tokens: _Tokens) -> Tensor:
     would. It is the filter of Liu, Li et al., "When Speed Kills Stability" (2025); DeepSeek-V3.2 (arXiv 2512.02556) uses one
     side of it, for negative advantages only. It judges raw weights, so it works with every ``importance``.
 
-    What is left out still counts in the loss's denominator: that one is known before any forward pass, the same for every rank
-    and part; and a batch of which half is left out has half the gradient, where a mean over the rest would weigh the rest
-    double.
+    What is left out still counts in the loss's denominator, which is known before any forward pass, the same for every rank and
+    part; and a batch of which half is left out has half the gradient.
     """
     if not config.sequence_mask:
         return torch.ones_like(tokens.mask)
@@ -259,9 +258,8 @@ def kl_estimate(kind: str, log_ratio_T: Tensor) -> Tensor:
 def reference_costs(config: LossConfig, tokens: _Tokens) -> Tensor:
     """[T] what ``loss.reference_in`` takes from the advantages: 0 for ``loss``, else β · Σ k over tokens of the completion.
 
-    k is of the proximal policy, without gradient. ``sequence_reward``: of all tokens (RLOO, arXiv 2402.14740). ``token_reward``: of this
-    token and those after it (REINFORCE++, arXiv 2501.03262), the same on average and less noisy. Example: k of 1, 2 and 3 with
-    β = 1 cost 6, 6, 6 and 6, 5, 3.
+    k is of the proximal policy, without gradient. ``sequence_reward``: of all (RLOO, arXiv 2402.14740). ``token_reward``: of this token
+    and those after it (REINFORCE++, arXiv 2501.03262). Example: k of 1, 2 and 3 with β = 1 cost 6, 6, 6 and 6, 5, 3.
     """
     if not config.reference_coef or config.reference_in == "loss":
         return torch.zeros_like(tokens.advantages)
