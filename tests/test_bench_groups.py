@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import zlib
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -110,10 +111,14 @@ def test_groups_are_recorded_as_they_were_grown(monkeypatch):
 
     from fr3e_async import rollout
     from fr3e_async.settings.loader import load_config
-    from fr3e_async.testing.engine import FakeBehaviour, FakeEngine
+    from fr3e_async.testing.engine import ScriptedEngine, completion
+
+    def made_up(id):
+        chance = np.random.default_rng(zlib.crc32(id.encode()))
+        return completion(chance.integers(3, 64, size=30), chance.uniform(0.0, 4.0, size=30))
 
     async def start(spec):
-        return FakeEngine(spec, FakeBehaviour(mean_length=30))
+        return ScriptedEngine(made_up)
 
     monkeypatch.setattr(rollout, "start_engine", start)
     prompts = [Prompt(uid=f"p{i}", text="", reference="", token_ids=np.arange(3, 8 + i, dtype=np.int32)) for i in range(2)]

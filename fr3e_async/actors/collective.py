@@ -5,8 +5,6 @@ from where they are, so the learner must not train on before they are sent. An e
 from the object store, since a group of two would interrupt all others.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar

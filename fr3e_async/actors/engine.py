@@ -1,7 +1,5 @@
 """A generator or explorer as a Ray actor: builds its engine in its own process and forwards to a ``RolloutWorker``."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

@@ -1,7 +1,5 @@
 """Ray actors behind the ports of the control loop: calls become awaits, Ray's deaths become ``WorkerLost``."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import re

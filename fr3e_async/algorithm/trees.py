@@ -12,8 +12,6 @@ descendants of a token follow it without a gap, and "j is an ancestor of i or i 
 Knows nothing of prompts, models or attention kernels.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Source: paper section 3.2 (V, alpha); docs/fr3e.md. Everything is keyed by node, never by row order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A template is what stands around a problem, and what besides the end token ends 
 user message for the tokenizer's own chat template, one without is the whole prompt as it is written.
 """
 
-from __future__ import annotations
-
 import keyword
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ step <n>  ─► begins when weights of batch n, or of a later one, are live on 
 after     ─► the last thing that a finished run does
 """
 
-from __future__ import annotations
-
 import asyncio
 
 from fr3e_async.control.context import RunContext

@@ -1,7 +1,5 @@
 """What a session reports of itself: a row a batch, the state at every heartbeat, and why there is no batch. Reads; decides nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fr3e_async.control.checkpointing import Checkpointing, span

@@ -6,8 +6,6 @@ The loop never waits for it: what is still being written when the next ones come
 that cannot be fetched any more costs its tree. Decides nothing about training.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Mapping

@@ -16,8 +16,6 @@ Whole of a short problem
     sign, from ``MIN_PIECES`` pieces on: below that, one asks half of a textbook ("Find $f(x)$").
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

@@ -3,8 +3,6 @@
 Knows columns and values; knows nothing of file formats and tokenizers, and judges no mathematics: an answer is text here.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -3,8 +3,6 @@
 Knows which settings name which set; knows nothing of tokenizers and tokens.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

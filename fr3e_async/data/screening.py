@@ -3,8 +3,6 @@
 Knows rows and the policies of ``data``; how two problems are compared is ``overlap``'s.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal
 

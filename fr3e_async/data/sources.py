@@ -5,8 +5,6 @@
 Knows paths and kinds; what mixtures, duplicates and prompts are is said elsewhere.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 import re

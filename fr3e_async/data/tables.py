@@ -4,8 +4,6 @@ The only module that knows pyarrow and datasets; both are slow to import, so a f
 means is ``row``'s.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import logging

@@ -4,13 +4,11 @@ Knows nothing of engines, verifiers or files. An *unknown* verdict counts agains
 leave out, and a model must not gain by answers that nobody can judge. The number of unknowns stands beside it.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from fr3e_async.algorithm.values import wilson
 from fr3e_async.config.reward import RewardRange
@@ -75,7 +73,7 @@ class EvaluationResult:
         return Estimate(value=self.accuracy, low=low, high=high)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> EvaluationResult:
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
         """From a mapping that holds at least the fields, e.g. an entry of the summary's ``evaluations``."""
         record = {"correct": record.get("right"), "all_correct": record.get("all_right"), **record}  # words of older versions
         return cls(**{field.name: record[field.name] for field in fields(cls)} | {"reward": Estimate(**record["reward"])})

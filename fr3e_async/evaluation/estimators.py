@@ -4,8 +4,6 @@ Problems are the independent units; samples of one problem resemble each other. 
 intervals are over problems. Knows nothing of engines, verifiers and files.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -3,12 +3,10 @@
 The definitions are ``docs/evaluation.md``'s. An unknown verdict counts as not correct; the number of unknowns is reported.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.evaluation.accuracy import ScoredSample, by_problem, mean_reward
@@ -54,7 +52,7 @@ class Scores:
         return {"accuracy": avg["value"], "low": avg["low"], "high": avg["high"], **data}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Scores:
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Back from ``record``, or a mapping that holds more. Raises ``KeyError`` or ``TypeError`` if it is none."""
         estimates = {"value", "low", "high"}
         found: dict[str, Any] = {

@@ -3,8 +3,6 @@
 Knows nothing of runs or checkpoints.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

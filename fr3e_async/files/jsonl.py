@@ -3,8 +3,6 @@
 Knows nothing of what the objects mean, but for their ``step``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import zlib

@@ -4,8 +4,6 @@ before anything heavy loads.
 Our own words to a person go through ``console``; this module only moves the others' out of the way.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import json

@@ -3,8 +3,6 @@
 Importing this module registers it there. Knows nothing of samples and losses, nor how the layout came about.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any

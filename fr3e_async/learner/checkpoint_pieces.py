@@ -4,14 +4,12 @@ Knows nothing of ranks, DeepSpeed or what the numbers mean. A run is a span of a
 the weights as it likes, and whoever reads may ask for any other span.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +20,7 @@ from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import fsync_path, writing_tensors
 
 MASTER = "master"  # the part of the weights themselves, in the precision that the optimiser updates
+REFERENCE = "reference"  # the part of a second set of weights, that of the reference policy
 BUFFER = "buffer"  # the part of what a model keeps beside its weights and does not train
 SHARD_BYTES = 1 << 30
 CHECK_THREADS = 4
@@ -104,7 +103,7 @@ class Pieces:
         self._files: dict[str, Any] = {}
         self._open = ExitStack()
 
-    def __enter__(self) -> Pieces:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,8 +3,6 @@
 Knows nothing of DeepSpeed or ranks: the weights come one after another, from a learner or from a checkpoint's masters.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

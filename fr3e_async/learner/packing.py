@@ -10,8 +10,6 @@ What a model's config alone tells of its layouts is asked here too, before anyth
 knows nothing of ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

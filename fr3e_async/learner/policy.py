@@ -6,8 +6,6 @@ engines that cannot give them, ``distributions`` for the comparison of engines w
 passes, since under ZeRO-3 each is a collective.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

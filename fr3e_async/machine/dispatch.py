@@ -14,8 +14,6 @@ Capacity does not leak: a slot's load is the weight of the tasks that it has, an
 else, whatever became of the worker.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 from collections import Counter

@@ -16,8 +16,6 @@ Events in, commands out. No clock, no Ray, no tokens: the same sequence of event
 **Conservation.** admitted = trained + rejected + failed + in flight, checked after every event.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any

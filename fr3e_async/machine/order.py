@@ -23,8 +23,6 @@ trained too late: the bound is η in both orders. Waiting costs time, never stal
 With W > 0 a slow group can be overtaken, by at most W groups at a time and for as long as the plan holds. ∎
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Counts over retired groups, per training step. Pure."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field

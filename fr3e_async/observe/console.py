@@ -4,8 +4,6 @@ Takes metrics by the names of ``metrics`` and shows what is there; knows nothing
 rich console only, so that a test can read what it wrote.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -5,8 +5,6 @@
 A kind has its level and its meaning here and nowhere else. ``note`` is what a person should be told and no other kind fits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 

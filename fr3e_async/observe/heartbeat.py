@@ -4,8 +4,6 @@ A field is declared once: its annotation has the series' name, unit, panel and m
 new number needs a field here and its value in ``control/heartbeat.py``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints

@@ -12,8 +12,6 @@ Totals become increments here, so that a counter never falls when a run goes bac
 slot in the role, so that one that is replaced makes no new series.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan

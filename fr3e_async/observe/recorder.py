@@ -3,8 +3,6 @@
 Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing of what they mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """TensorBoard events (scalars and texts), in tensorboard's own records: no torch, no TensorFlow, and no thread, so that an error comes where it belongs."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,6 @@ All data stands in the page as gzip in base64, so no text of a prompt or a model
 screen as text only. The Content-Security-Policy is the second wall. Refuses to know what the data means.
 """
 
-from __future__ import annotations
-
 import ast
 import base64
 import functools

@@ -3,8 +3,6 @@
 Refuses to know what the rows mean.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Every file may be missing, since a run may be still going or have been killed; o
 for a folder to count as a run. Refuses to know how the numbers are shown.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass

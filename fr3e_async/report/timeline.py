@@ -4,8 +4,6 @@ A task lasts from the decision ``assign`` (``rescore``, ``train``) to the one ev
 queue counts as work; a lane is idle where its actor had nothing to do. Refuses to know what the work was for.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field

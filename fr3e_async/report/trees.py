@@ -4,8 +4,6 @@ The page decompresses a part when one of its trees is opened, so ten thousand tr
 what the trees say: keys it does not know are left out, what is missing or of another type becomes empty.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

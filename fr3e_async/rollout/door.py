@@ -5,8 +5,6 @@ row, under the same version of the weights. So the log-prob and the entropy that
 token it draws, and neither side waits for the other.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

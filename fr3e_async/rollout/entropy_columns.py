@@ -14,8 +14,6 @@ two functions of one of vLLM's two samplers, in the worker process. ``check_inte
 different, before an engine is started. ``decode`` refuses an answer that was not made here.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math

@@ -3,8 +3,6 @@
 The buffer is filled while requests run. The model changes inside the pause, and its tensors count after a proof. Knows no vLLM.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence

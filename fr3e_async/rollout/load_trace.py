@@ -4,8 +4,6 @@ A loader fuses, shards, transposes, pads and renames in ways that differ from mo
 what it is given into views of parameters, and torch reports each copy. So this module needs no rule about any model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ A branch's context is a slice of ids: prompt + trunk[:position]. Nothing is deco
 only to find where the answer ends and where lines break.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import itertools

@@ -5,8 +5,6 @@ itself; here the driver does (``NobodyToCall``), so that time limits and the los
 Knows nothing of Ray, DeepSpeed or requests. Importing this module imports vllm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta

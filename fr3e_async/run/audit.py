@@ -4,8 +4,6 @@ Replays the ledger log (``ledger.jsonl``) from the first session to the last, th
 against it. Reads only.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence, Set

@@ -4,8 +4,6 @@ Needs no GPU, no Ray and no engine: a laptop and the run's ``journal/`` folder. 
 the first that is not is shown. Exit codes: 0 the same; 1 another decision; 2 bad input.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass

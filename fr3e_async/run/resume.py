@@ -1,7 +1,5 @@
 """Resume a run: find the newest whole checkpoint, check that it fits the problems, and put its rollouts back into the object store."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

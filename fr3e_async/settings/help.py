@@ -4,8 +4,6 @@ Knows nothing of files being loaded or of values that a user gave; it only says 
 ``refresh`` rewrites the tables between the marker lines of a Markdown file (``fr3e config --refresh FILE``).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import textwrap

@@ -1,7 +1,5 @@
 """Messages for words on the command line or in a file that name no setting; they guess what was meant. Pure."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 

@@ -15,8 +15,6 @@ A verdict that needs no process (plain integers) shows as an answer that takes n
 for a batch waits for its slowest verdict.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The prompt groups of a simulation: what their rollouts will be, and what engines have of them in their caches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

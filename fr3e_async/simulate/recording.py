@@ -3,8 +3,6 @@
 The machine makes its decisions again from the recorded events, so nothing is read from their short form.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

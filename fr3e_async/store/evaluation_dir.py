@@ -7,13 +7,11 @@
 Rows are written when a problem is finished, so that an evaluation that was cut short samples none of them again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.accuracy import ScoredSample
@@ -38,7 +36,7 @@ class EvaluationDir(ClaimedFolder):
         self._writers: dict[str, JsonlWriter] = {}
 
     @classmethod
-    def open(cls, path: Path, *, identity: Mapping[str, Any], config_yaml: str) -> EvaluationDir:
+    def open(cls, path: Path, *, identity: Mapping[str, Any], config_yaml: str) -> Self:
         """Make the folder, or continue in one that holds the same evaluation; further benchmarks may have come to it.
 
         Raises ``StorageError``: it holds something else, another evaluation, or is in use; the disk refuses.
@@ -47,7 +45,7 @@ class EvaluationDir(ClaimedFolder):
         merged = _merged(path, json.loads(json.dumps(identity)))
         return cls(path, identity=merged, config_yaml=config_yaml, resumed=(path / IDENTITY).exists())
 
-    def __enter__(self) -> EvaluationDir:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,8 +3,6 @@
 Knows nothing of weights. The licence is the base model's, which this program cannot know.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import json
 from collections.abc import Mapping, Sequence

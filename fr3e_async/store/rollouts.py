@@ -7,8 +7,6 @@
 No pickles. Knows nothing of checkpoints: whoever commits the folder makes it durable.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping

@@ -13,12 +13,11 @@
 Refuses to know what is in config.yaml beyond the ``Config`` it comes from, or what the other files mean.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time
 from pathlib import Path
+from typing import Self
 
 from fr3e_async.config import Config
 from fr3e_async.config.deepspeed import owns_lr
@@ -62,7 +61,7 @@ class RunDir(ClaimedFolder):
         self.ledger_log, self.summary = path / "ledger.jsonl", path / "summary.json"
 
     @classmethod
-    def open(cls, path: Path, *, config: Config, config_yaml: str, trial: bool = False) -> RunDir:
+    def open(cls, path: Path, *, config: Config, config_yaml: str, trial: bool = False) -> Self:
         """Make the directory, or with ``resume=auto`` open it again. ``trial``: writes no settings; for a look that ends in ``discard``.
 
         Raises ``StorageError`` in one line, leaving nothing behind: it holds a run and ``resume`` is never, or a run of

@@ -3,15 +3,13 @@
 Knows nothing of how the numbers were measured. None means: not measured, e.g. no evaluation configured.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fr3e_async.files.durable import storage_errors, write_atomically
 
@@ -73,7 +71,7 @@ class Summary:
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Summary:
+    def from_json(cls, text: str) -> Self:
         """Decode a summary. Raises ``TypeError`` naming a key that is missing or unknown."""
         return cls(**json.loads(text))
 

@@ -6,8 +6,6 @@ comparable whatever happened to them on the way. It is correct with a chance tha
 Faults happen at counted calls.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import threading

@@ -6,8 +6,6 @@ them into a set, so that listing many numbers or thinking aloud would change the
 Knows nothing of mathematics beyond whole numbers; that is ``judge``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import Literal

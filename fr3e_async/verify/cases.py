@@ -1,7 +1,5 @@
 """Pairs of reference answer and prediction in a file, their verdicts, and the table of how often those agree with labels."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -1,7 +1,5 @@
 r"""Rules about claims: ratios, bases, congruences, relations, equations, sets by a condition, lists, tuples, matrices. Each is as ``judge`` says."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from fractions import Fraction

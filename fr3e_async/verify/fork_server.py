@@ -12,8 +12,6 @@ A worker takes tasks from its socket, does each under limits and answers. Its CP
 kernel ends the process even inside one endless big-integer operation. A Python-level signal handler would wait for that operation.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

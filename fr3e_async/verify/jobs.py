@@ -4,8 +4,6 @@ A job turns a task into a ``Judgement``, or a batch of tasks into one for each. 
 limits, pools, numpy or our types, and loads math-verify only for the jobs that need it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import inspect

@@ -7,8 +7,6 @@ correct by a policy (``docs/verifier.md``), not by proof. Knows nothing of limit
 worker needs neither numpy nor our types.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from fr3e_async.verify import claim_rules as claims

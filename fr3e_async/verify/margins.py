@@ -5,8 +5,6 @@ r"""Answers that may be off by a margin of their benchmark: numbers, compared wi
 Applies to the whole answer, before it is cut down to a class. Knows texts and numbers; whose margins they are is a benchmark's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction

@@ -4,8 +4,6 @@ For math, plain integers are compared here and now; everything else goes to one 
 everything goes there, as it is. Knows nothing of rollouts, Ray or what is done with an unknown verdict.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
@@ -14,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from msgspec.structs import replace
 
@@ -67,7 +65,7 @@ class VerifierPool:
         terms = reward_terms(reward, ()) if isinstance(reward, str) else reward
         self.functions = [_Function(config, term) for term in terms]
 
-    def __enter__(self) -> VerifierPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,8 +8,6 @@ A unit is what follows a value in ``\text{}`` or in whole known words, never a b
 Words that name what was counted (``lexicon.COUNTED``) may be missing on one side. Any other word is part of the answer. Knows nothing of sympy.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Which references the judge can read as more than text. Runs in a killable process; no answer is looked at."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fr3e_async.verify import symbolic

@@ -3,8 +3,6 @@ r"""The type of a ruling, and how rules call each other: by level, so that a rul
 ``judge`` knows the rules and sets them here; rules know only this module.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

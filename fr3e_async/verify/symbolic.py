@@ -6,8 +6,6 @@ math-verify's word) and survives every check by numbers, which are relative and 
 math-verify's own time-outs are off: they use SIGALRM, which does not interrupt big-integer arithmetic; limits are ``worker``'s and ``pool``'s.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from fractions import Fraction

@@ -8,8 +8,6 @@ power or sign is dropped. A word starts with ``'``: what stands in ``\text{}``, 
 variable each. Knows nothing of numbers, units and sympy.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 r"""Rules about texts and single values: choices, words, units, percent, numbers, what is left to compute, algebra. Each is as ``judge`` says."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from fractions import Fraction

@@ -6,8 +6,6 @@ without a second round of starts for those that can; and no engine serves what i
 element by element, with what the learner has.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Room on the cluster: which actors of a start are up, which found no room, and what the autoscaler is told meanwhile."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping

@@ -4,8 +4,6 @@ An engine has a placement group of its own: all devices on one node, given back 
 gang that a cluster must have room for at once. Verifiers are single actors.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

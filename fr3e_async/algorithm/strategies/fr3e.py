@@ -1,7 +1,5 @@
 """FR3E: every state is its own group; advantages are scaled by alpha between true neighbours (paper section 3.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

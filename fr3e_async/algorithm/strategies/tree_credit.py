@@ -18,8 +18,6 @@ for any number of trunks: ``tests/test_algorithm_tree_credit.py`` enumerates sma
 that look ahead (the K largest entropies of a whole trunk), and where verdicts are unknown, since that makes n_j random.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple

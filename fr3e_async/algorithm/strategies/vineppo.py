@@ -4,8 +4,6 @@ The trunk is cut at reasoning steps (line ends, unless ``algorithm.anchor_rule``
 only estimate its value; what is trained are the trunks, each token with the advantage of the step it is part of.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -58,7 +56,7 @@ class VinePpo:
     def _steps(
         self, outcome: GroupRewards, bases: dict[RolloutId, float], values: dict[int, StateValue], own: RolloutId
     ) -> Advantage:
-        """Stretches of the trunk ``own``; none if it cannot be credited."""
+        """Spans of the trunk ``own``; none if it cannot be credited."""
         others = [reward for id, reward in bases.items() if id != own]
         if own not in bases or not others:
             return ()

@@ -31,8 +31,6 @@ Uncertain tokens that decide nothing are there as well, as in any prose: after a
 Positions that decide and positions that are merely uncertain are known apart, so one can measure which ones anchors hit.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 Knows where each library looks for its secrets, and never reads one.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import netrc
 import os

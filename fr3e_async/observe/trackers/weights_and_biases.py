@@ -4,8 +4,6 @@ W&B's own step only grows, and a row for an earlier one is dropped. So that step
 charts' axis is the metric ``step``. Rows after the checkpoint that a resume goes back to stay; ``take`` tells them from the later ones.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Mapping
