@@ -25,6 +25,7 @@ from learner_support import (
 
 from fr3e_async.config import LossConfig
 from fr3e_async.learner.metrics import TokenAgeError
+from fr3e_async.learner.spec import free_address
 from fr3e_async.observe.metrics import METRICS
 from fr3e_async.types import TrainSample
 
@@ -392,3 +393,37 @@ def test_refusals(model: Path) -> None:
         rank.train(make_samples(1), version=3)
     with pytest.raises(TokenAgeError, match="does not exist yet"):
         rank.train(make_samples(1, version=9), version=9)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_rank_of_stage_3_never_holds_the_whole_model(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a weight comes from the disk, those before it are cut: no parameter is whole, and all shares are there in the end."""
+    folder = build_model(tmp_path / "model", tied=tied)
+    start_rank(make_spec(folder)).close()  # its settings of the process
+    from transformers import AutoModelForCausalLM, core_model_loading
+
+    from fr3e_async.learner.engine import join_group, sharded_as_loaded
+    from fr3e_async.learner.policy import load_policy
+
+    whole: list[int] = []
+    place = core_model_loading.set_param_for_module
+
+    def watched(model: Any, *arguments: Any) -> None:
+        whole.append(sum(weight.numel() for weight in model.parameters() if not weight.is_meta))
+        place(model, *arguments)
+
+    monkeypatch.setattr(core_model_loading, "set_param_for_module", watched)
+    spec = make_spec(folder, zero_stage=3)
+    join_group(spec.learner, rank=0, world=1, host="127.0.0.1", port=free_address("")[1])
+    with sharded_as_loaded(spec.learner):
+        policy = load_policy(spec)
+    assert core_model_loading.set_param_for_module is watched
+    assert len(whole) > 20
+    assert set(whole) == {0}
+    want = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
+    found: dict[str, Any] = dict(policy.named_weights())
+    assert found.keys() == want.keys()
+    for name, weight in found.items():
+        assert (weight.numel(), tuple(weight.ds_shape)) == (0, tuple(want[name].shape)), name
+        assert torch.equal(weight.ds_tensor.view(want[name].shape), want[name]), name
+    torch.distributed.destroy_process_group()

@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
+from transformers import core_model_loading
 
 from fr3e_async.config import LearnerConfig
 from fr3e_async.config.deepspeed import owns_lr
@@ -88,6 +89,38 @@ def join_group(learner: LearnerConfig, *, rank: int, world: int, host: str, port
         timeout=timedelta(seconds=max(learner.start_timeout_s, learner.step_timeout_s)),
     )
     return torch.device("cuda:0" if learner.gpus else "cpu")
+
+
+@contextmanager
+def sharded_as_loaded(learner: LearnerConfig) -> Iterator[None]:
+    """For the block transformers reads a checkpoint tensor by tensor, and each weight is cut into ZeRO-3's shares as it comes.
+
+    So a rank never holds the whole model, but its share and the tensor that is being read. Other stages are left alone.
+    All ranks, with the same checkpoint: each weight is a collective.
+    """
+    if learner.zero_stage != 3:
+        yield
+        return
+    shares = deepspeed.zero.Init(
+        module=torch.nn.Module(), config_dict_or_path=deepspeed_config(learner, parameters=REDUCE_BUCKET)
+    )
+    place, one_by_one = core_model_loading.set_param_for_module, "HF_DEACTIVATE_ASYNC_LOAD"
+
+    def place_and_cut(model: Any, name: str, *arguments: Any) -> None:
+        place(model, name, *arguments)
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if (weight := layer._parameters.get(name.rpartition(".")[2])) is not None:
+            shares._convert_to_zero_parameters([weight])
+
+    before = os.environ.get(one_by_one)
+    core_model_loading.set_param_for_module = place_and_cut
+    os.environ[one_by_one] = "1"  # else threads read ahead of what is cut
+    try:
+        yield
+    finally:
+        core_model_loading.set_param_for_module = place
+        os.environ.pop(one_by_one)
+        os.environ.update({one_by_one: before} if before is not None else {})
 
 
 class TrainingEngine:

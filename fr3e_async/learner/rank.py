@@ -74,10 +74,11 @@ class LearnerRank:
         self._device = engine.join_group(learner, rank=rank, world=world, host=host, port=port)
         torch.manual_seed(self.spec.seed)
         joined = time.perf_counter()
-        model = load_policy(self.spec).to(self._device)  # where its numbers are those that train
-        check_model(model, packing=learner.packing, kernel=learner.tree_attention, longest=self.spec.longest)
+        with engine.sharded_as_loaded(learner):
+            model = load_policy(self.spec).to(self._device)  # where its numbers are those that train
         loaded = time.perf_counter()
-        self.engine = engine.TrainingEngine(self.spec, model, self.pulse)
+        self.engine = engine.TrainingEngine(self.spec, model, self.pulse)  # from here on ZeRO-3 fetches the weights of a pass
+        check_model(model, packing=learner.packing, kernel=learner.tree_attention, longest=self.spec.longest)
         self._update = BatchUpdate(
             self.engine, learner=learner, loss=self.spec.loss, world=world, device=self._device
         )  # fmt: skip
