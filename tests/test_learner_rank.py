@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from learner_support import (
 
 from fr3e_async.config import LossConfig
 from fr3e_async.learner.metrics import TokenAgeError
-from fr3e_async.learner.spec import free_address
+from fr3e_async.learner.spec import free_address, rank_environment
 from fr3e_async.observe.metrics import METRICS
 from fr3e_async.types import TrainSample
 
@@ -399,7 +400,7 @@ def test_refusals(model: Path) -> None:
 def test_a_rank_of_stage_3_never_holds_the_whole_model(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever a weight comes from the disk, those before it are cut: no parameter is whole, and all shares are there in the end."""
     folder = build_model(tmp_path / "model", tied=tied)
-    start_rank(make_spec(folder)).close()  # its settings of the process
+    os.environ.update(rank_environment(make_spec(folder)))
     from transformers import AutoModelForCausalLM, core_model_loading
 
     from fr3e_async.learner.engine import join_group, sharded_as_loaded
@@ -426,4 +427,3 @@ def test_a_rank_of_stage_3_never_holds_the_whole_model(tmp_path: Path, tied: boo
     for name, weight in found.items():
         assert (weight.numel(), tuple(weight.ds_shape)) == (0, tuple(want[name].shape)), name
         assert torch.equal(weight.ds_tensor.view(want[name].shape), want[name]), name
-    torch.distributed.destroy_process_group()
