@@ -21,8 +21,9 @@ from fr3e_async.learner.memory import (
     memory_estimate,
     model_shape,
     state_bytes,
+    version_bytes,
 )
-from fr3e_async.plan.placement import check_resources, local_resources, placement, render_plan, totals
+from fr3e_async.plan.placement import check_nodes, check_resources, local_resources, placement, render_plan, totals
 from fr3e_async.settings.help import knobs
 from fr3e_async.settings.loader import load_config
 
@@ -80,6 +81,29 @@ def test_gpus_and_custom_resources_are_checked_too() -> None:
         check_resources(seven, plenty | {"GPU": 23})
     with pytest.raises(ConfigError, match=r"8 of the custom resource 'learner' needed \(learner 8×1\) but the cluster offers 0"):
         check_resources(seven, {k: v for k, v in plenty.items() if k != "learner"})
+
+
+def test_an_actor_lies_on_one_node() -> None:
+    """Two nodes of 8 GPUs have 16 together, but no engine of 16."""
+    node = {"CPU": 96.0, "GPU": 8.0, "engine": 8.0, "learner": 8.0, "verifier": 8.0, "object_store_memory": 200e9}
+    large = config("generators.gpus=8", base="paper/qwen2.5-32b")
+    check_nodes(large, [node, node], weights=61e9)
+    wide = config("generators.gpus=16", base="paper/qwen2.5-32b")
+    says = r"generators: one actor needs 8 CPU, 16 GPU, 1 engine, and lies on one node, .* \(the most of each: 96 CPU, 8 GPU, 8 engine\)"
+    with pytest.raises(ConfigError, match=says):
+        check_nodes(wide, [node, node])
+
+
+def test_a_nodes_store_holds_two_versions() -> None:
+    """Of the nodes that engines or ranks fit on; a node for verifiers alone may have less."""
+    large = config(base="paper/qwen2.5-32b")
+    gpus = {"CPU": 96.0, "GPU": 8.0, "engine": 8.0, "learner": 8.0, "object_store_memory": 131.1e9}
+    judges = {"CPU": 16.0, "verifier": 4.0, "object_store_memory": 1e9}
+    bundle = version_bytes(large, KNOWN_SHAPES["Qwen/Qwen2.5-32B"])
+    assert bundle == 2 * 32_763_876_352
+    check_nodes(large, [gpus, judges], weights=bundle)
+    with pytest.raises(ConfigError, match=r"122\.0 GiB on a node for generators, but two versions .* take 122\.1 GiB"):
+        check_nodes(large, [gpus | {"object_store_memory": 131.0e9}, judges], weights=bundle)
 
 
 def test_fractions_that_add_up_exactly_fit() -> None:
@@ -145,6 +169,13 @@ def test_estimate_of_a_run_on_cpu() -> None:
     assert rows["learner"].gib == pytest.approx((16000 + 4096 * 2 * 120 * 4 + 4 * 4096 * 10 * 4 + 4 * 10 * 8) / GIB)
     assert rows["weights"].gib == pytest.approx(2 * 4000 / GIB)
     assert rows["engine buffers"].gib == pytest.approx(4000 / GIB)
+
+
+@pytest.mark.parametrize(("stage", "gib"), [(0, 4000), (2, 4000), (3, 2000)])
+def test_a_reference_is_a_second_set_of_weights_in_host_memory(stage: int, gib: float) -> None:
+    referring = config("loss.reference_coef=0.1", "learner.ranks=2", f"learner.zero_stage={stage}")
+    rows = {row.role: row for row in memory_estimate(referring, SMALL)}
+    assert (rows["reference"].where, rows["reference"].copies, rows["reference"].gib * GIB) == ("host", 2, pytest.approx(gib))
 
 
 def test_tensor_parallel_engines_divide_weights() -> None:

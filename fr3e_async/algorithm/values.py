@@ -1,13 +1,14 @@
-"""State values from verified rewards, their intervals, and the factor alpha between neighbouring states. Pure.
+"""State values from verified rewards, their intervals, the factor alpha between neighbouring states, and GAE. Pure.
 
 Source: paper section 3.2 (V, alpha); docs/fr3e.md. Everything is keyed by node, never by row order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fr3e_async.types import RolloutId
 
@@ -96,7 +97,7 @@ def second_round(rewards: Mapping[int, Sequence[float | None]], *, first: int, b
     The budget, anchors · (``branches`` - ``first``), is dealt equally, what remains one each to the lowest nodes. No state gets
     more than ``branches``, so at most ``first`` + ``branches`` in all; what that leaves over, and everything where no state is
     undecided, is not spent. A state with fewer than two scored rewards counts as decided: nothing shows that it has spread, and
-    what could not be judged once may well not be judged the next time either. The order of the rewards has no effect.
+    what could not be scored once may well not be scored the next time either. The order of the rewards has no effect.
 
     Args:
         rewards: for each anchor node of the trunk the rewards of its branches 0 to ``first`` - 1; None, or left out: not scored.
@@ -114,7 +115,7 @@ def second_round(rewards: Mapping[int, Sequence[float | None]], *, first: int, b
         return {}
     share, rest = divmod(len(rewards) * (branches - first), len(undecided))
     # All states have the same cap, so cutting equal shares at it is already the most equal way to deal.
-    return {node: min(branches, share + (place < rest)) for place, node in enumerate(undecided)}
+    return {node: min(branches, share + (index < rest)) for index, node in enumerate(undecided)}
 
 
 def decided(outcomes: Sequence[float | None]) -> bool:
@@ -122,7 +123,7 @@ def decided(outcomes: Sequence[float | None]) -> bool:
     return len({reward for reward in outcomes if reward is not None}) < 2
 
 
-def fixed_draws(judged: Mapping[RolloutId, float], *, first: int) -> list[float]:
+def fixed_draws(scored: Mapping[RolloutId, float], *, first: int) -> list[float]:
     """Select the rewards of those of a state's samples whose number was fixed beforehand: its first round, and bases.
 
     ``first``: ``algorithm.adaptive_first``; 0 selects all. V is the mean of these alone, so its expectation is the true one.
@@ -130,4 +131,41 @@ def fixed_draws(judged: Mapping[RolloutId, float], *, first: int) -> list[float]
     with fresh draws. Of binary rewards with P(1) = p = 1 - q, F draws and m more if they differ, its bias is m / (F + m) ·
     p·q·(p^(F-1) - q^(F-1)).
     """
-    return [reward for id, reward in judged.items() if not first or id.node == 0 or id.branch < first]
+    return [reward for id, reward in scored.items() if not first or id.node == 0 or id.branch < first]
+
+
+# ---- Advantages from a critic's values, for rewards that come with the last token (no discount) ----
+
+
+def length_lambdas(lengths: NDArray[np.integer], alpha: float) -> NDArray[np.float64]:
+    """[S] λ of completions of these lengths (VAPO, arXiv 2504.05118, equation 8): 1 − 1/(α l), at least 0.
+
+    It weighs α·l differences of values, whatever the length. Example: α = 0.05 gives 0.9 at 200 tokens, and 0 up to 20 tokens.
+    """
+    return np.maximum(0.0, 1.0 - 1.0 / (alpha * lengths))
+
+
+def gae(
+    rewards: NDArray[np.floating], values: NDArray[np.floating], lengths: NDArray[np.integer], lambdas: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """[Σ L] advantages of S completions, one after another: generalised advantage estimation (arXiv 1506.02438, equation 16), γ = 1.
+
+    A_t = δ_t + λ A_{t+1} with δ_t = V_{t+1} − V_t, and r − V_t at the last token. With λ = 1 it is r − V_t.
+    Example: r = 1, values 0.5 and 0.7, λ = 0.5: δ is 0.2 and 0.3, A is 0.35 and 0.3.
+
+    Args:
+        rewards: [S].
+        values: [Σ L] V of the state before each token.
+        lengths: [S] tokens, at least 1.
+        lambdas: [S].
+    """
+    ends = np.cumsum(lengths)
+    after = np.append(values[1:], 0.0)
+    after[ends - 1] = rewards
+    # Completions end in the same column, so that one step back serves all of them.
+    columns = np.arange(lengths.max()) >= (lengths.max() - lengths)[:, None]
+    found = np.zeros(columns.shape)
+    found[columns] = after - values
+    for column in range(columns.shape[1] - 2, -1, -1):
+        found[:, column] += lambdas * found[:, column + 1]
+    return found[columns]

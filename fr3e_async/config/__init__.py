@@ -4,8 +4,6 @@ Knows nothing of YAML, files or the command line (that is ``loader``) and nothin
 Derived sizes are properties; nothing is ever written back into a config.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConfig, PoolsConfig, VerifierPoolConfig, WeightsConfig
@@ -69,6 +67,10 @@ class Config:
             not (self.engine.entropy == "learner" and self.sampling.filtered),
             f"engine.entropy=learner with sampling.top_p={self.sampling.top_p} / sampling.top_k={self.sampling.top_k}: the learner "
             "knows the whole distribution only; set engine.entropy=engine, or top_p=1 and top_k=0",
+        )
+        require(
+            self.algorithm.overlong_cache <= self.sampling.max_response,
+            f"algorithm.overlong_cache ({self.algorithm.overlong_cache}) is above sampling.max_response ({self.sampling.max_response})",
         )
         require(
             self.flow.groups_per_step >= self.learner.minibatches,

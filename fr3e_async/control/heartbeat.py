@@ -1,7 +1,5 @@
 """What a session reports of itself: a row a batch, the state at every heartbeat, and why there is no batch. Reads; decides nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fr3e_async.control.checkpointing import Checkpointing, span
@@ -128,8 +126,8 @@ class Teller:
     def beat(self) -> None:
         """Report the run's state, and why there is no batch if it takes long."""
         self._silence.beat()
-        vitals = heartbeat_of(self._context, self._watch, self._checkpointing, learner_restarts=self._restarts)
-        self._reporter.beat(vitals)
+        heartbeat = heartbeat_of(self._context, self._watch, self._checkpointing, learner_restarts=self._restarts)
+        self._reporter.beat(heartbeat)
 
     def awaited(self, left_s: float | None) -> str:
         """Describe what a stop waits for, and for how long. ``left_s``: seconds left of the batch in training; None: unknown."""
@@ -147,7 +145,7 @@ class Silence:
     """Says why there is no batch: shown from 30 s on, and written as a line after 30 s, 1 min, 2 min, 4 min, then every few minutes.
 
     *Example*: ``no batch for 31 s: 3 of 32 groups ready, 29 in the making; since the last batch 212 groups rejected (180 all wrong,
-    32 too few), 4% of 5,088 verdicts unknown, 67,012 tokens generated; the oldest group toy-12@0: 4 to be judged, 12 judged``
+    32 too few), 4% of 5,088 verdicts unknown, 67,012 tokens generated; the oldest group toy-12@0: 4 to be scored, 12 scored``
     """
 
     def __init__(self, context: RunContext, tally: Tally, evaluations: EvaluationSchedule) -> None:

@@ -4,8 +4,6 @@ Each is a tagged msgspec struct, and its JSON is what a journal keeps: ``{"type"
 default is left out, so a journal of an earlier version without a newer field is read as if it stood there with its default.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from fr3e_async.types import Anchor, RolloutId, RolloutSummary, Verdict
@@ -67,10 +65,10 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=Tr
     gone: bool = False
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """Verdicts of a scoring task, in the order of ``ids``.
 
-    *Example*: ``{"type":"Judged","task":8,"group":"gsm8k/17@0","ids":[["gsm8k/17@0",0,0]],"verdicts":[{"outcome":"right","reason":"integer"}]}``
+    *Example*: ``{"type":"Scored","task":8,"group":"gsm8k/17@0","ids":[["gsm8k/17@0",0,0]],"verdicts":[{"outcome":"correct","reason":"integer"}]}``
     """
 
     task: int
@@ -199,7 +197,7 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
     reason: str
 
 
-LedgerEvent = Admitted | Delivered | Rescored | Lost | Judged | Trained | Published
+LedgerEvent = Admitted | Delivered | Rescored | Lost | Scored | Trained | Published
 
 
 Event = (

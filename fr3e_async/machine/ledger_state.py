@@ -1,7 +1,5 @@
 """What survives of a ledger when a run is resumed, and how a ledger fails."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 
@@ -12,7 +10,7 @@ from fr3e_async.machine.budget import Account
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.messages import Retire
 
-_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.JUDGED: "judged", Status.FAILED: "given up"}
+_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be scored", Status.SCORED: "scored", Status.FAILED: "failed"}
 
 
 class StarvedError(RunFailed):

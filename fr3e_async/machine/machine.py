@@ -10,8 +10,6 @@ be replayed step by step (``replay``), and the same machine runs on a virtual cl
 (``controller``), faked or simulated, carries out commands and reports what happened; it decides nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from fr3e_async.algorithm.strategies import Strategy, explorer_count
@@ -26,12 +24,12 @@ from fr3e_async.machine.events import (
     Due,
     Event,
     Exported,
-    Judged,
     Leaving,
     Lost,
     Pressure,
     Published,
     Refused,
+    Scored,
     Stopped,
     Unhired,
     Utilization,
@@ -93,7 +91,7 @@ class Machine:
     def handle(self, event: Event) -> list[Command]:
         """Apply one event and return the commands to begin now. Raises ``RunFailed`` kinds where the run must not continue."""
         match event:
-            case Delivered() | Judged() | Lost():
+            case Delivered() | Scored() | Lost():
                 return self._task_over(event)
             case Asked():
                 self.dispatcher.put(Task(event.task, event.role, event.weight, priority=event.priority))
@@ -134,7 +132,7 @@ class Machine:
 
     # ---- tasks ----
 
-    def _task_over(self, event: Delivered | Judged | Lost) -> list[Command]:
+    def _task_over(self, event: Delivered | Scored | Lost) -> list[Command]:
         if isinstance(event, Delivered) and event.left:
             return self._settle(self.ledger.handle(event), near=self.dispatcher.part(event.task, left=event.left))
         worker = self.dispatcher.end(event.task, proof=not isinstance(event, Lost))

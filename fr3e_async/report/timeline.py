@@ -4,8 +4,6 @@ A task lasts from the decision ``assign`` (``rescore``, ``train``) to the one ev
 queue counts as work; a lane is idle where its actor had nothing to do. Refuses to know what the work was for.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.errors import StorageError
-from fr3e_async.machine.events import Acked, Answered, Delivered, Judged, Lost, Refused, Rescored, WorkerDown, WorkerUp
+from fr3e_async.machine.events import Acked, Answered, Delivered, Lost, Refused, Rescored, Scored, WorkerDown, WorkerUp
 from fr3e_async.observe.intervals import Interval, measure, union
 from fr3e_async.report.rows import read_rows, text
 
 KINDS = {"Sample": "base", "Branch": "branch", "Score": "verify", "Asked": "evaluate"}
 ROLES = ("learner", "generators", "explorers", "verifiers")
 PIECES = 6000  # that a session's time is divided into: what lies closer together than one is drawn as one
-_ENDS = {kind.__name__ for kind in (Delivered, Rescored, Lost, Judged, Answered)}  # events that end their ``task``
+_ENDS = {kind.__name__ for kind in (Delivered, Rescored, Lost, Scored, Answered)} | {
+    "Judged"
+}  # events that end their ``task``; the last is an older word for Scored
 
 
 @dataclass(slots=True)
@@ -188,7 +188,7 @@ def _lane_for_page(lane: Lane, start: float, grain: float) -> dict[str, Any]:
 
 
 def _coarse(spans: Iterable[Interval], grain: float) -> list[Interval]:
-    """Disjoint, and what is less than ``grain`` seconds apart is one."""
+    """Join intervals that are less than ``grain`` seconds apart; the result is disjoint."""
     merged: list[Interval] = []
     for start, end in union((start, max(end, start + 1e-6)) for start, end in spans):
         if merged and start - merged[-1][1] < grain:

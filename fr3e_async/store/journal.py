@@ -7,8 +7,6 @@ With it a run is replayed (``replay``) and service times are measured (``simulat
 machine makes them again, in full, from the events.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +37,8 @@ from fr3e_async.machine.messages import (
     Wait,
     Withdraw,
 )  # fmt: skip
+
+_FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # journals of before December 2026 call it Judged
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -105,7 +105,7 @@ def _entries(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Entry]:
     decoder = msgspec.json.Decoder(Entry)
     for number, line in lines:
         try:
-            yield from_json(line, decoder)
+            yield from_json(line.replace(_FORMER, _SCORED, 1), decoder)
         except msgspec.DecodeError as error:
             raise StorageError(f"{path}, line {number}: no event of a journal ({error})") from error
 

@@ -1,6 +1,4 @@
-"""Gold/prediction pairs of a file, their verdicts by a pool, and the table of how far they agree with labels."""
-
-from __future__ import annotations
+"""Pairs of reference answer and prediction in a file, their verdicts, and the table of how often those agree with labels."""
 
 import asyncio
 import json
@@ -19,7 +17,7 @@ from fr3e_async.config.reward import reward_terms
 from fr3e_async.errors import DataError
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Verdict
-from fr3e_async.verify.answers import NO_ANSWER, Kind, answer_of, gold_of
+from fr3e_async.verify.answers import NO_ANSWER, Kind, answer_of, reference_of
 from fr3e_async.verify.pool import Question, VerifierPool
 from fr3e_async.verify.rewards import MATH
 
@@ -31,10 +29,10 @@ _COMMIT = re.compile(r"@[0-9a-f]{7,40}\b.*")  # github:owner/name@commit:path â†
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledCase:
-    """One row. *Example*: ``LabelledCase(id="7", gold="1/2", prediction="\\\\boxed{0.5}", kind="full", correct=True)``."""
+    """One row. *Example*: ``LabelledCase(id="7", reference="1/2", prediction="\\\\boxed{0.5}", kind="full", correct=True)``."""
 
     id: str
-    gold: str
+    reference: str
     prediction: str
     kind: Kind  # see ``answers.answer_of``
     correct: bool | None = None  # a label; None: nobody says
@@ -56,7 +54,7 @@ class JudgedCase:
     time_s: float
 
     @property
-    def right(self) -> bool:
+    def is_correct(self) -> bool:
         return self.verdict.outcome is Outcome.CORRECT
 
     def row(self) -> dict[str, Any]:
@@ -76,7 +74,7 @@ class JudgedCase:
 
 
 def read_cases(path: Path) -> list[LabelledCase]:
-    """All rows of a JSONL file; ``gold`` and ``prediction`` must be there. ``DataError`` names file and line."""
+    """Read the rows of a JSONL file; each needs ``gold`` and ``prediction``. ``DataError`` names file and line."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -94,7 +92,7 @@ def _case(line: bytes, source: str, number: int) -> LabelledCase:
         raise DataError(f"{source}: not JSON in UTF-8: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{source}: a JSON object was expected, got {type(row).__name__}")
-    gold, prediction = (_text(row, field, source) for field in ("gold", "prediction"))
+    reference, prediction = (_text(row, field, source) for field in ("gold", "prediction"))
     kind: Any = row.get("kind") or ("full" if "\\boxed" in prediction else "bare")
     if kind not in get_args(Kind):
         raise DataError(f"{source}: kind must be bare, raw or full, got {kind!r}")
@@ -103,7 +101,7 @@ def _case(line: bytes, source: str, number: int) -> LabelledCase:
         raise DataError(f"{source}: correct must be true or false, got {correct!r}")
     return LabelledCase(
         id=str(row.get("id", number)),
-        gold=gold,
+        reference=reference,
         prediction=prediction,
         kind=kind,
         correct=correct,
@@ -150,7 +148,7 @@ def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase]
     for one in sorted(judged, key=lambda one: key(one.case)):
         groups.setdefault(key(one.case), []).append(one)
     labelled = any(one.case.correct is not None for one in judged)
-    head = [name, "cases", "right", "policy", "wrong", "unproven", "unanswered", "unknown"] + [
+    head = [name, "cases", "correct", "policy", "wrong", "unproven", "unanswered", "unknown"] + [
         "agree",
         "agree %",
         "false +",
@@ -167,9 +165,12 @@ def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase]
 
 
 def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
-    """Cells of one line; "policy" is part of right, "unproven" and "unanswered" of wrong. A verdict agrees with a label if it is right or wrong as the label is; an unknown one never does, and is a "false -" where the label is right."""
+    """Cells of one line; "policy" is part of correct, "unproven" and "unanswered" are parts of wrong.
+
+    A verdict agrees with a label if both are correct or both wrong. An unknown one never agrees: it is a "false -" where the label is correct.
+    """
     by_outcome = Counter(j.verdict.outcome for j in judged)
-    by_policy = sum(j.right and j.verdict.reason.startswith("policy") for j in judged)
+    by_policy = sum(j.is_correct and j.verdict.reason.startswith("policy") for j in judged)
     unproven = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason.startswith("unproven") for j in judged)
     unanswered = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason == NO_ANSWER for j in judged)
     cells = [
@@ -178,9 +179,9 @@ def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
     if not labelled:
         return [str(cell) for cell in cells]
     known = [j for j in judged if j.case.correct is not None]
-    agree = sum(j.right == j.case.correct and j.verdict.outcome is not Outcome.UNKNOWN for j in known)
-    false_positives = sum(j.right and not j.case.correct for j in known)
-    false_negatives = sum(not j.right and bool(j.case.correct) for j in known)
+    agree = sum(j.is_correct == j.case.correct and j.verdict.outcome is not Outcome.UNKNOWN for j in known)
+    false_positives = sum(j.is_correct and not j.case.correct for j in known)
+    false_negatives = sum(not j.is_correct and bool(j.case.correct) for j in known)
     share = f"{100 * agree / len(known):.1f}" if known else "-"
     return [*map(str, cells), str(agree), share, str(false_positives), str(false_negatives)]
 
@@ -191,7 +192,7 @@ def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
 def judge_cases(
     cases: Sequence[LabelledCase], config: VerifierPoolConfig, terms: Sequence[RewardConfig] = reward_terms(MATH, ())
 ) -> list[JudgedCase]:
-    """One case after another for each worker, so that the time of a case is its own; where a function takes batches, it is the mean."""
+    """Judge all cases, one at a time for each worker, so that each has its own time; with batches it is the mean."""
     with VerifierPool(config, terms) as pool:
         math_alone = [term.function for term in terms] == [MATH]
         if math_alone:  # the first case shall not wait for imports
@@ -212,8 +213,8 @@ def judge_cases(
 
 
 def _verdict(pool: VerifierPool, case: LabelledCase) -> Verdict:
-    return pool.judge_answer(answer_of(case.prediction, case.kind), gold_of(case.gold, case.kind))
+    return pool.judge_answer(answer_of(case.prediction, case.kind), reference_of(case.reference, case.kind))
 
 
 def _question(case: LabelledCase) -> Question:
-    return Question(case.prediction, case.gold, case.problem, length=case.length, finish=case.finish, columns=case.columns)
+    return Question(case.prediction, case.reference, case.problem, length=case.length, finish=case.finish, columns=case.columns)

@@ -4,8 +4,6 @@ For math, plain integers are compared here and now; everything else goes to one 
 everything goes there, as it is. Knows nothing of rollouts, Ray or what is done with an unknown verdict.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
@@ -14,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from msgspec.structs import replace
 
@@ -43,7 +41,7 @@ class Question(NamedTuple):
     """One response to judge against a reference answer. *Example*: ``Question("\\\\boxed{5}", "5")``."""
 
     response: str  # exactly what was sampled
-    gold: str
+    reference: str
     prompt: str = ""  # the problem's text, for a user's reward
     shown: str | None = None  # the response without special tokens, for a user's reward; None: the same
     thoughts: Thoughts = THINK
@@ -58,7 +56,7 @@ class Question(NamedTuple):
 class VerifierPool:
     """Judges responses in killable processes. Close it, or use it in a ``with`` block.
 
-    Example: ``pool.judge("so \\\\boxed{0.50}", "1/2")`` is right with the reason "math-verify".
+    Example: ``pool.judge("so \\\\boxed{0.50}", "1/2")`` is correct with the reason "math-verify".
     """
 
     def __init__(self, config: VerifierPoolConfig, reward: str | Sequence[RewardConfig] = MATH) -> None:
@@ -67,7 +65,7 @@ class VerifierPool:
         terms = reward_terms(reward, ()) if isinstance(reward, str) else reward
         self.functions = [_Function(config, term) for term in terms]
 
-    def __enter__(self) -> VerifierPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,19 +82,19 @@ class VerifierPool:
             if one.always_asked:
                 one.tasks.warm()
 
-    def judge(self, response: str, gold: str, prompt: str = "", *more: Any, **given: Any) -> Verdict:
+    def judge(self, response: str, reference: str, prompt: str = "", *more: Any, **given: Any) -> Verdict:
         """The verdict on one response; once a worker is free it takes at most about ``verifiers.wall_limit_s`` an attempt.
 
         ``more``, ``given``: further fields of ``Question``. Questions wait for a worker in the order in which they came. Raises ``RunFailed``
         if no worker can be started.
         """
-        question = Question(response, gold, prompt, *more, **given)
+        question = Question(response, reference, prompt, *more, **given)
         return self._sum([one.judge(question) for one in self.functions])
 
-    def judge_answer(self, answer: str | None, gold: str) -> Verdict:
+    def judge_answer(self, answer: str | None, reference: str) -> Verdict:
         """Like ``judge``, for what ``answers.answer_of`` found. Only for math alone."""
         (math_alone,) = self.functions
-        return math_alone.finished(math_alone.prepared_answer(answer, gold))
+        return math_alone.finished(math_alone.prepared_answer(answer, reference))
 
     async def judge_many(self, questions: Iterable[Question | tuple[str, str]]) -> list[Verdict]:
         """Verdicts on all questions, in their order, without blocking the event loop on a worker."""
@@ -110,7 +108,7 @@ class VerifierPool:
             one.tasks.close()
 
     def _sum(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """Right or wrong by the first function; unknown where one of them is."""
+        """Add up the weighted scores. The first function decides what is correct; one unknown makes the sum unknown."""
         terms = [one.term for one in self.functions]
         if len(terms) == 1 and terms[0].weight == 1:
             return verdicts[0]
@@ -143,17 +141,17 @@ class _Function:
         return verdict
 
     async def judge_many(self, questions: Sequence[Question]) -> list[Verdict]:
-        """Equal answers to one gold are judged once: when a policy answers ``9^{9^9}`` in every rollout, the limit is paid once.
+        """Judge equal answers to one reference once: if a policy answers ``9^{9^9}`` in every rollout, it meets the time limit once.
         One worker gets all answers to one reference answer, as far as that keeps every worker busy: it parses that one once."""
         verdicts: list[Verdict | None] = []
-        places: dict[Any, tuple[Task, list[int]]] = {}
+        jobs_by_key: dict[Any, tuple[Task, list[int]]] = {}
         for index, question in enumerate(questions):
             prepared = self.prepared(question)
             verdicts.append(prepared if isinstance(prepared, Verdict) else None)
             if not isinstance(prepared, Verdict):
                 key = prepared if self._math else index  # a user's function may well not say the same thing twice
-                places.setdefault(key, (prepared, []))[1].append(index)
-        jobs = sorted(places.values(), key=lambda job: job[0][1])  # by reference answer
+                jobs_by_key.setdefault(key, (prepared, []))[1].append(index)
+        jobs = sorted(jobs_by_key.values(), key=lambda job: job[0][1])  # by reference answer
         size = self.term.batch or min(math.ceil(len(jobs) / self._config.workers / _BATCHES_EACH), _BATCH)
         batches = [jobs[start : start + size] for start in range(0, len(jobs), size or 1)]
         judged = await asyncio.gather(*(self._judged([task for task, _ in batch]) for batch in batches))
@@ -164,7 +162,7 @@ class _Function:
         return [self._beside(q, verdict) for q, verdict in zip(questions, verdicts, strict=True) if verdict is not None]
 
     async def _judged(self, tasks: Sequence[Task]) -> list[Verdict]:
-        """By one worker, as long as it lives."""
+        """Judge tasks in one worker, as long as it lives."""
         if not self.term.batch:
             return [self._verdict(result) for result in await asyncio.wrap_future(self.tasks.submit(tasks))]
         (result,) = await asyncio.wrap_future(self.tasks.submit([tasks]))
@@ -179,34 +177,34 @@ class _Function:
         return [self._verdict(Result(part, result.attempts)) for part in parts]
 
     def prepared(self, question: Question) -> Verdict | Task:
-        """The verdict if it takes no process, else the task for one."""
+        """Return the verdict if no process is needed, else the task for one."""
         if fault := question.fault or (self._math and question.answer_fault):
             return Verdict(outcome=Outcome.WRONG, reason=fault, score=None if self._math else self.term.range[0] or None)
         if self._math:
-            return self.prepared_answer(answers.final_answer(question.response, question.thoughts), question.gold)
+            return self.prepared_answer(answers.final_answer(question.response, question.thoughts), question.reference)
         if len(question.response) > MAX_RESPONSE_CHARS:
             return Verdict(outcome=Outcome.UNKNOWN, reason=RESPONSE_TOO_LONG)
         shown = question.response if question.shown is None else question.shown
         by_name = {"exact": question.response, "length": question.length, "finish": question.finish, **question.columns}
-        return shown, question.gold, question.prompt, by_name
+        return shown, question.reference, question.prompt, by_name
 
-    def prepared_answer(self, answer: str | None, gold: str) -> Verdict | Task:
+    def prepared_answer(self, answer: str | None, reference: str) -> Verdict | Task:
         config = self._config
-        answer, gold = answer if answer is None else answers.strip_dollars(answer), bare_gold(gold)
-        quick = answers.quick_verdict(answer, gold, max_chars=config.max_answer_chars, exact_integers=config.exact_integers)
-        return quick or (answer or "", gold)
+        answer, reference = answer if answer is None else answers.strip_dollars(answer), bare_reference(reference)
+        quick = answers.quick_verdict(answer, reference, max_chars=config.max_answer_chars, exact_integers=config.exact_integers)
+        return quick or (answer or "", reference)
 
     def finished(self, prepared: Verdict | Task) -> Verdict:
         return prepared if isinstance(prepared, Verdict) else self._verdict(self.tasks.submit([prepared]).result()[0])
 
     def _beside(self, question: Question, verdict: Verdict) -> Verdict:
-        """Right after all where an answer may lie beside its gold."""
+        """Correct after all if the answer lies within a margin of its benchmark."""
         if not (self._math and question.margins) or question.fault or question.answer_fault:
             return verdict
         from fr3e_async.verify.margins import with_margins
 
         answer = answers.final_answer(question.response, question.thoughts)
-        return with_margins(verdict, answer, question.gold, question.margins, self._config)
+        return with_margins(verdict, answer, question.reference, question.margins, self._config)
 
     def _verdict(self, result: Result) -> Verdict:
         outcome, reason, score, complaint, _ = result.ruling
@@ -227,13 +225,13 @@ def last_words(complaint: str) -> str:
     return f"{lines[-1][:_LAST_WORDS]}{where}"
 
 
-def bare_gold(gold: str) -> str:
+def bare_reference(reference: str) -> str:
     """Return the reference answer without ``\\boxed`` and dollar signs."""
-    return answers.strip_dollars(answers.final_answer(gold) or gold)
+    return answers.strip_dollars(answers.final_answer(reference) or reference)
 
 
 def policies_of(config: VerifierPoolConfig) -> Policies:
-    """The judge's switches as the section ``verifiers`` sets them."""
+    """Read the judge's policies from the section ``verifiers``."""
     return Policies(
         unfinished=config.unfinished, units=config.units, percent=config.percent, decimal_digits=config.decimal_digits
     )  # fmt: skip

@@ -4,14 +4,12 @@ JSON and never pickle, because what comes back was made next to a model's output
 worker that is stopped must not hold up the thread that writes to it.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import struct
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 _LENGTH = struct.Struct("!I")
 _CHUNK = 65536  # bytes asked of the kernel at once
@@ -69,7 +67,7 @@ class Limits:
 class Setup:
     """Everything that the workers of one fork server have in common."""
 
-    job: str  # "math", "golds" or package.module:function; see ``jobs``
+    job: str  # "math", "references" or package.module:function; see ``jobs``
     limits: Limits
     sys_path: tuple[str, ...]  # where modules are looked for: the parent's, so that a user's function is found
     options: dict[str, Any] = field(default_factory=dict)  # of the job
@@ -83,6 +81,6 @@ class Setup:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Setup:
+    def from_json(cls, text: str) -> Self:
         values = json.loads(text)
         return cls(**values | {"limits": Limits(**values["limits"]), "sys_path": tuple(values["sys_path"])})
