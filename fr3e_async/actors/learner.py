@@ -1,7 +1,5 @@
 """A learner rank as a Ray actor: fetches its rows from the object store and forwards to a ``LearnerRank``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -82,7 +82,7 @@ class _Tokens:
 
     def completion_sums(self, values: Tensor) -> Tensor:
         """[T] float64 without gradient: at each token the sum of [T] ``values`` over its completion."""
-        # As many places as tokens: their true number would have to be fetched from the device.
+        # As many slots as tokens: their true number would have to be fetched from the device.
         empty = torch.zeros(len(self.mask), dtype=torch.float64, device=self.mask.device)
         return empty.index_add(0, self.sequences, values.detach().double())[self.sequences]
 

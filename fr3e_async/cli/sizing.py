@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MEAN_SHARE, SIGMA_SHARE = 0.25, 0.6  # of sampling.max_response, and of the mean, where neither a run nor numbers are given
 SPEEDS = {"run": "", "model": "", "device": ""}  # where service times and prompts come from; one of them is given, else DEVICE
 DEVICE = "H100"
+FORECAST_STEPS = 6  # batches of a dry run's simulation: under a second
+IDLE_LEARNER = 0.4  # share from which on a dry run warns
 PROMPTS = {"length": 0.0, "sigma": 0.0, "accuracy": 0.5, "cores": 0.0}
 
 
@@ -36,7 +38,7 @@ def plan(context: click.Context, words: tuple[str, ...]) -> int:
     device=H100             speeds from a data sheet: A100, H100 (default), H200, CPU
     length=2000 sigma=1500  tokens of a response, mean and standard deviation (with device; default: a quarter of
                             sampling.max_response, and 0.6 of the mean)
-    accuracy=0.5            mean chance that an answer is right (with device)
+    accuracy=0.5            mean chance that an answer is correct (with device)
     cores=2                 with run=: the run's actors shared so many cores of one machine
     steps=4 tries=60        batches of each simulation, simulations at most
     flow.groups_per_step=64 any setting of a run
@@ -154,9 +156,25 @@ def model_of(speeds: Mapping[str, str], given: Mapping[str, float], config: Conf
         raise ConfigError(f"accuracy must be in (0, 1), got {accuracy:g}")
     workload = LogNormalWorkload(
         mean=mean, sigma=given["sigma"] or SIGMA_SHARE * mean, prompt=max(1, config.data.max_prompt // 4),
-        right_alpha=1.2 * accuracy, right_beta=1.2 * (1 - accuracy),
+        correct_alpha=1.2 * accuracy, correct_beta=1.2 * (1 - accuracy),
     )  # fmt: skip
     return roofline(config, shape, device, workload, name=speeds["device"] or DEVICE)
+
+
+def forecast(config: Config) -> str:
+    """What the simulator expects of a run on ``DEVICE``: time of a batch and idle shares, with a warning for a learner that waits."""
+    from fr3e_async.simulate.world import simulate as simulated
+
+    model = model_of(SPEEDS, PROMPTS, config)
+    found = simulated(config, model, steps=FORECAST_STEPS, warmup=2)
+    idle = ", ".join(f"{role} {share:.0%}" for role, share in found.idle.items())
+    lines = [f"  by {model.source}: {found.step_s:.0f} s a batch; idle: {idle}"]
+    if found.idle["learner"] > IDLE_LEARNER:
+        lines.append(
+            f"  warning: the learner waits {found.idle['learner']:.0%} of its time; flow.max_staleness={config.flow.max_staleness} could be "
+            f"raised, learner.ranks={config.learner.ranks} lowered; `fr3e plan` finds a split"
+        )
+    return "\n".join(lines)
 
 
 def fit_of(run: Path, *, cores: float) -> Fit:

@@ -4,8 +4,6 @@ Only what was given is refused (``loader`` knows); a default, or a shipped file 
 strategy reads of ``algorithm`` is said where strategies are (``algorithm.strategies.unread``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

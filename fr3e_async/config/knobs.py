@@ -3,8 +3,6 @@
 Pydantic checks types and bounds; its complaints become one sentence each, which begins with the setting's dotted path.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Settings of the method: how rollouts are drawn, how groups are built and credited, what is optimised."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -48,8 +46,8 @@ class AlgorithmConfig:
         "sampling", "entropy and surprisal of the distribution sampled from; raw: of the model's"
     )
     min_gap: PositiveInt = knob(8, "least distance between two anchors of a trunk", "tokens")
-    trunk: Literal["first", "random", "all", "one_right_one_wrong"] = knob(
-        "first", "bases that are trunks; one_right_one_wrong: picked by reward, so branching waits for the verdicts"
+    trunk: Literal["first", "random", "all", "one_correct_one_wrong"] = knob(
+        "first", "bases that are trunks; one_correct_one_wrong: picked by reward, so branching waits for the verdicts"
     )
     include_trunk: bool = knob(False, "count the trunk's own continuation as a member of each of its anchors' groups")
     train_bases: bool = knob(True, "train the bases as the group of the prompt; off: they only give its value (fr3e)")
@@ -77,8 +75,8 @@ class AlgorithmConfig:
             f"got {self.adaptive_first}",
         )
         require(
-            not (self.include_trunk and self.trunk == "one_right_one_wrong"),
-            "algorithm.include_trunk with algorithm.trunk=one_right_one_wrong: a trunk picked by its reward would bias V",
+            not (self.include_trunk and self.trunk == "one_correct_one_wrong"),
+            "algorithm.include_trunk with algorithm.trunk=one_correct_one_wrong: a trunk picked by its reward would bias V",
         )
 
     def normalises(self, *, by_default: bool) -> bool:

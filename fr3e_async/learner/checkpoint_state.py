@@ -4,8 +4,6 @@ The one place that reaches inside DeepSpeed: its public tensor access gathers wh
 the optimiser's step count nor state that does not exist yet. Knows nothing of files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ The weights lie beside it as an ordinary model folder, so that one process can r
 world size (``fr3e replay_step DUMP``). No pickles. Knows nothing of engines.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence

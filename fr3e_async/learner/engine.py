@@ -3,8 +3,6 @@
 Knows nothing of samples, losses or Ray. Set ``spec.rank_environment`` before this module is imported.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Knows nothing of models or engines; takes sums that are already global.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

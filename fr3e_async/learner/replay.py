@@ -3,8 +3,6 @@
 One process, transformers and torch; no DeepSpeed, Ray or vLLM, and no need for the run's number of ranks.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from functools import reduce

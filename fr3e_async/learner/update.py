@@ -3,8 +3,6 @@
 Knows nothing of DeepSpeed beyond forward, backward and step, and nothing of checkpoints or Ray.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +53,7 @@ class UpdateResult:
     sums: LossSums | None  # over all optimiser steps; None if there was nothing to train on
     grad_norms: tuple[float, ...]  # one for each optimiser step, before clipping
     lr: float  # of the last optimiser step; 0 without one
-    padded_tokens: int  # places that went through the model in one epoch, over all ranks
+    padded_tokens: int  # slots that went through the model in one epoch, over all ranks
     computed_tokens: int  # of these, those that held a token
     real_tokens: int  # tokens of the samples: more than are computed where prefixes are shared
 
@@ -159,7 +157,7 @@ class BatchUpdate:
         Raises:
             UnsoundStep: a loss, ratio or gradient that is not finite or explodes; names the optimiser step and the cause.
         """
-        minibatches, places = self._schedule(samples, version)
+        minibatches, slots = self._schedule(samples, version)
         self._set_prox(minibatches)
         sums: LossSums | None = None
         norms = []
@@ -174,20 +172,20 @@ class BatchUpdate:
                 step_sums = self._optimise(minibatch, where, version)
                 sums = step_sums if sums is None else sums + step_sums
                 norms.append(self.engine.grad_norm)
-        padded, computed, real = places
+        padded, computed, real = slots
         return UpdateResult(
             sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, computed_tokens=computed, real_tokens=real
         )  # fmt: skip
 
     def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[_Minibatch], tuple[int, int, int]]:
-        """Prepare the minibatches that have tokens on any rank; and global numbers: places, filled ones, sample tokens."""
+        """Prepare the minibatches that have tokens on any rank; and global numbers: slots, filled ones, sample tokens."""
         minibatches = split(samples, self.learner)
         every = [batch for part in minibatches for batch in part]
         trainable = [sum(batch.trainable for batch in part) for part in minibatches]
         filled = sum(batch.computed for batch in every)
         completions = [sum(len(batch.samples) for batch in part) for part in minibatches]
-        places = sum(batch.tokens.size for batch in every)
-        sizes = [*trainable, *completions, places, filled, sum(len(sample.tokens) for sample in samples)]
+        slots = sum(batch.tokens.size for batch in every)
+        sizes = [*trainable, *completions, slots, filled, sum(len(sample.tokens) for sample in samples)]
         *totals, padded, computed, real = all_reduced(torch.tensor(sizes, device=self.device)).tolist()
         counts = torch.tensor([len(part) for part in minibatches], device=self.device)
         # Ranks with fewer micro-batches run dummies: under ZeRO-2 and 3 each backward pass is a collective.

@@ -1,7 +1,5 @@
 """Which settings make a run what it is: two configs may share a run directory if those agree. Pure."""
 
-from __future__ import annotations
-
 import fnmatch
 import hashlib
 import json
