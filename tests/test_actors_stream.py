@@ -19,7 +19,7 @@ from make_support import figures
 from ray._private import serialization
 
 from fr3e_async.actors.engine import EngineActor
-from fr3e_async.actors.proxies import RayEngine, RayLearner, _references
+from fr3e_async.actors.proxies import RayEngine, RayLearner, references
 from fr3e_async.algorithm.anchors import AnchorRule, with_anchors
 from fr3e_async.control.ports import Delivery, Trunks, WorkerLost
 from fr3e_async.rollout.port import EngineDead, SampleRequest
@@ -243,7 +243,7 @@ def test_weights_and_rescored_trunks_pass_the_driver_as_references(actor: Any, c
 def test_a_stream_that_fails_gives_its_error_and_no_references(cluster: None) -> None:
     rank = ray.remote(num_cpus=0)(ExportingRank).remote()
     with pytest.raises(ray.exceptions.RayTaskError, match="the disk is full"):
-        within(60, _references(rank.broken.options(num_returns="streaming").remote()))
+        within(60, references(rank.broken.options(num_returns="streaming").remote()))
     ray.kill(rank)
 
 

@@ -208,7 +208,7 @@ class RayLearner:
             )
             for rank, shard in zip(self._ranks, shards, strict=True)
         ]
-        items = await self._together([_references(stream) for stream in streams])
+        items = await self._together([references(stream) for stream in streams])
         chosen: dict[int, tuple[tuple[Anchor, ...], Payload]] = {}
         for shard, anchors, (_, *payloads) in zip(
             shards, await self._together([first for first, *_ in items]), items, strict=True
@@ -229,7 +229,7 @@ class RayLearner:
         held = self._exported
         told = held.manifest if held is not None else None
         streams = [rank.export.options(num_returns="streaming").remote(version, told, self._bucket_bytes) for rank in self._ranks]
-        sent, *_ = await self._together([_references(stream) for stream in streams])
+        sent, *_ = await self._together([references(stream) for stream in streams])
         (manifest,) = await self._together([sent[-1]])
         self._exported = joined(manifest, sent[:-1], held)
         return self._exported
@@ -292,7 +292,7 @@ def _lost(error: WorkerLost | TaskLost) -> LearnerLost:
     return LearnerLost(str(error))
 
 
-async def _references(stream: ray.ObjectRefGenerator) -> list[ray.ObjectRef]:
+async def references(stream: ray.ObjectRefGenerator) -> list[ray.ObjectRef]:
     """References of all items of a stream, once it has ended. ``async for`` would fetch each item; nothing is fetched here.
 
     Raises the error of a stream that failed.
