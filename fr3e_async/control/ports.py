@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Unpack
@@ -222,4 +222,10 @@ class Checkpoints(Protocol):
 
     def begin(self, step: int) -> Path: ...
 
-    def commit(self, folder: Path, step: int) -> Path: ...
+    def commit(self, folder: Path, step: int, *, spare: Collection[int] = ()) -> Path: ...
+
+    def keep_best(self, step: int) -> None: ...
+
+    @property
+    def models(self) -> Path:
+        """Where model folders of single versions go."""
