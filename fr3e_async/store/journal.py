@@ -19,24 +19,10 @@ from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed, StorageError
 from fr3e_async.files.durable import storage_errors
 from fr3e_async.files.jsonl import from_json, to_json
+from fr3e_async.machine import messages
 from fr3e_async.machine.events import Event
 from fr3e_async.machine.ledger_state import LedgerState
-from fr3e_async.machine.messages import (
-    Assign,
-    Command,
-    Dismiss,
-    Hire,
-    Live,
-    Move,
-    Release,
-    Rescore,
-    Retire,
-    Send,
-    SetPoolTarget,
-    Train,
-    Wait,
-    Withdraw,
-)  # fmt: skip
+from fr3e_async.machine.messages import Command
 
 _FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # journals of before December 2026 call it Judged
 
@@ -122,32 +108,32 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def brief(command: Command) -> str:
     """Summarise a command in one line: its kind, its target, its size."""
     match command:
-        case Assign():
+        case messages.Assign():
             work = "Asked" if command.work is None else f"{type(command.work).__name__} {len(command.work.ids)}"
             return f"assign {command.task} {command.worker} {work}"
-        case Rescore():
+        case messages.Rescore():
             return f"rescore {command.task} {command.group} {len(command.trunks)}"
-        case Train():
+        case messages.Train():
             return f"train {command.version} {len(command.items)} {' '.join(command.groups)}"
-        case Retire():
+        case messages.Retire():
             return f"retire {command.group} {command.outcome}"
-        case Withdraw():
+        case messages.Withdraw():
             return f"withdraw {command.worker} {' '.join(map(str, command.tasks))}".rstrip()
-        case Hire():
+        case messages.Hire():
             return f"hire {command.ticket} {command.role} {command.delay_s:g}"
-        case Dismiss():
+        case messages.Dismiss():
             return f"dismiss {command.ticket}"
-        case Release():
+        case messages.Release():
             return f"release {command.worker}{' lost' if command.lost else ''}"
-        case Move():
+        case messages.Move():
             return f"move {command.worker} {command.role}"
-        case SetPoolTarget():
+        case messages.SetPoolTarget():
             return f"want {command.actors} {command.role}"
-        case Send():
+        case messages.Send():
             return f"send {command.version} {'alone ' if command.alone else ''}{' '.join(command.workers)}".rstrip()
-        case Live():
+        case messages.Live():
             return f"live {command.version}"
-        case Wait():
+        case messages.Wait():
             return f"wait {command.seconds:g} {command.key}"
 
 

@@ -112,15 +112,12 @@ def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return []
     rows = [
-        f"| {_cell(e['label'])} | {100 * e['accuracy']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} % | {_reward(e)} |"
+        f"| {_cell(e['label'])} | {100 * e['accuracy']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} % | "
+        f"{Estimate(**e['reward']) if 'reward' in e else ''} |"
         for e in evaluations
     ]
     head = ["| held-out | accuracy | 95 % interval | mean reward |", "| --- | --- | --- | --- |"]
     return ["## Evaluation\n", *head, *rows, ""]
-
-
-def _reward(evaluation: Mapping[str, Any]) -> str:
-    return str(Estimate(**evaluation["reward"])) if "reward" in evaluation else ""
 
 
 def _installed(name: str) -> str | None:
