@@ -17,7 +17,7 @@ import msgspec
 from fr3e_async import __version__
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed, StorageError
-from fr3e_async.files.durable import storage_errors
+from fr3e_async.files.durable import reading, storage_errors
 from fr3e_async.files.jsonl import from_json, to_json
 from fr3e_async.machine import messages
 from fr3e_async.machine.events import Event
@@ -98,11 +98,8 @@ def _entries(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Entry]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line); a last line without its newline is left out."""
-    try:
-        with open(path, "rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
-    except OSError as error:
-        raise StorageError(f"{path} is not readable ({error.strerror})") from error
+    with reading(path), open(path, "rb") as file:
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
 
 
 def brief(command: Command) -> str:
