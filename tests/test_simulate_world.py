@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -213,6 +214,7 @@ def test_a_thousand_engines_in_seconds() -> None:
         groups=500, generators={"count": 500}, explorers={"count": 500}, verifiers={"count": 32}, learner={"ranks": 64},
         flow={"max_rejected_in_a_row": 10**6},
     )  # fmt: skip
+    began = time.process_time()
     report = simulate(config, model(), steps=2, warmup=0)
     assert report.events > 10_000
-    assert report.wall_s < 30, "some 3 s on a quiet machine"
+    assert time.process_time() - began < 30, "some 3 s"

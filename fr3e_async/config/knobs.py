@@ -20,6 +20,12 @@ Part = Annotated[float, Field(gt=0, lt=1)]
 PartOr0 = Annotated[float, Field(ge=0, lt=1)]
 UNITS = {"s": "s", "gib": "GiB", "mib": "MiB"}  # of settings whose last word says it: start_timeout_s
 
+RENAMED = {  # words of a setting that were renamed; the old one works until 0.2
+    "weights.transfer": {"native": "collective"},
+    "algorithm.trunk": {"one_right_one_wrong": "one_correct_one_wrong"},
+    "verifiers.unfinished": {"right": "correct"},
+}
+
 T = TypeVar("T")
 
 _WORDS = {str: ("text", "texts"), int: ("a whole number", "whole numbers"), float: ("a number", "numbers")}

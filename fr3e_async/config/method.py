@@ -121,6 +121,20 @@ class LossConfig:
     )
     kl_coef: NonNegativeFloat = knob(0.0, "weight of the k3 estimate of KL(current || proximal) per token")
     entropy_coef: NonNegativeFloat = knob(0.0, "weight of the entropy bonus per token")
+    reference_coef: NonNegativeFloat = knob(
+        0.0, "beta: weight of KL(current || reference); the reference is a frozen copy of the first weights; 0: there is none"
+    )
+    reference_kl: Literal["k1", "k2", "k3"] = knob(
+        "k3", "estimate of this KL at a token, with x = log reference - log current; k1: -x, k2: x^2 / 2, k3: e^x - 1 - x"
+    )
+    reference_in: Literal["loss", "token_reward", "sequence_reward"] = knob(
+        "loss",
+        "where it counts; loss: each token; token_reward: A of a token loses that of the completion from this token on; "
+        "sequence_reward: that of the whole completion",
+    )
+    reference_reset: NonNegativeInt = knob(
+        0, "batches after which the reference takes the current weights, each time; 0: never", "batches"
+    )
 
     def __post_init__(self) -> None:
         require(

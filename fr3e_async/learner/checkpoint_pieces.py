@@ -20,6 +20,7 @@ from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import fsync_path, writing_tensors
 
 MASTER = "master"  # the part of the weights themselves, in the precision that the optimiser updates
+REFERENCE = "reference"  # the part of a second set of weights, that of the reference policy
 BUFFER = "buffer"  # the part of what a model keeps beside its weights and does not train
 SHARD_BYTES = 1 << 30
 CHECK_THREADS = 4

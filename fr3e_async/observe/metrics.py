@@ -154,6 +154,7 @@ by learner/metrics.py:loss_metrics, learner/metrics.py:_means, algorithm/losses.
   train/offpolicy_signed_nats      | nats     | Learner: Sampler against trainer                        | mean log proximal - log behaviour: minus the plain (k1) estimate of KL(behaviour, proximal)
   train/offpolicy_kl_nats          | nats     | Learner: KL estimates                                   | mean k3 estimate of KL(behaviour, proximal)
   train/kl_nats                    | nats     | Learner: KL estimates                                   | mean k3 estimate of KL(current, proximal)
+  train/reference_kl_nats          | nats     | Learner: KL estimates                                   | mean k3 estimate of KL(current, reference); absent without a reference, or where it is 0
   train/entropy_nats               | nats     | Learner: Entropy                                        | mean entropy of the current policy at trained tokens
 by learner/metrics.py:step_metrics, learner/metrics.py:token_ages
   train/tokens                     | tokens   | no panel: tokens_trained_total has it                   | trainable tokens of the batch

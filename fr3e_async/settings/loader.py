@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from fr3e_async.algorithm.strategies import check_strategy, unread
 from fr3e_async.config import Config
 from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
-from fr3e_async.config.knobs import Knob, did_you_mean
+from fr3e_async.config.knobs import RENAMED, Knob, did_you_mean
 from fr3e_async.config.secrets import SecretGiven, refuse_secrets
 from fr3e_async.errors import ConfigError
 from fr3e_async.settings.help import knobs, sections
@@ -28,11 +28,6 @@ from fr3e_async.settings.hints import locate, meant, misplaced_option, unknown
 
 PACKAGED = Path(__file__).parent.parent / "configs"  # in a checkout a link to the repository's configs/
 OPTIONS = ("--help", "-h", "--dry-run")  # what commands understand besides settings
-RENAMED = {  # words of a setting that were renamed; the old one works until 0.2
-    "weights.transfer": {"native": "collective"},
-    "algorithm.trunk": {"one_right_one_wrong": "one_correct_one_wrong"},
-    "verifiers.unfinished": {"right": "correct"},
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ The n-th group of a seed is the same whatever system answers it, so two simulate
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -49,39 +50,40 @@ class LogNormalWorkload(msgspec.Struct, frozen=True, kw_only=True, tag_field="ki
     correct_beta: float = 0.6
 
     def tree(self, seed: int, number: int, *, max_response: int) -> Tree:
-        return _LogNormalTree(self, random.Random(seed * 1_000_003 + number), max_response)
+        return _LogNormalTree(self, f"{seed}/{number}", max_response)
 
 
 class _LogNormalTree:
-    def __init__(self, workload: LogNormalWorkload, chance: random.Random, max_response: int) -> None:
-        variance = math.log1p((workload.sigma / workload.mean) ** 2)
+    """Each rollout is drawn by its place in the tree alone, so that no order of asking changes it."""
+
+    def __init__(self, workload: LogNormalWorkload, name: str, max_response: int) -> None:
+        variance, chance = math.log1p((workload.sigma / workload.mean) ** 2), random.Random(name)
         self.prompt = workload.prompt
-        self._chance, self._most = chance, max_response
+        self._name, self._most = name, max_response
         self._spread = math.sqrt(variance * (1 - workload.common))
         self._centre = math.log(workload.mean) - variance / 2 + chance.gauss(0.0, math.sqrt(variance * workload.common))
         self._correct = chance.betavariate(workload.correct_alpha, workload.correct_beta)
-        self._bases: dict[int, MeasuredAnswer] = {}
+        self._drawn: Counter[tuple[int, int]] = Counter()  # branches by base and anchor
 
     def base(self, number: int) -> MeasuredAnswer:
-        if number not in self._bases:
-            self._bases[number] = self._answer(self._response())
-        return self._bases[number]
+        chance = random.Random(f"{self._name}/{number}")
+        return self._answer(chance, self._response(chance))
 
     def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
-        return scattered(self._chance, self.base(base).length, count=count, min_gap=min_gap)
+        chance = random.Random(f"{self._name}/{base}/places")
+        return scattered(chance, self.base(base).length, count=count, min_gap=min_gap)
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
-        for _ in range(TRIES):
-            length = self._response()
-            if length > position:
-                return self._answer(length - position)
-        return self._answer(1)
+        chance = random.Random(f"{self._name}/{base}/{anchor}/{self._drawn[base, anchor]}")
+        self._drawn[base, anchor] += 1
+        lengths = (self._response(chance) - position for _ in range(TRIES))
+        return self._answer(chance, next((length for length in lengths if length > 0), 1))
 
-    def _response(self) -> int:
-        return min(self._most, max(1, round(math.exp(self._centre + self._chance.gauss(0.0, 1.0) * self._spread))))
+    def _response(self, chance: random.Random) -> int:
+        return min(self._most, max(1, round(math.exp(self._centre + chance.gauss(0.0, 1.0) * self._spread))))
 
-    def _answer(self, length: int) -> MeasuredAnswer:
-        return MeasuredAnswer(length, self._chance.random() < self._correct)
+    def _answer(self, chance: random.Random, length: int) -> MeasuredAnswer:
+        return MeasuredAnswer(length, chance.random() < self._correct)
 
 
 def scattered(chance: random.Random, length: int, *, count: int, min_gap: int) -> list[int]:

@@ -174,7 +174,7 @@ class _Replay:
         """Take over the state of a ``begin`` that fits no cut, so that one broken law does not cause further reports."""
         if nearest is None:
             earlier = [cut for cut in reversed(self.cuts) if cut.version < record.version]
-            self._break("begin", f"it goes on from version {record.version}, of which there is no cut")
+            self._break("begin", f"it resumes from version {record.version}, of which there is no cut")
             self._roll_back(earlier[0] if earlier else None)
         else:
             self._break("begin", f"it is not the cut of version {record.version}: {_differences(record, nearest)}")

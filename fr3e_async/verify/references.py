@@ -89,7 +89,7 @@ def screen_references(rows: Rows, config: Config, announce: Callable[[str], None
         return Screened(rows=rows, note="")
     told = _told(flagged, reasons)
     if policy == "error":
-        raise DataError(f"{told}; leave such problems out with data.on_string_gold=drop, or go on with =flag")
+        raise DataError(f"{told}; leave such problems out with data.on_string_gold=drop, or keep them with =flag")
     if policy == "flag":
         return Screened(rows=rows, note=f"{told}: other ways to write it will be unknown, see data.on_string_gold")
     train, heldout = (tuple(row for row in part if row.answer not in reasons) for part in (rows.train, rows.heldout))

@@ -56,7 +56,7 @@ class VinePpo:
     def _steps(
         self, outcome: GroupRewards, bases: dict[RolloutId, float], values: dict[int, StateValue], own: RolloutId
     ) -> Advantage:
-        """Stretches of the trunk ``own``; none if it cannot be credited."""
+        """Spans of the trunk ``own``; none if it cannot be credited."""
         others = [reward for id, reward in bases.items() if id != own]
         if own not in bases or not others:
             return ()
