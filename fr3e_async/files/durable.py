@@ -49,9 +49,10 @@ def reading(path: Path, *kinds: type[Exception]) -> Iterator[None]:
 
     ``kinds``: errors of a library that reads it. Wrong content shows as a missing key, say, or as a value of another type.
     """
+    caught: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, AttributeError, *kinds)
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, *kinds) as error:
+    except caught as error:
         words = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise StorageError(f"{path} is not readable ({words})") from error
 
