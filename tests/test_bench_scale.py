@@ -12,8 +12,8 @@ import pytest
 from ledger_support import admit, delivered, judged, make_ledger
 from make_support import figures, make
 
-from fr3e_async.machine.events import Published, Trained
-from fr3e_async.machine.messages import Branch, Sample, Score, Train
+from fr3e_async.machine.events import Trained
+from fr3e_async.machine.messages import Branch, Live, Sample, Score, Train
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +218,7 @@ class Sharded:
         if self.live < self.version:
             self.live += 1
             for told in self.told:
-                told.append(Published(version=self.live))
+                told.append(Live(version=self.live))
 
     def tell(self) -> None:
         shard = self.chance.randrange(len(self.ledgers))

@@ -8,7 +8,7 @@ Events in, commands out. No clock, no Ray, no tokens: the same sequence of event
     Delivered ─► Score                                     Lost ─► the same ids again, or given up
     Judged ─► group complete ─► credited ─► ready | Retire(rejected_…)
     the next groups ready ─► Train                         see ``order``: that is what bounds staleness
-    Trained ─► Retire(trained), Train(next)                Published ─► the batch's slots are free
+    Trained ─► Retire(trained), Train(next)                Live ─► the batch's slots are free
 
 **Staleness bound.** ``order`` has the rule by which groups make a batch, and the proof that no token is older than
 ``flow.max_staleness`` versions when it is trained.
@@ -26,10 +26,10 @@ from fr3e_async.algorithm.anchors import choose_trunks
 from fr3e_async.algorithm.strategies import GroupPlan, Strategy
 from fr3e_async.config import Config
 from fr3e_async.machine.budget import TokenBudget
-from fr3e_async.machine.events import Admitted, Delivered, Judged, LedgerEvent, Lost, Published, Rescored, Trained
+from fr3e_async.machine.events import Admitted, Delivered, Judged, Lost, Rescored, Stopped, Trained
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.ledger_state import LedgerError, LedgerState, RejectionStreak, state_of
-from fr3e_async.machine.messages import Forget, LedgerCommand, Retire, Train
+from fr3e_async.machine.messages import Forget, LedgerCommand, Live, Message, Retire, Start, Train
 from fr3e_async.machine.order import next_batch, train_items
 from fr3e_async.machine.tasks import Issuer
 from fr3e_async.outcomes import GroupOutcome
@@ -58,17 +58,19 @@ class Ledger:
         self._ready = 0  # open groups with credit
         self._streak = RejectionStreak(config.flow.max_rejected_in_a_row, state.rejected_in_a_row if state else 0)
         self._issue = Issuer()
-        self.closed = False  # set by stop(): nothing is admitted or trained any more
+        self.closed = False  # after ``Stopped`` nothing is admitted or trained any more
         for group in state.groups if state else ():
             self._open[group.name] = group
         self._handlers: dict[type, Callable[[Any], list[LedgerCommand]]] = {
+            Start: lambda _: self.resume(),
             Admitted: self._admit,
             Delivered: self._delivered,
             Rescored: self._rescored,
             Lost: self._lost,
             Judged: self._judged,
             Trained: self._trained,
-            Published: self._published,
+            Live: self._went_live,
+            Stopped: self._stopped,
         }
 
     # ---- queries ----
@@ -130,11 +132,6 @@ class Ledger:
                 self._ready += 1
         return commands + self._train()
 
-    def age_of(self, group: str) -> int:
-        """Admissions before this group; lower ones are older. 0 for one that is not open."""
-        found = self._open.get(group)
-        return found.number if found else 0
-
     @property
     def settled(self) -> int:
         """How many groups have retired, over all sessions of the run."""
@@ -150,15 +147,11 @@ class Ledger:
 
     # ---- events ----
 
-    def handle(self, event: LedgerEvent) -> list[LedgerCommand]:
-        """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
-        commands = self._handlers[type(event)](event)
+    def handle(self, message: Message) -> list[LedgerCommand]:
+        """Apply one event, or ``Live``; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        commands = self._handlers[type(message)](message)
         self.check()
         return commands
-
-    def stop(self) -> None:
-        """Admit no more groups and start no more batches."""
-        self.closed = True
 
     def check(self) -> None:
         """Check that admitted = settled + in flight, and the slots. Raises ``LedgerError`` with the numbers."""
@@ -341,8 +334,12 @@ class Ledger:
             self._unlive_groups += len(done)
         return [*(self._close(group, GroupOutcome.TRAINED) for group in done.values()), *self._train()]
 
-    def _published(self, event: Published) -> list[LedgerCommand]:
-        self.live = max(self.live, event.version)
+    def _stopped(self, event: Stopped) -> list[LedgerCommand]:
+        self.closed = True
+        return []
+
+    def _went_live(self, command: Live) -> list[LedgerCommand]:
+        self.live = max(self.live, command.version)
         for version in [v for v in self._unlive if v <= self.live]:
             self._unlive_groups -= self._unlive.pop(version)
         return []

@@ -21,7 +21,8 @@ class Issuer:
         if others := tuple(id for id in ids if id not in group.candidates):
             parts.append((others, False))
         return [
-            Sample(task=self._number(group, part), ids=part, trunk=trunk, attempt=group.attempt_of(part)) for part, trunk in parts
+            Sample(task=self._number(group, part), ids=part, trunk=trunk, attempt=group.attempt_of(part), age=group.number)
+            for part, trunk in parts
         ]
 
     def score(self, group: Group, payload: int) -> list[LedgerCommand]:
@@ -31,7 +32,7 @@ class Issuer:
             return []
         ids, rows = tuple([r.id for r in due]), tuple([r.row for r in due])
         attempt = group.scoring_attempts.get(payload, 1)
-        return [Score(task=self._number(group, ids), payload=payload, ids=ids, rows=rows, attempt=attempt)]
+        return [Score(task=self._number(group, ids), payload=payload, ids=ids, rows=rows, attempt=attempt, age=group.number)]
 
     def rescore(self, group: Group, payload: int, trunks: Sequence[RolloutId]) -> Rescore:
         notes = [group.rollouts[id].note for id in trunks]
@@ -55,6 +56,7 @@ class Issuer:
                     trunk_payload=group.rollouts[trunk].payload,
                     anchors=group.anchors_of[branch],
                     attempt=group.attempt_of(own[branch]),
+                    age=group.number,
                 )
             )
         return commands
