@@ -78,6 +78,7 @@ class _Tokens:
     log_weight: Tensor  # log π_prox − log π_behaviour, nats
     advantages: Tensor
     entropies: Tensor  # nats; with a gradient
+    imitation: Tensor | None  # weight of −log π_θ
 
     def completion_sums(self, values: Tensor) -> Tensor:
         """[T] float64 without gradient: at each token the sum of [T] ``values`` over its completion."""
@@ -103,12 +104,12 @@ def policy_loss(
     entropies_T: Tensor | None = None,
     ages_T: Tensor | None = None,
     sequences_T: Tensor | None = None,
+    imitation_T: Tensor | None = None,
 ) -> tuple[Tensor, LossSums]:
-    """Compute this part's share of a minibatch's loss: Σ over its masked tokens of c · (−w · g + KL and entropy terms).
+    """Compute this part's share of a minibatch's loss: Σ over its masked tokens of c · (−w · g + KL, entropy and imitation terms).
 
-    g is the objective (``surrogate``: Clip-Higher, GSPO or CISPO), w the importance weight (``importance_weights``,
-    ``kept_completions``), c the weight of a token in the mean that ``loss.mean`` names (``mean_weights``: 1 / ``total_tokens`` by
-    default). docs/learner.md has all formulas and a worked example.
+    g is the objective (``surrogate``), w the importance weight (``importance_weights``, ``kept_completions``), c the weight of a token in
+    the mean that ``loss.mean`` names (``mean_weights``). docs/learner.md has all formulas and a worked example.
 
     Args:
         logprobs_T: [T] float log π_θ of the sampled tokens, nats, at the sampling temperature.
@@ -121,9 +122,9 @@ def policy_loss(
         entropies_T: [T] float H(π_θ), nats. Required if ``entropy_coef`` is not 0, else only a metric.
         ages_T: [T] integers ≥ 0, see ``batching.age_bucket``: they sort the sums and never change the loss. None: all 0.
         sequences_T: [T] integers in [0, T), the completion of each token. No completion spans two parts. None: all of one.
+        imitation_T: [T] float, the weight of −log π_θ that is added to each token's loss. None: all 0.
 
-    Returns:
-        The scalar loss and the sums for metrics.
+    Returns the scalar loss and the sums for metrics.
 
     Raises:
         ValueError: no tokens or completions in total, or an entropy bonus without entropies.
@@ -141,10 +142,10 @@ def policy_loss(
         log_weight=torch.where(mask_T, prox_T - behaviour_logprobs_T.detach(), 0.0),
         advantages=torch.where(mask_T, advantages_T, 0.0),
         entropies=torch.zeros_like(logprobs_T) if entropies_T is None else torch.where(mask_T, entropies_T, 0.0),
+        imitation=imitation_T,
     )
-    kept_T = kept_completions(config, tokens)
+    kept_T, ratio_T = kept_completions(config, tokens), clipped_ratio(config, tokens)
     weights_T = importance_weights(config, tokens.log_weight) * kept_T
-    ratio_T = clipped_ratio(config, tokens)
     losses_T = _token_losses(config, tokens, ratio_T=ratio_T, weights_T=weights_T)
     if config.mean != "token":
         losses_T = losses_T * mean_weights(config, tokens, completion_tokens=total_tokens / total_completions)
@@ -235,17 +236,36 @@ def k3(log_ratio_T: Tensor) -> Tensor:
     return torch.expm1(log_ratio_T) - log_ratio_T
 
 
+def value_loss(
+    values_T: Tensor, *, former_T: Tensor, returns_T: Tensor, mask_T: Tensor, clip: float, total_tokens: float
+) -> tuple[Tensor, Tensor]:
+    """Compute this part's share of a minibatch's value loss, ½ Σ max((V − R)², (V' − R)²) / N, and [T] bool: where clipping stopped V.
+
+    V' is V held within ``clip`` of ``former_T``, the values at the start of the update (PPO's value clipping); 0: no clipping.
+    ``returns_T``: R, what V is to predict. Example: V = 0.9, 0.5 before, R = 1, clip 0.2: ½ · 0.3², and V has no gradient.
+    """
+    errors = (torch.where(mask_T, values_T - returns_T, 0.0)).square()
+    moved = torch.where(mask_T, values_T - former_T, 0.0)
+    if not clip:
+        return errors.sum() / (2 * total_tokens), torch.zeros_like(mask_T)
+    held = torch.where(mask_T, former_T + moved.clamp(-clip, clip) - returns_T, 0.0).square()
+    stopped = (moved.abs() > clip) & (held > errors)
+    return torch.where(stopped, held, errors).sum() / (2 * total_tokens), stopped
+
+
 def _capped(config: LossConfig, weights_T: Tensor) -> Tensor:
     return (weights_T > config.importance_cap) | (weights_T < config.importance_floor)
 
 
 def _token_losses(config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weights_T: Tensor) -> Tensor:
-    """[T] the summands of the loss, 0 where the mask is False. The weight is of the surrogate alone: KL and entropy have none."""
+    """[T] the summands of the loss, 0 where the mask is False. The weight is of the surrogate alone."""
     losses = -weights_T * surrogate(config, tokens, ratio_T)
     if config.kl_coef:
         losses = losses + config.kl_coef * k3(-tokens.log_ratio)
     if config.entropy_coef:
         losses = losses - config.entropy_coef * tokens.entropies
+    if tokens.imitation is not None:
+        losses = losses - tokens.imitation * tokens.logprobs
     return losses
 
 

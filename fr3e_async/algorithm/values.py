@@ -1,4 +1,4 @@
-"""State values from verified rewards, their intervals, and the factor alpha between neighbouring states. Pure.
+"""State values from verified rewards, their intervals, the factor alpha between neighbouring states, and GAE. Pure.
 
 Source: paper section 3.2 (V, alpha); docs/fr3e.md. Everything is keyed by node, never by row order.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fr3e_async.types import RolloutId
 
@@ -131,3 +134,40 @@ def fixed_draws(judged: Mapping[RolloutId, float], *, first: int) -> list[float]
     p·q·(p^(F-1) - q^(F-1)).
     """
     return [reward for id, reward in judged.items() if not first or id.node == 0 or id.branch < first]
+
+
+# ---- Advantages from a critic's values, for rewards that come with the last token (no discount) ----
+
+
+def length_lambdas(lengths: NDArray[np.integer], alpha: float) -> NDArray[np.float64]:
+    """[S] λ of completions of these lengths (VAPO, arXiv 2504.05118, equation 8): 1 − 1/(α l), at least 0.
+
+    It weighs α·l differences of values, whatever the length. Example: α = 0.05 gives 0.9 at 200 tokens, and 0 up to 20 tokens.
+    """
+    return np.maximum(0.0, 1.0 - 1.0 / (alpha * lengths))
+
+
+def gae(
+    rewards: NDArray[np.floating], values: NDArray[np.floating], lengths: NDArray[np.integer], lambdas: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """[Σ L] advantages of S completions, one after another: generalised advantage estimation (arXiv 1506.02438, equation 16), γ = 1.
+
+    A_t = δ_t + λ A_{t+1} with δ_t = V_{t+1} − V_t, and r − V_t at the last token. With λ = 1 it is r − V_t.
+    Example: r = 1, values 0.5 and 0.7, λ = 0.5: δ is 0.2 and 0.3, A is 0.35 and 0.3.
+
+    Args:
+        rewards: [S].
+        values: [Σ L] V of the state before each token.
+        lengths: [S] tokens, at least 1.
+        lambdas: [S].
+    """
+    ends = np.cumsum(lengths)
+    after = np.append(values[1:], 0.0)
+    after[ends - 1] = rewards
+    # Completions end in the same column, so that one step back serves all of them.
+    columns = np.arange(lengths.max()) >= (lengths.max() - lengths)[:, None]
+    found = np.zeros(columns.shape)
+    found[columns] = after - values
+    for column in range(columns.shape[1] - 2, -1, -1):
+        found[:, column] += lambdas * found[:, column + 1]
+    return found[columns]

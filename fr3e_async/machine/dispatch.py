@@ -1,7 +1,7 @@
 """The dispatcher: which worker does which task, which one rests or leaves. Pure.
 
     Sample, Branch, Score ─► a task in its role's queue; a later attempt first rests: Wait ─► Due ─► the queue
-    Delivered, Judged, Lost, Answered ─► its worker has room again
+    Delivered, Scored, Lost, Answered ─► its worker has room again
     Hold, Serve, TakeBack, Send (from the fleet) ─► a worker pauses, works again, loses its tasks, receives weights
     Leaving, Drain ─► a worker gets nothing more, and goes once it has nothing left: Release, Gone
     WorkerDown, Refused, Unhired ─► Release, Gone, and Vacant: the autoscaler replaces it
@@ -40,7 +40,7 @@ class Dispatcher(Slots):
         self._to_look_at: list[str] = []  # workers that may have run empty in it
         self._handlers: dict[type, Callable[[Any], list[Message]]] = {
             events.Delivered: self._task_ended,
-            events.Judged: self._task_ended,
+            events.Scored: self._task_ended,
             events.Lost: self._task_ended,
             events.Asked: self._asked,
             events.Answered: self._answered,
@@ -103,7 +103,7 @@ class Dispatcher(Slots):
         known = self._homes.get(work.group)
         return (known and known.get(work.trunk, "")) or (self._near if self._config.flexible_roles else "")
 
-    def _task_ended(self, event: events.Delivered | events.Judged | events.Lost) -> list[Message]:
+    def _task_ended(self, event: events.Delivered | events.Scored | events.Lost) -> list[Message]:
         if type(event) is events.Delivered and event.left:
             self._near = self.part(event.task, left=event.left)
         else:

@@ -80,7 +80,7 @@ def routes(ledger: Part, dispatcher: Part, fleet: Part, autoscaler: Part) -> Map
     return {
         events.Admitted: (ledger,),
         events.Delivered: (dispatcher, ledger),  # its worker has room again before new tasks come
-        events.Judged: (dispatcher, ledger),
+        events.Scored: (dispatcher, ledger),
         events.Lost: (dispatcher, ledger),
         events.Rescored: (ledger,),
         events.Trained: (ledger,),
