@@ -29,6 +29,7 @@ from ledger_support import (
     lost,
     lost_score,
     make_ledger,
+    payloads_of,
     through_json,
 )
 from machine_mishaps import first
@@ -197,7 +198,7 @@ def test_a_batch_that_was_with_the_learner_is_trained_again_from_the_same_weight
     assert first_batch.version == 1
     state = ledger.state()
     assert [group.name for group in state.groups] == ["a@0", "b@0"]
-    assert (state.settled, state.payloads) == (0, {101})
+    assert (state.settled, payloads_of(ledger)) == (0, {101})
     again, (train,) = resumed(ledger, groups=1, staleness=2, strategy="grpo_pp")
     assert (train.groups, train.version, train.items) == (first_batch.groups, 1, first_batch.items)
     retired, following = again.handle(Trained(version=1))

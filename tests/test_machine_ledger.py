@@ -27,6 +27,7 @@ from ledger_support import (
     lost_score,
     make_ledger,
     note,
+    payloads_of,
 )
 
 from fr3e_async.algorithm.strategies import make_strategy
@@ -392,7 +393,7 @@ def test_the_state_has_the_books_and_the_open_groups():
     ledger.handle(delivered(trunk, payload=9))
     state = ledger.state()
     assert (state.version, state.admitted, state.outcomes, state.budget.bases) == (0, 2, {"rejected_all_correct": 1}, 2)
-    assert ([group.name for group in state.groups], state.settled, state.payloads) == (["b@0"], 1, {9})
+    assert ([group.name for group in state.groups], state.settled, payloads_of(ledger)) == (["b@0"], 1, {9})
     again = make_ledger(groups=1, budget=50, state=state)
     again.resume()
     again.check()

@@ -28,7 +28,7 @@ from fr3e_async.config import Config
 from fr3e_async.machine.budget import TokenBudget
 from fr3e_async.machine.events import Admitted, Delivered, Lost, Rescored, Scored, Stopped, Trained
 from fr3e_async.machine.group import Group, Status
-from fr3e_async.machine.ledger_state import LedgerError, LedgerState, RejectionStreak, state_of
+from fr3e_async.machine.ledger_state import LedgerCut, LedgerError, LedgerState, RejectionStreak, state_of
 from fr3e_async.machine.messages import Forget, LedgerCommand, Live, Message, Retire, Start, Train
 from fr3e_async.machine.order import next_batch, train_items
 from fr3e_async.machine.tasks import Issuer
@@ -58,6 +58,7 @@ class Ledger:
         self._ready = 0  # open groups with credit
         self._streak = RejectionStreak(config.flow.max_rejected_in_a_row, state.rejected_in_a_row if state else 0)
         self._issue = Issuer()
+        self._cuts: list[LedgerCut] = []  # that are being encoded
         self.closed = False  # after ``Stopped`` nothing is admitted or trained any more
         for group in state.groups if state else ():
             self._open[group.name] = group
@@ -111,7 +112,7 @@ class Ledger:
         return max(0, min(self._capacity - self.slots_held, wanted))
 
     def state(self) -> LedgerState:
-        """A consistent cut between two events. It shares the groups with the ledger: encode it before the next event."""
+        """The state between two events. It shares the groups with the ledger: encode it before the next event, or take a ``cut``."""
         return LedgerState(
             version=self.version,
             admitted=self.admitted,
@@ -120,6 +121,11 @@ class Ledger:
             groups=tuple(sorted([*self._training.values(), *self._open.values()], key=lambda group: group.number)),
             rejected_in_a_row=self._streak.count,
         )
+
+    def cut(self, encode: Callable[[Group], bytes]) -> LedgerCut:
+        """Take a consistent cut that is encoded bit by bit (``LedgerCut.step``) while events go on."""
+        self._cuts.append(cut := LedgerCut(self.state(), encode))
+        return cut
 
     def resume(self) -> list[LedgerCommand]:
         """Return the commands that resumed groups still need. Call it once, before any event."""
@@ -185,13 +191,21 @@ class Ledger:
         seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
 
-    def _ended(self, event: Rescored | Lost | Scored) -> Group | None:
+    def _to_change(self, name: str) -> Group | None:
+        """Return an open group that an event may change, None if it has retired. Cuts of the ledger keep it as it is now."""
+        if self._cuts:
+            for cut in self._cuts:
+                cut.keep(name)
+            self._cuts = [cut for cut in self._cuts if not cut.done]
+        return self._open.get(name)
+
+    def _ended(self, event: Rescored | Scored) -> Group | None:
         """Return the group of a task that has just ended; None if the task had ended before or its group has retired."""
-        group = self._open.get(event.group)
+        group = self._to_change(event.group)
         return None if group is None or group.tasks.pop(event.task, None) is None else group
 
     def _delivered(self, event: Delivered) -> list[LedgerCommand]:
-        group = self._open.get(event.group)
+        group = self._to_change(event.group)
         due = group.tasks.get(event.task, set()) if group is not None else set()
         ended = [(row, note) for row, note in enumerate(event.notes) if note.id in due]
         self.duplicates += len(event.notes) - len(ended)
@@ -241,7 +255,7 @@ class Ledger:
         return commands + self._advance(group)
 
     def _lost(self, event: Lost) -> list[LedgerCommand]:
-        group = self._open.get(event.group)
+        group = self._to_change(event.group)
         due = group.tasks.pop(event.task, None) if group is not None else None
         if group is None or due is None:
             return []
