@@ -71,7 +71,7 @@ def test_loads_are_parts_of_what_one_can_give():
 
     costs = Costs(event_s=1e-3, beat_s=5e-4, group_bytes=2**20, cut_s=1e-4)
     demand = Demand(
-        engines=800, step_s=20.0, events_per_s=300.0, machine_load=0.02, in_flight=2048, heartbeat_s=2.0,
+        engines=800, step_s=20.0, events_per_s=300.0, machine_load=0.02, in_flight=2048, looks_per_s=400.0,
         weight_bytes=STORE_BYTES_PER_S,
     )  # fmt: skip
     found = loads(demand, costs)
