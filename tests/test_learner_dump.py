@@ -139,7 +139,11 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
     spec = replace(make_spec(model, **settings), revision="r", trust_remote_code=True)
     shares = [
         [
-            DumpedSample(sample=replace(s, minibatch=0), prox=np.full(len(s.versions), rank, np.float32))
+            DumpedSample(
+                sample=replace(s, minibatch=0),
+                prox=np.full(len(s.versions), rank, np.float32),
+                reference=np.full(len(s.versions), -rank, np.float32),
+            )
             for s in make_samples(rank)
         ]
         for rank in (1, 2)
@@ -161,6 +165,7 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
         for name in ("tokens", "behaviour_logprobs", "versions", "advantages"):
             assert np.array_equal(getattr(now.sample, name), getattr(was.sample, name))
         assert np.array_equal(now.prox, was.prox)
+        assert np.array_equal(now.reference, was.reference)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,6 @@ How one is written stands below. What it holds is a consistent cut of the ledger
 are encoded a few in each turn of the loop, and one that is about to change before its turn is encoded first.
 """
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import Iterator, Mapping

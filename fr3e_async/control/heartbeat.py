@@ -2,8 +2,6 @@
 and why there is no batch. What happened is written before what follows from it is begun. Decides nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from fr3e_async.control.checkpointing import Checkpointing, span
@@ -134,8 +132,8 @@ class Teller:
     def beat(self) -> None:
         """Report the run's state, and why there is no batch if it takes long."""
         self._silence.beat()
-        vitals = heartbeat_of(self._context, self._watch, self._checkpointing, learner_restarts=self._restarts)
-        self._reporter.beat(vitals)
+        heartbeat = heartbeat_of(self._context, self._watch, self._checkpointing, learner_restarts=self._restarts)
+        self._reporter.beat(heartbeat)
 
     def awaited(self, left_s: float | None) -> str:
         """Describe what a stop waits for, and for how long. ``left_s``: seconds left of the batch in training; None: unknown."""

@@ -3,10 +3,9 @@
 Knows nothing of DeepSpeed beyond forward, backward and step, and nothing of checkpoints or Ray.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
@@ -44,6 +43,7 @@ class UpdateEngine(Protocol):
     @property
     def lr(self) -> float: ...
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]: ...
+    def reference(self) -> AbstractContextManager[None]: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self) -> None: ...
 
@@ -55,13 +55,13 @@ class UpdateResult:
     sums: LossSums | None  # over all optimiser steps; None if there was nothing to train on
     grad_norms: tuple[float, ...]  # one for each optimiser step, before clipping
     lr: float  # of the last optimiser step; 0 without one
-    padded_tokens: int  # places that went through the model in one epoch, over all ranks
+    padded_tokens: int  # slots that went through the model in one epoch, over all ranks
     computed_tokens: int  # of these, those that held a token
     real_tokens: int  # tokens of the samples: more than are computed where prefixes are shared
 
 
 class LoadedBatch:
-    """A micro-batch on the device, each column [N] as in ``MicroBatch``, and its proximal log-probs once they are known."""
+    """A micro-batch on the device, each column [N] as in ``MicroBatch``, and log-probs of proximal policy and reference once known."""
 
     def __init__(self, batch: MicroBatch, *, version: int, device: torch.device, kernel: Kernel) -> None:
         """``version``: of the weights that the update starts from."""
@@ -78,6 +78,7 @@ class LoadedBatch:
         self.sequences = tensor(batch.sequences)
         self.mask = tensor(batch.mask)
         self.prox: Tensor | None = None
+        self.reference: Tensor | None = None
 
     def measured(self, forward: Callable[[Inputs], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Run ``forward`` on the P pairs: [N] log-probs and [N] entropies, nats, of the trained tokens under the current policy."""
@@ -101,16 +102,19 @@ class LoadedBatch:
             entropies_T=entropies,
             ages_T=self.ages,
             sequences_T=self.sequences,
+            reference_logprobs_T=self.reference,
         )
 
     def share(self) -> Iterator[DumpedSample]:
-        """The samples with their proximal log-probs (NaN where they are not known); none for a dummy."""
+        """The samples with their log-probs under proximal policy and reference (NaN where not known); none for a dummy."""
         if not self.batch.trainable:
             return
-        prox = np.full(len(self.batch.mask), np.nan) if self.prox is None else self.prox.float().cpu().numpy()
+        unknown = torch.full_like(self.behaviour, torch.nan)
         ends = np.cumsum([len(sample.versions) for sample in self.batch.samples])[:-1]
-        for sample, values in zip(self.batch.samples, np.split(prox, ends), strict=True):
-            yield DumpedSample(sample=sample, prox=values)
+        columns = [unknown if column is None else column for column in (self.prox, self.reference)]
+        parts = [np.split(column.float().cpu().numpy(), ends) for column in columns]
+        for sample, prox, reference in zip(self.batch.samples, *parts, strict=True):
+            yield DumpedSample(sample=sample, prox=prox, reference=reference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +163,8 @@ class BatchUpdate:
         Raises:
             UnsoundStep: a loss, ratio or gradient that is not finite or explodes; names the optimiser step and the cause.
         """
-        minibatches, places = self._schedule(samples, version)
+        minibatches, slots = self._schedule(samples, version)
+        self._set_reference(minibatches)
         self._set_prox(minibatches)
         sums: LossSums | None = None
         norms = []
@@ -174,20 +179,20 @@ class BatchUpdate:
                 step_sums = self._optimise(minibatch, where, version)
                 sums = step_sums if sums is None else sums + step_sums
                 norms.append(self.engine.grad_norm)
-        padded, computed, real = places
+        padded, computed, real = slots
         return UpdateResult(
             sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, computed_tokens=computed, real_tokens=real
         )  # fmt: skip
 
     def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[_Minibatch], tuple[int, int, int]]:
-        """Prepare the minibatches that have tokens on any rank; and global numbers: places, filled ones, sample tokens."""
+        """Prepare the minibatches that have tokens on any rank; and global numbers: slots, filled ones, sample tokens."""
         minibatches = split(samples, self.learner)
         every = [batch for part in minibatches for batch in part]
         trainable = [sum(batch.trainable for batch in part) for part in minibatches]
         filled = sum(batch.computed for batch in every)
         completions = [sum(len(batch.samples) for batch in part) for part in minibatches]
-        places = sum(batch.tokens.size for batch in every)
-        sizes = [*trainable, *completions, places, filled, sum(len(sample.tokens) for sample in samples)]
+        slots = sum(batch.tokens.size for batch in every)
+        sizes = [*trainable, *completions, slots, filled, sum(len(sample.tokens) for sample in samples)]
         *totals, padded, computed, real = all_reduced(torch.tensor(sizes, device=self.device)).tolist()
         counts = torch.tensor([len(part) for part in minibatches], device=self.device)
         # Ranks with fewer micro-batches run dummies: under ZeRO-2 and 3 each backward pass is a collective.
@@ -205,6 +210,13 @@ class BatchUpdate:
             if totals[index] > 0
         ]
         return active, (padded, computed, real)
+
+    def _set_reference(self, minibatches: list[_Minibatch]) -> None:
+        """Give every micro-batch its log-probs under the reference, if there is one. All ranks."""
+        if self.loss.reference_coef:
+            with torch.no_grad(), self.engine.reference():
+                for batch in (batch for minibatch in minibatches for batch in minibatch.parts):
+                    batch.reference = batch.measured(self.engine.forward)[0]
 
     def _set_prox(self, minibatches: list[_Minibatch]) -> None:
         """Give every micro-batch its proximal log-probs, but for the first minibatch when they are recomputed.
@@ -283,6 +295,10 @@ def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
         ("mismatch", "proximal or behaviour log-probs are not finite: the sampler's log-probs are broken"),
         ("ratio", "an importance ratio overflowed: the policy ran away from the proximal one; lower learner.lr"),
         ("kl", "a trained token became impossible: the policy ran away from the proximal one; lower learner.lr"),
+        (
+            "reference_kl",
+            "a trained token is impossible under the current policy or all but certain to the reference; lower learner.lr",
+        ),
         ("weight", "an importance weight overflowed; set loss.importance to truncate or mask"),
         ("loss", "the sum of token losses overflowed"),
     )

@@ -10,8 +10,6 @@
 ``slots`` has the rule by which a task finds its worker.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -13,8 +13,6 @@ be replayed step by step (``replay``), and the same machine runs on a virtual cl
 (``controller``), faked or simulated, carries out commands and reports what happened; it decides nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Protocol, get_args
 

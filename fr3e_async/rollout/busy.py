@@ -3,8 +3,6 @@
 Knows nothing of engines; the clock value is an argument.
 """
 
-from __future__ import annotations
-
 
 class BusyMeter:
     """Collects (start, end) intervals in which at least one request was there and the engine was not paused.

@@ -1,7 +1,5 @@
 """The registry of strategies: a new one is a file beside this and a line here (docs/strategies.md)."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
