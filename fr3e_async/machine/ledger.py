@@ -170,14 +170,7 @@ class Ledger:
             raise LedgerError(f"group {event.group} is admitted already")
         plan = self._budget.admit(event.group)
         candidates, trunks = self._chosen_trunks(event.group, plan)
-        group = Group(
-            name=event.group,
-            plan=plan,
-            number=self.admitted,
-            born=self.live,
-            candidates=candidates,
-            trunks=trunks,
-        )
+        group = Group(name=event.group, plan=plan, number=self.admitted, born=self.live, candidates=candidates, trunks=trunks)
         bases = [group.base(branch) for branch in range(plan.bases)]
         group.issue(bases)
         self._open[event.group] = group
