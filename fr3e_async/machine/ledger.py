@@ -169,17 +169,16 @@ class Ledger:
         if event.group in self._open or event.group in self._training:
             raise LedgerError(f"group {event.group} is admitted already")
         plan = self._budget.admit(event.group)
-        candidates, trunks = self._chosen_trunks(event.group, plan)
+        bases = [RolloutId(event.group, 0, branch) for branch in range(plan.bases)]
+        candidates, trunks = self._choose(bases, plan)
         group = Group(name=event.group, plan=plan, number=self.admitted, born=self.live, candidates=candidates, trunks=trunks)
-        bases = [group.base(branch) for branch in range(plan.bases)]
         group.issue(bases)
         self._open[event.group] = group
         self.admitted += 1
         return self._issue.sample(group, bases)
 
-    def _chosen_trunks(self, group: str, plan: GroupPlan) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
-        bases = [RolloutId(group, 0, branch) for branch in range(plan.bases)]
-        seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
+    def _choose(self, bases: list[RolloutId], plan: GroupPlan) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
+        seed = (self._config.run.seed, *bases[0].group.encode())  # by name: the same trunk after a resume
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
 
     def _to_change(self, name: str) -> Group | None:
@@ -198,18 +197,19 @@ class Ledger:
     def _delivered(self, event: Delivered) -> list[LedgerCommand]:
         group = self._to_change(event.group)
         due = group.tasks.get(event.task, set()) if group is not None else set()
-        ended = [(row, note) for row, note in enumerate(event.notes) if note.id in due]
-        self.duplicates += len(event.notes) - len(ended)
-        if group is None or not ended:
+        before, taken, owed = len(due), [], []
+        for row, note in enumerate(event.notes):
+            if group is not None and (id := note.id) in due:
+                due.remove(id)
+                if group.accept(note, payload=event.payload, row=row):
+                    taken.append(id)
+                elif group.rollouts[id].status is Status.ISSUED:  # aborted or empty: it is owed again
+                    owed.append(id)
+        self.duplicates += len(event.notes) - len(taken) - len(owed)
+        if group is None or len(due) == before:
             return []
-        due.difference_update([note.id for _, note in ended])
         if not due:
             del group.tasks[event.task]
-        taken = [note.id for row, note in ended if group.accept(note, payload=event.payload, row=row)]
-        owed: list[RolloutId] = []
-        if len(taken) < len(ended):  # aborted or empty ones are owed again
-            owed = [n.id for _, n in ended if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
-            self.duplicates += len(ended) - len(taken) - len(owed)
         trunks = [id for id in taken if id in group.candidates]
         commands = self._issue.score(group, event.payload) if taken else []
         if trunks and event.anchors is None:
@@ -270,7 +270,7 @@ class Ledger:
         if group.beginnings >= self._config.flow.max_attempts:
             self.failed += group.abandon()
             return [forget, *self._advance(group)]
-        _, trunks = self._chosen_trunks(group.name, group.plan)
+        _, trunks = self._choose([group.base(branch) for branch in range(group.plan.bases)], group.plan)
         bases = group.begin_again(trunks)
         self.retries += len(bases)
         return [forget, *self._issue.sample(group, bases)]

@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from fr3e_async.config import PoolsConfig
 from fr3e_async.errors import RunFailed, cause_of
 from fr3e_async.machine.messages import Work
@@ -32,8 +34,7 @@ LONGEST_BACKOFF_S = 60.0  # before another worker is started in place of one tha
 SLACK = 4  # loads that differ by less than width / SLACK count as equal: then a prefix at hand decides, or the role
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(msgspec.Struct, frozen=True, eq=False):
     """Something for a worker of a role to do. ``weight``: rollouts; ``near``: the worker that holds the prefix."""
 
     number: int
@@ -236,7 +237,7 @@ class Slots:
         rooms = self.roles[role].rooms
         while rooms:
             _, _, stamp, slot = rooms[0]
-            if slot.open and stamp == slot.stamp:
+            if stamp == slot.stamp and slot.open:
                 return slot
             heapq.heappop(rooms)
         return None

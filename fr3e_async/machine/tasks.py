@@ -25,7 +25,7 @@ class Issuer:
 
     def score(self, group: Group, payload: int) -> list[LedgerCommand]:
         """A task for the rows of a payload that have no verdict yet; none if all have one."""
-        due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
+        due = [r for r in group.issued if r.payload == payload and r.status is Status.SAMPLED]
         if not due:
             return []
         ids, rows = tuple([r.id for r in due]), tuple([r.row for r in due])
