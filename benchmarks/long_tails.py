@@ -148,7 +148,7 @@ def grown(groups: Groups, strategy: Strategy, number: int) -> tuple[int, int, in
     tasks = [
         groups.rows(Sample(task=0, ids=(trunk,), trunk=True), home),
         groups.rows(Sample(task=0, ids=tuple(others)), home),
-        groups.rows(Branch(task=0, group=name, ids=ids, trunk=trunk, trunk_payload=0, anchors=anchors), home) if ids else [],
+        groups.rows(Branch(task=0, group=name, ids=ids, trunk=trunk, trunk_payload=0), home) if ids else [],
     ]
     rows = [row for task in tasks for row in task]
     verdicts = groups.verdicts(name, [row.id for row in rows])

@@ -93,6 +93,12 @@ def anchors_of(trunk: RolloutId, *positions: int, count: int = 2, certain: bool 
     )
 
 
+def anchors_held(ledger: Ledger, trunk: RolloutId) -> tuple[Anchor, ...]:
+    """What the ledger knows of a trunk's anchors."""
+    (group,) = [group for group in ledger.state().groups if group.name == trunk.group]
+    return group.anchors_of[trunk.branch]
+
+
 def admit(ledger: Ledger, uid: str) -> list[Any]:
     return ledger.handle(Admitted(group=f"{uid}@0"))
 

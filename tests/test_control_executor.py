@@ -140,7 +140,7 @@ def test_a_task_ends_in_one_event_and_its_payload_is_on_the_shelf():
     assert (made.task, made.notes[0].id, made.anchors) == (1, TRUNK, fake_anchors(0))
     assert loop.table[made.payload].ids == (TRUNK,)
     ids = (RolloutId("q@0", 1, 0), RolloutId("q@0", 2, 0))
-    work = Branch(task=2, group="q@0", ids=ids, trunk=TRUNK, trunk_payload=made.payload, anchors=made.anchors)
+    work = Branch(task=2, group="q@0", ids=ids, trunk=TRUNK, trunk_payload=made.payload)
     branched = loop.do(Assign(task=2, worker="explorer-0", work=work))[-1]
     assert isinstance(branched, Delivered)
     assert [note.id for note in branched.notes] == list(ids)

@@ -151,6 +151,7 @@ def test_engines_and_ranks_are_told_every_setting() -> None:
     )  # fmt: skip
     assert learner_spec(config, model, dumps=Path("dumps")) == LearnerSpec(
         path="folder", learner=replace(config.learner, threads=4), loss=config.loss, revision="abc", trust_remote_code=True, temperature=0.5, max_staleness=3,
+        batches=100,
         longest=42, seed=5, dump_folder="dumps", verbose=True,
     )  # fmt: skip
     collective = small_config(weights={"transfer": "collective"})

@@ -20,7 +20,7 @@ def test_hints_name_settings_that_are_there() -> None:
     assert set(SAME) - set(knobs()) == set()
     assert len(SAME) > 50
     mentioned = set(re.findall(r"\b[a-z]+\.[a-z_]+\b", " ".join(ABSENT)))
-    assert mentioned == {"loss.kl_coef", "learner.warmup_steps"}
+    assert mentioned == {"learner.warmup_steps"}
     assert mentioned <= set(knobs())
     assert not {word for names in ABSENT.values() for word in names.split()} & {
         word for its in SAME.values() for word in its.split()

@@ -14,7 +14,9 @@ from fr3e_async.control.ports import Payload, TaskLost
 from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.control.progress import Cut, save_cut
 from fr3e_async.errors import LearnerLost
+from fr3e_async.evaluation.suite import HELDOUT
 from fr3e_async.files.jsonl import to_json
+from fr3e_async.store.checkpoints import checkpoint_name
 from fr3e_async.store.ledger_log import CutRecord
 from fr3e_async.types import RolloutBatch
 
@@ -48,10 +50,19 @@ class Checkpointing:
         self.took_s = 0.0  # seconds that writing the last one took
         self._begun = 0  # checkpoints that are being written now
         self._wanted = False  # write one after the batch in training, whatever ``every`` says
+        self._evaluated: dict[str, int] = {}  # label and version of the newest evaluation that a checkpoint was written for
         self._leaves = ""  # why the learner group is to be restarted elsewhere
 
-    def trained(self, version: int) -> None:
-        """Begin a checkpoint if one is due after this batch. The run's last batch is left to ``last``."""
+    def trained(self, version: int, *, evaluated: bool = False) -> None:
+        """Begin a checkpoint if one is due after this batch, and an export. The run's last batch is left to ``last``.
+
+        ``evaluated``: an evaluation of these weights is due.
+        """
+        run = self._context.config.run
+        if run.keep_best and evaluated:
+            self._wanted, self._evaluated = True, {f"step {version}": version}
+        if run.export_every and version % run.export_every == 0:
+            self._spawn(self._context.learner.whole(self._export(version)))
         if self._leaves:
             self._spawn(self._leave_nodes(self._leaves))
         elif version < self._context.config.run.steps and (
@@ -148,7 +159,7 @@ class Checkpointing:
                 _, tree_bytes = await asyncio.gather(self._learners_part(folder / "learner"), trees)
             finally:  # else the next attempt would clear the folder under the thread that still writes
                 await asyncio.wait([trees], timeout=LEFTOVER_S)
-            final = await run_in_daemon_thread(lambda: self._context.files.checkpoints.commit(folder, cut.version))
+            final = await run_in_daemon_thread(lambda: self._commit(folder, cut.version))
             self._context.writing = ""
             return final, {
                 "time/checkpoint_s": self._clock() - started,
@@ -160,6 +171,21 @@ class Checkpointing:
         await cut.encoded()
         needed = {key: payloads[key] for key in sorted(cut.ledger.payloads)}
         return await run_in_daemon_thread(lambda: save_cut(cut, folder, self._fetched(needed)))
+
+    def _commit(self, folder: Path, version: int) -> Path:
+        """Commit a checkpoint. With ``run.keep_best`` those stay whose evaluation is the best, or is not known yet."""
+        store, progress = self._context.files.checkpoints, self._context.progress
+        if not self._context.config.run.keep_best:
+            return store.commit(folder, version)
+        due = {version for label, version in self._evaluated.items() if not progress.has(label, HELDOUT)}
+        final = store.commit(folder, version, spare={progress.best_version, *due, *progress.pending.values()})
+        store.keep_best(progress.best_version)  # its evaluation may have been quicker than its checkpoint
+        return final
+
+    async def _export(self, version: int) -> None:
+        learner = self._context.learner
+        async with learner.turn(f"exports v{version}"):
+            await learner.of(learner.port.save_model(self._context.files.checkpoints.models / checkpoint_name(version)))
 
     async def _learners_part(self, folder: Path) -> None:
         learner = self._context.learner

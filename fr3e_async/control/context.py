@@ -210,6 +210,11 @@ class PayloadTable:
             self._of[group].append(key)
         return key
 
+    def replace(self, key: int, payload: Payload) -> None:
+        """Hold another batch of the same rollouts under this key, unless its group has retired."""
+        if key in self._payloads:
+            self._payloads[key] = payload
+
     def release(self, group: str) -> None:
         """Drop the handles of a group's payloads, so that the object store can free them."""
         for key in self._of.pop(group, []):

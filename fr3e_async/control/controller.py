@@ -203,8 +203,8 @@ class Controller:
         if isinstance(event, Leaving):  # rollouts on a node that goes are fetched to this one, as far as there is room
             self.context.spawn(self.context.table.shelter(self.context.workers.payloads))
         if isinstance(event, Trained):
-            self._checkpointing.trained(event.version)
             self.evaluations.trained(event.version)
+            self._checkpointing.trained(event.version, evaluated=self.evaluations.due == event.version)
         self._perform(commands)
 
     def _perform(self, commands: list[Command]) -> None:

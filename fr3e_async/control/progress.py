@@ -135,6 +135,12 @@ class Progress:
         return any((row["label"], row["benchmark"]) == (label, benchmark) for row in self.benchmarks)
 
     @property
+    def best_version(self) -> int:
+        """The trained version whose evaluation on data.heldout is the best so far, the first of equals; 0 without one."""
+        trained = [e for e in self.evaluations if e["version"]]
+        return max(trained, key=lambda e: e["accuracy"])["version"] if trained else 0
+
+    @property
     def accuracy_after(self) -> float | None:
         return next((e["accuracy"] for e in reversed(self.evaluations) if e["label"] == "after"), None)
 

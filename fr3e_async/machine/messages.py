@@ -14,7 +14,7 @@ import msgspec
 from fr3e_async.algorithm.batching import RowCost
 from fr3e_async.machine.events import Event
 from fr3e_async.outcomes import GroupOutcome
-from fr3e_async.types import Advantage, Anchor, RolloutId
+from fr3e_async.types import Advantage, RolloutId
 
 if TYPE_CHECKING:
     from fr3e_async.machine.group import Group
@@ -41,15 +41,14 @@ class Branch(msgspec.Struct, frozen=True, kw_only=True):
     *Example*: two continuations each of anchors 1 and 2 of base 0, whose tokens are in payload 3::
 
         Branch(task=9, group="gsm8k/17@0", ids=(RolloutId("gsm8k/17@0", 1, 0), …, RolloutId("gsm8k/17@0", 2, 1)),
-               trunk=RolloutId("gsm8k/17@0", 0, 0), trunk_payload=3, anchors=(Anchor(node=1, …), Anchor(node=2, …)))
+               trunk=RolloutId("gsm8k/17@0", 0, 0), trunk_payload=3)
     """
 
     task: int
     group: str
     ids: tuple[RolloutId, ...]
     trunk: RolloutId
-    trunk_payload: int
-    anchors: tuple[Anchor, ...]
+    trunk_payload: int  # holds the trunk's tokens and its anchors: the explorer reads them there
     attempt: int = 1
     age: int = 0
 

@@ -52,7 +52,6 @@ class Issuer:
                     ids=tuple(own[branch]),
                     trunk=trunk,
                     trunk_payload=group.rollouts[trunk].payload,
-                    anchors=group.anchors_of[branch],
                     attempt=group.attempt_of(own[branch]),
                     age=group.number,
                 )

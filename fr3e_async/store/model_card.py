@@ -18,7 +18,18 @@ from fr3e_async.store.summary import Summary
 FILE = "README.md"
 LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "ray", "math-verify")
 METHOD = ("algorithm.*", "budget.*", "sampling.*", "loss.*", "flow.groups_per_step", "flow.max_staleness", "engine.entropy")
-LEARNER = ("lr", "warmup_steps", "betas", "weight_decay", "grad_clip", "minibatches", "epochs", "ds_config.*")
+LEARNER = (
+    "lr",
+    "lr_schedule",
+    "lr_min_ratio",
+    "warmup_steps",
+    "betas",
+    "weight_decay",
+    "grad_clip",
+    "minibatches",
+    "epochs",
+    "ds_config.*",
+)
 DATA = ("data.train", "data.heldout", "data.system", "data.template", "data.max_prompt", "reward", "rewards*")
 NUMBERS = {
     "steps": "training batches",

@@ -24,7 +24,7 @@ from fr3e_async.files.durable import storage_errors, writing_tensors
 from fr3e_async.types import RolloutBatch, RolloutId
 
 FORMAT = "rollouts 1"
-COLUMNS = tuple(field.name for field in fields(RolloutBatch) if field.name != "ids")
+COLUMNS = tuple(field.name for field in fields(RolloutBatch) if field.name not in ("ids", "anchors"))  # groups keep the anchors
 # A safetensors header must stay below 100 MB. It has the ids, and an entry of about this size for each tensor.
 HEADER_BYTES = 32 << 20
 _ENTRY_BYTES = 160

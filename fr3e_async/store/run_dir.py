@@ -5,7 +5,7 @@
     groups.jsonl   one row a settled prompt group: its outcome, its states with V and alpha, its tokens
     ledger.jsonl   the history of every prompt group over all sessions, for the audit      sessions   how many there were
     journal/       every event and decision of the control loop, one file a session
-    checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
+    checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM; models/ others
     tensorboard/   events                                 logs/          third-party output, one file an actor
     evaluations.jsonl, evaluations/    see ``results``
     trackers/      see ``trackers``

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fr3e_async.algorithm.anchors import anchor_positions, with_anchors
 from fr3e_async.clock import Clock, steady
-from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunk, WorkerLost
+from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunks, WorkerLost
 from fr3e_async.errors import LearnerLost
 from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout.port import EngineStats
@@ -153,14 +154,14 @@ class FakeEngineWorker(FakeActor):
         prefixes = [(p.token_ids, len(p.token_ids)) for p in prompts]
         async for batch in self._drawn("sample", dict(zip(ids, prefixes, strict=True))):
             anchors = tuple(a for id in batch.ids for a in fake_anchors(id.branch)) if trunk and not self.rescored else None
-            yield Delivery.of(batch, anchors), batch
+            yield Delivery.of(batch, anchors), batch if anchors is None else with_anchors(batch, anchors)
 
     async def branch(
-        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: Payload, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
         row = payload.row_of(trunk)
         prompt, spine = payload.context(row), payload.completion(row).tokens
-        positions = {a.node: a.position for a in anchors}
+        positions = anchor_positions(payload)
         prefixes = {id: (np.concatenate([prompt, spine[: positions[id.node]]]), len(prompt)) for id in ids}
         async for batch in self._drawn("branch", prefixes):
             yield Delivery.of(batch), batch
@@ -275,10 +276,11 @@ class FakeLearner(FakeActor):
         }
         return StepReport(version=version, tokens=len(rows), optimiser_steps=1, metrics=metrics, time_s=self.delay_s)
 
-    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
+    async def rescore(self, trunks: Sequence[Trunks]) -> list[tuple[tuple[Anchor, ...], Payload]]:
         await self.call("rescore")
-        self.rescored += len(trunks)
-        return [fake_anchors(trunk.id.branch) for trunk in trunks]
+        self.rescored += sum(len(its.ids) for its in trunks)
+        chosen = [tuple(anchor for id in its.ids for anchor in fake_anchors(id.branch)) for its in trunks]
+        return [(anchors, with_anchors(its.payload, anchors)) for its, anchors in zip(trunks, chosen, strict=True)]
 
     async def distributions(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """About as the fake engines have it: token 7, with which their responses begin, has the log-prob −1."""
