@@ -32,7 +32,7 @@ SETTLE = messages.Settle()
 OUTWARD = frozenset(get_args(Command))  # kinds of commands that the world carries out
 
 
-class Part(Protocol):
+class MachinePart(Protocol):
     """A part of the machine: it knows its own state, and the others only by their messages."""
 
     def handle(self, message: Message) -> Sequence[Message]: ...
@@ -73,7 +73,9 @@ class Machine:
         return out
 
 
-def routes(ledger: Part, dispatcher: Part, fleet: Part, autoscaler: Part) -> Mapping[type, tuple[Part, ...]]:
+def routes(
+    ledger: MachinePart, dispatcher: MachinePart, fleet: MachinePart, autoscaler: MachinePart
+) -> Mapping[type, tuple[MachinePart, ...]]:
     """Which parts hear of what, in this order: events, and what one part says to another."""
     return {
         events.Admitted: (ledger,),
