@@ -198,6 +198,7 @@ class Watchdog:
         self._generating, self._learning = clip(self._generating, rest), clip(self._learning, rest)
 
     async def _look_at(self, worker: Worker) -> None:
+        """Ask an actor for its pulse and state. It is stuck after ``watchdog.stuck_s`` without an answer, or with work and no progress."""
         role = self._workers.role(worker.name)
         self._looked_at[worker.name] = now = self._clock()
         sign = self._signs.setdefault(worker.name, Sign(at=now, answered_at=now))
