@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import virtual_time
+from hypothesis import given
+from hypothesis import strategies as st
 from loop_support import LooseContext, World, audited, loop_config, replayed
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.control.watchdog import Watchdog
+from fr3e_async.control.watchdog import LOOKS, TURNS, Watchdog, looks
 from fr3e_async.control.workers import Workers
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
@@ -392,3 +396,31 @@ def test_a_cluster_that_does_not_say_in_time_which_nodes_go_holds_up_no_beat():
     hand.workers.draining = never
     hand.beat()
     assert hand.told == []
+
+
+def test_of_many_workers_a_heartbeat_looks_at_a_part_and_each_has_its_turns():
+    """300 engines, a beat every 2 s, stuck after 60: 4 · 2 / 60 of 300 are 40, so ``LOOKS``; nobody waits longer than 15 s."""
+    hand = ByHand(observe={"heartbeat_s": 2.0}, watchdog={"stuck_s": 60.0})
+    seen: dict[str, list[float]] = {}
+    for number in range(1, 300):
+        hand.join(GENERATORS, FakeEngineWorker(f"generator-{number}"))
+    for worker in hand.workers.workers():
+        worker.pulse = lambda name=worker.name, real=worker.pulse: (seen.setdefault(name, []).append(hand.now), real())[1]
+    for _ in range(20):
+        asked = sum(map(len, seen.values()))
+        hand.beat()
+        assert sum(map(len, seen.values())) - asked == LOOKS == 128
+        hand.now += 2.0
+    assert len(seen) == 300
+    for times in seen.values():
+        assert times[0] < 60.0 / TURNS
+        assert all(after - before <= 60.0 / TURNS for before, after in itertools.pairwise(times))
+
+
+@given(workers=st.integers(0, 20_000), heartbeat=st.floats(0.1, 30.0), stuck=st.floats(1.0, 900.0))
+def test_looks_are_enough_for_the_turns_and_no_more_than_there_are_workers(workers, heartbeat, stuck):
+    config = loop_config(observe={"heartbeat_s": heartbeat}, watchdog={"stuck_s": stuck})
+    found = looks(workers, config)
+    assert min(workers, LOOKS) <= found <= workers
+    beats = math.ceil(workers / found) if found else 0  # until each has had a turn
+    assert found == workers or (beats - 1) * heartbeat <= stuck / TURNS

@@ -134,7 +134,7 @@ def test_a_setting(tmp_path: Path) -> None:
     """Two files are changed in a copy of the package; loader, help, schema, manual and engine then know the setting."""
     shutil.copytree(ROOT / "fr3e_async", tmp_path / "fr3e_async", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "docs" / "configuration.md", tmp_path)
-    put_after(tmp_path / "fr3e_async/config/actors.py", 'CPU threads of one engine (CPU only)"', example("A setting", "text"))
+    put_after(tmp_path / "fr3e_async/config/actors.py", "CPU threads of one engine;", example("A setting", "text"))
     put_after(tmp_path / "fr3e_async/rollout/install.py", '"MKL_NUM_THREADS": threads', example("A setting"))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
 

@@ -24,7 +24,7 @@ from fr3e_async.machine.events import Event
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.messages import Command
 
-_FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # journals of before December 2026 call it Judged
+_FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # the event's name in journals of older versions, and now
 
 
 class Header(msgspec.Struct, frozen=True):
