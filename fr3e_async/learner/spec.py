@@ -30,6 +30,7 @@ class LearnerSpec:
     trust_remote_code: bool = False
     temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)
     max_staleness: int | None = None  # versions; an older token stops the run. None: not checked here
+    batches: int = 1  # of the whole run: where learner.lr_schedule ends
     overrides: dict[str, Any] = field(default_factory=dict)  # values of the model's config that are others than in its folder
     longest: int | None = None  # tokens of a row, context and completion; None: not known
     seed: int = 0
