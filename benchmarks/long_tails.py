@@ -31,6 +31,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -99,6 +100,7 @@ class Cell:
         return cell_settings(self).config
 
 
+@lru_cache
 def cell_settings(cell: Cell, *more: str) -> LoadedConfig:
     engines, ranks = (DEVICES, DEVICES) if cell.colocated else (cell.engines, DEVICES - cell.engines)
     window = (f"flow.window={cell.groups}",) if cell.order == "window" else ()

@@ -147,7 +147,7 @@ class World:
         counts: Mapping[str, int] = COUNTS,
         delay_s: float = 0.001,
         judge_s: float = 0.0,
-        right: float = 0.3,
+        correct: float = 0.3,
         gain: float = 0.05,
         config: Config | None = None,
         workers: Workers | None = None,
@@ -162,7 +162,7 @@ class World:
         folder.mkdir(exist_ok=True)
         self._again = workers is not None
         self._faults, self._rescored, self._delay_s, self._judge_s = faults or {}, rescored, delay_s, judge_s
-        self._right, self._gain = right, gain
+        self._correct, self._gain = correct, gain
         self._wrap, self._clock = wrap, clock
         self._names = dict.fromkeys(COUNTS, -1)
         self.started: list[str] = []  # workers that replaced others
@@ -242,7 +242,7 @@ class World:
         if role == VERIFIERS:
             return FakeVerifier(name, delay_s=self._judge_s, faults=faults)
         made = FakeEngineWorker(
-            name, delay_s=self._delay_s, right=self._right, gain=self._gain, faults=faults, clock=virtual_time.now
+            name, delay_s=self._delay_s, correct=self._correct, gain=self._gain, faults=faults, clock=virtual_time.now
         )
         made.rescored = self._rescored
         return made

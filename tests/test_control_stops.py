@@ -102,7 +102,7 @@ def starving(folder: Path, **sections: Any) -> World:
     return World(
         folder,
         prompts=40,
-        right=0.4,
+        correct=0.4,
         gain=0.0,
         run={"steps": 30, "checkpoint_every": 0},
         flow=flow | sections.pop("flow", {}),
@@ -115,7 +115,7 @@ def starve(world: World) -> None:
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version >= 5)
         for engine in world.engines:
-            engine.right = 0.0
+            engine.correct = 0.0
         await run
 
     with pytest.raises(StarvedError, match=r"^21 groups in a row taught nothing"):
@@ -228,7 +228,7 @@ def test_a_learner_that_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
         world.controller.context.wake()
         began = virtual_time.now()
         for engine in world.engines:
-            engine.right = 0.0
+            engine.correct = 0.0
         with pytest.raises((StarvedError, LearnerLost)):
             await run
         return virtual_time.now() - began

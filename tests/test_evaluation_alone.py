@@ -316,7 +316,7 @@ def test_a_lender_gives_no_more_than_an_engine_takes() -> None:
 
 def test_a_margin_makes_an_answer_right() -> None:
     """From the problem to the verifier; what lies within one is test_evaluation_margins.py's."""
-    workers = make_crew(small_config(), engines=[FakeEngineWorker("e", right=0.0, gain=0.0)])  # it answers 2
+    workers = make_crew(small_config(), engines=[FakeEngineWorker("e", correct=0.0, gain=0.0)])  # it answers 2
 
     async def rights(gold: str, *margins: Fraction) -> int:
         problem = replace(prompt("t/0"), reference=gold, margins=margins)

@@ -18,7 +18,7 @@ from fr3e_async.verify.pool import last_words
 from fr3e_async.verify.responses import UNREADABLE
 from fr3e_async.wiring.room import Wanted, roll_call
 
-RIGHT = Verdict(outcome=Outcome.CORRECT)
+CORRECT = Verdict(outcome=Outcome.CORRECT)
 NOTHING = Verdict(outcome=Outcome.UNKNOWN, reason="reward said unknown")
 
 
@@ -36,7 +36,7 @@ def lines_of(world: World) -> list[str]:
 def test_a_model_that_solves_nothing_is_said_to(tmp_path: Path) -> None:
     """Bases take a second, so do branches: groups of 7 rollouts end all wrong, and none is ready."""
     world = World(
-        tmp_path, right=0.0, gain=0.0, delay_s=1.0, observe={"heartbeat_s": 2.0},
+        tmp_path, correct=0.0, gain=0.0, delay_s=1.0, observe={"heartbeat_s": 2.0},
         flow={"groups_per_step": 4, "max_staleness": 1, "lease_s": 60.0, "max_rejected_in_a_row": 10_000},
     )  # fmt: skip
     with pytest.raises(TimeoutError):
@@ -81,7 +81,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
     told = watch.take(
         "verifier-0",
         [
-            RIGHT,
+            CORRECT,
             failed(complaint=last_words(trace)),
             failed(),
             failed("cpu limit"),
@@ -118,7 +118,7 @@ def test_what_no_function_has_seen_says_nothing_about_it() -> None:
         watch.take("verifier-0", [unreadable, failed()])
 
 
-@pytest.mark.parametrize("good", [RIGHT, Verdict(outcome=Outcome.WRONG), NOTHING])
+@pytest.mark.parametrize("good", [CORRECT, Verdict(outcome=Outcome.WRONG), NOTHING])
 def test_one_good_verdict_among_them_is_enough(good: Verdict) -> None:
     watch = FirstVerdicts(["math"])
     assert watch.take("verifier-0", [*[failed()] * (FIRST - 1), good, *[failed()] * 500]) == []

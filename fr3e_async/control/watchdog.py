@@ -190,6 +190,7 @@ class Watchdog:
         self._generating, self._learning = clip(self._generating, rest), clip(self._learning, rest)
 
     async def _look_at(self, worker: Worker) -> None:
+        """Ask an actor for its pulse and state. It is stuck after ``watchdog.stuck_s`` without an answer, or with work and no progress."""
         role = self._workers.role(worker.name)
         sign = self._signs.setdefault(worker.name, Sign(at=self._clock(), answered_at=self._clock()))
         try:

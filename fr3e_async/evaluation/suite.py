@@ -56,7 +56,7 @@ class Item:
 class TestSet:
     """Problems that are evaluated together under one name. Example: ``TestSet(name="aime24", problems=(…,), samples=16, digest="…")``."""
 
-    __test__ = False  # not a class of tests
+    __test__ = False  # pytest must not collect it
 
     name: str
     problems: tuple[Prompt, ...]

@@ -103,7 +103,9 @@ class _Wall:
         before = 0.0
         for index, start in enumerate(starts):
             following = starts[index + 1] if index + 1 < len(starts) else float("inf")
-            begin = min([start, *(began for said, began in up if start <= said < following)])  # the program began before it spoke
+            begin = min(
+                [start, *(began for said, began in up if start <= said < following)]
+            )  # the program started before its first row
             last = max([moment for moment in moments if start <= moment < following], default=start)
             self._sessions.append((begin, before))
             before += last - begin

@@ -38,7 +38,7 @@ from fr3e_async.machine.messages import (
     Withdraw,
 )  # fmt: skip
 
-_FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # journals of before December 2026 call it Judged
+_FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # the event's name in journals of older versions, and now
 
 
 class Header(msgspec.Struct, frozen=True):

@@ -52,7 +52,7 @@ class RunDir(ClaimedFolder):
         files |= {} if trial else {"config.yaml": config_yaml}
         super().__init__(path, lock=LOCK, files=files, folders=() if trial else ("logs",), resumed=resumed)
         self.resumed = resumed  # it held a run of this config already
-        self.changed = changed  # but for this, which is allowed for once
+        self.changed = changed  # the one change that the user has allowed; "" for none
         self.checkpoints = CheckpointStore(path / "checkpoints", keep=config.run.keep_checkpoints)
         self.logs, self.model, self.tensorboard = path / "logs", path / "model", path / "tensorboard"
         self.journal = path / "journal"  # a folder with a file for each session
