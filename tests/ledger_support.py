@@ -103,6 +103,14 @@ def admit(ledger: Ledger, uid: str) -> list[Any]:
     return ledger.handle(Admitted(group=f"{uid}@0"))
 
 
+def payloads_of(ledger: Ledger) -> set[int]:
+    """Keys of the payloads that a checkpoint of the ledger would keep."""
+    cut = ledger.cut(to_json)
+    while cut.step(1):
+        pass
+    return cut.payloads
+
+
 def kinds(commands: Sequence[Command]) -> list[str]:
     return [type(c).__name__ for c in commands]
 

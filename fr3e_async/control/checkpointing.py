@@ -1,6 +1,7 @@
 """When a checkpoint is written: every so many batches, by time, before the learner leaves its nodes, when asked for, at the end.
 
-How one is written stands below. What it holds is a consistent cut of the ledger between two events, so taking it stops nothing.
+How one is written stands below. What it holds is a consistent cut of the ledger between two events. Taking it stops nothing: its groups
+are encoded a few in each turn of the loop, and one that is about to change before its turn is encoded first.
 """
 
 import asyncio
@@ -11,9 +12,10 @@ from pathlib import Path
 from fr3e_async.control.context import RunContext
 from fr3e_async.control.ports import Payload, TaskLost
 from fr3e_async.control.process import run_in_daemon_thread
-from fr3e_async.control.progress import Cut, cut_of, save_cut
+from fr3e_async.control.progress import Cut, save_cut
 from fr3e_async.errors import LearnerLost
 from fr3e_async.evaluation.suite import HELDOUT
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.store.checkpoints import checkpoint_name
 from fr3e_async.store.ledger_log import CutRecord
 from fr3e_async.types import RolloutBatch
@@ -115,14 +117,17 @@ class Checkpointing:
             raise LearnerLost(why)
 
     def _cut(self) -> tuple[Cut, dict[int, Payload]]:
-        """Take the state to save, and handles of the payloads that the open groups need. Logs the cut in ledger.jsonl."""
-        state, self._cut_at = self._ledger.state(), self._clock()
-        open = tuple(group.name for group in state.groups)
-        self._context.files.ledger_log.write(
-            CutRecord(version=state.version, admitted=state.admitted, settled=state.settled, open=open)
+        """Take a cut of the state to save, and handles of all payloads that are held now. Logs the cut in ledger.jsonl."""
+        ledger, context, self._cut_at = self._ledger, self._context, self._clock()
+        taken = ledger.cut(to_json)
+        open = taken.open
+        context.files.ledger_log.write(
+            CutRecord(version=ledger.version, admitted=ledger.admitted, settled=ledger.settled, open=open)
         )
-        cut = cut_of(ledger=state, stream=self._context.stream.state(), progress=self._context.progress, now=self._clock())
-        return cut, {key: self._context.table[key] for key in sorted(state.payloads)}
+        cut = Cut(
+            version=ledger.version, groups=len(open), ledger=taken, stream=context.stream.state(), progress=context.progress.to_dict(self._cut_at)
+        )  # fmt: skip
+        return cut, context.table.held()
 
     async def _write(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
         version, before = taken[0].version, interval_s(self.took_s)
@@ -149,7 +154,7 @@ class Checkpointing:
             started = self._clock()
             folder = await run_in_daemon_thread(lambda: self._context.files.checkpoints.begin(cut.version))
             self._context.writing = f"checkpoint v{cut.version}"
-            trees = run_in_daemon_thread(lambda: save_cut(cut, folder, self._fetched(payloads)))
+            trees = asyncio.ensure_future(self._controls_part(cut, folder, payloads))
             try:
                 _, tree_bytes = await asyncio.gather(self._learners_part(folder / "learner"), trees)
             finally:  # else the next attempt would clear the folder under the thread that still writes
@@ -159,8 +164,13 @@ class Checkpointing:
             return final, {
                 "time/checkpoint_s": self._clock() - started,
                 "checkpoint/tree_bytes": float(tree_bytes),
-                "checkpoint/open_groups": float(len(cut.open)),
+                "checkpoint/open_groups": float(cut.groups),
             }
+
+    async def _controls_part(self, cut: Cut, folder: Path, payloads: Mapping[int, Payload]) -> int:
+        await cut.encoded()
+        needed = {key: payloads[key] for key in sorted(cut.ledger.payloads)}
+        return await run_in_daemon_thread(lambda: save_cut(cut, folder, self._fetched(needed)))
 
     def _commit(self, folder: Path, version: int) -> Path:
         """Commit a checkpoint. With ``run.keep_best`` those stay whose evaluation is the best, or is not known yet."""

@@ -183,6 +183,10 @@ class PayloadTable:
     def __contains__(self, key: int) -> bool:
         return key in self._payloads
 
+    def held(self) -> dict[int, Payload]:
+        """Return all handles by key: whoever has them keeps the payloads, whatever retires meanwhile."""
+        return dict(self._payloads)
+
     async def shelter(self, store: PayloadStore) -> None:
         """Copy all payloads to this node, as far as ``SHELTER_S`` allows; once for all workers of a node that goes."""
         if not self._sheltering:

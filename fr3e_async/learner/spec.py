@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from fr3e_async.config import LearnerConfig, LossConfig
 
 T = TypeVar("T")
+REDUCE_BUCKET = 1 << 25  # gradients that are reduced at once: 64 MiB in bfloat16, whatever the model's size
 SLICE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}  # logits made at once: on a CPU a slice stays in its cache
 
 
