@@ -36,7 +36,7 @@ def held(kind: Any, path: str, seen: set[Any]) -> Iterator[str]:
         yield path
     elif origin is not None:
         plain = [arg for arg in args if arg in (int, float)]
-        if plain and args[-1] is Ellipsis or origin in (list, set, frozenset) and plain:
+        if plain and (args[-1] is Ellipsis or origin in (list, set, frozenset)):
             yield path
         for arg in args:
             if arg is not Ellipsis:
@@ -67,5 +67,7 @@ def test_the_walk_goes_into_what_messages_are_made_of() -> None:
 
 def test_an_anchor_is_known_by_its_position_in_the_tree_alone() -> None:
     assert list(fields(Anchor)) == ["node", "parent", "trunk", "position", "score", "certain"]
-    assert "anchors" not in {name for kind in typing.get_args(Work) for name in fields(kind)}, "explorers read them from the object"
+    assert "anchors" not in {name for kind in typing.get_args(Work) for name in fields(kind)}, (
+        "explorers read them from the object"
+    )
     assert "anchors" in fields(RolloutBatch)
