@@ -139,7 +139,9 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
     spec = replace(make_spec(model, **settings), revision="r", trust_remote_code=True)
     shares = [
         [
-            DumpedSample(sample=replace(s, minibatch=0), prox=np.full(len(s.versions), rank, np.float32))
+            DumpedSample(
+                sample=replace(s, minibatch=0), prox=np.full(len(s.versions), rank, np.float32), imitation=0 * s.advantages
+            )
             for s in make_samples(rank)
         ]
         for rank in (1, 2)

@@ -14,7 +14,7 @@ from bundles import pack_tensors
 
 from fr3e_async.config import EngineConfig
 from fr3e_async.rollout import EngineDead, EngineSpec, SampleRequest, WeightsRefused
-from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.rollout.port import BusyMeter
 from fr3e_async.testing.engine import EngineFault, FakeBehaviour, FakeEngine, all_of
 from fr3e_async.types import Finish
 

@@ -38,6 +38,7 @@ class DumpedSample:
 
     sample: TrainSample
     prox: NDArray[np.float32]  # [completion] nats
+    imitation: NDArray[np.float32]  # [completion] weights of −log π; 0 without a critic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ def write_share(folder: Path, share: Sequence[DumpedSample], *, rank: int) -> No
         "contexts": np.asarray([sample.context_len for sample in samples], dtype=np.int64),
         "tokens": _joined([sample.tokens for sample in samples], np.int32),
         "prox_logprobs": _joined([measured.prox for measured in share], np.float32),
+        "imitation": _joined([measured.imitation for measured in share], np.float32),
     }
     for name in COLUMNS:
         columns[name] = _joined([getattr(sample, name) for sample in samples], np.int32 if name == "versions" else np.float32)
@@ -115,14 +117,12 @@ def _read_share(path: Path) -> list[DumpedSample]:
         lengths, contexts = columns["lengths"], columns["contexts"]
         rows = np.split(columns["tokens"], np.cumsum(lengths)[:-1]) if len(lengths) else []
         ends = np.cumsum(lengths - contexts)[:-1]
-        parts = {name: np.split(columns[name], ends) for name in (*COLUMNS, "prox_logprobs")}
+        parts = {name: np.split(columns[name], ends) for name in (*COLUMNS, "prox_logprobs", "imitation")}
     found = []
     for i, tokens in enumerate(rows):
-        prox = parts["prox_logprobs"][i]
         fields = {name: parts[name][i] for name in COLUMNS}
-        found.append(
-            DumpedSample(sample=TrainSample(tokens=tokens, context_len=int(contexts[i]), minibatch=0, **fields), prox=prox)
-        )
+        sample = TrainSample(tokens=tokens, context_len=int(contexts[i]), minibatch=0, **fields)
+        found.append(DumpedSample(sample=sample, prox=parts["prox_logprobs"][i], imitation=parts["imitation"][i]))
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.algorithm.strategies import explorer_count
+from fr3e_async.algorithm.strategies import critic_settings, explorer_count
 from fr3e_async.config import Config, EnginePoolConfig
 from fr3e_async.errors import ModelError
 from fr3e_async.learner.spec import SLICE_ELEMENTS
@@ -249,6 +249,8 @@ def _learner_memory(config: Config, model: ModelShape | None) -> Memory:
     if model is None:
         return Memory(role="learner", where=where, copies=n.ranks, parts={}, note="unknown")
     parts = state_bytes(model.parameters, dtype=n.dtype, zero_stage=n.zero_stage, ranks=n.ranks)
+    if critic_settings(config) is not None:  # its head is one row in place of the vocabulary's
+        parts["critic"] = sum(parts.values())
     note = "activations and logits unknown"
     if model.known:
         size = {"tokens": n.micro_batch_tokens, "bytes_each": BYTES[n.dtype]}

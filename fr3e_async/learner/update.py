@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from fr3e_async.learner.dump import DumpedSample, FailedStep, likeliest
 from fr3e_async.learner.layout import Inputs, Kernel
 from fr3e_async.learner.packing import MicroBatch, dummy, pack
 from fr3e_async.types import TrainSample
+
+if TYPE_CHECKING:
+    from fr3e_async.learner.critic import Critic
 
 FEWEST_FRESH = 32  # tokens of age 0 that a mean is judged of
 
@@ -58,6 +61,7 @@ class UpdateResult:
     padded_tokens: int  # places that went through the model in one epoch, over all ranks
     computed_tokens: int  # of these, those that held a token
     real_tokens: int  # tokens of the samples: more than are computed where prefixes are shared
+    critic: dict[str, float] = field(default_factory=dict)  # metrics of a critic
 
 
 class LoadedBatch:
@@ -78,6 +82,18 @@ class LoadedBatch:
         self.sequences = tensor(batch.sequences)
         self.mask = tensor(batch.mask)
         self.prox: Tensor | None = None
+        self.imitation: Tensor | None = None
+
+    def credit(
+        self, *, values: np.ndarray, returns: np.ndarray, advantages: np.ndarray, imitation: np.ndarray | None
+    ) -> None:  # fmt: skip
+        """Take what a critic makes of the samples' rewards, [N] each: values before the update, what they should be, advantages."""
+
+        def tensor(column: np.ndarray) -> Tensor:
+            return torch.from_numpy(column.astype(np.float32)).to(self.mask.device)
+
+        self.values, self.returns, self.advantages = map(tensor, (values, returns, advantages))
+        self.imitation = None if imitation is None else tensor(imitation)
 
     def measured(self, forward: Callable[[Inputs], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Run ``forward`` on the P pairs: [N] log-probs and [N] entropies, nats, of the trained tokens under the current policy."""
@@ -101,20 +117,23 @@ class LoadedBatch:
             entropies_T=entropies,
             ages_T=self.ages,
             sequences_T=self.sequences,
+            imitation_T=self.imitation,
         )
 
     def share(self) -> Iterator[DumpedSample]:
         """The samples with their proximal log-probs (NaN where they are not known); none for a dummy."""
         if not self.batch.trainable:
             return
-        prox = np.full(len(self.batch.mask), np.nan) if self.prox is None else self.prox.float().cpu().numpy()
+        prox = torch.full_like(self.advantages, torch.nan) if self.prox is None else self.prox
+        imitation = torch.zeros_like(self.advantages) if self.imitation is None else self.imitation
         ends = np.cumsum([len(sample.versions) for sample in self.batch.samples])[:-1]
-        for sample, values in zip(self.batch.samples, np.split(prox, ends), strict=True):
-            yield DumpedSample(sample=sample, prox=values)
+        columns = (np.split(column.float().cpu().numpy(), ends) for column in (prox, self.advantages, imitation))
+        for sample, mine, advantages, imitated in zip(self.batch.samples, *columns, strict=True):
+            yield DumpedSample(sample=replace(sample, advantages=advantages), prox=mine, imitation=imitated)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Minibatch:
+class Minibatch:
     """One optimiser step of an epoch."""
 
     index: int
@@ -149,9 +168,11 @@ class BatchUpdate:
     """The update of one batch on one rank. Every rank runs the same sequence of collectives whatever its share holds."""
 
     def __init__(
-        self, engine: UpdateEngine, *, learner: LearnerConfig, loss: LossConfig, world: int, device: torch.device
-    ) -> None:
-        self.engine, self.learner, self.loss, self.world, self.device = engine, learner, loss, world, device
+        self, engine: UpdateEngine, *, learner: LearnerConfig, loss: LossConfig, world: int, device: torch.device,
+        critic: Critic | None = None,
+    ) -> None:  # fmt: skip
+        """``critic``: then the advantages of samples are their rewards, and the critic's are trained on."""
+        self.engine, self.learner, self.loss, self.world, self.device, self.critic = engine, learner, loss, world, device, critic
 
     def run(self, samples: Sequence[TrainSample], *, version: int) -> UpdateResult:
         """Update on this rank's share, all epochs and minibatches, starting from the weights ``version``. All ranks.
@@ -160,26 +181,33 @@ class BatchUpdate:
             UnsoundStep: a loss, ratio or gradient that is not finite or explodes; names the optimiser step and the cause.
         """
         minibatches, places = self._schedule(samples, version)
-        self._set_prox(minibatches)
+        critic = self.critic
+        found = critic.credit(minibatches) if critic is not None else {}
+        trains = critic is None or not critic.pretrains(version)
+        if trains:
+            self._set_prox(minibatches)
         sums: LossSums | None = None
         norms = []
         lr = 0.0
         for epoch in range(self.learner.epochs):
             for minibatch in minibatches:
-                lr = self.engine.lr
                 where = (
                     f"optimiser step {self.engine.steps + 1} (epoch {epoch + 1} of {self.learner.epochs}, "
                     f"minibatch {minibatch.index + 1} of {self.learner.minibatches}, {minibatch.tokens} tokens)"
                 )
-                step_sums = self._optimise(minibatch, where, version)
-                sums = step_sums if sums is None else sums + step_sums
-                norms.append(self.engine.grad_norm)
+                if trains:
+                    lr = self.engine.lr
+                    step_sums = self._optimise(minibatch, where, version)
+                    sums = step_sums if sums is None else sums + step_sums
+                    norms.append(self.engine.grad_norm)
+                if critic is not None:
+                    found |= critic.optimise(minibatch, where)
         padded, computed, real = places
         return UpdateResult(
-            sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, computed_tokens=computed, real_tokens=real
+            sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, computed_tokens=computed, real_tokens=real, critic=found
         )  # fmt: skip
 
-    def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[_Minibatch], tuple[int, int, int]]:
+    def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[Minibatch], tuple[int, int, int]]:
         """Prepare the minibatches that have tokens on any rank; and global numbers: places, filled ones, sample tokens."""
         minibatches = split(samples, self.learner)
         every = [batch for part in minibatches for batch in part]
@@ -195,7 +223,7 @@ class BatchUpdate:
             part += [dummy(self.learner.packing)] * (count - len(part))
         loading = {"version": version, "device": self.device, "kernel": self.learner.tree_attention}
         active = [
-            _Minibatch(
+            Minibatch(
                 index=index,
                 tokens=totals[index],
                 completions=totals[len(minibatches) + index],
@@ -206,7 +234,7 @@ class BatchUpdate:
         ]
         return active, (padded, computed, real)
 
-    def _set_prox(self, minibatches: list[_Minibatch]) -> None:
+    def _set_prox(self, minibatches: list[Minibatch]) -> None:
         """Give every micro-batch its proximal log-probs, but for the first minibatch when they are recomputed.
 
         The policy that the first optimiser step differentiates *is* the proximal one: its own forward pass gives them.
@@ -221,7 +249,7 @@ class BatchUpdate:
                 for batch in minibatch.parts:
                     batch.prox = batch.measured(self.engine.forward)[0]
 
-    def _optimise(self, minibatch: _Minibatch, where: str, version: int) -> LossSums:
+    def _optimise(self, minibatch: Minibatch, where: str, version: int) -> LossSums:
         """One optimiser step. Returns its sums over all ranks. Raises ``UnsoundStep``."""
         joined: list[LossSums] = []
         for batch in minibatch.parts:

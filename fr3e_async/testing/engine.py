@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from fr3e_async.algorithm.entropy_bounds import nothing_known
 from fr3e_async.clock import Clock, steady
-from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.entropy import one_distribution
 from fr3e_async.rollout.held_weights import HeldWeights
 from fr3e_async.rollout.loaded_weights import Proof
 from fr3e_async.rollout.port import (
+    BusyMeter,
     Engine,
     EngineDead,
     EngineSpec,

@@ -23,7 +23,7 @@ from fr3e_async.actors.native import NativeLearner
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.actors.watch import ask, watchable
-from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.algorithm.strategies import critic_settings, make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, LearnerConfig
 from fr3e_async.config.vllm_options import config_overrides
 from fr3e_async.control.ports import WorkerLost
@@ -223,6 +223,7 @@ def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerS
         optimizer_from=model.optimizer_from,
         learner=replace(config.learner, stop_above_mismatch=0.0 if config.sampling.filtered else mismatch_bound(config)),
         loss=config.loss,
+        critic=critic_settings(config),
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         temperature=config.sampling.temperature,
