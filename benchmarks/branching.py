@@ -143,7 +143,7 @@ class Bench:
         prompts = source.integers(3, VOCABULARY, (load.groups, load.prompt)).astype(np.int32)
         lengths = np.random.default_rng(0).integers(load.response // 2, 3 * load.response // 2, load.groups)
         return [
-            (Prompt(uid=f"{load.name}/{i}", text="", gold="", token_ids=tokens), Draw(max_tokens=int(length)))
+            (Prompt(uid=f"{load.name}/{i}", text="", reference="", token_ids=tokens), Draw(max_tokens=int(length)))
             for i, (tokens, length) in enumerate(zip(prompts, lengths, strict=True))
         ]
 

@@ -27,7 +27,7 @@ from fr3e_async.control.context import PayloadTable
 from fr3e_async.control.process import tuned_gc
 from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Judged, Trained, WorkerUp
+from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Scored, Trained, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Branch, Command, Retire, Sample, Score, Send, Train, group_of
 from fr3e_async.outcomes import Outcome
@@ -117,7 +117,7 @@ class Crowd:
         match command:
             case Assign(work=Score() as work):
                 verdicts = tuple(self._chance.choice(VERDICTS) for _ in work.ids)
-                yield Judged(task=work.task, group=group_of(work), ids=work.ids, verdicts=verdicts)
+                yield Scored(task=work.task, group=group_of(work), ids=work.ids, verdicts=verdicts)
             case Assign(work=Sample() | Branch() as work):
                 yield self._delivered(work)
             case Retire():

@@ -36,7 +36,7 @@ from fr3e_async.control.process import tuned_gc
 from fr3e_async.control.workers import Worker, Workers
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Judged, Trained, WorkerUp
+from fr3e_async.machine.events import Acked, Admitted, Delivered, Event, Exported, Scored, Trained, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Branch, Command, Sample, Score, Send, Train
 from fr3e_async.outcomes import Outcome
@@ -86,7 +86,7 @@ def anchors_of(trunk: RolloutId) -> tuple[Anchor, ...]:
 
 
 def prompts(count: int) -> list[Prompt]:
-    return [Prompt(uid=f"p{i}", text="", gold="1", token_ids=np.arange(3, 23, dtype=np.int32)) for i in range(count)]
+    return [Prompt(uid=f"p{i}", text="", reference="1", token_ids=np.arange(3, 23, dtype=np.int32)) for i in range(count)]
 
 
 # ---- the bare machine ----
@@ -122,7 +122,7 @@ class Player:
         match command:
             case Assign(work=Score() as work):
                 verdicts = tuple(Verdict(outcome=Outcome.CORRECT if right(id) else Outcome.WRONG) for id in work.ids)
-                yield Judged(task=work.task, group=work.ids[0].group, ids=work.ids, verdicts=verdicts)
+                yield Scored(task=work.task, group=work.ids[0].group, ids=work.ids, verdicts=verdicts)
             case Assign(work=Sample() | Branch() as work):
                 self._payloads += 1
                 trunk = isinstance(work, Sample) and work.trunk

@@ -4,7 +4,8 @@
 
 Each seed has its own task, model and order of prompts. Caches are made warm first, so that the times are those of a
 second run; run it on an idle machine. "s to 0.85": when the first evaluation at or above it had ended, counted from the start of
-the process; ask for evaluations on the way (``evaluation.every=2``) to have it exact. Exits with 1 if a run misses a target of the embedded default. ``--quick`` is one
+the process; ask for evaluations on the way (``evaluation.every=2``) to have it exact. ``--rows FILE`` adds a JSON line for each run, and leaves
+out seeds whose run with the same settings is in it. Exits with 1 if a run misses a target of the embedded default. ``--quick`` is one
 seed and two batches: it only shows that everything works.
 """
 
@@ -72,6 +73,19 @@ def row(seed: int, s: dict[str, Any]) -> str:
     )
 
 
+def recorded(rows: Path, overrides: list[str]) -> dict[int, dict[str, Any]]:
+    """The runs of a ``--rows`` file that had these settings, by seed."""
+    lines = map(json.loads, rows.read_text().splitlines() if rows.exists() else ())
+    return {line["seed"]: line for line in lines if line["overrides"] == overrides}
+
+
+def record(rows: Path, seed: int, overrides: list[str], s: dict[str, Any]) -> None:
+    """Add a run to a ``--rows`` file."""
+    names = ("accuracy_before", "accuracy_after", "accuracy_intervals", "wall_s", "tokens_generated", "groups")
+    with rows.open("a") as file:
+        file.write(json.dumps({"overrides": overrides, "seed": seed, **{name: s[name] for name in names}}) + "\n")
+
+
 def misses(summary: dict[str, Any]) -> list[str]:
     wrong = []
     for key, relation, bound in TARGETS:
@@ -84,10 +98,14 @@ def misses(summary: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", type=Path, metavar="FILE")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.overrides = args.seeds[:1], [*args.overrides, "run.steps=2", "evaluation.problems=64"]
+    if args.rows is not None:
+        done = recorded(args.rows, args.overrides)
+        args.seeds = [seed for seed in args.seeds if seed not in done]
     failures: list[str] = []
     facts, summaries = common.machine(), {}
     builds = {seed: warm(seed, args.overrides) for seed in args.seeds}
@@ -98,6 +116,8 @@ def main() -> int:
             summary = run(seed, args.overrides, Path(folder))
             print(row(seed, summary), flush=True)
             summaries[str(seed)] = summary
+            if args.rows is not None:
+                record(args.rows, seed, args.overrides, summary)
             failures += [] if args.quick else [f"seed {seed}: {miss}" for miss in misses(summary)]
     common.finish(args, {"runs": summaries, "missed": failures}, facts)
     if args.quick:

@@ -76,13 +76,13 @@ def warm_up() -> Pairs:
 def from_file(path: Path) -> Pairs:
     """Pairs of a JSONL file with ``gold`` and ``prediction``, as ``fr3e verify`` reads it."""
     from fr3e_async.verify import answers
-    from fr3e_async.verify.pool import bare_gold
+    from fr3e_async.verify.pool import bare_reference
 
     pairs: Pairs = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
         answer = answers.answer_of(row["prediction"], row.get("kind", "full"))
-        gold = bare_gold(row["gold"])
+        gold = bare_reference(row["gold"])
         answer = None if answer is None else answers.strip_dollars(answer)
         if answer and answers.quick_verdict(answer, gold, max_chars=2000) is None:
             pairs.append((answer, gold))

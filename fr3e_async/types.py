@@ -42,11 +42,11 @@ class RolloutId(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One problem, ready to sample from. Example: ``Prompt(uid="gsm8k/17", text="2+3=?", gold="5", token_ids=...)``."""
+    """One problem, ready to sample from. Example: ``Prompt(uid="gsm8k/17", text="2+3=?", reference="5", token_ids=...)``."""
 
     uid: str
     text: str
-    gold: str
+    reference: str
     token_ids: NDArray[np.int32]  # [Q] after the chat template
     margins: tuple[Fraction, ...] = ()  # how far each number of an answer may be off; one for all of them, or one each
     columns: Mapping[str, Any] = field(default_factory=dict)  # of the row, for reward functions (data.columns)

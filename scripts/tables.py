@@ -35,12 +35,15 @@ def exported_table() -> str:
 
 def benchmarks_table() -> str:
     """All of them as a Markdown table, for the documentation."""
-    lines = ["| name | published as | problems | k | gold | licence | source |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| name | published as | problems | k | reference | licence | source |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for one in BENCHMARKS.values():
         place = " ".join(filter(None, [f"`{one.hub}`", one.config, one.split, f"@{one.revision[:8]}" if one.revision else ""]))
         count = str(one.problems) if one.problems else "1 in 200"
         star = " *" if one.name in PAPER else ""
-        lines.append(f"| `{one.name}`{star} | {place} | {count} | {one.k} | {one.gold} | {one.licence} | {one.citation} |")
+        lines.append(f"| `{one.name}`{star} | {place} | {count} | {one.k} | {one.reference} | {one.licence} | {one.citation} |")
     return "\n".join(lines) + "\n"
 
 

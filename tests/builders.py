@@ -18,4 +18,4 @@ def small_config(**sections: dict[str, Any]) -> Config:
 
 
 def prompt(uid: str, length: int = 4) -> Prompt:
-    return Prompt(uid=uid, text=f"problem {uid}", gold="1", token_ids=np.arange(1, length + 1, dtype=np.int32))
+    return Prompt(uid=uid, text=f"problem {uid}", reference="1", token_ids=np.arange(1, length + 1, dtype=np.int32))

@@ -14,7 +14,7 @@ from oracle import State, Tree
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config, RewardConfig
 from fr3e_async.files.jsonl import to_json
-from fr3e_async.machine.events import Admitted, Delivered, Judged, Lost
+from fr3e_async.machine.events import Admitted, Delivered, Lost, Scored
 from fr3e_async.machine.group import Group
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerState
@@ -125,8 +125,8 @@ def delivered(
     )
 
 
-def judged(score: Any, *rewards: float | None) -> Judged:
-    return Judged(task=score.task, group=score.ids[0].group, ids=score.ids, verdicts=tuple(verdict(r) for r in rewards))
+def judged(score: Any, *rewards: float | None) -> Scored:
+    return Scored(task=score.task, group=score.ids[0].group, ids=score.ids, verdicts=tuple(verdict(r) for r in rewards))
 
 
 def lost(command: Any, **fields: Any) -> Lost:

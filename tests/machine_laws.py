@@ -115,7 +115,7 @@ class Laws:
             case events.Delivered():
                 self.rows |= {(event.payload, row): (note.id, note.oldest_version) for row, note in enumerate(event.notes)}
                 self._ended(event.task) if not event.left else self._partly(event)
-            case events.Judged() | events.Lost() | events.Answered():
+            case events.Scored() | events.Lost() | events.Answered():
                 self._ended(event.task)
             case events.Asked():
                 self.asked[event.task] = event.role, event.weight

@@ -100,7 +100,7 @@ class Cluster(Mishaps):
         return self.begin(self.checkpoints[-1].state, there)
 
     def tell(self, event: events.Event) -> bool:
-        if isinstance(event, events.Delivered | events.Judged | events.Lost | events.Rescored):
+        if isinstance(event, events.Delivered | events.Scored | events.Lost | events.Rescored):
             self.repeatable.append(event)
         self.story.append(event)
         self.commands.append(self.laws.tell(event))
@@ -135,7 +135,7 @@ class Cluster(Mishaps):
         if isinstance(work, messages.Score):
             known = self.world.reward if self.world else reward or (lambda id: REWARDS[pick(len(REWARDS))])
             words = tuple(verdict(known(id)) for id in work.ids)
-            return self.tell(events.Judged(task=task, group=work.ids[0].group, ids=work.ids, verdicts=words))
+            return self.tell(events.Scored(task=task, group=work.ids[0].group, ids=work.ids, verdicts=words))
         return self.tell(self.delivered(task, {id for id in work.ids if self.aborts(id, pick, mishaps=mishaps)}, pick))
 
     def delivered(self, task: int, aborted: Collection[RolloutId], pick: Pick) -> events.Delivered:

@@ -16,7 +16,7 @@ from fr3e_async.store.journal import Entry, Header
 
 FIELDS = {
     "Admitted": "group prompt", "Delivered": "task group payload notes anchors", "Rescored": "task group trunks anchors",
-    "Lost": "task group ids reason scoring payload counted gone", "Judged": "task group ids verdicts", "Trained": "version",
+    "Lost": "task group ids reason scoring payload counted gone", "Scored": "task group ids verdicts", "Trained": "version",
     "Published": "version", "Asked": "task role weight priority", "Answered": "task proof",
     "WorkerUp": "role worker version ticket node", "WorkerDown": "worker why node", "Unhired": "ticket role why", "Begun": "again",
     "Leaving": "worker why seconds", "Utilization": "at idle", "Pressure": "worker kv_used waiting preempted",
@@ -25,7 +25,7 @@ FIELDS = {
     "anchor": "node parent trunk position score certain", "verdict": "outcome reason score attempts",
     "state": "version admitted outcomes budget groups rejected_in_a_row",
     "group": "name prompt plan number born candidates trunks rollouts anchors_of branched settled anchors scoring_attempts beginnings",
-    "rollout": "id status attempts note payload row reward correct unknown judged_again reason",
+    "rollout": "id status attempts note payload row reward correct unknown scored_again reason",
     "plan": "bases trunks branches first rule", "rule": "name count min_gap raw",
 }  # fmt: skip
 
@@ -45,7 +45,7 @@ def anchors(values: list[Any]) -> list[dict[str, Any]]:
 
 
 def event(words: list[Any]) -> Event:
-    kind = {"Busy": "Utilization"}.get(words[0], words[0])
+    kind = {"Busy": "Utilization", "Judged": "Scored"}.get(words[0], words[0])
     row = named(
         kind, words[1:], notes=lambda rows: [*map(summary, rows)], anchors=anchors, verdicts=lambda rows: [named("verdict", v) for v in rows]
     )  # fmt: skip

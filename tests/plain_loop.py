@@ -131,7 +131,7 @@ class Loop:
         rewards = {}
         for id, row in group.rows.items():
             (verdict,) = await self._tools.verifier.judge_many(
-                [self._tools.reader.read(row, 0).question(prompt.gold, prompt.text, prompt.margins, prompt.columns)]
+                [self._tools.reader.read(row, 0).question(prompt.reference, prompt.text, prompt.margins, prompt.columns)]
             )
             group.verdicts[id], rewards[id] = verdict.outcome, verdict.reward
         outcome = GroupRewards(group=group.name, rewards=rewards, anchors=group.anchors, trunks=(trunk,))

@@ -107,7 +107,7 @@ def journal(steps: int) -> Iterator[dict[str, Any]]:
         yield line(at, "Admitted", f"assign {task} generator-0 Sample 1", group=group)
         yield line(at + 1, "Delivered", f"assign {task + 1} explorer-0 Branch 4", task=task)
         yield line(at + 3, "Delivered", f"assign {task + 2} verifier-0 Score 4", task=task + 1)
-        yield line(at + 3.5, "Judged", f"train {step} 4 {group}", task=task + 2)
+        yield line(at + 3.5, "Scored", f"train {step} 4 {group}", task=task + 2)
         yield line(at + 4.5, "Trained", f"retire {group} trained", version=step)
         yield line(at + 4.6, "Exported", f"send {step} generator-0 explorer-0", version=step)
         yield line(at + 4.8, "Acked", worker="generator-0", version=step)

@@ -322,7 +322,7 @@ def test_a_learner_answers_from_inside_train_and_its_death_is_a_lost_learner(act
 
 
 def sampled(engine: RayEngine) -> None:
-    prompts = [Prompt(uid=f"p{i}", text="", gold="", token_ids=np.array([5, 6, i], np.int32)) for i in range(3)]
+    prompts = [Prompt(uid=f"p{i}", text="", reference="", token_ids=np.array([5, 6, i], np.int32)) for i in range(3)]
     ids = [RolloutId(f"p{i}@0", 0, 0) for i in range(3)]
 
     async def main() -> list[RolloutId]:

@@ -99,7 +99,7 @@ def actor(cluster: None) -> Iterator[Any]:
 
 
 def rollouts(engine: RayEngine, branches: list[int], *, trunk: bool = False) -> AsyncIterator[tuple[Delivery, Any]]:
-    prompt = Prompt(uid="q", text="", gold="", token_ids=np.array([5, 6, 7], np.int32))
+    prompt = Prompt(uid="q", text="", reference="", token_ids=np.array([5, 6, 7], np.int32))
     ids = [RolloutId("q@0", 0, branch) for branch in branches]
     return engine.sample([prompt] * len(ids), ids, Draw(max_tokens=2 * LONG), trunk=trunk)
 

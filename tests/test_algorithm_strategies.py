@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -14,6 +15,8 @@ from oracle import State, Tree, fr3e, grpo, rloo, vineppo
 from trees import GROUP, SWITCHES, advantages_of, credit_of, outcome_of, require_agreement, rollout_of, steps_of, tree, trees
 
 from fr3e_async.algorithm.strategies import REGISTRY, GroupRewards, make_strategy
+from fr3e_async.algorithm.strategies.base import overlong_penalty
+from fr3e_async.algorithm.values import StateValue
 from fr3e_async.errors import ConfigError
 from fr3e_async.types import RolloutId
 
@@ -175,6 +178,45 @@ class TestFlat:
         std = math.sqrt(3) / 4 + 1e-6 if divided else 1.0
         got = advantages_of(credit_of(Tree([1, 0, 0, 0]), strategy=name, std_normalise=setting))
         assert [got[b,] for b in range(4)] == approx([0.75 / std, -0.25 / std, -0.25 / std, -0.25 / std])
+
+
+class TestOverlong:
+    """DAPO, arXiv 2503.14476, equation 13: L_max = 48 and L_cache = 16, so responses of up to 32 tokens keep their reward."""
+
+    @pytest.mark.parametrize(
+        ("length", "expected"), [(1, 0), (32, 0), (33, -1 / 16), (40, -0.5), (47, -15 / 16), (48, -1), (60, -1)]
+    )
+    def test_the_papers_penalty(self, length: int, expected: float):
+        assert overlong_penalty(length, longest=48, cache=16) == expected
+
+    def test_advantages_are_of_shaped_rewards(self):
+        # rewards 1, 1, 0, 0, the second response too long: 1 - 1/2. The mean is 3/8.
+        outcome = replace(outcome_of(Tree([1, 1, 0, 0], {})), penalties={RolloutId(GROUP, 0, 1): -0.5})
+        for strategy, expected in (
+            ("grpo_pp", [0.625, 0.125, -0.375, -0.375]),
+            ("rloo", [2.5 / 3, 0.5 / 3, -0.5, -0.5]),
+            ("fr3e", [0.625, 0.125, -0.375, -0.375]),
+        ):
+            settings = {"strategy": strategy} | ({} if strategy == "rloo" else {"std_normalise": "false"})
+            credit = make_strategy(small_config(algorithm=settings).algorithm).credit(outcome)
+            assert list(advantages_of(credit).values()) == approx(expected), strategy
+            assert credit.states[0].value == StateValue(node=0, reward_sum=2.0, scored=4)  # of the raw rewards
+
+    @pytest.mark.parametrize("strategy", ["grpo_pp", "rloo", "fr3e"])
+    def test_a_group_is_judged_degenerate_by_its_raw_rewards(self, strategy: str):
+        outcome = replace(outcome_of(Tree([1, 1, 1], {})), penalties={RolloutId(GROUP, 0, 1): -0.5})
+        credit = make_strategy(small_config(algorithm={"strategy": strategy}).algorithm).credit(outcome)
+        assert (credit.rejected, credit.advantages) == ("all_correct", {})
+
+    def test_shaped_rewards_that_are_all_equal_teach_nothing(self):
+        outcome = replace(outcome_of(Tree([0.75, 0.25], {})), penalties={RolloutId(GROUP, 0, 0): -0.5})
+        assert make_strategy(small_config(algorithm={"strategy": "rloo"}).algorithm).credit(outcome).rejected == "no_spread"
+
+    def test_what_is_left_out_changes_no_other_advantage(self):
+        credit = credit_of(tree([1, 0, 1, 0]), strategy="grpo_pp", std_normalise="false")
+        left = credit.without({RolloutId(GROUP, 0, 0), RolloutId(GROUP, 0, 3)})
+        assert advantages_of(left) == {(1,): -0.5, (2,): 0.5}
+        assert left.without({RolloutId(GROUP, 0, 1), RolloutId(GROUP, 0, 2)}).rejected == "too_few"
 
 
 class TestVinePpo:

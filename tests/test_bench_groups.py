@@ -118,7 +118,7 @@ def test_groups_are_recorded_as_they_were_grown(monkeypatch):
         return FakeEngine(spec, FakeBehaviour(mean_length=30))
 
     monkeypatch.setattr(rollout, "start_engine", start)
-    prompts = [Prompt(uid=f"p{i}", text="", gold="", token_ids=np.arange(3, 8 + i, dtype=np.int32)) for i in range(2)]
+    prompts = [Prompt(uid=f"p{i}", text="", reference="", token_ids=np.arange(3, 8 + i, dtype=np.int32)) for i in range(2)]
     tokenizer = SimpleNamespace(all_special_ids=(), decode=lambda ids: "x", eos_token_id=2)
     monkeypatch.setattr("fr3e_async.data.tokenizer.end_tokens", lambda config, tokenizer: (2,))
     grown = asyncio.run(groups.record("fake", load_config(["config=toy"]).config, tokenizer, prompts))

@@ -114,7 +114,7 @@ def test_a_cluster_is_scaled_and_its_events_are_counted_from_the_end_of_the_warm
     assert kinds["Trained"] == STALENESS + 1, "as many batches as were left out"
     assert kinds["Acked"] == pytest.approx(5 * (STALENESS + 1), abs=5)
     assert demand["events_per_s"] == pytest.approx(sum(kinds.values()) / found["simulated_s"])
-    assert kinds["Judged"] == pytest.approx(kinds["Delivered"], rel=0.2)
+    assert kinds["Scored"] == pytest.approx(kinds["Delivered"], rel=0.2)
     assert found["pressure"] > 0, "heartbeats are counted apart"
     assert 0 < demand["machine_load"] < 0.1
     assert 0 < demand["in_flight"] <= small.flow.capacity

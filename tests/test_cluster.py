@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from fr3e_async.errors import ConfigError
+from fr3e_async.learner.memory import model_shape, version_bytes
 from fr3e_async.plan.placement import check_resources, placement
 from fr3e_async.settings.loader import load_config
 
@@ -181,6 +182,36 @@ def test_a_run_that_is_too_large_for_the_cluster_is_refused() -> None:
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
 def test_the_launchers_ceiling_holds_every_node_type(name: str) -> None:
     assert launcher(name)["max_workers"] == sum(count for _, count in node_groups(name))
+
+
+def test_driver_files_fit_the_lock() -> None:
+    """The CUDA release that the lock brings needs a driver of at least this number (NVIDIA's compatibility table)."""
+    lock = (ROOT / "requirements" / "cuda.lock").read_text(encoding="utf-8")
+    (release,) = re.findall(r"^nvidia-cuda-runtime==(\d+)\.", lock, re.MULTILINE)
+    least = {"12": 525, "13": 580}[release]
+    texts = {path: path.read_text(encoding="utf-8") for path in CLUSTER.rglob("*") if path.suffix in (".yaml", ".cuda", ".md")}
+    found = [
+        (path.name, int(number))
+        for path, text in texts.items()
+        for number in re.findall(r"nvidia-(\d{3})\b|driver \(?(\d{3})", text)
+        for number in number
+        if number
+    ]
+    assert {"gcp.yaml", "aws.yaml", "Dockerfile.cuda"} <= {name for name, _ in found}
+    assert all(number >= least for _, number in found), found
+
+
+def test_object_stores_hold_two_versions_of_the_largest_model() -> None:
+    """Ray's store is 30 % of a node's memory, at most 200 GB and 95 % of its shared memory."""
+    config = load_config(["config=paper/qwen2.5-32b"]).config
+    two = 2 * version_bytes(config, model_shape(config))
+    for name in LAUNCHER_FILES:
+        (size,) = [word for word in launcher(name)["docker"]["run_options"] if word.startswith("--shm-size=")]
+        assert min(200e9, 0.95 * int(size.removeprefix("--shm-size=").removesuffix("g")) * 2**30) > two
+    for group in rayjob()["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        if "GPU" in group["resources"]:
+            memory = group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+            assert min(200e9, 0.3 * int(memory.removesuffix("Gi")) * 2**30) > two
 
 
 # --- the local head ---------------------------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ from fr3e_async.machine.events import (
     Delivered,
     Due,
     Event,
-    Judged,
     Lost,
     Refused,
+    Scored,
     Unhired,
     WorkerDown,
     WorkerUp,
@@ -147,7 +147,7 @@ def test_a_task_ends_in_one_event_and_its_payload_is_on_the_shelf():
     assert branched.anchors is None
     score = Score(task=3, payload=branched.payload, ids=ids[1:], rows=(1,))
     judged = loop.do(Assign(task=3, worker="verifier-0", work=score))[-1]
-    assert isinstance(judged, Judged)
+    assert isinstance(judged, Scored)
     assert (judged.ids, len(judged.verdicts)) == (ids[1:], 1)
     assert len(loop.events) == 3
     assert not loop.executor.calls, "calls that are over are forgotten"

@@ -148,7 +148,7 @@ def test_nothing_moving_ends_the_run_with_a_diagnosis(tmp_path, full):
     told = str(caught.value)
     assert "verifiers: " in told
     assert "at 1 actors" in told
-    assert " to be judged" in told, "what the oldest groups wait for"
+    assert " to be scored" in told, "what the oldest groups wait for"
     assert "verifier-0 with tasks " in told
     assert "verifier-0 in judge" in told
     assert "learner: has nothing to do" in told

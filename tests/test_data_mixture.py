@@ -23,7 +23,7 @@ from fr3e_async.types import Prompt
 
 def prompts(name: str, count: int) -> list[Prompt]:
     ids = np.array([1], dtype=np.int32)
-    return [Prompt(uid=f"{name}/{index}", text="?", gold="1", token_ids=ids) for index in range(count)]
+    return [Prompt(uid=f"{name}/{index}", text="?", reference="1", token_ids=ids) for index in range(count)]
 
 
 def mixed(sizes: dict[str, int], weights: dict[str, float]) -> tuple[tuple[Prompt, ...], tuple[Part, ...]]:

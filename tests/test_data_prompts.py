@@ -66,7 +66,7 @@ def test_a_template_that_refuses_the_messages_is_named():
 
 def test_prompts_hold_int32_ids_and_the_gold_answer():
     (prompt,) = make_prompts([row("2+3")], TOKENIZER, DataConfig())
-    assert (prompt.uid, prompt.text, prompt.gold, prompt.token_ids.dtype) == ("f:1", "2+3", "5", np.int32)
+    assert (prompt.uid, prompt.text, prompt.reference, prompt.token_ids.dtype) == ("f:1", "2+3", "5", np.int32)
 
 
 def test_a_long_prompt_is_refused_with_its_place_and_the_setting():

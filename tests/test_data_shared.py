@@ -16,7 +16,7 @@ from fr3e_async.data.overlap import Protected, duplicates, runs
 from fr3e_async.data.row import DataRow
 from fr3e_async.data.rows import read_rows
 from fr3e_async.data.sources import OTHER_LEVEL, read_source
-from fr3e_async.verify.golds import flag_golds
+from fr3e_async.verify.references import flag_references
 
 SHARED = Path(os.environ.get("FR3E_SHARED") or Path(__file__).parents[2] / "shared") / "data"
 
@@ -145,5 +145,8 @@ def test_twins_within_the_sets():
 @pytest.mark.slow
 def test_golds_that_are_text_only_are_flagged():
     read = rows("deepmath/train")
-    flagged = {flag.gold for flag in flag_golds([row.answer for row in read], VerifierPoolConfig(workers=1, wall_limit_s=240.0))}
+    flagged = {
+        flag.reference
+        for flag in flag_references([row.answer for row in read], VerifierPoolConfig(workers=1, wall_limit_s=240.0))
+    }
     assert sum(row.answer in flagged for row in read) == 87  # groups, cardinals, transposes, derivatives: matched as text

@@ -18,7 +18,7 @@ from fr3e_async.types import Prompt
 
 def prompts(count: int, prefix: str = "p") -> list[Prompt]:
     ids = np.array([1], dtype=np.int32)
-    return [Prompt(uid=f"{prefix}{index}", text="?", gold="1", token_ids=ids) for index in range(count)]
+    return [Prompt(uid=f"{prefix}{index}", text="?", reference="1", token_ids=ids) for index in range(count)]
 
 
 def take(stream: PromptStream, count: int) -> list[str]:
@@ -144,7 +144,7 @@ def test_any_kills_and_resumes_consume_what_an_uninterrupted_run_does(data):
 def test_other_texts_under_the_same_ids_are_refused():
     """A dataset of the hub that was changed, and whose rows have no ids of their own."""
     state = json.loads(json.dumps(PromptStream(prompts(3), 0).state()))
-    changed = [*prompts(2), dataclasses.replace(prompts(3)[2], gold="2")]
+    changed = [*prompts(2), dataclasses.replace(prompts(3)[2], reference="2")]
     with pytest.raises(
         DataError, match=r"^data\.train: the problems have the ids of the checkpoint's, but other texts or answers"
     ):

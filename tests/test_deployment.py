@@ -70,6 +70,7 @@ class Starts:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """What the autoscaler was asked for, each time."""
     found: list[Asked] = []
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 3.0, "object_store_memory": 1e9}}])
     monkeypatch.setattr(room, "request", found.append)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
     return found

@@ -77,7 +77,7 @@ def test_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "2+3?", "answer": "5"}\n{"question": "1/2+1/2?", "answer": "It is \\\\boxed{1}."}\n')
     items = read_benchmark(mine, path=str(file))
-    assert [(item.problem, item.gold.text) for item in items] == [("2+3?", "5"), ("1/2+1/2?", "1")]
+    assert [(item.problem, item.reference.text) for item in items] == [("2+3?", "5"), ("1/2+1/2?", "1")]
     assert len(items) == mine.problems
 
 

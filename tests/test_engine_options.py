@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,10 @@ def test_engines_and_ranks_are_told_every_setting() -> None:
     config = small_config(
         engine=ENGINE,
         model={"path": "some/model", "revision": "abc", "trust_remote_code": True},
-        generators={"gpus": 2},
+        generators={"gpus": 2, "cpus": 16.0},
         sampling={"temperature": 0.5, "max_response": 30},
         data={"max_prompt": 12},
-        learner={"stop_above_mismatch": 0.25, "dtype": "bfloat16", "gpus": 1},
+        learner={"stop_above_mismatch": 0.25, "dtype": "bfloat16", "gpus": 1, "cpus": 4.0},
         run={"seed": 5},
         flow={"max_staleness": 3},
         observe={"verbose": True},
@@ -145,10 +146,11 @@ def test_engines_and_ranks_are_told_every_setting() -> None:
     model = PolicyFiles(path="folder", end_token_ids=(1, 4))
     assert engine_spec(config, model, config.generators, seed=17) == EngineSpec(
         model="folder", end_token_ids=(1, 4), max_model_len=42, revision="abc", trust_remote_code=True, tensor_parallel=2, seed=17,
-        seeded=config.sampling.reproducible, thoughts=tuple(config.data.thoughts), verbose=True, engine=EngineConfig(**ENGINE),
+        seeded=config.sampling.reproducible, thoughts=tuple(config.data.thoughts), verbose=True,
+        engine=EngineConfig(**ENGINE | {"threads": 8}),
     )  # fmt: skip
     assert learner_spec(config, model, dumps=Path("dumps")) == LearnerSpec(
-        path="folder", learner=config.learner, loss=config.loss, revision="abc", trust_remote_code=True, temperature=0.5, max_staleness=3,
+        path="folder", learner=replace(config.learner, threads=4), loss=config.loss, revision="abc", trust_remote_code=True, temperature=0.5, max_staleness=3,
         longest=42, seed=5, dump_folder="dumps", verbose=True,
     )  # fmt: skip
     native = small_config(weights={"transfer": "collective"})

@@ -85,7 +85,7 @@ def test_the_weights_tell_models_apart(tmp_path: Path) -> None:
 def identity(
     folder: Path, *words: str, ids: Sequence[int] = (1, 2), ends: tuple[int, ...] = (0,), path: str = ""
 ) -> dict[str, Any]:
-    problem = Prompt(uid="amc23/0", text="?", gold="1", token_ids=np.array(ids, np.int32))
+    problem = Prompt(uid="amc23/0", text="?", reference="1", token_ids=np.array(ids, np.int32))
     config = load_config(["config=toy", *words]).config
     return identity_of(
         config, PolicyFiles(path=path or str(folder), end_token_ids=ends), [TestSet(name="amc23", problems=(problem,), samples=1)]

@@ -319,7 +319,7 @@ def test_a_margin_makes_an_answer_right() -> None:
     workers = make_crew(small_config(), engines=[FakeEngineWorker("e", right=0.0, gain=0.0)])  # it answers 2
 
     async def rights(gold: str, *margins: Fraction) -> int:
-        problem = replace(prompt("t/0"), gold=gold, margins=margins)
+        problem = replace(prompt("t/0"), reference=gold, margins=margins)
         test_set = TestSet(name="t", problems=(problem,), samples=8)
         async with Lender(workers, note=lambda text: None) as lender:
             found = await Evaluator(workers, (), [test_set]).sample(test_set, "x", lend=lender.lend)

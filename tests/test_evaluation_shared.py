@@ -71,7 +71,7 @@ WRONG: dict[str, Response] = {
 
 def scored(items: list[Item], responses: list[list[str]]) -> Scores:
     """Several responses of each item, through the judge and the aggregate of an evaluation."""
-    questions = [(text, item.gold.text) for item, texts in zip(items, responses, strict=True) for text in texts]
+    questions = [(text, item.reference.text) for item, texts in zip(items, responses, strict=True) for text in texts]
     with VerifierPool(VerifierPoolConfig(workers=2, wall_limit_s=240.0)) as pool:
         verdicts = iter(asyncio.run(pool.judge_many(questions)))
     judgements = []
@@ -79,7 +79,7 @@ def scored(items: list[Item], responses: list[list[str]]) -> Scores:
         for text in texts:
             outcome, said = next(verdicts).outcome, answers.final_answer(text)
             answer = None if said is None else answer_class(said)
-            if outcome is not Outcome.CORRECT and within(said, item.gold.text, item.gold.margins):
+            if outcome is not Outcome.CORRECT and within(said, item.reference.text, item.reference.margins):
                 outcome = Outcome.CORRECT
             judgements.append(
                 ScoredSample(
@@ -97,14 +97,14 @@ def gsm8k() -> tuple[list[Item], list[str]]:
 
 
 def variant(items: list[Item], solutions: list[str], make: Response) -> Scores:
-    return scored(items, [[make(solution, item.gold.text)] for item, solution in zip(items, solutions, strict=True)])
+    return scored(items, [[make(solution, item.reference.text)] for item, solution in zip(items, solutions, strict=True)])
 
 
 def test_all_of_gsm8k_is_read() -> None:
     items, solutions = gsm8k()
     assert len(items) == len({item.uid for item in items}) == BENCHMARKS["gsm8k"].problems
     by_hand = [solution.rpartition("####")[2].strip().replace(",", "") for solution in solutions]
-    assert [item.gold.text for item in items] == by_hand
+    assert [item.reference.text for item in items] == by_hand
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -128,7 +128,7 @@ def test_scores_of_mixed_samples_are_what_the_labels_say() -> None:
     kinds = [RIGHT["as published"], WRONG["one more"], WRONG["no box"], RIGHT["with decimals"], RIGHT["as published"]]
     few = [RIGHT["as published"], WRONG["one more"], WRONG["one more"], WRONG["no box"], WRONG["no box"]]
     texts = [
-        [make(solution, item.gold.text) for make in (kinds if i % 3 else few)]
+        [make(solution, item.reference.text) for make in (kinds if i % 3 else few)]
         for i, (item, solution) in enumerate(zip(items, solutions, strict=True))
     ]
     found, many = scored(items, texts), sum(1 for i in range(1319) if i % 3)
@@ -144,7 +144,7 @@ def test_scores_of_mixed_samples_are_what_the_labels_say() -> None:
 )
 def test_each_gold_is_right_as_an_answer(name: str, problems: int) -> None:
     items = read_benchmark(BENCHMARKS[name], path=str(FILES[name]))
-    found = scored(items, [[f"\\boxed{{{item.gold.text}}}"] for item in items])
+    found = scored(items, [[f"\\boxed{{{item.reference.text}}}"] for item in items])
     assert (found.problems, found.correct) == (problems, problems)
 
 
@@ -164,7 +164,7 @@ def graded() -> dict[str, list[dict]]:
 def agreement(rows: list[dict]) -> tuple[float, float, float]:
     """(accuracy by the labels, accuracy by the pipeline, share of responses where both say the same)."""
     with VerifierPool(VerifierPoolConfig(workers=2, wall_limit_s=240.0)) as pool:
-        verdicts = asyncio.run(pool.judge_many([(row["response"], answers.gold_of(row["gold"])) for row in rows]))
+        verdicts = asyncio.run(pool.judge_many([(row["response"], answers.reference_of(row["gold"])) for row in rows]))
     found = [verdict.outcome is Outcome.CORRECT for verdict in verdicts]
     labels = [bool(row["correct"]) for row in rows]
     same = sum(one == other for one, other in zip(found, labels, strict=True))
@@ -196,7 +196,7 @@ def main() -> None:
         print(f"| {name} | {found.correct} | {found.wrong} | {found.unknown} |")
     for name, path in FILES.items():
         its = read_benchmark(BENCHMARKS[name], path=str(path))
-        found = scored(its, [[f"\\boxed{{{item.gold.text}}}"] for item in its])
+        found = scored(its, [[f"\\boxed{{{item.reference.text}}}"] for item in its])
         print(f"| {name}: each of {len(its)} golds as its own answer | {found.correct} | {found.wrong} | {found.unknown} |")
     print("\n| responses graded by | responses | right by the labels | right here | same |\n| --- | --- | --- | --- | --- |")
     for name, rows in sorted(graded().items()):

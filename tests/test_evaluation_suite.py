@@ -21,14 +21,14 @@ from fr3e_async.errors import ConfigError, DataError
 from fr3e_async.evaluation import suite
 from fr3e_async.evaluation.benchmarks import BENCHMARKS
 from fr3e_async.evaluation.suite import (
-    Gold,
+    ReferenceAnswer,
     digest_of,
     in_held_out_part,
     left_out,
     make_sets,
     pick,
     read_benchmark,
-    read_gold,
+    read_reference,
     read_suite,
     source_of,
 )
@@ -97,7 +97,7 @@ def jsonl(path: Path, *rows: Row) -> Path:
 @pytest.mark.parametrize(("name", "row", "problem", "gold"), PUBLISHED)
 def test_published_rows_are_read(name: str, row: Row, problem: str, gold: str, tmp_path: Path) -> None:
     (item,) = read_benchmark(BENCHMARKS[name], path=str(jsonl(tmp_path / "x.jsonl", row)))
-    assert (item.problem, item.gold.text) == (problem, gold)
+    assert (item.problem, item.reference.text) == (problem, gold)
     assert item.uid.startswith(f"{name}/")
     assert judge(gold.replace("$", ""), gold.replace("$", ""))[0] == RIGHT
 
@@ -107,7 +107,9 @@ def test_parquet_is_read_alike(tmp_path: Path) -> None:
     rows = [{"ID": f"2024-I-{i}", "Problem": f"Q{i}?", "Solution": "…", "Answer": 200 + i} for i in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "aime.parquet")
     items = read_benchmark(BENCHMARKS["aime24"], path=str(tmp_path / "aime.parquet"))
-    assert [(i.uid, i.problem, i.gold.text) for i in items] == [(f"aime24/2024-I-{n}", f"Q{n}?", str(200 + n)) for n in range(3)]
+    assert [(i.uid, i.problem, i.reference.text) for i in items] == [
+        (f"aime24/2024-I-{n}", f"Q{n}?", str(200 + n)) for n in range(3)
+    ]
 
 
 def test_equal_ids_are_replaced_by_numbers(tmp_path: Path) -> None:
@@ -152,13 +154,13 @@ def test_bad_files_are_named(content: str, says: str, tmp_path: Path) -> None:
 
 
 def test_margins_of_floats_are_four_percent_of_each() -> None:
-    gold = read_gold("theoremqa", "[0.25, -0.5]", {"answer_type": "list of float"})
-    assert gold == Gold(text="0.25, -0.5", margins=(Fraction(1, 100), Fraction(1, 50)))
-    assert read_gold("theoremqa", "12", {"answer_type": "integer"}) == Gold(text="12")
-    both = Gold(text="1.5, 2", margins=(Fraction(1, 10), Fraction(1, 20)))
-    assert read_gold("olympiadbench", ["1.5", "2"], {"error": "1e-1,5e-2"}) == both
-    assert read_gold("plain", None, {}) is None
-    assert read_gold("olympiadbench", [], {}) is None
+    gold = read_reference("theoremqa", "[0.25, -0.5]", {"answer_type": "list of float"})
+    assert gold == ReferenceAnswer(text="0.25, -0.5", margins=(Fraction(1, 100), Fraction(1, 50)))
+    assert read_reference("theoremqa", "12", {"answer_type": "integer"}) == ReferenceAnswer(text="12")
+    both = ReferenceAnswer(text="1.5, 2", margins=(Fraction(1, 10), Fraction(1, 20)))
+    assert read_reference("olympiadbench", ["1.5", "2"], {"error": "1e-1,5e-2"}) == both
+    assert read_reference("plain", None, {}) is None
+    assert read_reference("olympiadbench", [], {}) is None
 
 
 @pytest.mark.parametrize(
@@ -170,8 +172,8 @@ def test_margins_of_floats_are_four_percent_of_each() -> None:
     ],
 )  # fmt: skip
 def test_odd_errors_are_no_margins_and_no_traceback(error: Any, margins: tuple[Fraction, ...]) -> None:
-    gold = read_gold("olympiadbench", ["1.5"], {"error": error})
-    assert gold == Gold(text="1.5", margins=margins)
+    gold = read_reference("olympiadbench", ["1.5"], {"error": error})
+    assert gold == ReferenceAnswer(text="1.5", margins=margins)
     assert within("1.5", "1.5", margins) is bool(margins)
 
 
@@ -179,17 +181,19 @@ def test_odd_errors_are_no_margins_and_no_traceback(error: Any, margins: tuple[F
 def test_golds_beyond_a_float_are_read(gold: Any, tmp_path: Path) -> None:
     row = {"Question": "Q?", "Answer": gold, "Answer_type": "float", "Picture": None}
     items = read_benchmark(BENCHMARKS["theoremqa"], path=str(jsonl(tmp_path / "x.jsonl", row)))
-    assert items[0].gold.text == str(gold)
+    assert items[0].reference.text == str(gold)
     assert len(digest_of(items)) == 16
-    assert within(items[0].gold.text, items[0].gold.text, items[0].gold.margins) is bool(items[0].gold.margins)
+    assert within(items[0].reference.text, items[0].reference.text, items[0].reference.margins) is bool(
+        items[0].reference.margins
+    )
 
 
 def test_a_missing_gold_of_a_table_is_none(tmp_path: Path) -> None:
     nan = float("nan")
-    assert read_gold("plain", nan, {}) is None
-    assert read_gold("theoremqa", nan, {}) is None
-    assert read_gold("olympiadbench", [nan], {"unit": nan, "error": nan}) is None
-    assert read_gold("olympiadbench", ["2"], {"unit": nan, "error": nan}) == Gold(text="2")
+    assert read_reference("plain", nan, {}) is None
+    assert read_reference("theoremqa", nan, {}) is None
+    assert read_reference("olympiadbench", [nan], {"unit": nan, "error": nan}) is None
+    assert read_reference("olympiadbench", ["2"], {"unit": nan, "error": nan}) == ReferenceAnswer(text="2")
     path = jsonl(tmp_path / "a.jsonl", {"id": nan, "problem": "Q?", "answer": nan})
     with pytest.raises(DataError, match=r"a\.jsonl:1: no answer"):
         read_benchmark(BENCHMARKS["aime24"], path=str(path))
@@ -205,7 +209,7 @@ def test_half_of_a_surrogate_pair_is_named(row: Row, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["m", "$m$", "s", "km", "cm^2", "%", "min"])
 def test_an_answer_with_and_without_the_gold_s_unit_is_correct(unit: str) -> None:
-    gold = read_gold("olympiadbench", ["12"], {"unit": unit})
+    gold = read_reference("olympiadbench", ["12"], {"unit": unit})
     assert gold is not None
     written = {"%": r"12\%", "cm^2": r"12\text{ cm}^2"}.get(unit, rf"12\text{{ {unit.strip('$')}}}")
     for answer in ("12", written):

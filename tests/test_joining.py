@@ -21,6 +21,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     monkeypatch.setattr(ray, "init", lambda **settings: found.update(settings))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.5} if found["address"] == "small:1" else {"CPU": 64.0})
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [{"Alive": True, "Resources": ray.cluster_resources() | {"object_store_memory": 2e9}}]
+    )
     return found
 
 
@@ -57,6 +60,15 @@ def test_a_cluster_that_is_there_is_joined_as_it_is(told: dict[str, Any], monkey
     assert told == {"address": "head:1", "namespace": "fr3e", "log_to_driver": True, "logging_level": 20}
     joining.connect(small_config())
     assert told["address"] == "other:1"
+
+
+def test_a_store_that_is_too_small_for_two_versions_is_refused_at_the_start(told: dict[str, Any]) -> None:
+    """250M weights in float32 are 1 GB a version: two fill the 2 GB of the node, three more do not fit."""
+    joining.connect(small_config(model={"path": "some/model", "parameters": 250_000_000}, ray={"address": "head:1"}))
+    with pytest.raises(
+        ConfigError, match=r"object store: 1\.9 GiB on a node for generators, but two .* take 1\.9 GiB .*--shm-size"
+    ):
+        joining.connect(small_config(model={"path": "some/model", "parameters": 250_000_003}, ray={"address": "head:1"}))
 
 
 def test_a_cluster_that_is_too_small_is_refused_unless_it_grows(told: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from ledger_support import anchors_of, make_ledger, note, verdict
 
-from fr3e_async.machine.events import Admitted, Delivered, Event, Judged, Lost, Published, Rescored, Trained
+from fr3e_async.machine.events import Admitted, Delivered, Event, Lost, Published, Rescored, Scored, Trained
 from fr3e_async.machine.messages import Branch, Command, Rescore, Retire, Sample, Score, Train
 from fr3e_async.types import Finish, RolloutId
 
@@ -120,7 +120,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def judged(self, command, rewards):
         words = tuple(verdict(r) for r in rewards)
-        self.tell(Judged(task=command.task, group=command.ids[0].group, ids=command.ids, verdicts=words))
+        self.tell(Scored(task=command.task, group=command.ids[0].group, ids=command.ids, verdicts=words))
 
     def chosen(self, command, places):
         anchors = tuple(a for id in command.trunks for a in anchors_of(id, *places))

@@ -8,13 +8,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import msgspec
 import pytest
-from ledger_support import admit, anchors_of, delivered, drive, group_named, judged, kinds, lost, lost_score, make_ledger, note
+from ledger_support import (
+    admit,
+    anchors_of,
+    control_config,
+    delivered,
+    drive,
+    group_named,
+    judged,
+    kinds,
+    lost,
+    lost_score,
+    make_ledger,
+    note,
+)
 
+from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import RewardConfig
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.machine.events import Delivered, Published, Rescored, Trained
@@ -90,6 +105,33 @@ def test_a_vineppo_trunk_is_trained_in_steps():
     ledger = make_ledger(strategy="vineppo", groups=1)
     (train,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: id.node > 0 and id.branch, anchors=(2, 4))
     assert [item.advantage for item in train.items] == [(AdvantageSpan(0, 0.5), AdvantageSpan(2, 0.0), AdvantageSpan(4, -0.5))]
+
+
+@pytest.mark.parametrize("overlong", [{"overlong_cache": 4}, {"overlong_filter": True}])
+def test_overlong_responses_cost_reward_or_are_left_out(overlong: dict[str, Any]):
+    config = control_config(strategy="rloo", groups=1, bases=3, **overlong)
+    config = replace(config, sampling=replace(config.sampling, max_response=10))
+    ledger = Ledger(config, make_strategy(config.algorithm))
+    (sample,) = admit(ledger, "a")
+    ends = [(8, Finish.STOP), (10, Finish.LENGTH), (5, Finish.STOP)]
+    notes = tuple(note(id, length=length, finish=finish) for id, (length, finish) in zip(sample.ids, ends, strict=True))
+    (score,) = ledger.handle(Delivered(task=sample.task, group="a@0", payload=1, notes=notes, anchors=None))
+    (train,) = ledger.handle(judged(score, 1, 0, 0))
+    found = [round(item.advantage[0].value, 9) for item in train.items]
+    if "overlong_cache" in overlong:  # 2 and 4 of the last 4 tokens: rewards 1 - 1/4, 0 - 1/2, 0; each less the others' mean
+        assert found == [1.0, -0.875, -0.125]
+    else:  # the one that was cut off is in the mean, and not in the batch
+        assert ([item.row for item in train.items], found) == ([0, 2], [1.0, -0.5])
+    assert [group_named(ledger, "a@0").rollouts[id].reward for id in sample.ids] == [1, 0, 0]  # raw
+
+
+def test_a_branch_is_as_long_as_its_whole_response():
+    config = control_config(groups=1, overlong_cache=4, alpha=False, include_trunk=True)
+    config = replace(config, sampling=replace(config.sampling, max_response=9))
+    ledger = Ledger(config, make_strategy(config.algorithm))
+    (train,) = drive(ledger, admit(ledger, "a"), rewards=lambda id: id.branch, anchors=(4,))
+    # branches end at 4 + 5 tokens: 0 - 1/2 and 1 - 1/2, whose mean with the trunk's 0 is 0; bases of 5 tokens have no penalty
+    assert [item.advantage[0].value for item in train.items] == [-0.5, 0.5, -0.5, 0.5]
 
 
 # ---- the learner gives the entropies ----
@@ -451,7 +493,7 @@ def test_every_number_of_the_tally_by_hand():
     (retired,) = [c for c in ledger.handle(Trained(version=1)) if isinstance(c, Retire)]
     tally.add(retired)
     zero = ("groups/all_correct", "groups/all_wrong", "groups/no_spread", "groups/too_few", "groups/failed", "states/all_correct",
-            "states/all_wrong", "states/no_spread", "states/not_trained", "verify/judged_again", "verify/failed",
+            "states/all_wrong", "states/no_spread", "states/not_trained", "verify/scored_again", "verify/failed",
             "prompt/all_wrong_fraction", "prompt/reused_tokens")  # fmt: skip
     assert tally.take() == pytest.approx(dict.fromkeys(zero, 0) | {
         "groups/trained": 1, "states/kept": 1, "states/too_few": 2,

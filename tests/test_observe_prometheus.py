@@ -49,7 +49,7 @@ def told(samples: list[PrometheusSample]) -> dict[str, float]:
     return found
 
 
-OF_STEPS = {"states_total", "judged_again_total", "step_duration_seconds", "sync_duration_seconds"} | {
+OF_STEPS = {"states_total", "scored_again_total", "step_duration_seconds", "sync_duration_seconds"} | {
     series_key(metric)[0] for metric in METRICS.values() if not metric.series
 }
 

@@ -21,8 +21,9 @@ from fr3e_async.learner.memory import (
     memory_estimate,
     model_shape,
     state_bytes,
+    version_bytes,
 )
-from fr3e_async.plan.placement import check_resources, local_resources, placement, render_plan, totals
+from fr3e_async.plan.placement import check_nodes, check_resources, local_resources, placement, render_plan, totals
 from fr3e_async.settings.help import knobs
 from fr3e_async.settings.loader import load_config
 
@@ -80,6 +81,29 @@ def test_gpus_and_custom_resources_are_checked_too() -> None:
         check_resources(seven, plenty | {"GPU": 23})
     with pytest.raises(ConfigError, match=r"8 of the custom resource 'learner' needed \(learner 8×1\) but the cluster offers 0"):
         check_resources(seven, {k: v for k, v in plenty.items() if k != "learner"})
+
+
+def test_an_actor_lies_on_one_node() -> None:
+    """Two nodes of 8 GPUs have 16 together, but no engine of 16."""
+    node = {"CPU": 96.0, "GPU": 8.0, "engine": 8.0, "learner": 8.0, "verifier": 8.0, "object_store_memory": 200e9}
+    large = config("generators.gpus=8", base="paper/qwen2.5-32b")
+    check_nodes(large, [node, node], weights=61e9)
+    wide = config("generators.gpus=16", base="paper/qwen2.5-32b")
+    says = r"generators: one actor needs 8 CPU, 16 GPU, 1 engine, and lies on one node, .* \(the most of each: 96 CPU, 8 GPU, 8 engine\)"
+    with pytest.raises(ConfigError, match=says):
+        check_nodes(wide, [node, node])
+
+
+def test_a_nodes_store_holds_two_versions() -> None:
+    """Of the nodes that engines or ranks fit on; a node for verifiers alone may have less."""
+    large = config(base="paper/qwen2.5-32b")
+    gpus = {"CPU": 96.0, "GPU": 8.0, "engine": 8.0, "learner": 8.0, "object_store_memory": 131.1e9}
+    judges = {"CPU": 16.0, "verifier": 4.0, "object_store_memory": 1e9}
+    bundle = version_bytes(large, KNOWN_SHAPES["Qwen/Qwen2.5-32B"])
+    assert bundle == 2 * 32_763_876_352
+    check_nodes(large, [gpus, judges], weights=bundle)
+    with pytest.raises(ConfigError, match=r"122\.0 GiB on a node for generators, but two versions .* take 122\.1 GiB"):
+        check_nodes(large, [gpus | {"object_store_memory": 131.0e9}, judges], weights=bundle)
 
 
 def test_fractions_that_add_up_exactly_fit() -> None:

@@ -147,7 +147,7 @@ def test_branches_issued_again_find_all_of_it(world):
 
 
 def test_the_engine_that_sampled_a_trunk_has_its_keys_and_values_already(world):
-    prompt = Prompt(uid="own@0", text="", gold="", token_ids=np.arange(3, 3 + PROMPT, dtype=np.int32))
+    prompt = Prompt(uid="own@0", text="", reference="", token_ids=np.arange(3, 3 + PROMPT, dtype=np.int32))
     ids = [RolloutId(prompt.uid, 0, branch) for branch in range(16)]
     bases = world.run(rollout_worker(world).sample_together([prompt] * len(ids), ids, DRAW))
     assert bases.cached_tokens.tolist() == [0] * len(ids), "a prompt of less than a block is nobody's"

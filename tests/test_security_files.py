@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from cli_support import TOY, Cli, guarded_cli, make_model
 from learner_support import build_model, make_spec
 
 from fr3e_async.cli.main import run as fr3e
-from fr3e_async.config import DataConfig
+from fr3e_async.config import DataConfig, EngineConfig
 from fr3e_async.data.model import check_model, load_tokenizer
 from fr3e_async.data.prompts import encode_prompt
 from fr3e_async.data.toy.tokenizer import build_tokenizer
@@ -382,3 +383,16 @@ def test_engines_read_safetensors_and_run_no_code_of_a_model(tmp_path: Path) -> 
 
     args = engine_args(EngineSpec(model=str(tmp_path), end_token_ids=(1,), max_model_len=8))
     assert (args.load_format, args.trust_remote_code) == ("safetensors", False)
+
+
+@pytest.mark.engine
+def test_engines_of_several_gpus_start_workers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's Ray executor, which it takes inside a placement group, refuses a bundle of more than one GPU. On GPUs a step has 8,192 tokens."""
+    from fr3e_async.rollout import EngineSpec, vllm_terms
+
+    spec = EngineSpec(model=str(tmp_path), end_token_ids=(1,), max_model_len=8, tensor_parallel=2)
+    assert vllm_terms.engine_args(spec).distributed_executor_backend == "mp"
+    monkeypatch.setattr(vllm_terms, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    assert vllm_terms.engine_args(spec).max_num_batched_tokens == 8192
+    told = replace(spec, engine=EngineConfig(options={"max_num_batched_tokens": 2048}))
+    assert vllm_terms.engine_args(told).max_num_batched_tokens == 2048

@@ -15,7 +15,7 @@ from simulate_support import model, system
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.events import Acked, Delivered, Judged, Lost, Pressure, Utilization, WorkerUp
+from fr3e_async.machine.events import Acked, Delivered, Lost, Pressure, Scored, Utilization, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Dismiss, Hire, Move, Release
 from fr3e_async.simulate.service import SystemModel
@@ -231,7 +231,7 @@ def test_laws(setting: dict[str, Any], seed: int, staleness: int, alike: bool) -
     assert report.slots_held_max <= config.flow.capacity
     ledger = world.machine.ledger
     assert (ledger.version, ledger.admitted) == (4, ledger.settled + ledger.in_flight)
-    ended = [e.task for _, e, _ in log.entries if isinstance(e, Delivered | Judged | Lost) and not getattr(e, "left", 0)]
+    ended = [e.task for _, e, _ in log.entries if isinstance(e, Delivered | Scored | Lost) and not getattr(e, "left", 0)]
     given_out = [c.task for c in log.commands(Assign)]
     assert len(set(ended)) == len(ended)
     assert len(given_out) == len(ended) + len(world.jobs)

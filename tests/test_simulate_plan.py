@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from simulate_support import FixedWorkload, model, system
 
 from fr3e_async.cli.main import run as fr3e
+from fr3e_async.cli.sizing import forecast
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.learner.memory import KNOWN_SHAPES
@@ -52,6 +54,15 @@ def test_longer_branches_get_more_explorers() -> None:
     assert split.explorers > split.generators
     flat = best(HEAVY, algorithm={"strategy": "grpo", "bases": 8})
     assert flat.explorers == 0
+
+
+def test_a_dry_run_warns_of_a_learner_that_waits() -> None:
+    """The paper's 7B on H100: with staleness 1 its eight ranks wait for the slowest groups; three ranks with staleness 4 work."""
+    paper = load_config(["config=paper/qwen2.5-7b", "flow.max_staleness=1"]).config
+    text = forecast(paper)
+    assert re.match(r"  by the data sheet of H100: 2\d\d s a batch; idle: generators \d+ %", text.replace("%", " %"))
+    assert re.search(r"warning: the learner waits 8\d% .*flow\.max_staleness=1 could be raised", text)
+    assert "warning" not in forecast(load_config(["config=paper/qwen2.5-7b", "learner.ranks=3"]).config)
 
 
 def test_a_proposal_fits_and_no_neighbour_is_better() -> None:

@@ -16,7 +16,7 @@ from fr3e_async.algorithm.batching import RowCost
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed
-from fr3e_async.machine.events import Delivered, Exported, Judged, Lost
+from fr3e_async.machine.events import Delivered, Exported, Lost, Scored
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign
 from fr3e_async.simulate.service import LearnerTimes, batch_tokens
@@ -154,7 +154,7 @@ def test_laws(mode: dict[str, Any], failing: bool, seed: int, staleness: int) ->
     ledger = world.machine.ledger
     assert ledger.version == 4
     assert ledger.admitted == ledger.settled + ledger.in_flight
-    ended = [e.task for _, e, _ in log.entries if isinstance(e, Delivered | Judged | Lost) and not getattr(e, "left", 0)]
+    ended = [e.task for _, e, _ in log.entries if isinstance(e, Delivered | Scored | Lost) and not getattr(e, "left", 0)]
     given_out = [c.task for _, _, commands in log.entries for c in commands if isinstance(c, Assign)]
     assert len(set(ended)) == len(ended)
     assert set(ended) <= set(given_out)

@@ -18,12 +18,12 @@ from fr3e_async.machine.events import (
     Delivered,
     Due,
     Exported,
-    Judged,
     Leaving,
     Lost,
     Pressure,
     Refused,
     Rescored,
+    Scored,
     Stopped,
     Trained,
     Unhired,
@@ -63,7 +63,7 @@ EVENTS = [
     Delivered(task=1, group="q@0", payload=3, notes=(NOTE, NOTE)),
     Rescored(task=2, group="q@0", trunks=(RolloutId("q@0", 0, 0),), anchors=fake_anchors(0)),
     Lost(task=3, group="q@0", ids=(ID,), reason="the lease ran out", scoring=True, payload=7, counted=False),
-    Judged(task=4, group="q@0", ids=(ID,), verdicts=(Verdict(outcome=Outcome.UNKNOWN, reason="time", attempts=2),)),
+    Scored(task=4, group="q@0", ids=(ID,), verdicts=(Verdict(outcome=Outcome.UNKNOWN, reason="time", attempts=2),)),
     Trained(version=1),
     Asked(task=-1, role="generators", weight=64, priority=-1),
     Answered(task=-1, proof=False),
@@ -193,7 +193,7 @@ def test_a_runs_journal_is_of_plain_short_lines(tmp_path):
     assert {frozenset(line) for line in lines} == {frozenset({"t", "e", "c"})}
     times = [line["t"] for line in lines]
     assert times == sorted(times)
-    assert {"Admitted", "Delivered", "Judged", "Trained", "Exported", "Acked", "WorkerUp"} <= {
+    assert {"Admitted", "Delivered", "Scored", "Trained", "Exported", "Acked", "WorkerUp"} <= {
         line["e"]["type"] for line in lines
     }
 
@@ -203,13 +203,23 @@ def test_a_journal_is_read_by_the_names_of_its_fields(tmp_path):
     path = tmp_path / "0000.jsonl"
     path.write_text(
         '{"journal":"0.1.0","config":{},"state":null}\n'
-        '{"t":2.5,"e":{"type":"Judged","task":4,"group":"q@0","ids":[["q@0",1,2]],"verdicts":[{"outcome":"unknown","reason":"time"}]},"c":[]}\n'
+        '{"t":2.5,"e":{"type":"Scored","task":4,"group":"q@0","ids":[["q@0",1,2]],"verdicts":[{"outcome":"unknown","reason":"time"}]},"c":[]}\n'
         '{"e":{"role":"explorers","worker":"explorer-4","type":"WorkerUp"},"c":["want 3 generators"],"t":3}\n'
     )
     first, second = read_journal(path)[1]
-    assert first.event == Judged(task=4, group="q@0", ids=(ID,), verdicts=(Verdict(outcome=Outcome.UNKNOWN, reason="time"),))
+    assert first.event == Scored(task=4, group="q@0", ids=(ID,), verdicts=(Verdict(outcome=Outcome.UNKNOWN, reason="time"),))
     assert (second.time, second.event) == (3.0, WorkerUp(role="explorers", worker="explorer-4", version=0, ticket=0, node=""))
     assert second.commands == ("want 3 generators",)
+
+
+def test_a_journal_of_before_the_event_was_called_scored_is_read(tmp_path):
+    made = Journal(tmp_path, session=0, config=loop_config(), state=None)
+    made.write(EVENTS[6], [], 1.0)
+    made.close()
+    path = made.path
+    path.write_bytes(path.read_bytes().replace(b'"type":"Scored"', b'"type":"Judged"'))
+    assert [entry.event for entry in read_journal(path)[1]] == [EVENTS[6]]
+    assert isinstance(EVENTS[6], Scored)
 
 
 @pytest.mark.parametrize("event", ['{"type":"Trained"}', '{"type":"Trained","version":"1"}', '{"type":"Busy"}', "[1]"])

@@ -95,8 +95,8 @@ def test_the_answer_of_a_row_of_a_file(prediction: str, kind: answers.Kind, expe
 
 
 def test_only_the_gold_of_a_raw_row_is_looked_for() -> None:
-    assert answers.gold_of(r"so $n = \boxed{1,-2}.$", "raw") == "1,-2"
-    assert answers.gold_of("the answer is 3", "bare") == "the answer is 3"
+    assert answers.reference_of(r"so $n = \boxed{1,-2}.$", "raw") == "1,-2"
+    assert answers.reference_of("the answer is 3", "bare") == "the answer is 3"
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from fr3e_async.data.rows import Rows, read_rows
 from fr3e_async.errors import DataError
 from fr3e_async.run.preparing import prepare
 from fr3e_async.settings.loader import load_config
-from fr3e_async.verify import golds, process
-from fr3e_async.verify.golds import GoldFlag, Screened, flag_golds, screen_golds
+from fr3e_async.verify import process, references
+from fr3e_async.verify.references import ReferenceFlag, Screened, flag_references, screen_references
 
 CASES: list[dict[str, Any]] = [
     {"gold": "5", "prediction": "so \\boxed{5}", "correct": True, "source": "github:a/b@0123abc:tests/x.py", "id": "one"},
@@ -235,10 +235,10 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_golds_that_can_be_matched_as_text_only_are_flagged_once_each() -> None:
     given = ["5", "\\frac12", "the empty set", "$2\\pi$", "the empty set", "x" * 50, "an odd number", "\\boxed{-3}"]
     config = VerifierPoolConfig(max_answer_chars=40, wall_limit_s=240.0)
-    assert flag_golds(given, config) == [
-        GoldFlag(gold="the empty set", reason="not mathematics"),
-        GoldFlag(gold="x" * 50, reason=golds.TOO_LONG),
-        GoldFlag(gold="an odd number", reason="not mathematics"),
+    assert flag_references(given, config) == [
+        ReferenceFlag(reference="the empty set", reason="not mathematics"),
+        ReferenceFlag(reference="x" * 50, reason=references.TOO_LONG),
+        ReferenceFlag(reference="an odd number", reason="not mathematics"),
     ]
 
 
@@ -247,20 +247,20 @@ def test_plain_integers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.fail("a process was started")
 
     monkeypatch.setattr(process, "ForkServer", forbidden)
-    assert flag_golds(["5", "-1,200", "$7$", "\\boxed{3}"], VerifierPoolConfig(wall_limit_s=240.0)) == []
+    assert flag_references(["5", "-1,200", "$7$", "\\boxed{3}"], VerifierPoolConfig(wall_limit_s=240.0)) == []
 
 
 def test_a_gold_that_exceeds_a_limit_is_flagged_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    (flag,) = flag_golds([f"{'(' * 600}x{')' * 600}"], VerifierPoolConfig(cpu_limit_s=0.01, wall_limit_s=240.0))
+    (flag,) = flag_references([f"{'(' * 600}x{')' * 600}"], VerifierPoolConfig(cpu_limit_s=0.01, wall_limit_s=240.0))
     assert flag.reason in ("cpu limit", "nested too deeply")
 
 
 def test_work_that_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golds, "MANY", 2)
+    monkeypatch.setattr(references, "MANY", 2)
     said: list[str] = []
-    assert flag_golds(["1/2", "1/3", "5"], VerifierPoolConfig(wall_limit_s=240.0), said.append) == []
+    assert flag_references(["1/2", "1/3", "5"], VerifierPoolConfig(wall_limit_s=240.0), said.append) == []
     assert said == []
-    flag_golds(["1/2", "1/3", "1/4"], VerifierPoolConfig(wall_limit_s=240.0), said.append)
+    flag_references(["1/2", "1/3", "1/4"], VerifierPoolConfig(wall_limit_s=240.0), said.append)
     assert said == ["parsing 3 reference answers, see data.on_string_gold"]
 
 
@@ -277,7 +277,7 @@ def loaded(tmp_path: Path, **data: Any) -> tuple[Rows, Config]:
 
 def test_flag_keeps_all_problems_and_names_the_first_few(tmp_path: Path) -> None:
     rows, config = loaded(tmp_path)
-    screened = screen_golds(rows, config)
+    screened = screen_references(rows, config)
     assert screened.rows == rows
     assert screened.note.startswith("5 problems have a reference answer that can be matched as text at most: ")
     assert all(f"train.jsonl:{line} (not mathematics)" in screened.note for line in (2, 4, 5))
@@ -287,7 +287,7 @@ def test_flag_keeps_all_problems_and_names_the_first_few(tmp_path: Path) -> None
 
 def test_drop_leaves_them_out_and_counts_them(tmp_path: Path) -> None:
     rows, config = loaded(tmp_path, on_string_gold="drop")
-    screened = screen_golds(rows, config)
+    screened = screen_references(rows, config)
     assert [row.answer for row in screened.rows.train] == ["5", "1/2"]
     assert [row.answer for row in screened.rows.heldout] == ["7"]
     assert screened.note.startswith("5 problems have")
@@ -297,13 +297,13 @@ def test_drop_leaves_them_out_and_counts_them(tmp_path: Path) -> None:
 def test_drop_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
     rows, config = loaded(tmp_path, on_string_gold="drop")
     with pytest.raises(DataError, match=r"data\.heldout: nothing is left with data\.on_string_gold=drop"):
-        screen_golds(Rows(train=rows.train, heldout=rows.heldout[1:]), config)
+        screen_references(Rows(train=rows.train, heldout=rows.heldout[1:]), config)
 
 
 def test_a_users_reward_knows_its_golds_itself(tmp_path: Path) -> None:
     rows, config = loaded(tmp_path, on_string_gold="error")
     own = replace(config, reward="my.module:function")
-    assert screen_golds(rows, own) == Screened(rows=rows, note="")
+    assert screen_references(rows, own) == Screened(rows=rows, note="")
 
 
 def test_error_ends_the_command_with_one_line(cli: Cli) -> None:

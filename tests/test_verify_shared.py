@@ -59,7 +59,7 @@ def group(row: Row) -> str:
 
 def judged(cases: list[Row]) -> list[tuple[Row, Verdict]]:
     """Each row with its verdict, as the command line gives it."""
-    pairs = [(answers.answer_of(row["prediction"], row["kind"]), answers.gold_of(row["gold"], row["kind"])) for row in cases]
+    pairs = [(answers.answer_of(row["prediction"], row["kind"]), answers.reference_of(row["gold"], row["kind"])) for row in cases]
     with VerifierPool(VerifierPoolConfig(workers=2, wall_limit_s=240.0)) as pool:
         verdicts = [pool.judge_answer(*pair) for pair in pairs]
     return list(zip(cases, verdicts, strict=True))

@@ -165,7 +165,7 @@ class RayVerifier:
         self.name, self.actor, self.node = name, actor, node
 
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
-        problems = [Problem(p.gold, p.text, p.margins, p.columns) for p in prompts]
+        problems = [Problem(p.reference, p.text, p.margins, p.columns) for p in prompts]
         return await reach(self.name, self.actor.judge.remote(payload, list(rows), problems))
 
     async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:

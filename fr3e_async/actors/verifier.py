@@ -20,7 +20,7 @@ MAX_TEXT_CHARS = 20_000  # kept of a response; the middle of a longer one is lef
 class Problem(NamedTuple):
     """What a verifier needs to score a response: the reference answer, the prompt's text, the user's columns."""
 
-    gold: str
+    reference: str
     prompt: str = ""
     margins: Sequence[Fraction] = ()  # how far an answer may be off
     columns: Mapping[str, Any] = {}  # of the row, for a user's reward

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MEAN_SHARE, SIGMA_SHARE = 0.25, 0.6  # of sampling.max_response, and of the mean, where neither a run nor numbers are given
 SPEEDS = {"run": "", "model": "", "device": ""}  # where service times and prompts come from; one of them is given, else DEVICE
 DEVICE = "H100"
+FORECAST_STEPS = 6  # batches of a dry run's simulation: under a second
+IDLE_LEARNER = 0.4  # share from which on a dry run warns
 PROMPTS = {"length": 0.0, "sigma": 0.0, "accuracy": 0.5, "cores": 0.0}
 
 
@@ -157,6 +159,22 @@ def model_of(speeds: Mapping[str, str], given: Mapping[str, float], config: Conf
         right_alpha=1.2 * accuracy, right_beta=1.2 * (1 - accuracy),
     )  # fmt: skip
     return roofline(config, shape, device, workload, name=speeds["device"] or DEVICE)
+
+
+def forecast(config: Config) -> str:
+    """What the simulator expects of a run on ``DEVICE``: time of a batch and idle shares, with a warning for a learner that waits."""
+    from fr3e_async.simulate.world import simulate as simulated
+
+    model = model_of(SPEEDS, PROMPTS, config)
+    found = simulated(config, model, steps=FORECAST_STEPS, warmup=2)
+    idle = ", ".join(f"{role} {share:.0%}" for role, share in found.idle.items())
+    lines = [f"  by {model.source}: {found.step_s:.0f} s a batch; idle: {idle}"]
+    if found.idle["learner"] > IDLE_LEARNER:
+        lines.append(
+            f"  warning: the learner waits {found.idle['learner']:.0%} of its time; flow.max_staleness={config.flow.max_staleness} could be "
+            f"raised, learner.ranks={config.learner.ranks} lowered; `fr3e plan` finds a split"
+        )
+    return "\n".join(lines)
 
 
 def fit_of(run: Path, *, cores: float) -> Fit:

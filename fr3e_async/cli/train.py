@@ -82,11 +82,15 @@ def show_settings(topics: Sequence[str], *, head: str = "") -> int:
 
 def show_plan(loaded: LoadedConfig, *, every_setting: bool) -> int:
     """Settings, placement and a memory estimate; then the checks of a start. Nothing stays. Raises ``UserError`` as a start does."""
+    from fr3e_async.cli.sizing import forecast
     from fr3e_async.learner.memory import model_shape
     from fr3e_async.plan.placement import render_plan
 
     chosen = loaded.config
-    show(render_plan(chosen, origins=loaded.origins, yaml=loaded.yaml if every_setting else "", model=model_shape(chosen)))
+    shape = model_shape(chosen)
+    show(render_plan(chosen, origins=loaded.origins, yaml=loaded.yaml if every_setting else "", model=shape))
+    if shape is not None and shape.known and chosen.learner.gpus:
+        show("\nforecast\n" + forecast(chosen))
     lines = "\n".join(f"  {line}" for line in check(loaded))
     show(f"\nchecked\n{lines}\n\ndry run: nothing was started or kept")
     return 0

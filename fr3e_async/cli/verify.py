@@ -1,4 +1,4 @@
-"""``fr3e verify``: judge gold/prediction pairs by the judge and limits of a run, and print tables."""
+"""``fr3e verify``: judge pairs of reference answer and prediction as a run would, and print tables."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ def verify(
 ) -> int:  # fmt: skip
     """Judge gold/prediction pairs of a file.
 
-    Judge and limits are those of a run. Each line of CASES.jsonl is an object with gold and prediction, and perhaps kind (full: a whole response; bare: an answer alone; raw: text
-    with an answer somewhere), correct (a label), source, label_by, category, id and problem. With --reward and --rewards whole responses
-    go to these functions, with length and finish of the line, and its further fields as columns of the row.
+    Judge and limits are those of a run. Each line of CASES.jsonl is an object with gold (the reference answer) and prediction,
+    and perhaps kind (full: a whole response; bare: an answer alone; raw: text with an answer somewhere), correct (a label), source,
+    label_by, category, id and problem. With --reward and --rewards these functions get whole responses, with length and finish of
+    the line, and its further fields as columns of the row.
     """
     from fr3e_async.config.reward import check_rewards, reward_terms
 
@@ -67,9 +68,9 @@ def _entries(text: str) -> list[RewardConfig]:
 def explanation(answer: str, reference: str) -> str:
     """Both texts as they are compared, each rule that decided, the innermost first, and the proof of the last one."""
     from fr3e_async.verify import answers, judge, rulings, tokens
-    from fr3e_async.verify.pool import bare_gold
+    from fr3e_async.verify.pool import bare_reference
 
-    pair = answers.strip_dollars(answers.final_answer(answer) or answer), bare_gold(reference)
+    pair = answers.strip_dollars(answers.final_answer(answer) or answer), bare_reference(reference)
     told: list[str] = []
     rulings.trace = told
     outcome, reason = judge.judge(*pair)

@@ -72,6 +72,10 @@ class Config:
             "knows the whole distribution only; set engine.entropy=engine, or top_p=1 and top_k=0",
         )
         require(
+            self.algorithm.overlong_cache <= self.sampling.max_response,
+            f"algorithm.overlong_cache ({self.algorithm.overlong_cache}) is above sampling.max_response ({self.sampling.max_response})",
+        )
+        require(
             self.flow.groups_per_step >= self.learner.minibatches,
             f"learner.minibatches ({self.learner.minibatches}) is above flow.groups_per_step ({self.flow.groups_per_step})",
         )

@@ -19,7 +19,7 @@ class EngineConfig:
     gpu_memory_utilization: Share = knob(0.9, "part of a GPU that an engine may use")
     block_size: NonNegativeInt = knob(0, "tokens of a key-value block; 0: the engine's own default", "tokens")
     max_running: PositiveInt = knob(256, "sequences that an engine decodes at once", "sequences")
-    threads: PositiveInt = knob(1, "CPU threads of one engine (CPU only)")
+    threads: PositiveInt = knob(1, "CPU threads of one engine; with GPUs at least cpus / gpus of its pool")
     prefix_caching: bool = knob(True, "share key-value blocks between rollouts of one prompt or trunk")
     clear_cache_on_update: bool = knob(True, "after new weights, recompute the cache of running requests with them")
     entropy: Literal["engine", "topk", "learner"] = knob(
@@ -143,7 +143,7 @@ class LearnerConfig:
     placement: Literal["pack", "strict_pack", "spread", "strict_spread"] = knob(
         "pack", "ranks on as few nodes as possible; on one; on as many as possible; each on another one"
     )
-    threads: PositiveInt = knob(1, "CPU threads of one rank (CPU only)")
+    threads: PositiveInt = knob(1, "CPU threads of one rank; with a GPU at least learner.cpus")
     zero_stage: Annotated[int, Field(ge=0, le=3)] = knob(0, "DeepSpeed ZeRO stage")
     dtype: Literal["float32", "bfloat16"] = knob("float32", "training precision")
     lr: PositiveFloat = knob(1e-6, "AdamW learning rate, constant after the warm-up")

@@ -21,6 +21,8 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("algorithm.anchor_rule", "learner.tree_attention"), ("auto",)),
     **dict.fromkeys(("data.train_sources", "data.heldout_sources"), ([],)),
     "algorithm.std_normalise": ("auto", "false"),
+    "algorithm.overlong_filter": (False,),
+    "algorithm.overlong_cache": (0,),
     "loss.importance": ("off",),
     "loss.mean_length": (0,),
     "loss.dual_clip": (0.0,),

@@ -55,6 +55,12 @@ class AlgorithmConfig:
     train_bases: bool = knob(True, "train the bases as the group of the prompt; off: they only give its value (fr3e)")
     alpha: bool = knob(True, "scale advantages by alpha_j = exp(-(V(S_j) - V(S_j-1)))")
     alpha_shrink: bool = knob(False, "shrink V(S_j) - V(S_j-1) by its standard error before alpha")
+    overlong_filter: bool = knob(False, "leave rollouts out of training that sampling.max_response cut off; baselines count them")
+    overlong_cache: NonNegativeInt = knob(
+        0,
+        "the last tokens of sampling.max_response, over which a response's reward falls by up to half its range (DAPO); 0: off",
+        "tokens",
+    )
     credit_weights: Literal["path", "fr3e"] = knob(
         "path", "tree_credit: weights that make a group's update exact; fr3e: 1 for all (experimental)"
     )

@@ -1,6 +1,6 @@
 """Carries out the machine's commands: each runs as its own task and ends in exactly one event. Decides nothing.
 
-Assign ─► a call to the worker, with a lease ─► Delivered, … | Judged | Lost (and WorkerDown, if that is why)
+Assign ─► a call to the worker, with a lease ─► Delivered, … | Scored | Lost (and WorkerDown, if that is why)
 Send   ─► Publisher ─► Acked | Refused          Hire ─► wait, start a new worker ─► WorkerUp | Unhired    Dismiss ─► not any more
 Wait   ─► Due                                    Release ─► it is ended    Withdraw ─► the calls are cancelled ─► Lost(counted=False)
 """
@@ -18,7 +18,7 @@ from fr3e_async.control.ports import Delivery, EngineWorker, Payload, TaskLost, 
 from fr3e_async.control.workers import Worker
 from fr3e_async.errors import LearnerLost, RunFailed, StartRefused
 from fr3e_async.machine.dispatch import VERIFIERS
-from fr3e_async.machine.events import Acked, Answered, Asked, Delivered, Due, Judged, Lost, Refused, Unhired, WorkerUp
+from fr3e_async.machine.events import Acked, Answered, Asked, Delivered, Due, Lost, Refused, Scored, Unhired, WorkerUp
 from fr3e_async.machine.messages import (
     Assign,
     Branch,
@@ -142,7 +142,7 @@ class Executor:
             case Score():
                 verdicts = await workers.judge(name, self._table[work.payload], work.rows, [prompt] * len(work.ids))
                 owed.clear()
-                self._emit(Judged(task=command.task, group=group, ids=work.ids, verdicts=tuple(verdicts)))
+                self._emit(Scored(task=command.task, group=group, ids=work.ids, verdicts=tuple(verdicts)))
 
     async def _deliver(self, command: Assign, deliveries: AsyncIterator[tuple[Delivery, Payload]], owed: set[RolloutId]) -> None:
         assert command.work is not None

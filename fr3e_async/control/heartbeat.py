@@ -147,7 +147,7 @@ class Silence:
     """Says why there is no batch: shown from 30 s on, and written as a line after 30 s, 1 min, 2 min, 4 min, then every few minutes.
 
     *Example*: ``no batch for 31 s: 3 of 32 groups ready, 29 in the making; since the last batch 212 groups rejected (180 all wrong,
-    32 too few), 4% of 5,088 verdicts unknown, 67,012 tokens generated; the oldest group toy-12@0: 4 to be judged, 12 judged``
+    32 too few), 4% of 5,088 verdicts unknown, 67,012 tokens generated; the oldest group toy-12@0: 4 to be scored, 12 scored``
     """
 
     def __init__(self, context: RunContext, tally: Tally, evaluations: EvaluationSchedule) -> None:

@@ -153,7 +153,7 @@ def tree_row(
         "step": step,
         "outcome": retired.outcome,
         "prompt": prompt.text,
-        "gold": prompt.gold,
+        "gold": prompt.reference,
         "states": msgspec.to_builtins(retired.states),
         "rollouts": rollouts,
     }
@@ -178,6 +178,6 @@ def _stretches(values: NDArray[np.int32]) -> list[list[int]]:
 
 
 def _outcome(status: Status, *, correct: bool, unknown: bool) -> Outcome:
-    if status is not Status.JUDGED:
+    if status is not Status.SCORED:
         return Outcome.FAILED
     return Outcome.UNKNOWN if unknown else Outcome.CORRECT if correct else Outcome.WRONG

@@ -90,7 +90,7 @@ def make_prompts(
         if lost := _lost(row.problem, token_ids, tokenizer, config):
             bad.add(DataError(f"{row.source}: {lost}"))
         elif len(token_ids) <= config.max_prompt:
-            prompts.append(Prompt(uid=row.uid, text=row.problem, gold=row.answer, token_ids=token_ids, columns=row.columns))
+            prompts.append(Prompt(uid=row.uid, text=row.problem, reference=row.answer, token_ids=token_ids, columns=row.columns))
         elif config.on_long_prompt == "error":
             raise DataError(
                 f"{row.source}: the prompt has {len(token_ids)} tokens, data.max_prompt is {config.max_prompt}; "

@@ -63,7 +63,9 @@ class PromptStream:
         self._identity: dict[str, Any] = {  # must be the same when the run is resumed
             "seed": seed,
             "prompts": _digest(prompt.uid for prompt in prompts),
-            "texts": _digest(text for p in prompts for text in (p.text, p.gold, *([json.dumps(p.columns)] if p.columns else []))),
+            "texts": _digest(
+                text for p in prompts for text in (p.text, p.reference, *([json.dumps(p.columns)] if p.columns else []))
+            ),
             "tokens": _digest(prompt.token_ids.tobytes().hex() for prompt in prompts),
             "template": template,
             "ends": list(ends),

@@ -1,4 +1,4 @@
-"""The benchmarks: where each is published, how its columns are called, how its gold is read, how often it is sampled. Facts only.
+"""The benchmarks: where each is published, its columns, how its reference answers are written, how often it is sampled. Facts only.
 
 A column may have several names, since the same benchmark is published in several forms; the first that a row has counts.
 Knows nothing of files: ``suite`` reads them.
@@ -11,7 +11,7 @@ from typing import Literal
 
 from fr3e_async.config.evaluation import BENCHMARKS as NAMES
 
-GoldKind = Literal["plain", "gsm8k", "olympiadbench", "theoremqa"]
+ReferenceFormat = Literal["plain", "gsm8k", "olympiadbench", "theoremqa"]
 Chosen = Literal["all", "without_picture", "held_out_part"]
 
 
@@ -28,7 +28,7 @@ class Benchmark:
     problem: tuple[str, ...] = ("question", "problem")  # names of the column with the question
     answer: tuple[str, ...] = ("answer",)  # with the answer, or with a solution whose last box holds it
     uid: tuple[str, ...] = ("id",)
-    gold: GoldKind = "plain"
+    reference: ReferenceFormat = "plain"
     chosen: Chosen = "all"
     k: int = 1  # samples of each problem
     problems: int  # as published, after ``chosen``; 0: it depends on the file
@@ -43,7 +43,7 @@ _ALL = (
         hub="openai/gsm8k",
         config="main",
         revision="cc7b047b6e5bb11b4f1af84efc572db110a51b3c",
-        gold="gsm8k",
+        reference="gsm8k",
         problems=1319,
         citation="Cobbe et al. 2021, Training Verifiers to Solve Math Word Problems, arXiv:2110.14168",
         licence="MIT",
@@ -85,7 +85,7 @@ _ALL = (
         config="OE_TO_maths_en_COMP",
         split="train",
         answer=("final_answer", "answer"),
-        gold="olympiadbench",
+        reference="olympiadbench",
         problems=674,
         citation="He et al. 2024, OlympiadBench, arXiv:2402.14008",
         licence="MIT (repository), Apache-2.0 (hub)",
@@ -140,7 +140,7 @@ _ALL = (
         hub="TIGER-Lab/TheoremQA",
         problem=("Question", "question", "problem"),
         answer=("Answer", "answer"),
-        gold="theoremqa",
+        reference="theoremqa",
         chosen="without_picture",
         problems=747,
         citation="Chen et al. 2023, TheoremQA: A Theorem-driven Question Answering Dataset, arXiv:2305.12524",

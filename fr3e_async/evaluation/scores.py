@@ -144,7 +144,7 @@ class Evaluated:
         """The first problems with kept responses, as rows for a person: problem, reference answer, response, verdict, reward."""
         first = {one.problem: one for one in reversed(self.judgements) if one.text is not None}
         told = [(prompt, first[prompt.uid]) for prompt in problems if prompt.uid in first]
-        return [[p.text, p.gold, one.text or "", one.outcome.value, f"{one.reward:g}"] for p, one in told[:count]]
+        return [[p.text, p.reference, one.text or "", one.outcome.value, f"{one.reward:g}"] for p, one in told[:count]]
 
     def __str__(self) -> str:
         reward = f", reward {self.scores.reward}" if self.scores.reward.value != self.scores.avg.value else ""

@@ -1,7 +1,7 @@
-"""Benchmarks as problems: from the hub or a file of the user's, columns by their known names, each row's gold read; checked.
+"""Benchmarks as problems: read from the hub or a user's file, by the benchmark's column names, and checked.
 
-Knows files through ``data.sources`` and tokenizers through ``data.prompts``; knows nothing of engines and verdicts. ``read_gold`` takes
-the gold of a row as each benchmark writes it, and how far an answer may lie beside it.
+Knows files through ``data.sources`` and tokenizers through ``data.prompts``; knows nothing of engines and verdicts. ``read_reference`` reads
+a row's reference answer as its benchmark writes it, and how far an answer may be off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fr3e_async.data.prompts import make_prompts
 from fr3e_async.data.row import Columns, DataRow, SourceRecord, final_answer, is_unicode, text_of
 from fr3e_async.data.sources import may_be_fetched, records
 from fr3e_async.errors import DataError
-from fr3e_async.evaluation.benchmarks import BENCHMARKS, Benchmark, GoldKind
+from fr3e_async.evaluation.benchmarks import BENCHMARKS, Benchmark, ReferenceFormat
 from fr3e_async.types import Prompt
 from fr3e_async.verify.margins import numbers_of
 from fr3e_async.verify.quantities import quantity, written_number
@@ -44,11 +44,11 @@ _BESIDE = ("unit", "error", "Answer_type", "answer_type", "Picture")  # columns 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One problem of a benchmark. *Example*: ``Item(uid="aime24/60", problem="…", gold=Gold(text="204"), source="…:1")``."""
+    """One problem of a benchmark. *Example*: ``Item(uid="aime24/60", problem="…", reference=ReferenceAnswer(text="204"), source="…:1")``."""
 
     uid: str
     problem: str
-    gold: Gold
+    reference: ReferenceAnswer
     source: str
 
 
@@ -61,7 +61,7 @@ class TestSet:
     name: str
     problems: tuple[Prompt, ...]
     samples: int  # of each problem
-    digest: str = ""  # of problems and golds
+    digest: str = ""  # of problems and reference answers
 
     @property
     def title(self) -> str:
@@ -107,21 +107,23 @@ def source_of(benchmark: Benchmark, path: str = "") -> SourceConfig:
 def read_benchmark(benchmark: Benchmark, *, path: str = "") -> list[Item]:
     """All its problems, in order. ``DataError`` with the row's location: no text, no reference answer, or no problem at all."""
     setting = f"evaluation.paths.{benchmark.name}"
-    kept: list[tuple[SourceRecord, str, Gold]] = []
+    kept: list[tuple[SourceRecord, str, ReferenceAnswer]] = []
     for record in records(source_of(benchmark, path), _columns(benchmark, setting), setting=setting):
         problem = _first(record, benchmark.problem, "text of a problem", _text_of, setting)
         if not _is_chosen(benchmark, problem, record.values):
             continue
-        gold = _first(record, benchmark.answer, "answer", partial(read_gold, benchmark.gold, row=record.values), setting)
-        if not is_unicode(problem + gold.text):
+        reference = _first(
+            record, benchmark.answer, "answer", partial(read_reference, benchmark.reference, row=record.values), setting
+        )
+        if not is_unicode(problem + reference.text):
             raise DataError(f"{record.source}: half of a surrogate pair, which no text has; see {setting}")
-        kept.append((record, problem, gold))
+        kept.append((record, problem, reference))
     if not kept:
         raise DataError(f"{path or benchmark.hub}: no problem of {benchmark.title} in it; see {setting}")
     names = _names([record for record, _, _ in kept], benchmark)
     return [
-        Item(uid=f"{benchmark.name}/{name}", problem=problem, gold=gold, source=record.source)
-        for name, (record, problem, gold) in zip(names, kept, strict=True)
+        Item(uid=f"{benchmark.name}/{name}", problem=problem, reference=reference, source=record.source)
+        for name, (record, problem, reference) in zip(names, kept, strict=True)
     ]
 
 
@@ -158,7 +160,8 @@ def _names(found: Sequence[SourceRecord], benchmark: Benchmark) -> list[str]:
 def digest_of(items: Sequence[Item]) -> str:
     """16 hex digits of problems and reference answers, in order: equal digests mean equal questions."""
     return _digest(
-        [item.problem, item.gold.text, [f"{m.numerator:x}/{m.denominator:x}" for m in item.gold.margins]] for item in items
+        [item.problem, item.reference.text, [f"{m.numerator:x}/{m.denominator:x}" for m in item.reference.margins]]
+        for item in items
     )
 
 
@@ -171,7 +174,7 @@ def _digest(texts: Iterable[list[Any]]) -> str:
 
 def heldout_set(problems: Sequence[Prompt], *, samples: int) -> TestSet:
     """The test set of data.heldout, or of what was picked of it. ``samples``: of each problem."""
-    digest = _digest([p.text, p.gold, *filter(None, [p.columns])] for p in problems)
+    digest = _digest([p.text, p.reference, *filter(None, [p.columns])] for p in problems)
     return TestSet(name=HELDOUT, problems=tuple(problems), samples=samples, digest=digest)
 
 
@@ -232,7 +235,7 @@ def make_sets(suite: Suite, tokenizer: PreTrainedTokenizerBase, config: Config) 
     """Prompts by the template and limits of ``data``; a prompt that is too long is a ``DataError`` or left out, as that says."""
     sets = []
     for name, items in suite.items.items():
-        margins = {item.uid: item.gold.margins for item in items}
+        margins = {item.uid: item.reference.margins for item in items}
         prompts = make_prompts([_row(item) for item in items], tokenizer, config.data)
         none = dict.fromkeys(config.data.columns)  # a benchmark has no such columns
         problems = tuple(replace(prompt, margins=margins[prompt.uid], columns=none) for prompt in prompts)
@@ -257,7 +260,7 @@ def samples_of(config: EvaluationConfig, name: str) -> int:
 
 def _row(item: Item) -> DataRow:
     return DataRow(
-        uid=item.uid, problem=item.problem, answer=item.gold.text, source=item.source, source_name=item.uid.partition("/")[0]
+        uid=item.uid, problem=item.problem, answer=item.reference.text, source=item.source, source_name=item.uid.partition("/")[0]
     )
 
 
@@ -266,22 +269,22 @@ _OPTION = re.compile(r"\(?\s*([a-jA-J])\s*\)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gold:
-    """*Example*: ``Gold(text="0.25, 0.5", margins=(Fraction(1, 100), Fraction(1, 50)))``; without margins the judge alone decides."""
+class ReferenceAnswer:
+    """*Example*: ``ReferenceAnswer(text="0.25, 0.5", margins=(Fraction(1, 100), Fraction(1, 50)))``; without margins the judge alone decides."""
 
     text: str
     margins: tuple[Fraction, ...] = ()  # how far each number may be off; one for all of them, or one each
 
 
-def read_gold(kind: GoldKind, value: Any, row: Mapping[str, Any]) -> Gold | None:
-    """The gold in the value of the answer's column; None if there is none. ``row``: units, types and errors beside it."""
+def read_reference(kind: ReferenceFormat, value: Any, row: Mapping[str, Any]) -> ReferenceAnswer | None:
+    """The reference answer in the value of the answer's column; None if there is none. ``row``: units, types and errors beside it."""
     match kind:
         case "olympiadbench":
             return _olympiadbench(value, row)
         case "theoremqa":
             return _theoremqa(value, row)
     text = final_answer(text_of(value)) if kind == "gsm8k" else _unboxed(text_of(value))
-    return Gold(text=text) if text else None
+    return ReferenceAnswer(text=text) if text else None
 
 
 def _unboxed(text: str) -> str:
@@ -290,7 +293,7 @@ def _unboxed(text: str) -> str:
     return box.content.strip() if box is not None else text
 
 
-def _olympiadbench(value: Any, row: Mapping[str, Any]) -> Gold | None:
+def _olympiadbench(value: Any, row: Mapping[str, Any]) -> ReferenceAnswer | None:
     """``final_answer`` is a list; several entries are one answer of several parts. ``error`` is an absolute margin, or one for each."""
     parts = [text_of(part) for part in (value if _is_list(value) else [value])]
     text = ", ".join(part for part in parts if part)
@@ -302,7 +305,7 @@ def _olympiadbench(value: Any, row: Mapping[str, Any]) -> Gold | None:
     if unit and len(parts) == 1 and not said.unit and written_number(said.core) is not None:
         unit = rf"\text{{ {unit}}}" if len(unit) == 1 and unit.isalpha() else unit  # 12 m might be 12 times m
         text = f"{text.strip('$ ')} {unit}"  # so that an answer in another unit is wrong
-    return Gold(text=text, margins=margins)
+    return ReferenceAnswer(text=text, margins=margins)
 
 
 def _is_list(value: Any) -> bool:
@@ -318,7 +321,7 @@ def _margin(text: str) -> Fraction | None:
     return Fraction(str(number)) if 0 < number < math.inf else None
 
 
-def _theoremqa(value: Any, row: Mapping[str, Any]) -> Gold | None:
+def _theoremqa(value: Any, row: Mapping[str, Any]) -> ReferenceAnswer | None:
     """Answers are True or False, (a) to (j), numbers, or lists of numbers in any order; floats within 4 %."""
     text = str(value) if isinstance(value, bool) else text_of(value)
     if _is_list(value) and len(value) != 1:
@@ -327,10 +330,10 @@ def _theoremqa(value: Any, row: Mapping[str, Any]) -> Gold | None:
     if not text:
         return None
     if kind == "option" and (option := _OPTION.fullmatch(text)) is not None:
-        return Gold(text=f"({option[1].upper()})")
+        return ReferenceAnswer(text=f"({option[1].upper()})")
     if kind.startswith("list"):
         text = text.strip("[]() ")
     if "float" not in kind:
-        return Gold(text=text)
+        return ReferenceAnswer(text=text)
     numbers = numbers_of(text) or []
-    return Gold(text=text, margins=tuple(abs(number) * THEOREMQA_TOLERANCE for number in numbers))
+    return ReferenceAnswer(text=text, margins=tuple(abs(number) * THEOREMQA_TOLERANCE for number in numbers))

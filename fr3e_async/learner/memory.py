@@ -190,6 +190,11 @@ def logits_bytes(model: ModelShape, *, tokens: int, bytes_each: int, kept_mib: f
     return float(kept + slices + 4 * model.vocabulary * model.hidden)
 
 
+def version_bytes(config: Config, model: ModelShape | None) -> float:
+    """One version of the weights as it is handed over, through the object store; 0 where the model is not known."""
+    return model.parameters * BYTES[config.learner.dtype] if model else 0.0
+
+
 def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
     """One row for each role, per GPU or per process, and one for a version of the weights under way. GiB."""
     pools = (("generators", config.generators), ("explorers", config.explorers))
@@ -210,7 +215,7 @@ def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
     )
     rows.append(_learner_memory(config, model))
     if model is not None:
-        bundle = model.parameters * BYTES[config.learner.dtype] / GIB
+        bundle = version_bytes(config, model) / GIB
         engines = sum(pool.count for role, pool in pools if role == "generators" or explorer_count(config))
         note = "per node while a version is handed over: it and the one before"
         rows.append(Memory(role="weights", where="host", copies=1, parts={"object store": 2 * bundle}, note=note))

@@ -67,10 +67,10 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=Tr
     gone: bool = False
 
 
-class Judged(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+class Scored(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """Verdicts of a scoring task, in the order of ``ids``.
 
-    *Example*: ``{"type":"Judged","task":8,"group":"gsm8k/17@0","ids":[["gsm8k/17@0",0,0]],"verdicts":[{"outcome":"right","reason":"integer"}]}``
+    *Example*: ``{"type":"Scored","task":8,"group":"gsm8k/17@0","ids":[["gsm8k/17@0",0,0]],"verdicts":[{"outcome":"correct","reason":"integer"}]}``
     """
 
     task: int
@@ -199,7 +199,7 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
     reason: str
 
 
-LedgerEvent = Admitted | Delivered | Rescored | Lost | Judged | Trained | Published
+LedgerEvent = Admitted | Delivered | Rescored | Lost | Scored | Trained | Published
 
 
 Event = (

@@ -10,8 +10,10 @@ import msgspec
 
 from fr3e_async.algorithm.anchors import trunks_by_reward
 from fr3e_async.algorithm.batching import span_lengths
-from fr3e_async.algorithm.strategies import Credit, GroupPlan, GroupRewards
+from fr3e_async.algorithm.strategies import Credit, GroupPlan, GroupRewards, Strategy
+from fr3e_async.algorithm.strategies.base import overlong_penalty
 from fr3e_async.algorithm.values import second_round, wilson
+from fr3e_async.config import Config
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.machine.messages import Retire, StateRecord, Tokens
 from fr3e_async.outcomes import GroupOutcome, Outcome
@@ -23,11 +25,11 @@ class Status(Enum):
 
     ISSUED = auto()  # with an engine, or queued for one
     SAMPLED = auto()  # tokens are in the object store; a verdict is owed
-    JUDGED = auto()
+    SCORED = auto()
     FAILED = auto()  # failed max_attempts times; counted, never scored 0
 
 
-DONE = (Status.JUDGED, Status.FAILED)
+DONE = (Status.SCORED, Status.FAILED)
 
 
 class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
@@ -42,7 +44,7 @@ class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
     reward: float | None = None  # as a share of its range: 0 lowest, 1 highest
     correct: bool = False
     unknown: bool = False
-    judged_again: bool = False
+    scored_again: bool = False
     reason: str = ""  # the verifier's
 
 
@@ -125,7 +127,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         if rollout.status is not Status.SAMPLED:
             return
         self.owed -= 1
-        rollout.status, rollout.reason, rollout.judged_again = Status.JUDGED, verdict.reason, verdict.attempts > 1
+        rollout.status, rollout.reason, rollout.scored_again = Status.SCORED, verdict.reason, verdict.attempts > 1
         rollout.unknown = verdict.outcome is Outcome.UNKNOWN
         rollout.correct = verdict.outcome is Outcome.CORRECT
         reward = verdict.reward
@@ -242,9 +244,21 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
         notes = (self.rollouts[id].note for id in self.credit.advantages)
         return min(note.oldest_version for note in notes if note is not None)
 
-    def outcome(self) -> GroupRewards:
-        rewards = {id: r.reward for id, r in self.rollouts.items()}
-        return GroupRewards(group=self.name, rewards=rewards, anchors=self.anchors, trunks=self.trunks or ())
+    def credited(self, strategy: Strategy, config: Config) -> Credit:
+        """Credit the complete group. Raw rewards decide if it is trained; DAPO's overlong settings come after that."""
+        longest, cache, penalties = config.sampling.max_response, config.algorithm.overlong_cache, {}
+        if cache:  # the paper's rewards are -1 and 1, ours 0 and 1: its penalty counts half
+            lengths = {id: self._response(r.note) for id, r in self.rollouts.items() if r.note is not None}
+            penalties = {id: overlong_penalty(n, longest=longest, cache=cache) / 2 for id, n in lengths.items()}
+        credit = strategy.credit(
+            GroupRewards(
+                group=self.name, rewards={id: r.reward for id, r in self.rollouts.items()}, anchors=self.anchors,
+                trunks=self.trunks or (), penalties=penalties,
+            )
+        )  # fmt: skip
+        if not config.algorithm.overlong_filter:
+            return credit
+        return credit.without({id for id, r in self.rollouts.items() if r.note and r.note.finish is Finish.LENGTH})
 
     def lengths(self, *, bases: bool) -> list[int]:
         """Tokens of the rollouts that were drawn: of the bases, or of the branches."""
@@ -271,13 +285,13 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
             response_tokens=sum([self._response(r.note) for r in rollouts if r.note is not None and r.reward is not None]),
             unknown=sum([r.unknown for r in rollouts]),
             failed=sum([r.status is Status.FAILED for r in rollouts]),
-            judged_again=sum([r.judged_again for r in rollouts]),
+            scored_again=sum([r.scored_again for r in rollouts]),
             entropy_sum=sum([n.entropy_sum for n in notes]),
             entropy_error_sum=sum([n.entropy_error_sum for n in notes]),
             truncated=sum([n.finish is Finish.LENGTH for n in notes]),
             anchors=len(self.anchors),
             anchors_certain=sum([a.certain for a in self.anchors.values()]),
-            reasons=Counter([r.reason for r in rollouts if r.status is Status.JUDGED]),
+            reasons=Counter([r.reason for r in rollouts if r.status is Status.SCORED]),
             tree=self,
         )
 

@@ -6,7 +6,7 @@ Events in, commands out. No clock, no Ray, no tokens: the same sequence of event
     Delivered(trunk) ─► Branch(all anchors), Score        a branch waits for its own trunk only
     Delivered(trunk) ─► Rescore, Score; Rescored ─► Branch     where the learner knows the entropies
     Delivered ─► Score                                     Lost ─► the same ids again, or given up
-    Judged ─► group complete ─► credited ─► ready | Retire(rejected_…)
+    Scored ─► group complete ─► credited ─► ready | Retire(rejected_…)
     the next groups ready ─► Train                         see ``order``: that is what bounds staleness
     Trained ─► Retire(trained), Train(next)                Published ─► the batch's slots are free
 
@@ -26,7 +26,7 @@ from fr3e_async.algorithm.anchors import choose_trunks
 from fr3e_async.algorithm.strategies import GroupPlan, Strategy
 from fr3e_async.config import Config
 from fr3e_async.machine.budget import TokenBudget
-from fr3e_async.machine.events import Admitted, Delivered, Judged, LedgerEvent, Lost, Published, Rescored, Trained
+from fr3e_async.machine.events import Admitted, Delivered, LedgerEvent, Lost, Published, Rescored, Scored, Trained
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.ledger_state import LedgerError, LedgerState, RejectionStreak, state_of
 from fr3e_async.machine.messages import Forget, LedgerCommand, Retire, Train
@@ -66,7 +66,7 @@ class Ledger:
             Delivered: self._delivered,
             Rescored: self._rescored,
             Lost: self._lost,
-            Judged: self._judged,
+            Scored: self._scored,
             Trained: self._trained,
             Published: self._published,
         }
@@ -126,7 +126,7 @@ class Ledger:
             self._budget.expect(group.name, group.plan)
             commands += self._issue.owed(group)
             if group.complete:
-                group.credit = self._strategy.credit(group.outcome())
+                group.credit = group.credited(self._strategy, self._config)
                 self._ready += 1
         return commands + self._train()
 
@@ -192,7 +192,7 @@ class Ledger:
         seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
 
-    def _ended(self, event: Rescored | Lost | Judged) -> Group | None:
+    def _ended(self, event: Rescored | Lost | Scored) -> Group | None:
         """Return the group of a task that has just ended; None if the task had ended before or its group has retired."""
         group = self._open.get(event.group)
         return None if group is None or group.tasks.pop(event.task, None) is None else group
@@ -277,7 +277,7 @@ class Ledger:
         self.retries += len(bases)
         return [forget, *self._issue.sample(group, bases)]
 
-    def _judged(self, event: Judged) -> list[LedgerCommand]:
+    def _scored(self, event: Scored) -> list[LedgerCommand]:
         group = self._ended(event)
         if group is None:
             return []
@@ -292,7 +292,7 @@ class Ledger:
         """Credit a group the moment it is complete; a degenerate one gives its slot back here and nowhere else."""
         if not group.complete or group.credit is not None:
             return []
-        group.credit = self._strategy.credit(group.outcome())
+        group.credit = group.credited(self._strategy, self._config)
         if not group.credit.rejected:
             self._ready += 1
             self._streak.end()

@@ -12,7 +12,7 @@ from fr3e_async.machine.budget import Account
 from fr3e_async.machine.group import Group, Status
 from fr3e_async.machine.messages import Retire
 
-_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be judged", Status.JUDGED: "judged", Status.FAILED: "given up"}
+_WORDS = {Status.ISSUED: "being drawn", Status.SAMPLED: "to be scored", Status.SCORED: "scored", Status.FAILED: "failed"}
 
 
 class StarvedError(RunFailed):

@@ -26,12 +26,12 @@ from fr3e_async.machine.events import (
     Due,
     Event,
     Exported,
-    Judged,
     Leaving,
     Lost,
     Pressure,
     Published,
     Refused,
+    Scored,
     Stopped,
     Unhired,
     Utilization,
@@ -93,7 +93,7 @@ class Machine:
     def handle(self, event: Event) -> list[Command]:
         """Apply one event and return the commands to begin now. Raises ``RunFailed`` kinds where the run must not continue."""
         match event:
-            case Delivered() | Judged() | Lost():
+            case Delivered() | Scored() | Lost():
                 return self._task_over(event)
             case Asked():
                 self.dispatcher.put(Task(event.task, event.role, event.weight, priority=event.priority))
@@ -134,7 +134,7 @@ class Machine:
 
     # ---- tasks ----
 
-    def _task_over(self, event: Delivered | Judged | Lost) -> list[Command]:
+    def _task_over(self, event: Delivered | Scored | Lost) -> list[Command]:
         if isinstance(event, Delivered) and event.left:
             return self._settle(self.ledger.handle(event), near=self.dispatcher.part(event.task, left=event.left))
         worker = self.dispatcher.end(event.task, proof=not isinstance(event, Lost))

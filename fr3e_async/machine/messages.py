@@ -1,7 +1,7 @@
 """What the control machine wants done: the commands that come out of it. Ids, lengths and rewards, never a token.
 
 A *payload key* names a rollout batch in the object store; only the loop maps keys to handles. Workers and groups are named by
-text. Every ``Assign`` ends in exactly one event that names its task: Delivered, Judged, Lost or Answered.
+text. Every ``Assign`` ends in exactly one event that names its task: Delivered, Scored, Lost or Answered.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     response_tokens: int  # whole responses of those with an r: prefix and continuation
     unknown: int
     failed: int
-    judged_again: int  # verdicts that took more than one attempt
+    scored_again: int  # verdicts that took more than one attempt
     entropy_sum: float  # nats, over the generated tokens
     entropy_error_sum: float  # nats: how far that may be off
     truncated: int

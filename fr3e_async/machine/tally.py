@@ -65,7 +65,7 @@ class Tally:
                 name: getattr(group, name)
                 for name in (
                     "bases_correct", "bases_scored", "rollouts", "drawn", "correct", "reward_sum", "rewarded", "response_tokens", "unknown",
-                    "failed", "judged_again", "entropy_sum", "entropy_error_sum", "truncated", "anchors", "anchors_certain",
+                    "failed", "scored_again", "entropy_sum", "entropy_error_sum", "truncated", "anchors", "anchors_certain",
                 )
             },
         }  # fmt: skip
@@ -92,7 +92,7 @@ class Tally:
             "verify/unknown": s["unknown"],
             "verify/wrong": s["rollouts"] - s["correct"] - s["unknown"] - s["failed"],
             "verify/failed": s["failed"],
-            "verify/judged_again": s["judged_again"],
+            "verify/scored_again": s["scored_again"],
         }
         ratios = {
             "reward/accuracy": (s["bases_correct"], s["bases_scored"]),

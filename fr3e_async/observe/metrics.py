@@ -88,9 +88,9 @@ by machine/tally.py:Tally.take, machine/group.py:Group._states, algorithm/values
 by machine/tally.py:Tally.take, machine/group.py:Group.retire, machine/group.py:Group.judge
   verify/correct                     | rollouts | = verdicts_total                                        | judged right
   verify/wrong                     | rollouts | = verdicts_total                                        | judged wrong, a missing answer included
-  verify/unknown                   | rollouts | = verdicts_total                                        | could not be judged: a limit was reached, or the answer or gold is not readable
+  verify/unknown                   | rollouts | = verdicts_total                                        | could not be judged: a limit was reached, or the answer or its reference is not readable
   verify/policy_fraction           | fraction | Flow and staleness: Right answers, by policy            | right answers that are right by a policy of the judge rather than by a proof (docs/verifier.md); a rise is an event
-  verify/judged_again              | rollouts | = judged_again_total                                    | judged more than once (verifiers.on_unknown=retry)
+  verify/scored_again              | rollouts | = scored_again_total                                    | scored more than once (verifiers.on_unknown=retry)
   verify/failed                  | rollouts | = verdicts_total                                        | never judged, lost flow.max_attempts times
 by machine/tally.py:Tally.take, machine/group.py:Group._tokens
   tokens/generated                 | tokens   | = tokens_generated_total                                | generated for the groups that ended since the last step, rejected ones included

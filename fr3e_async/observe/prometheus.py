@@ -49,7 +49,7 @@ _COMPUTED = (
 # Counters of step metrics. A metric of ``METRICS`` that names one adds to it; its last word is the label's value.
 _COUNTERS = (
     _more("states_total", "states", "Flow and staleness: States a second, by what became of them", "states of settled groups: kept, or why they teach nothing", "reason"),
-    _more("judged_again_total", "rollouts", "Verifier: Judged again", "rollouts judged more than once (verifiers.on_unknown=retry)"),
+    _more("scored_again_total", "rollouts", "Verifier: Scored again", "rollouts scored more than once (verifiers.on_unknown=retry)"),
 )  # fmt: skip
 
 # Step metrics whose distribution is exported besides their last value. Bounds in seconds.

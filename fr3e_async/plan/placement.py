@@ -13,7 +13,7 @@ from typing import Literal
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
-from fr3e_async.learner.memory import ModelShape, memory_estimate
+from fr3e_async.learner.memory import GIB, ModelShape, memory_estimate
 from fr3e_async.settings.help import as_text, changed
 
 
@@ -107,6 +107,32 @@ def check_resources(config: Config, available: Mapping[str, float], *, training:
             f"lower {' or '.join(row.count_setting for row in users)}, or {' or '.join(f'{r.role}.{field_name}' for r in users)}"
             + (", or raise ray.num_cpus" if resource == "CPU" and config.ray.num_cpus else "")
         )
+
+
+def check_nodes(config: Config, nodes: Sequence[Mapping[str, float]], *, weights: float = 0.0, training: bool = True) -> None:
+    """Raise ``ConfigError`` unless each actor fits one of the nodes, whose resources these are: an actor never spans two.
+
+    ``weights``: bytes of one version. A node that an engine or a rank fits on must have an object store for two of them.
+    """
+    for row in placement(config, training=training):
+        each = per_actor(row)
+        fitting = [node for node in nodes if all(node.get(name, 0.0) >= need - 1e-6 for name, need in each.items())]
+        if not fitting:
+            need, most = ", ".join(f"{amount:g} {name}" for name, amount in each.items()), dict.fromkeys(each, 0.0)
+            for node in nodes:
+                most = {name: max(had, node.get(name, 0.0)) for name, had in most.items()}
+            offer = ", ".join(f"{amount:g} {name}" for name, amount in most.items())
+            raise ConfigError(
+                f"{row.role}: one actor needs {need}, and lies on one node, but no node has that (the most of each: {offer}); "
+                f"lower {row.role}.gpus, {row.role}.cpus or {row.role}.resources"
+            )
+        stores = [node["object_store_memory"] for node in fitting if "object_store_memory" in node]
+        if row.role != "verifiers" and stores and min(stores) < 2 * weights:
+            raise ConfigError(
+                f"object store: {min(stores) / GIB:.1f} GiB on a node for {row.role}, but two versions of the weights take "
+                f"{2 * weights / GIB:.1f} GiB and would be spilled to disk at each hand-over; raise ray.object_store_gib, or on a cluster "
+                "`ray start --object-store-memory` and the shared memory of its containers (--shm-size)"
+            )
 
 
 # --- the text of --dry-run --------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def text(value: Any) -> str:
     return said if said.isascii() else said.encode("utf-8", "replace").decode("utf-8")
 
 
-_OLD_WORDS = {"right": "correct", "given_up": "failed", "failed_given_up": "failed", "all_right": "all_correct", "rejected_all_right": "rejected_all_correct"}  # fmt: skip
+_OLD_WORDS = {"right": "correct", "judged_again": "scored_again", "given_up": "failed", "failed_given_up": "failed", "all_right": "all_correct", "rejected_all_right": "rejected_all_correct"}  # fmt: skip
 
 
 def today(value: Any) -> str:

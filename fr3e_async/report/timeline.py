@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.errors import StorageError
-from fr3e_async.machine.events import Acked, Answered, Delivered, Judged, Lost, Refused, Rescored, WorkerDown, WorkerUp
+from fr3e_async.machine.events import Acked, Answered, Delivered, Lost, Refused, Rescored, Scored, WorkerDown, WorkerUp
 from fr3e_async.observe.intervals import Interval, measure, union
 from fr3e_async.report.rows import read_rows, text
 
 KINDS = {"Sample": "base", "Branch": "branch", "Score": "verify", "Asked": "evaluate"}
 ROLES = ("learner", "generators", "explorers", "verifiers")
 PIECES = 6000  # that a session's time is divided into: what lies closer together than one is drawn as one
-_ENDS = {kind.__name__ for kind in (Delivered, Rescored, Lost, Judged, Answered)}  # events that end their ``task``
+_ENDS = {kind.__name__ for kind in (Delivered, Rescored, Lost, Scored, Answered)} | {
+    "Judged"
+}  # events that end their ``task``; the last is an older word for Scored
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ class Questions:
     @property
     def prompts(self) -> list[Prompt]:
         """The rows as prompts, each ``DRAWS`` times in a row."""
-        rows = [Prompt(uid=f"door/{i}", text="", gold="", token_ids=row) for i, row in enumerate(self.rows)]
+        rows = [Prompt(uid=f"door/{i}", text="", reference="", token_ids=row) for i, row in enumerate(self.rows)]
         return [prompt for prompt in rows for _ in range(DRAWS)]
 
     @property

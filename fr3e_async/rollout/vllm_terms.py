@@ -23,6 +23,7 @@ from fr3e_async.rollout.entropy import provider_of
 from fr3e_async.rollout.port import EngineSpec, SampleRequest
 
 GIB = 1 << 30
+STEP_TOKENS = 8192  # of one step on a GPU; vLLM falls to 2,048 where it does not know the caller
 
 
 def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
@@ -51,9 +52,14 @@ def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
         args["weight_transfer_config"] = WeightTransferConfig(backend=spec.transfer)
     if spec.engine.block_size:
         args["block_size"] = spec.engine.block_size
-    if current_platform.is_cpu() and spec.tensor_parallel == 1:
+    if spec.tensor_parallel > 1:
+        # Inside a placement group vLLM would take its Ray executor, which refuses a bundle of more than one GPU.
+        args["distributed_executor_backend"] = "mp"
+    elif current_platform.is_cpu():
         # Else vLLM gives a CPU worker a process of its own besides the core's: 6 s of imports and 600 MB for nothing.
         args["distributed_executor_backend"] = UniProcExecutor
+    if not current_platform.is_cpu():
+        args["max_num_batched_tokens"] = max(STEP_TOKENS, spec.engine.max_running)
     if current_platform.is_cpu() and spec.seeded:
         # At the end of each part of a prompt vLLM turns the request's generator back, which ends the process on a CPU.
         args["enable_chunked_prefill"] = False

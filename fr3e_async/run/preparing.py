@@ -32,7 +32,7 @@ from fr3e_async.run.session import Session
 from fr3e_async.settings.loader import LoadedConfig
 from fr3e_async.store.checkpoints import step_of
 from fr3e_async.store.run_dir import RunDir, default_path, newest_path
-from fr3e_async.verify.golds import screen_golds
+from fr3e_async.verify.references import screen_references
 from fr3e_async.verify.rewards import check_reward_functions
 from fr3e_async.wiring import PolicyFiles, check_cluster
 
@@ -56,7 +56,7 @@ def prepare(loaded: LoadedConfig, *, trial: bool = False) -> Session:
     rows = read_rows(config, suite.rows, announce=say(config))
     check_context(config)
     check_reward_functions(config)
-    screened = screen_golds(rows, config, announce=say(config))
+    screened = screen_references(rows, config, announce=say(config))
     tokenizer = load_tokenizer(config)
     check_trainable(config)
     datasets = load_datasets(config, tokenizer, screened.rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError, RunFailed, StorageError
-from fr3e_async.machine.events import Acked, Answered, Delivered, Event, Exported, Judged, Lost, Rescored, Trained, WorkerUp
+from fr3e_async.machine.events import Acked, Answered, Delivered, Event, Exported, Lost, Rescored, Scored, Trained, WorkerUp
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Command, Retire, Score, Send, Train
 from fr3e_async.outcomes import Outcome
@@ -120,7 +120,7 @@ class _Reader:
                 self._anchors.setdefault(event.group, []).extend(event.anchors or ())
             case Rescored():
                 self._anchors.setdefault(event.group, []).extend(event.anchors)
-            case Judged():
+            case Scored():
                 self._end(now, event.task, answers=len(event.ids))
                 self._right.update((id, RIGHT[v.outcome]) for id, v in zip(event.ids, event.verdicts, strict=True))
             case Lost() | Answered():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.events import Answered, Delivered, Event, Exported, Judged, Lost, Trained, WorkerDown, WorkerUp
+from fr3e_async.machine.events import Answered, Delivered, Event, Exported, Lost, Scored, Trained, WorkerDown, WorkerUp
 from fr3e_async.machine.ledger_state import LedgerState
 from fr3e_async.machine.machine import Machine
 from fr3e_async.machine.messages import Assign, Command, Live, Move, Release, Retire, Train
@@ -164,7 +164,7 @@ class Stats:
                 if not event.left:
                     self._ends(now, event.task)
                 self._delivered(event)
-            case Judged() | Answered():
+            case Scored() | Answered():
                 self._ends(now, event.task)
             case Lost():
                 self._ends(now, event.task)

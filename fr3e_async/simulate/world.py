@@ -1,7 +1,7 @@
 """The world around the control machine, on virtual time: it carries out commands and says what happened. It decides nothing.
 
 Assign(Sample, Branch) ─► engine ─► Delivered when rollouts of the task have ended
-Assign(Score) ─► verifier ─► Judged            Train ─► learner ─► Trained ─► Exported        Rescore ─► learner ─► Rescored
+Assign(Score) ─► verifier ─► Scored            Train ─► learner ─► Trained ─► Exported        Rescore ─► learner ─► Rescored
 Send ─► fetch ─► the engine stands still ─► Acked      Hire ─► WorkerUp      Wait ─► Due      Withdraw ─► Lost
 """
 
@@ -258,14 +258,14 @@ class World:
         if job.left == 0:
             times = self.times.verifier
             call_s = self._chance.choice(times.task_samples) if times.task_samples else times.task_s
-            self.clock.after(call_s, self._judged, job)
+            self.clock.after(call_s, self._scored, job)
 
-    def _judged(self, job: SimulatedTask) -> None:
+    def _scored(self, job: SimulatedTask) -> None:
         if job.over:
             return
         self._close(job)
         verdicts = self._groups.verdicts(job.group, job.work.ids)
-        self._tell(events.Judged(task=job.task, group=job.group, ids=job.work.ids, verdicts=verdicts))
+        self._tell(events.Scored(task=job.task, group=job.group, ids=job.work.ids, verdicts=verdicts))
 
     def _lose(self, job: SimulatedTask, reason: str, *, counted: bool = True) -> None:
         self._close(job)

@@ -40,6 +40,8 @@ from fr3e_async.machine.messages import (
     Withdraw,
 )  # fmt: skip
 
+_FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # journals of before December 2026 call it Judged
+
 
 class Header(msgspec.Struct, frozen=True):
     """What the machine of a session began with. ``config``: all settings; ``state``: of the checkpoint that it resumed from."""
@@ -105,7 +107,7 @@ def _entries(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Entry]:
     decoder = msgspec.json.Decoder(Entry)
     for number, line in lines:
         try:
-            yield from_json(line, decoder)
+            yield from_json(line.replace(_FORMER, _SCORED, 1), decoder)
         except msgspec.DecodeError as error:
             raise StorageError(f"{path}, line {number}: no event of a journal ({error})") from error
 

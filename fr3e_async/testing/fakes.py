@@ -241,7 +241,7 @@ class FakeVerifier(FakeActor):
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         await self.call("judge", parts=1)
         last = [payload.completion(row).tokens[-1] for row in rows]
-        right = [t == RIGHT or (p.margins and within(str(t), p.gold, p.margins)) for t, p in zip(last, prompts, strict=True)]
+        right = [t == RIGHT or (p.margins and within(str(t), p.reference, p.margins)) for t, p in zip(last, prompts, strict=True)]
         return [Verdict(outcome=Outcome.CORRECT if its else Outcome.WRONG) for its in right]
 
     async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""Judging responses: what counts as an answer, math-verify or a user's reward behind killable processes, and checks of golds.
+"""Judging responses: finding the answer, math-verify or a user's reward in killable processes, and checks of reference answers.
 
 Only this package imports math_verify. ``VerifierPool`` is loaded when asked for: a worker process, which starts inside this
 package too, must carry neither numpy nor our types.

@@ -94,11 +94,13 @@ def answer_of(prediction: str, kind: Kind = "full") -> str | None:
     return _last_formula_or_number(prediction) or prediction.strip() or None
 
 
-def gold_of(gold: str, kind: Kind = "full") -> str:
-    """The gold of a row of such a file: of a ``raw`` one what ``answer_of`` finds in it ("… is $\\boxed{20}$ percent": with a percent sign), of
-    the others all of it."""
-    found = answer_of(gold, kind) if kind == "raw" else None
-    return found + r"\%" * bool(_PERCENT_BEHIND.search(gold)) if found else gold
+def reference_of(reference: str, kind: Kind = "full") -> str:
+    """Return the reference answer of a row: all of its text, or what ``answer_of`` finds in a ``raw`` one.
+
+    A percent sign is added where the word stands behind the box: "… is $\\boxed{20}$ percent".
+    """
+    found = answer_of(reference, kind) if kind == "raw" else None
+    return found + r"\%" * bool(_PERCENT_BEHIND.search(reference)) if found else reference
 
 
 def _stated(text: str) -> str | None:
@@ -165,7 +167,7 @@ def plain_integer(text: str) -> str | None:
     return "-" + digits if match["sign"] == "-" and digits != "0" else digits
 
 
-def quick_verdict(answer: str | None, gold: str, *, max_chars: int, exact_integers: bool = True) -> Verdict | None:
+def quick_verdict(answer: str | None, reference: str, *, max_chars: int, exact_integers: bool = True) -> Verdict | None:
     """The verdict where no mathematics is needed, else None.
 
     A response without an answer is *wrong*: the prompt asks for a box, so a missing one is a failure that training should
@@ -174,19 +176,19 @@ def quick_verdict(answer: str | None, gold: str, *, max_chars: int, exact_intege
     """
     if answer is None:
         return Verdict(outcome=Outcome.WRONG, reason=NO_ANSWER)
-    if max(len(answer), len(gold)) > max_chars:
+    if max(len(answer), len(reference)) > max_chars:
         return Verdict(outcome=Outcome.UNKNOWN, reason=TOO_LONG)
     if not exact_integers:
         return None
-    said, meant = plain_integer(answer), plain_integer(gold)
+    said, meant = plain_integer(answer), plain_integer(reference)
     if said is None or meant is None:
         return None
     return Verdict(outcome=Outcome.CORRECT if said == meant else Outcome.WRONG, reason=INTEGER)
 
 
 # ---- Which answers are the same answer, for counting votes: one text for all ways to write it that need no mathematics to see through ----
-# ``\dfrac12`` and ``\frac{1}{2}`` are one class, ``0.5`` is another. No gold is looked at, so that a vote knows no more than the
-# answers do. Knows nothing of verdicts.
+# ``\dfrac12`` and ``\frac{1}{2}`` are one class, ``0.5`` is another. The reference answer is not looked at: a vote must not know it.
+# Knows nothing of verdicts.
 
 MAX_CHARS = 120  # a longer text is cut, with a digest of all of it in place of the rest
 _TIDIED_CHARS = 2000  # beyond this a text is nobody's answer, and is compared as it stands

@@ -1,4 +1,4 @@
-"""Gold/prediction pairs of a file, their verdicts by a pool, and the table of how far they agree with labels."""
+"""Pairs of reference answer and prediction in a file, their verdicts, and the table of how often those agree with labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fr3e_async.config.reward import reward_terms
 from fr3e_async.errors import DataError
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Verdict
-from fr3e_async.verify.answers import NO_ANSWER, Kind, answer_of, gold_of
+from fr3e_async.verify.answers import NO_ANSWER, Kind, answer_of, reference_of
 from fr3e_async.verify.pool import Question, VerifierPool
 from fr3e_async.verify.rewards import MATH
 
@@ -31,10 +31,10 @@ _COMMIT = re.compile(r"@[0-9a-f]{7,40}\b.*")  # github:owner/name@commit:path â†
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledCase:
-    """One row. *Example*: ``LabelledCase(id="7", gold="1/2", prediction="\\\\boxed{0.5}", kind="full", correct=True)``."""
+    """One row. *Example*: ``LabelledCase(id="7", reference="1/2", prediction="\\\\boxed{0.5}", kind="full", correct=True)``."""
 
     id: str
-    gold: str
+    reference: str
     prediction: str
     kind: Kind  # see ``answers.answer_of``
     correct: bool | None = None  # a label; None: nobody says
@@ -76,7 +76,7 @@ class JudgedCase:
 
 
 def read_cases(path: Path) -> list[LabelledCase]:
-    """All rows of a JSONL file; ``gold`` and ``prediction`` must be there. ``DataError`` names file and line."""
+    """Read the rows of a JSONL file; each needs ``gold`` and ``prediction``. ``DataError`` names file and line."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -94,7 +94,7 @@ def _case(line: bytes, source: str, number: int) -> LabelledCase:
         raise DataError(f"{source}: not JSON in UTF-8: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{source}: a JSON object was expected, got {type(row).__name__}")
-    gold, prediction = (_text(row, field, source) for field in ("gold", "prediction"))
+    reference, prediction = (_text(row, field, source) for field in ("gold", "prediction"))
     kind: Any = row.get("kind") or ("full" if "\\boxed" in prediction else "bare")
     if kind not in get_args(Kind):
         raise DataError(f"{source}: kind must be bare, raw or full, got {kind!r}")
@@ -103,7 +103,7 @@ def _case(line: bytes, source: str, number: int) -> LabelledCase:
         raise DataError(f"{source}: correct must be true or false, got {correct!r}")
     return LabelledCase(
         id=str(row.get("id", number)),
-        gold=gold,
+        reference=reference,
         prediction=prediction,
         kind=kind,
         correct=correct,
@@ -212,8 +212,8 @@ def judge_cases(
 
 
 def _verdict(pool: VerifierPool, case: LabelledCase) -> Verdict:
-    return pool.judge_answer(answer_of(case.prediction, case.kind), gold_of(case.gold, case.kind))
+    return pool.judge_answer(answer_of(case.prediction, case.kind), reference_of(case.reference, case.kind))
 
 
 def _question(case: LabelledCase) -> Question:
-    return Question(case.prediction, case.gold, case.problem, length=case.length, finish=case.finish, columns=case.columns)
+    return Question(case.prediction, case.reference, case.problem, length=case.length, finish=case.finish, columns=case.columns)

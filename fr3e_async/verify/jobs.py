@@ -1,4 +1,4 @@
-"""What a worker can be asked to do: judge an answer, look at a gold, or call a user's reward function.
+"""What a worker can be asked to do: judge an answer, look at a reference answer, or call a user's reward function.
 
 A job turns a task into a ``Judgement``, or a batch of tasks into one for each. Runs inside a killable process: it knows nothing of
 limits, pools, numpy or our types, and loads math-verify only for the jobs that need it.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fr3e_async.verify.rewards import MATH, resolve, takes, takes_lists
 
-GOLDS = "golds"
+REFERENCES = "references"
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
 SAID_UNKNOWN = "reward said unknown"  # a user's function returned None: its word, and no failure
 READABLE, TEXT_ONLY = "readable", "text only"
@@ -40,8 +40,8 @@ def load_job(name: str, options: dict[str, Any]) -> Job:
     """The job of this name, its modules imported. Raises what importing a user's module raises."""
     if name == MATH:
         return _math_job(options)
-    if name == GOLDS:
-        return _golds_job()
+    if name == REFERENCES:
+        return _references_job()
     return Reward(resolve(name), **options)
 
 
@@ -49,27 +49,27 @@ def _math_job(options: dict[str, Any]) -> Job:
     from fr3e_async.verify import judge
 
     def run(task: Sequence[str]) -> Judgement:
-        answer, gold = task
+        answer, reference = task
         try:
-            return Judgement(*judge.judge(answer, gold, **options))
+            return Judgement(*judge.judge(answer, reference, **options))
         except MemoryError:
             return Judgement(UNKNOWN, MEMORY_LIMIT)
 
     return run
 
 
-def _golds_job() -> Job:
+def _references_job() -> Job:
     """Build the job that checks whether a reference answer reads as mathematics. "text only": only the same words are right."""
-    from fr3e_async.verify.readable import gold_kind
+    from fr3e_async.verify.readable import reference_kind
 
     def run(task: Sequence[str]) -> Judgement:
-        return Judgement(TEXT_ONLY, "not mathematics") if gold_kind(task[0]) == "text" else Judgement(READABLE, "")
+        return Judgement(TEXT_ONLY, "not mathematics") if reference_kind(task[0]) == "text" else Judgement(READABLE, "")
 
     return run
 
 
 class Reward:
-    """A user's function as a job: tasks are [response, gold, prompt, {name: what may be given by name}]. Whatever it does wrong makes
+    """A user's function as a job: tasks are [response, reference answer, prompt, {name: value}]. Whatever it does wrong makes
     a verdict unknown."""
 
     def __init__(self, function: Callable[..., Any], *, batch: bool = False, low: float = 0.0, high: float = 1.0) -> None:

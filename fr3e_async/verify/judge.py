@@ -29,13 +29,13 @@ RULES = tuple(dict.fromkeys(_WHOLE))
 rulings.RULES |= {"values": _VALUES, "claims": _CLAIMS, "whole": _WHOLE}
 
 
-def judge(answer: str, gold: str, **options: Any) -> Ruling:
+def judge(answer: str, reference: str, **options: Any) -> Ruling:
     """(outcome, reason) of an answer. Both texts come without their box. The keywords are those of ``Policies``."""
     policies = Policies(**options)
-    if answer == gold:
+    if answer == reference:
         return RIGHT, "same text"
     try:
-        said, meant = tokenise(answer), tokenise(gold)
+        said, meant = tokenise(answer), tokenise(reference)
         return by("whole", said, meant, policies) if meant else (UNKNOWN, "the reference is empty")
     except MemoryError:  # the limit of the process: ``jobs`` says so
         raise

@@ -1,4 +1,4 @@
-r"""Answers that may lie beside their gold, where a benchmark says how far: numbers within margins, with the judge's rules for units.
+r"""Answers that may be off by a margin of their benchmark: numbers, compared with the judge's rules for units.
 
     within("1205 cm", "12 m", [Fraction(1, 10)])  # True: 12.05 m
 
@@ -41,17 +41,17 @@ class _Amount:
 
 
 def with_margins(
-    verdict: Verdict, answer: str | None, gold: str, margins: Sequence[Fraction], config: VerifierPoolConfig
+    verdict: Verdict, answer: str | None, reference: str, margins: Sequence[Fraction], config: VerifierPoolConfig
 ) -> Verdict:
     """The verdict, or right where the answer is off by no more than it may be. Without margins the judge alone decides."""
     if not margins or verdict.outcome is Outcome.CORRECT:
         return verdict
-    if len(answer or "") > config.max_answer_chars or not within(answer, gold, margins, policies_of(config)):
+    if len(answer or "") > config.max_answer_chars or not within(answer, reference, margins, policies_of(config)):
         return verdict
     return replace(verdict, outcome=Outcome.CORRECT, reason=WITHIN)
 
 
-def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies: Policies = Policies()) -> bool:
+def within(answer: str | None, reference: str, margins: Sequence[Fraction], policies: Policies = Policies()) -> bool:
     """Whether an answer lists the reference answer's numbers, each within its margin, in the same order or by size.
 
     ``margins``: in the reference answer's units, one for all or one each. An amount in another unit of the same dimension is
@@ -59,17 +59,17 @@ def within(answer: str | None, gold: str, margins: Sequence[Fraction], policies:
     """
     if answer is None or not margins:
         return False
-    meant = _amounts(gold)
+    meant = _amounts(reference)
     said = meant and _amounts(answer, {amount.unit for amount in meant})
     if said is None or meant is None or len(said) != len(meant) or len(margins) not in (1, len(meant)):
         return False
-    golds = list(zip(meant, [*margins] * (len(meant) if len(margins) == 1 else 1), strict=True))
+    references = list(zip(meant, [*margins] * (len(meant) if len(margins) == 1 else 1), strict=True))
 
     def fits(ours: Sequence[_Amount], theirs: Sequence[tuple[_Amount, Fraction]]) -> bool:
         return all(_is_near(one, other, most, policies) for one, (other, most) in zip(ours, theirs, strict=True))
 
-    by_size = sorted(said, key=lambda one: one.size), sorted(golds, key=lambda pair: pair[0].size)
-    return fits(said, golds) or fits(*by_size)
+    by_size = sorted(said, key=lambda one: one.size), sorted(references, key=lambda pair: pair[0].size)
+    return fits(said, references) or fits(*by_size)
 
 
 def numbers_of(text: str) -> list[Fraction] | None:

@@ -43,7 +43,7 @@ class Question(NamedTuple):
     """One response to judge against a reference answer. *Example*: ``Question("\\\\boxed{5}", "5")``."""
 
     response: str  # exactly what was sampled
-    gold: str
+    reference: str
     prompt: str = ""  # the problem's text, for a user's reward
     shown: str | None = None  # the response without special tokens, for a user's reward; None: the same
     thoughts: Thoughts = THINK
@@ -84,19 +84,19 @@ class VerifierPool:
             if one.always_asked:
                 one.tasks.warm()
 
-    def judge(self, response: str, gold: str, prompt: str = "", *more: Any, **given: Any) -> Verdict:
+    def judge(self, response: str, reference: str, prompt: str = "", *more: Any, **given: Any) -> Verdict:
         """The verdict on one response; once a worker is free it takes at most about ``verifiers.wall_limit_s`` an attempt.
 
         ``more``, ``given``: further fields of ``Question``. Questions wait for a worker in the order in which they came. Raises ``RunFailed``
         if no worker can be started.
         """
-        question = Question(response, gold, prompt, *more, **given)
+        question = Question(response, reference, prompt, *more, **given)
         return self._sum([one.judge(question) for one in self.functions])
 
-    def judge_answer(self, answer: str | None, gold: str) -> Verdict:
+    def judge_answer(self, answer: str | None, reference: str) -> Verdict:
         """Like ``judge``, for what ``answers.answer_of`` found. Only for math alone."""
         (math_alone,) = self.functions
-        return math_alone.finished(math_alone.prepared_answer(answer, gold))
+        return math_alone.finished(math_alone.prepared_answer(answer, reference))
 
     async def judge_many(self, questions: Iterable[Question | tuple[str, str]]) -> list[Verdict]:
         """Verdicts on all questions, in their order, without blocking the event loop on a worker."""
@@ -143,7 +143,7 @@ class _Function:
         return verdict
 
     async def judge_many(self, questions: Sequence[Question]) -> list[Verdict]:
-        """Equal answers to one gold are judged once: when a policy answers ``9^{9^9}`` in every rollout, the limit is paid once.
+        """Judge equal answers to one reference once: if a policy answers ``9^{9^9}`` in every rollout, it meets the time limit once.
         One worker gets all answers to one reference answer, as far as that keeps every worker busy: it parses that one once."""
         verdicts: list[Verdict | None] = []
         places: dict[Any, tuple[Task, list[int]]] = {}
@@ -183,30 +183,30 @@ class _Function:
         if fault := question.fault or (self._math and question.answer_fault):
             return Verdict(outcome=Outcome.WRONG, reason=fault, score=None if self._math else self.term.range[0] or None)
         if self._math:
-            return self.prepared_answer(answers.final_answer(question.response, question.thoughts), question.gold)
+            return self.prepared_answer(answers.final_answer(question.response, question.thoughts), question.reference)
         if len(question.response) > MAX_RESPONSE_CHARS:
             return Verdict(outcome=Outcome.UNKNOWN, reason=RESPONSE_TOO_LONG)
         shown = question.response if question.shown is None else question.shown
         by_name = {"exact": question.response, "length": question.length, "finish": question.finish, **question.columns}
-        return shown, question.gold, question.prompt, by_name
+        return shown, question.reference, question.prompt, by_name
 
-    def prepared_answer(self, answer: str | None, gold: str) -> Verdict | Task:
+    def prepared_answer(self, answer: str | None, reference: str) -> Verdict | Task:
         config = self._config
-        answer, gold = answer if answer is None else answers.strip_dollars(answer), bare_gold(gold)
-        quick = answers.quick_verdict(answer, gold, max_chars=config.max_answer_chars, exact_integers=config.exact_integers)
-        return quick or (answer or "", gold)
+        answer, reference = answer if answer is None else answers.strip_dollars(answer), bare_reference(reference)
+        quick = answers.quick_verdict(answer, reference, max_chars=config.max_answer_chars, exact_integers=config.exact_integers)
+        return quick or (answer or "", reference)
 
     def finished(self, prepared: Verdict | Task) -> Verdict:
         return prepared if isinstance(prepared, Verdict) else self._verdict(self.tasks.submit([prepared]).result()[0])
 
     def _beside(self, question: Question, verdict: Verdict) -> Verdict:
-        """Right after all where an answer may lie beside its gold."""
+        """Correct after all if the answer lies within a margin of its benchmark."""
         if not (self._math and question.margins) or question.fault or question.answer_fault:
             return verdict
         from fr3e_async.verify.margins import with_margins
 
         answer = answers.final_answer(question.response, question.thoughts)
-        return with_margins(verdict, answer, question.gold, question.margins, self._config)
+        return with_margins(verdict, answer, question.reference, question.margins, self._config)
 
     def _verdict(self, result: Result) -> Verdict:
         outcome, reason, score, complaint, _ = result.ruling
@@ -227,9 +227,9 @@ def last_words(complaint: str) -> str:
     return f"{lines[-1][:_LAST_WORDS]}{where}"
 
 
-def bare_gold(gold: str) -> str:
+def bare_reference(reference: str) -> str:
     """Return the reference answer without ``\\boxed`` and dollar signs."""
-    return answers.strip_dollars(answers.final_answer(gold) or gold)
+    return answers.strip_dollars(answers.final_answer(reference) or reference)
 
 
 def policies_of(config: VerifierPoolConfig) -> Policies:

@@ -1,7 +1,7 @@
 """The parent's side of killable processes: the fork server, one worker asked with a wall limit, and ``TaskPool``, which makes workers when they
 are first needed and replaces those that ended.
 
-Knows nothing of answers, golds or rewards: tasks go in, and a worker's ruling or the reason for its silence comes out. What a task is, is the job
+Knows nothing of answers or rewards: a task goes in, and a worker's judgement or the reason for its silence comes out. What a task is, is the job
 that ``Setup`` names. ``TaskPool`` can be used from any thread.
 """
 

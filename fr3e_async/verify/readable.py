@@ -12,12 +12,12 @@ from fr3e_async.verify.tokens import Tokens, tokenise
 from fr3e_async.verify.value_rules import is_prose
 
 
-def gold_kind(gold: str) -> Literal["integer", "mathematics", "word", "text"]:
+def reference_kind(reference: str) -> Literal["integer", "mathematics", "word", "text"]:
     """What answers to this reference are compared by: digits, mathematics, one word or a few, or text, where only the same words are right.
 
     "text" is what a dataset should be warned of.
     """
-    tokens = tokenise(gold)
+    tokens = tokenise(reference)
     number = written_number(tokens)
     if number is not None and number.integer:
         return "integer"

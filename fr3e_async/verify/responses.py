@@ -45,11 +45,11 @@ class Response:
         answer = None if self.fault else final_answer(self.exact, self.thoughts)
         return None if answer is None or self._spoils(answer) else answer
 
-    def question(self, gold: str, prompt: str, margins: Sequence[Fraction], columns: Mapping[str, Any]) -> Question:
+    def question(self, reference: str, prompt: str, margins: Sequence[Fraction], columns: Mapping[str, Any]) -> Question:
         """What the pool is asked. A user's reward is given special tokens as they are."""
         spoiled = not self.fault and self.special and self._spoils(final_answer(self.exact, self.thoughts) or "")
         return Question(
-            self.exact, gold, prompt, self.shown, self.thoughts, self.fault, SPOILED if spoiled else "", margins,
+            self.exact, reference, prompt, self.shown, self.thoughts, self.fault, SPOILED if spoiled else "", margins,
             self.length, self.finish, columns,
         )  # fmt: skip
 

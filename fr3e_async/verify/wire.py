@@ -69,7 +69,7 @@ class Limits:
 class Setup:
     """Everything that the workers of one fork server have in common."""
 
-    job: str  # "math", "golds" or package.module:function; see ``jobs``
+    job: str  # "math", "references" or package.module:function; see ``jobs``
     limits: Limits
     sys_path: tuple[str, ...]  # where modules are looked for: the parent's, so that a user's function is found
     options: dict[str, Any] = field(default_factory=dict)  # of the job

@@ -31,6 +31,7 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.plan.placement import placement
 from fr3e_async.weights.manifest import WeightAck, WeightBundle
+from fr3e_async.wiring.joining import check_nodes_there
 from fr3e_async.wiring.room import Advice, roll_call, without_room
 from fr3e_async.wiring.starting import PolicyFiles, Starter
 
@@ -115,6 +116,8 @@ class Deployment:
                 learner.add_done_callback(lambda _: self._one_up("learner"))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
+        if config.ray.autoscaling:  # only now are the nodes there
+            check_nodes_there(config, training=training)
         self.workers = Workers(
             config=config,
             learner=learner.result(),

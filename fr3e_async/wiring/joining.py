@@ -21,7 +21,8 @@ from fr3e_async.actors.gauges import RayGauges
 from fr3e_async.config import Config
 from fr3e_async.errors import ConfigError
 from fr3e_async.files import scratch
-from fr3e_async.plan.placement import check_resources, local_resources
+from fr3e_async.learner.memory import model_shape, version_bytes
+from fr3e_async.plan.placement import check_nodes, check_resources, local_resources
 from fr3e_async.signals import deaf_children
 
 NAMESPACE = "fr3e"
@@ -82,6 +83,13 @@ def connect(config: Config, *, training: bool = True) -> None:
         raise ConfigError(f"{setting}={address}: Ray cannot start: {error}") from error
     if not config.ray.autoscaling:
         check_resources(config, ray.cluster_resources(), training=training)
+        check_nodes_there(config, training=training)
+
+
+def check_nodes_there(config: Config, *, training: bool = True) -> None:
+    """Raise ``ConfigError`` if an actor fits none of the cluster's nodes, or two versions of the weights not into a node's store."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    check_nodes(config, nodes, weights=version_bytes(config, model_shape(config)), training=training)
 
 
 def disconnect(*, keep_logs: Path | None = None) -> None:

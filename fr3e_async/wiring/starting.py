@@ -205,7 +205,7 @@ def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, s
         max_model_len=config.context_length,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
-        engine=config.engine,
+        engine=replace(config.engine, threads=_threads(config.engine.threads, pool)),
         tensor_parallel=max(pool.gpus, 1),
         transfer=_backend(config) if config.weights.transfer == "collective" else "",
         seed=seed,
@@ -218,10 +218,15 @@ def engine_spec(config: Config, model: PolicyFiles, pool: EnginePoolConfig, *, s
 
 def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerSpec:
     """The spec of every rank of the learner group, from the sections that it needs."""
+    learner = replace(
+        config.learner,
+        threads=_threads(config.learner.threads, config.learner),
+        stop_above_mismatch=0.0 if config.sampling.filtered else mismatch_bound(config),
+    )
     return LearnerSpec(
         path=model.path,
         optimizer_from=model.optimizer_from,
-        learner=replace(config.learner, stop_above_mismatch=0.0 if config.sampling.filtered else mismatch_bound(config)),
+        learner=learner,
         loss=config.loss,
         critic=critic_settings(config),
         revision=config.model.revision,
@@ -234,6 +239,11 @@ def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerS
         dump_folder=str(dumps),
         verbose=config.observe.verbose,
     )
+
+
+def _threads(setting: int, actor: EnginePoolConfig | LearnerConfig) -> int:
+    """CPU threads of a process: as set, and on GPUs at least its part of the actor's CPUs, which copy the shards of the weights."""
+    return max(setting, int(actor.cpus / actor.gpus)) if actor.gpus else setting
 
 
 def mismatch_bound(config: Config) -> float:

@@ -8,8 +8,8 @@ rollouts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from fr3e_async.algorithm.anchors import AnchorRule
@@ -20,6 +20,7 @@ from fr3e_async.types import Advantage, AdvantageSpan, Anchor, RolloutId
 
 # Settings of ``algorithm`` that make a tree. A strategy's ``reads`` names what it looks at besides ``strategy`` and ``bases``.
 TREE = frozenset({"anchors", "branches", "adaptive_first", "anchor_rule", "entropy_of", "min_gap", "trunk"})
+OVERLONG = frozenset({"overlong_filter", "overlong_cache"})
 STD_FLOOR = 1e-6  # added to the standard deviation, as GRPO implementations do
 
 
@@ -89,6 +90,7 @@ class GroupRewards:
     ]  # in [0, 1], of every rollout that was issued; None: given up, or an unknown verdict
     anchors: Mapping[int, Anchor] = field(default_factory=dict)  # by node, of every trunk that was branched
     trunks: Sequence[RolloutId] = ()  # in id order; one without an eligible place is a trunk too
+    penalties: Mapping[RolloutId, float] = field(default_factory=dict)  # <= 0, in the units of ``rewards``; ``overlong_penalty``
 
     def by_node(self) -> dict[int, dict[RolloutId, float]]:
         """Scored rewards by node and rollout, in id order: of the prompt, node 0, and of each anchor that was branched from."""
@@ -98,6 +100,10 @@ class GroupRewards:
             if reward is not None:
                 nodes[id.node][id] = reward
         return nodes
+
+    def shaped(self, judged: Mapping[RolloutId, float]) -> dict[RolloutId, float]:
+        """``judged`` with the penalties added: what advantages are of. Values, and what is rejected, are of the raw rewards."""
+        return {id: reward + self.penalties.get(id, 0.0) for id, reward in judged.items()}
 
     def base(self, branch: int) -> RolloutId:
         return RolloutId(self.group, 0, branch)
@@ -138,6 +144,11 @@ class Credit:
             if not all(math.isfinite(s.value) for s in stretches):
                 raise ValueError(f"{id}: an advantage is not finite: {stretches}")
 
+    def without(self, ids: Container[RolloutId]) -> Credit:
+        """The credit of the other rollouts, their advantages unchanged; rejected if there is none."""
+        left = {id: advantage for id, advantage in self.advantages.items() if id not in ids}
+        return replace(self, advantages=left, rejected=self.rejected or ("" if left else Rejection.TOO_FEW))
+
 
 class Strategy(Protocol):
     """Plans groups and credits complete ones. ``credit`` must be a pure function of its argument.
@@ -166,6 +177,15 @@ def centred(rewards: Sequence[float], *, std_normalise: bool) -> list[float]:
     return [d / (std + STD_FLOOR) for d in differences]
 
 
+def overlong_penalty(length: int, *, longest: int, cache: int) -> float:
+    """R_length of a response of ``length`` tokens, DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), in [-1, 0].
+
+    0 up to ``longest`` - ``cache`` tokens, then falling in a straight line to -1 at ``longest``. Example: with 48 and 16 a
+    response of 40 tokens has -0.5.
+    """
+    return -min(max(length - (longest - cache), 0) / cache, 1.0)
+
+
 def no_spread(rewards: Sequence[float]) -> str:
     """Why these rewards teach nothing: "too_few", or all equal ("all_correct", "all_wrong", "no_spread"); "" if they differ."""
     if len(rewards) < 2:
@@ -192,7 +212,7 @@ class FlatStrategy:
     """
 
     config: AlgorithmConfig
-    reads: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[frozenset[str]] = OVERLONG
 
     @property
     def plan(self) -> GroupPlan:
@@ -208,8 +228,10 @@ class FlatStrategy:
         rewards = list(judged.values())
         value = StateValue(node=0, reward_sum=math.fsum(rewards), scored=len(rewards)) if rewards else None
         advantages = self.advantages(rewards)
+        if advantages is not None and outcome.penalties:
+            advantages = self.advantages(list(outcome.shaped(judged).values()))
         if advantages is None:
-            reason = no_spread(rewards)
+            reason = no_spread(rewards) or Rejection.NO_SPREAD
             return Credit(advantages={}, rejected=reason, states={0: StateCredit(value=value, dropped=reason)})
         by_id = {id: whole(a) for id, a in zip(judged, advantages, strict=True)}
         return Credit(advantages=by_id, states={0: StateCredit(value=value)})
@@ -221,7 +243,7 @@ class Grpo(FlatStrategy):
     A group of equal rewards trains, with advantages of 0, as in plain GRPO. ``algorithm.std_normalise=false``: no division.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"std_normalise"})
+    reads: ClassVar[frozenset[str]] = OVERLONG | {"std_normalise"}
 
     def advantages(self, rewards: Sequence[float]) -> Sequence[float] | None:
         if len(rewards) < 2:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fr3e_async.algorithm.strategies.base import (
+    OVERLONG,
     TREE,
     Credit,
     GroupPlan,
@@ -33,7 +34,7 @@ class Fr3e:
     """
 
     config: AlgorithmConfig
-    reads: ClassVar[frozenset[str]] = TREE | {"include_trunk", "train_bases", "alpha", "alpha_shrink", "std_normalise"}
+    reads: ClassVar[frozenset[str]] = TREE | OVERLONG | {"include_trunk", "train_bases", "alpha", "alpha_shrink", "std_normalise"}
 
     def __post_init__(self) -> None:
         if not self.config.anchors and not self.config.train_bases:
@@ -60,7 +61,7 @@ class Fr3e:
             id: whole(state.alpha * advantage)
             for node, state in states.items()
             if not state.dropped
-            for id, advantage in self._advantages(members[node]).items()
+            for id, advantage in self._advantages(outcome.shaped(members[node])).items()
             if id.node == node  # the trunk counts as a member but is trained in its own state, once
         }
         enough = any(state.dropped not in ("too_few", "not_trained") for state in states.values())

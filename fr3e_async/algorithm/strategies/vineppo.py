@@ -30,7 +30,7 @@ class VinePpo:
     """
 
     config: AlgorithmConfig
-    reads: ClassVar[frozenset[str]] = TREE
+    reads: ClassVar[frozenset[str]] = TREE | {"overlong_filter"}
 
     def __post_init__(self) -> None:
         if not self.config.anchors:

@@ -1,7 +1,7 @@
 """Reference answers that math-verify cannot work with, found before a run starts.
 
-A gold that is no mathematics to math-verify is matched as text only: every other way to write it becomes unknown. Knows golds
-and rows; nothing of responses.
+Where math-verify reads no mathematics, the reference is matched as text: every other way to write it is unknown. Knows nothing
+of responses.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from fr3e_async.data.row import DataRow
 from fr3e_async.data.rows import Rows
 from fr3e_async.errors import DataError
 from fr3e_async.verify import answers
-from fr3e_async.verify.jobs import GOLDS, READABLE
-from fr3e_async.verify.pool import bare_gold, task_pool
+from fr3e_async.verify.jobs import READABLE, REFERENCES
+from fr3e_async.verify.pool import bare_reference, task_pool
 from fr3e_async.verify.process import Task
 from fr3e_async.verify.rewards import MATH
 
 TOO_LONG = "longer than verifiers.max_answer_chars"
-_BATCH = 32  # golds given to a worker at once
+_BATCH = 32  # reference answers given to a worker at once
 _SHOWN = 3  # places named in a message
-MANY = 2000  # golds that take long enough for a word to a person: some 150 are parsed a second by a worker
+MANY = 2000  # from this many on the user is told of the wait: a worker parses some 150 a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GoldFlag:
-    """A gold that can be matched as text at most. *Example*: ``GoldFlag(gold="1或2", reason="not mathematics")``."""
+class ReferenceFlag:
+    """A reference answer that can be matched as text at most. *Example*: ``ReferenceFlag(reference="1或2", reason="not mathematics")``."""
 
-    gold: str
+    reference: str
     reason: str
 
 
@@ -41,48 +41,51 @@ class Screened:
     note: str
 
 
-def flag_golds(
-    golds: Sequence[str], config: VerifierPoolConfig, announce: Callable[[str], None] = lambda _: None
-) -> list[GoldFlag]:
-    """A flag for each distinct gold, in order of appearance, that math-verify reads as text only or not at all.
+def flag_references(
+    references: Sequence[str], config: VerifierPoolConfig, announce: Callable[[str], None] = lambda _: None
+) -> list[ReferenceFlag]:
+    """A flag for each distinct reference answer, in order of appearance, that math-verify reads as text only or not at all.
 
     Plain integers are never flagged and take no process; without anything else none is started. The others are parsed in
     killable processes under the limits of ``verifiers``. ``announce`` hears of work that takes long. Raises ``RunFailed``
     if no process can be started.
     """
-    flags: dict[str, GoldFlag] = {}
+    flags: dict[str, ReferenceFlag] = {}
     tasks: dict[str, Task] = {}
-    for gold in dict.fromkeys(golds):
-        bare = bare_gold(gold)
+    for reference in dict.fromkeys(references):
+        bare = bare_reference(reference)
         if len(bare) > config.max_answer_chars:
-            flags[gold] = GoldFlag(gold=gold, reason=TOO_LONG)
+            flags[reference] = ReferenceFlag(reference=reference, reason=TOO_LONG)
         elif answers.plain_integer(bare) is None:
-            tasks[gold] = (bare,)
+            tasks[reference] = (bare,)
     waiting = list(tasks)
     if len(waiting) > MANY:
         announce(f"parsing {len(waiting)} reference answers, see data.on_string_gold")
-    pool = task_pool(config, job=GOLDS)
+    pool = task_pool(config, job=REFERENCES)
     try:
         batches = [waiting[start : start + _BATCH] for start in range(0, len(waiting), _BATCH)]
-        futures = [pool.submit([tasks[gold] for gold in batch]) for batch in batches]
+        futures = [pool.submit([tasks[reference] for reference in batch]) for batch in batches]
         for batch, future in zip(batches, futures, strict=True):
-            for gold, result in zip(batch, future.result(), strict=True):
+            for reference, result in zip(batch, future.result(), strict=True):
                 if result.ruling.outcome != READABLE:
-                    flags[gold] = GoldFlag(gold=gold, reason=result.ruling.reason)
+                    flags[reference] = ReferenceFlag(reference=reference, reason=result.ruling.reason)
     finally:
         pool.close()
-    return [flags[gold] for gold in dict.fromkeys(golds) if gold in flags]
+    return [flags[reference] for reference in dict.fromkeys(references) if reference in flags]
 
 
-def screen_golds(rows: Rows, config: Config, announce: Callable[[str], None] = lambda _: None) -> Screened:
-    """Do as ``data.on_string_gold`` says with problems whose gold is flagged. ``DataError`` for 'error', and if nothing is left.
+def screen_references(rows: Rows, config: Config, announce: Callable[[str], None] = lambda _: None) -> Screened:
+    """Do as ``data.on_string_gold`` says with problems whose reference answer is flagged. ``DataError`` for 'error', and if nothing is left.
 
     Only where math judges: a user's function may read a reference answer as it likes.
     """
     if all(term.function != MATH for term in config.reward_terms):
         return Screened(rows=rows, note="")
     policy = config.data.on_string_gold
-    reasons = {f.gold: f.reason for f in flag_golds([r.answer for r in (*rows.train, *rows.heldout)], config.verifiers, announce)}
+    reasons = {
+        f.reference: f.reason
+        for f in flag_references([r.answer for r in (*rows.train, *rows.heldout)], config.verifiers, announce)
+    }
     flagged = [row for row in (*rows.train, *rows.heldout) if row.answer in reasons]
     if not flagged:
         return Screened(rows=rows, note="")
