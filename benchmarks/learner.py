@@ -87,12 +87,12 @@ def report(case: Case, found: dict[str, Any]) -> None:
     print(
         f"\n{case.name}: {shape['rows']} samples of {len(case.groups)} group(s), mean {shape['row_mean']:.0f} tokens; {shape['tokens']:,} tokens, "
         f"{shape['unique']:,} distinct prefixes, {shape['trained']:,} trained; micro-batches of {case.budget:,}, {case.rounds} round(s)\n"
-        f"  {'':<22}{'s a pass':>10}{'useful/s':>11}{'places':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'cores':>7}{'peak MiB':>10}"
+        f"  {'':<22}{'s a pass':>10}{'useful/s':>11}{'slots':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'cores':>7}{'peak MiB':>10}"
     )
     for way, figure in found["ways"].items():
         useful = "" if way == "dense" else f"{figure['useful_per_s']:,.0f}"
         print(
-            f"  {way:<22}{figure['seconds']:>10.3f}{useful:>11}{figure['places']:>10,.0f}{figure['gflop']:>10,.1f}"
+            f"  {way:<22}{figure['seconds']:>10.3f}{useful:>11}{figure['slots']:>10,.0f}{figure['gflop']:>10,.1f}"
             f"{figure['gflop_per_s']:>10.1f}{figure['cores']:>7.2f}{figure['peak_mib']:>10,.0f}"
         )
     print(

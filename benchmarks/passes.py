@@ -55,7 +55,7 @@ class Case:
 
     name: str
     groups: tuple[int, ...]
-    budget: int  # places in one micro-batch
+    budget: int  # slots in one micro-batch
     rounds: int
     sizes: dict[str, Any] | None = None
     stretch: int = 1
@@ -75,10 +75,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a pass goes through: places of the body, of the head, and pairs of a query and a key that it sees."""
+    """What a pass goes through: slots of the body, of the head, and pairs of a query and a key that it sees."""
 
-    places: int
-    head_places: int
+    slots: int
+    head_slots: int
     pairs: int
 
 
@@ -88,15 +88,15 @@ def flops(config: PreTrainedConfig, work: Work) -> float:
     Two for each multiply-add, and three times the forward pass: every product has two in the backward pass. With h hidden, f
     inner and L layers, a = heads · head size and k = key heads · head size::
 
-        6 · places · L · (2ha + 2hk + 3hf)  +  6 · head places · h · vocabulary  +  12 · pairs · L · a
+        6 · slots · L · (2ha + 2hk + 3hf)  +  6 · head slots · h · vocabulary  +  12 · pairs · L · a
 
     Norms, rotations, softmax and what is computed again or for nothing (padding within attention) do not count.
     """
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     queries, keys = config.num_attention_heads * head_size, config.num_key_value_heads * head_size
     layer = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
-    body = work.places * config.num_hidden_layers * layer
-    head = work.head_places * config.hidden_size * config.vocab_size
+    body = work.slots * config.num_hidden_layers * layer
+    head = work.head_slots * config.hidden_size * config.vocab_size
     return 6.0 * (body + head) + 12.0 * work.pairs * config.num_hidden_layers * queries
 
 
@@ -110,10 +110,10 @@ def triangle(length: int) -> int:
 
 def padded_pass(model: nn.Module, samples: Sequence[TrainSample], *, budget: int) -> tuple[float, Work]:
     """Rows by length, each micro-batch padded to its longest. The same loss as ours, and the entropies for the metrics."""
-    loss, places, total = 0.0, 0, sum(len(sample.versions) for sample in samples)
+    loss, slots, total = 0.0, 0, sum(len(sample.versions) for sample in samples)
     for part in first_fit([len(sample.tokens) for sample in samples], padded=True, budget=budget):
         rows = padded_rows([samples[i] for i in part])
-        places += rows["tokens"].numel()
+        slots += rows["tokens"].numel()
         out = model(input_ids=rows["tokens"], attention_mask=rows["real"], use_cache=False)
         log_p = torch.log_softmax(out.logits[:, :-1], dim=-1)
         own = log_p.gather(-1, rows["tokens"][:, 1:, None]).squeeze(-1)
@@ -126,7 +126,7 @@ def padded_pass(model: nn.Module, samples: Sequence[TrainSample], *, budget: int
         part_loss = -(weight * gain * rows["mask"]).sum() / total
         part_loss.backward()
         loss += part_loss.item()
-    return loss, Work(places=places, head_places=places, pairs=sum(triangle(len(sample.tokens)) for sample in samples))
+    return loss, Work(slots=slots, head_slots=slots, pairs=sum(triangle(len(sample.tokens)) for sample in samples))
 
 
 def padded_rows(samples: Sequence[TrainSample]) -> dict[str, Tensor]:
@@ -146,7 +146,7 @@ def packed_pass(
     model: PolicyModel, samples: Sequence[TrainSample], *, packing: Packing, share: bool, budget: int
 ) -> tuple[float, Work]:
     """As ``learner.update`` does it, with the proximal policy the one that is differentiated."""
-    loss, places, head_places, pairs = 0.0, 0, 0, 0
+    loss, slots, head_slots, pairs = 0.0, 0, 0, 0
     total = sum(len(sample.versions) for sample in samples)
     lengths = [len(sample.tokens) for sample in samples]
     parts = plan(samples, packing=packing, budget=budget) if share else first_fit(lengths, padded=False, budget=budget)
@@ -168,10 +168,10 @@ def packed_pass(
         )
         part_loss.backward()
         loss += part_loss.item()
-        places += batch.tokens.size
-        head_places += len(batch.rows)
+        slots += batch.tokens.size
+        head_slots += len(batch.rows)
         pairs += sum(triangle(lengths[i]) for i in part) if batch.forest is None else int((batch.forest.depth + 1).sum())
-    return loss, Work(places=places, head_places=head_places, pairs=pairs)
+    return loss, Work(slots=slots, head_slots=head_slots, pairs=pairs)
 
 
 def dense_pass(model: nn.Module, rows: Tensor, *, budget: int) -> tuple[float, Work]:
@@ -182,16 +182,16 @@ def dense_pass(model: nn.Module, rows: Tensor, *, budget: int) -> tuple[float, W
         part_loss = cross_entropy(logits.flatten(0, 1), part.flatten(), reduction="sum") / rows.numel()
         part_loss.backward()
         loss += part_loss.item()
-    return loss, Work(places=rows.numel(), head_places=rows.numel(), pairs=len(rows) * triangle(rows.shape[1]))
+    return loss, Work(slots=rows.numel(), head_slots=rows.numel(), pairs=len(rows) * triangle(rows.shape[1]))
 
 
 def dense_rows(samples: Sequence[TrainSample], *, vocabulary: int, budget: int) -> Tensor:
-    """Rows of the samples' mean length, about as many tokens as the tree has places."""
+    """Rows of the samples' mean length, about as many tokens as the tree has slots."""
     parts = plan(samples, packing="tree", budget=budget)
-    places = sum(collate([samples[i] for i in part], packing="tree").computed for part in parts)
+    slots = sum(collate([samples[i] for i in part], packing="tree").computed for part in parts)
     width = round(float(np.mean([len(sample.tokens) for sample in samples])))
     rng = np.random.default_rng(0)
-    return torch.from_numpy(rng.integers(0, vocabulary, (max(1, round(places / width)), width)))
+    return torch.from_numpy(rng.integers(0, vocabulary, (max(1, round(slots / width)), width)))
 
 
 def pass_of(way: str, case: Case, model: nn.Module) -> Callable[[], tuple[float, Work]]:
@@ -258,7 +258,7 @@ def once() -> dict[str, float]:
         "cores": cpu_s / seconds,
         "loss": loss,
         "grad_norm": math.sqrt(float(torch.stack(squares).sum())),
-        "places": work.places,
+        "slots": work.slots,
         "gflop": flops(_model.config, work) / 1e9,
         "peak_mib": memory_mib("VmHWM") - _baseline_mib,
     }

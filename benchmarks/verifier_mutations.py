@@ -118,10 +118,10 @@ def main() -> int:
     facts, count = machine(), 100 if args.quick else args.pairs
     wrong, same = pairs_of(args.data, count, args.seed)
     ours, bare = judged(wrong, "math", args.workers), judged(wrong, "verifier:equal", args.workers)
-    rights = [(pair, mine, peer) for pair, mine, peer in zip(wrong, ours, bare, strict=True) if mine[0] == "right"]
-    suspects = [(pair, mine) for pair, mine, peer in rights if peer[0] != "right" and not mine[1].startswith("policy")]
+    rights = [(pair, mine, peer) for pair, mine, peer in zip(wrong, ours, bare, strict=True) if mine[0] == "correct"]
+    suspects = [(pair, mine) for pair, mine, peer in rights if peer[0] != "correct" and not mine[1].startswith("policy")]
     rewrites, peers = judged(same, "math", args.workers), judged(same, "verifier:equal", args.workers)
-    misses = [(pair, mine) for pair, mine in zip(same, rewrites, strict=True) if mine[0] != "right"]
+    misses = [(pair, mine) for pair, mine in zip(same, rewrites, strict=True) if mine[0] != "correct"]
     figures = {
         "pairs": count,
         "mutated": dict(Counter(outcome for outcome, _ in ours)),

@@ -6,8 +6,6 @@ RemoteClock  another process's steady times, on a clock of ours: no two machines
 wall()       the wall clock itself: beside stamps that other programs made
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 

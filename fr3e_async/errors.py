@@ -3,8 +3,6 @@
 Everything else is a defect of ours and keeps its traceback.
 """
 
-from __future__ import annotations
-
 import re
 
 # Control characters but for newline and tab, what turns the direction of writing, half surrogate pairs.

@@ -7,8 +7,6 @@
 Reads files and starts nothing. What the keys mean: docs/outputs.md.
 """
 
-from __future__ import annotations
-
 import os
 from functools import cached_property
 from pathlib import Path

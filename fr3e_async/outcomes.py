@@ -15,7 +15,7 @@ class Outcome(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> Outcome | None:
-        """ "right" was the word of older versions, and is the verifier's own."""
+        """ "right" was the word of older versions."""
         return cls.CORRECT if value == "right" else None
 
 

@@ -1,7 +1,5 @@
 """The signals that end a program in order: who hears them, and who does not."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

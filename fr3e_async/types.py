@@ -302,14 +302,14 @@ class Answer(NamedTuple):
 
 
 class AdvantageSpan(NamedTuple):
-    """From completion token ``start`` on, to the next stretch or the end, every token has this advantage."""
+    """From completion token ``start`` on, to the next span or the end, every token has this advantage."""
 
     start: int
     value: float
     weight: float = 1.0  # of these tokens in the loss, which is a weighted mean over a minibatch
 
 
-Advantage = tuple[AdvantageSpan, ...]  # the first begins at 0; one stretch: the whole completion
+Advantage = tuple[AdvantageSpan, ...]  # the first begins at 0; one span: the whole completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,10 @@ COLOURS = ("#64748b", "#2563eb", "#d97706", "#b45309", "#059669")  # prompt, tru
 GREY, INK = "#94a3b8", "#1e293b"
 
 
-def owner(place: int, paths: tuple[np.ndarray, ...]) -> int:
-    """Index into COLOURS: the prompt, or the first row that has this place."""
-    row = next(i for i, path in enumerate(paths) if place in path)
-    return 0 if place < 2 else row + 1
+def owner(slot: int, paths: tuple[np.ndarray, ...]) -> int:
+    """Index into COLOURS: the prompt, or the first row that has this slot."""
+    row = next(i for i, path in enumerate(paths) if slot in path)
+    return 0 if slot < 2 else row + 1
 
 
 def text(
@@ -75,14 +75,14 @@ def rows_as_sampled() -> list[str]:
 
 
 def mask(forest: object, colours: list[str]) -> list[str]:
-    """Right: place i (row) sees place j (column) iff j <= i < end[j]."""
+    """Right: slot i (row) sees slot j (column) iff j <= i < end[j]."""
     from fr3e_async.algorithm.trees import Forest
 
     assert isinstance(forest, Forest)
     left, top = 430, 96
     letters = [chr(token) for token in forest.tokens]
     parts = [text(left, 36, "Who sees whom", size=16, anchor="start", weight="bold")]
-    parts.append(text(left, 58, "place i (row) sees place j (column) if j ≤ i &lt; end[j]", size=12, colour=GREY, anchor="start"))
+    parts.append(text(left, 58, "slot i (row) sees slot j (column) if j ≤ i &lt; end[j]", size=12, colour=GREY, anchor="start"))
     for j, letter in enumerate(letters):
         parts.append(text(left + j * CELL + CELL / 2, top - 10, letter, colour=colours[j], weight="bold"))
     for i, letter in enumerate(letters):
@@ -107,7 +107,7 @@ def legend(forest: object) -> list[str]:
         "Positions count along a row, so a branch continues where",
         "its anchor stood. The token after the anchor’s prefix is",
         "predicted by b for the trunk (c) and for both branches",
-        "(f, h): one place, three log-probs.",
+        "(f, h): one slot, three log-probs.",
     )
     return [text(20, 330 + 20 * i, line, size=13, anchor="start") for i, line in enumerate(lines)]
 

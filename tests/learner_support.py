@@ -21,7 +21,7 @@ LEARNER = LearnerConfig(
     lr=1e-3, weight_decay=0.01, grad_clip=0.5, minibatches=2, epochs=2, micro_batch_tokens=80,
     stop_above_mismatch=0.0,  # behaviour log-probs are made up
 )  # fmt: skip
-LOSS = LossConfig(dual_clip=3.0, kl_coef=0.01, entropy_coef=0.01)
+LOSS = LossConfig(dual_clip=3.0, kl_coef=0.01, entropy_coef=0.01, reference_coef=0.05, reference_reset=2)
 
 
 def build_model(folder: Path, *, tied: bool = True, head_dim: int = 8) -> Path:
@@ -105,6 +105,11 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
     return float(torch.stack([(left[name] - right[name]).detach().abs().max() for name in left]).max())
 
 
+def kl_estimate(kind: str, x: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) from x = log q - log p of tokens drawn from p."""
+    return {"k1": -x, "k2": x * x / 2, "k3": torch.exp(x) - 1 - x}[kind]
+
+
 class PlainLearner:
     """The same update, one unpadded sequence at a time, with transformers and torch alone."""
 
@@ -113,6 +118,7 @@ class PlainLearner:
 
         self.spec = spec
         self.model = AutoModelForCausalLM.from_pretrained(spec.path, dtype=torch.float32, attn_implementation="eager").eval()
+        self.reference, self.version = copy.deepcopy(self.model), 0
         c = spec.learner
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=c.lr, betas=(c.betas[0], c.betas[1]), weight_decay=c.weight_decay
@@ -132,6 +138,10 @@ class PlainLearner:
         with torch.no_grad():
             prox = behaviour if config.prox == "behaviour" else self.log_p(prox_model, sample).gather(1, targets)[:, 0]
             weight = torch.exp(prox - behaviour).clamp(max=config.importance_cap)
+            reference = self.log_p(self.reference, sample).gather(1, targets)[:, 0]
+            if config.reference_in != "loss":
+                costs = config.reference_coef * kl_estimate(config.reference_kl, reference - prox)
+                a = a - (costs.sum() if config.reference_in == "sequence_reward" else costs.flip(0).cumsum(0).flip(0))
         ratio = torch.exp(current - prox)
         gain = torch.minimum(ratio * a, torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high) * a)
         if config.dual_clip:
@@ -140,7 +150,10 @@ class PlainLearner:
             gain = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high).detach() * a * current
         kl = torch.exp(prox - current) - (prox - current) - 1
         entropy = -(log_p.exp() * log_p).sum(-1)
-        return (-weight * gain + config.kl_coef * kl - config.entropy_coef * entropy).sum()
+        losses = -weight * gain + config.kl_coef * kl - config.entropy_coef * entropy
+        if config.reference_in == "loss":
+            losses = losses + config.reference_coef * kl_estimate(config.reference_kl, reference - current)
+        return losses.sum()
 
     def train(self, samples: list[TrainSample]) -> list[float]:
         """Gradient norms of the optimiser steps."""
@@ -155,6 +168,9 @@ class PlainLearner:
                     (self._loss(sample, prox_model) / (len(part) * length if length else total)).backward()
                 norms.append(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)))
                 self.optimiser.step()
+        self.version += 1
+        if self.spec.loss.reference_reset and self.version % self.spec.loss.reference_reset == 0:
+            self.reference = copy.deepcopy(self.model)
         return norms
 
     def weights(self) -> dict[str, torch.Tensor]:

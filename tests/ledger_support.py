@@ -23,7 +23,7 @@ from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Anchor, Finish, RolloutId, RolloutSummary, Verdict
 
 PROMPT_TOKENS = 4  # of ``builders.prompt``
-TRUNK_MODES = ("first", "random", "all", "one_right_one_wrong")
+TRUNK_MODES = ("first", "random", "all", "one_correct_one_wrong")
 
 
 def control_config(

@@ -15,11 +15,11 @@ from fr3e_async.simulate.workload import LogNormalWorkload, MeasuredAnswer, Work
 
 @dataclass(frozen=True)
 class FixedWorkload:
-    """Every rollout has the same length; every second one is right."""
+    """Every rollout has the same length; every second one is correct."""
 
     length: int = 10
     prompt: int = 10
-    right: Callable[[int], bool | None] = lambda number: number % 2 == 0
+    correct: Callable[[int], bool | None] = lambda number: number % 2 == 0
 
     def tree(self, seed: int, number: int, *, max_response: int) -> FixedTree:
         return FixedTree(self)
@@ -30,14 +30,14 @@ class FixedTree:
         self._workload, self.prompt, self._drawn = workload, workload.prompt, 0
 
     def base(self, number: int) -> MeasuredAnswer:
-        return MeasuredAnswer(self._workload.length, self._workload.right(number))
+        return MeasuredAnswer(self._workload.length, self._workload.correct(number))
 
-    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+    def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
         return list(range(1, self._workload.length, min_gap))[:count]
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
         self._drawn += 1
-        return MeasuredAnswer(self._workload.length - position, self._workload.right(self._drawn))
+        return MeasuredAnswer(self._workload.length - position, self._workload.correct(self._drawn))
 
 
 def model(

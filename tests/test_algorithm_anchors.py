@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracle import anchors as oracle_anchors
 from oracle import equal_parts
 
-from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places, select_anchors, with_entropies
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_positions, select_anchors, with_entropies
 from fr3e_async.algorithm.answer_span import answer_end
 from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch, RolloutId
 from fr3e_async.verify.answers import final_answer
@@ -41,7 +41,7 @@ def completion(entropies, *, logprobs=None, errors=None, raw=None, finish=Finish
 
 def eligible(length, *, special=None, end=None, budget=100):
     special = np.asarray(special if special is not None else [False] * length, dtype=np.bool_)
-    return eligible_places(length, max_response=budget, special=special, answer_end=end)
+    return eligible_positions(length, max_response=budget, special=special, answer_end=end)
 
 
 def choose(entropies, *, rule="entropy", anchors=3, min_gap=1, trunk=0, of="sampling", places=None, seed=(1, 2), **columns):
@@ -150,7 +150,7 @@ def test_where_both_distributions_are_one_the_one_column_serves_both(rule):
     assert of_raw == of_sampling
 
 
-def test_uniform_rule_spreads_over_the_eligible_places():
+def test_uniform_rule_spreads_over_the_eligible_positions():
     assert positions(choose([0.0] * 13, rule="uniform", anchors=3)) == [4, 7, 9]
     assert positions(choose([5.0] + [0.0] * 11, rule="uniform", anchors=1)) == [6]
 

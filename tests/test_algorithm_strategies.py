@@ -375,7 +375,7 @@ def plan_of(**algorithm):
     [
         ({}, 1, 4 + 3 * 4),
         ({"trunk": "random"}, 1, 4 + 3 * 4),
-        ({"trunk": "one_right_one_wrong"}, 2, 4 + 2 * 3 * 4),
+        ({"trunk": "one_correct_one_wrong"}, 2, 4 + 2 * 3 * 4),
         ({"trunk": "all"}, 4, 4 + 4 * 3 * 4),
         ({"anchors": 0}, 0, 4),
         ({"strategy": "vineppo"}, 1, 4 + 3 * 4),

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import zlib
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -99,11 +100,9 @@ def test_operations_are_counted_by_the_formula():
     )
     layer = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + 3 * 8 * 10  # q, k, v, o and the three of the MLP: 432 weights
     assert layer == 432
-    assert flops(config, Work(places=5, head_places=0, pairs=0)) == 6 * 5 * 2 * 432
-    assert flops(config, Work(places=0, head_places=3, pairs=0)) == 6 * 3 * 8 * 16
-    assert flops(config, Work(places=0, head_places=0, pairs=7)) == 3 * 7 * 2 * (2 * 8 + 2 * 8), (
-        "scores and values, 8 wide in all"
-    )
+    assert flops(config, Work(slots=5, head_slots=0, pairs=0)) == 6 * 5 * 2 * 432
+    assert flops(config, Work(slots=0, head_slots=3, pairs=0)) == 6 * 3 * 8 * 16
+    assert flops(config, Work(slots=0, head_slots=0, pairs=7)) == 3 * 7 * 2 * (2 * 8 + 2 * 8), "scores and values, 8 wide in all"
 
 
 def test_groups_are_recorded_as_they_were_grown(monkeypatch):
@@ -112,10 +111,14 @@ def test_groups_are_recorded_as_they_were_grown(monkeypatch):
 
     from fr3e_async import rollout
     from fr3e_async.settings.loader import load_config
-    from fr3e_async.testing.engine import FakeBehaviour, FakeEngine
+    from fr3e_async.testing.engine import ScriptedEngine, completion
+
+    def made_up(id):
+        chance = np.random.default_rng(zlib.crc32(id.encode()))
+        return completion(chance.integers(3, 64, size=30), chance.uniform(0.0, 4.0, size=30))
 
     async def start(spec):
-        return FakeEngine(spec, FakeBehaviour(mean_length=30))
+        return ScriptedEngine(made_up)
 
     monkeypatch.setattr(rollout, "start_engine", start)
     prompts = [Prompt(uid=f"p{i}", text="", reference="", token_ids=np.arange(3, 8 + i, dtype=np.int32)) for i in range(2)]
@@ -155,7 +158,7 @@ def test_every_way_computes_the_same_and_the_tree_least(tmp_path):
         assert set(ways) == {"padded", "flat", "flat, our attention", "tree", "dense"}
         assert case["compared"]["loss_error"] <= found["goals"]["agreement"]
         assert case["compared"]["grad_norm_error"] <= found["goals"]["agreement"]
-        assert case["samples"]["unique"] <= ways["tree"]["places"] < ways["flat"]["places"] <= ways["padded"]["places"]
+        assert case["samples"]["unique"] <= ways["tree"]["slots"] < ways["flat"]["slots"] <= ways["padded"]["slots"]
         assert ways["tree"]["gflop"] < ways["flat"]["gflop"] < ways["padded"]["gflop"]
         assert ways["tree"]["peak_mib"] < ways["padded"]["peak_mib"]
     head = found["head"]

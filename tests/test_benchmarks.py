@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import chaos
@@ -56,6 +59,75 @@ def test_figures_do_not_take_the_place_of_the_facts_of_the_machine(tmp_path):
     assert json.loads(args.json.read_text()) == {"machine": {"cores": 2}, "quick": True, "rows": [1]}
     with pytest.raises(ValueError, match="'machine'"):
         common.finish(args, {"machine": {}}, {"cores": 2})
+
+
+# ---- long tails ----
+
+
+def test_the_bounds_of_a_batch_by_hand(monkeypatch, repository):
+    """64 requests at once in each of 4 engines, 10 ms a step whatever the load: 6,400 tokens are 25 steps."""
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    from long_tails import Batches, Bounds, Cell, least, spread_s
+
+    from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Service, VerifierTimes, WeightTimes
+
+    times = Service(
+        engine=EngineTimes(step_s=0.01, request_s=0.0, prefill_s=1e-3), weights=WeightTimes(fetch_s=1.0, pause_s=2.0),
+        verifier=VerifierTimes(answer_s=0.0), learner=LearnerTimes(fixed_s=1.0, token_s=0.1, export_s=3.0),
+    )  # fmt: skip
+    batch = Batches(tokens=6400, prefill=400, trained=800, chain=100, filled=0.5)
+    bounds = Bounds.of(Cell(staleness=1), batch, times)
+    assert bounds.engines == pytest.approx(0.25 + 0.1 + 2)
+    assert bounds.engines_per_task == pytest.approx(0.5 + 0.1 + 2)
+    assert bounds.learner == pytest.approx(1 + 80 / 4 + 3)
+    assert bounds.slots == pytest.approx((1 + 24 + 3) / 2), "two batches follow each other within one chain"
+    assert bounds.period(Cell(staleness=1)) == bounds.learner
+    assert Bounds.of(Cell(staleness=0, colocated=True), batch, times).slots == pytest.approx(1 + 1 + 80 / 8 + 3 + 3)
+    assert spread_s(EngineTimes(step_s=0.01, request_s=5e-4, prefill_s=0.0), 1000) == pytest.approx(0.02), "20 requests at once"
+    assert least(lambda seconds: 9 / seconds) == pytest.approx(3)
+
+
+def test_per_task_delivery_keeps_what_has_ended(monkeypatch, repository):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    from long_tails import Cell, Span, simulated
+
+    from fr3e_async.machine.events import Delivered
+    from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Service, VerifierTimes
+
+    times = Service(
+        engine=EngineTimes(step_s=0.01, request_s=0.0, prefill_s=0.0), verifier=VerifierTimes(answer_s=0.0),
+        learner=LearnerTimes(fixed_s=1.0, token_s=0.0),
+    )  # fmt: skip
+    parts: dict[str, list[int]] = {"rollout": [], "task": []}
+    for delivery, left in parts.items():
+        log = SimpleNamespace(
+            write=lambda event, commands, now, left=left: isinstance(event, Delivered) and left.append(event.left)
+        )
+        report = simulated(Cell(staleness=0, groups=2, delivery=delivery), times, Span(warmup=1, batches=1), log=log)
+        assert report.steps == 1
+    assert set(parts["task"]) == {0}
+    assert max(parts["rollout"]) > 0
+    assert parts["rollout"].count(0) == len(parts["task"]), "the same tasks"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_long_tails_in_the_simulator_and_over_ray(tmp_path, repository):
+    """Three batches of four groups, 200 times as fast as the model; then again, when all cells are there."""
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(repository / "benchmarks" / "long_tails.py"), "--quick", "--json", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    told = [subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout for _ in range(2)]
+    found = figures(out)["cells"]
+    rollout, task = found["simulator"].values()
+    assert (rollout["delivery"], task["delivery"]) == ("rollout", "task")
+    assert task["seconds"] >= rollout["seconds"] >= rollout["bound"] > 0
+    assert rollout["ages"].keys() <= {"0", "1"}
+    (played,) = found["ray"].values()
+    assert played["seconds"] == pytest.approx(played["simulated"]["seconds"], rel=0.5), "200 times as fast, every hop counts"
+    assert played["cores"]["driver"] > 0
+    assert told[0].count("| 4 engines") > told[1].count("| 4 engines") == 3
 
 
 # ---- as a user starts them ----

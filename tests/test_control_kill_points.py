@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, Any]]] = {
     "paused": ({"weights": {"update": "wait_idle"}}, {}),
     "begun again": ({"weights": {"update": "abort_retry"}, "pools": {"flexible_roles": True}}, {}),
     "two rounds": ({"algorithm": {"branches": 3, "adaptive_first": 2, "trunk": "all"}}, {"right": 0.02}),
-    "trunks by reward": ({"algorithm": {"trunk": "one_right_one_wrong"}}, {}),
+    "trunks by reward": ({"algorithm": {"trunk": "one_correct_one_wrong"}}, {}),
     "re-scored": ({"algorithm": {"trunk": "random"}, "engine": {"entropy": "learner"}}, {"rescored": True}),
     "workers die": ({"pools": {"max_deaths_in_a_row": 50, "replace_backoff_s": 0.0}}, {"faults": DEATHS}),
 }

@@ -121,7 +121,7 @@ def test_a_second_round_goes_where_the_first_one_differed(tmp_path):
     replayed(tmp_path, world.config)
 
 
-@pytest.mark.parametrize("trunk", ["random", "all", "one_right_one_wrong"])
+@pytest.mark.parametrize("trunk", ["random", "all", "one_correct_one_wrong"])
 @pytest.mark.parametrize("rescored", [False, True])
 def test_every_way_to_choose_trunks_runs_to_the_end(tmp_path, trunk, rescored):
     world = World(tmp_path, algorithm={"trunk": trunk}, engine={"entropy": "learner"} if rescored else {}, rescored=rescored)

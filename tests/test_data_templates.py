@@ -85,7 +85,7 @@ def test_the_end_of_a_turn_ends_a_response_where_the_template_writes_turns():
         ({"template": "solve it"}, r"got 'solve it' or be one of boxed, qwen-boxed, qwen-math, question-answer"),
         (
             {"template": "question-answer", "system": "s"},
-            r"data\.system is given, but data\.template=question-answer has no place",
+            r"data\.system is given, but data\.template=question-answer has no room",
         ),
     ],
 )

@@ -150,7 +150,7 @@ def test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes(fini
     common = (
         f"run.dir={tmp_path / 'next'}", f"model.path={finished / 'model'}", "learner.ranks=2", "learner.zero_stage=2",
         "flow.groups_per_step=4", "data.heldout=", "resume=auto",
-        "engine.entropy=learner", "algorithm.trunk=one_right_one_wrong",
+        "engine.entropy=learner", "algorithm.trunk=one_correct_one_wrong",
     )  # fmt: skip
     first = fr3e(*common, "run.steps=2")
     assert first.returncode == 0, first.stdout + first.stderr

@@ -153,8 +153,8 @@ def test_engines_and_ranks_are_told_every_setting() -> None:
         path="folder", learner=replace(config.learner, threads=4), loss=config.loss, revision="abc", trust_remote_code=True, temperature=0.5, max_staleness=3,
         longest=42, seed=5, dump_folder="dumps", verbose=True,
     )  # fmt: skip
-    native = small_config(weights={"transfer": "collective"})
-    assert engine_spec(native, model, native.explorers, seed=0).transfer == "gloo"
+    collective = small_config(weights={"transfer": "collective"})
+    assert engine_spec(collective, model, collective.explorers, seed=0).transfer == "gloo"
 
 
 @pytest.mark.parametrize(

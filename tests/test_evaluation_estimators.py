@@ -14,18 +14,18 @@ from fr3e_async.evaluation.estimators import bootstrap, bootstrapped_share, budg
 
 
 @pytest.mark.parametrize(
-    ("samples", "right", "k", "expected"),
+    ("samples", "correct", "k", "expected"),
     [(4, 1, 1, 0.25), (4, 1, 2, 0.5), (4, 2, 2, 5 / 6), (10, 3, 5, 1 - 21 / 252), (5, 0, 5, 0.0), (5, 1, 5, 1.0), (3, 3, 1, 1.0)],
 )
-def test_pass_at_k_by_hand(samples: int, right: int, k: int, expected: float) -> None:
-    assert pass_at_k(samples, right, k) == pytest.approx(expected)
+def test_pass_at_k_by_hand(samples: int, correct: int, k: int, expected: float) -> None:
+    assert pass_at_k(samples, correct, k) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("samples", range(1, 8))
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(samples: int) -> None:
-    for right, k in itertools.product(range(samples + 1), range(1, samples + 1)):
-        subsets = list(itertools.combinations([True] * right + [False] * (samples - right), k))
-        assert pass_at_k(samples, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    for correct, k in itertools.product(range(samples + 1), range(1, samples + 1)):
+        subsets = list(itertools.combinations([True] * correct + [False] * (samples - correct), k))
+        assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 def test_pass_at_k_is_stable_where_binomials_overflow() -> None:
@@ -36,20 +36,20 @@ def test_pass_at_k_is_stable_where_binomials_overflow() -> None:
 
 @given(st.integers(1, 60), st.data())
 def test_pass_at_k_grows_with_k_and_with_right_samples(samples: int, data: st.DataObject) -> None:
-    right, k = data.draw(st.integers(0, samples)), data.draw(st.integers(1, samples))
-    value = pass_at_k(samples, right, k)
+    correct, k = data.draw(st.integers(0, samples)), data.draw(st.integers(1, samples))
+    value = pass_at_k(samples, correct, k)
     assert 0 <= value <= 1
-    assert pass_at_k(samples, right, 1) == pytest.approx(right / samples)
+    assert pass_at_k(samples, correct, 1) == pytest.approx(correct / samples)
     if k < samples:
-        assert pass_at_k(samples, right, k + 1) >= value - 1e-12
-    if right < samples:
-        assert pass_at_k(samples, right + 1, k) >= value - 1e-12
+        assert pass_at_k(samples, correct, k + 1) >= value - 1e-12
+    if correct < samples:
+        assert pass_at_k(samples, correct + 1, k) >= value - 1e-12
 
 
-@pytest.mark.parametrize(("samples", "right", "k"), [(4, 1, 5), (4, 1, 0), (4, 5, 1), (4, -1, 1)])
-def test_pass_at_k_refuses_what_makes_no_sense(samples: int, right: int, k: int) -> None:
+@pytest.mark.parametrize(("samples", "correct", "k"), [(4, 1, 5), (4, 1, 0), (4, 5, 1), (4, -1, 1)])
+def test_pass_at_k_refuses_what_makes_no_sense(samples: int, correct: int, k: int) -> None:
     with pytest.raises(ValueError, match="pass@"):
-        pass_at_k(samples, right, k)
+        pass_at_k(samples, correct, k)
 
 
 def test_budgets_are_powers_of_two_and_k() -> None:

@@ -77,7 +77,7 @@ def test_a_benchmark_that_is_lost_leaves_training_and_the_others_alone(tmp_path:
     assert world.run() == "finished"
     assert labels(world) == [("after", "heldout"), ("before", "heldout")]
     assert world.notes.kinds.count("evaluation_lost") == 2
-    assert any("amc23 avg@3, is given up" in line for line in world.notes.lines)
+    assert any("amc23 avg@3, failed" in line for line in world.notes.lines)
 
 
 def test_what_a_checkpoint_knows_is_not_evaluated_again(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def _intermediate(solution: str, gold: str) -> str:
     return _boxed(solution, computed[0] if computed else str(int(gold) + 1))
 
 
-RIGHT: dict[str, Response] = {
+CORRECT: dict[str, Response] = {
     "as published": lambda solution, gold: _boxed(solution, gold),
     "in dollars, with separators": lambda solution, gold: _boxed(solution, f"\\${int(gold):,}"),
     "with decimals": lambda solution, gold: _boxed(solution, f"{gold}.00"),
@@ -107,9 +107,9 @@ def test_all_of_gsm8k_is_read() -> None:
     assert [item.reference.text for item in items] == by_hand
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", CORRECT)
 def test_published_solutions_are_right_however_their_answer_is_written(name: str) -> None:
-    found = variant(*gsm8k(), RIGHT[name])
+    found = variant(*gsm8k(), CORRECT[name])
     assert (found.correct, found.wrong, found.unknown) == (1319, 0, 0)
     assert (found.avg.value, found.maj.value, found.all_correct) == (1.0, 1.0, 1319)
 
@@ -125,8 +125,8 @@ def test_published_solutions_with_another_answer_are_wrong(name: str) -> None:
 def test_scores_of_mixed_samples_are_what_the_labels_say() -> None:
     """5 samples a problem, 3 of them right and alike for two thirds of the problems, 1 right for the others: by hand."""
     items, solutions = gsm8k()
-    kinds = [RIGHT["as published"], WRONG["one more"], WRONG["no box"], RIGHT["with decimals"], RIGHT["as published"]]
-    few = [RIGHT["as published"], WRONG["one more"], WRONG["one more"], WRONG["no box"], WRONG["no box"]]
+    kinds = [CORRECT["as published"], WRONG["one more"], WRONG["no box"], CORRECT["with decimals"], CORRECT["as published"]]
+    few = [CORRECT["as published"], WRONG["one more"], WRONG["one more"], WRONG["no box"], WRONG["no box"]]
     texts = [
         [make(solution, item.reference.text) for make in (kinds if i % 3 else few)]
         for i, (item, solution) in enumerate(zip(items, solutions, strict=True))
@@ -191,7 +191,7 @@ def test_accuracy_by_the_pipeline_is_near_that_of_other_graders() -> None:
 def main() -> None:
     items, solutions = gsm8k()
     print("| 1,319 published GSM8K solutions, answer written | right | wrong | unknown |\n| --- | --- | --- | --- |")
-    for name, make in {**RIGHT, **WRONG}.items():
+    for name, make in {**CORRECT, **WRONG}.items():
         found = variant(items, solutions, make)
         print(f"| {name} | {found.correct} | {found.wrong} | {found.unknown} |")
     for name, path in FILES.items():

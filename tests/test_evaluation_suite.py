@@ -35,7 +35,7 @@ from fr3e_async.evaluation.suite import (
 from fr3e_async.settings.loader import load_config
 from fr3e_async.verify.judge import judge
 from fr3e_async.verify.margins import within
-from fr3e_async.verify.rulings import RIGHT, WRONG
+from fr3e_async.verify.rulings import CORRECT, WRONG
 
 Row = Mapping[str, Any]
 # One row of each published form: (benchmark, row, its problem, its gold). The texts are ours.
@@ -99,7 +99,7 @@ def test_published_rows_are_read(name: str, row: Row, problem: str, gold: str, t
     (item,) = read_benchmark(BENCHMARKS[name], path=str(jsonl(tmp_path / "x.jsonl", row)))
     assert (item.problem, item.reference.text) == (problem, gold)
     assert item.uid.startswith(f"{name}/")
-    assert judge(gold.replace("$", ""), gold.replace("$", ""))[0] == RIGHT
+    assert judge(gold.replace("$", ""), gold.replace("$", ""))[0] == CORRECT
 
 
 def test_parquet_is_read_alike(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_an_answer_with_and_without_the_gold_s_unit_is_correct(unit: str) -> Non
     assert gold is not None
     written = {"%": r"12\%", "cm^2": r"12\text{ cm}^2"}.get(unit, rf"12\text{{ {unit.strip('$')}}}")
     for answer in ("12", written):
-        assert judge(answer, gold.text)[0] == RIGHT, answer
+        assert judge(answer, gold.text)[0] == CORRECT, answer
     assert judge(r"12\text{ kg}", gold.text)[0] == WRONG
 
 

@@ -26,44 +26,23 @@ from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.machine.budget import TokenBudget
 from fr3e_async.machine.events import Admitted
 from fr3e_async.machine.ledger_state import LedgerError
-from fr3e_async.rollout.port import SampleRequest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
 from fr3e_async.settings.loader import load_config
-from fr3e_async.testing.engine import joined
-from fr3e_async.types import Completion, Draw, Finish, RolloutId
+from fr3e_async.testing.engine import ScriptedEngine, completion, joined
+from fr3e_async.types import Completion, Draw, RolloutId
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TOKENIZER = build_tokenizer()
 
 
-class ScriptedEngine:
-    """Gives base b the completion ``script[b]`` and every branch a fixed one; remembers what it was asked."""
-
-    def __init__(self, script: dict[int, Completion]) -> None:
-        self.script, self.requests = script, []
-
-    async def sample(self, request: SampleRequest) -> Completion:
-        self.requests.append(request)
-        return self.answer(*request.request_id.split("#")[0].split("/")[-2:])
-
-    def answer(self, node: str, branch: str) -> Completion:
-        return self.script[int(branch)] if node == "0" else completion([7, 8])
-
-
-def completion(tokens: Sequence[int], entropies: Sequence[float] | None = None) -> Completion:
-    length = len(tokens)
-    return Completion(
-        tokens=np.asarray(tokens, dtype=np.int32),
-        logprobs=np.full(length, -0.5, dtype=np.float32),
-        entropies=np.asarray(entropies if entropies is not None else [0.1] * length, dtype=np.float32),
-        entropy_errors=np.zeros(length, dtype=np.float32),
-        versions=np.zeros(length, dtype=np.int32),
-        finish=Finish.STOP,
-    )
-
-
 def rollout_worker(script: dict[int, Completion], *, count: int, min_gap: int) -> tuple[RolloutWorker, ScriptedEngine]:
-    engine = ScriptedEngine(script)
+    """Base b gets the completion ``script[b]`` and every branch a fixed one."""
+
+    def answer(id: str) -> Completion:
+        node, branch = id.split("/")[-2:]
+        return script[int(branch)] if node == "0" else completion([7, 8])
+
+    engine = ScriptedEngine(answer)
     return RolloutWorker(engine, TokenTexts(TOKENIZER), AnchorRule(name="entropy", count=count, min_gap=min_gap), seed=0), engine
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from fr3e_async.errors import ConfigError, StorageError
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.checkpoint import Manifest
-from fr3e_async.learner.checkpoint_pieces import MASTER, Pieces, WeightRun, write_pieces
+from fr3e_async.learner.checkpoint_pieces import MASTER, REFERENCE, Pieces, WeightRun, write_pieces
 from fr3e_async.learner.spec import free_address, rank_environment
 from fr3e_async.store.checkpoints import CheckpointStore
 
@@ -310,10 +310,17 @@ def test_masters_moments_steps_and_schedule_move_exactly(groups: Any, move: tupl
     folder, _ = groups
     source, target = folder / move[0], folder / "-".join(map(str, move))
     before, after = numbers(source), numbers(target)
-    assert {role for role, _ in before} == {MASTER, "exp_avg", "exp_avg_sq"}
+    assert {role for role, _ in before} == {MASTER, REFERENCE, "exp_avg", "exp_avg_sq"}
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    # masters and moments are float32 everywhere, the reference is of the training precision
+    assert all(torch.equal(before[key].to(after[key].dtype), after[key]) for key in before)
+    assert {after[key].dtype for key in after if key[0] != REFERENCE} == {torch.float32}
     assert Manifest.read(source).state == Manifest.read(target).state
+    assert Manifest.read(source).state["reference"] == 2  # loss.reference_reset batches: the weights that were saved
+    assert all(
+        torch.equal(before[REFERENCE, name], before[MASTER, name].to(before[REFERENCE, name].dtype))
+        for name in Manifest.read(source).shapes
+    )
     (group,) = Manifest.read(target).state["groups"]
     assert group["scalars"]["step"] == 8
     assert checkpoint.damage(target) == ""
@@ -341,7 +348,7 @@ def test_files_are_shared_out_over_the_ranks(groups: Any) -> None:
     for name in SAVED:
         manifest = Manifest.read(groups[0] / name)
         by_rank = {rank: sum(p.numel for p in manifest.pieces if p.file.startswith(f"rank-0000{rank}")) for rank in (0, 1)}
-        total = 3 * sum(torch.Size(shape).numel() for shape in manifest.shapes.values())
+        total = 4 * sum(torch.Size(shape).numel() for shape in manifest.shapes.values())
         assert sum(p.numel for p in manifest.pieces if p.part != checkpoint.RANDOM) == total
         assert min(by_rank.values()) > 0.4 * sum(by_rank.values())
         assert not list((groups[0] / name).rglob("*.p*t"))
@@ -351,7 +358,7 @@ def test_files_are_shared_out_over_the_ranks(groups: Any) -> None:
 def test_a_checkpoint_before_the_first_update_has_no_moments(model: Path, tmp_path: Path) -> None:
     rank = start_rank(make_spec(model, zero_stage=2))
     rank.save(tmp_path, "start")
-    assert {piece.part for piece in Manifest.read(tmp_path / "start").pieces} == {MASTER, checkpoint.RANDOM}
+    assert {piece.part for piece in Manifest.read(tmp_path / "start").pieces} == {MASTER, REFERENCE, checkpoint.RANDOM}
     rank.train(make_samples(1), version=1)
     once = whole_weights(rank)
     rank.load(tmp_path, "start")

@@ -55,8 +55,10 @@ def on_policy(plain: PlainLearner, samples: list[TrainSample]) -> list[TrainSamp
         LossConfig(importance_cap=1.1),
         LossConfig(objective="cispo", mean="sequence"),
         LossConfig(mean="constant", mean_length=24),
+        LossConfig(reference_coef=0.1, reference_kl="k1", reference_in="token_reward", reference_reset=1),
+        LossConfig(reference_coef=0.1, reference_kl="k2", reference_in="sequence_reward"),
     ],
-    ids=["all terms", "prox behaviour", "plain", "cispo", "constant"],
+    ids=["all terms", "prox behaviour", "plain", "cispo", "constant", "reference by token", "reference by sequence"],
 )
 def test_equals_plain_torch(model: Path, loss: LossConfig) -> None:
     spec = make_spec(model, loss=loss)
@@ -68,6 +70,7 @@ def test_equals_plain_torch(model: Path, loss: LossConfig) -> None:
         assert report.optimiser_steps == len(norms) == 4
         assert report.metrics["train/grad_norm"] == pytest.approx(np.mean(norms), rel=1e-4)
         assert report.metrics["train/grad_norm_max"] == pytest.approx(max(norms), rel=1e-4)
+        assert ("train/reference_kl_nats" in report.metrics) == (loss.reference_coef > 0)
     assert largest_difference(weights_of(rank.export(2)), plain.weights()) < TOLERANCE
 
 
@@ -150,7 +153,8 @@ def test_report_of_one_on_policy_step(model: Path) -> None:
     ages = np.concatenate([3 - s.versions for s in samples])
     metrics = report.metrics
     ours = ("train/", "lag/")
-    assert {name for name in metrics if name.startswith(ours)} == {name for name in METRICS if name.startswith(ours)}
+    declared = {name for name in METRICS if name.startswith(ours)} - {"train/reference_kl_nats"}  # there is no reference
+    assert {name for name in metrics if name.startswith(ours)} == declared
     assert (report.version, report.tokens, report.optimiser_steps) == (4, tokens, 1)
     assert report.time_s > 0
     # With one step the current policy is the proximal one, and here the behaviour policy too.
@@ -296,11 +300,12 @@ def test_a_resume_goes_on_with_the_rate_that_it_is_given(model: Path, tmp_path: 
 
 def test_a_branch_begins_with_the_optimiser_of_another_run(model: Path, tmp_path: Path) -> None:
     """Its next update is that of the run that continued; without the optimiser it is another one. Versions count from 0."""
-    first = start_rank(make_spec(model))
+    loss = replace(LOSS, reference_coef=0.0)
+    first = start_rank(make_spec(model, loss=loss))
     first.train(make_samples(1), version=1)
     first.save(tmp_path, "state")
     first.save_hf(tmp_path / "start")
-    spec = replace(make_spec(model), path=str(tmp_path / "start"))
+    spec = replace(make_spec(model, loss=loss), path=str(tmp_path / "start"))
     whole, bare = start_rank(replace(spec, optimizer_from=str(tmp_path / "state"))), start_rank(spec)
     for rank in (whole, bare):
         rank.begin()
@@ -310,6 +315,21 @@ def test_a_branch_begins_with_the_optimiser_of_another_run(model: Path, tmp_path
     first.train(make_samples(2), version=2)
     assert largest_difference(weights_of(whole.export(1)), weights_of(first.export(2))) == 0
     assert largest_difference(weights_of(bare.export(1)), weights_of(first.export(2))) > 1e-5
+
+
+def test_the_reference_of_a_branch_is_what_it_begins_with(model: Path, tmp_path: Path) -> None:
+    """Not that of the other run, which is in its checkpoint."""
+    first = start_rank(make_spec(model))
+    first.train(make_samples(1), version=1)
+    first.save(tmp_path, "state")
+    branch = start_rank(replace(make_spec(model), optimizer_from=str(tmp_path / "state")))
+    branch.begin()
+    begun = weights_of(branch.export(0))
+    with branch.engine.reference():
+        assert largest_difference(weights_of(branch.export(0)), begun) == 0
+    with first.engine.reference():
+        assert largest_difference(weights_of(first.export(0)), begun) > 1e-5
+    assert largest_difference(weights_of(first.export(1)), begun) == 0
 
 
 def test_save_hf_loads_in_transformers(model: Path, tmp_path: Path) -> None:

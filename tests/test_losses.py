@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fr3e_async.algorithm.batching import AGE_BUCKETS, FIRST_AGES, age_bucket
@@ -46,6 +46,7 @@ def run(
         entropies_T=None if "entropy" in without else column("entropy", 0.0),
         ages_T=None if "age" in without else column("age", 0).long(),
         sequences_T=None if "sequence" in without else column("sequence", 0).long(),
+        reference_logprobs_T=None if "reference" in without else column("reference", -1.0),
     )
     loss.backward()
     return float(loss.detach()), sums, logprobs.grad.tolist()
@@ -332,6 +333,8 @@ def test_refusals() -> None:
         run(LossConfig(), [by_ratio(1, 1)], total=0)
     with pytest.raises(ValueError, match="entropy_coef"):
         run(LossConfig(entropy_coef=0.1), [by_ratio(1, 1)], without=("entropy",))
+    with pytest.raises(ValueError, match="reference_coef"):
+        run(LossConfig(reference_coef=0.1), [by_ratio(1, 1)], without=("reference",))
 
 
 @pytest.mark.parametrize(
@@ -418,6 +421,40 @@ def test_the_importance_weight_is_of_every_objective() -> None:
         assert run(LossConfig(objective=objective), [by_ratio(1.0, 2.0, 1.5)])[2] == pytest.approx([-3.0])
 
 
+# ---- the reference, by hand ----
+
+LN2 = math.log(2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cost", "slope"),
+    [("k1", -LN2, 1.0), ("k2", LN2**2 / 2, -LN2), ("k3", 2 - 1 - LN2, 1 - 2)],
+)
+def test_kl_to_the_reference_in_the_loss(kind: Any, cost: float, slope: float) -> None:
+    """π_ref = 2 π_θ, so x = ln 2 and dx / dlog π_θ = -1. No importance weight is on it, and no clipping."""
+    token = {**by_ratio(1.0, 0.0, 1.5), "reference": math.log(0.5) + LN2}
+    loss, sums, grad = run(LossConfig(reference_coef=0.1, reference_kl=kind), [token])
+    assert loss == pytest.approx(0.1 * cost)
+    assert grad == pytest.approx([0.1 * slope])
+    assert sums.mean("reference_kl") == pytest.approx(1 - LN2)
+
+
+@pytest.mark.parametrize(("place", "costs"), [("sequence_reward", [6, 6, 6, 4]), ("token_reward", [6, 5, 3, 4])])
+def test_kl_to_the_reference_in_the_reward(place: Any, costs: list[float]) -> None:
+    """k1 of 1, 2 and 3 nats in one completion and 4 in another, at ratio 1: the gradient is -(A - 0.1 · cost) / N."""
+    nats = [1.0, 2.0, 3.0, 4.0]
+    tokens = [
+        {**by_ratio(1.0, 2.0), "reference": math.log(0.5) - k, "sequence": s} for k, s in zip(nats, (0, 0, 0, 1), strict=True)
+    ]
+    config = LossConfig(reference_coef=0.1, reference_kl="k1", reference_in=place)
+    loss, _, grad = run(config, tokens)
+    assert grad == pytest.approx([-(2.0 - 0.1 * cost) / 4 for cost in costs])
+    assert loss == pytest.approx(sum(grad))
+    # of the proximal policy: that π_θ moved since then changes the ratio, and no cost
+    tokens[0]["logp"] += math.log(1.1)
+    assert run(config, tokens)[2] == pytest.approx([1.1 * grad[0], *grad[1:]])
+
+
 # ---- laws ----
 
 TOKEN = st.fixed_dictionaries(
@@ -425,6 +462,7 @@ TOKEN = st.fixed_dictionaries(
         "logp": st.floats(-6, 0),
         "prox": st.floats(-6, 0),
         "behaviour": st.floats(-6, 0),
+        "reference": st.floats(-6, 0),
         "advantage": st.floats(-3, 3),
         "entropy": st.floats(0, 5),
         "mask": st.sampled_from([0.0, 1.0]),
@@ -449,6 +487,9 @@ def configs(draw: st.DrawFn, objectives: tuple[Any, ...] = ("clip", "gspo", "cis
         importance_floor=draw(st.sampled_from([0.0, 0.3])) if importance == "mask" else 0.0,
         sequence_mask=draw(st.sampled_from([0.0, 1.3, 5.0])),
         kl_coef=draw(st.sampled_from([0.0, 0.05])),
+        reference_coef=draw(st.sampled_from([0.0, 0.2])),
+        reference_kl=draw(st.sampled_from(["k1", "k2", "k3"])),
+        reference_in=draw(st.sampled_from(["loss", "token_reward", "sequence_reward"])),
         entropy_coef=draw(st.sampled_from([0.0, 0.01])),
     )
 
@@ -471,11 +512,25 @@ def oracle_weight(config: LossConfig, token: Token, completion: list[Token]) -> 
     return 0.0 if weight < config.importance_floor else weight
 
 
-def oracle(config: LossConfig, token: Token, completion: list[Token], *, completion_tokens: float = 1.0) -> float:
-    """One token's loss by cases, written without min, max or clamp of tensors. ``completion_tokens``: mean over all completions."""
+def oracle_kl(config: LossConfig, log_ratio: float) -> float:
+    """``log_ratio``: log π_ref less log of the policy."""
+    kinds = {"k1": -log_ratio, "k2": log_ratio**2 / 2, "k3": math.exp(log_ratio) - 1 - log_ratio}
+    return config.reference_coef * kinds[config.reference_kl]
+
+
+def oracle(
+    config: LossConfig, token: Token, completion: list[Token], *, place: int, completion_tokens: float = 1.0
+) -> float:  # fmt: skip
+    """One token's loss by cases, written without min, max or clamp of tensors; it stands at ``place``.
+
+    ``completion_tokens``: mean over all completions.
+    """
     if not token["mask"]:
         return 0.0
     ratio, a = math.exp(token["logp"] - token["prox"]), token["advantage"]
+    if config.reference_in != "loss":
+        rest = completion[place:] if config.reference_in == "token_reward" else completion
+        a -= sum(oracle_kl(config, t["reference"] - t["prox"]) for t in rest if t["mask"])
     trained = [t for t in completion if t["mask"]]
     if config.objective == "gspo":
         ratio = math.prod(math.exp(t["logp"] - t["prox"]) for t in trained) ** (1 / len(trained))
@@ -497,6 +552,8 @@ def oracle(config: LossConfig, token: Token, completion: list[Token], *, complet
     inverse = math.exp(token["prox"] - token["logp"])
     kl = inverse - 1 - math.log(inverse)
     loss = -oracle_weight(config, token, completion) * gain + config.kl_coef * kl - config.entropy_coef * token["entropy"]
+    if config.reference_in == "loss":
+        loss += oracle_kl(config, token["reference"] - token["logp"])
     return loss * {"token": 1, "sequence": completion_tokens / len(trained), "constant": completion_tokens / 7}[config.mean]
 
 
@@ -516,7 +573,8 @@ def test_against_the_oracle_and_in_parts(config: LossConfig, completions: list[l
     count = len(completions)
     loss, sums, grad = run(config, flat(completions), total=total)
     expected = [
-        [oracle(config, token, completion, completion_tokens=total / count) for token in completion] for completion in completions
+        [oracle(config, token, completion, place=i, completion_tokens=total / count) for i, token in enumerate(completion)]
+        for completion in completions
     ]
     assert loss == pytest.approx(sum(map(sum, expected)) / total, abs=1e-9)
     by_age = [0.0] * len(AGE_BUCKETS)
@@ -536,6 +594,7 @@ def test_against_the_oracle_and_in_parts(config: LossConfig, completions: list[l
 @given(config=configs(), completions=COMPLETIONS, data=st.data())
 def test_the_order_of_tokens_changes_nothing(config: LossConfig, completions: list[list[Token]], data: st.DataObject) -> None:
     tokens = flat(completions)
+    assume(config.reference_in != "token_reward")  # what a token costs there depends on those after it
     order = data.draw(st.permutations(range(len(tokens))))
     loss, sums, grad = run(config, tokens)
     shuffled_loss, shuffled_sums, shuffled_grad = run(config, [tokens[i] for i in order])
@@ -579,7 +638,7 @@ def test_gradient_is_the_slope_of_the_oracle(config: LossConfig, completion: lis
     index %= len(completion)
     step, token = 1e-6, completion[index]
     down, here, up = (
-        oracle(config, {**token, "logp": token["logp"] + shift}, completion) for shift in (-step, 0.0, step)
+        oracle(config, {**token, "logp": token["logp"] + shift}, completion, place=index) for shift in (-step, 0.0, step)
     )  # fmt: skip
     left, right = (here - down) / step, (up - here) / step
     grad = run(config, completion, total=1)[2][index]

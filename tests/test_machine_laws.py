@@ -207,12 +207,12 @@ class AllTrunksRescored(LedgerMachine):
 
 
 class PickedByReward(LedgerMachine):
-    algorithm = {"trunk": "one_right_one_wrong", "bases": 3}
+    algorithm = {"trunk": "one_correct_one_wrong", "bases": 3}
     budget = 60
 
 
 class PickedByRewardRescored(LedgerMachine):
-    algorithm = {"trunk": "one_right_one_wrong", "bases": 3}
+    algorithm = {"trunk": "one_correct_one_wrong", "bases": 3}
     rescored = True
 
 

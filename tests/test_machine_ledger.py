@@ -65,7 +65,7 @@ def test_every_base_is_a_trunk_of_its_own():
 
 
 def test_trunks_picked_by_reward_wait_for_all_verdicts_of_the_bases():
-    ledger = make_ledger(trunk="one_right_one_wrong", bases=4, groups=1)
+    ledger = make_ledger(trunk="one_correct_one_wrong", bases=4, groups=1)
     samples = admit(ledger, "a")
     assert [s.trunk for s in samples] == [True] * 4
     scores = [ledger.handle(delivered(s, payload=n, anchors=(2,)))[0] for n, s in enumerate(samples)]
@@ -79,7 +79,7 @@ def test_trunks_picked_by_reward_wait_for_all_verdicts_of_the_bases():
 
 @pytest.mark.parametrize(("rewards", "branched"), [((1, 1), [0]), ((0, 0), [0]), ((None, 1), [1]), ((None, None), [])])
 def test_where_one_kind_is_missing_there_is_one_trunk_or_none(rewards, branched):
-    ledger = make_ledger(trunk="one_right_one_wrong", groups=1)
+    ledger = make_ledger(trunk="one_correct_one_wrong", groups=1)
     samples = admit(ledger, "a")
     scores = [ledger.handle(delivered(s, payload=n))[0] for n, s in enumerate(samples)]
     commands = [c for score, r in zip(scores, rewards, strict=True) for c in ledger.handle(judged(score, r))]

@@ -49,7 +49,7 @@ variants = st.sampled_from(
 @given(worlds, orders, orders, st.sampled_from(TRUNK_MODES), st.booleans(), st.sampled_from(["drop", "zero"]), variants)
 def test_two_orders_train_the_same(world, one, other, trunk, rescored, on_unknown, variant):
     strategy, switches = variant
-    if trunk == "one_right_one_wrong":
+    if trunk == "one_correct_one_wrong":
         switches = {}
     common = {"strategy": strategy, "trunk": trunk, "rescored": rescored, "on_unknown": on_unknown, **switches}
     first, second = play(world, one, faults=0.0, **common), play(world, other, faults=0.25, **common)
@@ -60,7 +60,7 @@ def test_two_orders_train_the_same(world, one, other, trunk, rescored, on_unknow
 
 
 def trunks_of(cluster: Cluster, group: str, trunk: str, *, zero: bool) -> list[int]:
-    if trunk == "one_right_one_wrong":
+    if trunk == "one_correct_one_wrong":
         return cluster.world.picked_by_reward(group, unknown_is_zero=zero)
     return sorted(cluster.history.trunks.get(group, ()))
 
@@ -156,7 +156,7 @@ def test_the_worlds_have_something_to_get_wrong(trunk, rescored):
         assert sum(cluster.ledger.outcomes.values()) == len(cluster.history.retired)
     assert {"trained", "rejected_all_correct", "rejected_all_wrong"} <= outcomes
     assert min(retries, duplicates, failed) > 10
-    assert states >= (5 if trunk in ("all", "one_right_one_wrong") else 3)
+    assert states >= (5 if trunk in ("all", "one_correct_one_wrong") else 3)
 
 
 @settings(max_examples=40, deadline=None)

@@ -46,6 +46,7 @@ RUN_BY = {
 }
 # Benchmarks without a target.
 SCRIPTS = {
+    "long_tails": "test_benchmarks.py::test_long_tails_in_the_simulator_and_over_ray",
     "delivery": "test_actors_stream.py::test_the_ways_to_deliver_are_compared",
     "groups": "test_bench_groups.py::test_recorded_groups_are_told_of",
     "verifier_mutations": "test_verify_shared.py::test_mutated_references_are_looked_at",

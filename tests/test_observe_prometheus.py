@@ -23,7 +23,7 @@ from fr3e_async.observe.console import ConsoleView, make_console
 from fr3e_async.observe.events import LEVELS, EventFields, EventKind, event_row
 from fr3e_async.observe.heartbeat import EngineHeartbeat, Heartbeat, RoleHeartbeat
 from fr3e_async.observe.metrics import METRICS
-from fr3e_async.observe.prometheus import EXPORTED, PLACES, HeartbeatSamples, PrometheusSample, prometheus_name, series_key
+from fr3e_async.observe.prometheus import EXPORTED, SLOTS, HeartbeatSamples, PrometheusSample, prometheus_name, series_key
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.store.run_dir import RunDir
 
@@ -242,7 +242,7 @@ def test_ten_thousand_engines_make_no_more_series_than_the_places() -> None:
     for first in (0, 5_000):
         names = [f"generator-{number}" for number in range(first, first + 10_000)]
         made |= {key for key, value in places(samples, *names).items() if not math.isnan(value)}
-    assert made == {f'engine_version{{role="generators",engine="{place}"}}' for place in range(PLACES)}
+    assert made == {f'engine_version{{role="generators",engine="{place}"}}' for place in range(SLOTS)}
 
 
 # ---- a step ----

@@ -171,6 +171,13 @@ def test_estimate_of_a_run_on_cpu() -> None:
     assert rows["engine buffers"].gib == pytest.approx(4000 / GIB)
 
 
+@pytest.mark.parametrize(("stage", "gib"), [(0, 4000), (2, 4000), (3, 2000)])
+def test_a_reference_is_a_second_set_of_weights_in_host_memory(stage: int, gib: float) -> None:
+    referring = config("loss.reference_coef=0.1", "learner.ranks=2", f"learner.zero_stage={stage}")
+    rows = {row.role: row for row in memory_estimate(referring, SMALL)}
+    assert (rows["reference"].where, rows["reference"].copies, rows["reference"].gib * GIB) == ("host", 2, pytest.approx(gib))
+
+
 def test_tensor_parallel_engines_divide_weights() -> None:
     rows = memory_estimate(config(base="paper/qwen2.5-32b"), KNOWN_SHAPES["Qwen/Qwen2.5-32B"])
     engine = rows[0]

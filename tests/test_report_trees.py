@@ -25,7 +25,7 @@ def test_a_tree_comes_back_out_of_the_page_as_it_was(run: Path) -> None:
     index = unpacked(blocks.data["index"][0])
     row = json.loads((run / "trees.jsonl").read_text().splitlines()[3])
     at = index["group"].index(row["group"])
-    found = unpacked(blocks.data["part"][index["part"][at]])[index["place"][at]]
+    found = unpacked(blocks.data["part"][index["part"][at]])[index["index"][at]]
     assert (found["prompt"], found["gold"], found["outcome"]) == (row["prompt"], row["gold"], row["outcome"])
     assert "a_key_of_a_later_version" not in found
     for mine, theirs in zip(found["rollouts"], row["rollouts"], strict=True):
@@ -93,7 +93,7 @@ def test_many_trees_go_into_several_parts() -> None:
     parts = [part for tree in trees if (part := packer.add(0, tree))]
     parts.append(packer.flush() or "")
     assert len(parts) == 4  # three a part, and one that is left
-    for index, (part, place) in enumerate(zip(packer.columns["part"], packer.columns["place"], strict=True)):
+    for index, (part, place) in enumerate(zip(packer.columns["part"], packer.columns["index"], strict=True)):
         assert unpacked(parts[part])[place]["group"] == f"task/{index}@0"
 
 

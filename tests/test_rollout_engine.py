@@ -359,7 +359,7 @@ async def transferred(world: World, told: WeightManifest) -> WeightAck:
     meeting = TransferMeeting(backend="gloo", host=host, port=port, world=2, timeout_s=20)
     tensors = list(world.model.named_parameters())
     opening = asyncio.to_thread(open_sender, meeting, rank=0, manifest=told, weights=lambda: iter(tensors))
-    sender, _ = await asyncio.gather(opening, world.engine.join_transfer(meeting, place=1))
+    sender, _ = await asyncio.gather(opening, world.engine.join_transfer(meeting, rank=1))
     ack, _ = await asyncio.gather(world.engine.receive_weights(told), asyncio.to_thread(sender.send_weights))
     return ack
 

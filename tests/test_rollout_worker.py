@@ -16,36 +16,13 @@ from fr3e_async.algorithm.anchors import AnchorRule
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.rollout.port import EngineDead, SampleRequest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts, rollout_seed
-from fr3e_async.testing.engine import joined
+from fr3e_async.testing.engine import ScriptedEngine, completion, joined
 from fr3e_async.types import Anchor, Completion, Draw, Finish, RolloutId
 
 TOKENIZER = build_tokenizer()
 TEXTS = TokenTexts(TOKENIZER)
 BYTES = make_tokenizer()
 RULE = AnchorRule(name="entropy", count=3, min_gap=2)
-
-
-class ScriptedEngine:
-    """Gives each request what a function of its id says, and remembers the requests."""
-
-    def __init__(self, script) -> None:
-        self.script, self.requests = script, []
-
-    async def sample(self, request: SampleRequest) -> Completion:
-        self.requests.append(request)
-        return self.script(request.request_id.split("#")[0])
-
-
-def completion(tokens, entropies=None, finish=Finish.STOP) -> Completion:
-    length = len(tokens)
-    return Completion(
-        tokens=np.asarray(tokens, dtype=np.int32),
-        logprobs=np.full(length, -0.5, dtype=np.float32),
-        entropies=np.asarray(entropies if entropies is not None else [0.1] * length, dtype=np.float32),
-        entropy_errors=np.zeros(length, dtype=np.float32),
-        versions=np.zeros(length, dtype=np.int32),
-        finish=finish,
-    )
 
 
 def rollout_worker(script, rule=RULE) -> tuple[RolloutWorker, ScriptedEngine]:

@@ -265,6 +265,16 @@ def test_an_old_name_works_and_is_answered_with_the_new_one(folder: Path, capsys
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("setting", "old", "new"),
+    [("algorithm.trunk", "one_right_one_wrong", "one_correct_one_wrong"), ("verifiers.unfinished", "right", "correct")],
+)
+def test_every_old_word_still_works(setting: str, old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_config(["config=toy", f"{setting}={old}"])
+    assert f"{setting.partition('.')[2]}: {new}" in loaded.yaml
+    assert capsys.readouterr().err == f"note: {setting}={old} is called {setting}={new} now\n"
+
+
 def test_a_journal_with_an_old_name_is_read() -> None:
     recorded = asdict(load_config(["config=toy", "run.seed=3"]).config)
     recorded["weights"]["transfer"] = "native"

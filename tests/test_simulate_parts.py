@@ -236,10 +236,10 @@ def test_the_same_number_is_the_same_prompt() -> None:
 
 @given(st.integers(0, 60), st.integers(1, 5), st.integers(1, 20))
 def test_places_keep_their_distance(length: int, count: int, gap: int) -> None:
-    places = scattered(random.Random(0), length, count=count, min_gap=gap)
-    assert len(places) <= count
-    assert all(1 <= p < length for p in places)
-    assert all(b - a >= gap for a, b in itertools.pairwise(places))
+    positions = scattered(random.Random(0), length, count=count, min_gap=gap)
+    assert len(positions) <= count
+    assert all(1 <= p < length for p in positions)
+    assert all(b - a >= gap for a, b in itertools.pairwise(positions))
 
 
 def test_a_measured_group_is_drawn_as_it_was() -> None:
@@ -251,7 +251,7 @@ def test_a_measured_group_is_drawn_as_it_was() -> None:
     workload = msgspec.json.decode(msgspec.json.encode(MeasuredWorkload([case])), type=MeasuredWorkload)
     tree = workload.tree(0, 0, max_response=100)
     assert (tree.prompt, tree.base(0), tree.base(1)) == (7, MeasuredAnswer(20, True), MeasuredAnswer(5, False))
-    assert tree.places(0, count=2, min_gap=3) == [4, 12]
+    assert tree.positions(0, count=2, min_gap=3) == [4, 12]
     assert [tree.branch(0, 0, 4), tree.branch(0, 0, 4)] == [MeasuredAnswer(3, True), MeasuredAnswer(9, None)]
     assert tree.branch(0, 0, 4) in (MeasuredAnswer(3, True), MeasuredAnswer(9, None)), (
         "a third one is drawn from those that are known"

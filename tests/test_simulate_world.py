@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -128,7 +129,7 @@ MODES = [
     {"pools": {"flexible_roles": True}},
     {"flow": {"order": "window", "window": 4}},
     {"algorithm": {"trunk": "all"}},
-    {"algorithm": {"trunk": "one_right_one_wrong"}},
+    {"algorithm": {"trunk": "one_correct_one_wrong"}},
     {"algorithm": {"adaptive_first": 2}},
     {"algorithm": {"strategy": "vineppo"}},
 ]
@@ -184,13 +185,13 @@ def test_native_transfer_keeps_the_learner_until_all_have_the_weights() -> None:
     """The learner is the bottleneck: 5 s of training + 1 s of export, and 2 s until the engines have loaded."""
     times = model(step=1e-4, train=5.0, token=0.0, export=1.0, fetch_s=1.5, pause_s=0.5, workload=FixedWorkload())
     apart = simulate(system(groups=2, algorithm=FLAT), times, steps=6, warmup=2)
-    native = simulate(system(groups=2, algorithm=FLAT, weights={"transfer": "collective"}), times, steps=6, warmup=2)
+    collective = simulate(system(groups=2, algorithm=FLAT, weights={"transfer": "collective"}), times, steps=6, warmup=2)
     assert apart.step_s == pytest.approx(6.0, abs=0.01)
-    assert native.step_s == pytest.approx(8.0, abs=0.01)
+    assert collective.step_s == pytest.approx(8.0, abs=0.01)
 
 
 def test_prompts_that_teach_nothing_end_a_simulated_run_like_a_real_one() -> None:
-    hopeless = FixedWorkload(right=lambda number: False)
+    hopeless = FixedWorkload(correct=lambda number: False)
     with pytest.raises(RunFailed, match="max_rejected_in_a_row"):
         simulate(system(flow={"max_rejected_in_a_row": 20}), model(workload=hopeless), steps=2)
 
@@ -213,6 +214,7 @@ def test_a_thousand_engines_in_seconds() -> None:
         groups=500, generators={"count": 500}, explorers={"count": 500}, verifiers={"count": 32}, learner={"ranks": 64},
         flow={"max_rejected_in_a_row": 10**6},
     )  # fmt: skip
+    began = time.process_time()
     report = simulate(config, model(), steps=2, warmup=0)
     assert report.events > 10_000
-    assert report.wall_s < 30, "some 3 s on a quiet machine"
+    assert time.process_time() - began < 30, "some 3 s"

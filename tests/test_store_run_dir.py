@@ -269,6 +269,9 @@ def test_deepspeeds_partition_may_change_and_its_optimiser_may_not() -> None:
 def test_a_fingerprint_is_of_the_content_not_the_order() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
     assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == ["a: 1 -> '(none)'", "b: 2 -> 3", "c: '(none)' -> 4"]
+    trunk = "algorithm.trunk"
+    assert differences({trunk: "one_right_one_wrong"}, {trunk: "one_correct_one_wrong"}) == [], "renamed, and the same"
+    assert differences({trunk: "one_right_one_wrong"}, {trunk: "all"}) == [f"{trunk}: 'one_correct_one_wrong' -> 'all'"]
 
 
 # ---- metrics.jsonl ----

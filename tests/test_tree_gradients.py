@@ -38,7 +38,7 @@ from fr3e_async.config import LossConfig
 from fr3e_async.errors import ModelError
 from fr3e_async.learner import layout as inputs_module
 from fr3e_async.learner import layout as layout_module
-from fr3e_async.learner.layout import FLEX_BLOCK, Inputs, blockwise_layout, flex_layout, kernel_for, places_of
+from fr3e_async.learner.layout import FLEX_BLOCK, Inputs, blockwise_layout, flex_layout, kernel_for, slots_of
 from fr3e_async.learner.logprobs import HeadOptions
 from fr3e_async.learner.packing import MicroBatch, Packing, collate, pack
 from fr3e_async.learner.policy import PolicyModel
@@ -136,7 +136,7 @@ def test_layers_that_run_again_in_the_backward_pass_see_the_same_mask(packing: P
 
 
 def blind_forest(batch: MicroBatch) -> MicroBatch:
-    """Every place sees all places before it, as in a plain causal model."""
+    """Every slot sees all slots before it, as in a plain causal model."""
     assert batch.forest is not None
     size = len(batch.forest)
     runs = tuple(replace(run, path=np.arange(run.stop)) for run in batch.forest.runs)
@@ -144,7 +144,7 @@ def blind_forest(batch: MicroBatch) -> MicroBatch:
 
 
 def one_strange_ancestor(batch: MicroBatch) -> MicroBatch:
-    """Runs that hang below a second place see the last place of the layout in its stead."""
+    """Runs that hang below a second slot see the last place of the layout in its stead."""
     assert batch.forest is not None
     runs = [
         replace(run, path=np.concatenate([run.path[:1], [len(batch.forest) - 1], run.path[2:]]))
@@ -156,7 +156,7 @@ def one_strange_ancestor(batch: MicroBatch) -> MicroBatch:
 
 
 def later_positions(batch: MicroBatch) -> MicroBatch:
-    """A place stands where it is in the layout, and not in its row."""
+    """A slot stands where it is in the layout, and not in its row."""
     assert batch.positions is not None
     return replace(batch, positions=np.arange(batch.positions.shape[1])[None])
 
@@ -166,7 +166,7 @@ def one_pair_for_another(batch: MicroBatch) -> MicroBatch:
 
 
 def places_for_predecessors(batch: MicroBatch) -> MicroBatch:
-    """The place before a token in the layout: where the tree forks, that is another row's end."""
+    """The slot before a token in the layout: where the tree forks, that is another row's end."""
     assert batch.forest is not None
     contexts = [context for _, context in long_rows()]
     wanted = [path[context:] for path, context in zip(batch.forest.paths, contexts, strict=True)]
@@ -218,7 +218,7 @@ def test_flex_attention_gives_the_same_log_probs(name: str, count: int, spare: i
     width = (-(-count // FLEX_BLOCK) + spare) * FLEX_BLOCK
     with torch.no_grad():
         want = policy(Inputs.of(batch, CPU, kernel="blocks"))
-        monkeypatch.setattr(inputs_module, "places_of", lambda *_: width)
+        monkeypatch.setattr(inputs_module, "slots_of", lambda *_: width)
         inputs = Inputs.of(batch, CPU, kernel="flex")
         assert inputs.tokens.shape == (1, width)
         torch.testing.assert_close(policy(inputs), want, rtol=1e-5, atol=1e-5)
@@ -228,7 +228,7 @@ def test_flex_attention_gives_the_same_log_probs(name: str, count: int, spare: i
             forest_mask=inputs.layout.mask(torch.float32),
         ).last_hidden_state  # fmt: skip
         assert hidden.isfinite().all()
-        blind = flex_layout(replace(batch.forest, end=np.full(count, count)), places=width, device=CPU)
+        blind = flex_layout(replace(batch.forest, end=np.full(count, count)), slots=width, device=CPU)
         broken = policy(replace(inputs, layout=blind))
     assert float((broken[0] - want[0]).abs().max()) > 0.1
 
@@ -236,7 +236,7 @@ def test_flex_attention_gives_the_same_log_probs(name: str, count: int, spare: i
 def test_flex_attention_takes_whole_blocks_of_places() -> None:
     for count, want in ((1, 128), (128, 128), (129, 256)):
         forest = build_forest([np.arange(count)])
-        assert (places_of(forest, "flex"), places_of(forest, "blocks")) == (want, count)
+        assert (slots_of(forest, "flex"), slots_of(forest, "blocks")) == (want, count)
     assert (kernel_for(CPU, "auto"), kernel_for(torch.device("cuda"), "auto")) == ("blocks", "flex")
     assert [kernel_for(torch.device(kind), "flex") for kind in ("cpu", "cuda")] == ["flex", "flex"]
 
@@ -245,18 +245,18 @@ def test_flex_attention_takes_whole_blocks_of_places() -> None:
 @settings(max_examples=10)
 def test_flex_attention_sees_prefixes_only_and_padding_itself(rows: list[Row], spare: int) -> None:
     forest = build_forest([np.asarray(row) for row, _ in rows])
-    places = FLEX_BLOCK * (1 + spare)
-    blocks = flex_layout(forest, places=places, device=CPU).blocks
+    slots = FLEX_BLOCK * (1 + spare)
+    blocks = flex_layout(forest, slots=slots, device=CPU).blocks
     assert blocks is not None
-    want = torch.eye(places, dtype=torch.bool)
+    want = torch.eye(slots, dtype=torch.bool)
     for path in forest.paths:
-        for n, place in enumerate(path.tolist()):
-            want[place, path[: n + 1]] = True
-    query, key = torch.arange(places)[:, None], torch.arange(places)[None]
+        for n, slot in enumerate(path.tolist()):
+            want[slot, path[: n + 1]] = True
+    query, key = torch.arange(slots)[:, None], torch.arange(slots)[None]
     assert torch.equal(blocks(None).mask_mod(0, 0, query, key), want)
     for path in forest.paths:  # in a window of two: itself and the one before
-        for n, place in enumerate(path.tolist()):
-            want[place, path[: max(n - 1, 0)]] = False
+        for n, slot in enumerate(path.tolist()):
+            want[slot, path[: max(n - 1, 0)]] = False
     assert torch.equal(blocks(2).mask_mod(0, 0, query, key), want)
 
 

@@ -42,14 +42,14 @@ def prefixes(rows: Sequence[Row]) -> set[Row]:
 
 
 def prefix_of_place(forest: Forest, rows: Sequence[Row]) -> list[Row]:
-    """What each place stands for, by the paths."""
+    """What each slot stands for, by the paths."""
     found: dict[int, Row] = {}
     for row, path in zip(rows, forest.paths, strict=True):
         assert len(path) == len(row)
-        for n, place in enumerate(path.tolist()):
-            assert found.setdefault(place, row[: n + 1]) == row[: n + 1], "one place for two prefixes"
+        for n, slot in enumerate(path.tolist()):
+            assert found.setdefault(slot, row[: n + 1]) == row[: n + 1], "one slot for two prefixes"
     assert sorted(found) == list(range(len(forest)))
-    return [found[place] for place in range(len(forest))]
+    return [found[slot] for slot in range(len(forest))]
 
 
 def assert_runs_cover(forest: Forest, above: Sequence[Row], rows: Sequence[Row]) -> None:
@@ -60,7 +60,7 @@ def assert_runs_cover(forest: Forest, above: Sequence[Row], rows: Sequence[Row])
     for run in forest.runs:
         assert run.stop > run.start
         assert run.path[-(run.stop - run.start) :].tolist() == list(range(run.start, run.stop))
-        assert [above[place] for place in run.path.tolist()] == [above[run.path[-1]][: n + 1] for n in range(len(run.path))]
+        assert [above[slot] for slot in run.path.tolist()] == [above[run.path[-1]][: n + 1] for n in range(len(run.path))]
         assert tuple(run.path.tolist()) in whole
         assert above[run.path[-1]] in rows
 
@@ -151,7 +151,7 @@ def budget_for(rows: Sequence[Row], extra: int) -> int:
 
 
 def cost(rows: Sequence[Row], parts: Sequence[Sequence[int]]) -> int:
-    """What the division is to make small: places computed, and a pass for each part."""
+    """What the division is to make small: slots computed, and a pass for each part."""
     return sum(len(prefixes([rows[i] for i in part])) + PART_COST for part in parts)
 
 

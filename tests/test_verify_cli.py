@@ -55,7 +55,7 @@ def test_the_table_counts_by_source_and_tells_agreement(tmp_path: Path, capsys: 
     assert (code, err) == (0, "")
     columns = [
         "cases",
-        "right",
+        "correct",
         "policy",
         "wrong",
         "unproven",
@@ -96,7 +96,7 @@ def test_categories_have_a_table_and_labels_may_be_missing(tmp_path: Path, capsy
     rows = [{"gold": "5", "prediction": p, "category": c, "label_by": "me"} for p, c in (("5", "x"), ("6", "x"), ("5", "y"))]
     code, out, _ = run(write(tmp_path / "cases.jsonl", rows), "--workers", 1, capsys=capsys)
     assert code == 0
-    assert cells(out, "category") == ["cases", "right", "policy", "wrong", "unproven", "unanswered", "unknown"]
+    assert cells(out, "category") == ["cases", "correct", "policy", "wrong", "unproven", "unanswered", "unknown"]
     assert cells(out, "me,") == ["bare", "3", "2", "0", "1", "0", "0", "0"]
     assert cells(out, "x") == ["2", "1", "0", "1", "0", "0", "0"]
     assert cells(out, "y") == ["1", "1", "0", "0", "0", "0", "0"]
@@ -119,8 +119,8 @@ def test_explain_prints_rule_and_proof(capsys: pytest.CaptureFixture[str]) -> No
     code, out, _ = run("--explain", r"so \boxed{1200\text{ cm}}", r"$12\text{ m}$", capsys=capsys)
     assert code == 0
     assert out.splitlines()[:2] == [r"answer:    1200\text{cm}", r"reference: 12\text{m}"]
-    assert r"amount: 1200\text{cm} | 12\text{m}: right (units converted)" in out
-    assert "right: units converted" in out
+    assert r"amount: 1200\text{cm} | 12\text{m}: correct (units converted)" in out
+    assert "correct: units converted" in out
     assert "Units agree, by pint" in out
     code, out, _ = run("--explain", "3x^2", "3", capsys=capsys)
     assert "wrong: " in out

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from fr3e_async.config import VerifierPoolConfig
 from fr3e_async.verify import judge
 from fr3e_async.verify.pool import policies_of
-from fr3e_async.verify.readable import gold_kind
+from fr3e_async.verify.readable import reference_kind
 from fr3e_async.verify.rulings import Policies
 
-R, W, U = judge.RIGHT, judge.WRONG, judge.UNKNOWN
+R, W, U = judge.CORRECT, judge.WRONG, judge.UNKNOWN
 Row = tuple[str, str, str]
 
 UNFINISHED: list[Row] = [
@@ -131,9 +131,9 @@ def test_the_default_policies(answer: str, gold: str, outcome: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "gold", "switch", "outcome"),
     [
-        (r"17\cdot 23", "391", {"unfinished": "right"}, R),
-        (r"\frac{34}{2}", "17", {"unfinished": "right"}, R),
-        (r"17\cdot 24", "391", {"unfinished": "right"}, W),
+        (r"17\cdot 23", "391", {"unfinished": "correct"}, R),
+        (r"\frac{34}{2}", "17", {"unfinished": "correct"}, R),
+        (r"17\cdot 24", "391", {"unfinished": "correct"}, W),
         (r"12\text{ cm}", r"12\text{ m}", {"units": "ignored"}, R),
         (r"13\text{ cm}", r"12\text{ m}", {"units": "ignored"}, W),
         (r"42\%", "42", {"percent": "exact"}, W),
@@ -154,7 +154,7 @@ def test_a_variable_that_the_reference_has_not_is_said() -> None:
 
 
 def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:
-    config = VerifierPoolConfig(unfinished="right", units="ignored", percent="exact", decimal_digits=6)
+    config = VerifierPoolConfig(unfinished="correct", units="ignored", percent="exact", decimal_digits=6)
     options = json.loads(json.dumps(asdict(policies_of(config))))
     assert judge.judge("2+2", "4", **options)[0] == R
     assert judge.judge("4 cm", r"4\text{ m}", **options)[0] == R
@@ -171,7 +171,7 @@ def test_the_switches_of_a_run_reach_the_judge_as_json() -> None:
     ],
 )  # fmt: skip
 def test_what_answers_to_a_gold_are_compared_by(gold: str, kind: str) -> None:
-    assert gold_kind(gold) == kind
+    assert reference_kind(gold) == kind
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))

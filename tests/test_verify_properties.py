@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fr3e_async.verify.judge import RIGHT, UNKNOWN, judge
+from fr3e_async.verify.judge import CORRECT, UNKNOWN, judge
 
 POINTS = [
     {"x": Fraction(3, 7), "y": Fraction(-5, 2)},
@@ -28,7 +28,7 @@ ALPHABET = ["x", "y", "2", "3", "+", "-", "*", "/", "(", ")", "^2"]
 
 
 def right(answer: str, gold: str, **options: object) -> bool:
-    return judge(answer, gold, **options)[0] == RIGHT  # type: ignore[arg-type]
+    return judge(answer, gold, **options)[0] == CORRECT  # type: ignore[arg-type]
 
 
 def expression(source: random.Random, depth: int = 3) -> list[str]:
@@ -119,7 +119,7 @@ def tex(value: Fraction) -> str:
 
 @given(st.integers(-(10**60), 10**60), st.integers(1, 10**60), st.integers(2, 10**6), st.integers(-3, 3))
 def test_numbers_are_compared_to_the_last_digit(top: int, bottom: int, times: int, off: int) -> None:
-    assert right(f"{top * times + off}/{bottom * times}", rf"\frac{{{top}}}{{{bottom}}}", unfinished="right") is (off == 0)
+    assert right(f"{top * times + off}/{bottom * times}", rf"\frac{{{top}}}{{{bottom}}}", unfinished="correct") is (off == 0)
     assert right(str(top + off), str(top)) is (off == 0)
     assert right(f"{top + off}.0", f"{top}") is (off == 0)
 
@@ -131,7 +131,7 @@ def test_numbers_are_compared_to_the_last_digit(top: int, bottom: int, times: in
 def test_it_does_not_matter_who_says_what(ours: list[Fraction], theirs: list[Fraction], brackets: str) -> None:
     half = len(brackets) // 2
     first, second = (brackets[:half] + ",".join(map(tex, side)) + brackets[half:] for side in (ours, theirs))
-    assert right(first, second, unfinished="right") is right(second, first, unfinished="right")
+    assert right(first, second, unfinished="correct") is right(second, first, unfinished="correct")
     assert right(first, first)
     if brackets in ("()", "[]") and len(ours) > 1:
         assert right(first, second) is (ours == theirs)
@@ -177,7 +177,7 @@ def test_every_process_says_the_same() -> None:
 def test_odd_texts_raise_nothing_and_are_not_right(text: str) -> None:
     for reference in ("7", "x+1", r"\{1,2\}", r"3\text{ m}"):
         assert not right(text, reference)
-        assert judge(reference, text)[0] != RIGHT or text in reference
+        assert judge(reference, text)[0] != CORRECT or text in reference
 
 
 def test_unknown_is_no_way_out() -> None:

@@ -28,7 +28,7 @@ def examples() -> list[object]:
 @pytest.mark.parametrize(("answer", "reference", "right"), examples())
 def test_the_examples_of_a_rule(answer: str, reference: str, right: bool) -> None:
     outcome, reason = judge.judge(answer, reference)
-    assert (outcome == judge.RIGHT) is right, reason
+    assert (outcome == judge.CORRECT) is right, reason
 
 
 def test_every_rule_has_examples_of_both_kinds() -> None:

@@ -136,7 +136,7 @@ def test_mutated_references_are_looked_at() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "pairs: 100" in done.stdout
-    assert "harmless: {'right': 100}" in done.stdout
+    assert "harmless: {'correct': 100}" in done.stdout
 
 
 # What math-verify does by itself, for the doc.

@@ -14,7 +14,7 @@ import virtual_time
 from fr3e_async.control.process import run_in_daemon_thread
 
 TESTS = Path(__file__).parent
-IN_VIRTUAL_TIME = ["test_control_*.py", "test_evaluation_loop.py", "test_session_restarts.py", "test_testing_engine.py"]
+IN_VIRTUAL_TIME = ["test_control_*.py", "test_evaluation_loop.py", "test_session_restarts.py"]
 REAL = {("asyncio", "run"), ("time", "sleep"), ("time", "monotonic"), ("time", "perf_counter")}
 
 

@@ -145,7 +145,7 @@ def outcome(loss: Tensor, model: nn.Module) -> Outcome:
 
 
 def row_log_p(model: nn.Module, sample: TrainSample) -> tuple[Tensor, Tensor]:
-    """[T, V] log-probs of all tokens at the trained places, and [T] those of the tokens that stand there."""
+    """[T, V] log-probs of all tokens at the trained slots, and [T] those of the tokens that stand there."""
     tokens = torch.from_numpy(sample.tokens.astype(np.int64))
     logits = model(input_ids=tokens[None], use_cache=False).logits[0, sample.context_len - 1 : -1]
     log_p = torch.log_softmax(logits / TEMPERATURE, dim=-1)

@@ -4,8 +4,6 @@
 the one inside; ``tests/test_elastic_ray.py`` drains a real node and fails loudly when a later Ray has changed it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

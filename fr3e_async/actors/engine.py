@@ -1,7 +1,5 @@
 """A generator or explorer as a Ray actor: builds its engine in its own process and forwards to a ``RolloutWorker``."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys
@@ -88,9 +86,9 @@ class EngineActor(Watched):
         assert self._engine is not None
         return await _or_die(self._engine.load_weights(bundle, fetch=_fetch))
 
-    async def join_transfer(self, meeting: TransferMeeting, place: int) -> None:
+    async def join_transfer(self, meeting: TransferMeeting, rank: int) -> None:
         assert self._engine is not None
-        await _or_die(self._engine.join_transfer(meeting, place=place))
+        await _or_die(self._engine.join_transfer(meeting, rank=rank))
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         assert self._engine is not None

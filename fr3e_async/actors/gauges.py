@@ -6,8 +6,6 @@ the heartbeats continue, and a driver that is stuck is seen by what is missing. 
 labels are those of ``observe/prometheus.py``.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterable

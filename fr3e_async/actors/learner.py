@@ -1,7 +1,5 @@
 """A learner rank as a Ray actor: fetches its rows from the object store and forwards to a ``LearnerRank``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +60,7 @@ class LearnerActor(Watched):
     def rescore(self, payloads: Sequence[ray.ObjectRef], trunks: Sequence[tuple[int, RolloutId]]) -> list[tuple[Anchor, ...]]:
         """The anchors of each trunk (payload index, id), by the entropies of the weights as they are."""
         batches = ray.get(list(payloads))
-        rows = [(batches[place], batches[place].row_of(id)) for place, id in trunks]
+        rows = [(batches[index], batches[index].row_of(id)) for index, id in trunks]
         entropies = self._rank.entropies([(batch.context(row), batch.completion(row).tokens) for batch, row in rows])
         assert self._rule is not None
         return [

@@ -1,7 +1,5 @@
 """Ray actors behind the ports of the control loop: calls become awaits, Ray's deaths become ``WorkerLost``."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import re
@@ -80,10 +78,10 @@ def _last_line(error: BaseException) -> str:
 class RayEngine:
     """Port ``EngineWorker``. The caller owns the payloads that the actor yields or returns, so they outlive the actor."""
 
-    def __init__(self, name: str, actor: Any, *, node: str = "", place: PlacementGroup | None = None) -> None:
-        """``place``: the placement group of the actor's resources; removed with the actor."""
+    def __init__(self, name: str, actor: Any, *, node: str = "", placement: PlacementGroup | None = None) -> None:
+        """``placement``: the placement group of the actor's resources; removed with the actor."""
         self.name, self.actor, self.node = name, actor, node
-        self._place = place
+        self._placement = placement
 
     def sample(
         self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw, *, trunk: bool
@@ -129,8 +127,8 @@ class RayEngine:
         except RayError as error:
             raise WorkerLost(f"{self.name}: {_last_line(error)}") from error
 
-    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
-        await reach(self.name, self.actor.join_transfer.remote(meeting, place))
+    async def join_transfer(self, meeting: TransferMeeting, *, rank: int) -> None:
+        await reach(self.name, self.actor.join_transfer.remote(meeting, rank))
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         return await reach(self.name, self.actor.receive_weights.remote(manifest))
@@ -149,8 +147,8 @@ class RayEngine:
 
     async def close(self) -> None:
         ray.kill(self.actor)
-        if self._place is not None:
-            remove_placement_group(self._place)
+        if self._placement is not None:
+            remove_placement_group(self._placement)
 
 
 def _bare(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -206,8 +204,8 @@ class RayLearner:
         shards = balanced_shards([trunk.length for trunk in trunks], len(self._ranks))
         calls = []
         for rank, shard in zip(self._ranks, shards, strict=True):
-            payloads, places = _distinct([trunks[i].payload for i in shard])
-            calls.append(rank.rescore.remote(payloads, [(place, trunks[i].id) for place, i in zip(places, shard, strict=True)]))
+            payloads, indices = _distinct([trunks[i].payload for i in shard])
+            calls.append(rank.rescore.remote(payloads, [(index, trunks[i].id) for index, i in zip(indices, shard, strict=True)]))
         chosen: dict[int, tuple[Anchor, ...]] = {}
         for shard, anchors in zip(shards, await self._together(calls), strict=True):
             chosen |= dict(zip(shard, anchors, strict=True))
@@ -299,12 +297,12 @@ async def _drained(stream: ray.ObjectRefGenerator) -> list[ray.ObjectRef]:
 
 def _picks(rows: Sequence[TrainRow]) -> tuple[list[Payload], list[Pick]]:
     """The distinct payloads of a shard and where each row lies in them."""
-    payloads, places = _distinct([row.payload for row in rows])
-    return payloads, [Pick(place, row.row, row.advantage, row.load.minibatch) for place, row in zip(places, rows, strict=True)]
+    payloads, indices = _distinct([row.payload for row in rows])
+    return payloads, [Pick(index, row.row, row.advantage, row.load.minibatch) for index, row in zip(indices, rows, strict=True)]
 
 
 def _distinct(payloads: Sequence[Payload]) -> tuple[list[Payload], list[int]]:
     """Return the distinct payloads, and for each given one its index among them."""
     index: dict[Payload, int] = {}
-    places = [index.setdefault(payload, len(index)) for payload in payloads]
-    return list(index), places
+    indices = [index.setdefault(payload, len(index)) for payload in payloads]
+    return list(index), indices

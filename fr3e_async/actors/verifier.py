@@ -1,7 +1,5 @@
 """A verifier as a Ray actor: decodes responses and forwards them to killable processes."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from fractions import Fraction

@@ -5,8 +5,6 @@ remote (``watchable``) and named in the call (``ask``); Ray ends the process of 
 A thread that holds Python's lock for ever, in C code, silences this too: whoever asks needs a limit.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import threading

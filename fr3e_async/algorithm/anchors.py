@@ -15,7 +15,7 @@ from fr3e_async.config import AlgorithmConfig
 from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch, RolloutId
 
 
-def eligible_places(
+def eligible_positions(
     length: int,
     *,
     max_response: int,
@@ -27,10 +27,10 @@ def eligible_places(
     Not the first token (that state is the prompt itself), no special or end token, none after the answer is complete,
     and at least one token of budget left: ``position < max_response``.
     """
-    places = ~special
-    places[:1] = False
-    places[min(length, max_response, length if answer_end is None else answer_end) :] = False
-    return places
+    eligible = ~special
+    eligible[:1] = False
+    eligible[min(length, max_response, length if answer_end is None else answer_end) :] = False
+    return eligible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class AnchorRule:
     def needs_entropies(self) -> bool:
         return self.name == "entropy"
 
-    def places(self, pieces: Sequence[str]) -> NDArray[np.bool_]:
+    def allowed(self, pieces: Sequence[str]) -> NDArray[np.bool_]:
         """Mark where the rule allows an anchor, [L] bool, by its tokens' texts: "newline" only where a line begins.
 
         Example: "newline" marks the third of the pieces "a", " b\\n", "c".
@@ -78,7 +78,7 @@ def select_anchors(
 
     Args:
         trunk: branch index of the base that ``completion`` is.
-        eligible: [L] from ``eligible_places``; for the rule "newline" also true only where a line begins.
+        eligible: [L] from ``eligible_positions``; for the rule "newline" also true only where a line begins.
         seed: of the rule "random".
     """
     positions = np.flatnonzero(eligible)
@@ -144,7 +144,7 @@ def _scores(
 
 
 def _spread(count: int, parts: int) -> NDArray[np.float64]:
-    """Scores that rank ``parts`` equally spaced places of ``count`` first, then their neighbours by distance."""
+    """Scores that rank ``parts`` equally spaced positions of ``count`` first, then their neighbours by distance."""
     targets = (np.arange(1, parts + 1) * (count - 1) / (parts + 1)).round() if parts else np.zeros(0)
     distance = np.abs(np.arange(count)[:, None] - targets[None, :])
     return -distance.min(axis=1).astype(np.float64) if parts and count else np.zeros(count)
@@ -187,13 +187,13 @@ def choose_trunks(
 ) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
     """(bases that may become trunks, trunks) at the admission of a group, by ``algorithm.trunk``; None: it does not branch.
 
-    Trunks are fixed before any reward is known, else V would be biased. Only ``one_right_one_wrong`` leaves them open, as None,
+    Trunks are fixed before any reward is known, else V would be biased. Only ``one_correct_one_wrong`` leaves them open, as None,
     until ``trunks_by_reward`` picks them: the user's wish.
     """
     match policy:
         case None:
             return frozenset(), ()
-        case "one_right_one_wrong":
+        case "one_correct_one_wrong":
             return frozenset(bases), None
         case "all":
             return frozenset(bases), tuple(bases)
@@ -205,7 +205,7 @@ def choose_trunks(
 
 
 def trunks_by_reward(correct: Mapping[RolloutId, bool]) -> tuple[RolloutId, ...]:
-    """``one_right_one_wrong``: the first correct and the first incorrect of the judged bases, in id order; at most two.
+    """``one_correct_one_wrong``: the first correct and the first incorrect of the scored bases, in id order; at most two.
 
     Example: of the bases 0 (incorrect), 1 (incorrect) and 2 (correct) it is 0 and 2.
     """

@@ -5,11 +5,9 @@ answer. What counts is said after the last ``</think>`` and outside of a ``<thin
 the response or by the prompt before it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE_ARGUMENT = re.compile(r"\\[a-zA-Z]+|[-+]?[0-9][0-9.,]*|\S")
@@ -25,7 +23,7 @@ class Thoughts(NamedTuple):
     end: str = "</think>"
     opened: bool = False  # the response begins inside one
 
-    def after(self, prompt: str) -> Thoughts:
+    def after(self, prompt: str) -> Self:
         """The same marks for a response to this prompt: ``opened`` if the prompt ends with ``begin``, as some templates do."""
         return self._replace(opened=bool(self.begin) and prompt.rstrip().endswith(self.begin))
 
@@ -46,7 +44,7 @@ def thoughts_by(marks: Sequence[str]) -> Thoughts:
 
 
 def answer_end(pieces: Sequence[str], thoughts: Thoughts = THINK) -> int | None:
-    r"""Index of the first token after the box that is judged, or None if the text has no answer.
+    r"""Index of the first token after the box that counts, or None if the text has no answer.
 
     ``pieces[i]`` is the text of token i. Example: ``["so ", "\\boxed{", "4", "}", "<end>"]`` gives 4.
     """

@@ -4,8 +4,6 @@ The split must not change the update: losses are normalised by global token coun
 ranks gives the same gradient; this only balances the work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

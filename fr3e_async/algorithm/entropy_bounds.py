@@ -9,8 +9,6 @@ come from a float32 softmax, so each is only known to within ``rounding``; the i
 that they can stand for. Pure: numpy in, numpy out.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -7,7 +7,7 @@ whichever micro-batch or rank it lands, so the parts of a batch add up to the lo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ SUMS = (
     "mismatch_signed",  # log π_prox − log π_behaviour
     "behaviour_kl",  # k3 estimate of KL(π_behaviour || π_prox)
     "kl",  # k3 estimate of KL(π_θ || π_prox)
+    "reference_kl",  # k3 estimate of KL(π_θ || π_ref); 0 without a reference
     "entropy",  # H(π_θ); 0 if entropies were not given
 )
 
@@ -76,13 +77,14 @@ class _Tokens:
     logprobs: Tensor  # log π_θ, nats; with a gradient
     log_ratio: Tensor  # log π_θ − log π_prox, nats; with a gradient
     log_weight: Tensor  # log π_prox − log π_behaviour, nats
+    log_reference: Tensor  # log π_ref − log π_θ, nats; with a gradient. 0 without a reference
     advantages: Tensor
     entropies: Tensor  # nats; with a gradient
     imitation: Tensor | None  # weight of −log π_θ
 
     def completion_sums(self, values: Tensor) -> Tensor:
         """[T] float64 without gradient: at each token the sum of [T] ``values`` over its completion."""
-        # As many places as tokens: their true number would have to be fetched from the device.
+        # As many slots as tokens: their true number would have to be fetched from the device.
         empty = torch.zeros(len(self.mask), dtype=torch.float64, device=self.mask.device)
         return empty.index_add(0, self.sequences, values.detach().double())[self.sequences]
 
@@ -104,6 +106,7 @@ def policy_loss(
     entropies_T: Tensor | None = None,
     ages_T: Tensor | None = None,
     sequences_T: Tensor | None = None,
+    reference_logprobs_T: Tensor | None = None,
     imitation_T: Tensor | None = None,
 ) -> tuple[Tensor, LossSums]:
     """Compute this part's share of a minibatch's loss: Σ over its masked tokens of c · (−w · g + KL, entropy and imitation terms).
@@ -122,17 +125,19 @@ def policy_loss(
         entropies_T: [T] float H(π_θ), nats. Required if ``entropy_coef`` is not 0, else only a metric.
         ages_T: [T] integers ≥ 0, see ``batching.age_bucket``: they sort the sums and never change the loss. None: all 0.
         sequences_T: [T] integers in [0, T), the completion of each token. No completion spans two parts. None: all of one.
+        reference_logprobs_T: [T] float, log π_ref of the sampled tokens. Required if ``reference_coef`` is not 0.
         imitation_T: [T] float, the weight of −log π_θ that is added to each token's loss. None: all 0.
 
     Returns the scalar loss and the sums for metrics.
 
     Raises:
-        ValueError: no tokens or completions in total, or an entropy bonus without entropies.
+        ValueError: no tokens or completions in total, an entropy bonus without entropies, or a reference's KL without log-probs.
     """
     if total_tokens <= 0 or (config.mean != "token" and total_completions <= 0):
         raise ValueError(f"policy loss over {total_tokens} tokens and {total_completions} completions in total")
-    if config.entropy_coef and entropies_T is None:
-        raise ValueError(f"loss.entropy_coef is {config.entropy_coef} but no entropies were given")
+    for name, column in (("entropy_coef", entropies_T), ("reference_coef", reference_logprobs_T)):
+        if getattr(config, name) and column is None:
+            raise ValueError(f"loss.{name} is {getattr(config, name)}, but what it is a weight of was not given")
     prox_T = prox_logprobs_T.detach()
     tokens = _Tokens(
         mask=mask_T,
@@ -140,17 +145,24 @@ def policy_loss(
         logprobs=torch.where(mask_T, logprobs_T, 0.0),
         log_ratio=torch.where(mask_T, logprobs_T - prox_T, 0.0),
         log_weight=torch.where(mask_T, prox_T - behaviour_logprobs_T.detach(), 0.0),
+        log_reference=_kept(mask_T, reference_logprobs_T, like=logprobs_T, less=logprobs_T),
         advantages=torch.where(mask_T, advantages_T, 0.0),
-        entropies=torch.zeros_like(logprobs_T) if entropies_T is None else torch.where(mask_T, entropies_T, 0.0),
+        entropies=_kept(mask_T, entropies_T, like=logprobs_T),
         imitation=imitation_T,
     )
+    tokens = replace(tokens, advantages=tokens.advantages - reference_costs(config, tokens))
+    losses_T, columns = _losses(config, tokens, completion_tokens=total_tokens / total_completions if total_completions else 0.0)
+    return losses_T.sum() / total_tokens, _sum_by_age(columns, mask_T=mask_T, ages_T=ages_T)
+
+
+def _losses(config: LossConfig, tokens: _Tokens, *, completion_tokens: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """[T] c · N times the summands of the loss, and what is summed for metrics. ``completion_tokens``: N / S."""
     kept_T, ratio_T = kept_completions(config, tokens), clipped_ratio(config, tokens)
     weights_T = importance_weights(config, tokens.log_weight) * kept_T
     losses_T = _token_losses(config, tokens, ratio_T=ratio_T, weights_T=weights_T)
     if config.mean != "token":
-        losses_T = losses_T * mean_weights(config, tokens, completion_tokens=total_tokens / total_completions)
-    columns = _columns(config, tokens, ratio_T=ratio_T, weights_T=weights_T, kept_T=kept_T, losses_T=losses_T)
-    return losses_T.sum() / total_tokens, _sum_by_age(columns, mask_T=mask_T, ages_T=ages_T)
+        losses_T = losses_T * mean_weights(config, tokens, completion_tokens=completion_tokens)
+    return losses_T, _columns(config, tokens, ratio_T=ratio_T, weights_T=weights_T, kept_T=kept_T, losses_T=losses_T)
 
 
 def importance_weights(config: LossConfig, log_weights_T: Tensor) -> Tensor:
@@ -174,9 +186,8 @@ def kept_completions(config: LossConfig, tokens: _Tokens) -> Tensor:
     would. It is the filter of Liu, Li et al., "When Speed Kills Stability" (2025); DeepSeek-V3.2 (arXiv 2512.02556) uses one
     side of it, for negative advantages only. It judges raw weights, so it works with every ``importance``.
 
-    What is left out still counts in the loss's denominator: that one is known before any forward pass, the same for every rank
-    and part; and a batch of which half is left out has half the gradient, where a mean over the rest would weigh the rest
-    double.
+    What is left out still counts in the loss's denominator, which is known before any forward pass, the same for every rank and
+    part; and a batch of which half is left out has half the gradient.
     """
     if not config.sequence_mask:
         return torch.ones_like(tokens.mask)
@@ -236,6 +247,37 @@ def k3(log_ratio_T: Tensor) -> Tensor:
     return torch.expm1(log_ratio_T) - log_ratio_T
 
 
+def kl_estimate(kind: str, log_ratio_T: Tensor) -> Tensor:
+    """[T] KL(p || q), nats, from x = log q − log p of tokens drawn from p: k1 = −x, k2 = x²/2 or k3 = e^x − 1 − x.
+
+    Schulman, "Approximating KL Divergence" (2020). Example: x = ln 2 gives −0.693, 0.240 and 0.307.
+    """
+    return {"k1": torch.neg, "k2": lambda x: x.square() / 2, "k3": k3}[kind](log_ratio_T)
+
+
+def reference_costs(config: LossConfig, tokens: _Tokens) -> Tensor:
+    """[T] what ``loss.reference_in`` takes from the advantages: 0 for ``loss``, else β · Σ k over tokens of the completion.
+
+    k is of the proximal policy, without gradient. ``sequence_reward``: of all (RLOO, arXiv 2402.14740). ``token_reward``: of this token
+    and those after it (REINFORCE++, arXiv 2501.03262). Example: k of 1, 2 and 3 with β = 1 cost 6, 6, 6 and 6, 5, 3.
+    """
+    if not config.reference_coef or config.reference_in == "loss":
+        return torch.zeros_like(tokens.advantages)
+    costs = kl_estimate(config.reference_kl, (tokens.log_reference + tokens.log_ratio).detach()).double()
+    left = tokens.completion_sums(costs)
+    if config.reference_in == "token_reward":
+        order = torch.argsort(tokens.sequences, stable=True)  # tokens of a completion stand by position
+        before = torch.empty_like(costs).index_copy(0, order, costs[order].cumsum(0)) - costs
+        per_completion = torch.zeros_like(costs).index_add(0, tokens.sequences, costs)
+        left = left - (before - (per_completion.cumsum(0) - per_completion)[tokens.sequences])
+    return torch.where(tokens.mask, config.reference_coef * left, 0.0).to(tokens.advantages.dtype)
+
+
+def _kept(mask_T: Tensor, values_T: Tensor | None, *, like: Tensor, less: Tensor | float = 0.0) -> Tensor:
+    """[T] the values, ``less`` so much, where the mask is True, else 0; None: 0 everywhere."""
+    return torch.zeros_like(like) if values_T is None else torch.where(mask_T, values_T - less, 0.0)
+
+
 def value_loss(
     values_T: Tensor, *, former_T: Tensor, returns_T: Tensor, mask_T: Tensor, clip: float, total_tokens: float
 ) -> tuple[Tensor, Tensor]:
@@ -262,6 +304,8 @@ def _token_losses(config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weigh
     losses = -weights_T * surrogate(config, tokens, ratio_T)
     if config.kl_coef:
         losses = losses + config.kl_coef * k3(-tokens.log_ratio)
+    if config.reference_coef and config.reference_in == "loss":
+        losses = losses + config.reference_coef * kl_estimate(config.reference_kl, tokens.log_reference)
     if config.entropy_coef:
         losses = losses - config.entropy_coef * tokens.entropies
     if tokens.imitation is not None:
@@ -291,6 +335,7 @@ def _columns(
         # One token that a truncated weight makes harmless must not turn this mean into infinity, as it would in float32.
         "behaviour_kl": k3(tokens.log_weight.double()),
         "kl": k3(-tokens.log_ratio),
+        "reference_kl": k3(tokens.log_reference),
         "entropy": tokens.entropies,
     }
 

@@ -5,14 +5,12 @@ after the longest common prefix with its neighbour, as one run of tokens. That l
 descendants of a token follow it without a gap, and "j is an ancestor of i or i itself" is two comparisons::
 
     rows          runs in the layout        token    a  b  c  d  e  f
-    a b c d       a b c d                   place    0  1  2  3  4  5
+    a b c d       a b c d                   slot    0  1  2  3  4  5
     a b e         e         (after b)       depth    0  1  2  3  2  0
     f             f                         end      5  5  4  4  5  6        j <= i < end[j]
 
 Knows nothing of prompts, models or attention kernels.
 """
-
-from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
@@ -25,22 +23,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRun:
-    """The tokens that one row adds to the forest: places ``start`` to ``stop``; they attend to ``path`` up to themselves."""
+    """The tokens that one row adds to the forest: slots ``start`` to ``stop``; they attend to ``path`` up to themselves."""
 
     start: int
     stop: int
-    path: NDArray[np.int64]  # places of the whole row, from its root to its last token
+    path: NDArray[np.int64]  # slots of the whole row, from its root to its last token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forest:
-    """U places, each a distinct prefix of the rows. Place i may see place j if ``j <= i < end[j]``."""
+    """U slots, each a distinct prefix of the rows. Slot i may see slot j if ``j <= i < end[j]``."""
 
     tokens: NDArray[np.int64]  # [U]
     depth: NDArray[np.int64]  # [U] 0 at a root: the position in its row
     end: NDArray[np.int64]  # [U] one past its last descendant
-    paths: tuple[NDArray[np.int64], ...]  # for each row, in the order given, the place of each of its tokens
-    runs: tuple[TokenRun, ...]  # they cover all places once, in order
+    paths: tuple[NDArray[np.int64], ...]  # for each row, in the order given, the slot of each of its tokens
+    runs: tuple[TokenRun, ...]  # they cover all slots once, in order
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -97,9 +95,9 @@ PART_COST = 64  # tokens: what one more forward and backward pass costs beside i
 
 
 def split_rows(rows: Sequence[NDArray], *, budget: int) -> list[list[int]]:
-    """Parts of the rows whose forests have at most ``budget`` places each, cut so that few tokens are computed twice.
+    """Parts of the rows whose forests have at most ``budget`` slots each, cut so that few tokens are computed twice.
 
-    Neighbours in lexicographic order stay together, so a part is a stretch of that order; a cut repeats the prefix
+    Neighbours in lexicographic order stay together, so a part is a span of that order; a cut repeats the prefix
     that its two neighbours share, and costs a pass. Dynamic programming over the cuts, in time linear in the rows.
 
     Raises:
@@ -120,7 +118,7 @@ def split_rows(rows: Sequence[NDArray], *, budget: int) -> list[list[int]]:
         while starts and best[starts[-1]] + shared[starts[-1]] >= best[newest] + shared[newest]:
             starts.pop()
         starts.append(newest)
-        # The part's first row counts in full, so the forest of rows start..stop-1 has this many places.
+        # The part's first row counts in full, so the forest of rows start..stop-1 has this many slots.
         while added[stop] - added[starts[0]] + shared[starts[0]] > budget:
             starts.popleft()
         came_from[stop] = starts[0]

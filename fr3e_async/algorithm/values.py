@@ -3,8 +3,6 @@
 Source: paper section 3.2 (V, alpha); docs/fr3e.md. Everything is keyed by node, never by row order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +97,7 @@ def second_round(rewards: Mapping[int, Sequence[float | None]], *, first: int, b
     The budget, anchors · (``branches`` - ``first``), is dealt equally, what remains one each to the lowest nodes. No state gets
     more than ``branches``, so at most ``first`` + ``branches`` in all; what that leaves over, and everything where no state is
     undecided, is not spent. A state with fewer than two scored rewards counts as decided: nothing shows that it has spread, and
-    what could not be judged once may well not be judged the next time either. The order of the rewards has no effect.
+    what could not be scored once may well not be scored the next time either. The order of the rewards has no effect.
 
     Args:
         rewards: for each anchor node of the trunk the rewards of its branches 0 to ``first`` - 1; None, or left out: not scored.
@@ -117,7 +115,7 @@ def second_round(rewards: Mapping[int, Sequence[float | None]], *, first: int, b
         return {}
     share, rest = divmod(len(rewards) * (branches - first), len(undecided))
     # All states have the same cap, so cutting equal shares at it is already the most equal way to deal.
-    return {node: min(branches, share + (place < rest)) for place, node in enumerate(undecided)}
+    return {node: min(branches, share + (index < rest)) for index, node in enumerate(undecided)}
 
 
 def decided(outcomes: Sequence[float | None]) -> bool:
@@ -125,7 +123,7 @@ def decided(outcomes: Sequence[float | None]) -> bool:
     return len({reward for reward in outcomes if reward is not None}) < 2
 
 
-def fixed_draws(judged: Mapping[RolloutId, float], *, first: int) -> list[float]:
+def fixed_draws(scored: Mapping[RolloutId, float], *, first: int) -> list[float]:
     """Select the rewards of those of a state's samples whose number was fixed beforehand: its first round, and bases.
 
     ``first``: ``algorithm.adaptive_first``; 0 selects all. V is the mean of these alone, so its expectation is the true one.
@@ -133,7 +131,7 @@ def fixed_draws(judged: Mapping[RolloutId, float], *, first: int) -> list[float]
     with fresh draws. Of binary rewards with P(1) = p = 1 - q, F draws and m more if they differ, its bias is m / (F + m) ·
     p·q·(p^(F-1) - q^(F-1)).
     """
-    return [reward for id, reward in judged.items() if not first or id.node == 0 or id.branch < first]
+    return [reward for id, reward in scored.items() if not first or id.node == 0 or id.branch < first]
 
 
 # ---- Advantages from a critic's values, for rewards that come with the last token (no discount) ----

@@ -4,8 +4,6 @@ Exit codes: 0 done, or stopped with a checkpoint; 1 it failed after it had start
 and nothing was started or written; 130 Ctrl-C, SIGTERM or SIGHUP before it had started.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

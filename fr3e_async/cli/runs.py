@@ -1,7 +1,5 @@
 """The commands that ask something of a run that is there: audit, replay, replay_step, export, report."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -38,7 +38,7 @@ def plan(context: click.Context, words: tuple[str, ...]) -> int:
     device=H100             speeds from a data sheet: A100, H100 (default), H200, CPU
     length=2000 sigma=1500  tokens of a response, mean and standard deviation (with device; default: a quarter of
                             sampling.max_response, and 0.6 of the mean)
-    accuracy=0.5            mean chance that an answer is right (with device)
+    accuracy=0.5            mean chance that an answer is correct (with device)
     cores=2                 with run=: the run's actors shared so many cores of one machine
     steps=4 tries=60        batches of each simulation, simulations at most
     flow.groups_per_step=64 any setting of a run
@@ -156,7 +156,7 @@ def model_of(speeds: Mapping[str, str], given: Mapping[str, float], config: Conf
         raise ConfigError(f"accuracy must be in (0, 1), got {accuracy:g}")
     workload = LogNormalWorkload(
         mean=mean, sigma=given["sigma"] or SIGMA_SHARE * mean, prompt=max(1, config.data.max_prompt // 4),
-        right_alpha=1.2 * accuracy, right_beta=1.2 * (1 - accuracy),
+        correct_alpha=1.2 * accuracy, correct_beta=1.2 * (1 - accuracy),
     )  # fmt: skip
     return roofline(config, shape, device, workload, name=speeds["device"] or DEVICE)
 

@@ -1,7 +1,5 @@
 """What the commands share: words of the form ``key=value``, paths, and printing to the end."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ Knows nothing of YAML, files or the command line (that is ``loader``) and nothin
 Derived sizes are properties; nothing is ever written back into a config.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConfig, PoolsConfig, VerifierPoolConfig, WeightsConfig

@@ -120,7 +120,7 @@ class VerifierPoolConfig(PoolConfig):
     memory_gib: PositiveFloat = knob(4.0, "address space of one process")
     exact_integers: bool = knob(True, "compare plain integers at once and exactly, without a process")
     max_answer_chars: PositiveInt = knob(2000, "longest answer that is parsed; a longer one is unknown", "characters")
-    unfinished: Literal["wrong", "right"] = knob("wrong", "an answer that leaves arithmetic to the reader: 17\\cdot 23 for 391")
+    unfinished: Literal["wrong", "correct"] = knob("wrong", "an answer that leaves arithmetic to the reader: 17\\cdot 23 for 391")
     units: Literal["checked", "ignored"] = knob("checked", "checked: 12 m is not 12 cm; either side may leave the unit out")
     percent: Literal["optional", "exact"] = knob("optional", "may one side leave out the sign % (42 for 42 %)?")
     decimal_digits: PositiveInt = knob(4, "significant digits from which a rounded decimal stands for an exact value", "digits")

@@ -4,8 +4,6 @@ A template is what stands around a problem, and what besides the end token ends 
 user message for the tokenizer's own chat template, one without is the whole prompt as it is written.
 """
 
-from __future__ import annotations
-
 import keyword
 import re
 from collections.abc import Mapping, Sequence
@@ -177,7 +175,7 @@ class DataConfig:
             text = TEMPLATES[text].text
             require(
                 not self.system or TEMPLATES[self.template].chat or SYSTEM in text,
-                f"data.system is given, but data.template={self.template} has no place for a system message",
+                f"data.system is given, but data.template={self.template} has no room for a system message",
             )
         hint = did_you_mean(text, TEMPLATES) or f" or be one of {', '.join(TEMPLATES)}"
         require(PROBLEM in text, f"data.template must contain {{problem}}, got {self.template!r}{hint}")
@@ -187,12 +185,12 @@ def _check_sources(path: str, sources: Sequence[SourceConfig], *, weighted: bool
     """Each by itself, and that no two have the same name: ids would not tell their problems apart."""
     first: dict[str, int] = {}
     for index, source in enumerate(sources):
-        place = f"{path}[{index}]"
-        source.check(place)
-        require(weighted or source.weight == 1, f"{place}.weight is for data.train_sources only")
-        require(not answers or bool(source.answer_field), f"{place}.answer_field has no value")
+        entry = f"{path}[{index}]"
+        source.check(entry)
+        require(weighted or source.weight == 1, f"{entry}.weight is for data.train_sources only")
+        require(not answers or bool(source.answer_field), f"{entry}.answer_field has no value")
         earlier = first.setdefault(source.label, index)
-        require(earlier == index, f"{place} and {path}[{earlier}] are both called {source.label!r}; give one another name")
+        require(earlier == index, f"{entry} and {path}[{earlier}] are both called {source.label!r}; give one another name")
 
 
 __all__ = ["SOURCES", "DataConfig", "SourceConfig"]

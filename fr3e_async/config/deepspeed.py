@@ -4,8 +4,6 @@ What is refused here would train something else without a word, do nothing at al
 Which values a setting may have is DeepSpeed's own business.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Settings of evaluation: during training, and of `fr3e evaluate`."""
 
-from __future__ import annotations
-
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from fr3e_async.config.knobs import Share, did_you_mean, knob, require, settings

@@ -4,8 +4,6 @@ Names as of TRL's ``GRPOConfig`` (with transformers' ``TrainingArguments``), ver
 ``train_ppo_ray.py``; of a dotted name the last part. Pure.
 """
 
-from __future__ import annotations
-
 # Our setting -> what others call it.
 SAME: dict[str, str] = {
     "model.path": "model_name_or_path pretrain",

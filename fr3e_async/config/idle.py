@@ -4,8 +4,6 @@ Only what was given is refused (``loader`` knows); a default, or a shipped file 
 strategy reads of ``algorithm`` is said where strategies are (``algorithm.strategies.unread``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +23,7 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "algorithm.overlong_cache": (0,),
     "loss.importance": ("off",),
     "loss.mean_length": (0,),
+    "loss.reference_reset": (0,),
     "loss.dual_clip": (0.0,),
     "evaluation.paths": ({},),
 }
@@ -40,6 +39,8 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     loss, data, words = config.loss, config.data, ("toy", "sources", "")
     yield loss.importance == "off", "loss.importance=off", ("loss.importance_cap",)
     yield loss.mean != "constant", f"loss.mean={loss.mean}", ("loss.mean_length",)
+    reference = ("loss.reference_kl", "loss.reference_in", "loss.reference_reset")
+    yield not loss.reference_coef, "loss.reference_coef=0", reference
     yield loss.objective == "cispo", "loss.objective=cispo", ("loss.dual_clip",)
     weightless = ("loss.importance", "loss.importance_cap")
     yield loss.prox == "behaviour", "loss.prox=behaviour, with which every importance weight is 1", weightless

@@ -3,8 +3,6 @@
 Pydantic checks types and bounds; its complaints become one sentence each, which begins with the setting's dotted path.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +19,12 @@ Share = Annotated[float, Field(gt=0, le=1)]  # part of a whole; nothing is no pa
 Part = Annotated[float, Field(gt=0, lt=1)]
 PartOr0 = Annotated[float, Field(ge=0, lt=1)]
 UNITS = {"s": "s", "gib": "GiB", "mib": "MiB"}  # of settings whose last word says it: start_timeout_s
+
+RENAMED = {  # words of a setting that were renamed; the old one works until 0.2
+    "weights.transfer": {"native": "collective"},
+    "algorithm.trunk": {"one_right_one_wrong": "one_correct_one_wrong"},
+    "verifiers.unfinished": {"right": "correct"},
+}
 
 T = TypeVar("T")
 

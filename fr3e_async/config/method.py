@@ -1,7 +1,5 @@
 """Settings of the method: how rollouts are drawn, how groups are built and credited, what is optimised."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -48,8 +46,8 @@ class AlgorithmConfig:
         "sampling", "entropy and surprisal of the distribution sampled from; raw: of the model's"
     )
     min_gap: PositiveInt = knob(8, "least distance between two anchors of a trunk", "tokens")
-    trunk: Literal["first", "random", "all", "one_right_one_wrong"] = knob(
-        "first", "bases that are trunks; one_right_one_wrong: picked by reward, so branching waits for the verdicts"
+    trunk: Literal["first", "random", "all", "one_correct_one_wrong"] = knob(
+        "first", "bases that are trunks; one_correct_one_wrong: picked by reward, so branching waits for the verdicts"
     )
     include_trunk: bool = knob(False, "count the trunk's own continuation as a member of each of its anchors' groups")
     train_bases: bool = knob(True, "train the bases as the group of the prompt; off: they only give its value (fr3e)")
@@ -77,8 +75,8 @@ class AlgorithmConfig:
             f"got {self.adaptive_first}",
         )
         require(
-            not (self.include_trunk and self.trunk == "one_right_one_wrong"),
-            "algorithm.include_trunk with algorithm.trunk=one_right_one_wrong: a trunk picked by its reward would bias V",
+            not (self.include_trunk and self.trunk == "one_correct_one_wrong"),
+            "algorithm.include_trunk with algorithm.trunk=one_correct_one_wrong: a trunk picked by its reward would bias V",
         )
 
     def normalises(self, *, by_default: bool) -> bool:
@@ -123,6 +121,20 @@ class LossConfig:
     )
     kl_coef: NonNegativeFloat = knob(0.0, "weight of the k3 estimate of KL(current || proximal) per token")
     entropy_coef: NonNegativeFloat = knob(0.0, "weight of the entropy bonus per token")
+    reference_coef: NonNegativeFloat = knob(
+        0.0, "beta: weight of KL(current || reference); the reference is a frozen copy of the first weights; 0: there is none"
+    )
+    reference_kl: Literal["k1", "k2", "k3"] = knob(
+        "k3", "estimate of this KL at a token, with x = log reference - log current; k1: -x, k2: x^2 / 2, k3: e^x - 1 - x"
+    )
+    reference_in: Literal["loss", "token_reward", "sequence_reward"] = knob(
+        "loss",
+        "where it counts; loss: each token; token_reward: A of a token loses that of the completion from this token on; "
+        "sequence_reward: that of the whole completion",
+    )
+    reference_reset: NonNegativeInt = knob(
+        0, "batches after which the reference takes the current weights, each time; 0: never", "batches"
+    )
 
     def __post_init__(self) -> None:
         require(

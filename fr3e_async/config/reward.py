@@ -1,7 +1,5 @@
 """Settings of rewards: which functions judge a response, what each weighs, and the numbers that it may give. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Settings of a run and of what surrounds it: model, watchdog, cluster."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt

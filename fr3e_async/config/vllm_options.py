@@ -4,8 +4,6 @@ What is refused here would make an engine sample from another model than the one
 log-probs and entropies mean something else; or it has a setting of its own, or has never been tried with new weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 How one is written stands below. What it holds is a consistent cut of the ledger between two events, so taking it stops nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 from collections.abc import Iterator, Mapping

@@ -13,8 +13,6 @@ became of every group). A background task that fails fails the run: all of them 
 a checkpoint is written before the failure is raised.
 """
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass

@@ -6,8 +6,6 @@
 An engine that is not in service yet waits for the answer; one that is continues meanwhile. Nobody waits for the learner.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Sequence

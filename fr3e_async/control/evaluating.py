@@ -5,8 +5,6 @@ step <n>  ─► begins when weights of batch n, or of a later one, are live on 
 after     ─► the last thing that a finished run does
 """
 
-from __future__ import annotations
-
 import asyncio
 
 from fr3e_async.control.context import RunContext
@@ -120,7 +118,7 @@ class EvaluationSchedule:
                 clock=self._context.clock,
             )
         except TaskLost as error:  # training continues without it
-            text = f"evaluation {label!r}, {test_set.title}, is given up: {error}"
+            text = f"evaluation {label!r}, {test_set.title}, failed: {error}"
             self._reporter.note(text, "evaluation_lost", version=at.version)
             return
         record = self._progress.evaluated(found, at=at)

@@ -1,7 +1,5 @@
 """Accuracy on held-out problems and benchmarks, on the engines that serve training, without a barrier."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence

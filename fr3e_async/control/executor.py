@@ -5,8 +5,6 @@ Send   ─► Publisher ─► Acked | Refused          Hire ─► wait, start 
 Wait   ─► Due                                    Release ─► it is ended    Withdraw ─► the calls are cancelled ─► Lost(counted=False)
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager

@@ -1,7 +1,5 @@
 """What a session reports of itself: a row a batch, the state at every heartbeat, and why there is no batch. Reads; decides nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fr3e_async.control.checkpointing import Checkpointing, span
@@ -128,8 +126,8 @@ class Teller:
     def beat(self) -> None:
         """Report the run's state, and why there is no batch if it takes long."""
         self._silence.beat()
-        vitals = heartbeat_of(self._context, self._watch, self._checkpointing, learner_restarts=self._restarts)
-        self._reporter.beat(vitals)
+        heartbeat = heartbeat_of(self._context, self._watch, self._checkpointing, learner_restarts=self._restarts)
+        self._reporter.beat(heartbeat)
 
     def awaited(self, left_s: float | None) -> str:
         """Describe what a stop waits for, and for how long. ``left_s``: seconds left of the batch in training; None: unknown."""

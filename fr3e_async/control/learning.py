@@ -1,7 +1,5 @@
 """The learner's side of the loop: a batch is trained and its weights go out; trunks are re-scored while it is free. Decides nothing."""
 
-from __future__ import annotations
-
 import asyncio
 
 from fr3e_async.control.context import RunContext

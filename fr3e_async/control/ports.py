@@ -210,7 +210,7 @@ class Reporter(Protocol):
     def samples(self, name: str, rows: Sequence[Sequence[str]], *, version: int) -> None:
         """Show some responses of an evaluation. Each row: problem, reference answer, response, verdict, reward."""
 
-    def beat(self, vitals: Heartbeat) -> None:
+    def beat(self, heartbeat: Heartbeat) -> None:
         """Publish the loop's state. The session's first call comes before any work."""
 
 

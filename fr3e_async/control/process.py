@@ -1,7 +1,5 @@
 """The driver's process: blocking calls in threads that nobody waits for at the end, and a quiet garbage collector."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc

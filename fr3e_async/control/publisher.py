@@ -4,8 +4,6 @@ Without ``direct`` there is no collective: engines are served side by side, and 
 time limit. With it the learner sends to all engines at once, and to one that joins alone by way of the object store.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What happened is written before what follows from it is begun: journal, ledger log, rows of groups and batches. Decides nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from fr3e_async.control.context import RunContext

@@ -6,8 +6,6 @@ The loop never waits for it: what is still being written when the next ones come
 that cannot be fetched any more costs its tree. Decides nothing about training.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Mapping
@@ -143,9 +141,7 @@ def tree_row(
             "outcome": _outcome(rollout.status, correct=rollout.correct, unknown=rollout.unknown),
             "reason": rollout.reason,
             "reward": rollout.reward,
-            "advantage": None
-            if advantage is None
-            else [[stretch.start, round(float(stretch.value), 4)] for stretch in advantage],
+            "advantage": None if advantage is None else [[span.start, round(float(span.value), 4)] for span in advantage],
         }
         rollouts.append(row if done is None else row | _tokens(done, spell))
     return {
@@ -166,12 +162,12 @@ def _tokens(done: Completion, spell: Spell) -> dict[str, Any]:
         "pieces": spell(done.tokens),
         "entropies": entropies,
         "logprobs": [round(float(value), 3) for value in done.logprobs],
-        "versions": _stretches(done.versions),
+        "versions": _spans(done.versions),
         "finish": done.finish.name.lower(),
     }
 
 
-def _stretches(values: NDArray[np.int32]) -> list[list[int]]:
+def _spans(values: NDArray[np.int32]) -> list[list[int]]:
     """Run-length encode: [start, value] of each run of equal values. Example: [7, 7, 8] gives [[0, 7], [2, 8]]."""
     starts = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist()] if len(values) else []
     return [[start, int(values[start])] for start in starts]

@@ -7,8 +7,6 @@ nothing moved for watchdog.timeout_s                                 ─► the 
 a node will be taken away (a notice of preemption)                   ─► its workers leave it, and the learner group
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections import Counter, defaultdict

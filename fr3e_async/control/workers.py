@@ -1,7 +1,5 @@
 """The actors that a run works with, by name, and calls to them with a lease. Decides nothing: that is the machine's."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence

@@ -151,7 +151,7 @@ def _source(config: Config) -> str:
 
 
 def _options(config: Config) -> dict[str, Any]:
-    """What every ``from_pretrained`` is told besides."""
+    """Return the further arguments of every ``from_pretrained``."""
     return {"revision": config.model.revision or "main", "trust_remote_code": config.model.trust_remote_code}
 
 

@@ -8,15 +8,13 @@ Same text
     ``\\mathrm{a}`` is ``\\text{a}``, ``x^{2}`` is ``x^2``). Operators and signs count: 2+3 is not 2-3.
 Shared runs
     A problem's words are its runs of letters and digits, and each character of a script without spaces; its runs are the n
-    consecutive words from each place (13 as in GPT-3's and later contamination reports). One shared run alone says little, since
+    consecutive words from each position (13 as in GPT-3's and later contamination reports). One shared run alone says little, since
     contests repeat their last sentence ("can be written as m/n where m and n are relatively prime …"), so what counts is the part
     of the shorter problem's runs that both have.
 Whole of a short problem
     A problem of fewer words than n has no such run. It is near to one that holds the whole of it, word for word and sign for
     sign, from ``MIN_PIECES`` pieces on: below that, one asks half of a textbook ("Find $f(x)$").
 """
-
-from __future__ import annotations
 
 import re
 import unicodedata
@@ -150,7 +148,7 @@ def _folded(text: str) -> str:
 def _without_lone_braces(pieces: Iterable[str]) -> list[str]:
     """The pieces without braces that hold one piece in the end: ``x^{2}`` is ``x^2``. O(pieces), however deep they are nested."""
     kept: list[str] = []
-    opened: list[int] = []  # places of open braces in kept
+    opened: list[int] = []  # indices of open braces in kept
     for piece in pieces:
         if piece == "}" and opened:
             start = opened.pop()
@@ -170,5 +168,5 @@ def _starts(text: str) -> list[int]:
 
 
 def _holds(text: str, part: str) -> bool:
-    """Both normal texts: piece for piece."""
+    """Whether the pieces of one normal text contain those of the other, in a row."""
     return f" {part} " in f" {text} "

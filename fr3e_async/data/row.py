@@ -3,8 +3,6 @@
 Knows columns and values; knows nothing of file formats and tokenizers, and judges no mathematics: an answer is text here.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -113,25 +111,29 @@ def rows_of(
 
 def make_row(record: SourceRecord, columns: Columns, source_name: str = "") -> DataRow:
     """Make a row. ``DataError`` names file and line: a missing or empty problem, no answer, an id that is no plain text."""
-    place = record.source
+    location = record.source
     value = _value(record.values, columns.problem)
     problem = _alone(value)
     if not isinstance(problem, str) or not problem.strip():
         held = _held(value, columns.problem)
-        raise DataError(f"{place}: no text in column {columns.problem!r} ({columns.setting}.problem_field){held}; {_has(record)}")
+        raise DataError(
+            f"{location}: no text in column {columns.problem!r} ({columns.setting}.problem_field){held}; {_has(record)}"
+        )
     answer = _answer(record, columns) if columns.answer else ""
     uid = text_of(_value(record.values, columns.uid)) or record.default_id
     for column, text in ((columns.problem, problem), (columns.answer, answer)):
         if not is_unicode(text):
-            raise DataError(f"{place}: column {column!r} holds half of a surrogate pair, which no text has")
+            raise DataError(f"{location}: column {column!r} holds half of a surrogate pair, which no text has")
     if len(uid) > MAX_ID_CHARS or any(unicodedata.category(character) in NOT_IN_AN_ID for character in uid):
         raise DataError(
-            f"{place}: id {textwrap.shorten(ascii(uid), 60)} is longer than {MAX_ID_CHARS} characters or has control "
+            f"{location}: id {textwrap.shorten(ascii(uid), 60)} is longer than {MAX_ID_CHARS} characters or has control "
             f"characters in it; see {columns.setting}.id_field"
         )
     level = text_of(_value(record.values, columns.level))
     further = {name: _further(record, name) for name in columns.further}
-    return DataRow(uid=uid, problem=problem, answer=answer, source=place, level=level, source_name=source_name, columns=further)
+    return DataRow(
+        uid=uid, problem=problem, answer=answer, source=location, level=level, source_name=source_name, columns=further
+    )
 
 
 def _further(record: SourceRecord, name: str) -> Any:
@@ -205,7 +207,7 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
 
 
 def _alone(value: Any) -> Any:
-    """A list of one (OlympiadBench) is its only entry."""
+    """Unwrap a list of one entry, as OlympiadBench writes answers."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -220,7 +222,7 @@ def text_of(value: Any) -> str:
 
 
 def _number(value: float | Decimal) -> str:
-    """As a person would write it: ``5``, ``0.1``, ``0.0000001``; powers of ten only where the digits would be very many."""
+    """Write a number as a person would: ``5``, ``0.1``, ``0.0000001``; powers of ten only where the digits would be very many."""
     number = Decimal(repr(value)) if isinstance(value, float) else value
     if not number.is_finite() or abs(number.adjusted()) >= LONG_NUMBER:
         return str(value)

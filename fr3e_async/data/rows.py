@@ -3,8 +3,6 @@
 Knows which settings name which set; knows nothing of tokenizers and tokens.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +65,7 @@ def read_heldout(config: Config, announce: Callable[[str], None] = lambda _: Non
 
 
 def _named_places(data: DataConfig) -> list[tuple[str, SourceConfig]]:
-    """(setting, source) of all that will be read, but for the toy task."""
+    """Return (setting, source) for everything that will be read, except the toy task."""
     paths = [("data.train", data.train), ("data.heldout", data.heldout)]
     named = [(name, SourceConfig(path=path)) for name, path in paths if path not in ("", "toy", SOURCES)]
     lists = [("protected", data.protected, True)]
@@ -89,25 +87,25 @@ def _read_set(name: str, data: DataConfig, notes: list[Note]) -> list[DataRow]:
     return rows
 
 
-def _tell_bad(bad: BadRows, place: str, name: str, notes: list[Note]) -> None:
+def _tell_bad(bad: BadRows, entry: str, name: str, notes: list[Note]) -> None:
     if bad.count:
         rows = "1 row" if bad.count == 1 else f"{bad.count:,} rows"
         first = "" if bad.count == 1 else "the first: "
-        told = f"{place}: {rows} of {name} cannot be used ({first}{bad.first})"
+        told = f"{entry}: {rows} of {name} cannot be used ({first}{bad.first})"
         notes.append(("data_dropped", f"{told}: left out (data.on_bad_row=drop)"))
 
 
 def _read_all(sources: Sequence[SourceConfig], setting: str, data: DataConfig, notes: list[Note]) -> Iterator[DataRow]:
     """All sources of a list, one after the other; ids begin with the source's name, so that they are unique among all."""
     for index, source in enumerate(sources):
-        place, dropped, bad = f"{setting}[{index}]", Counter[str](), BadRows(drop=data.on_bad_row == "drop")
+        entry, dropped, bad = f"{setting}[{index}]", Counter[str](), BadRows(drop=data.on_bad_row == "drop")
         further = () if setting == PROTECTED else data.columns  # nobody rewards what nobody samples
-        for row in read_source(source, setting=place, further=further, dropped=dropped, bad=bad):
+        for row in read_source(source, setting=entry, further=further, dropped=dropped, bad=bad):
             yield replace(row, uid=f"{source.label}/{row.uid}")
-        _tell_bad(bad, place, source.label, notes)
+        _tell_bad(bad, entry, source.label, notes)
         for reason, count in dropped.items():
             problems = "1 problem" if count == 1 else f"{count:,} problems"
-            notes.append(("data_dropped", f"{place}: {problems} of {source.label} left out: {reason}"))
+            notes.append(("data_dropped", f"{entry}: {problems} of {source.label} left out: {reason}"))
 
 
 def toy_problems(config: Config) -> tuple[list[DataRow], list[DataRow]]:

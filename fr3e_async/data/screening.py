@@ -3,8 +3,6 @@
 Knows rows and the policies of ``data``; how two problems are compared is ``overlap``'s.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,7 +15,7 @@ Note = tuple[Literal["note", "data_dropped"], str]  # kind of event, and one lin
 
 Texts = Callable[[list[Twin], DataConfig, str], tuple[str, str]]
 
-SHOWN = 3  # places named in a message
+SHOWN = 3  # rows named in a message
 
 
 def screen(
@@ -61,7 +59,7 @@ def _judged(
 
 
 def _duplicate_texts(twins: list[Twin], config: DataConfig, kind: str) -> tuple[str, str]:
-    """What to say where the policy is error, and where it is not; so do the two below."""
+    """Phrase the finding twice: for policy "error" and for the others. So do the two functions below."""
     first, other_answer = twins[0], sum(twin.row.answer != twin.other.answer for twin in twins)
     disagree = f", {other_answer:,} with another answer" if other_answer else ""
     return (

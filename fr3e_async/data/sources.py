@@ -5,8 +5,6 @@
 Knows paths and kinds; what mixtures, duplicates and prompts are is said elsewhere.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 import re
@@ -88,8 +86,8 @@ def _kept(
     if counts.total() == read:
         why = [f"{count} {reason}" for reason, count in counts.items()]
         why += [f"{bad.count} cannot be used, the first: {bad.first}"] if bad.count else []
-        place = setting.removesuffix(".path")
-        raise DataError(f"{source.path}: none of {read + bad.count} problems is kept ({', '.join(why)}); see {place}")
+        entry = setting.removesuffix(".path")
+        raise DataError(f"{source.path}: none of {read + bad.count} problems is kept ({', '.join(why)}); see {entry}")
 
 
 def kind_of(source: SourceConfig) -> Kind:
@@ -133,8 +131,8 @@ def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRow
         yield from hub_records(source, columns, setting=setting)
         return
     if given := next((name for name in ("config", "files", "revision") if getattr(source, name)), ""):
-        place = setting.removesuffix(".path")
-        raise DataError(f"{place}.{given}: only a source of kind hub has one, and {source.path} is of kind {kind}")
+        entry = setting.removesuffix(".path")
+        raise DataError(f"{entry}.{given}: only a source of kind hub has one, and {source.path} is of kind {kind}")
     if kind == "saved":
         yield from saved_records(source, columns, setting=setting)
         return

@@ -121,7 +121,7 @@ class PromptStream:
         return self._identity | {"epoch": self._oldest, "consumed": consumed}
 
     def _place(self, group: str) -> tuple[int, int]:
-        """(epoch, index of the prompt) of a group."""
+        """Return (epoch, index of the prompt) of a group's name."""
         uid, _, epoch_text = group.rpartition("@")
         if uid not in self._index or not epoch_text.isdecimal():
             raise ValueError(f"group {group!r} is not of this stream")
@@ -189,7 +189,7 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def _changed(old: list[list[Any]], new: list[list[Any]]) -> str:
-    """The first part that differs, in words."""
+    """Name the first part of two states that differs, for a message."""
     before, after = ({name: f"{quota} of {size} prompts an epoch" for name, size, quota in parts} for parts in (old, new))
     name = next((name for name in [*before, *after] if before.get(name) != after.get(name)), "")
     return f"{name}: {before.get(name, 'none')} -> {after.get(name, 'none')}" if name else "its sources in another order"

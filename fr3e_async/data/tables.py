@@ -4,8 +4,6 @@ The only module that knows pyarrow and datasets; both are slow to import, so a f
 means is ``row``'s.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import logging
@@ -110,12 +108,12 @@ def _refuse_pointers(paths: Iterable[str], setting: str) -> None:
             raise pointer(Path(path), setting)
 
 
-def _dataset_records(loaded: Any, columns: Columns, place: str, source: SourceConfig, setting: str) -> Iterator[SourceRecord]:
+def _dataset_records(loaded: Any, columns: Columns, location: str, source: SourceConfig, setting: str) -> Iterator[SourceRecord]:
     names = list(loaded.column_names)
-    wanted = _wanted(columns, names, place)
+    wanted = _wanted(columns, names, location)
     chosen = loaded.select_columns(wanted)
     rows = map(_plain_rows(chosen.features.arrow_schema), _guarded(chosen, Path(source.path), setting))
-    yield from _numbered(rows, names, place, f"{source.label}.{source.split}")
+    yield from _numbered(rows, names, location, f"{source.label}.{source.split}")
 
 
 def _batch_rows(batches: Iterable[Any], path: Path, setting: str, bad: BadRows) -> Iterator[Mapping[str, Any] | None]:
@@ -146,7 +144,7 @@ def _plain_rows(schema: Any) -> Callable[[Any], dict[str, Any]]:
 
 
 def _plain(kind: Any) -> Callable[[Any], Any]:
-    """The same for values of one type: a short float is the number that was written (0.1, not 0.10000000149), a map a mapping."""
+    """Return the converter for values of one type: a short float is the number that was written (0.1, not 0.10000000149), a map a mapping."""
     from pyarrow import types
 
     if types.is_float32(kind) or types.is_float16(kind):
@@ -165,25 +163,27 @@ def _unless_none(make: Callable[..., Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else make(value)
 
 
-def _numbered(rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], place: str, short: str) -> Iterator[SourceRecord]:
+def _numbered(
+    rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], location: str, short: str
+) -> Iterator[SourceRecord]:
     """Rows count from 1, as lines do; one that is None counts and is no record."""
     for number, values in enumerate(rows, 1):
         if values is not None:
-            yield SourceRecord(source=f"{place}:{number}", default_id=f"{short}:{number}", values=values, columns=names)
+            yield SourceRecord(source=f"{location}:{number}", default_id=f"{short}:{number}", values=values, columns=names)
 
 
-def _wanted(columns: Columns, names: Sequence[str], place: str) -> list[str]:
+def _wanted(columns: Columns, names: Sequence[str], location: str) -> list[str]:
     """The columns of the file that the needed ones stand in (``extra.level`` in ``extra``), in the file's order."""
     found = {name: name if name in names else name.partition(".")[0] for name in columns.needed()}
     for role, name in (("problem", columns.problem), ("answer", columns.answer)):
         if name and found[name] not in names:
             has = ", ".join(sorted(map(repr, names))) or "no columns"
-            raise DataError(f"{place}: there is no column {name!r} ({columns.setting}.{role}_field); it has {has}")
+            raise DataError(f"{location}: there is no column {name!r} ({columns.setting}.{role}_field); it has {has}")
     return [name for name in names if name in found.values()]
 
 
 def _guarded(rows: Iterable[Any], path: Path, setting: str) -> Iterator[Any]:
-    """The same rows or batches; what a library raises on the way is a ``DataError`` that names the file."""
+    """Pass rows or batches on; turn what a library raises meanwhile into a ``DataError`` that names the file."""
     iterator = iter(rows)
     while True:
         with _named(f"{path}: cannot be read further", setting):
@@ -205,7 +205,7 @@ def _named(what: str, setting: str, hint: str = "") -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """The error's own words, and those of the first cause: "An error occurred while generating the dataset" alone says nothing."""
+    """Return the messages of the error and of its first cause: "An error occurred while generating the dataset" alone says nothing."""
     first = error
     while first.__cause__ is not None:
         first = first.__cause__

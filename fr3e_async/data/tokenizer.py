@@ -124,7 +124,7 @@ def _listed(config: Config, name: str) -> Iterator[int]:
 
 
 def _content(config: Config, name: str) -> dict[str, Any]:
-    """What a file of the model holds; {} if the model has no such file."""
+    """Read a JSON file of the model; {} if there is none."""
     path = config.model.path
     if path == "toy":
         return {}

@@ -1,16 +1,14 @@
-"""avg@k with its uncertainty, from judged samples; and before against after. Pure.
+"""avg@k with its uncertainty, from scored samples; and before against after. Pure.
 
 Knows nothing of engines, verifiers or files. An *unknown* verdict counts against accuracy: a benchmark has no samples to
 leave out, and a model must not gain by answers that nobody can judge. The number of unknowns stands beside it.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from fr3e_async.algorithm.values import wilson
 from fr3e_async.config.reward import RewardRange
@@ -20,7 +18,7 @@ from fr3e_async.outcomes import Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSample:
-    """One judged response to one problem.
+    """One scored response to one problem.
 
     Example: ``ScoredSample(problem="aime24/60", outcome=Outcome.CORRECT, length=812, entropy_sum=240.5, truncated=False, oldest_version=3,
     newest_version=4, answer="204")``.
@@ -34,7 +32,7 @@ class ScoredSample:
     oldest_version: int
     newest_version: int
     answer: str | None = None  # in its normal form; equal texts are the same answer. None: none was given, or nobody read it
-    score: float | None = None  # a user's reward, an unknown's being the lowest; None: 1 for right, else 0
+    score: float | None = None  # a user's reward, an unknown's being the lowest; None: 1 for correct, else 0
     text: str | None = None  # of the response, as far as it is kept
 
     @property
@@ -44,7 +42,7 @@ class ScoredSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """What one evaluation found. Counts are of samples unless named otherwise."""
+    """The counts and means of one evaluation. Counts are of samples unless named otherwise."""
 
     problems: int
     samples: int
@@ -55,9 +53,9 @@ class EvaluationResult:
     unanswered: int  # without a box
     mean_length: float  # tokens
     entropy: float  # nats a token: mean entropy of the sampling distribution
-    all_correct: int  # problems with every sample right
-    all_wrong: int  # problems with no sample right
-    accuracy: float  # avg@k: mean over problems of the share of right samples
+    all_correct: int  # problems with every sample correct
+    all_wrong: int  # problems with no sample correct
+    accuracy: float  # avg@k: mean over problems of the share of correct samples
     reward: Estimate  # mean reward, in its declared range
     effective_samples: float  # independent samples that would be as informative; see ``effective_samples``
     oldest_version: int  # weight versions that sampled the responses
@@ -75,7 +73,7 @@ class EvaluationResult:
         return Estimate(value=self.accuracy, low=low, high=high)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> EvaluationResult:
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
         """From a mapping that holds at least the fields, e.g. an entry of the summary's ``evaluations``."""
         record = {"correct": record.get("right"), "all_correct": record.get("all_right"), **record}  # words of older versions
         return cls(**{field.name: record[field.name] for field in fields(cls)} | {"reward": Estimate(**record["reward"])})

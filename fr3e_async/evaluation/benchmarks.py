@@ -4,8 +4,6 @@ A column may have several names, since the same benchmark is published in severa
 Knows nothing of files: ``suite`` reads them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,10 +1,8 @@
-"""Estimates from right and wrong samples of problems: pass@k, maj@k, and 95 % intervals that know problems from samples. Pure.
+"""Estimates from correct and wrong samples of problems: pass@k, maj@k, and 95 % intervals that know problems from samples. Pure.
 
 Problems are the independent units; samples of one problem resemble each other. So each problem gives one value first, and all
 intervals are over problems. Knows nothing of engines, verifiers and files.
 """
-
-from __future__ import annotations
 
 import math
 from collections import Counter
@@ -32,17 +30,17 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that k of a problem's samples, drawn without putting back, hold a right one: 1 - C(n-c, k) / C(n, k).
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """The chance that k of a problem's samples, drawn without putting back, hold a correct one: 1 - C(n-c, k) / C(n, k).
 
     Unbiased for the chance that k fresh samples do (Chen et al. 2021, *Evaluating Large Language Models Trained on Code*,
     equation 1); as a product of ratios, so that no binomial coefficient overflows. Raises ``ValueError`` unless 1 <= k <= n.
     """
-    if not 1 <= k <= samples or not 0 <= right <= samples:
-        raise ValueError(f"pass@{k} of {samples} samples with {right} right ones")
-    if samples - right < k:
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(f"pass@{k} of {samples} samples with {correct} correct ones")
+    if samples - correct < k:
         return 1.0
-    return 1.0 - math.prod(1.0 - k / i for i in range(samples - right + 1, samples + 1))
+    return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
 
 
 def budgets(k: int) -> list[int]:
@@ -51,23 +49,23 @@ def budgets(k: int) -> list[int]:
 
 
 def majority(votes: Iterable[tuple[str | None, bool]]) -> float:
-    """The expected share of right answers if the most frequent answer is taken; ties are drawn by lot.
+    """The expected share of correct answers if the most frequent answer is taken; ties are drawn by lot.
 
-    A vote is (answer, was it right); None is no answer and does not vote, and where nobody votes nothing is right. Answers are
-    the same if their texts are: an answer whose samples were judged differently counts with its share of right ones.
+    A vote is (answer, was it correct); None is no answer and does not vote, and where nobody votes nothing is correct. Answers are
+    the same if their texts are: an answer whose samples were scored differently counts with its share of correct ones.
     """
-    counted = [(answer, right) for answer, right in votes if answer is not None]
+    counted = [(answer, correct) for answer, correct in votes if answer is not None]
     count = Counter(answer for answer, _ in counted)
     if not count:
         return 0.0
-    right = Counter(answer for answer, its in counted if its)
+    correct = Counter(answer for answer, its in counted if its)
     most = max(count.values())
     winners = [answer for answer, number in count.items() if number == most]
-    return math.fsum(right[answer] / most for answer in winners) / len(winners)
+    return math.fsum(correct[answer] / most for answer in winners) / len(winners)
 
 
 def effective_samples(rates: Sequence[float], *, samples: int) -> float:
-    """Independent samples worth as much as ``samples`` on ``len(rates)`` problems with these shares of right ones.
+    """Independent samples worth as much as ``samples`` on ``len(rates)`` problems with these shares of correct ones.
 
     Samples of one problem resemble each other, so k samples of P problems tell less than k·P single ones. The variance of
     the mean is estimated between problems and turned into a count p(1 - p) / variance, which lies in [P, k·P].

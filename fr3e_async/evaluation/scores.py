@@ -1,14 +1,12 @@
-"""All that one evaluation of one benchmark says, as one object: accuracy, pass@k, maj@k, lengths, and what went wrong. Pure.
+"""The scores of one evaluation of one benchmark: accuracy, pass@k, maj@k, lengths, and what went wrong. Pure.
 
-The definitions are ``docs/evaluation.md``'s. An unknown verdict counts as not right everywhere; how many there were is said.
+The definitions are ``docs/evaluation.md``'s. An unknown verdict counts as not correct; the number of unknowns is reported.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from fr3e_async.config.reward import RewardRange
 from fr3e_async.evaluation.accuracy import ScoredSample, by_problem, mean_reward
@@ -30,31 +28,31 @@ class Scores:
     correct: int
     wrong: int
     unknown: int
-    avg: Estimate  # avg@k: mean over problems of the share of right samples
+    avg: Estimate  # avg@k: mean over problems of the share of correct samples
     reward: Estimate  # mean reward, in its declared range
     pass_at: dict[int, Estimate]  # pass@k' for k' = 1, 2, 4, … and k
-    maj: Estimate  # maj@k: share of problems whose most frequent answer is right
+    maj: Estimate  # maj@k: share of problems whose most frequent answer is correct
     length: Estimate  # tokens of a response, mean over problems
-    length_correct: float | None  # tokens, mean over the right samples; None: there are none
+    length_correct: float | None  # tokens, mean over the correct samples; None: there are none
     length_wrong: float | None  # the same over all others
     truncated: Estimate  # share of samples that ran into their budget
     unknown_share: Estimate
     unanswered: Estimate  # share of samples without an answer
     entropy: float  # nats a token
-    all_correct: int  # problems with every sample right
-    all_wrong: int  # problems with no sample right
+    all_correct: int  # problems with every sample correct
+    all_wrong: int  # problems with no sample correct
     oldest_version: int  # weight versions that sampled the responses
     newest_version: int
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON: ``accuracy``, ``low`` and ``high`` are avg@k, every other estimate a mapping of value, low, high."""
+        """Return the scores as plain JSON: ``accuracy``, ``low`` and ``high`` are avg@k, every other estimate a mapping of value, low, high."""
         data = asdict(self)
         avg = data.pop("avg")
         data["pass_at"] = {str(k): estimate for k, estimate in data["pass_at"].items()}
         return {"accuracy": avg["value"], "low": avg["low"], "high": avg["high"], **data}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Scores:
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Back from ``record``, or a mapping that holds more. Raises ``KeyError`` or ``TypeError`` if it is none."""
         estimates = {"value", "low", "high"}
         found: dict[str, Any] = {
@@ -73,7 +71,7 @@ def score(judgements: Iterable[ScoredSample], rewards: RewardRange = RewardRange
     everything = [one for part in parts for one in part]
     samples, k = len(everything), min(map(len, parts))
     outcomes = [one.outcome for one in everything]
-    rights = [sum(map(_is_correct, part)) for part in parts]
+    counts = [sum(map(_is_correct, part)) for part in parts]
 
     def share_of(says: Callable[[ScoredSample], bool]) -> Estimate:
         return share([sum(map(says, part)) / len(part) for part in parts], samples=samples)
@@ -88,7 +86,7 @@ def score(judgements: Iterable[ScoredSample], rewards: RewardRange = RewardRange
         avg=share_of(_is_correct),
         reward=mean_reward(parts, rewards),
         pass_at={
-            at: share([pass_at_k(len(p), right, at) for p, right in zip(parts, rights, strict=True)], samples=samples)
+            at: share([pass_at_k(len(p), correct, at) for p, correct in zip(parts, counts, strict=True)], samples=samples)
             for at in budgets(k)
         },
         maj=bootstrapped_share([majority((one.answer, _is_correct(one)) for one in part) for part in parts]),
@@ -99,8 +97,8 @@ def score(judgements: Iterable[ScoredSample], rewards: RewardRange = RewardRange
         unknown_share=share_of(lambda one: one.outcome is Outcome.UNKNOWN),
         unanswered=share_of(lambda one: one.answer is None),
         entropy=math.fsum(one.entropy_sum for one in everything) / max(1, sum(one.length for one in everything)),
-        all_correct=sum(right == len(part) for right, part in zip(rights, parts, strict=True)),
-        all_wrong=rights.count(0),
+        all_correct=sum(correct == len(part) for correct, part in zip(counts, parts, strict=True)),
+        all_wrong=counts.count(0),
         oldest_version=min(one.oldest_version for one in everything),
         newest_version=max(one.newest_version for one in everything),
     )
@@ -188,18 +186,18 @@ def samples_of(row: dict[str, Any]) -> list[ScoredSample]:
             text=text,
             length=length,
             entropy_sum=entropy,
-            truncated=place in row["truncated"],
+            truncated=index in row["truncated"],
             oldest_version=oldest,
             newest_version=newest,
         )
-        for place, (letter, answer, length, entropy, score, text) in enumerate(zip(*columns, strict=True))
+        for index, (letter, answer, length, entropy, score, text) in enumerate(zip(*columns, strict=True))
     ]
 
 
 # ---- Scores of several benchmarks as a table of text for a console ----
 
 HEAD = (
-    "benchmark", "problems", "k", "avg@k", "reward", "pass@k", "maj@k", "tokens", "no box", "cut off", "unknown", "all right", "all wrong",
+    "benchmark", "problems", "k", "avg@k", "reward", "pass@k", "maj@k", "tokens", "no box", "cut off", "unknown", "all correct", "all wrong",
 )  # fmt: skip
 
 

@@ -192,7 +192,7 @@ class Suite:
         return [_row(item) for items in self.items.values() for item in items]
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What the results say of a benchmark besides its scores."""
+        """Return the entries of results.json for a benchmark besides its scores."""
         benchmark, items = BENCHMARKS[name], self.items[name]
         return {
             "title": benchmark.title,
@@ -224,7 +224,7 @@ def _sources(config: EvaluationConfig) -> dict[str, SourceConfig]:
 
 
 def pick(items: Sequence[T], count: int, *, seed: int) -> list[T]:
-    """``count`` of them by lot, in order, the same ones each time; all with 0."""
+    """Pick ``count`` items at random, in their order and the same ones each time; all with 0."""
     if not count or count >= len(items):
         return list(items)
     chosen = np.random.default_rng([seed, 7]).permutation(len(items))[:count]
@@ -244,7 +244,7 @@ def make_sets(suite: Suite, tokenizer: PreTrainedTokenizerBase, config: Config) 
 
 
 def left_out(suite: Suite, sets: Sequence[TestSet]) -> list[str]:
-    """A line for each benchmark of which prompts were too long: its figures are not those of the whole."""
+    """Return a warning for each benchmark whose long prompts were left out: its figures are of a part only."""
     counts = {one.name: len(suite.items[one.name]) - len(one.problems) for one in sets if one.name in suite.items}
     return [
         f"{count} of {len(suite.items[name])} prompts of {name} are longer than data.max_prompt and were dropped"

@@ -3,8 +3,6 @@
 Knows nothing of runs or checkpoints.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -32,7 +30,7 @@ PROBE_BYTES = 1 << 20
 
 
 def cause(error: OSError) -> str:
-    """Describe an ``OSError`` by a cause that a person can repair."""
+    """Return the cause of an ``OSError`` in words that say what to repair."""
     return _CAUSES.get(error.errno or 0) or error.strerror or str(error)
 
 
@@ -138,7 +136,7 @@ def make_folders(path: Path) -> list[Path]:
 
 
 def remove_made(made: list[Path]) -> None:
-    """Undo ``make_folders``: remove what it made, with what has come into the innermost one since."""
+    """Remove the folders that ``make_folders`` made, and everything in the innermost one."""
     if made:
         shutil.rmtree(made[-1], ignore_errors=True)
     for folder in reversed(made[:-1]):

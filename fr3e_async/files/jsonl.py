@@ -3,8 +3,6 @@
 Knows nothing of what the objects mean, but for their ``step``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import zlib
@@ -62,13 +60,13 @@ class JsonlWriter:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the writer
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Raises ``StorageError`` on a full disk, ``ValueError`` for a NaN."""
+        """Append a row as one line. Raises ``StorageError`` on a full disk, ``ValueError`` for a NaN."""
         with storage_errors(self._path):
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
 
     def append(self, line: str) -> int:
-        """A row that is a line of JSON already; the bytes of the file now. Raises ``StorageError``."""
+        """Append a row that is a line of JSON already; return the size of the file in bytes. Raises ``StorageError``."""
         with storage_errors(self._path):
             self._file.write(line + "\n")
             self._file.flush()
@@ -92,7 +90,7 @@ def cut_after(path: Path, last: int, *, key: str = "step") -> int:
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
-    """Drop the rows that are not wanted, and lines that are no row; how many lines went. A missing file is an empty one.
+    """Drop unwanted rows and lines that are no row; return how many lines were dropped, 0 without a file.
 
     Raises ``StorageError``.
     """
@@ -100,12 +98,12 @@ def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> int:
 
 
 def keep_first(path: Path, count: int) -> int:
-    """Drop all but the first ``count`` rows; how many lines went. A missing file is an empty one. Raises ``StorageError``."""
+    """Drop all but the first ``count`` rows; return how many lines were dropped, 0 without a file. Raises ``StorageError``."""
     return _keep(path, lambda number, _: number < count)
 
 
 def last_row(path: Path) -> dict[str, Any]:
-    """The last whole row, or an empty one. A missing file is an empty one. Raises ``StorageError``."""
+    """Return the last whole row; {} if there is none, or no file. Raises ``StorageError``."""
     if not path.is_file():
         return {}
     with storage_errors(path), open(path, "rb") as file:
@@ -133,7 +131,7 @@ def _keep(path: Path, stays: Callable[[int, bytes], bool]) -> int:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """None for a line that was cut off, or that is no object of JSON in UTF-8."""
+    """Parse a line; None if it was cut off or is not a JSON object in UTF-8."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -4,8 +4,6 @@ before anything heavy loads.
 Our own words to a person go through ``console``; this module only moves the others' out of the way.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import json
@@ -46,7 +44,7 @@ _NOISY = ("deepspeed", "DeepSpeed", "ray", "transformers", "vllm", "urllib3", "f
 
 
 def quiet_environment(*, verbose: bool) -> dict[str, str]:
-    """Settings for this process and its actors that a person has not set already; none with ``verbose``."""
+    """Return the environment variables that silence libraries in this process and its actors: those the user has not set, none with ``verbose``."""
     return {} if verbose else {name: value for name, value in QUIET_ENVIRONMENT.items() if name not in os.environ}
 
 
@@ -133,9 +131,9 @@ def first_error(log: str | Path, *, start: int = 0) -> str:
 def _raised_at(lines: list[str]) -> str:
     """Where the traceback in these lines ends: `` at cpu_router.py:212: assert self.topk_group is not None``."""
     for number in reversed(range(len(lines))):
-        if place := RAISED_AT.search(lines[number]):
+        if raised := RAISED_AT.search(lines[number]):
             source = re.sub(r"^\(.*?\]", "", "".join(lines[number + 1 : number + 2])).strip()
-            return f" at {place[1]}:{place[2]}: {source}"
+            return f" at {raised[1]}:{raised[2]}: {source}"
     return ""
 
 

@@ -7,8 +7,6 @@ A lock and not a process id: the kernel gives it back with the process, and no o
 Names of sockets have 107 bytes at most; where <base> is too long for Ray's, the folder in /tmp is a link to one in <base>.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
@@ -20,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import cause, make_folders
@@ -35,11 +33,11 @@ class Scratch:
     """A temporary folder that this process owns until ``close`` removes it."""
 
     def __init__(self, path: Path, lock: IO[str], made: Sequence[Path]) -> None:
-        """Use ``claim``. ``made``: folders above it that were not there."""
+        """Called by ``claim``. ``made``: the parent folders that it created."""
         self.path, self._lock, self._made, self._owner = path, lock, made, os.getpid()
 
     @classmethod
-    def claim(cls, base: Path | None = None) -> Scratch:
+    def claim(cls, base: Path | None = None) -> Self:
         """Remove what dead sessions left beside it, and make a new one. Raises ``StorageError``."""
         base = base or Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT).absolute()
         owned = f"fr3e.{os.getuid()}"

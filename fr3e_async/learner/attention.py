@@ -3,8 +3,6 @@
 Importing this module registers it there. Knows nothing of samples and losses, nor how the layout came about.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -37,7 +35,7 @@ def forest_attention(
 ) -> tuple[Tensor, None]:
     """An attention function of the library's interface: [1, heads, U, d] queries, [1, key heads, U, d] keys and values.
 
-    Returns [1, U, heads, d]. ``forest_mask`` comes as a keyword through the model's forward. ``sliding_window``: a place sees so
+    Returns [1, U, heads, d]. ``forest_mask`` comes as a keyword through the model's forward. ``sliding_window``: a slot sees so
     many nearest ancestors, itself among them. ``softcap`` c: scores become c · tanh(score / c).
 
     Raises:
@@ -66,7 +64,7 @@ def _stacked_attention(
     assert layout.keys is not None
     assert layout.back is not None
     shared_keys = query.shape[1] != key.shape[1]
-    # One gather for all stacks, since the backward pass of each fills a tensor of all places.
+    # One gather for all stacks, since the backward pass of each fills a tensor of all slots.
     parts = zip(
         layout.stacks,
         biases,
@@ -94,9 +92,9 @@ def _capped_attention(
     return weights.to(query.dtype) @ value
 
 
-def _gathered(heads: Tensor, places: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    """[1, heads, U, d] at these places, [Σ sizes], as a part [size, heads, d] for each stack."""
-    return heads[0].transpose(0, 1).index_select(0, places).split(sizes)
+def _gathered(heads: Tensor, slots: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """[1, heads, U, d] at these slots, [Σ sizes], as a part [size, heads, d] for each stack."""
+    return heads[0].transpose(0, 1).index_select(0, slots).split(sizes)
 
 
 def _heads_first(rows: Tensor, count: int) -> Tensor:

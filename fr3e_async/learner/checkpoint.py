@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from fr3e_async.errors import ConfigError, StorageError, UserError
 from fr3e_async.files.durable import fsync_path, fsync_tree, leads_outside, storage_errors
 from fr3e_async.files.jsonl import checked_json, read_checked_json
-from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, Pieces, SavedPiece, WeightRun, write_pieces
+from fr3e_async.learner.checkpoint_pieces import BUFFER, MASTER, REFERENCE, Pieces, SavedPiece, WeightRun, write_pieces
 from fr3e_async.learner.spec import Pulse
 
 FORMAT = 1
@@ -64,7 +64,7 @@ class Manifest:
     @property
     def roles(self) -> list[str]:
         """Names of the tensors that the optimiser kept of each weight; none before the first update."""
-        return sorted({piece.part for piece in self.pieces} - {MASTER, BUFFER, RANDOM})
+        return sorted({piece.part for piece in self.pieces} - {MASTER, BUFFER, REFERENCE, RANDOM})
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(checked_json({**asdict(self), "format": FORMAT}), encoding="utf-8")

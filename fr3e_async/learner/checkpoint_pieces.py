@@ -1,17 +1,15 @@
 """Tensors in pieces: runs of numbers of named weights in safetensors files, each with a checksum, read back by any cut.
 
-Knows nothing of ranks, DeepSpeed or what the numbers mean. A run is a stretch of a flattened weight; whoever writes may cut
-the weights as it likes, and whoever reads may ask for any other stretch.
+Knows nothing of ranks, DeepSpeed or what the numbers mean. A run is a span of a flattened weight; whoever writes may cut
+the weights as it likes, and whoever reads may ask for any other span.
 """
-
-from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +20,7 @@ from fr3e_async.errors import StorageError
 from fr3e_async.files.durable import fsync_path, writing_tensors
 
 MASTER = "master"  # the part of the weights themselves, in the precision that the optimiser updates
+REFERENCE = "reference"  # the part of a second set of weights, that of the reference policy
 BUFFER = "buffer"  # the part of what a model keeps beside its weights and does not train
 SHARD_BYTES = 1 << 30
 CHECK_THREADS = 4
@@ -104,7 +103,7 @@ class Pieces:
         self._files: dict[str, Any] = {}
         self._open = ExitStack()
 
-    def __enter__(self) -> Pieces:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +116,7 @@ class Pieces:
     def read(self, part: str, name: str, start: int, stop: int) -> Tensor:
         """Numbers ``start`` … ``stop`` of a flattened weight, [stop - start], as they were stored. Every piece used is checked.
 
-        Raises ``StorageError``: a stretch is not there, or a piece is damaged.
+        Raises ``StorageError``: a span is not there, or a piece is damaged.
         """
         parts, at = [], start
         for piece in self._by_weight.get((part, name), ()):

@@ -4,8 +4,6 @@ The one place that reaches inside DeepSpeed: its public tensor access gathers wh
 the optimiser's step count nor state that does not exist yet. Knows nothing of files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -16,11 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fr3e_async.errors import ConfigError
-from fr3e_async.learner.checkpoint_pieces import MASTER, WeightRun
+from fr3e_async.learner.checkpoint_pieces import MASTER, REFERENCE, WeightRun
 
 TESTED = "0.19.8"
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-
 # (role, weight, start, stop) → numbers, or None if the checkpoint has none of this role for this weight
 Read = Callable[[str, str, int, int], Tensor | None]
 
@@ -49,6 +46,7 @@ class TrainingState:
                 f"pip install deepspeed=={TESTED}"
             )
         self._engine, self._names, self.buffers = engine, dict(names), dict(buffers)
+        self.reference: FrozenWeights | None = None
         self.restoring = False  # the optimiser steps that are seen now are none of the training
         kind = type(engine.optimizer).__name__
         if kind not in LAYOUTS and not isinstance(engine.optimizer, torch.optim.Optimizer):
@@ -69,6 +67,12 @@ class TrainingState:
             yield WeightRun(MASTER, slot.name, slot.start, _cut(slot.owner, slot))
             for role, values in self._tensor_state(slot.owner):
                 yield WeightRun(role, slot.name, slot.start, _cut(values, slot))
+        if self.reference is not None:
+            yield from self.reference.runs(rank, world)
+
+    def hold_reference(self, version: int) -> None:
+        """Make the weights as they are, which are ``version``, the reference."""
+        self.reference = FrozenWeights(self._engine, self._names, version)
 
     def describe(self) -> dict[str, Any]:
         """Describe all that is no run, for JSON: settings and step counts of each group of weights, schedule, counters."""
@@ -83,6 +87,7 @@ class TrainingState:
             "groups": groups,
             "schedule": {key: value for key, value in schedule.items() if _is_setting(value)},
             "counters": {name: int(getattr(self._engine, name)) for name in COUNTERS},
+            "reference": None if self.reference is None else self.reference.version,
         }
 
     def restore(self, described: Mapping[str, Any], read: Read) -> None:
@@ -118,6 +123,8 @@ class TrainingState:
         self._engine.lr_scheduler.load_state_dict({**self._engine.lr_scheduler.state_dict(), **described["schedule"]})
         for name, value in described["counters"].items():
             setattr(self._engine, name, value)
+        if self.reference is not None and described.get("reference") is not None:
+            self.reference.restore(described["reference"], read)
 
     def _require_roles(self, roles: Sequence[str]) -> None:
         ours = sorted({role for owner in self._base.state for role, _ in self._tensor_state(owner)})
@@ -172,6 +179,56 @@ class TrainingState:
             self._base.step()
             owner.grad = gradient
         group["params"], self.restoring = held, False
+
+
+class FrozenWeights:
+    """A second set of the trained weights, as they were at ``version``, that can take the place of the current ones for a while.
+
+    They lie in host memory, cut as the engine cuts its own: a part of each under ZeRO-3, else all. There is no second module, so
+    layouts and kernels are the policy's. (A further model that is trained, or has another shape, needs an engine of its own.)
+    """
+
+    def __init__(self, engine: Any, names: Mapping[torch.nn.Parameter, str], version: int) -> None:
+        self._engine, self._names, self.version = engine, names, version
+        self._cut = all(hasattr(weight, "ds_tensor") for weight in names)
+        pinned = {"pin_memory": True} if torch.cuda.is_available() else {}
+        self._held = [torch.empty_like(local, device="cpu", **pinned).copy_(local) for local in self._locals()]
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange these weights with the engine's; a second call undoes it, bit for bit. All ranks, between two passes."""
+        optimiser = self._engine.optimizer
+        if self._cut:
+            optimiser._partition_all_parameters()
+        for local, held in zip(self._locals(), self._held, strict=True):
+            current = local.clone()
+            local.copy_(held)
+            held.copy_(current)
+        if self._cut:
+            _gather_persistent(optimiser)
+
+    def runs(self, rank: int, world: int) -> Iterator[WeightRun]:
+        """Yield what ``rank`` writes, as views; the runs of all ranks cover every weight once."""
+        for index, (name, start, stop, held) in enumerate(self._parts()):
+            if start < stop and (self._cut or index % world == rank):
+                yield WeightRun(REFERENCE, name, start, held.flatten()[: stop - start])
+
+    def restore(self, version: int, read: Read) -> None:
+        """Take the weights that ``runs`` gave, of whatever cut."""
+        self.version = version
+        for name, start, stop, held in self._parts():
+            if start < stop and (found := read(REFERENCE, name, start, stop)) is not None:
+                held.view(-1)[: stop - start].copy_(found)
+
+    def _locals(self) -> list[Tensor]:
+        return [getattr(weight, "ds_tensor", weight).detach() for weight in self._names]
+
+    def _parts(self) -> Iterator[tuple[str, int, int, Tensor]]:
+        """(weight, first number, end, the part that this rank holds), padding at its end left out."""
+        for (weight, name), held in zip(self._names.items(), self._held, strict=True):
+            total = getattr(weight, "ds_numel", weight.numel())
+            start = held.numel() * self._engine.optimizer._get_param_partition_rank(weight) if self._cut else 0
+            yield name, start, min(start + held.numel(), total), held
 
 
 def _plain_slots(_optimiser: Any, names: Mapping[torch.nn.Parameter, str]) -> Iterator[OptimiserSlot]:
@@ -249,6 +306,10 @@ def _publish_stage3(optimiser: Any) -> None:
     optimiser._partition_all_parameters()
     for index in range(len(optimiser.fp16_groups)):
         optimiser._reassign_or_swap_out_partitioned_parameters(index)
+    _gather_persistent(optimiser)
+
+
+def _gather_persistent(optimiser: Any) -> None:
     if optimiser.persistent_parameters:  # small weights are kept whole on every rank
         optimiser.persistent_parameters[0].all_gather(optimiser.persistent_parameters)
     optimiser.invalidate_secondary_tensor()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fr3e_async.algorithm.losses import value_loss
 from fr3e_async.algorithm.values import gae, length_lambdas
@@ -49,8 +50,9 @@ class Critic:
             for part, reward, imitated in zip(minibatch.parts, rewards, right, strict=True):
                 values = part.measured(self.engine.forward)[0].double().cpu().numpy()
                 returns, advantages = self._credit(part.batch, reward, values)
-                imitation = imitated * weight if self.config.positive_coef else None
-                part.credit(values=values, returns=returns, advantages=advantages, imitation=imitation)
+                columns = (values, returns, advantages, imitated * weight)
+                part.values, part.returns, part.advantages, imitation = map(self._loaded, columns)
+                part.imitation = imitation if self.config.positive_coef else None
                 sums += _sums(part.batch, reward, values)
         return _explained(all_reduced(torch.from_numpy(sums).to(self._device)).cpu().numpy())
 
@@ -81,6 +83,9 @@ class Critic:
         return {
             "critic/loss": loss_mean, "critic/clip_fraction": stopped_fraction, "critic/grad_norm": self.engine.grad_norm
         }  # fmt: skip
+
+    def _loaded(self, column: NDArray[np.floating]) -> Tensor:
+        return torch.from_numpy(column.astype(np.float32)).to(self._device)
 
     def _total(self, count: int) -> int:
         return int(all_reduced(torch.tensor(count, device=self._device)))

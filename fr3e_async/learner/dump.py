@@ -4,8 +4,6 @@ The weights lie beside it as an ordinary model folder, so that one process can r
 world size (``fr3e replay_step DUMP``). No pickles. Knows nothing of engines.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -34,10 +32,11 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DumpedSample:
-    """A sample and its proximal log-probs; NaN where the step failed before they were known."""
+    """A sample and its log-probs under two other policies; NaN where they are not known, or there is no reference."""
 
     sample: TrainSample
     prox: NDArray[np.float32]  # [completion] nats
+    reference: NDArray[np.float32]  # [completion] nats
     imitation: NDArray[np.float32]  # [completion] weights of −log π; 0 without a critic
 
 
@@ -66,6 +65,7 @@ def write_share(folder: Path, share: Sequence[DumpedSample], *, rank: int) -> No
         "contexts": np.asarray([sample.context_len for sample in samples], dtype=np.int64),
         "tokens": _joined([sample.tokens for sample in samples], np.int32),
         "prox_logprobs": _joined([measured.prox for measured in share], np.float32),
+        "reference_logprobs": _joined([measured.reference for measured in share], np.float32),
         "imitation": _joined([measured.imitation for measured in share], np.float32),
     }
     for name in COLUMNS:
@@ -117,12 +117,14 @@ def _read_share(path: Path) -> list[DumpedSample]:
         lengths, contexts = columns["lengths"], columns["contexts"]
         rows = np.split(columns["tokens"], np.cumsum(lengths)[:-1]) if len(lengths) else []
         ends = np.cumsum(lengths - contexts)[:-1]
-        parts = {name: np.split(columns[name], ends) for name in (*COLUMNS, "prox_logprobs", "imitation")}
+        parts = {name: np.split(columns[name], ends) for name in (*COLUMNS, "prox_logprobs", "reference_logprobs", "imitation")}
     found = []
     for i, tokens in enumerate(rows):
-        fields = {name: parts[name][i] for name in COLUMNS}
-        sample = TrainSample(tokens=tokens, context_len=int(contexts[i]), minibatch=0, **fields)
-        found.append(DumpedSample(sample=sample, prox=parts["prox_logprobs"][i], imitation=parts["imitation"][i]))
+        sample = TrainSample(
+            tokens=tokens, context_len=int(contexts[i]), minibatch=0, **{name: parts[name][i] for name in COLUMNS}
+        )
+        prox, reference, imitation = (parts[name][i] for name in ("prox_logprobs", "reference_logprobs", "imitation"))
+        found.append(DumpedSample(sample=sample, prox=prox, reference=reference, imitation=imitation))
     return found
 
 

@@ -3,11 +3,10 @@
 Knows nothing of samples, losses or Ray. Set ``spec.rank_environment`` before this module is imported.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -117,6 +116,8 @@ class TrainingEngine:
         self.engine.basic_optimizer.register_step_pre_hook(self._before_step)
         trained = {p: name for name, p in model.named_weights() if p.requires_grad}
         self.state = TrainingState(self.engine, trained, stored_buffers(model.causal_lm))
+        if spec.loss.reference_coef:
+            self.state.hold_reference(0)
 
     @property
     def stage(self) -> int:
@@ -150,6 +151,16 @@ class TrainingEngine:
         measured = self.engine(inputs)
         self._pulse.beat()
         return measured
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """For the block ``forward`` is that of the reference, which must be held. All ranks; no backward pass."""
+        assert self.state.reference is not None
+        self.state.reference.swap()
+        try:
+            yield
+        finally:
+            self.state.reference.swap()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, which counts 1/world: DeepSpeed averages over the ranks."""

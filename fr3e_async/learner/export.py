@@ -3,8 +3,6 @@
 Knows nothing of DeepSpeed or ranks: the weights come one after another, from a learner or from a checkpoint's masters.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -166,6 +164,6 @@ def _name_files(folder: Path, placed: Mapping[str, int], total: int) -> None:
     for index, name in enumerate(names):
         os.replace(folder / _part(index), folder / name)
     if count > 1:
-        index_of = {name: names[place] for name, place in sorted(placed.items())}
+        index_of = {name: names[index] for name, index in sorted(placed.items())}
         text = json.dumps({"metadata": {"total_size": total}, "weight_map": index_of}, indent=2)
         (folder / INDEX).write_text(text + "\n", encoding="utf-8")

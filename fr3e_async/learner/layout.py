@@ -1,6 +1,6 @@
 """The attention mask of a forest on a device, and the inputs of a forward pass. Torch only.
 
-A place sees its ancestors and itself, or the nearest of them in a layer with a sliding window. There are two forms of this mask:
+A slot sees its ancestors and itself, or the nearest of them in a layer with a sliding window. There are two forms of this mask:
 *blocks*, runs of queries with the keys of their whole path gathered beside them, those of similar shape stacked, for plain scaled
 dot-product attention; and FlexAttention's block mask of ``j <= i < end[j]``, whose empty blocks are skipped, on CUDA. Knows
 nothing of models.
@@ -24,7 +24,7 @@ from fr3e_async.learner.packing import MicroBatch, padded
 QUERY_BLOCK = 256  # most queries of a block: what lies above its diagonal is computed for nothing
 FREE_PAIRS = 1 << 16  # query-key pairs that cost less than one more call
 WASTE = 1.3  # how much padding may add to the pairs of a stack
-FLEX_BLOCK = 128  # places are padded to a multiple of it for FlexAttention
+FLEX_BLOCK = 128  # slots are padded to a multiple of it for FlexAttention
 Kernel = Literal["auto", "flex", "blocks"]
 
 
@@ -42,18 +42,18 @@ class Stack:
 class TreeLayout:
     """A forest on a device: made once for a micro-batch and used by every pass over it.
 
-    Queries and keys of all stacks are gathered at once, one stack after another. Padded entries point at place 0 and are
+    Queries and keys of all stacks are gathered at once, one stack after another. Padded entries point at slot 0 and are
     never read.
     """
 
     stacks: tuple[Stack, ...] = ()
-    queries: Tensor | None = None  # [Σ n·Lq] places
-    keys: Tensor | None = None  # [Σ n·Lk] places, those of a block by depth
-    back: Tensor | None = None  # [U] where each place's output stands among the queries
+    queries: Tensor | None = None  # [Σ n·Lq] slots
+    keys: Tensor | None = None  # [Σ n·Lk] slots, those of a block by depth
+    back: Tensor | None = None  # [U] where each slot's output stands among the queries
     blocks: Callable[[int | None], Any] | None = None  # FlexAttention's BlockMask for a sliding window
 
     def mask(self, dtype: torch.dtype) -> ForestMask:
-        """What one forward pass needs beside the places; its biases are the size of all pairs and live no longer than it."""
+        """What one forward pass needs beside the slots; its biases are the size of all pairs and live no longer than it."""
         return ForestMask(layout=self, dtype=dtype)
 
 
@@ -121,8 +121,8 @@ def kernel_for(device: torch.device, kernel: Kernel) -> Kernel:
     return ("flex" if device.type == "cuda" else "blocks") if kernel == "auto" else kernel
 
 
-def places_of(forest: Forest, kernel: Kernel) -> int:
-    """Count the places that the model is run on: a whole number of FlexAttention's blocks, or one for each token."""
+def slots_of(forest: Forest, kernel: Kernel) -> int:
+    """Count the slots that the model is run on: a whole number of FlexAttention's blocks, or one for each token."""
     return -(-len(forest) // FLEX_BLOCK) * FLEX_BLOCK if kernel == "flex" else len(forest)
 
 
@@ -142,17 +142,17 @@ def blockwise_layout(forest: Forest, *, device: torch.device) -> TreeLayout:
     joined = {
         name: np.concatenate([part.reshape(-1) for part in parts]) for name, parts in (("queries", queries), ("keys", keys))
     }
-    places = {name: torch.from_numpy(array).to(device) for name, array in (joined | {"back": back}).items()}
-    return TreeLayout(stacks=tuple(stacks), **places)
+    slots = {name: torch.from_numpy(array).to(device) for name, array in (joined | {"back": back}).items()}
+    return TreeLayout(stacks=tuple(stacks), **slots)
 
 
-def flex_layout(forest: Forest, *, places: int, device: torch.device) -> TreeLayout:
-    """Make the masks for FlexAttention, over ``places``; those after the forest are padding and see themselves only."""
+def flex_layout(forest: Forest, *, slots: int, device: torch.device) -> TreeLayout:
+    """Make the masks for FlexAttention, over ``slots``; those after the forest are padding and see themselves only."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    ends = torch.arange(1, places + 1, device=device)
+    ends = torch.arange(1, slots + 1, device=device)
     ends[: len(forest)] = torch.from_numpy(forest.end).to(device)
-    depth = torch.zeros(places, dtype=torch.int64, device=device)
+    depth = torch.zeros(slots, dtype=torch.int64, device=device)
     depth[: len(forest)] = torch.from_numpy(forest.depth).to(device)
 
     @cache
@@ -161,7 +161,7 @@ def flex_layout(forest: Forest, *, places: int, device: torch.device) -> TreeLay
             ancestors = (key <= query) & (query < ends[key])
             return ancestors if window is None else ancestors & (depth[query] - depth[key] < window)
 
-        return create_block_mask(sees, None, None, places, places, device=str(device), BLOCK_SIZE=FLEX_BLOCK)
+        return create_block_mask(sees, None, None, slots, slots, device=str(device), BLOCK_SIZE=FLEX_BLOCK)
 
     return TreeLayout(blocks=blocks)
 
@@ -185,11 +185,11 @@ class Inputs:
         tokens, positions, layout = batch.tokens, batch.positions, None
         if batch.forest is not None:
             kernel = kernel_for(device, kernel)
-            places = places_of(batch.forest, kernel)
+            slots = slots_of(batch.forest, kernel)
             assert positions is not None
-            tokens, positions = (np.pad(array, ((0, 0), (0, places - array.shape[1]))) for array in (tokens, positions))
+            tokens, positions = (np.pad(array, ((0, 0), (0, slots - array.shape[1]))) for array in (tokens, positions))
             if kernel == "flex":
-                layout = flex_layout(batch.forest, places=places, device=device)
+                layout = flex_layout(batch.forest, slots=slots, device=device)
             else:
                 layout = blockwise_layout(batch.forest, device=device)
         return cls(

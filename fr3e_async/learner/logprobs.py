@@ -4,8 +4,6 @@ Logits exist for a slice of the tokens at a time. Those of a whole batch are kep
 into a limit; otherwise the backward pass makes them again, slice by slice. Knows nothing of models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any

@@ -4,8 +4,6 @@ Arithmetic on a config and a model's sizes. Imports no torch and reads one file 
 this disk. The memory of Python and its libraries (about 1 GiB an actor) is not in the estimate.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
@@ -215,6 +213,11 @@ def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
     )
     rows.append(_learner_memory(config, model))
     if model is not None:
+        if config.loss.reference_coef:
+            n = config.learner
+            held = state_bytes(model.parameters, dtype=n.dtype, zero_stage=n.zero_stage, ranks=n.ranks)["weights"] / GIB
+            note = "a second set of weights, with neither gradients nor optimiser"
+            rows.append(Memory(role="reference", where="host", copies=n.ranks, parts={"weights": held}, note=note))
         bundle = version_bytes(config, model) / GIB
         engines = sum(pool.count for role, pool in pools if role == "generators" or explorer_count(config))
         note = "per node while a version is handed over: it and the one before"

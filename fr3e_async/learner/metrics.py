@@ -3,8 +3,6 @@
 Knows nothing of models or engines; takes sums that are already global.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,6 +75,8 @@ def loss_metrics(sums: LossSums) -> dict[str, float]:
         "kl_nats": sums.mean("kl"),
         "entropy_nats": sums.mean("entropy"),
     }
+    if sums.total("reference_kl"):  # 0 without a reference, and before the first step away from it
+        means["reference_kl_nats"] = sums.mean("reference_kl")
     fresh = sums.bucket(0)
     if fresh.total("tokens"):
         means |= {"mismatch_nats": fresh.mean("mismatch"), "mismatch_kl_nats": fresh.mean("behaviour_kl")}

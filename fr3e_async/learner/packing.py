@@ -10,8 +10,6 @@ What a model's config alone tells of its layouts is asked here too, before anyth
 knows nothing of ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,19 +26,19 @@ Packing = Literal["tree", "flat", "padded"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """B rows of W places that go through the model together, and the N trained tokens of S samples among them.
+    """B rows of W slots that go through the model together, and the N trained tokens of S samples among them.
 
-    Log-probs are wanted for P pairs of a place and the token after it. Samples that share a prefix may both train a
+    Log-probs are wanted for P pairs of a slot and the token after it. Samples that share a prefix may both train a
     token of it: such a pair is computed once, and ``pick`` leads each trained token to its pair.
 
     Example (padded): contexts [7 8] and [9], completions [5] and [6 4] give ``tokens=[[7, 8, 5], [9, 6, 4]]``,
-    ``rows=[1, 3, 4]`` (the places that predict them), ``targets=[5, 6, 4]`` and ``pick=[0, 1, 2]``.
+    ``rows=[1, 3, 4]`` (the slots that predict them), ``targets=[5, 6, 4]`` and ``pick=[0, 1, 2]``.
     """
 
     tokens: NDArray[np.int64]  # [B, W]
     positions: NDArray[np.int64] | None  # [B, W]; None: 0, 1, 2 … in every row
     forest: Forest | None  # of the one row, if the layout is a tree
-    rows: NDArray[np.int64]  # [P] index into the B·W places: the one before the token
+    rows: NDArray[np.int64]  # [P] index into the B·W slots: the one before the token
     targets: NDArray[np.int64]  # [P]
     pick: NDArray[np.int64]  # [N] index into the pairs
     behaviour_logprobs: NDArray[np.float32]  # [N] nats
@@ -48,7 +46,7 @@ class MicroBatch:
     versions: NDArray[np.int64]  # [N] weight version that sampled each token
     sequences: NDArray[np.int64]  # [N] number of the sample, from 0, that each token belongs to
     mask: NDArray[np.bool_]  # [N] False only in a dummy
-    computed: int  # places that hold a token
+    computed: int  # slots that hold a token
     samples: tuple[TrainSample, ...]  # in the order of the trained tokens
 
     @property
@@ -81,28 +79,28 @@ def dummy(packing: Packing) -> MicroBatch:
 def first_fit(lengths: Sequence[int], *, padded: bool, budget: int) -> list[list[int]]:
     """Indices of the rows of each micro-batch: longest first, each into the first one that has room for it.
 
-    A micro-batch takes Σ lengths places, or, ``padded``, longest · count. Raises ``ValueError`` for a row above the budget alone.
+    A micro-batch takes Σ lengths slots, or, ``padded``, longest · count. Raises ``ValueError`` for a row above the budget alone.
     Example: lengths 3, 7, 5, 2, 5 and a budget of 10 give [[1, 0], [2, 4], [3]] flat, and padded [[1], [2, 4], [0, 3]].
     """
     parts: list[list[int]] = []
-    places: list[int] = []  # of each part
+    slots: list[int] = []  # of each part
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         row = lengths[index]
         if row > budget:
             raise ValueError(f"a sample of {row} tokens is above learner.micro_batch_tokens ({budget})")
-        grown = (used + (lengths[part[0]] if padded else row) for part, used in zip(parts, places, strict=True))
+        grown = (used + (lengths[part[0]] if padded else row) for part, used in zip(parts, slots, strict=True))
         found = next(((i, size) for i, size in enumerate(grown) if size <= budget), None)
         if found is None:
             parts.append([index])
-            places.append(row)
+            slots.append(row)
         else:
             parts[found[0]].append(index)
-            places[found[0]] = found[1]
+            slots[found[0]] = found[1]
     return parts
 
 
 def plan(samples: Sequence[TrainSample], *, packing: Packing, budget: int) -> list[list[int]]:
-    """Cut samples into micro-batches of at most ``budget`` places: the indices of each. ``ValueError`` for a sample above it."""
+    """Cut samples into micro-batches of at most ``budget`` slots: the indices of each. ``ValueError`` for a sample above it."""
     if packing == "tree":
         return split_rows([sample.tokens for sample in samples], budget=budget)
     return first_fit([len(sample.tokens) for sample in samples], padded=packing == "padded", budget=budget)
@@ -116,15 +114,15 @@ def collate(samples: Sequence[TrainSample], *, packing: Packing, trained: bool =
     tokens, positions, forest, paths = _layout([sample.tokens for sample in samples], packing, share=share)
     wanted = np.concatenate([path[sample.context_len :] for path, sample in zip(paths, samples, strict=True)])
     before = np.concatenate([path[sample.context_len - 1 : -1] for path, sample in zip(paths, samples, strict=True)])
-    # A place is one prefix, so the place of a token names the pair: the same place, the same predecessor.
-    places, first, pick = np.unique(wanted, return_index=True, return_inverse=True)
+    # A slot is one prefix, so the slot of a token names the pair: the same slot, the same predecessor.
+    slots, first, pick = np.unique(wanted, return_index=True, return_inverse=True)
     lengths = [len(sample.versions) for sample in samples]
     return MicroBatch(
         tokens=tokens,
         positions=positions,
         forest=forest,
         rows=before[first],
-        targets=tokens.reshape(-1)[places],
+        targets=tokens.reshape(-1)[slots],
         pick=pick,
         behaviour_logprobs=np.concatenate([sample.behaviour_logprobs for sample in samples]).astype(np.float32),
         advantages=np.concatenate([sample.advantages for sample in samples]),
@@ -139,7 +137,7 @@ def collate(samples: Sequence[TrainSample], *, packing: Packing, trained: bool =
 def _layout(
     rows: Sequence[NDArray[np.int32]], packing: Packing, *, share: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None, Forest | None, Sequence[NDArray[np.int64]]]:
-    """Tokens [B, W], positions, forest, and the places of each row's tokens."""
+    """Tokens [B, W], positions, forest, and the slots of each row's tokens."""
     if packing == "tree":
         forest = build_forest(rows, share=share)
         return forest.tokens[None], forest.depth[None], forest, forest.paths
@@ -161,7 +159,7 @@ def padded(rows: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
 
 
 def pack(samples: Sequence[TrainSample], *, packing: Packing, budget: int) -> list[MicroBatch]:
-    """Pack samples into micro-batches of at most ``budget`` places, each sample once; none for no samples. Raises as ``plan``."""
+    """Pack samples into micro-batches of at most ``budget`` slots, each sample once; none for no samples. Raises as ``plan``."""
     if not samples:
         return []
     return [collate([samples[i] for i in part], packing=packing) for part in plan(samples, packing=packing, budget=budget)]

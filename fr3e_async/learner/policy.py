@@ -1,12 +1,10 @@
 """The policy: any Hugging Face causal language model, asked for the log-probs of given tokens only.
 
-Knows nothing of DeepSpeed or losses. The vocabulary projection runs on the places that are asked for, a slice at a time;
+Knows nothing of DeepSpeed or losses. The vocabulary projection runs on the slots that are asked for, a slice at a time;
 for contexts, which carry no loss, it is never computed. ``entropies`` are for
 engines that cannot give them, ``distributions`` for the comparison of engines with the learner: every rank runs the same number of forward
 passes, since under ZeRO-3 each is a collective.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -130,6 +130,8 @@ class LearnerRank:
             dumped = self._dump(error.step, engine) if isinstance(error, UnsoundStep) else ""
             raise FloatingPointError(f"{error}{dumped}") from error
         self.version = version
+        if self.spec.loss.reference_reset and version % self.spec.loss.reference_reset == 0:
+            engine.state.hold_reference(version)
         return StepReport(
             version=version,
             tokens=ages.tokens,
@@ -276,6 +278,8 @@ class LearnerRank:
             folder = Path(self.spec.optimizer_from)
             self.load(folder.parent, folder.name)
             self.version = 0
+            if self.spec.loss.reference_coef:
+                self._require_sound().state.hold_reference(0)
 
     def save_hf(self, folder: str | Path) -> None:
         """Rank 0 writes safetensors, config and tokenizer, which transformers and vLLM load. Memory: one file of weights.

@@ -3,8 +3,6 @@
 One process, transformers and torch; no DeepSpeed, Ray or vLLM, and no need for the run's number of ranks.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -130,6 +128,8 @@ def _pass(model: PolicyModel, step: FailedStep, part: list[int], spec: LearnerSp
     # A first minibatch that failed before its proximal log-probs were known is measured against itself, as it was.
     prox = torch.cat([torch.from_numpy(measured.prox) for measured in members]).to(device)
     batch.prox = torch.where(prox.isnan(), logprobs.detach(), prox)
+    if spec.loss.reference_coef:
+        batch.reference = torch.cat([torch.from_numpy(measured.reference) for measured in members]).to(device)
     imitation = torch.cat([torch.from_numpy(measured.imitation) for measured in members]).to(device)
     batch.imitation = imitation if imitation.any() else None
     loss, sums = batch.loss(spec.loss, logprobs, entropies, total_tokens=step.total_tokens, total_completions=len(step.share))

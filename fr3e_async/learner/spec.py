@@ -3,8 +3,6 @@
 Knows nothing of torch or DeepSpeed, so that the process that starts the ranks need not load them.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 A model that mixes tokens in a way that the layout does not respect would learn from wrong gradients without a word.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +48,7 @@ class UpdateEngine(Protocol):
     @property
     def lr(self) -> float: ...
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]: ...
+    def reference(self) -> AbstractContextManager[None]: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self) -> None: ...
 
@@ -58,14 +60,17 @@ class UpdateResult:
     sums: LossSums | None  # over all optimiser steps; None if there was nothing to train on
     grad_norms: tuple[float, ...]  # one for each optimiser step, before clipping
     lr: float  # of the last optimiser step; 0 without one
-    padded_tokens: int  # places that went through the model in one epoch, over all ranks
+    padded_tokens: int  # slots that went through the model in one epoch, over all ranks
     computed_tokens: int  # of these, those that held a token
     real_tokens: int  # tokens of the samples: more than are computed where prefixes are shared
     critic: dict[str, float] = field(default_factory=dict)  # metrics of a critic
 
 
 class LoadedBatch:
-    """A micro-batch on the device, each column [N] as in ``MicroBatch``, and its proximal log-probs once they are known."""
+    """A micro-batch on the device, each column [N] as in ``MicroBatch``, and log-probs of proximal policy and reference once known."""
+
+    values: Tensor  # of a critic at the start of the update
+    returns: Tensor  # what they should be
 
     def __init__(self, batch: MicroBatch, *, version: int, device: torch.device, kernel: Kernel) -> None:
         """``version``: of the weights that the update starts from."""
@@ -82,18 +87,8 @@ class LoadedBatch:
         self.sequences = tensor(batch.sequences)
         self.mask = tensor(batch.mask)
         self.prox: Tensor | None = None
+        self.reference: Tensor | None = None
         self.imitation: Tensor | None = None
-
-    def credit(
-        self, *, values: np.ndarray, returns: np.ndarray, advantages: np.ndarray, imitation: np.ndarray | None
-    ) -> None:  # fmt: skip
-        """Take what a critic makes of the samples' rewards, [N] each: values before the update, what they should be, advantages."""
-
-        def tensor(column: np.ndarray) -> Tensor:
-            return torch.from_numpy(column.astype(np.float32)).to(self.mask.device)
-
-        self.values, self.returns, self.advantages = map(tensor, (values, returns, advantages))
-        self.imitation = None if imitation is None else tensor(imitation)
 
     def measured(self, forward: Callable[[Inputs], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Run ``forward`` on the P pairs: [N] log-probs and [N] entropies, nats, of the trained tokens under the current policy."""
@@ -117,19 +112,22 @@ class LoadedBatch:
             entropies_T=entropies,
             ages_T=self.ages,
             sequences_T=self.sequences,
+            reference_logprobs_T=self.reference,
             imitation_T=self.imitation,
         )
 
     def share(self) -> Iterator[DumpedSample]:
-        """The samples with their proximal log-probs (NaN where they are not known); none for a dummy."""
+        """The samples with their log-probs under proximal policy and reference (NaN where not known); none for a dummy."""
         if not self.batch.trainable:
             return
-        prox = torch.full_like(self.advantages, torch.nan) if self.prox is None else self.prox
-        imitation = torch.zeros_like(self.advantages) if self.imitation is None else self.imitation
+        unknown, nothing = torch.full_like(self.behaviour, torch.nan), torch.zeros_like(self.behaviour)
         ends = np.cumsum([len(sample.versions) for sample in self.batch.samples])[:-1]
-        columns = (np.split(column.float().cpu().numpy(), ends) for column in (prox, self.advantages, imitation))
-        for sample, mine, advantages, imitated in zip(self.batch.samples, *columns, strict=True):
-            yield DumpedSample(sample=replace(sample, advantages=advantages), prox=mine, imitation=imitated)
+        columns = [unknown if column is None else column for column in (self.prox, self.reference)]
+        columns += [self.advantages, nothing if self.imitation is None else self.imitation]
+        parts = [np.split(column.float().cpu().numpy(), ends) for column in columns]
+        for sample, prox, reference, advantages, imitation in zip(self.batch.samples, *parts, strict=True):
+            sample = replace(sample, advantages=advantages)
+            yield DumpedSample(sample=sample, prox=prox, reference=reference, imitation=imitation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,11 +178,12 @@ class BatchUpdate:
         Raises:
             UnsoundStep: a loss, ratio or gradient that is not finite or explodes; names the optimiser step and the cause.
         """
-        minibatches, places = self._schedule(samples, version)
+        minibatches, slots = self._schedule(samples, version)
         critic = self.critic
         found = critic.credit(minibatches) if critic is not None else {}
         trains = critic is None or not critic.pretrains(version)
         if trains:
+            self._set_reference(minibatches)
             self._set_prox(minibatches)
         sums: LossSums | None = None
         norms = []
@@ -202,20 +201,20 @@ class BatchUpdate:
                     norms.append(self.engine.grad_norm)
                 if critic is not None:
                     found |= critic.optimise(minibatch, where)
-        padded, computed, real = places
+        padded, computed, real = slots
         return UpdateResult(
             sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, computed_tokens=computed, real_tokens=real, critic=found
         )  # fmt: skip
 
     def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[Minibatch], tuple[int, int, int]]:
-        """Prepare the minibatches that have tokens on any rank; and global numbers: places, filled ones, sample tokens."""
+        """Prepare the minibatches that have tokens on any rank; and global numbers: slots, filled ones, sample tokens."""
         minibatches = split(samples, self.learner)
         every = [batch for part in minibatches for batch in part]
         trainable = [sum(batch.trainable for batch in part) for part in minibatches]
         filled = sum(batch.computed for batch in every)
         completions = [sum(len(batch.samples) for batch in part) for part in minibatches]
-        places = sum(batch.tokens.size for batch in every)
-        sizes = [*trainable, *completions, places, filled, sum(len(sample.tokens) for sample in samples)]
+        slots = sum(batch.tokens.size for batch in every)
+        sizes = [*trainable, *completions, slots, filled, sum(len(sample.tokens) for sample in samples)]
         *totals, padded, computed, real = all_reduced(torch.tensor(sizes, device=self.device)).tolist()
         counts = torch.tensor([len(part) for part in minibatches], device=self.device)
         # Ranks with fewer micro-batches run dummies: under ZeRO-2 and 3 each backward pass is a collective.
@@ -233,6 +232,13 @@ class BatchUpdate:
             if totals[index] > 0
         ]
         return active, (padded, computed, real)
+
+    def _set_reference(self, minibatches: list[Minibatch]) -> None:
+        """Give every micro-batch its log-probs under the reference, if there is one. All ranks."""
+        if self.loss.reference_coef:
+            with torch.no_grad(), self.engine.reference():
+                for batch in (batch for minibatch in minibatches for batch in minibatch.parts):
+                    batch.reference = batch.measured(self.engine.forward)[0]
 
     def _set_prox(self, minibatches: list[Minibatch]) -> None:
         """Give every micro-batch its proximal log-probs, but for the first minibatch when they are recomputed.
@@ -311,6 +317,10 @@ def unsound(sums: LossSums, learner: LearnerConfig, *, prox: str) -> str:
         ("mismatch", "proximal or behaviour log-probs are not finite: the sampler's log-probs are broken"),
         ("ratio", "an importance ratio overflowed: the policy ran away from the proximal one; lower learner.lr"),
         ("kl", "a trained token became impossible: the policy ran away from the proximal one; lower learner.lr"),
+        (
+            "reference_kl",
+            "a trained token is impossible under the current policy or all but certain to the reference; lower learner.lr",
+        ),
         ("weight", "an importance weight overflowed; set loss.importance to truncate or mask"),
         ("loss", "the sum of token losses overflowed"),
     )

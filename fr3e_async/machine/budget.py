@@ -8,8 +8,6 @@ The account: every admission adds the budget, every group takes what it cost; wh
 to cost. The next group is sized so that the account comes back to 0; what rounding to whole rollouts leaves is carried on.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import replace

@@ -3,7 +3,7 @@
     put ─► queue of the role ─► place ─► Placed(task, worker)         a slot has room for weight ``limit`` at once
     end ─► room again                                                 press ─► the slot's limit falls or grows (AIMD)
     slot_up, slot_down, hold, release ─► slots come, go, get nothing for a while
-    drain, gone, move ─► a slot gets nothing any more, is given up, belongs to the other engine role
+    drain, gone, move ─► a slot gets nothing any more, is lost, belongs to the other engine role
 
 A task goes to the slot of its role with the most room; to the worker that holds its prefix if that is not much fuller; with
 flexible roles to a slot of the other engine role that is much emptier, while that role has nothing waiting itself. Older
@@ -13,8 +13,6 @@ stale entries are dropped when met.
 Capacity does not leak: a slot's load is the weight of the tasks that it has, and a task leaves it in ``end`` and nowhere
 else, whatever became of the worker.
 """
-
-from __future__ import annotations
 
 import heapq
 import itertools

@@ -4,8 +4,6 @@ Each is a tagged msgspec struct, and its JSON is what a journal keeps: ``{"type"
 default is left out, so a journal of an earlier version without a newer field is read as if it stood there with its default.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from fr3e_async.types import Anchor, RolloutId, RolloutSummary, Verdict

@@ -14,8 +14,6 @@ The live version is the oldest one that an engine in service serves; it never fa
 serves only when it has acknowledged some that are not older than the live ones.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass

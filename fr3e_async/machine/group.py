@@ -1,7 +1,5 @@
 """One prompt group in the ledger: its rollouts, each accepted once, its tree, and what is still owed. Pure, private to control."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from enum import Enum, auto

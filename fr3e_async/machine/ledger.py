@@ -5,7 +5,7 @@ Events in, commands out. No clock, no Ray, no tokens: the same sequence of event
     Admitted ─► Sample(trunk), …, Sample(other bases)
     Delivered(trunk) ─► Branch(all anchors), Score        a branch waits for its own trunk only
     Delivered(trunk) ─► Rescore, Score; Rescored ─► Branch     where the learner knows the entropies
-    Delivered ─► Score                                     Lost ─► the same ids again, or given up
+    Delivered ─► Score                                     Lost ─► the same ids again, or failed
     Scored ─► group complete ─► credited ─► ready | Retire(rejected_…)
     the next groups ready ─► Train                         see ``order``: that is what bounds staleness
     Trained ─► Retire(trained), Train(next)                Published ─► the batch's slots are free
@@ -15,8 +15,6 @@ Events in, commands out. No clock, no Ray, no tokens: the same sequence of event
 
 **Conservation.** admitted = trained + rejected + failed + in flight, checked after every event.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What survives of a ledger when a run is resumed, and how a ledger fails."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 

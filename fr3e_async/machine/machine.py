@@ -10,8 +10,6 @@ be replayed step by step (``replay``), and the same machine runs on a virtual cl
 (``controller``), faked or simulated, carries out commands and reports what happened; it decides nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from fr3e_async.algorithm.strategies import Strategy, explorer_count

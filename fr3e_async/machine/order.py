@@ -23,8 +23,6 @@ trained too late: the bound is η in both orders. Waiting costs time, never stal
 With W > 0 a slow group can be overtaken, by at most W groups at a time and for as long as the plan holds. ∎
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -60,7 +58,7 @@ def next_batch(open_groups: Iterable[Group], *, size: int, window: int, version:
 
 def in_time(groups: Sequence[Group], *, size: int, version: int, max_staleness: int) -> bool:
     """Can these be trained in this order, ``size`` at a time, from this version of the learner on, within the bound?"""
-    return all(version + place // size <= group.born + max_staleness for place, group in enumerate(groups))
+    return all(version + index // size <= group.born + max_staleness for index, group in enumerate(groups))
 
 
 # ---- From the groups of a batch to the rows that are trained: which optimiser step, which advantage, and is it fresh enough? Pure ----

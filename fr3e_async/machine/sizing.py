@@ -13,8 +13,6 @@ Who has asked for actors has them counted at once, so that a cluster that takes 
 waits for actors beyond ``min``: what comes later joins.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Counts over retired groups, per training step. Pure."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,19 +11,19 @@ from fr3e_async.machine.messages import Retire
 
 MEASURED = 0.99  # with an error nearly as large as the value itself (engine.entropy=learner), nothing was measured
 
-POLICY_SHARE = 0.2  # of the right verdicts: below it nothing is said
+POLICY_SHARE = 0.2  # of the correct verdicts: below it nothing is said
 _RISE = 2.0  # times the usual share
 
 
 @dataclass(slots=True)
 class PolicyWatch:
-    """Are more answers right by a policy of the judge, rather than by a proof? That is what a game of the reward looks like."""
+    """Are more answers correct by a policy of the judge, rather than by a proof? That is what a game of the reward looks like."""
 
     usual: float | None = None  # mean share of the steps before, the newest counting most
     risen: bool = False
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
-        """A line for a person when the share of a step has risen; "" while it stays, and where there are no right verdicts."""
+        """A line for a person when the share of a step has risen; "" while it stays, and where there are no correct verdicts."""
         share = metrics.get("verify/policy_fraction")
         if share is None:
             return ""
@@ -34,9 +32,7 @@ class PolicyWatch:
         before, self.risen = self.risen, share > max(POLICY_SHARE, _RISE * usual)
         if before or not self.risen:
             return ""
-        return (
-            f"{share:.0%} of the right answers are right by a policy of the judge, {usual:.0%} were before; see docs/verifier.md"
-        )
+        return f"{share:.0%} of the correct answers are correct by a policy of the judge, {usual:.0%} were before; see docs/verifier.md"
 
 
 @dataclass(slots=True)

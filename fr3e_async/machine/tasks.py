@@ -1,7 +1,5 @@
 """From what a group owes to tasks, each with a number that no other task of the session has. Pure, private to control."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from fr3e_async.machine.group import Group, Status

@@ -4,8 +4,6 @@ Takes metrics by the names of ``metrics`` and shows what is there; knows nothing
 rich console only, so that a test can read what it wrote.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -112,7 +110,7 @@ def figures(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def step_line(metrics: Mapping[str, float]) -> str:
-    """The same for a log, with the groups by why they were rejected."""
+    """Format a step as one line for a log, with rejected groups by reason."""
     its = figures(metrics)
     reasons = ", ".join(f"{n:.0f} {name.replace('_', ' ')}" for name in _REJECTED if (n := metrics.get(f"groups/{name}")))
     step_s = f"{metrics['time/step_s']:.1f} s" if "time/step_s" in metrics else "-"
@@ -148,7 +146,7 @@ class ConsoleView:
         self, *, mode: Mode, console: Console, name: str, steps: int, done: int = 0, graded: RewardRange | None = None,
         clock: Clock = steady,
     ) -> None:  # fmt: skip
-        """``done``: steps that were trained before this session. ``graded``: the range of rewards that are more than right and wrong;
+        """``done``: steps that were trained before this session. ``graded``: the range of rewards that are more than correct and wrong;
         their trend is shown then, and not the accuracy's."""
         self._mode, self._console, self._name, self._steps, self._clock = mode, console, name, steps, clock
         self._waits = self._start = self._told = ""  # for what the run waits; its start; and what was written of that
@@ -221,7 +219,7 @@ class ConsoleView:
             self.last_words(folder, model=model, saved=saved, limit=self._limit(summary))
 
     def _limit(self, summary: Summary) -> str:
-        """What a resume must raise, as it would end at once otherwise."""
+        """Name the limit that a resume must raise; without that it would end at once."""
         if summary.exit_reason.startswith("run.max_wall_s"):
             return " run.max_wall_s=N, N above the time that is over"
         if summary.exit_reason != "finished":
@@ -264,7 +262,7 @@ class ConsoleView:
         return Panel(Group(*parts), title=Text(f"FR3E  {self._name}"), title_align="left", border_style="cyan")
 
     def _newest_notes(self) -> list[str]:
-        """Their first lines, whole, as many as the terminal has room for; the rest of a long one is in the events log."""
+        """Return the first lines of the newest notes, as many as the terminal has room for; the events log has the rest."""
         width, room, shown = max(self._console.width - 6, 20), self._console.height - _OTHERS, list[str]()
         for note in reversed(self._notes):
             line = note.partition("\n")[0]

@@ -5,8 +5,6 @@
 A kind has its level and its meaning here and nowhere else. ``note`` is what a person should be told and no other kind fits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 
@@ -29,7 +27,7 @@ model_doubt        | warning | something of the model's files may make the run w
 checkpoint_skipped | warning | a checkpoint is not whole, an older one is taken
 checkpoint_written | info    | a checkpoint is whole and durable; version, seconds
 evaluation         | info    | held-out accuracy; version, measured: the entry of the summary's evaluations
-evaluation_lost    | warning | an evaluation was given up, training continues
+evaluation_lost    | warning | an evaluation failed; training continues
 model_not_written  | warning | the run ended before model/ was written; the last checkpoint has the weights
 actors_up          | info    | all actors that a run waits for are in service; seconds
 actor_joined       | info    | an actor that came later is in service; actor, role
@@ -45,14 +43,14 @@ node_notice        | warning | the node of an actor will be taken away; actor, s
 learner_lost       | warning | the learner group is restarted, the run goes back to a checkpoint; version of that
 storage_pressure   | warning | a disk or the object store is nearly full
 tracker_failed     | warning | Weights & Biases or MLflow does not work or loses rows; the run continues
-policy_verdicts    | warning | more answers than before are right by a policy of the judge rather than by a proof; version
+policy_verdicts    | warning | more answers than before are correct by a policy of the judge rather than by a proof; version
 reward_failed      | warning | the first failure of its kind of a user's reward function; actor
 no_batch           | warning | no batch was trained for 30 s, and again after twice that; the text says what the run waits for; version, seconds
 """
 
 
 class EventFields(TypedDict, total=False):
-    """What an event may say besides its text."""
+    """The fields of an event besides its text."""
 
     actor: str
     role: str

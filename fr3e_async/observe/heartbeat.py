@@ -4,8 +4,6 @@ A field is declared once: its annotation has the series' name, unit, panel and m
 new number needs a field here and its value in ``control/heartbeat.py``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
@@ -18,7 +16,7 @@ def _gauge(name: str, unit: str, panel: str, meaning: str) -> PrometheusMetric:
 
 
 def _total(name: str, unit: str, panel: str, meaning: str, *, by: str = "") -> PrometheusMetric:
-    """A counter. The field is the sum so far; ``by``: the label of a field that has a sum for each of several names."""
+    """Declare a counter: the field holds the sum so far; ``by``: the label of a field that has a sum for each of several names."""
     return PrometheusMetric(name=name, kind="counter", unit=unit, labels=(by,) if by else (), panel=panel, meaning=meaning)
 
 

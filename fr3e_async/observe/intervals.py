@@ -4,8 +4,6 @@ Refuses to know where the times come from. All times in seconds on one clock; an
 is empty.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

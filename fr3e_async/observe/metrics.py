@@ -5,8 +5,6 @@ the documentation (``scripts/dashboard.py``) and the page's links to the code (`
 A name that is not here is an error where it is recorded. How to add one: docs/extend.md.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Mapping
@@ -51,18 +49,18 @@ class PrometheusMetric:
 #   "no panel: <reason>"  it is exported and not drawn
 _TABLE = """
 by machine/tally.py:Tally.take, machine/group.py:Group.retire, machine/group.py:Group.judge
-  reward/accuracy                  | fraction | Overview: Accuracy                                      | right answers among judged base rollouts: the policy's accuracy on fresh training problems
-  reward/mean                      |          | Overview: Reward                                        | mean reward of all judged rollouts, branches included, in its declared range: the part that is right, unless a user's function gives other numbers
+  reward/accuracy                  | fraction | Overview: Accuracy                                      | correct answers among scored base rollouts: the policy's accuracy on fresh training problems
+  reward/mean                      |          | Overview: Reward                                        | mean reward of all scored rollouts, branches included, in its declared range: the part that is correct, unless a user's function gives other numbers
 by machine/tally.py:Tally.take, machine/group.py:Group.retire, machine/group.py:Group._response
   rollout/entropy_nats             | nats     | Learner: Entropy                                        | mean entropy of the sampling distribution over generated tokens; absent where the engines know none (engine.entropy=learner)
   rollout/entropy_error_nats       | nats     | Learner: Entropy                                        | how far that may be off: 0 with engine.entropy=engine
-  rollout/length_tokens            | tokens   | Throughput: Length of a response                        | mean length of the whole response of a judged rollout: of a branch the trunk up to its anchor and the continuation
+  rollout/length_tokens            | tokens   | Throughput: Length of a response                        | mean length of the whole response of a scored rollout: of a branch the trunk up to its anchor and the continuation
   rollout/truncated_fraction       | fraction | Throughput: Cut completions                             | part of the drawn rollouts that ran into sampling.max_response
   rollout/anchors                  | count    | Flow and staleness: Anchors of a group                  | mean number of anchors of a group, over the groups that ended since the last step
   rollout/anchors_certain_fraction | fraction | no panel: 1 unless engine.entropy=topk                  | anchors that are the same whatever the entropies are within what is known of them
 by machine/tally.py:Tally.take, machine/tally.py:Tally.add, machine/group.py:Group.retire
-  prompt/all_correct_fraction        | fraction | Throughput: Prompts all right, all wrong                | prompts whose judged bases are all right, of all prompts that ended since the last step and have a judged base, trained ones included
-  prompt/all_wrong_fraction        | fraction | Throughput: Prompts all right, all wrong                | the same whose judged bases are all wrong
+  prompt/all_correct_fraction        | fraction | Throughput: Prompts all correct, all wrong                | prompts whose scored bases are all correct, of all prompts that ended since the last step and have a scored base, trained ones included
+  prompt/all_wrong_fraction        | fraction | Throughput: Prompts all correct, all wrong                | the same whose scored bases are all wrong
 by machine/tally.py:Tally.take, machine/group.py:Group._tokens, machine/group.py:_useful
   prompt/generated_tokens          | tokens   | Throughput: Tokens a prompt                             | generated for one prompt, mean over the groups that ended since the last step
   prompt/prefilled_tokens          | tokens   | Throughput: Tokens a prompt                             | context that engines computed for it
@@ -71,27 +69,27 @@ by machine/tally.py:Tally.take, machine/group.py:Group._tokens, machine/group.py
   prompt/useful_fraction           | fraction | Throughput: Useful tokens                               | part of the generated tokens that were trained with an advantage that is not 0
 by machine/tally.py:Tally.take, machine/ledger.py:Ledger._settle, machine/ledger.py:Ledger._close
   groups/trained                   | groups   | = groups_settled_total                                  | prompt groups trained
-  groups/all_correct                 | groups   | = groups_settled_total                                  | rejected: every judged rollout right, branches included, nothing to learn; see prompt/all_correct_fraction
-  groups/all_wrong                 | groups   | = groups_settled_total                                  | rejected: every judged rollout wrong, branches included, nothing to learn; see prompt/all_wrong_fraction
+  groups/all_correct                 | groups   | = groups_settled_total                                  | rejected: every scored rollout correct, branches included, nothing to learn; see prompt/all_correct_fraction
+  groups/all_wrong                 | groups   | = groups_settled_total                                  | rejected: every scored rollout wrong, branches included, nothing to learn; see prompt/all_wrong_fraction
   groups/no_spread                 | groups   | = groups_settled_total                                  | rejected: rewards differ, but within no state that is trained; or all are alike, neither the lowest nor the highest
-  groups/too_few                   | groups   | = groups_settled_total                                  | rejected: too few judged rollouts in every state
-  groups/failed                    | groups   | = groups_settled_total                                  | given up: their rollouts were lost flow.max_attempts times
+  groups/too_few                   | groups   | = groups_settled_total                                  | rejected: too few scored rollouts in every state
+  groups/failed                    | groups   | = groups_settled_total                                  | their rollouts were lost flow.max_attempts times
 by machine/tally.py:Tally.take, machine/group.py:Group._states
-  states/kept                      | states   | = states_total                                          | states of the groups that ended since the last step that were not dropped: their rewards differ; with grpo and vineppo all that enough judged continuations are of
-  states/all_correct                 | states   | = states_total                                          | dropped: every judged continuation right
-  states/all_wrong                 | states   | = states_total                                          | dropped: every judged continuation wrong
+  states/kept                      | states   | = states_total                                          | states of the groups that ended since the last step that were not dropped: their rewards differ; with grpo and vineppo all that enough scored continuations are of
+  states/all_correct                 | states   | = states_total                                          | dropped: every scored continuation correct
+  states/all_wrong                 | states   | = states_total                                          | dropped: every scored continuation wrong
   states/no_spread                 | states   | = states_total                                          | dropped: all rewards alike, neither the lowest nor the highest (rewards of a user's function)
-  states/too_few                   | states   | = states_total                                          | dropped: fewer than two judged continuations (vineppo: none)
+  states/too_few                   | states   | = states_total                                          | dropped: fewer than two scored continuations (vineppo: none)
   states/not_trained               | states   | = states_total                                          | left out by algorithm.train_bases=false, though their rewards differ
 by machine/tally.py:Tally.take, machine/group.py:Group._states, algorithm/values.py:wilson
   states/interval_width            | fraction | Flow and staleness: How well states are known           | mean width of the 95 % Wilson intervals of V: how well the states are known
 by machine/tally.py:Tally.take, machine/group.py:Group.retire, machine/group.py:Group.judge
-  verify/correct                     | rollouts | = verdicts_total                                        | judged right
-  verify/wrong                     | rollouts | = verdicts_total                                        | judged wrong, a missing answer included
+  verify/correct                     | rollouts | = verdicts_total                                        | scored correct
+  verify/wrong                     | rollouts | = verdicts_total                                        | scored wrong, a missing answer included
   verify/unknown                   | rollouts | = verdicts_total                                        | could not be judged: a limit was reached, or the answer or its reference is not readable
-  verify/policy_fraction           | fraction | Flow and staleness: Right answers, by policy            | right answers that are right by a policy of the judge rather than by a proof (docs/verifier.md); a rise is an event
+  verify/policy_fraction           | fraction | Flow and staleness: Correct answers, by policy            | correct answers that are correct by a policy of the judge rather than by a proof (docs/verifier.md); a rise is an event
   verify/scored_again              | rollouts | = scored_again_total                                    | scored more than once (verifiers.on_unknown=retry)
-  verify/failed                  | rollouts | = verdicts_total                                        | never judged, lost flow.max_attempts times
+  verify/failed                  | rollouts | = verdicts_total                                        | never scored: lost flow.max_attempts times
 by machine/tally.py:Tally.take, machine/group.py:Group._tokens
   tokens/generated                 | tokens   | = tokens_generated_total                                | generated for the groups that ended since the last step, rejected ones included
 by control/heartbeat.py:Teller.step, machine/tally.py:Tally.take
@@ -156,11 +154,12 @@ by learner/metrics.py:loss_metrics, learner/metrics.py:_means, algorithm/losses.
   train/offpolicy_signed_nats      | nats     | Learner: Sampler against trainer                        | mean log proximal - log behaviour: minus the plain (k1) estimate of KL(behaviour, proximal)
   train/offpolicy_kl_nats          | nats     | Learner: KL estimates                                   | mean k3 estimate of KL(behaviour, proximal)
   train/kl_nats                    | nats     | Learner: KL estimates                                   | mean k3 estimate of KL(current, proximal)
+  train/reference_kl_nats          | nats     | Learner: KL estimates                                   | mean k3 estimate of KL(current, reference); absent without a reference, or where it is 0
   train/entropy_nats               | nats     | Learner: Entropy                                        | mean entropy of the current policy at trained tokens
 by learner/metrics.py:step_metrics, learner/metrics.py:token_ages
   train/tokens                     | tokens   | no panel: tokens_trained_total has it                   | trainable tokens of the batch
 by learner/metrics.py:step_metrics, learner/update.py:BatchUpdate._schedule
-  train/padding_fraction           | fraction | Learner: Packing                                        | places of the forward passes that were padding
+  train/padding_fraction           | fraction | Learner: Packing                                        | token slots of the forward passes that were padding
   train/shared_fraction            | fraction | Learner: Packing                                        | tokens of the samples that the forward passes had not to compute, since prefixes are shared
 by learner/metrics.py:step_metrics, learner/update.py:BatchUpdate.run
   train/lr                         |          | Learner: Learning rate                                  | learning rate of the last optimiser step

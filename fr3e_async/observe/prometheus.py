@@ -12,8 +12,6 @@ Totals become increments here, so that a counter never falls when a run goes bac
 slot in the role, so that one that is replaced makes no new series.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
@@ -26,7 +24,7 @@ from fr3e_async.observe.metrics import METRICS, Metric, PrometheusMetric
 NAMESPACE = "fr3e_"  # ours; Ray adds its own
 PREFIX = f"ray_{NAMESPACE}"
 RUN = "run"  # label of every series: run.name
-PLACES = 64  # engines of a role with series of their own; of all others only mean and maximum show
+SLOTS = 64  # engines of a role with series of their own; of all others only mean and maximum show
 
 Key = tuple[str, tuple[str, ...]]  # a series: name, values of its labels
 
@@ -192,7 +190,7 @@ class HeartbeatSamples:
         """Numbers of the engines: an engine keeps its own, a new one gets the lowest that is free; and those now vacant."""
         before = self._slots.get(role, {})
         slots = {name: before[name] for name in names if name in before}
-        free = sorted(set(range(PLACES)) - set(slots.values()), reverse=True)
+        free = sorted(set(range(SLOTS)) - set(slots.values()), reverse=True)
         for name in names:
             if name not in slots and free:
                 slots[name] = free.pop()

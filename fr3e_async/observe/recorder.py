@@ -3,8 +3,6 @@
 Fits ``control.ports.Reporter``. Checks names against ``metrics``; knows nothing of what they mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -51,7 +49,7 @@ class Recorder:
         later ones goes. ``exporter``: to Prometheus, ``trackers``: W&B and MLflow, if at all; ``settings``: all of the run's, as TensorBoard shows them. Raises ``StorageError``."""
         self._run_dir, self._view, self._clock, self._config = run_dir, view, clock, config
         self._exporter, self._samples, self._trackers = exporter, HeartbeatSamples(), trackers or Trackers()
-        self._vitals: Heartbeat | None = None  # of the last beat
+        self._heartbeat: Heartbeat | None = None  # of the last beat
         self._tree_lock = Lock()  # the file is thinned in a thread
         self._events = JsonlWriter(run_dir.logs / "events.jsonl")
         self.ledger_log = LedgerLog(run_dir.ledger_log)
@@ -60,7 +58,7 @@ class Recorder:
             self._tensorboard.text(resumed_from, "settings", [("setting", "value"), *flat_settings(settings).items()])
 
     def go_back(self, step: int, settled: int) -> None:
-        """The run resumes from an earlier step: what was recorded of later ones goes. Raises ``StorageError``."""
+        """Drop what was recorded after the step that the run resumes from. Raises ``StorageError``."""
         self._close_rows()
         self._open(step, settled)
         self._view.go_back(step)
@@ -95,24 +93,24 @@ class Recorder:
         self._view.step(step, values)
 
     def waits(self, text: str) -> None:
-        """What the run waits for now; "" once it continues."""
+        """Show what the run waits for now; "" once it continues."""
         self._view.waits(text)
 
     def starting(self, text: str) -> None:
-        """What its start waits for; "" when it is over."""
+        """Show what the start waits for; "" when it is over."""
         self._view.starting(text)
 
-    def beat(self, vitals: Heartbeat) -> None:
-        """What the loop knows now, for whoever watches. The first one of a session is its beginning: call it before any work."""
-        self._vitals = vitals
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Publish the state of the loop. Call it before any work too: the first one of a session is its zero."""
+        self._heartbeat = heartbeat
         self._tell(self._trackers.news())
         if self._exporter is not None:
-            self._exporter.publish(self._samples.beat(vitals, now=wall()))
+            self._exporter.publish(self._samples.beat(heartbeat, now=wall()))
 
     def beat_again(self) -> None:
         """Publish the last heartbeat again: gauges that nobody sets vanish."""
-        if self._vitals is not None:
-            self.beat(self._vitals)
+        if self._heartbeat is not None:
+            self.beat(self._heartbeat)
 
     def group(self, record: Mapping[str, Any]) -> None:
         """Append the row of a settled group to groups.jsonl. Raises ``StorageError``."""
@@ -149,12 +147,12 @@ class Recorder:
             return left <= self._config.trees_mib << 19
 
     def note(self, text: str, kind: EventKind = "note", **fields: Unpack[EventFields]) -> None:
-        """An event that a person should see: its text on the console, all of it in ``logs/events.jsonl``."""
+        """Report an event to the user: its text on the console, all of it in ``logs/events.jsonl``."""
         self.event(text, kind, **fields)
         self._view.note(text)
 
     def event(self, text: str, kind: EventKind, **fields: Unpack[EventFields]) -> None:
-        """One for ``logs/events.jsonl`` only. Raises ``StorageError``, and ``KeyError`` for a kind that is not declared."""
+        """Write an event to ``logs/events.jsonl`` only. Raises ``StorageError``, and ``KeyError`` for a kind that is not declared."""
         now = self._clock()
         self._events.write(event_row(text, kind, fields, time_s=now))
         if record := fields.get("measured"):
@@ -177,7 +175,7 @@ class Recorder:
         self._view.finish(summary, self._run_dir.path, model=self._model(), saved=bool(self._run_dir.checkpoints.steps()))
 
     def failed(self, why: str) -> None:
-        """The run could not continue: an event, which a full disk may refuse, and what is left of it."""
+        """Report that the run failed, as an event if the disk takes it, and say what is left of the run."""
         with suppress(StorageError):
             self.event(why, "run_failed")
         self.last_words()

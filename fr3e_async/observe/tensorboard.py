@@ -1,7 +1,5 @@
 """TensorBoard events (scalars and texts), in tensorboard's own records: no torch, no TensorFlow, and no thread, so that an error comes where it belongs."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -28,8 +26,8 @@ class TensorBoardWriter:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             # Readers take files in the order of their names, and of two sessions within a second both are wanted.
-            place = f"{clock():010.0f}.{socket.gethostname()}.{os.getpid()}.{len(list(folder.iterdir()))}"
-            self._file = open(folder / f"events.out.tfevents.{place}", "wb")  # noqa: SIM115 - open as long as the writer
+            name = f"{clock():010.0f}.{socket.gethostname()}.{os.getpid()}.{len(list(folder.iterdir()))}"
+            self._file = open(folder / f"events.out.tfevents.{name}", "wb")  # noqa: SIM115 - open as long as the writer
         self.records = RecordWriter(self._file)
         self._add(Event(wall_time=clock(), file_version="brain.Event:2"))
         self._add(Event(wall_time=clock(), step=first_step, session_log=SessionLog(status=SessionLog.START)))

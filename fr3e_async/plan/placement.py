@@ -3,8 +3,6 @@
 Arithmetic on a config; starts nothing and knows nothing of Ray. The numbers of bytes come from ``memory``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ All data stands in the page as gzip in base64, so no text of a prompt or a model
 screen as text only. The Content-Security-Policy is the second wall. Refuses to know what the data means.
 """
 
-from __future__ import annotations
-
 import ast
 import base64
 import functools
@@ -84,7 +82,7 @@ def declarations(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     metrics |= {name: {"unit": "", "meaning": "not declared in this version", "code": ()} for name in sorted(undeclared)}
     summary = {name: dict(field.metadata) for name, field in Summary.__dataclass_fields__.items()}
     outcomes = {"rollouts": list(Outcome), "groups": list(GroupOutcome)}
-    code = {place: locate(place) for metric in METRICS.values() for place in metric.made_by}
+    code = {location: locate(location) for metric in METRICS.values() for location in metric.made_by}
     return {
         "metrics": metrics,
         "code": code,
@@ -125,17 +123,17 @@ def data_block(part: str, *, id: str = "", kind: str = "") -> str:
 
 
 @functools.cache
-def locate(place: str) -> dict[str, Any]:
+def locate(location: str) -> dict[str, Any]:
     """A function or class of the package, with its first line, from 1, and its text. Raises ``LookupError`` if it is not there.
 
     *Example*: ``machine/tally.py:Tally.take`` → ``{"file": "machine/tally.py", "name": "Tally.take", "line": 51, "source": "def take…"}``.
     """
-    file, _, name = place.partition(":")
+    file, _, name = location.partition(":")
     if not (PACKAGE / file).is_file():
-        raise LookupError(f"{place}: there is no such file in the package")
+        raise LookupError(f"{location}: there is no such file in the package")
     text, node = _parsed(file)
     for part in name.split("."):
-        node = _inside(node, part, place)
+        node = _inside(node, part, location)
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])  # type: ignore[attr-defined]
     last = node.end_lineno  # type: ignore[attr-defined]
     return {"file": file, "name": name, "line": first, "source": "\n".join(text.split("\n")[first - 1 : last])}
@@ -147,9 +145,9 @@ def _parsed(file: str) -> tuple[str, ast.AST]:
     return text, ast.parse(text)
 
 
-def _inside(node: ast.AST, name: str, place: str) -> ast.AST:
+def _inside(node: ast.AST, name: str, location: str) -> ast.AST:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     found = [child for child in ast.iter_child_nodes(node) if isinstance(child, kinds) and child.name == name]
     if not found:
-        raise LookupError(f"{place}: there is no {name} in it")
+        raise LookupError(f"{location}: there is no {name} in it")
     return found[0]

@@ -3,8 +3,6 @@
 Refuses to know what the rows mean.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator
@@ -55,7 +53,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def number(value: Any, digits: int | None = None) -> float | None:
-    """A finite number, rounded to ``digits`` significant digits; None for anything else, so that the page never sees a NaN."""
+    """Return a finite number, rounded to ``digits`` significant digits; None for anything else, so that the page never sees a NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value if digits is None or isinstance(value, int) else float(f"{value:.{digits}g}")
@@ -71,7 +69,7 @@ _OLD_WORDS = {"right": "correct", "judged_again": "scored_again", "given_up": "f
 
 
 def today(value: Any) -> str:
-    """A text; an outcome or a rejection that an older version wrote becomes the word of today."""
+    """Return a text; translate an outcome or rejection of an older version into today's word."""
     return _OLD_WORDS.get(said := text(value), said)
 
 
@@ -95,7 +93,7 @@ def plain(value: Any) -> Any:
 
 
 def items(value: Any) -> list[Any]:
-    """A list as it is; nothing for anything else."""
+    """Return a list as it is; [] for anything else."""
     return value if isinstance(value, list) else []
 
 
@@ -105,5 +103,5 @@ def objects(value: Any) -> list[dict[str, Any]]:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """An object as it is; nothing for anything else."""
+    """Return an object as it is; {} for anything else."""
     return value if isinstance(value, dict) else {}

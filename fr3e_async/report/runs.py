@@ -4,8 +4,6 @@ Every file may be missing, since a run may be still going or have been killed; o
 for a folder to count as a run. Refuses to know how the numbers are shown.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -27,7 +25,7 @@ DIGITS = 6
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Raises ``StorageError``: it is no run directory, or a file of it is damaged."""
+    """Read a run directory as one JSON object. Raises ``StorageError``: it is none, or a file of it is damaged."""
     check_run_folder(path)
     rows = [row for _, row in read_rows(path / METRICS)]
     events = [_event(row) for _, row in read_rows(path / "logs" / "events.jsonl")]
@@ -55,7 +53,7 @@ def check_run_folder(path: Path) -> None:
 
 
 def _of_today(summary: Any) -> Any:
-    """The summary with its counts by the words of today."""
+    """Return the summary with counts under today's words."""
     counts = {key: {today(word): n for word, n in mapping((summary or {}).get(key)).items()} for key in ("groups", "verdicts")}
     return None if summary is None else {**summary, **{key: words for key, words in counts.items() if words}}
 
@@ -119,7 +117,7 @@ class _Wall:
 
 
 def evaluations(path: Path, summary: dict[str, Any] | None, found: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Every evaluation, with its ``benchmark`` and its place on each axis (``at``).
+    """Every evaluation, with its ``benchmark`` and its position on each axis (``at``).
 
     From evaluations.jsonl, else the summary, else the events; of an evaluation that ran alone, from its results.json.
     """

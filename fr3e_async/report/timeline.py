@@ -4,8 +4,6 @@ A task lasts from the decision ``assign`` (``rescore``, ``train``) to the one ev
 queue counts as work; a lane is idle where its actor had nothing to do. Refuses to know what the work was for.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -190,7 +188,7 @@ def _lane_for_page(lane: Lane, start: float, grain: float) -> dict[str, Any]:
 
 
 def _coarse(spans: Iterable[Interval], grain: float) -> list[Interval]:
-    """Disjoint, and what is less than ``grain`` seconds apart is one."""
+    """Join intervals that are less than ``grain`` seconds apart; the result is disjoint."""
     merged: list[Interval] = []
     for start, end in union((start, max(end, start + 1e-6)) for start, end in spans):
         if merged and start - merged[-1][1] < grain:

@@ -4,8 +4,6 @@ The page decompresses a part when one of its trees is opened, so ten thousand tr
 what the trees say: keys it does not know are left out, what is missing or of another type becomes empty.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json
@@ -26,7 +24,7 @@ DIGITS = 4  # of numbers of states
 _NAME = re.compile(r'\{"group": ?"((?:[^"\\]|\\.)*)"')
 COLUMNS = (
     "run", "group", "step", "outcome", "prompt", "rollouts", *map(str, Outcome), "anchors", "tokens", "entropy", "value", "reasons",
-    "part", "place",
+    "part", "index",
 )  # fmt: skip
 
 
@@ -98,12 +96,12 @@ def _rollout(row: dict[str, Any]) -> dict[str, Any]:
         "pieces": pieces,
         "entropies": _milli(row.get("entropies"), len(pieces)),
         "logprobs": _milli(row.get("logprobs"), len(pieces)),
-        "versions": _stretches(row.get("versions")) or [],
+        "versions": _spans(row.get("versions")) or [],
         "outcome": today(row.get("outcome")),
         "reason": text(row.get("reason")),
         "reward": number(row.get("reward"), DIGITS),
         "finish": text(row.get("finish")),
-        "advantage": _stretches(row.get("advantage")),
+        "advantage": _spans(row.get("advantage")),
     }
 
 
@@ -127,7 +125,7 @@ def _milli(values: Any, length: int) -> list[int | None] | None:
     return [*known, *[None] * (length - len(known))] if any(value is not None for value in known) else None
 
 
-def _stretches(values: Any) -> list[list[float]] | None:
+def _spans(values: Any) -> list[list[float]] | None:
     """[[first token, value], …], each until the next one begins."""
     if not isinstance(values, list):
         return None
@@ -152,7 +150,7 @@ class Packer:
 
     def add(self, run: int, tree: dict[str, Any]) -> str | None:
         """``run``: its number in the page. Returns a packed part when one is full."""
-        row = {"run": run, **summary_of(tree), "part": self._part, "place": len(self._trees)}
+        row = {"run": run, **summary_of(tree), "part": self._part, "index": len(self._trees)}
         for name, column in self.columns.items():
             column.append(row[name])
         self._trees.append(tree)
@@ -160,7 +158,7 @@ class Packer:
         return self.flush() if self._chars >= PART_CHARS else None
 
     def flush(self) -> str | None:
-        """What is left, packed; None if nothing is."""
+        """Return the last, partly filled part, packed; None if it is empty."""
         if not self._trees:
             return None
         part, self._trees, self._chars = packed(self._trees), [], 0
@@ -169,7 +167,7 @@ class Packer:
 
 
 def summary_of(tree: dict[str, Any]) -> dict[str, Any]:
-    """What the list shows, sorts and searches of a tree. ``entropy``: nats a token, over the tokens where it is known."""
+    """Return the fields by which the page lists, sorts and searches a tree. ``entropy``: nats a token, over the tokens where it is known."""
     outcomes = Counter(rollout["outcome"] for rollout in tree["rollouts"])
     known = [value for rollout in tree["rollouts"] for value in rollout["entropies"] or () if value is not None]
     root = next((state for state in tree["states"] if state["node"] == 0), None)

@@ -5,8 +5,6 @@ row, under the same version of the weights. So the log-prob and the entropy that
 token it draws, and neither side waits for the other.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -36,7 +34,7 @@ class Questions:
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The rows as prompts, each ``DRAWS`` times in a row."""
+        """Return each row as a prompt, ``DRAWS`` times one after another."""
         rows = [Prompt(uid=f"door/{i}", text="", reference="", token_ids=row) for i, row in enumerate(self.rows)]
         return [prompt for prompt in rows for _ in range(DRAWS)]
 
@@ -138,7 +136,7 @@ def _picked(logits: NDArray, tokens: NDArray) -> NDArray[np.float64]:
 
 
 def told(difference: Difference) -> str:
-    """Phrase the difference for a message."""
+    """Return one line for a message: the differences in nats, and the likeliest cause."""
     return (
         f"{difference.mean:.2g} nats on average, {difference.largest:.2g} at most, entropies by {difference.entropy:.2g} "
         f"({difference.draws} tokens)"

@@ -10,8 +10,6 @@ A provider knows how to start the engine, what a request asks for and what its a
 of weights or of versions. Importing this module does not import vllm.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -14,8 +14,6 @@ two functions of one of vLLM's two samplers, in the worker process. ``check_inte
 different, before an engine is started. ``decode`` refuses an answer that was not made here.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math
@@ -113,7 +111,7 @@ class RawLogits:
         self._buffer = torch.empty(0)
 
     def hold(self, logits: torch.Tensor) -> None:
-        """Keep a tensor that nobody changes."""
+        """Keep a reference to a tensor that nothing changes before ``take``."""
         self._logits = logits
 
     def copy(self, logits: torch.Tensor) -> None:
@@ -123,7 +121,7 @@ class RawLogits:
         self._logits = self._buffer[: logits.numel()].view(logits.shape).copy_(logits)
 
     def take(self) -> torch.Tensor:
-        """What was kept, once."""
+        """Return the kept logits and forget them."""
         logits, self._logits = self._logits, None
         if logits is None:
             raise RuntimeError("the sampler asks for the raw distribution's columns but did not pass its logits by")
@@ -208,7 +206,7 @@ def _arguments(function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _put(owner: Any, **functions: Any) -> None:
-    """Set attributes of a class or module to functions that carry the mark."""
+    """Replace functions of a class or module by ours, each marked so that it is known as replaced."""
     for name, function in functions.items():
         setattr(getattr(function, "__func__", function), MARK, True)
         setattr(owner, name, function)

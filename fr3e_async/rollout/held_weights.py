@@ -3,8 +3,6 @@
 The buffer is filled while requests run. The model changes inside the pause, and its tensors count after a proof. Knows no vLLM.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -31,7 +29,7 @@ class Receipt:
 
 
 class HeldWeights:
-    """See the module's docstring. A new one holds nothing, so the first version is loaded as a whole."""
+    """Tracks the bytes that an engine received and the tensors its model was proven to hold. A new one holds nothing: the first version is loaded whole."""
 
     def __init__(self) -> None:
         self._shared = SharedWeights()

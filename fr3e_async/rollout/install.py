@@ -3,8 +3,6 @@
 Importing this module does not import vllm.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib.metadata
 import importlib.util

@@ -4,8 +4,6 @@ A loader fuses, shards, transposes, pads and renames in ways that differ from mo
 what it is given into views of parameters, and torch reports each copy. So this module needs no rule about any model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +81,7 @@ class Sent:
 
 
 class LoadTrace(TorchDispatchMode):
-    """Record the pieces that are written while the mode is on. See the module's docstring.
+    """Records every piece that a loader writes into a parameter while this torch mode is on.
 
     ``keep``: keep references to the values, which must not change until they are compared. Otherwise keep their checksums, for
     sources that are gone after the load.
@@ -142,7 +140,7 @@ class LoadTrace(TorchDispatchMode):
         )  # fmt: skip
 
     def _follow(self, args: Sequence[Any], out: Tensor) -> None:
-        """Give what is computed from sent tensors their names."""
+        """Record the names of the sent tensors behind a computed one."""
         key = _storage(out)
         if not key or key in self._slots or key in self._sent or key in self._made:
             return

@@ -29,7 +29,7 @@ class Unproven(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """The result of comparing a load that is right as far as this worker can see.
+    """The tensors that this worker found loaded without a difference.
 
     *Example*: ``Proof(exact=frozenset({"model.norm.weight"}), probed=frozenset({"lm_head.weight"}))``.
     """

@@ -1,15 +1,13 @@
 """The interface of every engine: requests and completions as token ids, weights in, counters out.
 
-Knows nothing of vLLM, Ray, groups or rewards. ``vllm_engine.VllmEngine`` is the real one, ``testing.engine.FakeEngine``
-replaces it in control-plane tests.
+Knows nothing of vLLM, Ray, groups or rewards. ``vllm_engine.VllmEngine`` is the real one; ``testing.engine.ScriptedEngine``
+answers from a script in tests.
 
 Example::
 
     completion = await engine.sample(SampleRequest(request_id="q1@0/0/3", context=ids, max_tokens=64))
     ack = await engine.load_weights(bundle)  # while requests run; their later tokens carry the new version
 """
-
-from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -164,8 +162,8 @@ class Engine(Protocol):
         Raises ``WeightsRefused`` if nothing was changed, ``EngineDead`` if the model may be half-loaded.
         """
 
-    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
-        """Leave the transfer group of before, and join this one as rank ``place``. Needs ``EngineSpec.transfer``."""
+    async def join_transfer(self, meeting: TransferMeeting, *, rank: int) -> None:
+        """Leave the transfer group of before, and join this one as ``rank``. Needs ``EngineSpec.transfer``."""
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         """Load weights that the transfer group broadcasts; requests pause until all of them have arrived.

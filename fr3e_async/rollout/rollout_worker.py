@@ -4,8 +4,6 @@ A branch's context is a slice of ids: prompt + trunk[:position]. Nothing is deco
 only to find where the answer ends and where lines break.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import itertools
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_places
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_positions
 from fr3e_async.algorithm.answer_span import TAIL, THINK, Thoughts, answer_end, stop_end
 from fr3e_async.data.tokenizer import special_ids
 from fr3e_async.rollout.port import LINGER_S, Engine, SampleRequest
@@ -103,7 +101,7 @@ class RolloutWorker:
             yield self._batch(drawing, ended, budget=draw.max_tokens if trunk else 0)
 
     async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> RolloutBatch:
-        """One batch of them all, in the order of the ids: what an evaluation and the door want."""
+        """Sample all rollouts and return one batch in the order of the ids, as an evaluation and the check of new engines need it."""
         drawing = self._of_prompts(prompts, ids, draw)
         ended = [one async for some in self._as_they_end(drawing.requests) for one in some]
         return self._batch(drawing, sorted(ended, key=lambda one: one[0]))
@@ -154,19 +152,19 @@ class RolloutWorker:
         )
 
     def _batch(self, drawing: _Drawing, ended: Sequence[tuple[int, Completion]], *, budget: int = 0) -> RolloutBatch:
-        """The rollouts that have ended. ``budget``: tokens of a response, if anchors may be chosen on them; 0: they are no trunks."""
-        used = sorted({drawing.context_of[place] for place, _ in ended})
-        contexts = [drawing.contexts[drawing.context_of[place]] for place, _ in ended]
-        prompts = [drawing.prompt_lens[drawing.context_of[place]] for place, _ in ended]
+        """Pack the rollouts that have ended. ``budget``: most tokens of a response if they are trunks; 0: they are none."""
+        used = sorted({drawing.context_of[index] for index, _ in ended})
+        contexts = [drawing.contexts[drawing.context_of[index]] for index, _ in ended]
+        prompts = [drawing.prompt_lens[drawing.context_of[index]] for index, _ in ended]
         completions = [
             self._texts.ended(context[prompt:], completion)
             for context, prompt, (_, completion) in zip(contexts, prompts, ended, strict=True)
         ]
         return RolloutBatch.build(
-            ids=[drawing.ids[place] for place, _ in ended],
+            ids=[drawing.ids[index] for index, _ in ended],
             contexts=[drawing.contexts[c] for c in used],
             prompt_lens=[drawing.prompt_lens[c] for c in used],
-            context_of=[used.index(drawing.context_of[place]) for place, _ in ended],
+            context_of=[used.index(drawing.context_of[index]) for index, _ in ended],
             completions=completions,
             eligible=[self._eligible(context, done.tokens, budget) for context, done in zip(contexts, completions, strict=True)]
             if budget
@@ -174,20 +172,20 @@ class RolloutWorker:
         )
 
     async def _as_they_end(self, requests: Sequence[SampleRequest]) -> AsyncIterator[list[tuple[int, Completion]]]:
-        """Completions with their places among the requests; those that end within ``LINGER_S`` of each other come together.
+        """Yield lists of (index of the request, completion); what ends within ``LINGER_S`` of each other comes together.
 
         A request that fails ends the iteration with its error, after what had ended before. However it ends, no request is
         left in the engine.
         """
-        running = {asyncio.ensure_future(self._engine.sample(request)): place for place, request in enumerate(requests)}
+        running = {asyncio.ensure_future(self._engine.sample(request)): index for index, request in enumerate(requests)}
         try:
             while running:
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 if len(done) < len(running):
                     await asyncio.sleep(LINGER_S)
-                ended = {task: place for task, place in running.items() if task.done()}
+                ended = {task: index for task, index in running.items() if task.done()}
                 failed = next((error for task in ended if (error := task.exception()) is not None), None)
-                if good := [(place, task.result()) for task, place in ended.items() if task.exception() is None]:
+                if good := [(index, task.result()) for task, index in ended.items() if task.exception() is None]:
                     yield good
                 if failed is not None:
                     raise failed
@@ -211,13 +209,13 @@ class RolloutWorker:
 
     def _eligible(self, prompt: NDArray[np.int32], tokens: NDArray[np.int32], max_response: int) -> NDArray[np.bool_]:
         pieces = self._texts.pieces(tokens)
-        positions = eligible_places(
+        positions = eligible_positions(
             len(tokens),
             max_response=max_response,
             special=self._texts.special(tokens),
             answer_end=self._texts.answer_end(prompt, pieces),
         )
-        return positions if self._rule is None else positions & self._rule.places(pieces)
+        return positions if self._rule is None else positions & self._rule.allowed(pieces)
 
 
 def rollout_seed(run_seed: int, id: RolloutId) -> int:

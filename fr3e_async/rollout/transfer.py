@@ -5,8 +5,6 @@ itself; here the driver does (``NobodyToCall``), so that time limits and the los
 Knows nothing of Ray, DeepSpeed or requests. Importing this module imports vllm.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,16 +42,16 @@ def open_sender(
     return WeightTransferTrainerFactory.trainer_init(info, client=NobodyToCall(), source=LearnerSource(manifest, weights))
 
 
-def engine_init_info(meeting: TransferMeeting, *, place: int) -> dict[str, Any]:
-    """What vLLM's ``init_weight_transfer_engine`` is told in the engine that is rank ``place`` of the group."""
+def engine_init_info(meeting: TransferMeeting, *, rank: int) -> dict[str, Any]:
+    """Return the arguments of vLLM's ``init_weight_transfer_engine`` for the engine with this rank in the group."""
     told = {
-        "master_address": meeting.host, "master_port": meeting.port, "world_size": meeting.world, "rank_offset": place,
+        "master_address": meeting.host, "master_port": meeting.port, "world_size": meeting.world, "rank_offset": rank,
     }  # fmt: skip
     return told | ({"timeout_s": meeting.timeout_s} if meeting.backend == GLOO else {"packed": True})
 
 
 def update_info(manifest: WeightManifest) -> dict[str, Any]:
-    """What vLLM's ``update_weights`` is told, in either backend."""
+    """Return the arguments of vLLM's ``update_weights``, the same for both backends."""
     count = len(manifest.names)
     shapes = [list(shape) for shape in manifest.shapes]
     return {"names": list(manifest.names), "dtype_names": [manifest.dtype] * count, "shapes": shapes}
@@ -95,9 +93,9 @@ class LearnerSource(WeightSource):
 class GlooGroup:
     """Broadcasts from rank 0, as far as vLLM's engines use a communicator."""
 
-    def __init__(self, host: str, port: int, place: int, world: int, timeout_s: float) -> None:
+    def __init__(self, host: str, port: int, rank: int, world: int, timeout_s: float) -> None:
         limit = timedelta(seconds=timeout_s)
-        self._group = stateless_init_torch_distributed_process_group(host, port, place, world, GLOO, timeout=limit)
+        self._group = stateless_init_torch_distributed_process_group(host, port, rank, world, GLOO, timeout=limit)
 
     def broadcast(self, tensor: Tensor) -> None:
         """Fill a contiguous tensor with that of rank 0, or send it."""
@@ -120,9 +118,9 @@ class GlooReceiver(NCCLWeightTransferEngine):
     init_info_cls = GlooInit
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
-        place = init_info.rank_offset + self.parallel_config.rank
+        rank = init_info.rank_offset + self.parallel_config.rank
         self.model_update_group = GlooGroup(
-            init_info.master_address, init_info.master_port, place, init_info.world_size, init_info.timeout_s
+            init_info.master_address, init_info.master_port, rank, init_info.world_size, init_info.timeout_s
         )  # fmt: skip
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:

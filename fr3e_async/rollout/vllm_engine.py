@@ -125,9 +125,9 @@ class VllmEngine:
         """See ``port.Engine.load_weights``. Once begun it is finished even if the caller is cancelled."""
         return await self._to_the_end(self._update(bundle, fetch))
 
-    async def join_transfer(self, meeting: TransferMeeting, *, place: int) -> None:
+    async def join_transfer(self, meeting: TransferMeeting, *, rank: int) -> None:
         """See ``port.Engine.join_transfer``."""
-        await self._to_the_end(self._join(meeting, place))
+        await self._to_the_end(self._join(meeting, rank))
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         """See ``port.Engine.receive_weights``. Once begun it is finished even if the caller is cancelled."""
@@ -220,11 +220,11 @@ class VllmEngine:
         whole.add_done_callback(self._unfinished.discard)
         return await asyncio.shield(whole)
 
-    async def _join(self, meeting: TransferMeeting, place: int) -> None:
+    async def _join(self, meeting: TransferMeeting, rank: int) -> None:
         async with self._updates:
             self._require_alive()
             await self._alive().shutdown_weight_transfer_engine()
-            request = WeightTransferInitRequest(init_info=engine_init_info(meeting, place=place))
+            request = WeightTransferInitRequest(init_info=engine_init_info(meeting, rank=rank))
             await self._alive().init_weight_transfer_engine(request)
 
     async def _update(self, bundle: WeightBundle, fetch: Fetch) -> WeightAck:

@@ -3,8 +3,6 @@
 Starts nothing. Importing this module imports vllm.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ Replays the ledger log (``ledger.jsonl``) from the first session to the last, th
 against it. Reads only.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence, Set
@@ -37,7 +35,7 @@ class Audit:
 
 
 def audit_run(run: Path) -> Audit:
-    """Raises ``StorageError``: it is no run directory, or a file of it cannot be read."""
+    """Check all files of a run against each other. Raises ``StorageError``: no run directory, or a file cannot be read."""
     if not run.is_dir():
         raise StorageError(f"{run} is no folder")
     if not (run / LEDGER).is_file():

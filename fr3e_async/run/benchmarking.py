@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fr3e_async.wiring import PolicyFiles
 
 FORMAT = 1
-PROBE_BYTES = 1 << 20  # read at each of four places of a file of weights
+PROBE_BYTES = 1 << 20  # read at each of four offsets of a file of weights
 JUDGE = (  # of verifiers
     "cpu_limit_s", "wall_limit_s", "memory_gib", "exact_integers", "max_answer_chars", "unfinished", "units", "percent",
     "decimal_digits", "on_unknown",
@@ -162,7 +162,7 @@ def default_out(model: str, now: float) -> Path:
 
 
 def identity_of(config: Config, model: PolicyFiles, sets: Sequence[TestSet]) -> dict[str, Any]:
-    """What makes an evaluation what it is: samples of two that agree in it may stand side by side.
+    """Return what identifies an evaluation: results may be compared, and resumed, only if it is equal.
 
     ``prompts`` stands for all that makes tokens of a problem: the template's text, the tokenizer, its own chat template.
     """
@@ -223,8 +223,8 @@ def weights_digest(folder: Path) -> str:
         size = path.stat().st_size
         sha.update(f"{path.name} {size}\n".encode())
         with open(path, "rb") as file:
-            for place in (0, size // 3, size * 2 // 3, max(size - PROBE_BYTES, 0)):
-                file.seek(place)
+            for offset in (0, size // 3, size * 2 // 3, max(size - PROBE_BYTES, 0)):
+                file.seek(offset)
                 sha.update(file.read(PROBE_BYTES))
     return sha.hexdigest()[:16]
 

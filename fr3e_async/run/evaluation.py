@@ -31,7 +31,7 @@ LABEL = "alone"
 
 
 class EvaluationJob:
-    """One evaluation of a model outside training. Call ``run`` once per object."""
+    """Samples and scores the benchmarks of one model outside training. Call ``run`` once per object."""
 
     def __init__(
         self,

@@ -3,8 +3,6 @@
 One process without Ray, DeepSpeed or vLLM; reads the checkpoint file by file.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

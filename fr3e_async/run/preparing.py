@@ -3,8 +3,6 @@
 A run may begin with a checkpoint of another one (``run.branch_from``): its weights become the model that the run is given.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -4,8 +4,6 @@ Needs no GPU, no Ray and no engine: a laptop and the run's ``journal/`` folder. 
 the first that is not is shown. Exit codes: 0 the same; 1 another decision; 2 bad input.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ class ReplayedEvent:
 
 
 def replay(header: Header, entries: Iterator[Entry]) -> Iterator[ReplayedEvent]:
-    """Each event of a session with what the machine decides, which may be that it refuses to continue."""
+    """Yield each event of a session with what the machine decides now; at last perhaps that it refuses to continue."""
     config = config_from(header.config)
     machine = Machine(config, make_strategy(config.algorithm), state=header.state)
     machine.start()

@@ -1,7 +1,5 @@
 """Resume a run: find the newest whole checkpoint, check that it fits the problems, and put its rollouts back into the object store."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -37,7 +35,7 @@ def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | 
 
 
 def nothing_left(config: Config, run_dir: RunDir, checkpoint: Path | None) -> str:
-    """Why a run that would be resumed is at its end, result and all; empty if it is not."""
+    """Say why a run to be resumed has nothing left to do; "" if it has."""
     if checkpoint is None or not run_dir.summary.is_file():
         return ""
     progress, version = load_control_state(checkpoint).progress, step_of(checkpoint)
@@ -58,7 +56,7 @@ def nothing_left(config: Config, run_dir: RunDir, checkpoint: Path | None) -> st
 
 
 def newest_checkpoint(run_dir: RunDir) -> Path | None:
-    """The newest whole one, every byte of it checked. Raises ``StorageError`` if there were some and none is whole."""
+    """Find the newest whole checkpoint and check every byte of it. Raises ``StorageError`` if all are damaged."""
     # Imported here: torch takes a second, and a new run does not need it in this process.
     from fr3e_async.learner.checkpoint import damage
 

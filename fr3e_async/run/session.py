@@ -4,8 +4,6 @@ connect   join or start the Ray cluster
 run       actors up ─► controller ─► final model, summary, before/after table; signals end in a checkpoint
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +11,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import Clock
@@ -88,7 +86,7 @@ class Session:
         self._connected = False
         self._reached_actors = False
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -241,7 +239,7 @@ class Session:
         return source
 
     async def _from_checkpoint(self, read: Callable[[], T]) -> T:
-        """What ``read`` reads, in a thread: files or objects may not come. Raises ``RunFailed`` at the time limit."""
+        """Run ``read`` in a thread and return its result, since files or objects may never come. Raises ``RunFailed`` at the time limit."""
         async with limited(self._config.learner, "start_timeout_s", "the checkpoint could not be read"):
             return await run_in_daemon_thread(read)
 

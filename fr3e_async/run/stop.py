@@ -1,7 +1,5 @@
 """How a run ends: stops by signals, and the summary."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Knows nothing of files being loaded or of values that a user gave; it only says 
 ``refresh`` rewrites the tables between the marker lines of a Markdown file (``fr3e config --refresh FILE``).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import textwrap
@@ -27,7 +25,7 @@ END = "<!-- end of the generated tables -->"
 
 
 def as_text(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """Write a value as on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if value == "":
@@ -82,7 +80,7 @@ def render_help() -> str:
 
 
 def render_topic(word: str) -> str:
-    """The same of one section, of one setting, or of those with this last word; empty if there is none."""
+    """Help for one section, one setting, or all settings with this last word; "" if there is none."""
     word = word.strip(".")
     parts = []
     for name, meaning, rows in _by_section():
@@ -92,7 +90,7 @@ def render_topic(word: str) -> str:
 
 
 def _value(row: Knob) -> str:
-    """What a value must be. *Example*: ``"a number, in (0, 1]"``."""
+    """Describe the allowed values. *Example*: ``"a number, in (0, 1]"``."""
     return ", ".join(filter(None, (expected(row.type), row.bounds)))
 
 
@@ -112,7 +110,7 @@ def _block(name: str, meaning: str, rows: Sequence[Knob]) -> str:
 
 
 def render_tables() -> str:
-    """The same rows as Markdown, one table for each section."""
+    """Render the settings as Markdown, one table for each section."""
     lines: list[str] = []
     for name, meaning, rows in _by_section():
         lines += [f"### `{name}`: {meaning}" if name else f"### {meaning.capitalize()}", ""]

@@ -1,7 +1,5 @@
 """Messages for words on the command line or in a file that name no setting; they guess what was meant. Pure."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 
@@ -24,7 +22,7 @@ def misplaced_option(argument: str, follower: str, options: Sequence[str]) -> st
 
 
 def _value(word: str) -> str:
-    """The next word of the command line, if it can be the value of the one before."""
+    """Return the next word of the command line if it can be the value of the option before it."""
     return "VALUE" if not word or "=" in word or word.startswith("-") else word
 
 

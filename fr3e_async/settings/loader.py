@@ -4,8 +4,6 @@ Omegaconf reads YAML (``1e-6`` is a number to it) and resolves ``${…}``; ``con
 which words help, is not known here. A layer is a plain dict: dotted path → value and where it was given.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -22,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from fr3e_async.algorithm.strategies import check_strategy, unread
 from fr3e_async.config import Config
 from fr3e_async.config.idle import ASKS_NOTHING, idle_settings
-from fr3e_async.config.knobs import Knob, did_you_mean
+from fr3e_async.config.knobs import RENAMED, Knob, did_you_mean
 from fr3e_async.config.secrets import SecretGiven, refuse_secrets
 from fr3e_async.errors import ConfigError
 from fr3e_async.settings.help import knobs, sections
@@ -30,7 +28,6 @@ from fr3e_async.settings.hints import locate, meant, misplaced_option, unknown
 
 PACKAGED = Path(__file__).parent.parent / "configs"  # in a checkout a link to the repository's configs/
 OPTIONS = ("--help", "-h", "--dry-run")  # what commands understand besides settings
-RENAMED = {"weights.transfer": {"native": "collective"}}  # words of a setting that were renamed; the old one works until 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +110,7 @@ def _refuse_idle(config: Config, given: Layer) -> None:
 
 
 def _located(error: ConfigError, given: Layer) -> ConfigError:
-    """The same with file and line, or what was typed, of the setting that it begins with."""
+    """Prefix an error with the file and line, or the typed word, of the setting that it names first."""
     path = re.match(r"[\w.]*", str(error))
     knob, _ = locate(path[0].rstrip(".") if path else "")
     origin = given[knob.path].origin if knob is not None and knob.path in given else ""
@@ -258,7 +255,7 @@ def _flatten(
 
 
 def _as_meant(knob: Knob, value: Any) -> Any:
-    """Undo what YAML makes of unquoted words: ``off`` and ``false`` are no text to it."""
+    """Turn YAML's booleans back into the words ``off`` and ``false`` where the setting takes a text."""
     words = ("on", "true") if value is True else ("off", "false") if value is False else ()
     return next((word for word in words if word in knob.choices), value)
 

@@ -15,8 +15,6 @@ A verdict that needs no process (plain integers) shows as an answer that takes n
 for a batch waits for its slowest verdict.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -253,7 +251,7 @@ def _verifiers(recording: Recording, clock: WorkTime) -> tuple[VerifierTimes, fl
         answers = np.array([s.answers for s in whole], dtype=np.float64)
         before = Staircase(starts, answers)(starts) - Staircase(ends, answers)(np.nextafter(starts, np.inf))
         before += [answers[:number][starts[:number] == at].sum() for number, at in enumerate(starts)]  # came with it, ahead of it
-        ahead = np.maximum(before - answers.mean() / 2, 0.0)  # half of the call that is being judged is done
+        ahead = np.maximum(before - answers.mean() / 2, 0.0)  # half of the call that is being scored is done
         rows.append(np.column_stack([np.ones(len(whole)), np.maximum(1.0, (ahead + answers) / workers)]))
         values.append(np.maximum(ends - starts, 1e-6))
     if sum(map(len, values)) < 4:

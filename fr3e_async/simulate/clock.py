@@ -1,7 +1,5 @@
 """Virtual time, the cores that processes of one machine share, and queues with servers. Knows nothing of what is simulated."""
 
-from __future__ import annotations
-
 import heapq
 from collections import deque
 from collections.abc import Callable

@@ -5,8 +5,6 @@ they are computed nobody decodes. The engine counts steps; a request that begins
 s + L, whatever the load does meanwhile. So one event costs O(log n). Fractions of a step are allowed.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable

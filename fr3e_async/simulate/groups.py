@@ -1,7 +1,5 @@
 """The prompt groups of a simulation: what their rollouts will be, and what engines have of them in their caches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -36,7 +34,7 @@ class SimulatedRow:
 class SimulatedGroup:
     tree: Tree
     answers: dict[RolloutId, MeasuredAnswer] = field(default_factory=dict)
-    places: dict[int, list[int]] = field(default_factory=dict)  # token positions of the anchors, by base
+    positions: dict[int, list[int]] = field(default_factory=dict)  # token positions of the anchors, by base
     prompt_at: set[Home] = field(default_factory=set)
     base_at: set[tuple[Home, int]] = field(default_factory=set)
 
@@ -84,17 +82,17 @@ class Groups:
 
     def verdicts(self, name: str, ids: Sequence[RolloutId]) -> tuple[Verdict, ...]:
         answers = self._open[name].answers
-        return tuple(VERDICTS[answers[id].right] for id in ids)
+        return tuple(VERDICTS[answers[id].correct] for id in ids)
 
     def anchors(self, trunk: RolloutId) -> list[Anchor]:
         group, first = self._open[trunk.group], trunk.branch * self._plan.anchors
-        places = group.places.get(trunk.branch)
-        if places is None:
-            places = group.tree.places(trunk.branch, count=self._plan.anchors, min_gap=self._min_gap)
-            group.places[trunk.branch] = places
+        positions = group.positions.get(trunk.branch)
+        if positions is None:
+            positions = group.tree.positions(trunk.branch, count=self._plan.anchors, min_gap=self._min_gap)
+            group.positions[trunk.branch] = positions
         return [
-            Anchor(node=first + j, parent=first + j - 1 if j > 1 else 0, trunk=trunk.branch, position=place, score=0.0)
-            for j, place in enumerate(places, start=1)
+            Anchor(node=first + j, parent=first + j - 1 if j > 1 else 0, trunk=trunk.branch, position=position, score=0.0)
+            for j, position in enumerate(positions, start=1)
         ]
 
     def rows(self, work: Sample | Branch, home: Home) -> list[SimulatedRow]:

@@ -4,8 +4,6 @@ What is scarce is GPUs if any role uses them, else CPUs. It is split between gen
 are added until they are at work half of the time. Better means less time for a training batch.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Iterator

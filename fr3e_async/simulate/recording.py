@@ -3,8 +3,6 @@
 The machine makes its decisions again from the recorded events, so nothing is read from their short form.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from fr3e_async.simulate.workload import MeasuredAnswer, MeasuredGroup
 from fr3e_async.store.journal import Entry, read_journal
 from fr3e_async.types import Anchor, RolloutId, RolloutSummary
 
-RIGHT = {Outcome.CORRECT: True, Outcome.WRONG: False, Outcome.UNKNOWN: None}
+IS_CORRECT = {Outcome.CORRECT: True, Outcome.WRONG: False, Outcome.UNKNOWN: None}
 
 
 @dataclass(slots=True)
@@ -100,7 +98,7 @@ class _Reader:
         self._sent: dict[str, float] = {}
         self._notes: dict[str, list[RolloutSummary]] = {}
         self._anchors: dict[str, list[Anchor]] = {}
-        self._right: dict[RolloutId, bool | None] = {}
+        self._correct: dict[RolloutId, bool | None] = {}
 
     def read(self, entry: Entry, commands: list[Command]) -> None:
         self.recording.events += 1
@@ -122,7 +120,7 @@ class _Reader:
                 self._anchors.setdefault(event.group, []).extend(event.anchors)
             case Scored():
                 self._end(now, event.task, answers=len(event.ids))
-                self._right.update((id, RIGHT[v.outcome]) for id, v in zip(event.ids, event.verdicts, strict=True))
+                self._correct.update((id, IS_CORRECT[v.outcome]) for id, v in zip(event.ids, event.verdicts, strict=True))
             case Lost() | Answered():
                 span = self._spans.pop(event.task, None)
                 if span is not None:
@@ -169,18 +167,18 @@ class _Reader:
 
     def _retire(self, group: Retire) -> None:
         notes, anchors = self._notes.pop(group.group, []), self._anchors.pop(group.group, [])
-        right = {note.id: self._right.pop(note.id, None) for note in notes}
+        correct = {note.id: self._correct.pop(note.id, None) for note in notes}
         bases = {note.id.branch: note for note in notes if note.id.node == 0}
         if not bases or sorted(bases) != list(range(len(bases))):
             return  # a base is missing
         branches: dict[int, list[MeasuredAnswer]] = {}
         for note in sorted(notes, key=lambda note: note.id):
             if note.id.node:
-                branches.setdefault(note.id.node, []).append(MeasuredAnswer(note.length, right[note.id]))
+                branches.setdefault(note.id.node, []).append(MeasuredAnswer(note.length, correct[note.id]))
         grown: dict[int, list[tuple[int, tuple[MeasuredAnswer, ...]]]] = {}
         for anchor in sorted(anchors, key=lambda anchor: anchor.position):
             if anchor.node in branches:
                 grown.setdefault(anchor.trunk, []).append((anchor.position, tuple(branches[anchor.node])))
-        answers = tuple(MeasuredAnswer(bases[b].length, right[bases[b].id]) for b in range(len(bases)))
+        answers = tuple(MeasuredAnswer(bases[b].length, correct[bases[b].id]) for b in range(len(bases)))
         case = MeasuredGroup(bases[0].context, answers, tuple((base, tuple(found)) for base, found in grown.items()))
         self.recording.cases.append(case)

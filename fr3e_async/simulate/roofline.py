@@ -1,7 +1,5 @@
 """Service times from a model's size and a device's data sheet, where nothing has been measured. Every assumption is a name here."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

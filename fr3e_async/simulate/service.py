@@ -1,11 +1,10 @@
 """How long things take: the numbers that a simulation runs on, all in seconds of work on a device of one's own."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -89,10 +88,11 @@ class SystemModel:
         write_atomically(path, msgspec.json.format(data, indent=1).decode() + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> SystemModel:
+    def load(cls, path: Path) -> Self:
         """Read a file that ``save`` wrote. Raises ``StorageError`` (one line) where it is missing or has other content."""
         try:
-            read = msgspec.json.decode(path.read_bytes(), type=_File)
+            content = path.read_bytes().replace(b'"right', b'"correct')  # the word of older files
+            read = msgspec.json.decode(content, type=_File)
         except OSError as error:
             raise StorageError(f"{path} is not readable ({error.strerror})") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -3,8 +3,6 @@
 An engine or verifier is busy while it has a task, the learner from ``Train`` until the weights are exported.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

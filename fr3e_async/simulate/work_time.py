@@ -1,7 +1,5 @@
 """How much work each busy process of a shared machine could do until a moment: wall time, less what others took. Vectors only."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable
 

@@ -1,12 +1,11 @@
-"""What prompts are like: how long their answers are and how often they are right. Drawn group by group, by number.
+"""What prompts are like: how long their answers are and how often they are correct. Drawn group by group, by number.
 
 The n-th group of a seed is the same whatever system answers it, so two simulated systems are compared on the same prompts.
 """
 
-from __future__ import annotations
-
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -16,10 +15,10 @@ TRIES = 8  # draws of a length beyond a branch's position, and of an anchor that
 
 
 class MeasuredAnswer(NamedTuple):
-    """One rollout: tokens of its completion, and whether it is right; None: nobody can tell."""
+    """One rollout: tokens of its completion, and whether it is correct; None: nobody can tell."""
 
     length: int
-    right: bool | None
+    correct: bool | None
 
 
 class Tree(Protocol):
@@ -29,7 +28,7 @@ class Tree(Protocol):
 
     def base(self, number: int) -> MeasuredAnswer: ...
 
-    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+    def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
         """At most ``count`` positions of anchors on a base, ascending."""
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
@@ -41,61 +40,62 @@ class Workload(Protocol):
 
 
 class LogNormalWorkload(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="lognormal"):
-    """Lengths are log-normal, in part common to a prompt; right with a probability of the prompt's own, Beta-distributed."""
+    """Lengths are log-normal, in part common to a prompt; correct with a probability of the prompt's own, Beta-distributed."""
 
     mean: float  # tokens of a response
     sigma: float  # tokens, standard deviation
     prompt: int = 200  # tokens
     common: float = 0.5  # part of the variance of log length that is the prompt's
-    right_alpha: float = 0.6  # Beta(α, β) of the chance to be right: most prompts are easy or hard
-    right_beta: float = 0.6
+    correct_alpha: float = 0.6  # Beta(α, β) of the chance to be correct: most prompts are easy or hard
+    correct_beta: float = 0.6
 
     def tree(self, seed: int, number: int, *, max_response: int) -> Tree:
-        return _LogNormalTree(self, random.Random(seed * 1_000_003 + number), max_response)
+        return _LogNormalTree(self, f"{seed}/{number}", max_response)
 
 
 class _LogNormalTree:
-    def __init__(self, workload: LogNormalWorkload, chance: random.Random, max_response: int) -> None:
-        variance = math.log1p((workload.sigma / workload.mean) ** 2)
+    """Each rollout is drawn by its place in the tree alone, so that no order of asking changes it."""
+
+    def __init__(self, workload: LogNormalWorkload, name: str, max_response: int) -> None:
+        variance, chance = math.log1p((workload.sigma / workload.mean) ** 2), random.Random(name)
         self.prompt = workload.prompt
-        self._chance, self._most = chance, max_response
+        self._name, self._most = name, max_response
         self._spread = math.sqrt(variance * (1 - workload.common))
         self._centre = math.log(workload.mean) - variance / 2 + chance.gauss(0.0, math.sqrt(variance * workload.common))
-        self._right = chance.betavariate(workload.right_alpha, workload.right_beta)
-        self._bases: dict[int, MeasuredAnswer] = {}
+        self._correct = chance.betavariate(workload.correct_alpha, workload.correct_beta)
+        self._drawn: Counter[tuple[int, int]] = Counter()  # branches by base and anchor
 
     def base(self, number: int) -> MeasuredAnswer:
-        if number not in self._bases:
-            self._bases[number] = self._answer(self._response())
-        return self._bases[number]
+        chance = random.Random(f"{self._name}/{number}")
+        return self._answer(chance, self._response(chance))
 
-    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
-        return scattered(self._chance, self.base(base).length, count=count, min_gap=min_gap)
+    def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
+        chance = random.Random(f"{self._name}/{base}/places")
+        return scattered(chance, self.base(base).length, count=count, min_gap=min_gap)
 
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
-        for _ in range(TRIES):
-            length = self._response()
-            if length > position:
-                return self._answer(length - position)
-        return self._answer(1)
+        chance = random.Random(f"{self._name}/{base}/{anchor}/{self._drawn[base, anchor]}")
+        self._drawn[base, anchor] += 1
+        lengths = (self._response(chance) - position for _ in range(TRIES))
+        return self._answer(chance, next((length for length in lengths if length > 0), 1))
 
-    def _response(self) -> int:
-        return min(self._most, max(1, round(math.exp(self._centre + self._chance.gauss(0.0, 1.0) * self._spread))))
+    def _response(self, chance: random.Random) -> int:
+        return min(self._most, max(1, round(math.exp(self._centre + chance.gauss(0.0, 1.0) * self._spread))))
 
-    def _answer(self, length: int) -> MeasuredAnswer:
-        return MeasuredAnswer(length, self._chance.random() < self._right)
+    def _answer(self, chance: random.Random, length: int) -> MeasuredAnswer:
+        return MeasuredAnswer(length, chance.random() < self._correct)
 
 
 def scattered(chance: random.Random, length: int, *, count: int, min_gap: int) -> list[int]:
     """At most ``count`` token positions in [1, length - 1] with at least ``min_gap`` between them; fewer in a short response."""
-    places: list[int] = []
+    positions: list[int] = []
     for _ in range(TRIES * count if length > 1 else 0):
-        place = chance.randrange(1, length)
-        if all(abs(place - other) >= min_gap for other in places):
-            places.append(place)
-            if len(places) == count:
+        position = chance.randrange(1, length)
+        if all(abs(position - other) >= min_gap for other in positions):
+            positions.append(position)
+            if len(positions) == count:
                 break
-    return sorted(places)
+    return sorted(positions)
 
 
 class MeasuredGroup(NamedTuple):
@@ -137,12 +137,12 @@ class _MeasuredTree:
         if number not in self._bases:
             bases = self._case.bases
             chosen = bases[number] if number < len(bases) else self._chance.choice(bases)
-            self._bases[number] = MeasuredAnswer(min(chosen.length, self._most), chosen.right)
+            self._bases[number] = MeasuredAnswer(min(chosen.length, self._most), chosen.correct)
         return self._bases[number]
 
-    def places(self, base: int, *, count: int, min_gap: int) -> list[int]:
+    def positions(self, base: int, *, count: int, min_gap: int) -> list[int]:
         length = self.base(base).length
-        measured = [place for place, _ in self._anchors.get(base, ()) if place < length]
+        measured = [at for at, _ in self._anchors.get(base, ()) if at < length]
         if base in self._anchors and len(measured) >= min(count, len(self._anchors[base])):
             return measured[:count]
         return scattered(self._chance, length, count=count, min_gap=min_gap)
@@ -150,11 +150,11 @@ class _MeasuredTree:
     def branch(self, base: int, anchor: int, position: int) -> MeasuredAnswer:
         number = self._drawn.get((base, anchor), 0)
         self._drawn[base, anchor] = number + 1
-        known = next((answers for place, answers in self._anchors.get(base, ()) if place == position), ())
+        known = next((answers for at, answers in self._anchors.get(base, ()) if at == position), ())
         if known:
             chosen = known[number] if number < len(known) else self._chance.choice(known)
         else:
             longer = [b for b in self._case.bases if b.length > position]
             chosen = self._chance.choice(longer or self._case.bases)
-            chosen = MeasuredAnswer(max(1, chosen.length - position), chosen.right)
-        return MeasuredAnswer(max(1, min(chosen.length, self._most - position)), chosen.right)
+            chosen = MeasuredAnswer(max(1, chosen.length - position), chosen.correct)
+        return MeasuredAnswer(max(1, min(chosen.length, self._most - position)), chosen.correct)

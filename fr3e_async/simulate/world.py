@@ -5,8 +5,6 @@ Assign(Score) ─► verifier ─► Scored            Train ─► learner ─�
 Send ─► fetch ─► the engine stands still ─► Acked      Hire ─► WorkerUp      Wait ─► Due      Withdraw ─► Lost
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import random

@@ -6,8 +6,6 @@ Knows nothing of what a checkpoint holds; who does may look deeper (``latest``).
 is on storage that all writers share.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -7,13 +7,11 @@
 Rows are written when a problem is finished, so that an evaluation that was cut short samples none of them again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.accuracy import ScoredSample
@@ -38,7 +36,7 @@ class EvaluationDir(ClaimedFolder):
         self._writers: dict[str, JsonlWriter] = {}
 
     @classmethod
-    def open(cls, path: Path, *, identity: Mapping[str, Any], config_yaml: str) -> EvaluationDir:
+    def open(cls, path: Path, *, identity: Mapping[str, Any], config_yaml: str) -> Self:
         """Make the folder, or continue in one that holds the same evaluation; further benchmarks may have come to it.
 
         Raises ``StorageError``: it holds something else, another evaluation, or is in use; the disk refuses.
@@ -47,7 +45,7 @@ class EvaluationDir(ClaimedFolder):
         merged = _merged(path, json.loads(json.dumps(identity)))
         return cls(path, identity=merged, config_yaml=config_yaml, resumed=(path / IDENTITY).exists())
 
-    def __enter__(self) -> EvaluationDir:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,7 +54,7 @@ class EvaluationDir(ClaimedFolder):
         self.close()
 
     def finished(self, benchmark: str, *, samples: int) -> dict[str, list[ScoredSample]]:
-        """The problems that are done, each with its ``samples`` samples. A line that was cut off, and any other, is passed over."""
+        """Read the finished problems, each with its ``samples`` samples; skip a line that was cut off and any other that does not fit."""
         found: dict[str, list[ScoredSample]] = {}
         path = self._problems(benchmark)
         if not path.is_file():
@@ -82,7 +80,7 @@ class EvaluationDir(ClaimedFolder):
         self._writers[benchmark].write(problem_row(problem, samples))
 
     def earlier(self) -> dict[str, dict[str, Any]]:
-        """By benchmark, the rows of the results that are there. Raises ``StorageError`` for a file that is none of ours."""
+        """Read the results that are there: rows by benchmark. Raises ``StorageError`` for a file that is none of ours."""
         try:
             rows: dict[str, dict[str, Any]] = json.loads(self.results.read_text(encoding="utf-8"))["benchmarks"]
             for row in rows.values():

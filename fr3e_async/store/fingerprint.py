@@ -1,7 +1,5 @@
 """Which settings make a run what it is: two configs may share a run directory if those agree. Pure."""
 
-from __future__ import annotations
-
 import fnmatch
 import hashlib
 import json
@@ -10,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fr3e_async.config import Config
+from fr3e_async.config.knobs import RENAMED
 
 SHOWN = 3  # differing settings in an error message
 # Settings that may change from one resume to the next: how long, how many actors, where, what is shown; not what is learned.
@@ -101,7 +100,11 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``path: old -> new`` for each setting that differs, by path. A setting that one side lacks counts as differing."""
+    """``path: old -> new`` for each setting that differs, by path. A setting that one side lacks counts as differing.
+
+    ``old`` may have words that were renamed since.
+    """
+    old = {path: RENAMED[path].get(value, value) if path in RENAMED else value for path, value in old.items()}
     paths = sorted(old.keys() | new.keys())
     missing = "(none)"
     return [

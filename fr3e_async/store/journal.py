@@ -7,8 +7,6 @@ With it a run is replayed (``replay``) and service times are measured (``simulat
 machine makes them again, in full, from the events.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path

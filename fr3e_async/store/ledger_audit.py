@@ -5,8 +5,6 @@
 The laws are those of ``machine/ledger.py``; this module shares no code with it, so that a defect there shows here.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,15 +166,15 @@ class _Replay:
         elif record.version == 0 and stated == (0, 0, ()):
             self._roll_back(None)
         else:
-            self._begin_anew(record, there[0] if there else None)
+            self._begin_again(record, there[0] if there else None)
         self._gap = (record.admitted - len(self.admitted), record.settled - len(self.outcomes))
         self._check_slots()
 
-    def _begin_anew(self, record: BeginRecord, nearest: CutPoint | None) -> None:
+    def _begin_again(self, record: BeginRecord, nearest: CutPoint | None) -> None:
         """Take over the state of a ``begin`` that fits no cut, so that one broken law does not cause further reports."""
         if nearest is None:
             earlier = [cut for cut in reversed(self.cuts) if cut.version < record.version]
-            self._break("begin", f"it goes on from version {record.version}, of which there is no cut")
+            self._break("begin", f"it resumes from version {record.version}, of which there is no cut")
             self._roll_back(earlier[0] if earlier else None)
         else:
             self._break("begin", f"it is not the cut of version {record.version}: {_differences(record, nearest)}")

@@ -7,8 +7,6 @@
 own. Whether the records are true is the audit's question (``ledger_audit``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated

@@ -3,8 +3,6 @@
 Knows nothing of weights. The licence is the base model's, which this program cannot know.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import json
 from collections.abc import Mapping, Sequence
@@ -71,7 +69,7 @@ def summary_facts(summary: Summary, settings: Mapping[str, Any], *, dtype: str) 
 
 
 def model_card(facts: CardFacts) -> str:
-    """Markdown with the header that model hubs read."""
+    """Write the card as Markdown, with the YAML header that model hubs read."""
     base = facts.model or "unknown"
     hub = f"base_model: {base}\n" if base.count("/") == 1 and not base.startswith((".", "/", "~")) else ""
     strategy = facts.settings.get("algorithm.strategy")

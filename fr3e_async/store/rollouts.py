@@ -7,8 +7,6 @@
 No pickles. Knows nothing of checkpoints: whoever commits the folder makes it durable.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -125,7 +123,7 @@ def _batch(file: Any, key: str, note: Mapping[str, Any], path: Path) -> RolloutB
 
 
 def _columns(batch: RolloutBatch) -> Columns:
-    """Those that are not None, each contiguous: safetensors takes their bytes as they lie in memory."""
+    """Return the columns that are not None, each contiguous: safetensors copies raw memory."""
     columns = {name: getattr(batch, name) for name in COLUMNS}
     return {name: np.ascontiguousarray(column) for name, column in columns.items() if column is not None}
 

@@ -13,12 +13,11 @@
 Refuses to know what is in config.yaml beyond the ``Config`` it comes from, or what the other files mean.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time
 from pathlib import Path
+from typing import Self
 
 from fr3e_async.config import Config
 from fr3e_async.config.deepspeed import owns_lr
@@ -62,7 +61,7 @@ class RunDir(ClaimedFolder):
         self.ledger_log, self.summary = path / "ledger.jsonl", path / "summary.json"
 
     @classmethod
-    def open(cls, path: Path, *, config: Config, config_yaml: str, trial: bool = False) -> RunDir:
+    def open(cls, path: Path, *, config: Config, config_yaml: str, trial: bool = False) -> Self:
         """Make the directory, or with ``resume=auto`` open it again. ``trial``: writes no settings; for a look that ends in ``discard``.
 
         Raises ``StorageError`` in one line, leaving nothing behind: it holds a run and ``resume`` is never, or a run of
@@ -73,7 +72,7 @@ class RunDir(ClaimedFolder):
         return cls(path, config=config, config_yaml=config_yaml, trial=trial, resumed=resumed, changed=changed)
 
     def renew(self, config: Config) -> None:
-        """The run continues with what has ``changed``, and is of this config from now on. Raises ``StorageError``."""
+        """Record the config that the run continues with; ``changed``: its settings that differ from before. Raises ``StorageError``."""
         if self.changed:
             with storage_errors(self.path):
                 write_atomically(self.path / "run.json", _identity(config))
@@ -99,7 +98,7 @@ class RunDir(ClaimedFolder):
         jsonl.cut_after(self.trees, settled, key="settled")
 
     def thin_trees(self, stride: int) -> int:
-        """Leave the trees of every ``stride``-th step; the bytes that stay."""
+        """Keep the trees of every ``stride``-th step only; return the size of the file in bytes."""
         jsonl.keep_rows(self.trees, lambda row: row.get("step", 0) % stride == 0)
         return self.trees.stat().st_size
 

@@ -3,15 +3,13 @@
 Knows nothing of how the numbers were measured. None means: not measured, e.g. no evaluation configured.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fr3e_async.files.durable import storage_errors, write_atomically
 
@@ -24,7 +22,7 @@ def key(meaning: str, unit: str = "", *, default: Callable[[], Any] | None = Non
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """See the module's docstring. Numbers cover all sessions of the run unless their meaning says otherwise."""
+    """The content of ``summary.json``. Numbers cover all sessions of the run unless their meaning says otherwise."""
 
     name: str = key("run.name")
     exit_reason: str = key("'finished', or why the run stopped before its last step")
@@ -34,7 +32,7 @@ class Summary:
     resumed_from: int | None = key("step of the checkpoint that the last session resumed from; null: it began the run", "batches")
     wall_s: float = key("wall time from the start of the program, start-up included, summed over sessions", "s")
     first_step_s: float | None = key("from the start of the program to the first finished batch", "s")
-    accuracy_before: float | None = key("held-out accuracy before training (avg@k; unknown counts as not right)", "fraction")
+    accuracy_before: float | None = key("held-out accuracy before training (avg@k; unknown counts as not correct)", "fraction")
     accuracy_after: float | None = key("held-out accuracy of the final weights", "fraction")
     accuracy_intervals: dict[str, list[float]] = key(
         "95 % Wilson intervals of the two: {before: [low, high], after: [low, high]}"
@@ -73,7 +71,7 @@ class Summary:
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Summary:
+    def from_json(cls, text: str) -> Self:
         """Decode a summary. Raises ``TypeError`` naming a key that is missing or unknown."""
         return cls(**json.loads(text))
 
@@ -113,5 +111,5 @@ def write_problems(run: Path, name: str, rows: Sequence[Mapping[str, Any]], *, k
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One JSON object a line. Raises ``ValueError`` if a number is not finite."""
+    """Join rows as one JSON object a line. Raises ``ValueError`` if a number is not finite."""
     return "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)

@@ -1,12 +1,10 @@
 """Fakes for tests of the control plane, importable by Ray workers: the same ports, no engine, learner or verifier.
 
-What a rollout is (its length, and how easily it is right) is a function of the seed and its id alone, so that runs are
-comparable whatever happened to them on the way. It is right with a chance that rises with the version that made it by
+What a rollout is (its length, and how easily it is correct) is a function of the seed and its id alone, so that runs are
+comparable whatever happened to them on the way. It is correct with a chance that rises with the version that made it by
 ``gain``, so that a run of fakes also shows whether the loop learns from what it made; with ``gain=0`` the id decides.
 Faults happen at counted calls.
 """
-
-from __future__ import annotations
 
 import asyncio
 import random
@@ -28,7 +26,7 @@ from fr3e_async.types import Anchor, Answer, Completion, Draw, Finish, Prompt, R
 from fr3e_async.verify.margins import within
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
-RIGHT, WRONG = 1, 2  # the last token of a fake response says whether it is right
+RIGHT, WRONG = 1, 2  # the last token of a fake response says whether it is correct
 FAKE_ANCHORS = 2  # algorithm.anchors of a config for these fakes
 
 
@@ -138,7 +136,7 @@ class FakeEngineWorker(FakeActor):
         self, name: str, *, seed: int = 0, delay_s: float = 0.001, right: float = 0.3, gain: float = 0.05,
         faults: Faults | None = None, clock: Clock = steady,
     ) -> None:  # fmt: skip
-        """Rollouts are right with a chance of ``right`` + ``gain`` · version, at most 0.9."""
+        """Rollouts are correct with a chance of ``right`` + ``gain`` · version, at most 0.9."""
         super().__init__(name, delay_s=delay_s, faults=faults)
         self._seed, self.right, self._gain, self.clock = seed, right, gain, clock
         self.version = 0

@@ -4,8 +4,6 @@ Only this package imports math_verify. ``VerifierPool`` is loaded when asked for
 package too, must carry neither numpy nor our types.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -6,8 +6,6 @@ them into a set, so that listing many numbers or thinking aloud would change the
 Knows nothing of mathematics beyond whole numbers; that is ``judge``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import Literal
@@ -115,7 +113,7 @@ def _stated(text: str) -> str | None:
 
 
 def _cut(stated: str) -> str | None:
-    """What is said after "the answer is": its formula or number if it has one, else the words up to the end of the sentence."""
+    """Return the answer from the text after "the answer is": its formula or number, else the words up to the end of the sentence."""
     sentence = _STOP.sub("", stated).strip(" .:*")
     *before, last = re.split(r"\b(?:is|are)\b|是|为", sentence)
     if before:

@@ -1,7 +1,5 @@
 """Pairs of reference answer and prediction in a file, their verdicts, and the table of how often those agree with labels."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math
@@ -56,7 +54,7 @@ class JudgedCase:
     time_s: float
 
     @property
-    def right(self) -> bool:
+    def is_correct(self) -> bool:
         return self.verdict.outcome is Outcome.CORRECT
 
     def row(self) -> dict[str, Any]:
@@ -150,7 +148,7 @@ def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase]
     for one in sorted(judged, key=lambda one: key(one.case)):
         groups.setdefault(key(one.case), []).append(one)
     labelled = any(one.case.correct is not None for one in judged)
-    head = [name, "cases", "right", "policy", "wrong", "unproven", "unanswered", "unknown"] + [
+    head = [name, "cases", "correct", "policy", "wrong", "unproven", "unanswered", "unknown"] + [
         "agree",
         "agree %",
         "false +",
@@ -167,9 +165,12 @@ def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase]
 
 
 def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
-    """Cells of one line; "policy" is part of right, "unproven" and "unanswered" of wrong. A verdict agrees with a label if it is right or wrong as the label is; an unknown one never does, and is a "false -" where the label is right."""
+    """Cells of one line; "policy" is part of correct, "unproven" and "unanswered" are parts of wrong.
+
+    A verdict agrees with a label if both are correct or both wrong. An unknown one never agrees: it is a "false -" where the label is correct.
+    """
     by_outcome = Counter(j.verdict.outcome for j in judged)
-    by_policy = sum(j.right and j.verdict.reason.startswith("policy") for j in judged)
+    by_policy = sum(j.is_correct and j.verdict.reason.startswith("policy") for j in judged)
     unproven = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason.startswith("unproven") for j in judged)
     unanswered = sum(j.verdict.outcome is Outcome.WRONG and j.verdict.reason == NO_ANSWER for j in judged)
     cells = [
@@ -178,9 +179,9 @@ def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
     if not labelled:
         return [str(cell) for cell in cells]
     known = [j for j in judged if j.case.correct is not None]
-    agree = sum(j.right == j.case.correct and j.verdict.outcome is not Outcome.UNKNOWN for j in known)
-    false_positives = sum(j.right and not j.case.correct for j in known)
-    false_negatives = sum(not j.right and bool(j.case.correct) for j in known)
+    agree = sum(j.is_correct == j.case.correct and j.verdict.outcome is not Outcome.UNKNOWN for j in known)
+    false_positives = sum(j.is_correct and not j.case.correct for j in known)
+    false_negatives = sum(not j.is_correct and bool(j.case.correct) for j in known)
     share = f"{100 * agree / len(known):.1f}" if known else "-"
     return [*map(str, cells), str(agree), share, str(false_positives), str(false_negatives)]
 
@@ -191,7 +192,7 @@ def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
 def judge_cases(
     cases: Sequence[LabelledCase], config: VerifierPoolConfig, terms: Sequence[RewardConfig] = reward_terms(MATH, ())
 ) -> list[JudgedCase]:
-    """One case after another for each worker, so that the time of a case is its own; where a function takes batches, it is the mean."""
+    """Judge all cases, one at a time for each worker, so that each has its own time; with batches it is the mean."""
     with VerifierPool(config, terms) as pool:
         math_alone = [term.function for term in terms] == [MATH]
         if math_alone:  # the first case shall not wait for imports

@@ -1,7 +1,5 @@
 r"""Rules about claims: ratios, bases, congruences, relations, equations, sets by a condition, lists, tuples, matrices. Each is as ``judge`` says."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from fractions import Fraction
@@ -10,7 +8,7 @@ from itertools import pairwise
 from fr3e_async.verify import structure, symbolic
 from fr3e_async.verify.lexicon import NUMBERS
 from fr3e_async.verify.quantities import compare_numbers, quantity, written_number
-from fr3e_async.verify.rulings import RIGHT, WRONG, Policies, Ruling, by, by_policy, in_any_order, in_order
+from fr3e_async.verify.rulings import CORRECT, WRONG, Policies, Ruling, by, by_policy, in_any_order, in_order
 from fr3e_async.verify.structure import is_name, is_relation, named, named_list, shape_of
 from fr3e_async.verify.tokens import Tokens, enclosed, is_word, render, split, tokenise, variable
 
@@ -33,10 +31,10 @@ def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     times = [_CLOCK.fullmatch(":".join(map("".join, side[0]))) if side else None for side in (ours, theirs)]
     if ours and theirs and (times[1] or ours[1] or theirs[1]):
         same = times[0] and times[1] and times[0].groups() == times[1].groups() and len({ours[1], theirs[1]} - {""}) < 2
-        return (RIGHT, "time" if ours[1] == theirs[1] else "policy: half of the day") if same else (WRONG, "another time")
+        return (CORRECT, "time" if ours[1] == theirs[1] else "policy: half of the day") if same else (WRONG, "another time")
     parts = [side[0] if side else [text, ("1",)] for side, text in ((ours, said), (theirs, meant))]
     quotients = [[(r"\frac", "{", *a, "}", "{", *b, "}") for a, b in pairwise(side)] for side in parts]
-    return in_order(quotients[0], quotients[1], replace(policies, unfinished="right"))
+    return in_order(quotients[0], quotients[1], replace(policies, unfinished="correct"))
 
 
 def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:
@@ -56,8 +54,8 @@ def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if theirs is None:
         return None
     if "".join(said) == theirs[0]:
-        return RIGHT, "policy: base not named"
-    return (RIGHT, "number in a base") if digits_and_base(said) == theirs else (WRONG, "another number")
+        return CORRECT, "policy: base not named"
+    return (CORRECT, "number in a base") if digits_and_base(said) == theirs else (WRONG, "another number")
 
 
 def digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
@@ -86,9 +84,9 @@ def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
         return None
     if ours[1] and theirs[1]:
         same = ours[1] == theirs[1] and sorted(r % ours[1] for r in ours[0]) == sorted(r % theirs[1] for r in theirs[0])
-        return (RIGHT, "residues") if same else (WRONG, "other residues")
+        return (CORRECT, "residues") if same else (WRONG, "other residues")
     same = sorted(ours[0]) == sorted(theirs[0]) and (not ours[1] or all(0 <= residue < ours[1] for residue in ours[0]))
-    return (RIGHT, "policy: modulus not named") if same else (WRONG, "other residues")
+    return (CORRECT, "policy: modulus not named") if same else (WRONG, "other residues")
 
 
 def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:
@@ -134,7 +132,7 @@ def relation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if not is_relation(said) and not is_relation(meant):
         return None
     ruling = symbolic.equal(said, meant)
-    return ruling if ruling[0] == RIGHT else symbolic.equal(*(structure.interval_of(side) or side for side in (said, meant)))
+    return ruling if ruling[0] == CORRECT else symbolic.equal(*(structure.interval_of(side) or side for side in (said, meant)))
 
 
 def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -158,10 +156,10 @@ def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if whole or (their_name and not our_name and len(our_parts) > 1):
         ruling = symbolic.equal(said, meant)
         if whole and len(our_parts) == 1 and symbolic.solves(said, meant):
-            return RIGHT, "solves the equation"
+            return CORRECT, "solves the equation"
         computed = len(our_parts) == 1 and _computes(their_parts[0], their_parts[-1])
         ends = computed if whole else not any(map(variable, our_parts[0]))
-    return by("claims", our_parts[-1], their_parts[-1], policies) if ends and ruling[0] != RIGHT else ruling
+    return by("claims", our_parts[-1], their_parts[-1], policies) if ends and ruling[0] != CORRECT else ruling
 
 
 def _same_function(ours: str, theirs: str, value: Tokens) -> Tokens | None:
@@ -174,14 +172,14 @@ def _same_function(ours: str, theirs: str, value: Tokens) -> Tokens | None:
 def _computes(left: Tokens, right: Tokens) -> bool:
     r"""Is ``left = right`` a computation rather than an equation: numbers alone, or lengths and other names of two letters and more?"""
     letters = "".join(filter(variable, left))
-    return not letters or (letters.isupper() and len(letters) > 1) or symbolic.equal(left, right)[0] == RIGHT
+    return not letters or (letters.isupper() and len(letters) > 1) or symbolic.equal(left, right)[0] == CORRECT
 
 
 def _contradict(parts: list[Tokens], policies: Policies) -> bool:
     """Are two parts of a chain of equals numbers that no rounding makes equal?"""
     numbers = [(written_number(q.core), q.unit) for q in map(quantity, parts)]
     pairs = [(a, b) for (a, unit), (b, other) in pairwise(pair for pair in numbers if pair[0]) if a and b and unit == other]
-    return any(RIGHT not in (compare_numbers(a, b, policies)[0], compare_numbers(b, a, policies)[0]) for a, b in pairs)
+    return any(CORRECT not in (compare_numbers(a, b, policies)[0], compare_numbers(b, a, policies)[0]) for a, b in pairs)
 
 
 def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -212,7 +210,7 @@ def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     """
     plain, marked = sorted(("".join(said), "".join(meant)), key=len)
     segment = marked == rf"\overline{{{plain}}}" and len(plain) == 2 and plain.isupper()
-    return (RIGHT, "policy: arrow or bar") if plain.isalpha() and (segment or marked == rf"\vec{{{plain}}}") else None
+    return (CORRECT, "policy: arrow or bar") if plain.isalpha() and (segment or marked == rf"\vec{{{plain}}}") else None
 
 
 def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -229,11 +227,11 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
         return WRONG, "other variables or another connective"
     ruling = in_any_order(ours, theirs, policies)
     unions = [sum([(r"\cup", *piece) for piece in side], ())[1:] for side in (ours, theirs)]
-    return ruling if ruling[0] == RIGHT else symbolic.equal(*unions)
+    return ruling if ruling[0] == CORRECT else symbolic.equal(*unions)
 
 
 def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
-    r"""Lists, sets, tuples, intervals, matrices: as many items on both sides, each right by itself; in any order where none is said.
+    r"""Lists, sets, tuples, intervals, matrices: as many items on both sides, each correct by itself; in any order where none is said.
 
     >>> \{2,1\} ~ \{1,2\}    2,1 ~ 1,2    (x,y)=(1,2) ~ (1,2)    y=2, x=1 ~ x=1, y=2    a=1,b=2,c=3 ~ (1,2,3)    3,-3 ~ \pm 3
     >>> (2,1) !~ (1,2)    (y,x)=(1,2) !~ (x,y)=(1,2)    \{1,2\} !~ (1,2)    (1,2] !~ [1,2]    1,2 !~ 1,2,3    1,1,2 !~ 1,2,2    x=1,y=1; x=2,y=2 !~ x=1,y=2; x=2,y=1

@@ -12,8 +12,6 @@ A worker takes tasks from its socket, does each under limits and answers. Its CP
 kernel ends the process even inside one endless big-integer operation. A Python-level signal handler would wait for that operation.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc
@@ -26,7 +24,7 @@ import traceback
 from collections.abc import Sequence
 
 from fr3e_async.signals import pass_over
-from fr3e_async.verify.jobs import MEMORY_LIMIT, RIGHT, UNKNOWN, Job, Judgement, load_job
+from fr3e_async.verify.jobs import CORRECT, MEMORY_LIMIT, UNKNOWN, Job, Judgement, load_job
 from fr3e_async.verify.wire import Channel, Limits, Setup
 
 _PR_SET_PDEATHSIG = 1
@@ -125,7 +123,7 @@ def rule(task: Sequence[str], job: Job, limits: Limits, *, hides_memory_errors: 
     signal.setitimer(signal.ITIMER_PROF, 0)
     near_limit = _peak_bytes() > half
     # A peak that this very task drove near the limit is what is left to see of a memory error that was swallowed.
-    if hides_memory_errors and near_limit and before <= half and ruling.outcome != RIGHT:
+    if hides_memory_errors and near_limit and before <= half and ruling.outcome != CORRECT:
         ruling = Judgement(UNKNOWN, MEMORY_LIMIT)
     return ruling, near_limit
 

@@ -4,8 +4,6 @@ A job turns a task into a ``Judgement``, or a batch of tasks into one for each. 
 limits, pools, numpy or our types, and loads math-verify only for the jobs that need it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import inspect
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 from fr3e_async.verify.rewards import MATH, resolve, takes, takes_lists
 
 REFERENCES = "references"
-RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+CORRECT, WRONG, UNKNOWN = "correct", "wrong", "unknown"
 SAID_UNKNOWN = "reward said unknown"  # a user's function returned None: its word, and no failure
 READABLE, TEXT_ONLY = "readable", "text only"
 MEMORY_LIMIT = "memory limit"
@@ -24,7 +22,7 @@ _TRACE_CHARS = 4000  # its end says most
 
 
 class Judgement(NamedTuple):
-    """A job's word on one task. *Example*: ``Judgement("right", "math-verify")``."""
+    """The result of a job for one task. *Example*: ``Judgement("correct", "math-verify")``."""
 
     outcome: str
     reason: str
@@ -59,7 +57,7 @@ def _math_job(options: dict[str, Any]) -> Job:
 
 
 def _references_job() -> Job:
-    """Build the job that checks whether a reference answer reads as mathematics. "text only": only the same words are right."""
+    """Build the job that checks whether a reference answer reads as mathematics. "text only": only the same words are correct."""
     from fr3e_async.verify.readable import reference_kind
 
     def run(task: Sequence[str]) -> Judgement:
@@ -73,7 +71,7 @@ class Reward:
     a verdict unknown."""
 
     def __init__(self, function: Callable[..., Any], *, batch: bool = False, low: float = 0.0, high: float = 1.0) -> None:
-        """``batch``: tasks come as lists. ``low``, ``high``: what it may return; ``high`` is right."""
+        """``batch``: tasks come as lists. ``low``, ``high``: what it may return; ``high`` is correct."""
         self._function, self._batch, self._low, self._high = function, batch, low, high
         self._takes = functools.cache(functools.partial(takes, function))
         self._loop: asyncio.Runner | None = None  # one for all calls, so that a client of the module's can keep its connections
@@ -117,7 +115,7 @@ class Reward:
         return arguments, {name: value for name, value in given.items() if self._takes(name)}
 
     def _lists(self, tasks: Sequence[Sequence[Any]]) -> tuple[Sequence[Any], dict[str, Any]]:
-        """The same with a list for each, in one order."""
+        """Turn tasks into one list for each argument, in the order of the tasks."""
         each = [self._arguments(task) for task in tasks]
         named = {name: [its.get(name) for _, its in each] for _, its in each for name in its}
         return [list(column) for column in zip(*(arguments for arguments, _ in each), strict=True)], named
@@ -139,7 +137,7 @@ class Reward:
             return Judgement(UNKNOWN, f"reward returned {type(value).__name__}", complaint=f"it returned {repr(value)[:200]}")
         if not self._low <= value <= self._high:  # also where it is not a number
             return Judgement(UNKNOWN, f"reward outside [{self._low:g}, {self._high:g}]", complaint=f"it returned {value}")
-        return Judgement(RIGHT if value == self._high else WRONG, "reward", score=float(value))
+        return Judgement(CORRECT if value == self._high else WRONG, "reward", score=float(value))
 
 
 def _failed(error: BaseException) -> Judgement:

@@ -1,23 +1,21 @@
-r"""One answer against one reference: right only on a positive proof. Runs in a killable process.
+r"""One answer against one reference: correct only on a positive proof. Runs in a killable process.
 
 Each rule is one function. It gives a ruling where it applies, and None where it does not; the first that applies decides. Its docstring
-states what it proves, and its examples are its tests (``answer ~ reference`` is right, ``!~`` is wrong). What no rule proves is wrong
+states what it proves, and its examples are its tests (``answer ~ reference`` is correct, ``!~`` is wrong). What no rule proves is wrong
 ("unproven: ..."), never unknown: unknown is for limits, and for references that are sentences. Reasons that begin with "policy" are
-right by a policy (``docs/verifier.md``), not by proof. Knows nothing of limits, responses and rewards; returns plain strings, so that a
+correct by a policy (``docs/verifier.md``), not by proof. Knows nothing of limits, responses and rewards; returns plain strings, so that a
 worker needs neither numpy nor our types.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
 from fr3e_async.verify import claim_rules as claims
 from fr3e_async.verify import rulings
 from fr3e_async.verify import value_rules as values
-from fr3e_async.verify.rulings import RIGHT, UNKNOWN, WRONG, Policies, Ruling, by
+from fr3e_async.verify.rulings import CORRECT, UNKNOWN, WRONG, Policies, Ruling, by
 from fr3e_async.verify.tokens import tokenise
 
-__all__ = ["RIGHT", "RULES", "UNKNOWN", "WRONG", "judge"]
+__all__ = ["CORRECT", "RULES", "UNKNOWN", "WRONG", "judge"]
 
 _VALUES = (values.same_text, claims.base, values.numbers, values.unfinished, values.decimals, values.counting, values.algebra)
 _CLAIMS = (
@@ -33,7 +31,7 @@ def judge(answer: str, reference: str, **options: Any) -> Ruling:
     """(outcome, reason) of an answer. Both texts come without their box. The keywords are those of ``Policies``."""
     policies = Policies(**options)
     if answer == reference:
-        return RIGHT, "same text"
+        return CORRECT, "same text"
     try:
         said, meant = tokenise(answer), tokenise(reference)
         return by("whole", said, meant, policies) if meant else (UNKNOWN, "the reference is empty")

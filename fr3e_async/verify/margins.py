@@ -5,8 +5,6 @@ r"""Answers that may be off by a margin of their benchmark: numbers, compared wi
 Applies to the whole answer, before it is cut down to a class. Knows texts and numbers; whose margins they are is a benchmark's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,7 +33,7 @@ class _Amount:
 
     @property
     def size(self) -> Fraction:
-        """In the base unit of its dimension, for sorting."""
+        """The amount in the base unit of its dimension, for sorting."""
         parsed = parsed_unit(self.unit)  # None where pint does not know it
         return self.value * (1 if parsed is None else Fraction((1 * parsed).to_base_units().magnitude))
 
@@ -43,7 +41,7 @@ class _Amount:
 def with_margins(
     verdict: Verdict, answer: str | None, reference: str, margins: Sequence[Fraction], config: VerifierPoolConfig
 ) -> Verdict:
-    """The verdict, or right where the answer is off by no more than it may be. Without margins the judge alone decides."""
+    """The verdict, or correct where the answer is off by no more than it may be. Without margins the judge alone decides."""
     if not margins or verdict.outcome is Outcome.CORRECT:
         return verdict
     if len(answer or "") > config.max_answer_chars or not within(answer, reference, margins, policies_of(config)):
@@ -107,7 +105,7 @@ def _readings(said: _Amount, meant: _Amount, policies: Policies) -> list[Fractio
 
 
 def _percentages(said: _Amount, meant: _Amount, policies: Policies) -> list[Fraction]:
-    """One side has a percent sign and the other none: as ``amounts`` has it."""
+    """Compare where one side has a percent sign and the other none, by the rule ``amount``."""
     signed = meant if meant.unit == PERCENT_SIGN else said
     found = [said.value] if policies.percent == "optional" and abs(signed.value) > 1 else []
     if meant.unit == PERCENT_SIGN:

@@ -4,8 +4,6 @@ For math, plain integers are compared here and now; everything else goes to one 
 everything goes there, as it is. Knows nothing of rollouts, Ray or what is done with an unknown verdict.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
@@ -14,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from msgspec.structs import replace
 
@@ -58,7 +56,7 @@ class Question(NamedTuple):
 class VerifierPool:
     """Judges responses in killable processes. Close it, or use it in a ``with`` block.
 
-    Example: ``pool.judge("so \\\\boxed{0.50}", "1/2")`` is right with the reason "math-verify".
+    Example: ``pool.judge("so \\\\boxed{0.50}", "1/2")`` is correct with the reason "math-verify".
     """
 
     def __init__(self, config: VerifierPoolConfig, reward: str | Sequence[RewardConfig] = MATH) -> None:
@@ -67,7 +65,7 @@ class VerifierPool:
         terms = reward_terms(reward, ()) if isinstance(reward, str) else reward
         self.functions = [_Function(config, term) for term in terms]
 
-    def __enter__(self) -> VerifierPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,7 +108,7 @@ class VerifierPool:
             one.tasks.close()
 
     def _sum(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """Right or wrong by the first function; unknown where one of them is."""
+        """Add up the weighted scores. The first function decides what is correct; one unknown makes the sum unknown."""
         terms = [one.term for one in self.functions]
         if len(terms) == 1 and terms[0].weight == 1:
             return verdicts[0]
@@ -146,14 +144,14 @@ class _Function:
         """Judge equal answers to one reference once: if a policy answers ``9^{9^9}`` in every rollout, it meets the time limit once.
         One worker gets all answers to one reference answer, as far as that keeps every worker busy: it parses that one once."""
         verdicts: list[Verdict | None] = []
-        places: dict[Any, tuple[Task, list[int]]] = {}
+        jobs_by_key: dict[Any, tuple[Task, list[int]]] = {}
         for index, question in enumerate(questions):
             prepared = self.prepared(question)
             verdicts.append(prepared if isinstance(prepared, Verdict) else None)
             if not isinstance(prepared, Verdict):
                 key = prepared if self._math else index  # a user's function may well not say the same thing twice
-                places.setdefault(key, (prepared, []))[1].append(index)
-        jobs = sorted(places.values(), key=lambda job: job[0][1])  # by reference answer
+                jobs_by_key.setdefault(key, (prepared, []))[1].append(index)
+        jobs = sorted(jobs_by_key.values(), key=lambda job: job[0][1])  # by reference answer
         size = self.term.batch or min(math.ceil(len(jobs) / self._config.workers / _BATCHES_EACH), _BATCH)
         batches = [jobs[start : start + size] for start in range(0, len(jobs), size or 1)]
         judged = await asyncio.gather(*(self._judged([task for task, _ in batch]) for batch in batches))
@@ -164,7 +162,7 @@ class _Function:
         return [self._beside(q, verdict) for q, verdict in zip(questions, verdicts, strict=True) if verdict is not None]
 
     async def _judged(self, tasks: Sequence[Task]) -> list[Verdict]:
-        """By one worker, as long as it lives."""
+        """Judge tasks in one worker, as long as it lives."""
         if not self.term.batch:
             return [self._verdict(result) for result in await asyncio.wrap_future(self.tasks.submit(tasks))]
         (result,) = await asyncio.wrap_future(self.tasks.submit([tasks]))
@@ -179,7 +177,7 @@ class _Function:
         return [self._verdict(Result(part, result.attempts)) for part in parts]
 
     def prepared(self, question: Question) -> Verdict | Task:
-        """The verdict if it takes no process, else the task for one."""
+        """Return the verdict if no process is needed, else the task for one."""
         if fault := question.fault or (self._math and question.answer_fault):
             return Verdict(outcome=Outcome.WRONG, reason=fault, score=None if self._math else self.term.range[0] or None)
         if self._math:
@@ -233,7 +231,7 @@ def bare_reference(reference: str) -> str:
 
 
 def policies_of(config: VerifierPoolConfig) -> Policies:
-    """The judge's switches as the section ``verifiers`` sets them."""
+    """Read the judge's policies from the section ``verifiers``."""
     return Policies(
         unfinished=config.unfinished, units=config.units, percent=config.percent, decimal_digits=config.decimal_digits
     )  # fmt: skip

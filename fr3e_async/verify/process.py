@@ -1,8 +1,8 @@
 """The parent's side of killable processes: the fork server, one worker asked with a wall limit, and ``TaskPool``, which makes workers when they
 are first needed and replaces those that ended.
 
-Knows nothing of answers or rewards: a task goes in, and a worker's judgement or the reason for its silence comes out. What a task is, is the job
-that ``Setup`` names. ``TaskPool`` can be used from any thread.
+Knows nothing of answers or rewards: a task goes in, and a worker's judgement or the reason for its silence comes out. ``Setup`` names the job,
+which knows what a task is. ``TaskPool`` can be used from any thread.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ A unit is what follows a value in ``\text{}`` or in whole known words, never a b
 Words that name what was counted (``lexicon.COUNTED``) may be missing on one side. Any other word is part of the answer. Knows nothing of sympy.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -88,30 +86,30 @@ def _decimal(digits: str, exponent: str) -> Number | None:
 
 
 def compare_numbers(said: Number, meant: Number, policies: Policies) -> tuple[str, str]:
-    """(outcome, reason). Exactly equal is right; so is what rounding explains, from enough digits on.
+    """(outcome, reason). Exactly equal is correct; so is what rounding explains, from enough digits on.
 
-    * A reference of at least three digits that is the answer, rounded, or an exact answer, cut off: right (6.46 and 84/13, 0.666 and 2/3).
-    * An answer of at least ``decimal_digits`` digits that is the reference, rounded: right (0.3333 and 1/3). Three are enough for a
+    * A reference of at least three digits that is the answer, rounded, or an exact answer, cut off: correct (6.46 and 84/13, 0.666 and 2/3).
+    * An answer of at least ``decimal_digits`` digits that is the reference, rounded: correct (0.3333 and 1/3). Three are enough for a
       reference that is a decimal, and so rounded itself (2.65 and 2.653).
-    * A reference with as many digits as a float has, and an answer that is the same to 15 digits: right (0.3 and 0.30000000000000004).
+    * A reference with as many digits as a float has, and an answer that is the same to 15 digits: correct (0.3 and 0.30000000000000004).
 
     Integer references are exact: 41.9999 is not 42. All of these but equality are policies.
     """
     if said.value == meant.value:
-        return "right", "number"
+        return "correct", "number"
     gap = abs(said.value - meant.value)
     our_error, their_error = (Fraction(1, 2) / Fraction(10) ** (number.places or 0) for number in (said, meant))
     if said.digits <= _FLOAT_DIGITS < meant.digits <= 17 and meant.places and gap <= abs(meant.value) / 10**_FLOAT_DIGITS:
-        return "right", "policy: a float"
+        return "correct", "policy: a float"
     if meant.integer:
         return "wrong", "number"
     cut = said.places is None and (said.value - meant.value) * meant.value > 0 and gap < 2 * their_error
     if meant.places is not None and (said.places is None or said.places > meant.places) and (gap <= their_error or cut):
-        return ("right", "policy: rounded") if meant.digits >= ROUNDED_DIGITS else ("wrong", "number")
+        return ("correct", "policy: rounded") if meant.digits >= ROUNDED_DIGITS else ("wrong", "number")
     if said.places is not None and (meant.places is None or said.places < meant.places) and gap <= our_error:
         least = policies.decimal_digits if meant.places is None else min(ROUNDED_DIGITS, policies.decimal_digits)
         if said.digits >= least and not (said.integer and meant.places is None):
-            return "right", "policy: rounded"
+            return "correct", "policy: rounded"
     return "wrong", "number"
 
 

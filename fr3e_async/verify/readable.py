@@ -1,7 +1,5 @@
 """Which references the judge can read as more than text. Runs in a killable process; no answer is looked at."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fr3e_async.verify import symbolic
@@ -13,7 +11,7 @@ from fr3e_async.verify.value_rules import is_prose
 
 
 def reference_kind(reference: str) -> Literal["integer", "mathematics", "word", "text"]:
-    """What answers to this reference are compared by: digits, mathematics, one word or a few, or text, where only the same words are right.
+    """What answers to this reference are compared by: digits, mathematics, one word or a few, or text, where only the same words are correct.
 
     "text" is what a dataset should be warned of.
     """

@@ -4,8 +4,6 @@ Where math-verify reads no mathematics, the reference is matched as text: every 
 of responses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +19,7 @@ from fr3e_async.verify.rewards import MATH
 
 TOO_LONG = "longer than verifiers.max_answer_chars"
 _BATCH = 32  # reference answers given to a worker at once
-_SHOWN = 3  # places named in a message
+_SHOWN = 3  # rows named in a message
 MANY = 2000  # from this many on the user is told of the wait: a worker parses some 150 a second
 
 
@@ -91,7 +89,7 @@ def screen_references(rows: Rows, config: Config, announce: Callable[[str], None
         return Screened(rows=rows, note="")
     told = _told(flagged, reasons)
     if policy == "error":
-        raise DataError(f"{told}; leave such problems out with data.on_string_gold=drop, or go on with =flag")
+        raise DataError(f"{told}; leave such problems out with data.on_string_gold=drop, or keep them with =flag")
     if policy == "flag":
         return Screened(rows=rows, note=f"{told}: other ways to write it will be unknown, see data.on_string_gold")
     train, heldout = (tuple(row for row in part if row.answer not in reasons) for part in (rows.train, rows.heldout))
@@ -102,7 +100,7 @@ def screen_references(rows: Rows, config: Config, announce: Callable[[str], None
 
 
 def _told(flagged: Sequence[DataRow], reasons: dict[str, str]) -> str:
-    places = ", ".join(f"{row.source} ({reasons[row.answer]})" for row in flagged[:_SHOWN])
+    examples = ", ".join(f"{row.source} ({reasons[row.answer]})" for row in flagged[:_SHOWN])
     more = f" and {len(flagged) - _SHOWN} more" if len(flagged) > _SHOWN else ""
     count = "1 problem has a reference answer" if len(flagged) == 1 else f"{len(flagged)} problems have a reference answer"
-    return f"{count} that can be matched as text at most: {places}{more}"
+    return f"{count} that can be matched as text at most: {examples}{more}"

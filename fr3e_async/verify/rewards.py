@@ -97,7 +97,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 
 def fault_of(name: str, *, batch: int = 0, columns: Sequence[str] = ()) -> str:
-    """What is wrong with a user's reward function, in one line; "" if it can be called."""
+    """Say in one line why a user's reward function cannot be called; "" if it can."""
     module, _, path = name.partition(":")
     try:
         function = resolve(name)

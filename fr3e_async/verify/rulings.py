@@ -1,9 +1,7 @@
-r"""What a rule says, and how rules use each other: by level, so that a list can ask for its items whatever rules there are.
+r"""The type of a ruling, and how rules call each other: by level, so that a rule for lists can judge items without knowing other rules.
 
 ``judge`` knows the rules and sets them here; rules know only this module.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from typing import Any, Literal
 
 from fr3e_async.verify.tokens import Tokens, render
 
-RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
+CORRECT, WRONG, UNKNOWN = "correct", "wrong", "unknown"
 MAX_ITEMS = 64
 SENTENCE_WORDS = 4  # from here on, words can say one thing in many ways
 
@@ -23,7 +21,7 @@ class Policies:
     Example: ``Policies(units="ignored")`` takes ``12\text{ cm}`` for ``12\text{ m}``.
     """
 
-    unfinished: Literal["wrong", "right"] = "wrong"  # an answer that leaves the computing to the reader: 17·23 for 391
+    unfinished: Literal["wrong", "correct"] = "wrong"  # an answer that leaves the computing to the reader: 17·23 for 391
     units: Literal["checked", "ignored"] = "checked"  # a unit missing on one side is fine either way
     percent: Literal["optional", "exact"] = "optional"  # may the sign % be missing on one side?
     decimal_digits: int = 4  # significant digits from which a decimal stands for an exact value
@@ -59,16 +57,16 @@ def by(level: str, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
 
 
 def by_policy(name: str, ruling: Ruling) -> Ruling:
-    """Name the policy as the reason of a ruling that is right; return any other ruling unchanged."""
-    return (RIGHT, f"policy: {name}") if ruling[0] == RIGHT else ruling
+    """Name the policy as the reason of a ruling that is correct; return any other ruling unchanged."""
+    return (CORRECT, f"policy: {name}") if ruling[0] == CORRECT else ruling
 
 
 def in_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Ruling:
-    """Each right by itself. Wrong before unknown before right by policy before right by proof."""
+    """The worst of several: wrong, then unknown, then correct by policy, then correct by proof."""
     if len(ours) != len(theirs):
         return WRONG, "number of items"
     rulings = [by("claims", first, second, policies) for first, second in zip(ours, theirs, strict=True)]
-    return max(rulings, key=lambda ruling: ((RIGHT, UNKNOWN, WRONG).index(ruling[0]), ruling[1].startswith("policy")))
+    return max(rulings, key=lambda ruling: ((CORRECT, UNKNOWN, WRONG).index(ruling[0]), ruling[1].startswith("policy")))
 
 
 def in_any_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Ruling:
@@ -78,7 +76,7 @@ def in_any_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Pol
     left, partners = list(ours), []
     for item in theirs:
         left.sort(key=lambda other, item=item: other != item)  # type: ignore[misc]
-        partner = next((other for other in left if by("claims", other, item, policies)[0] == RIGHT), None)
+        partner = next((other for other in left if by("claims", other, item, policies)[0] == CORRECT), None)
         if partner is None:
             return WRONG, "another item"
         left.remove(partner)

@@ -3,8 +3,6 @@ r"""What tokens claim: one value, a list, a set, a tuple or an interval, under w
 An answer may hold several claims (``x=1, y=2``; ``3\text{ or }4``); which of them equal which of a reference's is ``judge``'s business.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Literal, NamedTuple
 

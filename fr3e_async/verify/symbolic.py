@@ -6,8 +6,6 @@ math-verify's word) and survives every check by numbers, which are relative and 
 math-verify's own time-outs are off: they use SIGALRM, which does not interrupt big-integer arithmetic; limits are ``worker``'s and ``pool``'s.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from fractions import Fraction
@@ -113,7 +111,7 @@ def _says_every_letter(read: Any, tokens: Tokens) -> bool:
 
 
 def equal(said: Tokens, meant: Tokens) -> tuple[str, str]:
-    """(outcome, reason): right with its proof, else wrong."""
+    """(outcome, reason): correct with its proof, else wrong."""
     theirs = reading(meant)
     ours = None if theirs is None else reading(said)
     if ours is None:
@@ -129,7 +127,7 @@ def _compared(ours: Any, theirs: Any) -> tuple[str, str]:
     if isinstance(ours, sympy.Expr) or isinstance(theirs, sympy.Expr) or _is_rough(ours) or _is_rough(theirs):
         return "wrong", "unproven: another kind"
     exact = {"allow_set_relation_comp": True, "float_rounding": 30, "numeric_precision": _DIGITS}
-    return ("right", "math-verify") if _verified(ours, theirs, **exact) else ("wrong", "unproven: math-verify")
+    return ("correct", "math-verify") if _verified(ours, theirs, **exact) else ("wrong", "unproven: math-verify")
 
 
 def _verified(ours: Any, theirs: Any, **options: Any) -> bool:
@@ -144,7 +142,7 @@ def _is_rough(read: Any) -> bool:
 def expressions_equal(ours: Any, theirs: Any) -> tuple[str, str]:
     """Two expressions: refuted by numbers, or proven by simplification or math-verify."""
     if ours == theirs:
-        return "right", "same expression"
+        return "correct", "same expression"
     ours, theirs = (side.subs({symbol: sympy.I for symbol in side.free_symbols if str(symbol) == "i"}) for side in (ours, theirs))
     if ours.free_symbols != theirs.free_symbols:
         return "wrong", "other variables"
@@ -156,12 +154,12 @@ def expressions_equal(ours: Any, theirs: Any) -> tuple[str, str]:
     if agreed is None:
         return "wrong", "another value"
     if symbols and ours.is_rational_function() and theirs.is_rational_function():
-        return ("right", "identity") if sympy.cancel(sympy.together(difference)) == 0 else ("wrong", "another function")
+        return ("correct", "identity") if sympy.cancel(sympy.together(difference)) == 0 else ("wrong", "another function")
     if difference == 0 or (not symbols and ours.doit() == theirs.doit()):
-        return "right", "identity"
+        return "correct", "identity"
     if proof := "math-verify" if _verified(ours, theirs) else "identity" if sympy.simplify(difference) == 0 else "":
-        return "right", proof
-    return ("right", "policy: equal at points") if symbols and agreed >= _ENOUGH_POINTS else ("wrong", "unproven")
+        return "correct", proof
+    return ("correct", "policy: equal at points") if symbols and agreed >= _ENOUGH_POINTS else ("wrong", "unproven")
 
 
 def _value(expr: Any) -> Any:

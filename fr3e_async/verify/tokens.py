@@ -8,8 +8,6 @@ power or sign is dropped. A word starts with ``'``: what stands in ``\text{}``, 
 variable each. Knows nothing of numbers, units and sympy.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Collection
@@ -202,10 +200,10 @@ def is_digits(token: str) -> bool:
 def closing(tokens: list[str] | Tokens, at: int) -> int:
     """Where the bracket at ``at`` is closed, by whatever closing bracket (intervals mix them); the length if it never is."""
     depth = 0
-    for place in range(at, len(tokens)):
-        depth += _step(tokens[place])
+    for index in range(at, len(tokens)):
+        depth += _step(tokens[index])
         if depth == 0:
-            return place
+            return index
     return len(tokens)
 
 

@@ -1,7 +1,5 @@
 r"""Rules about texts and single values: choices, words, units, percent, numbers, what is left to compute, algebra. Each is as ``judge`` says."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from fractions import Fraction
@@ -9,7 +7,7 @@ from fractions import Fraction
 from fr3e_async.verify import quantities, symbolic
 from fr3e_async.verify.lexicon import LEADS, PHRASES, STANCES
 from fr3e_async.verify.quantities import Number, Quantity, compare_numbers, quantity, written_number
-from fr3e_async.verify.rulings import RIGHT, SENTENCE_WORDS, UNKNOWN, WRONG, Policies, Ruling, by, by_policy
+from fr3e_async.verify.rulings import CORRECT, SENTENCE_WORDS, UNKNOWN, WRONG, Policies, Ruling, by, by_policy
 from fr3e_async.verify.structure import shape_of
 from fr3e_async.verify.tokens import Tokens, enclosed, is_word, render, tokenise, trimmed, variable
 
@@ -23,7 +21,7 @@ def same_text(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     >>> \dfrac12 ~ \frac{1}{2}    ½ ~ \frac12    x^{\prime} ~ x'    mgh ~ m g h    f'(x) !~ f(x)    vv^{\cdot} !~ vv^*    A^{-1} !~ A^T
     """
     plain = ["".join(token[is_word(token) :] for token in side) for side in (said, meant)]  # mgh and m g h
-    return (RIGHT, "same text") if said == meant or (plain[0] == plain[1] and plain[0].isalpha()) else None
+    return (CORRECT, "same text") if said == meant or (plain[0] == plain[1] and plain[0].isalpha()) else None
 
 
 def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -33,7 +31,7 @@ def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | N
     """
     comma, point = sorted(("".join(said), "".join(meant)))
     same = comma.replace(",", ".") == point and comma.count(",") == 1 and comma.replace(",", "").isdigit()
-    return (RIGHT, "policy: decimal comma") if same and written_number((comma,)) is None else None
+    return (CORRECT, "policy: decimal comma") if same and written_number((comma,)) is None else None
 
 
 def choice(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
@@ -58,7 +56,7 @@ def choice(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     others, left = _choices(tail[1:]) if stopped and tail[:1] in (("'not",), ("'不是",)) else ("", tail)
     valued = (said[:1] == ("(",) or stopped) and written_number(quantity(tail).core) is not None
     whole = not tail or tail == rest or valued or (others and not left and not {*others} & {*ours})
-    return (RIGHT, "choice") if whole and sorted(ours) == sorted(letters) else (WRONG, "another choice")
+    return (CORRECT, "choice") if whole and sorted(ours) == sorted(letters) else (WRONG, "another choice")
 
 
 def _choices(tokens: Tokens) -> tuple[str, Tokens]:
@@ -74,22 +72,22 @@ def _choices(tokens: Tokens) -> tuple[str, Tokens]:
 
 
 def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
-    r"""The reference is words. The same words, without articles and with small letters, are right; so are phrases of one row of ``PHRASES``.
+    r"""The reference is words. The same words, without articles and with small letters, are correct; so are phrases of one row of ``PHRASES``.
 
     >>> \text{Bob and Alice} ~ \text{Alice and Bob}    \text{Ellipse} ~ ellipszis    \text{Even} ~ even    \text{yes, it is} ~ Yes    \text{DNE} ~ \text{does not exist}    \infty ~ \text{infinitely many}
     >>> \text{odd} !~ \text{even}    \text{Yes and no} !~ Yes    \text{Alice or Bob} !~ \text{Alice}
     """
     phrase = PHRASES.get("".join(meant).lower())
     if phrase and phrase == PHRASES.get("".join(said).lower()):
-        return RIGHT, "same words"
+        return CORRECT, "same words"
     if not is_prose(meant):
         return None
     spoken, expected = _spoken(said), _spoken(meant)
     if spoken == expected or (expected[1:-1] in (["and"], ["or"]) and spoken == expected[::-1]):
-        return RIGHT, "same words"
+        return CORRECT, "same words"
     if len(expected) == 1 and expected[0] in STANCES and all(is_word(token) or token == "," for token in said):
         agrees = STANCES.get(spoken[0]) == STANCES[expected[0]] and set(spoken[1:]) <= _AFFIRMING
-        return (RIGHT, "yes or no") if agrees else (WRONG, "another word")
+        return (CORRECT, "yes or no") if agrees else (WRONG, "another word")
     return (UNKNOWN, "the reference is a sentence") if len(expected) >= SENTENCE_WORDS else (WRONG, "other words")
 
 
@@ -152,7 +150,7 @@ def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
         return by("values", ours.core, theirs.core, policies)
     number, reference = written_number(ours.core), written_number(theirs.core)
     equal = factor and number and reference and number.value * factor == reference.value
-    return (RIGHT, "units converted") if equal else (WRONG, "units differ")
+    return (CORRECT, "units converted") if equal else (WRONG, "units differ")
 
 
 def _unit_on_one_side(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling:
@@ -178,7 +176,7 @@ def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling
     if said and meant:
         hundredth = [_hundredth(number) if q is signed else number for number, q in ((said, ours), (meant, theirs))]
         proportion = signed is theirs or not meant.integer or abs(meant.value) <= 1
-        if proportion and (ruling := compare_numbers(hundredth[0], hundredth[1], policies))[0] == RIGHT:
+        if proportion and (ruling := compare_numbers(hundredth[0], hundredth[1], policies))[0] == CORRECT:
             return ruling
     if policies.percent == "exact" or signed is ours or (meant and abs(meant.value) <= 1):
         return WRONG, "percent"
@@ -222,7 +220,7 @@ def unfinished(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None
     >>> \frac{1+\sqrt5}{2} ~ 1.618    4^{50} ~ 2^{100}    17\cdot 23 !~ 391    \sqrt{4} !~ 2    \sum_{k=1}^n k !~ \frac{n(n+1)}{2}
     """
     theirs, signs = written_number(meant), set(said)
-    if policies.unfinished == "right" or (theirs and _has_variables(said) and not signs & _UNEVALUATED):
+    if policies.unfinished == "correct" or (theirs and _has_variables(said) and not signs & _UNEVALUATED):
         return None
     if theirs and written_number(said) is None:
         closed = signs & _CLOSED and not signs & _UNEVALUATED_CONSTANT and not theirs.integer and theirs.places is not None

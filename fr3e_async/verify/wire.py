@@ -4,14 +4,12 @@ JSON and never pickle, because what comes back was made next to a model's output
 worker that is stopped must not hold up the thread that writes to it.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import struct
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 _LENGTH = struct.Struct("!I")
 _CHUNK = 65536  # bytes asked of the kernel at once
@@ -83,6 +81,6 @@ class Setup:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Setup:
+    def from_json(cls, text: str) -> Self:
         values = json.loads(text)
         return cls(**values | {"limits": Limits(**values["limits"]), "sys_path": tuple(values["sys_path"])})

@@ -9,8 +9,6 @@ bucket after another, and only what has changed (``stream``); the receiver joins
 bfloat16 has no numpy type: its bits travel as uint16.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 

@@ -15,8 +15,6 @@ column sums stay as they were. On top of that two different sets of sums hash al
 someone who wants to deceive.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

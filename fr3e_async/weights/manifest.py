@@ -1,7 +1,5 @@
 """What travels when weights do: a version's manifest, its buckets, and an engine's word that it serves them."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from dataclasses import dataclass

@@ -4,12 +4,11 @@ Unlike a file in ``/dev/shm`` it does not count against that mount's limit (64 M
 behind: it is gone when the last process that holds it is. Linux only; both processes must belong to one user.
 """
 
-from __future__ import annotations
-
 import itertools
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ class SharedBuffer:
         """Let go of the memory; mappings that other processes hold stay valid."""
         os.close(self._fd)
 
-    def __enter__(self) -> SharedBuffer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,8 +6,6 @@ without a second round of starts for those that can; and no engine serves what i
 element by element, with what the learner has.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -17,8 +15,8 @@ import ray
 from ray.exceptions import RayError
 
 from fr3e_async.actors.cluster import DrainingNodes, RayPayloads
+from fr3e_async.actors.collective import CollectiveLearner
 from fr3e_async.actors.engine import EngineActor
-from fr3e_async.actors.native import NativeLearner
 from fr3e_async.clock import Clock
 from fr3e_async.config import Config
 from fr3e_async.control.door import Door
@@ -164,7 +162,7 @@ class Deployment:
         return Publisher(
             ack_timeout_s=self.config.weights.ack_timeout_s,
             clock=self._clock,
-            direct=learner if isinstance(learner, NativeLearner) else None,
+            direct=learner if isinstance(learner, CollectiveLearner) else None,
             export_timeout_s=self.config.learner.step_timeout_s,
         )
 
@@ -173,7 +171,7 @@ class Deployment:
         learner, limit = self.workers.learner, self.config.learner.step_timeout_s
         try:
             async with asyncio.timeout(limit):
-                return await (learner.stored() if isinstance(learner, NativeLearner) else learner.export(version))
+                return await (learner.stored() if isinstance(learner, CollectiveLearner) else learner.export(version))
         except TimeoutError:
             raise LearnerLost(f"the learner did not export v{version} within learner.step_timeout_s ({limit:g} s)") from None
 

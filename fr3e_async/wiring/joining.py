@@ -1,7 +1,5 @@
 """Joining a cluster, or starting one on this machine: what can be wrong with it is found before any actor is asked for."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

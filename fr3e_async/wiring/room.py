@@ -1,7 +1,5 @@
 """Room on the cluster: which actors of a start are up, which found no room, and what the autoscaler is told meanwhile."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -28,12 +26,12 @@ class Wanted:
     """An actor, or the learner group, whose process is not there yet."""
 
     needs: Mapping[str, float]  # by Ray's names, all together
-    place: Any = None  # its placement group, if it has one
+    placement: Any = None  # its placement group, if it has one
 
     def has_room(self, free: Mapping[str, float]) -> bool:
-        """The cluster has taken its place for it; without a placement group: it would fit. Blocks for a call to the head."""
-        if self.place is not None:
-            return bool(placement_group_table(self.place).get("state") == "CREATED")
+        """The cluster has reserved the room; without a placement group: it would fit. Blocks for a call to the head."""
+        if self.placement is not None:
+            return bool(placement_group_table(self.placement).get("state") == "CREATED")
         return all(free.get(name, 0.0) >= amount for name, amount in self.needs.items())
 
 

@@ -4,8 +4,6 @@ An engine has a placement group of its own: all devices on one node, given back 
 gang that a cluster must have room for at once. Verifiers are single actors.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -18,8 +16,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fr3e_async.actors.collective import CollectiveLearner
 from fr3e_async.actors.learner import LearnerActor
-from fr3e_async.actors.native import NativeLearner
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.actors.watch import ask, watchable
@@ -66,11 +64,11 @@ class Starter:
     async def learner(self, resume_from: Path | None) -> RayLearner:
         """Start all ranks. With ``resume_from`` they resume from that folder of a checkpoint."""
         learner = self._config.learner
-        group = _place([_bundle(learner)] * learner.ranks, learner.placement.upper(), [learner.labels] * learner.ranks)
+        group = _reserve([_bundle(learner)] * learner.ranks, learner.placement.upper(), [learner.labels] * learner.ranks)
         try:
             ranks = self._ranks(group)
             needs = {name: amount * learner.ranks for name, amount in _bundle(learner).items()}
-            with self._waiting("the learner", Wanted(needs=needs, place=group)):
+            with self._waiting("the learner", Wanted(needs=needs, placement=group)):
                 nodes = await self._of_all(
                     ranks, lambda rank, i: ask(rank, "node"), self._config.ray.room_timeout_s,
                     "ray.room_timeout_s; the cluster has no room for the group",
@@ -86,7 +84,7 @@ class Starter:
         if weights.transfer != "collective":
             return RayLearner(ranks, group, bucket_bytes=buckets, nodes=nodes)
         timeout, backend = weights.ack_timeout_s, _backend(self._config)
-        return NativeLearner(ranks, group, bucket_bytes=buckets, backend=backend, timeout_s=timeout, nodes=nodes)
+        return CollectiveLearner(ranks, group, bucket_bytes=buckets, backend=backend, timeout_s=timeout, nodes=nodes)
 
     # ---- one actor ----
 
@@ -95,18 +93,18 @@ class Starter:
         name = self._name(role)
         seed = self._config.run.seed * 1000 + sum(number + 1 for number in self._names.values())
         spec = engine_spec(self._config, self._model, pool, seed=seed)
-        place = _place([_bundle(pool)], "STRICT_PACK", [pool.labels])
+        placement = _reserve([_bundle(pool)], "STRICT_PACK", [pool.labels])
         try:
-            options = _options(pool, place, 0, engine_environment(spec))
+            options = _options(pool, placement, 0, engine_environment(spec))
             engine = watchable(self._engine_actor).options(max_concurrency=CALLS_AT_ONCE, **options)
             rule = make_strategy(self._config.algorithm).plan.rule
             actor = engine.remote(spec, rule, self._config.run.seed, self._log(name))
-            wanted = Wanted(needs=_bundle(pool), place=place)
+            wanted = Wanted(needs=_bundle(pool), placement=placement)
             node = await self._brought_up(name, actor, room_s, wanted, refused="model.path or engine.options")
         except BaseException:
-            remove_placement_group(place)  # ends its actor
+            remove_placement_group(placement)  # ends its actor
             raise
-        return RayEngine(name, actor, node=node, place=place)
+        return RayEngine(name, actor, node=node, placement=placement)
 
     async def _verifier(self, room_s: float | None) -> RayVerifier:
         pool, model, name = self._config.verifiers, self._config.model, self._name(VERIFIERS)
@@ -264,7 +262,7 @@ def _options(actor: EnginePoolConfig | LearnerConfig, group: PlacementGroup, bun
     return {**resources, "scheduling_strategy": strategy, "runtime_env": {"env_vars": env}}
 
 
-def _place(bundles: list[dict[str, float]], strategy: str, labels: Sequence[Mapping[str, str]]) -> PlacementGroup:
+def _reserve(bundles: list[dict[str, float]], strategy: str, labels: Sequence[Mapping[str, str]]) -> PlacementGroup:
     """A placement group, pending until the cluster has room for all of it: that is the demand which an autoscaler sees."""
     selectors = {"bundle_label_selector": [dict(its) for its in labels]} if any(labels) else {}
     return placement_group(bundles, strategy=strategy, **selectors)

@@ -1,7 +1,5 @@
 """The registry of strategies: a new one is a file beside this and a line here (docs/strategies.md)."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
@@ -89,6 +87,8 @@ def _check_critic(config: Config) -> None:
     for setting, value, only in (("objective", loss.objective, "clip"), ("mean", loss.mean, "token")):
         if value != only:
             raise ConfigError(f"loss.{setting}={value} with {name}: a critic is used with loss.{setting}={only} only")
+    if loss.reference_coef:
+        raise ConfigError(f"loss.reference_coef={loss.reference_coef:g} with {name}: a critic is used without a reference only")
     if "length_alpha" in _read_of_critic(config.algorithm) and not critic.length_alpha:
         raise ConfigError(f"critic.length_alpha=0 with {name} leaves no lambda; set it above 0, or algorithm.strategy=ppo")
     if not owns_lr(config.learner.ds_config):

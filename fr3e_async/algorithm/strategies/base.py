@@ -1,7 +1,7 @@
 """The interface of a strategy: what a prompt group is made of, and from its rewards to advantages by rollout id.
 
 A strategy is one class and one line in the registry (docs/strategies.md). It sees ids and rewards only; never rows, ranks
-or arrival order. The strategies without branches are here, too: GRPO, GRPO++ and RLOO; r_1 … r_n are the rewards of a prompt's judged
+or arrival order. The strategies without branches are here, too: GRPO, GRPO++ and RLOO; r_1 … r_n are the rewards of a prompt's scored
 rollouts.
 """
 
@@ -65,7 +65,7 @@ def tree_plan(config: AlgorithmConfig, *, rule: str) -> GroupPlan:
     """
     if not config.anchors:
         return GroupPlan(bases=config.bases)
-    trunks = {"first": 1, "random": 1, "one_right_one_wrong": 2, "all": config.bases}[config.trunk]
+    trunks = {"first": 1, "random": 1, "one_correct_one_wrong": 2, "all": config.bases}[config.trunk]
     return GroupPlan(
         bases=config.bases,
         trunks=trunks,
@@ -87,9 +87,9 @@ class GroupRewards:
     group: str
     rewards: Mapping[
         RolloutId, float | None
-    ]  # in [0, 1], of every rollout that was issued; None: given up, or an unknown verdict
+    ]  # in [0, 1], of every rollout that was issued; None: it failed, or has an unknown verdict
     anchors: Mapping[int, Anchor] = field(default_factory=dict)  # by node, of every trunk that was branched
-    trunks: Sequence[RolloutId] = ()  # in id order; one without an eligible place is a trunk too
+    trunks: Sequence[RolloutId] = ()  # in id order; one without an eligible position is a trunk too
     penalties: Mapping[RolloutId, float] = field(default_factory=dict)  # <= 0, in the units of ``rewards``; ``overlong_penalty``
 
     def by_node(self) -> dict[int, dict[RolloutId, float]]:
@@ -101,9 +101,9 @@ class GroupRewards:
                 nodes[id.node][id] = reward
         return nodes
 
-    def shaped(self, judged: Mapping[RolloutId, float]) -> dict[RolloutId, float]:
-        """``judged`` with the penalties added: what advantages are of. Values, and what is rejected, are of the raw rewards."""
-        return {id: reward + self.penalties.get(id, 0.0) for id, reward in judged.items()}
+    def shaped(self, scored: Mapping[RolloutId, float]) -> dict[RolloutId, float]:
+        """``scored`` with the penalties added: what advantages are of. Values, and what is rejected, are of the raw rewards."""
+        return {id: reward + self.penalties.get(id, 0.0) for id, reward in scored.items()}
 
     def base(self, branch: int) -> RolloutId:
         return RolloutId(self.group, 0, branch)
@@ -135,14 +135,14 @@ class Credit:
             raise ValueError(
                 f"a group is either trained or rejected, got {len(self.advantages)} advantages and {self.rejected!r}"
             )
-        for id, stretches in self.advantages.items():
-            if len(stretches) == 1 and stretches[0].start == 0 and math.isfinite(stretches[0].value):
+        for id, spans in self.advantages.items():
+            if len(spans) == 1 and spans[0].start == 0 and math.isfinite(spans[0].value):
                 continue
-            starts = [s.start for s in stretches]
+            starts = [s.start for s in spans]
             if starts[:1] != [0] or starts != sorted(set(starts)):
-                raise ValueError(f"{id}: stretches must begin at 0 and continue in order, got {starts}")
-            if not all(math.isfinite(s.value) for s in stretches):
-                raise ValueError(f"{id}: an advantage is not finite: {stretches}")
+                raise ValueError(f"{id}: spans must begin at 0 and continue in order, got {starts}")
+            if not all(math.isfinite(s.value) for s in spans):
+                raise ValueError(f"{id}: an advantage is not finite: {spans}")
 
     def without(self, ids: Container[RolloutId]) -> Credit:
         """The credit of the other rollouts, their advantages unchanged; rejected if there is none."""
@@ -200,7 +200,7 @@ def rejection(outcome: GroupRewards, *, enough: bool) -> str:
 
     ``enough``: there was something that could have been trained, had its rewards differed.
     """
-    rewards = [reward for judged in outcome.by_node().values() for reward in judged.values()]
+    rewards = [reward for scored in outcome.by_node().values() for reward in scored.values()]
     return no_spread(rewards) or ("no_spread" if enough else "too_few")
 
 
@@ -219,21 +219,21 @@ class FlatStrategy:
         return GroupPlan(bases=self.config.bases)
 
     def advantages(self, rewards: Sequence[float]) -> Sequence[float] | None:
-        """A of each judged rollout, in the order of the rewards (id order); None: there is nothing to train."""
+        """A of each scored rollout, in the order of the rewards (id order); None: there is nothing to train."""
         raise NotImplementedError
 
     def credit(self, outcome: GroupRewards) -> Credit:
         """The group as one state, with the reason of ``no_spread`` where there is nothing to train."""
-        judged = outcome.by_node()[0]
-        rewards = list(judged.values())
+        scored = outcome.by_node()[0]
+        rewards = list(scored.values())
         value = StateValue(node=0, reward_sum=math.fsum(rewards), scored=len(rewards)) if rewards else None
         advantages = self.advantages(rewards)
         if advantages is not None and outcome.penalties:
-            advantages = self.advantages(list(outcome.shaped(judged).values()))
+            advantages = self.advantages(list(outcome.shaped(scored).values()))
         if advantages is None:
             reason = no_spread(rewards) or Rejection.NO_SPREAD
             return Credit(advantages={}, rejected=reason, states={0: StateCredit(value=value, dropped=reason)})
-        by_id = {id: whole(a) for id, a in zip(judged, advantages, strict=True)}
+        by_id = {id: whole(a) for id, a in zip(scored, advantages, strict=True)}
         return Credit(advantages=by_id, states={0: StateCredit(value=value)})
 
 

@@ -1,7 +1,5 @@
 """FR3E: every state is its own group; advantages are scaled by alpha between true neighbours (paper section 3.2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,7 +27,7 @@ class Fr3e:
     """A'_{j,m} = alpha_j · (r_{j,m} - V(S_j)). V and alpha are computed for *all* states before any is dropped.
 
     With ``algorithm.adaptive_first`` V, hence alpha, is of the first rounds and unbiased; the baseline of an advantage is the
-    mean of all judged members of its state, of both rounds, so that it still sums to 0 over them. Only mixed first rounds
+    mean of all scored members of its state, of both rounds, so that it still sums to 0 over them. Only mixed first rounds
     lead to a second: the expected update of a state keeps its direction (binary rewards) but not its size (docs/fr3e.md).
     """
 
@@ -46,16 +44,16 @@ class Fr3e:
 
     def credit(self, outcome: GroupRewards) -> Credit:
         own = outcome.by_node()
-        members = {node: {**judged, **self._trunk_member(outcome, node)} for node, judged in own.items()}
+        members = {node: {**scored, **self._trunk_member(outcome, node)} for node, scored in own.items()}
         first = self.config.adaptive_first
-        values = state_values({node: fixed_draws(judged, first=first) for node, judged in members.items()})
+        values = state_values({node: fixed_draws(scored, first=first) for node, scored in members.items()})
         states = {
             node: StateCredit(
                 value=values.get(node),
                 alpha=self._alpha(outcome, values, node),
-                dropped=no_spread(list(judged.values())) or self._not_trained(node),
+                dropped=no_spread(list(scored.values())) or self._not_trained(node),
             )
-            for node, judged in members.items()
+            for node, scored in members.items()
         }
         advantages = {
             id: whole(state.alpha * advantage)
@@ -75,9 +73,9 @@ class Fr3e:
     def _not_trained(self, node: int) -> str:
         return "not_trained" if node == 0 and not self.config.train_bases else ""
 
-    def _advantages(self, judged: dict[RolloutId, float]) -> dict[RolloutId, float]:
+    def _advantages(self, scored: dict[RolloutId, float]) -> dict[RolloutId, float]:
         return dict(
-            zip(judged, centred(list(judged.values()), std_normalise=self.config.normalises(by_default=False)), strict=True)
+            zip(scored, centred(list(scored.values()), std_normalise=self.config.normalises(by_default=False)), strict=True)
         )
 
     def _trunk_member(self, outcome: GroupRewards, node: int) -> dict[RolloutId, float]:

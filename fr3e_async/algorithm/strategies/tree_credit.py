@@ -1,6 +1,6 @@
 """Tree credit: exact advantages for trunks, branches and plain bases of one group. Pure, and generic over the number type.
 
-A trunk has anchors at positions p_1 < ... < p_K. Anchor j has n_j judged branches with rewards r_{j,m}; r_T is the trunk's own
+A trunk has anchors at positions p_1 < ... < p_K. Anchor j has n_j scored branches with rewards r_{j,m}; r_T is the trunk's own
 reward, p_0 = 0 the prompt with n_0 = 0, k >= 0 a constant. From the end of the trunk to its start::
 
     Q_{K+1} = r_T        Q_j = (sum_m r_{j,m} + Q_{j+1}) / (n_j + 1)
@@ -17,8 +17,6 @@ positions, or a first crossing that looks at earlier tokens only), whether a tru
 for any number of trunks: ``tests/test_algorithm_tree_credit.py`` enumerates small trees in rational numbers. It is biased for anchors
 that look ahead (the K largest entropies of a whole trunk), and where verdicts are unknown, since that makes n_j random.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,16 +56,16 @@ class TreeCredit:
         return tree_plan(self.config, rule="entropy")
 
     def credit(self, outcome: GroupRewards) -> Credit:
-        judged = outcome.by_node()
-        values = state_values({node: list(rewards.values()) for node, rewards in judged.items()})
-        states = {node: StateCredit(value=values.get(node), dropped="" if node in values else "too_few") for node in judged}
+        scored = outcome.by_node()
+        values = state_values({node: list(rewards.values()) for node, rewards in scored.items()})
+        states = {node: StateCredit(value=values.get(node), dropped="" if node in values else "too_few") for node in scored}
         spans = tree_credit(outcome, path=self.config.credit_weights == "path")
         taught = {id: span for id, span in spans.items() if any(abs(one.value) > ROUNDING for one in span)}
         return Credit(advantages=taught, rejected="" if taught else rejection(outcome, enough=bool(spans)), states=states)
 
 
 class _Cut(NamedTuple):
-    """An anchor of a trunk that has judged branches."""
+    """An anchor of a trunk that has scored branches."""
 
     position: int
     branches: dict[RolloutId, float]

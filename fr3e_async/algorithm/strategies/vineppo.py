@@ -4,8 +4,6 @@ The trunk is cut at reasoning steps (line ends, unless ``algorithm.anchor_rule``
 only estimate its value; what is trained are the trunks, each token with the advantage of the step it is part of.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -48,7 +46,7 @@ class VinePpo:
 
     def credit(self, outcome: GroupRewards) -> Credit:
         nodes = outcome.by_node()
-        values = state_values({node: list(judged.values()) for node, judged in nodes.items()})
+        values = state_values({node: list(scored.values()) for node, scored in nodes.items()})
         credited = {trunk: self._steps(outcome, nodes[0], values, trunk) for trunk in outcome.trunks}
         taught = {id: steps for id, steps in credited.items() if any(step.value for step in steps)}
         states = {node: StateCredit(value=values.get(node), dropped="" if node in values else "too_few") for node in nodes}
@@ -58,7 +56,7 @@ class VinePpo:
     def _steps(
         self, outcome: GroupRewards, bases: dict[RolloutId, float], values: dict[int, StateValue], own: RolloutId
     ) -> Advantage:
-        """Stretches of the trunk ``own``; none if it cannot be credited."""
+        """Spans of the trunk ``own``; none if it cannot be credited."""
         others = [reward for id, reward in bases.items() if id != own]
         if own not in bases or not others:
             return ()

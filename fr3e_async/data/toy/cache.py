@@ -3,8 +3,6 @@
 Knows how to lock folders and move them into place; ``warm_start`` makes what is in them.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -31,8 +31,6 @@ Uncertain tokens that decide nothing are there as well, as in any prose: after a
 Positions that decide and positions that are merely uncertain are known apart, so one can measure which ones anchors hit.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterable
@@ -149,7 +147,7 @@ def _options(value: int, operand: int) -> list[tuple[Term, int]]:
 
 
 def write_solution(problem: ToyProblem, rng: random.Random, slip_rate: float) -> str:
-    """Write one solution; each step goes a wrong way with probability ``slip_rate`` x SLIP_WEIGHT. 0: always right."""
+    """Write one solution; each step goes a wrong way with probability ``slip_rate`` x SLIP_WEIGHT. 0: never."""
     lines, value = [], problem.start
     for number, step in enumerate(problem.steps, start=1):
         right = step.left

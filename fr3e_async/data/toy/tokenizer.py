@@ -5,8 +5,6 @@ every Qwen2 model, whatever the folder says; whole words are therefore added tok
 Decoding what was encoded gives any text back exactly. Knows nothing of problems or models.
 """
 
-from __future__ import annotations
-
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer

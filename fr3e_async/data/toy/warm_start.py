@@ -4,8 +4,6 @@ It learns the arithmetic, and to go wrong where the task's solutions go wrong. K
 than the toy's. Hidden matrices are trained with orthogonalised momentum (Muon): five times fewer steps than AdamW here.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

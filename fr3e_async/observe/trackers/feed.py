@@ -4,8 +4,6 @@ The run puts and never waits; what does not fit is counted and left out. Whateve
 Knows nothing of any particular tracker.
 """
 
-from __future__ import annotations
-
 import json
 import queue
 import threading
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from fr3e_async.files.durable import write_atomically
 
@@ -52,10 +50,10 @@ class Tracker(Protocol):
     def show(self, samples: Samples) -> None: ...
 
     def back_to(self, step: int) -> None:
-        """The run resumes from an earlier step: rows of later ones come again."""
+        """Go back to ``step``: the run resumes there, and rows of later steps come again."""
 
     def close(self, ending: Ending, summary: Mapping[str, float], *, reason: str) -> None:
-        """The last call. ``summary``: the result's numbers, empty for a run that has none. ``reason``: why it ended, in words."""
+        """End the tracker's run; no call follows. ``summary``: the result's numbers, empty for a run that has none. ``reason``: why it ended, in words."""
 
 
 class _Item(NamedTuple):
@@ -208,10 +206,10 @@ class Identity:
     take: int = 1  # times that the run began, was resumed or went back: it tells rows that came twice apart
     rows: int = 0  # given to the tracker by now, over all takes
 
-    def again(self) -> Identity:
+    def again(self) -> Self:
         return replace(self, take=self.take + 1)
 
-    def write(self, path: Path) -> Identity:
+    def write(self, path: Path) -> Self:
         """Write the identity to ``path`` as JSON, atomically, and return it. Raises ``OSError``."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(self)) + "\n")

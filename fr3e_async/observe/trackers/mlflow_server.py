@@ -4,8 +4,6 @@ A metric in MLflow is a list of points that only grows. Steps that a resume make
 being the run's.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -3,8 +3,6 @@
 Knows where each library looks for its secrets, and never reads one.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import netrc
 import os
@@ -91,7 +89,7 @@ class Trackers:
             feed.back_to(step)
 
     def summarised(self, summary: Mapping[str, Any]) -> None:
-        """The run has a result: ``summary.json``, which is written by now."""
+        """Send the numbers of ``summary.json`` to every tracker."""
         self._summary = summary_values(summary)
 
     def ended(self, ending: Ending, *, reason: str) -> None:

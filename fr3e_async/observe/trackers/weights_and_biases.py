@@ -4,8 +4,6 @@ W&B's own step only grows, and a row for an earlier one is dropped. So that step
 charts' axis is the metric ``step``. Rows after the checkpoint that a resume goes back to stay; ``take`` tells them from the later ones.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Mapping
@@ -47,7 +45,7 @@ class WandbTracker:
         self._run.define_metric("*", step_metric=STEP)
 
     def _said(self, config: Config, folder: Path) -> dict[str, Any]:
-        """What ``wandb.init`` is told besides mode and settings."""
+        """Return the arguments of ``wandb.init`` besides mode and settings."""
         import wandb
 
         observe = config.observe

@@ -14,12 +14,12 @@ let data = null;
 const PARTS_HELD = 8;
 const held = new Map(); // part → its trees, in the order of use
 
-async function treeAt(part, place) {
+async function treeAt(part, index) {
   const trees = held.get(part) ?? await opened(document.getElementsByClassName("part")[part]);
   held.delete(part);
   held.set(part, trees);
   if (held.size > PARTS_HELD) held.delete(held.keys().next().value);
-  return trees[place];
+  return trees[index];
 }
 
 // ---- runs: which are shown, and in which colour ----

@@ -22,9 +22,9 @@ function signed(value) {
 }
 
 /** The value of a [[first token, value], …] list at a token. */
-function stretchAt(stretches, index) {
+function spanAt(spans, index) {
   let found = null;
-  for (const [start, value] of stretches ?? []) if (start <= index) found = value;
+  for (const [start, value] of spans ?? []) if (start <= index) found = value;
   return found;
 }
 
@@ -32,7 +32,7 @@ function tokenAt(rollout, index) {
   const milli = (values) => (values && values[index] !== null && values[index] !== undefined ? values[index] / 1000 : null);
   return {
     piece: rollout.pieces[index], entropy: milli(rollout.entropies), logprob: milli(rollout.logprobs),
-    version: stretchAt(rollout.versions, index), advantage: stretchAt(rollout.advantage, index),
+    version: spanAt(rollout.versions, index), advantage: spanAt(rollout.advantage, index),
   };
 }
 

@@ -25,14 +25,14 @@ async function drawTrees(root) {
 
 /** The tree that the page's address names, as #trees/7; null if it names none. */
 function linkedTree() {
-  const [name, place] = location.hash.slice(1).split("/");
-  return name === "trees" && /^\d+$/.test(place ?? "") && Number(place) < trees.group.length ? Number(place) : null;
+  const [name, text] = location.hash.slice(1).split("/");
+  return name === "trees" && /^\d+$/.test(text ?? "") && Number(text) < trees.group.length ? Number(text) : null;
 }
 
 /** The search that the page's address names, as #trees/reason:policy; "" if it names none. */
 function linkedSearch() {
-  const [name, ...place] = location.hash.slice(1).split("/");
-  return name === "trees" && !/^\d*$/.test(place.join("/")) ? new URLSearchParams(`words=${place.join("/")}`).get("words") : "";
+  const [name, ...rest] = location.hash.slice(1).split("/");
+  return name === "trees" && !/^\d*$/.test(rest.join("/")) ? new URLSearchParams(`words=${rest.join("/")}`).get("words") : "";
 }
 
 /** The address has been changed by hand or by a link while the list is there. */
@@ -44,7 +44,7 @@ function followLink(list) {
 
 async function showTree(detail, list, index, focus) {
   const request = showTree.latest = index;
-  const tree = await treeAt(trees.part[index], trees.place[index]);
+  const tree = await treeAt(trees.part[index], trees.index[index]);
   if (request !== showTree.latest) return;
   if (now === "trees") history.replaceState(null, "", `#trees/${index}`);
   const said = h("p.token-said", { role: "status" });
@@ -159,11 +159,11 @@ function value(state) {
 }
 
 function rolloutItem(tree, nodes, state, rollout, level, tools) {
-  const first = stretchAt(rollout.advantage, 0), many = (rollout.advantage ?? []).length > 1;
+  const first = spanAt(rollout.advantage, 0), many = (rollout.advantage ?? []).length > 1;
   const trunk = state.node === 0 && Object.values(nodes).some((other) => other.node && other.trunk === rollout.branch);
   const label = h("span.label", {}, outcome(rollout), h("span", {}, `${state.node ? "branch" : "base"} ${num(rollout.branch, 6)}`),
     trunk ? h("span.chip", {}, "trunk") : null,
-    rollout.advantage ? h("span.fact", { title: "advantage, as trained" }, `A′ ${many ? `${rollout.advantage.length} stretches` : signedNum(first)}`)
+    rollout.advantage ? h("span.fact", { title: "advantage, as trained" }, `A′ ${many ? `${rollout.advantage.length} spans` : signedNum(first)}`)
       : tree.outcome === "trained" ? h("span.fact", {}, "not trained") : null,
     rollout.reward === null || rollout.reward === { correct: 1, wrong: 0 }[rollout.outcome] ? null
       : h("span.fact", { title: "reward" }, `r ${num(rollout.reward)}`),

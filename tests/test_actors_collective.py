@@ -12,7 +12,7 @@ from builders import small_config
 from bundles import pack_tensors
 from test_weights_bundle import named
 
-from fr3e_async.actors.native import NativeLearner
+from fr3e_async.actors.collective import CollectiveLearner
 from fr3e_async.control.ports import WorkerLost
 from fr3e_async.errors import LearnerLost
 from fr3e_async.weights.manifest import WeightAck, WeightManifest
@@ -73,46 +73,46 @@ class Rank:
         return {"describe": lambda: manifest(args[0]), "address": lambda: ("here", 5)}.get(name, lambda: None)()
 
 
-def learner(rank: Rank) -> NativeLearner:
-    return NativeLearner([rank], None, bucket_bytes=1, backend="gloo", timeout_s=0.1)
+def learner(rank: Rank) -> CollectiveLearner:
+    return CollectiveLearner([rank], None, bucket_bytes=1, backend="gloo", timeout_s=0.1)
 
 
-def hand_over(native: NativeLearner, engines: list[Engine], version: int) -> list[WeightAck | str]:
-    return virtual_time.run(native.hand_over(engines, manifest(version)))
+def hand_over(collective: CollectiveLearner, engines: list[Engine], version: int) -> list[WeightAck | str]:
+    return virtual_time.run(collective.hand_over(engines, manifest(version)))
 
 
 def test_one_group_serves_all_updates_of_the_same_engines():
     rank = Rank()
-    native, engines = learner(rank), [Engine("a"), Engine("b")]
+    collective, engines = learner(rank), [Engine("a"), Engine("b")]
     for version in (1, 2):
-        assert [ack.version for ack in hand_over(native, engines, version)] == [version] * 2
+        assert [ack.version for ack in hand_over(collective, engines, version)] == [version] * 2
     assert [engine.places for engine in engines] == [[(1, 3)], [(2, 3)]]
     assert rank.calls == ["address", "open_transfer", "send", "send"]
 
 
 def test_the_group_is_made_again_when_the_engines_change():
-    native, (a, b, c) = learner(Rank()), (Engine(name) for name in "abc")
+    collective, (a, b, c) = learner(Rank()), (Engine(name) for name in "abc")
     for version, engines in enumerate([[a, b], [a], [a, c]], start=1):
-        hand_over(native, engines, version)
+        hand_over(collective, engines, version)
     assert a.places == [(1, 3), (1, 2), (1, 3)]
     assert (b.places, c.places) == ([(2, 3)], [(2, 3)])
 
 
 @pytest.mark.parametrize("how", ["died", "hang"])
 def test_an_engine_that_does_not_join_is_left_out_and_the_others_go_on(how):
-    native, good, bad = learner(Rank()), Engine("good"), Engine("bad", join=how)
-    lost, ack = hand_over(native, [bad, good], 1)
+    collective, good, bad = learner(Rank()), Engine("good"), Engine("bad", join=how)
+    lost, ack = hand_over(collective, [bad, good], 1)
     assert lost == ("bad: died" if how == "died" else "no answer within weights.ack_timeout_s (0.1 s)")
     assert ack.version == 1
     assert good.places == [(2, 3), (1, 2)]
 
 
 def test_after_a_loss_on_the_way_the_group_is_made_again():
-    native, good, bad = learner(Rank()), Engine("good"), Engine("bad", receive="died")
-    ack, lost = hand_over(native, [good, bad], 1)
+    collective, good, bad = learner(Rank()), Engine("good"), Engine("bad", receive="died")
+    ack, lost = hand_over(collective, [good, bad], 1)
     assert (ack.version, lost) == (1, "bad: died")
     bad.receive = ""
-    assert all(isinstance(reply, WeightAck) for reply in hand_over(native, [good, bad], 2))
+    assert all(isinstance(reply, WeightAck) for reply in hand_over(collective, [good, bad], 2))
     assert good.places == [(1, 3)] * 2
 
 
@@ -125,15 +125,15 @@ def test_a_learner_that_is_stuck_fails_the_run():
 
 def test_training_waits_until_the_exported_weights_are_sent():
     rank = Rank()
-    native = learner(rank)
+    collective = learner(rank)
 
     async def main() -> None:
-        bundle = await native.export(1)
+        bundle = await collective.export(1)
         assert (bundle.manifest, bundle.buckets) == (manifest(1), (None,))
-        training = asyncio.create_task(native.train([], version=2))
+        training = asyncio.create_task(collective.train([], version=2))
         await asyncio.sleep(0.02)
         assert "train" not in rank.calls
-        await native.hand_over([Engine("a")], bundle.manifest)
+        await collective.hand_over([Engine("a")], bundle.manifest)
         await training
 
     virtual_time.run(main())
@@ -151,13 +151,13 @@ def test_a_resumed_run_takes_stored_weights_which_make_nobody_wait():
     """Engines join one by one then: no common hand-over would ever release the learner."""
     taken: list[str] = []
 
-    class Native(NativeLearner):
+    class Learner(CollectiveLearner):
         async def stored(self) -> Any:
             taken.append("stored")
 
     deployment = Deployment.__new__(Deployment)
     deployment.config = small_config()
-    deployment.workers = SimpleNamespace(learner=Native([Rank()], None, bucket_bytes=1, backend="gloo", timeout_s=0.1))
+    deployment.workers = SimpleNamespace(learner=Learner([Rank()], None, bucket_bytes=1, backend="gloo", timeout_s=0.1))
     virtual_time.run(deployment.weights(3))
     assert taken == ["stored"]
     assert not deployment.workers.learner.waits()

@@ -5,8 +5,6 @@ from where they are, so the learner must not train on before they are sent. An e
 from the object store, since a group of two would interrupt all others.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
@@ -23,7 +21,7 @@ from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 T = TypeVar("T")
 
 
-class NativeLearner(RayLearner):
+class CollectiveLearner(RayLearner):
     """A learner whose ranks send weights to the engines by collectives (``weights.transfer=collective``)."""
 
     def __init__(
@@ -87,7 +85,7 @@ class NativeLearner(RayLearner):
             meeting = TransferMeeting(
                 backend=self._backend, host=host, port=port, world=1 + len(present), timeout_s=self._timeout / 2
             )
-            calls = [engine.join_transfer(meeting, place=place) for place, engine in enumerate(present, start=1)]
+            calls = [engine.join_transfer(meeting, rank=rank) for rank, engine in enumerate(present, start=1)]
             joined, opened = await asyncio.gather(
                 self._each(present, calls), self._of_learner("open_transfer", meeting, manifest)
             )
