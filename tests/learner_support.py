@@ -42,7 +42,7 @@ def build_model(folder: Path, *, tied: bool = True, head_dim: int = 8) -> Path:
 
 
 def make_spec(path: Path, *, loss: LossConfig = LOSS, **learner: Any) -> LearnerSpec:
-    return LearnerSpec(path=str(path), learner=replace(LEARNER, **learner), loss=loss, temperature=TEMPERATURE, seed=3)
+    return LearnerSpec(path=str(path), learner=replace(LEARNER, **learner), loss=loss, temperature=TEMPERATURE, batches=2, seed=3)
 
 
 def make_samples(seed: int, *, count: int = 11, version: int = 0) -> list[TrainSample]:

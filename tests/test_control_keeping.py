@@ -24,7 +24,7 @@ def checkpointing_of(*, training: bool, version: int) -> tuple[Checkpointing, li
     ledger = SimpleNamespace(training=training, version=version, state=lambda: state)
     nothing = SimpleNamespace(write=lambda record: None, state=dict, to_dict=lambda now: {})
     context: Any = SimpleNamespace(
-        config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=0, steps=10)), machine=SimpleNamespace(ledger=ledger),
+        config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=0, steps=10, keep_best=False, export_every=0)), machine=SimpleNamespace(ledger=ledger),
         clock=lambda: 0.0, spawn=spawn, ends=False, files=SimpleNamespace(ledger_log=nothing), stream=nothing, progress=nothing, table={},
     )  # fmt: skip
     return Checkpointing(context), begun

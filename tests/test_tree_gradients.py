@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tree_support import (
     CPU,
     DEFAULT,
@@ -258,6 +261,50 @@ def test_flex_attention_sees_prefixes_only_and_padding_itself(rows: list[Row], s
         for n, slot in enumerate(path.tolist()):
             want[slot, path[: max(n - 1, 0)]] = False
     assert torch.equal(blocks(2).mask_mod(0, 0, query, key), want)
+
+
+@given(data=st.data(), window=st.sampled_from([None, 1, 100, 200]), spare=st.integers(0, 1))
+@settings(max_examples=15)
+def test_block_masks_are_those_of_flex_attention(data: st.DataObject, window: int | None, spare: int) -> None:
+    """Bit for bit, full blocks and partial ones and their transpose, on trees of several blocks."""
+    lengths = data.draw(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), min_size=1, max_size=4))
+    rows = [np.concatenate([np.arange(shared), np.full(own, 1000 + i)]) for i, (shared, own) in enumerate(lengths)]
+    forest = build_forest(rows)
+    slots = slots_of(forest, "flex") + spare * FLEX_BLOCK
+    blocks = flex_layout(forest, slots=slots, device=CPU).blocks
+    assert blocks is not None
+    ours = blocks(window)
+    theirs = create_block_mask(ours.mask_mod, None, None, slots, slots, device="cpu", BLOCK_SIZE=FLEX_BLOCK)
+    assert (ours.seq_lengths, ours.BLOCK_SIZE, ours.shape) == (theirs.seq_lengths, theirs.BLOCK_SIZE, theirs.shape)
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices",
+                 "full_q_num_blocks", "full_q_indices"):  # fmt: skip
+        mine, their = getattr(ours, name), getattr(theirs, name)
+        assert (mine.dtype, mine.is_contiguous()) == (their.dtype, their.is_contiguous()), name
+        assert torch.equal(mine, their), name
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that an operation has made, bytes."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.found = max([self.found, *(part.nbytes for part in tree_leaves(made) if torch.is_tensor(part))])
+        return made
+
+
+def test_a_block_mask_takes_no_memory_for_each_pair() -> None:
+    """FlexAttention's own takes an int64 for each; ours less than a hundredth of that."""
+    rows = [np.concatenate([np.arange(1000), np.full(1000, 2000 + i)]) for i in range(7)]
+    forest = build_forest(rows)
+    assert len(forest) == 8000
+    blocks = flex_layout(forest, slots=8064, device=CPU).blocks
+    assert blocks is not None
+    with Largest() as largest:
+        blocks(None)
+    assert 0 < largest.found < 8 * 8064**2 / 100
 
 
 # ---- refusals ----

@@ -40,7 +40,7 @@ REFUSED = {
 
 
 def check_ds_config(
-    settings: Mapping[str, Any], *, zero_stage: int, dtype: Literal["float32", "bfloat16"], warmup_steps: int
+    settings: Mapping[str, Any], *, zero_stage: int, dtype: Literal["float32", "bfloat16"], warmup_steps: int, lr_schedule: str
 ) -> None:
     """Raise ``ConfigError`` in one line naming the first key that must not be there, and what to set instead."""
     for key in settings:
@@ -60,6 +60,10 @@ def check_ds_config(
         "scheduler" not in settings or warmup_steps == 0,
         f"learner.warmup_steps={warmup_steps} would do nothing beside learner.ds_config.scheduler; set it to 0",
     )
+    require(
+        "scheduler" not in settings or lr_schedule == "constant",
+        f"learner.lr_schedule={lr_schedule} would do nothing beside learner.ds_config.scheduler; set it to constant",
+    )
     name = str(_block(settings, "optimizer").get("type", ""))
     require(
         name.lower() not in ("muon", "lamb", "onebitadam", "zerooneadam", "onebitlamb"),
@@ -77,8 +81,8 @@ def _check_zero(zero: Mapping[str, Any], *, stage: int) -> None:
     path = "learner.ds_config.zero_optimization"
     require(zero.get("stage", stage) == stage, f"{path}.stage={zero.get('stage')} contradicts learner.zero_stage={stage}")
     require(
-        not zero.get("overlap_comm") or stage == 2,
-        f"{path}.overlap_comm works with ragged accumulation at learner.zero_stage=2 only, not {stage}",
+        not zero.get("overlap_comm") or stage >= 2,
+        f"{path}.overlap_comm works with ragged accumulation at learner.zero_stage=2 and 3 only, not {stage}",
     )
     require(zero.get("compute_grad_norm", True) is not False, f"{path}.compute_grad_norm must not be off: the norm is checked")
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):

@@ -127,7 +127,7 @@ class Workers:
     def branch(self, name: str, work: Branch, trunk: Payload) -> AsyncIterator[tuple[Delivery, Payload]]:
         """Have the branches of one trunk drawn; delivered and leased as in ``sample``."""
         draw = self.training_draw
-        return self._leased_each(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
+        return self._leased_each(name, lambda: self._engine(name).branch(trunk, work.trunk, work.ids, draw))
 
     async def sample_together(
         self, name: str, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw

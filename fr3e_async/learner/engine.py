@@ -13,16 +13,17 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from fr3e_async.config import LearnerConfig
 from fr3e_async.config.deepspeed import owns_lr
 from fr3e_async.learner.checkpoint_state import TrainingState
 from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.policy import PolicyModel
-from fr3e_async.learner.spec import LearnerSpec, Pulse
+from fr3e_async.learner.spec import REDUCE_BUCKET, LearnerSpec, Pulse
 from fr3e_async.learner.update import UnsoundGradient, unsound_norm
 
-EXPORT_BUCKET = 1 << 28  # weights gathered at once under ZeRO-3: 1 GiB in float32
+EXPORT_BUCKET = 1 << 26  # weights gathered at once under ZeRO-3: 256 MiB in float32
 
 
 def deep_merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
@@ -51,9 +52,10 @@ def deepspeed_config(learner: LearnerConfig, *, parameters: int) -> dict[str, An
         "gradient_clipping": learner.grad_clip,
         "zero_optimization": {
             "stage": learner.zero_stage,
-            "overlap_comm": False,
+            # At stage 3 weights are gathered on a stream of their own, ahead of the pass; below, ragged accumulation reduces once a step.
+            "overlap_comm": learner.zero_stage == 3,
             # A buffer of this many numbers is allocated; DeepSpeed's own default is 5e8 for any model.
-            "reduce_bucket_size": min(500_000_000, parameters),
+            "reduce_bucket_size": min(REDUCE_BUCKET, parameters),
         },
         # torch's fused AdamW: DeepSpeed's own kernels are compiled on first use, which takes minutes and a compiler.
         "optimizer": {"type": "AdamW", "params": {**adamw, "torch_adam": True, "fused": True}},
@@ -105,12 +107,15 @@ class TrainingEngine:
         self._clips = config["zero_optimization"]["stage"] == 0 and not config["bf16"]["enabled"]
         if self._clips:
             config["gradient_clipping"] = 0.0
-        warmup = learner.warmup_steps
+
+        def schedule(optimiser: torch.optim.Optimizer) -> LambdaLR:
+            return LambdaLR(optimiser, lambda step: lr_factor(step, learner, steps=spec.batches * learner.optimiser_steps))
+
         self.engine, _, _, _ = deepspeed.initialize(
             model=model,
             model_parameters=parameters,
             config=config,
-            lr_scheduler=None if "scheduler" in config else lambda optimiser: linear_warmup(optimiser, steps=warmup),
+            lr_scheduler=None if "scheduler" in config else schedule,
         )
         self._limit = learner.stop_above_grad_norm
         self.engine.basic_optimizer.register_step_pre_hook(self._before_step)
@@ -236,6 +241,16 @@ def reduced_norm(optimiser: Any) -> float | None:
     return None if norm is None else float(norm)
 
 
-def linear_warmup(optimiser: torch.optim.Optimizer, *, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """lr · min(1, (n + 1) / (steps + 1)) at the n-th optimiser step, counted from 0; constant at once for 0 steps."""
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / (steps + 1)))
+def lr_factor(step: int, learner: LearnerConfig, *, steps: int) -> float:
+    """The part of ``learner.lr`` at an optimiser step, counted from 0, of a run of ``steps``.
+
+    (step + 1) / (w + 1) in a warm-up of w steps; then, from 1 to the floor m = ``learner.lr_min_ratio`` at step ``steps``, which is none of
+    the run's: 1 - (1 - m) · x or m + (1 - m) · (1 + cos πx) / 2, with x = (step - w) / (steps - w). Example: linear, w = 0, m = 0
+    and 4 steps: 1, 3/4, 1/2, 1/4.
+    """
+    warmup, floor = learner.warmup_steps, learner.lr_min_ratio
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    x = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    left = {"constant": 1.0, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[learner.lr_schedule]
+    return floor + (1 - floor) * left

@@ -148,8 +148,6 @@ def blockwise_layout(forest: Forest, *, device: torch.device) -> TreeLayout:
 
 def flex_layout(forest: Forest, *, slots: int, device: torch.device) -> TreeLayout:
     """Make the masks for FlexAttention, over ``slots``; those after the forest are padding and see themselves only."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
     ends = torch.arange(1, slots + 1, device=device)
     ends[: len(forest)] = torch.from_numpy(forest.end).to(device)
     depth = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -161,9 +159,36 @@ def flex_layout(forest: Forest, *, slots: int, device: torch.device) -> TreeLayo
             ancestors = (key <= query) & (query < ends[key])
             return ancestors if window is None else ancestors & (depth[query] - depth[key] < window)
 
-        return create_block_mask(sees, None, None, slots, slots, device=str(device), BLOCK_SIZE=FLEX_BLOCK)
+        return block_mask(sees, slots=slots, device=device)
 
     return TreeLayout(blocks=blocks)
+
+
+def block_mask(sees: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], *, slots: int, device: torch.device) -> Any:
+    """The BlockMask that FlexAttention's ``create_block_mask`` makes of ``sees``, by a row of blocks at a time.
+
+    Memory: [FLEX_BLOCK, slots] booleans at once, where theirs takes ten bytes for each pair of slots (45 GiB at 70k).
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    everywhere = torch.arange(slots, device=device)
+    none = everywhere[:1]  # batch and head, which no mask here depends on
+    counts = torch.stack(
+        [
+            sees(none, none, queries[:, None], everywhere).unflatten(1, (-1, FLEX_BLOCK)).sum(dim=(0, 2))
+            for queries in everywhere.split(FLEX_BLOCK)
+        ]
+    )  # [query blocks, key blocks] pairs that see each other
+    full = counts == FLEX_BLOCK**2
+
+    def ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """For each query block, the number of chosen key blocks and their indices, those that are not chosen last."""
+        indices = torch.argsort(chosen.int(), dim=-1, descending=True, stable=True)
+        return chosen.sum(dim=-1, dtype=torch.int32)[None, None], indices.int()[None, None]
+
+    return BlockMask.from_kv_blocks(
+        *ordered((counts > 0) & ~full), *ordered(full), BLOCK_SIZE=FLEX_BLOCK, mask_mod=sees, seq_lengths=(slots, slots)
+    )
 
 
 # ---- What the model is run on: a micro-batch's share of the forward pass, as tensors on a device ----

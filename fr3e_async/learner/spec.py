@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from fr3e_async.config import CriticConfig, LearnerConfig, LossConfig
 
 T = TypeVar("T")
+REDUCE_BUCKET = 1 << 25  # gradients that are reduced at once: 64 MiB in bfloat16, whatever the model's size
 SLICE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}  # logits made at once: on a CPU a slice stays in its cache
 
 
@@ -30,6 +31,7 @@ class LearnerSpec:
     trust_remote_code: bool = False
     temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)
     max_staleness: int | None = None  # versions; an older token stops the run. None: not checked here
+    batches: int = 1  # of the whole run: where learner.lr_schedule ends
     overrides: dict[str, Any] = field(default_factory=dict)  # values of the model's config that are others than in its folder
     longest: int | None = None  # tokens of a row, context and completion; None: not known
     seed: int = 0

@@ -231,6 +231,7 @@ def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerS
         trust_remote_code=config.model.trust_remote_code,
         temperature=config.sampling.temperature,
         max_staleness=config.flow.max_staleness,
+        batches=config.run.steps,
         overrides=config_overrides(config.engine.options),
         longest=config.context_length,
         seed=config.run.seed,
