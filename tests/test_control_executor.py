@@ -440,10 +440,10 @@ def test_an_engine_that_is_moved_keeps_its_name():
 
 def test_the_cluster_is_told_how_many_are_wanted_and_a_person_only_of_changes():
     loop = Loop()
-    told = []
-    loop.workers.want = lambda role, actors: told.append((role, actors))
+    targets = []
+    loop.workers.want = lambda role, actors: targets.append((role, actors))
     loop.do(*(SetPoolTarget(role=GENERATORS, actors=actors) for actors in (2, 3)))
-    assert told == [(GENERATORS, 2), (GENERATORS, 3)]
+    assert targets == [(GENERATORS, 2), (GENERATORS, 3)]
     assert loop.notes == ["generators: 3 wanted, 2 before"]
 
 

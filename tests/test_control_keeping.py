@@ -6,10 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ledger_support import make_ledger
 
 from fr3e_async.control.checkpointing import Checkpointing
-from fr3e_async.control.context import PayloadTable
 
 
 def checkpointing_of(*, training: bool, version: int) -> tuple[Checkpointing, list[Any]]:
@@ -20,13 +18,13 @@ def checkpointing_of(*, training: bool, version: int) -> tuple[Checkpointing, li
         work.close()
         begun.append(work)
 
-    made = make_ledger()
-    made.version = version
-    ledger = SimpleNamespace(training=training, version=version, admitted=0, settled=0, cut=made.cut)
+    cut = SimpleNamespace(open=())
+    ledger = SimpleNamespace(training=training, version=version, admitted=0, settled=0, cut=lambda encode: cut)
     nothing = SimpleNamespace(write=lambda record: None, state=dict, to_dict=lambda now: {})
     context: Any = SimpleNamespace(
         config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=0, steps=10, keep_best=False, export_every=0)), machine=SimpleNamespace(ledger=ledger),
-        clock=lambda: 0.0, spawn=spawn, ends=False, files=SimpleNamespace(ledger_log=nothing), stream=nothing, progress=nothing, table=PayloadTable(),
+        clock=lambda: 0.0, spawn=spawn, ends=False, files=SimpleNamespace(ledger_log=nothing), stream=nothing, progress=nothing,
+        table=SimpleNamespace(held=dict),
     )  # fmt: skip
     return Checkpointing(context), begun
 

@@ -183,8 +183,8 @@ def lives_through(folder: Path, kind: str, kills: list[int], undisturbed, chance
     outcomes, _ = undisturbed(kind)
     over = any(life.session(at, chance) for at in [*kills, None])
     assert over
-    told = f"{kind}, killed {life.kills}"
-    assert life.check() == outcomes, told
+    case = f"{kind}, killed {life.kills}"
+    assert life.check() == outcomes, case
     return len(life.kills)
 
 

@@ -242,25 +242,25 @@ def test_a_learner_that_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_stop_tells_how_long_the_batch_in_training_takes(tmp_path: Path) -> None:
     world = timed(tmp_path, train_s=400.0, save_s=8.0, run={"steps": 9, "checkpoint_every": 1})
-    told: list[str] = []
+    messages: list[str] = []
 
     async def story() -> str:
         run = asyncio.create_task(world.go())
-        told.append(world.controller.awaited())
+        messages.append(world.controller.awaited())
         await virtual_time.until(lambda: world.ledger.training, step_s=1.0)
-        told.append(world.controller.awaited())
+        messages.append(world.controller.awaited())
         await virtual_time.until(lambda: world.store.steps() == [1] and world.ledger.training, step_s=1.0, limit_s=1e4)
         await asyncio.sleep(250)
-        told.append(world.controller.awaited())
+        messages.append(world.controller.awaited())
         world.controller.stop("stopped by SIGINT")
         return await run
 
     assert virtual_time.run(story(), limit_s=1e5) == "stopped by SIGINT"
-    assert told == [
+    assert messages == [
         "no batch is trained, so there is nothing to save",
         "the batch in training is waited for (the first of this session: nobody knows how long), then a checkpoint is written",
-        told[2],
+        messages[2],
     ]
-    assert told[2].startswith("the batch in training is waited for (about ")
-    assert told[2].endswith(" more), then a checkpoint is written (about 8 s)")
+    assert messages[2].startswith("the batch in training is waited for (about ")
+    assert messages[2].endswith(" more), then a checkpoint is written (about 8 s)")
     assert world.store.steps()[0] == world.ledger.version == 2

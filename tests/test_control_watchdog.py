@@ -34,14 +34,14 @@ def test_a_stuck_worker_is_named_with_its_stacks_and_replaced(tmp_path, role, fa
     world = World(tmp_path, faults={role: {(CALLS[role], 3): fault}}, **QUICK)
     assert world.run() == "finished"
     name = f"{role.removesuffix('s')}-0"
-    told = world.said(f"{name} is stuck: ")
+    message = world.said(f"{name} is stuck: ")
     answers = fault is ActorFault.HANG or (
         fault is ActorFault.BLOCK and role == VERIFIERS
     )  # an engine's stats come from its main thread
-    assert ("it has work and has not got on for" if answers else "it has not answered for") in told
-    assert f"{name} with tasks " in told
-    assert (SILENT_TEXT if fault is ActorFault.SILENT else f"{name} in {CALLS[role]}") in told
-    assert "object store: answers" in told
+    assert ("it has work and has not got on for" if answers else "it has not answered for") in message
+    assert f"{name} with tasks " in message
+    assert (SILENT_TEXT if fault is ActorFault.SILENT else f"{name} in {CALLS[role]}") in message
+    assert "object store: answers" in message
     assert (world.replaced(), len(world.started), world.ledger.failed) == ({role: 1}, 1, 0)
     assert sum("is stuck: " in line for line in world.notes.lines) == 1
     audited(tmp_path, world.config)
@@ -56,10 +56,10 @@ def test_a_stuck_learner_is_named_with_its_stacks(tmp_path, call, doing, fault):
     world = World(tmp_path, faults={"learner": {(call, number): fault}}, **sections)
     with pytest.raises(LearnerLost) as caught:
         world.run()
-    told = str(caught.value)
-    assert told.startswith(f"the learner is stuck: it {doing} and has not got on for")
-    assert "learner rank 0:" in told
-    assert ("does not answer within" if fault is ActorFault.SILENT else f"learner in {call}") in told
+    message = str(caught.value)
+    assert message.startswith(f"the learner is stuck: it {doing} and has not got on for")
+    assert "learner rank 0:" in message
+    assert ("does not answer within" if fault is ActorFault.SILENT else f"learner in {call}") in message
 
 
 def test_a_learner_that_dies_unseen_is_found_by_its_pulse(tmp_path):
@@ -149,14 +149,14 @@ def test_nothing_moving_ends_the_run_with_a_diagnosis(tmp_path, full):
     world.of(GENERATORS)[0].kv_used = 0.99 if full else 0.0
     with pytest.raises(RunFailed, match=r"nothing moved for .*watchdog.timeout_s is 0\.5") as caught:
         world.run()
-    told = str(caught.value)
-    assert "verifiers: " in told
-    assert "at 1 actors" in told
-    assert " to be scored" in told, "what the oldest groups wait for"
-    assert "verifier-0 with tasks " in told
-    assert "verifier-0 in judge" in told
-    assert "learner: has nothing to do" in told
-    assert "weights: v0 trained, v0 to be served, v0 served by all engines" in told
+    message = str(caught.value)
+    assert "verifiers: " in message
+    assert "at 1 actors" in message
+    assert " to be scored" in message, "what the oldest groups wait for"
+    assert "verifier-0 with tasks " in message
+    assert "verifier-0 in judge" in message
+    assert "learner: has nothing to do" in message
+    assert "weights: v0 trained, v0 to be served, v0 served by all engines" in message
     assert not isinstance(caught.value, LearnerLost), "another learner would not help"
 
 

@@ -175,5 +175,5 @@ def test_the_bound_of_a_mismatch_is_of_both_types(engine: str, learner: str, top
         loss={"importance": "off"},
         learner={"dtype": learner, "stop_above_mismatch": 0.25, "gpus": int(learner == "bfloat16")},
     )
-    told = learner_spec(config, PolicyFiles(path="folder", end_token_ids=(1,)), dumps=Path("dumps"))
-    assert told.learner.stop_above_mismatch == pytest.approx(bound)
+    spec = learner_spec(config, PolicyFiles(path="folder", end_token_ids=(1,)), dumps=Path("dumps"))
+    assert spec.learner.stop_above_mismatch == pytest.approx(bound)

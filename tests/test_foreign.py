@@ -43,8 +43,8 @@ def test_the_page_and_the_hints_agree(row: list[str]) -> None:
 
 
 def test_every_name_that_is_known_stands_on_the_page() -> None:
-    told = set(NAME.findall(PAGE))
-    assert {word for names in SAME.values() for word in names.split()} - told == {"batch_size"}  # nobody's, but often typed
+    named = set(NAME.findall(PAGE))
+    assert {word for names in SAME.values() for word in names.split()} - named == {"batch_size"}  # nobody's, but often typed
 
 
 def test_a_name_with_two_meanings_has_both() -> None:

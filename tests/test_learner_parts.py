@@ -78,7 +78,13 @@ def test_ds_config_wins_key_by_key() -> None:
 
     learner = LearnerConfig(zero_stage=3, ds_config={"zero_optimization": {"sub_group_size": 5}, "gradient_clipping": 0.25})
     config = deepspeed_config(learner, parameters=1000)
-    assert config["zero_optimization"] == {"stage": 3, "overlap_comm": False, "reduce_bucket_size": 1000, "sub_group_size": 5}
+    assert config["zero_optimization"] == {"stage": 3, "overlap_comm": True, "reduce_bucket_size": 1000, "sub_group_size": 5}
+    overlaps = [
+        deepspeed_config(LearnerConfig(zero_stage=n), parameters=9)["zero_optimization"]["overlap_comm"] for n in range(4)
+    ]
+    assert overlaps == [False, False, False, True]
+    large = deepspeed_config(learner, parameters=32_763_876_352)["zero_optimization"]
+    assert large["reduce_bucket_size"] == 2**25  # bounded by itself
     assert config["gradient_clipping"] == 0.25
     assert config["managed_gradient_accumulation"] is False
 

@@ -57,9 +57,9 @@ def test_local_cluster_grows_to_the_need_unless_told_otherwise() -> None:
     assert local_resources(big, machine_cpus=2, machine_gpus=0) == {"CPU": 6, "GPU": 0, "engine": 1}
     assert local_resources(big, machine_cpus=16, machine_gpus=1)["CPU"] == 16
     check_resources(big, local_resources(big, machine_cpus=2, machine_gpus=0))
-    told = config("generators.cpus=4.5", "ray.num_cpus=4")
+    tight = config("generators.cpus=4.5", "ray.num_cpus=4")
     with pytest.raises(ConfigError, match=r"5\.75 CPUs needed .* offers 4; .*or raise ray\.num_cpus"):
-        check_resources(told, local_resources(told, machine_cpus=64, machine_gpus=0))
+        check_resources(tight, local_resources(tight, machine_cpus=64, machine_gpus=0))
 
 
 def test_too_few_resources_name_the_sum_and_the_settings() -> None:
@@ -160,7 +160,7 @@ def test_activations_logits_and_cache_by_hand() -> None:
 def test_estimate_of_a_run_on_cpu() -> None:
     toy = config("generators.count=2")
     rows = {row.role: row for row in memory_estimate(toy, SMALL)}
-    assert list(rows) == ["generators", "explorers", "verifiers", "learner", "weights", "engine buffers"]
+    assert list(rows) == ["generators", "explorers", "verifiers", "learner", "weights", "engine buffers", "checkpoint"]
     engine = rows["generators"]
     assert (engine.where, engine.copies) == ("host", 2)
     assert engine.gib == pytest.approx(0.25 + 4000 / GIB)
@@ -169,6 +169,23 @@ def test_estimate_of_a_run_on_cpu() -> None:
     assert rows["learner"].gib == pytest.approx((16000 + 4096 * 2 * 120 * 4 + 4 * 4096 * 10 * 4 + 4 * 10 * 8) / GIB)
     assert rows["weights"].gib == pytest.approx(2 * 4000 / GIB)
     assert rows["engine buffers"].gib == pytest.approx(4000 / GIB)
+    assert (rows["checkpoint"].where, rows["checkpoint"].copies, rows["checkpoint"].gib) == (
+        "disk",
+        3,
+        pytest.approx(12000 / GIB),
+    )
+
+
+def test_what_a_rank_of_stage_3_holds_beside_its_share() -> None:
+    """32B on 32 ranks, by hand; its checkpoints are 393 GB, which 280 s need 1.4 GB/s for."""
+    shape = KNOWN_SHAPES["Qwen/Qwen2.5-32B"]
+    rows = {row.role: row for row in memory_estimate(config(base="paper/qwen2.5-32b"), shape)}
+    learner, share = rows["learner"], shape.parameters / 32 / GIB
+    want = {"weights": 2 * share, "gradients": 2 * share, "optimiser": 12 * share, "gradients of a step in float32": 4 * share}
+    want |= {"reduce bucket": 2 * 2**25 / GIB, "gathered weights": 2 * (152064 * 5120 + 50_000_000) / GIB}
+    assert {name: learner.parts[name] for name in want} == pytest.approx(want)
+    assert rows["checkpoint"].gib * GIB == 12 * 32_763_876_352
+    assert "2 kept and one being written; within run.stop_grace_s=280 at 1.4 GB/s or more" in rows["checkpoint"].note
 
 
 @pytest.mark.parametrize(("stage", "gib"), [(0, 4000), (2, 4000), (3, 2000)])

@@ -59,8 +59,8 @@ def test_a_learner_at_work_is_said_to_be_and_lines_come_ever_more_seldom(tmp_pat
     world.learner.train = slowly  # type: ignore[method-assign]
     with pytest.raises(TimeoutError):
         virtual_time.run(world.go(), limit_s=600.0)
-    said = [line.partition("; ")[0] for line in lines_of(world)]
-    assert said == [f"no batch for {at} s: the learner trains v1" for at in (30, 60, 120, 240, 480)]
+    stalls = [line.partition("; ")[0] for line in lines_of(world)]
+    assert stalls == [f"no batch for {at} s: the learner trains v1" for at in (30, 60, 120, 240, 480)]
 
 
 def test_a_run_whose_batches_come_says_nothing(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
     trace = (
         'Traceback (most recent call last):\n  File "/home/me/mine.py", line 7, in score\n    int(text)\nValueError: no digits\n'
     )
-    told = watch.take(
+    notes = watch.take(
         "verifier-0",
         [
             CORRECT,
@@ -89,7 +89,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
             NOTHING,
         ],
     )
-    assert told == [
+    assert notes == [
         "reward=mine:score: ValueError: no digits (mine.py, line 7, in score); all of it is in "
         "logs/verifier-0.log; more of these are only counted",
         "reward=mine:score: cpu limit; more of these are only counted",

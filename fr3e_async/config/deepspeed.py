@@ -81,8 +81,8 @@ def _check_zero(zero: Mapping[str, Any], *, stage: int) -> None:
     path = "learner.ds_config.zero_optimization"
     require(zero.get("stage", stage) == stage, f"{path}.stage={zero.get('stage')} contradicts learner.zero_stage={stage}")
     require(
-        not zero.get("overlap_comm") or stage == 2,
-        f"{path}.overlap_comm works with ragged accumulation at learner.zero_stage=2 only, not {stage}",
+        not zero.get("overlap_comm") or stage >= 2,
+        f"{path}.overlap_comm works with ragged accumulation at learner.zero_stage=2 and 3 only, not {stage}",
     )
     require(zero.get("compute_grad_norm", True) is not False, f"{path}.compute_grad_norm must not be off: the norm is checked")
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):

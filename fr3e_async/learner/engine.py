@@ -20,10 +20,10 @@ from fr3e_async.config.deepspeed import owns_lr
 from fr3e_async.learner.checkpoint_state import TrainingState
 from fr3e_async.learner.layout import Inputs
 from fr3e_async.learner.policy import PolicyModel
-from fr3e_async.learner.spec import LearnerSpec, Pulse
+from fr3e_async.learner.spec import REDUCE_BUCKET, LearnerSpec, Pulse
 from fr3e_async.learner.update import UnsoundGradient, unsound_norm
 
-EXPORT_BUCKET = 1 << 28  # weights gathered at once under ZeRO-3: 1 GiB in float32
+EXPORT_BUCKET = 1 << 26  # weights gathered at once under ZeRO-3: 256 MiB in float32
 
 
 def deep_merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
@@ -52,9 +52,10 @@ def deepspeed_config(learner: LearnerConfig, *, parameters: int) -> dict[str, An
         "gradient_clipping": learner.grad_clip,
         "zero_optimization": {
             "stage": learner.zero_stage,
-            "overlap_comm": False,
+            # At stage 3 weights are gathered on a stream of their own, ahead of the pass; below, ragged accumulation reduces once a step.
+            "overlap_comm": learner.zero_stage == 3,
             # A buffer of this many numbers is allocated; DeepSpeed's own default is 5e8 for any model.
-            "reduce_bucket_size": min(500_000_000, parameters),
+            "reduce_bucket_size": min(REDUCE_BUCKET, parameters),
         },
         # torch's fused AdamW: DeepSpeed's own kernels are compiled on first use, which takes minutes and a compiler.
         "optimizer": {"type": "AdamW", "params": {**adamw, "torch_adam": True, "fused": True}},

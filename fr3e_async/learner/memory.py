@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.algorithm.strategies import explorer_count
+from fr3e_async.algorithm.strategies import critic_settings, explorer_count
 from fr3e_async.config import Config, EnginePoolConfig
 from fr3e_async.errors import ModelError
-from fr3e_async.learner.spec import SLICE_ELEMENTS
+from fr3e_async.learner.spec import REDUCE_BUCKET, SLICE_ELEMENTS
 
 GIB = 2**30
+PREFETCHED = 50_000_000  # weights that ZeRO-3 gathers ahead of a pass (DeepSpeed's stage3_prefetch_bucket_size)
+CHECKPOINT_BYTES = 12  # for each weight: float32 master and two moments
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -131,7 +133,7 @@ class Memory:
     """An estimate for one device of one role. ``parts`` are GiB; what is not known stands in ``note`` alone."""
 
     role: str
-    where: str  # "GPU" or "host"
+    where: str  # "GPU", "host" or "disk"
     copies: int  # devices or processes that hold this much each
     parts: dict[str, float]
     note: str = ""
@@ -224,6 +226,13 @@ def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
         rows.append(Memory(role="weights", where="host", copies=1, parts={"object store": 2 * bundle}, note=note))
         note = "each engine keeps a copy, which the next version overwrites"
         rows.append(Memory(role="engine buffers", where="host", copies=engines, parts={"one version": bundle}, note=note))
+        size, run = model.parameters * CHECKPOINT_BYTES, config.run
+        note = (
+            f"{run.keep_checkpoints} kept and one being written; within run.stop_grace_s={run.stop_grace_s:g} at "
+            f"{size / 1e9 / run.stop_grace_s:.2g} GB/s or more"
+        )
+        parts = {"masters and moments": size / GIB}
+        rows.append(Memory(role="checkpoint", where="disk", copies=run.keep_checkpoints + 1, parts=parts, note=note))
     return rows
 
 
@@ -257,8 +266,16 @@ def _learner_memory(config: Config, model: ModelShape | None) -> Memory:
     if model is None:
         return Memory(role="learner", where=where, copies=n.ranks, parts={}, note="unknown")
     parts = state_bytes(model.parameters, dtype=n.dtype, zero_stage=n.zero_stage, ranks=n.ranks)
+    weight, share = BYTES[n.dtype], model.parameters / n.ranks
+    if n.zero_stage:
+        parts["reduce bucket"] = min(REDUCE_BUCKET, model.parameters) * weight
+        parts["gradients of a step in float32"] = 4 * share if n.dtype == "bfloat16" else 0.0
+    if critic_settings(config) is not None:  # its head is one row in place of the vocabulary's
+        parts["critic"] = sum(parts.values())
     note = "activations and logits unknown"
     if model.known:
+        if n.zero_stage == 3:  # the largest tensor and what is fetched ahead of it; loading needs no more
+            parts["gathered weights"] = (model.vocabulary * model.hidden + PREFETCHED) * weight
         size = {"tokens": n.micro_batch_tokens, "bytes_each": BYTES[n.dtype]}
         parts["activations"] = activation_bytes(model, **size, checkpointing=n.activation_checkpointing)
         parts["logits"] = logits_bytes(model, **size, kept_mib=n.logits_mib, gpu=n.gpus > 0)
