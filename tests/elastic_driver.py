@@ -22,8 +22,7 @@ import numpy as np
 from fr3e_async.actors.engine import EngineActor
 from fr3e_async.algorithm.anchors import anchor_positions, with_anchors
 from fr3e_async.control.ports import Delivery
-from fr3e_async.rollout.busy import BusyMeter
-from fr3e_async.rollout.port import EngineStats
+from fr3e_async.rollout.port import BusyMeter, EngineStats
 from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
 from fr3e_async.weights.manifest import WeightAck, WeightBundle
 

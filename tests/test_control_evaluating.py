@@ -51,7 +51,7 @@ def test_an_evaluation_is_sampled_from_its_weights_however_late_these_come(tmp_p
 def test_the_checkpoint_of_the_best_evaluation_stays(tmp_path: Path, every: int) -> None:
     """Answers become worse, so the best one is soon old; with ``every`` of 0 the evaluations alone ask for checkpoints."""
     run = {"steps": 8, "keep_best": True, "checkpoint_every": every}
-    world = World(tmp_path, evaluate=True, evaluation={"every": 2}, run=run, right=0.9, gain=-0.1)
+    world = World(tmp_path, evaluate=True, evaluation={"every": 2}, run=run, correct=0.9, gain=-0.1)
     world.store = CheckpointStore(tmp_path / "checkpoints", keep=1)
     assert world.run() == "finished"
     trained = [e for e in world.controller.progress.evaluations if e["version"]]

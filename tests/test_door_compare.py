@@ -168,6 +168,7 @@ def measured(shift: Callable[[int, int], float]) -> list[DumpedSample]:
             sample=dataclasses.replace(sample, versions=np.zeros_like(sample.versions)),
             prox=sample.behaviour_logprobs + np.asarray([shift(i, t) for t in range(len(sample.versions))], dtype=np.float32),
             reference=np.full(len(sample.versions), np.nan, np.float32),
+            imitation=0 * sample.advantages,
         )
         for i, sample in enumerate(make_samples(3))
     ]

@@ -143,6 +143,7 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
                 sample=replace(s, minibatch=0),
                 prox=np.full(len(s.versions), rank, np.float32),
                 reference=np.full(len(s.versions), -rank, np.float32),
+                imitation=np.full(len(s.versions), 0.1 * rank, np.float32),
             )
             for s in make_samples(rank)
         ]
@@ -165,6 +166,7 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
         for name in ("tokens", "behaviour_logprobs", "versions", "advantages"):
             assert np.array_equal(getattr(now.sample, name), getattr(was.sample, name))
         assert np.array_equal(now.prox, was.prox)
+        assert np.array_equal(now.imitation, was.imitation)
         assert np.array_equal(now.reference, was.reference)
 
 

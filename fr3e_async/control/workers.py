@@ -23,7 +23,7 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.messages import Branch, Sample
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.outcomes import Outcome
-from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.rollout.port import BusyMeter
 from fr3e_async.types import Answer, Draw, Prompt, RolloutId, Verdict
 from fr3e_async.verify.jobs import SAID_UNKNOWN
 from fr3e_async.verify.responses import UNREADABLE

@@ -65,7 +65,14 @@ def newest_checkpoint(run_dir: RunDir) -> Path | None:
     # Imported here: torch takes a second, and a new run does not need it in this process.
     from fr3e_async.learner.checkpoint import damage
 
-    return run_dir.checkpoints.latest(lambda folder: damage(folder / "learner" / CHECKPOINT_TAG) or _damage_of_control(folder))
+    def look(folder: Path) -> str:
+        parts = {
+            folder / "learner" / CHECKPOINT_TAG,
+            *(folder / "learner").glob("*"),
+        }  # the policy's, and those of models beside it
+        return next(filter(None, map(damage, sorted(parts))), "") or _damage_of_control(folder)
+
+    return run_dir.checkpoints.latest(look)
 
 
 def _damage_of_control(folder: Path) -> str:
