@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections import namedtuple
 
+import virtual_time
 from ledger_support import admit, lost, make_ledger
 from loop_support import World
 
@@ -57,7 +58,7 @@ def test_no_turn_of_the_loop_encodes_more_than_a_few_of_10_000_groups():
     async def both():
         await asyncio.gather(work(), taken.encoded())
 
-    asyncio.run(both())
+    virtual_time.run(both())
     assert len(encoded) == len(set(encoded)) == 10_000
     assert GROUPS_A_TURN <= max(turns) <= GROUPS_A_TURN + 2  # and the one of each event
     assert to_json(taken.ledger.state()) == before != to_json(ledger.state())
