@@ -59,7 +59,7 @@ class Handle:
 def paper(in_flight: int) -> Config:
     """The 7B preset with batches of such a size that ``in_flight`` groups may be alive: half of them, at a bound of 1."""
     steps = f"flow.groups_per_step={in_flight // 2}"
-    return load_config(["config=paper/qwen2.5-7b", "run.steps=1000000", steps]).config
+    return load_config(["config=paper/qwen2.5-7b", "run.steps=1000000", "flow.max_staleness=1", steps]).config
 
 
 class Crowd:

@@ -113,11 +113,10 @@ class ExportingRank:
             version=version, dtype="float32", names=("w",), shapes=((LONG,),), checksums=(checksum(tensor),), buckets=(1,)
         )
 
-    def rescore(self, payloads: list[Any], trunks: list[Any]) -> Iterator[Any]:
+    def rescore(self, payloads: list[Any], trunks: list[Any]) -> list[Any]:
         batches = ray.get(payloads)
         chosen = [tuple(a for id in ids for a in fake_anchors(id.branch)) for ids in trunks]
-        yield chosen
-        yield from map(with_anchors, batches, chosen)
+        return [chosen, None, *map(with_anchors, batches, chosen)]
 
     def broken(self) -> Iterator[Any]:
         yield 1

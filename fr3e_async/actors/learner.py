@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -15,7 +15,7 @@ from fr3e_async.files.process_logs import redirect_output
 from fr3e_async.files.scratch import actor_scratch
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.rollout.port import TransferMeeting
-from fr3e_async.types import Advantage, Anchor, RolloutBatch, RolloutId, StepReport
+from fr3e_async.types import Advantage, RolloutBatch, RolloutId, StepReport
 from fr3e_async.weights.manifest import WeightBucket, WeightManifest
 
 CHECKPOINT_TAG = "state"  # one tag a folder: versions are told apart by the folders that hold whole checkpoints
@@ -57,27 +57,19 @@ class LearnerActor(Watched):
         samples = [train_sample(batches[p.payload], p.row, advantage=p.advantage, minibatch=p.minibatch) for p in picks]
         return self._rank.train(samples, version=version)
 
-    def rescore(
-        self, payloads: Sequence[ray.ObjectRef], trunks: Sequence[Sequence[RolloutId]]
-    ) -> Iterator[list[tuple[Anchor, ...]] | RolloutBatch]:
-        """A streaming call: the anchors that these trunks of each payload get by the entropies of the weights as they are, then
-        each payload again, now with those entropies and anchors, for explorers to read."""
+    def rescore(self, payloads: Sequence[ray.ObjectRef], trunks: Sequence[Sequence[RolloutId]]) -> list[Any]:
+        """Choose the anchors of these trunks of each payload by the entropies of the weights as they are.
+
+        Returns the anchors of each payload, None, and then each payload again, now with those entropies and anchors.
+        """
         assert self._rule is not None
         batches: list[RolloutBatch] = ray.get(list(payloads))
         rows = [[batch.row_of(id) for id in ids] for batch, ids in zip(batches, trunks, strict=True)]
-        measured = iter(
-            self._rank.entropies(
-                [
-                    (batch.context(row), batch.completion(row).tokens)
-                    for batch, its in zip(batches, rows, strict=True)
-                    for row in its
-                ]
-            )
-        )
+        asked = [(batch, row) for batch, its in zip(batches, rows, strict=True) for row in its]
+        measured = iter(self._rank.entropies([(batch.context(row), batch.completion(row).tokens) for batch, row in asked]))
         exact = [with_entropies(batch, {row: next(measured) for row in its}) for batch, its in zip(batches, rows, strict=True)]
         chosen = [anchors_of_rows(self._rule, batch, its, seed=self._seed) for batch, its in zip(exact, rows, strict=True)]
-        yield chosen
-        yield from map(with_anchors, exact, chosen)
+        return [chosen, None, *map(with_anchors, exact, chosen)]
 
     def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32] | None:
         return self._rank.distributions(rows)

@@ -202,17 +202,15 @@ class RayLearner:
 
     async def rescore(self, trunks: Sequence[Trunks]) -> list[tuple[tuple[Anchor, ...], Payload]]:
         shards = balanced_shards([its.length for its in trunks], len(self._ranks))
-        streams = [
-            rank.rescore.options(num_returns="streaming").remote(
+        answers = [
+            rank.rescore.options(num_returns=2 + len(shard)).remote(  # 2: Ray gives no list of references for one return value
                 [trunks[i].payload for i in shard], [trunks[i].ids for i in shard]
             )
             for rank, shard in zip(self._ranks, shards, strict=True)
         ]
-        items = await self._together([references(stream) for stream in streams])
+        told = await self._together([first for first, *_ in answers])
         chosen: dict[int, tuple[tuple[Anchor, ...], Payload]] = {}
-        for shard, anchors, (_, *payloads) in zip(
-            shards, await self._together([first for first, *_ in items]), items, strict=True
-        ):
+        for shard, anchors, (_, _, *payloads) in zip(shards, told, answers, strict=True):
             chosen |= dict(zip(shard, zip(anchors, payloads, strict=True), strict=True))
         return [chosen[i] for i in range(len(trunks))]
 
@@ -293,12 +291,14 @@ def _lost(error: WorkerLost | TaskLost) -> LearnerLost:
 
 
 async def references(stream: ray.ObjectRefGenerator) -> list[ray.ObjectRef]:
-    """References of all items of a stream, once it has ended. ``async for`` would fetch each item; nothing is fetched here.
+    """References of all items of a stream, once it has ended. ``async for`` would fetch each item; only the last one is fetched here.
 
-    Raises the error of a stream that failed.
+    Raises the error of a stream that failed, which is its last item.
     """
     await stream.completed()
-    return list(stream)
+    items = list(stream)
+    await items[-1]
+    return items
 
 
 def _picks(rows: Sequence[TrainRow]) -> tuple[list[Payload], list[Pick]]:
