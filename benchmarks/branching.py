@@ -29,7 +29,7 @@ import numpy as np
 from common import cpu_s, finish, machine, parser, quiet
 from prefill import Known, Prefill, rounding
 
-from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.algorithm.anchors import AnchorRule, with_anchors
 from fr3e_async.config import EngineConfig
 from fr3e_async.rollout import Engine, EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
@@ -106,7 +106,7 @@ async def grow(generator: RolloutWorker, explorer: RolloutWorker, prompt: Prompt
     trunk = await joined(generator.sample([prompt], [first], draw, trunk=True))
     anchors = generator.anchors(trunk)
     ids = [RolloutId(prompt.uid, anchor.node, m) for anchor in anchors for m in range(BRANCHES)]
-    branches = await joined(explorer.branch(trunk, first, anchors, ids, draw))
+    branches = await joined(explorer.branch(with_anchors(trunk, anchors), first, ids, draw))
     return Tree(bases=(trunk, await rest), branches=branches, one_engine=generator is explorer)
 
 

@@ -31,6 +31,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -99,6 +100,7 @@ class Cell:
         return cell_settings(self).config
 
 
+@lru_cache
 def cell_settings(cell: Cell, *more: str) -> LoadedConfig:
     engines, ranks = (DEVICES, DEVICES) if cell.colocated else (cell.engines, DEVICES - cell.engines)
     window = (f"flow.window={cell.groups}",) if cell.order == "window" else ()
@@ -148,7 +150,7 @@ def grown(groups: Groups, strategy: Strategy, number: int) -> tuple[int, int, in
     tasks = [
         groups.rows(Sample(task=0, ids=(trunk,), trunk=True), home),
         groups.rows(Sample(task=0, ids=tuple(others)), home),
-        groups.rows(Branch(task=0, group=name, ids=ids, trunk=trunk, trunk_payload=0, anchors=anchors), home) if ids else [],
+        groups.rows(Branch(task=0, group=name, ids=ids, trunk=trunk, trunk_payload=0), home) if ids else [],
     ]
     rows = [row for task in tasks for row in task]
     verdicts = groups.verdicts(name, [row.id for row in rows])

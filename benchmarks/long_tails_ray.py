@@ -24,6 +24,7 @@ from system_parts import cluster, recording
 from fr3e_async.actors.cluster import RayPayloads
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
 from fr3e_async.actors.watch import watchable
+from fr3e_async.algorithm.anchors import anchor_positions, with_anchors
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import RunClock
 from fr3e_async.config import Config
@@ -42,7 +43,7 @@ from fr3e_async.simulate.recording import read_recording
 from fr3e_async.simulate.service import Service
 from fr3e_async.simulate.workload import Workload
 from fr3e_async.store.run_dir import RunDir
-from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId, StepReport
+from fr3e_async.types import Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId, StepReport
 from fr3e_async.weights.manifest import WeightAck, WeightBundle
 from fr3e_async.wiring import Deployment, PolicyFiles
 
@@ -101,12 +102,12 @@ class TailEngine(InstantEngine):
             yield part
 
     async def branch(
-        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: RolloutBatch, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[Delivery | RolloutBatch]:
         place = payload.row_of(trunk)
         prompt, spine = payload.context(place), payload.completion(place).tokens
-        contexts = {anchor.node: np.concatenate([prompt, spine[: anchor.position]]) for anchor in anchors}
-        work = Branch(task=0, group=trunk.group, ids=tuple(ids), trunk=trunk, trunk_payload=0, anchors=tuple(anchors))
+        contexts = {node: np.concatenate([prompt, spine[:position]]) for node, position in anchor_positions(payload).items()}
+        work = Branch(task=0, group=trunk.group, ids=tuple(ids), trunk=trunk, trunk_payload=0)
         async for part in self._drawn(work, {id: contexts[id.node] for id in ids}, len(prompt)):
             yield part
 
@@ -131,8 +132,9 @@ class TailEngine(InstantEngine):
             left -= len(found)
             batch = self._batch(found, contexts, prompt)
             trunk = isinstance(work, Sample) and work.trunk
-            yield Delivery.of(batch, tuple(a for id in batch.ids for a in self._groups.anchors(id)) if trunk else None)
-            yield batch
+            anchors = tuple(a for id in batch.ids for a in self._groups.anchors(id)) if trunk else None
+            yield Delivery.of(batch, anchors)
+            yield batch if anchors is None else with_anchors(batch, anchors)
 
     def _batch(self, ended: list[tuple[Request, int]], contexts: dict[RolloutId, Any], prompt: int) -> RolloutBatch:
         self._calls += 1

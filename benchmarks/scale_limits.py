@@ -23,6 +23,7 @@ from typing import Any
 from common import table
 
 from fr3e_async.config import Config
+from fr3e_async.control.watchdog import looks
 from fr3e_async.learner.memory import model_shape
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.events import Event, Pressure
@@ -64,7 +65,7 @@ class Demand:
     events_per_s: float  # of tasks, groups and weights
     machine_load: float  # CPU seconds of ``Machine.handle`` in a second, cache pressure included
     in_flight: float  # groups, at most
-    heartbeat_s: float
+    looks_per_s: float  # at workers, by heartbeats
     weight_bytes: float
 
 
@@ -142,7 +143,7 @@ def simulated(config: Config, model: SystemModel, engines: int) -> Figures:
     assert shape is not None
     demand = Demand(
         engines=engines, step_s=report.step_s, events_per_s=events / report.seconds, machine_load=timed.cpu_s / report.seconds,
-        in_flight=timed.in_flight, heartbeat_s=config.observe.heartbeat_s,
+        in_flight=timed.in_flight, looks_per_s=looks(engines, config) / config.observe.heartbeat_s,
         weight_bytes=float(shape.parameters * BYTES[config.learner.dtype]),
     )  # fmt: skip
     return {
@@ -173,7 +174,7 @@ def nodes_of(engines: int) -> int:
 def loads(demand: Demand, costs: Costs) -> dict[str, float]:
     """What each part is asked for, of what one can give; 1 is the limit."""
     events = demand.events_per_s * costs.event_s
-    beats = demand.engines / demand.heartbeat_s * costs.beat_s
+    beats = demand.looks_per_s * costs.beat_s
     nodes = nodes_of(demand.engines)
     return {
         "bare machine": demand.machine_load,

@@ -17,9 +17,9 @@ import numpy as np
 from common import cpu_s
 from numpy.typing import NDArray
 
-from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_rows, with_anchors
 from fr3e_async.control.controller import Controller
-from fr3e_async.control.ports import Delivery, EngineWorker, LearnerPort, Payload, PayloadStore, TrainRow, Trunk
+from fr3e_async.control.ports import Delivery, EngineWorker, LearnerPort, Payload, PayloadStore, TrainRow, Trunks
 from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.types import Anchor, Draw, Prompt, RolloutId, StepReport
 from fr3e_async.weights.manifest import WeightBundle
@@ -37,7 +37,7 @@ class NoLearner(LearnerPort):
         self._steps += 1
         return StepReport(version=version, tokens=0, optimiser_steps=0, metrics={}, time_s=0.0)
 
-    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
+    async def rescore(self, trunks: Sequence[Trunks]) -> list[tuple[tuple[Anchor, ...], Payload]]:
         raise NotImplementedError("there is no model here: anchors are chosen in the engines")
 
     async def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
@@ -79,14 +79,15 @@ class Ruled:
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
         async for delivery, payload in self.inner.sample(prompts, ids, draw, trunk=trunk):
             if trunk:
-                delivery = replace(delivery, anchors=await run_in_daemon_thread(partial(self._anchors, payload)))
+                anchors, payload = await run_in_daemon_thread(partial(self._anchored, payload))
+                delivery = replace(delivery, anchors=anchors)
             yield delivery, payload
 
-    def _anchors(self, payload: Payload) -> tuple[Anchor, ...]:
-        """As ``RolloutWorker.anchors`` in the engine's process."""
+    def _anchored(self, payload: Payload) -> tuple[tuple[Anchor, ...], Payload]:
+        """As the engine's own process does it; the payload that comes back has the anchors in it."""
         batch = self._payloads.get(payload)
-        rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
-        return tuple(anchor for anchors in rows for anchor in anchors)
+        anchors = anchors_of_rows(self._rule, batch, range(len(batch)), seed=self._seed)
+        return anchors, self._payloads.put(with_anchors(batch, anchors))
 
 
 class Directed:

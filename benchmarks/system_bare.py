@@ -14,7 +14,7 @@ from typing import Any
 from fr3e_async.control.ports import Delivery, EngineWorker, Payload
 from fr3e_async.files.process_logs import redirect_output
 from fr3e_async.rollout import EngineSpec, SampleRequest, engine_environment, start_engine
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
+from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId
 
 Moment = tuple[float, int]  # seconds since the epoch, tokens that came then
 
@@ -47,9 +47,9 @@ class Listening:
             yield self._kept(answer, draw)
 
     async def branch(
-        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: Payload, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
-        async for answer in self.inner.branch(payload, trunk, anchors, ids, draw):
+        async for answer in self.inner.branch(payload, trunk, ids, draw):
             yield self._kept(answer, draw)
 
     def _kept(self, answer: tuple[Delivery, Payload], draw: Draw) -> tuple[Delivery, Payload]:

@@ -28,6 +28,7 @@ from fr3e_async.actors.learner import LearnerActor, Pick
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier
 from fr3e_async.actors.verifier import Problem, VerifierActor
 from fr3e_async.actors.watch import watchable
+from fr3e_async.algorithm.anchors import anchor_positions, with_anchors
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.clock import RunClock, steady
 from fr3e_async.config import Config
@@ -188,12 +189,13 @@ class InstantEngine(EngineActor):
             yield part
 
     async def branch(
-        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: RolloutBatch, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[Delivery | RolloutBatch]:
         row = payload.row_of(trunk)
         prompt, spine = payload.context(row), payload.completion(row).tokens
-        contexts = [np.concatenate([prompt, spine[: anchor.position]]) for anchor in anchors]
-        nodes = [anchor.node for anchor in anchors]
+        positions = anchor_positions(payload)
+        contexts = [np.concatenate([prompt, spine[:position]]) for position in positions.values()]
+        nodes = list(positions)
         for part in self._made(ids, contexts, [nodes.index(id.node) for id in ids], len(prompt), None):
             yield part
 
@@ -206,7 +208,7 @@ class InstantEngine(EngineActor):
             ids=list(ids), contexts=contexts, prompt_lens=[prompt] * len(contexts), context_of=context_of,
             completions=[self._completion(id) for id in ids],
         )  # fmt: skip
-        return Delivery.of(batch, anchors), batch
+        return Delivery.of(batch, anchors), batch if anchors is None else with_anchors(batch, anchors)
 
     def _completion(self, id: RolloutId) -> Completion:
         tokens = np.full(LENGTH, number_of(id) % 1000 + 3, dtype=np.int32)

@@ -32,6 +32,7 @@ from fr3e_async.data.model import load_tokenizer, resolve_model
 from fr3e_async.data.prompts import load_datasets
 from fr3e_async.data.tokenizer import end_tokens, speller
 from fr3e_async.errors import RunFailed
+from fr3e_async.evaluation.accuracy import evaluate
 from fr3e_async.files.process_logs import quiet_environment
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
 from fr3e_async.observe.console import ConsoleView, make_console
@@ -212,7 +213,9 @@ class Stage:
             yield workers.names(role)[0]
 
         problems = pick_problems(self._datasets.heldout, workers.config)
-        return await Evaluator(workers, problems).run("after", lend=lend, on_progress=lambda: None)
+        evaluator = Evaluator(workers, problems)
+        samples = await evaluator.sample(evaluator.sets[0], "after", lend=lend, on_progress=lambda: None)
+        return evaluate(samples, workers.config.reward_range)
 
     def _workers(self, config: Config, workers: Sequence[tuple[str, Worker]]) -> Workers:
         deployed = self._deployment

@@ -1,9 +1,10 @@
-"""The errors that a person who runs the program can mend, each with the exit code it ends the program with.
+"""The errors that a person who runs the program can mend, each with the exit code it ends the program with; and text as it is printed.
 
 Everything else is a defect of ours and keeps its traceback.
 """
 
 import re
+from collections.abc import Container, Sequence
 
 # Control characters but for newline and tab, what turns the direction of writing, half surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -73,3 +74,13 @@ def with_cause(why: str, cause: str) -> str:
 def cause_of(why: str) -> str:
     """The cause in a text of ``with_cause`` without its numbers (processes, addresses, places), for a comparison; or ""."""
     return re.sub(r"0x[0-9a-f]+|\d+", "#", why.partition(MARK)[2])
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: Container[int] = (0,)) -> list[str]:
+    """Lines of a table with columns of equal width. ``left``: the columns that begin at the left, the others end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    )
+    return ["  ".join(line).rstrip() for line in lines]

@@ -132,6 +132,7 @@ class Anchor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
             raise ValueError(f"anchor {self.node}: parent {self.parent}, position {self.position}")
 
 
+ANCHOR = np.dtype([("node", "i4"), ("position", "i4"), ("entropy", "f4"), ("score", "f8")])  # the fields are an ``Anchor``'s
 RAW_COLUMNS = ("raw_logprobs", "raw_entropies")
 FLOAT_COLUMNS = ("logprobs", "entropies", "entropy_errors", *RAW_COLUMNS)
 
@@ -160,6 +161,7 @@ class RolloutBatch:
     raw_logprobs: NDArray[np.float32] | None = None  # [Σ L] nats
     raw_entropies: NDArray[np.float32] | None = None  # [Σ L] nats
     eligible: NDArray[np.bool_] | None = None  # [Σ L] token positions that may become anchors; None: no row is a trunk
+    anchors: NDArray[np.void] | None = None  # [A] of ANCHOR: where explorers branch from its rows; None: not chosen yet
 
     def __post_init__(self) -> None:
         rows, contexts, total = len(self.ids), len(self.prompt_lens), len(self.tokens)

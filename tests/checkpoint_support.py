@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from fr3e_async.control.progress import Progress, cut_of, save_cut
+from fr3e_async.control.progress import Cut, Progress, save_cut
+from fr3e_async.files.jsonl import to_json
 from fr3e_async.learner import checkpoint
 from fr3e_async.learner.checkpoint_pieces import MASTER, WeightRun
 from fr3e_async.machine.budget import Account
-from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.machine.ledger_state import LedgerCut, LedgerState
 from fr3e_async.store.checkpoints import CheckpointStore
 from fr3e_async.types import RolloutBatch
 
@@ -64,7 +65,9 @@ def save_whole(
     """A checkpoint of control, open trees and learner, committed."""
     folder = store.begin(step)
     ledger = LedgerState(version=step, admitted=0, outcomes={}, budget=Account())
-    save_cut(cut_of(ledger=ledger, stream=stream or {}, progress=progress or Progress(), now=1.0), folder, trees)
+    progress = progress or Progress()
+    cut = Cut(version=step, groups=0, ledger=LedgerCut(ledger, to_json), stream=stream or {}, progress=progress.to_dict(1.0))
+    save_cut(cut, folder, trees)
     state = state or PlainState({"w": torch.full((40,), float(step)), "v": torch.arange(6.0).view(2, 3)})
     save_learner(folder / TAG, state, version=step, base=base)
     return store.commit(folder, step)

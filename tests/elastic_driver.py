@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from fr3e_async.actors.engine import EngineActor
+from fr3e_async.algorithm.anchors import anchor_positions, with_anchors
 from fr3e_async.control.ports import Delivery
-from fr3e_async.rollout.busy import BusyMeter
-from fr3e_async.rollout.port import EngineStats
+from fr3e_async.rollout.port import BusyMeter, EngineStats
 from fr3e_async.types import Anchor, Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
 from fr3e_async.weights.manifest import WeightAck, WeightBundle
 
@@ -55,12 +55,10 @@ class FakeEngineActor(EngineActor):
         for part in await self._make(ids, contexts, [len(context) for context in contexts], anchors):
             yield part
 
-    async def branch(
-        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
-    ) -> Any:
+    async def branch(self, payload: RolloutBatch, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw) -> Any:
         row = payload.row_of(trunk)
         prompt, spine = payload.context(row), payload.completion(row).tokens
-        place = {anchor.node: anchor.position for anchor in anchors}
+        place = anchor_positions(payload)
         contexts = [np.concatenate([prompt, spine[: place[id.node]]]) for id in ids]
         for part in await self._make(ids, contexts, [len(prompt)] * len(ids), None):
             yield part
@@ -86,7 +84,7 @@ class FakeEngineActor(EngineActor):
             ids=list(ids), contexts=list(contexts), prompt_lens=list(lengths), context_of=list(range(len(ids))),
             completions=[self._completion(id) for id in ids],
         )  # fmt: skip
-        return Delivery.of(batch, anchors), batch
+        return Delivery.of(batch, anchors), batch if anchors is None else with_anchors(batch, anchors)
 
     def _completion(self, id: RolloutId) -> Completion:
         chance = np.random.default_rng(zlib.crc32(str(id).encode()))

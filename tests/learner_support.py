@@ -42,7 +42,7 @@ def build_model(folder: Path, *, tied: bool = True, head_dim: int = 8) -> Path:
 
 
 def make_spec(path: Path, *, loss: LossConfig = LOSS, **learner: Any) -> LearnerSpec:
-    return LearnerSpec(path=str(path), learner=replace(LEARNER, **learner), loss=loss, temperature=TEMPERATURE, seed=3)
+    return LearnerSpec(path=str(path), learner=replace(LEARNER, **learner), loss=loss, temperature=TEMPERATURE, batches=2, seed=3)
 
 
 def make_samples(seed: int, *, count: int = 11, version: int = 0) -> list[TrainSample]:
@@ -175,3 +175,69 @@ class PlainLearner:
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: weight.detach() for name, weight in self.model.named_parameters()}
+
+
+class PlainCritic:
+    """A critic beside a ``PlainLearner``: hidden states of transformers' own model, one sequence at a time, and GAE as it is defined."""
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        from transformers import AutoModelForCausalLM
+
+        assert spec.critic is not None
+        self.spec, self.config = spec, spec.critic
+        self.body = AutoModelForCausalLM.from_pretrained(spec.path, dtype=torch.float32, attn_implementation="eager").eval().model
+        self.head = torch.nn.Linear(self.body.config.hidden_size, 1)
+        for parameter in self.head.parameters():
+            torch.nn.init.zeros_(parameter)
+        c = spec.learner
+        self.optimiser = torch.optim.AdamW(
+            [*self.body.parameters(), *self.head.parameters()], lr=self.config.lr, betas=(c.betas[0], c.betas[1]),
+            weight_decay=c.weight_decay,
+        )  # fmt: skip
+
+    def values(self, sample: TrainSample) -> torch.Tensor:
+        """[completion] of the states before its tokens."""
+        hidden = self.body(input_ids=torch.from_numpy(sample.tokens.astype(np.int64))[None]).last_hidden_state[0]
+        return self.head(hidden[sample.context_len - 1 : -1])[:, 0]
+
+    def advantages(self, reward: float, values: np.ndarray, decay: float) -> np.ndarray:
+        deltas = np.append(values[1:], reward) - values
+        return np.array([sum(decay ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))])
+
+    def train(self, samples: list[TrainSample]) -> list[TrainSample]:
+        """All optimiser steps of a batch; returns its samples with the policy's advantages, made before the first step."""
+        c, credited, targets = self.config, [], []
+        for sample in samples:
+            values, length = self.values(sample).detach().double().numpy(), len(sample.versions)
+            decay = max(0.0, 1 - 1 / (c.length_alpha * length)) if c.length_alpha else c.policy_lambda
+            reward = float(sample.advantages[-1])
+            own = self.advantages(reward, values, decay).astype(np.float32)
+            credited.append(replace(sample, advantages=own))
+            targets.append((values, values + self.advantages(reward, values, c.value_lambda)))
+        for _ in range(self.spec.learner.epochs):
+            for index in range(self.spec.learner.minibatches):
+                part = [(s, *t) for s, t in zip(samples, targets, strict=True) if s.minibatch == index]
+                self.optimiser.zero_grad()
+                for sample, former, returns in part:
+                    now, old, goal = self.values(sample), torch.from_numpy(former).float(), torch.from_numpy(returns).float()
+                    held = old + (now - old).clamp(-c.value_clip, c.value_clip)
+                    loss = torch.maximum((now - goal) ** 2, (held - goal) ** 2).sum() / 2
+                    (loss / sum(len(s.versions) for s, *_ in part)).backward()
+                parameters = [*self.body.parameters(), *self.head.parameters()]
+                torch.nn.utils.clip_grad_norm_(parameters, c.grad_clip)
+                self.optimiser.step()
+        return credited
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        body = {f"model.{name}": weight.detach() for name, weight in self.body.named_parameters()}
+        return body | {f"lm_head.{name}": weight.detach() for name, weight in self.head.named_parameters()}
+
+
+def rewarded(samples: list[TrainSample]) -> list[TrainSample]:
+    """The samples as a strategy with a critic has them: the reward, 0 or 1, in place of advantages."""
+    return [replace(s, advantages=np.full(len(s.versions), i % 3 % 2, dtype=np.float32)) for i, s in enumerate(samples)]
+
+
+def critic_weights(rank: Any) -> dict[str, torch.Tensor]:
+    """Copies; all ranks."""
+    return {name: weight.float().cpu().clone() for name, weight in rank._critic.engine.weights()}

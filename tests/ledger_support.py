@@ -93,8 +93,22 @@ def anchors_of(trunk: RolloutId, *positions: int, count: int = 2, certain: bool 
     )
 
 
+def anchors_held(ledger: Ledger, trunk: RolloutId) -> tuple[Anchor, ...]:
+    """What the ledger knows of a trunk's anchors."""
+    (group,) = [group for group in ledger.state().groups if group.name == trunk.group]
+    return group.anchors_of[trunk.branch]
+
+
 def admit(ledger: Ledger, uid: str) -> list[Any]:
     return ledger.handle(Admitted(group=f"{uid}@0"))
+
+
+def payloads_of(ledger: Ledger) -> set[int]:
+    """Keys of the payloads that a checkpoint of the ledger would keep."""
+    cut = ledger.cut(to_json)
+    while cut.step(1):
+        pass
+    return cut.payloads
 
 
 def kinds(commands: Sequence[Command]) -> list[str]:

@@ -20,7 +20,7 @@ from fr3e_async.control.context import PayloadTable, RunContext, RunFiles
 from fr3e_async.control.controller import Controller, SessionStart
 from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator
-from fr3e_async.control.progress import Progress, load_control_state, load_trees
+from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.publisher import Publisher
 from fr3e_async.control.trees import TreeKeeper
 from fr3e_async.control.workers import Workers
@@ -33,6 +33,7 @@ from fr3e_async.machine.machine import Machine
 from fr3e_async.observe.events import event_row
 from fr3e_async.observe.heartbeat import Heartbeat
 from fr3e_async.observe.metrics import checked
+from fr3e_async.run.resume import restored
 from fr3e_async.store.checkpoints import CheckpointStore
 from fr3e_async.store.journal import Journal, brief, read_journal
 from fr3e_async.store.ledger_audit import LedgerReport, audit
@@ -146,7 +147,7 @@ class World:
         counts: Mapping[str, int] = COUNTS,
         delay_s: float = 0.001,
         judge_s: float = 0.0,
-        right: float = 0.3,
+        correct: float = 0.3,
         gain: float = 0.05,
         config: Config | None = None,
         workers: Workers | None = None,
@@ -161,7 +162,7 @@ class World:
         folder.mkdir(exist_ok=True)
         self._again = workers is not None
         self._faults, self._rescored, self._delay_s, self._judge_s = faults or {}, rescored, delay_s, judge_s
-        self._right, self._gain = right, gain
+        self._correct, self._gain = correct, gain
         self._wrap, self._clock = wrap, clock
         self._names = dict.fromkeys(COUNTS, -1)
         self.started: list[str] = []  # workers that replaced others
@@ -190,7 +191,7 @@ class World:
         source = self.store.latest() if resume else None
         self.source, self.resumed = source, load_control_state(source) if source else None
         self.state = self.resumed.ledger if self.resumed else None
-        self.payloads = {key: (batch.ids[0].group, batch) for key, batch in load_trees(source)} if source else None
+        self.payloads = restored(source, FakePayloads()) if source else None
         self.kept: list[RolloutId] = [id for _, batch in (self.payloads or {}).values() for id in batch.ids]
 
     @cached_property
@@ -241,7 +242,7 @@ class World:
         if role == VERIFIERS:
             return FakeVerifier(name, delay_s=self._judge_s, faults=faults)
         made = FakeEngineWorker(
-            name, delay_s=self._delay_s, right=self._right, gain=self._gain, faults=faults, clock=virtual_time.now
+            name, delay_s=self._delay_s, correct=self._correct, gain=self._gain, faults=faults, clock=virtual_time.now
         )
         made.rescored = self._rescored
         return made

@@ -57,13 +57,14 @@ class Row(NamedTuple):
 
 @dataclass
 class History:
-    """What became of a run's groups and rollouts. A kill takes it back to a checkpoint, but for the last four fields."""
+    """What became of a run's groups and rollouts. A kill takes it back to a checkpoint, but for the last five fields."""
 
     retired: dict[str, messages.Retire] = field(default_factory=dict)
     trained: dict[RolloutId, Row] = field(default_factory=dict)
     batches: list[tuple[str, ...]] = field(default_factory=list)
     trunks: dict[str, set[int]] = field(default_factory=dict)  # bases by group, on which anchors were asked for
     rows: dict[tuple[int, int], tuple[RolloutId, int]] = field(default_factory=dict)  # payload, row -> rollout, oldest version
+    anchored: dict[int, set[int]] = field(default_factory=dict)  # payload -> the nodes of the anchors in it
     seen: Counter[str] = field(default_factory=Counter)  # events, commands, and what tests want to have happened, by name
     lags: Counter[int] = field(default_factory=Counter)  # trained rollouts by the age of their oldest token
 
@@ -113,6 +114,8 @@ class Laws:
     def _happened(self, event: events.Event) -> None:
         match event:
             case events.Delivered():
+                if event.anchors is not None:
+                    self.history.anchored[event.payload] = {anchor.node for anchor in event.anchors}
                 self.rows |= {(event.payload, row): (note.id, note.oldest_version) for row, note in enumerate(event.notes)}
                 self._ended(event.task) if not event.left else self._partly(event)
             case events.Scored() | events.Lost() | events.Answered():
@@ -120,6 +123,9 @@ class Laws:
             case events.Asked():
                 self.asked[event.task] = event.role, event.weight
             case events.Rescored():
+                for one in self.rescores:  # the learner puts the payload back with its anchors
+                    if (one.task, one.trunks) == (event.task, event.trunks):
+                        self.history.anchored[one.payload] = {anchor.node for anchor in event.anchors}
                 self.rescores = [one for one in self.rescores if (one.task, one.trunks) != (event.task, event.trunks)]
             case events.Trained():
                 assert self.train is not None
@@ -237,7 +243,9 @@ class Laws:
         if isinstance(command.work, messages.Branch):
             payload = {id for (key, _), (id, _) in self.rows.items() if key == command.work.trunk_payload}
             assert command.work.trunk in payload
-            assert {id.node for id in command.work.ids} <= {anchor.node for anchor in command.work.anchors}
+            assert {id.node for id in command.work.ids} <= self.history.anchored[command.work.trunk_payload], (
+                "the object lacks anchors"
+            )
         if isinstance(command.work, messages.Score):
             found = [self.rows[command.work.payload, row][0] for row in command.work.rows]
             assert found == list(command.work.ids), "a row was taken for another"

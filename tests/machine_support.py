@@ -21,7 +21,7 @@ from fr3e_async.config import Config
 from fr3e_async.files.jsonl import to_json
 from fr3e_async.machine import events, messages
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
-from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.machine.ledger_state import LedgerCut, LedgerState
 from fr3e_async.machine.machine import Machine
 from fr3e_async.types import Anchor, Finish, RolloutId
 
@@ -36,6 +36,14 @@ class Checkpoint:
 
     state: bytes
     history: History
+
+
+@dataclass(frozen=True)
+class SlowCut:
+    """A cut that is encoded while the run goes on, and what it must become."""
+
+    cut: LedgerCut
+    state: bytes
 
 
 class Cluster(Mishaps):
@@ -53,6 +61,7 @@ class Cluster(Mishaps):
         self.history = since.history.copy() if since else History()
         self.lives = self.names = self.asks = 0
         self.now = 0.0  # of ``Utilization``
+        self.cuts: list[SlowCut] = []  # of this and earlier lives
         self.begin(since.state if since else None)
 
     # ---- lives ----
@@ -87,6 +96,7 @@ class Cluster(Mishaps):
     def checkpoint(self) -> None:
         state = to_json(self.ledger.state())
         assert msgspec.json.decode(state, type=LedgerState) == self.ledger.state()
+        self.cuts.append(SlowCut(self.ledger.cut(to_json), state))
         self.checkpoints.append(Checkpoint(state, self.history.copy()))
 
     def kill(self, pick: Pick = first) -> None:
@@ -103,8 +113,19 @@ class Cluster(Mishaps):
         if isinstance(event, events.Delivered | events.Scored | events.Lost | events.Rescored):
             self.repeatable.append(event)
         self.story.append(event)
+        for slow in self.cuts[:1]:
+            self.step(slow, groups=len(self.story) % 2)
         self.commands.append(self.laws.tell(event))
         return True
+
+    def step(self, slow: SlowCut, *, groups: int) -> None:
+        """Encode some more groups. Whatever has happened meanwhile, the cut is the state as it was."""
+        if not slow.cut.step(groups):
+            assert to_json(slow.cut.state()) == slow.state
+            read = msgspec.json.decode(slow.state, type=LedgerState)
+            assert slow.cut.payloads == {r.payload for group in read.groups for r in group.issued if r.payload >= 0}
+            self.cuts.remove(slow)
+            self.history.seen["slow cuts"] += 1
 
     def act(self, name: str, pick: Pick) -> bool:
         """Do one of ``GOOD`` or ``BAD``."""
@@ -225,6 +246,8 @@ class Cluster(Mishaps):
             self.checkpoint()
             self.kill()
         for _ in range(limit):
+            for slow in list(self.cuts):
+                self.step(slow, groups=1)
             if self.quiet():
                 self.tell(events.Utilization(at=self.now, idle=()))  # who came too late leaves
                 return self.laws.require_end()

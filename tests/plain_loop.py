@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fr3e_async.algorithm.anchors import with_anchors
 from fr3e_async.algorithm.answer_span import THINK
 from fr3e_async.algorithm.strategies import Credit, GroupRewards, Strategy, make_strategy
 from fr3e_async.config import Config
@@ -123,11 +124,12 @@ class Loop:
             group.rows[id] = await joined(self._roller_of(id).sample([prompt], [id], draw, trunk=True))
         trunk = RolloutId(group.name, 0, 0)
         anchors = self._rollout_worker.anchors(group.rows[trunk])
+        published = with_anchors(group.rows[trunk], anchors)
         for anchor in anchors:
             group.anchors[anchor.node] = anchor
             for branch in range(plan.branches):
                 id = RolloutId(group.name, anchor.node, branch)
-                group.rows[id] = await joined(self._roller_of(id).branch(group.rows[trunk], trunk, anchors, [id], draw))
+                group.rows[id] = await joined(self._roller_of(id).branch(published, trunk, [id], draw))
         rewards = {}
         for id, row in group.rows.items():
             (verdict,) = await self._tools.verifier.judge_many(

@@ -28,7 +28,7 @@ class Engine:
 
     def __init__(self, name: str, *, join: str = "", receive: str = "") -> None:
         self.name, self.join, self.receive = name, join, receive
-        self.places: list[tuple[int, int]] = []  # (place, world) of each meeting
+        self.ranks: list[tuple[int, int]] = []  # (rank, world) of each meeting
 
     async def _act(self, how: str) -> None:
         if how == "hang":
@@ -36,9 +36,9 @@ class Engine:
         if how:
             raise WorkerLost(f"{self.name}: {how}")
 
-    async def join_transfer(self, meeting: Any, *, place: int) -> None:
+    async def join_transfer(self, meeting: Any, *, rank: int) -> None:
         await self._act(self.join)
-        self.places.append((place, meeting.world))
+        self.ranks.append((rank, meeting.world))
 
     async def receive_weights(self, told: WeightManifest) -> WeightAck:
         await self._act(self.receive)
@@ -86,7 +86,7 @@ def test_one_group_serves_all_updates_of_the_same_engines():
     collective, engines = learner(rank), [Engine("a"), Engine("b")]
     for version in (1, 2):
         assert [ack.version for ack in hand_over(collective, engines, version)] == [version] * 2
-    assert [engine.places for engine in engines] == [[(1, 3)], [(2, 3)]]
+    assert [engine.ranks for engine in engines] == [[(1, 3)], [(2, 3)]]
     assert rank.calls == ["address", "open_transfer", "send", "send"]
 
 
@@ -94,8 +94,8 @@ def test_the_group_is_made_again_when_the_engines_change():
     collective, (a, b, c) = learner(Rank()), (Engine(name) for name in "abc")
     for version, engines in enumerate([[a, b], [a], [a, c]], start=1):
         hand_over(collective, engines, version)
-    assert a.places == [(1, 3), (1, 2), (1, 3)]
-    assert (b.places, c.places) == ([(2, 3)], [(2, 3)])
+    assert a.ranks == [(1, 3), (1, 2), (1, 3)]
+    assert (b.ranks, c.ranks) == ([(2, 3)], [(2, 3)])
 
 
 @pytest.mark.parametrize("how", ["died", "hang"])
@@ -104,7 +104,7 @@ def test_an_engine_that_does_not_join_is_left_out_and_the_others_go_on(how):
     lost, ack = hand_over(collective, [bad, good], 1)
     assert lost == ("bad: died" if how == "died" else "no answer within weights.ack_timeout_s (0.1 s)")
     assert ack.version == 1
-    assert good.places == [(2, 3), (1, 2)]
+    assert good.ranks == [(2, 3), (1, 2)]
 
 
 def test_after_a_loss_on_the_way_the_group_is_made_again():
@@ -113,7 +113,7 @@ def test_after_a_loss_on_the_way_the_group_is_made_again():
     assert (ack.version, lost) == (1, "bad: died")
     bad.receive = ""
     assert all(isinstance(reply, WeightAck) for reply in hand_over(collective, [good, bad], 2))
-    assert good.places == [(1, 3)] * 2
+    assert good.ranks == [(1, 3)] * 2
 
 
 def test_a_learner_that_is_stuck_fails_the_run():

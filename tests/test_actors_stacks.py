@@ -50,25 +50,25 @@ def told_of_a_thread(depth: int) -> str:
         thread.start()
         try:
             deadline = time.monotonic() + 60
-            while "wait" not in (told := Watched().stacks()).split("the-stuck-one")[-1] and time.monotonic() < deadline:
+            while "wait" not in (stacks := Watched().stacks()).split("the-stuck-one")[-1] and time.monotonic() < deadline:
                 time.sleep(0.01)
-            return told
+            return stacks
         finally:
             gate.set()
             thread.join()
 
 
 def test_a_stuck_thread_is_told_by_name_and_place_and_idle_ones_are_left_out():
-    told = told_of_a_thread(2)
-    part = told[told.index("thread the-stuck-one:") :].split("\nthread ")[0]
+    stacks = told_of_a_thread(2)
+    part = stacks[stacks.index("thread the-stuck-one:") :].split("\nthread ")[0]
     assert part.count("tests/test_actors_stacks.py:") == part.count(" held") == 3
-    assert "idle-pool" not in told
-    assert "told_of_a_thread" not in told, "nor the one that asks"
+    assert "idle-pool" not in stacks
+    assert "told_of_a_thread" not in stacks, "nor the one that asks"
 
 
 def test_no_more_than_the_innermost_calls_are_told():
-    told = told_of_a_thread(3 * FRAMES)
-    part = told[told.index("thread the-stuck-one:") :].split("\nthread ")[0]
+    stacks = told_of_a_thread(3 * FRAMES)
+    part = stacks[stacks.index("thread the-stuck-one:") :].split("\nthread ")[0]
     assert len(part.splitlines()) == 1 + FRAMES
     assert part.splitlines()[-1].endswith(" wait")
     assert "_bootstrap" not in part
@@ -87,15 +87,15 @@ def test_tasks_are_told_by_what_they_wait_for_and_alike_ones_once():
         actor.loop = asyncio.get_running_loop()
         tasks = [asyncio.create_task(actor.outer(gate)) for _ in range(3)] + [asyncio.create_task(actor.inner(gate))]
         await asyncio.sleep(0)
-        told = await asyncio.to_thread(actor.stacks)
+        stacks = await asyncio.to_thread(actor.stacks)
         gate.set()
         await asyncio.gather(*tasks)
-        return told
+        return stacks
 
-    told = asyncio.run(main())
-    three = told[told.index("3 tasks:") :].splitlines()[1:4]
+    stacks = asyncio.run(main())
+    three = stacks[stacks.index("3 tasks:") :].splitlines()[1:4]
     assert [line.rsplit(" ", 1)[1] for line in three] == ["outer", "inner", "wait"]
-    assert "1 task:" in told
+    assert "1 task:" in stacks
 
 
 # ---- the learner's proxy, on fake ranks ----
@@ -169,8 +169,8 @@ def test_stacks_of_a_group_come_within_the_limit_and_pulses_add_up():
         {"stacks": giving("late", after=60), "pulse": giving(4)},
         {"stacks": giving(DEAD), "pulse": giving(5)},
     )
-    told = virtual_time.run(learner.stacks(0.1))
-    assert told == ["in train", "does not answer within 0.1 s", "learner rank 2: RayActorError"]
+    stacks = virtual_time.run(learner.stacks(0.1))
+    assert stacks == ["in train", "does not answer within 0.1 s", "learner rank 2: RayActorError"]
     assert virtual_time.run(learner.pulse()) == 12
 
 
@@ -289,9 +289,9 @@ def test_an_actor_whose_loop_is_blocked_still_answers(actors):
         finally:
             judging.cancel()
 
-    told, pulse = asyncio.run(main())
-    assert "tests/test_actors_stacks.py:" in told
-    assert " judge" in told
+    stacks, pulse = asyncio.run(main())
+    assert "tests/test_actors_stacks.py:" in stacks
+    assert " judge" in stacks
     assert pulse == 0
 
 
@@ -299,12 +299,12 @@ def test_an_actor_whose_loop_is_blocked_still_answers(actors):
 def test_a_learner_answers_from_inside_train_and_its_death_is_a_lost_learner(actors, tmp_path):
     pid, before = pid_of(actors.rank), within(60, actors.learner.pulse())
     actors.rank.train.remote(make_samples(1))
-    told = ""
+    stacks = ""
     deadline = time.monotonic() + 60
-    while "_hang_after_the_update" not in told and time.monotonic() < deadline:
-        (told,) = within(60, actors.learner.stacks(30))
+    while "_hang_after_the_update" not in stacks and time.monotonic() < deadline:
+        (stacks,) = within(60, actors.learner.stacks(30))
         time.sleep(0.05)
-    assert " train" in told
+    assert " train" in stacks
     assert within(60, actors.learner.pulse()) - before >= 2 * 4 + 4, "4 optimiser steps, each of a micro-batch or more"
 
     os.kill(pid, signal.SIGSTOP)

@@ -14,15 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import ray.exceptions
 from make_support import figures
+from ray._private import serialization
 
 from fr3e_async.actors.engine import EngineActor
-from fr3e_async.actors.proxies import RayEngine
-from fr3e_async.algorithm.anchors import AnchorRule
-from fr3e_async.control.ports import Delivery, WorkerLost
+from fr3e_async.actors.proxies import RayEngine, RayLearner, references
+from fr3e_async.algorithm.anchors import AnchorRule, with_anchors
+from fr3e_async.control.ports import Delivery, Trunks, WorkerLost
 from fr3e_async.rollout.port import EngineDead, SampleRequest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
+from fr3e_async.testing.fakes import fake_anchors
 from fr3e_async.types import Completion, Draw, Finish, Prompt, RolloutBatch, RolloutId
+from fr3e_async.weights.checksum import checksum
+from fr3e_async.weights.manifest import WeightManifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 LONG = 60_000  # tokens of a rollout: far more than Ray carries by value
@@ -38,14 +43,20 @@ class NoText:
         return "." * len(ids)
 
 
+def branch_of(request: SampleRequest) -> int:
+    return int(request.request_id.split("#")[0].split("/")[2])
+
+
 class ByBranch:
     """An engine whose rollout ends after its branch index in tenths of a second; branch 99 never does, branch 98 finds it dead."""
 
     def __init__(self) -> None:
         self.running: set[str] = set()
+        self.contexts: list[Any] = []  # [C] token ids of every request
 
     async def sample(self, request: SampleRequest) -> Completion:
-        branch = int(request.request_id.split("#")[0].split("/")[2])
+        branch = branch_of(request)
+        self.contexts.append(request.context)
         self.running.add(request.request_id)
         try:
             await asyncio.sleep({99: 600.0, 98: 0.5}.get(branch, branch / 10))
@@ -79,6 +90,38 @@ class StreamingActor(EngineActor):
     def first_token(self, batch: RolloutBatch) -> int:
         return int(batch.tokens[0])
 
+    def contexts(self) -> list[tuple[int, int]]:
+        """Of every request so far its context's length, and how many of its tokens are the trunk's."""
+        return [(len(context), int((context == 3).sum())) for context in self._engine.contexts]
+
+    def views(self, batch: RolloutBatch) -> list[tuple[bool, int]]:
+        """Whether the tokens and the anchors may be written to, and where in memory they lie."""
+        assert batch.anchors is not None
+        return [(its.flags.writeable, its.__array_interface__["data"][0]) for its in (batch.tokens, batch.anchors)]
+
+    def anchors(self, batch: RolloutBatch) -> Any:
+        return None if batch.anchors is None else batch.anchors.tolist()
+
+
+class ExportingRank:
+    """A learner rank whose export and re-scoring are made of nothing, as ``LearnerActor`` streams them."""
+
+    def export(self, version: int, held: Any, bucket_bytes: int) -> Iterator[Any]:
+        tensor = np.full(LONG, version, dtype=np.float32)
+        yield (tensor,)
+        yield WeightManifest(
+            version=version, dtype="float32", names=("w",), shapes=((LONG,),), checksums=(checksum(tensor),), buckets=(1,)
+        )
+
+    def rescore(self, payloads: list[Any], trunks: list[Any]) -> list[Any]:
+        batches = ray.get(payloads)
+        chosen = [tuple(a for id in ids for a in fake_anchors(id.branch)) for ids in trunks]
+        return [chosen, None, *map(with_anchors, batches, chosen)]
+
+    def broken(self) -> Iterator[Any]:
+        yield 1
+        raise ValueError("the disk is full")
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -96,6 +139,21 @@ def actor(cluster: None) -> Iterator[Any]:
     ray.get(made.pid.remote())
     yield made
     ray.kill(made)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of every array that comes into this process, out of the object store or with a message."""
+    seen: list[int] = []
+    plain = serialization.unpack_pickle5_buffers
+
+    def unpack(data: Any) -> Any:
+        in_band, buffers = plain(data)
+        seen.extend(len(buffer) for buffer in map(memoryview, buffers))
+        return in_band, buffers
+
+    monkeypatch.setattr(serialization, "unpack_pickle5_buffers", unpack)
+    return seen
 
 
 def rollouts(engine: RayEngine, branches: list[int], *, trunk: bool = False) -> AsyncIterator[tuple[Delivery, Any]]:
@@ -132,6 +190,60 @@ def test_rollouts_come_one_by_one_and_the_driver_fetches_none(actor: Any, monkey
     assert unpickled == []
     ray.get(payloads[0])
     assert unpickled == [1], "or the count would see nothing"
+
+
+def test_an_explorer_reads_prefix_and_anchors_from_the_published_object(actor: Any, counted: list[int]) -> None:
+    """It is given a reference and ids, and opens the generator's object where it lies: arrays that are views of the store, never written."""
+
+    async def story() -> tuple[Any, Any, list[list[int]], Any]:
+        engine = RayEngine("e", actor)
+        ((delivery, payload),) = [one async for one in rollouts(engine, [3], trunk=True)]
+        ids = [RolloutId("q@0", anchor.node, 1) for anchor in delivery.anchors or ()]
+        branches = [
+            [note.context for note in told.notes]
+            async for told, _ in engine.branch(payload, RolloutId("q@0", 0, 3), ids, Draw(max_tokens=2 * LONG))
+        ]
+        return delivery.anchors, payload, branches, await actor.contexts.remote()
+
+    anchors, payload, branches, contexts = within(120, story())
+    positions = sorted((anchor.position for anchor in anchors), reverse=True)
+    assert len(positions) == 2
+    assert sorted([context for told in branches for context in told], reverse=True) == [3 + position for position in positions]
+    assert contexts[1:] == [(3 + position, position) for position in positions], "the prefix is the trunk's own tokens"
+    assert ray.get(actor.anchors.remote(payload)) == [(a.node, a.position, 0.0, a.score) for a in anchors]
+    first, second = ray.get([actor.views.remote(payload) for _ in range(2)])
+    assert [writeable for writeable, _ in first] == [False, False]
+    assert first == second, "two calls see the same memory: the store's"
+    assert counted == []
+
+
+def test_weights_and_rescored_trunks_pass_the_driver_as_references(actor: Any, counted: list[int]) -> None:
+    rank = ray.remote(num_cpus=0)(ExportingRank).remote()
+    learner = RayLearner([rank], None, bucket_bytes=1)
+
+    async def story() -> tuple[Any, Any, Any]:
+        bundle = await learner.export(7)
+        ((_, payload),) = [one async for one in rollouts(RayEngine("e", actor), [3])]
+        return bundle, payload, await learner.rescore([Trunks(payload=payload, ids=(RolloutId("q@0", 0, 3),), length=9)])
+
+    bundle, payload, ((anchors, anchored),) = within(120, story())
+    assert (bundle.version, bundle.manifest.names) == (7, ("w",))
+    assert isinstance(bundle.buckets[0], ray.ObjectRef)
+    assert anchors == fake_anchors(3)
+    told = ray.get([actor.anchors.remote(one) for one in (payload, anchored)])
+    assert told == [None, [(a.node, a.position, 0.0, a.score) for a in anchors]]
+    assert counted == [], "no array came here"
+    ((bucket,), batch) = ray.get([bundle.buckets[0], anchored])
+    assert (bucket.tolist()[:2], len(batch)) == ([7.0, 7.0], 1)
+    assert len(counted) > 1, "or the count would see nothing"
+    ray.kill(rank)
+
+
+def test_a_stream_that_fails_gives_its_error_and_no_references(cluster: None) -> None:
+    rank = ray.remote(num_cpus=0)(ExportingRank).remote()
+    with pytest.raises(ray.exceptions.RayTaskError, match="the disk is full"):
+        within(60, references(rank.broken.options(num_returns="streaming").remote()))
+    ray.kill(rank)
 
 
 async def until_lost(deliveries: AsyncIterator[tuple[Delivery, Any]], kill: Any = None) -> tuple[list[int], list[Any]]:

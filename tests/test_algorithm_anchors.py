@@ -1,7 +1,5 @@
 """Anchor selection: hand-made profiles, the oracle's choice, laws for any profile, and what "certain" promises."""
 
-from __future__ import annotations
-
 from itertools import pairwise, product
 
 import numpy as np
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import anchors as oracle_anchors
 from oracle import equal_parts
 
-from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_positions, select_anchors, with_entropies
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_rows, eligible_positions, select_anchors, with_entropies
 from fr3e_async.algorithm.answer_span import answer_end
 from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch, RolloutId
 from fr3e_async.verify.answers import final_answer
@@ -308,7 +306,10 @@ def test_rules_that_do_not_use_entropies_are_certain(rule):
 
 def test_entropies_from_elsewhere_are_exact_and_decide():
     unknown = completion([1.0] * 4, errors=[1.0] * 4)
-    known = with_entropies(unknown, np.asarray([0.0, 0.1, 0.2, 0.9], dtype=np.float32))
+    batch = RolloutBatch.build(
+        ids=[RolloutId("q@0", 0, 0)], contexts=[np.ones(1, np.int32)], prompt_lens=[1], context_of=[0], completions=[unknown]
+    )
+    known = with_entropies(batch, {0: np.asarray([0.0, 0.1, 0.2, 0.9], dtype=np.float32)}).completion(0)
     rule = AnchorRule(name="entropy", count=1, min_gap=1)
     (vague,) = select_anchors(rule, trunk=0, completion=unknown, eligible=eligible(4), seed=(0,))
     (exact,) = select_anchors(rule, trunk=0, completion=known, eligible=eligible(4), seed=(0,))
@@ -334,7 +335,7 @@ def trunks(order, finish=Finish.STOP) -> RolloutBatch:
 
 
 def row_anchors(rule, batch):
-    return {batch.ids[row]: anchors_of_row(rule, batch.completion(row), batch, row, seed=7) for row in range(len(batch))}
+    return {batch.ids[row]: anchors_of_rows(rule, batch, [row], seed=7) for row in range(len(batch))}
 
 
 @settings(deadline=None)

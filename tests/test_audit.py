@@ -519,8 +519,8 @@ def test_half_lines_stand_before_a_begin_only(tmp_path: Path) -> None:
         (4, BeginRecord),
         (5, AdmittedRecord),
     ]
-    told = damaged(path, [first, second[:9], second])
-    assert told == f"{path}:2 is damaged: it is no JSON object, and no session begins after it"
+    error = damaged(path, [first, second[:9], second])
+    assert error == f"{path}:2 is damaged: it is no JSON object, and no session begins after it"
     assert ":2 is damaged" in damaged(path, [first, "", second])
     assert ":2 is damaged" in damaged(path, [first, second[:9], second[:9], second])
 
@@ -779,8 +779,8 @@ def test_many_violations_are_not_all_told(run: Path, capsys: pytest.CaptureFixtu
 def test_bad_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, says in ((tmp_path / "nowhere", "is no folder"), (tmp_path, "it has no ledger.jsonl")):
         assert fr3e(["audit", str(folder)]) == 2
-        assert says in (told := capsys.readouterr().err)
-        assert told.count("\n") == 1
+        assert says in (error := capsys.readouterr().err)
+        assert error.count("\n") == 1
     (run / "config.yaml").write_text("flow: 3")
     assert fr3e(["audit", str(run)]) == 2
     assert "config.yaml is not readable" in capsys.readouterr().err

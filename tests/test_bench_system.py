@@ -140,14 +140,14 @@ def test_requests_are_what_the_engine_was_asked_for():
         batch = made(0, [5, 6, 7])
         yield Delivery(notes=(batch.note(0),)), batch
 
-    async def branch(payload, trunk, anchors, ids, draw):
+    async def branch(payload, trunk, ids, draw):
         batch = made(1, [5, 6, 7, 8, 8])
         yield Delivery(notes=(batch.note(0),)), batch
 
     async def go():
         engine = Listening(SimpleNamespace(name="generator-0", sample=sample, branch=branch))
         draw = Draw(max_tokens=10, temperature=0.5)
-        for deliveries in (engine.sample([], [], draw, trunk=True), engine.branch(None, None, [], [], draw)):
+        for deliveries in (engine.sample([], [], draw, trunk=True), engine.branch(None, None, [], draw)):
             assert len([one async for one in deliveries]) == 1
         return engine
 

@@ -111,7 +111,7 @@ def test_help_of_a_section_lists_its_settings_alone(cli: Cli) -> None:
     code, out, err = cli("--help", "weights", "grad_clip")
     words = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
     assert (code, err) == (0, "")
-    assert words == [*(path for path in knobs() if path.startswith("weights.")), "learner.grad_clip"]
+    assert words == [*(path for path in knobs() if path.startswith("weights.")), "critic.grad_clip", "learner.grad_clip"]
     cli.refused("--help", "weigths", says=["error: weigths: neither a section nor a setting (did you mean weights?)"])
 
 
@@ -196,7 +196,7 @@ def test_a_dry_run_finds_settings_that_cannot_work(cli: Cli) -> None:
         (["--config=toy"], ["without dashes: config=toy\n"]),
         (["config=toy", "--learning-rate", "1e-5"], ["without dashes: learner.lr=1e-5\n"]),
         (["config=toy", "--engine.options.seed", "1"], ["without dashes: engine.options.seed=1\n"]),
-        (["config=toy", "--beta", "0"], ["unknown option --beta (no reference model is kept; loss.kl_coef"]),
+        (["config=toy", "--beta", "0"], ["--beta: settings are written without dashes: loss.reference_coef=0"]),
         (["config=toy", "learner.lr", "1e-5"], ["perhaps learner.lr=1e-5\n"]),
         (["config=toy", "learner.lr", "run.steps=1"], ["perhaps learner.lr=VALUE\n"]),
         (["config=toy", "learner.learning_rate=1"], ["unknown setting learner.learning_rate (did you mean learner.lr?)"]),

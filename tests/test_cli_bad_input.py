@@ -42,13 +42,13 @@ def model(cli: Cli) -> Path:
     [
         ("run.stepz=3", ["run.stepz=3: unknown setting run.stepz", "did you mean run.steps?"]),
         ("leaner.lr=1e-6", ["unknown setting leaner.lr", "did you mean learner.lr?"]),
-        ("lr=1e-6", ["unknown setting lr", "did you mean learner.lr?"]),
+        ("lr=1e-6", ["unknown setting lr", "did you mean critic.lr or learner.lr?"]),
         ("run.steps=many", ["run.steps must be a whole number, got 'many'"]),
         ("learner.lr=fast", ["learner.lr must be a number, got 'fast'"]),
         ("algorithm.alpha=perhaps", ["algorithm.alpha must be true or false, got 'perhaps'"]),
         (
             "algorithm.strategy=grop",
-            ["must be one of fr3e, grpo, grpo_pp, rloo, tree_credit, vineppo, got 'grop'", "did you mean grpo?"],
+            ["must be one of fr3e, grpo, grpo_pp, ppo, rloo, tree_credit, vapo, vineppo, got 'grop'", "did you mean grpo?"],
         ),
         ("loss.importance=none", ["loss.importance must be one of truncate, mask, off, got 'none'"]),
         ("resume=always", ["resume must be one of never, auto, got 'always'"]),

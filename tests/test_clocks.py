@@ -108,12 +108,12 @@ def test_a_clock_that_drifts_or_begins_again_is_followed() -> None:
 
 
 def test_a_notice_is_counted_down_steadily_once_it_was_seen(wall: WallClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, int] = {"unknown": 0, "far": 2**63}
+    deadlines: dict[str, int] = {"unknown": 0, "far": 2**63}
     monkeypatch.setattr(cluster, "steady", virtual_time.now)
-    monkeypatch.setattr(cluster.state, "get_draining_nodes", lambda: told)
+    monkeypatch.setattr(cluster.state, "get_draining_nodes", lambda: deadlines)
     nodes = cluster.DrainingNodes()
     assert nodes() == {"unknown": 0.0, "far": 0.0}
-    told = {"a": int((wall() + 90) * 1000)}
+    deadlines = {"a": int((wall() + 90) * 1000)}
     assert nodes()["a"] == pytest.approx(90, abs=0.1)
     for step in (HOUR, -2 * HOUR):
         wall.step(step)
@@ -122,7 +122,7 @@ def test_a_notice_is_counted_down_steadily_once_it_was_seen(wall: WallClock, mon
     assert left == pytest.approx(30, abs=0.1)
     virtual_time.advance(60.0)
     assert nodes() == {"a": 1.0}, "known, and at its end"
-    told = {"a": int((wall() + 20) * 1000)}
+    deadlines = {"a": int((wall() + 20) * 1000)}
     assert nodes()["a"] == pytest.approx(20, abs=0.1), "another notice"
 
 

@@ -109,9 +109,9 @@ def test_ec2_is_silent_until_it_takes_the_machine(notice: ModuleType, cloud: Clo
     cloud.answers[AWS + "events/recommendations/rebalance"] = '{"noticeTime": "2026-01-01T00:00:00Z"}'
     assert metadata.notice() is None  # a warning, which many machines outlive
     cloud.answers[AWS + "spot/instance-action"] = spot_action(120)
-    told = metadata.notice()
-    assert 60 <= told.seconds <= 120
-    assert "terminate" in told.reason
+    answer = metadata.notice()
+    assert 60 <= answer.seconds <= 120
+    assert "terminate" in answer.reason
     assert cloud.tokens == 1  # asked for once, then used again
 
 
@@ -153,15 +153,15 @@ def test_a_notice_without_a_time_means_now(notice: ModuleType, cloud: Cloud, tex
 )
 def test_compute_engines_notices(notice: ModuleType, cloud: Cloud, preempted: str, event: str, seconds: int | None) -> None:
     cloud.answers = {GCP + "preempted": preempted + "\n", GCP + "maintenance-event": event}
-    told = notice.Gcp(cloud.url).notice()
-    assert (told.seconds if told else None) == seconds
+    answer = notice.Gcp(cloud.url).notice()
+    assert (answer.seconds if answer else None) == seconds
 
 
 def test_a_service_that_falls_silent_is_waited_for(notice: ModuleType, cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
     cloud.answers = {GCP + "preempted": "FALSE"}
-    told: list[Any] = []
+    notices: list[Any] = []
     waiting = threading.Thread(
-        target=lambda: told.append(notice.wait_for_notice(notice.Gcp(cloud.url), poll_s=0.01, start_limit_s=0.0)), daemon=True
+        target=lambda: notices.append(notice.wait_for_notice(notice.Gcp(cloud.url), poll_s=0.01, start_limit_s=0.0)), daemon=True
     )
     waiting.start()
     until(lambda: len(cloud.asked) > 4)
@@ -171,7 +171,7 @@ def test_a_service_that_falls_silent_is_waited_for(notice: ModuleType, cloud: Cl
     cloud.answers[GCP + "preempted"] = "TRUE"
     cloud.broken = False
     waiting.join(timeout=600)
-    assert [item.seconds for item in told] == [30]
+    assert [item.seconds for item in notices] == [30]
     out = capsys.readouterr().out
     assert out.count("no answer from the metadata service") == 1
     assert out.count("answers again") == 1

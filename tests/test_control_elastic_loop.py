@@ -90,7 +90,7 @@ class Cloud(World):
         assert len(ids) == len(set(ids))
         machine = self.controller.machine
         if self.ledger.finished:  # one that was told to leave while it receives its first weights is not waited for
-            assert all(machine.fleet.receives(name) and not machine.dispatcher.tasks_of(name) for name in machine.leaves)
+            assert all(slot.receiving and not slot.tasks for slot in machine.dispatcher.slots.values() if slot.leaving)
 
 
 def require_current(world: Cloud, name: str) -> None:

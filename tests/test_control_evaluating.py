@@ -17,6 +17,7 @@ from fr3e_async.control.evaluator import Evaluator, Gate
 from fr3e_async.control.ports import TaskLost
 from fr3e_async.control.progress import load_control_state
 from fr3e_async.evaluation.suite import TestSet
+from fr3e_async.store.checkpoints import CheckpointStore
 
 
 def bench(name: str = "amc23", problems: int = 6, samples: int = 2) -> TestSet:
@@ -44,6 +45,44 @@ def test_an_evaluation_is_sampled_from_its_weights_however_late_these_come(tmp_p
         assert row["oldest_version"] >= row["version"]
     assert [row["version"] for row in found[1:]] == [2, 4, 6]
     assert any("step 4" in line and " (v" in line for line in world.notes.lines)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_the_checkpoint_of_the_best_evaluation_stays(tmp_path: Path, every: int) -> None:
+    """Answers become worse, so the best one is soon old; with ``every`` of 0 the evaluations alone ask for checkpoints."""
+    run = {"steps": 8, "keep_best": True, "checkpoint_every": every}
+    world = World(tmp_path, evaluate=True, evaluation={"every": 2}, run=run, correct=0.9, gain=-0.1)
+    world.store = CheckpointStore(tmp_path / "checkpoints", keep=1)
+    assert world.run() == "finished"
+    trained = [e for e in world.controller.progress.evaluations if e["version"]]
+    assert [e["version"] for e in trained] == [2, 4, 6, 8]
+    best = max(trained, key=lambda e: e["accuracy"])["version"]
+    assert best < 8
+    assert (tmp_path / "checkpoints" / "best").read_text() == f"step-{best:08d}\n"
+    assert world.store.steps() == [8, best]
+    assert world.store.latest() == tmp_path / "checkpoints" / "step-00000008"
+
+
+def test_without_keep_best_evaluations_ask_for_no_checkpoint(tmp_path: Path) -> None:
+    world = World(tmp_path, evaluate=True, evaluation={"every": 2}, run={"steps": 8})
+    assert world.run() == "finished"
+    assert world.store.steps() == [8]
+    assert not (tmp_path / "checkpoints" / "best").exists()
+
+
+def test_models_are_exported_every_so_many_batches_with_the_weights_of_their_batch(tmp_path: Path) -> None:
+    world = World(tmp_path, run={"steps": 7, "export_every": 3})
+    seen = []
+    save = world.learner.save_model
+
+    async def saved(folder: Path) -> None:
+        seen.append((folder.name, world.learner.version))
+        await save(folder)
+
+    world.learner.save_model = saved
+    assert world.run() == "finished"
+    assert seen == [("step-00000003", 3), ("step-00000006", 6)]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["step-00000003", "step-00000006"]
 
 
 def test_a_given_up_evaluation_samples_nothing_more(tmp_path: Path) -> None:

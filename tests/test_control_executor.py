@@ -140,7 +140,7 @@ def test_a_task_ends_in_one_event_and_its_payload_is_on_the_shelf():
     assert (made.task, made.notes[0].id, made.anchors) == (1, TRUNK, fake_anchors(0))
     assert loop.table[made.payload].ids == (TRUNK,)
     ids = (RolloutId("q@0", 1, 0), RolloutId("q@0", 2, 0))
-    work = Branch(task=2, group="q@0", ids=ids, trunk=TRUNK, trunk_payload=made.payload, anchors=made.anchors)
+    work = Branch(task=2, group="q@0", ids=ids, trunk=TRUNK, trunk_payload=made.payload)
     branched = loop.do(Assign(task=2, worker="explorer-0", work=work))[-1]
     assert isinstance(branched, Delivered)
     assert [note.id for note in branched.notes] == list(ids)
@@ -440,10 +440,10 @@ def test_an_engine_that_is_moved_keeps_its_name():
 
 def test_the_cluster_is_told_how_many_are_wanted_and_a_person_only_of_changes():
     loop = Loop()
-    told = []
-    loop.workers.want = lambda role, actors: told.append((role, actors))
+    targets = []
+    loop.workers.want = lambda role, actors: targets.append((role, actors))
     loop.do(*(SetPoolTarget(role=GENERATORS, actors=actors) for actors in (2, 3)))
-    assert told == [(GENERATORS, 2), (GENERATORS, 3)]
+    assert targets == [(GENERATORS, 2), (GENERATORS, 3)]
     assert loop.notes == ["generators: 3 wanted, 2 before"]
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
-from ledger_support import make_ledger
 
 from fr3e_async.control.checkpointing import Checkpointing
 
@@ -20,12 +18,13 @@ def checkpointing_of(*, training: bool, version: int) -> tuple[Checkpointing, li
         work.close()
         begun.append(work)
 
-    state = msgspec.structs.replace(make_ledger().state(), version=version)
-    ledger = SimpleNamespace(training=training, version=version, state=lambda: state)
+    cut = SimpleNamespace(open=())
+    ledger = SimpleNamespace(training=training, version=version, admitted=0, settled=0, cut=lambda encode: cut)
     nothing = SimpleNamespace(write=lambda record: None, state=dict, to_dict=lambda now: {})
     context: Any = SimpleNamespace(
-        config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=0, steps=10)), machine=SimpleNamespace(ledger=ledger),
-        clock=lambda: 0.0, spawn=spawn, ends=False, files=SimpleNamespace(ledger_log=nothing), stream=nothing, progress=nothing, table={},
+        config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=0, steps=10, keep_best=False, export_every=0)), machine=SimpleNamespace(ledger=ledger),
+        clock=lambda: 0.0, spawn=spawn, ends=False, files=SimpleNamespace(ledger_log=nothing), stream=nothing, progress=nothing,
+        table=SimpleNamespace(held=dict),
     )  # fmt: skip
     return Checkpointing(context), begun
 

@@ -2,7 +2,7 @@
 
 A kill is an exception out of everything that leaves a trace outside of the process: books, journal, reports, checkpoints,
 the learner. From then on each of them refuses, all tasks are cancelled, and nothing in memory is used again. The next
-session begins from what is on disk, as ``session`` does it. Rollouts are right or wrong by their ids alone.
+session begins from what is on disk, as ``session`` does it. Rollouts are correct or wrong by their ids alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[dict[str, dict[str, Any]], dict[str, Any]]] = {
     "window": ({"flow": {"max_staleness": 2, "order": "window", "window": 3}}, {}),
     "paused": ({"weights": {"update": "wait_idle"}}, {}),
     "begun again": ({"weights": {"update": "abort_retry"}, "pools": {"flexible_roles": True}}, {}),
-    "two rounds": ({"algorithm": {"branches": 3, "adaptive_first": 2, "trunk": "all"}}, {"right": 0.02}),
+    "two rounds": ({"algorithm": {"branches": 3, "adaptive_first": 2, "trunk": "all"}}, {"correct": 0.02}),
     "trunks by reward": ({"algorithm": {"trunk": "one_correct_one_wrong"}}, {}),
     "re-scored": ({"algorithm": {"trunk": "random"}, "engine": {"entropy": "learner"}}, {"rescored": True}),
     "workers die": ({"pools": {"max_deaths_in_a_row": 50, "replace_backoff_s": 0.0}}, {"faults": DEATHS}),
@@ -111,7 +111,7 @@ class Life:
             delay_s=0.0,
             gain=0.0,
             wrap=killer.wrap,
-            **{"right": 0.1, **self.options},
+            **{"correct": 0.1, **self.options},
         )
         start = world.state.version if world.state else 0
         try:
@@ -183,8 +183,8 @@ def lives_through(folder: Path, kind: str, kills: list[int], undisturbed, chance
     outcomes, _ = undisturbed(kind)
     over = any(life.session(at, chance) for at in [*kills, None])
     assert over
-    told = f"{kind}, killed {life.kills}"
-    assert life.check() == outcomes, told
+    case = f"{kind}, killed {life.kills}"
+    assert life.check() == outcomes, case
     return len(life.kills)
 
 

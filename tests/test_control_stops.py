@@ -102,7 +102,7 @@ def starving(folder: Path, **sections: Any) -> World:
     return World(
         folder,
         prompts=40,
-        right=0.4,
+        correct=0.4,
         gain=0.0,
         run={"steps": 30, "checkpoint_every": 0},
         flow=flow | sections.pop("flow", {}),
@@ -115,7 +115,7 @@ def starve(world: World) -> None:
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version >= 5)
         for engine in world.engines:
-            engine.right = 0.0
+            engine.correct = 0.0
         await run
 
     with pytest.raises(StarvedError, match=r"^21 groups in a row taught nothing"):
@@ -228,7 +228,7 @@ def test_a_learner_that_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
         world.controller.context.wake()
         began = virtual_time.now()
         for engine in world.engines:
-            engine.right = 0.0
+            engine.correct = 0.0
         with pytest.raises((StarvedError, LearnerLost)):
             await run
         return virtual_time.now() - began
@@ -242,25 +242,25 @@ def test_a_learner_that_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_stop_tells_how_long_the_batch_in_training_takes(tmp_path: Path) -> None:
     world = timed(tmp_path, train_s=400.0, save_s=8.0, run={"steps": 9, "checkpoint_every": 1})
-    told: list[str] = []
+    messages: list[str] = []
 
     async def story() -> str:
         run = asyncio.create_task(world.go())
-        told.append(world.controller.awaited())
+        messages.append(world.controller.awaited())
         await virtual_time.until(lambda: world.ledger.training, step_s=1.0)
-        told.append(world.controller.awaited())
+        messages.append(world.controller.awaited())
         await virtual_time.until(lambda: world.store.steps() == [1] and world.ledger.training, step_s=1.0, limit_s=1e4)
         await asyncio.sleep(250)
-        told.append(world.controller.awaited())
+        messages.append(world.controller.awaited())
         world.controller.stop("stopped by SIGINT")
         return await run
 
     assert virtual_time.run(story(), limit_s=1e5) == "stopped by SIGINT"
-    assert told == [
+    assert messages == [
         "no batch is trained, so there is nothing to save",
         "the batch in training is waited for (the first of this session: nobody knows how long), then a checkpoint is written",
-        told[2],
+        messages[2],
     ]
-    assert told[2].startswith("the batch in training is waited for (about ")
-    assert told[2].endswith(" more), then a checkpoint is written (about 8 s)")
+    assert messages[2].startswith("the batch in training is waited for (about ")
+    assert messages[2].endswith(" more), then a checkpoint is written (about 8 s)")
     assert world.store.steps()[0] == world.ledger.version == 2

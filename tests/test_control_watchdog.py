@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import virtual_time
+from hypothesis import given
+from hypothesis import strategies as st
 from loop_support import LooseContext, World, audited, loop_config, replayed
 
 from fr3e_async.algorithm.strategies import make_strategy
-from fr3e_async.control.watchdog import Watchdog
+from fr3e_async.control.watchdog import LOOKS, TURNS, Watchdog, looks
 from fr3e_async.control.workers import Workers
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
@@ -30,14 +34,14 @@ def test_a_stuck_worker_is_named_with_its_stacks_and_replaced(tmp_path, role, fa
     world = World(tmp_path, faults={role: {(CALLS[role], 3): fault}}, **QUICK)
     assert world.run() == "finished"
     name = f"{role.removesuffix('s')}-0"
-    told = world.said(f"{name} is stuck: ")
+    message = world.said(f"{name} is stuck: ")
     answers = fault is ActorFault.HANG or (
         fault is ActorFault.BLOCK and role == VERIFIERS
     )  # an engine's stats come from its main thread
-    assert ("it has work and has not got on for" if answers else "it has not answered for") in told
-    assert f"{name} with tasks " in told
-    assert (SILENT_TEXT if fault is ActorFault.SILENT else f"{name} in {CALLS[role]}") in told
-    assert "object store: answers" in told
+    assert ("it has work and has not got on for" if answers else "it has not answered for") in message
+    assert f"{name} with tasks " in message
+    assert (SILENT_TEXT if fault is ActorFault.SILENT else f"{name} in {CALLS[role]}") in message
+    assert "object store: answers" in message
     assert (world.replaced(), len(world.started), world.ledger.failed) == ({role: 1}, 1, 0)
     assert sum("is stuck: " in line for line in world.notes.lines) == 1
     audited(tmp_path, world.config)
@@ -52,10 +56,10 @@ def test_a_stuck_learner_is_named_with_its_stacks(tmp_path, call, doing, fault):
     world = World(tmp_path, faults={"learner": {(call, number): fault}}, **sections)
     with pytest.raises(LearnerLost) as caught:
         world.run()
-    told = str(caught.value)
-    assert told.startswith(f"the learner is stuck: it {doing} and has not got on for")
-    assert "learner rank 0:" in told
-    assert ("does not answer within" if fault is ActorFault.SILENT else f"learner in {call}") in told
+    message = str(caught.value)
+    assert message.startswith(f"the learner is stuck: it {doing} and has not got on for")
+    assert "learner rank 0:" in message
+    assert ("does not answer within" if fault is ActorFault.SILENT else f"learner in {call}") in message
 
 
 def test_a_learner_that_dies_unseen_is_found_by_its_pulse(tmp_path):
@@ -145,14 +149,14 @@ def test_nothing_moving_ends_the_run_with_a_diagnosis(tmp_path, full):
     world.of(GENERATORS)[0].kv_used = 0.99 if full else 0.0
     with pytest.raises(RunFailed, match=r"nothing moved for .*watchdog.timeout_s is 0\.5") as caught:
         world.run()
-    told = str(caught.value)
-    assert "verifiers: " in told
-    assert "at 1 actors" in told
-    assert " to be scored" in told, "what the oldest groups wait for"
-    assert "verifier-0 with tasks " in told
-    assert "verifier-0 in judge" in told
-    assert "learner: has nothing to do" in told
-    assert "weights: v0 trained, v0 to be served, v0 served by all engines" in told
+    message = str(caught.value)
+    assert "verifiers: " in message
+    assert "at 1 actors" in message
+    assert " to be scored" in message, "what the oldest groups wait for"
+    assert "verifier-0 with tasks " in message
+    assert "verifier-0 in judge" in message
+    assert "learner: has nothing to do" in message
+    assert "weights: v0 trained, v0 to be served, v0 served by all engines" in message
     assert not isinstance(caught.value, LearnerLost), "another learner would not help"
 
 
@@ -392,3 +396,31 @@ def test_a_cluster_that_does_not_say_in_time_which_nodes_go_holds_up_no_beat():
     hand.workers.draining = never
     hand.beat()
     assert hand.told == []
+
+
+def test_of_many_workers_a_heartbeat_looks_at_a_part_and_each_has_its_turns():
+    """300 engines, a beat every 2 s, stuck after 60: 4 · 2 / 60 of 300 are 40, so ``LOOKS``; nobody waits longer than 15 s."""
+    hand = ByHand(observe={"heartbeat_s": 2.0}, watchdog={"stuck_s": 60.0})
+    seen: dict[str, list[float]] = {}
+    for number in range(1, 300):
+        hand.join(GENERATORS, FakeEngineWorker(f"generator-{number}"))
+    for worker in hand.workers.workers():
+        worker.pulse = lambda name=worker.name, real=worker.pulse: (seen.setdefault(name, []).append(hand.now), real())[1]
+    for _ in range(20):
+        asked = sum(map(len, seen.values()))
+        hand.beat()
+        assert sum(map(len, seen.values())) - asked == LOOKS == 128
+        hand.now += 2.0
+    assert len(seen) == 300
+    for times in seen.values():
+        assert times[0] < 60.0 / TURNS
+        assert all(after - before <= 60.0 / TURNS for before, after in itertools.pairwise(times))
+
+
+@given(workers=st.integers(0, 20_000), heartbeat=st.floats(0.1, 30.0), stuck=st.floats(1.0, 900.0))
+def test_looks_are_enough_for_the_turns_and_no_more_than_there_are_workers(workers, heartbeat, stuck):
+    config = loop_config(observe={"heartbeat_s": heartbeat}, watchdog={"stuck_s": stuck})
+    found = looks(workers, config)
+    assert min(workers, LOOKS) <= found <= workers
+    beats = math.ceil(workers / found) if found else 0  # until each has had a turn
+    assert found == workers or (beats - 1) * heartbeat <= stuck / TURNS

@@ -71,8 +71,8 @@ def test_windows_files_are_read(tmp_path):
 def test_numbers_are_written_as_a_person_would(tmp_path):
     written = ["5.0", "0.10", "1e-7", "1e23", "3.14159265358979323846264", "1e400", "1E+99999999999999999999"]
     path = write(tmp_path, *(f'{{"problem": "n{i}", "answer": {text}}}' for i, text in enumerate(written[:-1])))
-    told = ["5", "0.1", "0.0000001", "100000000000000000000000", "3.14159265358979323846264", "1E+400"]
-    assert [row.answer for row in read_jsonl(path, DataConfig())] == told
+    texts = ["5", "0.1", "0.0000001", "100000000000000000000000", "3.14159265358979323846264", "1E+400"]
+    assert [row.answer for row in read_jsonl(path, DataConfig())] == texts
     with pytest.raises(DataError, match=r"rows\.jsonl:1: a number that is too large to be read, 1E\+9999"):
         read_jsonl(write(tmp_path, f'{{"problem": "n", "answer": {written[-1]}}}'), DataConfig())
 

@@ -207,9 +207,9 @@ def test_bad_rows_are_counted_and_told_like_what_other_policies_leave_out(tmp_pa
     )
     assert rows.notes[0][1].endswith("): left out (data.on_bad_row=drop)")
     assert rows.notes[1][1].startswith(f"data.heldout: 2 rows of {path} cannot be used")
-    said: list[str] = []
-    assert len(read_heldout(config(**named, heldout=str(path), on_bad_row="drop"), said.append)) == 1
-    assert said == [rows.notes[1][1]]
+    announced: list[str] = []
+    assert len(read_heldout(config(**named, heldout=str(path), on_bad_row="drop"), announced.append)) == 1
+    assert announced == [rows.notes[1][1]]
 
 
 def test_a_source_whose_prompts_are_all_too_long_is_left_out_of_the_mixture():
@@ -228,10 +228,10 @@ def test_a_source_whose_prompts_are_all_too_long_is_left_out_of_the_mixture():
 
 def test_what_may_be_fetched_is_announced():
     """Minutes without a word look like a hang; here the fetching itself fails at once."""
-    said: list[str] = []
+    announced: list[str] = []
     loaded = config(train_sources=[SourceConfig(path="nobody/nothing", name="n")], heldout="")
     with pytest.raises(DataError, match="nobody/nothing"):
-        read_rows(loaded, announce=said.append)
-    assert said == [
+        read_rows(loaded, announce=announced.append)
+    assert announced == [
         "data.train_sources[0].path: reading nobody/nothing, which is fetched from the Hugging Face hub if it is not cached"
     ]

@@ -134,7 +134,7 @@ def test_a_setting(tmp_path: Path) -> None:
     """Two files are changed in a copy of the package; loader, help, schema, manual and engine then know the setting."""
     shutil.copytree(ROOT / "fr3e_async", tmp_path / "fr3e_async", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "docs" / "configuration.md", tmp_path)
-    put_after(tmp_path / "fr3e_async/config/actors.py", 'CPU threads of one engine (CPU only)"', example("A setting", "text"))
+    put_after(tmp_path / "fr3e_async/config/actors.py", "CPU threads of one engine;", example("A setting", "text"))
     put_after(tmp_path / "fr3e_async/rollout/install.py", '"MKL_NUM_THREADS": threads', example("A setting"))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
 
@@ -144,7 +144,7 @@ def test_a_setting(tmp_path: Path) -> None:
         )
         return done.stdout
 
-    said = python(
+    output = python(
         "from fr3e_async.errors import ConfigError; from fr3e_async.rollout import EngineSpec, engine_environment\n"
         "from fr3e_async.settings.help import render_topic, schema; from fr3e_async.settings.loader import load_config\n"
         "config = load_config(['config=toy', 'engine.spin_s=0.5']).config\n"
@@ -154,8 +154,8 @@ def test_a_setting(tmp_path: Path) -> None:
         "except ConfigError as error: print(error)\n"
         "print(' '.join(render_topic('engine.spin_s').split()))"
     )
-    assert said.splitlines()[:2] == ["500 0", "engine.spin_s=-1: engine.spin_s must be at least 0, got -1"]
-    assert "spins before it sleeps [a number, at least 0; s; default 0.2]" in said
+    assert output.splitlines()[:2] == ["500 0", "engine.spin_s=-1: engine.spin_s must be at least 0, got -1"]
+    assert "spins before it sleeps [a number, at least 0; s; default 0.2]" in output
     python("from pathlib import Path; from fr3e_async.settings.help import refresh; refresh(Path('configuration.md'))")
     row = (
         "| `engine.spin_s` | `0.2` | s | how long an idle CPU thread of an engine spins before it sleeps | a number, at least 0 |"

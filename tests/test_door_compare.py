@@ -139,12 +139,12 @@ WORDS = ["<pad>", "In", "<image>", *"abcdefgh"]
 
 
 def test_questions_are_ordinary_tokens_and_always_the_same() -> None:
-    one, two = (make_questions(Words(WORDS), room=160) for _ in range(2))
-    assert [row.tolist() for row in one.rows] == [row.tolist() for row in two.rows]
-    assert {len(row) for row in one.rows} == {1, 7, 20, 48}
-    assert not {0, 2} & {int(token) for row in one.rows for token in row}
+    left, right = (make_questions(Words(WORDS), room=160) for _ in range(2))
+    assert [row.tolist() for row in left.rows] == [row.tolist() for row in right.rows]
+    assert {len(row) for row in left.rows} == {1, 7, 20, 48}
+    assert not {0, 2} & {int(token) for row in left.rows for token in row}
     assert {len(row) for row in make_questions(Words(WORDS), room=9).rows} == {1, 7, 9}
-    assert len(set(one.ids)) == len(one.prompts) == len(one.rows) * DRAWS
+    assert len(set(left.ids)) == len(left.prompts) == len(left.rows) * DRAWS
 
 
 def test_tokenizers_are_told_apart() -> None:
@@ -168,6 +168,7 @@ def measured(shift: Callable[[int, int], float]) -> list[DumpedSample]:
             sample=dataclasses.replace(sample, versions=np.zeros_like(sample.versions)),
             prox=sample.behaviour_logprobs + np.asarray([shift(i, t) for t in range(len(sample.versions))], dtype=np.float32),
             reference=np.full(len(sample.versions), np.nan, np.float32),
+            imitation=0 * sample.advantages,
         )
         for i, sample in enumerate(make_samples(3))
     ]
@@ -186,10 +187,10 @@ def test_the_likeliest_cause_in_a_batch(shift: Callable[[int, int], float], caus
 
 
 def test_a_cause_is_compared_without_its_numbers_and_named_once() -> None:
-    one, two = (with_cause(f"generator-{n}: died", f"ValueError: head size {n} at 0xab{n}") for n in (1, 2))
-    assert one == "generator-1: died; the likeliest cause: ValueError: head size 1 at 0xab1"
-    assert cause_of(one) == cause_of(two) == "ValueError: head size # at #"
-    assert with_cause(one, "another") == one
+    left, right = (with_cause(f"generator-{n}: died", f"ValueError: head size {n} at 0xab{n}") for n in (1, 2))
+    assert left == "generator-1: died; the likeliest cause: ValueError: head size 1 at 0xab1"
+    assert cause_of(left) == cause_of(right) == "ValueError: head size # at #"
+    assert with_cause(left, "another") == left
     assert cause_of(with_cause("generator-1: died", "")) == ""
 
 

@@ -147,9 +147,9 @@ def test_the_same_weights_agree_in_every_layout(guest: Guest, folder: Path, sett
     ],
 )
 def test_a_learner_with_something_else(guest: Guest, folder: Path, tmp_path: Path, change: Any, cause: str) -> None:
-    said = asked(guest, start_rank(make_spec(changed(folder, tmp_path, change))))
-    assert "beyond 0.025 nats (learner.stop_above_mismatch)" in said
-    assert cause in said
+    reply = asked(guest, start_rank(make_spec(changed(folder, tmp_path, change))))
+    assert "beyond 0.025 nats (learner.stop_above_mismatch)" in reply
+    assert cause in reply
 
 
 def test_another_temperature(guest: Guest, folder: Path) -> None:

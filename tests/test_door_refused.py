@@ -49,6 +49,6 @@ def refused(model: Path) -> str:
 
 def test_heads_that_an_engine_cannot_serve_are_refused_with_the_first_error_of_its_log(tmp_path: Path) -> None:
     """vLLM's attention on a CPU takes heads of 32 and more: it dies as it starts or at its first request, by version and model."""
-    said = refused(saved(tmp_path / "model", head_dim=16, num_attention_heads=4))
-    assert "it failed at its first request" in said or "could not start" in said
-    assert "the likeliest cause: RuntimeError: Unsupported CPU attention configuration: head_dim=16" in said
+    error = refused(saved(tmp_path / "model", head_dim=16, num_attention_heads=4))
+    assert "it failed at its first request" in error or "could not start" in error
+    assert "the likeliest cause: RuntimeError: Unsupported CPU attention configuration: head_dim=16" in error

@@ -22,8 +22,8 @@ BATCH_S = 400.0
 
 def ended(folder: Path, *wishes: tuple[float, str], grace_s: float = 25.0) -> tuple[Any, Stop, list[str], float]:
     """(World, stop, what was said, seconds from the first wish to the end) for signals so many seconds after the second batch has begun."""
-    world, told = timed(folder, train_s=BATCH_S, run={"steps": 9, "checkpoint_every": 0}), list[str]()
-    stop = Stop(grace_s=grace_s, say=told.append)
+    world, messages = timed(folder, train_s=BATCH_S, run={"steps": 9, "checkpoint_every": 0}), list[str]()
+    stop = Stop(grace_s=grace_s, say=messages.append)
 
     async def story() -> float:
         stop.task = asyncio.create_task(world.go())  # type: ignore[arg-type]
@@ -35,16 +35,16 @@ def ended(folder: Path, *wishes: tuple[float, str], grace_s: float = 25.0) -> tu
         await asyncio.wait([stop.task])
         return virtual_time.now() - began - wishes[0][0]
 
-    return world, stop, told, virtual_time.run(story(), limit_s=1e5)
+    return world, stop, messages, virtual_time.run(story(), limit_s=1e5)
 
 
 def test_ctrl_c_waits_for_the_batch_in_training(tmp_path: Path) -> None:
     """Far beyond run.stop_grace_s: who pressed it is there."""
-    world, stop, told, took = ended(tmp_path, (100.0, "SIGINT"))
+    world, stop, messages, took = ended(tmp_path, (100.0, "SIGINT"))
     assert (stop.reason, stop.hurry, stop.task.result()) == ("stopped by SIGINT", "", "stopped by SIGINT")
     assert world.store.steps()[0] == world.ledger.version == 2
     assert 290 < took < 301
-    (text,) = told
+    (text,) = messages
     assert text.startswith(
         "stopped by SIGINT: the batch in training is waited for (about 5 min more), then a checkpoint is written"
     )
@@ -69,11 +69,11 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, first: str) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_launcher_is_not_kept_waiting(tmp_path: Path, name: str) -> None:
-    _, stop, told, took = ended(tmp_path, (10.0, name))
+    _, stop, messages, took = ended(tmp_path, (10.0, name))
     assert (stop.reason, stop.hurry) == (f"stopped by {name}", "run.stop_grace_s (25 s) is over")
     assert stop.task.cancelled()
     assert took == pytest.approx(25.0, abs=0.01)
-    assert told[0].endswith("; run.stop_grace_s ends that after 25 s")
+    assert messages[0].endswith("; run.stop_grace_s ends that after 25 s")
 
 
 # ---- who hears what ----

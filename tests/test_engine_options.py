@@ -151,6 +151,7 @@ def test_engines_and_ranks_are_told_every_setting() -> None:
     )  # fmt: skip
     assert learner_spec(config, model, dumps=Path("dumps")) == LearnerSpec(
         path="folder", learner=replace(config.learner, threads=4), loss=config.loss, revision="abc", trust_remote_code=True, temperature=0.5, max_staleness=3,
+        batches=100,
         longest=42, seed=5, dump_folder="dumps", verbose=True,
     )  # fmt: skip
     collective = small_config(weights={"transfer": "collective"})
@@ -174,5 +175,5 @@ def test_the_bound_of_a_mismatch_is_of_both_types(engine: str, learner: str, top
         loss={"importance": "off"},
         learner={"dtype": learner, "stop_above_mismatch": 0.25, "gpus": int(learner == "bfloat16")},
     )
-    told = learner_spec(config, PolicyFiles(path="folder", end_token_ids=(1,)), dumps=Path("dumps"))
-    assert told.learner.stop_above_mismatch == pytest.approx(bound)
+    spec = learner_spec(config, PolicyFiles(path="folder", end_token_ids=(1,)), dumps=Path("dumps"))
+    assert spec.learner.stop_above_mismatch == pytest.approx(bound)

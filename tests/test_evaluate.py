@@ -134,11 +134,11 @@ def test_a_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.Captur
     monkeypatch.chdir(tmp_path)
     path = toy_benchmark(tmp_path / "amc.jsonl")
     assert fr3e(["evaluate", "config=toy", "suite=heldout,amc23", f"evaluation.paths.amc23={path}", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "heldout: 512 problems x 1 samples" in said
-    assert "amc23: 8 problems x 16 samples" in said
-    assert "generators" in said
-    assert "learner" not in said
+    output = capsys.readouterr().out
+    assert "heldout: 512 problems x 1 samples" in output
+    assert "amc23: 8 problems x 16 samples" in output
+    assert "generators" in output
+    assert "learner" not in output
     assert_one_line(refused(capsys, "config=toy", "suite=amc23", "evaluation.paths.amc23=nowhere.jsonl"), ["nowhere.jsonl"])
     assert_one_line(refused(capsys, "config=toy", "suite=heldout", "data.max_prompt=8", "--dry-run"), ["data.max_prompt is 8"])
     assert [p.name for p in tmp_path.iterdir()] == ["amc.jsonl"]
@@ -176,13 +176,13 @@ def test_a_suite_in_a_run_and_the_runs_model_alone(tmp_path: Path) -> None:
     assert [len(row["outcomes"]) for row in kept] == [4] * 8
     assert any(answer is not None for row in kept for answer in row["answers"])
 
-    said = python("evaluate", f"model={run}", "suite=heldout,amc23", f"out={out}", *suite)
+    output = python("evaluate", f"model={run}", "suite=heldout,amc23", f"out={out}", *suite)
     results = json.loads((out / "results.json").read_text())["benchmarks"]
     assert {name: (row["problems"], row["k"]) for name, row in results.items()} == {"heldout": (16, 1), "amc23": (8, 4)}
     digests = {row["benchmark"]: row["digest"] for row in rows}
     assert results["amc23"]["digest"] == digests["amc23"]
     assert json.loads((out / "evaluation.json").read_text())["benchmarks"]["heldout"]["digest"] == digests["heldout"]
-    assert "amc23" in said
+    assert "amc23" in output
     again = python("evaluate", f"model={run}", "suite=heldout,amc23", f"out={out}", *suite)
     assert "24 problems are there already" in again
     assert "engines are up" not in again

@@ -157,9 +157,9 @@ def test_an_engine_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
     code, results = run_job(tmp_path / "out", monkeypatch, engines=[dying], spare=[engine("e1")])
     assert code == 0
     assert results["benchmarks"]["amc23"]["samples"] == 60
-    said = capsys.readouterr().out
-    assert "e0 is lost" in said
-    assert "e1 has joined" in said
+    messages = capsys.readouterr().out
+    assert "e0 is lost" in messages
+    assert "e1 has joined" in messages
 
 
 def test_engines_that_die_one_after_another_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,29 +183,29 @@ class Starts:
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_replacement_that_does_not_start_is_tried_again(others: int) -> None:
-    starts, said = Starts(1), list[str]()  # max_deaths_in_a_row is 2
+    starts, messages = Starts(1), list[str]()  # max_deaths_in_a_row is 2
     workers = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
 
     async def story() -> None:
-        async with Lender(workers, note=said.append) as lender:
+        async with Lender(workers, note=messages.append) as lender:
             lender.expect(GENERATORS)
             await virtual_time.until(lambda: "new2" in workers.names(GENERATORS))
             async with lender.lend(GENERATORS, 1, priority=0):
                 pass
 
     virtual_time.run(story())
-    assert said == ["a new one of generators did not start: the memory of the dead one is not free yet", "new2 has joined"]
+    assert messages == ["a new one of generators did not start: the memory of the dead one is not free yet", "new2 has joined"]
 
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_replacement_that_never_starts_is_given_up_and_ends_it_where_none_is_left(others: int) -> None:
-    starts, said = Starts(99), list[str]()
+    starts, messages = Starts(99), list[str]()
     workers = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
 
     async def story() -> None:
-        async with Lender(workers, note=said.append) as lender:
+        async with Lender(workers, note=messages.append) as lender:
             lender.expect(GENERATORS)
-            await virtual_time.until(lambda: len(said) == CONFIG.pools.max_deaths_in_a_row)
+            await virtual_time.until(lambda: len(messages) == CONFIG.pools.max_deaths_in_a_row)
             async with lender.lend(GENERATORS, 1, priority=0) as name:
                 assert name == "e0"
 
@@ -316,7 +316,7 @@ def test_a_lender_gives_no_more_than_an_engine_takes() -> None:
 
 def test_a_margin_makes_an_answer_right() -> None:
     """From the problem to the verifier; what lies within one is test_evaluation_margins.py's."""
-    workers = make_crew(small_config(), engines=[FakeEngineWorker("e", right=0.0, gain=0.0)])  # it answers 2
+    workers = make_crew(small_config(), engines=[FakeEngineWorker("e", correct=0.0, gain=0.0)])  # it answers 2
 
     async def rights(gold: str, *margins: Fraction) -> int:
         problem = replace(prompt("t/0"), reference=gold, margins=margins)

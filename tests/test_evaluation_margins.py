@@ -84,8 +84,8 @@ def test_numbers_of_a_text() -> None:
 @given(st.integers(-(10**6), 10**6), st.integers(0, 2000), st.sampled_from([1, -1]), st.integers(0, 1000))
 def test_the_margin_is_exact(gold: int, off: int, sign: int, margin: int) -> None:
     """In thousandths."""
-    said = f"{(gold + sign * off) / 1000:.3f}"
-    assert within(said, f"{gold / 1000:.3f}", [Fraction(margin, 1000)]) is (off <= margin and margin >= 0)
+    answer = f"{(gold + sign * off) / 1000:.3f}"
+    assert within(answer, f"{gold / 1000:.3f}", [Fraction(margin, 1000)]) is (off <= margin and margin >= 0)
 
 
 def test_odd_texts_take_no_time() -> None:

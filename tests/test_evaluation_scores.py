@@ -140,8 +140,8 @@ def test_graded_rewards_have_a_column_and_texts_and_scores_come_back() -> None:
 
 def test_the_share_without_an_answer_is_in_line_and_table() -> None:
     silent = [sample(str(i), "w", None if i else "4") for i in range(250)]
-    said = Evaluated(label="before", name="heldout", digest="", judgements=silent, scores=score(silent), took_s=1.0)
-    assert str(said) == "before: 0.000 [0.000, 0.015], 99.6% without a box"
-    assert scores_table({"heldout": said.scores}).splitlines()[1].split()[-5] == "99.6"
+    evaluated = Evaluated(label="before", name="heldout", digest="", judgements=silent, scores=score(silent), took_s=1.0)
+    assert str(evaluated) == "before: 0.000 [0.000, 0.015], 99.6% without a box"
+    assert scores_table({"heldout": evaluated.scores}).splitlines()[1].split()[-5] == "99.6"
     doubtful = score([replace(one, outcome=Outcome.UNKNOWN) for one in silent[:25]] + silent[25:])
-    assert str(replace(said, scores=doubtful)) == "before: 0.000 [0.000, 0.015], 99.6% without a box, 10.0% unknown"
+    assert str(replace(evaluated, scores=doubtful)) == "before: 0.000 [0.000, 0.015], 99.6% without a box, 10.0% unknown"

@@ -281,10 +281,10 @@ def test_margins_travel_with_their_prompts(tmp_path: Path) -> None:
 
 
 def test_what_is_fetched_and_what_is_not_read_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    announced: list[str] = []
 
     def read(benchmark: Any, *, path: str = "") -> list[Any]:
-        said.append(f"read {benchmark.name} {path}")
+        announced.append(f"read {benchmark.name} {path}")
         return []
 
     monkeypatch.setattr(suite, "read_benchmark", read)
@@ -292,8 +292,8 @@ def test_what_is_fetched_and_what_is_not_read_is_said_first(tmp_path: Path, monk
     config = small_config(
         evaluation={"suite": ["aime24", "gsm8k", "amc23"], "paths": {"aime24": path, "amc23": "", "minerva": "x", "math500": "y"}}
     )
-    read_suite(config, announce=said.append)
-    assert said == [
+    read_suite(config, announce=announced.append)
+    assert announced == [
         "evaluation.paths: minerva, math500 not in evaluation.suite, and not read",
         f"read aime24 {path}",
         "evaluation.suite: reading openai/gsm8k, which is fetched from the Hugging Face hub if it is not cached",

@@ -107,8 +107,8 @@ def test_a_run_without_a_checkpoint_is_told_so(
     for name in made:
         (tmp_path / name).mkdir()
     assert fr3e(["export", str(tmp_path), str(tmp_path / "out"), *step]) == 2
-    said = capsys.readouterr().err
-    assert said == f"error: {tmp_path} has no checkpoint yet: the run ended, or is, before its first one\n"
+    output = capsys.readouterr().err
+    assert output == f"error: {tmp_path} has no checkpoint yet: the run ended, or is, before its first one\n"
 
 
 @pytest.mark.slow
@@ -183,9 +183,9 @@ def test_a_card_that_cannot_be_written_is_no_failure_of_the_run(tmp_path: Path, 
         small_config(), nothing, nothing, run_dir, resume_from=None, clock=time.monotonic, started_at=0.0, spell=lambda tokens: []
     )
     session.write_card()
-    said = capsys.readouterr().out
-    assert said.startswith(f"the model's README.md was not written: run.dir: cannot write to {tmp_path}: No such file")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().out
+    assert output.startswith(f"the model's README.md was not written: run.dir: cannot write to {tmp_path}: No such file")
+    assert output.count("\n") == 1
 
 
 def test_a_damaged_newest_one_gives_way_to_the_one_before(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,8 +237,12 @@ def test_buffers_and_a_quantised_base(base: Path, tmp_path: Path) -> None:
     from fr3e_async.learner.export import set_dtype
 
     set_dtype(copy / "config.json", "bfloat16")
-    told = json.loads((copy / "config.json").read_text())
-    assert (told["torch_dtype"], told["text_config"], "quantization_config" in told) == ("bfloat16", {"dtype": "bfloat16"}, False)
+    written = json.loads((copy / "config.json").read_text())
+    assert (written["torch_dtype"], written["text_config"], "quantization_config" in written) == (
+        "bfloat16",
+        {"dtype": "bfloat16"},
+        False,
+    )
     state = PlainState(changed(base), buffers={"model.bias": torch.tensor([1.5, 2.5])})
     save_learner(tmp_path / "c", state, base=base)
     assert fr3e(["export", str(tmp_path / "c"), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0

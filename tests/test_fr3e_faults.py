@@ -17,7 +17,7 @@ from ledger_support import delivered, judged, make_ledger
 from oracle import Tree
 from trees import GROUP, advantages_of, credit_of, outcome_of, tree
 
-from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.algorithm.anchors import AnchorRule, with_anchors
 from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.algorithm.strategies import GroupPlan, GroupRewards, make_strategy
 from fr3e_async.algorithm.strategies.base import whole
@@ -66,11 +66,12 @@ def test_fault_1_cut_points_come_from_the_rows_own_entropies():
         maker, engine = rollout_worker(script, count=1, min_gap=1)
         batch = sample(maker, order)
         anchors = maker.anchors(batch)
+        batch = with_anchors(batch, anchors)
         assert {a.trunk: a.position for a in anchors} == peaks
         engine.requests.clear()
         for anchor in anchors:
             trunk, id = RolloutId(GROUP, 0, anchor.trunk), RolloutId(GROUP, anchor.node, 0)
-            asyncio.run(joined(maker.branch(batch, trunk, [anchor], [id], Draw(max_tokens=60))))
+            asyncio.run(joined(maker.branch(batch, trunk, [id], Draw(max_tokens=60))))
         asked = [len(request.context) - len(prompt("q").token_ids) for request in engine.requests]
         assert asked == [peaks[b] for b in order]
 
@@ -192,7 +193,9 @@ def test_fault_7_a_prefix_is_a_slice_of_ids_even_inside_a_character():
         assert anchor.position == cut
         engine.requests.clear()
         branch = asyncio.run(
-            joined(maker.branch(batch, RolloutId(GROUP, 0, 0), [anchor], [RolloutId(GROUP, anchor.node, 0)], Draw(max_tokens=60)))
+            joined(
+                maker.branch(with_anchors(batch, [anchor]), batch.ids[0], [RolloutId(GROUP, anchor.node, 0)], Draw(max_tokens=60))
+            )
         )
         assert engine.requests[0].context.tolist() == [*prompt("q").token_ids, *tokens[:cut]]
         assert branch.response(0).tolist() == [*tokens[:cut], 7, 8]

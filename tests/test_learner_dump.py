@@ -53,9 +53,9 @@ def fail(model: Path, folder: Path, samples: Any = None, **learner: Any) -> tupl
 def test_an_exploding_gradient_stops_before_the_weights_change_and_is_repeated(
     model: Path, tmp_path: Path, stage: int, settings: Any
 ) -> None:
-    rank, said = fail(model, tmp_path, zero_stage=stage, stop_above_grad_norm=1e-3, **settings)
-    assert "learner.stop_above_grad_norm is 0.001" in said
-    assert said.endswith(f"; `fr3e replay_step {tmp_path / 'step-000001'}` repeats it")
+    rank, message = fail(model, tmp_path, zero_stage=stage, stop_above_grad_norm=1e-3, **settings)
+    assert "learner.stop_above_grad_norm is 0.001" in message
+    assert message.endswith(f"; `fr3e replay_step {tmp_path / 'step-000001'}` repeats it")
     untouched = dict(start_rank(make_spec(model)).engine.weights())
     assert largest_difference({name: w.clone() for name, w in rank.engine.weights()}, untouched) == 0
     dump, found = replay(tmp_path / "step-000001")
@@ -68,17 +68,17 @@ def test_an_exploding_gradient_stops_before_the_weights_change_and_is_repeated(
 
 def test_a_later_step_is_repeated_with_the_weights_and_the_proximal_policy_it_had(model: Path, tmp_path: Path) -> None:
     """The third step of a batch: two have moved the weights, and ratios are not 1 any more."""
-    _, said = fail(model, tmp_path, lr=0.3, stop_above_ratio=1.5)
-    number = int(said.split("optimiser step ")[1].split()[0])
+    _, message = fail(model, tmp_path, lr=0.3, stop_above_ratio=1.5)
+    number = int(message.split("optimiser step ")[1].split()[0])
     assert number > 1
-    assert "times as likely as under the proximal policy" in said
+    assert "times as likely as under the proximal policy" in message
     dump, found = replay(tmp_path / f"step-{number:06d}")
     assert (dump.grad_norm, dump.version) == (None, 0)
     assert dump.loss == pytest.approx(found.loss, rel=1e-4)
     ratios = [math.exp(token.logprob - token.prox) for token in found.tokens]
     assert max(ratios) > 1.5
     assert min(ratios) < 0.99
-    assert found.cause == said.split("): ", 1)[1].split("; `fr3e")[0]
+    assert found.cause == message.split("): ", 1)[1].split("; `fr3e")[0]
     assert fr3e(["replay_step", str(tmp_path / f"step-{number:06d}"), "--tokens", "0"]) == 0
 
 
@@ -143,6 +143,7 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
                 sample=replace(s, minibatch=0),
                 prox=np.full(len(s.versions), rank, np.float32),
                 reference=np.full(len(s.versions), -rank, np.float32),
+                imitation=np.full(len(s.versions), 0.1 * rank, np.float32),
             )
             for s in make_samples(rank)
         ]
@@ -154,26 +155,27 @@ def test_shares_of_all_ranks_come_back_as_they_were(model: Path, tmp_path: Path)
         optimiser_step=4, where="w", cause="c", version=3, total_tokens=9, loss=math.nan, grad_norm=None, share=()
     )  # fmt: skip
     write_step(tmp_path, step, spec, ranks=3)
-    dump, told = read_dump(tmp_path)
+    dump, facts = read_dump(tmp_path)
     record = json.loads((tmp_path / STEP).read_text())
     assert math.isnan(dump.loss)
-    assert (told.loss, told.temperature, told.trust_remote_code) == (spec.loss, spec.temperature, True)
-    assert {name: asdict(told.learner)[name] for name in SETTINGS} == {name: asdict(spec.learner)[name] for name in SETTINGS}
+    assert (facts.loss, facts.temperature, facts.trust_remote_code) == (spec.loss, spec.temperature, True)
+    assert {name: asdict(facts.learner)[name] for name in SETTINGS} == {name: asdict(spec.learner)[name] for name in SETTINGS}
     assert (record["base_model"], record["base_revision"]) == (spec.path, "r")
     for was, now in zip([m for share in shares for m in share], dump.share, strict=True):
         assert now.sample.context_len == was.sample.context_len
         for name in ("tokens", "behaviour_logprobs", "versions", "advantages"):
             assert np.array_equal(getattr(now.sample, name), getattr(was.sample, name))
         assert np.array_equal(now.prox, was.prox)
+        assert np.array_equal(now.imitation, was.imitation)
         assert np.array_equal(now.reference, was.reference)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: str) -> str:
         assert fr3e(["replay_step", str(tmp_path / "step-000001"), *arguments]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        return said
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        return message
 
     assert "holds no whole dump of a failed step" in refused()
     assert "No such option '--toknes'" in refused("--toknes")
@@ -204,9 +206,9 @@ def test_the_command_leaves_no_temporary_file(tmp_path: Path) -> None:
 
 def test_a_dump_that_cannot_be_written_does_not_hide_the_failure(model: Path, tmp_path: Path) -> None:
     (tmp_path / "dumps").write_text("a file where the folder would be")
-    rank, said = fail(model, tmp_path / "dumps", stop_above_grad_norm=1e-3)
-    assert "the gradient norm is" in said
-    assert f"; its dump could not be written: run.dir: cannot write to {tmp_path / 'dumps' / 'step-000001'}" in said
+    rank, message = fail(model, tmp_path / "dumps", stop_above_grad_norm=1e-3)
+    assert "the gradient norm is" in message
+    assert f"; its dump could not be written: run.dir: cannot write to {tmp_path / 'dumps' / 'step-000001'}" in message
     with pytest.raises(RuntimeError, match="its state must not be used: optimiser step 1"):
         rank.train(make_samples(1), version=1)
 
@@ -228,7 +230,7 @@ def fail_in_group(index: int, path: str, folder: str, port: int) -> None:
 
     spec = make_spec(Path(path), loss=LossConfig(), zero_stage=3, stop_above_grad_norm=1e-3)
     whole = rank_module.write_share, rank_module.write_model
-    said: dict[str, Any] = {}
+    refusals: dict[str, Any] = {}
     for case in ("written", "share", "model"):
         rank_module.write_share, rank_module.write_model = whole
         if (index, case) == (1, "share"):
@@ -240,12 +242,12 @@ def fail_in_group(index: int, path: str, folder: str, port: int) -> None:
         if case == "model":
             with pytest.raises(StorageError) as refused:
                 rank.save_hf(Path(folder) / "hf")
-            said["hf"] = str(refused.value)
+            refusals["hf"] = str(refused.value)
         started = time.monotonic()
         with pytest.raises(FloatingPointError) as raised:
             rank.train(make_samples(1)[index::2], version=1)
-        said[case] = str(raised.value), time.monotonic() - started
-    torch.save(said, Path(folder) / f"rank{index}.pt")
+        refusals[case] = str(raised.value), time.monotonic() - started
+    torch.save(refusals, Path(folder) / f"rank{index}.pt")
     rank.close()
 
 

@@ -9,14 +9,29 @@ from typing import Any
 
 import pytest
 import torch
-from learner_support import LOSS, PlainLearner, build_model, exported, largest_difference, make_samples, make_spec, weights_of
+from learner_support import (
+    LOSS,
+    PlainCritic,
+    PlainLearner,
+    build_model,
+    critic_weights,
+    exported,
+    largest_difference,
+    make_samples,
+    make_spec,
+    rewarded,
+    start_rank,
+    weights_of,
+)  # fmt: skip
 
+from fr3e_async.config import CriticConfig
 from fr3e_async.learner.spec import free_address, rank_environment
 from fr3e_async.types import TrainSample
 
 pytestmark = pytest.mark.slow
 
 STAGES = (0, 1, 2, 3)
+CRITIC = CriticConfig(lr=2e-3, policy_lambda=0.9, value_lambda=0.8, value_clip=0.05, length_alpha=0.0, positive_coef=0.0)
 TOLERANCE = 5e-5  # the stages sum gradients in different orders; measured up to 2e-5 at stage 3
 
 
@@ -48,6 +63,18 @@ def exercise(rank: Any, folder: Path, spec: Any, stage: int) -> dict[str, Any]:
     return out | {"none_elsewhere": bundle is None and ends == [None, None]}
 
 
+def exercise_critic(index: int, path: str, folder: Path, port: int, stage: int) -> dict[str, Any]:
+    """Two updates with a critic, and a checkpoint of both models."""
+    from fr3e_async.learner.rank import LearnerRank
+
+    rank = LearnerRank(replace(make_spec(Path(path), zero_stage=stage), critic=CRITIC))
+    rank.setup(index, 2, "127.0.0.1", port)
+    reports = [rank.train(share(rewarded(make_samples(v, version=v - 1)), index), version=v) for v in (1, 2)]
+    rank.save(folder, f"beside{stage}")
+    bundle, values = exported(rank, 2), critic_weights(rank)
+    return {"policy": bundle and weights_of(bundle), "critic": values, "metrics": [report.metrics for report in reports]}
+
+
 def failure(rank: Any) -> str:
     samples = share(make_samples(4, version=3), rank.rank)
     if rank.rank == 1:
@@ -70,6 +97,7 @@ def run_rank(index: int, path: str, folder: str, port: int) -> None:
         rank = LearnerRank(spec)
         rank.setup(index, 2, "127.0.0.1", port)
         results[stage] = exercise(rank, Path(folder), spec, stage)
+        results[stage]["beside"] = exercise_critic(index, path, Path(folder), port, stage)
         if stage in (0, 3):
             results[stage]["failure"] = failure(rank)
     torch.save(results, Path(folder) / f"rank{index}.pt")
@@ -157,3 +185,31 @@ def test_broken_data_on_one_rank_stops_all_with_one_cause(results: Any, stage: i
     left, right = (r[stage]["failure"] for r in results)
     assert left == right
     assert "the sampler's log-probs are broken" in left
+
+
+@pytest.fixture(scope="module")
+def plain_pair(model: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Policy and critic of one process."""
+    spec = replace(make_spec(model, loss=LOSS), critic=CRITIC)
+    learner, critic = PlainLearner(spec), PlainCritic(spec)
+    for version in (1, 2):
+        learner.train(critic.train(rewarded(make_samples(version, version=version - 1))))
+    return learner.weights(), critic.weights()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_critic_on_two_ranks_equals_plain_torch(results: Any, plain_pair: Any, stage: int) -> None:
+    found = results[0][stage]["beside"]
+    assert largest_difference(found["policy"], plain_pair[0]) < TOLERANCE
+    assert largest_difference(found["critic"], plain_pair[1]) < TOLERANCE
+    assert found["metrics"] == results[1][stage]["beside"]["metrics"]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_critics_checkpoint_loads_on_one_rank(results: Any, model: Path, folder: Path, stage: int) -> None:
+    rank = start_rank(replace(make_spec(model), critic=CRITIC))
+    rank.load(folder, f"beside{stage}")
+    found = results[0][stage]["beside"]
+    assert largest_difference(weights_of(exported(rank, 2)), found["policy"]) == 0
+    assert largest_difference(critic_weights(rank), found["critic"]) == 0
+    assert rank.version == 2

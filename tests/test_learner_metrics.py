@@ -18,11 +18,11 @@ from fr3e_async.observe.metrics import METRICS, checked
 AGES = Ages(tokens=50, total=60, oldest=9)
 FRESH = {
     "tokens": 8, "loss": -4, "clip_low": 1, "clip_high": 2, "dual_clip": 0, "ratio": 10, "weight": 8, "weight_squares": 16, "capped": 3,
-    "sequence_masked": 4, "mismatch": 0.8, "mismatch_signed": -0.4, "behaviour_kl": 0.08, "kl": 1.6, "entropy": 4,
+    "sequence_masked": 4, "mismatch": 0.8, "mismatch_signed": -0.4, "behaviour_kl": 0.08, "kl": 1.6, "entropy": 4, "reference_kl": 0.3,
 }  # fmt: skip
 OLD = {
     "tokens": 2, "loss": 1, "clip_low": 1, "clip_high": 0, "dual_clip": 1, "ratio": 5, "weight": 1, "weight_squares": 1, "capped": 0,
-    "sequence_masked": 1, "mismatch": 1.2, "mismatch_signed": 0.6, "behaviour_kl": 0.5, "kl": 0.4, "entropy": 1,
+    "sequence_masked": 1, "mismatch": 1.2, "mismatch_signed": 0.6, "behaviour_kl": 0.5, "kl": 0.4, "entropy": 1, "reference_kl": 0.1,
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_every_number_by_hand() -> None:
         "train/clip_low_fraction": 0.2, "train/clip_high_fraction": 0.2, "train/dual_clip_fraction": 0.1, "train/ratio_mean": 1.5,
         "train/ratio_max": 4, "train/importance_mean": 0.9, "train/importance_capped_fraction": 0.3, "train/sequence_masked_fraction": 0.5,
         "train/ess_fraction": 81 / 170, "train/mismatch_nats": 0.1, "train/mismatch_kl_nats": 0.01, "train/offpolicy_nats": 0.2,
-        "train/offpolicy_signed_nats": 0.02, "train/offpolicy_kl_nats": 0.058, "train/kl_nats": 0.2, "train/entropy_nats": 0.5,
+        "train/offpolicy_signed_nats": 0.02, "train/offpolicy_kl_nats": 0.058, "train/kl_nats": 0.2, "train/reference_kl_nats": 0.04, "train/entropy_nats": 0.5,
         "train/padding_fraction": 0.2, "train/shared_fraction": 0.5, "lag/versions_mean": 1.2, "lag/versions_max": 9,
         "staleness/0_tokens_fraction": 0.8, "staleness/0_ess_fraction": 0.5, "staleness/0_importance_mean": 1,
         "staleness/0_offpolicy_nats": 0.1, "staleness/0_offpolicy_kl_nats": 0.01, "staleness/0_ratio_mean": 1.25,

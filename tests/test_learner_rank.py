@@ -253,9 +253,9 @@ def test_export_is_the_state_dict_with_tied_weights_once(model: Path, tmp_path: 
 
 def test_what_is_told_of_the_weights_without_sending_them_is_what_is_sent(model: Path) -> None:
     rank = start_rank(make_spec(model))
-    told = rank.describe(4)
-    assert told.checksum == exported(rank, 4).checksum
-    assert (told.version, rank.describe(None).version, exported(rank, None).version) == (4, 0, 0)
+    description = rank.describe(4)
+    assert description.checksum == exported(rank, 4).checksum
+    assert (description.version, rank.describe(None).version, exported(rank, None).version) == (4, 0, 0)
     with pytest.raises(RuntimeError, match=r"open_transfer\(\) has not been called"):
         rank.send()
 

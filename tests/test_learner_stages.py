@@ -57,6 +57,12 @@ BF16 = {f"bf16-{stage}": {"zero_stage": stage, "dtype": "bfloat16"} for stage in
 # Learning rate of each of the 8 optimiser steps over LR, by the formulas. DeepSpeed's warm-ups begin with two steps of the least.
 SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
     "ours": ({"warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+    "linear": (
+        {"warmup_steps": 2, "lr_schedule": "linear", "lr_min_ratio": 0.1}, [1 / 3, 2 / 3, 1, 0.85, 0.7, 0.55, 0.4, 0.25]
+    ),
+    "cosine": (
+        {"lr_schedule": "cosine", "lr_min_ratio": 0.2}, [0.2 + 0.8 * (1 + math.cos(math.pi * n / 8)) / 2 for n in range(8)]
+    ),
     "WarmupLR": (schedule("WarmupLR", warmup_max_lr=LR, **WARM), [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]),
     "WarmupDecayLR": (schedule("WarmupDecayLR", total_num_steps=8, warmup_max_lr=LR, **WARM), [0, 0, 0.25, 0.5, 0.75, 1, 0.75, 0.5]),
     "WarmupCosineLR": (
@@ -227,6 +233,10 @@ def test_optimisers_by_deepspeeds_names(results: Any, model: Path, name: str) ->
         (
             {"dtype": "bfloat16", "ds_config": {"bf16": {"bf16_optimizer_states": True}}},
             r"bf16\.bf16_optimizer_states must not be on",
+        ),
+        (
+            {"lr_schedule": "cosine", "ds_config": {"scheduler": {"type": "WarmupLR"}}},
+            r"learner\.lr_schedule=cosine would do nothing",
         ),
         ({"warmup_steps": 5, "ds_config": {"scheduler": {"type": "WarmupLR"}}}, r"learner\.warmup_steps=5 would do nothing"),
         ({"ds_config": {"optimizer": {"type": "Muon"}}}, r"optimizer\.type=Muon: its state cannot be kept"),

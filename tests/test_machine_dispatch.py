@@ -11,21 +11,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fr3e_async.config import PoolsConfig
 from fr3e_async.errors import RunFailed
-from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, SLACK, STALE, VERIFIERS, Dispatcher, Task
+from fr3e_async.machine.slots import EXPLORERS, GENERATORS, SLACK, STALE, VERIFIERS, Slots, Task
 
 WIDTHS = {GENERATORS: 8, EXPLORERS: 8, VERIFIERS: 4}
 OTHER = {GENERATORS: EXPLORERS, EXPLORERS: GENERATORS}
 
 
-def dispatcher(*slots: str, width: int = 8, **config) -> Dispatcher:
+def dispatcher(*slots: str, width: int = 8, **config) -> Slots:
     """Workers by name: their role is what stands before the dash."""
-    made = Dispatcher({**WIDTHS, GENERATORS: width}, PoolsConfig(**config))
+    made = Slots({**WIDTHS, GENERATORS: width}, PoolsConfig(**config))
     for slot in slots:
         made.slot_up(slot.partition("-")[0], slot)
     return made
 
 
-def put(to: Dispatcher, *numbers: int, role: str = GENERATORS, weight: int = 1, **fields) -> list[tuple[int, str]]:
+def put(to: Slots, *numbers: int, role: str = GENERATORS, weight: int = 1, **fields) -> list[tuple[int, str]]:
     for number in numbers:
         to.put(Task(number, role, weight, **fields))
     return [(task.number, worker) for task, worker in to.place()]
@@ -364,7 +364,7 @@ class Desk(RuleBasedStateMachine):
     @initialize(flexible=st.booleans())
     def begin(self, flexible):
         self.config = PoolsConfig(flexible_roles=flexible, least_in_flight=2, max_deaths_in_a_row=10**6)
-        self.at = Dispatcher(WIDTHS, self.config)
+        self.at = Slots(WIDTHS, self.config)
         self.queues: dict[str, list[Task]] = {role: [] for role in WIDTHS}
         self.slots: dict[str, ModelSeat] = {}
         self.dead: dict[int, str] = {}  # tasks of the dead

@@ -13,11 +13,60 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from fr3e_async.machine.fleet import NOTHING, Fleet, MemberState, Steps
+from fr3e_async.machine.dispatch import GENERATORS
+from fr3e_async.machine.events import Acked, Due, Exported, WorkerUp
+from fr3e_async.machine.fleet import Fleet, MemberState
+from fr3e_async.machine.messages import Gone, Hold, Idle, Live, Message, Send, Serve, TakeBack, Wait
 
 
-def fleet(*engines: str, update: str = "in_flight", transfer: str = "object_store", version: int = 0) -> Fleet:
-    made = Fleet(small_config(weights={"update": update, "transfer": transfer}).weights, version=version)
+class Ships(Fleet):
+    """A fleet whose events are told in short. The answer is checked for ``Live`` and ``Wait``, and given without them."""
+
+    def join(self, worker: str, version: int) -> list[Message]:
+        return self.tell(WorkerUp(role=GENERATORS, worker=worker, version=version))
+
+    def leave(self, worker: str) -> list[Message]:
+        return self.tell(Gone(worker=worker))
+
+    def exported(self, version: int) -> list[Message]:
+        return self.tell(Exported(version=version))
+
+    def idle(self, worker: str) -> list[Message]:
+        return self.tell(Idle(worker=worker))
+
+    def acked(self, worker: str, version: int) -> list[Message]:
+        return self.tell(Acked(worker=worker, version=version))
+
+    def overdue(self, worker: str, version: int) -> list[Message]:
+        return self.tell(Due(key=f"idle {version} {worker}"))
+
+    def tell(self, event: Message) -> list[Message]:
+        before = self.live
+        commands = self.handle(event)
+        if self.live > before:
+            assert commands.pop() == Live(version=self.live)
+        held = [c.worker for c in commands if isinstance(c, Hold)]
+        waits = [c for c in commands if isinstance(c, Wait)]
+        limit = self._config.idle_timeout_s
+        idle = held if self._config.update == "wait_idle" else []
+        assert waits == [Wait(key=f"idle {self.target} {worker}", seconds=limit) for worker in idle]
+        assert not any(isinstance(c, Live) for c in commands)
+        return [c for c in commands if c not in waits]
+
+
+NOTHING: list[Message] = []
+
+
+def sent(version: int, *workers: str, alone: bool = False) -> Send:
+    return Send(version=version, workers=workers, alone=alone)
+
+
+def held(*workers: str) -> list[Message]:
+    return [Hold(worker=worker) for worker in workers]
+
+
+def fleet(*engines: str, update: str = "in_flight", transfer: str = "object_store", version: int = 0) -> Ships:
+    made = Ships(small_config(weights={"update": update, "transfer": transfer}).weights, version=version)
     for engine in engines:
         assert made.join(engine, version) == NOTHING
     return made
@@ -28,7 +77,7 @@ def fleet(*engines: str, update: str = "in_flight", transfer: str = "object_stor
 
 def test_in_flight_engines_get_new_weights_at_once_and_never_stop():
     ships = fleet("a", "b")
-    assert ships.exported(1) == Steps(send=("a", "b"))
+    assert ships.exported(1) == [sent(ships.target, "a", "b")]
     assert ships.acked("a", 1) == NOTHING
     assert ships.live == 0
     assert ships.acked("b", 1) == NOTHING
@@ -39,10 +88,10 @@ def test_each_engine_goes_its_own_way_to_the_newest_version():
     ships = fleet("a", "b")
     ships.exported(1)
     assert ships.acked("a", 1) == NOTHING
-    assert ships.exported(2) == Steps(send=("a",))
+    assert ships.exported(2) == [sent(ships.target, "a")]
     assert ships.exported(3) == NOTHING  # a is busy with 2, b with 1
-    assert ships.acked("b", 1) == Steps(send=("b",))
-    assert ships.acked("a", 2) == Steps(send=("a",))
+    assert ships.acked("b", 1) == [sent(ships.target, "b")]
+    assert ships.acked("a", 2) == [sent(ships.target, "a")]
     assert ships.live == 1
     ships.acked("b", 3)
     assert ships.live == 2
@@ -74,9 +123,9 @@ def test_an_engine_that_leaves_does_not_hold_up_the_others():
 
 def test_an_engine_with_older_weights_serves_nothing_before_it_has_the_newest():
     ships = fleet("a", version=3)
-    assert ships.join("b", 0) == Steps(pause=("b",), catch_up=("b",))
+    assert ships.join("b", 0) == [*held("b"), sent(ships.target, "b", alone=True)]
     assert ships.live == 3
-    assert ships.acked("b", 3) == Steps(serve=("b",))
+    assert ships.acked("b", 3) == [Serve(worker="b")]
 
 
 @pytest.mark.parametrize("update", ["in_flight", "wait_idle", "abort_retry"])
@@ -85,12 +134,12 @@ def test_a_joining_engine_whose_weights_are_old_by_the_time_it_has_them_gets_new
     ships.join("b", 0)
     ships.exported(2)
     if update != "in_flight":
-        assert ships.idle("a") == Steps(send=("a",))
+        assert ships.idle("a") == [sent(ships.target, "a")]
     ships.acked("a", 2)
     assert ships.live == 2
-    assert ships.acked("b", 1) == Steps(send=("b",))  # it would make tokens older than the live version
+    assert ships.acked("b", 1) == [sent(ships.target, "b")]  # it would make tokens older than the live version
     assert (ships.live, ships.members["b"].joining) == (2, True)
-    assert ships.acked("b", 2) == Steps(serve=("b",))
+    assert ships.acked("b", 2) == [Serve(worker="b")]
     ships.exported(3)
     ships.idle("a"), ships.acked("a", 3)
     assert ships.live == 2  # b counts from now on
@@ -103,7 +152,7 @@ def test_without_any_engine_the_live_version_stands_until_one_has_joined():
     assert ships.live == 1
     ships.join("b", -1)
     assert ships.live == 1
-    assert ships.acked("b", 2) == Steps(serve=("b",))
+    assert ships.acked("b", 2) == [Serve(worker="b")]
     assert ships.live == 2
 
 
@@ -112,15 +161,15 @@ def test_without_any_engine_the_live_version_stands_until_one_has_joined():
 
 def test_wait_idle_pauses_sends_when_idle_and_serves_again():
     ships = fleet("a", "b", update="wait_idle")
-    assert ships.exported(1) == Steps(pause=("a", "b"))
-    assert ships.idle("a") == Steps(send=("a",))
+    assert ships.exported(1) == held("a", "b")
+    assert ships.idle("a") == [sent(ships.target, "a")]
     assert ships.idle("a") == NOTHING
-    assert ships.acked("a", 1) == Steps(serve=("a",))
+    assert ships.acked("a", 1) == [Serve(worker="a")]
     assert ships.overdue("b", 0) == NOTHING  # of an earlier pause
-    assert ships.overdue("b", 1) == Steps(withdraw=("b",))
-    assert ships.idle("b") == Steps(send=("b",))
+    assert ships.overdue("b", 1) == [TakeBack(worker="b")]
+    assert ships.idle("b") == [sent(ships.target, "b")]
     assert ships.overdue("b", 1) == NOTHING
-    assert ships.acked("b", 1) == Steps(serve=("b",))
+    assert ships.acked("b", 1) == [Serve(worker="b")]
     assert ships.live == 1
 
 
@@ -131,14 +180,14 @@ def test_a_paused_engine_gets_the_newest_of_several_versions():
     ships.idle("a")
     assert ships.members["a"].state is MemberState.RECEIVING
     assert ships.exported(3) == NOTHING
-    assert ships.acked("a", 2) == Steps(send=("a",))  # still paused
-    assert ships.acked("a", 3) == Steps(serve=("a",))
+    assert ships.acked("a", 2) == [sent(ships.target, "a")]  # still paused
+    assert ships.acked("a", 3) == [Serve(worker="a")]
 
 
 def test_abort_retry_withdraws_at_once():
     ships = fleet("a", update="abort_retry")
-    assert ships.exported(1) == Steps(pause=("a",), withdraw=("a",))
-    assert ships.idle("a") == Steps(send=("a",))
+    assert ships.exported(1) == [*held("a"), TakeBack(worker="a")]
+    assert ships.idle("a") == [sent(ships.target, "a")]
 
 
 # ---- all at once ----
@@ -146,36 +195,36 @@ def test_abort_retry_withdraws_at_once():
 
 def test_together_the_weights_go_out_when_the_last_one_can_take_them():
     ships = fleet("a", "b", update="wait_idle", transfer="collective")
-    assert ships.exported(1) == Steps(pause=("a", "b"))
+    assert ships.exported(1) == held("a", "b")
     assert ships.idle("a") == NOTHING
-    assert ships.idle("b") == Steps(send=("a", "b"))
+    assert ships.idle("b") == [sent(ships.target, "a", "b")]
 
 
 def test_together_a_second_hand_over_waits_for_the_first():
     ships = fleet("a", "b", transfer="collective")
-    assert ships.exported(1) == Steps(send=("a", "b"))
+    assert ships.exported(1) == [sent(ships.target, "a", "b")]
     assert ships.exported(2) == NOTHING
     assert ships.acked("a", 1) == NOTHING
-    assert ships.acked("b", 1) == Steps(send=("a", "b"))
+    assert ships.acked("b", 1) == [sent(ships.target, "a", "b")]
 
 
 def test_together_the_one_that_all_wait_for_may_die():
     ships = fleet("a", "b", update="wait_idle", transfer="collective")
     ships.exported(1)
     ships.idle("a")
-    assert ships.leave("b") == Steps(send=("a",))
+    assert ships.leave("b") == [sent(ships.target, "a")]
 
 
 def test_together_a_hand_over_to_nobody_is_one_all_the_same():
     """The learner waits for it."""
     ships = fleet(transfer="collective")
-    assert ships.exported(1) == Steps(send=())
+    assert ships.exported(1) == [sent(ships.target)]
     assert ships.leave("nobody") == NOTHING
     ships = fleet("a", update="wait_idle", transfer="collective")
-    assert ships.exported(1) == Steps(pause=("a",))
-    assert ships.leave("a") == Steps(send=())
-    assert ships.join("b", 0) == Steps(pause=("b",), catch_up=("b",))
-    assert ships.acked("b", 1) == Steps(serve=("b",))  # and nothing is sent to nobody once more
+    assert ships.exported(1) == held("a")
+    assert ships.leave("a") == [sent(ships.target)]
+    assert ships.join("b", 0) == [*held("b"), sent(ships.target, "b", alone=True)]
+    assert ships.acked("b", 1) == [Serve(worker="b")]  # and nothing is sent to nobody once more
 
 
 # ---- the laws, for any order ----
@@ -200,20 +249,26 @@ class FleetLife(RuleBasedStateMachine):
         self.handed = 0  # versions that went out, to nobody perhaps
         self.common: set[str] = set()  # of the hand-over that is under way
 
-    def follow(self, steps):
-        for name in steps.pause:
-            self.ships[name].held = True
-        assert not steps.withdraw or self.update == "abort_retry"
-        if steps.send is not None:
-            self.sent(steps.send)
-        for name in steps.catch_up:
-            assert self.ships[name].joining
-            self.receive(name)
-        for name in steps.serve:
-            ship = self.ships[name]
-            assert ship.held
-            assert ship.serves >= self.target or self.update == "in_flight"
-            ship.held = ship.joining = ship.idle = False
+    def follow(self, commands):
+        for command in commands:
+            match command:
+                case Hold():
+                    self.ships[command.worker].held = True
+                case TakeBack():
+                    assert self.update == "abort_retry"
+                case Send(alone=True):
+                    (name,) = command.workers
+                    assert self.ships[name].joining
+                    self.receive(name)
+                case Send():
+                    self.sent(command.workers)
+                case Serve():
+                    ship = self.ships[command.worker]
+                    assert ship.held
+                    assert ship.serves >= self.target or self.update == "in_flight"
+                    ship.held = ship.joining = ship.idle = False
+                case _:
+                    raise AssertionError(command)
 
     def sent(self, names):
         assert names or self.together

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from ledger_support import anchors_of, make_ledger, note, verdict
 
-from fr3e_async.machine.events import Admitted, Delivered, Event, Lost, Published, Rescored, Scored, Trained
-from fr3e_async.machine.messages import Branch, Command, Rescore, Retire, Sample, Score, Train
+from fr3e_async.machine.events import Admitted, Delivered, Event, Lost, Rescored, Scored, Trained
+from fr3e_async.machine.messages import Branch, Command, Live, Rescore, Retire, Sample, Score, Train
 from fr3e_async.types import Finish, RolloutId
 
 REWARDS = st.sampled_from([0, 0, 1, 1, 0.25, None])
@@ -38,7 +38,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.trained: set[RolloutId] = set()
 
     def tell(self, event):
-        if not isinstance(event, Trained | Published | Admitted):
+        if not isinstance(event, Trained | Live | Admitted):
             self.told.append(event)
         for command in self.ledger.handle(event):
             match command:
@@ -148,7 +148,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def published(self, count):
         version = self.unpublished[count - 1]  # older ones may be skipped over
         del self.unpublished[:count]
-        self.tell(Published(version=version))
+        self.tell(Live(version=version))
 
     @invariant()
     def books_balance(self):

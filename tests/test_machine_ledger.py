@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from ledger_support import (
     admit,
+    anchors_held,
     anchors_of,
     control_config,
     delivered,
@@ -27,15 +28,16 @@ from ledger_support import (
     lost_score,
     make_ledger,
     note,
+    payloads_of,
 )
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import RewardConfig
 from fr3e_async.config.reward import RewardRange
-from fr3e_async.machine.events import Delivered, Published, Rescored, Trained
+from fr3e_async.machine.events import Delivered, Rescored, Trained
 from fr3e_async.machine.ledger import Ledger
 from fr3e_async.machine.ledger_state import LedgerError, StarvedError
-from fr3e_async.machine.messages import Branch, Retire, Train
+from fr3e_async.machine.messages import Branch, Live, Retire, Train
 from fr3e_async.machine.order import StalenessError
 from fr3e_async.machine.tally import PolicyWatch, Tally
 from fr3e_async.outcomes import Outcome
@@ -51,7 +53,8 @@ def test_a_branch_starts_when_its_own_trunk_ends():
     score, branch = ledger.handle(delivered(trunk, payload=1, anchors=(2, 4)))
     assert kinds([score, branch]) == ["Score", "Branch"]
     assert [tuple(id[1:]) for id in branch.ids] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    assert (branch.trunk, branch.trunk_payload, branch.anchors) == (trunk.ids[0], 1, anchors_of(trunk.ids[0], 2, 4))
+    assert (branch.trunk, branch.trunk_payload) == (trunk.ids[0], 1)
+    assert anchors_held(ledger, trunk.ids[0]) == anchors_of(trunk.ids[0], 2, 4)
 
 
 def test_every_base_is_a_trunk_of_its_own():
@@ -147,10 +150,11 @@ def test_a_rescored_trunk_is_branched_when_the_learner_has_answered():
     assert drive(ledger, [others], rewards=lambda id: 1) == []  # not complete: the anchors are owed
     answer = Rescored(task=rescore.task, group="a@0", trunks=rescore.trunks, anchors=anchors_of(trunk.ids[0], 3))
     (branch,) = ledger.handle(answer)
-    assert branch.anchors == answer.anchors
+    assert (branch.trunk_payload, anchors_held(ledger, trunk.ids[0])) == (1, answer.anchors)
     assert ledger.handle(msgspec.structs.replace(answer, anchors=anchors_of(trunk.ids[0], 1))) == []
     (again,) = ledger.handle(lost(branch))
-    assert again.anchors == answer.anchors  # the first word counts
+    assert anchors_held(ledger, trunk.ids[0]) == answer.anchors  # the first word counts
+    assert again.ids == branch.ids
 
 
 def test_a_rescored_trunk_that_was_lost_is_rescored_once_it_has_come():
@@ -205,7 +209,7 @@ def test_lost_branches_are_asked_for_again_from_the_same_trunk():
     trunk, _ = admit(ledger, "a")
     _, branch = ledger.handle(delivered(trunk, payload=7, anchors=(2, 4)))
     (again,) = ledger.handle(lost(branch))
-    assert (again.ids, again.trunk_payload, again.anchors) == (branch.ids, 7, branch.anchors)
+    assert (again.ids, again.trunk, again.trunk_payload) == (branch.ids, branch.trunk, 7)
     assert again.task != branch.task
 
 
@@ -325,7 +329,7 @@ def test_a_batch_is_trained_in_admission_order_and_frees_slots_when_live():
     retired, train_b = ledger.handle(Trained(version=1))
     assert (retired.outcome, train_b.groups) == ("trained", ("b@0",))
     assert ledger.admissible() == 0  # a's slot is held until version 1 is live
-    ledger.handle(Published(version=1))
+    ledger.handle(Live(version=1))
     assert ledger.admissible() == 1
 
 
@@ -348,7 +352,7 @@ def test_a_token_older_than_the_bound_is_never_trained():
     for version, uid in enumerate("ab", start=1):
         drive(ledger, admit(ledger, uid), rewards=lambda id: id.branch)
         ledger.handle(Trained(version=version))
-        ledger.handle(Published(version=version))
+        ledger.handle(Live(version=version))
     (sample,) = admit(ledger, "c")
     (score,) = ledger.handle(delivered(sample, payload=9, version=0))
     with pytest.raises(StalenessError, match=r"2 versions old .* flow\.max_staleness is 1"):
@@ -392,7 +396,7 @@ def test_the_state_has_the_books_and_the_open_groups():
     ledger.handle(delivered(trunk, payload=9))
     state = ledger.state()
     assert (state.version, state.admitted, state.outcomes, state.budget.bases) == (0, 2, {"rejected_all_correct": 1}, 2)
-    assert ([group.name for group in state.groups], state.settled, state.payloads) == (["b@0"], 1, {9})
+    assert ([group.name for group in state.groups], state.settled, payloads_of(ledger)) == (["b@0"], 1, {9})
     again = make_ledger(groups=1, budget=50, state=state)
     again.resume()
     again.check()
@@ -406,7 +410,7 @@ def test_a_ready_group_overtakes_a_slow_one_with_a_window():
     (train,) = drive(ledger, [quick], rewards=lambda id: id.branch)
     assert train.groups == ("b@0",)
     ledger.handle(Trained(version=1))
-    ledger.handle(Published(version=1))
+    ledger.handle(Live(version=1))
     (quick,) = admit(ledger, "c")
     assert drive(ledger, [quick], rewards=lambda id: id.branch) == []  # once more, and a would be too late
     (train,) = drive(ledger, [slow], rewards=lambda id: id.branch, payload=200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -13,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fr3e_async.config import PoolsConfig
 from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS, Dispatcher, Task
-from fr3e_async.machine.events import Utilization
-from fr3e_async.machine.messages import Dismiss, Drain, Hire, Move, Resizing, SetPoolTarget
+from fr3e_async.machine.events import Begun, Utilization, WorkerUp
+from fr3e_async.machine.messages import Dismiss, Drain, Hire, Message, Move, SetPoolTarget, Vacant
 from fr3e_async.machine.sizing import Autoscaler, Bounds, alike, bounds_of
 
 WIDTH = 4  # rollouts that a worker has at once
@@ -29,7 +30,7 @@ class Hall:
             **{"grow_after_s": GROW_S, "shrink_after_s": SHRINK_S, "busy_target": 0.8, "max_deaths_in_a_row": 10**6} | config
         )
         self.dispatcher = Dispatcher(dict.fromkeys(bounds, WIDTH), self.config)
-        self.alike, self.autoscaler = alike, Autoscaler(bounds, self.config, self.dispatcher, alike=alike)
+        self.alike, self.autoscaler = alike, Autoscaler(bounds, self.config, alike=alike)
         self.hires: dict[int, Hire] = {}  # by ticket, oldest first
         self.dismissed: dict[int, Hire] = {}
         self.wants: dict[str, list[int]] = {role: [] for role in bounds}
@@ -41,12 +42,12 @@ class Hall:
             for role, its in bounds.items():
                 for _ in range(its.count):
                     self.arrive(role)
-            assert self.do(self.autoscaler.begun()) == ""
+            assert self.begin() == ""
 
     def arrive(self, role: str, ticket: int = 0) -> str:
         self.names += 1
-        self.dispatcher.slot_up(role, f"{role}-{self.names}")
-        self.autoscaler.up(role, ticket)
+        up = WorkerUp(role=role, worker=f"{role}-{self.names}", ticket=ticket)
+        assert [*self.dispatcher.handle(up), *self.autoscaler.handle(up)] == []
         self.workers[f"{role}-{self.names}"] = role
         self.dispatcher.place()
         return f"{role}-{self.names}"
@@ -77,9 +78,20 @@ class Hall:
 
     def beat(self, at: float, **idle: float) -> str:
         """What was done, in short: ``hire g1 drain g2 want g3``, …; roles that are not named were at work all the time."""
-        return self.do(self.autoscaler.busy(Utilization(at=at, idle=tuple(idle.items()))))
+        return self.tell(Utilization(at=at, idle=tuple(idle.items())))
 
-    def do(self, commands: list[Resizing]) -> str:
+    def begin(self, *, again: bool = False) -> str:
+        return self.tell(Begun(again=again))
+
+    def tell(self, event: Begun | Utilization) -> str:
+        (census,) = self.dispatcher.handle(event)
+        return self.do(self.autoscaler.handle(census))
+
+    def lost(self, role: str, **fields: float) -> str:
+        """One of the role is gone, is to leave, or did not start."""
+        return self.do(self.autoscaler.handle(Vacant(role=role, staying=self.dispatcher.staying(role), **fields)))
+
+    def do(self, commands: Sequence[Message]) -> str:
         """Carry it out; every command must make sense."""
         said: list[str] = []
         for command in commands:
@@ -95,6 +107,7 @@ class Hall:
                 case Move():
                     assert {self.workers[command.worker], command.role} == {GENERATORS, EXPLORERS}
                     self.workers[command.worker] = command.role
+                    self.dispatcher.move(command.worker, command.role)
                     self.moved.append(command)
                     said.append(f"move {command.role[0]}")
                 case SetPoolTarget():
@@ -217,12 +230,12 @@ def test_a_lost_worker_is_hired_at_once_and_counts_as_asked_for():
     worker = next(iter(it.workers))
     del it.workers[worker]
     role, delay = it.dispatcher.slot_down(worker, "died")
-    assert it.do(it.autoscaler.lost(role, delay_s=delay)) == "hire g"
+    assert it.lost(role, delay_s=delay) == "hire g"
     assert [hire.delay_s for hire in it.hires.values()] == [1.0]
-    assert it.do(it.autoscaler.lost(role)) == ""
+    assert it.lost(role) == ""
     (ticket,) = it.hires
     del it.hires[ticket]
-    assert it.do(it.autoscaler.lost(role, delay_s=it.dispatcher.not_started(role, "no room"), ticket=ticket)) == "hire g"
+    assert it.lost(role, delay_s=it.dispatcher.not_started(role, "no room"), ticket=ticket) == "hire g"
     assert [(hire.ticket > ticket, hire.delay_s) for hire in it.hires.values()] == [(True, 2.0)]
 
 
@@ -232,7 +245,7 @@ def test_a_run_begins_with_what_is_there():
         it = Hall({GENERATORS: Bounds(2, 3, 5)}, up=False)
         for _ in range(there):
             it.arrive(GENERATORS)
-        assert it.do(it.autoscaler.begun()) == expected
+        assert it.begin() == expected
         assert it.wants[GENERATORS] == [min(max(there, 3), 5)]
 
 
@@ -242,7 +255,7 @@ def test_a_session_after_the_loss_of_the_learner_goes_on_with_the_pools_as_they_
         it = Hall({GENERATORS: Bounds(2, 3, 5)}, up=False)
         for _ in range(there):
             it.arrive(GENERATORS)
-        assert it.do(it.autoscaler.begun(again=True)) == expected
+        assert it.begin(again=True) == expected
         assert it.wants[GENERATORS] == [wanted]
 
 
@@ -444,7 +457,7 @@ def test_one_that_waits_for_a_lost_worker_only_gets_nobody_elses():
         worker = next(name for name, its in it.workers.items() if its == role)
         del it.workers[worker]
         it.dispatcher.slot_down(worker, "died")
-        assert it.do(it.autoscaler.lost(role)) == f"hire {role[0]}"
+        assert it.lost(role) == f"hire {role[0]}"
     assert [it.beat(at, generators=0.8, explorers=0.8) for at in (20.0, 30.0)] == ["", ""]
     assert (it.wanted(), it.wanted(EXPLORERS)) == (4, 4)
 
@@ -519,7 +532,7 @@ class Pools(RuleBasedStateMachine):
         for role in ROLES:
             for _ in range(rng.randint(0, 5)):
                 self.hall.arrive(role)
-        self.hall.do(self.hall.autoscaler.begun(again=rng.random() < 0.3))
+        self.hall.begin(again=rng.random() < 0.3)
         self.at = 0.0
         self.require_settled()
 
@@ -566,7 +579,7 @@ class Pools(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail_to_start(self, data):
         hire = self.hall.hires.pop(data.draw(st.sampled_from(sorted(self.hall.hires))))
-        self.hall.do(self.hall.autoscaler.lost(hire.role, delay_s=1.0, ticket=hire.ticket))
+        self.hall.lost(hire.role, delay_s=1.0, ticket=hire.ticket)
 
     @precondition(lambda self: self.hall.workers)
     @rule(data=st.data(), leaves=st.booleans())
@@ -578,7 +591,7 @@ class Pools(RuleBasedStateMachine):
             self.hall.gone_if_idle(name)
         else:
             self.hall.dispatcher.slot_down(name, "died")
-        self.hall.do(self.hall.autoscaler.lost(role))
+        self.hall.lost(role)
 
     @invariant()
     def sizes_are_within_their_bounds_and_nobody_is_missing(self):

@@ -120,9 +120,9 @@ def test_the_law_can_fail() -> None:
 
 
 def test_help_tells_of_every_target() -> None:
-    told = make("help").stdout.splitlines()
-    assert {line.split()[0] for line in told} == targets()
-    assert all(len(line.split()) > 2 for line in told)
+    listed = make("help").stdout.splitlines()
+    assert {line.split()[0] for line in listed} == targets()
+    assert all(len(line.split()) > 2 for line in listed)
 
 
 def test_what_ci_runs_sets_up_first(tmp_path: Path) -> None:

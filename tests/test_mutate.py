@@ -239,16 +239,16 @@ def test_a_small_repository(tmp_path: Path) -> None:
         (tmp_path / "it" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "it" / name).write_text(text)
     bench = Bench(root=tmp_path / "it", package="pack", work=tmp_path / "work", workers=1, heavy=(), least_s=1)
-    told: list[str] = []
-    covering = bench.maps(told.append)
-    assert sorted(told) == [
+    lines: list[str] = []
+    covering = bench.maps(lines.append)
+    assert sorted(lines) == [
         "map of tests/test_bad.py: 0 tests, 0 s, 1 left out",
         "map of tests/test_last.py: 1 tests, 0 s, 0 left out",
         "map of tests/test_more.py: 2 tests, 0 s, 0 left out",
         "map of tests/test_sums.py: 4 tests, 0 s, 0 left out",
     ]
-    bench.maps(told.append)
-    assert len(told) == 4  # kept
+    bench.maps(lines.append)
+    assert len(lines) == 4  # kept
     wanted = [("opposite", "total"), ("off_by_one", ""), ("boundary", "total"), ("off_by_one", "never"), ("arithmetic", "count")]
     drawn = [next(m for m in mutations("pack/sums.py", CODE) if (m.operator, m.function) == which) for which in wanted]
     rows = {row["name"]: row for row in bench.meet(drawn, covering)}

@@ -177,8 +177,8 @@ def test_samples_and_settings_can_be_read_where_people_follow_the_run(told: Told
     ]
     assert cells == [(4, 2, [*SHOWN[0], *(f"```\n{cell}\n```" for cell in SHOWN[1])])]
     assert events.summary_metadata["samples/heldout"].plugin_data.plugin_name == "text"
-    said = [list(one.tensor_proto.string_val) for one in events.Tensors("settings")]
-    assert [texts[texts.index(b"run.steps") + 1] for texts in said] == [b"3", b"4"]
+    shown = [list(one.tensor_proto.string_val) for one in events.Tensors("settings")]
+    assert [texts[texts.index(b"run.steps") + 1] for texts in shown] == [b"3", b"4"]
 
 
 ONLINE = """
@@ -289,10 +289,10 @@ def test_what_waited_is_written_when_a_slow_tracker_wakes_up() -> None:
     for step in range(20):
         feed.write(row(step))
     threading.Timer(0.1, held.set).start()
-    told = ended(feed)
+    news = ended(feed)
     assert fake.steps == sorted(fake.steps)
     assert 2 <= len(fake.steps) <= 4  # the queue, less one that gave way to the end, and one in hand
-    assert told[-1] == f"Fake: {20 - len(fake.steps)} of 20 rows were not written"
+    assert news[-1] == f"Fake: {20 - len(fake.steps)} of 20 rows were not written"
     assert fake.closed == ("finished", {}, "")
 
 
@@ -302,10 +302,10 @@ def test_one_that_hangs_does_not_cost_another_its_end() -> None:
     trackers = Trackers(feeds, close_s=1.0)
     for step in (1, 2, 3):
         trackers.write(step, {}, time_s=0.0)
-    told = trackers.close()
+    news = trackers.close()
     assert good.steps == [1, 2, 3]
     assert good.closed is not None
-    assert [text for text in told if text.startswith("Good")] == []
+    assert [text for text in news if text.startswith("Good")] == []
     held.set()
 
 

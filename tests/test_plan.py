@@ -57,9 +57,9 @@ def test_local_cluster_grows_to_the_need_unless_told_otherwise() -> None:
     assert local_resources(big, machine_cpus=2, machine_gpus=0) == {"CPU": 6, "GPU": 0, "engine": 1}
     assert local_resources(big, machine_cpus=16, machine_gpus=1)["CPU"] == 16
     check_resources(big, local_resources(big, machine_cpus=2, machine_gpus=0))
-    told = config("generators.cpus=4.5", "ray.num_cpus=4")
+    tight = config("generators.cpus=4.5", "ray.num_cpus=4")
     with pytest.raises(ConfigError, match=r"5\.75 CPUs needed .* offers 4; .*or raise ray\.num_cpus"):
-        check_resources(told, local_resources(told, machine_cpus=64, machine_gpus=0))
+        check_resources(tight, local_resources(tight, machine_cpus=64, machine_gpus=0))
 
 
 def test_too_few_resources_name_the_sum_and_the_settings() -> None:

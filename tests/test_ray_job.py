@@ -92,8 +92,8 @@ def test_stop_writes_a_checkpoint_and_a_second_job_goes_on(head: Head, tmp_path:
     final = json.loads((run_dir / "summary.json").read_text())
     assert (final["exit_reason"], final["steps"], final["resumed_from"]) == ("finished", target, state["steps"])
 
-    said, _ = beside.communicate(timeout=200)
-    assert beside.returncode == 0, said
+    output, _ = beside.communicate(timeout=200)
+    assert beside.returncode == 0, output
     other = json.loads((tmp_path / "beside" / "summary.json").read_text())
     assert (other["exit_reason"], other["steps"]) == ("finished", 1), "a job beside another one on the same cluster"
 

@@ -193,8 +193,8 @@ def test_its_first_error_of_each_kind_is_logged_with_the_traceback_and_told_with
     module: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR), VerifierPool(VerifierPoolConfig(workers=1), f"{module}:says") as pool:
-        told = [pool.judge(response, "g").complaint for response in ("1", "1/0", "2/0", "unheard_of", "'text'")]
-    assert told == [
+        complaints = [pool.judge(response, "g").complaint for response in ("1", "1/0", "2/0", "unheard_of", "'text'")]
+    assert complaints == [
         "", "ZeroDivisionError: division by zero (<string>, line 1, in <module>)", "",
         "NameError: name 'unheard_of' is not defined (<string>, line 1, in <module>)", "it returned 'text'",
     ]  # fmt: skip

@@ -1,6 +1,6 @@
 """The busy meter's arithmetic: what an engine tells of the time it worked."""
 
-from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.rollout.port import BusyMeter
 
 
 def test_busy_intervals_leave_out_idle_and_paused_time():

@@ -374,10 +374,10 @@ def test_weights_arrive_by_vllms_own_transfer_and_then_by_bundle(worlds, tied):
         sampling = asyncio.create_task(world.engine.sample(running))
         for _ in range(2):
             await asyncio.sleep(0.03)
-            told = world.next_bundle().manifest
-            ack = await transferred(world, told)
-            assert (ack.version, ack.checksum) == (world.version, told.checksum)
-            assert accounted(ack) == len(told.names)
+            manifest = world.next_bundle().manifest
+            ack = await transferred(world, manifest)
+            assert (ack.version, ack.checksum) == (world.version, manifest.checksum)
+            assert accounted(ack) == len(manifest.names)
         return await sampling
 
     completion = world.run(main())
@@ -388,11 +388,11 @@ def test_weights_arrive_by_vllms_own_transfer_and_then_by_bundle(worlds, tied):
 
 
 def test_a_transfer_of_another_type_is_refused_before_anything_changes(world):
-    told = pack_tensors(world.model.named_parameters(), version=999, dtype="bfloat16").manifest
+    manifest = pack_tensors(world.model.named_parameters(), version=999, dtype="bfloat16").manifest
     with pytest.raises(
         WeightsRefused, match=r"weights\.transfer=collective: engine\.dtype is float32, learner\.dtype is bfloat16"
     ):
-        world.run(world.engine.receive_weights(told))
+        world.run(world.engine.receive_weights(manifest))
     assert world.run(world.engine.stats()).version == world.version
 
 

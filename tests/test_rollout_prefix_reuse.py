@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from engine_world import END, TOLERANCE, VOCABULARY, World, build_model
 
-from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.algorithm.anchors import AnchorRule, with_anchors
 from fr3e_async.config import EngineConfig
 from fr3e_async.rollout import EngineSpec, engine_environment, start_engine
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
@@ -102,7 +102,7 @@ def anchors_at(positions: Sequence[int]) -> list[Anchor]:
 async def branch(world: World, payload: RolloutBatch, positions: Sequence[int] = POSITIONS, row: int = 0) -> RolloutBatch:
     (id, anchors) = payload.ids[row], anchors_at(positions)
     ids = [RolloutId(id.group, anchor.node, m) for anchor in anchors for m in range(BRANCHES)]
-    return await joined(rollout_worker(world).branch(payload, id, anchors, ids, DRAW))
+    return await joined(rollout_worker(world).branch(with_anchors(payload, anchors), id, ids, DRAW))
 
 
 def full_blocks(context: int) -> int:

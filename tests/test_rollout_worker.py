@@ -12,7 +12,7 @@ from chat_support import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.algorithm.anchors import AnchorRule, with_anchors
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 from fr3e_async.rollout.port import EngineDead, SampleRequest
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts, rollout_seed
@@ -77,7 +77,7 @@ def test_a_branch_continues_the_parents_ids_even_inside_a_character(text, data):
     engine.requests.clear()
     anchors = maker.anchors(trunk)
     branches = [RolloutId("q@0", anchor.node, m) for anchor in anchors for m in range(2)]
-    batch = asyncio.run(joined(maker.branch(trunk, trunk.ids[0], anchors, branches, Draw(max_tokens=40))))
+    batch = asyncio.run(joined(maker.branch(with_anchors(trunk, anchors), trunk.ids[0], branches, Draw(max_tokens=40))))
     positions = {anchor.node: anchor.position for anchor in anchors}
     assert sorted(batch.ids) == branches
     for row, (request, id) in enumerate(zip(engine.requests, batch.ids, strict=True)):
@@ -122,7 +122,11 @@ def test_requests_carry_seeds_only_if_asked_and_the_same_at_every_attempt():
         trunk = asyncio.run(joined(maker.sample([prompt("q")], bases(1), Draw(max_tokens=40), trunk=True)))
         anchors = maker.anchors(trunk)[:1]
         asyncio.run(
-            joined(maker.branch(trunk, trunk.ids[0], anchors, [RolloutId("q@0", anchors[0].node, 1)], Draw(max_tokens=40)))
+            joined(
+                maker.branch(
+                    with_anchors(trunk, anchors), trunk.ids[0], [RolloutId("q@0", anchors[0].node, 1)], Draw(max_tokens=40)
+                )
+            )
         )
     seeds = [request.seed for request in engine.requests]
     wanted = [rollout_seed(3, RolloutId("q@0", 0, 0)), rollout_seed(3, RolloutId("q@0", anchors[0].node, 1))]
@@ -147,10 +151,12 @@ def test_a_batch_of_trunks_branches_each_from_its_own_row():
     maker, engine = rollout_worker(script, AnchorRule(name="entropy", count=1, min_gap=1))
     ids = [bases(3)[i] for i in (2, 0, 1)]
     batch = asyncio.run(joined(maker.sample([prompt("q")] * 3, ids, Draw(max_tokens=20), trunk=True)))
-    for anchor in maker.anchors(batch):
+    anchors = maker.anchors(batch)
+    batch = with_anchors(batch, anchors)
+    for anchor in anchors:
         engine.requests.clear()
         ids = [RolloutId("q@0", anchor.node, 0)]
-        asyncio.run(joined(maker.branch(batch, RolloutId("q@0", 0, anchor.trunk), [anchor], ids, Draw(max_tokens=20))))
+        asyncio.run(joined(maker.branch(batch, RolloutId("q@0", 0, anchor.trunk), ids, Draw(max_tokens=20))))
         assert engine.requests[0].context.tolist() == [*prompt("q").token_ids, *spines[anchor.trunk][:3]]
 
 
@@ -212,7 +218,7 @@ def test_bases_and_branches_stop_and_the_rest_of_a_completion_is_gone():
     assert (trunk.note(0).finish, trunk.note(0).length, len(trunk.eligible)) == (Finish.STOP, 10, 10)
     anchors = [Anchor(node=n, parent=n - 1, trunk=0, position=p, score=1.0) for n, p in ((1, 3), (2, 6))]
     ids = [RolloutId("q@0", 1, 0), RolloutId("q@0", 2, 0)]
-    found = asyncio.run(joined(maker.branch(trunk, bases(1)[0], anchors, ids, Draw(max_tokens=40))))
+    found = asyncio.run(joined(maker.branch(with_anchors(trunk, anchors), bases(1)[0], ids, Draw(max_tokens=40))))
     rows = {id.node: found.completion(row) for row, id in enumerate(found.ids)}
     assert (rows[1].tokens.tolist(), rows[1].finish) == (bytes_of("a>"), Finish.STOP)
     assert (rows[2].tokens.tolist(), rows[2].finish) == (bytes_of("b\n"), Finish.LENGTH)

@@ -206,9 +206,9 @@ def test_a_note_cannot_write_to_the_terminal(mode: str) -> None:
 
 def test_an_error_cannot_write_to_the_terminal() -> None:
     for kind in (UserError, DataError, RunFailed):
-        said = str(kind(f"a{ESCAPES}\tb\nc \ud800"))
-        assert said == "a\\x1b[2J\\x1b]0;owned\\x07\\r\\x08\\u202e\\x9b31m\tb\nc \\ud800"
-        said.encode()
+        printed = str(kind(f"a{ESCAPES}\tb\nc \ud800"))
+        assert printed == "a\\x1b[2J\\x1b]0;owned\\x07\\r\\x08\\u202e\\x9b31m\tb\nc \\ud800"
+        printed.encode()
     assert printable("Grüße, 你好, Привет, ∑ x² \u00a0") == "Grüße, 你好, Привет, ∑ x² \u00a0"
 
 
@@ -231,9 +231,9 @@ def test_the_commands_do_not_pass_on_what_files_say(cli: Cli, capsys: pytest.Cap
     row = {"group": f"{ESCAPES}@0", "outcome": "trained"}
     (cli.folder / "run" / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*world.notes.groups, row]))
     assert fr3e(["audit", "run"]) == 1
-    said = capsys.readouterr().out
-    assert said.count(r"\x1b[2J\x1b]0;owned") == 2
-    assert printable(said) == said
+    printed = capsys.readouterr().out
+    assert printed.count(r"\x1b[2J\x1b]0;owned") == 2
+    assert printable(printed) == printed
 
 
 # ---- secrets ----
@@ -252,8 +252,8 @@ def test_the_commands_do_not_pass_on_what_files_say(cli: Cli, capsys: pytest.Cap
 def test_a_secret_in_a_setting_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    said = cli.refused(*TOY, *arguments, says=[says])
-    assert not any(value in said for value in SECRETS.values())
+    printed = cli.refused(*TOY, *arguments, says=[says])
+    assert not any(value in printed for value in SECRETS.values())
 
 
 def test_secrets_of_the_environment_are_in_no_file_of_a_run(
@@ -268,13 +268,13 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(
     assert world.run() == "finished"
     (run / "notes.json").write_text(json.dumps([world.notes.lines, world.notes.groups, world.notes.steps]))
     assert fr3e(["train", "--dry-run", "config=toy", "model.path=toy"]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     files = [path for path in run.rglob("*") if path.is_file()]
     assert {"config.yaml", "run.json", "ledger.jsonl", "control.json", "notes.json"} <= {path.name for path in files}
     assert any(path.parent.name == "journal" for path in files)
     for value in SECRETS.values():
         assert [path for path in files if value.encode() in path.read_bytes()] == []
-        assert value not in said.out + said.err
+        assert value not in printed.out + printed.err
 
 
 def test_actors_are_told_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,11 +285,11 @@ def test_actors_are_told_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     config = load_config(["config=toy"]).config
     spec = LearnerSpec(path="m", learner=config.learner, loss=config.loss, temperature=1.0)
-    told = [
+    environments = [
         engine_environment(EngineSpec(model="m", end_token_ids=(1,), max_model_len=8)), rank_environment(spec),
         quiet_environment(verbose=False),
     ]  # fmt: skip
-    for variables in told:
+    for variables in environments:
         assert variables
         assert not set(SECRETS) & set(variables)
         assert not set(SECRETS.values()) & set(variables.values())

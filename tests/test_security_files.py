@@ -280,8 +280,8 @@ def test_a_pickle_under_the_name_of_a_shard_is_refused(
     (folder / checkpoint.MANIFEST).write_text(checked_json(content))
     committed_again(run)
     assert "cannot be read" in damage(folder)
-    code, said = exported(run, tmp_path, capsys)
-    assert (code, said.count("\n")) == (2, 1)
+    code, output = exported(run, tmp_path, capsys)
+    assert (code, output.count("\n")) == (2, 1)
     state = PlainState({"model.norm.weight": torch.zeros(32)})
     state_of_run = checkpoint.Manifest.read(folder)
     state.weights = {name: torch.zeros(shape) for name, shape in state_of_run.shapes.items()}
@@ -310,9 +310,9 @@ def test_no_name_in_a_checkpoint_leads_out_of_it(
     (folder / checkpoint.MANIFEST).write_text(checked_json(content))
     committed_again(run)
     assert says in damage(folder)
-    code, said = exported(run, tmp_path, capsys, "--step", "5")
-    assert (code, said.count("\n")) == (2, 1)
-    assert says in said
+    code, output = exported(run, tmp_path, capsys, "--step", "5")
+    assert (code, output.count("\n")) == (2, 1)
+    assert says in output
 
 
 def test_an_export_runs_no_code_of_the_checkpoint(
@@ -320,10 +320,10 @@ def test_an_export_runs_no_code_of_the_checkpoint(
 ) -> None:
     with_code(learner_of(run) / checkpoint.BASE, canary)
     committed_again(run)
-    code, said = exported(run, tmp_path, capsys)
-    assert (code, said.count("\n")) == (2, 1)
-    assert "the model comes with Python code of its own" in said
-    assert "--trust-remote-code" in said
+    code, output = exported(run, tmp_path, capsys)
+    assert (code, output.count("\n")) == (2, 1)
+    assert "the model comes with Python code of its own" in output
+    assert "--trust-remote-code" in output
     assert not list(tmp_path.glob("out*"))
 
 

@@ -76,8 +76,8 @@ def all_at_once(commands: dict[str, tuple[list[str], dict[str, str]]]) -> dict[s
         name: subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for name, (words, environment) in commands.items()
     }
-    said = {name: process.communicate(timeout=250)[0] for name, process in started.items()}
-    return {name: (started[name].returncode, text) for name, text in said.items()}
+    outputs = {name: process.communicate(timeout=250)[0] for name, process in started.items()}
+    return {name: (started[name].returncode, text) for name, text in outputs.items()}
 
 
 def ask(path: str, *, token: str = "", body: object = None, url: str = URL) -> tuple[int, str]:
@@ -96,9 +96,9 @@ def test_a_job_of_a_stranger_is_refused(head: Head, tmp_path: Path) -> None:
     ray, canary = str(Path(sys.executable).parent / "ray"), tmp_path / "canary"
     command = [ray, "job", "submit", "--address", URL, "--", "touch", str(canary)]
     tried = all_at_once({name: (command, head.clean | {"HOME": str(tmp_path)} | own) for name, own in STRANGERS.items()})
-    for name, (code, said) in tried.items():
+    for name, (code, reply) in tried.items():
         assert code != 0, name
-        assert "Authentication" in said, name
+        assert "Authentication" in reply, name
     assert not canary.exists()
 
 
@@ -108,15 +108,15 @@ def test_plain_http_without_the_token_is_refused(head: Head, tmp_path: Path, tok
     assert ask("/api/jobs/", token=token, body=job)[0] == status
     for path in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/cluster_status"):
         assert ask(path, token=token)[0] == status, path
-    code, said = ask("/api/jobs/", token=head.token)
-    assert (code, [entry for entry in json.loads(said) if entry["type"] == "SUBMISSION"]) == (200, [])
+    code, reply = ask("/api/jobs/", token=head.token)
+    assert (code, [entry for entry in json.loads(reply) if entry["type"] == "SUBMISSION"]) == (200, [])
     assert not (tmp_path / "canary").exists()
 
 
 def test_the_token_opens_the_same_doors(head: Head, tmp_path: Path) -> None:
     """Else the tests around this one could pass because nothing works."""
-    code, said = ask("/api/version", token=head.token)
-    assert (code, json.loads(said)["ray_version"]) == (200, "2.60.0")
+    code, reply = ask("/api/version", token=head.token)
+    assert (code, json.loads(reply)["ray_version"]) == (200, "2.60.0")
     submitted = head.call("ray", "job", "submit", "--", "touch", str(tmp_path / "canary"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert (tmp_path / "canary").exists()
@@ -133,9 +133,9 @@ def test_a_stranger_cannot_join_the_cluster(head: Head, tmp_path: Path) -> None:
         )
         for name, own in STRANGERS.items():
             commands[f"{name}, {address}"] = ([sys.executable, "-c", code], head.clean | {"HOME": str(tmp_path)} | own)
-    for name, (status, said) in all_at_once(commands).items():
+    for name, (status, reply) in all_at_once(commands).items():
         assert status != 0, name
-        assert "joined" not in said, name
+        assert "joined" not in reply, name
     assert not (tmp_path / "canary").exists()
 
 
@@ -170,6 +170,6 @@ def test_the_agents_port_asks_for_the_token_and_the_metrics_port_does_not(head: 
     agent, metrics = f"http://127.0.0.1:{AGENT}", f"http://127.0.0.1:{METRICS}"
     assert ask("/api/job_agent/jobs/", body={"entrypoint": "true"}, url=agent)[0] == 401
     assert ask("/api/job_agent/jobs/", body={"entrypoint": "true"}, url=agent, token=WRONG)[0] == 403
-    status, said = ask("/metrics", url=metrics)
+    status, reply = ask("/metrics", url=metrics)
     assert status == 200
-    assert head.token not in said
+    assert head.token not in reply

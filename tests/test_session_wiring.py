@@ -158,9 +158,9 @@ def test_a_stop_with_nothing_new_to_save_is_a_good_end(
 ) -> None:
     save_whole(run_dir.checkpoints, 3, base=small_base(tmp_path / "base"))
     assert Stopped(run_dir, version=version).run() == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[-4] == "- SIGTERM; nothing new to save"
-    assert said[-1] == f"resume  the same command with run.dir={run_dir.path} resume=auto"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4] == "- SIGTERM; nothing new to save"
+    assert lines[-1] == f"resume  the same command with run.dir={run_dir.path} resume=auto"
 
 
 def test_a_stop_that_loses_a_batch_is_a_failure(run_dir: RunDir, tmp_path: Path) -> None:

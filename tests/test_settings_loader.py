@@ -136,7 +136,7 @@ def test_the_resolved_yaml_loads_again_to_the_same_config(folder: Path) -> None:
     ("argument", "parts"),
     [
         ("run.stepss=3", ["run.stepss=3: unknown setting run.stepss", "did you mean run.steps?"]),
-        ("lr=3", ["unknown setting lr", "did you mean learner.lr?"]),
+        ("lr=3", ["unknown setting lr", "did you mean critic.lr or learner.lr?"]),
         ("learner.groups_per_step=3", ["did you mean flow.groups_per_step?"]),
         ("generator.counts=3", ["did you mean generators.count?"]),
         ("zzz.qqq=3", ["unknown setting zzz.qqq; --help"]),
@@ -153,7 +153,7 @@ def test_the_resolved_yaml_loads_again_to_the_same_config(folder: Path) -> None:
         ("engine.options=[1]", ["engine.options must be a mapping, got [1]"]),
         (
             "algorithm.strategy=grop",
-            ["must be one of fr3e, grpo, grpo_pp, rloo, tree_credit, vineppo, got 'grop'", "did you mean grpo?"],
+            ["must be one of fr3e, grpo, grpo_pp, ppo, rloo, tree_credit, vapo, vineppo, got 'grop'", "did you mean grpo?"],
         ),
         ("engine.options={logprobs_mode: raw_logprobs}", ["engine.options must not set logprobs_mode: the system sets it"]),
         ("budget.tokens_per_prompt=3", ["budget.tokens_per_prompt is 3, but a group has at least 4 rollouts"]),
@@ -200,6 +200,24 @@ def test_bad_files(folder: Path, text: str, parts: list[str]) -> None:
     found = message("config=toy,bad.yaml")
     for part in parts:
         assert part in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            ["config=toy_ppo", "loss.objective=gspo"],
+            ["loss.objective=gspo with algorithm.strategy=ppo", "loss.objective=clip only"],
+        ),
+        (["config=toy_vapo", "loss.mean=sequence"], ["loss.mean=sequence with algorithm.strategy=vapo", "loss.mean=token only"]),
+        (["config=toy_vapo", "critic.length_alpha=0"], ["critic.length_alpha=0 with algorithm.strategy=vapo leaves no lambda"]),
+        (["config=toy_ppo", "learner.ds_config.scheduler.type=WarmupLR"], ["learner.ds_config has an optimizer or scheduler"]),
+    ],
+)
+def test_what_no_strategy_with_a_critic_is_used_with_is_refused(folder: Path, arguments: list[str], parts: list[str]) -> None:
+    text = message(*arguments)
+    for part in parts:
+        assert part in text
 
 
 def test_a_later_value_heals_an_earlier_blank(folder: Path) -> None:
@@ -326,6 +344,10 @@ IDLE = [  # settings, and what is named: what does nothing, and why
     ("algorithm.anchors=0 algorithm.trunk=all", "algorithm.trunk", "algorithm.anchors=0"),
     ("algorithm.anchor_rule=uniform algorithm.entropy_of=raw", "algorithm.entropy_of", "the rule uniform"),
     ("algorithm.alpha=false algorithm.alpha_shrink=true", "algorithm.alpha_shrink", "algorithm.alpha=false"),
+    ("critic.lr=1e-3", "critic.lr", "algorithm.strategy=fr3e"),
+    ("algorithm.strategy=ppo critic.positive_coef=0.1", "critic.positive_coef", "algorithm.strategy=ppo"),
+    ("algorithm.strategy=ppo critic.length_alpha=0.1", "critic.length_alpha", "algorithm.strategy=ppo"),
+    ("algorithm.strategy=vapo critic.policy_lambda=0.9", "critic.policy_lambda", "algorithm.strategy=vapo"),
     ("loss.mean_length=48", "loss.mean_length", "loss.mean=token"),
     ("loss.objective=cispo loss.dual_clip=3", "loss.dual_clip", "loss.objective=cispo"),
     ("loss.importance=off loss.importance_cap=2.0", "loss.importance_cap", "loss.importance=off"),

@@ -18,7 +18,7 @@ from fr3e_async.verify.pool import last_words
 from fr3e_async.verify.responses import UNREADABLE
 from fr3e_async.wiring.room import Wanted, roll_call
 
-RIGHT = Verdict(outcome=Outcome.CORRECT)
+CORRECT = Verdict(outcome=Outcome.CORRECT)
 NOTHING = Verdict(outcome=Outcome.UNKNOWN, reason="reward said unknown")
 
 
@@ -36,7 +36,7 @@ def lines_of(world: World) -> list[str]:
 def test_a_model_that_solves_nothing_is_said_to(tmp_path: Path) -> None:
     """Bases take a second, so do branches: groups of 7 rollouts end all wrong, and none is ready."""
     world = World(
-        tmp_path, right=0.0, gain=0.0, delay_s=1.0, observe={"heartbeat_s": 2.0},
+        tmp_path, correct=0.0, gain=0.0, delay_s=1.0, observe={"heartbeat_s": 2.0},
         flow={"groups_per_step": 4, "max_staleness": 1, "lease_s": 60.0, "max_rejected_in_a_row": 10_000},
     )  # fmt: skip
     with pytest.raises(TimeoutError):
@@ -59,8 +59,8 @@ def test_a_learner_at_work_is_said_to_be_and_lines_come_ever_more_seldom(tmp_pat
     world.learner.train = slowly  # type: ignore[method-assign]
     with pytest.raises(TimeoutError):
         virtual_time.run(world.go(), limit_s=600.0)
-    said = [line.partition("; ")[0] for line in lines_of(world)]
-    assert said == [f"no batch for {at} s: the learner trains v1" for at in (30, 60, 120, 240, 480)]
+    stalls = [line.partition("; ")[0] for line in lines_of(world)]
+    assert stalls == [f"no batch for {at} s: the learner trains v1" for at in (30, 60, 120, 240, 480)]
 
 
 def test_a_run_whose_batches_come_says_nothing(tmp_path: Path) -> None:
@@ -78,10 +78,10 @@ def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
     trace = (
         'Traceback (most recent call last):\n  File "/home/me/mine.py", line 7, in score\n    int(text)\nValueError: no digits\n'
     )
-    told = watch.take(
+    notes = watch.take(
         "verifier-0",
         [
-            RIGHT,
+            CORRECT,
             failed(complaint=last_words(trace)),
             failed(),
             failed("cpu limit"),
@@ -89,7 +89,7 @@ def test_the_first_failure_of_each_kind_is_told_at_once() -> None:
             NOTHING,
         ],
     )
-    assert told == [
+    assert notes == [
         "reward=mine:score: ValueError: no digits (mine.py, line 7, in score); all of it is in "
         "logs/verifier-0.log; more of these are only counted",
         "reward=mine:score: cpu limit; more of these are only counted",
@@ -118,7 +118,7 @@ def test_what_no_function_has_seen_says_nothing_about_it() -> None:
         watch.take("verifier-0", [unreadable, failed()])
 
 
-@pytest.mark.parametrize("good", [RIGHT, Verdict(outcome=Outcome.WRONG), NOTHING])
+@pytest.mark.parametrize("good", [CORRECT, Verdict(outcome=Outcome.WRONG), NOTHING])
 def test_one_good_verdict_among_them_is_enough(good: Verdict) -> None:
     watch = FirstVerdicts(["math"])
     assert watch.take("verifier-0", [*[failed()] * (FIRST - 1), good, *[failed()] * 500]) == []

@@ -120,7 +120,7 @@ def test_the_header_has_the_config_and_the_state_that_the_machine_began_with(tmp
 def test_decisions_are_written_in_short():
     ids = (RolloutId("q@0", 0, 0), RolloutId("q@0", 0, 1))
     work = Sample(task=7, ids=ids, trunk=True)
-    branch = Branch(task=8, group="q@0", ids=ids, trunk=ids[0], trunk_payload=1, anchors=())
+    branch = Branch(task=8, group="q@0", ids=ids, trunk=ids[0], trunk_payload=1)
     told = [
         (Assign(task=7, worker="generator-0", work=work), "assign 7 generator-0 Sample 2"),
         (Assign(task=8, worker="explorer-0", work=branch), "assign 8 explorer-0 Branch 2"),

@@ -66,7 +66,7 @@ async def tried() -> dict[str, str]:
     from fr3e_async.control.ports import TaskLost, WorkerLost
     from fr3e_async.errors import RunFailed
 
-    store, said = RayPayloads(), {}
+    store, outcomes = RayPayloads(), {}
     actor = ray.remote(Maker).options(num_cpus=0).remote()
 
     async def made(number: int):
@@ -80,11 +80,13 @@ async def tried() -> dict[str, str]:
     for name, way in (("put", put), ("returned", made)):
         try:
             held = [await asyncio.wait_for(way(number), 60) for number in range(BATCHES)]
-            said[name] = "whole" if all(same(store.get(payload), number) for number, payload in enumerate(held)) else "changed"
+            outcomes[name] = (
+                "whole" if all(same(store.get(payload), number) for number, payload in enumerate(held)) else "changed"
+            )
             del held
         except (RunFailed, TaskLost, WorkerLost) as error:
-            said[name] = f"{type(error).__name__}: {error}"
-    return said
+            outcomes[name] = f"{type(error).__name__}: {error}"
+    return outcomes
 
 
 def outcome(mode: str) -> dict[str, str]:
@@ -102,7 +104,7 @@ def test_rollouts_beyond_a_small_store_go_to_disk_and_come_back():
 
 
 def test_a_full_disk_beneath_a_full_store_is_named():
-    said = outcome("full")
-    assert "object store takes no more rollouts" in said["put"]
-    assert "ray.object_store_gib" in said["put"]
-    assert said["returned"].startswith(("RunFailed", "TaskLost")), said
+    outcomes = outcome("full")
+    assert "object store takes no more rollouts" in outcomes["put"]
+    assert "ray.object_store_gib" in outcomes["put"]
+    assert outcomes["returned"].startswith(("RunFailed", "TaskLost")), outcomes

@@ -55,8 +55,8 @@ def batch(*lengths: int, group: str = "q1@0", contexts: int = 1, raw: bool = Fal
 def content(batch: RolloutBatch) -> dict[str, Any]:
     """Everything in a batch, so that == compares types and bits (a NaN as well)."""
     columns = {name: getattr(batch, name) for name in COLUMNS}
-    said = {name: None if c is None else (c.dtype.str, c.shape, c.tobytes()) for name, c in columns.items()}
-    return {"ids": batch.ids, **said}
+    contents = {name: None if c is None else (c.dtype.str, c.shape, c.tobytes()) for name, c in columns.items()}
+    return {"ids": batch.ids, **contents}
 
 
 def shards(folder: Path) -> list[str]:

@@ -321,6 +321,23 @@ def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     assert {p.name for p in store.root.iterdir()} == {"step-00000002", "step-00000003", "latest"}
 
 
+def test_the_best_checkpoint_stays_until_another_is_best_or_its_branch_is_left(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    for step in (1, 2):
+        save(store, step)
+    store.keep_best(2)
+    store.keep_best(7)  # of which there is none
+    save(store, 3)
+    assert (store.steps(), (tmp_path / "best").read_text()) == ([3, 2], "step-00000002\n")
+    store.keep_best(3)
+    save(store, 4)
+    assert store.steps() == [4, 3]
+    store.commit(store.begin(5), 5, spare={4})
+    assert store.steps() == [5, 4, 3]
+    save(store, 2)  # after going back: 3 to 5 are of a run that has not been
+    assert store.steps() == [2]
+
+
 def test_a_checkpoint_that_was_never_committed_is_skipped_and_later_removed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

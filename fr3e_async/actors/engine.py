@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 import ray
 
 from fr3e_async.actors.watch import Watched
-from fr3e_async.algorithm.anchors import AnchorRule
+from fr3e_async.algorithm.anchors import AnchorRule, with_anchors
 from fr3e_async.algorithm.answer_span import thoughts_by
 from fr3e_async.control.ports import Delivery
 from fr3e_async.files.process_logs import redirect_output
@@ -18,7 +18,7 @@ from fr3e_async.rollout import Engine, EngineDead, EngineSpec, EngineStats, star
 from fr3e_async.rollout.door import tokenizer_digest
 from fr3e_async.rollout.port import TransferMeeting
 from fr3e_async.rollout.rollout_worker import RolloutWorker, TokenTexts
-from fr3e_async.types import Anchor, Draw, Prompt, RolloutBatch, RolloutId
+from fr3e_async.types import Draw, Prompt, RolloutBatch, RolloutId
 from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, WeightManifest
 
 T = TypeVar("T")
@@ -62,14 +62,17 @@ class EngineActor(Watched):
         async for batch in _each_or_die(self._rollout_worker.sample(prompts, ids, draw, trunk=trunk)):
             anchors = self._rollout_worker.anchors(batch) if trunk and not self._rescored else None
             yield Delivery.of(batch, anchors)
-            yield batch
+            yield batch if anchors is None else with_anchors(batch, anchors)
 
     async def branch(
-        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: RolloutBatch, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[Delivery | RolloutBatch]:
-        """Stream the branches of one trunk as ``sample`` does: for each, the ``Delivery``, then its batch."""
+        """Stream the branches of one trunk as ``sample`` does: for each, the ``Delivery``, then its batch.
+
+        Ray hands in the object behind the caller's reference; its arrays are read-only views of this node's object store.
+        """
         assert self._rollout_worker is not None
-        async for batch in _each_or_die(self._rollout_worker.branch(payload, trunk, anchors, ids, draw)):
+        async for batch in _each_or_die(self._rollout_worker.branch(payload, trunk, ids, draw)):
             yield Delivery.of(batch)
             yield batch
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
 from fr3e_async.actors.watch import Watched
-from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, with_entropies
+from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_rows, with_anchors, with_entropies
 from fr3e_async.algorithm.batching import train_sample
 from fr3e_async.files.process_logs import redirect_output
 from fr3e_async.files.scratch import actor_scratch
 from fr3e_async.learner.spec import LearnerSpec
 from fr3e_async.rollout.port import TransferMeeting
-from fr3e_async.types import Advantage, Anchor, RolloutId, StepReport
+from fr3e_async.types import Advantage, RolloutBatch, RolloutId, StepReport
 from fr3e_async.weights.manifest import WeightBucket, WeightManifest
 
 CHECKPOINT_TAG = "state"  # one tag a folder: versions are told apart by the folders that hold whole checkpoints
@@ -57,16 +57,19 @@ class LearnerActor(Watched):
         samples = [train_sample(batches[p.payload], p.row, advantage=p.advantage, minibatch=p.minibatch) for p in picks]
         return self._rank.train(samples, version=version)
 
-    def rescore(self, payloads: Sequence[ray.ObjectRef], trunks: Sequence[tuple[int, RolloutId]]) -> list[tuple[Anchor, ...]]:
-        """The anchors of each trunk (payload index, id), by the entropies of the weights as they are."""
-        batches = ray.get(list(payloads))
-        rows = [(batches[index], batches[index].row_of(id)) for index, id in trunks]
-        entropies = self._rank.entropies([(batch.context(row), batch.completion(row).tokens) for batch, row in rows])
+    def rescore(self, payloads: Sequence[ray.ObjectRef], trunks: Sequence[Sequence[RolloutId]]) -> list[Any]:
+        """Choose the anchors of these trunks of each payload by the entropies of the weights as they are.
+
+        Returns the anchors of each payload, None, and then each payload again, now with those entropies and anchors.
+        """
         assert self._rule is not None
-        return [
-            anchors_of_row(self._rule, with_entropies(batch.completion(row), exact), batch, row, seed=self._seed)
-            for (batch, row), exact in zip(rows, entropies, strict=True)
-        ]
+        batches: list[RolloutBatch] = ray.get(list(payloads))
+        rows = [[batch.row_of(id) for id in ids] for batch, ids in zip(batches, trunks, strict=True)]
+        asked = [(batch, row) for batch, its in zip(batches, rows, strict=True) for row in its]
+        measured = iter(self._rank.entropies([(batch.context(row), batch.completion(row).tokens) for batch, row in asked]))
+        exact = [with_entropies(batch, {row: next(measured) for row in its}) for batch, its in zip(batches, rows, strict=True)]
+        chosen = [anchors_of_rows(self._rule, batch, its, seed=self._seed) for batch, its in zip(exact, rows, strict=True)]
+        return [chosen, None, *map(with_anchors, exact, chosen)]
 
     def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32] | None:
         return self._rank.distributions(rows)

@@ -26,7 +26,7 @@ from fr3e_async.actors import watch
 from fr3e_async.actors.learner import Pick
 from fr3e_async.actors.verifier import Problem
 from fr3e_async.algorithm.batching import balanced_shards, shard_trees
-from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunk, WorkerLost
+from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunks, WorkerLost
 from fr3e_async.errors import LearnerLost, RunFailed
 from fr3e_async.rollout.port import EngineStats, TransferMeeting
 from fr3e_async.types import Anchor, Answer, Draw, Prompt, RolloutId, StepReport, Verdict
@@ -89,9 +89,9 @@ class RayEngine:
         return self._deliveries(self._streaming("sample").remote(_bare(prompts), list(ids), draw, trunk))
 
     def branch(
-        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: Payload, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
-        return self._deliveries(self._streaming("branch").remote(payload, trunk, tuple(anchors), list(ids), draw))
+        return self._deliveries(self._streaming("branch").remote(payload, trunk, list(ids), draw))
 
     async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
         delivery, payload = self.actor.sample_together.options(num_returns=2).remote(_bare(prompts), list(ids), draw)
@@ -200,15 +200,18 @@ class RayLearner:
         reports = await self._together(calls)
         return reports[0]
 
-    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
-        shards = balanced_shards([trunk.length for trunk in trunks], len(self._ranks))
-        calls = []
-        for rank, shard in zip(self._ranks, shards, strict=True):
-            payloads, indices = _distinct([trunks[i].payload for i in shard])
-            calls.append(rank.rescore.remote(payloads, [(index, trunks[i].id) for index, i in zip(indices, shard, strict=True)]))
-        chosen: dict[int, tuple[Anchor, ...]] = {}
-        for shard, anchors in zip(shards, await self._together(calls), strict=True):
-            chosen |= dict(zip(shard, anchors, strict=True))
+    async def rescore(self, trunks: Sequence[Trunks]) -> list[tuple[tuple[Anchor, ...], Payload]]:
+        shards = balanced_shards([its.length for its in trunks], len(self._ranks))
+        answers = [
+            rank.rescore.options(num_returns=2 + len(shard)).remote(  # 2: Ray gives no list of references for one return value
+                [trunks[i].payload for i in shard], [trunks[i].ids for i in shard]
+            )
+            for rank, shard in zip(self._ranks, shards, strict=True)
+        ]
+        told = await self._together([first for first, *_ in answers])
+        chosen: dict[int, tuple[tuple[Anchor, ...], Payload]] = {}
+        for shard, anchors, (_, _, *payloads) in zip(shards, told, answers, strict=True):
+            chosen |= dict(zip(shard, zip(anchors, payloads, strict=True), strict=True))
         return [chosen[i] for i in range(len(trunks))]
 
     async def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
@@ -224,7 +227,7 @@ class RayLearner:
         held = self._exported
         told = held.manifest if held is not None else None
         streams = [rank.export.options(num_returns="streaming").remote(version, told, self._bucket_bytes) for rank in self._ranks]
-        sent, *_ = await self._together([_drained(stream) for stream in streams])
+        sent, *_ = await self._together([references(stream) for stream in streams])
         (manifest,) = await self._together([sent[-1]])
         self._exported = joined(manifest, sent[:-1], held)
         return self._exported
@@ -287,11 +290,14 @@ def _lost(error: WorkerLost | TaskLost) -> LearnerLost:
     return LearnerLost(str(error))
 
 
-async def _drained(stream: ray.ObjectRefGenerator) -> list[ray.ObjectRef]:
-    """References of all items of a stream; nothing but the last one is fetched, which holds the error of a failed stream."""
-    items = [item async for item in stream]
-    if items:
-        await items[-1]
+async def references(stream: ray.ObjectRefGenerator) -> list[ray.ObjectRef]:
+    """References of all items of a stream, once it has ended. ``async for`` would fetch each item; only the last one is fetched here.
+
+    Raises the error of a stream that failed, which is its last item.
+    """
+    await stream.completed()
+    items = list(stream)
+    await items[-1]
     return items
 
 

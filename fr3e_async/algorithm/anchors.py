@@ -5,14 +5,14 @@ Refuses to know tokenizers: the caller says what each token reads as, which are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fr3e_async.config import AlgorithmConfig
-from fr3e_async.types import Anchor, Completion, Finish, RolloutBatch, RolloutId
+from fr3e_async.types import ANCHOR, Anchor, Completion, Finish, RolloutBatch, RolloutId
 
 
 def eligible_positions(
@@ -99,24 +99,40 @@ def select_anchors(
     )
 
 
-def anchors_of_row(rule: AnchorRule, completion: Completion, batch: RolloutBatch, row: int, *, seed: int) -> tuple[Anchor, ...]:
-    """``select_anchors`` of a trunk that is row ``row`` of a batch; none if it was aborted.
+def anchors_of_rows(rule: AnchorRule, batch: RolloutBatch, rows: Iterable[int], *, seed: int) -> tuple[Anchor, ...]:
+    """``select_anchors`` of the trunks in these rows of a batch, one after another; none of an aborted one.
 
     ``seed``: of the run; the same trunk gets the same anchors in every process.
     """
-    if completion.finish is Finish.ABORT:
-        return ()
     assert batch.eligible is not None, "not a batch of trunks"
-    id = batch.ids[row]
-    eligible = batch.eligible[batch.span(row)]
-    return select_anchors(
-        rule, trunk=id.branch, completion=completion, eligible=eligible, seed=(seed, id.branch, *id.group.encode())
-    )
+    chosen: list[Anchor] = []
+    for row in rows:
+        id, completion, eligible = batch.ids[row], batch.completion(row), batch.eligible[batch.span(row)]
+        if completion.finish is not Finish.ABORT:
+            seeds = (seed, id.branch, *id.group.encode())
+            chosen += select_anchors(rule, trunk=id.branch, completion=completion, eligible=eligible, seed=seeds)
+    return tuple(chosen)
 
 
-def with_entropies(completion: Completion, entropies: NDArray[np.float32]) -> Completion:
-    """Replace a completion's entropies by exact ones, [L] nats, from elsewhere (engine.entropy=learner)."""
-    return replace(completion, entropies=entropies, entropy_errors=np.zeros_like(entropies))
+def with_anchors(batch: RolloutBatch, anchors: Iterable[Anchor]) -> RolloutBatch:
+    """The trajectories with their anchors, as one object: what a generator publishes and an explorer reads."""
+    starts = {id.branch: batch.offsets[row] for row, id in enumerate(batch.ids)}
+    rows = [(a.node, a.position, batch.entropies[starts[a.trunk] + a.position], a.score) for a in anchors]
+    return replace(batch, anchors=np.asarray(rows, dtype=ANCHOR))
+
+
+def anchor_positions(batch: RolloutBatch) -> dict[int, int]:
+    """Node -> position of every anchor that ``with_anchors`` has put on a batch."""
+    assert batch.anchors is not None, f"no anchors are chosen yet on {batch.ids}"
+    return dict(zip(batch.anchors["node"].tolist(), batch.anchors["position"].tolist(), strict=True))
+
+
+def with_entropies(batch: RolloutBatch, entropies: Mapping[int, NDArray[np.float32]]) -> RolloutBatch:
+    """Replace the entropies of these rows by exact ones, [L] nats each, from elsewhere (engine.entropy=learner)."""
+    exact, errors = batch.entropies.copy(), batch.entropy_errors.copy()
+    for row, values in entropies.items():
+        exact[batch.span(row)], errors[batch.span(row)] = values, 0.0
+    return replace(batch, entropies=exact, entropy_errors=errors)
 
 
 def _scores(

@@ -10,7 +10,7 @@ from fr3e_async.config.actors import EngineConfig, EnginePoolConfig, LearnerConf
 from fr3e_async.config.data import DataConfig, SourceConfig
 from fr3e_async.config.evaluation import EvaluationConfig
 from fr3e_async.config.knobs import knob, require, section, settings
-from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, FlowConfig, LossConfig, SamplingConfig
+from fr3e_async.config.method import AlgorithmConfig, BudgetConfig, CriticConfig, FlowConfig, LossConfig, SamplingConfig
 from fr3e_async.config.reward import RewardConfig, RewardRange, check_rewards, range_of, reward_terms
 from fr3e_async.config.run import ModelConfig, ObserveConfig, RayConfig, RunConfig, ToyConfig, WatchdogConfig
 
@@ -33,6 +33,7 @@ class Config:
     algorithm: AlgorithmConfig = section(AlgorithmConfig, "groups, anchors and advantages")
     budget: BudgetConfig = section(BudgetConfig, "equal-token comparisons")
     loss: LossConfig = section(LossConfig, "the off-policy Clip-Higher objective")
+    critic: CriticConfig = section(CriticConfig, "the value model of strategies that have one")
     flow: FlowConfig = section(FlowConfig, "admission, staleness, leases")
     engine: EngineConfig = section(EngineConfig, "vLLM settings shared by generators and explorers")
     generators: EnginePoolConfig = section(EnginePoolConfig, "actors that sample base trajectories")
@@ -140,7 +141,7 @@ class Config:
 
 
 __all__ = [
-    "AlgorithmConfig", "BudgetConfig", "Config", "DataConfig", "EngineConfig", "EnginePoolConfig", "EvaluationConfig", "FlowConfig",
+    "AlgorithmConfig", "BudgetConfig", "Config", "CriticConfig", "DataConfig", "EngineConfig", "EnginePoolConfig", "EvaluationConfig", "FlowConfig",
     "LearnerConfig", "LossConfig", "ModelConfig", "ObserveConfig", "PoolsConfig", "RayConfig", "RewardConfig", "RunConfig",
     "SamplingConfig", "SourceConfig", "ToyConfig", "VerifierPoolConfig", "WatchdogConfig", "WeightsConfig",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from fr3e_async.config.deepspeed import check_ds_config
-from fr3e_async.config.knobs import Share, knob, require, settings
+from fr3e_async.config.knobs import PartOr0, Share, knob, require, settings
 from fr3e_async.config.vllm_options import check_options
 
 
@@ -146,7 +146,11 @@ class LearnerConfig:
     threads: PositiveInt = knob(1, "CPU threads of one rank; with a GPU at least learner.cpus")
     zero_stage: Annotated[int, Field(ge=0, le=3)] = knob(0, "DeepSpeed ZeRO stage")
     dtype: Literal["float32", "bfloat16"] = knob("float32", "training precision")
-    lr: PositiveFloat = knob(1e-6, "AdamW learning rate, constant after the warm-up")
+    lr: PositiveFloat = knob(1e-6, "AdamW learning rate, reached after the warm-up")
+    lr_schedule: Literal["constant", "linear", "cosine"] = knob(
+        "constant", "its course from the warm-up to the last step of run.steps"
+    )
+    lr_min_ratio: PartOr0 = knob(0.0, "part of learner.lr at the end of a linear or cosine course")
     warmup_steps: NonNegativeInt = knob(0, "optimiser steps of linear warm-up", "optimiser steps")
     betas: list[float] = knob([0.9, 0.95], "AdamW betas")
     weight_decay: float = knob(0.0, "AdamW weight decay")
@@ -189,7 +193,13 @@ class LearnerConfig:
             "learner.tree_attention=flex with learner.gpus=0: FlexAttention has no backward pass on CPU; set auto or blocks",
         )
         require(len(self.betas) == 2, f"learner.betas must be two numbers, got {self.betas}")
-        check_ds_config(self.ds_config, zero_stage=self.zero_stage, dtype=self.dtype, warmup_steps=self.warmup_steps)
+        check_ds_config(
+            self.ds_config,
+            zero_stage=self.zero_stage,
+            dtype=self.dtype,
+            warmup_steps=self.warmup_steps,
+            lr_schedule=self.lr_schedule,
+        )
 
     @property
     def optimiser_steps(self) -> int:

@@ -40,7 +40,7 @@ REFUSED = {
 
 
 def check_ds_config(
-    settings: Mapping[str, Any], *, zero_stage: int, dtype: Literal["float32", "bfloat16"], warmup_steps: int
+    settings: Mapping[str, Any], *, zero_stage: int, dtype: Literal["float32", "bfloat16"], warmup_steps: int, lr_schedule: str
 ) -> None:
     """Raise ``ConfigError`` in one line naming the first key that must not be there, and what to set instead."""
     for key in settings:
@@ -59,6 +59,10 @@ def check_ds_config(
     require(
         "scheduler" not in settings or warmup_steps == 0,
         f"learner.warmup_steps={warmup_steps} would do nothing beside learner.ds_config.scheduler; set it to 0",
+    )
+    require(
+        "scheduler" not in settings or lr_schedule == "constant",
+        f"learner.lr_schedule={lr_schedule} would do nothing beside learner.ds_config.scheduler; set it to constant",
     )
     name = str(_block(settings, "optimizer").get("type", ""))
     require(

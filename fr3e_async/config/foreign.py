@@ -27,10 +27,13 @@ SAME: dict[str, str] = {
     "loss.clip_high": "epsilon_high clip_ratio clip_ratio_high eps_clip eps_clip_low_high",
     "loss.dual_clip": "delta clip_ratio_c",
     "loss.entropy_coef": "entropy_coeff entropy_loss_coef",
+    "loss.reference_coef": "beta kl_loss_coef init_kl_coef use_kl_loss",
     "loss.importance": "vllm_importance_sampling_correction enable_vllm_is_correction",
     "loss.importance_cap": "vllm_importance_sampling_cap vllm_is_truncated_threshold",
     "learner.lr": "learning_rate actor_learning_rate",
     "learner.warmup_steps": "lr_warmup_steps",
+    "learner.lr_schedule": "lr_scheduler_type lr_scheduler warmup_style",
+    "learner.lr_min_ratio": "min_lr_ratio",
     "learner.betas": "adam_beta1 adam_beta2 adam_betas",
     "learner.weight_decay": "l2",
     "learner.grad_clip": "max_grad_norm max_norm",
@@ -66,10 +69,9 @@ SAME: dict[str, str] = {
 }  # fmt: skip
 # What there is not, and what there is instead.
 ABSENT: dict[str, str] = {
-    "no reference model is kept; loss.kl_coef weighs the KL to the policy before the update": "beta kl_loss_coef init_kl_coef use_kl_loss",
     "all weights are trained, there is no LoRA": "lora_rank lora_alpha use_peft",
     "there is no critic: values are means over rollouts": "gamma lam lambd critic_learning_rate",
-    "the rate is constant after learner.warmup_steps": "warmup_ratio lr_warmup_ratio lr_scheduler_type lr_scheduler warmup_style",
+    "the warm-up is learner.warmup_steps, in optimiser steps": "warmup_ratio lr_warmup_ratio",
     "engines and learner never share a GPU": "vllm_mode colocate_all_models vllm_enable_sleep hybrid_engine free_cache_engine",
 }  # fmt: skip
 

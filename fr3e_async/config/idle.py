@@ -26,6 +26,8 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "loss.reference_reset": (0,),
     "loss.dual_clip": (0.0,),
     "evaluation.paths": ({},),
+    "learner.lr_min_ratio": (0.0,),
+    "run.keep_best": (False,),
 }
 
 
@@ -39,6 +41,8 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     loss, data, words = config.loss, config.data, ("toy", "sources", "")
     yield loss.importance == "off", "loss.importance=off", ("loss.importance_cap",)
     yield loss.mean != "constant", f"loss.mean={loss.mean}", ("loss.mean_length",)
+    yield config.learner.lr_schedule == "constant", "learner.lr_schedule=constant", ("learner.lr_min_ratio",)
+    yield not data.heldout, "an empty data.heldout", ("run.keep_best",)
     reference = ("loss.reference_kl", "loss.reference_in", "loss.reference_reset")
     yield not loss.reference_coef, "loss.reference_coef=0", reference
     yield loss.objective == "cispo", "loss.objective=cispo", ("loss.dual_clip",)

@@ -162,6 +162,28 @@ class LossConfig:
         return self.importance != "off" or self.prox == "behaviour" or self.sequence_mask > 0
 
 
+@settings("critic")
+class CriticConfig:
+    lr: PositiveFloat = knob(2e-6, "AdamW learning rate of the critic; all else is as in learner (experimental)")
+    grad_clip: NonNegativeFloat = knob(1.0, "largest global gradient norm of the critic; 0: off (experimental)")
+    policy_lambda: Annotated[float, Field(ge=0, le=1)] = knob(
+        0.95, "lambda of GAE for the policy's advantages (ppo; experimental)"
+    )
+    value_lambda: Annotated[float, Field(ge=0, le=1)] = knob(
+        1.0, "lambda of GAE for what values are trained towards; 1: the reward (experimental)"
+    )
+    length_alpha: NonNegativeFloat = knob(
+        0.05, "lambda of the policy is 1 - 1 / (length_alpha * length), at least 0 (vapo; experimental)"
+    )
+    positive_coef: NonNegativeFloat = knob(
+        0.1, "weight of the log-likelihood of right responses in the loss (vapo; experimental)"
+    )
+    value_clip: NonNegativeFloat = knob(
+        0.2, "a value that has moved by more in an update is not drawn on; 0: no bound (experimental)"
+    )
+    pretrain: NonNegativeInt = knob(0, "batches at the beginning of a run that train the critic alone (experimental)", "batches")
+
+
 @settings("flow")
 class FlowConfig:
     groups_per_step: PositiveInt = knob(32, "prompt groups in one training batch", "groups")

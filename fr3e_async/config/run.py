@@ -21,6 +21,13 @@ class RunConfig:
         20, "steps between checkpoints, besides those by time (after 5 min or more) and at the end; 0: no others", "steps"
     )
     keep_checkpoints: PositiveInt = knob(2, "newest checkpoints to keep; older ones go when a newer one is durable")
+    keep_best: bool = knob(
+        False,
+        "write a checkpoint for each evaluation, and keep the one of the best accuracy on data.heldout: checkpoints/best names it",
+    )
+    export_every: NonNegativeInt = knob(
+        0, "steps between model folders for transformers and vLLM, models/step-<n>; 0: the last weights only, in model/", "steps"
+    )
     stop_grace_s: PositiveFloat = knob(
         25.0, "time for step and checkpoint after SIGTERM or SIGHUP; Ctrl-C waits as long as it takes"
     )

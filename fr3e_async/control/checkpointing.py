@@ -1,6 +1,7 @@
 """When a checkpoint is written: every so many batches, by time, before the learner leaves its nodes, when asked for, at the end.
 
-How one is written stands below. What it holds is a consistent cut of the ledger between two events, so taking it stops nothing.
+How one is written stands below. What it holds is a consistent cut of the ledger between two events. Taking it stops nothing: its groups
+are encoded a few in each turn of the loop, and one that is about to change before its turn is encoded first.
 """
 
 import asyncio
@@ -11,8 +12,11 @@ from pathlib import Path
 from fr3e_async.control.context import RunContext
 from fr3e_async.control.ports import Payload, TaskLost
 from fr3e_async.control.process import run_in_daemon_thread
-from fr3e_async.control.progress import Cut, cut_of, save_cut
+from fr3e_async.control.progress import Cut, save_cut
 from fr3e_async.errors import LearnerLost
+from fr3e_async.evaluation.suite import HELDOUT
+from fr3e_async.files.jsonl import to_json
+from fr3e_async.store.checkpoints import checkpoint_name
 from fr3e_async.store.ledger_log import CutRecord
 from fr3e_async.types import RolloutBatch
 
@@ -46,10 +50,19 @@ class Checkpointing:
         self.took_s = 0.0  # seconds that writing the last one took
         self._begun = 0  # checkpoints that are being written now
         self._wanted = False  # write one after the batch in training, whatever ``every`` says
+        self._evaluated: dict[str, int] = {}  # label and version of the newest evaluation that a checkpoint was written for
         self._leaves = ""  # why the learner group is to be restarted elsewhere
 
-    def trained(self, version: int) -> None:
-        """Begin a checkpoint if one is due after this batch. The run's last batch is left to ``last``."""
+    def trained(self, version: int, *, evaluated: bool = False) -> None:
+        """Begin a checkpoint if one is due after this batch, and an export. The run's last batch is left to ``last``.
+
+        ``evaluated``: an evaluation of these weights is due.
+        """
+        run = self._context.config.run
+        if run.keep_best and evaluated:
+            self._wanted, self._evaluated = True, {f"step {version}": version}
+        if run.export_every and version % run.export_every == 0:
+            self._spawn(self._context.learner.whole(self._export(version)))
         if self._leaves:
             self._spawn(self._leave_nodes(self._leaves))
         elif version < self._context.config.run.steps and (
@@ -104,14 +117,17 @@ class Checkpointing:
             raise LearnerLost(why)
 
     def _cut(self) -> tuple[Cut, dict[int, Payload]]:
-        """Take the state to save, and handles of the payloads that the open groups need. Logs the cut in ledger.jsonl."""
-        state, self._cut_at = self._ledger.state(), self._clock()
-        open = tuple(group.name for group in state.groups)
-        self._context.files.ledger_log.write(
-            CutRecord(version=state.version, admitted=state.admitted, settled=state.settled, open=open)
+        """Take a cut of the state to save, and handles of all payloads that are held now. Logs the cut in ledger.jsonl."""
+        ledger, context, self._cut_at = self._ledger, self._context, self._clock()
+        taken = ledger.cut(to_json)
+        open = taken.open
+        context.files.ledger_log.write(
+            CutRecord(version=ledger.version, admitted=ledger.admitted, settled=ledger.settled, open=open)
         )
-        cut = cut_of(ledger=state, stream=self._context.stream.state(), progress=self._context.progress, now=self._clock())
-        return cut, {key: self._context.table[key] for key in sorted(state.payloads)}
+        cut = Cut(
+            version=ledger.version, groups=len(open), ledger=taken, stream=context.stream.state(), progress=context.progress.to_dict(self._cut_at)
+        )  # fmt: skip
+        return cut, context.table.held()
 
     async def _write(self, taken: tuple[Cut, dict[int, Payload]]) -> None:
         version, before = taken[0].version, interval_s(self.took_s)
@@ -138,18 +154,38 @@ class Checkpointing:
             started = self._clock()
             folder = await run_in_daemon_thread(lambda: self._context.files.checkpoints.begin(cut.version))
             self._context.writing = f"checkpoint v{cut.version}"
-            trees = run_in_daemon_thread(lambda: save_cut(cut, folder, self._fetched(payloads)))
+            trees = asyncio.ensure_future(self._controls_part(cut, folder, payloads))
             try:
                 _, tree_bytes = await asyncio.gather(self._learners_part(folder / "learner"), trees)
             finally:  # else the next attempt would clear the folder under the thread that still writes
                 await asyncio.wait([trees], timeout=LEFTOVER_S)
-            final = await run_in_daemon_thread(lambda: self._context.files.checkpoints.commit(folder, cut.version))
+            final = await run_in_daemon_thread(lambda: self._commit(folder, cut.version))
             self._context.writing = ""
             return final, {
                 "time/checkpoint_s": self._clock() - started,
                 "checkpoint/tree_bytes": float(tree_bytes),
-                "checkpoint/open_groups": float(len(cut.open)),
+                "checkpoint/open_groups": float(cut.groups),
             }
+
+    async def _controls_part(self, cut: Cut, folder: Path, payloads: Mapping[int, Payload]) -> int:
+        await cut.encoded()
+        needed = {key: payloads[key] for key in sorted(cut.ledger.payloads)}
+        return await run_in_daemon_thread(lambda: save_cut(cut, folder, self._fetched(needed)))
+
+    def _commit(self, folder: Path, version: int) -> Path:
+        """Commit a checkpoint. With ``run.keep_best`` those stay whose evaluation is the best, or is not known yet."""
+        store, progress = self._context.files.checkpoints, self._context.progress
+        if not self._context.config.run.keep_best:
+            return store.commit(folder, version)
+        due = {version for label, version in self._evaluated.items() if not progress.has(label, HELDOUT)}
+        final = store.commit(folder, version, spare={progress.best_version, *due, *progress.pending.values()})
+        store.keep_best(progress.best_version)  # its evaluation may have been quicker than its checkpoint
+        return final
+
+    async def _export(self, version: int) -> None:
+        learner = self._context.learner
+        async with learner.turn(f"exports v{version}"):
+            await learner.of(learner.port.save_model(self._context.files.checkpoints.models / checkpoint_name(version)))
 
     async def _learners_part(self, folder: Path) -> None:
         learner = self._context.learner

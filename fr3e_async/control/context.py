@@ -183,6 +183,10 @@ class PayloadTable:
     def __contains__(self, key: int) -> bool:
         return key in self._payloads
 
+    def held(self) -> dict[int, Payload]:
+        """Return all handles by key: whoever has them keeps the payloads, whatever retires meanwhile."""
+        return dict(self._payloads)
+
     async def shelter(self, store: PayloadStore) -> None:
         """Copy all payloads to this node, as far as ``SHELTER_S`` allows; once for all workers of a node that goes."""
         if not self._sheltering:
@@ -205,6 +209,11 @@ class PayloadTable:
             self._payloads[key] = payload
             self._of[group].append(key)
         return key
+
+    def replace(self, key: int, payload: Payload) -> None:
+        """Hold another batch of the same rollouts under this key, unless its group has retired."""
+        if key in self._payloads:
+            self._payloads[key] = payload
 
     def release(self, group: str) -> None:
         """Drop the handles of a group's payloads, so that the object store can free them."""

@@ -22,10 +22,9 @@ from fr3e_async.control.context import RunContext
 from fr3e_async.control.evaluating import EvaluationSchedule
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.executor import Executor
-from fr3e_async.control.heartbeat import Teller
+from fr3e_async.control.heartbeat import Records, Teller
 from fr3e_async.control.learning import Learning
 from fr3e_async.control.process import GcSchedule
-from fr3e_async.control.recording import Records
 from fr3e_async.control.watchdog import StalledError, Watchdog
 from fr3e_async.control.workers import ROLES
 from fr3e_async.data.stream import group_id
@@ -204,8 +203,8 @@ class Controller:
         if isinstance(event, Leaving):  # rollouts on a node that goes are fetched to this one, as far as there is room
             self.context.spawn(self.context.table.shelter(self.context.workers.payloads))
         if isinstance(event, Trained):
-            self._checkpointing.trained(event.version)
             self.evaluations.trained(event.version)
+            self._checkpointing.trained(event.version, evaluated=self.evaluations.due == event.version)
         self._perform(commands)
 
     def _perform(self, commands: list[Command]) -> None:

@@ -28,7 +28,7 @@ class EvaluationSchedule:
         self._running: set[asyncio.Task[None]] = set()
         self.labels: set[str] = set()  # of evaluations under way
         self._writing = asyncio.Lock()
-        self._due = 0  # newest step whose evaluation waits for its weights
+        self.due = 0  # newest step whose evaluation waits for its weights
         self._marks = 0  # multiples of evaluation.every_tokens that were passed
 
     @property
@@ -61,7 +61,7 @@ class EvaluationSchedule:
     def trained(self, version: int) -> None:
         every, marked = self._config.evaluation.every, self._passes_a_mark()
         if version < self._config.run.steps and (marked or (every and version % every == 0)):
-            self._due = version  # 0, the model as it was given: ``first`` measures that
+            self.due = version  # 0, the model as it was given: ``first`` measures that
 
     def _passes_a_mark(self) -> bool:
         every = self._config.evaluation.every_tokens
@@ -70,8 +70,8 @@ class EvaluationSchedule:
 
     def live(self, version: int) -> None:
         """All engines in service have ``version``: what is evaluated now is sampled from it, or from later ones as they come."""
-        if self._due and version >= self._due:
-            label, self._due = f"step {self._due}", 0
+        if self.due and version >= self.due:
+            label, self.due = f"step {self.due}", 0
             if self._unmeasured(label) and label not in self._progress.pending:
                 self._begin(label, version)
 
@@ -131,3 +131,5 @@ class EvaluationSchedule:
         versions = (found.scores.oldest_version, found.scores.newest_version)
         of = f"v{at.version}" if versions == (at.version, at.version) else f"v{versions[0]} to v{versions[1]}"
         self._reporter.note(f"{test_set.title}, {found} ({of})", "evaluation", version=at.version, measured=record)
+        if self._config.run.keep_best and self._progress.best_version == at.version:
+            await run_in_daemon_thread(lambda: self._context.files.checkpoints.keep_best(at.version))

@@ -11,7 +11,7 @@ from fr3e_async.config import Config
 from fr3e_async.control.ports import TaskLost
 from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.control.workers import Workers
-from fr3e_async.evaluation.accuracy import EvaluationResult, ScoredSample, evaluate
+from fr3e_async.evaluation.accuracy import ScoredSample
 from fr3e_async.evaluation.scores import Evaluated, score
 from fr3e_async.evaluation.suite import HELDOUT, TestSet, heldout_set, pick
 from fr3e_async.machine.dispatch import GENERATORS, VERIFIERS
@@ -54,11 +54,6 @@ class Evaluator:
         heldout = [heldout_set(problems, samples=workers.config.evaluation.samples)] if problems else []
         self.sets = (*heldout, *suite)
         self._gate = Gate(self._room)
-
-    async def run(self, label: str, *, lend: Lend, on_progress: Callable[[], None]) -> EvaluationResult:
-        """Evaluate the first set only. Raises ``TaskLost`` as ``sample`` does."""
-        judgements = await self.sample(self.sets[0], label, lend=lend, on_progress=on_progress)
-        return evaluate(judgements, self._workers.config.reward_range)
 
     async def measure(
         self, test_set: TestSet, label: str, *, lend: Lend, on_progress: Callable[[], None], trains: bool, clock: Clock

@@ -3,7 +3,7 @@
 import asyncio
 
 from fr3e_async.control.context import RunContext
-from fr3e_async.control.ports import TrainRow, Trunk
+from fr3e_async.control.ports import TrainRow, Trunks
 from fr3e_async.control.watchdog import Watchdog
 from fr3e_async.machine.events import Exported, Rescored, Trained
 from fr3e_async.machine.messages import Rescore, Train
@@ -76,13 +76,12 @@ class Learning:
                     waiting.append(self._rescores.get_nowait())
                 commands = [command for command in waiting if command.payload in self._table]
                 trunks = [
-                    Trunk(payload=self._table[command.payload], id=id, length=length)
+                    Trunks(payload=self._table[command.payload], ids=command.trunks, length=sum(command.lengths))
                     for command in commands
-                    for id, length in zip(command.trunks, command.lengths, strict=True)
                 ]
                 started = self._clock()
-                chosen = iter(await self._learner.of(self._learner.port.rescore(trunks)) if trunks else ())
+                chosen = await self._learner.of(self._learner.port.rescore(trunks)) if trunks else []
                 self._watch.learned((started, self._clock()))
-            for command in commands:
-                anchors = tuple(anchor for _ in command.trunks for anchor in next(chosen))
+            for command, (anchors, payload) in zip(commands, chosen, strict=True):
+                self._table.replace(command.payload, payload)
                 self._emit(Rescored(task=command.task, group=command.group, trunks=command.trunks, anchors=anchors))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Unpack
@@ -69,9 +69,9 @@ class EngineWorker(Protocol):
         """
 
     def branch(
-        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: Payload, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
-        """Continue a trunk in the payload from these anchors (``id.node`` names the anchor). Delivers as ``sample``."""
+        """Continue a trunk from the anchors that the payload holds (``id.node`` names the anchor). Delivers as ``sample``."""
 
     async def sample_together(self, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw) -> tuple[Delivery, Payload]:
         """Sample as ``sample`` does, but deliver all rollouts at the end as one payload in the order of ``ids``.
@@ -123,12 +123,12 @@ class TrainRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trunk:
-    """A base rollout whose anchors the learner chooses."""
+class Trunks:
+    """Base rollouts in one payload whose anchors the learner chooses."""
 
     payload: Payload
-    id: RolloutId
-    length: int  # tokens, context included
+    ids: tuple[RolloutId, ...]
+    length: int  # tokens of all, contexts included
 
 
 class LearnerPort(Protocol):
@@ -138,8 +138,11 @@ class LearnerPort(Protocol):
 
     async def train(self, rows: Sequence[TrainRow], *, version: int) -> StepReport: ...
 
-    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
-        """Choose the anchors of each trunk by the token entropies under the learner's current weights."""
+    async def rescore(self, trunks: Sequence[Trunks]) -> list[tuple[tuple[Anchor, ...], Payload]]:
+        """Choose the trunks' anchors by the token entropies under the learner's current weights.
+
+        Returns for each payload the anchors, and the payload that holds them too.
+        """
 
     async def distributions(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
         """[rows, V] log-probs of the token after each row of ids, nats, under the weights as they are now."""
@@ -219,4 +222,10 @@ class Checkpoints(Protocol):
 
     def begin(self, step: int) -> Path: ...
 
-    def commit(self, folder: Path, step: int) -> Path: ...
+    def commit(self, folder: Path, step: int, *, spare: Collection[int] = ()) -> Path: ...
+
+    def keep_best(self, step: int) -> None: ...
+
+    @property
+    def models(self) -> Path:
+        """Where model folders of single versions go."""

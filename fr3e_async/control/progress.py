@@ -6,6 +6,7 @@ safetensors files beside it. No pickles.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 from collections import Counter
@@ -22,13 +23,14 @@ from fr3e_async.evaluation.scores import Evaluated
 from fr3e_async.evaluation.suite import HELDOUT
 from fr3e_async.files.durable import storage_errors
 from fr3e_async.files.jsonl import from_json, to_json
-from fr3e_async.machine.ledger_state import LedgerState
+from fr3e_async.machine.ledger_state import LedgerCut, LedgerState
 from fr3e_async.machine.messages import Retire
 from fr3e_async.store.rollouts import load_payloads, save_payloads
 from fr3e_async.types import RolloutBatch, StepReport
 
 CONTROL_FILE = "control.json"
 TREES = "trees"
+GROUPS_A_TURN = 16  # of a cut that are encoded before other work of the loop has its turn: some milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,12 @@ class Progress:
         return any((row["label"], row["benchmark"]) == (label, benchmark) for row in self.benchmarks)
 
     @property
+    def best_version(self) -> int:
+        """The trained version whose evaluation on data.heldout is the best so far, the first of equals; 0 without one."""
+        trained = [e for e in self.evaluations if e["version"]]
+        return max(trained, key=lambda e: e["accuracy"])["version"] if trained else 0
+
+    @property
     def accuracy_after(self) -> float | None:
         return next((e["accuracy"] for e in reversed(self.evaluations) if e["label"] == "after"), None)
 
@@ -161,11 +169,18 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """A consistent cut between two events, in the form it is written: what happens afterwards does not change it."""
+    """A consistent cut between two events: what happens afterwards does not change it. The ledger's part is encoded bit by bit."""
 
     version: int
-    open: tuple[str, ...]  # groups, in admission order
-    data: bytes
+    groups: int  # open ones
+    ledger: LedgerCut
+    stream: dict[str, Any]
+    progress: dict[str, Any]
+
+    async def encoded(self) -> None:
+        """Encode ``GROUPS_A_TURN`` groups in each turn of the loop, until all are."""
+        while self.ledger.step(GROUPS_A_TURN):
+            await asyncio.sleep(0)
 
 
 class ControlFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,18 +200,14 @@ class ControlState:
     progress: Progress
 
 
-def cut_of(*, ledger: LedgerState, stream: dict[str, Any], progress: Progress, now: float) -> Cut:
-    data = ControlFile(ledger=ledger, stream=stream, progress=progress.to_dict(now))
-    return Cut(version=ledger.version, open=tuple(group.name for group in ledger.groups), data=to_json(data))
-
-
 def save_cut(cut: Cut, folder: Path, payloads: Iterable[tuple[int, RolloutBatch]]) -> int:
     """Write and fsync; the folder becomes visible only when the caller commits it. Returns the bytes of the rollouts."""
+    data = to_json(ControlFile(ledger=cut.ledger.state(), stream=cut.stream, progress=cut.progress))
     with storage_errors(folder):
         (folder / TREES).mkdir()
     written = save_payloads(payloads, folder / TREES)
     with storage_errors(folder), open(folder / CONTROL_FILE, "wb") as file:
-        file.write(cut.data)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     return written

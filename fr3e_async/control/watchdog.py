@@ -1,6 +1,6 @@
 """Heartbeats and the stall watchdog: is every actor at work, who is stuck, and who waits for whom.
 
-every observe.heartbeat_s   engines: state (busy times, cache pressure); all actors with work: does their pulse move?
+every observe.heartbeat_s   engines: state (busy times, cache pressure); all actors with work: does their pulse move? (see ``looks``)
 an actor is silent, or has work and no pulse, for watchdog.stuck_s   ─► its stacks, then it is replaced
 the learner has work and no pulse for watchdog.stuck_s               ─► its stacks, the group is restarted
 nothing moved for watchdog.timeout_s                                 ─► the whole diagnosis ends the run
@@ -8,6 +8,7 @@ a node will be taken away (a notice of preemption)                   ─► its 
 """
 
 import asyncio
+import heapq
 import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from fr3e_async.clock import RemoteClock
+from fr3e_async.config import Config
 from fr3e_async.control.checkpointing import Checkpointing
 from fr3e_async.control.context import RunContext
 from fr3e_async.control.ports import EngineWorker, TaskLost, WorkerLost
@@ -26,7 +28,12 @@ from fr3e_async.machine.events import Leaving, Pressure, Utilization
 from fr3e_async.observe.intervals import Interval, clip, idle_share, intersection, measure, union
 from fr3e_async.rollout.port import EngineStats
 
+LOOKS = 128  # actors that are looked at in a heartbeat, at least
+TURNS = 4  # of an actor in ``watchdog.stuck_s``, at least: none is taken for stuck after a single look
 CLEARLY_S = 5.0  # a notice that leaves so many seconds less than the one before is reported again
+DIAGNOSIS_LINES = 8
+STACK_LINES = 60  # of one actor
+T = TypeVar("T")
 
 
 class StalledError(RunFailed):
@@ -47,11 +54,10 @@ class Watchdog:
 
     def __init__(self, context: RunContext, checkpointing: Checkpointing) -> None:
         """``checkpointing``: told when the learner group, or the control loop itself, must leave its node."""
-        self._context, self._checkpointing = context, checkpointing
+        self._context, self._checkpointing, self._note = context, checkpointing, context.reporter.note
         self._workers, self._machine, self._clock = context.workers, context.machine, context.clock
-        self._note = context.reporter.note
         self.diagnosis = Diagnosis(context)
-        self._began = self._clock()
+        self._began = self._last_beat = self._clock()
         self.busy_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds at work since the session began, by role
         self._generating: list[Interval] = []  # any engine at work, not folded yet
         self._learning: list[Interval] = []
@@ -61,7 +67,7 @@ class Watchdog:
         self.stats: dict[str, EngineStats] = {}  # the last answer of each engine, by name
         self._clocks: defaultdict[str, RemoteClock] = defaultdict(RemoteClock)  # of engines, by name
         self._signs: dict[str, Sign] = {}
-        self._last_beat = self._began
+        self._looked_at: dict[str, float] = {}  # by worker
         self._there_s: defaultdict[str, float] = defaultdict(float)  # actor-seconds by role, until the last beat
         self._busy_then: dict[str, float] = {}  # actor-seconds by role, at the last beat
         self._leave_by: dict[str, float] = {}  # workers that were told to leave, and by when
@@ -105,11 +111,13 @@ class Watchdog:
     # ---- a round ----
 
     async def beat(self) -> None:
-        """Ask every actor at once, each with a time limit. Raises ``RunFailed`` kinds for what cannot be repaired."""
+        """Ask actors at once, each with a time limit. Raises ``RunFailed`` kinds for what cannot be repaired."""
         began = self._clock()
-        await asyncio.gather(
-            *(self._look_at(worker) for worker in self._workers.workers()), self.look_at_learner(), self._look_at_nodes()
+        workers = self._workers.workers()
+        turn = heapq.nsmallest(
+            looks(len(workers), self._workers.config), workers, key=lambda worker: self._looked_at.get(worker.name, -1.0)
         )
+        await asyncio.gather(*map(self._look_at, turn), self.look_at_learner(), self._look_at_nodes())
         self._fold(before=self._last_beat)
         if self._machine.autoscaler.elastic:
             self._context.emit(Utilization(at=began - self._began, idle=self._idle(began - self._last_beat)))
@@ -190,8 +198,10 @@ class Watchdog:
         self._generating, self._learning = clip(self._generating, rest), clip(self._learning, rest)
 
     async def _look_at(self, worker: Worker) -> None:
+        """Ask an actor for its pulse and state. It is stuck after ``watchdog.stuck_s`` without an answer, or with work and no progress."""
         role = self._workers.role(worker.name)
-        sign = self._signs.setdefault(worker.name, Sign(at=self._clock(), answered_at=self._clock()))
+        self._looked_at[worker.name] = now = self._clock()
+        sign = self._signs.setdefault(worker.name, Sign(at=now, answered_at=now))
         try:
             pulse = await self.diagnosis.within_a_beat(worker.pulse())
             asked = self._clock()
@@ -261,10 +271,10 @@ class Watchdog:
             self._context.emit(Pressure(worker=name, kv_used=stats.kv_used, waiting=stats.waiting, preempted=preempted))
 
 
-DIAGNOSIS_LINES = 8
-STACK_LINES = 60  # of one actor
-
-T = TypeVar("T")
+def looks(workers: int, config: Config) -> int:
+    """How many workers a heartbeat looks at: all of a few; of many those not seen for longest, so many that each has its ``TURNS``."""
+    share = TURNS * config.observe.heartbeat_s / config.watchdog.stuck_s
+    return min(workers, max(LOOKS, math.ceil(share * workers)))
 
 
 class Diagnosis:
@@ -298,8 +308,7 @@ class Diagnosis:
         if len(groups) > DIAGNOSIS_LINES:
             lines.append(f"  and {len(groups) - DIAGNOSIS_LINES} more groups")
         busy = [worker for worker in self._workers.workers() if dispatcher.tasks_of(worker.name)]
-        stacks = await asyncio.gather(*(self.stacks(worker) for worker in busy[:DIAGNOSIS_LINES]))
-        lines += stacks
+        lines += await asyncio.gather(*(self.stacks(worker) for worker in busy[:DIAGNOSIS_LINES]))
         if self._context.learner.does:
             limit = self._workers.config.observe.heartbeat_s
             told = await self.within_a_beat(self._workers.learner.stacks(limit), rounds=2)

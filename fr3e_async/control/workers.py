@@ -23,7 +23,7 @@ from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, VERIFIERS
 from fr3e_async.machine.messages import Branch, Sample
 from fr3e_async.observe.events import Note, unheard
 from fr3e_async.outcomes import Outcome
-from fr3e_async.rollout.busy import BusyMeter
+from fr3e_async.rollout.port import BusyMeter
 from fr3e_async.types import Answer, Draw, Prompt, RolloutId, Verdict
 from fr3e_async.verify.jobs import SAID_UNKNOWN
 from fr3e_async.verify.responses import UNREADABLE
@@ -127,7 +127,7 @@ class Workers:
     def branch(self, name: str, work: Branch, trunk: Payload) -> AsyncIterator[tuple[Delivery, Payload]]:
         """Have the branches of one trunk drawn; delivered and leased as in ``sample``."""
         draw = self.training_draw
-        return self._leased_each(name, lambda: self._engine(name).branch(trunk, work.trunk, work.anchors, work.ids, draw))
+        return self._leased_each(name, lambda: self._engine(name).branch(trunk, work.trunk, work.ids, draw))
 
     async def sample_together(
         self, name: str, prompts: Sequence[Prompt], ids: Sequence[RolloutId], draw: Draw

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from fr3e_async.config.reward import RewardRange
+from fr3e_async.errors import aligned
 from fr3e_async.evaluation.accuracy import ScoredSample, by_problem, mean_reward
 from fr3e_async.evaluation.estimators import Estimate, bootstrap, bootstrapped_share, budgets, majority, pass_at_k, share
 from fr3e_async.outcomes import Outcome
@@ -212,12 +213,7 @@ def scores_table(scores: Mapping[str, Scores]) -> str:
         rows.append(("mean", "", "", f"{100 * mean:.1f}", *[""] * (len(HEAD) - 4)))
     if all(its.reward.value == its.avg.value for its in scores.values()):
         rows = [(*row[:4], *row[5:]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned(rows))
 
 
 def _row(name: str, scores: Scores) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Item:
 class TestSet:
     """Problems that are evaluated together under one name. Example: ``TestSet(name="aime24", problems=(…,), samples=16, digest="…")``."""
 
-    __test__ = False  # not a class of tests
+    __test__ = False  # pytest must not collect it
 
     name: str
     problems: tuple[Prompt, ...]
@@ -211,16 +211,13 @@ def read_suite(config: Config, announce: Callable[[str], None] = lambda _: None)
     evaluation, items = config.evaluation, {}
     if unread := [name for name in evaluation.paths if name not in evaluation.benchmarks]:
         announce(f"evaluation.paths: {', '.join(unread)} not in evaluation.suite, and not read")
-    for name, source in _sources(evaluation).items():
-        if may_be_fetched(source):
+    for name in evaluation.benchmarks:
+        path = evaluation.paths.get(name, "")
+        if may_be_fetched(source := source_of(BENCHMARKS[name], path)):
             announce(f"evaluation.suite: reading {source.path}, which is fetched from the Hugging Face hub if it is not cached")
-        found = read_benchmark(BENCHMARKS[name], path=evaluation.paths.get(name, ""))
+        found = read_benchmark(BENCHMARKS[name], path=path)
         items[name] = pick(found, evaluation.suite_problems, seed=0)
     return Suite(items=items)
-
-
-def _sources(config: EvaluationConfig) -> dict[str, SourceConfig]:
-    return {name: source_of(BENCHMARKS[name], config.paths.get(name, "")) for name in config.benchmarks}
 
 
 def pick(items: Sequence[T], count: int, *, seed: int) -> list[T]:

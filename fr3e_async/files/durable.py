@@ -44,6 +44,20 @@ def storage_errors(path: Path, setting: str = "run.dir") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reading(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn what reading a file and taking its content apart raise in the block into a one-line ``StorageError`` that names the file.
+
+    ``kinds``: errors of a library that reads it. Wrong content shows as a missing key, say, or as a value of another type.
+    """
+    caught: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, AttributeError, *kinds)
+    try:
+        yield
+    except caught as error:
+        words = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise StorageError(f"{path} is not readable ({words})") from error
+
+
+@contextlib.contextmanager
 def writing_tensors(path: Path) -> Iterator[None]:
     """Around a write by safetensors, which raises a kind of its own for every cause and lets nobody but the owner read the file.
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fr3e_async.errors import StorageError
-from fr3e_async.files.durable import storage_errors
+from fr3e_async.files.durable import reading, storage_errors
 
 Read = TypeVar("Read")
 _TAIL_BYTES = 1 << 20  # of a file, in which its last row is looked for
@@ -153,11 +153,9 @@ def checked_json(content: Any) -> str:
 
 def read_checked_json(path: Path) -> Any:
     """Read and verify the output of ``checked_json``. Raises ``StorageError``: not there, cut off, or changed since."""
-    try:
+    with reading(path):
         whole = json.loads(path.read_text(encoding="utf-8"))
         content, expected = whole["content"], whole["crc32"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{path} is not readable ({error})") from error
     if zlib.crc32(json.dumps(content, sort_keys=True).encode()) != expected:
         raise StorageError(f"{path} is damaged: it does not have the checksum it was written with")
     return content

@@ -37,6 +37,7 @@ class DumpedSample:
     sample: TrainSample
     prox: NDArray[np.float32]  # [completion] nats
     reference: NDArray[np.float32]  # [completion] nats
+    imitation: NDArray[np.float32]  # [completion] weights of −log π; 0 without a critic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ def write_share(folder: Path, share: Sequence[DumpedSample], *, rank: int) -> No
         "tokens": _joined([sample.tokens for sample in samples], np.int32),
         "prox_logprobs": _joined([measured.prox for measured in share], np.float32),
         "reference_logprobs": _joined([measured.reference for measured in share], np.float32),
+        "imitation": _joined([measured.imitation for measured in share], np.float32),
     }
     for name in COLUMNS:
         columns[name] = _joined([getattr(sample, name) for sample in samples], np.int32 if name == "versions" else np.float32)
@@ -115,13 +117,14 @@ def _read_share(path: Path) -> list[DumpedSample]:
         lengths, contexts = columns["lengths"], columns["contexts"]
         rows = np.split(columns["tokens"], np.cumsum(lengths)[:-1]) if len(lengths) else []
         ends = np.cumsum(lengths - contexts)[:-1]
-        parts = {name: np.split(columns[name], ends) for name in (*COLUMNS, "prox_logprobs", "reference_logprobs")}
+        parts = {name: np.split(columns[name], ends) for name in (*COLUMNS, "prox_logprobs", "reference_logprobs", "imitation")}
     found = []
     for i, tokens in enumerate(rows):
         sample = TrainSample(
             tokens=tokens, context_len=int(contexts[i]), minibatch=0, **{name: parts[name][i] for name in COLUMNS}
         )
-        found.append(DumpedSample(sample=sample, prox=parts["prox_logprobs"][i], reference=parts["reference_logprobs"][i]))
+        prox, reference, imitation = (parts[name][i] for name in ("prox_logprobs", "reference_logprobs", "imitation"))
+        found.append(DumpedSample(sample=sample, prox=prox, reference=reference, imitation=imitation))
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import core_model_loading
 
 from fr3e_async.config import LearnerConfig
@@ -139,12 +140,15 @@ class TrainingEngine:
         self._clips = config["zero_optimization"]["stage"] == 0 and not config["bf16"]["enabled"]
         if self._clips:
             config["gradient_clipping"] = 0.0
-        warmup = learner.warmup_steps
+
+        def schedule(optimiser: torch.optim.Optimizer) -> LambdaLR:
+            return LambdaLR(optimiser, lambda step: lr_factor(step, learner, steps=spec.batches * learner.optimiser_steps))
+
         self.engine, _, _, _ = deepspeed.initialize(
             model=model,
             model_parameters=parameters,
             config=config,
-            lr_scheduler=None if "scheduler" in config else lambda optimiser: linear_warmup(optimiser, steps=warmup),
+            lr_scheduler=None if "scheduler" in config else schedule,
         )
         self._limit = learner.stop_above_grad_norm
         self.engine.basic_optimizer.register_step_pre_hook(self._before_step)
@@ -270,6 +274,16 @@ def reduced_norm(optimiser: Any) -> float | None:
     return None if norm is None else float(norm)
 
 
-def linear_warmup(optimiser: torch.optim.Optimizer, *, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """lr · min(1, (n + 1) / (steps + 1)) at the n-th optimiser step, counted from 0; constant at once for 0 steps."""
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / (steps + 1)))
+def lr_factor(step: int, learner: LearnerConfig, *, steps: int) -> float:
+    """The part of ``learner.lr`` at an optimiser step, counted from 0, of a run of ``steps``.
+
+    (step + 1) / (w + 1) in a warm-up of w steps; then, from 1 to the floor m = ``learner.lr_min_ratio`` at step ``steps``, which is none of
+    the run's: 1 - (1 - m) · x or m + (1 - m) · (1 + cos πx) / 2, with x = (step - w) / (steps - w). Example: linear, w = 0, m = 0
+    and 4 steps: 1, 3/4, 1/2, 1/4.
+    """
+    warmup, floor = learner.warmup_steps, learner.lr_min_ratio
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    x = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    left = {"constant": 1.0, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[learner.lr_schedule]
+    return floor + (1 - floor) * left

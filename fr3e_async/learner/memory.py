@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.algorithm.strategies import explorer_count
+from fr3e_async.algorithm.strategies import critic_settings, explorer_count
 from fr3e_async.config import Config, EnginePoolConfig
 from fr3e_async.errors import ModelError
 from fr3e_async.learner.spec import REDUCE_BUCKET, SLICE_ELEMENTS
@@ -270,6 +270,8 @@ def _learner_memory(config: Config, model: ModelShape | None) -> Memory:
     if n.zero_stage:
         parts["reduce bucket"] = min(REDUCE_BUCKET, model.parameters) * weight
         parts["gradients of a step in float32"] = 4 * share if n.dtype == "bfloat16" else 0.0
+    if critic_settings(config) is not None:  # its head is one row in place of the vocabulary's
+        parts["critic"] = sum(parts.values())
     note = "activations and logits unknown"
     if model.known:
         if n.zero_stage == 3:  # the largest tensor and what is fetched ahead of it; loading needs no more

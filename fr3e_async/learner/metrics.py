@@ -54,8 +54,8 @@ def step_metrics(result: UpdateResult, ages: Ages) -> dict[str, float]:
     """
     metrics = {"train/tokens": float(ages.tokens), "train/lr": result.lr, "lag/versions_max": float(ages.oldest)}
     if result.sums is None:
-        return metrics
-    return metrics | loss_metrics(result.sums) | age_metrics(result.sums) | {
+        return metrics | result.critic
+    return metrics | result.critic | loss_metrics(result.sums) | age_metrics(result.sums) | {
         "train/grad_norm": sum(result.grad_norms) / len(result.grad_norms),
         "train/grad_norm_max": max(result.grad_norms),
         "train/padding_fraction": 1 - result.computed_tokens / result.padded_tokens,

@@ -46,12 +46,14 @@ class PolicyModel(nn.Module):
         self._head, head.forward = [head], self._project  # in a list: a module's attribute would be a second parent
 
     def _project(self, hidden: Tensor) -> Tensor:
-        """[B, W, h] → [2, P] log-probs and entropies of what is wanted, or the plain projection."""
+        """[B, W, h] → [2, P] log-probs and entropies of what is wanted, or of a critic its values twice, or the plain projection."""
         head = self._head[0]
         if self._wanted is None:
             return linear(hidden, head.weight, head.bias)
         rows, targets = self._wanted
         chosen = hidden.flatten(0, 1).index_select(0, rows)
+        if head.out_features == 1:
+            return linear(chosen, head.weight, head.bias).float().view(-1).expand(2, -1)
         if self._whole:
             logits = model_logits(linear(chosen, head.weight, head.bias).float(), self.options)
             return torch.log_softmax(logits / self.options.temperature, dim=-1).expand(2, -1, -1)
@@ -99,10 +101,22 @@ def hub_options(spec: LearnerSpec) -> dict[str, Any]:
     return {"revision": spec.revision or None, "trust_remote_code": spec.trust_remote_code}
 
 
-def load_policy(spec: LearnerSpec) -> PolicyModel:
+def set_value_head(causal_lm: nn.Module) -> None:
+    """Put a scalar head in place of the output embeddings. It begins with values of 0, whatever the seed."""
+    old = causal_lm.get_output_embeddings()
+    if not isinstance(old, nn.Linear):
+        raise ModelError("model.path: this model has no linear output embeddings; a causal language model is needed")
+    head = nn.Linear(old.in_features, 1, device=old.weight.device, dtype=old.weight.dtype)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    causal_lm.config.tie_word_embeddings = False
+    causal_lm.set_output_embeddings(head)
+
+
+def load_policy(spec: LearnerSpec, *, critic: bool = False) -> PolicyModel:
     """Read the model from disk or hub, in training precision, with dropout off (it would bias every ratio).
 
-    ``suitability`` then tells whether it can be trained in a layout.
+    ``suitability`` then tells whether it can be trained in a layout. ``critic``: with a scalar head, for values.
 
     Raises:
         ModelError: it is no causal language model.
@@ -124,6 +138,8 @@ def load_policy(spec: LearnerSpec) -> PolicyModel:
         use_safetensors=True,  # other formats are pickles, which can carry code
         **hub_options(spec),
     )
+    if critic:
+        set_value_head(causal_lm)
     model = PolicyModel(causal_lm, options=HeadOptions(temperature=spec.temperature, kept_mib=learner.logits_mib))
     if learner.activation_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,10 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from fr3e_async.config import LearnerConfig
 from fr3e_async.errors import ModelError, StorageError
 from fr3e_async.learner import checkpoint
+from fr3e_async.learner.critic import Critic
 from fr3e_async.learner.dump import MODEL, FailedStep, write_share, write_step
 from fr3e_async.learner.export import model_folder, on_disk, write_model
 from fr3e_async.learner.metrics import Ages, step_metrics, token_ages
@@ -48,6 +51,7 @@ class LearnerRank:
         self.version = 0  # of the weights as they are
         self.pulse = Pulse()
         self.engine: TrainingEngine | None = None  # from ``setup`` on
+        self._critic: Critic | None = None  # from ``setup`` on, with ``spec.critic``
         self._sender: Any = None  # of vLLM's weight transfer
         self._broken = ""  # why the weights must not be used any more
 
@@ -79,8 +83,10 @@ class LearnerRank:
         loaded = time.perf_counter()
         self.engine = engine.TrainingEngine(self.spec, model, self.pulse)  # from here on ZeRO-3 fetches the weights of a pass
         check_model(model, packing=learner.packing, kernel=learner.tree_attention, longest=self.spec.longest)
+        if self.spec.critic is not None:
+            self._critic = self._open_critic()
         self._update = BatchUpdate(
-            self.engine, learner=learner, loss=self.spec.loss, world=world, device=self._device
+            self.engine, learner=learner, loss=self.spec.loss, world=world, device=self._device, critic=self._critic
         )  # fmt: skip
         return {
             "rank": rank,
@@ -92,6 +98,19 @@ class LearnerRank:
             "time_load_s": loaded - joined,
             "time_start_s": time.perf_counter() - loaded,
         }
+
+    def _open_critic(self) -> Critic:
+        """Start the critic's training engine. Its model needs no check: it is the policy's but for the head."""
+        from fr3e_async.learner.engine import TrainingEngine
+        from fr3e_async.learner.policy import load_policy
+        from fr3e_async.learner.suitability import set_attention
+
+        config, learner = self.spec.critic, self.spec.learner
+        assert config is not None
+        own = replace(self.spec, learner=replace(learner, lr=config.lr, grad_clip=config.grad_clip))
+        model = load_policy(own, critic=True).to(self._device)
+        set_attention(model, learner.packing)
+        return Critic(TrainingEngine(own, model, self.pulse), config, world=self.world, device=self._device)
 
     def train(self, samples: Sequence[TrainSample], *, version: int) -> StepReport:
         """Update on this rank's share of a batch; its weights are ``version`` afterwards. The report is global.
@@ -107,9 +126,10 @@ class LearnerRank:
         ages = self._global_ages(token_ages(samples, learner_version=version - 1, bound=self.spec.max_staleness))
         try:
             result = self._update.run(samples, version=version - 1)
-        except UnsoundStep as error:
+        except FloatingPointError as error:
             self._broken = str(error)
-            raise FloatingPointError(f"{error}{self._dump(error.step, engine)}") from error
+            dumped = self._dump(error.step, engine) if isinstance(error, UnsoundStep) else ""
+            raise FloatingPointError(f"{error}{dumped}") from error
         self.version = version
         if self.spec.loss.reference_reset and version % self.spec.loss.reference_reset == 0:
             engine.state.hold_reference(version)
@@ -213,22 +233,25 @@ class LearnerRank:
     def save(self, folder: str | Path, tag: str) -> None:
         """Write weights, optimiser, schedule, version and random state as ``folder/tag``, which is whole or not there.
 
+        A critic's stand beside it, as ``folder/tag-critic``.
+
         Raises:
             StorageError: one of the ranks could not write; the former content of ``folder/tag`` stands.
         """
-        engine = self._require_sound()
-        manifest = checkpoint.Manifest(
-            version=self.version,
-            ranks=self.world,
-            zero_stage=engine.stage,
-            dtype=self.spec.learner.dtype,
-            model=self.spec.path,
-            revision=self.spec.revision,
-        )
         base = model_folder(self.spec.path, revision=self.spec.revision)
-        checkpoint.save(
-            Path(folder) / tag, engine.state, manifest, rank=self.rank, base=base, overrides=self.spec.overrides, pulse=self.pulse
-        )
+        for name, engine, _ in self._parts(tag):
+            manifest = checkpoint.Manifest(
+                version=self.version,
+                ranks=self.world,
+                zero_stage=engine.stage,
+                dtype=self.spec.learner.dtype,
+                model=self.spec.path,
+                revision=self.spec.revision,
+            )
+            checkpoint.save(
+                Path(folder) / name, engine.state, manifest, rank=self.rank, base=base, overrides=self.spec.overrides,
+                pulse=self.pulse,
+            )  # fmt: skip
 
     def load(self, folder: str | Path, tag: str) -> None:
         """Resume from ``folder/tag``, whatever number of ranks, ZeRO stage and precision it was written with.
@@ -237,11 +260,18 @@ class LearnerRank:
             StorageError: there is no checkpoint, or it is damaged.
             ConfigError: it is of another model or another optimiser.
         """
-        engine = self._require_sound()
-        seed = self.spec.seed
-        manifest = checkpoint.load(Path(folder) / tag, engine.state, rank=self.rank, world=self.world, seed=seed)
-        self.version = manifest.version
-        engine.set_lr(self.spec.learner)
+        for name, engine, lr in self._parts(tag):
+            manifest = checkpoint.load(
+                Path(folder) / name, engine.state, rank=self.rank, world=self.world, seed=self.spec.seed
+            )  # fmt: skip
+            self.version = manifest.version
+            engine.set_lr(lr)
+
+    def _parts(self, tag: str) -> Iterator[tuple[str, TrainingEngine, LearnerConfig]]:
+        """Yield what a checkpoint is of: folder, engine and the settings of its learning rate."""
+        yield tag, self._require_sound(), self.spec.learner
+        if self._critic is not None and self.spec.critic is not None:
+            yield f"{tag}-critic", self._critic.engine, replace(self.spec.learner, lr=self.spec.critic.lr)
 
     def begin(self) -> None:
         """Begin a run, with ``spec.optimizer_from`` if there is one. Raises as ``load``."""

@@ -130,6 +130,8 @@ def _pass(model: PolicyModel, step: FailedStep, part: list[int], spec: LearnerSp
     batch.prox = torch.where(prox.isnan(), logprobs.detach(), prox)
     if spec.loss.reference_coef:
         batch.reference = torch.cat([torch.from_numpy(measured.reference) for measured in members]).to(device)
+    imitation = torch.cat([torch.from_numpy(measured.imitation) for measured in members]).to(device)
+    batch.imitation = imitation if imitation.any() else None
     loss, sums = batch.loss(spec.loss, logprobs, entropies, total_tokens=step.total_tokens, total_completions=len(step.share))
     loss.backward()
     return sums, _tokens(members, part, logprobs.detach().cpu(), batch.prox.cpu())

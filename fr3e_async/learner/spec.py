@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fr3e_async.config import LearnerConfig, LossConfig
+from fr3e_async.config import CriticConfig, LearnerConfig, LossConfig
 
 T = TypeVar("T")
 REDUCE_BUCKET = 1 << 25  # gradients that are reduced at once: 64 MiB in bfloat16, whatever the model's size
@@ -25,11 +25,13 @@ class LearnerSpec:
     path: str  # local Hugging Face folder or hub id
     learner: LearnerConfig
     loss: LossConfig
+    critic: CriticConfig | None = None  # a value model beside the policy makes the advantages, from rewards in their place
     optimizer_from: str = ""  # a checkpoint of another run that a group without one of its own starts from, as version 0
     revision: str = ""
     trust_remote_code: bool = False
     temperature: float = 1.0  # of the sampler: log-probs are of softmax(logits / temperature)
     max_staleness: int | None = None  # versions; an older token stops the run. None: not checked here
+    batches: int = 1  # of the whole run: where learner.lr_schedule ends
     overrides: dict[str, Any] = field(default_factory=dict)  # values of the model's config that are others than in its folder
     longest: int | None = None  # tokens of a row, context and completion; None: not known
     seed: int = 0

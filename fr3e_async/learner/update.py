@@ -3,12 +3,14 @@
 Knows nothing of DeepSpeed beyond forward, backward and step, and nothing of checkpoints or Ray.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from fr3e_async.learner.dump import DumpedSample, FailedStep, likeliest
 from fr3e_async.learner.layout import Inputs, Kernel
 from fr3e_async.learner.packing import MicroBatch, dummy, pack
 from fr3e_async.types import TrainSample
+
+if TYPE_CHECKING:
+    from fr3e_async.learner.critic import Critic
 
 FEWEST_FRESH = 32  # tokens of age 0 that a mean is judged of
 
@@ -58,10 +63,14 @@ class UpdateResult:
     padded_tokens: int  # slots that went through the model in one epoch, over all ranks
     computed_tokens: int  # of these, those that held a token
     real_tokens: int  # tokens of the samples: more than are computed where prefixes are shared
+    critic: dict[str, float] = field(default_factory=dict)  # metrics of a critic
 
 
 class LoadedBatch:
     """A micro-batch on the device, each column [N] as in ``MicroBatch``, and log-probs of proximal policy and reference once known."""
+
+    values: Tensor  # of a critic at the start of the update
+    returns: Tensor  # what they should be
 
     def __init__(self, batch: MicroBatch, *, version: int, device: torch.device, kernel: Kernel) -> None:
         """``version``: of the weights that the update starts from."""
@@ -79,6 +88,7 @@ class LoadedBatch:
         self.mask = tensor(batch.mask)
         self.prox: Tensor | None = None
         self.reference: Tensor | None = None
+        self.imitation: Tensor | None = None
 
     def measured(self, forward: Callable[[Inputs], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Run ``forward`` on the P pairs: [N] log-probs and [N] entropies, nats, of the trained tokens under the current policy."""
@@ -103,22 +113,25 @@ class LoadedBatch:
             ages_T=self.ages,
             sequences_T=self.sequences,
             reference_logprobs_T=self.reference,
+            imitation_T=self.imitation,
         )
 
     def share(self) -> Iterator[DumpedSample]:
         """The samples with their log-probs under proximal policy and reference (NaN where not known); none for a dummy."""
         if not self.batch.trainable:
             return
-        unknown = torch.full_like(self.behaviour, torch.nan)
+        unknown, nothing = torch.full_like(self.behaviour, torch.nan), torch.zeros_like(self.behaviour)
         ends = np.cumsum([len(sample.versions) for sample in self.batch.samples])[:-1]
         columns = [unknown if column is None else column for column in (self.prox, self.reference)]
+        columns += [self.advantages, nothing if self.imitation is None else self.imitation]
         parts = [np.split(column.float().cpu().numpy(), ends) for column in columns]
-        for sample, prox, reference in zip(self.batch.samples, *parts, strict=True):
-            yield DumpedSample(sample=sample, prox=prox, reference=reference)
+        for sample, prox, reference, advantages, imitation in zip(self.batch.samples, *parts, strict=True):
+            sample = replace(sample, advantages=advantages)
+            yield DumpedSample(sample=sample, prox=prox, reference=reference, imitation=imitation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Minibatch:
+class Minibatch:
     """One optimiser step of an epoch."""
 
     index: int
@@ -153,9 +166,11 @@ class BatchUpdate:
     """The update of one batch on one rank. Every rank runs the same sequence of collectives whatever its share holds."""
 
     def __init__(
-        self, engine: UpdateEngine, *, learner: LearnerConfig, loss: LossConfig, world: int, device: torch.device
-    ) -> None:
-        self.engine, self.learner, self.loss, self.world, self.device = engine, learner, loss, world, device
+        self, engine: UpdateEngine, *, learner: LearnerConfig, loss: LossConfig, world: int, device: torch.device,
+        critic: Critic | None = None,
+    ) -> None:  # fmt: skip
+        """``critic``: then the advantages of samples are their rewards, and the critic's are trained on."""
+        self.engine, self.learner, self.loss, self.world, self.device, self.critic = engine, learner, loss, world, device, critic
 
     def run(self, samples: Sequence[TrainSample], *, version: int) -> UpdateResult:
         """Update on this rank's share, all epochs and minibatches, starting from the weights ``version``. All ranks.
@@ -164,27 +179,34 @@ class BatchUpdate:
             UnsoundStep: a loss, ratio or gradient that is not finite or explodes; names the optimiser step and the cause.
         """
         minibatches, slots = self._schedule(samples, version)
-        self._set_reference(minibatches)
-        self._set_prox(minibatches)
+        critic = self.critic
+        found = critic.credit(minibatches) if critic is not None else {}
+        trains = critic is None or not critic.pretrains(version)
+        if trains:
+            self._set_reference(minibatches)
+            self._set_prox(minibatches)
         sums: LossSums | None = None
         norms = []
         lr = 0.0
         for epoch in range(self.learner.epochs):
             for minibatch in minibatches:
-                lr = self.engine.lr
                 where = (
                     f"optimiser step {self.engine.steps + 1} (epoch {epoch + 1} of {self.learner.epochs}, "
                     f"minibatch {minibatch.index + 1} of {self.learner.minibatches}, {minibatch.tokens} tokens)"
                 )
-                step_sums = self._optimise(minibatch, where, version)
-                sums = step_sums if sums is None else sums + step_sums
-                norms.append(self.engine.grad_norm)
+                if trains:
+                    lr = self.engine.lr
+                    step_sums = self._optimise(minibatch, where, version)
+                    sums = step_sums if sums is None else sums + step_sums
+                    norms.append(self.engine.grad_norm)
+                if critic is not None:
+                    found |= critic.optimise(minibatch, where)
         padded, computed, real = slots
         return UpdateResult(
-            sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, computed_tokens=computed, real_tokens=real
+            sums=sums, grad_norms=tuple(norms), lr=lr, padded_tokens=padded, computed_tokens=computed, real_tokens=real, critic=found
         )  # fmt: skip
 
-    def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[_Minibatch], tuple[int, int, int]]:
+    def _schedule(self, samples: Sequence[TrainSample], version: int) -> tuple[list[Minibatch], tuple[int, int, int]]:
         """Prepare the minibatches that have tokens on any rank; and global numbers: slots, filled ones, sample tokens."""
         minibatches = split(samples, self.learner)
         every = [batch for part in minibatches for batch in part]
@@ -200,7 +222,7 @@ class BatchUpdate:
             part += [dummy(self.learner.packing)] * (count - len(part))
         loading = {"version": version, "device": self.device, "kernel": self.learner.tree_attention}
         active = [
-            _Minibatch(
+            Minibatch(
                 index=index,
                 tokens=totals[index],
                 completions=totals[len(minibatches) + index],
@@ -211,14 +233,14 @@ class BatchUpdate:
         ]
         return active, (padded, computed, real)
 
-    def _set_reference(self, minibatches: list[_Minibatch]) -> None:
+    def _set_reference(self, minibatches: list[Minibatch]) -> None:
         """Give every micro-batch its log-probs under the reference, if there is one. All ranks."""
         if self.loss.reference_coef:
             with torch.no_grad(), self.engine.reference():
                 for batch in (batch for minibatch in minibatches for batch in minibatch.parts):
                     batch.reference = batch.measured(self.engine.forward)[0]
 
-    def _set_prox(self, minibatches: list[_Minibatch]) -> None:
+    def _set_prox(self, minibatches: list[Minibatch]) -> None:
         """Give every micro-batch its proximal log-probs, but for the first minibatch when they are recomputed.
 
         The policy that the first optimiser step differentiates *is* the proximal one: its own forward pass gives them.
@@ -233,7 +255,7 @@ class BatchUpdate:
                 for batch in minibatch.parts:
                     batch.prox = batch.measured(self.engine.forward)[0]
 
-    def _optimise(self, minibatch: _Minibatch, where: str, version: int) -> LossSums:
+    def _optimise(self, minibatch: Minibatch, where: str, version: int) -> LossSums:
         """One optimiser step. Returns its sums over all ranks. Raises ``UnsoundStep``."""
         joined: list[LossSums] = []
         for batch in minibatch.parts:

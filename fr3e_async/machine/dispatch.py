@@ -1,346 +1,238 @@
-"""Which worker does which task: queues by role, the slot with the most room, affinity, limits that follow the cache. Pure.
+"""The dispatcher: which worker does which task, which one rests or leaves. Pure.
 
-    put ─► queue of the role ─► place ─► Placed(task, worker)         a slot has room for weight ``limit`` at once
-    end ─► room again                                                 press ─► the slot's limit falls or grows (AIMD)
-    slot_up, slot_down, hold, release ─► slots come, go, get nothing for a while
-    drain, gone, move ─► a slot gets nothing any more, is lost, belongs to the other engine role
+    Sample, Branch, Score ─► a task in its role's queue; a later attempt first rests: Wait ─► Due ─► the queue
+    Delivered, Scored, Lost, Answered ─► its worker has room again
+    Hold, Serve, TakeBack, Send (from the fleet) ─► a worker pauses, works again, loses its tasks, receives weights
+    Leaving, Drain ─► a worker gets nothing more, and goes once it has nothing left: Release, Gone
+    WorkerDown, Refused, Unhired ─► Release, Gone, and Vacant: the autoscaler replaces it
 
-A task goes to the slot of its role with the most room; to the worker that holds its prefix if that is not much fuller; with
-flexible roles to a slot of the other engine role that is much emptier, while that role has nothing waiting itself. Older
-groups come first, because a batch waits for its slowest group. Choosing costs O(log slots): slots lie in a heap by room,
-stale entries are dropped when met.
-
-Capacity does not leak: a slot's load is the weight of the tasks that it has, and a task leaves it in ``end`` and nowhere
-else, whatever became of the worker.
+``Settle`` ends the handling of every event: it hands out what can be handed out, then looks after the workers that have run empty.
+``slots`` has the rule by which a task finds its worker.
 """
 
-import heapq
-import itertools
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fr3e_async.config import PoolsConfig
-from fr3e_async.errors import RunFailed, cause_of
-from fr3e_async.machine.messages import Work
+from fr3e_async.machine import events, messages
+from fr3e_async.machine.messages import Message, Work
+from fr3e_async.machine.slots import EXPLORERS, GENERATORS, OTHER, VERIFIERS, Role, Slots, Task, WorkerSlot
+from fr3e_async.types import RolloutId
 
-GENERATORS, EXPLORERS, VERIFIERS = "generators", "explorers", "verifiers"
-OTHER = {GENERATORS: EXPLORERS, EXPLORERS: GENERATORS}
-GROWTH = 16  # a limit grows by the role's width / GROWTH at a time
-STALE = 64  # entries for each slot after which a heap is cleared of stale ones
-LONGEST_BACKOFF_S = 60.0  # before another worker is started in place of one that had done nothing
-SLACK = 4  # loads that differ by less than width / SLACK count as equal: then a prefix at hand decides, or the role
+__all__ = ["EXPLORERS", "GENERATORS", "OTHER", "VERIFIERS", "Dispatcher", "Role", "Task", "WorkerSlot"]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Something for a worker of a role to do. ``weight``: rollouts; ``near``: the worker that holds the prefix."""
+class Dispatcher(Slots):
+    """See the module's docstring. Its slots and queues are those of ``Slots``; ``handle`` is the only way to change them."""
 
-    number: int
-    role: str
-    weight: int
-    work: Work | None = None
-    priority: int = 0  # lower ones first
-    age: int = 0  # lower ones first among equals: when the group was admitted
-    near: str = ""
+    def __init__(self, widths: Mapping[str, int], config: PoolsConfig, *, retry_backoff_s: float = 0.0) -> None:
+        """``widths``: by role, the most rollouts (verifiers: calls) that one worker is given at once.
 
+        ``retry_backoff_s``: seconds that a second attempt rests; each later one rests twice as long.
+        """
+        super().__init__(widths, config)
+        self._backoff_s = retry_backoff_s
+        self._resting: dict[str, Task] = {}  # by the key of its Wait: tasks that are tried again later
+        self._homes: dict[str, dict[RolloutId, str]] = {}  # group -> trunk -> engine that has its keys and values
+        self._near = ""  # the worker whose task ends in the event that is being handled
+        self._to_look_at: list[str] = []  # workers that may have run empty in it
+        self._handlers: dict[type, Callable[[Any], list[Message]]] = {
+            events.Delivered: self._task_ended,
+            events.Scored: self._task_ended,
+            events.Lost: self._task_ended,
+            events.Asked: self._asked,
+            events.Answered: self._answered,
+            events.WorkerUp: self._worker_up,
+            events.WorkerDown: lambda event: self._worker_down(event.worker, event.why, node=event.node),
+            events.Refused: lambda event: self._worker_down(event.worker, f"did not take weights v{event.version}: {event.why}"),
+            events.Unhired: self._unhired,
+            events.Leaving: self._leaving,
+            events.Begun: lambda event: [self._census(again=event.again)],
+            events.Utilization: lambda event: [self._census(at=event.at, idle=dict(event.idle))],
+            events.Pressure: self._pressure,
+            events.Acked: self._acked,
+            events.Due: self._due,
+            messages.Settle: self._settle,
+            messages.Sample: lambda work: self._queue(work, GENERATORS, len(work.ids)),
+            messages.Branch: lambda work: self._queue(work, EXPLORERS, len(work.ids), near=self._home(work)),
+            messages.Score: lambda work: self._queue(work, VERIFIERS, 1),
+            messages.Forget: self._forget,
+            messages.Retire: self._retire,
+            messages.Hold: self._hold,
+            messages.Serve: self._serve,
+            messages.TakeBack: lambda command: self._withdraw(command.worker),
+            messages.Send: self._send,
+            messages.Move: self._move,
+            messages.Drain: self._drain,
+        }
 
-@dataclass(slots=True, eq=False)
-class WorkerSlot:
-    """A worker with its running tasks, and the most it may run at once (``limit``, in rollouts; verifiers: calls)."""
+    def handle(self, message: Message) -> list[Message]:
+        """Apply an event, or a command of another part. Returns what follows, all but what ``Settle`` finds."""
+        return self._handlers[type(message)](message)
 
-    worker: str
-    role: str
-    limit: int
-    node: str = ""
-    load: int = 0
-    tasks: set[int] = field(default_factory=set)
-    held: bool = False  # gets nothing while its weights change
-    leaving: bool = False  # gets nothing any more
-    up: bool = True
-    proven: bool = False  # it has finished a task
-    stamp: int = 0  # of its newest entry in the heap
-
-    @property
-    def room(self) -> int:
-        return self.limit - self.load
-
-    @property
-    def open(self) -> bool:
-        """True if the worker may receive tasks: in service, not held, not leaving."""
-        return self.up and not self.held and not self.leaving
-
-
-@dataclass(slots=True)
-class Role:
-    """The queue of a role and the slots that take from it."""
-
-    width: int  # largest limit of a slot
-    queue: list[tuple[int, int, int, Task]] = field(default_factory=list)
-    rooms: list[tuple[int, int, int, WorkerSlot]] = field(default_factory=list)  # most room first
-    waiting: int = 0  # tasks queued
-    waiting_weight: int = 0  # of these
-    slots: int = 0
-    deaths_in_a_row: int = 0  # workers that died before they finished a task, or did not start
-    last_cause: str = ""  # of the last of these, as its log has it
-    replacements: int = 0
-
-
-class Dispatcher:
-    """Gives tasks to workers. ``put`` queues a task, ``place`` hands out what it can, ``end`` frees its room."""
-
-    def __init__(self, widths: Mapping[str, int], config: PoolsConfig) -> None:
-        """``widths``: by role, the most rollouts (verifiers: calls) that one worker is given at once."""
-        self._config = config
-        self.roles = {role: Role(width) for role, width in widths.items()}
-        self.slots: dict[str, WorkerSlot] = {}
-        self._at: dict[int, tuple[WorkerSlot, int]] = {}  # task -> where it is, and its weight
-        self._queued: dict[int, Task] = {}
-        self._order = itertools.count()
-
-    # ---- queries ----
-
-    def queued(self, role: str) -> int:
-        return self.roles[role].waiting
-
-    def in_flight(self, role: str) -> int:
-        """Rollouts (verifiers: calls) that the role's workers have now."""
-        return sum(slot.load for slot in self.slots.values() if slot.role == role)
-
-    def tasks_of(self, worker: str) -> tuple[int, ...]:
-        slot = self.slots.get(worker)
-        return tuple(sorted(slot.tasks)) if slot else ()
-
-    def staying(self, role: str) -> int:
-        """Workers of the role that are not about to leave."""
-        return sum(slot.role == role and not slot.leaving for slot in self.slots.values())
-
-    def leaving(self, role: str) -> int:
-        """Workers of the role that are about to leave."""
-        return sum(slot.role == role and slot.leaving for slot in self.slots.values())
-
-    def fill(self, role: str) -> float:
-        """Number of workers that could run all of the role's tasks, running and queued, at once."""
-        limits = [slot.limit for slot in self.slots.values() if slot.role == role and not slot.leaving]
-        each = sum(limits) / len(limits) if limits else self.roles[role].width
-        return (self.in_flight(role) + self.roles[role].waiting_weight) / max(each, 1)
-
-    def spare(self, role: str, count: int) -> list[str]:
-        """So many workers of the role: from the nodes with the fewest that stay, so that nodes become empty, and of these with the
-        least to do; the newest of those that have alike."""
-        staying = [slot for slot in reversed(self.slots.values()) if slot.role == role and not slot.leaving]
-        company = Counter(slot.node for slot in self.slots.values() if slot.node and not slot.leaving)
-        return [slot.worker for slot in sorted(staying, key=lambda slot: (company[slot.node], slot.load))[:count]]
+    def _settle(self, _: messages.Settle) -> list[Message]:
+        """End the handling of an event: assign queued tasks, then let workers without tasks leave, or say that they are idle."""
+        commands: list[Message] = []
+        for task, worker in self.place():
+            if type(task.work) is messages.Branch:
+                self._homes.setdefault(task.work.group, {})[task.work.trunk] = worker
+            commands.append(messages.Assign(task=task.number, worker=worker, work=task.work))
+        self._near = ""
+        if self._to_look_at:
+            workers, self._to_look_at = self._to_look_at, []
+            for worker in workers:
+                commands += self._if_empty(worker)
+        return commands
 
     # ---- tasks ----
 
-    def put(self, task: Task) -> None:
-        """Queue a task of its role, by priority, then by the age of its group, then in the order of coming."""
-        role = self.roles[task.role]
-        heapq.heappush(role.queue, (task.priority, task.age, next(self._order), task))
-        self._queued[task.number] = task
-        role.waiting += 1
-        role.waiting_weight += task.weight
+    def _queue(self, work: Work, role: str, weight: int, near: str = "") -> list[Message]:
+        """Queue a task: the first attempt now, a later one after a back-off that doubles each time."""
+        task = Task(work.task, role, weight, work, age=work.age, near=near)
+        if work.attempt == 1 or not self._backoff_s:
+            self.put(task)
+            return []
+        key = f"task {work.task}"
+        self._resting[key] = task
+        return [messages.Wait(key=key, seconds=self._backoff_s * 2 ** (work.attempt - 2))]
 
-    def end(self, number: int, *, proof: bool) -> str:
-        """A task is over, or not wanted any more; the worker that had it, or "". ``proof``: the worker has done it."""
-        if self.drop(number):
-            return ""
-        at = self._at.pop(number, None)
-        if at is None:
-            return ""
-        slot, weight = at
-        slot.load -= weight
-        slot.tasks.discard(number)
-        if proof:
-            self._prove(slot)
-        self._offer(slot)
-        return slot.worker
+    def _home(self, work: messages.Branch) -> str:
+        """Return the engine with the trunk's keys and values: the one that branched it before, else the one that has just made it."""
+        known = self._homes.get(work.group)
+        return (known and known.get(work.trunk, "")) or (self._near if self._config.flexible_roles else "")
 
-    def _prove(self, slot: WorkerSlot) -> None:
-        """The worker has done something: its role's deaths are not in a row any more."""
-        slot.proven = True
-        self.roles[slot.role].deaths_in_a_row, self.roles[slot.role].last_cause = 0, ""
-
-    def part(self, number: int, *, left: int) -> str:
-        """Free the room of a task's finished rollouts; ``left`` still run. Returns the worker that runs the task, or ""."""
-        slot, weight = self._at.get(number, (None, 0))
-        if slot is None or left >= weight:  # the event comes a second time
-            return ""
-        slot.load -= weight - left
-        self._at[number] = (slot, left)
-        self._prove(slot)
-        self._offer(slot)
-        return slot.worker
-
-    def drop(self, number: int) -> bool:
-        """Take a task out of the queue; False if it is in none."""
-        task = self._queued.pop(number, None)
-        if task is not None:  # its entry in the heap is stale now
-            self.roles[task.role].waiting -= 1
-            self.roles[task.role].waiting_weight -= task.weight
-        return task is not None
-
-    def place(self) -> list[tuple[Task, str]]:
-        """Assign queued tasks while slots have room; returns (task, worker) pairs."""
-        placed: list[tuple[Task, str]] = []
-        # Generators twice: once the explorers' queue is empty they may lend.
-        for name in [*self.roles, GENERATORS] if self._config.flexible_roles else self.roles:
-            role = self.roles[name]
-            while role.waiting:
-                task = role.queue[0][3]
-                if task.number not in self._queued:
-                    heapq.heappop(role.queue)
-                    continue
-                slot = self._slot_for(name, task)
-                if slot is None:
-                    break
-                heapq.heappop(role.queue)
-                self.drop(task.number)
-                self._at[task.number] = (slot, task.weight)
-                slot.load += task.weight
-                slot.tasks.add(task.number)
-                self._offer(slot)
-                placed.append((task, slot.worker))
-        return placed
-
-    def _slot_for(self, role: str, task: Task) -> WorkerSlot | None:
-        """The roomiest of its role, or the one that holds its prefix if that has not much less room, or one of the other role.
-
-        A task wider than a slot gets an empty one.
-        """
-        own = self._roomiest(role)
-        if not self._config.flexible_roles and not task.near:
-            return own if own is not None and (own.room >= task.weight or own.load == 0) else None
-        slack = self.roles[role].width // SLACK
-        other = self._roomiest(OTHER[role]) if self._lends(role) else None
-        best = own if other is None or (own is not None and own.room + slack >= other.room) else other
-        if best is None:
-            return None
-        near = self.slots.get(task.near) if task.near else None
-        if near is not None and self._takes(near, role) and near.room >= task.weight and near.room + slack >= best.room:
-            return near
-        return best if best.room >= task.weight or best.load == 0 else None
-
-    def _takes(self, slot: WorkerSlot, role: str) -> bool:
-        return slot.open and (slot.role == role or (slot.role == OTHER.get(role) and self._lends(role)))
-
-    def _lends(self, role: str) -> bool:
-        """Say whether this role's tasks may go to the other engine role: not while that role has queued tasks."""
-        other = OTHER.get(role, "")
-        return self._config.flexible_roles and other in self.roles and not self.roles[other].waiting
-
-    def _roomiest(self, role: str) -> WorkerSlot | None:
-        rooms = self.roles[role].rooms
-        while rooms:
-            _, _, stamp, slot = rooms[0]
-            if slot.open and stamp == slot.stamp:
-                return slot
-            heapq.heappop(rooms)
-        return None
-
-    def _offer(self, slot: WorkerSlot) -> None:
-        """Push the slot's newest heap entry; its older entries become stale."""
-        if slot.open:
-            role = self.roles[slot.role]
-            slot.stamp = next(self._order)
-            heapq.heappush(role.rooms, (-slot.room, slot.stamp, slot.stamp, slot))
-            if len(role.rooms) > STALE * role.slots:  # those of little room may never come to the top
-                role.rooms = [entry for entry in role.rooms if entry[3].open and entry[2] == entry[3].stamp]
-                heapq.heapify(role.rooms)
-
-    # ---- slots ----
-
-    def slot_up(self, role: str, worker: str, *, node: str = "") -> None:
-        if worker in self.slots:
-            raise RunFailed(f"two workers have the name {worker}")
-        slot = WorkerSlot(worker, role, limit=self.roles[role].width, node=node)
-        self.slots[worker] = slot
-        self.roles[role].slots += 1
-        self._offer(slot)
-
-    def slot_down(self, worker: str, why: str, *, node: bool = False) -> tuple[str, float] | None:
-        """Remove a worker. Returns its role and the seconds to wait before a replacement starts; None if it was removed before.
-
-        ``node``: it went with its node, which says nothing of the next one. Its tasks still count until each has ended.
-        Raises ``RunFailed``: too many workers of the role have died in a row.
-        """
-        slot = self._vacate(worker)
-        if slot is None:
-            return None
-        self.roles[slot.role].replacements += 1
-        return slot.role, self._after_death(slot.role, worker, why, proven=slot.proven or slot.leaving or node)
-
-    def not_started(self, role: str, why: str) -> float:
-        """A new worker did not come up: seconds to wait before the next one. Raises ``RunFailed`` like ``slot_down``."""
-        return self._after_death(role, f"a new one of {role}", why, proven=False)
-
-    def gone(self, worker: str) -> None:
-        """Remove a worker that was drained and has ended. It is not replaced and does not count as a death."""
-        self._vacate(worker)
-
-    def _vacate(self, worker: str) -> WorkerSlot | None:
-        slot = self.slots.pop(worker, None)
-        if slot is not None:
-            slot.up = False
-            self.roles[slot.role].slots -= 1
-        return slot
-
-    def _after_death(self, name: str, worker: str, why: str, *, proven: bool) -> float:
-        role, most = self.roles[name], self._config.max_deaths_in_a_row
-        if not proven:
-            role.deaths_in_a_row += 1
-            same, role.last_cause = bool(cause := cause_of(why)) and cause == role.last_cause, cause
+    def _task_ended(self, event: events.Delivered | events.Scored | events.Lost) -> list[Message]:
+        if type(event) is events.Delivered and event.left:
+            self._near = self.part(event.task, left=event.left)
         else:
-            same = False
-        works = any(slot.role == name and slot.proven and not slot.leaving for slot in self.slots.values())
-        if same and not works:
-            raise RunFailed(f"{name}: two workers in a row died of the same cause without finishing a task; {worker}: {why}")
-        if role.deaths_in_a_row > most and not works:  # else a node may have died that many were about to start on
-            raise RunFailed(
-                f"{name}: {most} workers in a row died without finishing a task (pools.max_deaths_in_a_row); the last one: "
-                f"{worker}: {why}"
-            )
-        delay = self._config.replace_backoff_s * 2 ** min(role.deaths_in_a_row - 1, 30) if role.deaths_in_a_row else 0.0
-        return min(delay, LONGEST_BACKOFF_S)
+            self._near = self._ended(event.task, proof=type(event) is not events.Lost)
+        return []
 
-    def drain(self, worker: str) -> None:
-        """Give this worker no more tasks. Its running tasks continue."""
-        self.slots[worker].leaving = True
+    def _asked(self, event: events.Asked) -> list[Message]:
+        self.put(Task(event.task, event.role, event.weight, priority=event.priority))
+        return []
 
-    def move(self, worker: str, role: str) -> None:
-        """Move this worker's slot to the other engine role. Its running tasks continue."""
-        slot = self.slots[worker]
-        self.roles[slot.role].slots -= 1
-        slot.role, slot.limit = role, self.roles[role].width
-        self.roles[role].slots += 1
-        self._offer(slot)
+    def _answered(self, event: events.Answered) -> list[Message]:
+        self._ended(event.task, proof=event.proof)
+        return []
 
-    def hold(self, worker: str) -> None:
-        """Give this worker no tasks until ``release``. Its running tasks continue."""
-        self.slots[worker].held = True
-
-    def release(self, worker: str) -> None:
-        slot = self.slots[worker]
-        slot.held = False
-        self._offer(slot)
-
-    def press(self, worker: str, *, kv_used: float, waiting: int, preempted: int) -> None:
-        """Additive increase, multiplicative decrease of what an engine is given at once.
-
-        Evictions mean that work is thrown away and done again, so the limit is halved; it grows by a sixteenth while the
-        cache has room and nothing waits inside the engine.
-        """
+    def _ended(self, task: int, *, proof: bool) -> str:
+        worker = self.end(task, proof=proof)
         slot = self.slots.get(worker)
+        if slot is not None and not slot.tasks and not slot.open:
+            self._to_look_at.append(worker)
+        return worker
+
+    def _forget(self, command: messages.Forget) -> list[Message]:
+        """Drop queued and resting tasks. A task that a worker runs continues, but its result changes nothing."""
+        for task in command.tasks:
+            self._resting.pop(f"task {task}", None)
+            self.drop(task)
+        return []
+
+    def _retire(self, command: messages.Retire) -> list[Message]:
+        self._homes.pop(command.group, None)
+        return []
+
+    def _due(self, event: events.Due) -> list[Message]:
+        """A task has rested enough, or a worker that leaves has had its time."""
+        if (task := self._resting.pop(event.key, None)) is not None:
+            self.put(task)
+            return []
+        kind, _, worker = event.key.partition(" ")
+        slot = self.slots.get(worker)
+        return self._withdraw(worker) if kind == "leave" and slot is not None and slot.leaving else []
+
+    def _withdraw(self, worker: str) -> list[Message]:
+        tasks = self.tasks_of(worker)
+        return [messages.Withdraw(worker=worker, tasks=tasks)] if tasks else []
+
+    # ---- workers ----
+
+    def _worker_up(self, event: events.WorkerUp) -> list[Message]:
+        self.slot_up(event.role, event.worker, node=event.node)
+        return []
+
+    def _worker_down(self, worker: str, why: str, *, node: bool = False) -> list[Message]:
+        down = self.slot_down(worker, why, node=node)
+        if down is None:
+            return []
+        role, delay_s = down
+        return [messages.Release(worker=worker, why=why), self._vacant(role, delay_s), messages.Gone(worker=worker)]
+
+    def _unhired(self, event: events.Unhired) -> list[Message]:
+        return [self._vacant(event.role, self.not_started(event.role, event.why), event.ticket)]
+
+    def _vacant(self, role: str, delay_s: float = 0.0, ticket: int = 0) -> messages.Vacant:
+        return messages.Vacant(role=role, staying=self.staying(role), delay_s=delay_s, ticket=ticket)
+
+    def _leaving(self, event: events.Leaving) -> list[Message]:
+        """Another one is started at once; half of the notice is for the tasks that it has, the rest for giving them away."""
+        slot = self.slots.get(event.worker)
         if slot is None:
-            return
-        width = self.roles[slot.role].width
-        if preempted > 0 or kv_used > self._config.kv_high:
-            limit = max(min(self._config.least_in_flight, width), min(slot.limit, max(slot.load, 1)) // 2)
-        elif kv_used < self._config.kv_low and waiting == 0:
-            limit = min(width, slot.limit + max(1, width // GROWTH))
-        else:
-            limit = slot.limit
-        if limit != slot.limit:
-            slot.limit = limit
-            self._offer(slot)
+            return []
+        limit = self._config.drain_timeout_s
+        limit = min(limit, event.seconds / 2) if event.seconds else limit
+        if slot.leaving:  # because the pool was made smaller, say, and with more time than there is now
+            return [messages.Wait(key=f"leave {event.worker}", seconds=limit)]
+        self.drain(event.worker, event.why)
+        return [self._vacant(slot.role), messages.Drain(worker=event.worker, why=event.why, seconds=limit)]
+
+    def _drain(self, command: messages.Drain) -> list[Message]:
+        """Give a worker no more tasks. It leaves once it has none; after a time its tasks are withdrawn."""
+        self.drain(command.worker, command.why)
+        limit = self._config.drain_timeout_s if command.seconds is None else command.seconds
+        return self._if_empty(command.worker) or [messages.Wait(key=f"leave {command.worker}", seconds=limit)]
+
+    def _if_empty(self, worker: str) -> list[Message]:
+        """Release a leaving worker without tasks, unless it receives weights; tell the fleet of a held one that it is idle."""
+        slot = self.slots.get(worker)
+        if slot is None or slot.tasks:
+            return []
+        if not slot.leaving:
+            return [messages.Idle(worker=worker)] if slot.held else []
+        if slot.receiving:
+            return []
+        self.gone(worker)
+        return [messages.Release(worker=worker, why=slot.why, lost=False), messages.Gone(worker=worker)]
+
+    def _pressure(self, event: events.Pressure) -> list[Message]:
+        self.press(event.worker, kv_used=event.kv_used, waiting=event.waiting, preempted=event.preempted)
+        return []
+
+    def _move(self, command: messages.Move) -> list[Message]:
+        self.move(command.worker, command.role)
+        return []
+
+    def _census(self, *, at: float | None = None, idle: Mapping[str, float] = {}, again: bool = False) -> messages.Census:
+        pools = {
+            name: messages.PoolCensus(
+                spare=tuple(self.spare(name, len(self.slots))), leaving=self.leaving(name), queued=role.waiting,
+                fill=self.fill(name), idle=idle.get(name, 0.0),
+            )
+            for name, role in self.roles.items()
+        }  # fmt: skip
+        return messages.Census(pools=pools, at=at, again=again)
+
+    # ---- weights ----
+
+    def _hold(self, command: messages.Hold) -> list[Message]:
+        self.hold(command.worker)
+        self._to_look_at.append(command.worker)
+        return []
+
+    def _serve(self, command: messages.Serve) -> list[Message]:
+        self.release(command.worker)
+        return []
+
+    def _send(self, command: messages.Send) -> list[Message]:
+        for worker in command.workers:
+            self.slots[worker].receiving = True
+        return []
+
+    def _acked(self, event: events.Acked) -> list[Message]:
+        if (slot := self.slots.get(event.worker)) is not None:
+            slot.receiving = False
+            if slot.leaving:
+                self._to_look_at.append(event.worker)
+        return []

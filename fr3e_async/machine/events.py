@@ -83,12 +83,6 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
     version: int
 
 
-class Published(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """Every engine that is in service has acknowledged ``version``. The machine's own word to its ledger."""
-
-    version: int
-
-
 class Asked(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """The loop wants a worker for something that is not a group's: a part of an evaluation. ``task`` is negative."""
 
@@ -197,11 +191,13 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
     reason: str
 
 
-LedgerEvent = Admitted | Delivered | Rescored | Lost | Scored | Trained | Published
-
-
 Event = (
-    LedgerEvent
+    Admitted
+    | Delivered
+    | Rescored
+    | Lost
+    | Scored
+    | Trained
     | Asked
     | Answered
     | WorkerUp

@@ -15,11 +15,15 @@ serves only when it has acknowledged some that are not older than the live ones.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 from fr3e_async.config import WeightsConfig
+from fr3e_async.machine.events import Acked, Due, Exported, WorkerUp
+from fr3e_async.machine.messages import Gone, Hold, Idle, Live, Message, Send, Serve, TakeBack, Wait
+from fr3e_async.machine.slots import VERIFIERS
 
 
 class MemberState(Enum):
@@ -42,26 +46,11 @@ class Member:
     paused_for: int = -1  # the target when it was paused last
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The calls that follow from an event, to be made in the order of the fields."""
-
-    pause: tuple[str, ...] = ()  # give them no new work
-    withdraw: tuple[str, ...] = ()  # take their rollouts back
-    send: tuple[str, ...] | None = (
-        None  # the target version to these; to nobody: the learner waits for the hand-over all the same
-    )
-    catch_up: tuple[str, ...] = ()  # the target version to each of these, alone
-    serve: tuple[str, ...] = ()  # give them work again
-
-
-NOTHING = Steps()
-
-
 class Fleet:
-    """All engines with their weights. Each event is a method that returns the ``Steps`` to take; ``live`` and ``target`` are versions."""
+    """All engines with their weights. ``target``: the newest version that they are to have; ``live``: the one that all serve."""
 
     def __init__(self, config: WeightsConfig, *, version: int) -> None:
+        self._config = config
         self._in_flight, self._abort = config.update == "in_flight", config.update == "abort_retry"
         self._together = config.transfer == "collective"
         self.target = version  # the newest version that engines are to have
@@ -69,52 +58,68 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self._serving: Counter[int] = Counter()  # version -> members in service
         self._unsent = False  # no engine has been sent the target yet
+        self._handlers: dict[type, Callable[[Any], list[Message]]] = {
+            WorkerUp: self._joined,
+            Gone: self._gone,
+            Exported: self._exported,
+            Idle: self._idle,
+            Acked: self._acked,
+            Due: self._due,
+        }
+
+    def handle(self, message: Message) -> list[Message]:
+        """Apply one event, or a message of the dispatcher; returns who pauses, receives and serves, and at last what is live now."""
+        before = self.live
+        commands = self._handlers[type(message)](message)
+        return commands if self.live == before else [*commands, Live(version=self.live)]
 
     # ---- events ----
 
-    def join(self, worker: str, version: int) -> Steps:
+    def _joined(self, event: WorkerUp) -> list[Message]:
         """A new engine. It is held back until it has the newest weights."""
-        if version >= self.target:
-            self.members[worker] = Member(version, ready=self._in_flight)
-            self._serve(version, +1)
-            return NOTHING
-        self.members[worker] = Member(version, MemberState.RECEIVING, joining=True)
-        return Steps(pause=(worker,), catch_up=(worker,))
+        if event.role == VERIFIERS:
+            return []
+        if event.version >= self.target:
+            self.members[event.worker] = Member(event.version, ready=self._in_flight)
+            self._serve(event.version, +1)
+            return []
+        self.members[event.worker] = Member(event.version, MemberState.RECEIVING, joining=True)
+        return [*self._pause([event.worker]), Send(version=self.target, workers=(event.worker,), alone=True)]
 
-    def leave(self, worker: str) -> Steps:
+    def _gone(self, message: Gone) -> list[Message]:
         """Remove an engine that is out of service, in whatever state it was."""
-        member = self.members.pop(worker, None)
+        member = self.members.pop(message.worker, None)
         if member is None:
-            return NOTHING
+            return []
         if not member.joining:
             self._serve(member.version, -1)
-        return Steps(send=self._send(()))
+        return self._send(())
 
-    def exported(self, version: int) -> Steps:
+    def _exported(self, event: Exported) -> list[Message]:
         """Note that the weights of a newer version are ready to send."""
-        self.target, self._unsent = version, True
-        pause = []
+        self.target, self._unsent = event.version, True
+        paused = []
         if not self._in_flight:
-            pause = [name for name, member in self.members.items() if member.state is MemberState.SERVING]
-            for name in pause:
-                self.members[name].state, self.members[name].paused_for = MemberState.PAUSED, version
-        return Steps(pause=tuple(pause), withdraw=tuple(pause) if self._abort else (), send=self._send(self.members))
+            paused = [name for name, member in self.members.items() if member.state is MemberState.SERVING]
+            for name in paused:
+                self.members[name].state, self.members[name].paused_for = MemberState.PAUSED, event.version
+        return self._pause(paused) + self._send(self.members)
 
-    def idle(self, worker: str) -> Steps:
+    def _idle(self, message: Idle) -> list[Message]:
         """Note that a paused engine has finished its tasks, so it can receive weights."""
-        member = self.members.get(worker)
+        member = self.members.get(message.worker)
         if member is None or member.state is not MemberState.PAUSED:
-            return NOTHING
+            return []
         member.ready = True
-        return Steps(send=self._send((worker,)))
+        return self._send((message.worker,))
 
-    def acked(self, worker: str, version: int) -> Steps:
-        """Note that an engine has loaded ``version``. If a newer one exists, the engine receives that before it serves,
+    def _acked(self, event: Acked) -> list[Message]:
+        """Note that an engine has loaded a version. If a newer one exists, the engine receives that before it serves,
         unless weights change in flight.
         """
-        member = self.members.get(worker)
+        member, version = self.members.get(event.worker), event.version
         if member is None or member.state is not MemberState.RECEIVING:
-            return NOTHING
+            return []
         served = None if member.joining else member.version
         member.joining = member.joining and version < self.live  # what is live by now may be newer than what it was sent
         member.version, member.state, member.ready = version, MemberState.ACKNOWLEDGED, True
@@ -122,17 +127,21 @@ class Fleet:
             self._serve(version, +1)  # before the one that it served goes, or the live version would be that of the others
         if served is not None:
             self._serve(served, -1)
-        serve: tuple[str, ...] = ()
-        if not member.joining and (version >= self.target or self._in_flight):
+        serves = not member.joining and (version >= self.target or self._in_flight)
+        if serves:
             member.state, member.ready = MemberState.SERVING, self._in_flight
-            serve = (worker,) if served is None or not self._in_flight else ()
-        return Steps(send=self._send((worker,)), serve=serve)
+        was_held = served is None or not self._in_flight
+        return self._send((event.worker,)) + ([Serve(worker=event.worker)] if serves and was_held else [])
 
-    def overdue(self, worker: str, version: int) -> Steps:
-        """Withdraw the rollouts of an engine that was paused for ``version`` and is not idle in time."""
-        member = self.members.get(worker)
-        late = member is not None and member.state is MemberState.PAUSED and member.paused_for == version
-        return Steps(withdraw=(worker,)) if late else NOTHING
+    def _due(self, event: Due) -> list[Message]:
+        """Take the tasks of an engine back that was paused for a version and is not idle in time."""
+        kind, _, rest = event.key.partition(" ")
+        version, _, worker = rest.partition(" ")
+        member = self.members.get(worker) if kind == "idle" else None
+        late = member is not None and member.state is MemberState.PAUSED and member.paused_for == int(version)
+        return [TakeBack(worker=worker)] if late else []
+
+    # ---- queries ----
 
     def receives(self, worker: str) -> bool:
         """Whether new weights are on their way to this engine."""
@@ -149,19 +158,32 @@ class Fleet:
 
     # ---- inside ----
 
-    def _send(self, candidates: Iterable[str]) -> tuple[str, ...] | None:
-        """To whom of these the target is sent now; None: to nobody. Together: to all that need it, or not yet."""
+    def _pause(self, workers: Sequence[str]) -> list[Message]:
+        """Give these engines no new work; take back what they have at once, or after a time, or never."""
+        commands: list[Message] = [Hold(worker=worker) for worker in workers]
+        if self._abort:
+            commands += [TakeBack(worker=worker) for worker in workers if not self.members[worker].joining]
+        elif not self._in_flight:
+            limit = self._config.idle_timeout_s
+            commands += [Wait(key=f"idle {self.target} {worker}", seconds=limit) for worker in workers]
+        return commands
+
+    def _send(self, candidates: Iterable[str]) -> list[Message]:
+        """Send the target to those of these that need it and may receive. Together: to all that need it, or not yet.
+
+        A common hand-over to nobody is one too: the learner waits for it.
+        """
         outdated = [n for n in (self.members if self._together else candidates) if self.members[n].version < self.target]
         ready = [n for n in outdated if self.members[n].ready and self.members[n].state is not MemberState.RECEIVING]
         if self._together:
             if len(ready) < len(outdated) or not (ready or self._unsent):
-                return None
+                return []
         elif not ready:
-            return None
+            return []
         self._unsent = False
         for name in ready:
             self.members[name].state = MemberState.RECEIVING
-        return tuple(ready)
+        return [Send(version=self.target, workers=tuple(ready))]
 
     def _serve(self, version: int, by: int) -> None:
         self._serving[version] += by

@@ -8,7 +8,7 @@ Events in, commands out. No clock, no Ray, no tokens: the same sequence of event
     Delivered ─► Score                                     Lost ─► the same ids again, or failed
     Scored ─► group complete ─► credited ─► ready | Retire(rejected_…)
     the next groups ready ─► Train                         see ``order``: that is what bounds staleness
-    Trained ─► Retire(trained), Train(next)                Published ─► the batch's slots are free
+    Trained ─► Retire(trained), Train(next)                Live ─► the batch's slots are free
 
 **Staleness bound.** ``order`` has the rule by which groups make a batch, and the proof that no token is older than
 ``flow.max_staleness`` versions when it is trained.
@@ -24,10 +24,10 @@ from fr3e_async.algorithm.anchors import choose_trunks
 from fr3e_async.algorithm.strategies import GroupPlan, Strategy
 from fr3e_async.config import Config
 from fr3e_async.machine.budget import TokenBudget
-from fr3e_async.machine.events import Admitted, Delivered, LedgerEvent, Lost, Published, Rescored, Scored, Trained
+from fr3e_async.machine.events import Admitted, Delivered, Lost, Rescored, Scored, Stopped, Trained
 from fr3e_async.machine.group import Group, Status
-from fr3e_async.machine.ledger_state import LedgerError, LedgerState, RejectionStreak, state_of
-from fr3e_async.machine.messages import Forget, LedgerCommand, Retire, Train
+from fr3e_async.machine.ledger_state import LedgerCut, LedgerError, LedgerState, RejectionStreak, state_of
+from fr3e_async.machine.messages import Forget, LedgerCommand, Live, Message, Retire, Start, Train
 from fr3e_async.machine.order import next_batch, train_items
 from fr3e_async.machine.tasks import Issuer
 from fr3e_async.outcomes import GroupOutcome
@@ -56,17 +56,20 @@ class Ledger:
         self._ready = 0  # open groups with credit
         self._streak = RejectionStreak(config.flow.max_rejected_in_a_row, state.rejected_in_a_row if state else 0)
         self._issue = Issuer()
-        self.closed = False  # set by stop(): nothing is admitted or trained any more
+        self._cuts: list[LedgerCut] = []  # that are being encoded
+        self.closed = False  # after ``Stopped`` nothing is admitted or trained any more
         for group in state.groups if state else ():
             self._open[group.name] = group
         self._handlers: dict[type, Callable[[Any], list[LedgerCommand]]] = {
+            Start: lambda _: self.resume(),
             Admitted: self._admit,
             Delivered: self._delivered,
             Rescored: self._rescored,
             Lost: self._lost,
             Scored: self._scored,
             Trained: self._trained,
-            Published: self._published,
+            Live: self._went_live,
+            Stopped: self._stopped,
         }
 
     # ---- queries ----
@@ -107,7 +110,7 @@ class Ledger:
         return max(0, min(self._capacity - self.slots_held, wanted))
 
     def state(self) -> LedgerState:
-        """A consistent cut between two events. It shares the groups with the ledger: encode it before the next event."""
+        """The state between two events. It shares the groups with the ledger: encode it before the next event, or take a ``cut``."""
         return LedgerState(
             version=self.version,
             admitted=self.admitted,
@@ -116,6 +119,11 @@ class Ledger:
             groups=tuple(sorted([*self._training.values(), *self._open.values()], key=lambda group: group.number)),
             rejected_in_a_row=self._streak.count,
         )
+
+    def cut(self, encode: Callable[[Group], bytes]) -> LedgerCut:
+        """Take a consistent cut that is encoded bit by bit (``LedgerCut.step``) while events go on."""
+        self._cuts.append(cut := LedgerCut(self.state(), encode))
+        return cut
 
     def resume(self) -> list[LedgerCommand]:
         """Return the commands that resumed groups still need. Call it once, before any event."""
@@ -127,11 +135,6 @@ class Ledger:
                 group.credit = group.credited(self._strategy, self._config)
                 self._ready += 1
         return commands + self._train()
-
-    def age_of(self, group: str) -> int:
-        """Admissions before this group; lower ones are older. 0 for one that is not open."""
-        found = self._open.get(group)
-        return found.number if found else 0
 
     @property
     def settled(self) -> int:
@@ -148,15 +151,11 @@ class Ledger:
 
     # ---- events ----
 
-    def handle(self, event: LedgerEvent) -> list[LedgerCommand]:
-        """Apply one event; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
-        commands = self._handlers[type(event)](event)
+    def handle(self, message: Message) -> list[LedgerCommand]:
+        """Apply one event, or ``Live``; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        commands = self._handlers[type(message)](message)
         self.check()
         return commands
-
-    def stop(self) -> None:
-        """Admit no more groups and start no more batches."""
-        self.closed = True
 
     def check(self) -> None:
         """Check that admitted = settled + in flight, and the slots. Raises ``LedgerError`` with the numbers."""
@@ -170,46 +169,47 @@ class Ledger:
         if event.group in self._open or event.group in self._training:
             raise LedgerError(f"group {event.group} is admitted already")
         plan = self._budget.admit(event.group)
-        candidates, trunks = self._chosen_trunks(event.group, plan)
-        group = Group(
-            name=event.group,
-            plan=plan,
-            number=self.admitted,
-            born=self.live,
-            candidates=candidates,
-            trunks=trunks,
-        )
-        bases = [group.base(branch) for branch in range(plan.bases)]
+        bases = [RolloutId(event.group, 0, branch) for branch in range(plan.bases)]
+        candidates, trunks = self._choose(bases, plan)
+        group = Group(name=event.group, plan=plan, number=self.admitted, born=self.live, candidates=candidates, trunks=trunks)
         group.issue(bases)
         self._open[event.group] = group
         self.admitted += 1
         return self._issue.sample(group, bases)
 
-    def _chosen_trunks(self, group: str, plan: GroupPlan) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
-        bases = [RolloutId(group, 0, branch) for branch in range(plan.bases)]
-        seed = (self._config.run.seed, *group.encode())  # by name: the same trunk after a resume
+    def _choose(self, bases: list[RolloutId], plan: GroupPlan) -> tuple[frozenset[RolloutId], tuple[RolloutId, ...] | None]:
+        seed = (self._config.run.seed, *bases[0].group.encode())  # by name: the same trunk after a resume
         return choose_trunks(bases, self._config.algorithm.trunk if plan.rule else None, seed=seed)
 
-    def _ended(self, event: Rescored | Lost | Scored) -> Group | None:
+    def _to_change(self, name: str) -> Group | None:
+        """Return an open group that an event may change, None if it has retired. Cuts of the ledger keep it as it is now."""
+        if self._cuts:
+            for cut in self._cuts:
+                cut.keep(name)
+            self._cuts = [cut for cut in self._cuts if not cut.done]
+        return self._open.get(name)
+
+    def _ended(self, event: Rescored | Scored) -> Group | None:
         """Return the group of a task that has just ended; None if the task had ended before or its group has retired."""
-        group = self._open.get(event.group)
+        group = self._to_change(event.group)
         return None if group is None or group.tasks.pop(event.task, None) is None else group
 
     def _delivered(self, event: Delivered) -> list[LedgerCommand]:
-        group = self._open.get(event.group)
+        group = self._to_change(event.group)
         due = group.tasks.get(event.task, set()) if group is not None else set()
-        ended = [(row, note) for row, note in enumerate(event.notes) if note.id in due]
-        self.duplicates += len(event.notes) - len(ended)
-        if group is None or not ended:
+        before, taken, owed = len(due), [], []
+        for row, note in enumerate(event.notes):
+            if group is not None and (id := note.id) in due:
+                due.remove(id)
+                if group.accept(note, payload=event.payload, row=row):
+                    taken.append(id)
+                elif group.rollouts[id].status is Status.ISSUED:  # aborted or empty: it is owed again
+                    owed.append(id)
+        self.duplicates += len(event.notes) - len(taken) - len(owed)
+        if group is None or len(due) == before:
             return []
-        due.difference_update([note.id for _, note in ended])
         if not due:
             del group.tasks[event.task]
-        taken = [note.id for row, note in ended if group.accept(note, payload=event.payload, row=row)]
-        owed: list[RolloutId] = []
-        if len(taken) < len(ended):  # aborted or empty ones are owed again
-            owed = [n.id for _, n in ended if n.id not in taken and group.rollouts[n.id].status is Status.ISSUED]
-            self.duplicates += len(ended) - len(taken) - len(owed)
         trunks = [id for id in taken if id in group.candidates]
         commands = self._issue.score(group, event.payload) if taken else []
         if trunks and event.anchors is None:
@@ -246,7 +246,7 @@ class Ledger:
         return commands + self._advance(group)
 
     def _lost(self, event: Lost) -> list[LedgerCommand]:
-        group = self._open.get(event.group)
+        group = self._to_change(event.group)
         due = group.tasks.pop(event.task, None) if group is not None else None
         if group is None or due is None:
             return []
@@ -270,7 +270,7 @@ class Ledger:
         if group.beginnings >= self._config.flow.max_attempts:
             self.failed += group.abandon()
             return [forget, *self._advance(group)]
-        _, trunks = self._chosen_trunks(group.name, group.plan)
+        _, trunks = self._choose([group.base(branch) for branch in range(group.plan.bases)], group.plan)
         bases = group.begin_again(trunks)
         self.retries += len(bases)
         return [forget, *self._issue.sample(group, bases)]
@@ -339,8 +339,12 @@ class Ledger:
             self._unlive_groups += len(done)
         return [*(self._close(group, GroupOutcome.TRAINED) for group in done.values()), *self._train()]
 
-    def _published(self, event: Published) -> list[LedgerCommand]:
-        self.live = max(self.live, event.version)
+    def _stopped(self, event: Stopped) -> list[LedgerCommand]:
+        self.closed = True
+        return []
+
+    def _went_live(self, command: Live) -> list[LedgerCommand]:
+        self.live = max(self.live, command.version)
         for version in [v for v in self._unlive if v <= self.live]:
             self._unlive_groups -= self._unlive.pop(version)
         return []

@@ -1,7 +1,9 @@
 """What survives of a ledger when a run is resumed, and how a ledger fails."""
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -71,10 +73,45 @@ class LedgerState(msgspec.Struct, frozen=True, kw_only=True):
         """Number of retired groups, which is the number of rows in groups.jsonl."""
         return sum(self.outcomes.values())
 
+
+class LedgerCut:
+    """A consistent cut of a ledger, encoded a few groups at a time while the ledger works on: at no point does the loop stand still.
+
+    A group that is about to change before its turn is encoded first (``keep``), so the result is the state as it was when the
+    cut was taken. That costs the loop one group at an event, and otherwise what ``step`` is asked for.
+    """
+
+    def __init__(self, state: LedgerState, encode: Callable[[Group], bytes]) -> None:
+        self._state, self._encode = state, encode
+        self._left = {group.name: group for group in state.groups}
+        self._done: dict[str, bytes] = {}
+        self.payloads: set[int] = set()  # keys that the encoded groups need
+
     @property
-    def payloads(self) -> frozenset[int]:
-        """Return the keys of the payloads that the open groups still need."""
-        return frozenset(r.payload for group in self.groups for r in group.issued if r.payload >= 0)
+    def open(self) -> tuple[str, ...]:
+        """The names of the groups, in admission order."""
+        return tuple(group.name for group in self._state.groups)
+
+    @property
+    def done(self) -> bool:
+        return not self._left
+
+    def keep(self, name: str) -> None:
+        """Encode a group, unless it is encoded already or was not open."""
+        if (group := self._left.pop(name, None)) is not None:
+            self._done[name] = self._encode(group)
+            self.payloads.update([r.payload for r in group.issued if r.payload >= 0])
+
+    def step(self, groups: int) -> bool:
+        """Encode so many groups. Returns True while there are others."""
+        for name in list(itertools.islice(self._left, groups)):
+            self.keep(name)
+        return bool(self._left)
+
+    def state(self) -> LedgerState:
+        """The state with its groups as JSON texts, in admission order, for an encoder; call it when ``done``."""
+        texts: Any = tuple(msgspec.Raw(self._done[group.name]) for group in self._state.groups)
+        return msgspec.structs.replace(self._state, groups=texts)
 
 
 def state_of(group: Group) -> str:

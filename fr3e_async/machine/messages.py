@@ -1,4 +1,4 @@
-"""What the control machine wants done: the commands that come out of it. Ids, lengths and rewards, never a token.
+"""What the parts of the control machine want done: commands to the world and to each other. Ids, lengths and rewards, never a token.
 
 A *payload key* names a rollout batch in the object store; only the loop maps keys to handles. Workers and groups are named by
 text. Every ``Assign`` ends in exactly one event that names its task: Delivered, Scored, Lost or Answered.
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from fr3e_async.algorithm.batching import RowCost
+from fr3e_async.machine.events import Event
 from fr3e_async.outcomes import GroupOutcome
-from fr3e_async.types import Advantage, Anchor, RolloutId
+from fr3e_async.types import Advantage, RolloutId
 
 if TYPE_CHECKING:
     from fr3e_async.machine.group import Group
@@ -31,6 +32,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     ids: tuple[RolloutId, ...]
     trunk: bool = False
     attempt: int = 1  # the highest of its rollouts
+    age: int = 0  # admissions before its group: older groups come first
 
 
 class Branch(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,16 +41,16 @@ class Branch(msgspec.Struct, frozen=True, kw_only=True):
     *Example*: two continuations each of anchors 1 and 2 of base 0, whose tokens are in payload 3::
 
         Branch(task=9, group="gsm8k/17@0", ids=(RolloutId("gsm8k/17@0", 1, 0), …, RolloutId("gsm8k/17@0", 2, 1)),
-               trunk=RolloutId("gsm8k/17@0", 0, 0), trunk_payload=3, anchors=(Anchor(node=1, …), Anchor(node=2, …)))
+               trunk=RolloutId("gsm8k/17@0", 0, 0), trunk_payload=3)
     """
 
     task: int
     group: str
     ids: tuple[RolloutId, ...]
     trunk: RolloutId
-    trunk_payload: int
-    anchors: tuple[Anchor, ...]
+    trunk_payload: int  # holds the trunk's tokens and its anchors: the explorer reads them there
     attempt: int = 1
+    age: int = 0
 
 
 class Rescore(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     ids: tuple[RolloutId, ...]
     rows: tuple[int, ...]  # of the payload, one for each id
     attempt: int = 1
+    age: int = 0
 
 
 class TrainItem(NamedTuple):
@@ -189,13 +192,6 @@ class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[int, ...]
 
 
-class Drain(msgspec.Struct, frozen=True, kw_only=True):
-    """Give this worker no more tasks; it leaves when its running ones have ended. Used within the machine; ``Release`` ends it."""
-
-    worker: str
-    why: str
-
-
 class Hire(msgspec.Struct, frozen=True, kw_only=True):
     """Start a new worker of this role, after ``delay_s``, as soon as the cluster has room; ends in WorkerUp or Unhired."""
 
@@ -244,7 +240,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
-    """Every engine in service has these weights. The world has nothing to do but to know it."""
+    """Every engine in service has these weights: the ledger frees the slots of the batch, the world has to know it."""
 
     version: int
 
@@ -256,7 +252,87 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+# ---- commands of one part to another: the world never sees them ----
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Machine to ledger: the session begins. What do the groups of the checkpoint still need?"""
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """Machine to dispatcher, at the end of every event: assign queued tasks, then look after workers that have run empty."""
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """Fleet to dispatcher: give this engine no tasks until ``Serve``, and say so (``Idle``) once it has none."""
+
+    worker: str
+
+
+class Serve(msgspec.Struct, frozen=True, kw_only=True):
+    """Fleet to dispatcher: give this engine tasks again."""
+
+    worker: str
+
+
+class TakeBack(msgspec.Struct, frozen=True, kw_only=True):
+    """Fleet to dispatcher: withdraw the tasks of this engine, which is to receive weights."""
+
+    worker: str
+
+
+class Idle(msgspec.Struct, frozen=True, kw_only=True):
+    """Dispatcher to fleet: an engine that is held has no task."""
+
+    worker: str
+
+
+class Gone(msgspec.Struct, frozen=True, kw_only=True):
+    """Dispatcher to fleet: this worker is out of service."""
+
+    worker: str
+
+
+class Vacant(msgspec.Struct, frozen=True, kw_only=True):
+    """Dispatcher to autoscaler: a worker is gone, is about to leave, or (``ticket``) did not start. ``staying``: those left."""
+
+    role: str
+    staying: int
+    delay_s: float = 0.0  # before a new one is started
+    ticket: int = 0
+
+
+class PoolCensus(NamedTuple):
+    """A pool as the dispatcher sees it."""
+
+    spare: tuple[str, ...]  # the workers that stay, in the order in which they can be spared
+    leaving: int  # workers
+    queued: int  # tasks
+    fill: float  # workers that could run all of its tasks, running and queued, at once
+    idle: float  # part of the time since the last census that its workers had nothing to do
+
+
+class Census(msgspec.Struct, frozen=True, kw_only=True):
+    """Dispatcher to autoscaler: all pools, by role. ``at``: seconds; None: the session begins, ``again`` in the same process."""
+
+    pools: Mapping[str, PoolCensus]
+    at: float | None = None
+    again: bool = False
+
+
+class Drain(msgspec.Struct, frozen=True, kw_only=True):
+    """Autoscaler to dispatcher: give this worker no more tasks; ``Release`` follows when its running ones have ended.
+
+    ``seconds``: after which these are withdrawn; None: ``pools.drain_timeout_s``.
+    """
+
+    worker: str
+    why: str
+    seconds: float | None = None
+
+
 LedgerCommand = Work | Rescore | Train | Retire | Forget
 Staffing = Hire | Dismiss | Release | Move | SetPoolTarget
-Resizing = Staffing | Drain  # of the autoscaler
-Command = Rescore | Train | Retire | Assign | Withdraw | Staffing | Send | Live | Wait  # of the machine: work is assigned
+Command = Rescore | Train | Retire | Assign | Withdraw | Staffing | Send | Live | Wait  # to the world
+Inner = Start | Settle | Work | Forget | Hold | Serve | TakeBack | Idle | Gone | Vacant | Census | Drain
+Message = Event | Command | Inner  # what a part may be handed, and what it may answer

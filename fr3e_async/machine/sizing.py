@@ -1,7 +1,8 @@
 """How many actors every pool is to have, and which ones come and go. Pure.
 
-    Busy (idle times) + the dispatcher's queues ─► wanted, from min to max ─► Hire | Move | Dismiss | drain ─► as many as wanted
-    a worker is lost, leaves, or did not start                       ─► Hire, if one is missing
+    Census (idle times, queues, who stays)     ─► wanted, from min to max ─► Hire | Move | Dismiss | Drain ─► as many as wanted
+    Vacant (a worker is lost, leaves, or did not start) ─► Hire, if one is missing
+    WorkerUp ─► its ticket is done
 
 A pool grows when its tasks have waited without a pause for ``pools.grow_after_s``: to what holds all that it has and all that
 waits, at most twofold at a time. (Nothing waits when the learner is what holds a run up: then the staleness bound stops
@@ -15,13 +16,14 @@ waits for actors beyond ``min``: what comes later joins.
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fr3e_async.config import Config, PoolsConfig
-from fr3e_async.machine.dispatch import EXPLORERS, GENERATORS, OTHER, VERIFIERS, Dispatcher
-from fr3e_async.machine.events import Utilization
-from fr3e_async.machine.messages import Dismiss, Drain, Hire, Move, Resizing, SetPoolTarget
+from fr3e_async.machine.events import WorkerUp
+from fr3e_async.machine.messages import Census, Dismiss, Drain, Hire, Message, Move, PoolCensus, SetPoolTarget, Vacant
+from fr3e_async.machine.slots import EXPLORERS, GENERATORS, OTHER, VERIFIERS
 
 GROWTH = 2.0  # largest factor at a time
 
@@ -51,62 +53,70 @@ class Pool:
 
 
 class Autoscaler:
-    """See the module's docstring. It looks at the dispatcher and moves slots there; the machine drains."""
+    """See the module's docstring. What it knows of the workers stands in the census; the dispatcher moves and drains them."""
 
-    def __init__(self, bounds: Mapping[str, Bounds], config: PoolsConfig, dispatcher: Dispatcher, *, alike: bool) -> None:
+    def __init__(self, bounds: Mapping[str, Bounds], config: PoolsConfig, *, alike: bool) -> None:
         """``alike``: an engine of either pool could be one of the other."""
-        self._config, self._dispatcher, self._alike = config, dispatcher, alike
+        self._config, self._alike = config, alike
         self.pools = {role: Pool(its, wanted=its.count) for role, its in bounds.items()}
         self._ticket = 0
+        self._handlers: dict[type, Callable[[Any], list[Message]]] = {
+            Census: self._counted,
+            Vacant: self._vacant,
+            WorkerUp: self._worker_up,
+        }
 
     @property
     def elastic(self) -> bool:
         return any(pool.bounds.least < pool.bounds.most for pool in self.pools.values())
 
-    def missing(self, role: str) -> int:
-        """Return how many actors to start beyond those present or requested; negative: how many are too many."""
-        pool = self.pools[role]
-        return pool.wanted - self._dispatcher.staying(role) - len(pool.hiring)
-
     # ---- events ----
 
-    def begun(self, *, again: bool = False) -> list[Resizing]:
-        """All that was there is known. ``again``: it has the size that a session before gave it."""
-        for role, pool in self.pools.items():
-            pool.wanted = pool.clamp(max(0 if again else pool.wanted, self._dispatcher.staying(role)))
-        return self._settle()
+    def handle(self, message: Message) -> list[Message]:
+        """Apply one event, or a message of the dispatcher; returns who is to come, to move and to go."""
+        return self._handlers[type(message)](message)
 
-    def up(self, role: str, ticket: int) -> None:
-        self.pools[role].hiring.pop(ticket, None)
+    def _worker_up(self, event: WorkerUp) -> list[Message]:
+        self.pools[event.role].hiring.pop(event.ticket, None)
+        return []
 
-    def lost(self, role: str, *, delay_s: float = 0.0, ticket: int = 0) -> list[Resizing]:
-        """Replace a worker that is gone, is about to leave, or did not start (``ticket``), if the pool needs it."""
-        self.pools[role].hiring.pop(ticket, None)
-        return self._hire(role, self.missing(role), delay_s)
+    def _vacant(self, message: Vacant) -> list[Message]:
+        """Replace a worker, if the pool needs it."""
+        pool = self.pools[message.role]
+        pool.hiring.pop(message.ticket, None)
+        return self._hire(message.role, pool.wanted - message.staying - len(pool.hiring), message.delay_s)
 
-    def busy(self, event: Utilization) -> list[Resizing]:
-        """Take a report of idle fractions and decide which pools grow or shrink."""
-        idle = dict(event.idle)
-        for role, pool in self.pools.items():
-            self._look_at(role, pool, idle.get(role, 0.0), event.at)
-        return self._settle(at=event.at)
+    def _counted(self, census: Census) -> list[Message]:
+        """Decide which pools grow or shrink; at first all that is there stays, within the bounds."""
+        staying = {role: list(census.pools[role].spare) for role in self.pools}
+        commands: list[Message] = []
+        if census.at is None:  # after ``again`` they have the size that a session before gave them
+            for role, pool in self.pools.items():
+                pool.wanted = pool.clamp(max(0 if census.again else pool.wanted, len(staying[role])))
+        else:
+            for role, pool in self.pools.items():
+                self._look_at(pool, census.pools[role], census.at)
+            if self._alike:
+                for role in OTHER:
+                    commands += self._moves(role, staying, census.at)
+        return commands + self._settle(staying)
 
     # ---- inside ----
 
-    def _look_at(self, role: str, pool: Pool, idle: float, at: float) -> None:
-        up, queued = self._dispatcher.staying(role), self._dispatcher.queued(role)
-        pool.needs.append((at, math.ceil(up * (1 - idle) / self._config.busy_target - 1e-9)))
+    def _look_at(self, pool: Pool, census: PoolCensus, at: float) -> None:
+        up = len(census.spare)
+        pool.needs.append((at, math.ceil(up * (1 - census.idle) / self._config.busy_target - 1e-9)))
         while len(pool.needs) > 1 and pool.needs[1][0] <= at - self._config.shrink_after_s:
             pool.needs.popleft()
-        if not queued:
+        if not census.queued:
             pool.waiting_since = None
             if (most := self._most_needed(pool, at, self._config.shrink_after_s)) is not None:
                 pool.wanted = pool.clamp(min(pool.wanted, most))
             return
         pool.waiting_since = at if pool.waiting_since is None else pool.waiting_since
         if self._has_waited(pool, at):
-            room = pool.bounds.most - self._dispatcher.leaving(role)  # one that drains counts until it has gone
-            enough = min(math.ceil(self._dispatcher.fill(role)), math.floor(GROWTH * max(up, 1)), room)
+            room = pool.bounds.most - census.leaving  # one that drains counts until it has gone
+            enough = min(math.ceil(census.fill), math.floor(GROWTH * max(up, 1)), room)
             pool.wanted = pool.clamp(max(pool.wanted, enough))
             pool.needs[-1] = (at, max(pool.needs[-1][1], enough))  # so that no requested worker is dropped before it starts
 
@@ -120,46 +130,42 @@ class Autoscaler:
         inside = [needed for when, needed in pool.needs if when > at - seconds]
         return max(inside, default=pool.needs[-1][1])
 
-    def _settle(self, at: float | None = None) -> list[Resizing]:
+    def _settle(self, staying: Mapping[str, list[str]]) -> list[Message]:
         """Return the commands that bring each pool from its present size to the wanted one; drains come last."""
-        commands: list[Resizing] = []
-        drained: list[Resizing] = []
-        if at is not None and self._alike:
-            for role in OTHER:
-                commands += self._moves(role, at)
+        commands: list[Message] = []
+        drained: list[Message] = []
         for role, pool in self.pools.items():
-            missing = self.missing(role)
+            missing = pool.wanted - len(staying[role]) - len(pool.hiring)
             commands += self._hire(role, missing)
             while missing < 0 and pool.hiring:
                 ticket, _ = pool.hiring.popitem()
                 commands.append(Dismiss(ticket=ticket))
                 missing += 1
-            if missing < 0:
-                drained += [Drain(worker=name, why="the pool is made smaller") for name in self._dispatcher.spare(role, -missing)]
+            drained += [Drain(worker=name, why="the pool is made smaller") for name in staying[role][: max(-missing, 0)]]
             if pool.wanted != pool.told:
                 pool.told = pool.wanted
                 commands.append(SetPoolTarget(role=role, actors=pool.wanted))
         return commands + drained
 
-    def _moves(self, role: str, at: float) -> list[Resizing]:
-        """Engines that the other pool can spare, for one that waits for more."""
+    def _moves(self, role: str, staying: dict[str, list[str]], at: float) -> list[Message]:
+        """Move engines that the other pool can spare, to one that waits for more. ``staying`` follows."""
         pool, other = self.pools.get(role), self.pools.get(OTHER[role])
         if pool is None or other is None or not self._has_waited(pool, at):
             return []
-        short = pool.wanted - self._dispatcher.staying(role)
+        short = pool.wanted - len(staying[role])
         needed = self._most_needed(other, at, self._config.grow_after_s)
         if short <= 0 or needed is None or other.waiting_since is not None:
             return []
-        spare = min(short, self._dispatcher.staying(OTHER[role]) - max(other.bounds.least, needed))
-        moved: list[Resizing] = []
-        for worker in self._dispatcher.spare(OTHER[role], max(spare, 0)):
-            self._dispatcher.move(worker, role)
+        theirs = staying[OTHER[role]]
+        count = max(0, min(short, len(theirs) - max(other.bounds.least, needed)))
+        moved, theirs[:count] = theirs[:count], []
+        staying[role] += moved
+        for _ in moved:
             other.wanted = other.clamp(other.wanted - 1)
-            moved.append(Move(worker=worker, role=role))
-        return moved
+        return [Move(worker=worker, role=role) for worker in moved]
 
-    def _hire(self, role: str, count: int, delay_s: float = 0.0) -> list[Resizing]:
-        hires: list[Resizing] = []
+    def _hire(self, role: str, count: int, delay_s: float = 0.0) -> list[Message]:
+        hires: list[Message] = []
         for _ in range(count):
             self._ticket += 1
             self.pools[role].hiring[self._ticket] = None

@@ -19,17 +19,18 @@ class Issuer:
         if others := tuple(id for id in ids if id not in group.candidates):
             parts.append((others, False))
         return [
-            Sample(task=self._number(group, part), ids=part, trunk=trunk, attempt=group.attempt_of(part)) for part, trunk in parts
+            Sample(task=self._number(group, part), ids=part, trunk=trunk, attempt=group.attempt_of(part), age=group.number)
+            for part, trunk in parts
         ]
 
     def score(self, group: Group, payload: int) -> list[LedgerCommand]:
         """A task for the rows of a payload that have no verdict yet; none if all have one."""
-        due = [r for r in group.rollouts.values() if r.payload == payload and r.status is Status.SAMPLED]
+        due = [r for r in group.issued if r.payload == payload and r.status is Status.SAMPLED]
         if not due:
             return []
         ids, rows = tuple([r.id for r in due]), tuple([r.row for r in due])
         attempt = group.scoring_attempts.get(payload, 1)
-        return [Score(task=self._number(group, ids), payload=payload, ids=ids, rows=rows, attempt=attempt)]
+        return [Score(task=self._number(group, ids), payload=payload, ids=ids, rows=rows, attempt=attempt, age=group.number)]
 
     def rescore(self, group: Group, payload: int, trunks: Sequence[RolloutId]) -> Rescore:
         notes = [group.rollouts[id].note for id in trunks]
@@ -51,8 +52,8 @@ class Issuer:
                     ids=tuple(own[branch]),
                     trunk=trunk,
                     trunk_payload=group.rollouts[trunk].payload,
-                    anchors=group.anchors_of[branch],
                     attempt=group.attempt_of(own[branch]),
+                    age=group.number,
                 )
             )
         return commands

@@ -163,6 +163,17 @@ by learner/metrics.py:step_metrics, learner/update.py:BatchUpdate._schedule
   train/shared_fraction            | fraction | Learner: Packing                                        | tokens of the samples that the forward passes had not to compute, since prefixes are shared
 by learner/metrics.py:step_metrics, learner/update.py:BatchUpdate.run
   train/lr                         |          | Learner: Learning rate                                  | learning rate of the last optimiser step
+by learner/critic.py:_explained, learner/critic.py:_sums, learner/critic.py:Critic.credit
+  critic/explained_variance        |          | Learner: Critic: explained variance                     | 1 - sum (r - V)^2 / sum (r - mean r)^2 over the batch's tokens, V of the critic before it is trained on them; absent where all rewards are alike
+  critic/explained_variance_q1     |          | Learner: Critic: explained variance                     | the same over the first quarter of each response
+  critic/explained_variance_q2     |          | Learner: Critic: explained variance                     | over the second
+  critic/explained_variance_q3     |          | Learner: Critic: explained variance                     | over the third
+  critic/explained_variance_q4     |          | Learner: Critic: explained variance                     | over the last
+  critic/value_mean                |          | Learner: Critic: loss                                   | mean V of these tokens; beside reward/mean
+by learner/critic.py:Critic.optimise, algorithm/losses.py:value_loss
+  critic/loss                      |          | Learner: Critic: loss                                   | value loss of the last optimiser step
+  critic/clip_fraction             | fraction | Learner: Critic: loss                                   | tokens of that step whose value critic.value_clip stopped
+  critic/grad_norm                 |          | Learner: Gradient norm                                  | global gradient norm of the critic in that step, before clipping
 by learner/metrics.py:step_metrics, learner/metrics.py:token_ages
   lag/versions_mean                | versions | Flow and staleness: Age in versions                     | mean age of the trained tokens
   lag/versions_max                 | versions | Flow and staleness: Age in versions                     | age of the oldest trained token; at most flow.max_staleness

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fr3e_async.algorithm.strategies import explorer_count, make_strategy
 from fr3e_async.config import Config
-from fr3e_async.errors import ConfigError
+from fr3e_async.errors import ConfigError, aligned
 from fr3e_async.learner.memory import GIB, ModelShape, memory_estimate
 from fr3e_async.settings.help import as_text, changed
 
@@ -197,12 +197,7 @@ def _render_memory(config: Config, model: ModelShape | None) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = (
-        "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
-    return "\n".join(f"  {line}".rstrip() for line in lines)
+    return "\n".join(f"  {line}" for line in aligned(rows, left=left))
 
 
 def _indented(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fr3e_async.errors import StorageError
+from fr3e_async.files.durable import reading
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -17,18 +18,15 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises ``StorageError``: the file cannot be read, or another line is not a JSON object.
     """
-    try:
-        if not path.is_file():
-            return
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                row = _parsed(line)
-                if row is not None:
-                    yield number, row
-                elif line.endswith("\n"):
-                    raise StorageError(f"{path}:{number} is damaged: it is no JSON object")
-    except OSError as error:
-        raise StorageError(f"{path} is not readable ({error.strerror})") from error
+    if not path.is_file():
+        return
+    with reading(path), open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            row = _parsed(line)
+            if row is not None:
+                yield number, row
+            elif line.endswith("\n"):
+                raise StorageError(f"{path}:{number} is damaged: it is no JSON object")
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -41,12 +39,10 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 def read_object(path: Path) -> dict[str, Any] | None:
     """A file that is one JSON object; None if there is no file. Raises ``StorageError``."""
-    try:
-        if not path.is_file():
-            return None
+    if not path.is_file():
+        return None
+    with reading(path):
         row = _parsed(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        raise StorageError(f"{path} is not readable ({error.strerror})") from error
     if row is None:
         raise StorageError(f"{path} is damaged: it is no JSON object")
     return row

@@ -15,6 +15,7 @@ import yaml
 
 from fr3e_async.config import Config
 from fr3e_async.errors import StorageError
+from fr3e_async.files.durable import reading
 from fr3e_async.report.rows import mapping, metric_of_today, number, objects, plain, read_object, read_rows, text, today
 from fr3e_async.report.timeline import read_timeline
 
@@ -103,7 +104,9 @@ class _Wall:
         before = 0.0
         for index, start in enumerate(starts):
             following = starts[index + 1] if index + 1 < len(starts) else float("inf")
-            begin = min([start, *(began for said, began in up if start <= said < following)])  # the program began before it spoke
+            begin = min(
+                [start, *(began for said, began in up if start <= said < following)]
+            )  # the program started before its first row
             last = max([moment for moment in moments if start <= moment < following], default=start)
             self._sessions.append((begin, before))
             before += last - begin
@@ -178,10 +181,8 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Dotted name → value of every setting; empty if there is no file. Raises ``StorageError``."""
-    try:
+    with reading(path, yaml.YAMLError):
         return flat(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise StorageError(f"{path} is not readable ({' '.join(str(error).split())})") from error
 
 
 def defaults() -> dict[str, Any]:

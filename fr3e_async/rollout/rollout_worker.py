@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fr3e_async.algorithm.anchors import AnchorRule, anchors_of_row, eligible_positions
+from fr3e_async.algorithm.anchors import AnchorRule, anchor_positions, anchors_of_rows, eligible_positions
 from fr3e_async.algorithm.answer_span import TAIL, THINK, Thoughts, answer_end, stop_end
 from fr3e_async.data.tokenizer import special_ids
 from fr3e_async.rollout.port import LINGER_S, Engine, SampleRequest
@@ -108,21 +108,19 @@ class RolloutWorker:
 
     def anchors(self, batch: RolloutBatch) -> tuple[Anchor, ...]:
         """Pick the anchors of every row of a batch of trunks."""
-        if self._rule is None:
-            return ()
-        rows = (anchors_of_row(self._rule, batch.completion(row), batch, row, seed=self._seed) for row in range(len(batch)))
-        return tuple(anchor for anchors in rows for anchor in anchors)
+        return () if self._rule is None else anchors_of_rows(self._rule, batch, range(len(batch)), seed=self._seed)
 
     async def branch(
-        self, payload: RolloutBatch, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: RolloutBatch, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[RolloutBatch]:
         """Draw continuations of a trunk's anchors, each with what the trunk's budget leaves after its prefix; yield as ``sample`` does.
 
-        Requests with the longest prefixes go first: the engine computes the trunk once and finds the shorter ones in its cache.
+        Prefixes and anchors are read from the payload. Requests with the longest prefixes go first: the engine computes the
+        trunk once and finds the shorter ones in its cache.
         """
         row = payload.row_of(trunk)
         prompt, spine = payload.context(row), payload.completion(row).tokens
-        positions = {anchor.node: anchor.position for anchor in anchors}
+        positions = anchor_positions(payload)
         order = sorted(ids, key=lambda id: (-positions[id.node], id))
         nodes = sorted({id.node for id in ids})
         contexts = [np.concatenate([prompt, spine[: positions[node]]]) for node in nodes]

@@ -29,11 +29,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from fr3e_async.clock import steady
-from fr3e_async.rollout.busy import BusyMeter
 from fr3e_async.rollout.entropy import EntropyProvider, provider_of
 from fr3e_async.rollout.held_weights import HeldWeights, Receipt
 from fr3e_async.rollout.install import claim_children
 from fr3e_async.rollout.port import (
+    BusyMeter,
     EngineDead,
     EngineSpec,
     EngineStats,

@@ -16,6 +16,7 @@ import yaml
 from fr3e_async.control.progress import CONTROL_FILE
 from fr3e_async.data.stream import group_id
 from fr3e_async.errors import StorageError
+from fr3e_async.files.durable import reading
 from fr3e_async.report.rows import read_rows
 from fr3e_async.store.checkpoints import CheckpointStore, step_of
 from fr3e_async.store.ledger_audit import GROUP_OUTCOMES, TRAINED, LedgerReport, audit
@@ -60,11 +61,9 @@ def audit_run(run: Path) -> Audit:
 
 def read_bounds(path: Path) -> dict[str, int]:
     """``groups_per_step`` and ``max_staleness`` of a resolved config; no run may change them. Raises ``StorageError``."""
-    try:
+    with reading(path, yaml.YAMLError):
         flow = yaml.safe_load(path.read_text(encoding="utf-8"))["flow"]
         return {name: int(flow[name]) for name in ("groups_per_step", "max_staleness")}
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
-        raise StorageError(f"{path} is not readable ({error})") from error
 
 
 def read_groups(path: Path) -> list[tuple[str, str]]:
@@ -89,12 +88,10 @@ def find_checkpoint(root: Path, report: LedgerReport) -> Path | None:
 def read_control(checkpoint: Path) -> dict[str, Any]:
     """Its ``version``, and ``epoch`` and ``consumed`` prompts, as group names, of its control part. Raises ``StorageError``."""
     path = checkpoint / CONTROL_FILE
-    try:
+    with reading(path):
         stream = json.loads(path.read_text(encoding="utf-8"))["stream"]
         consumed = {group_id(uid, int(epoch)) for epoch, uids in stream["consumed"].items() for uid in uids}
         return {"version": step_of(checkpoint), "epoch": int(stream["epoch"]), "consumed": consumed}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise StorageError(f"{path} is not readable ({error})") from error
 
 
 # ---- against the ledger log ----

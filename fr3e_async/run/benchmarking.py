@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PROBE_BYTES = 1 << 20  # read at each of four offsets of a file of weights
-JUDGE = (  # of verifiers
+JUDGE = (  # the settings of ``verifiers`` that can change a verdict
     "cpu_limit_s", "wall_limit_s", "memory_gib", "exact_integers", "max_answer_chars", "unfinished", "units", "percent",
     "decimal_digits", "on_unknown",
 )  # fmt: skip

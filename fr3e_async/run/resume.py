@@ -1,17 +1,22 @@
 """Resume a run: find the newest whole checkpoint, check that it fits the problems, and put its rollouts back into the object store."""
 
+import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from fr3e_async.actors.learner import CHECKPOINT_TAG
+from fr3e_async.algorithm.anchors import with_anchors
 from fr3e_async.config import Config
 from fr3e_async.control.ports import Payload, PayloadStore
 from fr3e_async.control.progress import load_control_state, load_trees
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import DataError, StorageError
+from fr3e_async.machine.group import Group
 from fr3e_async.store.checkpoints import step_of
 from fr3e_async.store.run_dir import RunDir
+from fr3e_async.types import RolloutBatch
 
 
 def check_resume(config: Config, datasets: Datasets, run_dir: RunDir) -> Path | None:
@@ -60,7 +65,14 @@ def newest_checkpoint(run_dir: RunDir) -> Path | None:
     # Imported here: torch takes a second, and a new run does not need it in this process.
     from fr3e_async.learner.checkpoint import damage
 
-    return run_dir.checkpoints.latest(lambda folder: damage(folder / "learner" / CHECKPOINT_TAG) or _damage_of_control(folder))
+    def look(folder: Path) -> str:
+        parts = {
+            folder / "learner" / CHECKPOINT_TAG,
+            *(folder / "learner").glob("*"),
+        }  # the policy's, and those of models beside it
+        return next(filter(None, map(damage, sorted(parts))), "") or _damage_of_control(folder)
+
+    return run_dir.checkpoints.latest(look)
 
 
 def _damage_of_control(folder: Path) -> str:
@@ -75,5 +87,13 @@ def _damage_of_control(folder: Path) -> str:
 
 
 def restored(source: Path, store: PayloadStore) -> dict[int, tuple[str, Payload]]:
-    """The rollouts of a checkpoint's open groups, back in the object store: by key, (group, handle)."""
-    return {key: (batch.ids[0].group, store.put(batch)) for key, batch in load_trees(source)}
+    """The rollouts of a checkpoint's open groups, back in the object store with their anchors: by key, (group, handle)."""
+    groups = {group.name: group for group in load_control_state(source).ledger.groups}
+    return {key: (batch.ids[0].group, store.put(_anchored(batch, groups))) for key, batch in load_trees(source)}
+
+
+def _anchored(batch: RolloutBatch, groups: Mapping[str, Group]) -> RolloutBatch:
+    """With the anchors that the checkpoint's groups have on these rollouts; as it is where they are not chosen yet."""
+    known = [groups[id.group].anchors_of.get(id.branch) for id in batch.ids if id.node == 0]
+    chosen = [anchors for anchors in known if anchors is not None]
+    return with_anchors(batch, itertools.chain(*chosen)) if chosen else batch

@@ -10,6 +10,11 @@ from fr3e_async.evaluation.suite import HELDOUT
 from fr3e_async.signals import listen
 from fr3e_async.store.summary import Summary
 
+OF_PROGRESS = (  # what the summary takes from the progress as it is
+    "optimiser_steps", "resumed_from", "first_step_s", "accuracy_before", "accuracy_after", "evaluations", "staleness_max", "staleness_mean",
+    "tokens_generated", "tokens_prefilled", "tokens_reused", "tokens_useful", "tokens_trained",
+)  # fmt: skip
+
 
 @dataclass(slots=True)
 class Stop:
@@ -58,21 +63,16 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
     by_label = {e["label"]: e for e in progress.evaluations}
     syncs = progress.syncs
     return Summary(
+        **{field: getattr(progress, field) for field in OF_PROGRESS},
         name=name,
         exit_reason=reason,
         steps=ledger.version,
-        optimiser_steps=progress.optimiser_steps,
         version=ledger.version,
-        resumed_from=progress.resumed_from,
         wall_s=progress.wall_s(now),
-        first_step_s=progress.first_step_s,
-        accuracy_before=progress.accuracy_before,
-        accuracy_after=progress.accuracy_after,
         accuracy_intervals={
             label: [by_label[label]["low"], by_label[label]["high"]] for label in ("before", "after") if label in by_label
         },
         **_rewards(by_label),
-        evaluations=progress.evaluations,
         benchmarks=[row for row in progress.benchmarks if row["benchmark"] != HELDOUT],
         overlap_fraction=used.get("overlap/fraction", 0.0),
         idle_fraction={
@@ -80,14 +80,7 @@ def summary_of(controller: Controller, *, name: str, reason: str, now: float) ->
             for name, value in used.items()
             if name.startswith("idle/")
         },
-        staleness_max=progress.staleness_max,
-        staleness_mean=progress.staleness_mean,
-        tokens_generated=progress.tokens_generated,
-        tokens_prefilled=progress.tokens_prefilled,
-        tokens_reused=progress.tokens_reused,
-        tokens_useful=progress.tokens_useful,
         tokens_per_prompt=progress.tokens_generated / ledger.settled if ledger.settled else None,
-        tokens_trained=progress.tokens_trained,
         groups={**ledger.outcomes, "in_flight": ledger.in_flight},
         verdicts=dict(progress.verdicts),
         verdict_reasons=dict(progress.reasons),

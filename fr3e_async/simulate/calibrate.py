@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fr3e_async.errors import StorageError
+from fr3e_async.files.durable import reading
 from fr3e_async.machine.dispatch import VERIFIERS
 from fr3e_async.simulate.recording import Batch, Recording, Span
 from fr3e_async.simulate.service import EngineTimes, LearnerTimes, Service, SystemModel, VerifierTimes, WeightTimes
@@ -93,10 +94,8 @@ def pause_of(run: Path) -> float | None:
     path = run / "metrics.jsonl"
     if not path.is_file():
         return None
-    try:
+    with reading(path):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} is not readable ({error})") from None
     found = [row["time/pause_s"] for row in rows if "time/pause_s" in row]
     return float(np.mean(found)) if found else None
 

@@ -113,7 +113,7 @@ class Groups:
     def _branched(self, work: Branch, home: Home) -> list[SimulatedRow]:
         """Longest context first, as the roller asks. Nothing is thrown out of a cache before new weights come."""
         group, base = self._open[work.group], work.trunk.branch
-        positions = {anchor.node: (number, anchor.position) for number, anchor in enumerate(work.anchors)}
+        positions = {anchor.node: (number, anchor.position) for number, anchor in enumerate(self.anchors(work.trunk))}
         for id in work.ids:
             if id not in group.answers:
                 group.answers[id] = group.tree.branch(base, *positions[id.node])

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fr3e_async.algorithm.strategies import make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, VerifierPoolConfig
-from fr3e_async.errors import ConfigError
+from fr3e_async.errors import ConfigError, aligned
 from fr3e_async.machine.dispatch import VERIFIERS
 from fr3e_async.simulate.service import SystemModel
 from fr3e_async.simulate.stats import SimulationReport
@@ -199,8 +199,7 @@ def render(found: list[Candidate], *, rows: int = 5) -> str:
                 f"{ages:.2f}, ≤ {r.staleness_max}",
             ]
         )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    lines = [f"  {line}" for line in aligned(table, left=())]
     settings = [f"  {candidate.settings}" for candidate in found[:rows]]
     return "\n".join(["simulation: the best splits", *lines, "settings, in the same order", *settings, *_notes(found[0])])
 

@@ -10,7 +10,7 @@ import msgspec
 
 from fr3e_async.algorithm.batching import RowCost, tree_tokens
 from fr3e_async.errors import StorageError
-from fr3e_async.files.durable import write_atomically
+from fr3e_async.files.durable import reading, write_atomically
 from fr3e_async.simulate.workload import LogNormalWorkload, MeasuredWorkload, Workload
 
 
@@ -90,11 +90,10 @@ class SystemModel:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a file that ``save`` wrote. Raises ``StorageError`` (one line) where it is missing or has other content."""
-        try:
+        with reading(path):
             content = path.read_bytes().replace(b'"right', b'"correct')  # the word of older files
+        try:
             read = msgspec.json.decode(content, type=_File)
-        except OSError as error:
-            raise StorageError(f"{path} is not readable ({error.strerror})") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StorageError(f"{path}: no service times of a simulation ({error})") from error
         return cls(service=read.service, workload=read.workload, source=read.source)

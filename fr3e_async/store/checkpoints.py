@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from fr3e_async.files.jsonl import checked_json, read_checked_json
 
 MANIFEST = "checkpoint.json"
 POINTER = "latest"
+BEST = "best"  # the pointer to a checkpoint that stays, however many newer ones there are
 SUMMED_BYTES = 1 << 26  # files up to this size get a checksum here; larger ones have checksums inside
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -50,6 +51,7 @@ class CheckpointStore:
         if keep < 1:
             raise ValueError(f"checkpoints: keep must be at least 1, got {keep}")
         self.root, self._keep = root, keep
+        self.models = root.parent / "models"
         self.skipped: list[str] = []  # by the last ``latest``: which folders, and why
 
     def begin(self, step: int) -> Path:
@@ -63,8 +65,11 @@ class CheckpointStore:
             folder.mkdir()
         return folder
 
-    def commit(self, folder: Path, step: int) -> Path:
-        """Make the filled folder durable and the newest checkpoint, remove old ones; its final path. Raises ``StorageError``."""
+    def commit(self, folder: Path, step: int, *, spare: Collection[int] = ()) -> Path:
+        """Make the filled folder durable and the newest checkpoint, remove old ones but those of ``spare``, and the best one.
+
+        Returns its final path. Raises ``StorageError``.
+        """
         final = self.root / checkpoint_name(step)
         with storage_errors(self.root):
             files = {str(p.relative_to(folder)): _facts(p) for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -76,8 +81,15 @@ class CheckpointStore:
             os.replace(folder, final)
             fsync_path(self.root)
             write_atomically(self.root / POINTER, final.name + "\n")
-            self._prune(final)
+            self._prune(final, {checkpoint_name(one) for one in spare})
         return final
+
+    def keep_best(self, step: int) -> None:
+        """Have ``best`` name the checkpoint of this step, which then stays; nothing if there is none. Raises ``StorageError``."""
+        name = checkpoint_name(step)
+        if (self.root / name).is_dir() and self._named(BEST) != name:
+            with storage_errors(self.root):
+                write_atomically(self.root / BEST, name + "\n")
 
     def recover(self) -> None:
         """Give the newest checkpoint its name back, if a commit of the same step was cut short between two renames.
@@ -120,10 +132,10 @@ class CheckpointStore:
         """List the steps of completed checkpoints, newest first."""
         return [step_of(name) for name in self._complete_names()]
 
-    def _named(self) -> str:
-        """Read the folder name in ``latest``; "" if there is no such file."""
-        pointer = self.root / POINTER
-        return pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
+    def _named(self, pointer: str = POINTER) -> str:
+        """Read the folder name in ``latest``, or in another pointer; "" if there is no such file."""
+        file = self.root / pointer
+        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
     def _skip(self, warning: str) -> None:
         logger.warning(warning)
@@ -134,12 +146,13 @@ class CheckpointStore:
         folders = [path.name for path in self.root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
         return sorted(folders, key=step_of, reverse=True)
 
-    def _prune(self, newest: Path) -> None:
+    def _prune(self, newest: Path, spared: set[str]) -> None:
         # After going back to an older checkpoint, later steps of the abandoned branch must not outlive newer saves.
         abandoned = [name for name in self._complete_names() if step_of(name) > step_of(newest.name)]
         kept = [name for name in self._complete_names() if name not in abandoned][: self._keep]
+        spared |= {self._named(BEST)}
         for name in self._complete_names():
-            if name not in kept:
+            if name not in kept and (name in abandoned or name not in spared):
                 hidden = self.root / f"{name}.old.tmp"  # a removal that is cut short must not leave a half checkpoint
                 os.replace(self.root / name, hidden)
         for leftover in self.root.glob("step-*.old.tmp"):

@@ -20,6 +20,8 @@ CHANGEABLE = (
     "run.max_wall_s",
     "run.stop_grace_s",
     "run.keep_checkpoints",
+    "run.keep_best",
+    "run.export_every",
     "run.checkpoint_every",
     "run.change_lr",
     "budget.tokens",

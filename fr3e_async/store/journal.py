@@ -17,28 +17,14 @@ import msgspec
 from fr3e_async import __version__
 from fr3e_async.config import Config
 from fr3e_async.errors import RunFailed, StorageError
-from fr3e_async.files.durable import storage_errors
+from fr3e_async.files.durable import reading, storage_errors
 from fr3e_async.files.jsonl import from_json, to_json
+from fr3e_async.machine import messages
 from fr3e_async.machine.events import Event
 from fr3e_async.machine.ledger_state import LedgerState
-from fr3e_async.machine.messages import (
-    Assign,
-    Command,
-    Dismiss,
-    Hire,
-    Live,
-    Move,
-    Release,
-    Rescore,
-    Retire,
-    Send,
-    SetPoolTarget,
-    Train,
-    Wait,
-    Withdraw,
-)  # fmt: skip
+from fr3e_async.machine.messages import Command
 
-_FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # journals of before December 2026 call it Judged
+_FORMER, _SCORED = b'"type":"Judged"', b'"type":"Scored"'  # the event's name in journals of older versions, and now
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -112,42 +98,39 @@ def _entries(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Entry]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line); a last line without its newline is left out."""
-    try:
-        with open(path, "rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
-    except OSError as error:
-        raise StorageError(f"{path} is not readable ({error.strerror})") from error
+    with reading(path), open(path, "rb") as file:
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.endswith(b"\n"))
 
 
 def brief(command: Command) -> str:
     """Summarise a command in one line: its kind, its target, its size."""
     match command:
-        case Assign():
+        case messages.Assign():
             work = "Asked" if command.work is None else f"{type(command.work).__name__} {len(command.work.ids)}"
             return f"assign {command.task} {command.worker} {work}"
-        case Rescore():
+        case messages.Rescore():
             return f"rescore {command.task} {command.group} {len(command.trunks)}"
-        case Train():
+        case messages.Train():
             return f"train {command.version} {len(command.items)} {' '.join(command.groups)}"
-        case Retire():
+        case messages.Retire():
             return f"retire {command.group} {command.outcome}"
-        case Withdraw():
+        case messages.Withdraw():
             return f"withdraw {command.worker} {' '.join(map(str, command.tasks))}".rstrip()
-        case Hire():
+        case messages.Hire():
             return f"hire {command.ticket} {command.role} {command.delay_s:g}"
-        case Dismiss():
+        case messages.Dismiss():
             return f"dismiss {command.ticket}"
-        case Release():
+        case messages.Release():
             return f"release {command.worker}{' lost' if command.lost else ''}"
-        case Move():
+        case messages.Move():
             return f"move {command.worker} {command.role}"
-        case SetPoolTarget():
+        case messages.SetPoolTarget():
             return f"want {command.actors} {command.role}"
-        case Send():
+        case messages.Send():
             return f"send {command.version} {'alone ' if command.alone else ''}{' '.join(command.workers)}".rstrip()
-        case Live():
+        case messages.Live():
             return f"live {command.version}"
-        case Wait():
+        case messages.Wait():
             return f"wait {command.seconds:g} {command.key}"
 
 

@@ -60,7 +60,7 @@ class LedgerReport:
     version: int
     admitted: int  # groups of the surviving history
     outcomes: Mapping[str, str]  # group → outcome, in the order of settlement: the prompts that are consumed
-    open: tuple[str, ...]  # groups without a outcome, in admission order
+    open: tuple[str, ...]  # groups without an outcome, in admission order
     cuts: tuple[CutPoint, ...]  # of the surviving history
     abandoned: frozenset[int]  # versions of cuts that a session went back behind: their checkpoints may still lie there
     void_groups: int  # groups whose admission or outcome was made void
@@ -259,7 +259,7 @@ class _Replay:
             self._break("train", f"a batch for version {record.version} before version {self.batch.version} is made")
             if record.version != self.batch.version + 1:
                 return
-            self._make(self.batch.version)  # it is the word that it was made that is missing
+            self._make(self.batch.version)  # what is missing is the record that the version was made
         if record.version != self.version + 1:
             self._break("train", f"a batch for version {record.version} after version {self.version}")
         if len(record.groups) != self.groups_per_step or len(set(record.groups)) != len(record.groups):

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from fr3e_async.errors import StorageError
-from fr3e_async.files.durable import fsync_path, storage_errors
+from fr3e_async.files.durable import fsync_path, reading, storage_errors
 from fr3e_async.files.jsonl import JsonlWriter, from_json, to_json
 from fr3e_async.machine.events import Admitted, Event, Trained
 from fr3e_async.machine.messages import Command, Live, Retire, Train
@@ -145,19 +145,16 @@ def read_ledger_log(path: Path) -> list[tuple[int, LedgerRecord]]:
     """
     records: list[tuple[int, LedgerRecord]] = []
     torn = 0  # line number of what may be left of a killed session
-    try:
-        with open(path, "rb") as file:
-            for line, text in enumerate(file, 1):
-                record = _record(text, line, path)
-                if record is None:
-                    torn = torn or line
-                    continue
-                if torn and not isinstance(record, BeginRecord):
-                    raise StorageError(f"{path}:{torn} is damaged: it is no JSON object, and no session begins after it")
-                torn = 0
-                records.append((line, record))
-    except OSError as error:
-        raise StorageError(f"{path} is not readable ({error.strerror})") from error
+    with reading(path), open(path, "rb") as file:
+        for line, text in enumerate(file, 1):
+            record = _record(text, line, path)
+            if record is None:
+                torn = torn or line
+                continue
+            if torn and not isinstance(record, BeginRecord):
+                raise StorageError(f"{path}:{torn} is damaged: it is no JSON object, and no session begins after it")
+            torn = 0
+            records.append((line, record))
     return records
 
 

@@ -11,14 +11,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fr3e_async.errors import StorageError
 from fr3e_async.evaluation.estimators import Estimate
+from fr3e_async.files.durable import reading
 from fr3e_async.store.summary import Summary
 
 FILE = "README.md"
 LIBRARIES = ("torch", "transformers", "deepspeed", "vllm", "ray", "math-verify")
 METHOD = ("algorithm.*", "budget.*", "sampling.*", "loss.*", "flow.groups_per_step", "flow.max_staleness", "engine.entropy")
-LEARNER = ("lr", "warmup_steps", "betas", "weight_decay", "grad_clip", "minibatches", "epochs", "ds_config.*")
+LEARNER = (
+    "lr",
+    "lr_schedule",
+    "lr_min_ratio",
+    "warmup_steps",
+    "betas",
+    "weight_decay",
+    "grad_clip",
+    "minibatches",
+    "epochs",
+    "ds_config.*",
+)
 DATA = ("data.train", "data.heldout", "data.system", "data.template", "data.max_prompt", "reward", "rewards*")
 NUMBERS = {
     "steps": "training batches",
@@ -46,12 +57,9 @@ class CardFacts:
 
 def run_settings(run: Path) -> dict[str, Any]:
     """The lasting settings of a run directory, by dotted path; empty if it is none. Raises ``StorageError``."""
-    try:
-        settings: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{run / 'run.json'} is not readable ({error})") from error
+    path = run / "run.json"
+    with reading(path):
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"] if path.exists() else {}
     return settings
 
 
@@ -112,15 +120,12 @@ def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return []
     rows = [
-        f"| {_cell(e['label'])} | {100 * e['accuracy']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} % | {_reward(e)} |"
+        f"| {_cell(e['label'])} | {100 * e['accuracy']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} % | "
+        f"{Estimate(**e['reward']) if 'reward' in e else ''} |"
         for e in evaluations
     ]
     head = ["| held-out | accuracy | 95 % interval | mean reward |", "| --- | --- | --- | --- |"]
     return ["## Evaluation\n", *head, *rows, ""]
-
-
-def _reward(evaluation: Mapping[str, Any]) -> str:
-    return str(Estimate(**evaluation["reward"])) if "reward" in evaluation else ""
 
 
 def _installed(name: str) -> str | None:

@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fr3e_async.errors import StorageError
-from fr3e_async.files.durable import storage_errors, writing_tensors
+from fr3e_async.files.durable import reading, storage_errors, writing_tensors
 from fr3e_async.types import RolloutBatch, RolloutId
 
 FORMAT = "rollouts 1"
-COLUMNS = tuple(field.name for field in fields(RolloutBatch) if field.name != "ids")
+COLUMNS = tuple(field.name for field in fields(RolloutBatch) if field.name not in ("ids", "anchors"))  # groups keep the anchors
 # A safetensors header must stay below 100 MB. It has the ids, and an entry of about this size for each tensor.
 HEADER_BYTES = 32 << 20
 _ENTRY_BYTES = 160
@@ -97,21 +97,18 @@ def load_payloads(folder: Path) -> Iterator[tuple[int, RolloutBatch]]:
 
 def _shard(path: Path, shard: int, seen: set[int]) -> Generator[tuple[int, RolloutBatch], None, bool]:
     """Yield the batches of a file; returns whether it is the last one. ``seen``: keys read so far, which must not repeat."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise StorageError(f"{path} holds no rollouts of the format {FORMAT!r}")
-            if metadata["shard"] != str(shard):
-                raise StorageError(f"{path} was written as {_name(int(metadata['shard']))}")
-            for key, note in json.loads(metadata["batches"]).items():
-                if int(key) in seen:
-                    raise StorageError(f"{path}: rollout batch {key} is there a second time")
-                seen.add(int(key))
-                yield int(key), _batch(file, key, note, path)
-            return metadata["last"] == "1"
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StorageError(f"{path} is not readable ({error})") from error
+    with reading(path, SafetensorError), safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise StorageError(f"{path} holds no rollouts of the format {FORMAT!r}")
+        if metadata["shard"] != str(shard):
+            raise StorageError(f"{path} was written as {_name(int(metadata['shard']))}")
+        for key, note in json.loads(metadata["batches"]).items():
+            if int(key) in seen:
+                raise StorageError(f"{path}: rollout batch {key} is there a second time")
+            seen.add(int(key))
+            yield int(key), _batch(file, key, note, path)
+        return metadata["last"] == "1"
 
 
 def _batch(file: Any, key: str, note: Mapping[str, Any], path: Path) -> RolloutBatch:

@@ -5,7 +5,7 @@
     groups.jsonl   one row a settled prompt group: its outcome, its states with V and alpha, its tokens
     ledger.jsonl   the history of every prompt group over all sessions, for the audit      sessions   how many there were
     journal/       every event and decision of the control loop, one file a session
-    checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM
+    checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM; models/ others
     tensorboard/   events                                 logs/          third-party output, one file an actor
     evaluations.jsonl, evaluations/    see ``results``
     trackers/      see ``trackers``
@@ -52,7 +52,7 @@ class RunDir(ClaimedFolder):
         files |= {} if trial else {"config.yaml": config_yaml}
         super().__init__(path, lock=LOCK, files=files, folders=() if trial else ("logs",), resumed=resumed)
         self.resumed = resumed  # it held a run of this config already
-        self.changed = changed  # but for this, which is allowed for once
+        self.changed = changed  # the one change that the user has allowed; "" for none
         self.checkpoints = CheckpointStore(path / "checkpoints", keep=config.run.keep_checkpoints)
         self.logs, self.model, self.tensorboard = path / "logs", path / "model", path / "tensorboard"
         self.journal = path / "journal"  # a folder with a file for each session

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fr3e_async.algorithm.anchors import anchor_positions, with_anchors
 from fr3e_async.clock import Clock, steady
-from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunk, WorkerLost
+from fr3e_async.control.ports import Delivery, Payload, TaskLost, TrainRow, Trunks, WorkerLost
 from fr3e_async.errors import LearnerLost
 from fr3e_async.outcomes import Outcome
 from fr3e_async.rollout.port import EngineStats
@@ -26,7 +27,7 @@ from fr3e_async.types import Anchor, Answer, Completion, Draw, Finish, Prompt, R
 from fr3e_async.verify.margins import within
 from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
-RIGHT, WRONG = 1, 2  # the last token of a fake response says whether it is correct
+CORRECT, WRONG = 1, 2  # the last token of a fake response says whether it is correct
 FAKE_ANCHORS = 2  # algorithm.anchors of a config for these fakes
 
 
@@ -133,12 +134,12 @@ class FakeEngineWorker(FakeActor):
     """Port ``EngineWorker``. Responses are 4 to 8 tokens long; those of an odd length end when half of a call's time has passed."""
 
     def __init__(
-        self, name: str, *, seed: int = 0, delay_s: float = 0.001, right: float = 0.3, gain: float = 0.05,
+        self, name: str, *, seed: int = 0, delay_s: float = 0.001, correct: float = 0.3, gain: float = 0.05,
         faults: Faults | None = None, clock: Clock = steady,
     ) -> None:  # fmt: skip
-        """Rollouts are correct with a chance of ``right`` + ``gain`` · version, at most 0.9."""
+        """Rollouts are correct with a chance of ``correct`` + ``gain`` · version, at most 0.9."""
         super().__init__(name, delay_s=delay_s, faults=faults)
-        self._seed, self.right, self._gain, self.clock = seed, right, gain, clock
+        self._seed, self.correct, self._gain, self.clock = seed, correct, gain, clock
         self.version = 0
         self.loaded: list[int] = []
         self.made: list[RolloutId] = []
@@ -153,14 +154,14 @@ class FakeEngineWorker(FakeActor):
         prefixes = [(p.token_ids, len(p.token_ids)) for p in prompts]
         async for batch in self._drawn("sample", dict(zip(ids, prefixes, strict=True))):
             anchors = tuple(a for id in batch.ids for a in fake_anchors(id.branch)) if trunk and not self.rescored else None
-            yield Delivery.of(batch, anchors), batch
+            yield Delivery.of(batch, anchors), batch if anchors is None else with_anchors(batch, anchors)
 
     async def branch(
-        self, payload: Payload, trunk: RolloutId, anchors: Sequence[Anchor], ids: Sequence[RolloutId], draw: Draw
+        self, payload: Payload, trunk: RolloutId, ids: Sequence[RolloutId], draw: Draw
     ) -> AsyncIterator[tuple[Delivery, Payload]]:
         row = payload.row_of(trunk)
         prompt, spine = payload.context(row), payload.completion(row).tokens
-        positions = {a.node: a.position for a in anchors}
+        positions = anchor_positions(payload)
         prefixes = {id: (np.concatenate([prompt, spine[: positions[id.node]]]), len(prompt)) for id in ids}
         async for batch in self._drawn("branch", prefixes):
             yield Delivery.of(batch), batch
@@ -198,10 +199,10 @@ class FakeEngineWorker(FakeActor):
     def _completion(self, id: RolloutId) -> Completion:
         rng = self._rng(id)
         length = rng.randint(4, 8)
-        right = rng.random() < min(self.right + self._gain * self.version, 0.9)
+        correct = rng.random() < min(self.correct + self._gain * self.version, 0.9)
         self._tokens += length
         tokens = np.full(length, 7, dtype=np.int32)
-        tokens[-1] = RIGHT if right else WRONG
+        tokens[-1] = CORRECT if correct else WRONG
         return Completion(
             tokens=tokens,
             logprobs=np.full(length, -1.0, dtype=np.float32),
@@ -239,8 +240,10 @@ class FakeVerifier(FakeActor):
     async def judge(self, payload: Payload, rows: Sequence[int], prompts: Sequence[Prompt]) -> list[Verdict]:
         await self.call("judge", parts=1)
         last = [payload.completion(row).tokens[-1] for row in rows]
-        right = [t == RIGHT or (p.margins and within(str(t), p.reference, p.margins)) for t, p in zip(last, prompts, strict=True)]
-        return [Verdict(outcome=Outcome.CORRECT if its else Outcome.WRONG) for its in right]
+        correct = [
+            t == CORRECT or (p.margins and within(str(t), p.reference, p.margins)) for t, p in zip(last, prompts, strict=True)
+        ]
+        return [Verdict(outcome=Outcome.CORRECT if its else Outcome.WRONG) for its in correct]
 
     async def answers(self, payload: Payload, rows: Sequence[int], kept: Sequence[int]) -> list[Answer]:
         await self._answers()
@@ -275,10 +278,11 @@ class FakeLearner(FakeActor):
         }
         return StepReport(version=version, tokens=len(rows), optimiser_steps=1, metrics=metrics, time_s=self.delay_s)
 
-    async def rescore(self, trunks: Sequence[Trunk]) -> list[tuple[Anchor, ...]]:
+    async def rescore(self, trunks: Sequence[Trunks]) -> list[tuple[tuple[Anchor, ...], Payload]]:
         await self.call("rescore")
-        self.rescored += len(trunks)
-        return [fake_anchors(trunk.id.branch) for trunk in trunks]
+        self.rescored += sum(len(its.ids) for its in trunks)
+        chosen = [tuple(anchor for id in its.ids for anchor in fake_anchors(id.branch)) for its in trunks]
+        return [(anchors, with_anchors(its.payload, anchors)) for its, anchors in zip(trunks, chosen, strict=True)]
 
     async def distributions(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """About as the fake engines have it: token 7, with which their responses begin, has the log-prob −1."""

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from fr3e_async.config import RewardConfig, VerifierPoolConfig
 from fr3e_async.config.reward import reward_terms
-from fr3e_async.errors import DataError
+from fr3e_async.errors import DataError, aligned
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import Verdict
 from fr3e_async.verify.answers import NO_ANSWER, Kind, answer_of, reference_of
@@ -157,11 +157,7 @@ def _table(name: str, judged: Sequence[JudgedCase], key: Callable[[LabelledCase]
     lines = [head, *([group, *_counts(members, labelled)] for group, members in groups.items())]
     if len(groups) > 1:
         lines.append(["all", *_counts(judged, labelled)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 def _counts(judged: Sequence[JudgedCase], labelled: bool) -> list[str]:
@@ -200,7 +196,10 @@ def judge_cases(
 
         def one(case: LabelledCase) -> JudgedCase:
             started = time.perf_counter()
-            verdict = _verdict(pool, case) if math_alone else pool.judge(*_question(case))
+            if math_alone:
+                verdict = pool.judge_answer(answer_of(case.prediction, case.kind), reference_of(case.reference, case.kind))
+            else:
+                verdict = pool.judge(*_question(case))
             return JudgedCase(case=case, verdict=verdict, time_s=time.perf_counter() - started)
 
         if any(term.batch for term in terms):
@@ -210,10 +209,6 @@ def judge_cases(
             return [JudgedCase(case=case, verdict=verdict, time_s=each) for case, verdict in zip(cases, verdicts, strict=True)]
         with ThreadPoolExecutor(config.workers) as threads:
             return list(threads.map(one, cases))
-
-
-def _verdict(pool: VerifierPool, case: LabelledCase) -> Verdict:
-    return pool.judge_answer(answer_of(case.prediction, case.kind), reference_of(case.reference, case.kind))
 
 
 def _question(case: LabelledCase) -> Question:

@@ -21,7 +21,7 @@ from fr3e_async.actors.learner import LearnerActor
 from fr3e_async.actors.proxies import RayEngine, RayLearner, RayVerifier, reach
 from fr3e_async.actors.verifier import VerifierActor
 from fr3e_async.actors.watch import ask, watchable
-from fr3e_async.algorithm.strategies import make_strategy
+from fr3e_async.algorithm.strategies import critic_settings, make_strategy
 from fr3e_async.config import Config, EnginePoolConfig, LearnerConfig
 from fr3e_async.config.vllm_options import config_overrides
 from fr3e_async.control.ports import WorkerLost
@@ -226,10 +226,12 @@ def learner_spec(config: Config, model: PolicyFiles, *, dumps: Path) -> LearnerS
         optimizer_from=model.optimizer_from,
         learner=learner,
         loss=config.loss,
+        critic=critic_settings(config),
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
         temperature=config.sampling.temperature,
         max_staleness=config.flow.max_staleness,
+        batches=config.run.steps,
         overrides=config_overrides(config.engine.options),
         longest=config.context_length,
         seed=config.run.seed,

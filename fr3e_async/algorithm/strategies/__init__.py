@@ -11,22 +11,27 @@ from fr3e_async.algorithm.strategies.base import (
     GroupRewards,
     Grpo,
     GrpoPlusPlus,
+    Ppo,
     Rloo,
     StateCredit,
     Strategy,
+    Vapo,
 )
 from fr3e_async.algorithm.strategies.fr3e import Fr3e
 from fr3e_async.algorithm.strategies.tree_credit import TreeCredit
 from fr3e_async.algorithm.strategies.vineppo import VinePpo
-from fr3e_async.config import AlgorithmConfig, Config
+from fr3e_async.config import AlgorithmConfig, Config, CriticConfig
+from fr3e_async.config.deepspeed import owns_lr
 from fr3e_async.errors import ConfigError
 
 REGISTRY: dict[str, Callable[[AlgorithmConfig], Strategy]] = {
     "fr3e": Fr3e,
     "grpo": Grpo,
     "grpo_pp": GrpoPlusPlus,
+    "ppo": Ppo,
     "rloo": Rloo,
     "tree_credit": TreeCredit,
+    "vapo": Vapo,
     "vineppo": VinePpo,
 }
 
@@ -43,6 +48,7 @@ def make_strategy(config: AlgorithmConfig) -> Strategy:
 def check_strategy(config: Config) -> None:
     """The rules between settings that need to know the strategy. Raises ``ConfigError``."""
     explorer_count(config)
+    _check_critic(config)
     plan, tokens = make_strategy(config.algorithm).plan, config.budget.tokens_per_prompt
     least = plan.bases if plan.rule else 2
     if 0 < tokens < least:
@@ -54,8 +60,46 @@ def check_strategy(config: Config) -> None:
         )
 
 
+def critic_settings(config: Config) -> CriticConfig | None:
+    """Settings of the critic, with 0 for the terms that the strategy does not have; None: it has no critic."""
+    reads, given = _read_of_critic(config.algorithm), config.critic
+    if not reads:
+        return None
+    return dataclasses.replace(
+        given,
+        length_alpha=given.length_alpha if "length_alpha" in reads else 0.0,
+        positive_coef=given.positive_coef if "positive_coef" in reads else 0.0,
+    )
+
+
+def _read_of_critic(config: AlgorithmConfig) -> frozenset[str]:
+    """Settings of ``critic`` that the strategy looks at; none if it has no critic."""
+    reads: frozenset[str] = getattr(REGISTRY[config.strategy], "critic", frozenset())
+    return reads
+
+
+def _check_critic(config: Config) -> None:
+    """Raise ``ConfigError`` for what no strategy with a critic is used with."""
+    critic, loss = critic_settings(config), config.loss
+    if critic is None:
+        return
+    name = f"algorithm.strategy={config.algorithm.strategy}"
+    for setting, value, only in (("objective", loss.objective, "clip"), ("mean", loss.mean, "token")):
+        if value != only:
+            raise ConfigError(f"loss.{setting}={value} with {name}: a critic is used with loss.{setting}={only} only")
+    if loss.reference_coef:
+        raise ConfigError(f"loss.reference_coef={loss.reference_coef:g} with {name}: a critic is used without a reference only")
+    if "length_alpha" in _read_of_critic(config.algorithm) and not critic.length_alpha:
+        raise ConfigError(f"critic.length_alpha=0 with {name} leaves no lambda; set it above 0, or algorithm.strategy=ppo")
+    if not owns_lr(config.learner.ds_config):
+        raise ConfigError(f"learner.ds_config has an optimizer or scheduler of its own, which would be the critic's too ({name})")
+
+
 def unread(config: AlgorithmConfig) -> Iterator[tuple[str, str]]:
-    """(setting of ``algorithm`` that the strategy does not look at, why); none if it does not say what it ``reads``."""
+    """(setting of ``algorithm`` or ``critic`` that the strategy does not look at, why); none if it does not say what it ``reads``."""
+    for field in dataclasses.fields(CriticConfig):
+        if field.name not in _read_of_critic(config):
+            yield f"critic.{field.name}", f"algorithm.strategy={config.strategy}"
     reads = getattr(REGISTRY[config.strategy], "reads", None)
     names = [field.name for field in dataclasses.fields(config)] if reads is not None else []
     for name in names:
@@ -89,6 +133,7 @@ __all__ = [
     "StateCredit",
     "Strategy",
     "check_strategy",
+    "critic_settings",
     "explorer_count",
     "make_strategy",
     "unread",

@@ -258,6 +258,25 @@ class GrpoPlusPlus(Grpo):
         return None if no_spread(rewards) else super().advantages(rewards)
 
 
+class Ppo(FlatStrategy):
+    """PPO (Schulman et al. 2017, arXiv 1707.06347): the learner's critic makes the advantages, so a rollout's is its reward here.
+
+    No group is rejected for rewards that are alike: values tell its rollouts apart. Experimental.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    critic: ClassVar[frozenset[str]] = frozenset({"lr", "grad_clip", "policy_lambda", "value_lambda", "value_clip", "pretrain"})
+
+    def advantages(self, rewards: Sequence[float]) -> Sequence[float] | None:
+        return rewards or None
+
+
+class Vapo(Ppo):
+    """VAPO (Yue et al. 2025, arXiv 2504.05118): PPO with a λ by length and a loss on right responses. Experimental."""
+
+    critic: ClassVar[frozenset[str]] = (Ppo.critic - {"policy_lambda"}) | {"length_alpha", "positive_coef"}
+
+
 class Rloo(FlatStrategy):
     """RLOO (Ahmadian et al. 2024, arXiv 2402.14740): r_i minus the mean of the other rewards, n/(n-1) · (r_i - mean(r))."""
 

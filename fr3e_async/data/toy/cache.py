@@ -16,6 +16,7 @@ from pathlib import Path
 from fr3e_async.config import Config
 from fr3e_async.data.toy.task import toy_task
 from fr3e_async.errors import StorageError
+from fr3e_async.files.durable import fsync_tree
 
 BUILDER_VERSION = 5  # raise it with any change of task, tokenizer, model or warm start: old caches are then left alone
 
@@ -71,9 +72,7 @@ def build(config: Config, target: Path, say: Callable[[str], None]) -> None:
         _, heldout = toy_task(config.toy, config.run.seed)
         model, tokenizer = warm_start(config.toy, seed=config.run.seed, heldout=heldout, say=say)
         save_model(model, tokenizer, unfinished)
-        for file in unfinished.iterdir():  # the move must not become durable before what it moves
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        fsync_tree(unfinished)  # the move must not become durable before what it moves
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
