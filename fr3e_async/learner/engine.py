@@ -97,7 +97,7 @@ def sharded_as_loaded(learner: LearnerConfig) -> Iterator[None]:
     """For the block transformers reads a checkpoint tensor by tensor, and each weight is cut into ZeRO-3's shares as it comes.
 
     So a rank never holds the whole model, but its share and the tensor that is being read. Other stages are left alone.
-    All ranks, with the same checkpoint: each weight is a collective.
+    All ranks, with the same checkpoint: each weight is a collective. ``RuntimeError``: the pinned way into transformers' loader is gone.
     """
     if learner.zero_stage != 3:
         yield
@@ -106,12 +106,14 @@ def sharded_as_loaded(learner: LearnerConfig) -> Iterator[None]:
         module=torch.nn.Module(), config_dict_or_path=deepspeed_config(learner, parameters=REDUCE_BUCKET)
     )
     place, one_by_one = core_model_loading.set_param_for_module, "HF_DEACTIVATE_ASYNC_LOAD"
+    cut: list[str] = []
 
     def place_and_cut(model: Any, name: str, *arguments: Any) -> None:
         place(model, name, *arguments)
-        layer = model.get_submodule(name.rpartition(".")[0])
-        if (weight := layer._parameters.get(name.rpartition(".")[2])) is not None:
+        layer, _, own = name.rpartition(".")
+        if (weight := dict(model.get_submodule(layer).named_parameters(recurse=False)).get(own)) is not None:
             shares._convert_to_zero_parameters([weight])
+            cut.append(name)
 
     before = os.environ.get(one_by_one)
     core_model_loading.set_param_for_module = place_and_cut
@@ -122,6 +124,8 @@ def sharded_as_loaded(learner: LearnerConfig) -> Iterator[None]:
         core_model_loading.set_param_for_module = place
         os.environ.pop(one_by_one)
         os.environ.update({one_by_one: before} if before is not None else {})
+    if not cut:
+        raise RuntimeError("transformers placed no weight where ZeRO-3 could cut it: this version loads in another way")
 
 
 class TrainingEngine:
