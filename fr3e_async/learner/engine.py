@@ -112,6 +112,8 @@ def sharded_as_loaded(learner: LearnerConfig) -> Iterator[None]:
         place(model, name, *arguments)
         layer, _, own = name.rpartition(".")
         if (weight := dict(model.get_submodule(layer).named_parameters(recurse=False)).get(own)) is not None:
+            # Rank 0 sends what it read. Where others would receive it into the mapped file, the whole file would become their memory.
+            weight.data = weight.data if torch.distributed.get_rank() == 0 else torch.empty_like(weight.data)
             shares._convert_to_zero_parameters([weight])
             cut.append(name)
 
