@@ -71,7 +71,7 @@ bench-staleness: $(STAMP)  ## accuracy by staleness bound and correction, on thr
 bench-scale: $(STAMP)  ## start-up, broadcast and driver memory by the number of actors; what gives way at 1,000 and 10,000 engines
 	@$(BIN)/python benchmarks/scale.py $(ARGS)
 
-compare: $(STAMP)  ## FR3E against its relatives and other anchor rules, two tasks, five seeds (hours; goes on where it was interrupted): docs/results.md
+compare: $(STAMP)  ## FR3E against its relatives and other anchor rules, two tasks, five seeds (hours; resumes where it was interrupted): docs/results.md
 	@$(BIN)/python benchmarks/compare.py $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/

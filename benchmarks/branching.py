@@ -123,12 +123,12 @@ class Bench:
     """Engines of one model, with a rollout worker each. "uncached" has prefix caching off."""
 
     engines: dict[str, Engine]
-    rollers: dict[str, RolloutWorker]
+    rollout_workers: dict[str, RolloutWorker]
     serial: Iterator[int] = field(default_factory=itertools.count)
 
     def variants(self) -> dict[str, Group]:
         """How the i-th group is done, by name."""
-        generator, explorer, uncached = (self.rollers[name] for name in ("generator", "explorer", "uncached"))
+        generator, explorer, uncached = (self.rollout_workers[name] for name in ("generator", "explorer", "uncached"))
         return {
             "tree, one engine": lambda i, *g: grow(generator, generator, *g),
             "independent, one engine": lambda i, *g: independent(generator, *g),

@@ -168,7 +168,7 @@ def anchor_hits(path: Path) -> list[list[int]]:
         tree = json.loads(line)
         for trunk in sorted({state["trunk"] for state in tree["states"]} - {None}):
             (rollout,) = (r for r in tree["rollouts"] if (r["node"], r["branch"]) == (0, trunk))
-            if "pieces" not in rollout:  # it was given up after its anchors were known
+            if "pieces" not in rollout:  # it failed after its anchors were known
                 continue
             decisions = set(decision_positions(tree["prompt"], rollout["pieces"]))
             anchors = {state["position"] for state in tree["states"] if state["trunk"] == trunk}

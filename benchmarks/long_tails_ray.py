@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from common import quiet
 from stand_ins import Directed, Until
-from system_control import CALLS_AT_ONCE, RIGHT, WRONG, InstantEngine, InstantRank, InstantVerifier, prompts
+from system_control import CALLS_AT_ONCE, CORRECT, WRONG, InstantEngine, InstantRank, InstantVerifier, prompts
 from system_parts import cluster, recording
 
 from fr3e_async.actors.cluster import RayPayloads
@@ -151,7 +151,7 @@ class TailEngine(InstantEngine):
         row = request.row
         (verdict,) = self._groups.verdicts(row.id.group, [row.id])
         tokens = np.full(row.length, 7, dtype=np.int32)
-        tokens[-1] = RIGHT if verdict.outcome is Outcome.CORRECT else WRONG
+        tokens[-1] = CORRECT if verdict.outcome is Outcome.CORRECT else WRONG
         floats = np.full(row.length, -1.0, dtype=np.float32)
         versions = np.full(row.length, version, dtype=np.int32)
         versions[0] = request.version

@@ -5,7 +5,7 @@
 start      1 to 200 fake engines, one actor and process each, asked for at once as a run does; the floor: as many actors that do nothing
 broadcast  a version of weights by buckets from the object store to 1 to 32 receivers that copy and check it, on one node and on several;
            the floor: one plain copy for each
-memory     the state machine and the shelf with 100 to 10,000 prompt groups in flight, the time of a checkpoint's cut, and events a second
+memory     the state machine and the payload table with 100 to 10,000 prompt groups in flight, the time of a checkpoint's cut, and events a second
            at that size
 limits     the same state machine in a simulated cluster of 100 to 10,000 engines, against the costs measured in the same run
 

@@ -1,6 +1,6 @@
 """What prompt groups in flight cost the driver: memory, the cut of a checkpoint, and the speed of the machine at that size.
 
-The state machine and the shelf are the package's own; handles of payloads are stand-ins. Each figure comes from a fresh process.
+The state machine and the payload table are the package's own; handles of payloads are stand-ins. Each figure comes from a fresh process.
 "Fullest": every group in flight has all its rollouts, verdicts and credit, half of them with the learner and half ready, which is the
 most that so many groups can take.
 """
@@ -63,7 +63,7 @@ def paper(in_flight: int) -> Config:
 
 
 class Crowd:
-    """A machine with workers that carry out every command at once, in order. Only ``Machine.handle`` is timed; only the shelf is kept."""
+    """A machine with workers that carry out every command at once, in order. Only ``Machine.handle`` is timed; only the payload table is kept."""
 
     def __init__(self, config: Config, *, learner: bool) -> None:
         """Without ``learner`` a batch that is given to it never ends, so all slots fill and stay so."""
@@ -287,7 +287,9 @@ def cut_of_a_group(found: Figures) -> float:
 
 
 def show(found: Figures) -> None:
-    print("\nDriver: prompt groups in flight (4 bases, 3 anchors, 4 branches each), fullest state; pure machine and shelf")
+    print(
+        "\nDriver: prompt groups in flight (4 bases, 3 anchors, 4 branches each), fullest state; pure machine and payload table"
+    )
     rows = []
     for row in found["sizes"].values():
         made, per = row["speed"], row["bytes"] / row["in_flight"]

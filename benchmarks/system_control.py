@@ -65,7 +65,7 @@ EVENTS_GOAL = 50_000.0  # a second
 WORKERS = {GENERATORS: 1, EXPLORERS: 1, VERIFIERS: 1}
 CALLS_AT_ONCE = 10_000
 LENGTH = 20  # tokens of a response, about that of the toy
-RIGHT, WRONG = 1, 2  # the last token says whether the response is right
+CORRECT, WRONG = 1, 2  # the last token says whether the response is correct
 
 
 def number_of(id: RolloutId) -> int:
@@ -73,7 +73,7 @@ def number_of(id: RolloutId) -> int:
     return zlib.crc32(f"{id.group}/{id.node}/{id.branch}".encode())
 
 
-def right(id: RolloutId) -> bool:
+def is_correct(id: RolloutId) -> bool:
     return bool(number_of(id) >> 7 & 1)
 
 
@@ -122,7 +122,7 @@ class Player:
     def done(self, command: Command) -> Iterator[Event]:
         match command:
             case Assign(work=Score() as work):
-                verdicts = tuple(Verdict(outcome=Outcome.CORRECT if right(id) else Outcome.WRONG) for id in work.ids)
+                verdicts = tuple(Verdict(outcome=Outcome.CORRECT if is_correct(id) else Outcome.WRONG) for id in work.ids)
                 yield Scored(task=work.task, group=work.ids[0].group, ids=work.ids, verdicts=verdicts)
             case Assign(work=Sample() | Branch() as work):
                 self._payloads += 1
@@ -212,7 +212,7 @@ class InstantEngine(EngineActor):
 
     def _completion(self, id: RolloutId) -> Completion:
         tokens = np.full(LENGTH, number_of(id) % 1000 + 3, dtype=np.int32)
-        tokens[-1] = RIGHT if right(id) else WRONG
+        tokens[-1] = CORRECT if is_correct(id) else WRONG
         floats = np.full(LENGTH, -1.0, dtype=np.float32)
         return Completion(
             tokens=tokens, logprobs=floats, entropies=-floats, entropy_errors=np.zeros(LENGTH, dtype=np.float32),
@@ -245,7 +245,7 @@ class InstantVerifier(VerifierActor):
     async def judge(self, batch: RolloutBatch, rows: Sequence[int], problems: Sequence[Problem]) -> list[Verdict]:
         self._judged += len(rows)
         last = [batch.completion(row).tokens[-1] for row in rows]
-        return [Verdict(outcome=Outcome.CORRECT if token == RIGHT else Outcome.WRONG) for token in last]
+        return [Verdict(outcome=Outcome.CORRECT if token == CORRECT else Outcome.WRONG) for token in last]
 
     def pulse(self) -> int:
         return self._judged

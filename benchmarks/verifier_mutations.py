@@ -105,7 +105,7 @@ def judged(pairs: Pairs, reward: str, workers: int) -> list[tuple[str, str]]:
             return [(v.outcome.value, v.reason) for v in asyncio.run(pool.judge_many(asked))]
         (math,) = pool.functions
         verdicts = [math.tasks.submit([pair]) for pair in pairs]  # a mutated answer may well break a box
-        return [(v.result()[0].ruling.outcome, v.result()[0].ruling.reason) for v in verdicts]
+        return [(v.result()[0].judgement.outcome, v.result()[0].judgement.reason) for v in verdicts]
 
 
 def main() -> int:
@@ -134,8 +134,8 @@ def main() -> int:
     for name, value in figures.items():
         print(f"{name}: {value}")
     for title, rows in (("suspect", suspects), ("miss", misses)):
-        for (answer, gold), ruling in rows:
-            print(f"{title}: {gold!r} <- {answer!r}: {ruling[0]} ({ruling[1]})")
+        for (answer, gold), decision in rows:
+            print(f"{title}: {gold!r} <- {answer!r}: {decision[0]} ({decision[1]})")
     finish(args, {"figures": figures}, facts)
     return 0
 

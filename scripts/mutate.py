@@ -1,7 +1,7 @@
 """Mutants drawn by seed, each met by the tests that run its lines: ``python scripts/mutate.py`` (``--help``).
 
 Before those that are drawn come the named faults (mutating/named.py). The rows go to ``--rows``, one a mutant; a second call goes on where the first
-one ended. ``--again`` meets rows anew whatever is drawn today: those that lived, or those of the names or fates that follow. What changes nothing that anybody could see stands in docs/mutations/equivalents.jsonl with its argument.
+one ended. ``--again`` meets rows again whatever is drawn today: those that lived, or those of the names or outcomes that follow. What changes nothing that anybody could see stands in docs/mutations/equivalents.jsonl with its argument.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def all_of(texts: Mapping[str, str]) -> list[Mutation]:
 def asked_again(
     texts: Mapping[str, str], rows: dict[str, Row], wanted: Sequence[str], equivalents: Mapping[str, Row]
 ) -> list[Mutation]:
-    """Those of ``rows`` of which a name or a fate is wanted (none: that lived); what lived and is no text of today is gone."""
+    """Those of ``rows`` of which a name or an outcome is wanted (none: that lived); what lived and is no text of today is gone."""
     found = {
         name for name, row in rows.items() if (name in wanted or row["status"] in (wanted or ALIVE)) and name not in equivalents
     }
@@ -84,9 +84,13 @@ def table(rows: Sequence[Row], equivalents: Mapping[str, Row]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, some in [*((name, [row for row in rows if row["operator"] == name]) for name in operators), ("all", rows)]:
-        fates = Counter("equivalent" if row["status"] in ALIVE and row["name"] in equivalents else row["status"] for row in some)
-        dead, alive = fates["killed"] + fates["timeout"], sum(fates[status] for status in ALIVE)
-        lines.append(f"| {name} | {len(some)} | {dead} | {fates['timeout']} | {fates['equivalent']} | {fates[GONE]} | {alive} |")
+        outcomes = Counter(
+            "equivalent" if row["status"] in ALIVE and row["name"] in equivalents else row["status"] for row in some
+        )
+        dead, alive = outcomes["killed"] + outcomes["timeout"], sum(outcomes[status] for status in ALIVE)
+        lines.append(
+            f"| {name} | {len(some)} | {dead} | {outcomes['timeout']} | {outcomes['equivalent']} | {outcomes[GONE]} | {alive} |"
+        )
     return "\n".join(lines)
 
 
@@ -106,7 +110,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--budget", type=float, default=60.0, help="CPU seconds of tests for one mutant (60), the cheapest first")
-    parser.add_argument("--again", nargs="*", metavar="NAME", help="meet rows anew: those that lived, or of these names or fates")
+    parser.add_argument(
+        "--again", nargs="*", metavar="NAME", help="meet rows again: those that lived, or of these names or outcomes"
+    )
     parser.add_argument(
         "--patience", type=float, default=1.0, help="times the wall seconds of a mutant (1); more on a busy machine"
     )

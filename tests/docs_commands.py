@@ -114,7 +114,7 @@ def rule_for(command: Command) -> Rule | None:
 MAIN = "fr3e train"
 END_TO_END = "tests/test_end_to_end.py::finished"
 RESUMED = "tests/test_end_to_end.py::test_the_final_model_starts_another_run_with_two_zero_ranks_and_resumes"
-JOB = "tests/test_ray_job.py::test_stop_writes_a_checkpoint_and_a_second_job_goes_on"
+JOB = "tests/test_ray_job.py::test_stop_writes_a_checkpoint_and_a_second_job_resumes"
 LOCAL_HEAD = "tests/test_cluster_local.py::test_start_submit_stop"
 
 RULES = (
@@ -141,7 +141,7 @@ RULES = (
     Rule(pattern=r"python benchmarks/scale\.py.*", kind="elsewhere", test="tests/test_bench_scale.py::test_scale_as_a_user_starts_it",
          words=("bench-scale", "--quick")),
     Rule(pattern=r"python benchmarks/compare\.py --(quick|table|alone).*", kind="elsewhere", words=("quick",),
-         test="tests/test_compare.py::test_a_short_comparison_and_one_that_goes_on"),
+         test="tests/test_compare.py::test_a_short_comparison_and_one_that_resumes"),
     # ---- make: targets exist; what they call is called by tests
     Rule(pattern=r"make demo", kind="elsewhere", test=END_TO_END, words=('make("demo"',)),
     Rule(pattern=r"make .*", kind="parsed"),

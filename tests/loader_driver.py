@@ -90,7 +90,7 @@ TIMED = {  # 34 and 38 million parameters
 
 
 class Loaded(worker_extension.WorkerExtension):
-    """A worker with a model as vLLM serves it, the engine's books about it, and the model that a learner would train."""
+    """A worker with a model as vLLM serves it, the engine's records of it, and the model that a learner would train."""
 
     def __init__(self, folder: Path, config: Any) -> None:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A run of fakes, wired as the real one is: folder, crew, machine, controller; and what its files say afterwards."""
+"""A run of fakes, wired as the real one is: folder, workers, machine, controller; and what its files say afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator
 from fr3e_async.control.progress import Progress, load_control_state
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.control.trees import TreeKeeper
+from fr3e_async.control.trees import TreeRecorder
 from fr3e_async.control.workers import Workers
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import RunFailed
@@ -52,7 +52,7 @@ class Notes:
         self.lines: list[str] = []
         self.waited = ""
         self.kinds: list[str] = []
-        self.vitals: list[Heartbeat] = []
+        self.heartbeats: list[Heartbeat] = []
         self.groups: list[dict] = []
         self.rows: list[dict] = []  # of evaluations
         self.by_problem: dict[str, list[dict]] = {}
@@ -80,8 +80,8 @@ class Notes:
     def waits(self, text):
         self.waited = text
 
-    def beat(self, vitals):
-        self.vitals.append(vitals)
+    def beat(self, heartbeat):
+        self.heartbeats.append(heartbeat)
 
 
 @dataclass(kw_only=True)
@@ -131,7 +131,7 @@ class World:
     """One session of a run in a folder, in virtual time. ``resume``: from the newest checkpoint there, as ``session`` does it."""
 
     # What a test may set before the controller is first used.
-    trees: TreeKeeper | None = None
+    trees: TreeRecorder | None = None
     evaluator: Evaluator | None = None
     journals = True
 
@@ -301,7 +301,7 @@ class World:
 
 
 def audited(folder: Path, config: Config) -> LedgerReport:
-    """What the books say, which must break no law."""
+    """The audit of the ledger log, which must break no law."""
     report = audit(
         read_ledger_log(folder / "ledger.jsonl"),
         groups_per_step=config.flow.groups_per_step,

@@ -1,6 +1,6 @@
 """What must hold of the control machine, whoever drives it: a random cluster, the simulator, or the journal of a run.
 
-``Laws`` keeps books of its own from the events that a machine is told and the commands that it answers with: who has which task, which
+``Laws`` keeps a record of its own from the events that a machine is told and the commands that it answers with: who has which task, which
 version an engine serves, how old every token is, what became of every group. So nothing is checked against the machine's own word.
 """
 
@@ -77,7 +77,7 @@ class History:
 
 
 class Laws:
-    """The books of one life of a machine. ``tell`` gives it an event and checks what follows."""
+    """The record of one life of a machine. ``tell`` gives it an event and checks what follows."""
 
     def __init__(self, machine: Machine, config: Config, history: History | None = None) -> None:
         self.machine, self.config, self.history = machine, config, history or History()
@@ -109,7 +109,7 @@ class Laws:
         self.check()
         return commands
 
-    # ---- what an event means for the books ----
+    # ---- what an event means for the record ----
 
     def _happened(self, event: events.Event) -> None:
         match event:

@@ -1,6 +1,6 @@
 """A cluster of workers around a control machine, driven in any order: what the machine commands happens, or something goes wrong.
 
-``Cluster`` only chooses what happens next, and tells it; ``machine_laws.Laws`` keeps the books and checks every command. A cluster can
+``Cluster`` only chooses what happens next, and tells it; ``machine_laws.Laws`` keeps the record and checks every command. A cluster can
 be killed at any point and resumes from a checkpoint that went through JSON.
 """
 
@@ -74,7 +74,7 @@ class Cluster(Mishaps):
         self.repeatable: list[events.Event] = []  # events that may be told again
         self.late: list[events.Event] = []  # of tasks that were taken for lost
         self.payload = max((key for key, _ in self.history.rows), default=0)  # the last one's key
-        self.story: list[events.Event] = []  # of this life
+        self.scenario: list[events.Event] = []  # of this life
         self.commands = [started := self.machine.start()]  # of this life, by event
         self.laws.obey(started)
         for worker in there:  # only the learner is a new one; whatever weights they have, they are to get the newest
@@ -91,7 +91,7 @@ class Cluster(Mishaps):
     def replay(self) -> list[list[messages.Command]]:
         """The commands of this life once more, by a machine of its own that is told the same events."""
         machine = self.fresh()
-        return [machine.start(), *(machine.handle(event) for event in self.story)]
+        return [machine.start(), *(machine.handle(event) for event in self.scenario)]
 
     def checkpoint(self) -> None:
         state = to_json(self.ledger.state())
@@ -112,9 +112,9 @@ class Cluster(Mishaps):
     def tell(self, event: events.Event) -> bool:
         if isinstance(event, events.Delivered | events.Scored | events.Lost | events.Rescored):
             self.repeatable.append(event)
-        self.story.append(event)
+        self.scenario.append(event)
         for slow in self.cuts[:1]:
-            self.step(slow, groups=len(self.story) % 2)
+            self.step(slow, groups=len(self.scenario) % 2)
         self.commands.append(self.laws.tell(event))
         return True
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-Reward = float | None  # None: given up, or nobody could tell
+Reward = float | None  # None: failed, or nobody could tell
 Rollout = tuple[int, ...]  # (b,): base b; (b, j, m): branch m of the j-th anchor (from 1) of trunk b
-Place = tuple[int, ...]  # (): the prompt; (b, j): the j-th anchor of trunk b
+StateId = tuple[int, ...]  # (): the prompt; (b, j): the j-th anchor of trunk b
 Steps = list[tuple[int, float]]  # (first token, advantage from there on)
 
 
@@ -37,9 +37,9 @@ class Worth:
 
     advantages: dict[Rollout, Steps]
     reason: str
-    values: dict[Place, float | None]
-    alphas: dict[Place, float]
-    dropped: dict[Place, str]
+    values: dict[StateId, float | None]
+    alphas: dict[StateId, float]
+    dropped: dict[StateId, str]
 
 
 def known(rewards: list[Reward]) -> list[float]:
@@ -84,20 +84,20 @@ def fr3e(
     train_bases: bool = True,
 ) -> Worth:
     """A'_{j,m} = alpha_j (r_{j,m} - V(S_j)); V and alpha of all states first, and only then are states dropped."""
-    samples: dict[Place, list[float]] = {(): known(tree.bases)}
+    samples: dict[StateId, list[float]] = {(): known(tree.bases)}
     for b, states in tree.trunks.items():
         for j, state in enumerate(states, start=1):
             trunk = known([tree.bases[b]]) if include_trunk else []
             samples[b, j] = known(state.rewards) + trunk
-    values = {place: mean(sample) if sample else None for place, sample in samples.items()}
-    alphas: dict[Place, float] = {}
-    dropped: dict[Place, str] = {}
-    for place, sample in samples.items():
-        alphas[place] = 1.0
-        if place and alpha:
-            b, j = place
-            neighbour: Place = (b, j - 1) if j > 1 else ()
-            here, before = values[place], values[neighbour]
+    values = {state_id: mean(sample) if sample else None for state_id, sample in samples.items()}
+    alphas: dict[StateId, float] = {}
+    dropped: dict[StateId, str] = {}
+    for state_id, sample in samples.items():
+        alphas[state_id] = 1.0
+        if state_id and alpha:
+            b, j = state_id
+            neighbour: StateId = (b, j - 1) if j > 1 else ()
+            here, before = values[state_id], values[neighbour]
             if here is not None and before is not None:
                 difference = here - before
                 if shrink:
@@ -106,24 +106,24 @@ def fr3e(
                         difference = 0.0
                     else:
                         difference += -error if difference > 0 else error
-                alphas[place] = math.exp(-difference)
-        dropped[place] = sameness(sample)
-        if place == () and not train_bases and not dropped[place]:
-            dropped[place] = "not_trained"
+                alphas[state_id] = math.exp(-difference)
+        dropped[state_id] = sameness(sample)
+        if state_id == () and not train_bases and not dropped[state_id]:
+            dropped[state_id] = "not_trained"
     advantages: dict[Rollout, Steps] = {}
-    for place, sample in samples.items():
-        if dropped[place]:
+    for state_id, sample in samples.items():
+        if dropped[state_id]:
             continue
-        own = tree.bases if place == () else tree.trunks[place[0]][place[1] - 1].rewards
+        own = tree.bases if state_id == () else tree.trunks[state_id[0]][state_id[1] - 1].rewards
         for m, reward in enumerate(own):
             if reward is not None:
                 advantage = reward - mean(sample)
                 if std:
                     advantage /= spread(sample) + 1e-6
-                advantages[(*place, m)] = [(0, alphas[place] * advantage)]
+                advantages[(*state_id, m)] = [(0, alphas[state_id] * advantage)]
     reason = ""
     if not advantages:
-        comparable = [d for place, d in dropped.items() if d not in ("too_few", "not_trained")]
+        comparable = [d for state_id, d in dropped.items() if d not in ("too_few", "not_trained")]
         reason = sameness(everything(tree)) or ("no_spread" if comparable else "too_few")
     return Worth(advantages, reason, values, alphas, dropped)
 
@@ -161,7 +161,7 @@ def vineppo(tree: Tree) -> Worth:
 
     V(S_0) of a trunk leaves its own reward out. A state that nobody judged is no cut.
     """
-    values: dict[Place, float | None] = {(): mean(known(tree.bases)) if known(tree.bases) else None}
+    values: dict[StateId, float | None] = {(): mean(known(tree.bases)) if known(tree.bases) else None}
     advantages: dict[Rollout, Steps] = {}
     creditable = False
     for b, states in tree.trunks.items():
@@ -182,7 +182,7 @@ def vineppo(tree: Tree) -> Worth:
         if any(advantage != 0 for _, advantage in steps):
             advantages[b,] = steps
     reason = "" if advantages else sameness(everything(tree)) or ("no_spread" if creditable else "too_few")
-    dropped = {place: "" if value is not None else "too_few" for place, value in values.items()}
+    dropped = {state_id: "" if value is not None else "too_few" for state_id, value in values.items()}
     return Worth(advantages, reason, values, dict.fromkeys(values, 1.0), dropped)
 
 

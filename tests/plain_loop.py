@@ -91,7 +91,7 @@ class Loop:
 
     def __init__(self, tools: Tools, astray: RolloutId | None = None) -> None:
         self._tools, self._astray = tools, astray
-        self._rollout_worker, self._other_roller = (tools.rollout_worker(tools.config.run.seed + more) for more in (0, 1))
+        self._rollout_worker, self._other_rollout_worker = (tools.rollout_worker(tools.config.run.seed + more) for more in (0, 1))
         self._stream = PromptStream(tools.datasets.train, tools.config.run.seed)
         self.groups: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ class Loop:
         group = Group(group_id(prompt.uid, epoch))
         for branch in range(plan.bases):
             id = RolloutId(group.name, 0, branch)
-            group.rows[id] = await joined(self._roller_of(id).sample([prompt], [id], draw, trunk=True))
+            group.rows[id] = await joined(self._rollout_worker_of(id).sample([prompt], [id], draw, trunk=True))
         trunk = RolloutId(group.name, 0, 0)
         anchors = self._rollout_worker.anchors(group.rows[trunk])
         published = with_anchors(group.rows[trunk], anchors)
@@ -129,7 +129,7 @@ class Loop:
             group.anchors[anchor.node] = anchor
             for branch in range(plan.branches):
                 id = RolloutId(group.name, anchor.node, branch)
-                group.rows[id] = await joined(self._roller_of(id).branch(published, trunk, [id], draw))
+                group.rows[id] = await joined(self._rollout_worker_of(id).branch(published, trunk, [id], draw))
         rewards = {}
         for id, row in group.rows.items():
             (verdict,) = await self._tools.verifier.judge_many(
@@ -140,8 +140,8 @@ class Loop:
         group.credit = self._tools.strategy.credit(outcome)
         return group
 
-    def _roller_of(self, id: RolloutId) -> RolloutWorker:
-        return self._other_roller if id == self._astray else self._rollout_worker
+    def _rollout_worker_of(self, id: RolloutId) -> RolloutWorker:
+        return self._other_rollout_worker if id == self._astray else self._rollout_worker
 
     def _sample(self, group: Group, id: RolloutId, *, minibatch: int) -> TrainSample:
         row, (span,) = group.rows[id], group.credit.advantages[id]

@@ -99,7 +99,7 @@ def test_the_group_is_made_again_when_the_engines_change():
 
 
 @pytest.mark.parametrize("how", ["died", "hang"])
-def test_an_engine_that_does_not_join_is_left_out_and_the_others_go_on(how):
+def test_an_engine_that_does_not_join_is_left_out_and_the_others_continue(how):
     collective, good, bad = learner(Rank()), Engine("good"), Engine("bad", join=how)
     lost, ack = hand_over(collective, [bad, good], 1)
     assert lost == ("bad: died" if how == "died" else "no answer within weights.ack_timeout_s (0.1 s)")

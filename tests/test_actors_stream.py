@@ -162,8 +162,8 @@ def rollouts(engine: RayEngine, branches: list[int], *, trunk: bool = False) -> 
     return engine.sample([prompt] * len(ids), ids, Draw(max_tokens=2 * LONG), trunk=trunk)
 
 
-def within(seconds: float, story: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(story, seconds))
+def within(seconds: float, scenario: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(scenario, seconds))
 
 
 async def nothing_runs(actor: Any) -> None:
@@ -175,7 +175,7 @@ def test_rollouts_come_one_by_one_and_the_driver_fetches_none(actor: Any, monkey
     unpickled: list[int] = []
     monkeypatch.setattr(RolloutBatch, "__setstate__", lambda self, state: unpickled.append(1), raising=False)
 
-    async def story() -> tuple[list[list[int]], list[Any], int]:
+    async def scenario() -> tuple[list[list[int]], list[Any], int]:
         came, payloads, anchors = [], [], 0
         async for delivery, payload in rollouts(RayEngine("e", actor), [9, 1, 5], trunk=True):
             came.append([note.id.branch for note in delivery.notes])
@@ -183,7 +183,7 @@ def test_rollouts_come_one_by_one_and_the_driver_fetches_none(actor: Any, monkey
             anchors += len(delivery.anchors or ())
         return came, payloads, anchors
 
-    came, payloads, anchors = within(120, story())
+    came, payloads, anchors = within(120, scenario())
     assert came == [[1], [5], [9]]
     assert anchors == 3 * 2
     assert [ray.get(actor.first_token.remote(payload)) for payload in payloads] == [1, 5, 9], "handed on by reference"
@@ -195,7 +195,7 @@ def test_rollouts_come_one_by_one_and_the_driver_fetches_none(actor: Any, monkey
 def test_an_explorer_reads_prefix_and_anchors_from_the_published_object(actor: Any, counted: list[int]) -> None:
     """It is given a reference and ids, and opens the generator's object where it lies: arrays that are views of the store, never written."""
 
-    async def story() -> tuple[Any, Any, list[list[int]], Any]:
+    async def scenario() -> tuple[Any, Any, list[list[int]], Any]:
         engine = RayEngine("e", actor)
         ((delivery, payload),) = [one async for one in rollouts(engine, [3], trunk=True)]
         ids = [RolloutId("q@0", anchor.node, 1) for anchor in delivery.anchors or ()]
@@ -205,7 +205,7 @@ def test_an_explorer_reads_prefix_and_anchors_from_the_published_object(actor: A
         ]
         return delivery.anchors, payload, branches, await actor.contexts.remote()
 
-    anchors, payload, branches, contexts = within(120, story())
+    anchors, payload, branches, contexts = within(120, scenario())
     positions = sorted((anchor.position for anchor in anchors), reverse=True)
     assert len(positions) == 2
     assert sorted([context for told in branches for context in told], reverse=True) == [3 + position for position in positions]
@@ -221,12 +221,12 @@ def test_weights_and_rescored_trunks_pass_the_driver_as_references(actor: Any, c
     rank = ray.remote(num_cpus=0)(ExportingRank).remote()
     learner = RayLearner([rank], None, bucket_bytes=1)
 
-    async def story() -> tuple[Any, Any, Any]:
+    async def scenario() -> tuple[Any, Any, Any]:
         bundle = await learner.export(7)
         ((_, payload),) = [one async for one in rollouts(RayEngine("e", actor), [3])]
         return bundle, payload, await learner.rescore([Trunks(payload=payload, ids=(RolloutId("q@0", 0, 3),), length=9)])
 
-    bundle, payload, ((anchors, anchored),) = within(120, story())
+    bundle, payload, ((anchors, anchored),) = within(120, scenario())
     assert (bundle.version, bundle.manifest.names) == (7, ("w",))
     assert isinstance(bundle.buckets[0], ray.ObjectRef)
     assert anchors == fake_anchors(3)
@@ -273,7 +273,7 @@ def test_an_engine_that_dies_ends_its_process_after_what_had_ended(actor: Any) -
 
 
 def test_a_stream_that_is_left_leaves_nothing_in_its_engine(actor: Any) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         deliveries = rollouts(RayEngine("e", actor), [1, 99])
         delivery, _ = await anext(deliveries)
         assert [note.id.branch for note in delivery.notes] == [1]
@@ -281,11 +281,11 @@ def test_a_stream_that_is_left_leaves_nothing_in_its_engine(actor: Any) -> None:
         await deliveries.aclose()
         await nothing_runs(actor)
 
-    within(120, story())
+    within(120, scenario())
 
 
 def test_a_wait_that_is_cancelled_leaves_nothing_in_its_engine(actor: Any) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async def wait() -> None:
             async for _ in rollouts(RayEngine("e", actor), [99]):
                 pass
@@ -298,18 +298,18 @@ def test_a_wait_that_is_cancelled_leaves_nothing_in_its_engine(actor: Any) -> No
             await waiting
         await nothing_runs(actor)
 
-    within(120, story())
+    within(120, scenario())
 
 
 def test_many_streams_of_one_actor_do_not_mix(actor: Any) -> None:
     async def one(engine: RayEngine, branches: list[int]) -> list[int]:
         return [note.id.branch async for delivery, _ in rollouts(engine, branches) for note in delivery.notes]
 
-    async def story() -> list[list[int]]:
+    async def scenario() -> list[list[int]]:
         engine = RayEngine("e", actor)
         return await asyncio.gather(*(one(engine, [i % 7, i % 5, 3]) for i in range(20)))
 
-    assert [sorted(found) for found in within(120, story())] == [sorted([i % 7, i % 5, 3]) for i in range(20)]
+    assert [sorted(found) for found in within(120, scenario())] == [sorted([i % 7, i % 5, 3]) for i in range(20)]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from fr3e_async.errors import ConfigError
 from fr3e_async.types import RolloutId
 
 approx = pytest.approx
-MIXED, RIGHT, WRONG = [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]
+MIXED, CORRECT, WRONG = [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]
 CHANCES = [Fraction(n, 10) for n in (1, 2, 5, 7, 9)] + [Fraction(1, 3)]
 
 
@@ -31,11 +31,11 @@ CHANCES = [Fraction(n, 10) for n in (1, 2, 5, 7, 9)] + [Fraction(1, 3)]
     ("rewards", "branches", "expected"),
     [
         ({1: MIXED, 2: MIXED, 3: MIXED}, 4, {1: 2, 2: 2, 3: 2}),  # as if all had been drawn at once
-        ({1: MIXED, 2: RIGHT, 3: MIXED}, 4, {1: 3, 3: 3}),  # 3 · 2 for two
-        ({1: WRONG, 2: MIXED, 3: RIGHT}, 4, {2: 4}),  # 6 for one, but no state gets more than M
-        ({1: RIGHT, 2: WRONG, 3: RIGHT}, 4, {}),
-        ({1: MIXED, 2: MIXED, 3: MIXED, 4: RIGHT}, 3, {1: 2, 2: 1, 3: 1}),  # 4 · 1 for three: the lowest node has one more
-        ({4: MIXED, 5: RIGHT, 6: RIGHT, 9: MIXED, 12: MIXED}, 3, {4: 2, 9: 2, 12: 1}),  # 5 for three: the two lowest
+        ({1: MIXED, 2: CORRECT, 3: MIXED}, 4, {1: 3, 3: 3}),  # 3 · 2 for two
+        ({1: WRONG, 2: MIXED, 3: CORRECT}, 4, {2: 4}),  # 6 for one, but no state gets more than M
+        ({1: CORRECT, 2: WRONG, 3: CORRECT}, 4, {}),
+        ({1: MIXED, 2: MIXED, 3: MIXED, 4: CORRECT}, 3, {1: 2, 2: 1, 3: 1}),  # 4 · 1 for three: the lowest node has one more
+        ({4: MIXED, 5: CORRECT, 6: CORRECT, 9: MIXED, 12: MIXED}, 3, {4: 2, 9: 2, 12: 1}),  # 5 for three: the two lowest
         ({1: [0.5, 0.5], 2: [0.5, 0.25]}, 3, {2: 2}),  # graded: unequal is undecided
         ({1: [None, None], 2: [], 3: [1.0], 4: [1.0, None], 5: [0.0, 1.0]}, 3, {5: 3}),  # nothing shows that 1 to 4 have spread
         ({1: [None, 1.0], 2: [None, None]}, 4, {}),

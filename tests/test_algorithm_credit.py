@@ -169,13 +169,13 @@ def test_an_outcome_lists_nodes_without_rewards_and_leaves_out_what_nobody_judge
 # ---- to a batch ----
 
 
-def test_stretches_become_one_number_a_token():
+def test_spans_become_one_number_a_token():
     advantage = (AdvantageSpan(0, 0.5), AdvantageSpan(2, -1.0), AdvantageSpan(5, 0.25))
     assert advantages_of(advantage, 6).tolist() == [0.5, 0.5, -1.0, -1.0, -1.0, 0.25]
     assert advantages_of(whole(2.0), 3).tolist() == [2.0, 2.0, 2.0]
 
 
-def test_a_stretch_beyond_the_completion_is_refused():
+def test_a_span_beyond_the_completion_is_refused():
     with pytest.raises(ValueError, match="token 4 of 4"):
         advantages_of((AdvantageSpan(0, 1.0), AdvantageSpan(4, 1.0)), 4)
 

@@ -1,4 +1,4 @@
-"""The audit: each broken law is told at its line, a sound story passes whatever was killed, and the run's other files agree."""
+"""The audit: each broken law is told at its line, a sound ledger passes whatever was killed, and the run's other files agree."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def rejected(group: str) -> SettledRecord:
     return SettledRecord(group=group, outcome="rejected_no_spread")
 
 
-def story() -> list[LedgerRecord]:
+def sound_ledger() -> list[LedgerRecord]:
     """Two batches with a rejection, a cut while the second one is with the learner, and an end."""
     return [
         begin(),  # 1
@@ -100,11 +100,11 @@ def broken(records: Sequence[LedgerRecord]) -> list[tuple[str, int, str]]:
     return [(violation.kind, violation.line, violation.group) for violation in judged(records).violations]
 
 
-# ---- sound stories ----
+# ---- sound ledgers ----
 
 
-def test_a_sound_story_passes() -> None:
-    report = judged(story())
+def test_a_sound_ledger_passes() -> None:
+    report = judged(sound_ledger())
     assert report.violations == ()
     assert (report.sessions, report.version, report.admitted, report.open, report.ended) == (1, 2, 7, ("g",), True)
     assert report.counts == {"trained": 4, "rejected_no_spread": 1, "failed": 1}
@@ -113,7 +113,7 @@ def test_a_sound_story_passes() -> None:
 
 
 def test_a_session_goes_back_to_a_cut_and_what_came_after_is_void() -> None:
-    killed = [*story()[:17], adm("h", 2)]  # f is given up, d and e are trained, h is new: all after the cut in line 14
+    killed = [*sound_ledger()[:17], adm("h", 2)]  # f has failed, d and e are trained, h is new: all after the cut in line 14
     again = [
         begin(2, 1, 7, 3, "defg"),
         rejected("d"),
@@ -136,7 +136,7 @@ def test_a_session_goes_back_to_a_cut_and_what_came_after_is_void() -> None:
 
 
 def test_a_session_may_go_back_twice_and_behind_a_cut() -> None:
-    records = story()[:18]  # the checkpoint of the cut in line 18 never became whole
+    records = sound_ledger()[:18]  # the checkpoint of the cut in line 18 never became whole
     records += [
         begin(2, 1, 7, 3, "defg"),
         train(2, "de", 0),
@@ -152,26 +152,26 @@ def test_a_session_may_go_back_twice_and_behind_a_cut() -> None:
 
 
 def test_a_session_may_begin_afresh() -> None:
-    report = judged([*story()[:13], *story()])
+    report = judged([*sound_ledger()[:13], *sound_ledger()])
     assert report.violations == ()
     assert (report.admitted, report.void_groups, report.void_batches) == (7, 7, 2)
 
 
 def test_of_two_cuts_of_a_version_a_session_goes_on_from_either() -> None:
     """A run that is stopped between two batches saves the version that it has saved before."""
-    start = [*story()[:14], rejected("g"), cut(1, 7, 4, "def")]
+    start = [*sound_ledger()[:14], rejected("g"), cut(1, 7, 4, "def")]
     for goes_on, open in ((begin(2, 1, 7, 3, "defg"), "defg"), (begin(2, 1, 7, 4, "def"), "def")):
         report = judged([*start, goes_on])
         assert report.violations == ()
         assert report.open == tuple(open)
 
 
-def test_an_empty_file_has_no_story() -> None:
+def test_an_empty_file_has_no_records() -> None:
     report = judged([])
     assert (report.sessions, report.ended, report.violations) == (0, False, ())
 
 
-# ---- broken laws: the edit of the sound story, and the violation that must follow, alone ----
+# ---- broken laws: the edit of the sound ledger, and the violation that must follow, alone ----
 
 
 def at(line: int, *records: LedgerRecord) -> Callable[[list[LedgerRecord]], list[LedgerRecord]]:
@@ -246,28 +246,28 @@ BROKEN: dict[str, tuple[Callable[[list[LedgerRecord]], list[LedgerRecord]], tupl
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_law_is_told_at_its_line(name: str) -> None:
     edit, violation = BROKEN[name]
-    assert broken(edit(story())) == [violation]
+    assert broken(edit(sound_ledger())) == [violation]
 
 
 def test_a_violation_in_words() -> None:
-    (violation,) = judged([*story()[:14], begin(2, 1, 7, 2, "degf")]).violations
+    (violation,) = judged([*sound_ledger()[:14], begin(2, 1, 7, 2, "degf")]).violations
     assert str(violation) == (
         "line 15, session 2: begin: it is not the cut of version 1: settled 2 instead of 3, open group g instead of f"
     )
-    (violation,) = judged([*story()[:16], train(3, "fg", 0)]).violations
+    (violation,) = judged([*sound_ledger()[:16], train(3, "fg", 0)]).violations
     assert str(violation) == (
         "line 17, session 1: staleness: a token of version 0 is trained at version 2; flow.max_staleness is 1"
     )
 
 
 def test_crowded_slots_are_told_once() -> None:
-    assert broken([*story()[:5], adm("x", 0), adm("y", 0)]) == [("slots", 6, "")]
+    assert broken([*sound_ledger()[:5], adm("x", 0), adm("y", 0)]) == [("slots", 6, "")]
 
 
 def test_a_wrong_count_is_told_once() -> None:
     """A begin that does not count what its cut had: every later cut is off by as much."""
     off = [
-        *story()[:14],
+        *sound_ledger()[:14],
         begin(2, 1, 8, 4, "defg"),
         cut(1, 8, 4, "defg"),
         rejected("d"),
@@ -276,7 +276,7 @@ def test_a_wrong_count_is_told_once() -> None:
     assert broken(off) == [("begin", 15, "")]
 
 
-# ---- random stories ----
+# ---- random ledgers ----
 
 
 @dataclass(slots=True)
@@ -375,7 +375,7 @@ def told(seed: int, size: tuple[int, int], *, end: bool = True) -> list[LedgerRe
 
 
 @given(seeds, sizes, st.booleans())
-def test_every_sound_story_passes(seed: int, size: tuple[int, int], end: bool) -> None:
+def test_every_sound_ledger_passes(seed: int, size: tuple[int, int], end: bool) -> None:
     records = told(seed, size, end=end)
     report = audit(numbered(records), groups_per_step=size[0], max_staleness=size[1])
     assert [str(violation) for violation in report.violations] == []
@@ -452,18 +452,18 @@ def written(path: Path, records: Sequence[LedgerRecord]) -> Path:
 @given(seeds)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     records = told(seed, (2, 1))
-    path = written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records)
+    path = written(tmp_path_factory.mktemp("ledger") / "ledger.jsonl", records)
     assert read_ledger_log(path) == numbered(records)
 
 
 @given(st.text(st.characters(), max_size=9))
 def test_any_name_is_read_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     records = [begin(), adm(name, 0), cut(0, 1, 0, ""), rejected(name)]
-    assert read(written(tmp_path_factory.mktemp("books") / "ledger.jsonl", records)) == records
+    assert read(written(tmp_path_factory.mktemp("ledger") / "ledger.jsonl", records)) == records
 
 
 def test_the_lines_are_those_of_the_format(tmp_path: Path) -> None:
-    path = written(tmp_path / "ledger.jsonl", story())
+    path = written(tmp_path / "ledger.jsonl", sound_ledger())
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0] == {"what": "begin", "session": 1, "version": 0, "admitted": 0, "settled": 0, "open": [], "time_s": 0.5}
     assert lines[1] == {"what": "admitted", "group": "a", "live": 0}
@@ -484,22 +484,22 @@ def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
 def test_a_cut_is_durable_and_nothing_else_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[list[LedgerRecord]] = []
     monkeypatch.setattr("fr3e_async.store.ledger_log.fsync_path", lambda path: synced.append(read(path)))
-    written(tmp_path / "ledger.jsonl", story())
-    assert synced == [story()[:14], story()[:18]]
+    written(tmp_path / "ledger.jsonl", sound_ledger())
+    assert synced == [sound_ledger()[:14], sound_ledger()[:18]]
 
 
 @given(st.data())
 def test_a_file_that_was_cut_off_anywhere_has_its_whole_lines(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    path = written(tmp_path_factory.mktemp("books") / "ledger.jsonl", story())
+    path = written(tmp_path_factory.mktemp("ledger") / "ledger.jsonl", sound_ledger())
     whole = path.read_bytes()
     left = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:left])
     lines = whole[: left + 1].count(b"\n")  # a line that lacks nothing but its end is whole
-    assert read(path) == story()[:lines]
+    assert read(path) == sound_ledger()[:lines]
     more = written(path, [begin(2), adm("b", 0)])  # another session continues in the same file
-    assert read(more) == [*story()[:lines], begin(2), adm("b", 0)]
+    assert read(more) == [*sound_ledger()[:lines], begin(2), adm("b", 0)]
     assert read_ledger_log(more)[-1][0] == len(more.read_bytes().split(b"\n")) - 1
 
 
@@ -586,11 +586,11 @@ def write_groups(run: Path, outcomes: dict[str, str]) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run directory of the sound story, with the checkpoint of its last cut; epoch 0 is wholly consumed by then."""
+    """A run directory of the sound ledger, with the checkpoint of its last cut; epoch 0 is wholly consumed by then."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(f"flow:\n  groups_per_step: {G}\n  max_staleness: {BOUND}\nlearner:\n  lr: 1e-6\n")
-    written(folder / "ledger.jsonl", named(story()))
+    written(folder / "ledger.jsonl", named(sound_ledger()))
     write_groups(folder, GROUP_OUTCOMES)
     add_checkpoint(folder, 2, consumed={"1": ["c", "d", "e", "f"]})
     return folder
@@ -652,7 +652,7 @@ def test_a_row_twice_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert failure(run, capsys) == ["groups.jsonl: group f@1 has 2 rows"]
 
 
-KILLED = [*story()[:14], TrainedRecord(version=2), rejected("f")]  # after the cut of version 1, d, e and f were settled
+KILLED = [*sound_ledger()[:14], TrainedRecord(version=2), rejected("f")]  # after the cut of version 1, d, e and f were settled
 SETTLED = {"c": "rejected_no_spread", "a": "trained", "b": "trained"}
 
 
@@ -735,7 +735,7 @@ def test_damaged_checkpoints_fail(run: Path, capsys: pytest.CaptureFixture[str])
 def go_back(run: Path, goes_on: BeginRecord) -> None:
     """The run resumes from an earlier place and is killed before it saves again; the later checkpoint is still there."""
     (run / "ledger.jsonl").unlink()
-    written(run / "ledger.jsonl", named([*story()[:18], goes_on]))
+    written(run / "ledger.jsonl", named([*sound_ledger()[:18], goes_on]))
     write_groups(run, SETTLED if goes_on.version else {})
 
 
@@ -752,7 +752,7 @@ def test_a_version_that_is_made_again_has_its_own_checkpoint(run: Path, capsys: 
     """The run went back behind version 2, made it again of the same groups but without f, and saved it."""
     (run / "ledger.jsonl").unlink()
     again = [begin(2, 1, 7, 3, "defg"), train(2, "de", 0), TrainedRecord(version=2), cut(2, 7, 5, "fg")]
-    written(run / "ledger.jsonl", named([*story()[:18], *again]))
+    written(run / "ledger.jsonl", named([*sound_ledger()[:18], *again]))
     write_groups(run, {**SETTLED, "d": "trained", "e": "trained"})
     add_checkpoint(run, 1, consumed={"1": ["c"]})
     add_checkpoint(run, 2, consumed={"1": ["c", "d", "e", "f"]})

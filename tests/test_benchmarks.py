@@ -215,7 +215,7 @@ def test_weights_are_handed_over(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_goes_on_after_a_kill(tmp_path):
+def test_a_run_resumes_after_a_kill(tmp_path):
     """One kill, of the verifier; rewards by chance, so that every group is trained. Audit and replay belong to the target."""
     out = ("--json", str(tmp_path / "out.json"))
     done = make("chaos", "run.steps=5", "--quick", "--spread", "--kills", "1", "--victims", "verifier", *out)

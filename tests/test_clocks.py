@@ -137,22 +137,22 @@ def run_of(folder: Path, wall: WallClock, **sections: Any) -> World:
 
 
 def beside(world: World, then: Callable[[], None], when: Callable[[], bool], *, after_s: float = 0.0) -> str:
-    async def story() -> str:
+    async def scenario() -> str:
         run = asyncio.create_task(world.go())
         await world.until(when)
         await asyncio.sleep(after_s)
         then()
         return await run
 
-    return virtual_time.run(story())
+    return virtual_time.run(scenario())
 
 
 def negative(world: World) -> list[tuple[str, float]]:
     """Whatever is measured in seconds, as a part of a time or by a rate, and is below zero or longer than the run has been."""
     measured = [item for row in world.notes.steps.values() for item in row.items()]
-    measured += [(name, value) for vitals in world.notes.vitals for name in ("stalled_s", "wall_s", "checkpoint_age_s")
-                 for value in [getattr(vitals, name)]]  # fmt: skip
-    measured += [(f"busy {role}", its.busy_s) for vitals in world.notes.vitals for role, its in vitals.roles.items()]
+    measured += [(name, value) for beat in world.notes.heartbeats for name in ("stalled_s", "wall_s", "checkpoint_age_s")
+                 for value in [getattr(beat, name)]]  # fmt: skip
+    measured += [(f"busy {role}", its.busy_s) for beat in world.notes.heartbeats for role, its in beat.roles.items()]
     return [
         (name, value) for name, value in measured if value < 0 or (name.endswith("_s") and value > 100 and "rate" not in name)
     ]
@@ -274,7 +274,7 @@ def test_the_last_stamp_is_the_newest_of_what_was_written(tmp_path: Path) -> Non
     run_dir.close()
 
 
-def test_the_books_of_a_session_begin_by_its_clock(tmp_path: Path, wall: WallClock) -> None:
+def test_the_ledger_log_of_a_session_begins_by_its_clock(tmp_path: Path, wall: WallClock) -> None:
     world = run_of(tmp_path, wall)
     assert world.run() == "finished"
     _, begin = read_ledger_log(tmp_path / "ledger.jsonl")[0]

@@ -258,7 +258,7 @@ def test_the_same_rows_make_the_same_files(tmp_path):
 @pytest.mark.ray
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-def test_a_short_comparison_and_one_that_goes_on(tmp_path):
+def test_a_short_comparison_and_one_that_resumes(tmp_path):
     """Real engines, learner and verifier, two arms; the second start finds both and runs nothing."""
     words = ("--quick", "--out", str(tmp_path / "results"))
     make("compare", *words)

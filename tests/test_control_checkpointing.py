@@ -26,7 +26,7 @@ def test_room_for_two_more_is_room_enough(tmp_path, monkeypatch):
         assert bool(little_room(tmp_path)) == told
 
 
-def test_a_run_tells_of_it_and_goes_on(tmp_path, monkeypatch):
+def test_a_run_tells_of_it_and_continues(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6, 0))
     world = World(tmp_path, run={"steps": 3, "checkpoint_every": 2})
     assert world.run() == "finished"

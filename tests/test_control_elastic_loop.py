@@ -39,7 +39,7 @@ class Cloud(World):
         self.wants: list[tuple[str, int]] = []
         super().__init__(folder, **{"prompts": 400, "pools": QUICK | (pools or {})} | settings)
         self.workers.start, self.workers.draining = self._start_somewhere, self._nodes_that_go
-        self.workers.want = lambda role, actors: self.wants.append((role, actors))
+        self.workers.set_target = lambda role, actors: self.wants.append((role, actors))
 
     def worker(self, role: str) -> Any:
         made = super().worker(role)
@@ -67,12 +67,12 @@ class Cloud(World):
         """Events of the last session."""
         return [e.event for e in read_journal(self.journal.path)[1] if type(e.event).__name__ == kind]
 
-    def play(self, story: Any) -> str:
-        """A run, and beside it ``story``."""
+    def play(self, scenario: Any) -> str:
+        """A run, and beside it ``scenario``."""
 
         async def both() -> str:
             run = asyncio.create_task(self.go())
-            told = asyncio.create_task(story())
+            told = asyncio.create_task(scenario())
             done, _ = await asyncio.wait({run, told}, return_when=asyncio.FIRST_COMPLETED)
             if told in done:
                 told.result()
@@ -113,7 +113,7 @@ def require_current(world: Cloud, name: str) -> None:
 def test_pools_grow_while_tasks_wait_and_shrink_when_the_learner_is_what_all_wait_for(tmp_path):
     world = Cloud(tmp_path, counts=ONE_EACH, delay_s=0.1, start_s=0.05, run={"steps": 100_000}, **ELASTIC)
 
-    async def story():
+    async def scenario():
         await world.until(lambda: world.staying(GENERATORS) == 4)
         await world.until(lambda: world.ledger.version >= 1)
         world.learner.delay_s = 0.4
@@ -124,7 +124,7 @@ def test_pools_grow_while_tasks_wait_and_shrink_when_the_learner_is_what_all_wai
         await world.until(lambda: world.ledger.version > version)
         world.controller.stop("enough")
 
-    assert world.play(story) == "enough"
+    assert world.play(scenario) == "enough"
     assert world.started, "new ones have joined"
     assert set(world.wants) >= {(GENERATORS, 1), (GENERATORS, 4)}
     assert world.said("has left: the pool is made smaller")
@@ -144,13 +144,13 @@ def test_a_run_begins_with_what_is_there_and_the_others_join_with_the_current_we
 
     world.start_worker = when_there_is_room
 
-    async def story():
+    async def scenario():
         await world.until(lambda: world.ledger.version >= 3)
         assert world.engines == [world.workers.worker("generator-0"), world.workers.worker("explorer-0")]
         room.set()
         await world.until(lambda: len(world.started) == 2)
 
-    assert world.play(story) == "finished"
+    assert world.play(scenario) == "finished"
     assert sorted(world.started) == ["explorer-1", "generator-1"]
     for name in world.started:
         assert world.workers.worker(name).loaded[0] >= 3
@@ -170,7 +170,7 @@ def test_one_that_is_not_needed_any_more_is_not_waited_for_either(tmp_path):
     """Generators are asked for, the load falls before they are there, and the run continues without them."""
     world = Cloud(tmp_path, counts=ONE_EACH, delay_s=0.1, start_s=600.0, run={"steps": 100_000}, **ELASTIC)
 
-    async def story():
+    async def scenario():
         await world.until(lambda: (GENERATORS, 2) in world.wants)
         world.learner.delay_s = 0.3
         for engine in world.engines:
@@ -179,7 +179,7 @@ def test_one_that_is_not_needed_any_more_is_not_waited_for_either(tmp_path):
         await world.until(lambda: world.ended_starts > 0)
         world.controller.stop("enough")
 
-    assert world.play(story) == "enough"
+    assert world.play(scenario) == "enough"
     assert world.started == []
     world.require_sound()
 
@@ -194,7 +194,7 @@ def test_an_engine_that_has_nothing_to_do_changes_its_pool(tmp_path):
     world = Cloud(tmp_path, counts=counts, delay_s=0.0, start_s=600.0, run={"steps": 100_000}, **ELASTIC | pools)
     world.workers.worker("explorer-0").delay_s = 0.1
 
-    async def story():
+    async def scenario():
         await world.until(lambda: bool(world.said("works for the explorers from now on")))
         moved = [name for name in world.workers.names(EXPLORERS) if name.startswith("generator")]
         assert moved
@@ -204,7 +204,7 @@ def test_an_engine_that_has_nothing_to_do_changes_its_pool(tmp_path):
         assert world.workers.worker(moved[0]).version >= version, "it is given weights as before"
         world.controller.stop("enough")
 
-    assert world.play(story) == "enough"
+    assert world.play(scenario) == "enough"
     assert world.started == []
     world.require_sound()
 
@@ -220,13 +220,13 @@ def test_a_worker_whose_node_goes_leaves_and_another_one_takes_its_place(tmp_pat
     faults = {role: always(CALLS[role], ActorFault.HANG, first=4)} if hangs else {}
     world = Cloud(tmp_path, faults=faults, delay_s=0.01, flow={"lease_s": 60.0}, run={"steps": 6})
 
-    async def story():
+    async def scenario():
         worker = world.workers.worker(name)
         await world.until(lambda: worker.calls[CALLS[role]] >= 4)
         world.take_away(name, 0.3)
         await world.until(lambda: world.workers.worker(name) is None)
 
-    assert world.play(story) == "finished"
+    assert world.play(scenario) == "finished"
     assert world.said(f"{name} has left: its node is taken away")
     assert len(world.started) == 1
     assert [event.worker for event in world.told("Leaving")] == [name]
@@ -243,7 +243,7 @@ def test_a_worker_whose_node_goes_leaves_and_another_one_takes_its_place(tmp_pat
 def test_all_engines_are_taken_away_one_after_another_and_all_at_once(tmp_path, update):
     world = Cloud(tmp_path, delay_s=0.004, weights={"update": update}, flow={"max_staleness": 2}, start_s=0.02, run={"steps": 12})
 
-    async def story():
+    async def scenario():
         for number, engine in enumerate(list(world.engines)):
             await world.until(lambda number=number: world.ledger.version >= number + 1)
             world.take_away(engine.name, (0.0, 0.2)[number % 2])
@@ -252,7 +252,7 @@ def test_all_engines_are_taken_away_one_after_another_and_all_at_once(tmp_path, 
             world.take_away(engine.name, 5.0)
         await world.until(lambda: len(world.started) >= 8)
 
-    assert world.play(story) == "finished"
+    assert world.play(scenario) == "finished"
     assert (world.ledger.version, world.ledger.failed, world.replaced()) == (12, 0, {})
     assert len(world.engines) == 4
     for engine in world.engines:
@@ -264,14 +264,14 @@ def test_all_engines_are_taken_away_one_after_another_and_all_at_once(tmp_path, 
 def test_a_node_that_goes_before_its_time_is_a_loss_like_any_other(tmp_path):
     world = Cloud(tmp_path, faults={GENERATORS: always("sample", ActorFault.HANG, first=4)}, delay_s=0.01, flow={"lease_s": 60.0})
 
-    async def story():
+    async def scenario():
         worker = world.workers.worker("generator-0")
         await world.until(lambda: worker.calls["sample"] >= 4)
         world.take_away("generator-0", 600.0)
         await world.until(lambda: bool(world.started))  # another one at once
         worker.suffer(ActorFault.DIE)
 
-    assert world.play(story) == "finished"
+    assert world.play(scenario) == "finished"
     assert world.started == ["generator-2"]
     assert world.replaced() == {GENERATORS: 1}
     assert world.ledger.failed == 0
@@ -279,7 +279,7 @@ def test_a_node_that_goes_before_its_time_is_a_loss_like_any_other(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_comes_and_goes_the_run_ends_with_books_that_balance(tmp_path, seed):
+def test_whatever_comes_and_goes_the_run_ends_with_a_ledger_that_balances(tmp_path, seed):
     """Nodes are taken away with and without notice, nodes die, new ones take a while or do not start."""
     rng = random.Random(seed)
     world = Cloud(
@@ -287,7 +287,7 @@ def test_whatever_comes_and_goes_the_run_ends_with_books_that_balance(tmp_path, 
         pools={"max_deaths_in_a_row": 10**6}, **{**ELASTIC, "verifiers": {"max": 3}},
     )  # fmt: skip
 
-    async def story():
+    async def scenario():
         while True:
             await asyncio.sleep(rng.uniform(0.0, 0.1))
             worker = rng.choice(world.workers.workers() or [None])
@@ -300,7 +300,7 @@ def test_whatever_comes_and_goes_the_run_ends_with_books_that_balance(tmp_path, 
                     case _:
                         world.take_away(worker.name, rng.choice([0.0, 0.1, 5.0]))
 
-    assert world.play(story) == "finished"
+    assert world.play(scenario) == "finished"
     assert world.ledger.version == 15
     world.require_sound()
 
@@ -324,17 +324,17 @@ WHEN = {
 
 
 @pytest.mark.parametrize(("doing", "every"), [*((doing, 1) for doing in WHEN), *((doing, 0) for doing in list(WHEN)[:3])])
-def test_a_learner_whose_node_goes_writes_a_checkpoint_and_is_made_anew_elsewhere(tmp_path, doing, every):
+def test_a_learner_whose_node_goes_writes_a_checkpoint_and_is_made_again_elsewhere(tmp_path, doing, every):
     settings = {"run": {"checkpoint_every": every}, "delay_s": 0.03 if doing == "idle" else 0.01}
     first = Cloud(tmp_path, **settings)
     first.learner.nodes, first.learner.delay_s = ["learner's"], 0.0 if doing == "idle" else 0.12
 
-    async def story():
+    async def scenario():
         await first.until(lambda: first.ledger.version >= 3 and WHEN[doing](first))
         first.going["learner's"] = 120.0
 
     with pytest.raises(LearnerLost, match="a node of the learner group will be taken away"):
-        first.play(story)
+        first.play(scenario)
     trained = [step for step, _ in enumerate(first.learner.trained, start=1)]
     saved = load_control_state(first.store.latest()).ledger.version
     assert saved == trained[-1] == first.ledger.version < 8, "nothing that was trained is lost"
@@ -348,7 +348,7 @@ def test_a_learner_whose_node_goes_writes_a_checkpoint_and_is_made_anew_elsewher
     replayed(tmp_path, second.config)
 
 
-def test_a_learner_whose_node_goes_before_the_first_batch_begins_anew(tmp_path):
+def test_a_learner_whose_node_goes_before_the_first_batch_begins_again(tmp_path):
     first = Cloud(tmp_path, delay_s=0.05)
     first.learner.nodes = ["learner's"]
     first.going["learner's"] = 0.0
@@ -364,7 +364,7 @@ def test_a_run_that_is_told_to_stop_ends_and_leaves_the_learner_where_it_is(tmp_
     world = Cloud(tmp_path, delay_s=0.01)
     world.learner.nodes, world.learner.delay_s = ["learner's"], 0.3
 
-    async def story():
+    async def scenario():
         await world.until(lambda: world.ledger.version >= 2 and WHEN["training"](world))
         if first == "the stop":
             world.controller.stop("enough")
@@ -372,23 +372,23 @@ def test_a_run_that_is_told_to_stop_ends_and_leaves_the_learner_where_it_is(tmp_
         await asyncio.sleep(0.15)  # two beats
         world.controller.stop("enough")
 
-    assert world.play(story) == "enough"
+    assert world.play(scenario) == "enough"
     assert load_control_state(world.store.latest()).ledger.version == world.ledger.version == len(world.learner.trained)
     world.require_sound()
 
 
-def test_a_learner_whose_node_goes_when_all_steps_are_made_is_not_made_anew(tmp_path):
+def test_a_learner_whose_node_goes_when_all_steps_are_made_is_not_made_again(tmp_path):
     """The last evaluation needs none."""
     world = Cloud(tmp_path, evaluate=True, delay_s=0.02, run={"steps": 2})
     world.learner.nodes = ["learner's"]
 
-    async def story():
+    async def scenario():
         await world.until(lambda: bool(world.store.steps()))
         world.going["learner's"] = 120.0
         for engine in world.engines:
             engine.delay_s = 0.3
 
-    assert world.play(story) == "finished"
+    assert world.play(scenario) == "finished"
     assert [e["label"] for e in world.controller.progress.evaluations] == ["before", "after"]
     world.require_sound()
 
@@ -397,13 +397,13 @@ def test_a_pool_that_nobody_joins_any_more_ends_the_run_with_the_reason(tmp_path
     limits = {"watchdog": {"timeout_s": 0.2, "stuck_s": 60.0}, "ray": {"room_timeout_s": 0.6}}
     world = Cloud(tmp_path, start_s=600.0, delay_s=0.02, run={"steps": 1_000}, **limits)
 
-    async def story():
+    async def scenario():
         await world.until(lambda: world.ledger.version >= 1)
         for engine in world.of(GENERATORS):
             world.take_away(engine.name)
 
     with pytest.raises(RunFailed, match=r"nothing moved for .* \(ray.room_timeout_s is 0.6\)") as caught:
-        world.play(story)
+        world.play(scenario)
     assert "2 more of generators asked for, and not up: the cluster may have no room for them" in str(caught.value)
 
 
@@ -412,12 +412,12 @@ def test_a_node_with_the_learner_and_a_generator_goes(tmp_path):
     first = Cloud(tmp_path, delay_s=0.02)
     first.learner.nodes = ["node of generator-0"]
 
-    async def story():
+    async def scenario():
         await first.until(lambda: first.ledger.version >= 2)
         first.take_away("generator-0", 30.0)
 
     with pytest.raises(LearnerLost):
-        first.play(story)
+        first.play(scenario)
     second = go_on(first, delay_s=0.02)
     assert second.run() == "finished"
     assert second.workers.worker("generator-0") is None
@@ -427,17 +427,17 @@ def test_a_node_with_the_learner_and_a_generator_goes(tmp_path):
     replayed(tmp_path, second.config)
 
 
-def test_pools_that_have_grown_stay_so_when_the_learner_is_made_anew(tmp_path):
+def test_pools_that_have_grown_stay_so_when_the_learner_is_made_again(tmp_path):
     settings = {"delay_s": 0.1, "run": {"steps": 100_000}, **ELASTIC, "pools": {"shrink_after_s": 600.0}}
     first = Cloud(tmp_path, counts=ONE_EACH, **settings)
     first.learner.nodes = ["learner's"]
 
-    async def story():
+    async def scenario():
         await first.until(lambda: first.staying(GENERATORS) == 4 and first.ledger.version >= 1)
         first.going["learner's"] = 0.0
 
     with pytest.raises(LearnerLost):
-        first.play(story)
+        first.play(scenario)
     second = go_on(first, **settings)
 
     async def goes_on():

@@ -98,7 +98,7 @@ def test_a_given_up_evaluation_samples_nothing_more(tmp_path: Path) -> None:
 
     evaluator = Broken(world.workers, (), [bench(problems=40, samples=4)])
 
-    async def story() -> int:
+    async def scenario() -> int:
         others = len(asyncio.all_tasks())
         with pytest.raises(TaskLost, match="was lost 3 times"):
             await evaluator.sample(evaluator.sets[0], "x", lend=lambda *a, **k: None, gated=True)
@@ -107,7 +107,7 @@ def test_a_given_up_evaluation_samples_nothing_more(tmp_path: Path) -> None:
         assert len(asyncio.all_tasks()) == others, "the part that hung was cancelled"
         return count
 
-    assert virtual_time.run(story()) == len(begun)
+    assert virtual_time.run(scenario()) == len(begun)
 
 
 def test_a_set_without_problems_is_told_and_harms_nothing(tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ def test_an_evaluation_that_a_stop_cut_short(tmp_path: Path, stop_at: int, made:
     first = World(tmp_path, **sections)
     hold_evaluations(first, "step 2")
 
-    async def story() -> str:
+    async def scenario() -> str:
         run = asyncio.create_task(first.go())
         await first.until(lambda: "step 2" in first.controller.progress.pending)
         await first.until(lambda: first.ledger.version >= stop_at)
         first.controller.stop("a test")
         return await run
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     state = load_control_state(first.store.latest())
     assert state.progress.pending == {"step 2": 2}
     again = World(tmp_path, resume=True, **sections)
@@ -191,12 +191,12 @@ def test_all_benchmarks_together_keep_to_the_share(tmp_path: Path) -> None:
         async def __aexit__(self, *_: object) -> None:
             pass
 
-    async def story() -> None:
+    async def scenario() -> None:
         await asyncio.gather(
             *(evaluator.sample(one, "x", lend=lambda role, weight, priority: Anyone(role), gated=True) for one in sets)
         )
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert 0 < most <= room
 
 
@@ -204,7 +204,7 @@ def test_all_benchmarks_together_keep_to_the_share(tmp_path: Path) -> None:
 def test_the_gate_keeps_its_limit_and_loses_no_room(sizes: list[int], limit: int, data: Any) -> None:
     cancelled = data.draw(st.sets(st.integers(0, len(sizes) - 1)))
 
-    async def story() -> None:
+    async def scenario() -> None:
         gate, inside = Gate(lambda: limit), [0]
 
         async def visit(size: int) -> None:
@@ -225,4 +225,4 @@ def test_the_gate_keeps_its_limit_and_loses_no_room(sizes: list[int], limit: int
         assert gate.taken == 0
         assert not gate.waiting
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())

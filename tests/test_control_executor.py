@@ -103,7 +103,7 @@ def sample(task: int = 1, *, branches: tuple[int, ...] = (0,)) -> Assign:
     return Assign(task=task, worker="generator-0", work=Sample(task=task, ids=ids, trunk=True))
 
 
-# ---- the shelf ----
+# ---- the payload table ----
 
 
 def test_a_payload_is_held_until_its_group_retires_and_a_late_one_not_atall():
@@ -133,7 +133,7 @@ def test_keys_of_a_checkpoint_are_kept_and_never_given_again(keys, more):
 # ---- tasks ----
 
 
-def test_a_task_ends_in_one_event_and_its_payload_is_on_the_shelf():
+def test_a_task_ends_in_one_event_and_its_payload_is_in_the_table():
     loop = Loop()
     (made,) = loop.do(sample())
     assert isinstance(made, Delivered)
@@ -188,14 +188,14 @@ def test_a_task_for_a_worker_that_is_gone_meanwhile_is_lost():
 def test_withdrawn_tasks_end_uncounted_and_those_that_are_done_as_they_are():
     loop = Loop(faults={GENERATORS: {("sample", 2): ActorFault.HANG}})
 
-    async def story():
+    async def scenario():
         loop.executor.carry_out(sample(1))
         await asyncio.gather(*loop.context.running)
         loop.executor.carry_out(sample(2, branches=(1,)))
         await asyncio.sleep(0.01)
         await loop.all(Withdraw(worker="generator-0", tasks=(1, 2, 99)))
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     delivered, lost = loop.events
     assert isinstance(delivered, Delivered)
     assert isinstance(lost, Lost)
@@ -207,13 +207,13 @@ def test_a_task_that_is_withdrawn_twice_ends_once():
     loop = Loop(faults={GENERATORS: {("sample", 1): ActorFault.HANG}})
     take = Withdraw(worker="generator-0", tasks=(1,))
 
-    async def story():
+    async def scenario():
         loop.executor.carry_out(sample())
         await asyncio.sleep(0.01)
         await loop.all(take, take)
         await loop.all(take)
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     (lost,) = loop.events
     assert isinstance(lost, Lost)
     assert (lost.task, lost.counted) == (1, False)
@@ -225,14 +225,14 @@ def test_a_scoring_task_that_is_withdrawn_names_its_payload():
     loop = Loop(faults={VERIFIERS: {("judge", 1): ActorFault.HANG}})
     made = loop.do(sample())[0]
 
-    async def story():
+    async def scenario():
         loop.executor.carry_out(
             Assign(task=2, worker="verifier-0", work=Score(task=2, payload=made.payload, ids=(TRUNK,), rows=(0,)))
         )
         await asyncio.sleep(0.01)
         await loop.all(Withdraw(worker="verifier-0", tasks=(2,)))
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     lost = loop.events[-1]
     assert isinstance(lost, Lost)
     assert (lost.task, lost.counted, lost.scoring, lost.payload) == (2, False, True, made.payload)
@@ -254,14 +254,14 @@ def test_a_task_that_is_withdrawn_before_it_has_begun_ends_too():
 def test_a_loan_is_asked_for_and_always_given_back(error, down):
     loop = Loop()
 
-    async def story():
+    async def scenario():
         async with loop.executor.lend(GENERATORS, 64, priority=-1) as name:
             loop.events.append(name)
             if error:
                 raise error
 
     async def both():
-        borrower = asyncio.ensure_future(story())
+        borrower = asyncio.ensure_future(scenario())
         await asyncio.sleep(0)
         asked = loop.events[0]
         assert isinstance(asked, Asked)
@@ -280,7 +280,7 @@ def test_a_loan_is_asked_for_and_always_given_back(error, down):
 def test_a_loan_that_nobody_waits_for_any_more_is_given_back():
     loop = Loop()
 
-    async def story():
+    async def scenario():
         async def borrow():
             async with loop.executor.lend(VERIFIERS, 1, priority=-1):
                 raise AssertionError("never lent")
@@ -290,7 +290,7 @@ def test_a_loan_that_nobody_waits_for_any_more_is_given_back():
         borrower.cancel()
         await asyncio.gather(borrower, return_exceptions=True)
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     asked, answered = loop.events
     assert answered == Answered(task=asked.task, proof=False)
 
@@ -313,7 +313,7 @@ def test_a_lost_worker_is_ended_and_a_new_one_joins():
 def test_what_a_stuck_worker_had_is_given_back_at_once():
     loop = Loop(faults={GENERATORS: {("sample", 1): ActorFault.BLOCK}})
 
-    async def story():
+    async def scenario():
         loop.executor.carry_out(sample())
         await asyncio.sleep(0.01)
         loop.executor.carry_out(Release(worker="generator-0", why="stuck"))
@@ -321,7 +321,7 @@ def test_what_a_stuck_worker_had_is_given_back_at_once():
         for task in loop.context.running:
             task.cancel()
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     (lost,) = loop.events  # the worker is out of service already: it is not said to be down again
     assert isinstance(lost, Lost)
 
@@ -357,14 +357,14 @@ def test_one_that_is_not_needed_any_more_is_not_waited_for_and_leaves_nothing(de
 
     loop = Loop(start=start)
 
-    async def story():
+    async def scenario():
         loop.executor.carry_out(Hire(ticket=7, role=GENERATORS, delay_s=delay_s))
         await asyncio.sleep(0.01)
         loop.executor.carry_out(Dismiss(ticket=7))
         loop.executor.carry_out(Dismiss(ticket=8))  # that one is up already
         await asyncio.wait(loop.context.running, timeout=5)
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert loop.events == []
     assert ended == ([GENERATORS] if not delay_s else [])
 
@@ -383,7 +383,7 @@ def test_a_hire_waits_for_its_turn_and_for_the_cluster():
 
     loop = Loop(start=start)
 
-    async def story():
+    async def scenario():
         loop.executor.carry_out(Hire(ticket=7, role=GENERATORS, delay_s=0.02))
         await asyncio.sleep(0)
         loop.executor.carry_out(HIRE)
@@ -395,7 +395,7 @@ def test_a_hire_waits_for_its_turn_and_for_the_cluster():
         room.set()
         await asyncio.gather(*loop.context.running, return_exceptions=True)
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert [event.ticket for event in loop.events] == [7, 7]
     assert ended == [GENERATORS]
 
@@ -414,7 +414,7 @@ def test_what_a_worker_has_made_is_fetched_before_it_goes():
     loop.table.keep("q@0", "a batch")
     kinds = []
 
-    async def story():
+    async def scenario():
         close = loop.explorer.close
 
         async def closed():
@@ -426,7 +426,7 @@ def test_what_a_worker_has_made_is_fetched_before_it_goes():
         while not kinds:
             await asyncio.sleep(0.001)
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert kinds == [1]
 
 
@@ -441,7 +441,7 @@ def test_an_engine_that_is_moved_keeps_its_name():
 def test_the_cluster_is_told_how_many_are_wanted_and_a_person_only_of_changes():
     loop = Loop()
     targets = []
-    loop.workers.want = lambda role, actors: targets.append((role, actors))
+    loop.workers.set_target = lambda role, actors: targets.append((role, actors))
     loop.do(*(SetPoolTarget(role=GENERATORS, actors=actors) for actors in (2, 3)))
     assert targets == [(GENERATORS, 2), (GENERATORS, 3)]
     assert loop.notes == ["generators: 3 wanted, 2 before"]
@@ -458,11 +458,11 @@ def test_a_worker_is_down_only_once():
 def test_weights_end_in_a_word_for_each_engine_that_is_there():
     loop = Loop(faults={EXPLORERS: {("load_weights", 1): ActorFault.HANG}})
 
-    async def story():
+    async def scenario():
         loop.publisher.offer(await FakeLearner().export(4))
         await loop.all(Send(version=4, workers=("generator-0", "explorer-0", "gone-9")))
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert sorted(loop.events, key=repr) == [
         Acked(worker="generator-0", version=4),
         Refused(worker="explorer-0", version=4, why="no answer within weights.ack_timeout_s (0.1 s)"),
@@ -477,7 +477,7 @@ def test_the_end_of_a_run_ends_every_call():
     """Cancelled from outside: no event is made up, and the engine's call does not continue by itself."""
     loop = Loop(faults={GENERATORS: {("sample", 1): ActorFault.HANG}})
 
-    async def story():
+    async def scenario():
         loop.executor.carry_out(sample())
         await asyncio.sleep(0.01)
         (task,) = loop.context.running
@@ -487,5 +487,5 @@ def test_the_end_of_a_run_ends_every_call():
         assert task.cancelled()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert loop.events == []

@@ -1,6 +1,6 @@
 """A run that is killed at any moment, any number of times, consumes what an uninterrupted run does, each group once.
 
-A kill is an exception out of everything that leaves a trace outside of the process: books, journal, reports, checkpoints,
+A kill is an exception out of everything that leaves a trace outside of the process: ledger log, journal, reports, checkpoints,
 the learner. From then on each of them refuses, all tasks are cancelled, and nothing in memory is used again. The next
 session begins from what is on disk, as ``session`` does it. Rollouts are correct or wrong by their ids alone.
 """
@@ -130,7 +130,7 @@ class Life:
         if killer.dead:
             world.journal.close()
             tear(world.journal.path, chance)
-            tear_books(self.folder / "ledger.jsonl", chance)
+            tear_ledger_log(self.folder / "ledger.jsonl", chance)
         return not killer.dead
 
     def check(self) -> dict[str, str]:
@@ -153,7 +153,7 @@ def tear(journal: Path, chance: random.Random) -> None:
     journal.write_bytes(content[: chance.randint(header, len(content))])
 
 
-def tear_books(ledger_log: Path, chance: random.Random) -> None:
+def tear_ledger_log(ledger_log: Path, chance: random.Random) -> None:
     """A line may have been begun."""
     if chance.random() < 0.5:
         with open(ledger_log, "a") as file:

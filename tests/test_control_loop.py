@@ -44,7 +44,7 @@ def test_a_whole_run(tmp_path):
     assert world.store.latest() is not None
 
 
-def test_the_books_tell_the_run_and_the_journal_repeats_it(tmp_path):
+def test_the_ledger_log_tells_the_run_and_the_journal_repeats_it(tmp_path):
     world = World(tmp_path, run={"checkpoint_every": 3})
     world.run()
     report = audited(tmp_path, world.config)
@@ -134,12 +134,12 @@ def test_every_way_to_choose_trunks_runs_to_the_end(tmp_path, trunk, rescored):
         assert {len(record["states"]) for record in world.notes.groups} == {1 + 3 * FAKE_ANCHORS}
 
 
-def test_vineppo_trains_trunks_in_stretches(tmp_path):
+def test_vineppo_trains_trunks_in_spans(tmp_path):
     world = World(tmp_path, strategy="vineppo")
     assert world.run() == "finished"
     rows = [row for batch in world.learner.trained for row in batch]
     assert {row.payload.ids[row.row][1:] for row in rows} == {(0, 0)}
-    assert {tuple(stretch.start for stretch in row.advantage) for row in rows} == {(0, 1, 2)}
+    assert {tuple(span.start for span in row.advantage) for row in rows} == {(0, 1, 2)}
 
 
 def test_every_settled_group_leaves_a_row(tmp_path):
@@ -251,14 +251,14 @@ def test_losing_many_proven_workers_at_once_is_no_reason_to_end(tmp_path):
     config = {"pools": {"max_deaths_in_a_row": 2, "replace_backoff_s": 0.0}, "generators": {"rollouts_in_flight": 1}}
     world = World(tmp_path, counts=counts, delay_s=0.01, **config)
 
-    async def story():
+    async def scenario():
         run = asyncio.create_task(world.go())
         await world.until(lambda: all(g.calls["sample"] > 1 for g in world.of(GENERATORS)))
         for generator in world.of(GENERATORS):
             generator.suffer(ActorFault.DIE)
         return await run
 
-    assert virtual_time.run(story()) == "finished"
+    assert virtual_time.run(scenario()) == "finished"
     assert world.replaced() == {GENERATORS: 8}
 
 
@@ -278,7 +278,7 @@ def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, 
     """The end of a run cancels what still runs. A loop that did not hear of it would continue for ever."""
     world = World(tmp_path)
 
-    async def story():
+    async def scenario():
         answer = asyncio.get_running_loop().create_future()
         waits = {
             "learner": lambda: world.controller.context.learner.of(answer),
@@ -292,14 +292,14 @@ def test_a_cancellation_that_comes_together_with_a_result_is_not_lost(tmp_path, 
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
 
 
 # ---- the learner ----
 
 
 def go_on(world: World, folder, **sections) -> World:
-    """A new learner group for the same crew, from the newest checkpoint, as ``session`` does it after a ``LearnerLost``."""
+    """A new learner group for the same workers, from the newest checkpoint, as ``session`` does it after a ``LearnerLost``."""
     latest = world.store.latest()
     world.workers.learner = FakeLearner(version=load_control_state(latest).ledger.version if latest else 0)
     return World(folder, resume=latest is not None, workers=world.workers, **sections)
@@ -344,14 +344,14 @@ def test_a_worker_that_is_being_replaced_when_the_learner_is_lost_is_not_forgott
 def test_a_payload_that_is_gone_at_a_checkpoint_sends_everything_back(tmp_path):
     first = World(tmp_path, run={"checkpoint_every": 2})
 
-    async def story():
+    async def scenario():
         run = asyncio.create_task(first.go())
         await first.until(lambda: bool(first.store.steps()))
         first.workers.payloads.lost = True
         return await run
 
     with pytest.raises(LearnerLost, match=r"rollouts that a checkpoint needs.*a payload is gone"):
-        virtual_time.run(story())
+        virtual_time.run(scenario())
     first.workers.payloads.lost = False
     second = go_on(first, tmp_path, run={"checkpoint_every": 2})
     assert second.run() == "finished"
@@ -433,7 +433,7 @@ def test_the_wall_limit_stops_with_a_checkpoint(tmp_path):
 def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
     world = World(tmp_path, evaluate=True, run={"steps": 2}, delay_s=0.02)
 
-    async def story():
+    async def scenario():
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version == 2 and world.learner.running["save"] > 0)
         for engine in world.of(GENERATORS):
@@ -443,7 +443,7 @@ def test_stop_during_the_last_evaluation_keeps_the_checkpoint(tmp_path):
         world.controller.stop("stopped by a test")
         return await asyncio.wait_for(run, 5)
 
-    assert virtual_time.run(story()) == "stopped by a test"
+    assert virtual_time.run(scenario()) == "stopped by a test"
     assert load_control_state(world.store.latest()).ledger.version == 2
     assert world.controller.progress.accuracy_after is None
 

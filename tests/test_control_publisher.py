@@ -124,12 +124,12 @@ def test_one_that_does_not_take_them_holds_nobody_up(fault, why):
 def test_engines_get_the_newest_weights_whatever_was_asked_for():
     engine, hearing = FakeEngineWorker("a"), Hearing()
 
-    async def story() -> None:
+    async def scenario() -> None:
         for version in (1, 2):
             hearing.publisher.offer(await FakeLearner().export(version))
         await hearing.publisher.hand_over([engine], hearing.told)
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert engine.loaded == [2]
 
 

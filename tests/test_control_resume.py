@@ -265,7 +265,7 @@ def test_rejections_in_a_row_are_counted_on():
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10**6), trunk=st.sampled_from(["first", "random", "all", "one_correct_one_wrong"]))
-def test_the_account_of_a_token_budget_goes_on(seed, trunk):
+def test_the_account_of_a_token_budget_continues(seed, trunk):
     """Sizes stay whole numbers, and every open group is expected to cost what it was."""
     rng = random.Random(seed)
     fields = {"groups": 2, "staleness": 2, "budget": 150, "trunk": trunk, "bases": 3}

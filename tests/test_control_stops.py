@@ -79,14 +79,14 @@ def test_a_first_batch_that_takes_long_to_generate_is_kept_too(tmp_path: Path) -
     config = {"run": {"steps": 1, "checkpoint_every": 0}, **SLOW, **PATIENT}
     world = World(tmp_path, delay_s=100.0, judge_s=500.0, **config)
 
-    async def story() -> None:
+    async def scenario() -> None:
         run = asyncio.create_task(world.go())
         await virtual_time.until(lambda: world.store.steps() == [0], step_s=10.0, limit_s=2000.0)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
 
-    virtual_time.run(story(), limit_s=1e5)
+    virtual_time.run(scenario(), limit_s=1e5)
     again = World(tmp_path, resume=True, **config)
     assert again.state is not None
     assert (again.state.version, again.kept != []) == (0, True)
@@ -111,7 +111,7 @@ def starving(folder: Path, **sections: Any) -> World:
 
 
 def starve(world: World) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version >= 5)
         for engine in world.engines:
@@ -119,10 +119,10 @@ def starve(world: World) -> None:
         await run
 
     with pytest.raises(StarvedError, match=r"^21 groups in a row taught nothing"):
-        virtual_time.run(story())
+        virtual_time.run(scenario())
 
 
-def test_a_run_that_starves_leaves_a_checkpoint_and_goes_on_with_another_bound(tmp_path: Path) -> None:
+def test_a_run_that_starves_leaves_a_checkpoint_and_resumes_with_another_bound(tmp_path: Path) -> None:
     first = starving(tmp_path)
     starve(first)
     version = first.ledger.version
@@ -151,11 +151,11 @@ def test_who_mends_the_cause_and_not_the_bound_is_not_ended_by_the_next_group(tm
 
 @pytest.mark.parametrize("role", [GENERATORS, VERIFIERS])
 def test_deaths_of_a_role_leave_the_batch_that_was_in_training(tmp_path: Path, role: str) -> None:
-    """The learner is at version 3 when the last worker dies: its batch is waited for, so that books and weights agree."""
+    """The learner is at version 3 when the last worker dies: its batch is waited for, so that ledger and weights agree."""
     world = timed(tmp_path, train_s=600.0, run={"steps": 9, "checkpoint_every": 0})
     call = {GENERATORS: "sample", VERIFIERS: "judge"}[role]
 
-    async def story() -> None:
+    async def scenario() -> None:
         run = asyncio.create_task(world.go())
         await virtual_time.until(lambda: world.ledger.version == 2 and world.learner_trains(), step_s=1.0, limit_s=1e4)
         for worker in world.of(role):
@@ -166,7 +166,7 @@ def test_deaths_of_a_role_leave_the_batch_that_was_in_training(tmp_path: Path, r
 
     world.learner_trains = lambda: world.workers.learner.running["train"] > 0  # type: ignore[attr-defined]
     with pytest.raises(RunFailed):
-        virtual_time.run(story(), limit_s=1e5)
+        virtual_time.run(scenario(), limit_s=1e5)
     assert world.store.steps() == [3, 2], "the older one was due by time"
     assert (world.store.root / "step-00000003" / "learner" / "version").read_text() == "3"
     assert load_control_state(world.store.root / "step-00000003").ledger.version == 3
@@ -176,7 +176,7 @@ def test_deaths_of_a_role_leave_the_batch_that_was_in_training(tmp_path: Path, r
 
 
 @pytest.mark.parametrize("moment", range(12))
-def test_a_failure_at_any_moment_leaves_books_and_weights_that_agree(tmp_path: Path, moment: int) -> None:
+def test_a_failure_at_any_moment_leaves_a_ledger_and_weights_that_agree(tmp_path: Path, moment: int) -> None:
     """In the middle of a batch, an export, a periodic checkpoint, and between them; the learner takes most of the time."""
     sections = SLOW | PATIENT | {"run": {"steps": 6, "checkpoint_every": 2}}
     world = timed(tmp_path, train_s=1.0, save_s=0.7, **sections)
@@ -184,7 +184,7 @@ def test_a_failure_at_any_moment_leaves_books_and_weights_that_agree(tmp_path: P
     async def fail() -> None:
         raise RunFailed("for a cause outside the learner")
 
-    async def story() -> None:
+    async def scenario() -> None:
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version >= 1)
         await asyncio.sleep(0.37 * moment)
@@ -193,7 +193,7 @@ def test_a_failure_at_any_moment_leaves_books_and_weights_that_agree(tmp_path: P
         await run
 
     with pytest.raises(RunFailed, match="outside the learner"):
-        virtual_time.run(story())
+        virtual_time.run(scenario())
     newest = world.store.latest()
     assert newest is not None
     versions = {
@@ -220,7 +220,7 @@ def test_a_learner_that_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
     """It hangs in the batch that is waited for: ``watchdog.stuck_s`` later the failure is told, and that nothing was saved."""
     world = starving(tmp_path, watchdog={"stuck_s": 3.0})
 
-    async def story() -> float:
+    async def scenario() -> float:
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version >= 5)
         world.learner.faults = always("train", ActorFault.BLOCK)
@@ -233,7 +233,7 @@ def test_a_learner_that_is_stuck_is_not_waited_for(tmp_path: Path) -> None:
             await run
         return virtual_time.now() - began
 
-    assert virtual_time.run(story()) < 10
+    assert virtual_time.run(scenario()) < 10
     assert world.store.steps() == []
 
 
@@ -244,7 +244,7 @@ def test_a_stop_tells_how_long_the_batch_in_training_takes(tmp_path: Path) -> No
     world = timed(tmp_path, train_s=400.0, save_s=8.0, run={"steps": 9, "checkpoint_every": 1})
     messages: list[str] = []
 
-    async def story() -> str:
+    async def scenario() -> str:
         run = asyncio.create_task(world.go())
         messages.append(world.controller.awaited())
         await virtual_time.until(lambda: world.ledger.training, step_s=1.0)
@@ -255,7 +255,7 @@ def test_a_stop_tells_how_long_the_batch_in_training_takes(tmp_path: Path) -> No
         world.controller.stop("stopped by SIGINT")
         return await run
 
-    assert virtual_time.run(story(), limit_s=1e5) == "stopped by SIGINT"
+    assert virtual_time.run(scenario(), limit_s=1e5) == "stopped by SIGINT"
     assert messages == [
         "no batch is trained, so there is nothing to save",
         "the batch in training is waited for (the first of this session: nobody knows how long), then a checkpoint is written",

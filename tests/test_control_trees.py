@@ -11,7 +11,7 @@ import virtual_time
 from loop_support import World
 
 from fr3e_async.control.ports import TaskLost
-from fr3e_async.control.trees import TreeKeeper
+from fr3e_async.control.trees import TreeRecorder
 from fr3e_async.data.tokenizer import speller
 from fr3e_async.data.toy.tokenizer import build_tokenizer
 
@@ -43,7 +43,7 @@ class Kept:
 def played(folder, *, per_step: int = 2, kept: Kept | None = None, store=None, **sections):
     world, kept = World(folder, **sections), kept or Kept()
     store = store or world.workers.payloads
-    world.trees = TreeKeeper(per_step=per_step, store=store, spell=spell, keep=kept)
+    world.trees = TreeRecorder(per_step=per_step, store=store, spell=spell, keep=kept)
     world.run()
     return world, kept.rows
 
@@ -95,7 +95,7 @@ def test_trees_that_alone_fill_the_file_are_the_last_ones(tmp_path):
     assert any("observe.trees_mib" in note for note in kept.notes)
 
 
-def test_rows_count_settled_groups_as_the_books_do(tmp_path):
+def test_rows_count_settled_groups_as_the_ledger_does(tmp_path):
     world, rows = played(tmp_path, per_step=99, run={"steps": 3})
     order = [record["group"] for record in world.notes.groups]
     assert [(row["settled"], row["group"]) for row in rows] == list(enumerate(order, start=1))
@@ -126,16 +126,16 @@ def test_the_loop_does_not_wait_for_a_slow_store(tmp_path):
             return world.workers.payloads.get(payload)
 
     kept = Kept()
-    world.trees = TreeKeeper(per_step=2, store=Slow(), spell=spell, keep=kept)
+    world.trees = TreeRecorder(per_step=2, store=Slow(), spell=spell, keep=kept)
 
-    async def story():
+    async def scenario():
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.ledger.version == 4)
         assert fetched == []
         released.set()
         return await run
 
-    assert virtual_time.run(story()) == "finished"
+    assert virtual_time.run(scenario()) == "finished"
     assert kept.rows
 
 

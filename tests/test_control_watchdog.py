@@ -69,21 +69,21 @@ def test_a_learner_that_dies_unseen_is_found_by_its_pulse(tmp_path):
     async def gone():
         raise LearnerLost("rank 1 is dead")
 
-    async def story():
+    async def scenario():
         run = asyncio.create_task(world.go())
         await world.until(lambda: world.learner.calls["train"] == 2)
         world.learner.pulse = gone
         await run
 
     with pytest.raises(LearnerLost, match="rank 1 is dead"):
-        virtual_time.run(story())
+        virtual_time.run(scenario())
 
 
 def test_an_object_store_that_hangs_is_named(tmp_path):
     sections = QUICK | {"run": {"steps": 8, "checkpoint_every": 2}, "watchdog": {"stuck_s": 0.4, "timeout_s": 0.8}}
     world = World(tmp_path, **sections)
 
-    async def story():
+    async def scenario():
         run = asyncio.create_task(world.go())
         await world.until(lambda: bool(world.store.steps()))
         world.workers.payloads.open.clear()
@@ -91,7 +91,7 @@ def test_an_object_store_that_hangs_is_named(tmp_path):
 
     try:
         with pytest.raises(RunFailed) as caught:
-            virtual_time.run(story())
+            virtual_time.run(scenario())
     finally:
         world.workers.payloads.open.set()  # let its thread end
     assert str(caught.value).startswith("nothing moved for ")

@@ -93,7 +93,7 @@ def test_a_group_of_another_epoch_is_refused():
         stream.mark_consumed(f"{other}@0")
 
 
-def test_another_mixture_cannot_go_on():
+def test_another_mixture_cannot_resume():
     made, parts = mixed({"a": 4, "b": 2}, {"a": 0.5, "b": 1})
     state = json.loads(json.dumps(PromptStream(made, 0, parts=parts).state()))
     again, others = mixed({"a": 4, "b": 2}, {"a": 0.75, "b": 1})

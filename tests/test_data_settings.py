@@ -104,7 +104,7 @@ def test_the_papers_mixture() -> None:
     assert sum(map(bool, pinned.values())) == 3
 
 
-def test_a_changed_source_is_named_when_a_run_is_gone_on_with() -> None:
+def test_a_changed_source_is_named_when_a_run_is_resumed() -> None:
     old, new = (
         load_config(["config=toy", SOURCES, f"data.train_sources=[{{path: a.jsonl, weight: {weight}}}]"]).config
         for weight in (1, 2)

@@ -85,17 +85,17 @@ def test_all_that_is_wanted_is_asked_for_while_the_least_comes_up(asked: list[As
     starts = Starts()
     made = deployment(starts)
 
-    async def story() -> None:
+    async def scenario() -> None:
         await made.start(resume_from=Path("step"))
         assert asked == [[*ENGINES, *VERIFIER, *LEARNER], []]
         await made.start_worker("generators")
         await made.close()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     told = [("learner", Path("step")), ("generators", 5.0), ("explorers", 5.0), ("verifiers", 5.0)]
     assert starts.calls == [*told, ("generators", None)]
     assert asked == [[*ENGINES, *VERIFIER, *LEARNER], []] * 2
-    assert [actor.closed for actor in starts.up] == [1, 1, 1, 1, 0]  # who came last was never given to the crew
+    assert [actor.closed for actor in starts.up] == [1, 1, 1, 1, 0]  # who came last was never given to the workers
 
 
 def test_an_evaluation_alone_wants_neither_explorers_nor_a_learner(asked: list[Asked]) -> None:
@@ -118,7 +118,7 @@ def test_another_learner_takes_the_place_of_one_that_is_ended(asked: list[Asked]
     starts = Starts()
     made = deployment(starts)
 
-    async def story() -> None:
+    async def scenario() -> None:
         await made.start(resume_from=None)
         first = made.workers.learner
         await made.restart_learner(resume_from=Path("later"))
@@ -127,4 +127,4 @@ def test_another_learner_takes_the_place_of_one_that_is_ended(asked: list[Asked]
         with pytest.raises(LearnerLost, match=r"^the learner did not export v9 within learner\.step_timeout_s \(0\.01 s\)$"):
             await made.weights(9)
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -1,6 +1,6 @@
 """The commands of the documentation: each is covered by a rule of tests/docs_commands.py, and what the rule says is done here.
 
-Commands run in a folder that holds what pages call RUN, mine.yaml and so on: a run of fakes with real books, journal and checkpoint.
+Commands run in a folder that holds what pages call RUN, mine.yaml and so on: a run of fakes with a real ledger log, journal and checkpoint.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(folder: Path) -> Path:
-    """A run of fakes: 8 batches with books, journal, checkpoint; the rest of its files as a run writes them."""
+    """A run of fakes: 8 batches with ledger log, journal, checkpoint; the rest of its files as a run writes them."""
     world = World(folder, run={"checkpoint_every": 4}, judge_s=0.001)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeActor, "call", uneven())

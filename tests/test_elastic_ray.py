@@ -36,7 +36,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-class Story:
+class Scenario:
     """The run, and what its files say while it continues."""
 
     def __init__(self, cluster: NodeCluster, folder: Path, delays: Path, *settings: str) -> None:
@@ -79,17 +79,17 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def begin(tmp_path_factory) -> Iterator[Callable[..., Story]]:
+def begin(tmp_path_factory) -> Iterator[Callable[..., Scenario]]:
     """Starts runs on one cluster."""
     import ray
 
     delays = tmp_path_factory.mktemp("cluster") / "delays"
     delays.write_text("1 0")
-    stories: list[Story] = []
+    scenarios: list[Scenario] = []
 
-    def begin(folder: Path, *settings: str) -> Story:
-        stories.append(Story(cluster, folder, delays, *settings))
-        return stories[-1]
+    def begin(folder: Path, *settings: str) -> Scenario:
+        scenarios.append(Scenario(cluster, folder, delays, *settings))
+        return scenarios[-1]
 
     # Ray would keep rollouts as small as these in the driver: here they lie on the nodes that come and go, as those of a real run.
     own = {"FR3E_TEST_DELAYS": str(delays), "RAY_max_direct_call_object_size": "256"}
@@ -99,62 +99,66 @@ def begin(tmp_path_factory) -> Iterator[Callable[..., Story]]:
             yield begin
         finally:
             ray.shutdown()
-            for story in stories:
-                story.driver.kill()
+            for scenario in scenarios:
+                scenario.driver.kill()
 
 
 @pytest.mark.timeout(400)
-def test_a_run_follows_its_cluster(begin: Callable[..., Story], tmp_path: Path) -> None:
-    story = begin(tmp_path)
-    cluster = story.cluster
+def test_a_run_follows_its_cluster(begin: Callable[..., Scenario], tmp_path: Path) -> None:
+    scenario = begin(tmp_path)
+    cluster = scenario.cluster
     assert cluster.nodes() == {}, "it begins with a head alone"
-    story.wait(lambda: story.trained() >= 2, 150, "nodes come up, and batches are trained")
-    story.wait(lambda: story.said("generator-1 has joined"), 90, "more generators, since their tasks wait")
+    scenario.wait(lambda: scenario.trained() >= 2, 150, "nodes come up, and batches are trained")
+    scenario.wait(lambda: scenario.said("generator-1 has joined"), 90, "more generators, since their tasks wait")
     assert len(cluster.of_type("engine")) >= 3
-    story.goes_on()
+    scenario.goes_on()
 
     before = set(cluster.of_type("engine"))
-    lost = story.said("is lost")
+    lost = scenario.said("is lost")
     cluster.kill(sorted(before)[0])
-    story.wait(lambda: len(story.said("is lost")) > len(lost), 60, "the loss of a node is seen")
-    joined = len(story.said("has joined"))
-    story.wait(lambda: len(story.said("has joined")) > joined, 90, "another worker in its place")
-    story.goes_on()
+    scenario.wait(lambda: len(scenario.said("is lost")) > len(lost), 60, "the loss of a node is seen")
+    joined = len(scenario.said("has joined"))
+    scenario.wait(lambda: len(scenario.said("has joined")) > joined, 90, "another worker in its place")
+    scenario.goes_on()
 
     noticed = sorted(set(cluster.of_type("engine")))[0]
     cluster.drain(noticed, seconds=60)
-    story.wait(lambda: story.said("has left: its node is taken away"), 60, "the worker leaves a node that will be taken away")
+    scenario.wait(
+        lambda: scenario.said("has left: its node is taken away"), 60, "the worker leaves a node that will be taken away"
+    )
     (learner,) = cluster.of_type("learner")
     cluster.drain(learner, seconds=120)
-    story.wait(lambda: story.said("a node of the learner group will be taken away"), 60, "the learner group leaves its node")
-    story.goes_on()
+    scenario.wait(
+        lambda: scenario.said("a node of the learner group will be taken away"), 60, "the learner group leaves its node"
+    )
+    scenario.goes_on()
 
-    story.slow_down("0 0.4")
-    story.wait(lambda: story.said("generators: 1 wanted"), 90, "fewer generators, since the verifier is what all wait for")
-    story.wait(lambda: len(cluster.of_type("engine")) <= 2, 90, "nodes leave")
-    story.goes_on()
+    scenario.slow_down("0 0.4")
+    scenario.wait(lambda: scenario.said("generators: 1 wanted"), 90, "fewer generators, since the verifier is what all wait for")
+    scenario.wait(lambda: len(cluster.of_type("engine")) <= 2, 90, "nodes leave")
+    scenario.goes_on()
 
-    story.driver.send_signal(signal.SIGTERM)
-    assert story.driver.wait(60) == 0, story.out.read_text()[-2000:]
-    audited(story.run)
+    scenario.driver.send_signal(signal.SIGTERM)
+    assert scenario.driver.wait(60) == 0, scenario.out.read_text()[-2000:]
+    audited(scenario.run)
 
 
 @pytest.mark.long  # 45 s
 @pytest.mark.timeout(300)
-def test_ranks_on_two_nodes_and_then_one_rank_that_goes_on(begin: Callable[..., Story], tmp_path: Path) -> None:
+def test_ranks_on_two_nodes_and_then_one_rank_that_resumes(begin: Callable[..., Scenario], tmp_path: Path) -> None:
     """Each rank on a node of its own; a resume with another number of ranks."""
     settings = ("resume=auto", "learner.placement=strict_spread", "generators.max=0", "run.checkpoint_every=0")
     for ranks, steps in ((2, 2), (1, 4)):
-        story = begin(tmp_path, *settings, f"learner.ranks={ranks}", f"run.steps={steps}")
-        cluster = story.cluster
-        story.slow_down("0 0")
+        scenario = begin(tmp_path, *settings, f"learner.ranks={ranks}", f"run.steps={steps}")
+        cluster = scenario.cluster
+        scenario.slow_down("0 0")
         if ranks == 2:
             until(lambda cluster=cluster: len(cluster.of_type("learner")) >= 2, 90, "a node for each rank")
-        assert story.driver.wait(120) == 0, story.out.read_text()[-2000:]
-        summary = json.loads((story.run / "summary.json").read_text())
+        assert scenario.driver.wait(120) == 0, scenario.out.read_text()[-2000:]
+        summary = json.loads((scenario.run / "summary.json").read_text())
         assert (summary["exit_reason"], summary["steps"]) == ("finished", steps)
     assert summary["resumed_from"] == 2
-    audited(story.run)
+    audited(scenario.run)
 
 
 def audited(run: Path) -> None:

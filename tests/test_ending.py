@@ -25,7 +25,7 @@ def ended(folder: Path, *wishes: tuple[float, str], grace_s: float = 25.0) -> tu
     world, messages = timed(folder, train_s=BATCH_S, run={"steps": 9, "checkpoint_every": 0}), list[str]()
     stop = Stop(grace_s=grace_s, say=messages.append)
 
-    async def story() -> float:
+    async def scenario() -> float:
         stop.task = asyncio.create_task(world.go())  # type: ignore[arg-type]
         stop.controller = world.controller
         await virtual_time.until(lambda: world.ledger.version == 1 and world.ledger.training, step_s=1.0, limit_s=1e4)
@@ -35,7 +35,7 @@ def ended(folder: Path, *wishes: tuple[float, str], grace_s: float = 25.0) -> tu
         await asyncio.wait([stop.task])
         return virtual_time.now() - began - wishes[0][0]
 
-    return world, stop, messages, virtual_time.run(story(), limit_s=1e5)
+    return world, stop, messages, virtual_time.run(scenario(), limit_s=1e5)
 
 
 def test_ctrl_c_waits_for_the_batch_in_training(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_launcher_is_not_kept_waiting(tmp_path: Path, name: str) -> None:
 def heard(ignored: tuple[signal.Signals, ...] = ()) -> list[str]:
     names: list[str] = []
 
-    async def story() -> None:
+    async def scenario() -> None:
         signals.listen(names.append)
         for number in signals.ENDING:
             signal.raise_signal(number)
@@ -90,7 +90,7 @@ def heard(ignored: tuple[signal.Signals, ...] = ()) -> list[str]:
 
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
-        asyncio.run(story())
+        asyncio.run(scenario())
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -35,7 +35,7 @@ def bench(name: str = "amc23", problems: int = 6, samples: int = 3, **fields: An
     return TestSet(name=name, problems=tuple(prompt(f"{name}/{i}") for i in range(problems)), samples=samples, **fields)
 
 
-def make_crew(
+def make_workers(
     config: Config, *, engines: list[FakeEngineWorker], spare: Sequence[FakeEngineWorker] = (), start: Any = None
 ) -> Workers:
     waiting = list(spare)
@@ -64,7 +64,7 @@ class FakeDeployment:
         self.config = config
 
     async def start_serving(self) -> None:
-        self.workers = make_crew(self.config, engines=self.engines, spare=self.spare)
+        self.workers = make_workers(self.config, engines=self.engines, spare=self.spare)
 
     async def close(self) -> None:
         await self.workers.close()
@@ -184,25 +184,25 @@ class Starts:
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_replacement_that_does_not_start_is_tried_again(others: int) -> None:
     starts, messages = Starts(1), list[str]()  # max_deaths_in_a_row is 2
-    workers = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
+    workers = make_workers(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with Lender(workers, note=messages.append) as lender:
             lender.expect(GENERATORS)
             await virtual_time.until(lambda: "new2" in workers.names(GENERATORS))
             async with lender.lend(GENERATORS, 1, priority=0):
                 pass
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert messages == ["a new one of generators did not start: the memory of the dead one is not free yet", "new2 has joined"]
 
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_replacement_that_never_starts_is_given_up_and_ends_it_where_none_is_left(others: int) -> None:
     starts, messages = Starts(99), list[str]()
-    workers = make_crew(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
+    workers = make_workers(CONFIG, engines=[engine(f"e{i}") for i in range(others)], start=starts)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with Lender(workers, note=messages.append) as lender:
             lender.expect(GENERATORS)
             await virtual_time.until(lambda: len(messages) == CONFIG.pools.max_deaths_in_a_row)
@@ -210,10 +210,10 @@ def test_a_replacement_that_never_starts_is_given_up_and_ends_it_where_none_is_l
                 assert name == "e0"
 
     if others:
-        virtual_time.run(story())
+        virtual_time.run(scenario())
     else:
         with pytest.raises(RunFailed, match="no worker of generators is left, and a new one did not start: the memory"):
-            virtual_time.run(story())
+            virtual_time.run(scenario())
     assert starts.tried == 2
 
 
@@ -296,7 +296,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
 
 
 def test_a_lender_gives_no_more_than_an_engine_takes() -> None:
-    workers = make_crew(CONFIG, engines=[engine("e0"), engine("e1")])
+    workers = make_workers(CONFIG, engines=[engine("e0"), engine("e1")])
     order: list[str] = []
 
     async def use(lender: Lender, name: str, weight: int, seconds: float) -> None:
@@ -304,19 +304,19 @@ def test_a_lender_gives_no_more_than_an_engine_takes() -> None:
             order.append(f"{name} {worker}")
             await asyncio.sleep(seconds)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with Lender(workers, note=lambda text: None) as lender:
             jobs = [("a", 16, 0.02), ("b", 10, 0.05), ("c", 6, 0.05), ("wide", 99, 0.01), ("d", 1, 0.01)]
             await asyncio.gather(*(use(lender, *job) for job in jobs))
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert order[:3] == ["a e0", "b e1", "c e1"]
     assert {line.split()[0] for line in order[3:]} == {"wide", "d"}, "one that is wider than an engine gets an empty one"
 
 
 def test_a_margin_makes_an_answer_right() -> None:
     """From the problem to the verifier; what lies within one is test_evaluation_margins.py's."""
-    workers = make_crew(small_config(), engines=[FakeEngineWorker("e", correct=0.0, gain=0.0)])  # it answers 2
+    workers = make_workers(small_config(), engines=[FakeEngineWorker("e", correct=0.0, gain=0.0)])  # it answers 2
 
     async def rights(gold: str, *margins: Fraction) -> int:
         problem = replace(prompt("t/0"), reference=gold, margins=margins)

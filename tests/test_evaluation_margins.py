@@ -130,7 +130,7 @@ def judged(answer: str, gold: str, *margins: Fraction, outcome: Outcome = Outcom
     """What a verifier actor makes of a verdict, without Ray around it; and how votes know the answer."""
     config, batch = VerifierPoolConfig(workers=1, **settings), Batch(rf"so \boxed{{{answer}}}.")
     actor = VerifierActor.__new__(VerifierActor)
-    actor.config, actor.judged = config, 0
+    actor.config, actor.scored = config, 0
     actor.reader = Reader(Letters(), ends=(), thoughts=THINK)  # type: ignore[arg-type]
     actor.pool = VerifierPool(config)
     (math,) = actor.pool.functions

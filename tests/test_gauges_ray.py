@@ -15,7 +15,7 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 from test_monitoring import series_of
-from test_observe_prometheus import VITALS, engine
+from test_observe_prometheus import HEARTBEAT, engine
 
 from fr3e_async.actors import gauges
 from fr3e_async.actors.gauges import RayGauges
@@ -77,7 +77,7 @@ def until(read: Callable[[], tuple[Page, dict[str, str]]], there: Callable[[Page
 
 def test_what_a_run_exports_stands_on_the_page(page: Any) -> None:
     exporter, samples = RayGauges("a run"), HeartbeatSamples()
-    before = replace(VITALS, engines=[engine("generator-0"), engine("generator-1")], heldout_accuracy=0.5)
+    before = replace(HEARTBEAT, engines=[engine("generator-0"), engine("generator-1")], heldout_accuracy=0.5)
     exporter.publish(samples.beat(before, now=1000.0))
     assert not exporter.failed
     run = (("run", "a run"),)
@@ -87,7 +87,7 @@ def test_what_a_run_exports_stands_on_the_page(page: Any) -> None:
     )
 
     after = replace(
-        VITALS, engines=[engine("generator-1", kv_used=0.875)], heldout_accuracy=0.75,
+        HEARTBEAT, engines=[engine("generator-1", kv_used=0.875)], heldout_accuracy=0.75,
         verdicts={"correct": 33, "wrong": 50, "unknown": 2}, outcomes={"trained": 16, "rejected_all_correct": 2},
     )  # fmt: skip
     exporter.publish(samples.beat(after, now=1002.0))
@@ -129,7 +129,7 @@ def test_a_steps_metrics_stay_while_heartbeats_come_and_all_gauges_go_when_they_
     until(page, lambda found: loss in found)
     began = time.monotonic()
     while (spent := time.monotonic() - began) < FORGOTTEN_S:
-        exporter.publish(samples.beat(VITALS, now=spent))
+        exporter.publish(samples.beat(HEARTBEAT, now=spent))
         time.sleep(1.0)
     found, _ = page()
     assert found[loss] == 0.5
@@ -139,7 +139,7 @@ def test_a_steps_metrics_stay_while_heartbeats_come_and_all_gauges_go_when_they_
 
 def test_two_runs_on_one_cluster_are_told_apart(page: Any) -> None:
     for name, accuracy in (("one", 0.25), ("zw\xf6lf", 0.5)):
-        RayGauges(name).publish(HeartbeatSamples().beat(replace(VITALS, heldout_accuracy=accuracy), now=1.0))
+        RayGauges(name).publish(HeartbeatSamples().beat(replace(HEARTBEAT, heldout_accuracy=accuracy), now=1.0))
     one, twelve = ((f"{PREFIX}heldout_accuracy_ratio", (("run", run),)) for run in ("one", "zw\\xf6lf"))
     found, _ = until(page, lambda found: one in found and twelve in found)
     assert (found[one], found[twelve]) == (0.25, 0.5)
@@ -148,7 +148,7 @@ def test_two_runs_on_one_cluster_are_told_apart(page: Any) -> None:
 def test_a_heartbeat_of_many_engines_costs_little(page: Any) -> None:
     """A twentieth of the time between two heartbeats at most; it takes far less."""
     exporter, samples = RayGauges("large"), HeartbeatSamples()
-    large = replace(VITALS, engines=[engine(f"generator-{number}") for number in range(1_000)])
+    large = replace(HEARTBEAT, engines=[engine(f"generator-{number}") for number in range(1_000)])
     exporter.publish(samples.beat(large, now=0.0))
     times = []
     for _ in range(5):

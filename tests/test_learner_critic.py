@@ -52,14 +52,14 @@ def batch(version: int) -> list[TrainSample]:
 
 
 class Imitating(PlainLearner):
-    """Adds μ times the mean negative log-likelihood of right responses, whose mean is over the tokens of a minibatch's right ones."""
+    """Adds μ times the mean negative log-likelihood of correct responses, whose mean is over the tokens of a minibatch's correct ones."""
 
-    right: dict[int, float] = {}  # tokens object → μ · minibatch tokens / right tokens
+    correct: dict[int, float] = {}  # tokens object → μ · minibatch tokens / correct tokens
 
-    def _loss(self, sample: TrainSample, prox_model: Any) -> torch.Tensor:
+    def loss(self, sample: TrainSample, prox_model: Any) -> torch.Tensor:
         targets = torch.from_numpy(sample.tokens[sample.context_len :].astype(np.int64))[:, None]
         likelihood = self.log_p(self.model, sample).gather(1, targets).sum()
-        return super()._loss(sample, prox_model) - self.right.get(id(sample.tokens), 0.0) * likelihood
+        return super().loss(sample, prox_model) - self.correct.get(id(sample.tokens), 0.0) * likelihood
 
 
 @pytest.mark.parametrize(("critic", "packing"), [(PPO, "tree"), (PPO, "flat"), (VAPO, "tree")])
@@ -70,9 +70,9 @@ def test_both_models_are_those_of_plain_torch(model: Path, critic: CriticConfig,
         samples = batch(version)
         for index in (0, 1):
             part = [s for s in samples if s.minibatch == index]
-            right = [s for s in part if s.advantages[-1] == 1]
-            weight = critic.positive_coef * sum(len(s.versions) for s in part) / sum(len(s.versions) for s in right)
-            plain.right |= {id(s.tokens): weight for s in right}
+            correct = [s for s in part if s.advantages[-1] == 1]
+            weight = critic.positive_coef * sum(len(s.versions) for s in part) / sum(len(s.versions) for s in correct)
+            plain.correct |= {id(s.tokens): weight for s in correct}
         report = rank.train(samples, version=version)
         plain.train(judge.train(samples))
     assert largest_difference(weights_of(exported(rank, 2)), plain.weights()) < TOLERANCE

@@ -287,7 +287,7 @@ def test_save_load_continues_identically(model: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
-def test_a_resume_goes_on_with_the_rate_that_it_is_given(model: Path, tmp_path: Path) -> None:
+def test_a_resume_continues_with_the_rate_that_it_is_given(model: Path, tmp_path: Path) -> None:
     """Four optimiser steps of a warm-up of seven are done: the fifth has 5/8 of the new rate, and the one after the warm-up all of it."""
     first = start_rank(make_spec(model, warmup_steps=7, lr=8e-4))
     first.train(make_samples(1), version=1)

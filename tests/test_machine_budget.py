@@ -108,7 +108,7 @@ def test_the_mean_cost_is_the_budget_for_any_order_and_any_number_in_flight(seed
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_run_goes_on_from_its_checkpoints(plan):
+def test_a_run_resumes_from_its_checkpoints(plan):
     run = Run(PLANS[plan], 1200, LENGTHS["jumping"], seed=5)
     for _ in range(12):
         run.play(100)
@@ -240,7 +240,7 @@ def test_old_lengths_are_forgotten():
 
 
 @pytest.mark.parametrize("strategy", ["fr3e", "rloo"])
-def test_a_ledgers_groups_cost_the_budget_and_it_goes_on_after_a_restart(strategy):
+def test_a_ledgers_groups_cost_the_budget_and_it_continues_after_a_restart(strategy):
     since = None
     for part in range(3):
         config = control_config(steps=40 * (part + 1), strategy=strategy, bases=3, budget=250)

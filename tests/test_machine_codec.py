@@ -1,4 +1,4 @@
-"""Events and books go through JSON and come back as they were; a journal that was recorded before they had tags replays to the same decisions."""
+"""Events and ledgers go through JSON and come back as they were; a journal that was recorded before they had tags replays to the same decisions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_every_event_comes_back(kind, data):
 
 
 @given(states)
-def test_the_books_come_back(state):
+def test_the_ledger_comes_back(state):
     assert through_json(state) == state
 
 

@@ -1,4 +1,4 @@
-"""Who gets which task: stories with numbers, and the laws against a plain model for any order of events."""
+"""Who gets which task: scenarios with numbers, and the laws against a plain model for any order of events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def put(to: Slots, *numbers: int, role: str = GENERATORS, weight: int = 1, **fie
     return [(task.number, worker) for task, worker in to.place()]
 
 
-# ---- stories ----
+# ---- scenarios ----
 
 
 def test_tasks_go_to_the_roomiest_worker_and_wait_when_all_are_full():
@@ -57,7 +57,7 @@ def test_older_groups_come_first_and_what_has_priority_before_them():
     assert order == [3, 2, 4, 1]
 
 
-def test_a_task_that_is_wider_than_a_seat_gets_an_empty_one():
+def test_a_task_that_is_wider_than_a_slot_gets_an_empty_one():
     at = dispatcher("generators-0", width=4)
     assert put(at, 1) == [(1, "generators-0")]
     assert put(at, 2, weight=6) == []
@@ -117,7 +117,7 @@ def test_a_held_worker_gets_nothing_and_keeps_what_it_has():
     assert put(at) == [(2, "generators-0")]
 
 
-def test_a_dead_workers_tasks_stay_on_the_books_until_they_end():
+def test_a_dead_workers_tasks_count_until_they_end():
     at = dispatcher("generators-0", "generators-1")
     put(at, 1, weight=3)
     assert at.slot_down("generators-0", "died") == (GENERATORS, 1.0)
@@ -342,7 +342,7 @@ def test_the_heap_of_rooms_does_not_grow_with_the_run():
 
 
 @dataclass
-class ModelSeat:
+class ModelSlot:
     role: str
     limit: int
     tasks: dict[int, int] = field(default_factory=dict)  # weights
@@ -358,7 +358,7 @@ class ModelSeat:
         return self.room >= task.weight or not self.tasks
 
 
-class Desk(RuleBasedStateMachine):
+class DispatcherMachine(RuleBasedStateMachine):
     """A dispatcher and lists. The model says which choices are allowed, the dispatcher takes one."""
 
     @initialize(flexible=st.booleans())
@@ -366,7 +366,7 @@ class Desk(RuleBasedStateMachine):
         self.config = PoolsConfig(flexible_roles=flexible, least_in_flight=2, max_deaths_in_a_row=10**6)
         self.at = Slots(WIDTHS, self.config)
         self.queues: dict[str, list[Task]] = {role: [] for role in WIDTHS}
-        self.slots: dict[str, ModelSeat] = {}
+        self.slots: dict[str, ModelSlot] = {}
         self.dead: dict[int, str] = {}  # tasks of the dead
         self.number = self.names = 0
         self.ended: set[int] = set()
@@ -401,13 +401,13 @@ class Desk(RuleBasedStateMachine):
                 # the roomiest one, whichever it is among equals, cannot take it; its limit may be lower than another's
                 assert not all(slot.fits(queue[0]) for slot in best), "a task waits although there is room"
 
-    def usable(self, role: str) -> list[ModelSeat]:
+    def usable(self, role: str) -> list[ModelSlot]:
         return [slot for slot in self.slots.values() if slot.role == role and not slot.held and not slot.leaving]
 
     def lends(self, role: str) -> bool:
         return self.config.flexible_roles and role in OTHER and not self.queues[OTHER[role]]
 
-    def best(self, role: str) -> list[ModelSeat]:
+    def best(self, role: str) -> list[ModelSlot]:
         """The roomiest slots, of the other role if that lends and is much emptier."""
         own, slack = self.usable(role), WIDTHS[role] // SLACK
         most = max((slot.room for slot in own), default=None)
@@ -458,7 +458,7 @@ class Desk(RuleBasedStateMachine):
     def slot_up(self, role, node):
         self.names += 1
         self.at.slot_up(role, f"w{self.names}", node=node)
-        self.slots[f"w{self.names}"] = ModelSeat(role, WIDTHS[role], node=node)
+        self.slots[f"w{self.names}"] = ModelSlot(role, WIDTHS[role], node=node)
         self.place()
 
     @precondition(lambda self: self.slots)
@@ -497,7 +497,7 @@ class Desk(RuleBasedStateMachine):
         self.place()
 
     @invariant()
-    def loads_are_what_the_seats_have(self):
+    def loads_are_what_the_slots_have(self):
         if not hasattr(self, "at"):
             return
         assert self.at.slots.keys() == self.slots.keys()
@@ -533,12 +533,12 @@ class Desk(RuleBasedStateMachine):
             waiting = {task.number for queue in self.queues.values() for task in queue}
             self.end_one(next(n for n in range(1, self.number + 1) if n not in self.ended | waiting))
             self.place()
-        self.loads_are_what_the_seats_have()
+        self.loads_are_what_the_slots_have()
         assert all(slot.load == 0 for slot in self.at.slots.values())
 
 
 def test_laws():
-    run_state_machine_as_test(Desk, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(DispatcherMachine, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))
 
 
 def test_those_leave_first_whose_node_becomes_empty():

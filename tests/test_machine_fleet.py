@@ -1,4 +1,4 @@
-"""Which weights every engine serves: stories for each way of updating, and the laws for any order of events.
+"""Which weights every engine serves: scenarios for each way of updating, and the laws for any order of events.
 
 The laws together with the rest of the machine are in test_machine_machine.py.
 """

@@ -151,7 +151,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.tell(Live(version=version))
 
     @invariant()
-    def books_balance(self):
+    def counts_balance(self):
         self.ledger.check()  # Ledger itself raises StalenessError on a batch that is too old
         assert self.ledger.admitted == self.admitted == len(self.outcomes) + self.ledger.in_flight
         assert self.ledger.slots_held <= self.groups * (self.staleness + 1)
@@ -171,7 +171,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.train_batch()
             else:
                 self.published(len(self.unpublished))
-        self.books_balance()
+        self.counts_balance()
         assert self.ledger.ready == self.ledger.in_flight < self.groups, self.ledger.waiting()
 
     def finish(self, command):

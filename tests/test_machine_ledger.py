@@ -1,4 +1,4 @@
-"""The ledger: hand-made stories, and its laws for any order of events (staleness, capacity, conservation, once only).
+"""The ledger: hand-made scenarios, and its laws for any order of events (staleness, capacity, conservation, once only).
 
 That order does not matter to what is trained is in test_machine_order.py.
 """
@@ -43,7 +43,7 @@ from fr3e_async.machine.tally import PolicyWatch, Tally
 from fr3e_async.outcomes import Outcome
 from fr3e_async.types import AdvantageSpan, Finish, RolloutId, Verdict
 
-# ---- stories of one group ----
+# ---- scenarios of one group ----
 
 
 def test_a_branch_starts_when_its_own_trunk_ends():
@@ -172,7 +172,7 @@ def test_an_aborted_trunk_is_not_rescored():
 
 
 @pytest.mark.parametrize("verdict_first", [False, True])
-def test_a_trunk_whose_verdict_is_given_up_is_branched_all_the_same(verdict_first):
+def test_a_trunk_whose_verdict_failed_is_branched_all_the_same(verdict_first):
     """Its tokens are there; whether the learner or the loss of the verdict comes first must not matter."""
     ledger = make_ledger(groups=1, attempts=1)
     trunk, others = admit(ledger, "a")
@@ -194,7 +194,7 @@ def test_an_answer_for_a_group_that_has_gone_is_nothing():
 # ---- losses and duplicates ----
 
 
-def test_a_lost_trunk_is_issued_again_then_given_up_and_the_bases_go_on():
+def test_a_lost_trunk_is_issued_again_then_failed_and_the_bases_continue():
     ledger = make_ledger(attempts=2, groups=1)
     trunk, others = admit(ledger, "a")
     (again,) = ledger.handle(lost(trunk))
@@ -388,7 +388,7 @@ def test_one_group_cannot_be_admitted_twice():
         admit(ledger, "a")
 
 
-def test_the_state_has_the_books_and_the_open_groups():
+def test_the_state_has_the_counts_and_the_open_groups():
     """What they owe after a restart is in test_control_resume.py."""
     ledger = make_ledger(groups=1, budget=50)
     drive(ledger, admit(ledger, "a"), rewards=lambda id: 1)
@@ -426,7 +426,7 @@ def test_a_group_is_as_old_as_the_weights_that_all_engines_have_when_it_is_admit
     assert group_named(ledger, "b@0").born == 0
 
 
-# ---- the books of a group ----
+# ---- the counts of a group ----
 
 
 def test_a_retired_group_can_be_written_as_json():
@@ -549,7 +549,7 @@ def test_lengths_are_of_judged_responses_and_cuts_of_drawn_ones():
 
 
 def test_a_group_that_is_given_up_late_counts_its_verdicts_once():
-    """Its rollouts were judged before their tokens were lost: they are given up, and neither right nor unknown as well."""
+    """Its rollouts were judged before their tokens were lost: they have failed, and are neither correct nor unknown as well."""
     ledger, tally = make_ledger(groups=1, attempts=1, anchors=1), Tally()
     trunk, other = admit(ledger, "a")
     branch, score = sorted(ledger.handle(delivered(trunk, payload=1)), key=lambda c: type(c).__name__)
@@ -577,7 +577,7 @@ def test_a_rise_of_verdicts_by_policy_is_told_once():
     assert watch.alarm({}) == ""
 
 
-def test_a_group_whose_rollouts_are_gone_is_made_anew_in_its_slot():
+def test_a_group_whose_rollouts_are_gone_is_made_again_in_its_slot():
     ledger = make_ledger(groups=1, staleness=0)
     trunk, others = admit(ledger, "p")
     (branch, score) = sorted(ledger.handle(delivered(trunk, payload=1)), key=lambda c: type(c).__name__)

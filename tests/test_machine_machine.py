@@ -1,4 +1,4 @@
-"""The control machine in a cluster where anything may happen in any order: its laws, its ends, and hand-made stories.
+"""The control machine in a cluster where anything may happen in any order: its laws, its ends, and hand-made scenarios.
 
 ``machine_laws.Laws`` checks every command; ``machine_support.Cluster`` chooses what happens next.
 """
@@ -205,7 +205,7 @@ def test_the_same_events_give_the_same_commands(window):
         assert cluster.replay() == cluster.commands
 
 
-# ---- stories ----
+# ---- scenarios ----
 
 
 def machine_of(**fields) -> Machine:

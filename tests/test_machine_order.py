@@ -105,7 +105,7 @@ def test_every_group_ends_as_the_oracle_says(world, order, trunk, rescored, zero
         else:
             assert retired.outcome == "trained"
             require_rows(cluster, group, worth)
-        require_books(world, group, tree, retired)
+        require_all_counted(world, group, tree, retired)
         require_states(world, worth, retired)
 
 
@@ -116,8 +116,8 @@ def all_rollouts(world: World, group: str, tree: Tree) -> list[RolloutId]:
     return ids
 
 
-def require_books(world: World, group: str, tree: Tree, retired: Retire) -> None:
-    """Each rollout is in the books once, whatever was tried or delivered how often."""
+def require_all_counted(world: World, group: str, tree: Tree, retired: Retire) -> None:
+    """Each rollout is counted once, whatever was tried or delivered how often."""
     ids = all_rollouts(world, group, tree)
     drawn = [id for id in ids if not world.doomed(id)]
     assert retired.rollouts == len(ids)

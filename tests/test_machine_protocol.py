@@ -89,7 +89,7 @@ def test_parts_call_nobody_but_are_called_by_the_machine():
         play(cluster, random.Random(seed), moves=60, mishaps=0.3, kills=0.0)
         machine = cluster.fresh()
         machine.start()
-        for event in cluster.story:
+        for event in cluster.scenario:
             pairs |= set(returns(machine, event)[1])
     assert pairs == {"machine to world", *(f"{part} to machine" for part in ("ledger", "dispatcher", "fleet", "autoscaler"))}
 

@@ -23,7 +23,7 @@ GROW_S, SHRINK_S = 10.0, 100.0
 
 
 class Hall:
-    """A sizer over a desk with workers, and what it has asked for. Who drains leaves as soon as it has nothing left."""
+    """An autoscaler over a dispatcher with workers, and what it has asked for. A draining worker leaves when its tasks have ended."""
 
     def __init__(self, bounds: dict[str, Bounds], *, alike: bool = False, up: bool = True, **config: float) -> None:
         self.config = PoolsConfig(
@@ -148,7 +148,7 @@ def test_a_pool_grows_when_tasks_have_waited_for_exactly_so_long():
     assert it.wants[GENERATORS] == [1, 2]
 
 
-def test_a_pause_in_the_waiting_begins_the_time_anew():
+def test_a_pause_in_the_waiting_begins_the_time_again():
     it = hall()
     it.put(WIDTH + 1)
     assert it.beat(0.0) == it.beat(9.0) == ""
@@ -249,7 +249,7 @@ def test_a_run_begins_with_what_is_there():
         assert it.wants[GENERATORS] == [min(max(there, 3), 5)]
 
 
-def test_a_session_after_the_loss_of_the_learner_goes_on_with_the_pools_as_they_were():
+def test_a_session_after_the_loss_of_the_learner_continues_with_the_pools_as_they_were():
     """Of 3 at the beginning, of at least 2: it had shrunk to 2, or grown to 5, or somebody was lost together with the learner."""
     for there, expected, wanted in ((2, "", 2), (5, "", 5), (1, "hire g", 2)):
         it = Hall({GENERATORS: Bounds(2, 3, 5)}, up=False)
@@ -381,7 +381,7 @@ def test_a_load_that_goes_up_and_down_changes_a_pool_only_so_often(seed, period,
         it.come(rng.choice([0] * 20 + [1, 16]))
         at += rng.choice([1.0, 5.0])
     for down in downs:
-        assert not any(down - SHRINK_S < up <= down for up in ups), "what was asked for is given up at once"
+        assert not any(down - SHRINK_S < up <= down for up in ups), "what was asked for is released at once"
     turns = sum(a in ups and b in downs for a, b in pairwise(sorted({*ups, *downs})))
     assert turns <= lasts / (SHRINK_S + GROW_S) + 1
 

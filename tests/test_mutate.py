@@ -127,7 +127,7 @@ def test_equivalents_are_mutants_of_today_and_have_a_reason() -> None:
         assert len(row["why"]) > 20
 
 
-def test_rows_are_met_again_by_name_or_fate_and_what_left_the_package_is_gone() -> None:
+def test_rows_are_met_again_by_name_or_outcome_and_what_left_the_package_is_gone() -> None:
     texts = mutate.sources()
     a, b, c, *_ = mutations("fr3e_async/machine/sizing.py", texts["fr3e_async/machine/sizing.py"])
     old, dead = mutation_at(1, "fr3e_async/left.py"), mutation_at(2, "fr3e_async/right.py")

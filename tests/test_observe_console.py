@@ -217,7 +217,7 @@ def test_a_start_says_what_it_waits_for_when_that_takes_long_and_when_it_changes
     assert stream.getvalue().splitlines() == ["- waiting for 6s: A", "- waiting for 12s: B", "- waiting for 44s: B"]
 
 
-def test_the_panel_shows_what_it_waits_for_until_it_goes_on() -> None:
+def test_the_panel_shows_what_it_waits_for_until_it_continues() -> None:
     console = Console(width=80, height=24, **LIVE)
     view = ConsoleView(mode="live", console=console, name="toy", steps=24)
     view.starting("generators 1 of 2 up; generator-1 needs 1.75 CPUs, 0.0 free")

@@ -156,7 +156,7 @@ def recorder(run_dir: RunDir, *, resumed_from: int = 0) -> Recorder:
     return Recorder(run_dir, config=ObserveConfig(), view=view, clock=lambda: 100.0, resumed_from=resumed_from)
 
 
-def test_a_step_reaches_every_file_and_a_resume_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
+def test_a_step_reaches_every_file_and_a_resume_continues_after_its_checkpoint(tmp_path: Path) -> None:
     run_dir = RunDir.open(tmp_path / "run", config=CONFIG, config_yaml="")
     first = recorder(run_dir)
     for step in (1, 2, 3):

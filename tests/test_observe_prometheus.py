@@ -27,7 +27,7 @@ from fr3e_async.observe.prometheus import EXPORTED, SLOTS, HeartbeatSamples, Pro
 from fr3e_async.observe.recorder import Recorder
 from fr3e_async.store.run_dir import RunDir
 
-VITALS = Heartbeat(
+HEARTBEAT = Heartbeat(
     roles={"generators": RoleHeartbeat(up=2, wanted=3, pending=1, queued=5, in_flight=40, busy_s=7.5, idle=0.25, replaced=1)},
     admitted=20, outcomes={"trained": 8, "rejected_all_correct": 2}, in_flight=10, ready=1, slots_held=12, slots=16, trained=2, live=1,
     steps=100, staleness=1, staleness_bound=3, verdicts={"correct": 30, "wrong": 50, "unknown": 0},
@@ -116,7 +116,7 @@ def test_a_sample_has_the_labels_of_its_name() -> None:
 
 def test_what_is_known_at_a_heartbeat() -> None:
     page = told(
-        HeartbeatSamples().beat(replace(VITALS, engines=[engine("generator-0"), engine("generator-1", kv_used=1.0)]), now=99.0)
+        HeartbeatSamples().beat(replace(HEARTBEAT, engines=[engine("generator-0"), engine("generator-1", kv_used=1.0)]), now=99.0)
     )
     expected = {
         'actors_up{role="generators"}': 2,
@@ -146,7 +146,7 @@ def test_what_is_known_at_a_heartbeat() -> None:
 def test_every_field_and_every_name_of_a_heartbeat_is_used() -> None:
     """A field that reaches no series, or a series that no field reaches, would be a lie of the documentation."""
     before, after = HeartbeatSamples(), HeartbeatSamples()
-    whole = replace(VITALS, engines=[engine("generator-0")], heldout_accuracy=0.5)
+    whole = replace(HEARTBEAT, engines=[engine("generator-0")], heldout_accuracy=0.5)
     names = {sample.name for sample in before.beat(whole, now=1.0)}
     assert names == EXPORTED.keys() - OF_STEPS
     role, its = whole.roles["generators"], whole.engines[0]
@@ -172,9 +172,9 @@ def test_every_field_and_every_name_of_a_heartbeat_is_used() -> None:
 
 def test_counters_begin_at_0_and_tell_what_was_added() -> None:
     samples = HeartbeatSamples()
-    page = told(samples.beat(VITALS, now=0.0))
+    page = told(samples.beat(HEARTBEAT, now=0.0))
     assert page['groups_settled_total{outcome="trained"}'] == 0, "what there was before this process is not its work"
-    later = replace(VITALS, outcomes={"trained": 12, "rejected_all_correct": 2, "rejected_no_spread": 3}, admitted=27)
+    later = replace(HEARTBEAT, outcomes={"trained": 12, "rejected_all_correct": 2, "rejected_no_spread": 3}, admitted=27)
     page = told(samples.beat(later, now=1.0))
     assert page['groups_settled_total{outcome="trained"}'] == 4
     assert page['groups_settled_total{outcome="rejected_no_spread"}'] == 3, "a new one counts from 0"
@@ -185,10 +185,10 @@ def test_counters_begin_at_0_and_tell_what_was_added() -> None:
 def test_going_back_to_a_checkpoint_takes_nothing_off() -> None:
     samples = HeartbeatSamples()
     for trained in (8, 20):
-        samples.beat(replace(VITALS, outcomes={"trained": trained}), now=0.0)
-    back = told(samples.beat(replace(VITALS, outcomes={"trained": 12}), now=0.0))
+        samples.beat(replace(HEARTBEAT, outcomes={"trained": trained}), now=0.0)
+    back = told(samples.beat(replace(HEARTBEAT, outcomes={"trained": 12}), now=0.0))
     assert 'groups_settled_total{outcome="trained"}' not in back
-    again = told(samples.beat(replace(VITALS, outcomes={"trained": 13}), now=0.0))
+    again = told(samples.beat(replace(HEARTBEAT, outcomes={"trained": 13}), now=0.0))
     assert again['groups_settled_total{outcome="trained"}'] == 1
 
 
@@ -197,7 +197,7 @@ def test_a_counter_is_the_sum_of_all_rises(totals: list[dict[str, int]]) -> None
     samples = HeartbeatSamples()
     sums: Counter[str] = Counter()
     for verdicts in totals:
-        for sample in samples.beat(replace(VITALS, verdicts=verdicts), now=0.0):
+        for sample in samples.beat(replace(HEARTBEAT, verdicts=verdicts), now=0.0):
             if sample.name == "verdicts_total":
                 assert sample.value >= 0
                 sums[sample.labels[0][1]] += int(sample.value)
@@ -210,7 +210,7 @@ def test_a_counter_is_the_sum_of_all_rises(totals: list[dict[str, int]]) -> None
 
 
 def places(samples: HeartbeatSamples, *names: str, role: str = "generators") -> dict[str, float]:
-    page = told(samples.beat(replace(VITALS, engines=[engine(name, role) for name in names]), now=0.0))
+    page = told(samples.beat(replace(HEARTBEAT, engines=[engine(name, role) for name in names]), now=0.0))
     return {key: value for key, value in page.items() if key.startswith("engine_version")}
 
 
@@ -231,9 +231,9 @@ def test_an_engine_that_moves_to_another_role_leaves_its_place() -> None:
     moved = places(samples, "generator-0", role="explorers")
     assert math.isnan(moved['engine_version{role="generators",engine="0"}'])
     assert moved['engine_version{role="explorers",engine="0"}'] == 3
-    page = told(samples.beat(VITALS, now=0.0))
+    page = told(samples.beat(HEARTBEAT, now=0.0))
     assert math.isnan(page['kv_cache_used_mean_ratio{role="explorers"}'])
-    assert not any("kv_cache" in key for key in told(samples.beat(VITALS, now=0.0)))
+    assert not any("kv_cache" in key for key in told(samples.beat(HEARTBEAT, now=0.0)))
 
 
 def test_ten_thousand_engines_make_no_more_series_than_the_places() -> None:
@@ -289,7 +289,7 @@ def test_steps_and_heartbeats_reach_the_exporter(tmp_path: Path, monkeypatch: py
     page = Page()
     sink, _ = recorder(tmp_path / "run", page)
     monkeypatch.setattr("fr3e_async.observe.recorder.wall", lambda: 4711.0)
-    sink.beat(VITALS)
+    sink.beat(HEARTBEAT)
     sink.step(1, {"train/loss": 0.5})
     sink.close()
     seen = told(page.samples)
@@ -299,7 +299,7 @@ def test_steps_and_heartbeats_reach_the_exporter(tmp_path: Path, monkeypatch: py
 
 def test_without_an_exporter_nothing_is_made(tmp_path: Path) -> None:
     sink, run_dir = recorder(tmp_path / "run", None)
-    sink.beat(VITALS)
+    sink.beat(HEARTBEAT)
     sink.step(1, {"train/loss": 0.5})
     sink.close()
     assert json.loads(run_dir.metrics.read_text())["train/loss"] == 0.5

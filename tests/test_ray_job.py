@@ -63,7 +63,7 @@ def read_until(job: subprocess.Popen[str], pattern: str, seen: list[str]) -> re.
 
 
 @pytest.mark.timeout(600)
-def test_stop_writes_a_checkpoint_and_a_second_job_goes_on(head: Head, tmp_path: Path) -> None:
+def test_stop_writes_a_checkpoint_and_a_second_job_resumes(head: Head, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     settings = (f"run.dir={run_dir}", "resume=auto", "data.heldout=", "flow.groups_per_step=8")
     job, seen = head.submit(*settings, "run.steps=1000"), []

@@ -106,7 +106,7 @@ def test_evaluations_stand_where_they_were_made(run: Path) -> None:
     assert after["at"] == {"step": 3, "generated": 3000, "trained": 1500, "wall": 26}
 
 
-def test_evaluations_of_a_run_that_goes_on_are_read_off_its_events(tmp_path: Path) -> None:
+def test_evaluations_of_a_run_that_continues_are_read_off_its_events(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     measured = {"label": "step 2", "version": 2, "accuracy": 0.406, "low": 0.295, "high": 0.529}
     said = {"event": "evaluation", "version": 2, "measured": measured, "text": "held-out accuracy, step 2: 0.406"}

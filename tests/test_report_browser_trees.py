@@ -74,7 +74,7 @@ def test_a_tree_is_walked_with_the_keyboard_alone(browser: Any, page: Path) -> N
         assert seen.harm == []
 
 
-def test_fates_folding_and_links_into_the_page(browser: Any, page: Path) -> None:
+def test_outcomes_folding_and_links_into_the_page(browser: Any, page: Path) -> None:
     with watched(browser) as seen:
         shown = open_view(seen, page, "trees/7")
         shown.wait_for_selector(".tree")

@@ -327,7 +327,7 @@ def test_a_cancelled_update_is_finished(world):
 
 
 @pytest.mark.parametrize("wrong", ["checksum", "part of a fused parameter"])
-def test_a_wrong_bundle_is_refused_and_the_old_version_goes_on(world, wrong):
+def test_a_wrong_bundle_is_refused_and_the_old_version_stays(world, wrong):
     good = pack_tensors(world.model.named_parameters(), version=999)
     if wrong == "checksum":
         other = pack_tensors([(name, p + 1) for name, p in world.model.named_parameters()], version=999)

@@ -18,15 +18,15 @@ from fr3e_async.store.run_dir import RunDir
 
 
 class Sessions(Session):
-    """Controllers that lose their learner as ``story`` says: the step of the newest checkpoint by then, or None for a good end."""
+    """Controllers that lose their learner as ``scenario`` says: the step of the newest checkpoint by then, or None for a good end."""
 
-    def __init__(self, story: list[int | None], *, max_restarts: int) -> None:
+    def __init__(self, scenario: list[int | None], *, max_restarts: int) -> None:
         self._config = small_config(learner={"max_restarts": max_restarts}, observe={"heartbeat_s": 0.005})
         self._resume_from = None
         self.steps: list[int] = []
         self.said: list[str] = []  # of what the start waits for
         self._run_dir: Any = SimpleNamespace(checkpoints=SimpleNamespace(steps=lambda: self.steps))
-        self.story = iter(story)
+        self.scenario = iter(scenario)
         self.made: list[tuple[int, int]] = []  # (losses in a row, in all) when a session began
         self.beats = 0
 
@@ -39,7 +39,7 @@ class Sessions(Session):
         self.made.append((getattr(self, "in_a_row", 0), restarts))
 
         async def run() -> str:
-            newest = next(self.story)
+            newest = next(self.scenario)
             if newest is None:
                 return "finished"
             self.steps = [*self.steps, newest] if newest else self.steps

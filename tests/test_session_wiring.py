@@ -70,7 +70,7 @@ def test_a_new_run_draws_its_mixture(run_dir: RunDir) -> None:
     assert (made.machine.ledger.version, made.progress.began_at, made.progress.wall_before_s) == (0, 100.0, 0.0)
 
 
-def test_a_resumed_run_goes_on_with_its_data_where_the_checkpoint_was(run_dir: RunDir, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_with_its_data_where_the_checkpoint_was(run_dir: RunDir, tmp_path: Path) -> None:
     before = PromptStream(TRAIN, 3, parts=PARTS)
     groups = take(before, 12)
     for group in groups[:11]:

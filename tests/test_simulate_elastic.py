@@ -217,7 +217,7 @@ SETTINGS: list[dict[str, Any]] = [
 @given(seed=st.integers(0, 10**6), staleness=st.integers(0, 3), alike=st.booleans())
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_laws(setting: dict[str, Any], seed: int, staleness: int, alike: bool) -> None:
-    """Bounds of sizes and of staleness, books that balance, every task ended once, engines that fail; and a replay says the same."""
+    """Bounds of sizes and of staleness, a ledger that balances, every task ended once, engines that fail; and a replay says the same."""
     config = elastic(
         {"count": 3, "min": 1, "max": 6}, {"count": 2, "min": 1, "max": 6, "cpus": 1.0 if alike else 2.0}, steps=4,
         verifiers={"count": 1, "max": 3}, observe={"heartbeat_s": 0.2},

@@ -140,7 +140,7 @@ MODES = [
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("failing", [False, True], ids=["whole", "failing"])
 def test_laws(mode: dict[str, Any], failing: bool, seed: int, staleness: int) -> None:
-    """Staleness within its bound, books that balance, every task ended once, whatever fails."""
+    """Staleness within its bound, a ledger that balances, every task ended once, whatever fails."""
     if mode.get("flow"):
         staleness = max(staleness, 1)
     config: Config = system(groups=4, staleness=staleness, generators={"count": 2}, explorers={"count": 2}, **mode)
@@ -181,7 +181,7 @@ def test_a_full_cache_lowers_what_an_engine_is_given() -> None:
     assert report.step_s > 1.2 * free.step_s
 
 
-def test_native_transfer_keeps_the_learner_until_all_have_the_weights() -> None:
+def test_collective_transfer_keeps_the_learner_until_all_have_the_weights() -> None:
     """The learner is the bottleneck: 5 s of training + 1 s of export, and 2 s until the engines have loaded."""
     times = model(step=1e-4, train=5.0, token=0.0, export=1.0, fetch_s=1.5, pause_s=0.5, workload=FixedWorkload())
     apart = simulate(system(groups=2, algorithm=FLAT), times, steps=6, warmup=2)

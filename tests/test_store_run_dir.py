@@ -412,7 +412,7 @@ def test_a_checkpoint_is_durable_before_it_is_there_and_there_before_latest_name
         assert disk.happened.index(("there", store.root / "latest")) > disk.happened.index(("durable", store.root), named)
 
 
-def test_going_on_from_an_older_checkpoint_forgets_the_abandoned_later_one(tmp_path: Path) -> None:
+def test_resuming_from_an_older_checkpoint_forgets_the_abandoned_later_one(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=3)
     for step in (10, 20, 30):
         save(store, step)

@@ -84,7 +84,7 @@ def tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 @pytest.mark.timeout(420)
-def test_the_same_groups_with_the_same_fates(done):
+def test_the_same_groups_with_the_same_outcomes(done):
     """Prompts, tokens drawn, anchors with their entropies, verdicts and alphas; trained in the order of the prompt stream."""
     plain = told(done.plain)["groups"]
     assert system_groups(done.system) == {group["group"]: group for group in plain}

@@ -156,7 +156,7 @@ def cost(rows: Sequence[Row], parts: Sequence[Sequence[int]]) -> int:
 
 
 def cheapest(rows: Sequence[Row], budget: int) -> int:
-    """The least cost of all 2^(n-1) ways to cut the sorted rows into stretches."""
+    """The least cost of all 2^(n-1) ways to cut the sorted rows into spans."""
     order = sorted(range(len(rows)), key=lambda i: rows[i])
     costs = []
     for count in range(len(rows)):

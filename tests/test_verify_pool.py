@@ -86,7 +86,7 @@ def test_other_answers_are_wrong(pool: VerifierPool, answer: str, gold: str) -> 
     assert pool.judge(f"It is $\\boxed{{{answer}}}$.", gold).outcome is Outcome.WRONG
 
 
-def test_a_bomb_is_unknown_by_its_cpu_limit_and_the_pool_goes_on(pool: VerifierPool) -> None:
+def test_a_bomb_is_unknown_by_its_cpu_limit_and_the_pool_continues(pool: VerifierPool) -> None:
     replaced = pool.replaced
     assert pool.judge(BOMB, BOMB_GOLD) == Verdict(outcome=Outcome.UNKNOWN, reason="cpu limit")
     assert pool.replaced == replaced + 1
@@ -109,7 +109,7 @@ def blunt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "blunt:equal"
 
 
-def test_a_worker_that_a_limit_ended_is_replaced_by_the_same_nursery(blunt: str) -> None:
+def test_a_worker_that_a_limit_ended_is_replaced_by_the_same_fork_server(blunt: str) -> None:
     """A fork, and not a new interpreter that imports everything again."""
     with VerifierPool(patient(workers=1, cpu_limit_s=0.3), blunt) as pool:
         assert pool.judge("a", "a").outcome is Outcome.CORRECT
@@ -145,7 +145,7 @@ def test_what_is_no_limits_doing_is_not_tried_again() -> None:
     assert (verdict.outcome, verdict.attempts) == (Outcome.UNKNOWN, 1)
 
 
-def test_a_batch_goes_on_behind_an_answer_that_ends_its_worker(blunt: str) -> None:
+def test_a_batch_continues_behind_an_answer_that_ends_its_worker(blunt: str) -> None:
     """One worker gets eight questions at once; those behind a bomb are put to the next one, in order."""
     bombs = (0, 10, 11, 30)
     items = [("bomb" if i in bombs else f"{i}", f"{i + i % 2}") for i in range(40)]
@@ -222,7 +222,7 @@ def test_a_worker_killed_while_idle_costs_no_verdict() -> None:
         assert pool.replaced == 1
 
 
-def test_a_killed_nursery_is_replaced() -> None:
+def test_a_killed_fork_server_is_replaced() -> None:
     with VerifierPool(patient(workers=1)) as pool:
         assert pool.judge(HALF, "0.5").outcome is Outcome.CORRECT
         worker, fork_server = pool.functions[0].tasks.free.queue[0], pool.functions[0].tasks.fork_server
@@ -311,7 +311,7 @@ def test_processes_die_with_a_parent_that_is_killed_even_in_the_middle_of_a_bomb
     wait_until(lambda: not any(running(pid) for pid in pids))
 
 
-def test_a_nursery_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_server_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process.sys, "executable", "/bin/false")
     with VerifierPool(patient(workers=1)) as pool, pytest.raises(RunFailed, match="do not start"):
         pool.judge(HALF, "0.5")

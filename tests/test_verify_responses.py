@@ -60,7 +60,7 @@ def read(ids: Sequence[int], *, tokenizer: Any = TOKENIZER, thoughts: Thoughts =
 def actor(reward: str = "math") -> VerifierActor:
     """Without Ray around it."""
     made = VerifierActor.__new__(VerifierActor)
-    made.config, made.judged = VerifierPoolConfig(workers=1), 0
+    made.config, made.scored = VerifierPoolConfig(workers=1), 0
     made.reader, made.pool = Reader(TOKENIZER, ends=ENDS, thoughts=THINK), VerifierPool(made.config, reward)
     return made
 

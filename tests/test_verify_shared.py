@@ -73,13 +73,13 @@ def graded() -> dict[str, list[tuple[Row, Verdict]]]:
     return groups
 
 
-def is_right(verdict: Verdict) -> bool:
+def is_correct(verdict: Verdict) -> bool:
     return verdict.outcome is Outcome.CORRECT
 
 
 def test_gsm8k_verdicts_agree_with_exact_match(graded: dict[str, list[tuple[Row, Verdict]]]) -> None:
     assert len(graded[EXACT]) > 2000
-    assert [row["id"] for row, verdict in graded[EXACT] if is_right(verdict) != row["correct"]] == []
+    assert [row["id"] for row, verdict in graded[EXACT] if is_correct(verdict) != row["correct"]] == []
 
 
 def test_people_and_test_suites_are_contradicted_only_where_the_doc_says_so(graded: dict[str, list[tuple[Row, Verdict]]]) -> None:
@@ -87,7 +87,7 @@ def test_people_and_test_suites_are_contradicted_only_where_the_doc_says_so(grad
     misses = {
         (row["id"], verdict.outcome.value, "correct" if row["correct"] else "wrong")
         for row, verdict in pairs
-        if is_right(verdict) != row["correct"]
+        if is_correct(verdict) != row["correct"]
     }
     table = (
         DOC.read_text(encoding="utf-8").partition("<!-- begin of the misses -->")[2].partition("<!-- end of the misses -->")[0]
@@ -100,19 +100,19 @@ def test_people_and_test_suites_are_contradicted_only_where_the_doc_says_so(grad
 
 
 def test_no_fewer_right_verdicts_than_math_verify_on_the_rest(graded: dict[str, list[tuple[Row, Verdict]]]) -> None:
-    rights = {name: sum(is_right(verdict) and row["correct"] for row, verdict in pairs) for name, pairs in graded.items()}
+    rights = {name: sum(is_correct(verdict) and row["correct"] for row, verdict in pairs) for name, pairs in graded.items()}
     assert {name: rights[name] for name, least in MATH_VERIFY.items() if rights[name] < least} == {}
     assert sum(rights[name] for name in (*MATH_VERIFY, RAW)) >= MATH_VERIFY_REST
     assert sum(rights[name] for name in (*MATH_VERIFY, RAW, PEOPLE)) >= 1429
-    assert sum(is_right(verdict) and not row["correct"] for pairs in graded.values() for row, verdict in pairs) <= 22
+    assert sum(is_correct(verdict) and not row["correct"] for pairs in graded.values() for row, verdict in pairs) <= 22
 
 
 def test_pairs_of_the_second_round_agree_and_none_that_is_wrong_is_correct() -> None:
     """Wrong and unknown both count against a pair that is labelled right."""
     cases = judged(rows("round2.jsonl"))
     right = [verdict for row, verdict in cases if row["correct"]]
-    assert sum(map(is_right, right)) / len(right) >= 0.97
-    assert {row["id"] for row, verdict in cases if is_right(verdict) and not row["correct"]} == {WRONG_LABEL}
+    assert sum(map(is_correct, right)) / len(right) >= 0.97
+    assert {row["id"] for row, verdict in cases if is_correct(verdict) and not row["correct"]} == {WRONG_LABEL}
     assert sum(verdict.outcome is Outcome.UNKNOWN for _, verdict in cases) <= 0.02 * len(cases)
 
 
@@ -123,7 +123,7 @@ def test_adversarial_answers_come_back() -> None:
         verdicts = asyncio.run(pool.judge_many([(row["prediction"], row["gold"]) for row in cases]))
         assert pool.judge(r"\boxed{\frac12}", "0.5").outcome is Outcome.CORRECT  # it still works
     assert len(verdicts) == len(cases)
-    fooled = {row["name"] for row, verdict in zip(cases, verdicts, strict=True) if is_right(verdict) and not row["correct"]}
+    fooled = {row["name"] for row, verdict in zip(cases, verdicts, strict=True) if is_correct(verdict) and not row["correct"]}
     assert fooled == {"degree vs rad", "list vs thousands", "pi 3.14159"}  # all in the category "format", all rules
     assert not any("crashed" in verdict.reason for verdict in verdicts)
 

@@ -25,11 +25,11 @@ def test_time_jumps_to_the_next_timer_and_timers_come_in_order():
         await asyncio.sleep(seconds)
         order.append((name, virtual_time.now() - virtual_time.START_S))
 
-    async def story():
+    async def scenario():
         await asyncio.gather(sleeper("day", 86_400.0), sleeper("blink", 0.001), sleeper("hour", 3_600.0))
 
     real = time.monotonic()
-    virtual_time.run(story(), limit_s=1e6)
+    virtual_time.run(scenario(), limit_s=1e6)
     assert [name for name, _ in order] == ["blink", "hour", "day"]
     assert [at for _, at in order] == pytest.approx([0.001, 3_600.0, 86_400.0])
     assert time.monotonic() - real < 3_000
@@ -38,19 +38,19 @@ def test_time_jumps_to_the_next_timer_and_timers_come_in_order():
 def test_time_stands_while_a_thread_works():
     """However slow it is: a limit of a millisecond holds."""
 
-    async def story():
+    async def scenario():
         async with asyncio.timeout(0.001):
             beside = await run_in_daemon_thread(lambda: (time.sleep(0.05), "beside")[1])
             return beside, await asyncio.to_thread(lambda: (time.sleep(0.05), "pool")[1])
 
-    assert virtual_time.run(story()) == ("beside", "pool")
+    assert virtual_time.run(scenario()) == ("beside", "pool")
     assert virtual_time.now() == virtual_time.START_S
 
 
-def test_time_goes_on_without_threads_that_wait_for_the_test():
+def test_time_passes_without_threads_that_wait_for_the_test():
     gate, came = virtual_time.Gate(), []
 
-    async def story():
+    async def scenario():
         waiting = run_in_daemon_thread(lambda: (gate.wait(), came.append(virtual_time.now()))[0])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(5.0):
@@ -58,20 +58,20 @@ def test_time_goes_on_without_threads_that_wait_for_the_test():
         gate.set()
         return await waiting
 
-    assert virtual_time.run(story()) is True
+    assert virtual_time.run(scenario()) is True
     assert came == [virtual_time.now()] == [pytest.approx(virtual_time.START_S + 5.0)], "at work from the moment it was let go"
 
 
 def test_a_thread_sleeps_in_virtual_time():
-    async def story():
+    async def scenario():
         await run_in_daemon_thread(lambda: virtual_time.sleep_in_thread(50.0))
 
-    virtual_time.run(story())
+    virtual_time.run(scenario())
     assert virtual_time.now() == pytest.approx(virtual_time.START_S + 50.0)
 
 
 def test_what_would_never_end_ends():
-    async def story():
+    async def scenario():
         await asyncio.Event().wait()
 
     async def beating():
@@ -81,9 +81,9 @@ def test_what_would_never_end_ends():
     with pytest.raises(TimeoutError):
         virtual_time.run(beating())
     with pytest.raises(TimeoutError):
-        virtual_time.run(story())
+        virtual_time.run(scenario())
     with pytest.raises(virtual_time.Deadlock), asyncio.Runner(loop_factory=virtual_time.Loop) as runner:
-        runner.run(story())
+        runner.run(scenario())
 
 
 def test_a_condition_that_does_not_come_true_is_told():

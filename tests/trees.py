@@ -6,7 +6,7 @@ from typing import Any
 
 from builders import small_config
 from hypothesis import strategies as st
-from oracle import Place, Rollout, State, Steps, Tree, Worth
+from oracle import Rollout, State, StateId, Steps, Tree, Worth
 
 from fr3e_async.algorithm.strategies import Credit, GroupRewards, make_strategy
 from fr3e_async.types import Anchor, RolloutId
@@ -16,8 +16,8 @@ GROUP = "q@0"
 SWITCHES = {"alpha": "alpha", "shrink": "alpha_shrink", "std": "std_normalise"}  # the oracle's word: the setting
 
 
-def node_of(place: Place, count: int = K) -> int:
-    return place[0] * count + place[1] if place else 0
+def node_of(state_id: StateId, count: int = K) -> int:
+    return state_id[0] * count + state_id[1] if state_id else 0
 
 
 def rollout_id(rollout: Rollout, count: int = K) -> RolloutId:
@@ -73,14 +73,14 @@ def require_agreement(credit: Credit, worth: Worth, *, tolerance: float = 1e-9) 
         assert [start for start, _ in got[rollout]] == [start for start, _ in steps]
         assert all(abs(a - b) <= tolerance for (_, a), (_, b) in zip(got[rollout], steps, strict=True)), (rollout, got[rollout])
     assert credit.rejected == worth.reason
-    assert {node_of(place) for place in worth.values} == credit.states.keys()
-    for place, value in worth.values.items():
-        state = credit.states[node_of(place)]
+    assert {node_of(state_id) for state_id in worth.values} == credit.states.keys()
+    for state_id, value in worth.values.items():
+        state = credit.states[node_of(state_id)]
         found = state.value.value if state.value else None
         assert (found is None) == (value is None)
         assert found is None or value is None or abs(found - value) <= tolerance
-        assert abs(state.alpha - worth.alphas[place]) <= tolerance
-        assert state.dropped == worth.dropped[place]
+        assert abs(state.alpha - worth.alphas[state_id]) <= tolerance
+        assert state.dropped == worth.dropped[state_id]
 
 
 rewards = st.sampled_from([0.0, 1.0, 0.0, 1.0, None, 0.25, 0.625])  # sums of these are exact, so equal means are equal

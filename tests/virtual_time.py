@@ -51,7 +51,7 @@ def now() -> float:
 
 
 def advance(seconds: float) -> None:
-    """Let time pass outside of a story."""
+    """Let time pass outside of a scenario."""
     _time.now += seconds
 
 
@@ -60,12 +60,12 @@ def restart() -> None:
     _time.now = START_S
 
 
-def run(story: Coroutine[Any, Any, T], *, limit_s: float = LIMIT_S) -> T:
+def run(scenario: Coroutine[Any, Any, T], *, limit_s: float = LIMIT_S) -> T:
     """Like ``asyncio.run``, in virtual time. Raises ``TimeoutError`` after ``limit_s`` of it, ``Deadlock`` if it would never end."""
 
     async def limited() -> T:
         async with asyncio.timeout(limit_s):  # ``wait_for`` would make a task of its own
-            return await story
+            return await scenario
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         return runner.run(limited())

@@ -44,7 +44,7 @@ class VerifierActor(Watched):
         actor_scratch()
         self.config, self._reward = config, reward
         self._ends, self._stops, self._thoughts = ends, stops, thoughts_by(thoughts)
-        self.judged = 0  # answers
+        self.scored = 0  # answers
         self._source = (model, revision or None, trust_remote_code)
 
     async def start(self) -> None:
@@ -67,7 +67,7 @@ class VerifierActor(Watched):
         """
         read = [self.reader.read(batch, row) for row in rows]
         verdicts = await self.pool.judge_many([one.question(*its) for one, its in zip(read, problems, strict=True)])
-        self.judged += len(verdicts)
+        self.scored += len(verdicts)
         return verdicts
 
     async def answers(self, batch: RolloutBatch, rows: Sequence[int], kept: Sequence[int] = ()) -> list[Answer]:
@@ -82,7 +82,7 @@ class VerifierActor(Watched):
 
     def pulse(self) -> int:
         """Return the number of answers scored so far, which the watchdog reads as progress."""
-        return self.judged
+        return self.scored
 
     async def close(self) -> None:
         self.pool.close()

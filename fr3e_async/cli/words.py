@@ -57,7 +57,7 @@ def numbers(words: Sequence[str], known: Mapping[str, float]) -> tuple[dict[str,
 
 
 def number(key: str, text: str) -> float:
-    """Raises ``ConfigError`` unless the text is a finite number that is not negative."""
+    """Parse a finite number that is not negative. Raises ``ConfigError`` for any other text."""
     try:
         value = float(text)
     except ValueError:

@@ -176,7 +176,7 @@ class CriticConfig:
         0.05, "lambda of the policy is 1 - 1 / (length_alpha * length), at least 0 (vapo; experimental)"
     )
     positive_coef: NonNegativeFloat = knob(
-        0.1, "weight of the log-likelihood of right responses in the loss (vapo; experimental)"
+        0.1, "weight of the log-likelihood of correct responses in the loss (vapo; experimental)"
     )
     value_clip: NonNegativeFloat = knob(
         0.2, "a value that has moved by more in an update is not drawn on; 0: no bound (experimental)"

@@ -14,7 +14,7 @@ OURS = ("response", "gold", "prompt", "responses", "golds", "prompts", *GIVEN)  
 
 
 class RewardRange(NamedTuple):
-    """The numbers that a reward lies in. Strategies see its *share*: 0 for the lowest, 1 for the highest, which is right."""
+    """The numbers that a reward lies in. Strategies see its *share*: 0 for the lowest, 1 for the highest, which is correct."""
 
     low: float = 0.0
     high: float = 1.0

@@ -18,7 +18,7 @@ from fr3e_async.control.ports import Checkpoints, LearnerPort, Payload, PayloadS
 from fr3e_async.control.process import run_in_daemon_thread
 from fr3e_async.control.progress import Progress
 from fr3e_async.control.publisher import Publisher
-from fr3e_async.control.trees import TreeKeeper
+from fr3e_async.control.trees import TreeRecorder
 from fr3e_async.control.workers import Workers
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.errors import LearnerLost
@@ -39,7 +39,7 @@ class RunFiles:
     ledger_log: LedgerLog  # what became of every group
     checkpoints: Checkpoints
     journal: Journal | None = None  # every event and the commands that followed; None: not kept
-    trees: TreeKeeper | None = None  # some settled groups in full; None: not kept
+    trees: TreeRecorder | None = None  # some settled groups in full; None: not kept
 
 
 @dataclass(kw_only=True)

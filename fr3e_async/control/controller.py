@@ -273,5 +273,5 @@ def first_failure(group: BaseExceptionGroup) -> BaseException:
 
 
 def leaves_all_sound(failure: BaseException) -> bool:
-    """Books and learner are as they should be: starvation, deaths of other actors, a stall; not a defect of ours, nor a full disk."""
+    """True if ledger and learner are still consistent: starvation, deaths of other actors, a stall. False: a defect, a full disk."""
     return isinstance(failure, RunFailed) and not isinstance(failure, LearnerLost | LedgerError | StalenessError)

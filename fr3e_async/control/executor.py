@@ -254,7 +254,7 @@ class Executor:
     def _want(self, command: SetPoolTarget) -> None:
         before = self._wanted.get(command.role)
         self._wanted[command.role] = command.actors
-        self._workers.want(command.role, command.actors)
+        self._workers.set_target(command.role, command.actors)
         if before is not None:
             text = f"{command.role}: {command.actors} wanted, {before} before"
             self._note(text, "pool_resized", role=command.role, count=command.actors)

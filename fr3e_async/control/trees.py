@@ -1,6 +1,6 @@
 """Some of the settled groups as whole trees in ``trees.jsonl``, for people to look at: tokens, entropies, values, verdicts.
 
-A group retires ─► is it among the first of its batch? ─► its rollouts are fetched and written down on the side
+A group retires ─► is it among the first of its batch? ─► a task beside the loop fetches and writes its rollouts
 
 The loop never waits for it: what is still being written when the next ones come is all that is kept in memory, and a rollout
 that cannot be fetched any more costs its tree. Decides nothing about training.
@@ -47,7 +47,7 @@ class Keep(Protocol):
     def note(self, text: str) -> None: ...
 
 
-class TreeKeeper:
+class TreeRecorder:
     """Keeps ``per_step`` trained groups and as many others of every batch; of every second one, every fourth, … as the file fills,
     so that what is kept spans the run."""
 

@@ -53,7 +53,7 @@ class Workers:
         payloads: PayloadStore,
         start: Callable[[str], Awaitable[Worker]],
         workers: Iterable[tuple[str, Worker]] = (),
-        want: Callable[[str, int], None] = lambda role, actors: None,
+        set_target: Callable[[str, int], None] = lambda role, actors: None,
         draining: Callable[[], Awaitable[Mapping[str, float]]] = nothing_drains,
         node: str = "",
         first_error: Callable[[str], str] = lambda name: "",
@@ -61,11 +61,11 @@ class Workers:
         clock: Clock = steady,
     ) -> None:
         """``start``: a new worker of a role, once there is room for it; cancelled, it leaves nothing behind. ``workers``: (role,
-        worker) of those that are up. ``want``: told how many workers a role is to have. ``draining``: nodes that will be taken
+        worker) of those that are up. ``set_target``: told how many workers a role is to have. ``draining``: nodes that will be taken
         away, and in how many seconds (0: nobody knows). ``node``: that this process runs on. ``first_error``: in a worker's log. ``note``: told of
         failures of a user's reward function."""
         self.config, self.learner, self.payloads, self.start = config, learner, payloads, start
-        self.want, self.draining, self.node, self.note = want, draining, node, note
+        self.set_target, self.draining, self.node, self.note = set_target, draining, node, note
         self._first_error, self._clock = first_error, clock
         self.verdicts = FirstVerdicts([term.function for term in config.reward_terms])
         self.meters: defaultdict[str, BusyMeter] = defaultdict(BusyMeter)  # of the verifiers: engines keep their own

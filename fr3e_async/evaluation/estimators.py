@@ -83,7 +83,7 @@ def effective_samples(rates: Sequence[float], *, samples: int) -> float:
 def share(rates: Sequence[float], *, samples: int) -> Estimate:
     """The mean of values in [0, 1], one a problem, with the Wilson interval of its effective samples.
 
-    It stays of use at 0 and 1, where a bootstrap has no width.
+    The interval keeps a width at means of 0 and 1, where that of a bootstrap has none.
     """
     mean = math.fsum(rates) / len(rates)
     effective = effective_samples(rates, samples=samples)

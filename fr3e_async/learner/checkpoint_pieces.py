@@ -163,7 +163,7 @@ class Pieces:
 
 
 def _cut(runs: Iterable[WeightRun], limit: int) -> Iterator[WeightRun]:
-    """Cut runs into such of at most ``limit`` bytes."""
+    """Cut each run of weights into runs of at most ``limit`` bytes."""
     for part, name, start, values in runs:
         step = max(1, limit // values.element_size())
         for at in range(0, values.numel(), step):

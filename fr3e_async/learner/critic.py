@@ -44,10 +44,10 @@ class Critic:
         sums = np.zeros((QUARTERS, len(_SUMS)))
         for minibatch in minibatches:
             rewards = [np.array([sample.advantages[-1] for sample in part.batch.samples]) for part in minibatch.parts]
-            right = [np.repeat(r >= 1, _lengths(part.batch)) for r, part in zip(rewards, minibatch.parts, strict=True)]
-            correct = sum(int((mine & part.batch.mask).sum()) for mine, part in zip(right, minibatch.parts, strict=True))
+            imitable = [np.repeat(r >= 1, _lengths(part.batch)) for r, part in zip(rewards, minibatch.parts, strict=True)]
+            correct = sum(int((mine & part.batch.mask).sum()) for mine, part in zip(imitable, minibatch.parts, strict=True))
             weight = self.config.positive_coef * minibatch.tokens / max(1, self._total(correct))
-            for part, reward, imitated in zip(minibatch.parts, rewards, right, strict=True):
+            for part, reward, imitated in zip(minibatch.parts, rewards, imitable, strict=True):
                 values = part.measured(self.engine.forward)[0].double().cpu().numpy()
                 returns, advantages = self._credit(part.batch, reward, values)
                 columns = (values, returns, advantages, imitated * weight)

@@ -196,7 +196,7 @@ def version_bytes(config: Config, model: ModelShape | None) -> float:
 
 
 def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
-    """One row for each role, per GPU or per process, and one for a version of the weights under way. GiB."""
+    """Estimate memory in GiB: a row for each role, per GPU or per process, and one for a version of the weights in flight."""
     pools = (("generators", config.generators), ("explorers", config.explorers))
     rows = [
         _engine_memory(config, role, pool, model)

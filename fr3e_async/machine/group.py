@@ -50,7 +50,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
     """All that is known of a group. A checkpoint keeps the fields; what ``__post_init__`` makes is worked out again from them.
 
     ``trunks`` is None while they are still to be picked (by their rewards). A trunk is *open* until it has been branched
-    or given up; ``anchors_of`` holds the anchors of every base that may be a trunk, from when they are known.
+    or has failed; ``anchors_of`` holds the anchors of every base that may be a trunk, from when they are known.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
             rollout.reward = 0.0
 
     def give_up(self, ids: Iterable[RolloutId]) -> int:
-        """Their verdicts will never come; they count as given up. Returns how many were still owed."""
+        """Count rollouts whose verdicts will never come as failed. Returns how many verdicts were still owed."""
         owed = [self.rollouts[id] for id in ids if self.rollouts[id].status is Status.SAMPLED]
         for rollout in owed:
             rollout.status = Status.FAILED

@@ -121,7 +121,7 @@ class Ledger:
         )
 
     def cut(self, encode: Callable[[Group], bytes]) -> LedgerCut:
-        """Take a consistent cut that is encoded bit by bit (``LedgerCut.step``) while events go on."""
+        """Take a consistent cut, which ``LedgerCut.step`` encodes bit by bit while further events arrive."""
         self._cuts.append(cut := LedgerCut(self.state(), encode))
         return cut
 
@@ -152,7 +152,7 @@ class Ledger:
     # ---- events ----
 
     def handle(self, message: Message) -> list[LedgerCommand]:
-        """Apply one event, or ``Live``; returns what is to be done now. Raises ``RunFailed`` kinds where going on would be wrong."""
+        """Apply one event, or ``Live``; return the commands that follow. Raises kinds of ``RunFailed`` where the run must not continue."""
         commands = self._handlers[type(message)](message)
         self.check()
         return commands

@@ -215,7 +215,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """This engine belongs to the other engine pool from now on. The world has nothing to do but to know it."""
+    """Record that an engine belongs to the other engine pool from now on. The executor starts and stops nothing for it."""
 
     worker: str
     role: str

@@ -90,7 +90,7 @@ class Role:
 
 
 class Slots:
-    """Who has room for what: ``put`` queues a task, ``place`` hands out what it can, ``end`` frees its room."""
+    """Track which worker has room: ``put`` queues a task, ``place`` assigns the tasks that fit, ``end`` frees the room of one."""
 
     def __init__(self, widths: Mapping[str, int], config: PoolsConfig) -> None:
         """``widths``: by role, the most rollouts (verifiers: calls) that one worker is given at once."""
@@ -265,7 +265,7 @@ class Slots:
     def slot_down(self, worker: str, why: str, *, node: bool = False) -> tuple[str, float] | None:
         """Remove a worker. Returns its role and the seconds to wait before a replacement starts; None if it was removed before.
 
-        ``node``: it went with its node, which says nothing of the next one. Its tasks still count until each has ended.
+        ``node``: its node was lost, so this death does not count against the role. Its tasks count until each has ended.
         Raises ``RunFailed``: too many workers of the role have died in a row.
         """
         slot = self._vacate(worker)

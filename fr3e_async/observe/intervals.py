@@ -1,6 +1,6 @@
 """Sets of time intervals: how long roles were busy, idle, or busy at once. Pure arithmetic on (start, end) pairs.
 
-Refuses to know where the times come from. All times in seconds on one clock; an interval whose end is not after its start
+Does not know where the times come from. All times in seconds on one clock; an interval whose end is not after its start
 is empty.
 """
 

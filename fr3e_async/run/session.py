@@ -22,7 +22,7 @@ from fr3e_async.control.door import Door
 from fr3e_async.control.evaluator import Evaluator, pick_problems
 from fr3e_async.control.process import run_in_daemon_thread, tuned_gc
 from fr3e_async.control.progress import Progress, load_control_state
-from fr3e_async.control.trees import TreeKeeper
+from fr3e_async.control.trees import TreeRecorder
 from fr3e_async.data.prompts import Datasets
 from fr3e_async.data.stream import PromptStream
 from fr3e_async.data.tokenizer import Spell
@@ -308,7 +308,7 @@ class Session:
             publisher=publisher,
             files=RunFiles(
                 ledger_log=recorder.ledger_log, checkpoints=self._run_dir.checkpoints, journal=journal,
-                trees=TreeKeeper(per_step=keep, store=deployment.workers.payloads, spell=self._spell, keep=recorder) if keep else None,
+                trees=TreeRecorder(per_step=keep, store=deployment.workers.payloads, spell=self._spell, keep=recorder) if keep else None,
             ),
             reporter=recorder, progress=progress, clock=self._clock, door=door,
             table=PayloadTable(

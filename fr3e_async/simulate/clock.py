@@ -17,7 +17,7 @@ class VirtualClock:
         self._booked = 0
 
     def at(self, time: float, call: Call, argument: Any = None) -> None:
-        """Book ``call(argument)``. There is no way to take it back: who changes his mind ignores the call."""
+        """Schedule ``call(argument)`` for ``time``. A call cannot be cancelled: one that is not needed any more must do nothing."""
         self._booked += 1
         heapq.heappush(self._heap, (time, self._booked, call, argument))
 

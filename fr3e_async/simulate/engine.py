@@ -122,7 +122,7 @@ class SimulatedEngine:
             self._steps += work / self._step_s
 
     def _settle(self) -> None:
-        """Admit what fits, say whether it is at work, and book what comes next."""
+        """Admit the requests that fit, tell the shared cores whether the engine is at work, and schedule its next event."""
         while self._waiting and len(self._running) < self._max_running and self._fits(self._waiting[0]):
             self._start(self._waiting.popleft())
         self._cores.occupy(self, self._threads if self._running or self._loads else 0)

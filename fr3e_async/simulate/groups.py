@@ -111,7 +111,7 @@ class Groups:
         return self._with_cache(group, [(id, group.tree.prompt) for id in work.ids], known)
 
     def _branched(self, work: Branch, home: Home) -> list[SimulatedRow]:
-        """Longest context first, as the roller asks. Nothing is thrown out of a cache before new weights come."""
+        """Draw branches, the longest context first as the rollout worker does. The prefix cache keeps all until new weights come."""
         group, base = self._open[work.group], work.trunk.branch
         positions = {anchor.node: (number, anchor.position) for number, anchor in enumerate(self.anchors(work.trunk))}
         for id in work.ids:

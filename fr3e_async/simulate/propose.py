@@ -70,7 +70,7 @@ def _of_size(pool: Pool, count: int) -> Pool:
 
 
 class Search:
-    """See the module's docstring. Every split is simulated once."""
+    """The search over splits of a cluster: coarse, then fine. Each split is simulated once and its report kept."""
 
     def __init__(self, config: Config, model: SystemModel, cluster: Cluster, *, steps: int = 4, most: int = 60) -> None:
         """``steps``: batches that each simulation measures; ``most``: simulations at most. Raises ``ConfigError``."""

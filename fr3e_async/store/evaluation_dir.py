@@ -80,7 +80,7 @@ class EvaluationDir(ClaimedFolder):
         self._writers[benchmark].write(problem_row(problem, samples))
 
     def earlier(self) -> dict[str, dict[str, Any]]:
-        """Read the results that are there: rows by benchmark. Raises ``StorageError`` for a file that is none of ours."""
+        """Read the results of an earlier evaluation: rows by benchmark. Raises ``StorageError`` for a file of another format."""
         try:
             rows: dict[str, dict[str, Any]] = json.loads(self.results.read_text(encoding="utf-8"))["benchmarks"]
             for row in rows.values():

@@ -8,7 +8,7 @@ from itertools import pairwise
 from fr3e_async.verify import structure, symbolic
 from fr3e_async.verify.lexicon import NUMBERS
 from fr3e_async.verify.quantities import compare_numbers, quantity, written_number
-from fr3e_async.verify.rulings import CORRECT, WRONG, Policies, Ruling, by, by_policy, in_any_order, in_order
+from fr3e_async.verify.rulings import CORRECT, WRONG, Decision, Policies, by, by_policy, in_any_order, in_order
 from fr3e_async.verify.structure import is_name, is_relation, named, named_list, shape_of
 from fr3e_async.verify.tokens import Tokens, enclosed, is_word, render, split, tokenise, variable
 
@@ -20,7 +20,7 @@ _DIGITS = re.compile(
 )
 
 
-def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def ratio(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""``a:b:c``: proportional is equal. Where the second part has two digits it may be a time, which is equal digit by digit.
 
     >>> 2:4:6 ~ 1:2:3    \frac34 ~ 3:4    3:4 ~ \frac34    12{:}00 ~ 12:00    3:30\text{ p.m.} ~ 3:30    1:3:2 !~ 1:2:3    8:30 !~ 4:15    2\text{ to }3 ~ 2:3    2\text{ to }4 !~ 1\text{ to }2    8:15\text{ p.m.} !~ 8:15\text{ a.m.}
@@ -45,7 +45,7 @@ def parts_of(tokens: Tokens) -> tuple[list[Tokens], str] | None:
     return (parts, half) if whole else None
 
 
-def base(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def base(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""Digits with a base: the same digits and the same base.
 
     >>> 4210_{\text{five}} ~ 4210_{5}    (4210)_5 ~ 4210_5    101\text{ (base 2)} ~ 101_2    0x2F ~ 2F_{16}    0b101 ~ 101_2    \mathrm{FF}_{16} ~ FF_{16}    111_2 !~ 110_2    1010_2 !~ 1010_3
@@ -69,7 +69,7 @@ def digits_and_base(tokens: Tokens) -> tuple[str, int] | None:
     return (digits.lstrip("0"), value) if 1 < value < 37 and numeral and all(int(digit, 36) < value for digit in digits) else None
 
 
-def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def congruence(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""``x \equiv r \pmod m``: the same modulus and the same residues. One side may leave the modulus out, and give the residues as they are.
 
     >>> x\equiv 3\pmod{7} ~ x \equiv 3 \pmod 7    10 \pmod 7 ~ 3 \pmod 7    3 ~ x\equiv3\pmod7    x=7k+3 ~ x\equiv 3\pmod 7
@@ -105,7 +105,7 @@ def _residues(tokens: Tokens) -> tuple[list[Fraction], Fraction] | None:
     return [number.value for number in residues if number], base.value if base else Fraction(0)
 
 
-def domain(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def domain(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""``, k \in \mathbb{Z}`` and ``where k is an integer`` at the end may be missing; a parameter may have another letter on the other side.
 
     >>> n\pi, n\in\mathbb{Z} ~ k\pi, k\in\mathbb{Z}    x=k\pi ~ x=k\pi,\ k\in\mathbb{Z}    2k\pi, k\in\mathbb{Z} !~ k\pi, k\in \mathbb{Z}    cx^2 ~ Cx^2    rx^2 !~ Rx^2
@@ -124,18 +124,20 @@ def domain(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 _PARAMETERS = frozenset("kmnltjs")
 
 
-def relation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def relation(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""Inequalities, and equations in several variables: one is the other times a constant.
 
     >>> -x > -1 ~ x < 1    \geq 42 !~ 42    y=2x ~ y-2x=0    2x-3y=3 ~ y=\frac{2}{3}x-1    x^{2}+70=0 !~ x^{2}+50=0
     """
     if not is_relation(said) and not is_relation(meant):
         return None
-    ruling = symbolic.equal(said, meant)
-    return ruling if ruling[0] == CORRECT else symbolic.equal(*(structure.interval_of(side) or side for side in (said, meant)))
+    decision = symbolic.equal(said, meant)
+    return (
+        decision if decision[0] == CORRECT else symbolic.equal(*(structure.interval_of(side) or side for side in (said, meant)))
+    )
 
 
-def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def equation(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""``name = value`` is its value, ``a = b = c`` what it ends in, unless its parts contradict each other.
 
     >>> x=5 ~ 5    y=2x+3 ~ 2x+3    f(x)=x ~ f(z)=z    10^3 = 1000 ~ 1000    \frac6x ~ xy=6    2x-y=3 ~ y=2x-3
@@ -152,14 +154,14 @@ def equation(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     if _contradict(our_parts, policies) or (not our_name and len(set(our_parts)) < len(our_parts)):  # 1=1
         return WRONG, "the equalities contradict each other, or say nothing"
     whole = len(their_parts) > 1 and not their_name and our_parts[:-1][:1] != their_parts[:1]  # an equation in its own right
-    ends, ruling = True, (WRONG, "unproven")
+    ends, decision = True, (WRONG, "unproven")
     if whole or (their_name and not our_name and len(our_parts) > 1):
-        ruling = symbolic.equal(said, meant)
+        decision = symbolic.equal(said, meant)
         if whole and len(our_parts) == 1 and symbolic.solves(said, meant):
             return CORRECT, "solves the equation"
         computed = len(our_parts) == 1 and _computes(their_parts[0], their_parts[-1])
         ends = computed if whole else not any(map(variable, our_parts[0]))
-    return by("claims", our_parts[-1], their_parts[-1], policies) if ends and ruling[0] != CORRECT else ruling
+    return by("claims", our_parts[-1], their_parts[-1], policies) if ends and decision[0] != CORRECT else decision
 
 
 def _same_function(ours: str, theirs: str, value: Tokens) -> Tokens | None:
@@ -182,7 +184,7 @@ def _contradict(parts: list[Tokens], policies: Policies) -> bool:
     return any(CORRECT not in (compare_numbers(a, b, policies)[0], compare_numbers(b, a, policies)[0]) for a, b in pairs)
 
 
-def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def roughly(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""What is exact of ``a \approx b`` counts; an answer that is nothing but roughly is not an integer.
 
     >>> \frac{1+\sqrt{97}}{8} \approx 1.36 ~ \frac{1+\sqrt{97}}{8}    x\approx 11 ~ 11    \approx 42 !~ 42    7\approx 8 !~ 7    \sqrt{2}\approx 5 !~ \sqrt{2}
@@ -203,7 +205,7 @@ def _exactly(tokens: Tokens) -> Tokens:
     return tokens if len(others) != 1 else others[0] if not first or is_name(first) else first
 
 
-def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""A bold or plain letter for a vector with an arrow, or a segment with a bar over two letters.
 
     >>> AB ~ \overline{AB}    \mathbf{v} ~ \vec{v}    z !~ \bar{z}
@@ -213,7 +215,7 @@ def arrow(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     return (CORRECT, "policy: arrow or bar") if plain.isalpha() and (segment or marked == rf"\vec{{{plain}}}") else None
 
 
-def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def condition(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""``\{x \mid 2 < x < 3\}`` is its condition, an inequality in one name its interval, ``x \in I`` is I.
 
     >>> (2,3) ~ \{x | 2 < x < 3\}    x<-2 \text{ or } x>3 ~ (-\infty,-2)\cup(3,\infty)    k > -5 !~ (-\infty,-5)    q'>1 !~ q>1    [0,2] !~ [0,1)\cup(1,2]
@@ -225,12 +227,12 @@ def condition(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     names = [structure.bound_names(side) for side in (said, meant) if is_relation(side) and side[0] != r"\{"]
     if (len(names) == 2 and names[0] != names[1]) or {*said, *meant} >= {"'and", "'or"}:
         return WRONG, "other variables or another connective"
-    ruling = in_any_order(ours, theirs, policies)
+    decision = in_any_order(ours, theirs, policies)
     unions = [sum([(r"\cup", *piece) for piece in side], ())[1:] for side in (ours, theirs)]
-    return ruling if ruling[0] == CORRECT else symbolic.equal(*unions)
+    return decision if decision[0] == CORRECT else symbolic.equal(*unions)
 
 
-def collection(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def collection(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""Lists, sets, tuples, intervals, matrices: as many items on both sides, each correct by itself; in any order where none is said.
 
     >>> \{2,1\} ~ \{1,2\}    2,1 ~ 1,2    (x,y)=(1,2) ~ (1,2)    y=2, x=1 ~ x=1, y=2    a=1,b=2,c=3 ~ (1,2,3)    3,-3 ~ \pm 3
@@ -291,7 +293,7 @@ def _unnamed(shape: structure.Shape) -> structure.Shape:
     return shape
 
 
-def basis_vectors(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def basis_vectors(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""``3i - j`` is the vector (3, -1), where the other side is a tuple.
 
     >>> \langle 3,-1\rangle ~ 3\mathbf{i}-\mathbf{j}    2\hat{i}+3\hat{j} ~ (2,3)    \langle -1,3\rangle !~ 3\mathbf{i}-\mathbf{j}

@@ -95,7 +95,7 @@ def die_with(parent: int) -> None:
 
 
 def serve(channel: Channel, job: Job, limits: Limits, *, hides_memory_errors: bool) -> None:
-    """Answer a list of tasks with ``[ruling, retire]`` for each, one message a task, until the other end closes.
+    """Answer a list of tasks with ``[judgement, retire]`` for each, one message a task, until the other end closes.
 
     After a retire the process ends, and the tasks behind it are not looked at. ``hides_memory_errors``: the job swallows
     ``MemoryError`` and continues as if the answer were unequal, as sympy and math-verify do.
@@ -108,8 +108,8 @@ def serve(channel: Channel, job: Job, limits: Limits, *, hides_memory_errors: bo
         except EOFError:
             return
         for task in tasks:
-            ruling, retire = rule(task, job, limits, hides_memory_errors=hides_memory_errors)
-            channel.send([ruling, retire])
+            judgement, retire = rule(task, job, limits, hides_memory_errors=hides_memory_errors)
+            channel.send([judgement, retire])
             if retire:  # a fresh process is cheaper than one that keeps gigabytes
                 return
 
@@ -119,13 +119,13 @@ def rule(task: Sequence[str], job: Job, limits: Limits, *, hides_memory_errors: 
     half = limits.memory_bytes / 2
     before = _peak_bytes()
     signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
-    ruling = job(task)
+    judgement = job(task)
     signal.setitimer(signal.ITIMER_PROF, 0)
     near_limit = _peak_bytes() > half
     # A peak that this very task drove near the limit is what is left to see of a memory error that was swallowed.
-    if hides_memory_errors and near_limit and before <= half and ruling.outcome != CORRECT:
-        ruling = Judgement(UNKNOWN, MEMORY_LIMIT)
-    return ruling, near_limit
+    if hides_memory_errors and near_limit and before <= half and judgement.outcome != CORRECT:
+        judgement = Judgement(UNKNOWN, MEMORY_LIMIT)
+    return judgement, near_limit
 
 
 def _peak_bytes() -> int:

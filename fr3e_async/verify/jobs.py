@@ -28,7 +28,7 @@ class Judgement(NamedTuple):
     reason: str
     score: float | None = None  # of a user's function
     complaint: str = ""  # what is wrong with a user's function, for a log
-    parts: Sequence[Sequence[Any]] = ()  # of a batch: a ruling for each of its tasks; none: this one is of all of them
+    parts: Sequence[Sequence[Any]] = ()  # of a batch: a judgement for each of its tasks; none: this one is of all of them
 
 
 Job = Callable[[Sequence[Any]], Judgement]

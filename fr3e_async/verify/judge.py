@@ -1,6 +1,6 @@
 r"""One answer against one reference: correct only on a positive proof. Runs in a killable process.
 
-Each rule is one function. It gives a ruling where it applies, and None where it does not; the first that applies decides. Its docstring
+Each rule is one function. It gives a decision where it applies, and None where it does not; the first that applies decides. Its docstring
 states what it proves, and its examples are its tests (``answer ~ reference`` is correct, ``!~`` is wrong). What no rule proves is wrong
 ("unproven: ..."), never unknown: unknown is for limits, and for references that are sentences. Reasons that begin with "policy" are
 correct by a policy (``docs/verifier.md``), not by proof. Knows nothing of limits, responses and rewards; returns plain strings, so that a
@@ -12,7 +12,7 @@ from typing import Any
 from fr3e_async.verify import claim_rules as claims
 from fr3e_async.verify import rulings
 from fr3e_async.verify import value_rules as values
-from fr3e_async.verify.rulings import CORRECT, UNKNOWN, WRONG, Policies, Ruling, by
+from fr3e_async.verify.rulings import CORRECT, UNKNOWN, WRONG, Decision, Policies, by
 from fr3e_async.verify.tokens import tokenise
 
 __all__ = ["CORRECT", "RULES", "UNKNOWN", "WRONG", "judge"]
@@ -27,7 +27,7 @@ RULES = tuple(dict.fromkeys(_WHOLE))
 rulings.RULES |= {"values": _VALUES, "claims": _CLAIMS, "whole": _WHOLE}
 
 
-def judge(answer: str, reference: str, **options: Any) -> Ruling:
+def judge(answer: str, reference: str, **options: Any) -> Decision:
     """(outcome, reason) of an answer. Both texts come without their box. The keywords are those of ``Policies``."""
     policies = Policies(**options)
     if answer == reference:

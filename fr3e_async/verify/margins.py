@@ -77,7 +77,7 @@ def numbers_of(text: str) -> list[Fraction] | None:
 
 
 def _amounts(text: str, letters: Collection[str] = UPRIGHT_UNITS) -> list[_Amount] | None:
-    """``letters``: units of one letter that need not be upright."""
+    """Read the amounts that a text lists; None if a part of it is no amount. ``letters``: units of one letter that may be in italics."""
     tokens = tokenise(text)
     amounts = []
     for item in shape_of(tokens).items or (tokens,):

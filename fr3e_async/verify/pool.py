@@ -166,14 +166,14 @@ class _Function:
         if not self.term.batch:
             return [self._verdict(result) for result in await asyncio.wrap_future(self.tasks.submit(tasks))]
         (result,) = await asyncio.wrap_future(self.tasks.submit([tasks]))
-        if result.ruling.parts or not self._again or len(tasks) == 1:
+        if result.judgement.parts or not self._again or len(tasks) == 1:
             return self._batch(tasks, result)
         alone = await asyncio.gather(*(asyncio.wrap_future(self.tasks.submit([[task]])) for task in tasks))
         singles = [self._batch([task], one) for task, (one,) in zip(tasks, alone, strict=True)]
         return [replace(verdict, attempts=2) for (verdict,) in singles]
 
     def _batch(self, tasks: Sequence[Task], result: Result) -> list[Verdict]:
-        parts = [Judgement(*part) for part in result.ruling.parts] or [result.ruling] * len(tasks)
+        parts = [Judgement(*part) for part in result.judgement.parts] or [result.judgement] * len(tasks)
         return [self._verdict(Result(part, result.attempts)) for part in parts]
 
     def prepared(self, question: Question) -> Verdict | Task:
@@ -207,7 +207,7 @@ class _Function:
         return with_margins(verdict, answer, question.reference, question.margins, self._config)
 
     def _verdict(self, result: Result) -> Verdict:
-        outcome, reason, score, complaint, _ = result.ruling
+        outcome, reason, score, complaint, _ = result.judgement
         if not complaint or reason in self._complained:
             return Verdict(outcome=Outcome(outcome), reason=reason, score=score, attempts=result.attempts)
         self._complained.add(reason)

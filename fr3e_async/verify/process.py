@@ -39,7 +39,7 @@ class WorkerGone(Exception):
 
 
 class Reply(NamedTuple):
-    ruling: Judgement
+    judgement: Judgement
     usable: bool  # False: the worker has ended; take another
 
 
@@ -131,12 +131,12 @@ class Worker:
             return [self._ended(WALL_LIMIT)]
         while len(replies) < len(tasks):
             try:
-                ruling, retire = self._channel.receive(limit_s=wall_limit_s)
+                judgement, retire = self._channel.receive(limit_s=wall_limit_s)
             except TimeoutError:
                 return [*replies, self._ended(WALL_LIMIT)]
             except (EOFError, ConnectionResetError):
                 return [*replies, self._ended("")]
-            replies.append(Reply(Judgement(*ruling), usable=not retire))
+            replies.append(Reply(Judgement(*judgement), usable=not retire))
             if retire:
                 self.end()
                 break
@@ -170,7 +170,7 @@ def start_failed(setup: Setup) -> RunFailed:
 
 
 class Result(NamedTuple):
-    ruling: Judgement
+    judgement: Judgement
     attempts: int  # how often the task was put to a process
 
 
@@ -230,9 +230,9 @@ class TaskPool:
                 stillbirths = 0
                 last = replies[-1]
                 first_time = attempts == 1 or len(replies) > 1  # of the last task; the first one may be at its second attempt
-                again = self._retry and first_time and not last.usable and last.ruling.outcome == UNKNOWN
+                again = self._retry and first_time and not last.usable and last.judgement.outcome == UNKNOWN
                 for reply in replies[:-1] if again else replies:
-                    results.append(Result(reply.ruling, attempts))
+                    results.append(Result(reply.judgement, attempts))
                     attempts = 1
                 attempts = 2 if again else 1
                 if not last.usable:

@@ -65,8 +65,8 @@ def flag_references(
         futures = [pool.submit([tasks[reference] for reference in batch]) for batch in batches]
         for batch, future in zip(batches, futures, strict=True):
             for reference, result in zip(batch, future.result(), strict=True):
-                if result.ruling.outcome != READABLE:
-                    flags[reference] = ReferenceFlag(reference=reference, reason=result.ruling.reason)
+                if result.judgement.outcome != READABLE:
+                    flags[reference] = ReferenceFlag(reference=reference, reason=result.judgement.reason)
     finally:
         pool.close()
     return [flags[reference] for reference in dict.fromkeys(references) if reference in flags]

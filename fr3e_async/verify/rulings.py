@@ -1,4 +1,4 @@
-r"""The type of a ruling, and how rules call each other: by level, so that a rule for lists can judge items without knowing other rules.
+r"""The type of a decision, and how rules call each other: by level, so that a rule for lists can judge items without knowing other rules.
 
 ``judge`` knows the rules and sets them here; rules know only this module.
 """
@@ -27,8 +27,8 @@ class Policies:
     decimal_digits: int = 4  # significant digits from which a decimal stands for an exact value
 
 
-Ruling = tuple[str, str]
-Rule = Callable[[Tokens, Tokens, Policies], Ruling | None]
+Decision = tuple[str, str]
+Rule = Callable[[Tokens, Tokens, Policies], Decision | None]
 RULES: dict[str, tuple[Rule, ...]] = {}  # "values", "claims" and "whole"
 trace: list[str] | None = None  # where ``--explain`` wants to hear of each rule that decides
 
@@ -43,33 +43,33 @@ def attempt(otherwise: Any, work: Callable[..., Any], *arguments: Any, **options
         return otherwise
 
 
-def by(level: str, said: Tokens, meant: Tokens, policies: Policies) -> Ruling:
-    """The ruling of the first rule of a level that applies."""
+def by(level: str, said: Tokens, meant: Tokens, policies: Policies) -> Decision:
+    """The decision of the first rule of a level that applies."""
     if not said or not meant:
         return WRONG, "nothing is said"
     for rule in RULES[level]:
-        ruling = rule(said, meant, policies)
-        if ruling is not None:
+        decision = rule(said, meant, policies)
+        if decision is not None:
             if trace is not None:
-                trace.append(f"{rule.__name__}: {render(said)} | {render(meant)}: {ruling[0]} ({ruling[1]})")
-            return ruling
+                trace.append(f"{rule.__name__}: {render(said)} | {render(meant)}: {decision[0]} ({decision[1]})")
+            return decision
     return WRONG, "unproven"
 
 
-def by_policy(name: str, ruling: Ruling) -> Ruling:
-    """Name the policy as the reason of a ruling that is correct; return any other ruling unchanged."""
-    return (CORRECT, f"policy: {name}") if ruling[0] == CORRECT else ruling
+def by_policy(name: str, decision: Decision) -> Decision:
+    """Name the policy as the reason of a decision that is correct; return any other decision unchanged."""
+    return (CORRECT, f"policy: {name}") if decision[0] == CORRECT else decision
 
 
-def in_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Ruling:
+def in_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Decision:
     """The worst of several: wrong, then unknown, then correct by policy, then correct by proof."""
     if len(ours) != len(theirs):
         return WRONG, "number of items"
-    rulings = [by("claims", first, second, policies) for first, second in zip(ours, theirs, strict=True)]
-    return max(rulings, key=lambda ruling: ((CORRECT, UNKNOWN, WRONG).index(ruling[0]), ruling[1].startswith("policy")))
+    decisions = [by("claims", first, second, policies) for first, second in zip(ours, theirs, strict=True)]
+    return max(decisions, key=lambda decision: ((CORRECT, UNKNOWN, WRONG).index(decision[0]), decision[1].startswith("policy")))
 
 
-def in_any_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Ruling:
+def in_any_order(ours: Sequence[Tokens], theirs: Sequence[Tokens], policies: Policies) -> Decision:
     """A partner of its own for each item. Equality is transitive, so the first partner that fits will do."""
     if len(ours) != len(theirs) or len(ours) > MAX_ITEMS:
         return WRONG, "number of items"

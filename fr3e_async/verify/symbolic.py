@@ -79,10 +79,10 @@ def _summed(found: re.Match[str]) -> str:
 
 
 def _explicit(tokens: Tokens) -> Tokens:
-    r"""With signs for products that the parser takes for mixed numbers, (2)(4), or functions, G\frac{a}{b}; degrees as radians; a colon
-    beside a bracket as a division, (a-b):\frac{1}{2}.
+    r"""Rewrite what math-verify's parser would misread, without changing the value.
 
-    Decimals are fractions, which stay exact.
+    Products get their sign: (2)(4) is not a mixed number, G\frac{a}{b} not a function. Degrees become radians, decimals exact fractions,
+    and a colon beside a bracket a division: (a-b):\frac{1}{2}.
     """
     out: list[str] = []
     for token, before, after in zip(tokens, ("", *tokens), (*tokens[1:], ""), strict=False):
@@ -116,8 +116,8 @@ def equal(said: Tokens, meant: Tokens) -> tuple[str, str]:
     ours = None if theirs is None else reading(said)
     if ours is None:
         return "wrong", "unproven: " + ("the reference is matched as text" if theirs is None else "not read as mathematics")
-    ruling: tuple[str, str] = attempt(("wrong", "unproven: beyond sympy"), _compared, ours, theirs)
-    return ruling
+    decision: tuple[str, str] = attempt(("wrong", "unproven: beyond sympy"), _compared, ours, theirs)
+    return decision
 
 
 def _compared(ours: Any, theirs: Any) -> tuple[str, str]:

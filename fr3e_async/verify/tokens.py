@@ -135,7 +135,7 @@ def _run(run: str, prose: bool) -> list[str]:
 
 
 def _braced(tokens: list[str]) -> list[str]:
-    r"""Arguments of commands, exponents and subscripts in braces; other braces are gone."""
+    r"""Put arguments of commands, exponents and subscripts in braces, and remove all other braces. *Example*: x^2 is x^{2}."""
     out: list[str] = []
     at = opened = 0
     while at < len(tokens):

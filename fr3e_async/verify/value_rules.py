@@ -7,7 +7,7 @@ from fractions import Fraction
 from fr3e_async.verify import quantities, symbolic
 from fr3e_async.verify.lexicon import LEADS, PHRASES, STANCES
 from fr3e_async.verify.quantities import Number, Quantity, compare_numbers, quantity, written_number
-from fr3e_async.verify.rulings import CORRECT, SENTENCE_WORDS, UNKNOWN, WRONG, Policies, Ruling, by, by_policy
+from fr3e_async.verify.rulings import CORRECT, SENTENCE_WORDS, UNKNOWN, WRONG, Decision, Policies, by, by_policy
 from fr3e_async.verify.structure import shape_of
 from fr3e_async.verify.tokens import Tokens, enclosed, is_word, render, tokenise, trimmed, variable
 
@@ -15,7 +15,7 @@ _LETTERS = frozenset("ABCDEFGHIJ")
 _CHOOSING = frozenset(["'option", "'choice", "'answer", "'the", "'is", "'选", "'and", ",", ";"])
 
 
-def same_text(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def same_text(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""The same tokens are the same answer.
 
     >>> \dfrac12 ~ \frac{1}{2}    ½ ~ \frac12    x^{\prime} ~ x'    mgh ~ m g h    f'(x) !~ f(x)    vv^{\cdot} !~ vv^*    A^{-1} !~ A^T
@@ -24,7 +24,7 @@ def same_text(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     return (CORRECT, "same text") if said == meant or (plain[0] == plain[1] and plain[0].isalpha()) else None
 
 
-def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""Digits with a comma where the other side has the same digits with a point.
 
     >>> 1,22 ~ 1.22    1,22 !~ 1.23    1.234 !~ 1,234
@@ -34,7 +34,7 @@ def decimal_comma(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | N
     return (CORRECT, "policy: decimal comma") if same and written_number((comma,)) is None else None
 
 
-def choice(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def choice(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""The reference is one letter A to J or several different ones; the answer names the same letters and no other, in any order.
 
     Behind one letter in brackets, or before a stop, the value of the choice may stand; behind a stop, that others are not meant. The reference
@@ -71,7 +71,7 @@ def _choices(tokens: Tokens) -> tuple[str, Tokens]:
     return letters, tuple(kept)
 
 
-def words(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def words(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""The reference is words. The same words, without articles and with small letters, are correct; so are phrases of one row of ``PHRASES``.
 
     >>> \text{Bob and Alice} ~ \text{Alice and Bob}    \text{Ellipse} ~ ellipszis    \text{Even} ~ even    \text{yes, it is} ~ Yes    \text{DNE} ~ \text{does not exist}    \infty ~ \text{infinitely many}
@@ -113,7 +113,7 @@ def _spoken(tokens: Tokens) -> list[str]:
     return [word for word in said if word not in ("a", "an", "the")] or said or [""]
 
 
-def lead(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def lead(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""Words such as "the answer is" before mathematics say nothing.
 
     >>> \text{Solution is: } 5 ~ 5    \text{only } x=0 ~ 0    \text{not } 4 !~ 4
@@ -127,7 +127,7 @@ def _without_lead(tokens: Tokens) -> Tokens:
     return trimmed(tokens[at:]) if at and not is_word(tokens[at]) else tokens
 
 
-def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def amount(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""Units agree, by pint, or are missing on one side; then the values are equal.
 
     >>> 12\text{ cm} ~ 12    1200\text{ cm} ~ 12\text{ m}    450\text{ cents} ~ \$4.50    9.8\ \mathrm{m\,s^{-2}} ~ 9.8\ \mathrm{m/s^2}
@@ -153,7 +153,7 @@ def amount(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
     return (CORRECT, "units converted") if equal else (WRONG, "units differ")
 
 
-def _unit_on_one_side(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling:
+def _unit_on_one_side(ours: Quantity, theirs: Quantity, policies: Policies) -> Decision:
     unit = ours.unit or theirs.unit
     if unit == quantities.DEGREES and r"\pi" in (theirs.core if ours.unit else ours.core):
         turned = [(r"\frac", "{", "(", *q.core, ")", r"\pi", "}", "{", "180", "}") if q.unit else q.core for q in (ours, theirs)]
@@ -163,7 +163,7 @@ def _unit_on_one_side(ours: Quantity, theirs: Quantity, policies: Policies) -> R
     return by_policy("unit not named", by("values", ours.core, theirs.core, policies))
 
 
-def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling:
+def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Decision:
     r"""One side has a percent sign and the other none.
 
     50\% is 0.5, but an integer reference above 1 is no proportion (4200\% is not 42). With ``percent="optional"`` an answer may leave out
@@ -176,8 +176,8 @@ def _percentages(ours: Quantity, theirs: Quantity, policies: Policies) -> Ruling
     if said and meant:
         hundredth = [_hundredth(number) if q is signed else number for number, q in ((said, ours), (meant, theirs))]
         proportion = signed is theirs or not meant.integer or abs(meant.value) <= 1
-        if proportion and (ruling := compare_numbers(hundredth[0], hundredth[1], policies))[0] == CORRECT:
-            return ruling
+        if proportion and (decision := compare_numbers(hundredth[0], hundredth[1], policies))[0] == CORRECT:
+            return decision
     if policies.percent == "exact" or signed is ours or (meant and abs(meant.value) <= 1):
         return WRONG, "percent"
     return by_policy("percent sign", by("values", ours.core, theirs.core, policies))
@@ -187,7 +187,7 @@ def _hundredth(number: Number) -> Number:
     return replace(number, value=number.value / 100, places=None if number.places is None else number.places + 2, integer=False)
 
 
-def numbers(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def numbers(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""Both are written out: equal exactly, or by what rounding explains (``compare_numbers``).
 
     >>> 1.5\times 10^{3} ~ 1500    3\frac{1}{2} ~ 3.5    \frac24 ~ 0.5    7.03125 ~ 7.03    41.9999 !~ 42    10^{-8} !~ 0    \frac{34}{2} !~ 17
@@ -214,7 +214,7 @@ _UNEVALUATED_CONSTANT = _UNEVALUATED | frozenset(
 _COMPUTES = _CLOSED | _UNEVALUATED_CONSTANT | {"+", "/", "^", r"\cdot", r"\times", r"\frac", r"\div", "("}
 
 
-def unfinished(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def unfinished(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""An answer that leaves computing to the reader, where the reference does without (policy ``unfinished``).
 
     >>> \frac{1+\sqrt5}{2} ~ 1.618    4^{50} ~ 2^{100}    17\cdot 23 !~ 391    \sqrt{4} !~ 2    \sum_{k=1}^n k !~ \frac{n(n+1)}{2}
@@ -235,7 +235,7 @@ def _has_variables(tokens: Tokens) -> bool:
     return any(variable(token) and token not in "ei" for token in tokens)
 
 
-def decimals(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def decimals(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""A decimal for a closed form, from ``decimal_digits`` digits on; a closed form for a decimal that it rounds to.
 
     >>> 3.142 ~ \pi    0.3010 ~ \lg 2    \frac{1+\sqrt5}{2} ~ 1.618    \sqrt5 ~ 2.23606797749979    3.14 !~ \pi    \frac{22}{7} !~ \pi    1.2677\times10^{30} !~ 2^{100}
@@ -255,7 +255,7 @@ def decimals(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
 _COUNTS = re.compile(r"([CAP])(?:_\{(\d+)\}\^\{(\d+)\}|\^\{(\d+)\}_\{(\d+)\})|C\((\d+),(\d+)\)")
 
 
-def counting(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def counting(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""``C_5^2`` and ``C(5,2)`` are binomials, ``A_5^2`` and ``P_5^2`` count arrangements.
 
     >>> 10 ~ C_5^2    \binom{5}{2} ~ C_5^2    20 ~ A_5^2    10 ~ C(5,2)    11 !~ C_5^2
@@ -270,7 +270,7 @@ def _binomial(found: re.Match[str]) -> str:
     return rf"\binom{{{n}}}{{{k}}}" + (f"({k}!)" if found[1] in ("A", "P") else "")
 
 
-def algebra(said: Tokens, meant: Tokens, policies: Policies) -> Ruling | None:
+def algebra(said: Tokens, meant: Tokens, policies: Policies) -> Decision | None:
     r"""Both are read as a whole, and are equal by ``symbolic``.
 
     >>> (1-x)(1+x) ~ 1-x^2    2\pi r ~ 2*pi*r    3x^2 !~ 3    6xyz !~ 6abc    \frac{1}{2024!} !~ \frac{1}{2023!}    f(x) !~ f'(x)

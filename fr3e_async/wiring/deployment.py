@@ -103,7 +103,7 @@ class Deployment:
         rows = {row.role: row for row in placement(config, "least", training=training)}
         roles = [role for role in (GENERATORS, EXPLORERS, VERIFIERS) if role in rows for _ in range(rows[role].actors)]
         for row in placement(config, training=training):
-            self._advice.want(row.role, row.actors)
+            self._advice.set_target(row.role, row.actors)
         self._up = {role: (0, row.actors) for role, row in rows.items()}
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -122,7 +122,7 @@ class Deployment:
             payloads=RayPayloads(),
             start=self.start_worker,
             workers=[(role, task.result()) for role, task in workers],
-            want=self._advice.want,
+            set_target=self._advice.set_target,
             draining=lambda: run_in_daemon_thread(self._draining),
             node=ray.get_runtime_context().get_node_id(),
             first_error=self._starter.first_error,

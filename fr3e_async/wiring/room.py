@@ -78,7 +78,7 @@ class Advice:
         self._told: list[Any] | None = []  # what the autoscaler heard last; None: perhaps
         self._telling = asyncio.Lock()
 
-    def want(self, role: str, actors: int) -> None:
+    def set_target(self, role: str, actors: int) -> None:
         """Ask for this many actors of a role from the next start on."""
         self._wanted[role] = actors
 

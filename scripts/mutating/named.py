@@ -9,7 +9,7 @@ from mutating.operators import Mutation, MutationError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """``before`` stands once in the file, or the fault has to be written anew."""
+    """``before`` stands once in the file, or the fault has to be written again."""
 
     what: str
     file: str

@@ -1,6 +1,6 @@
 """Mutations of a source text by operators: where they can be made, and which are drawn. Pure; standard library only.
 
-A mutation replaces one stretch of text. It is known by what it does and not by its line, so that it stays the same when lines above it change.
+A mutation replaces one span of text. It is known by what it does and not by its line, so that it stays the same when lines above it change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tests in a process that is thrown away: with a coverage map as the result, or the first test that fails.
 
-The package and its tests are imported anew in each child, from a copy of the repository.
+The package and its tests are imported again in each child, from a copy of the repository.
 """
 
 from __future__ import annotations

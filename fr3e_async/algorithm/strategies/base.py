@@ -272,7 +272,7 @@ class Ppo(FlatStrategy):
 
 
 class Vapo(Ppo):
-    """VAPO (Yue et al. 2025, arXiv 2504.05118): PPO with a λ by length and a loss on right responses. Experimental."""
+    """VAPO (Yue et al. 2025, arXiv 2504.05118): PPO with a λ by length and a loss on correct responses. Experimental."""
 
     critic: ClassVar[frozenset[str]] = (Ppo.critic - {"policy_lambda"}) | {"length_alpha", "positive_coef"}
 

@@ -25,7 +25,7 @@ The tasks by name (``toy.task``) are drawn by ``toy_task``. ``forks`` is arithme
 At a fork a bar asks for the left term and a slash for the right one. The warm start takes the left one by habit: at a slash
 it turns right with ``toy.turn_rate`` only, at a bar still more seldom. So it knows the arithmetic and hardly the rule, and a
 problem with n slashes is solved with about ``turn_rate ** n``. Every problem has one at least. After a wrong turn the
-arithmetic continues soundly, to another answer: a solution is right if and only if all its turns are.
+arithmetic continues soundly, to another answer: a solution is correct if and only if all its turns are.
 
 Uncertain tokens that decide nothing are there as well, as in any prose: after a label a space may stand (``toy.style_rate``).
 Positions that decide and positions that are merely uncertain are known apart, so one can measure which ones anchors hit.
@@ -150,10 +150,10 @@ def write_solution(problem: ToyProblem, rng: random.Random, slip_rate: float) ->
     """Write one solution; each step goes a wrong way with probability ``slip_rate`` x SLIP_WEIGHT. 0: never."""
     lines, value = [], problem.start
     for number, step in enumerate(problem.steps, start=1):
-        right = step.left
-        term: Term | None = right
-        if rng.random() < slip_rate * SLIP_WEIGHT[right.operator]:
-            term = _slip(right, value, rng)
+        correct = step.left
+        term: Term | None = correct
+        if rng.random() < slip_rate * SLIP_WEIGHT[correct.operator]:
+            term = _slip(correct, value, rng)
         result = None if term is None else term.apply(value)
         if term is None or result is None:  # left out, or no longer possible after an earlier slip
             continue
@@ -162,8 +162,8 @@ def write_solution(problem: ToyProblem, rng: random.Random, slip_rate: float) ->
     return "".join(lines) + f"\\boxed{{{value}}}"
 
 
-def _slip(right: Term, value: int, rng: random.Random) -> Term | None:
-    swapped = [term for term, _ in _options(value, right.operand) if term.operator != right.operator]
+def _slip(correct: Term, value: int, rng: random.Random) -> Term | None:
+    swapped = [term for term, _ in _options(value, correct.operand) if term.operator != correct.operator]
     return rng.choice(swapped) if swapped and rng.random() >= SKIP_PART else None
 
 

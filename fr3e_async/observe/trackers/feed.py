@@ -41,7 +41,7 @@ class Samples:
 
 
 class Tracker(Protocol):
-    """A tracker's run, open. Every call is made by its feed's thread; each may take its time and raise what it likes."""
+    """An open run of a tracker. Only its feed's thread calls it; a call may block and may raise any exception."""
 
     remark: str  # what a person should know of how it opened; empty if it is as it was asked for
 

@@ -81,25 +81,25 @@ function describe(name) {
 function metricCard(name) {
   const metric = describe(name);
   const missing = h("span.note", {});
-  const place = h("div.plot", { role: "img", "aria-label": `${name} over ${AXES[board.axis].name}` });
+  const plot = h("div.plot", { role: "img", "aria-label": `${name} over ${AXES[board.axis].name}` });
   const readout = h("p.readout", { "aria-hidden": "true" });
   const box = h("article.card", {},
     h("h4", {}, h("code", {}, visible(name)), metric.unit ? h("span.unit", {}, metric.unit) : null),
-    h("p.meaning", { title: metric.meaning }, metric.meaning), place, readout,
+    h("p.meaning", { title: metric.meaning }, metric.meaning), plot, readout,
     h("p.card-foot", {}, benchmarkOf(name) !== null ? h("a", { href: "#evaluations" }, "table") : codeButton(name), missing));
   const card = { box, plot: null, dirty: true, seen: false, width: 0, show };
   function show() {
-    if (!card.seen || (!card.dirty && card.width === place.clientWidth)) return;
+    if (!card.seen || (!card.dirty && card.width === plot.clientWidth)) return;
     card.plot?.destroy();
     const curves = curvesOf(name), gone = board.log ? undrawn(curves) : 0;
     const some = curves.some((curve) => curve.ys.some((value) => value !== null && !(board.log && value <= 0)));
-    replace(place);
+    replace(plot);
     replace(missing, gone ? `${num(gone)} ${gone === 1 ? "value" : "values"} of 0 or less not drawn (log scale)` : null);
     const options = { axis: board.axis, unit: metric.unit, log: board.log, sync: "board", points: benchmarkOf(name) !== null, pointed: say };
-    card.plot = some ? draw(place, curves, options) : null;
-    if (!some) replace(place, h("p.empty", {}, curves.length && gone ? "no value above 0, so none on a log scale" : "no values in the runs shown"));
+    card.plot = some ? draw(plot, curves, options) : null;
+    if (!some) replace(plot, h("p.empty", {}, curves.length && gone ? "no value above 0, so none on a log scale" : "no values in the runs shown"));
     card.dirty = false;
-    card.width = place.clientWidth;
+    card.width = plot.clientWidth;
     say(null);
   }
   function say(point) {

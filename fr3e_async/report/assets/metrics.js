@@ -4,9 +4,9 @@ const declared = (name) => data.metrics[name] ?? { unit: "", meaning: "", code: 
 
 /** A button that shows the code which computes a metric. */
 function codeButton(name) {
-  const places = declared(name).code;
-  if (!places.length) return null;
-  const where = places.map((key) => data.code[key]).map((place) => `${place.file}:${place.line}`);
+  const keys = declared(name).code;
+  if (!keys.length) return null;
+  const where = keys.map((key) => data.code[key]).map((code) => `${code.file}:${code.line}`);
   return h("button.link.code-link", { type: "button", title: `Computed in ${where.join(", ")}`, onclick: () => showCode(name) }, where[0]);
 }
 
@@ -14,9 +14,9 @@ function showCode(name) {
   const metric = declared(name), tail = name.split("/")[1].replace(/^(\d+_)+(up_)?/, "");
   const names = [`"${name}"`, `"${tail}"`, `"${tail.replace(/_(fraction|nats|s|tokens)$/, "")}"`]; // as they stand in the code
   const parts = metric.code.map((key, index) => {
-    const place = data.code[key], lines = place.source.split("\n"), marked = lines.map((line) => names.some((word) => line.includes(word)));
+    const code = data.code[key], lines = code.source.split("\n"), marked = lines.map((line) => names.some((word) => line.includes(word)));
     return h("details", { open: index === 0 || marked.includes(true) || metric.code.length < 3 },
-      h("summary", {}, h("code", {}, `fr3e_async/${place.file}:${place.line}`), " ", place.name, index === 0 ? " (gives the value its name)" : ""),
+      h("summary", {}, h("code", {}, `fr3e_async/${code.file}:${code.line}`), " ", code.name, index === 0 ? " (gives the value its name)" : ""),
       h("pre.code", { tabindex: "0" }, lines.map((line, i) => [marked[i] ? h("mark", {}, line) : line, "\n"])));
   });
   showDialog(name, h("p", {}, metric.meaning, "."), metric.unit ? h("p", {}, `Unit: ${metric.unit}.`) : null,

@@ -51,15 +51,15 @@ function evaluationPlots(name, runs) {
   const curves = (axis) => runs.map((run) => evaluationCurve(run, name, axis)).filter(Boolean);
   if (!curves("step").some((curve) => curve.xs.length > 1)) return null;
   const cards = ["step", "generated", "wall"].map((axis) => {
-    const place = h("div.plot", { role: "img", "aria-label": `accuracy over ${AXES[axis].name}` });
-    requestAnimationFrame(() => { if (place.isConnected) draw(place, curves(axis), { axis, unit: "fraction", points: true, height: 200 }); });
-    return h("article.card", {}, h("h4", {}, "over ", AXES[axis].name), place);
+    const box = h("div.plot", { role: "img", "aria-label": `accuracy over ${AXES[axis].name}` });
+    requestAnimationFrame(() => { if (box.isConnected) draw(box, curves(axis), { axis, unit: "fraction", points: true, height: 200 }); });
+    return h("article.card", {}, h("h4", {}, "over ", AXES[axis].name), box);
   });
   return [h("h3", {}, benchmarkName(name)), h("div.cards", {}, cards)];
 }
 
 const FIRST = ["reward", "unanswered"]; // beside the accuracy: what it does not tell
-const PLACES = new Set([...FIRST, "at", "benchmark", "label", "accuracy", "low", "high", "version", "wall_s", "generated", "trained", "oldest_version",
+const PLACED = new Set([...FIRST, "at", "benchmark", "label", "accuracy", "low", "high", "version", "wall_s", "generated", "trained", "oldest_version",
   "newest_version", "digest", "pass_at"]);
 
 /** An evaluation's value in words: an estimate {value, low, high} with its interval; of tokens or of a share. */
@@ -74,7 +74,7 @@ function evaluated(value, key) {
 
 function evaluationTable(run) {
   const whole = (text) => h("span.whole", {}, visible(String(text ?? "")));
-  const columns = [...new Set(run.evaluations.flatMap((row) => Object.keys(row)))].filter((key) => !PLACES.has(key));
+  const columns = [...new Set(run.evaluations.flatMap((row) => Object.keys(row)))].filter((key) => !PLACED.has(key));
   const passes = [...new Set(run.evaluations.flatMap((row) => Object.keys(row.pass_at ?? {})))].filter((k) => k !== "1").sort((a, b) => a - b);
   const first = FIRST.filter((key) => run.evaluations.some((row) => typeof row[key] === "object"));
   const rows = run.evaluations.map((row) => [whole(row.label), whole(row.benchmark), percent(row.accuracy),
