@@ -129,7 +129,7 @@ class PlainLearner:
         logits = model(input_ids=torch.from_numpy(sample.tokens.astype(np.int64))[None]).logits[0]
         return torch.log_softmax(logits[sample.context_len - 1 : -1] / self.spec.temperature, dim=-1)
 
-    def _loss(self, sample: TrainSample, prox_model: Any) -> torch.Tensor:
+    def loss(self, sample: TrainSample, prox_model: Any) -> torch.Tensor:
         config, a = self.spec.loss, torch.from_numpy(sample.advantages)
         targets = torch.from_numpy(sample.tokens[sample.context_len :].astype(np.int64))[:, None]
         log_p = self.log_p(self.model, sample)
@@ -165,7 +165,7 @@ class PlainLearner:
                 self.optimiser.zero_grad()
                 for sample in part:
                     length = {"sequence": len(sample.versions), "constant": self.spec.loss.mean_length}.get(self.spec.loss.mean)
-                    (self._loss(sample, prox_model) / (len(part) * length if length else total)).backward()
+                    (self.loss(sample, prox_model) / (len(part) * length if length else total)).backward()
                 norms.append(float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)))
                 self.optimiser.step()
         self.version += 1
@@ -240,4 +240,4 @@ def rewarded(samples: list[TrainSample]) -> list[TrainSample]:
 
 def critic_weights(rank: Any) -> dict[str, torch.Tensor]:
     """Copies; all ranks."""
-    return {name: weight.float().cpu().clone() for name, weight in rank._critic.engine.weights()}
+    return {name: weight.float().cpu().clone() for name, weight in rank.critic.engine.weights()}

@@ -56,10 +56,10 @@ class Imitating(PlainLearner):
 
     right: dict[int, float] = {}  # tokens object → μ · minibatch tokens / right tokens
 
-    def _loss(self, sample: TrainSample, prox_model: Any) -> torch.Tensor:
+    def loss(self, sample: TrainSample, prox_model: Any) -> torch.Tensor:
         targets = torch.from_numpy(sample.tokens[sample.context_len :].astype(np.int64))[:, None]
         likelihood = self.log_p(self.model, sample).gather(1, targets).sum()
-        return super()._loss(sample, prox_model) - self.right.get(id(sample.tokens), 0.0) * likelihood
+        return super().loss(sample, prox_model) - self.right.get(id(sample.tokens), 0.0) * likelihood
 
 
 @pytest.mark.parametrize(("critic", "packing"), [(PPO, "tree"), (PPO, "flat"), (VAPO, "tree")])

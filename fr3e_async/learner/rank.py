@@ -51,7 +51,7 @@ class LearnerRank:
         self.version = 0  # of the weights as they are
         self.pulse = Pulse()
         self.engine: TrainingEngine | None = None  # from ``setup`` on
-        self._critic: Critic | None = None  # from ``setup`` on, with ``spec.critic``
+        self.critic: Critic | None = None  # from ``setup`` on, with ``spec.critic``
         self._sender: Any = None  # of vLLM's weight transfer
         self._broken = ""  # why the weights must not be used any more
 
@@ -84,9 +84,9 @@ class LearnerRank:
         self.engine = engine.TrainingEngine(self.spec, model, self.pulse)  # from here on ZeRO-3 fetches the weights of a pass
         check_model(model, packing=learner.packing, kernel=learner.tree_attention, longest=self.spec.longest)
         if self.spec.critic is not None:
-            self._critic = self._open_critic()
+            self.critic = self._open_critic()
         self._update = BatchUpdate(
-            self.engine, learner=learner, loss=self.spec.loss, world=world, device=self._device, critic=self._critic
+            self.engine, learner=learner, loss=self.spec.loss, world=world, device=self._device, critic=self.critic
         )  # fmt: skip
         return {
             "rank": rank,
@@ -131,7 +131,7 @@ class LearnerRank:
             dumped = self._dump(error.step, engine) if isinstance(error, UnsoundStep) else ""
             raise FloatingPointError(f"{error}{dumped}") from error
         self.version = version
-        if self.spec.loss.reference_reset and version % self.spec.loss.reference_reset == 0:
+        if self.spec.loss.reference_coef and (every := self.spec.loss.reference_reset) and version % every == 0:
             engine.state.hold_reference(version)
         return StepReport(
             version=version,
@@ -270,8 +270,8 @@ class LearnerRank:
     def _parts(self, tag: str) -> Iterator[tuple[str, TrainingEngine, LearnerConfig]]:
         """Yield what a checkpoint is of: folder, engine and the settings of its learning rate."""
         yield tag, self._require_sound(), self.spec.learner
-        if self._critic is not None and self.spec.critic is not None:
-            yield f"{tag}-critic", self._critic.engine, replace(self.spec.learner, lr=self.spec.critic.lr)
+        if self.critic is not None and self.spec.critic is not None:
+            yield f"{tag}-critic", self.critic.engine, replace(self.spec.learner, lr=self.spec.critic.lr)
 
     def begin(self) -> None:
         """Begin a run, with ``spec.optimizer_from`` if there is one. Raises as ``load``."""
@@ -279,8 +279,8 @@ class LearnerRank:
             folder = Path(self.spec.optimizer_from)
             self.load(folder.parent, folder.name)
             self.version = 0
-            if self.spec.loss.reference_coef:
-                self._require_sound().state.hold_reference(0)
+            for _, engine, lr in self._parts(""):
+                engine.begin(lr)
 
     def save_hf(self, folder: str | Path) -> None:
         """Rank 0 writes safetensors, config and tokenizer, which transformers and vLLM load. Memory: one file of weights.
