@@ -334,6 +334,34 @@ def test_the_reference_of_a_branch_is_what_it_begins_with(model: Path, tmp_path:
     assert largest_difference(weights_of(first.export(1)), begun) == 0
 
 
+def test_a_renewed_reference_takes_no_memory_of_its_own_and_without_a_weight_there_is_none(model: Path) -> None:
+    rank, bare = (start_rank(make_spec(model, loss=replace(LOSS, reference_coef=c, reference_reset=1))) for c in (0.1, 0.0))
+    before = [held.data_ptr() for held in rank.engine.state.reference.held]
+    rank.train(make_samples(1), version=1)
+    bare.train(make_samples(1), version=1)
+    reference = rank.engine.state.reference
+    assert (reference.version, [held.data_ptr() for held in reference.held]) == (1, before)
+    now = weights_of(rank.export(1))
+    with rank.engine.reference():
+        assert largest_difference(weights_of(rank.export(1)), now) == 0
+    assert bare.engine.state.reference is None
+
+
+def test_a_rate_that_falls_starts_over_in_a_branch(model: Path, tmp_path: Path) -> None:
+    """Two batches of four optimiser steps, in a line to 0: a branch that went on from there would never change a weight."""
+    spec = make_spec(model, lr_schedule="linear", lr=8e-4)
+    first = start_rank(spec)
+    for version in (1, 2):
+        first.train(make_samples(version, version=version - 1), version=version)
+    assert first.engine.lr == 0
+    first.save(tmp_path, "state")
+    branch = start_rank(replace(spec, optimizer_from=str(tmp_path / "state")))
+    branch.begin()
+    assert branch.engine.lr == pytest.approx(8e-4, rel=1e-12)
+    assert branch.train(make_samples(2), version=1).metrics["train/lr"] == pytest.approx(5e-4, rel=1e-12)  # of the fourth step
+    assert branch.engine.lr == pytest.approx(4e-4, rel=1e-12)
+
+
 def test_save_hf_loads_in_transformers(model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -410,9 +410,10 @@ def test_gspo_clips_the_geometric_mean_of_a_completions_ratios(
 )
 def test_cispo_clips_the_weight_and_keeps_the_gradient(ratio: float, advantage: float, clip_low: float, weight: float) -> None:
     token = by_ratio(ratio, advantage)
-    loss, _, grad = run(LossConfig(objective="cispo", clip_low=clip_low), [token])
+    loss, sums, grad = run(LossConfig(objective="cispo", clip_low=clip_low, dual_clip=1.5), [token])
     assert loss == pytest.approx(-weight * advantage * token["logp"])
     assert grad == pytest.approx([-weight * advantage])
+    assert (sums.total("clip_low"), sums.total("clip_high"), sums.total("dual_clip")) == (weight > ratio, weight < ratio, 0)
 
 
 def test_the_importance_weight_is_of_every_objective() -> None:

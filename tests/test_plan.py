@@ -193,6 +193,15 @@ def test_a_reference_is_a_second_set_of_weights_in_host_memory(stage: int, gib: 
     referring = config("loss.reference_coef=0.1", "learner.ranks=2", f"learner.zero_stage={stage}")
     rows = {row.role: row for row in memory_estimate(referring, SMALL)}
     assert (rows["reference"].where, rows["reference"].copies, rows["reference"].gib * GIB) == ("host", 2, pytest.approx(gib))
+    assert rows["checkpoint"].gib * GIB == pytest.approx(16 * SMALL.parameters)  # 12 bytes of float32, and its own 4
+
+
+def test_the_best_checkpoint_needs_room_too() -> None:
+    rows = {
+        row.role: row
+        for row in memory_estimate(config("run.keep_best=true", "run.keep_checkpoints=3", "evaluation.every=2"), SMALL)
+    }
+    assert (rows["checkpoint"].copies, rows["checkpoint"].note.split(";")[0]) == (5, "3 kept, the best one and one being written")
 
 
 def test_tensor_parallel_engines_divide_weights() -> None:

@@ -336,6 +336,10 @@ def test_the_best_checkpoint_stays_until_another_is_best_or_its_branch_is_left(t
     assert store.steps() == [5, 4, 3]
     save(store, 2)  # after going back: 3 to 5 are of a run that has not been
     assert store.steps() == [2]
+    assert not (tmp_path / "best").exists()  # it named 3
+    for step in (3, 4):
+        save(store, step)
+    assert store.steps() == [4]
 
 
 def test_a_checkpoint_that_was_never_committed_is_skipped_and_later_removed(

@@ -318,13 +318,13 @@ def _columns(
     config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weights_T: Tensor, kept_T: Tensor, losses_T: Tensor
 ) -> dict[str, Tensor]:
     """What ``LossSums`` is the sum of: [T] by name."""
-    bad, good = tokens.advantages < 0, tokens.advantages > 0
+    a, cispo = tokens.advantages, config.objective == "cispo"  # which cuts weights whatever the sign of A
     return {
         "tokens": tokens.mask,
         "loss": losses_T,
-        "clip_low": (ratio_T < 1 - config.clip_low) & bad,
-        "clip_high": (ratio_T > 1 + config.clip_high) & good,
-        "dual_clip": (ratio_T > config.dual_clip) & bad & bool(config.dual_clip),
+        "clip_low": (ratio_T < 1 - config.clip_low) & ((a < 0) | cispo),
+        "clip_high": (ratio_T > 1 + config.clip_high) & ((a > 0) | cispo),
+        "dual_clip": (ratio_T > config.dual_clip) & (a < 0) & (config.dual_clip > 0 and not cispo),
         "ratio": tokens.log_ratio.exp(),
         "weight": weights_T,
         "weight_squares": weights_T.square(),

@@ -43,6 +43,8 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
     yield loss.mean != "constant", f"loss.mean={loss.mean}", ("loss.mean_length",)
     yield config.learner.lr_schedule == "constant", "learner.lr_schedule=constant", ("learner.lr_min_ratio",)
     yield not data.heldout, "an empty data.heldout", ("run.keep_best",)
+    never = not (config.evaluation.every or config.evaluation.every_tokens)
+    yield never, "evaluation.every=0 and evaluation.every_tokens=0", ("run.keep_best",)
     reference = ("loss.reference_kl", "loss.reference_in", "loss.reference_reset")
     yield not loss.reference_coef, "loss.reference_coef=0", reference
     yield loss.objective == "cispo", "loss.objective=cispo", ("loss.dual_clip",)

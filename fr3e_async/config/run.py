@@ -34,7 +34,9 @@ class RunConfig:
     branch_from: str = knob(
         "", "checkpoint, or run directory, whose weights a new run begins with; model.path stays that run's", "path"
     )
-    branch_optimizer: bool = knob(True, "with run.branch_from: also take its optimiser state and schedule steps")
+    branch_optimizer: bool = knob(
+        True, "with run.branch_from: also take its optimiser state and warm-up steps; learner.lr_schedule starts over"
+    )
     change_lr: bool = knob(False, "let a resumed run change learner.lr; otherwise a different one is refused")
 
     def __post_init__(self) -> None:

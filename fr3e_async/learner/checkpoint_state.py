@@ -72,7 +72,8 @@ class TrainingState:
 
     def hold_reference(self, version: int) -> None:
         """Make the weights as they are, which are ``version``, the reference."""
-        self.reference = FrozenWeights(self._engine, self._names, version)
+        former = None if self.reference is None else self.reference.held
+        self.reference = FrozenWeights(self._engine, self._names, version, into=former)
 
     def describe(self) -> dict[str, Any]:
         """Describe all that is no run, for JSON: settings and step counts of each group of weights, schedule, counters."""
@@ -188,11 +189,12 @@ class FrozenWeights:
     layouts and kernels are the policy's. (A further model that is trained, or has another shape, needs an engine of its own.)
     """
 
-    def __init__(self, engine: Any, names: Mapping[torch.nn.Parameter, str], version: int) -> None:
+    def __init__(self, engine: Any, names: Mapping[torch.nn.Parameter, str], version: int, *, into: list[Tensor] | None) -> None:
         self._engine, self._names, self.version = engine, names, version
-        self._cut = all(hasattr(weight, "ds_tensor") for weight in names)
-        pinned = {"pin_memory": True} if torch.cuda.is_available() else {}
-        self._held = [torch.empty_like(local, device="cpu", **pinned).copy_(local) for local in self._locals()]
+        self._cut, pin = all(hasattr(weight, "ds_tensor") for weight in names), torch.cuda.is_available()
+        self.held = into or [torch.empty_like(local, device="cpu", pin_memory=pin) for local in self._locals()]
+        for local, held in zip(self._locals(), self.held, strict=True):
+            held.copy_(local)
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -200,7 +202,7 @@ class FrozenWeights:
         optimiser = self._engine.optimizer
         if self._cut:
             optimiser._partition_all_parameters()
-        for local, held in zip(self._locals(), self._held, strict=True):
+        for local, held in zip(self._locals(), self.held, strict=True):
             current = local.clone()
             local.copy_(held)
             held.copy_(current)
@@ -225,7 +227,7 @@ class FrozenWeights:
 
     def _parts(self) -> Iterator[tuple[str, int, int, Tensor]]:
         """(weight, first number, end, the part that this rank holds), padding at its end left out."""
-        for (weight, name), held in zip(self._names.items(), self._held, strict=True):
+        for (weight, name), held in zip(self._names.items(), self.held, strict=True):
             total = getattr(weight, "ds_numel", weight.numel())
             start = held.numel() * self._engine.optimizer._get_param_partition_rank(weight) if self._cut else 0
             yield name, start, min(start + held.numel(), total), held

@@ -177,6 +177,14 @@ class TrainingEngine:
         """Learning rate that the next step uses."""
         return float(self.engine.get_lr()[0])
 
+    def begin(self, learner: LearnerConfig) -> None:
+        """Begin a run of its own with the weights of another: they are its reference, and a rate that falls starts over."""
+        if self.state.reference is not None:
+            self.state.hold_reference(0)
+        if learner.lr_schedule != "constant":  # the other run's course may have ended, at a rate of 0
+            self.engine.lr_scheduler.last_epoch = 0
+            self.set_lr(learner)
+
     def set_lr(self, learner: LearnerConfig) -> None:
         """Take the learning rate of ``learner`` in place of a checkpoint's, at the point of the warm-up that it had reached.
 

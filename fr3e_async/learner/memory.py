@@ -226,13 +226,14 @@ def memory_estimate(config: Config, model: ModelShape | None) -> list[Memory]:
         rows.append(Memory(role="weights", where="host", copies=1, parts={"object store": 2 * bundle}, note=note))
         note = "each engine keeps a copy, which the next version overwrites"
         rows.append(Memory(role="engine buffers", where="host", copies=engines, parts={"one version": bundle}, note=note))
-        size, run = model.parameters * CHECKPOINT_BYTES, config.run
-        note = (
-            f"{run.keep_checkpoints} kept and one being written; within run.stop_grace_s={run.stop_grace_s:g} at "
-            f"{size / 1e9 / run.stop_grace_s:.2g} GB/s or more"
-        )
-        parts = {"masters and moments": size / GIB}
-        rows.append(Memory(role="checkpoint", where="disk", copies=run.keep_checkpoints + 1, parts=parts, note=note))
+        run, parts = config.run, {"masters and moments": model.parameters * CHECKPOINT_BYTES / GIB}
+        if config.loss.reference_coef:
+            parts["reference"] = model.parameters * BYTES[config.learner.dtype] / GIB
+        kept = f"{run.keep_checkpoints} kept" + (", the best one" if run.keep_best else "")
+        speed = sum(parts.values()) * GIB / 1e9 / run.stop_grace_s
+        note = f"{kept} and one being written; within run.stop_grace_s={run.stop_grace_s:g} at {speed:.2g} GB/s or more"
+        copies = run.keep_checkpoints + run.keep_best + 1
+        rows.append(Memory(role="checkpoint", where="disk", copies=copies, parts=parts, note=note))
     return rows
 
 

@@ -131,7 +131,7 @@ class LearnerRank:
             dumped = self._dump(error.step, engine) if isinstance(error, UnsoundStep) else ""
             raise FloatingPointError(f"{error}{dumped}") from error
         self.version = version
-        if self.spec.loss.reference_reset and version % self.spec.loss.reference_reset == 0:
+        if self.spec.loss.reference_coef and (every := self.spec.loss.reference_reset) and version % every == 0:
             engine.state.hold_reference(version)
         return StepReport(
             version=version,
@@ -279,8 +279,8 @@ class LearnerRank:
             folder = Path(self.spec.optimizer_from)
             self.load(folder.parent, folder.name)
             self.version = 0
-            if self.spec.loss.reference_coef:
-                self._require_sound().state.hold_reference(0)
+            for _, engine, lr in self._parts(""):
+                engine.begin(lr)
 
     def save_hf(self, folder: str | Path) -> None:
         """Rank 0 writes safetensors, config and tokenizer, which transformers and vLLM load. Memory: one file of weights.

@@ -150,6 +150,8 @@ class CheckpointStore:
         # After going back to an older checkpoint, later steps of the abandoned branch must not outlive newer saves.
         abandoned = [name for name in self._complete_names() if step_of(name) > step_of(newest.name)]
         kept = [name for name in self._complete_names() if name not in abandoned][: self._keep]
+        if self._named(BEST) in abandoned:  # else it would name another checkpoint, once that step is reached again
+            (self.root / BEST).unlink()
         spared |= {self._named(BEST)}
         for name in self._complete_names():
             if name not in kept and (name in abandoned or name not in spared):
