@@ -10,7 +10,7 @@ batch     the same, but one pair of items holds all rollouts of the call that en
 
 cost      CPU milliseconds a rollout, by process, and rollouts a second, engines that cost nothing
 memory    growth of the driver for each open rollout of 200, 2,000 and 8,000 tokens, by ``max_direct_call_object_size``
-faults    killed after delivery, killed in the middle, cancelled in the middle: what is still readable, what goes on
+faults    killed after delivery, killed in the middle, cancelled in the middle: what is still readable, what continues
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Writes the hashes of requirements/*.lock anew (scripts/lock.py); --check only looks.
+# Writes the hashes of requirements/*.lock again (scripts/lock.py); --check only looks.
 #
 #   to move a pin      change its version in the lock, then: bash scripts/lock.sh
-#   to resolve cuda    bash scripts/lock.sh cuda: cuda.lock anew from pyproject.toml, with the versions of cpu.lock where they fit
+#   to resolve cuda    bash scripts/lock.sh cuda: cuda.lock again from pyproject.toml, with the versions of cpu.lock where they fit
 #
 # uv asks the index; it is installed into a throw-away environment, by hash (requirements/tools.lock). PYTHON (python3) makes that
 # environment. The index is pip's: PIP_INDEX_URL, or what pip is configured with.

@@ -1,6 +1,6 @@
 """Mutants drawn by seed, each met by the tests that run its lines: ``python scripts/mutate.py`` (``--help``).
 
-Before those that are drawn come the named faults (mutating/named.py). The rows go to ``--rows``, one a mutant; a second call goes on where the first
+Before those that are drawn come the named faults (mutating/named.py). The rows go to ``--rows``, one a mutant; a second call resumes where the first
 one ended. ``--again`` meets rows again whatever is drawn today: those that lived, or those of the names or outcomes that follow. What changes nothing that anybody could see stands in docs/mutations/equivalents.jsonl with its argument.
 """
 

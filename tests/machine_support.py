@@ -40,7 +40,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class SlowCut:
-    """A cut that is encoded while the run goes on, and what it must become."""
+    """A cut that is encoded while the run continues, and what it must become."""
 
     cut: LedgerCut
     state: bytes

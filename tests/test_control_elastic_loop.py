@@ -83,7 +83,7 @@ class Cloud(World):
         return virtual_time.run(both())
 
     def require_sound(self) -> None:
-        """Books and journal say so, nothing was trained twice, and all that it had ended."""
+        """Ledger log and journal say so, nothing was trained twice, and all that it had ended."""
         audited(self.folder, self.config)
         assert replayed(self.folder, self.config) > 0
         ids = [row.payload.ids[row.row] for batch in self.learner.trained for row in batch]

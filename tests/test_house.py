@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 PACKAGE = Path(__file__).parent.parent / "fr3e_async"
 MOST_FILES = 250
 MOST_LINES = 350  # of a file
 MOST_LINES_OF_A_FUNCTION = 60
+MEDIAN_LINES_OF_A_FUNCTION = 6
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
@@ -34,10 +36,13 @@ def test_no_file_and_no_function_is_long() -> None:
         for file in TREES
         if (n := len((PACKAGE / file).read_text(encoding="utf-8").splitlines())) > MOST_LINES
     ]
+    lengths = []
     for file, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
-                if (lines := node.end_lineno - node.lineno + 1) > MOST_LINES_OF_A_FUNCTION:
+                lengths.append(lines := node.end_lineno - node.lineno + 1)
+                if lines > MOST_LINES_OF_A_FUNCTION:
                     long.append(f"{file}: {node.name} has {lines} lines")
     assert long == []
+    assert median(lengths) <= MEDIAN_LINES_OF_A_FUNCTION

@@ -348,7 +348,7 @@ def test_a_renewed_reference_takes_no_memory_of_its_own_and_without_a_weight_the
 
 
 def test_a_rate_that_falls_starts_over_in_a_branch(model: Path, tmp_path: Path) -> None:
-    """Two batches of four optimiser steps, in a line to 0: a branch that went on from there would never change a weight."""
+    """Two batches of four optimiser steps, in a line to 0: a branch that continued from there would never change a weight."""
     spec = make_spec(model, lr_schedule="linear", lr=8e-4)
     first = start_rank(spec)
     for version in (1, 2):

@@ -80,7 +80,7 @@ async def until(condition: Callable[[], bool], *, step_s: float = 0.001, limit_s
 
 
 async def settle() -> None:
-    """Until all that could continue without time has gone on: what is ready is done, threads at work have answered."""
+    """Until all that needs no time has been done: what is ready is done, threads at work have answered."""
     await asyncio.sleep(1e-4)
 
 

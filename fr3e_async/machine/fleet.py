@@ -186,6 +186,7 @@ class Fleet:
         return [Send(version=self.target, workers=tuple(ready))]
 
     def _serve(self, version: int, by: int) -> None:
+        """Count ``by`` more engines that serve ``version``. A version is live once no engine serves an older one."""
         self._serving[version] += by
         if not self._serving[version]:
             del self._serving[version]

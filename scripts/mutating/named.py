@@ -33,7 +33,7 @@ class Named:
 
 NAMED = (
     Named(
-        what="a resumed run begins its data anew",
+        what="a resumed run begins its data again",
         file="fr3e_async/run/session.py",
         before="state=resumed.stream if resumed else None",
         after="state=None",
@@ -59,8 +59,8 @@ NAMED = (
     Named(
         what="what the lower bound stops is counted by the upper one",
         file="fr3e_async/algorithm/losses.py",
-        before="(ratio_T < 1 - config.clip_low) & bad",
-        after="(ratio_T < 1 - config.clip_high) & bad",
+        before="(ratio_T < 1 - config.clip_low) & (",
+        after="(ratio_T < 1 - config.clip_high) & (",
     ),
     Named(
         what="the mean length is one of groups",
@@ -75,7 +75,7 @@ NAMED = (
         after="return length",
     ),
     Named(
-        what="tokens of a stretch without an advantage are useful",
+        what="tokens of a span without an advantage are useful",
         file="fr3e_async/machine/group.py",
         before="in span_lengths(advantage, length) if span.value)",
         after="in span_lengths(advantage, length))",
