@@ -1,6 +1,6 @@
 """Which positions of a trunk to branch from (paper, section 3.1: top-K entropy positions). Pure: arrays in, anchors out.
 
-Refuses to know tokenizers: the caller says what each token reads as, which are special, and where the answer ends.
+Does not know tokenizers: the caller says what each token reads as, which are special, and where the answer ends.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def by_problem(judgements: Iterable[ScoredSample]) -> dict[str, list[ScoredSampl
 
 
 def mean_reward(parts: Iterable[Sequence[ScoredSample]], rewards: RewardRange) -> Estimate:
-    """Mean over problems, in the declared range: that of the accuracy where all rewards are at an end of it, else a bootstrap."""
+    """Mean reward over problems with its interval: that of the accuracy if all rewards are at an end of their range, else a bootstrap."""
     shares = [[rewards.share(one.reward) for one in part] for part in parts]
     means, samples = [math.fsum(part) / len(part) for part in shares], sum(map(len, shares))
     graded = any(one not in (0, 1) for part in shares for one in part)

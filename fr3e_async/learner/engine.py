@@ -206,7 +206,7 @@ class TrainingEngine:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """For the block ``forward`` is that of the reference, which must be held. All ranks; no backward pass."""
+        """Within the block ``forward`` uses the weights of the reference, which must be held. All ranks; no backward pass."""
         assert self.state.reference is not None
         self.state.reference.swap()
         try:

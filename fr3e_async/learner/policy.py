@@ -76,7 +76,7 @@ class PolicyModel(nn.Module):
 
     @contextmanager
     def whole_distributions(self) -> Iterator[None]:
-        """For the block ``forward`` gives [P, V] float32 log-probs of every token, twice, in place of its two answers."""
+        """Within the block ``forward`` returns the [P, V] float32 log-probs of every token of the vocabulary, twice, not its two columns."""
         self._whole = True
         try:
             yield
@@ -89,7 +89,7 @@ class PolicyModel(nn.Module):
 
 
 def after_projection(config: Any) -> dict[str, float]:
-    """``HeadOptions``' scale and cap by a model's config; ``suitability`` measures whether that is all that the model does."""
+    """Read the ``scale`` and ``cap`` of ``HeadOptions`` from a model's config. ``suitability`` checks that the model does no more."""
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere's
     return {
         "scale": scale / (getattr(config, "logits_scaling", None) or 1.0),  # Granite's

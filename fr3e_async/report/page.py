@@ -4,7 +4,7 @@
     <script>     uPlot; then assets/*.js in the order of SCRIPTS            #data, #index, .part   gzip in base64
 
 All data stands in the page as gzip in base64, so no text of a prompt or a model is ever read as HTML; the scripts put it on the
-screen as text only. The Content-Security-Policy is the second wall. Refuses to know what the data means.
+screen as text only. The Content-Security-Policy is the second wall. Does not know what the data means.
 """
 
 import ast
@@ -98,7 +98,7 @@ def asset(name: str) -> str:
 
 
 def bundle() -> str:
-    """Our scripts as one: each file's functions are known to the ones after it, and nothing to the page's global object."""
+    """Join the page's scripts into one function: a file can use those before it, and none becomes a global of the page."""
     return '(() => {\n"use strict";\n' + "\n".join(asset(name) for name in SCRIPTS) + "\n})();\n"
 
 

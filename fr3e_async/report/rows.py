@@ -1,6 +1,6 @@
 """Files of JSON lines and plain numbers, read with suspicion: what stands in them was written by a run that may have been killed.
 
-Refuses to know what the rows mean.
+Does not know what the rows mean.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What a run directory says, as one JSON object for the page: curves, result, evaluations, groups by outcome, events, settings.
 
 Every file may be missing, since a run may be still going or have been killed; only ``metrics.jsonl`` or ``config.yaml`` must be there
-for a folder to count as a run. Refuses to know how the numbers are shown.
+for a folder to count as a run. Does not know how the numbers are shown.
 """
 
 from collections import Counter

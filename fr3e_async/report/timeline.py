@@ -1,7 +1,7 @@
 """Who worked when: the lanes of a run's actors, from the journals of its sessions.
 
 A task lasts from the decision ``assign`` (``rescore``, ``train``) to the one event that ends it, so the time in a worker's own
-queue counts as work; a lane is idle where its actor had nothing to do. Refuses to know what the work was for.
+queue counts as work; a lane is idle where its actor had nothing to do. Does not know what the work was for.
 """
 
 import math

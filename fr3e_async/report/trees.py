@@ -149,7 +149,7 @@ class Packer:
         return len(self.columns["group"])
 
     def add(self, run: int, tree: dict[str, Any]) -> str | None:
-        """``run``: its number in the page. Returns a packed part when one is full."""
+        """Add a tree of the run with number ``run`` in the page. Returns a packed part when one is full, else None."""
         row = {"run": run, **summary_of(tree), "part": self._part, "index": len(self._trees)}
         for name, column in self.columns.items():
             column.append(row[name])

@@ -182,7 +182,7 @@ def _shipped() -> list[str]:
 
 
 def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[tuple[Path, Layer]]:
-    """The layers of a file, its bases first. ``below``: the files whose base this one is."""
+    """Yield the layers of a file, its bases first. ``below``: the files that led here by ``base``, to find circles."""
     if path in below:
         raise ConfigError(f"{path}: base: goes in a circle: " + " → ".join(p.name for p in (*below, path)))
     content, lines = _read(path)

@@ -49,7 +49,7 @@ class Candidate:
 
     @property
     def settings(self) -> str:
-        """To copy to the command line. ``max`` follows ``count`` where the pools could grow: they share the devices of this split."""
+        """The split as settings for a command line. ``max`` is ``count`` where a pool could grow: pools share the devices of this split."""
         s, c = self.split, self.config
         words = [
             _sized("generators", s.generators, c.generators.max),

@@ -58,7 +58,7 @@ class WeightTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """All of it. ``control_s``: the control loop's own time for one event; 0: it takes none."""
+    """The service times of all parts of a system. ``control_s``: seconds that the control loop itself takes for one event."""
 
     engine: EngineTimes
     verifier: VerifierTimes

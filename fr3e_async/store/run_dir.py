@@ -10,7 +10,7 @@
     evaluations.jsonl, evaluations/    see ``results``
     trackers/      see ``trackers``
 
-Refuses to know what is in config.yaml beyond the ``Config`` it comes from, or what the other files mean.
+Does not know what is in config.yaml beyond the ``Config`` it comes from, or what the other files mean.
 """
 
 import json

@@ -71,7 +71,7 @@ class Reward:
     a verdict unknown."""
 
     def __init__(self, function: Callable[..., Any], *, batch: bool = False, low: float = 0.0, high: float = 1.0) -> None:
-        """``batch``: tasks come as lists. ``low``, ``high``: what it may return; ``high`` is correct."""
+        """``batch``: the function takes lists of tasks. ``low``, ``high``: bounds of its numbers; ``high`` is correct."""
         self._function, self._batch, self._low, self._high = function, batch, low, high
         self._takes = functools.cache(functools.partial(takes, function))
         self._loop: asyncio.Runner | None = None  # one for all calls, so that a client of the module's can keep its connections

@@ -65,10 +65,10 @@ def roll_call(
 
 
 class Advice:
-    """A request for all actors that are wanted stands while any of them starts, and only then.
+    """Requests nodes for all actors of the run from Ray's autoscaler, only while one of them starts.
 
-    Actors that are up hold their nodes, and a request that stands keeps idle nodes, too (Ray 2.60 may count it against any
-    node that fits). It is advice: a run continues without, since pending actors are demand as well.
+    Actors that are up hold their nodes by themselves, and a lasting request would keep idle nodes as well (Ray 2.60 may count it
+    against any node that fits). It is advice: a run works without it, since Ray also sees pending actors as demand.
     """
 
     def __init__(self, config: Config) -> None:

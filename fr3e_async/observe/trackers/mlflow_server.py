@@ -49,7 +49,7 @@ class MlflowTracker:
         return str(run.info.run_id)
 
     def _say_settings(self, settings: Mapping[str, str]) -> None:
-        """Parameters cannot be changed in MLflow: a setting that a resume has changed becomes a tag ``changed.<setting>``."""
+        """Log settings as parameters. MLflow cannot change one, so a setting that a resume has changed becomes a tag ``changed.<setting>``."""
         id, said = self._identity.id, self._client.get_run(self._identity.id).data.params
         short = {path: text[:PARAM_CHARS] for path, text in settings.items()}
         new = [self._entities.Param(path, text) for path, text in short.items() if path not in said]
