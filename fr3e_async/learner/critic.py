@@ -111,7 +111,7 @@ def _sums(batch: MicroBatch, rewards: NDArray[np.floating], values: NDArray[np.f
 
 def _explained(sums: NDArray[np.float64]) -> dict[str, float]:
     """1 − Σ(r − V)² / Σ(r − mean r)², of all tokens and by quarter of the response; absent where all rewards are alike."""
-    parts = {"": sums.sum(axis=0)} | {f"_q{number}": part for number, part in enumerate(sums, start=1)}
+    parts = {"": sums.sum(axis=0), **dict(zip(("_q1", "_q2", "_q3", "_q4"), sums, strict=True))}
     metrics = {}
     for label, (tokens, rewards, squares, errors, values) in parts.items():
         spread = squares - rewards**2 / tokens if tokens else 0.0
