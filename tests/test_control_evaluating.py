@@ -63,6 +63,21 @@ def test_the_checkpoint_of_the_best_evaluation_stays(tmp_path: Path, every: int)
     assert world.store.latest() == tmp_path / "checkpoints" / "step-00000008"
 
 
+def test_an_evaluation_that_skips_its_version_says_that_its_checkpoint_may_not_be_kept(tmp_path: Path) -> None:
+    """Weights are slow: from version 0 the engines come to 9, so what was due at 8 is sampled from 9."""
+    run, flow = {"steps": 9, "keep_best": True}, {"max_staleness": 4}
+    world = World(tmp_path, evaluate=True, evaluation={"every": 2}, run=run, flow=flow, correct=0.9)
+    slow_loads(world, 2.0)
+    assert world.run() == "finished"
+    assert [(e["label"], e["version"]) for e in world.controller.progress.evaluations] == [
+        ("before", 0),
+        ("step 8", 9),
+        ("after", 9),
+    ]
+    (told,) = [line for line in world.notes.lines if "run.keep_best" in line]
+    assert "evaluation 'step 8' samples from v9" in told
+
+
 def test_without_keep_best_evaluations_ask_for_no_checkpoint(tmp_path: Path) -> None:
     world = World(tmp_path, evaluate=True, evaluation={"every": 2}, run={"steps": 8})
     assert world.run() == "finished"

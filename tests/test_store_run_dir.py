@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,16 @@ def test_the_best_checkpoint_stays_until_another_is_best_or_its_branch_is_left(t
     for step in (3, 4):
         save(store, step)
     assert store.steps() == [4]
+
+
+def test_evaluations_and_commits_in_threads_of_their_own_do_not_meet(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 2):
+        save(store, step)
+    with ThreadPoolExecutor(4) as threads:
+        for told in [threads.submit(store.keep_best, 1 + turn % 2) for turn in range(200)]:
+            told.result()  # raises if two of them wrote one temporary file
+    assert (tmp_path / "best").read_text() in {"step-00000001\n", "step-00000002\n"}
 
 
 def test_a_checkpoint_that_was_never_committed_is_skipped_and_later_removed(

@@ -71,8 +71,13 @@ class EvaluationSchedule:
     def live(self, version: int) -> None:
         """All engines in service have ``version``: what is evaluated now is sampled from it, or from later ones as they come."""
         if self.due and version >= self.due:
-            label, self.due = f"step {self.due}", 0
+            label, late, self.due = f"step {self.due}", version > self.due, 0
             if self._unmeasured(label) and label not in self._progress.pending:
+                if late and self._config.run.keep_best:
+                    text = (
+                        f"evaluation {label!r} samples from v{version}: run.keep_best keeps that checkpoint, if one is made of it"
+                    )
+                    self._reporter.note(text, "note", version=version)
                 self._begin(label, version)
 
     def last(self, version: int) -> None:

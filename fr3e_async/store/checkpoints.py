@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -53,6 +54,7 @@ class CheckpointStore:
         self.root, self._keep = root, keep
         self.models = root.parent / "models"
         self.skipped: list[str] = []  # by the last ``latest``: which folders, and why
+        self._pointers = threading.Lock()  # an evaluation may end, in a thread of its own, while a checkpoint is committed
 
     def begin(self, step: int) -> Path:
         """Make an empty temporary folder, and remove what an earlier attempt left in it. Raises ``StorageError``."""
@@ -80,15 +82,16 @@ class CheckpointStore:
                 os.replace(final, self.root / f"{checkpoint_name(step)}.old.tmp")
             os.replace(folder, final)
             fsync_path(self.root)
-            write_atomically(self.root / POINTER, final.name + "\n")
-            self._prune(final, {checkpoint_name(one) for one in spare})
+            with self._pointers:
+                write_atomically(self.root / POINTER, final.name + "\n")
+                self._prune(final, {checkpoint_name(one) for one in spare})
         return final
 
     def keep_best(self, step: int) -> None:
         """Have ``best`` name the checkpoint of this step, which then stays; nothing if there is none. Raises ``StorageError``."""
         name = checkpoint_name(step)
-        if (self.root / name).is_dir() and self._named(BEST) != name:
-            with storage_errors(self.root):
+        with self._pointers, storage_errors(self.root):
+            if (self.root / name).is_dir() and self._named(BEST) != name:
                 write_atomically(self.root / BEST, name + "\n")
 
     def recover(self) -> None:
