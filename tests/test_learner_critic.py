@@ -81,7 +81,7 @@ def test_both_models_are_those_of_plain_torch(model: Path, critic: CriticConfig,
 
 
 def test_pretraining_leaves_the_policy_alone_and_a_checkpoint_continues_identically(model: Path, tmp_path: Path) -> None:
-    spec = spec_of(model, replace(PPO, pretrain=1))
+    spec = spec_of(model, replace(PPO, pretrain_batches=1))
     rank = start_rank(spec)
     before, judged = weights_of(exported(rank, 0)), critic_weights(rank)
     report = rank.train(batch(1), version=1)
@@ -127,7 +127,7 @@ def test_a_failed_step_is_dumped_with_the_critics_advantages(model: Path, tmp_pa
 
 
 def test_a_critic_that_must_not_be_trained_stops_the_run(model: Path) -> None:
-    rank = start_rank(spec_of(model, replace(PPO, pretrain=9), stop_above_grad_norm=1e-6))
+    rank = start_rank(spec_of(model, replace(PPO, pretrain_batches=9), stop_above_grad_norm=1e-6))
     with pytest.raises(FloatingPointError, match=r"of the critic the gradient norm .* lower critic\.lr"):
         rank.train(batch(1), version=1)
     with pytest.raises(RuntimeError, match="must not be used"):

@@ -181,7 +181,9 @@ class CriticConfig:
     value_clip: NonNegativeFloat = knob(
         0.2, "a value that has moved by more in an update is not drawn on; 0: no bound (experimental)"
     )
-    pretrain: NonNegativeInt = knob(0, "batches at the beginning of a run that train the critic alone (experimental)", "batches")
+    pretrain_batches: NonNegativeInt = knob(
+        0, "batches at the beginning of a run that train the critic alone (experimental)", "batches"
+    )
 
 
 @settings("flow")

@@ -36,7 +36,7 @@ class Critic:
 
     def pretrains(self, version: int) -> bool:
         """Whether the update that starts from the weights ``version`` trains the critic alone."""
-        return version < self.config.pretrain
+        return version < self.config.pretrain_batches
 
     @torch.no_grad()
     def credit(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:

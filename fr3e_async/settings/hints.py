@@ -53,9 +53,10 @@ def unknown_topic(word: str) -> ConfigError:
 
 
 def _others(path: str) -> list[str]:
-    """The settings with the same last word in another section, else those that other libraries call so."""
+    """The settings with the same last word in another section, the one alone whose section is nearly this; else what other libraries call so."""
     leaf = path.rpartition(".")[2]
-    return [known for known in knobs() if known.rpartition(".")[2] == leaf] or ours(leaf.lower().replace("-", "_"))
+    same = [known for known in knobs() if known.rpartition(".")[2] == leaf]
+    return difflib.get_close_matches(path, same, n=1, cutoff=0.85) or same or ours(leaf.lower().replace("-", "_"))
 
 
 def _nearest(path: str) -> str:

@@ -265,7 +265,9 @@ class Ppo(FlatStrategy):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    critic: ClassVar[frozenset[str]] = frozenset({"lr", "grad_clip", "policy_lambda", "value_lambda", "value_clip", "pretrain"})
+    critic: ClassVar[frozenset[str]] = frozenset(
+        {"lr", "grad_clip", "policy_lambda", "value_lambda", "value_clip", "pretrain_batches"}
+    )
 
     def advantages(self, rewards: Sequence[float]) -> Sequence[float] | None:
         return rewards or None
