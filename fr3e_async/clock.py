@@ -20,13 +20,13 @@ def wall() -> float:
 
 
 class RunClock:
-    """The wall clock as it was once, moved on by the steady one: a step of the wall clock shows in no stamp and no duration.
+    """The wall clock read once, then advanced by the steady clock: a jump of the wall clock affects no stamp and no duration.
 
     Example: made at 100 s since the epoch, it says 105 five seconds later, wherever the wall clock stands by then.
     """
 
     def __init__(self, *, after: float = 0.0) -> None:
-        """``after``: a stamp that is past, of an earlier session say: this clock is not before it."""
+        """``after``: an earlier stamp, for example of the previous session; this clock never reads less."""
         self._offset = max(wall(), after) - steady()
 
     def __call__(self) -> float:
@@ -34,7 +34,7 @@ class RunClock:
 
 
 class RemoteClock:
-    """How far our clock is ahead of another process's, from calls that it answered with its own time.
+    """Estimate how far our clock is ahead of another process's, from calls that it answered with its own time.
 
     An answer was made after it was asked for and before it was there, so each exchange bounds the difference, by its own length.
     The difference moves only where a bound moves it: intervals of two answers keep their distance, and a drift is followed.
@@ -46,7 +46,7 @@ class RemoteClock:
     def ours(
         self, intervals: Sequence[tuple[float, float]], *, theirs: float, asked: float, answered: float
     ) -> tuple[tuple[float, float], ...]:
-        """Intervals (start, end) in seconds of their clock, which stood at ``theirs``, in seconds of ours."""
+        """Convert intervals (start, end) from their clock to ours, both in seconds. ``theirs``: what their clock read."""
         low, high = asked - theirs, answered - theirs
         self._ahead = (low + high) / 2 if self._ahead is None else min(max(self._ahead, low), high)
         return tuple((start + self._ahead, end + self._ahead) for start, end in intervals)

@@ -1,6 +1,6 @@
-"""The errors that a person who runs the program can mend, each with the exit code it ends the program with; and text as it is printed.
+"""Errors that the user can fix, each with the program's exit code; and helpers for printed text.
 
-Everything else is a defect of ours and keeps its traceback.
+Every other exception is a bug and keeps its traceback.
 """
 
 import re
@@ -44,7 +44,7 @@ class StorageError(UserError):
 
 
 class StartRefused(UserError):
-    """What the first actors answered shows that these settings cannot be trained with. They are ended, and nothing is kept."""
+    """The first actors' answers show that training cannot work with these settings. The program ends them and keeps nothing."""
 
 
 class RunFailed(Exception):

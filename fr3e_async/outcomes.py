@@ -20,7 +20,7 @@ class Outcome(StrEnum):
 
 
 class Rejection(StrEnum):
-    """Why a group, or a state of one, has nothing to teach."""
+    """Why a group, or one of its states, gives no training signal."""
 
     ALL_CORRECT = "all_correct"  # every reward is the highest
     ALL_WRONG = "all_wrong"  # every reward is the lowest

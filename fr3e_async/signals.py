@@ -1,4 +1,4 @@
-"""The signals that end a program in order: who hears them, and who does not."""
+"""Handle the signals that ask for a clean shutdown: which processes receive them, and which do not."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ def listen(act: Callable[[str], None]) -> None:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Until the event loop listens, all of them interrupt as Ctrl-C does: what was begun is undone."""
+    """Until the event loop listens, make each of them interrupt like Ctrl-C, so that the start is undone."""
     before = {number: signal.getsignal(number) for number in ENDING}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

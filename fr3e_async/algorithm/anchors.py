@@ -1,4 +1,4 @@
-"""Which positions of a trunk to branch from (paper, section 3.1: top-K entropy positions). Pure: arrays in, anchors out.
+"""Choose the positions of a trunk to branch from (paper, section 3.1: top-K entropy positions). Pure: arrays in, anchors out.
 
 Does not know tokenizers: the caller says what each token reads as, which are special, and where the answer ends.
 """

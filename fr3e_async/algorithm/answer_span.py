@@ -1,4 +1,4 @@
-r"""Where the boxed answer of a text is, and with which token it is complete. Pure text; ids are never re-encoded.
+r"""Find the boxed answer of a text, and the token that completes it. Pure text; ids are never re-encoded.
 
 One reading for both who need it: the judge (``verify.answers``), and the choice of anchors, which must not stand behind the
 answer. What counts is said after the last ``</think>`` and outside of a ``<think>`` that is never closed, be it opened by
@@ -62,7 +62,7 @@ def answer_end(pieces: Sequence[str], thoughts: Thoughts = THINK) -> int | None:
 
 
 def stop_end(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of these texts ends in a response, which ends there too; None if none is in it."""
+    """Return the end of the first stop text in a response, where the response ends too; None if it has none."""
     return min((text.index(stop) + len(stop) for stop in stops if stop in text), default=None)
 
 

@@ -1,4 +1,4 @@
-"""What the log-probs of the k likeliest tokens say of the entropy of the whole vocabulary: an interval that contains it.
+"""Bound the entropy over the whole vocabulary by an interval, from the log-probs of the k likeliest tokens.
 
 With H_k = -Σ p ln p over the k tokens, r = 1 - Σ p the mass of the other V - k, and p_k the smallest of the k::
 

@@ -4,8 +4,8 @@ For comparisons of strategies at equal tokens (``budget.tokens_per_prompt``). On
 the branches of an anchor where the strategy branches, else the rollouts of the prompt. It is fixed when the group is
 admitted, from what *earlier* groups cost, so it does not depend on the group's own rollouts and no value is biased by it.
 
-The account: every admission adds the budget, every group takes what it cost; while a group is open, what it is expected
-to cost. The next group is sized so that the account comes back to 0; what rounding to whole rollouts leaves is carried on.
+The account: every admission adds the budget, and every group subtracts its cost (while it is open, its expected cost).
+The next group is sized so that the account comes back to 0; what rounding to whole rollouts leaves is carried on.
 """
 
 import copy
@@ -48,7 +48,7 @@ class TokenBudget:
     """``admit`` gives the plan of the next group, ``settle`` takes what one has cost."""
 
     def __init__(self, plan: GroupPlan, tokens_per_prompt: int, *, account: Account | None = None) -> None:
-        """``plan``: of the configuration; followed as it is with a budget of 0."""
+        """``plan``: the configured plan; with a budget of 0 it is used unchanged."""
         self._plan, self._budget = plan, tokens_per_prompt
         self._account = account or Account()
         self._expected: dict[str, float] = {}  # open groups
@@ -71,7 +71,7 @@ class TokenBudget:
         return plan
 
     def expect(self, group: str, plan: GroupPlan) -> None:
-        """A group that was admitted before a restart, with this plan, and is still open."""
+        """Register a group that was admitted with this plan before a restart and is still open."""
         if self._budget:
             self._expected[group] = self._cost(plan) if self._account.bases else float(self._budget)
 
@@ -95,14 +95,14 @@ class TokenBudget:
             account.smallest_squares += cost * cost
 
     def _size(self, plan: GroupPlan) -> int:
-        """The number of a plan that follows the budget."""
+        """Return the number in the plan that the budget controls: branches, or bases without branching."""
         return plan.branches if plan.rule else plan.bases
 
     def _sized(self, size: int) -> GroupPlan:
         return replace(self._plan, branches=size) if self._plan.rule else replace(self._plan, bases=size)
 
     def _cost(self, plan: GroupPlan) -> float:
-        """Tokens that a group of this plan is expected to generate, by the mean lengths so far."""
+        """Estimate the tokens that a group of this plan will generate, from the mean lengths so far."""
         account = self._account
         cost = plan.bases * account.base_tokens / account.bases
         if account.branches and account.possible:

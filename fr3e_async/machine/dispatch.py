@@ -135,7 +135,7 @@ class Dispatcher(Slots):
         return []
 
     def _due(self, event: events.Due) -> list[Message]:
-        """A task has rested enough, or a worker that leaves has had its time."""
+        """Queue a task whose back-off is over, or withdraw the tasks of a leaving worker whose time is up."""
         if (task := self._resting.pop(event.key, None)) is not None:
             self.put(task)
             return []
@@ -167,7 +167,7 @@ class Dispatcher(Slots):
         return messages.Vacant(role=role, staying=self.staying(role), delay_s=delay_s, ticket=ticket)
 
     def _leaving(self, event: events.Leaving) -> list[Message]:
-        """Another one is started at once; half of the notice is for the tasks that it has, the rest for giving them away."""
+        """Start a replacement at once. The worker's tasks get half of the notice to finish; the rest is for reassigning them."""
         slot = self.slots.get(event.worker)
         if slot is None:
             return []

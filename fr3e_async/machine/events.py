@@ -51,7 +51,7 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=Tr
 
     ``ids``: of its rollouts those that were not delivered.
 
-    ``counted``: it was an attempt; not if it was withdrawn for new weights, which is nobody's fault. ``gone``: rollouts of
+    ``counted``: it counts as an attempt; false if it was withdrawn for new weights. ``gone``: rollouts of
     the group that the task needed are no longer in the object store.
     """
 
@@ -84,7 +84,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """The loop wants a worker for something that is not a group's: a part of an evaluation. ``task`` is negative."""
+    """The loop requests a worker for work outside any group: a part of an evaluation. ``task`` is negative."""
 
     task: int
     role: str
@@ -93,7 +93,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=T
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """A task that was asked for has ended, or is not wanted any more. ``proof``: the worker has done it."""
+    """A requested task (``Asked``) has ended or was cancelled. ``proof``: the worker finished it."""
 
     task: int
     proof: bool = True
@@ -143,7 +143,7 @@ class Leaving(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults
 
 
 class Utilization(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """How much the pools' actors had to do. ``at``: seconds, since any moment; ``idle``: (role, part of their time) since the last."""
+    """Idle time of the pools' actors. ``at``: seconds, any origin; ``idle``: (role, idle share of time since the last)."""
 
     at: float
     idle: tuple[tuple[str, float], ...]

@@ -134,7 +134,7 @@ class Fleet:
         return self._send((event.worker,)) + ([Serve(worker=event.worker)] if serves and was_held else [])
 
     def _due(self, event: Due) -> list[Message]:
-        """Take the tasks of an engine back that was paused for a version and is not idle in time."""
+        """Take back the tasks of an engine that was paused for a version and did not become idle in time."""
         kind, _, rest = event.key.partition(" ")
         version, _, worker = rest.partition(" ")
         member = self.members.get(worker) if kind == "idle" else None

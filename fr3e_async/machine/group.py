@@ -31,7 +31,7 @@ DONE = (Status.SCORED, Status.FAILED)
 
 
 class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
-    """One rollout of a group, from its issue to its verdict. It holds nothing that could lead back to it, so it needs no collector."""
+    """One rollout of a group, from its issue to its verdict. It is never in a reference cycle, so the collector skips it."""
 
     id: RolloutId
     status: Status = Status.ISSUED
@@ -47,7 +47,7 @@ class Rollout(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
-    """All that is known of a group. A checkpoint keeps the fields; what ``__post_init__`` makes is worked out again from them.
+    """The full state of a group. A checkpoint keeps the fields; ``__post_init__`` recomputes the rest from them.
 
     ``trunks`` is None while they are still to be picked (by their rewards). A trunk is *open* until it has been branched
     or has failed; ``anchors_of`` holds the anchors of every base that may be a trunk, from when they are known.

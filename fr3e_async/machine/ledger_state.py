@@ -25,11 +25,11 @@ class StarvedError(RunFailed):
 
 
 class LedgerError(RunFailed):
-    """Admitted groups are not those settled and in flight, a slot is held too many, or a version is skipped: a defect."""
+    """The group count does not add up (admitted = settled + in flight), a slot leaked, or a version was skipped: a bug."""
 
 
 class RejectionStreak:
-    """Groups in a row that taught nothing, and what their verdicts were."""
+    """Count consecutive groups without a training signal, and their verdicts."""
 
     def __init__(self, bound: int, count: int) -> None:
         """``bound``: ``flow.max_rejected_in_a_row``. ``count``: of the session before; one above the bound ended that run, so

@@ -57,7 +57,7 @@ def next_batch(open_groups: Iterable[Group], *, size: int, window: int, version:
 
 
 def in_time(groups: Sequence[Group], *, size: int, version: int, max_staleness: int) -> bool:
-    """Can these be trained in this order, ``size`` at a time, from this version of the learner on, within the bound?"""
+    """Whether the bound holds if these groups train in this order, ``size`` at a time, from learner ``version`` on."""
     return all(version + index // size <= group.born + max_staleness for index, group in enumerate(groups))
 
 
@@ -65,7 +65,7 @@ def in_time(groups: Sequence[Group], *, size: int, version: int, max_staleness: 
 
 
 class StalenessError(RunFailed):
-    """A token is older than the bound allows: a defect of the control plane, never silently trained."""
+    """A token is older than the staleness bound: a control-plane bug. The batch is not trained."""
 
 
 def train_items(head: Sequence[Group], *, version: int, max_staleness: int, minibatches: int) -> list[TrainItem]:

@@ -1,4 +1,4 @@
-"""How many actors every pool is to have, and which ones come and go. Pure.
+"""Decide how many actors each pool has, and which ones start, move or leave. Pure.
 
     Census (idle times, queues, who stays)     ─► wanted, from min to max ─► Hire | Move | Dismiss | Drain ─► as many as wanted
     Vacant (a worker is lost, leaves, or did not start) ─► Hire, if one is missing
@@ -10,7 +10,7 @@ admission, and more engines would be idle.) It shrinks to the most that it neede
 its actors to be at work ``pools.busy_target`` of the time. An engine that its own pool could spare for ``pools.grow_after_s``
 is moved to the other one before a new one is started, if both are placed alike: it has weights and needs no node.
 
-Who has asked for actors has them counted at once, so that a cluster that takes minutes for a node is asked once. A run never
+Requested actors count at once, so a cluster that takes minutes to start a node is asked only once. A run never
 waits for actors beyond ``min``: what comes later joins.
 """
 
@@ -73,7 +73,7 @@ class Autoscaler:
     # ---- events ----
 
     def handle(self, message: Message) -> list[Message]:
-        """Apply one event, or a message of the dispatcher; returns who is to come, to move and to go."""
+        """Apply one event, or a message of the dispatcher; return commands that start, move and remove actors."""
         return self._handlers[type(message)](message)
 
     def _worker_up(self, event: WorkerUp) -> list[Message]:

@@ -138,7 +138,7 @@ class Slots:
     # ---- tasks ----
 
     def put(self, task: Task) -> None:
-        """Queue a task of its role, by priority, then by the age of its group, then in the order of coming."""
+        """Queue a task of its role, by priority, then by the age of its group, then in order of arrival."""
         role = self.roles[task.role]
         heapq.heappush(role.queue, (task.priority, task.age, next(self._order), task))
         self._queued[task.number] = task
@@ -146,7 +146,7 @@ class Slots:
         role.waiting_weight += task.weight
 
     def end(self, number: int, *, proof: bool) -> str:
-        """A task is over, or not wanted any more; the worker that had it, or "". ``proof``: the worker has done it."""
+        """End a finished or cancelled task. Returns the worker that had it, or "". ``proof``: the worker finished it."""
         if self.drop(number):
             return ""
         at = self._at.pop(number, None)
@@ -161,7 +161,7 @@ class Slots:
         return slot.worker
 
     def _prove(self, slot: WorkerSlot) -> None:
-        """The worker has done something: its role's deaths are not in a row any more."""
+        """Note that the worker finished a task, which resets its role's count of consecutive deaths."""
         slot.proven = True
         self.roles[slot.role].deaths_in_a_row, self.roles[slot.role].last_cause = 0, ""
 
@@ -275,7 +275,7 @@ class Slots:
         return slot.role, self._after_death(slot.role, worker, why, proven=slot.proven or slot.leaving or node)
 
     def not_started(self, role: str, why: str) -> float:
-        """A new worker did not come up: seconds to wait before the next one. Raises ``RunFailed`` like ``slot_down``."""
+        """Count a failed start. Returns the seconds to wait before the next. Raises ``RunFailed`` like ``slot_down``."""
         return self._after_death(role, f"a new one of {role}", why, proven=False)
 
     def gone(self, worker: str) -> None:
@@ -329,7 +329,7 @@ class Slots:
         self._offer(slot)
 
     def press(self, worker: str, *, kv_used: float, waiting: int, preempted: int) -> None:
-        """Additive increase, multiplicative decrease of what an engine is given at once.
+        """Adjust an engine's limit by additive increase, multiplicative decrease (AIMD).
 
         Evictions mean that work is thrown away and done again, so the limit is halved; it grows by a sixteenth while the
         cache has room and nothing waits inside the engine.

@@ -17,7 +17,7 @@ _RISE = 2.0  # times the usual share
 
 @dataclass(slots=True)
 class PolicyWatch:
-    """Are more answers correct by a policy of the judge, rather than by a proof? That is what a game of the reward looks like."""
+    """Watch the share of answers judged correct by a policy rather than by a proof. A rise suggests reward hacking."""
 
     usual: float | None = None  # mean share of the steps before, the newest counting most
     risen: bool = False

@@ -1,4 +1,4 @@
-"""From what a group owes to tasks, each with a number that no other task of the session has. Pure, private to control."""
+"""Turn what a group owes into tasks, each with a number unique in the session. Pure, private to control."""
 
 from collections.abc import Iterable, Sequence
 
@@ -59,7 +59,7 @@ class Issuer:
         return commands
 
     def owed(self, group: Group) -> list[LedgerCommand]:
-        """The tasks of a group that nobody is at work on, after a resume."""
+        """Return the tasks that a group needs after a resume, since no worker runs them."""
         issued = [r.id for r in group.rollouts.values() if r.status is Status.ISSUED]
         payloads = sorted({r.payload for r in group.rollouts.values() if r.status is Status.SAMPLED})
         commands = self.sample(group, [id for id in issued if id.node == 0])
