@@ -1,4 +1,4 @@
-"""Every object in flight: frozen dataclasses of numpy arrays, complete and checked at birth.
+"""The data types passed between processes: frozen dataclasses of numpy arrays, complete and checked on creation.
 
 Shapes and units stand beside the fields. L: tokens of a completion, R: rows, C: contexts. Positions are 0-based
 indices into a completion, so ``completion[:position]`` is the prefix that ends before the token at ``position``.
@@ -116,7 +116,7 @@ class Completion:
 class Anchor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A position of a trunk to branch from: a node of the group's tree.
 
-    Nodes are numbered so that every process names the same one alike: anchor j = 1..K of base b is node b·K + j, and
+    Every process numbers nodes the same way: anchor j = 1..K of base b is node b·K + j, and
     node 0 is the prompt. ``parent`` is the anchor before it on the same trunk, or the prompt.
     """
 
@@ -187,7 +187,7 @@ class RolloutBatch:
         completions: Sequence[Completion],
         eligible: Sequence[NDArray[np.bool_]] | None = None,
     ) -> RolloutBatch:
-        """One batch of a completion a row. Raw columns are kept only if they say something that the others do not."""
+        """One batch of a completion a row. Raw columns are kept only if they differ from the others."""
 
         def flat(parts: Sequence[NDArray], dtype: type) -> NDArray:
             return np.concatenate([*parts, np.zeros(0, dtype=dtype)]).astype(dtype, copy=False)

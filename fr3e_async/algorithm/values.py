@@ -32,7 +32,7 @@ def wilson(successes: float, total: float, *, z: float = Z_95) -> tuple[float, f
 class StateValue:
     """V of one state S_j, from the n of its continuations that were scored.
 
-    V and its interval take it for granted that n was fixed beforehand; ``fixed_draws`` picks such continuations.
+    V and its interval assume that n was fixed beforehand; ``fixed_draws`` picks such continuations.
     Example: ``StateValue(node=2, reward_sum=3.0, scored=4)`` has V = 0.75, with (0.30, 0.95) as its interval.
     """
 
@@ -56,7 +56,7 @@ class StateValue:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of V; wider than it need be for graded rewards."""
+        """Wilson's 95 % interval of V; wider than necessary for graded rewards."""
         return wilson(self.reward_sum, self.scored)
 
 
@@ -124,7 +124,7 @@ def decided(outcomes: Sequence[float | None]) -> bool:
 
 
 def fixed_draws(scored: Mapping[RolloutId, float], *, first: int) -> list[float]:
-    """Select the rewards of those of a state's samples whose number was fixed beforehand: its first round, and bases.
+    """Select the rewards of a state's samples whose number was fixed beforehand: its first round, and bases.
 
     ``first``: ``algorithm.adaptive_first``; 0 selects all. V is the mean of these alone, so its expectation is the true one.
     The mean of all samples is biased away from 1/2: a first round of equal rewards stands as it is, a mixed one is averaged

@@ -262,7 +262,7 @@ class Ledger:
         return self._advance(group)
 
     def _begin_again(self, group: Group) -> list[LedgerCommand]:
-        """Rollouts of the group are gone from the object store (with their node): sample it again, in its slot.
+        """Sample a group again, in its slot, because its rollouts are gone from the object store (with their node).
 
         Later tokens are no older than the slot allows, so the bound holds.
         """

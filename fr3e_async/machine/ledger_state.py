@@ -1,4 +1,4 @@
-"""What survives of a ledger when a run is resumed, and how a ledger fails."""
+"""The ledger's checkpointed state, and its errors."""
 
 import itertools
 from collections import Counter
@@ -43,7 +43,7 @@ class RejectionStreak:
         self._reasons.clear()
 
     def add(self, group: Retire, outcomes: Mapping[str, int]) -> None:
-        """Count a group that taught nothing. Raises ``StarvedError`` above the bound. ``outcomes``: of all groups so far."""
+        """Count a group without a training signal. Raises ``StarvedError`` above the bound. ``outcomes``: of all groups."""
         self.count += 1
         self._reasons.update(group.reasons)
         if self.count > self._bound:
@@ -78,7 +78,7 @@ class LedgerCut:
     """A consistent cut of a ledger, encoded a few groups at a time while the ledger works on: at no point does the loop stand still.
 
     A group that is about to change before its turn is encoded first (``keep``), so the result is the state as it was when the
-    cut was taken. That costs the loop one group at an event, and otherwise what ``step`` is asked for.
+    cut was taken. That costs the loop one group's encoding per event; ``step`` encodes as many as requested.
     """
 
     def __init__(self, state: LedgerState, encode: Callable[[Group], bytes]) -> None:
@@ -103,7 +103,7 @@ class LedgerCut:
             self.payloads.update([r.payload for r in group.issued if r.payload >= 0])
 
     def step(self, groups: int) -> bool:
-        """Encode so many groups. Returns True while there are others."""
+        """Encode up to ``groups`` groups. Returns True while some remain."""
         for name in list(itertools.islice(self._left, groups)):
             self.keep(name)
         return bool(self._left)

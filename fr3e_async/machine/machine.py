@@ -76,7 +76,7 @@ class Machine:
 def routes(
     ledger: MachinePart, dispatcher: MachinePart, fleet: MachinePart, autoscaler: MachinePart
 ) -> Mapping[type, tuple[MachinePart, ...]]:
-    """Which parts hear of what, in this order: events, and what one part says to another."""
+    """Map each event and internal message to the parts that receive it, in this order."""
     return {
         events.Admitted: (ledger,),
         events.Delivered: (dispatcher, ledger),  # its worker has room again before new tasks come

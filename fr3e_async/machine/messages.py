@@ -1,4 +1,4 @@
-"""What the parts of the control machine want done: commands to the world and to each other. Ids, lengths and rewards, never a token.
+"""Commands of the control machine's parts to the world and to each other. Ids, lengths and rewards, never a token.
 
 A *payload key* names a rollout batch in the object store; only the loop maps keys to handles. Workers and groups are named by
 text. Every ``Assign`` ends in exactly one event that names its task: Delivered, Scored, Lost or Answered.
@@ -54,7 +54,7 @@ class Branch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rescore(msgspec.Struct, frozen=True, kw_only=True):
-    """Have the learner work out the entropies of these trunks and choose their anchors (``engine.entropy: learner``)."""
+    """Have the learner compute the entropies of these trunks and choose their anchors (``engine.entropy: learner``)."""
 
     task: int
     group: str
@@ -186,7 +186,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
-    """Take these tasks back from the worker: each still ends in its own event, ``Lost(counted=False)`` unless it was quicker."""
+    """Take these tasks back from the worker: each still ends in its own event, ``Lost(counted=False)`` or its result."""
 
     worker: str
     tasks: tuple[int, ...]
@@ -240,7 +240,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
-    """Every engine in service has these weights: the ledger frees the slots of the batch, the world has to know it."""
+    """Every engine in service has these weights: the ledger frees the slots of the batch, and the world is told."""
 
     version: int
 
@@ -256,7 +256,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Machine to ledger: the session begins. What do the groups of the checkpoint still need?"""
+    """Machine to ledger: the session begins; return the commands that the checkpoint's groups still need."""
 
 
 class Settle(msgspec.Struct, frozen=True):

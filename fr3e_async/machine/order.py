@@ -35,7 +35,7 @@ from fr3e_async.types import Advantage, AdvantageSpan, RolloutSummary
 
 
 def next_batch(open_groups: Iterable[Group], *, size: int, window: int, version: int, max_staleness: int) -> list[Group] | None:
-    """The groups to train next, in admission order, or None: wait. No batch is in training.
+    """Return the groups to train next, in admission order, or None to wait. Call it only while no batch is in training.
 
     ``open_groups``: in admission order. ``version``: the learner's. ``window``: 0 for admission order.
     """
@@ -69,7 +69,7 @@ class StalenessError(RunFailed):
 
 
 def train_items(head: Sequence[Group], *, version: int, max_staleness: int, minibatches: int) -> list[TrainItem]:
-    """The rows of credited groups, in admission order and by rollout id within a group.
+    """Return the rows of credited groups, in admission order and by rollout id within a group.
 
     ``version``: of the learner. Raises ``StalenessError``.
     """
@@ -90,7 +90,7 @@ def train_items(head: Sequence[Group], *, version: int, max_staleness: int, mini
 def weighted(items: list[TrainItem]) -> list[TrainItem]:
     """Put the weights of the spans into their advantages, as shares of a mean weight of 1 over the tokens of a minibatch.
 
-    The learner divides by the number of tokens; so it is the sum of weight times advantage over the sum of the weights.
+    The learner divides by the number of tokens, so its mean is Σ weight · advantage / Σ weight.
     """
     if all(span.weight == 1 for item in items for span in item.advantage):
         return items

@@ -53,7 +53,7 @@ class Pool:
 
 
 class Autoscaler:
-    """See the module's docstring. What it knows of the workers stands in the census; the dispatcher moves and drains them."""
+    """See the module's docstring. It knows the workers only from the census; the dispatcher moves and drains them."""
 
     def __init__(self, bounds: Mapping[str, Bounds], config: PoolsConfig, *, alike: bool) -> None:
         """``alike``: an engine of either pool could be one of the other."""

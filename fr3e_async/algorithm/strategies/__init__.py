@@ -46,7 +46,7 @@ def make_strategy(config: AlgorithmConfig) -> Strategy:
 
 
 def check_strategy(config: Config) -> None:
-    """The rules between settings that need to know the strategy. Raises ``ConfigError``."""
+    """Check settings against the chosen strategy. Raises ``ConfigError`` if they conflict."""
     explorer_count(config)
     _check_critic(config)
     plan, tokens = make_strategy(config.algorithm).plan, config.budget.tokens_per_prompt
@@ -79,7 +79,7 @@ def _read_of_critic(config: AlgorithmConfig) -> frozenset[str]:
 
 
 def _check_critic(config: Config) -> None:
-    """Raise ``ConfigError`` for what no strategy with a critic is used with."""
+    """Raise ``ConfigError`` for settings that no strategy with a critic supports."""
     critic, loss = critic_settings(config), config.loss
     if critic is None:
         return

@@ -1,4 +1,4 @@
-"""The interface of a strategy: what a prompt group is made of, and from its rewards to advantages by rollout id.
+"""The interface of a strategy: it plans a prompt group, and turns the group's rewards into advantages by rollout id.
 
 A strategy is one class and one line in the registry (docs/strategies.md). It sees ids and rewards only; never rows, ranks
 or arrival order. The strategies without branches are here, too: GRPO, GRPO++ and RLOO; r_1 … r_n are the rewards of a prompt's scored
@@ -102,7 +102,7 @@ class GroupRewards:
         return nodes
 
     def shaped(self, scored: Mapping[RolloutId, float]) -> dict[RolloutId, float]:
-        """``scored`` with the penalties added: what advantages are of. Values, and what is rejected, are of the raw rewards."""
+        """Add the penalties to ``scored``. Advantages use these rewards; values and rejection use the raw ones."""
         return {id: reward + self.penalties.get(id, 0.0) for id, reward in scored.items()}
 
     def base(self, branch: int) -> RolloutId:
@@ -111,7 +111,7 @@ class GroupRewards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateCredit:
-    """What became of one state of a group: a record for ``groups.jsonl`` and the metrics."""
+    """The result of one state of a group: a record for ``groups.jsonl`` and the metrics."""
 
     value: StateValue | None  # None: none of its rollouts was scored
     alpha: float = 1.0
@@ -208,7 +208,7 @@ def rejection(outcome: GroupRewards, *, enough: bool) -> str:
 class FlatStrategy:
     """A strategy without branches: ``algorithm.bases`` rollouts of the prompt, one advantage each.
 
-    A subclass says which by ``advantages``.
+    A subclass computes them in ``advantages``.
     """
 
     config: AlgorithmConfig
