@@ -1,4 +1,4 @@
-"""What time it is. Durations, ages and limits come from a monotonic clock; the wall clock, which may be set at any moment, gives stamps only.
+"""The clocks. Durations, ages and limits use a monotonic clock; the wall clock may be reset at any moment and only gives stamps.
 
 steady()     monotonic seconds of this machine: for what stays within one process
 RunClock()   seconds since the epoch that never jump: stamps whose differences are durations
@@ -36,7 +36,7 @@ class RunClock:
 class RemoteClock:
     """Estimate how far our clock is ahead of another process's, from calls that it answered with its own time.
 
-    An answer was made after it was asked for and before it was there, so each exchange bounds the difference, by its own length.
+    An answer is made between its request and its arrival, so each exchange bounds the difference to within its own length.
     The difference moves only where a bound moves it: intervals of two answers keep their distance, and a drift is followed.
     """
 

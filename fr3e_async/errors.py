@@ -11,7 +11,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 
 
 def printable(text: str) -> str:
-    """``text`` with what can move a cursor, change a terminal or not be written at all spelt out: ``\\x1b[2J``.
+    """Escape the characters of ``text`` that move a cursor, change a terminal or cannot be written: ``\\x1b[2J``.
 
     Messages quote data files, model folders and what a model said; none of these may write to a terminal.
     """

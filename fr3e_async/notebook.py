@@ -31,19 +31,19 @@ class RecordedRun:
 
     @cached_property
     def metrics(self) -> list[Row]:
-        """A row a training batch. Example: ``{"step": 1, "time_s": 1760000015.0, "reward/accuracy": 0.45, …}``."""
+        """One row per training batch. Example: ``{"step": 1, "time_s": 1760000015.0, "reward/accuracy": 0.45, …}``."""
         return self._rows(METRICS)
 
     @cached_property
     def groups(self) -> list[Row]:
-        """A row a settled prompt group. Example: ``{"group": "task/7@0", "outcome": "trained", "tokens": {"generated": 250, …}, …}``."""
+        """One row per settled prompt group. Example: ``{"group": "task/7@0", "outcome": "trained", "tokens": {"generated": 250, …}, …}``."""
         return self._rows("groups.jsonl")
 
     @cached_property
     def trees(self) -> list[Row]:
-        """A row a kept tree: ``group``, ``step``, ``outcome``, ``prompt``, and the lists ``states`` and ``rollouts``.
+        """One row per kept tree: ``group``, ``step``, ``outcome``, ``prompt``, and the lists ``states`` and ``rollouts``.
 
-        A row a rollout: ``pandas.json_normalize(run.trees, "rollouts", ["group", "step", "outcome"], record_prefix="rollout.")``.
+        One row per rollout: ``pandas.json_normalize(run.trees, "rollouts", ["group", "step", "outcome"], record_prefix="rollout.")``.
         """
         return self._rows(TREES)
 
@@ -52,7 +52,7 @@ class RecordedRun:
 
 
 def load_run(path: str | os.PathLike[str]) -> RecordedRun:
-    """The run in a directory. Raises ``StorageError`` if it is none."""
+    """Open the run in a directory. Raises ``StorageError`` if the directory holds no run."""
     folder = Path(path).expanduser()
     check_run_folder(folder)
     return RecordedRun(folder)

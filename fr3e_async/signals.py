@@ -10,9 +10,9 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def listen(act: Callable[[str], None]) -> None:
-    """Call ``act`` with the signal's name, in the running event loop. After ``ray.init``, which puts handlers of its own in place.
+    """Call ``act`` with the signal's name, in the running event loop. Call it after ``ray.init``, which sets its own.
 
-    SIGHUP is passed over where it is ignored: that is what nohup asks for. Where it means that the terminal is gone, what is written there
+    SIGHUP stays ignored where it is already ignored, as under nohup. Where it means that the terminal is gone, what is written there
     goes nowhere from then on, instead of raising.
     """
 
@@ -54,7 +54,7 @@ def deaf_children() -> Iterator[None]:
 
 
 def pass_over() -> None:
-    """Outlive SIGTERM and SIGHUP in a process of a deaf cluster, and let those that it starts hear them: a user's function may end its own by them."""
+    """Survive SIGTERM and SIGHUP in a process of a deaf cluster. Its children receive them: a user's function may end its own."""
     numbers = ENDING[1:]
 
     def set_all(handler: Callable[[int, object], None] | signal.Handlers) -> None:

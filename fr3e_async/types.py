@@ -25,7 +25,7 @@ class Finish(IntEnum):
 
     STOP = 0  # an end token was sampled, or the end of a stop text (sampling.stop), with the last token of the completion
     LENGTH = 1  # the budget was used up
-    ABORT = 2  # the engine gave it up; the rollout is retried and never trained
+    ABORT = 2  # the engine abandoned it; the rollout is retried and never trained
 
 
 class RolloutId(NamedTuple):
@@ -139,7 +139,7 @@ FLOAT_COLUMNS = ("logprobs", "entropies", "entropy_errors", *RAW_COLUMNS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch:
-    """Completions of one task, columnar: the object that travels through Ray's object store.
+    """Completions of one task, in columns: the object that is stored in Ray's object store.
 
     Rows that continue the same context share it. A context is prompt + prefix; ``prompt_lens`` tells how much of it is
     the prompt, so that the response as a whole (prefix + completion) can be read off.
@@ -187,7 +187,7 @@ class RolloutBatch:
         completions: Sequence[Completion],
         eligible: Sequence[NDArray[np.bool_]] | None = None,
     ) -> RolloutBatch:
-        """One batch of a completion a row. Raw columns are kept only if they differ from the others."""
+        """Make one batch with a completion per row. Raw columns are kept only if they differ from the others."""
 
         def flat(parts: Sequence[NDArray], dtype: type) -> NDArray:
             return np.concatenate([*parts, np.zeros(0, dtype=dtype)]).astype(dtype, copy=False)
@@ -290,7 +290,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
 
     @property
     def reward(self) -> float | None:
-        """r of the response, in the declared range; None where nobody could tell."""
+        """r of the response, in the declared range; None for an unknown verdict."""
         if self.outcome is Outcome.UNKNOWN:
             return None
         return float(self.outcome is Outcome.CORRECT) if self.score is None else self.score

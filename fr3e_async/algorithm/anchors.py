@@ -35,7 +35,7 @@ def eligible_positions(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorRule:
-    """How anchors are ranked. ``name`` is a rule by name: "auto" is resolved by the strategy before it comes here."""
+    """How anchors are ranked. ``name`` is a concrete rule: the strategy has already resolved "auto"."""
 
     name: str
     count: int  # K
@@ -138,7 +138,7 @@ def with_entropies(batch: RolloutBatch, entropies: Mapping[int, NDArray[np.float
 def _scores(
     rule: AnchorRule, positions: NDArray[np.int64], completion: Completion, seed: Sequence[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[P] scores of the eligible positions, and how far each may be off."""
+    """[P] scores of the eligible positions, and the error bound of each."""
     exact = np.zeros(len(positions))
     raw = rule.raw and completion.raw_entropies is not None
     match rule.name:

@@ -1,6 +1,6 @@
 r"""Find the boxed answer of a text, and the token that completes it. Pure text; ids are never re-encoded.
 
-One reading for both who need it: the judge (``verify.answers``), and the choice of anchors, which must not stand behind the
+Two users share it: the judge (``verify.answers``), and the choice of anchors, which must not come after the
 answer. What counts is said after the last ``</think>`` and outside of a ``<think>`` that is never closed, be it opened by
 the response or by the prompt before it.
 """

@@ -186,7 +186,7 @@ def kept_completions(config: LossConfig, tokens: _Tokens) -> Tensor:
     would. It is the filter of Liu, Li et al., "When Speed Kills Stability" (2025); DeepSeek-V3.2 (arXiv 2512.02556) uses one
     side of it, for negative advantages only. It judges raw weights, so it works with every ``importance``.
 
-    What is left out still counts in the loss's denominator, which is known before any forward pass, the same for every rank and
+    Masked tokens still count in the loss's denominator, which is known before any forward pass, the same for every rank and
     part; and a batch of which half is left out has half the gradient.
     """
     if not config.sequence_mask:
@@ -317,7 +317,7 @@ def _token_losses(config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weigh
 def _columns(
     config: LossConfig, tokens: _Tokens, *, ratio_T: Tensor, weights_T: Tensor, kept_T: Tensor, losses_T: Tensor
 ) -> dict[str, Tensor]:
-    """What ``LossSums`` is the sum of: [T] by name."""
+    """Return the per-token terms that ``LossSums`` sums: [T] by name."""
     a, cispo = tokens.advantages, config.objective == "cispo"  # which cuts weights whatever the sign of A
     return {
         "tokens": tokens.mask,

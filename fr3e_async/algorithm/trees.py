@@ -59,7 +59,7 @@ def common_prefix(left: NDArray, right: NDArray) -> int:
 
 
 def build_forest(rows: Sequence[NDArray], *, share: bool = True) -> Forest:
-    """The forest of these rows, each a non-empty vector of token ids. With ``share`` off every row is a tree of its own.
+    """Build the forest of these rows, each a non-empty vector of token ids. With ``share`` off every row is a tree of its own.
 
     Raises:
         ValueError: no rows, or an empty one.
@@ -95,7 +95,7 @@ PART_COST = 64  # tokens: what one more forward and backward pass costs beside i
 
 
 def split_rows(rows: Sequence[NDArray], *, budget: int) -> list[list[int]]:
-    """Parts of the rows whose forests have at most ``budget`` slots each, cut so that few tokens are computed twice.
+    """Split the rows into parts whose forests have at most ``budget`` slots each, with few tokens computed twice.
 
     Neighbours in lexicographic order stay together, so a part is a span of that order; a cut repeats the prefix
     that its two neighbours share, and costs a pass. Dynamic programming over the cuts, in time linear in the rows.

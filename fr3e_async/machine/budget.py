@@ -60,7 +60,7 @@ class TokenBudget:
         """Choose the plan of a group to admit now. Raises ``BudgetError`` if even the smallest plan can never fit the budget."""
         if not self._budget:
             return self._plan
-        if not self._account.bases:  # nothing is known yet: as configured, and the account will tell
+        if not self._account.bases:  # no group has settled yet: use the configured plan
             self._expected[group] = float(self._budget)
             return self._plan
         balance = self._account.balance + sum(self._budget - cost for cost in self._expected.values())

@@ -1,7 +1,7 @@
 """What has happened: the events that go into the control machine. Ids, lengths and rewards, never a token.
 
 Each is a tagged msgspec struct, and its JSON is what a journal keeps: ``{"type":"Trained","version":7}``. A field that has its
-default is left out, so a journal of an earlier version without a newer field is read as if it stood there with its default.
+default is left out, so a newer field that an old journal lacks is read as its default.
 """
 
 import msgspec
@@ -155,7 +155,7 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
     worker: str
     kv_used: float  # part of its key-value cache, 0 to 1
     waiting: int  # requests queued inside of it
-    preempted: int  # requests it had to throw out of its cache and begin again
+    preempted: int  # requests evicted from its cache and restarted
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):

@@ -65,7 +65,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
     settled: set[RolloutId] = set()  # trunks whose second round is drawn, or not needed
     anchors: dict[int, Anchor] = {}  # by node, of the trunks that were branched
     scoring_attempts: dict[int, int] = {}  # payload -> attempts
-    beginnings: int = 1  # above 1: its rollouts were gone from the object store
+    beginnings: int = 1  # times sampled; above 1: its rollouts were lost from the object store
 
     def __post_init__(self) -> None:
         self.rollouts = {rollout.id: rollout for rollout in self.issued}
@@ -101,7 +101,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
     def fail(self, ids: Iterable[RolloutId], *, max_attempts: int, counted: bool = True) -> list[RolloutId]:
         """Count a failed attempt of the unfinished ones among ``ids``. Returns the ids to issue again; the rest have failed.
 
-        ``counted=False``: nobody's fault, so the same attempt is repeated.
+        ``counted=False``: not a failure of the rollout, so the same attempt is repeated.
         """
         again = []
         for id in ids:
@@ -179,7 +179,7 @@ class Group(msgspec.Struct, dict=True, kw_only=True, omit_defaults=True):
                 self.anchors_of.setdefault(trunk.branch, tuple(a for a in anchors if a.trunk == trunk.branch))
 
     def pick_trunks(self) -> None:
-        """Where ``algorithm.trunk`` picks by reward: pick, once all bases are done (``algorithm.anchors.trunks_by_reward``)."""
+        """If ``algorithm.trunk`` picks by reward: pick, once all bases are done (``algorithm.anchors.trunks_by_reward``)."""
         if self.trunks is not None:
             return
         bases = [r for r in self.rollouts.values() if r.id.node == 0]

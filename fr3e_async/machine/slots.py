@@ -30,7 +30,7 @@ GENERATORS, EXPLORERS, VERIFIERS = "generators", "explorers", "verifiers"
 OTHER = {GENERATORS: EXPLORERS, EXPLORERS: GENERATORS}
 GROWTH = 16  # a limit grows by the role's width / GROWTH at a time
 STALE = 64  # entries for each slot after which a heap is cleared of stale ones
-LONGEST_BACKOFF_S = 60.0  # before another worker is started in place of one that had done nothing
+LONGEST_BACKOFF_S = 60.0  # before replacing a worker that finished no task
 SLACK = 4  # loads that differ by less than width / SLACK count as equal: then a prefix at hand decides, or the role
 
 
@@ -129,8 +129,8 @@ class Slots:
         return (self.in_flight(role) + self.roles[role].waiting_weight) / max(each, 1)
 
     def spare(self, role: str, count: int) -> list[str]:
-        """So many workers of the role: from the nodes with the fewest that stay, so that nodes become empty, and of these with the
-        least to do; the newest of those that have alike."""
+        """Choose ``count`` workers of the role: from the nodes with the fewest staying workers first, so that nodes become empty,
+        then those with the least load, then the newest."""
         staying = [slot for slot in reversed(self.slots.values()) if slot.role == role and not slot.leaving]
         company = Counter(slot.node for slot in self.slots.values() if slot.node and not slot.leaving)
         return [slot.worker for slot in sorted(staying, key=lambda slot: (company[slot.node], slot.load))[:count]]
@@ -208,7 +208,7 @@ class Slots:
         return placed
 
     def _slot_for(self, role: str, task: Task) -> WorkerSlot | None:
-        """The roomiest of its role, or the one that holds its prefix if that has not much less room, or one of the other role.
+        """Choose the roomiest slot of its role, the one with its prefix if that has not much less room, or one of the other role.
 
         A task wider than a slot gets an empty one.
         """
@@ -331,7 +331,7 @@ class Slots:
     def press(self, worker: str, *, kv_used: float, waiting: int, preempted: int) -> None:
         """Adjust an engine's limit by additive increase, multiplicative decrease (AIMD).
 
-        Evictions mean that work is thrown away and done again, so the limit is halved; it grows by a sixteenth while the
+        Evictions throw work away, which is then redone, so the limit is halved; it grows by a sixteenth while the
         cache has room and nothing waits inside the engine.
         """
         slot = self.slots.get(worker)

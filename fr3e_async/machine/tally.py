@@ -23,7 +23,7 @@ class PolicyWatch:
     risen: bool = False
 
     def alarm(self, metrics: Mapping[str, float]) -> str:
-        """A line for a person when the share of a step has risen; "" while it stays, and where there are no correct verdicts."""
+        """Return a warning line when a step's share has risen; "" if it has not, or without correct verdicts."""
         share = metrics.get("verify/policy_fraction")
         if share is None:
             return ""
