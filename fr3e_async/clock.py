@@ -1,4 +1,4 @@
-"""The clocks. Durations, ages and limits use a monotonic clock; the wall clock may be reset at any moment and only gives stamps.
+"""The clocks. Durations, ages and limits come from a monotonic clock; the wall clock, which may jump, only gives stamps.
 
 steady()     monotonic seconds of this machine: for what stays within one process
 RunClock()   seconds since the epoch that never jump: stamps whose differences are durations

@@ -31,19 +31,19 @@ class RecordedRun:
 
     @cached_property
     def metrics(self) -> list[Row]:
-        """One row per training batch. Example: ``{"step": 1, "time_s": 1760000015.0, "reward/accuracy": 0.45, …}``."""
+        """A row per training batch. Example: ``{"step": 1, "time_s": 1760000015.0, "reward/accuracy": 0.45, …}``."""
         return self._rows(METRICS)
 
     @cached_property
     def groups(self) -> list[Row]:
-        """One row per settled prompt group. Example: ``{"group": "task/7@0", "outcome": "trained", "tokens": {"generated": 250, …}, …}``."""
+        """A row per settled prompt group. Example: ``{"group": "task/7@0", "outcome": "trained", "tokens": {"generated": 250, …}, …}``."""
         return self._rows("groups.jsonl")
 
     @cached_property
     def trees(self) -> list[Row]:
-        """One row per kept tree: ``group``, ``step``, ``outcome``, ``prompt``, and the lists ``states`` and ``rollouts``.
+        """A row per kept tree: ``group``, ``step``, ``outcome``, ``prompt``, and the lists ``states`` and ``rollouts``.
 
-        One row per rollout: ``pandas.json_normalize(run.trees, "rollouts", ["group", "step", "outcome"], record_prefix="rollout.")``.
+        A row per rollout: ``pandas.json_normalize(run.trees, "rollouts", ["group", "step", "outcome"], record_prefix="rollout.")``.
         """
         return self._rows(TREES)
 

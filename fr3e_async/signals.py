@@ -10,7 +10,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def listen(act: Callable[[str], None]) -> None:
-    """Call ``act`` with the signal's name, in the running event loop. Call it after ``ray.init``, which sets its own.
+    """Call ``act`` with the signal's name, in the running event loop. Use it after ``ray.init``, which sets handlers too.
 
     SIGHUP stays ignored where it is already ignored, as under nohup. Where it means that the terminal is gone, what is written there
     goes nowhere from then on, instead of raising.

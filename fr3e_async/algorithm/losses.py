@@ -186,7 +186,7 @@ def kept_completions(config: LossConfig, tokens: _Tokens) -> Tensor:
     would. It is the filter of Liu, Li et al., "When Speed Kills Stability" (2025); DeepSeek-V3.2 (arXiv 2512.02556) uses one
     side of it, for negative advantages only. It judges raw weights, so it works with every ``importance``.
 
-    Masked tokens still count in the loss's denominator, which is known before any forward pass, the same for every rank and
+    Those left out still count in the loss's denominator, which is known before any forward pass, the same for every rank and
     part; and a batch of which half is left out has half the gradient.
     """
     if not config.sequence_mask:
