@@ -25,7 +25,7 @@ class StarvedError(RunFailed):
 
 
 class LedgerError(RunFailed):
-    """The group count does not add up (admitted = settled + in flight), too many slots are held, or a version was skipped: a bug."""
+    """Group counts disagree (admitted = settled + in flight), too many slots are held, or a version was skipped: a bug."""
 
 
 class RejectionStreak:
