@@ -26,7 +26,7 @@ class Rows:
 
     train: tuple[DataRow, ...]
     heldout: tuple[DataRow, ...]
-    notes: tuple[Note, ...] = ()  # what was found and left out, for a person
+    notes: tuple[Note, ...] = ()  # messages for the user: what was found and left out
 
 
 def read_rows(config: Config, benchmarks: Sequence[DataRow] = (), announce: Callable[[str], None] = lambda _: None) -> Rows:

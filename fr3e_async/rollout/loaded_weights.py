@@ -113,7 +113,7 @@ class Look:
     known: Mapping[str, int]  # checksums of sent tensors
     whole: bool
     due: bool
-    turn: int  # others each time
+    turn: int  # selects other layers and columns each time
 
 
 def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer | None, look: Look) -> set[str]:
@@ -269,7 +269,7 @@ def same_bytes(left: Tensor, right: Tensor) -> bool:
 
 
 def _twins(model: nn.Module) -> dict[str, list[str]]:
-    """Parameter -> all parameters that are the same tensor, itself first: a tied head is loaded as the embedding."""
+    """Map each parameter to all that share its tensor, itself first: a tied head is loaded as the embedding."""
     by_tensor: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         by_tensor.setdefault(id(parameter), []).append(name)

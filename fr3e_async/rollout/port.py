@@ -20,9 +20,9 @@ from fr3e_async.config import EngineConfig
 from fr3e_async.types import Completion
 from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, WeightManifest
 
-Fetch = Callable[[Any], Awaitable[WeightBucket]]  # a bucket behind the handle that a bundle has of it
+Fetch = Callable[[Any], Awaitable[WeightBucket]]  # fetches the bucket behind a bundle's handle
 
-LINGER_S = 0.01  # for which a rollout that has ended waits for others of its task: one message for all of them
+LINGER_S = 0.01  # a finished rollout waits this long for others of its task, to share one message
 
 
 async def in_hand(bucket: WeightBucket) -> WeightBucket:
@@ -31,7 +31,7 @@ async def in_hand(bucket: WeightBucket) -> WeightBucket:
 
 
 class EngineDead(RuntimeError):
-    """The engine cannot serve any more and will not recover; its process should end, so that a new one is started."""
+    """The engine has failed for good; its process should end, so that a new one is started."""
 
 
 class WeightsRefused(ValueError):
@@ -40,7 +40,7 @@ class WeightsRefused(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferMeeting:
-    """Where the learner and its engines meet to transfer weights without the object store.
+    """Rendezvous of the learner and its engines for transferring weights without the object store.
 
     *Example*: ``TransferMeeting(backend="nccl", host="10.0.0.4", port=29511, world=5, timeout_s=120.0)``.
     """
@@ -163,7 +163,7 @@ class Engine(Protocol):
         """
 
     async def join_transfer(self, meeting: TransferMeeting, *, rank: int) -> None:
-        """Leave the transfer group of before, and join this one as ``rank``. Needs ``EngineSpec.transfer``."""
+        """Leave the previous transfer group, and join this one as ``rank``. Needs ``EngineSpec.transfer``."""
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         """Load weights that the transfer group broadcasts; requests pause until all of them have arrived.
