@@ -46,7 +46,7 @@ class Proof:
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> Proof:
-        """Make the proof again from what ``told`` returned."""
+        """Rebuild the proof from what ``told`` returned."""
         taken = {
             name: tuple(Region(o, tuple(size), tuple(stride)) for o, size, stride in rs) for name, rs in told["taken"].items()
         }
@@ -108,7 +108,7 @@ def _written(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How much of a packed layer is compared: every element, some, or (not ``due``) none."""
+    """How much of a packed layer to compare: every element, some, or (not ``due``) none."""
 
     known: Mapping[str, int]  # checksums of sent tensors
     whole: bool
@@ -136,7 +136,7 @@ def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer
 
 
 def _compare_remade(model: nn.Module, trace: LoadTrace, remade: Callable[[nn.Module], Mapping[str, Tensor]]) -> None:
-    """Compare parameters that are not loaded but made by their layer of others: made again they must come out the same."""
+    """Compare parameters that the layer computes from others: recomputing them must give the same values."""
     for path, layer in model.named_modules():
         extra = [name for name in layer._parameters if f"{path}.{name}".lstrip(".") not in trace.slots]
         held = {name: getattr(layer, name).clone() for name in extra if getattr(layer, name) is not None}
