@@ -18,7 +18,7 @@ from fr3e_async.config.reward import OURS as REWARD_GIVEN
 
 SOURCES = "sources"  # value of data.train and data.heldout that selects their list of sources
 NAME = re.compile(r"[\w.-]+")
-OURS = {  # names that a chat template is rendered with anyway, or by
+OURS = {  # names that rendering a chat template already uses
     "messages", "conversation", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", "tools", "documents",
     "return_dict", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs", "padding", "truncation", "max_length",
 }  # fmt: skip

@@ -23,7 +23,7 @@ PASSWORD = re.compile(r"//[^/@\s]*@")
 
 
 class SecretGiven(ConfigError):
-    """A setting holds a secret. The message does not repeat it, and what was typed must not be printed beside it."""
+    """A setting holds a secret. The message does not repeat it, and callers must not print the user's input beside it."""
 
 
 def refuse_secrets(config: Config, environment: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fr3e_async.errors import DataError
 
-LONG_NUMBER = 30  # numbers with at least this many digits are written with a power of ten
+LONG_NUMBER = 30  # numbers beyond about this many digits are written with a power of ten
 MAX_ID_CHARS = 512  # the ledger log repeats the id in every line about its problem
 NOT_IN_AN_ID = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories that break a line or are invisible
 GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")  # 1,234,567.8
@@ -28,7 +28,7 @@ class DataRow:
     uid: str  # unique in its set
     problem: str
     answer: str  # "" only in a set that has no answers (data.protected)
-    source: str  # where it stands, for messages: "path:line"
+    source: str  # its location, for messages: "path:line"
     level: str = ""  # the difficulty as its set says it; "" if it says none
     source_name: str = ""  # of the set in a mixture; "" for data.train and data.heldout themselves
     columns: Mapping[str, Any] = field(default_factory=dict)  # of data.columns, by name; each value has a JSON form
@@ -169,7 +169,7 @@ def _answer(record: SourceRecord, columns: Columns) -> str:
 
 
 def _held(value: Any, column: str) -> str:
-    """What stands where a text was looked for, and how to name a text in it; "" for nothing and for blanks."""
+    """Describe the value found where a text was expected, and how to name a text inside it; "" if missing or blank."""
     if isinstance(value, list) and any(_is_message(entry) for entry in value):
         index = next((i for i, entry in enumerate(value) if _is_message(entry) and entry["role"] == "user"), 0)
         return f"; it holds messages (a list of role and content); {column}.{index}.content is the text of one"

@@ -122,7 +122,7 @@ def _holds_data(folder: str) -> bool:
 
 
 def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRows = REFUSE) -> Iterator[SourceRecord]:
-    """Read what lies in a source, with the needed columns, before anything is known of problems and answers. ``DataError``.
+    """Read a source's records with the needed columns, before they are interpreted as problems and answers. ``DataError``.
 
     ``setting`` names the path in messages. ``bad`` takes the lines and rows of files that hold nothing to read.
     """

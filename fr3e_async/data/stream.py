@@ -94,7 +94,7 @@ class PromptStream:
                 return self._prompts[index], self._epoch
 
     def mark_consumed(self, group: str) -> None:
-        """Mark the group ``"<uid>@<epoch>"`` as consumed. One that was not taken yet (restored by the caller) is then not given.
+        """Mark the group ``"<uid>@<epoch>"`` as consumed. ``take`` then skips it if it was not taken yet (restored).
 
         ``ValueError`` for an unknown group and for one that is consumed already: it would count twice.
         """

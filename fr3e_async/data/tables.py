@@ -173,7 +173,7 @@ def _numbered(
 
 
 def _wanted(columns: Columns, names: Sequence[str], location: str) -> list[str]:
-    """The columns of the file that the needed ones stand in (``extra.level`` in ``extra``), in the file's order."""
+    """Return the file columns that contain the needed ones (``extra`` for ``extra.level``), in the file's order."""
     found = {name: name if name in names else name.partition(".")[0] for name in columns.needed()}
     for role, name in (("problem", columns.problem), ("answer", columns.answer)):
         if name and found[name] not in names:

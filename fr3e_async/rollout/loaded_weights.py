@@ -113,7 +113,7 @@ class Look:
     known: Mapping[str, int]  # checksums of sent tensors
     whole: bool
     due: bool
-    turn: int  # selects other layers and columns each time
+    turn: int  # selects other columns or experts each time
 
 
 def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer | None, look: Look) -> set[str]:

@@ -106,7 +106,7 @@ class EngineSpec:
     seed: int = 0
     seeded: bool = False  # requests may carry seeds of their own
     stops: tuple[str, ...] = ()  # texts that end a completion, which keeps them; it needs the model's tokenizer then
-    thoughts: tuple[str, ...] = ("<think>", "</think>")  # what marks a thought in its responses, for the choice of anchors
+    thoughts: tuple[str, ...] = ("<think>", "</think>")  # marks around a thought in responses, for choosing anchors
     version: int = 0  # of the weights in the model folder
     verbose: bool = False
 
@@ -135,7 +135,7 @@ class EngineStats:
     prompt_tokens: int  # total context tokens of finished requests
     cached_prompt_tokens: int  # total, of these: taken from the prefix cache
     pause_s: float  # total time paused for weight updates
-    at: float  # its own steady clock, s, when it answered; no other process's is comparable
+    at: float  # when it answered, s, on its own steady clock; not comparable between processes
     busy: tuple[tuple[float, float], ...]  # (start, end) on that clock: at least one request, not paused
     kv_used: float = 0.0  # 0..1, part of the KV cache in use
     waiting: int = 0  # requests queued inside the engine

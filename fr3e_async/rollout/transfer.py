@@ -143,7 +143,7 @@ class GlooTrainerInit(NCCLTrainerInitInfo):
 
 
 class GlooSender(NCCLTrainerWeightTransferEngine):
-    """The learner's end. Ranks other than 0 take part in gathering only."""
+    """The learner's end. Ranks other than 0 only take part in gathering."""
 
     @classmethod
     def trainer_init(cls, init_info: GlooTrainerInit, *, client: Any, source: WeightSource | None = None) -> Self:

@@ -96,7 +96,7 @@ class ToyProblem:
 
     @property
     def text(self) -> str:
-        """What is asked. A fork's terms stand beside a bar or a slash: ``2) -3|+2``."""
+        """The question. A fork's terms stand beside a bar or a slash: ``2) -3|+2``."""
         lines = [("/" if step.slash else "|").join(term.text for term in step.terms) for step in self.steps]
         return "\n".join([f"Start with {self.start}.", *(f"{number}) {line}" for number, line in enumerate(lines, start=1))])
 
