@@ -42,7 +42,7 @@ REFUSED = {
 def check_ds_config(
     settings: Mapping[str, Any], *, zero_stage: int, dtype: Literal["float32", "bfloat16"], warmup_steps: int, lr_schedule: str
 ) -> None:
-    """Raise ``ConfigError`` in one line naming the first key that must not be there, and what to set instead."""
+    """Raise a one-line ``ConfigError`` that names the first forbidden key, and what to set instead."""
     for key in settings:
         require(key not in REFUSED, f"learner.ds_config.{key} must not be set: {REFUSED.get(key)}")
         hint = did_you_mean(str(key), ALLOWED)

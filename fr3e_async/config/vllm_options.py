@@ -58,7 +58,7 @@ REFUSED = {
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` in one line naming the first option that must not be there, and why."""
+    """Raise a one-line ``ConfigError`` that names the first forbidden option, and why."""
     for key in options:
         if SECRET_NAME.fullmatch(str(key)):
             continue  # refused by ``config.secrets``, which says where secrets belong

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from fr3e_async.data.row import DataRow
 
-MIN_PIECES = 8  # of a short problem that is looked for in others; a piece is a word, a number, a macro or a sign
+MIN_PIECES = 8  # least length of a short problem to search for in others; a piece is a word, number, macro or sign
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TYPOGRAPHY = re.compile(

@@ -112,7 +112,7 @@ def _turn_ends(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[str,
 
 
 def _listed(config: Config, name: str) -> Iterator[int]:
-    """The ids that a file of the model names as end tokens, be it one or a list."""
+    """Return the ids that a model file names as end tokens, one or a list."""
     raw = _content(config, name)
     text = raw.get("text_config")
     for part in (raw, text if isinstance(text, dict) else {}):

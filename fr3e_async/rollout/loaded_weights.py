@@ -126,7 +126,7 @@ def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer
         weight = getattr(layer, attribute)
         gone = weight.numel() == 0
         multiplies = attribute == "weight" and hasattr(layer, "cpu_linear") and len(slot.shape) == 2
-        if not gone and slot.name == f"{path}.{attribute}".lstrip("."):  # a tied one is compared where it was loaded
+        if not gone and slot.name == f"{path}.{attribute}".lstrip("."):  # a tied parameter is compared where it was loaded
             _compare_plain(slot.name, weight, slot, pieces, look.known)
         if multiplies and not (look.due and _compare_columns(path, layer, slot, pieces, look)):
             parts.add(attribute)

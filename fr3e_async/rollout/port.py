@@ -198,7 +198,7 @@ class BusyMeter:
         self._settle(now)
 
     def leave(self, now: float) -> None:
-        """Count a request that leaves the engine, however it ended."""
+        """Count a request that leaves the engine, for whatever reason."""
         self.running -= 1
         self._settle(now)
 
@@ -213,7 +213,7 @@ class BusyMeter:
         self._settle(now)
 
     def take(self, now: float) -> tuple[tuple[float, float], ...]:
-        """The intervals since the last call; one that still lasts is cut at ``now`` and continues from there."""
+        """Return the intervals since the last call; an open one is cut at ``now`` and continues from there."""
         if self._busy_since is not None and now > self._busy_since:
             self._intervals.append((self._busy_since, now))
             self._busy_since = now
