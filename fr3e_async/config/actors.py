@@ -39,7 +39,7 @@ class EngineConfig:
 
 
 def require_some(path: str, actor: PoolConfig | LearnerConfig, gpus: int) -> None:
-    """Refuse an actor that takes no resource: Ray has no placement group of nothing."""
+    """Refuse an actor that takes no resource: Ray cannot create an empty placement group."""
     require(
         any(amount > 0 for amount in (actor.cpus, gpus, *actor.resources.values())),
         f"{path}.cpus, {path}.gpus and {path}.resources are all 0: an actor must take some of a node to be placed on one",
@@ -48,7 +48,7 @@ def require_some(path: str, actor: PoolConfig | LearnerConfig, gpus: int) -> Non
 
 @settings()
 class PoolConfig:
-    """What all pools of actors have. *Example*: count 3, min 0, max 5: three at the start, never fewer, up to five."""
+    """Settings common to all actor pools. *Example*: count 3, min 0, max 5: three at the start, never fewer, up to five."""
 
     count: NonNegativeInt = knob(1, "actors that a run asks for when it begins")
     min: NonNegativeInt = knob(0, "actors that a run waits for before it begins, and keeps; 0: count")

@@ -16,9 +16,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from fr3e_async.config.knobs import Share, did_you_mean, knob, require, settings
 from fr3e_async.config.reward import OURS as REWARD_GIVEN
 
-SOURCES = "sources"  # the word of data.train and data.heldout that means their list of sources
+SOURCES = "sources"  # value of data.train and data.heldout that selects their list of sources
 NAME = re.compile(r"[\w.-]+")
-OURS = {  # names that a chat template is rendered with anyway, or by
+OURS = {  # names that rendering a chat template already uses
     "messages", "conversation", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", "tools", "documents",
     "return_dict", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs", "padding", "truncation", "max_length",
 }  # fmt: skip
@@ -56,7 +56,7 @@ TEMPLATES: Mapping[str, Template] = {
 
 
 def template_of(name_or_text: str, *, chat: bool) -> Template:
-    """The template of that name, or else one made of the text itself, which ``chat`` then speaks of."""
+    """Return the template of that name, else one made of the text itself; ``chat`` then says how to use it."""
     known = TEMPLATES.get(name_or_text)
     return known if known is not None else Template(text=name_or_text, chat=chat)
 
@@ -182,7 +182,7 @@ class DataConfig:
 
 
 def _check_sources(path: str, sources: Sequence[SourceConfig], *, weighted: bool, answers: bool = True) -> None:
-    """Each by itself, and that no two have the same name: ids would not tell their problems apart."""
+    """Check each source, and that no two share a name: their problems' ids would collide."""
     first: dict[str, int] = {}
     for index, source in enumerate(sources):
         entry = f"{path}[{index}]"

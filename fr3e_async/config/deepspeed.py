@@ -1,7 +1,7 @@
-"""Which DeepSpeed settings ``learner.ds_config`` may hold: those that the update is right with. Pure, by names only.
+"""Check ``learner.ds_config``: allow only DeepSpeed settings that keep the update correct. Pure, by names only.
 
-What is refused here would train something else without a word, do nothing at all, or end a run after the cluster is up.
-Which values a setting may have is DeepSpeed's own business.
+A refused setting would silently train something else, do nothing, or end a run after the cluster is up.
+DeepSpeed itself checks the values.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ REFUSED = {
 def check_ds_config(
     settings: Mapping[str, Any], *, zero_stage: int, dtype: Literal["float32", "bfloat16"], warmup_steps: int, lr_schedule: str
 ) -> None:
-    """Raise ``ConfigError`` in one line naming the first key that must not be there, and what to set instead."""
+    """Raise a one-line ``ConfigError`` that names the first forbidden key, and what to set instead."""
     for key in settings:
         require(key not in REFUSED, f"learner.ds_config.{key} must not be set: {REFUSED.get(key)}")
         hint = did_you_mean(str(key), ALLOWED)
@@ -102,7 +102,7 @@ def _check_zero(zero: Mapping[str, Any], *, stage: int) -> None:
 
 
 def _block(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A nested mapping, or an empty one."""
+    """Return a nested mapping, empty if there is none."""
     value = settings.get(key) or {}
     require(isinstance(value, Mapping), f"learner.ds_config: {key} must be a mapping, got {value!r}")
     return value

@@ -67,7 +67,7 @@ SAME: dict[str, str] = {
     "observe.project": "project_name wandb_project",
     "observe.tensorboard": "use_tensorboard",
 }  # fmt: skip
-# What there is not, and what there is instead.
+# Settings that do not exist here, and what to use instead.
 ABSENT: dict[str, str] = {
     "all weights are trained, there is no LoRA": "lora_rank lora_alpha use_peft",
     "there is no critic: values are means over rollouts": "gamma lam lambd critic_learning_rate",
@@ -82,5 +82,5 @@ def ours(word: str) -> list[str]:
 
 
 def instead(word: str) -> str:
-    """Why there is no such setting, or an empty text."""
+    """Return why there is no such setting, or an empty text."""
     return next((why for why, names in ABSENT.items() if word in names.split()), "")

@@ -1,4 +1,4 @@
-"""Settings that have no effect beside the others. A person who gives one believes in an effect, so it is refused.
+"""Find settings that have no effect given the others. They are refused, since whoever sets one expects an effect.
 
 Only what was given is refused (``loader`` knows); a default, or a shipped file that others are laid over, may be idle. What a
 strategy reads of ``algorithm`` is said where strategies are (``algorithm.strategies.unread``).
@@ -10,7 +10,7 @@ from typing import Any
 from fr3e_async.config import Config
 from fr3e_async.config.reward import MATH
 
-# Values that ask for nothing: said beside a setting that switches them off, they are true all the same.
+# Values that ask for nothing: they stay correct beside a setting that switches them off.
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("algorithm.anchors", "algorithm.adaptive_first", "evaluation.problems"), (0,)),
     **dict.fromkeys(("evaluation.every", "evaluation.every_tokens"), (0,)),

@@ -1,4 +1,4 @@
-"""What a setting is made of: a type with its bounds, a default, a meaning and a unit; and the sentences that refuse a value.
+"""Define a setting: a type with its bounds, a default, a meaning and a unit; and the sentences that refuse a value.
 
 Pydantic checks types and bounds; its complaints become one sentence each, which begins with the setting's dotted path.
 """
@@ -155,7 +155,7 @@ def _bounds(item: FieldInfo) -> str:
 
 
 def expected(kind: Any) -> str:
-    """What a value of this type is, in words. *Example*: ``"one of truncate, mask, off"``."""
+    """Describe the values of this type in words. *Example*: ``"one of truncate, mask, off"``."""
     args = get_args(kind)
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(args)

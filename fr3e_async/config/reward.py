@@ -9,8 +9,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from fr3e_async.config.knobs import knob, require, settings
 
 MATH = "math"
-GIVEN = ("exact", "length", "finish")  # that a function gets by name, if it has such a parameter
-OURS = ("response", "gold", "prompt", "responses", "golds", "prompts", *GIVEN)  # which no column of a row may be called
+GIVEN = ("exact", "length", "finish")  # passed by name to a reward function that has such a parameter
+OURS = ("response", "gold", "prompt", "responses", "golds", "prompts", *GIVEN)  # names that no column of a row may have
 
 
 class RewardRange(NamedTuple):
@@ -61,7 +61,7 @@ def reward_terms(reward: str, rewards: Sequence[RewardConfig]) -> tuple[RewardCo
 
 
 def range_of(terms: Sequence[RewardConfig]) -> RewardRange:
-    """Of the weighted sum. *Example*: math, and -0.5 times a number in [-1, 1]: [-0.5, 1.5]."""
+    """Return the range of the weighted sum. *Example*: math, and -0.5 times a number in [-1, 1]: [-0.5, 1.5]."""
     ends = [sorted(term.weight * end for end in term.range) for term in terms]
     return RewardRange(math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends))
 

@@ -1,6 +1,6 @@
 """Settings are written into run directories, journals and model cards; secrets come by the environment alone. Pure.
 
-Knows which names secrets have, and nothing of who reads them: the libraries take theirs from the environment by themselves.
+Knows the names of secrets, not who reads them: libraries take theirs from the environment themselves.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from fr3e_async.config import Config
 
 SECRET_NAME = re.compile(r"(?:^|.*_)(?:token|secret|password|passwd|api_?key|access_key|private_key)", re.IGNORECASE)
-MIN_CHARS = 8  # a shorter value says too little to be looked for in settings
+MIN_CHARS = 8  # shorter values would match settings by chance
 # What accounts' keys look like (Weights & Biases: 40 hexadecimal digits, or its newer form), and a password within an address.
 KEY = re.compile(r"\b[0-9a-f]{40}\b|\bwandb_v\d+_\w{20,}", re.IGNORECASE)
 PASSWORD = re.compile(r"//[^/@\s]*@")
 
 
 class SecretGiven(ConfigError):
-    """A setting holds a secret. The message does not repeat it, and what was typed must not be printed beside it."""
+    """A setting holds a secret. The message does not repeat it, and callers must not print the user's input beside it."""
 
 
 def refuse_secrets(config: Config, environment: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Which vLLM arguments ``engine.options`` may hold: those that leave the model as the learner has it. Pure, by names only.
+"""Check ``engine.options``: allow only vLLM arguments that keep the model equal to the learner's. Pure, by names only.
 
 What is refused here would make an engine sample from another model than the one that is trained and exported, or from one whose
 log-probs and entropies mean something else; or it has a setting of its own, or has never been tried with new weights.
@@ -21,7 +21,7 @@ ALLOWED = (
     "safetensors_load_strategy", "max_parallel_loading_workers", "shutdown_timeout", "enable_log_requests", "log_level",
     "hf_overrides",  # of OVERRIDES alone
 )  # fmt: skip
-# What a learner and an export can follow: how positions are turned, and how many there are.
+# Overrides that learner and export can follow: rotary position settings, and the number of positions.
 OVERRIDES = ("max_position_embeddings", "rope_parameters")
 
 SYSTEM = "the system sets it (see engine.entropy, model)"
@@ -58,7 +58,7 @@ REFUSED = {
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` in one line naming the first option that must not be there, and why."""
+    """Raise a one-line ``ConfigError`` that names the first forbidden option, and why."""
     for key in options:
         if SECRET_NAME.fullmatch(str(key)):
             continue  # refused by ``config.secrets``, which says where secrets belong
@@ -72,7 +72,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def config_overrides(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``engine.options.hf_overrides`` changes in the model's config, for engine, learner and export alike."""
+    """Return what ``engine.options.hf_overrides`` changes in the model's config, for engine, learner and export alike."""
     overrides = options.get("hf_overrides") or {}
     require(isinstance(overrides, Mapping), f"engine.options.hf_overrides must be a mapping, got {overrides!r}")
     return dict(overrides)

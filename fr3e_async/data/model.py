@@ -66,7 +66,7 @@ def check_model(config: Config) -> None:
 
 
 def check_context(config: Config) -> None:
-    """Refuse quantised weights, and sequences that are longer than the model has positions. ``ModelError``.
+    """Refuse quantised weights, and sequences longer than the model's positions. ``ModelError``.
 
     Fetches config.json of a hub model. Models whose rope is stretched by a factor are left to the engine, which knows the kinds.
     """
@@ -92,7 +92,7 @@ def check_context(config: Config) -> None:
 
 
 def _model_config(config: Config) -> dict[str, Any]:
-    """What config.json says of the language model."""
+    """Return the language model's part of config.json."""
     path, folder = config.model.path, model_folder(config)
     if path == "toy":
         return {"max_position_embeddings": TOY_POSITIONS}
@@ -118,12 +118,12 @@ def transformers_config(config: Config) -> Any:
         for name, value in config_overrides(config.engine.options).items():
             setattr(found, name, value)
         return found
-    except Exception as error:  # whatever is wrong with it, or with code that came along
+    except Exception as error:  # any fault of the config, or of the code shipped with it
         raise ModelError(f"model.path: no config could be loaded from {path}: {_brief(error)}") from error
 
 
 def _text_part(raw: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the config; of a model with images or sound, of the part for text."""
+    """Copy the config; for a multimodal model, copy its text part."""
     text = raw.get("text_config")
     return dict(text if isinstance(text, dict) else raw)
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from fr3e_async.data.row import DataRow
 
-MIN_PIECES = 8  # of a short problem that is looked for in others; a piece is a word, a number, a macro or a sign
+MIN_PIECES = 8  # least length of a short problem to search for in others; a piece is a word, number, macro or sign
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TYPOGRAPHY = re.compile(
@@ -61,13 +61,13 @@ def normal(text: str) -> str:
 
 
 def runs(text: str, length: int) -> set[int]:
-    """Hashes of the runs of ``length`` words; empty for a shorter text. They hold within one process only."""
+    """Hash each run of ``length`` words; empty for a shorter text. The hashes are valid within one process only."""
     words = _WORD.findall(_folded(text))
     return {hash(tuple(words[start : start + length])) for start in range(len(words) - length + 1)}
 
 
 def duplicates(rows: Sequence[DataRow]) -> Iterator[Twin]:
-    """A twin for each row whose text an earlier row has; ``other`` is the first with that text."""
+    """Return a twin for each row that repeats an earlier row's text; ``other`` is the first row with that text."""
     first: dict[str, DataRow] = {}
     for row in rows:
         other = first.setdefault(normal(row.problem), row)
@@ -108,12 +108,12 @@ class Protected:
         return Twin(row=row, other=self._rows[-index], same=False, share=share) if share >= self._min_share else None
 
     def _near(self, own: set[int]) -> tuple[float, int]:
-        """(share, -index) of the row that shares most of the shorter one's runs; (0, 0): none."""
+        """Return (share, -index) of the row that shares most of the shorter one's runs; (0, 0) if none does."""
         hits = Counter(index for run in own for index in self._holders.get(run, ()))
         return max(((count / min(len(own), self._sizes[index]), -index) for index, count in hits.items()), default=(0.0, 0))
 
     def _whole(self, text: str, *, short: bool) -> int | None:
-        """Index of the first row that holds the whole of a short text, or is short and held whole by the text."""
+        """Index of the first row that contains the short text whole, or is short and contained whole in the text."""
         starts = _starts(text)
         held = (other for start in starts for other in self._short.get(start, ()) if _holds(text, other))
         holders = (other for start in starts[:1] for other in self._places.get(start, ()) if _holds(other, text)) if short else ()
@@ -168,5 +168,5 @@ def _starts(text: str) -> list[int]:
 
 
 def _holds(text: str, part: str) -> bool:
-    """Whether the pieces of one normal text contain those of the other, in a row."""
+    """Whether one normal text contains the pieces of the other consecutively."""
     return f" {part} " in f" {text} "

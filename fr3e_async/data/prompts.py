@@ -137,7 +137,7 @@ def _message(problem: str, tokenizer: PreTrainedTokenizerBase, config: DataConfi
 
 
 def _lost(problem: str, token_ids: NDArray[np.int32], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> str:
-    """Say which text the decoded tokens lack, and why; "" if the prompt has all of it."""
+    """Describe which text is missing from the decoded tokens, and why; "" if none is."""
     user, system, chat = _message(problem, tokenizer, config)
     prompt = tokenizer.decode(token_ids.tolist(), clean_up_tokenization_spaces=False)
     for what, part in (("the problem", problem), ("data.template", user), ("data.system", system)):
@@ -149,7 +149,7 @@ def _lost(problem: str, token_ids: NDArray[np.int32], tokenizer: PreTrainedToken
 
 
 def _folded(text: str) -> str:
-    """The text without what tokenizers may change: white space, unseen characters, and forms of the same character."""
+    """Remove what tokenizers may change: white space, invisible characters, and variant forms of a character."""
     letters = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in letters if not letter.isspace() and unicodedata.category(letter) not in ("Cc", "Cf"))
 

@@ -1,4 +1,4 @@
-"""Make rows, a problem and its answer each, of what files hold, by the names of the columns. Every fault names file and row.
+"""Turn file records into rows (problem + answer) by column name. Every error names file and row.
 
 Knows columns and values; knows nothing of file formats and tokenizers, and judges no mathematics: an answer is text here.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 from fr3e_async.errors import DataError
 
-LONG_NUMBER = 30  # digits from which on a number is written with a power of ten
-MAX_ID_CHARS = 512  # an id stands in every line of the ledger log that tells of its problem
-NOT_IN_AN_ID = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that would break a line or not be seen
+LONG_NUMBER = 30  # numbers beyond about this many digits are written with a power of ten
+MAX_ID_CHARS = 512  # the ledger log repeats the id in every line about its problem
+NOT_IN_AN_ID = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories that break a line or are invisible
 GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")  # 1,234,567.8
 
 
@@ -28,7 +28,7 @@ class DataRow:
     uid: str  # unique in its set
     problem: str
     answer: str  # "" only in a set that has no answers (data.protected)
-    source: str  # where it stands, for messages: "path:line"
+    source: str  # its location, for messages: "path:line"
     level: str = ""  # the difficulty as its set says it; "" if it says none
     source_name: str = ""  # of the set in a mixture; "" for data.train and data.heldout themselves
     columns: Mapping[str, Any] = field(default_factory=dict)  # of data.columns, by name; each value has a JSON form
@@ -53,12 +53,12 @@ class BadRows:
         self.count += 1
 
 
-REFUSE = BadRows()  # the default wherever bad rows may be passed over: the first one is raised
+REFUSE = BadRows()  # the default where bad rows could be skipped: raise the first one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRecord:
-    """What a file holds in one line or row, before its columns get a meaning.
+    """One line or row of a file, before its columns are interpreted.
 
     *Example*: ``SourceRecord(source="a.jsonl:3", default_id="a.jsonl:3", values={"q": "2+3=?"}, columns=["q"])``.
     """
@@ -92,7 +92,7 @@ def rows_of(
 ) -> Iterator[DataRow]:
     """Make a row of each record, one at a time. What ``make_row`` refuses goes to ``bad``.
 
-    ``DataError`` for an id that occurs a second time, whatever ``bad`` does: nobody could say which of both is meant.
+    ``DataError`` for an id that occurs a second time, whatever ``bad`` does: nobody could say which of the two is meant.
     """
     seen: dict[str, str] = {}
     for record in records:
@@ -169,7 +169,7 @@ def _answer(record: SourceRecord, columns: Columns) -> str:
 
 
 def _held(value: Any, column: str) -> str:
-    """What stands where a text was looked for, and how to name a text in it; "" for nothing and for blanks."""
+    """Describe the value found where a text was expected, and how to name a text inside it; "" if missing or blank."""
     if isinstance(value, list) and any(_is_message(entry) for entry in value):
         index = next((i for i, entry in enumerate(value) if _is_message(entry) and entry["role"] == "user"), 0)
         return f"; it holds messages (a list of role and content); {column}.{index}.content is the text of one"
@@ -192,7 +192,7 @@ def _is_message(value: Any) -> bool:
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:
-    """The value of a column; ``a.b`` and ``a.0`` lead into structures and lists. None where there is nothing."""
+    """Return a column's value; ``a.b`` and ``a.0`` index into structures and lists. None if it is missing."""
     if column in values:
         return values[column]
     found: Any = values
@@ -217,7 +217,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         return ""
     if isinstance(value, float | Decimal):
-        return "" if math.isnan(value) else _number(value)  # NaN is how tables say that a number is missing
+        return "" if math.isnan(value) else _number(value)  # tables mark a missing number with NaN
     return str(value).strip()
 
 

@@ -26,7 +26,7 @@ class Rows:
 
     train: tuple[DataRow, ...]
     heldout: tuple[DataRow, ...]
-    notes: tuple[Note, ...] = ()  # what was found and left out, for a person
+    notes: tuple[Note, ...] = ()  # messages for the user: what was found and left out
 
 
 def read_rows(config: Config, benchmarks: Sequence[DataRow] = (), announce: Callable[[str], None] = lambda _: None) -> Rows:
@@ -78,7 +78,7 @@ def _named_places(data: DataConfig) -> list[tuple[str, SourceConfig]]:
 
 
 def _read_set(name: str, data: DataConfig, notes: list[Note]) -> list[DataRow]:
-    """The rows of ``data.<name>``: of its list of sources, of the one path that it names, or none."""
+    """Read the rows of ``data.<name>``: from its list of sources, from its one path, or none."""
     path, bad = getattr(data, name), BadRows(drop=data.on_bad_row == "drop")
     if path == SOURCES:
         return list(_read_all(getattr(data, f"{name}_sources"), f"data.{name}_sources", data, notes))

@@ -1,4 +1,4 @@
-"""Training problems that occur twice or that evaluation asks: count them, leave them out, or refuse the run.
+"""Count, drop or refuse training problems that occur twice or also occur in evaluation.
 
 Knows rows and the policies of ``data``; how two problems are compared is ``overlap``'s.
 """

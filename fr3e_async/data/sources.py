@@ -2,7 +2,7 @@
 
     read_source(SourceConfig(path="gsm8k.jsonl", problem_field="question"), setting="data.train_sources[0]")
 
-Knows paths and kinds; what mixtures, duplicates and prompts are is said elsewhere.
+Knows paths and kinds; knows nothing of mixtures, duplicates and prompts.
 """
 
 import glob
@@ -24,7 +24,7 @@ Kind = Literal["jsonl", "parquet", "saved", "hub"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name
 FILE_ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".gz", ".csv")  # a missing file is no hub id
-DATA_ENDINGS = (".parquet", ".jsonl", ".arrow", ".csv")  # that make a folder one for load_dataset
+DATA_ENDINGS = (".parquet", ".jsonl", ".arrow", ".csv")  # a folder with such a file goes to load_dataset
 SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")  # what save_to_disk leaves in its folder
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 OTHER_LEVEL = "outside of levels"
@@ -68,7 +68,7 @@ def read_path(path: str, config: DataConfig, *, bad: BadRows = REFUSE) -> Iterat
 def _kept(
     source: SourceConfig, columns: Columns, *, setting: str, source_name: str, counts: Counter[str], bad: BadRows
 ) -> Iterator[DataRow]:
-    """The rows that the filters keep. ``setting`` names the path in messages; ``counts`` takes what is left out, by reason."""
+    """Yield the rows that pass the filters. ``setting`` names the path in messages; ``counts`` counts dropped rows by reason."""
     read = 0
     for row in rows_of(records(source, columns, setting=setting, bad=bad), columns, source_name=source_name, bad=bad):
         try:
@@ -122,7 +122,7 @@ def _holds_data(folder: str) -> bool:
 
 
 def records(source: SourceConfig, columns: Columns, *, setting: str, bad: BadRows = REFUSE) -> Iterator[SourceRecord]:
-    """Read what lies in a source, with the needed columns, before anything is known of problems and answers. ``DataError``.
+    """Read a source's records with the needed columns, before they are interpreted as problems and answers. ``DataError``.
 
     ``setting`` names the path in messages. ``bad`` takes the lines and rows of files that hold nothing to read.
     """
@@ -158,7 +158,7 @@ def _named_files(pattern: str) -> list[tuple[Path, str]]:
 
 
 def _left_out(row: DataRow, source: SourceConfig, setting: str) -> str:
-    """Why a row is not kept, or ""."""
+    """Return the reason to drop a row, "" to keep it."""
     if source.levels:
         if not row.level:
             raise DataError(

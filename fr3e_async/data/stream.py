@@ -45,7 +45,7 @@ class PromptStream:
         template: str = "",
         ends: Sequence[int] = (),
     ) -> None:
-        """``state`` is what ``state()`` gave; ``taken``: groups that the caller has brought along, which are not given again.
+        """``state`` is what ``state()`` gave; ``taken``: groups that the caller restored; ``take`` skips them.
 
         ``parts``: which prompts are of which source, in the order of ``prompts``; none: each epoch has all of them.
         ``template``: digest of the chat template that made their tokens, to name it when it has changed. ``ends``: ids that end a response.
@@ -60,7 +60,7 @@ class PromptStream:
         if parts and sum(part.size for part in parts) != len(prompts):
             raise ValueError(f"the parts hold {sum(part.size for part in parts)} prompts, there are {len(prompts)}")
         self._seed = seed
-        self._identity: dict[str, Any] = {  # must be the same when the run is resumed
+        self._identity: dict[str, Any] = {  # must match on resume
             "seed": seed,
             "prompts": _digest(prompt.uid for prompt in prompts),
             "texts": _digest(
@@ -76,7 +76,7 @@ class PromptStream:
         self._rounds = [self._round(number, part) for number, part in enumerate(self._parts)]
         self._ranks = [{index: rank for rank, index in enumerate(around)} for around in self._rounds]
         self._drawn = sum(part.quota for part in self._parts)  # prompts of an epoch
-        self._oldest = 0  # lowest epoch that is not wholly consumed
+        self._oldest = 0  # lowest epoch with unconsumed prompts
         self._consumed: dict[int, set[int]] = {}  # by epoch, indices into prompts; no entry below the oldest
         if state is not None:
             self._restore(state)
@@ -94,7 +94,7 @@ class PromptStream:
                 return self._prompts[index], self._epoch
 
     def mark_consumed(self, group: str) -> None:
-        """Mark the group ``"<uid>@<epoch>"`` as consumed. One that was not taken yet (restored by the caller) is then not given.
+        """Mark the group ``"<uid>@<epoch>"`` as consumed. ``take`` then skips it if it was not taken yet (restored).
 
         ``ValueError`` for an unknown group and for one that is consumed already: it would count twice.
         """
@@ -161,7 +161,7 @@ class PromptStream:
         random.Random(f"fr3e prompts {self._seed} {epoch}").shuffle(self._order)
 
     def _members(self, epoch: int) -> list[int]:
-        """Indices of the prompts that an epoch draws."""
+        """Return the indices of the prompts that an epoch draws."""
         members: list[int] = []
         for part, first, around in zip(self._parts, self._starts, self._rounds, strict=False):
             start = epoch * part.quota % part.size

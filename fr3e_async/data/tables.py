@@ -124,7 +124,7 @@ def _batch_rows(batches: Iterable[Any], path: Path, setting: str, bad: BadRows) 
         try:
             rows = batch.to_pylist()
         except Exception:
-            rows = None  # one bad row fails the batch: find it
+            rows = None  # one bad row fails the whole batch: find it
         for index in range(batch.num_rows):
             try:
                 with _named(f"{path}:{before + index + 1}: cannot be read", setting):
@@ -166,14 +166,14 @@ def _unless_none(make: Callable[..., Any]) -> Callable[[Any], Any]:
 def _numbered(
     rows: Iterable[Mapping[str, Any] | None], names: Sequence[str], location: str, short: str
 ) -> Iterator[SourceRecord]:
-    """Rows count from 1, as lines do; one that is None counts and is no record."""
+    """Number the rows from 1, like lines; a None row takes a number but yields no record."""
     for number, values in enumerate(rows, 1):
         if values is not None:
             yield SourceRecord(source=f"{location}:{number}", default_id=f"{short}:{number}", values=values, columns=names)
 
 
 def _wanted(columns: Columns, names: Sequence[str], location: str) -> list[str]:
-    """The columns of the file that the needed ones stand in (``extra.level`` in ``extra``), in the file's order."""
+    """Return the file columns that contain the needed ones (``extra`` for ``extra.level``), in the file's order."""
     found = {name: name if name in names else name.partition(".")[0] for name in columns.needed()}
     for role, name in (("problem", columns.problem), ("answer", columns.answer)):
         if name and found[name] not in names:
@@ -219,7 +219,7 @@ KINDS = (  # said where the first line of a file is none of JSONL: the file is o
 )
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS left in place of the data
-MAX_LINE_BYTES = 16 << 20  # no problem is as long; a file without line ends must not fill the memory
+MAX_LINE_BYTES = 16 << 20  # no problem is this long; a file without line breaks must not fill the memory
 
 
 def jsonl_records(path: Path, *, setting: str, name: str, bad: BadRows = REFUSE) -> Iterator[SourceRecord]:
@@ -274,7 +274,7 @@ def _object(line: bytes, source: str) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    """A whole number of JSON; Python reads no more digits than would take long."""
+    """Parse a JSON integer; Python limits the digits, since very long ones parse slowly."""
     most = sys.get_int_max_str_digits()
     if most and len(text.lstrip("-")) > most:
         raise DataError(f"a number of {len(text.lstrip('-')):,} digits, more than the {most:,} that are read; put it in quotes")
@@ -282,7 +282,7 @@ def _whole(text: str) -> int:
 
 
 def _decimal(text: str) -> float | Decimal:
-    """A number of JSON as a float, or as it stands where a float would lose digits of it."""
+    """Parse a JSON number as a float, or keep it as written where a float would lose digits."""
     try:
         exact = Decimal(text)
     except InvalidOperation as error:

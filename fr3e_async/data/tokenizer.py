@@ -64,7 +64,7 @@ def closing_token(tokenizer: PreTrainedTokenizerBase, args: Mapping[str, Any]) -
     for chat in (messages, [*messages, messages[0]]):
         try:
             _, found, behind = render_chat(chat, tokenizer, args, ask=False).rpartition(_ANSWER)
-        except ModelError:  # it wants a question at the end, say
+        except ModelError:  # for example, the template requires a question at the end
             continue
         closing = max((token for token in tokens if behind.lstrip().startswith(token)), key=len, default="")
         if found and closing:
@@ -105,14 +105,14 @@ def endless_turns(config: Config, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _turn_ends(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Tokens that close a turn: in the template of the settings, and in the chat template, which a model was taught."""
+    """Return the tokens that close a turn, in the settings' template and in the model's chat template."""
     written = template_of(config.data.template, chat=True).ends
     closing = closing_token(tokenizer, config.data.template_args) if tokenizer.chat_template else ""
     return (*written, closing) if closing else written
 
 
 def _listed(config: Config, name: str) -> Iterator[int]:
-    """The ids that a file of the model names as end tokens, be it one or a list."""
+    """Return the ids that a model file names as end tokens, one or a list."""
     raw = _content(config, name)
     text = raw.get("text_config")
     for part in (raw, text if isinstance(text, dict) else {}):

@@ -20,7 +20,7 @@ from fr3e_async.types import Prompt, RolloutBatch, RolloutId
 ROWS = 3  # fixed rows of ids
 LENGTHS = (1, 7, 20, 48)  # tokens of the prefixes that are asked about; after a single token a wrong position changes nothing
 DRAWS = 4  # tokens drawn after each prefix
-TEXT = "In 1729: 12³ + 1³ = 10³ + 9³,\n\n\tso x ≥ ½ → \\boxed{-7/3} ✓"  # tokenizers differ in how they cut it
+TEXT = "In 1729: 12³ + 1³ = 10³ + 9³,\n\n\tso x ≥ ½ → \\boxed{-7/3} ✓"  # tokenizers split this text differently
 SCALES = np.exp(np.linspace(-math.log(4), math.log(4), 57))  # temperatures tried, as multiples of the learner's,
 FINE = np.exp(np.linspace(-0.05, 0.05, 11))  # and then around the best of them
 
@@ -61,7 +61,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """How far an engine's answers are from the learner's numbers, nats. ``entropy`` is 0 where the engine measures none.
+    """Difference between an engine's answers and the learner's numbers, nats. ``entropy`` is 0 where the engine measures none.
 
     *Example*: ``Difference(draws=48, mean=0.003, largest=0.02, entropy=0.002, cause="")`` is an engine that may serve.
     """
@@ -76,7 +76,7 @@ class Difference:
 def compare(
     batch: RolloutBatch, distributions: Mapping[int, NDArray[np.float32]], questions: Questions, *, bound: float
 ) -> Difference:
-    """Hold the draws of a batch against the learner, and name the likeliest cause of a difference beyond ``bound`` nats.
+    """Compare a batch's draws with the learner, and name the likeliest cause of a difference beyond ``bound`` nats.
 
     ``distributions``: by version, [n, V] the learner's log-probs after each row. Draws of other versions are left out.
     """

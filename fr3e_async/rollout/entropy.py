@@ -26,7 +26,7 @@ EXTENSION = "fr3e_async.rollout.worker_extension.WorkerExtension"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredEntropy:
-    """What an engine measured of the tokens of a completion; the fields are those of ``types.Completion``."""
+    """An engine's measurements for the tokens of a completion; the fields are those of ``types.Completion``."""
 
     logprobs: NDArray[np.float32]  # [L] nats, of the distribution that was sampled
     entropies: NDArray[np.float32]  # [L] nats
@@ -36,7 +36,7 @@ class MeasuredEntropy:
 
 
 class EntropyProvider:
-    """How an engine comes to know entropies. ``vocabulary`` is the number of tokens that the model can sample."""
+    """How an engine obtains token entropies. ``vocabulary`` is the number of tokens that the model can sample."""
 
     worker_setup = ""  # method that every worker must run before the first request; empty: none
 
@@ -73,7 +73,7 @@ def provider_of(spec: EngineSpec) -> EntropyProvider:
 def one_distribution(request: SampleRequest) -> bool:
     """Whether the reported distribution is the model's own: at temperature 1 without filters, and for a greedy request.
 
-    (A greedy request is sampled from a point, so the model's distribution is reported.)
+    (A greedy request samples from a point mass, so the engine reports the model's distribution.)
     """
     return request.temperature == 0 or (request.temperature == 1 and request.top_p == 1 and request.top_k == 0)
 

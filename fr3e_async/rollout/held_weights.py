@@ -1,4 +1,4 @@
-"""What an engine holds of the weights: the bytes in its shared buffer, and the tensors that its model was proven to hold.
+"""Track an engine's weights: the bytes in its shared buffer, and the tensors that its model was proven to hold.
 
 The buffer is filled while requests run. The model changes inside the pause, and its tensors count after a proof. Knows no vLLM.
 """
@@ -122,7 +122,7 @@ class HeldWeights:
 async def _one_ahead(
     numbers: Sequence[int], bundle: WeightBundle, fetch: Fetch
 ) -> AsyncGenerator[tuple[int, WeightBucket], None]:
-    """The buckets of these numbers, each fetched while the one before is in use."""
+    """Yield the buckets with these numbers; fetch the next while the caller uses the current one."""
     ahead: asyncio.Future[WeightBucket] | None = None
     try:
         for index, number in enumerate(numbers):

@@ -70,7 +70,7 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
 async def start_engine(spec: EngineSpec) -> Engine:
     """Start a ``VllmEngine`` that serves the spec's model. The process needs ``engine_environment(spec)`` from its start.
 
-    Raises ``UserError`` if there is no vLLM, or one that the engine was not written for.
+    Raises ``UserError`` if vLLM is missing or its release is unsupported.
     """
     version = check_installed(spec.engine.entropy)
     collecting = gc.isenabled()
@@ -85,7 +85,7 @@ async def start_engine(spec: EngineSpec) -> Engine:
     return await VllmEngine.start(spec)
 
 
-# ---- An engine's processes end with their owner: vLLM's core process would wait for its next request for ever ----
+# ---- An engine's processes end with their owner: vLLM's core process would otherwise wait forever for a request ----
 
 
 def claim_children() -> None:

@@ -90,7 +90,7 @@ class LoadTrace(TorchDispatchMode):
     def __init__(self, model: nn.Module, *, keep: bool = True) -> None:
         super().__init__()
         self._keep = keep
-        self._known: list[StorageWeakRef] = []  # so that no new storage gets the identity of one that is gone
+        self._known: list[StorageWeakRef] = []  # keeps a freed storage's identity from being reused
         self._slots: dict[int, ParameterSlot] = {}  # by storage
         self._sent: dict[int, list[Sent]] = {}  # by storage, the newest last
         self._made: dict[int, tuple[str, ...]] = {}  # storage of what was computed -> names of the sent tensors
@@ -123,7 +123,7 @@ class LoadTrace(TorchDispatchMode):
             return
         region = Region(args[0].storage_offset(), tuple(args[0].size()), tuple(args[0].stride()))
         pieces = self.pieces.setdefault(slot.name, [])
-        pieces[:] = [piece for piece in pieces if piece.region != region]  # vLLM loads some twice
+        pieces[:] = [piece for piece in pieces if piece.region != region]  # vLLM loads some regions twice
         if func is not COPY:
             value = args[1] if func is FILL else 0
             names = self._item[1] if func is FILL and value == self._item[0] else ()
@@ -177,7 +177,7 @@ class LoadLayout:
                 self.layers.setdefault(name, set()).add(parameter.rpartition(".")[0])
 
     def misfit(self, tensors: Mapping[str, Shape]) -> str:
-        """Say why tensors of these shapes cannot replace those that were loaded before; empty if they can."""
+        """Return why tensors of these shapes cannot replace those loaded before; empty if they can."""
         if not self.shapes:
             return ""
         for name, shape in tensors.items():
@@ -205,7 +205,7 @@ class LoadLayout:
 
 
 def _storage(tensor: Tensor) -> int:
-    """The identity of a tensor's memory, as long as it lives; 0 for one that has none."""
+    """Return the identity of a tensor's memory, valid while the memory lives; 0 for a tensor without memory."""
     return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else 0
 
 

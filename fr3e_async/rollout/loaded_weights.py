@@ -46,7 +46,7 @@ class Proof:
 
     @staticmethod
     def of(told: Mapping[str, Any]) -> Proof:
-        """Make the proof again from what ``told`` returned."""
+        """Rebuild the proof from what ``told`` returned."""
         taken = {
             name: tuple(Region(o, tuple(size), tuple(stride)) for o, size, stride in rs) for name, rs in told["taken"].items()
         }
@@ -108,12 +108,12 @@ def _written(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How much of a packed layer is compared: every element, some, or (not ``due``) none."""
+    """How much of a packed layer to compare: every element, some, or (not ``due``) none."""
 
     known: Mapping[str, int]  # checksums of sent tensors
     whole: bool
     due: bool
-    turn: int  # others each time
+    turn: int  # selects other columns or experts each time
 
 
 def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer | None, look: Look) -> set[str]:
@@ -126,7 +126,7 @@ def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer
         weight = getattr(layer, attribute)
         gone = weight.numel() == 0
         multiplies = attribute == "weight" and hasattr(layer, "cpu_linear") and len(slot.shape) == 2
-        if not gone and slot.name == f"{path}.{attribute}".lstrip("."):  # a tied one is compared where it was loaded
+        if not gone and slot.name == f"{path}.{attribute}".lstrip("."):  # a tied parameter is compared where it was loaded
             _compare_plain(slot.name, weight, slot, pieces, look.known)
         if multiplies and not (look.due and _compare_columns(path, layer, slot, pieces, look)):
             parts.add(attribute)
@@ -136,7 +136,7 @@ def _compare_layer(path: str, layer: nn.Module, sources: Sources, packer: Packer
 
 
 def _compare_remade(model: nn.Module, trace: LoadTrace, remade: Callable[[nn.Module], Mapping[str, Tensor]]) -> None:
-    """Compare parameters that are not loaded but made by their layer of others: made again they must come out the same."""
+    """Compare parameters that the layer computes from others: recomputing them must give the same values."""
     for path, layer in model.named_modules():
         extra = [name for name in layer._parameters if f"{path}.{name}".lstrip(".") not in trace.slots]
         held = {name: getattr(layer, name).clone() for name in extra if getattr(layer, name) is not None}
@@ -269,7 +269,7 @@ def same_bytes(left: Tensor, right: Tensor) -> bool:
 
 
 def _twins(model: nn.Module) -> dict[str, list[str]]:
-    """Parameter -> all parameters that are the same tensor, itself first: a tied head is loaded as the embedding."""
+    """Map each parameter to all that share its tensor, itself first: a tied head is loaded as the embedding."""
     by_tensor: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         by_tensor.setdefault(id(parameter), []).append(name)

@@ -20,9 +20,9 @@ from fr3e_async.config import EngineConfig
 from fr3e_async.types import Completion
 from fr3e_async.weights.manifest import WeightAck, WeightBucket, WeightBundle, WeightManifest
 
-Fetch = Callable[[Any], Awaitable[WeightBucket]]  # a bucket behind the handle that a bundle has of it
+Fetch = Callable[[Any], Awaitable[WeightBucket]]  # fetches the bucket behind a bundle's handle
 
-LINGER_S = 0.01  # for which a rollout that has ended waits for others of its task: one message for all of them
+LINGER_S = 0.01  # a finished rollout waits this long for others of its task, to share one message
 
 
 async def in_hand(bucket: WeightBucket) -> WeightBucket:
@@ -31,7 +31,7 @@ async def in_hand(bucket: WeightBucket) -> WeightBucket:
 
 
 class EngineDead(RuntimeError):
-    """The engine cannot serve any more and will not recover; its process should end, so that a new one is started."""
+    """The engine has failed for good; its process should end, so that a new one is started."""
 
 
 class WeightsRefused(ValueError):
@@ -40,7 +40,7 @@ class WeightsRefused(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferMeeting:
-    """Where the learner and its engines meet to transfer weights without the object store.
+    """Rendezvous of the learner and its engines for transferring weights without the object store.
 
     *Example*: ``TransferMeeting(backend="nccl", host="10.0.0.4", port=29511, world=5, timeout_s=120.0)``.
     """
@@ -106,7 +106,7 @@ class EngineSpec:
     seed: int = 0
     seeded: bool = False  # requests may carry seeds of their own
     stops: tuple[str, ...] = ()  # texts that end a completion, which keeps them; it needs the model's tokenizer then
-    thoughts: tuple[str, ...] = ("<think>", "</think>")  # what marks a thought in its responses, for the choice of anchors
+    thoughts: tuple[str, ...] = ("<think>", "</think>")  # marks around a thought in responses, for choosing anchors
     version: int = 0  # of the weights in the model folder
     verbose: bool = False
 
@@ -135,7 +135,7 @@ class EngineStats:
     prompt_tokens: int  # total context tokens of finished requests
     cached_prompt_tokens: int  # total, of these: taken from the prefix cache
     pause_s: float  # total time paused for weight updates
-    at: float  # its own steady clock, s, when it answered; no other process's is comparable
+    at: float  # when it answered, s, on its own steady clock; not comparable between processes
     busy: tuple[tuple[float, float], ...]  # (start, end) on that clock: at least one request, not paused
     kv_used: float = 0.0  # 0..1, part of the KV cache in use
     waiting: int = 0  # requests queued inside the engine
@@ -163,7 +163,7 @@ class Engine(Protocol):
         """
 
     async def join_transfer(self, meeting: TransferMeeting, *, rank: int) -> None:
-        """Leave the transfer group of before, and join this one as ``rank``. Needs ``EngineSpec.transfer``."""
+        """Leave the previous transfer group, and join this one as ``rank``. Needs ``EngineSpec.transfer``."""
 
     async def receive_weights(self, manifest: WeightManifest) -> WeightAck:
         """Load weights that the transfer group broadcasts; requests pause until all of them have arrived.
@@ -198,7 +198,7 @@ class BusyMeter:
         self._settle(now)
 
     def leave(self, now: float) -> None:
-        """Count a request that leaves the engine, however it ended."""
+        """Count a request that leaves the engine, for whatever reason."""
         self.running -= 1
         self._settle(now)
 
@@ -213,7 +213,7 @@ class BusyMeter:
         self._settle(now)
 
     def take(self, now: float) -> tuple[tuple[float, float], ...]:
-        """The intervals since the last call; one that still lasts is cut at ``now`` and continues from there."""
+        """Return the intervals since the last call; an open one is cut at ``now`` and continues from there."""
         if self._busy_since is not None and now > self._busy_since:
             self._intervals.append((self._busy_since, now))
             self._busy_since = now

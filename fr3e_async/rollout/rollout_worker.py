@@ -69,7 +69,7 @@ class TokenTexts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Drawing:
-    """What one task asks of the engine: R requests that continue C contexts."""
+    """The engine requests of one task: R requests that continue C contexts."""
 
     ids: Sequence[RolloutId]  # [R]
     contexts: Sequence[NDArray[np.int32]]  # [C]
@@ -223,7 +223,7 @@ def rollout_seed(run_seed: int, id: RolloutId) -> int:
 
 
 def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """Distinct prompts in order of appearance, and which one each row has."""
+    """Return the distinct prompts in order of appearance, and each row's index into them."""
     order: dict[str, int] = {}
     contexts: list[Prompt] = []
     for prompt in prompts:

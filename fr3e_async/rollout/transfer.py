@@ -70,7 +70,7 @@ class NobodyToCall:
 
 
 class LearnerSource(WeightSource):
-    """The learner's weights as vLLM's trainer side wants them: whole ones, gathered as they are asked for."""
+    """Give vLLM's trainer side the learner's weights: full tensors, each gathered on request."""
 
     def __init__(self, manifest: WeightManifest, weights: Callable[[], Iterator[tuple[str, Tensor]]]) -> None:
         self._dtype = getattr(torch, manifest.dtype)
@@ -91,14 +91,14 @@ class LearnerSource(WeightSource):
 
 
 class GlooGroup:
-    """Broadcasts from rank 0, as far as vLLM's engines use a communicator."""
+    """Broadcasts from rank 0. Implements only the communicator calls that vLLM's engines use."""
 
     def __init__(self, host: str, port: int, rank: int, world: int, timeout_s: float) -> None:
         limit = timedelta(seconds=timeout_s)
         self._group = stateless_init_torch_distributed_process_group(host, port, rank, world, GLOO, timeout=limit)
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Fill a contiguous tensor with that of rank 0, or send it."""
+        """Send a contiguous tensor from rank 0; on other ranks, receive into it."""
         options = BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         self._group.broadcast([tensor.view(-1)], options).wait()
@@ -143,7 +143,7 @@ class GlooTrainerInit(NCCLTrainerInitInfo):
 
 
 class GlooSender(NCCLTrainerWeightTransferEngine):
-    """The learner's end. Ranks other than 0 take part in gathering only."""
+    """The learner's end. Ranks other than 0 only take part in gathering."""
 
     @classmethod
     def trainer_init(cls, init_info: GlooTrainerInit, *, client: Any, source: WeightSource | None = None) -> Self:

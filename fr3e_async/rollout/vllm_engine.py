@@ -51,7 +51,7 @@ from fr3e_async.weights.manifest import WeightAck, WeightBundle, WeightManifest
 
 T = TypeVar("T")
 Load = Callable[[AsyncLLM, WeightManifest], Awaitable[dict[str, Any]]]
-LOOK_S = 0.5  # how soon the death of the core is seen by a call that waits for it
+LOOK_S = 0.5  # a waiting call checks this often whether the core has died
 FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORT, "error": Finish.ABORT}
 
 
@@ -64,7 +64,7 @@ class VllmEngine:
         self._entropy: EntropyProvider = provider_of(spec)
         self._vocabulary = llm.model_config.get_vocab_size()
         self._version = spec.version
-        self._broken = ""  # why nothing that this engine says can be used any more
+        self._broken = ""  # why this engine is unusable; empty while it works
         self._unfinished: set[asyncio.Future[Any]] = set()  # updates whose caller may be gone
         self._updates = asyncio.Lock()  # one update at a time
         self._held = HeldWeights()
@@ -160,7 +160,7 @@ class VllmEngine:
         if llm is not None:
             self._broken = self._broken or "the engine is closed"
             if llm.output_handler is not None and self._meter.running == 0:
-                llm.output_handler.cancel()  # else it takes the end of the core for a crash, and logs it
+                llm.output_handler.cancel()  # otherwise it logs the core's end as a crash
             await asyncio.to_thread(llm.shutdown)
             self._held.close()
 
@@ -216,7 +216,7 @@ class VllmEngine:
                 raise EngineDead(self._broken or "the engine's core process died during a weight update") from error
 
         whole = asyncio.ensure_future(unless_dead())
-        self._unfinished.add(whole)  # the loop itself holds tasks weakly
+        self._unfinished.add(whole)  # the event loop keeps only weak references to tasks
         whole.add_done_callback(self._unfinished.discard)
         return await asyncio.shield(whole)
 
@@ -234,7 +234,7 @@ class VllmEngine:
                 copied = await self._held.receive(bundle, fetch)
             except ValueError as error:
                 raise WeightsRefused(str(error)) from error
-            if self._held.same(bundle.manifest):  # the model is right as it is, and so is what its cache holds
+            if self._held.same(bundle.manifest):  # model and prefix cache are already right
                 reply: dict[str, Any] = {"exact": [], "probed": [], "load_s": 0.0, "verify_s": 0.0}
                 pause_s = 0.0
                 await self._label(self._alive(), bundle.version)
@@ -288,7 +288,7 @@ class VllmEngine:
         return {"load_s": loaded - started, "verify_s": time.perf_counter() - loaded}
 
     async def _switch(self, manifest: WeightManifest, load: Load) -> tuple[dict[str, Any], float]:
-        """Pause, load, label, resume; (what ``load`` returns, seconds). Whatever goes wrong, requests are not left hanging."""
+        """Pause, load, label, resume; (what ``load`` returns, seconds). Requests never hang, even after an error."""
         llm, started = self._alive(), steady()
         self._meter.pause(started)
         try:
@@ -327,7 +327,7 @@ class VllmEngine:
             raise EngineDead(self._broken) from error
 
     async def _label(self, llm: AsyncLLM, version: int) -> None:
-        """Give the tokens that are sampled from now on this version."""
+        """Label the tokens sampled from now on with this version."""
         await llm.update_weight_version(str(version))
         self._version = version
 

@@ -32,7 +32,7 @@ def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
         "trust_remote_code": spec.trust_remote_code,
         "skip_tokenizer_init": not spec.stops,
         "load_format": "safetensors",  # other formats are pickles, which can carry code
-        "generation_config": "vllm",  # the model folder's sampling defaults and end tokens must not creep in
+        "generation_config": "vllm",  # ignore the model folder's sampling defaults and end tokens
         "dtype": spec.engine.dtype,
         "enforce_eager": spec.engine.eager,
         "gpu_memory_utilization": spec.engine.gpu_memory_utilization,
@@ -51,10 +51,10 @@ def engine_args(spec: EngineSpec) -> AsyncEngineArgs:
     if spec.engine.block_size:
         args["block_size"] = spec.engine.block_size
     if spec.tensor_parallel > 1:
-        # Inside a placement group vLLM would take its Ray executor, which refuses a bundle of more than one GPU.
+        # Inside a placement group vLLM would choose its Ray executor, which refuses a bundle of more than one GPU.
         args["distributed_executor_backend"] = "mp"
     elif current_platform.is_cpu():
-        # Else vLLM gives a CPU worker a process of its own besides the core's: 6 s of imports and 600 MB for nothing.
+        # Otherwise vLLM starts a separate process for a CPU worker besides the core's, which wastes 6 s of imports and 600 MB.
         args["distributed_executor_backend"] = UniProcExecutor
     if not current_platform.is_cpu():
         args["max_num_batched_tokens"] = max(STEP_TOKENS, spec.engine.max_running)

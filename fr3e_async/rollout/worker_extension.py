@@ -29,7 +29,7 @@ LAYOUT = LoadLayout()  # of this worker's model
 
 
 class WorkerExtension:
-    """Methods that vLLM's worker gains. The prefix keeps them apart from its own."""
+    """Methods added to vLLM's worker. The ``fr3e_`` prefix avoids clashes with its own."""
 
     vllm_config: Any
     model_config: Any
@@ -49,7 +49,7 @@ class WorkerExtension:
 
         The buffer holds all tensors of the version; ``checksums`` are theirs, by name. Tensors that share a layer with a changed
         one are loaded again. Returns ``{"refused": reason}`` if nothing was changed, else ``_reply``, after a whole proof with the
-        checksums of what the model was compared with. Anything raised means that the model may be half-loaded.
+        checksums of what the model was compared with. After any exception the model may be half-loaded.
         """
         tensors = dict(shared_tensors(MAPPING.of(path), names, shapes, starts, dtype))
         told: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -95,7 +95,7 @@ class WorkerExtension:
         return _reply(proof, arrival.checksums, load_s=0.0, verify_s=time.perf_counter() - started)
 
     def _fr3e_remade(self, layer: nn.Module) -> Mapping[str, Tensor]:
-        """Make again what an attention layer makes of its weights after a load: DeepSeek's, of its ``kv_b_proj``."""
+        """Rebuild the tensors that an attention layer derives from its weights after a load (DeepSeek's, from ``kv_b_proj``)."""
         if not is_deferred_attention_layer(layer):
             return {}
         shadow = copy.copy(layer)
@@ -131,7 +131,7 @@ class Arrival:
 
 
 def _reply(proof: Proof, checksums: Mapping[str, int], *, load_s: float, verify_s: float) -> dict[str, Any]:
-    """What travels to the engine: a proof, checksums by name, seconds."""
+    """Build the reply to the engine: a proof, checksums by name, seconds."""
     return proof.told() | {"checksums": dict(checksums), "load_s": load_s, "verify_s": verify_s}
 
 
@@ -167,7 +167,7 @@ def _layers(model: nn.Module, paths: Collection[str]) -> list[nn.Module]:
 
 
 def unpack_experts(layers: Sequence[nn.Module]) -> None:
-    """Have vLLM make the kernels of CPU experts again: it packs their weights only then, and only once.
+    """Make vLLM rebuild the kernels of CPU experts: it packs their weights only at that point, and only once.
 
     On GPUs nothing is packed there, and CUDA graphs hold references to the kernel.
     """

@@ -72,7 +72,7 @@ def build(config: Config, target: Path, say: Callable[[str], None]) -> None:
         _, heldout = toy_task(config.toy, config.run.seed)
         model, tokenizer = warm_start(config.toy, seed=config.run.seed, heldout=heldout, say=say)
         save_model(model, tokenizer, unfinished)
-        fsync_tree(unfinished)  # the move must not become durable before what it moves
+        fsync_tree(unfinished)  # the files must be on disk before the move is
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -96,7 +96,7 @@ class ToyProblem:
 
     @property
     def text(self) -> str:
-        """What is asked. A fork's terms stand beside a bar or a slash: ``2) -3|+2``."""
+        """The question. A fork's terms stand beside a bar or a slash: ``2) -3|+2``."""
         lines = [("/" if step.slash else "|").join(term.text for term in step.terms) for step in self.steps]
         return "\n".join([f"Start with {self.start}.", *(f"{number}) {line}" for number, line in enumerate(lines, start=1))])
 
@@ -110,11 +110,11 @@ class ToyProblem:
 
     @property
     def slashes(self) -> int:
-        """Forks at which the right solution takes the rare turn."""
+        """Number of forks at which the right solution takes the rare turn."""
         return sum(step.slash for step in self.steps)
 
     def outcomes(self) -> list[int]:
-        """Answers of all ways through the forks, 2^forks of them."""
+        """Return the answers of all 2^forks paths through the forks."""
         return [self._end_of(way) for way in itertools.product(*(step.terms for step in self.steps))]
 
     def _end_of(self, way: Iterable[Term]) -> int:
@@ -155,7 +155,7 @@ def write_solution(problem: ToyProblem, rng: random.Random, slip_rate: float) ->
         if rng.random() < slip_rate * SLIP_WEIGHT[correct.operator]:
             term = _slip(correct, value, rng)
         result = None if term is None else term.apply(value)
-        if term is None or result is None:  # left out, or no longer possible after an earlier slip
+        if term is None or result is None:  # omitted, or impossible after an earlier slip
             continue
         lines.append(f"{number}) {value}{term.text}={result}\n")
         value = result
@@ -216,7 +216,7 @@ def sample_fork_problem(config: ToyConfig, rng: random.Random) -> ToyProblem:
 
 
 def _draw(rng: random.Random, count: int, forks: set[int]) -> ToyProblem | None:
-    """None where the values of all ways leave no term that keeps each of them in range."""
+    """Draw a fork problem; None if no term keeps the values of all paths in range."""
     start = rng.randint(2, 15)
     values, steps = {start}, []
     for number in range(count):

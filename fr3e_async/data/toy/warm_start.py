@@ -30,7 +30,7 @@ IGNORED = -100  # label of a token without loss
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """A Qwen2 of 0.9 M weights, drawn from torch's global generator. Few layers: a CPU engine pays for each of them."""
     config = Qwen2Config(
-        architectures=["Qwen2ForCausalLM"],  # engines choose their code by it
+        architectures=["Qwen2ForCausalLM"],  # engines select the model code by this name
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=512,
@@ -56,7 +56,7 @@ def warm_start(
 ) -> tuple[Qwen2ForCausalLM, Qwen2Tokenizer]:  # fmt: skip
     """Train a new model on ``config.warm_start_steps`` batches of fresh problems, none of them in ``heldout``.
 
-    ``say`` is told how far it is. torch's thread count and global random state are as before when it returns.
+    ``say`` receives progress lines. torch's thread count and global random state are as before when it returns.
     """
     tokenizer, threads = build_tokenizer(), torch.get_num_threads()
     torch.set_num_threads(THREADS)
