@@ -97,11 +97,14 @@ NAMED = (
         file="fr3e_async/store/checkpoints.py",
         before="""            os.replace(folder, final)
             fsync_path(self.root)
-            write_atomically(self.root / POINTER, final.name + "\\n")
+            with self._pointers:
+                write_atomically(self.root / POINTER, final.name + "\\n")
 """,
-        after="""            write_atomically(self.root / POINTER, final.name + "\\n")
+        after="""            with self._pointers:
+                write_atomically(self.root / POINTER, final.name + "\\n")
             os.replace(folder, final)
             fsync_path(self.root)
+            with self._pointers:
 """,
     ),
 )
