@@ -274,7 +274,7 @@ def reference_costs(config: LossConfig, tokens: _Tokens) -> Tensor:
 
 
 def _kept(mask_T: Tensor, values_T: Tensor | None, *, like: Tensor, less: Tensor | float = 0.0) -> Tensor:
-    """[T] the values, ``less`` so much, where the mask is True, else 0; None: 0 everywhere."""
+    """Return [T] ``values_T`` − ``less`` where the mask is True, else 0; 0 everywhere if there are no values."""
     return torch.zeros_like(like) if values_T is None else torch.where(mask_T, values_T - less, 0.0)
 
 

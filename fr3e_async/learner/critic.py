@@ -1,4 +1,4 @@
-"""A critic beside the policy in each rank: values of states, the advantages that are made of them, and what they are trained by.
+"""A critic beside the policy in each rank: it values states, forms advantages from the values, and trains on their returns.
 
 Its model is the policy's architecture with a scalar head, in a training engine of its own (``policy.load_policy``). It shares the
 policy's micro-batches, so a prefix that several completions share is computed once here, too. Values are always those of the critic's
@@ -24,7 +24,7 @@ from fr3e_async.learner.update import Minibatch, UnsoundGradient, all_reduced
 if TYPE_CHECKING:
     from fr3e_async.learner.engine import TrainingEngine
 
-QUARTERS = 4  # parts of a response that explained variance is told of
+QUARTERS = 4  # parts of a response for which explained variance is reported
 
 
 class Critic:
@@ -40,7 +40,7 @@ class Critic:
 
     @torch.no_grad()
     def credit(self, minibatches: Sequence[Minibatch]) -> dict[str, float]:
-        """Give every micro-batch its values, returns and advantages; metrics of how well these values told the rewards."""
+        """Give every micro-batch its values, returns and advantages; return how well the values predict the rewards, as metrics."""
         sums = np.zeros((QUARTERS, len(_SUMS)))
         for minibatch in minibatches:
             rewards = [np.array([sample.advantages[-1] for sample in part.batch.samples]) for part in minibatch.parts]
@@ -59,7 +59,7 @@ class Critic:
     def _credit(
         self, batch: MicroBatch, rewards: NDArray[np.floating], values: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """[N] returns, which values are trained towards, and [N] advantages of the policy: GAE with λ of either."""
+        """Compute [N] returns, the targets of the values, and [N] advantages of the policy: GAE, each with its own λ."""
         lengths, c = _lengths(batch), self.config
         lambdas = length_lambdas(lengths, c.length_alpha) if c.length_alpha else np.full(len(lengths), c.policy_lambda)
         returns = values + gae(rewards, values, lengths, np.full(len(lengths), c.value_lambda))

@@ -7,7 +7,7 @@
     journal/       every event and decision of the control loop, one file a session
     checkpoints/   see ``checkpoints``                    model/         the final model, for transformers and vLLM; models/ others
     tensorboard/   events                                 logs/          third-party output, one file an actor
-    evaluations.jsonl, evaluations/    see ``results``
+    evaluations.jsonl, evaluations/    see ``summary`` and ``evaluation_dir``
     trackers/      see ``trackers``
 
 Does not know what is in config.yaml beyond the ``Config`` it comes from, or what the other files mean.
